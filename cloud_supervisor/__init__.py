@@ -1,0 +1,1 @@
+"""The cloud service: one large model that supervises many devices at once."""

@@ -1,0 +1,91 @@
+"""`chaperone-cloud`: serve, and manage models."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cloud_supervisor.config import CloudConfig
+from common.config import load_yaml
+from common.errors import ChaperoneError
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        arguments.run(arguments)
+    except ChaperoneError as error:
+        print(f"chaperone-cloud: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chaperone-cloud", description=__doc__)
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="supervise devices with one large model")
+    serve.add_argument("--config", type=Path, help="YAML file; flags override it")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="port 0 takes a free one")
+    serve.add_argument("--pair", metavar="NAME", help="model pair: tiny, default, or another name of models.yaml")
+    serve.add_argument("--dtype", choices=("float32", "bfloat16"))
+    serve.add_argument("--threads", type=int, help="CPU threads of the model")
+    serve.set_defaults(run=_serve)
+
+    models = commands.add_parser("models", help="fetch, convert and list models")
+    model_commands = models.add_subparsers(required=True, metavar="COMMAND")
+    pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
+    pull.add_argument("--pair", default="default", metavar="NAME")
+    pull.add_argument("--registry", type=Path, help="another models.yaml")
+    pull.add_argument("--force", action="store_true", help="build it again")
+    pull.set_defaults(run=_pull)
+    listing = model_commands.add_parser("list", help="which pairs are known, and which are here")
+    listing.add_argument("--registry", type=Path, help="another models.yaml")
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.server import serve
+
+    config = load_yaml(arguments.config, CloudConfig) if arguments.config else CloudConfig()
+    config = _override(config, arguments, ("listen", "pair", "dtype", "threads"))
+
+    def announce(address: str) -> None:
+        print(f"chaperone-cloud: serving {config.pair} on {address}", flush=True)
+
+    asyncio.run(serve(config, announce))
+
+
+def _pull(arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.models.pull import pull
+
+    pull(arguments.pair, registry_path=arguments.registry, force=arguments.force)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.models.pull import list_pairs
+
+    for status in list_pairs(arguments.registry):
+        print(status)
+
+
+def _override(config: CloudConfig, arguments: argparse.Namespace, names: Sequence[str]) -> CloudConfig:
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return CloudConfig.model_validate({**config.model_dump(), **given})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The cloud service's settings, as in `configs/cloud.yaml`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config import FrozenModel
+
+
+class LimitsConfig(FrozenModel):
+    """What devices may ask for."""
+
+    max_sessions: int = Field(default=256, ge=1)
+    max_queue: int = Field(default=256, ge=1)
+    max_frames_waiting: int = Field(default=64, ge=1)
+    max_span_tokens: int = Field(default=1024, ge=1)
+    max_message_kib: int = Field(default=1024, ge=1)
+    prefill_chunk_tokens: int = Field(default=256, ge=1)
+
+
+class CloudConfig(FrozenModel):
+    """All settings of `chaperone-cloud serve`; see `configs/cloud.yaml` for what they mean."""
+
+    listen: str = "127.0.0.1:50151"
+    pair: str = "default"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: str = "cpu"
+    threads: int | None = Field(default=None, ge=1)
+    kv_budget_mib: int = Field(default=2048, ge=1)
+    grace_seconds: float = Field(default=5.0, ge=0)
+    limits: LimitsConfig = LimitsConfig()

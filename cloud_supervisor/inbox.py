@@ -1,0 +1,69 @@
+"""The frames of one stream that wait to be handled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from common.errors import ChaperoneError, ProtocolViolation
+from common.messages import ClientFrame, Close
+
+
+class Inbox:
+    """Reads a stream ahead, so that the supervisor can see what is coming; bounded, so that nobody can flood it."""
+
+    def __init__(self, frames: AsyncIterator[ClientFrame], max_waiting: int) -> None:
+        self._queue: asyncio.Queue[ClientFrame | ChaperoneError] = asyncio.Queue(max_waiting)
+        self._interruption: asyncio.Future[ClientFrame] = asyncio.get_running_loop().create_future()
+        self._closing = False
+        self._pump = asyncio.create_task(self._read(frames))
+
+    @property
+    def empty(self) -> bool:
+        """No frame is there to take."""
+        return self._queue.empty() and not self._interruption.done()
+
+    @property
+    def closing(self) -> bool:
+        """A Close is among the waiting frames."""
+        return self._closing
+
+    async def get(self) -> ClientFrame:
+        """Take the oldest frame; raises what was wrong with it, or why the stream was interrupted."""
+        if self._interruption.done():
+            return self._interruption.result()
+        taking = asyncio.ensure_future(self._queue.get())
+        try:
+            await asyncio.wait((taking, self._interruption), return_when=asyncio.FIRST_COMPLETED)
+            if self._interruption.done():
+                return self._interruption.result()
+            frame = taking.result()
+        finally:
+            taking.cancel()
+        if isinstance(frame, ChaperoneError):
+            raise frame
+        return frame
+
+    def interrupt(self, error: ChaperoneError) -> None:
+        """Let the next `get`, or the waiting one, raise this error."""
+        if not self._interruption.done():
+            self._interruption.set_exception(error)
+            self._interruption.exception()  # it may never be asked for
+
+    async def close(self) -> None:
+        """Stop reading."""
+        self._pump.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._pump
+
+    async def _read(self, frames: AsyncIterator[ClientFrame]) -> None:
+        try:
+            async for frame in frames:
+                self._closing = self._closing or isinstance(frame, Close)
+                await self._queue.put(frame)
+                if self._closing:
+                    return
+            await self._queue.put(ProtocolViolation("frame: the stream ended without a Close"))
+        except ChaperoneError as error:
+            await self._queue.put(error)

@@ -1,0 +1,118 @@
+"""The process: model, worker, supervisor and gRPC server, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.kv_store import KvStore
+from cloud_supervisor.ports import TargetModel
+from cloud_supervisor.service import SupervisionService
+from cloud_supervisor.supervisor import Limits, Supervisor
+from cloud_supervisor.worker import ModelWorker
+from common.config import ModelManifest, load_manifest, pair_folder
+from common.errors import ConfigError
+from common.messages import API_VERSION, Capabilities
+from common.wire import SERVICE
+
+_log = logging.getLogger(__name__)
+_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+
+
+class Server:
+    """A supervisor behind a listening port."""
+
+    def __init__(self, config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> None:
+        if not config.listen.startswith(_LOOPBACK):
+            raise ConfigError(
+                f"listen: {config.listen!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT "
+                "behind a proxy that ends TLS"
+            )
+        self.kv_store = KvStore(
+            model.new_cache, budget_bytes=config.kv_budget_mib << 20, bytes_per_token=model.kv_bytes_per_token
+        )
+        self._worker = ModelWorker(model, self.kv_store, max_queue=config.limits.max_queue)
+        self.supervisor = Supervisor(self._worker, _capabilities(config, model, manifest), _limits(config))
+        self._listen = config.listen
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", config.limits.max_message_kib << 10),
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.so_reuseport", 0),
+            ),
+        )
+
+    async def start(self) -> str:
+        """Listen, report healthy, and return the address with the port that was given."""
+        self._server.add_generic_rpc_handlers((SupervisionService(self.supervisor).handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        try:
+            port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise ConfigError(f"listen: {self._listen!r} cannot be bound ({error}); choose a free port") from None
+        await self._server.start()
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return self._listen if self._listen.startswith("unix:") else f"{self._listen.rpartition(':')[0]}:{port}"
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Take no new stream, let the open ones finish for a while, then end them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+        await self._worker.close()
+
+
+async def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
+    """Load the model and serve until SIGINT or SIGTERM; `announce` is told the address."""
+    from cloud_supervisor.torch_model import TorchModel  # takes seconds to import
+
+    folder = pair_folder(config.pair, "cloud")
+    manifest = load_manifest(folder, role="cloud")
+    model = TorchModel.load(
+        folder,
+        dtype=config.dtype,
+        threads=config.threads,
+        vocabulary_size=manifest.vocabulary_size,
+        context_tokens=manifest.context_tokens,
+        device=config.device,
+    )
+    server = Server(config, model, manifest)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    announce(await server.start())
+    await stopped.wait()
+    _log.info("stopping: open streams have %s s to finish", config.grace_seconds)
+    await server.stop(config.grace_seconds)
+
+
+def _capabilities(config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> Capabilities:
+    return Capabilities(
+        api_version=API_VERSION,
+        model=manifest.model,
+        tokenizer_digest=manifest.tokenizer_digest,
+        vocabulary_size=manifest.vocabulary_size,
+        context_tokens=model.context_tokens,
+        max_span_tokens=config.limits.max_span_tokens,
+    )
+
+
+def _limits(config: CloudConfig) -> Limits:
+    limits = config.limits
+    return Limits(
+        max_sessions=limits.max_sessions,
+        max_frames_waiting=limits.max_frames_waiting,
+        max_span_tokens=limits.max_span_tokens,
+        prefill_chunk_tokens=limits.prefill_chunk_tokens,
+    )

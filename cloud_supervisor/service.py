@@ -1,0 +1,50 @@
+"""gRPC in the cloud: decode, call, encode.
+
+Frames cross as bytes, so that a malformed one is refused by our own rules, with a message, and on its stream only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+
+from cloud_supervisor.supervisor import Supervisor
+from common.messages import ClientFrame, Failure
+from common.wire import GET_CAPABILITIES, SERVICE, SUPERVISE, decode_client, encode_capabilities, encode_server
+
+
+class SupervisionService:
+    """The servicer of `chaperone.v1.SupervisionService`."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server is given."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                SUPERVISE: grpc.stream_stream_rpc_method_handler(self.supervise),
+                GET_CAPABILITIES: grpc.unary_unary_rpc_method_handler(self.get_capabilities),
+            },
+        )
+
+    async def supervise(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
+        """One generation; a Failure frame is mirrored in the stream's status."""
+        async for frame in self._supervisor.supervise(_decoded(requests)):
+            yield encode_server(frame)
+            if isinstance(frame, Failure):
+                await context.abort(getattr(grpc.StatusCode, frame.status), frame.message)
+
+    async def get_capabilities(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        """What this cloud serves."""
+        return encode_capabilities(self._supervisor.capabilities)
+
+
+async def _decoded(requests: AsyncIterator[bytes]) -> AsyncIterator[ClientFrame]:
+    async for data in requests:
+        yield decode_client(data)

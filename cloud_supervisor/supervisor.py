@@ -1,0 +1,197 @@
+"""The use case: frames of a device in, frames of the cloud out, for many devices at once.
+
+No gRPC in here, so that a gRPC server, a test or a simulator can host it alike.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from cloud_supervisor.inbox import Inbox
+from cloud_supervisor.worker import ModelWorker
+from common.errors import (
+    ChaperoneError,
+    InvalidRequest,
+    Overloaded,
+    ProtocolViolation,
+    Superseded,
+    TokenizerMismatch,
+    VersionMismatch,
+    status_of,
+)
+from common.messages import API_VERSION, Capabilities, ClientFrame, Closed, Draft, Failure, Open, Opened, ServerFrame
+from common.session import CloudSession, Judging
+from common.types import SamplingParams, SessionId
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one device may ask for."""
+
+    max_sessions: int = 256
+    max_frames_waiting: int = 64  # of one stream; beyond it, the stream is not read on
+    max_span_tokens: int = 1024
+    prefill_chunk_tokens: int = 256  # a prompt is read in such pieces, so that other sessions get their turn
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start, for operators and tests."""
+
+    streams: int = 0
+    refused: int = 0
+    stale_frames: int = 0
+    takeovers: int = 0
+    hand_backs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    choices: Sequence[int]
+    queue_us: int
+    compute_us: int
+
+
+class Supervisor:
+    """All sessions of one large model."""
+
+    def __init__(self, worker: ModelWorker, capabilities: Capabilities, limits: Limits) -> None:
+        self.capabilities = capabilities
+        self.counters = Counters()
+        self._worker = worker
+        self._limits = limits
+        self._inboxes: dict[SessionId, Inbox] = {}
+
+    @property
+    def sessions(self) -> int:
+        """Streams that are open now."""
+        return len(self._inboxes)
+
+    async def supervise(self, frames: AsyncIterator[ClientFrame]) -> AsyncGenerator[ServerFrame, None]:
+        """Serve one generation. The last frame is Closed or Failure; a bug here costs this stream only."""
+        self.counters.streams += 1
+        inbox = Inbox(frames, self._limits.max_frames_waiting)
+        try:
+            async with aclosing(self._serve(inbox)) as answers:
+                async for frame in answers:
+                    yield frame
+        except ChaperoneError as error:
+            self.counters.refused += 1
+            _log.info("stream refused: %s: %s", status_of(error), error.message)
+            yield Failure(status_of(error), error.message, error.retry_after_ms)
+        except Exception:
+            self.counters.refused += 1
+            _log.exception("stream failed")
+            yield Failure("INTERNAL", "the supervisor failed; its log has the details")
+        finally:
+            await inbox.close()
+
+    async def _serve(self, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
+        opening = await inbox.get()
+        if not isinstance(opening, Open):
+            raise ProtocolViolation(f"frame: {type(opening).__name__} before Open")
+        session = self._admit(opening, inbox)
+        try:
+            async with aclosing(self._converse(opening, session, inbox)) as answers:
+                async for frame in answers:
+                    yield frame
+        finally:
+            self.counters.stale_frames += session.stale_frames
+            if self._inboxes.get(opening.session_id) is inbox:
+                del self._inboxes[opening.session_id]
+                self._worker.free(opening.session_id)
+
+    async def _converse(self, opening: Open, session: CloudSession, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
+        context_tokens = self.capabilities.context_tokens
+        yield Opened(prefilled=False, context_tokens=context_tokens)
+        prefill = await self._prefill(opening, session, inbox)
+        yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us)
+        while True:
+            judging: Judging | None
+            if session.writes and inbox.empty:
+                judging = session.writing()
+            else:
+                frame = await inbox.get()
+                if isinstance(frame, Open):
+                    raise ProtocolViolation("frame: a second Open in one stream")
+                if isinstance(frame, Draft):
+                    self._check_size(frame)
+                    if inbox.closing:  # the device needs no more verdicts; what it kept comes with the Close
+                        continue
+                    if session.writes and frame.revision == session.revision:
+                        self.counters.hand_backs += 1
+                        yield session.hand_back()
+                judging = session.receive(frame)
+            if judging is None:
+                continue
+            wrote_before = session.writes
+            answer = await self._read(opening, judging)
+            reply = session.answer(judging, answer.choices, answer.queue_us, answer.compute_us)
+            self.counters.takeovers += session.writes and not wrote_before
+            self.counters.hand_backs += wrote_before and not session.writes and not isinstance(reply, Closed)
+            yield reply
+            if isinstance(reply, Closed):
+                return
+
+    def _admit(self, opening: Open, inbox: Inbox) -> CloudSession:
+        """Check an Open and make it the session's newest stream."""
+        if opening.api_version != API_VERSION:
+            raise VersionMismatch(
+                f"api_version: the device speaks {opening.api_version}, this cloud {API_VERSION}; "
+                f"update the {'device' if opening.api_version < API_VERSION else 'cloud'}"
+            )
+        if opening.tokenizer_digest != self.capabilities.tokenizer_digest:
+            raise TokenizerMismatch(
+                f"tokenizer_digest: the device has {opening.tokenizer_digest or 'none'}, this cloud "
+                f"{self.capabilities.tokenizer_digest}; pull the same model pair on both ends"
+            )
+        session = CloudSession(
+            opening,
+            context_tokens=self.capabilities.context_tokens,
+            vocabulary_size=self.capabilities.vocabulary_size,
+        )
+        older = self._inboxes.get(opening.session_id)
+        if older is None and len(self._inboxes) >= self._limits.max_sessions:
+            raise Overloaded(
+                f"sessions: {len(self._inboxes)} are open and {self._limits.max_sessions} may be; try again later",
+                retry_after_ms=1000,
+            )
+        if older is not None:
+            older.interrupt(Superseded("session_id: a newer stream of this session took over"))
+        self._inboxes[opening.session_id] = inbox
+        return session
+
+    async def _prefill(self, opening: Open, session: CloudSession, inbox: Inbox) -> _Answer:
+        """Read the prompt, but for its last token: that one is read with the first span, for its choice."""
+        queue_us = compute_us = 0
+        length, chunk = len(session.text) - 1, self._limits.prefill_chunk_tokens
+        for start in range(0, length, chunk):
+            if inbox.closing:
+                break
+            result = await self._worker.read(
+                opening.session_id, session.text[: min(start + chunk, length)], 0, opening.sampling
+            )
+            queue_us += result.queue_us
+            compute_us += result.compute_us
+        return _Answer((), queue_us, compute_us)
+
+    async def _read(self, opening: Open, judging: Judging) -> _Answer:
+        if not judging.choices:
+            return _Answer((), 0, 0)
+        sampling: SamplingParams = opening.sampling
+        deadline_ms = judging.frame.deadline_ms if isinstance(judging.frame, Draft) else 0
+        result = await self._worker.read(
+            opening.session_id, judging.token_ids, judging.choices, sampling, deadline_ms=deadline_ms or None
+        )
+        return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
+
+    def _check_size(self, frame: Draft) -> None:
+        if len(frame.token_ids) > self._limits.max_span_tokens:
+            raise InvalidRequest(
+                f"token_ids: {len(frame.token_ids)} in one Draft, at most {self._limits.max_span_tokens} are allowed"
+            )

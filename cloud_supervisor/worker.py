@@ -1,0 +1,207 @@
+"""One thread for the model, and the queue in front of it.
+
+Everything that touches the model or its caches runs in that thread, one after the other, so neither needs a lock and
+the event loop is never held up. What is refused is refused at once and with a number; nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from cloud_supervisor.kv_store import KvStats, KvStore
+from cloud_supervisor.ports import Reading, TargetModel
+from common.clock import Clock, MonotonicClock
+from common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
+from common.types import Choice, SamplingParams
+
+_log = logging.getLogger(__name__)
+
+_RECENT_READINGS = 32
+_FIRST_RETRY_MS = 500  # before any reading has been timed
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """The cloud's choices, oldest position first, and what they cost."""
+
+    choices: list[Choice]
+    queue_us: int
+    compute_us: int
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    key: Hashable
+    token_ids: tuple[int, ...]
+    choices: int
+    sampling: SamplingParams
+    submitted_at: float
+    deadline_at: float | None
+    answer: asyncio.Future[ReadResult]
+
+
+class ModelWorker:
+    """Reads for many sessions with one model, first come, first served."""
+
+    def __init__(self, model: TargetModel, kv_store: KvStore, *, max_queue: int, clock: Clock | None = None) -> None:
+        if max_queue < 1:
+            raise ConfigError(f"max_queue: {max_queue} leaves no reading to be served; use at least 1")
+        self._model = model
+        self._kv_store = kv_store
+        self._max_queue = max_queue
+        self._clock = clock or MonotonicClock()
+        self._queue: deque[_Job] = deque()
+        self._running: asyncio.Future[ReadResult] | None = None
+        self._recent_s: deque[float] = deque(maxlen=_RECENT_READINGS)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._closed = False
+
+    @property
+    def queue_length(self) -> int:
+        """Readings that wait; the running one is not among them."""
+        return len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reading is running."""
+        return self._running is not None
+
+    @property
+    def kv_stats(self) -> KvStats:
+        return self._kv_store.stats
+
+    async def read(
+        self,
+        key: Hashable,
+        token_ids: Sequence[int],
+        choices: int,
+        sampling: SamplingParams,
+        *,
+        deadline_ms: float | None = None,
+    ) -> ReadResult:
+        """Read a session's whole token list and return the choices after its last `choices` tokens.
+
+        Only what the session's cache lacks is computed. With `choices` 0 the list is merely read ahead (a chunk of a
+        prompt). Raises `Overloaded` at once when the queue is full, `CloudTimeout` if `deadline_ms` passes before the
+        reading starts (one that has started is finished), `PromptTooLong`, `CloudUnavailable` once closed, and
+        whatever the model raises. Cancelling takes a waiting reading out of the queue; a running one is finished,
+        and its work is kept for the session's next reading.
+        """
+        self._check(token_ids, choices)
+        loop = asyncio.get_running_loop()
+        now = self._clock.now()
+        deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
+        job = _Job(key, tuple(token_ids), choices, sampling, now, deadline_at, loop.create_future())
+        alarm = None if deadline_ms is None else loop.call_later(deadline_ms / 1000, self._expire, job)
+        self._queue.append(job)
+        self._start_next()
+        try:
+            return await job.answer
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            if job in self._queue:  # the awaiting task was cancelled
+                self._queue.remove(job)
+
+    def free(self, key: Hashable) -> None:
+        """Forget a session's cache as soon as the running reading has ended.
+
+        Cancel the session's waiting readings first: one that starts later would read everything again.
+        """
+        if not self._closed:
+            self._thread.submit(self._kv_store.free, key)
+
+    async def close(self) -> None:
+        """Refuse what comes and what waits, let the running reading finish, and end the thread."""
+        self._closed = True
+        while self._queue:
+            self._refuse(self._queue.popleft(), CloudUnavailable("the cloud is shutting down; try another replica"))
+        if self._running is not None:
+            await asyncio.wait([self._running])
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def _check(self, token_ids: Sequence[int], choices: int) -> None:
+        """Refuse what cannot or must not be queued."""
+        if self._closed:
+            raise CloudUnavailable("the cloud is shutting down; try another replica")
+        if not token_ids or not 0 <= choices <= len(token_ids):
+            raise ValueError(f"choices: {choices} of {len(token_ids)} tokens; there must be tokens, and as many")
+        if len(token_ids) > self._model.context_tokens:
+            raise PromptTooLong(f"{len(token_ids)} tokens; the context holds {self._model.context_tokens}")
+        if len(self._queue) >= self._max_queue:
+            raise Overloaded(
+                f"queue: {len(self._queue)} readings wait and {self._max_queue} may; try again later",
+                retry_after_ms=self._drain_ms(),
+            )
+
+    def _drain_ms(self) -> int:
+        """Estimate when everything that is queued or running now will be done."""
+        if not self._recent_s:
+            return _FIRST_RETRY_MS
+        mean_s = sum(self._recent_s) / len(self._recent_s)
+        return max(1, math.ceil(mean_s * (len(self._queue) + self.busy) * 1000))
+
+    def _start_next(self) -> None:
+        """Hand the oldest waiting reading that is still wanted to the thread, if that is idle."""
+        while self._queue and self._running is None:
+            job = self._queue.popleft()
+            if job.deadline_at is not None and self._clock.now() >= job.deadline_at:
+                self._refuse(job, self._late(job))
+                continue
+            loop = asyncio.get_running_loop()
+            self._running = loop.run_in_executor(self._thread, self._compute, job)
+            self._running.add_done_callback(partial(self._finish, job))
+
+    def _finish(self, job: _Job, done: asyncio.Future[ReadResult]) -> None:
+        self._running = None
+        error = done.exception()
+        if error is None:
+            self._recent_s.append(done.result().compute_us / 1e6)
+        if job.answer.done():  # nobody waits for it any more
+            if error is not None:
+                _log.warning("an abandoned reading of session %r failed", job.key, exc_info=error)
+        elif error is not None:
+            job.answer.set_exception(error)
+        else:
+            job.answer.set_result(done.result())
+        self._start_next()
+
+    def _expire(self, job: _Job) -> None:
+        """Tell a caller at its deadline, not when its turn would have come."""
+        if job in self._queue:
+            self._queue.remove(job)
+            self._refuse(job, self._late(job))
+
+    def _late(self, job: _Job) -> CloudTimeout:
+        waited_ms = (self._clock.now() - job.submitted_at) * 1000
+        return CloudTimeout(f"deadline: the reading waited {waited_ms:.0f} ms in the queue and was not started")
+
+    @staticmethod
+    def _refuse(job: _Job, error: Exception) -> None:
+        if not job.answer.done():
+            job.answer.set_exception(error)
+
+    def _compute(self, job: _Job) -> ReadResult:
+        """Runs in the model's thread. The reading is a batch of one until verifications are batched."""
+        started_at = self._clock.now()
+        cache, todo = self._kv_store.prepare(job.key, job.token_ids, keep_last=job.choices)
+        try:
+            choices = self._model.read([Reading(cache, todo, job.choices, job.sampling)])[0] if todo else []
+        except BaseException as error:
+            self._kv_store.abandon(job.key)
+            if isinstance(error, StopIteration):  # a future cannot carry it, and its caller would wait for ever
+                raise RuntimeError("the model raised StopIteration") from error
+            raise
+        self._kv_store.commit(job.key, job.token_ids)
+        return ReadResult(
+            choices,
+            queue_us=round((started_at - job.submitted_at) * 1e6),
+            compute_us=round((self._clock.now() - started_at) * 1e6),
+        )

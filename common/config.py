@@ -1,0 +1,321 @@
+"""Where configuration and artefacts are, and how they are read: strictly, into frozen models.
+
+Every complaint names the file, the line, the key, the value and what was expected, because the reader of it has the
+file open in an editor and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from common.errors import ConfigError, ModelCorrupt, ModelMissing
+
+Role = Literal["edge", "cloud"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
+CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
+
+_READ_BLOCK_BYTES = 4 * 1024 * 1024
+
+
+class FrozenModel(BaseModel):
+    """A configuration value: no unknown keys, no guessing of types, no change after loading."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Location = tuple[int | str, ...]
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------------
+
+
+def load_yaml(path: Path | str, model: type[ModelT]) -> ModelT:
+    """Read a YAML file into `model`; raises ConfigError, which lists every mistake, one a line."""
+    path = Path(path)
+    node = _compose(path, _read_text(path))
+    if node is None:
+        data: Any = {}
+        lines: dict[Location, int] = {}
+    else:
+        lines = {}
+        data = _construct(path, node, (), lines)
+    try:
+        return model.model_validate_json(json.dumps(data))  # JSON mode: strict, yet lists may become tuples
+    except ValidationError as error:
+        complaints = sorted({_complaint(path, details, model, lines) for details in error.errors()})
+        raise ConfigError("\n".join(text for _, text in complaints)) from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def _compose(path: Path, text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{mark.line + 1}" if mark else "1"
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+
+
+def _construct(path: Path, node: yaml.Node, location: Location, lines: dict[Location, int]) -> Any:
+    """Turn a node into plain values, and note each value's line; YAML's own constructor keeps the last duplicate."""
+    lines[location] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                raise ConfigError(f"{path}:{line}: {_dotted(location)}: keys must be plain names")
+            key = str(key_node.value)
+            if key in mapping:
+                raise ConfigError(f"{path}:{line}: {_dotted((*location, key))}: given twice; remove one")
+            mapping[key] = _construct(path, value_node, (*location, key), lines)
+            lines[(*location, key)] = line
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(path, item, (*location, index), lines) for index, item in enumerate(node.value)]
+    return _construct_scalar(path, node, location)
+
+
+def _construct_scalar(path: Path, node: yaml.Node, location: Location) -> Any:
+    where = f"{path}:{node.start_mark.line + 1}: {_dotted(location)}"
+    if node.tag == "tag:yaml.org,2002:timestamp":
+        return node.value  # a date is text here: no setting is one
+    constructor = yaml.SafeLoader("")
+    try:
+        value = constructor.construct_document(node)
+        json.dumps(value, allow_nan=False)
+    except yaml.YAMLError:
+        raise ConfigError(f"{where}: {node.value!r} has a tag that is not allowed here") from None
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: {node.value!r} is not a plain value") from None
+    finally:
+        constructor.dispose()
+    return value
+
+
+_EXPECTED = {
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a table of keys",
+    "model_type": "a table of keys",
+    "model_attributes_type": "a table of keys",
+    "path_type": "a path",
+    "none_required": "empty",
+}
+
+
+def _complaint(
+    path: Path, details: ErrorDetails, model: type[BaseModel], lines: Mapping[Location, int]
+) -> tuple[int, str]:
+    """One mistake as (line, message)."""
+    location = tuple(part for part in details["loc"])
+    known = _known_prefix(location, lines)
+    line = lines.get(known, 1)
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            siblings = _field_names(model, location[:-1])
+            close = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.6)
+            if close:
+                hint = f" (did you mean '{close[0]}'?)"
+            else:
+                hint = f" (known: {', '.join(siblings)})" if siblings else ""
+            problem = f"unknown key{hint}"
+        case "missing":
+            problem = "this key is required"
+        case "literal_error" | "enum":
+            expected = str(details.get("ctx", {}).get("expected", "an allowed value"))
+            problem = f"{_shown(value)} is not {expected}"
+        case kind if kind in _EXPECTED:
+            problem = f"{_shown(value)} is not {_EXPECTED[kind]}"
+        case _:
+            message = details["msg"].removeprefix("Value error, ")
+            problem = f"{_shown(value)}: {message[:1].lower()}{message[1:]}"
+    named = location if details["type"] in {"missing", "extra_forbidden"} else known
+    return line, f"{path}:{line}: {_dotted(named)}: {problem}"
+
+
+def _known_prefix(location: Location, lines: Mapping[Location, int]) -> Location:
+    """Drop what pydantic adds to a location (names of union members), and what the file does not hold."""
+    known: Location = ()
+    for part in location:
+        if (*known, part) in lines:
+            known = (*known, part)
+    return known
+
+
+def _field_names(model: type[BaseModel], location: Location) -> list[str]:
+    """The keys allowed at `location`; empty where they cannot be told."""
+    candidates: list[type[BaseModel]] = [model]
+    for part in location:
+        annotations: list[Any] = []
+        for candidate in candidates:
+            if part in candidate.model_fields:
+                annotations.append(candidate.model_fields[str(part)].annotation)
+        if annotations:
+            candidates = [found for annotation in annotations for found in _models_in(annotation)]
+    return sorted({field.alias or name for found in candidates for name, field in found.model_fields.items()})
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _dotted(location: Location) -> str:
+    return ".".join(str(part) for part in location) or "the file"
+
+
+# --- Artefacts ------------------------------------------------------------------------------------------------------
+
+
+def chaperone_home() -> Path:
+    """The folder of everything Chaperone keeps: $CHAPERONE_HOME, or `chaperone` in the user's cache folder."""
+    chosen = os.environ.get("CHAPERONE_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "chaperone"
+
+
+def pair_folder(pair: str, role: Role) -> Path:
+    """The folder of one pair's device ("edge") or cloud model."""
+    return chaperone_home() / "models" / pair / role
+
+
+class ManifestFile(FrozenModel):
+    """What one file of an artefact must be."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ModelManifest(FrozenModel):
+    """What an artefact is, how it was made, and what its files must be; `manifest.json`, written last."""
+
+    format: Literal[1] = 1
+    pair: str
+    role: Role
+    model: str
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    versions: dict[str, str]  # of the packages that made it
+    tokenizer_digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    vocabulary_size: int = Field(ge=1)  # ids that the tokenizer knows; logits from here on are padding
+    eos_token_ids: tuple[int, ...] = Field(min_length=1)
+    context_tokens: int = Field(ge=1)
+    files: dict[str, ManifestFile]
+
+
+def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> ModelManifest:
+    """Read an artefact's manifest and hold the files against it.
+
+    Sizes are compared always, checksums only of files up to 64 MiB unless `verify` (seconds per GB). Raises
+    ModelMissing where there is no manifest, ModelCorrupt where it or a file is not what it should be.
+    """
+    folder = Path(folder)
+    pair = folder.parent.name
+    remedy = f"run `chaperone-cloud models pull --pair {pair}`"
+    try:
+        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelMissing(f"{folder}: no {role} model here; {remedy}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {remedy} --force") from None
+    forced = f"run `chaperone-cloud models pull --pair {pair} --force`"
+    try:
+        manifest = ModelManifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{_dotted(first['loc'])}: {first['msg']}" if first["loc"] else first["msg"]
+        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: {problem}; {forced}") from None
+    if manifest.role != role:
+        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: role: {manifest.role!r}, but the {role} model is wanted")
+    for name, expected in manifest.files.items():
+        problem_of_file = _file_problem(folder / name, expected, verify=verify)
+        if problem_of_file is not None:
+            raise ModelCorrupt(f"{folder / name}: {problem_of_file}; {forced}")
+    return manifest
+
+
+def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | None:
+    """What is wrong with a file, or None."""
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"{size} bytes, the manifest says {expected.bytes}"
+        if (verify or size <= CHECKSUM_ALWAYS_BELOW_BYTES) and file_sha256(path) != expected.sha256:
+            return "its SHA-256 is not the manifest's"
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def vocabulary_digest(id_to_bytes: Mapping[int, bytes], special_ids: Iterable[int]) -> str:
+    """Name a vocabulary by what its ids mean: equal digests make token ids interchangeable.
+
+    SHA-256 over one record per id in rising order: id and length as 8-byte little-endian numbers, one byte that is 1
+    for special ids, then the token's bytes. Files and chat templates stay out: they differ inside one family.
+    """
+    special = frozenset(special_ids)
+    unknown = sorted(special - id_to_bytes.keys())
+    if unknown:
+        raise ValueError(f"special_ids: {unknown[:5]} are not in the vocabulary")
+    digest = hashlib.sha256()
+    for token_id in sorted(id_to_bytes):
+        content = id_to_bytes[token_id]
+        digest.update(token_id.to_bytes(8, "little") + len(content).to_bytes(8, "little"))
+        digest.update((b"\x01" if token_id in special else b"\x00") + content)
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,141 @@
+"""Every error a user of Chaperone can meet.
+
+    ChaperoneError
+    ├── InvalidRequest            a parameter, prompt or input line that cannot be served
+    │   ├── PromptTooLong         more tokens than the context holds
+    │   └── ConfigError           a configuration file or flag
+    ├── ModelError                the artefacts on disk
+    │   ├── ModelMissing          not pulled yet
+    │   └── ModelCorrupt          present, but not what its manifest says
+    ├── PeerMismatch              the two ends cannot work together
+    │   ├── TokenizerMismatch     different vocabularies
+    │   └── VersionMismatch       different API versions
+    ├── ProtocolViolation         a frame that the protocol does not allow here
+    ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
+    ├── Superseded                a newer stream of the same session took over
+    ├── CloudLost                 no answer to be had; what was final so far is kept
+    │   ├── CloudUnavailable      unreachable, or it went away
+    │   └── CloudTimeout          a verification missed its deadline
+    ├── Cancelled                 the user stopped the generation
+    └── InternalError             a bug on the other end
+
+Messages name the field, the value and the remedy. gRPC statuses are mapped by name in `STATUS_OF` and
+`error_from_status`, so that this module needs no gRPC.
+"""
+
+from __future__ import annotations
+
+
+class ChaperoneError(Exception):
+    """Root of the tree; `str(error)` is meant for the person who can mend it."""
+
+    def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+
+
+class InvalidRequest(ChaperoneError):
+    """A parameter, prompt or input line that cannot be served."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room for a new token in the model's context."""
+
+
+class ConfigError(InvalidRequest):
+    """A configuration file or flag that cannot be used."""
+
+
+class ModelError(ChaperoneError):
+    """Something about the model files on disk."""
+
+
+class ModelMissing(ModelError):
+    """The model was not pulled yet, or is looked for in the wrong place."""
+
+
+class ModelCorrupt(ModelError):
+    """A model file differs from what its manifest says."""
+
+
+class PeerMismatch(ChaperoneError):
+    """Device and cloud cannot work together."""
+
+
+class TokenizerMismatch(PeerMismatch):
+    """Device and cloud read different vocabularies."""
+
+
+class VersionMismatch(PeerMismatch):
+    """Device and cloud speak different API versions."""
+
+
+class ProtocolViolation(ChaperoneError):
+    """A frame that the protocol does not allow in this state."""
+
+
+class Overloaded(ChaperoneError):
+    """The cloud has no room now; `retry_after_ms` says when to try again."""
+
+
+class Superseded(ChaperoneError):
+    """A newer stream of the same session took over."""
+
+
+class CloudLost(ChaperoneError):
+    """The cloud gives no answer; the final tokens so far can be resumed from."""
+
+
+class CloudUnavailable(CloudLost):
+    """The cloud cannot be reached, or went away in mid-stream."""
+
+
+class CloudTimeout(CloudLost):
+    """The cloud did not answer within the deadline."""
+
+
+class Cancelled(ChaperoneError):
+    """The user stopped the generation."""
+
+
+class InternalError(ChaperoneError):
+    """A bug on the other end; its log has the details."""
+
+
+# First match along the class's method resolution order wins.
+STATUS_OF: dict[type[ChaperoneError], str] = {
+    InvalidRequest: "INVALID_ARGUMENT",
+    ModelError: "FAILED_PRECONDITION",
+    TokenizerMismatch: "FAILED_PRECONDITION",
+    VersionMismatch: "UNIMPLEMENTED",
+    ProtocolViolation: "OUT_OF_RANGE",
+    Overloaded: "RESOURCE_EXHAUSTED",
+    Superseded: "ABORTED",
+    CloudTimeout: "DEADLINE_EXCEEDED",
+    CloudLost: "UNAVAILABLE",
+    Cancelled: "CANCELLED",
+    ChaperoneError: "INTERNAL",
+}
+
+ERROR_OF: dict[str, type[ChaperoneError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "FAILED_PRECONDITION": PeerMismatch,
+    "UNIMPLEMENTED": VersionMismatch,
+    "OUT_OF_RANGE": ProtocolViolation,
+    "RESOURCE_EXHAUSTED": Overloaded,
+    "ABORTED": Superseded,
+    "DEADLINE_EXCEEDED": CloudTimeout,
+    "UNAVAILABLE": CloudUnavailable,
+    "CANCELLED": Cancelled,
+}
+
+
+def status_of(error: ChaperoneError) -> str:
+    """Name the gRPC status that stands for this error."""
+    return next(STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF)
+
+
+def error_from_status(status: str, message: str, *, retry_after_ms: int | None = None) -> ChaperoneError:
+    """Build the error that a gRPC status, given by name, stands for; unknown ones are the other end's bug."""
+    return ERROR_OF.get(status, InternalError)(message, retry_after_ms=retry_after_ms)

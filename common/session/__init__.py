@@ -1,0 +1,24 @@
+"""One generation as a state machine without I/O, both ends: frames and tokens in, events and frames out."""
+
+from common.session.cloud import CloudSession, Judging
+from common.session.device import DeviceSession
+from common.session.events import Committed, Drafted, Event, Failed, Finished, Retracted, SessionEvent
+from common.session.transitions import TRANSITIONS, Happening, State, mermaid, step
+
+__all__ = [
+    "TRANSITIONS",
+    "CloudSession",
+    "Committed",
+    "DeviceSession",
+    "Drafted",
+    "Event",
+    "Failed",
+    "Finished",
+    "Happening",
+    "Judging",
+    "Retracted",
+    "SessionEvent",
+    "State",
+    "mermaid",
+    "step",
+]

@@ -1,0 +1,198 @@
+"""The cloud's end of one generation: which tokens to read, and what to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
+from common.messages import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
+from common.session.transitions import Happening, State, step
+from common.types import common_prefix
+from common.verification import judge
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """A reading that the session waits for: choices at the last `choices` positions after `token_ids`.
+
+    `start` is the position of the first choice wanted; `judged` are the tokens that the choices are held against.
+    """
+
+    token_ids: tuple[int, ...]
+    choices: int
+    start: int
+    judged: tuple[int, ...]
+    frame: Draft | Close | None  # None: the cloud writes by itself
+
+
+class CloudSession:
+    """The text as the cloud knows it, and the revision; all else is derived.
+
+    `receive` takes a frame and returns the reading to be made, or None; `answer` takes its choices and returns the
+    frames to send. `writing` is the next reading of a takeover.
+    """
+
+    def __init__(self, frame: Open, *, context_tokens: int, vocabulary_size: int) -> None:
+        """Start from an Open; raises InvalidRequest or PromptTooLong."""
+        self.text = [*frame.prompt_token_ids, *frame.committed_token_ids]
+        if not frame.prompt_token_ids:
+            raise InvalidRequest("prompt_token_ids: empty; give at least one token")
+        if frame.max_new_tokens < 1:
+            raise InvalidRequest(f"max_new_tokens: {frame.max_new_tokens} is less than 1")
+        if len(self.text) >= context_tokens:
+            raise PromptTooLong(
+                f"prompt: {len(self.text)} tokens leave no room in a context of {context_tokens}; shorten it"
+            )
+        self.vocabulary_size = vocabulary_size
+        self._check_ids(self.text)
+        self.prompt_length = len(frame.prompt_token_ids)
+        self.limit = min(self.prompt_length + frame.max_new_tokens, context_tokens)
+        self.eos_token_ids = frozenset(frame.eos_token_ids)
+        self.state = step(State.NEW, Happening.OPEN)
+        self.revision = 0
+        self.stale_frames = 0
+        self._takeover_left = 0
+
+    @property
+    def writes(self) -> bool:
+        """A takeover is going on."""
+        return self.state is State.CLOUD_WRITES
+
+    @property
+    def ended(self) -> bool:
+        """The text is complete."""
+        return len(self.text) >= self.limit or (
+            len(self.text) > self.prompt_length and self.text[-1] in self.eos_token_ids
+        )
+
+    def receive(self, frame: Draft | Close) -> Judging | None:
+        """Take a frame; None means that it is stale. Raises ProtocolViolation."""
+        match frame:
+            case Draft():
+                return self._receive_draft(frame)
+            case Close():
+                self.state = step(self.state, Happening.CLOSE)
+                return self._receive_tail(frame)
+
+    def writing(self) -> Judging:
+        """The next reading of a takeover."""
+        return Judging(tuple(self.text), 1, len(self.text), (), None)
+
+    def hand_back(self) -> Continuation:
+        """End a takeover now."""
+        self.state = step(self.state, Happening.HAND_BACK)
+        self._takeover_left = 0
+        return Continuation(len(self.text), (), handed_back=True)
+
+    def answer(self, judging: Judging, choices: Sequence[int], queue_us: int = 0, compute_us: int = 0) -> ServerFrame:
+        """Turn the choices of a reading into the frame to send, and move on."""
+        match judging.frame:
+            case None:
+                return self._continue(choices[0], queue_us, compute_us)
+            case Draft():
+                return self._verdict(judging, judging.frame, choices, queue_us, compute_us)
+            case Close():
+                return self._closed(judging, choices, queue_us, compute_us)
+
+    def _receive_draft(self, frame: Draft) -> Judging | None:
+        if frame.revision < self.revision:
+            self.stale_frames += 1
+            return None
+        self._check(frame)
+        self.state = step(self.state, Happening.DRAFT)
+        agreed = self._agreed(frame)
+        if agreed < len(frame.token_ids) and frame.start + agreed < len(self.text):
+            if frame.start + agreed >= frame.final_before:
+                # The cloud has written another token there, and said so: the device is about to learn of it.
+                self.revision += 1
+                self.stale_frames += 1
+                return None
+            del self.text[frame.start + agreed :]  # committed on the device: its text wins, and is audited
+        known = self.text[frame.start + agreed :] if agreed == len(frame.token_ids) else []
+        if known:
+            return Judging((), 0, frame.start + agreed, (), frame)
+        judged = frame.token_ids[agreed:]
+        start = frame.start + agreed
+        if not judged and self.ended:  # it only repeats the end, which the device is about to learn of
+            self.stale_frames += 1
+            return None
+        if start + len(judged) >= self.limit:  # no choice beyond the limit: the last token is the cloud's own
+            judged = judged[:-1]
+        return Judging((*self.text[:start], *judged), len(judged) + 1, start, judged, frame)
+
+    def _receive_tail(self, frame: Close) -> Judging:
+        self._check_place(frame.start, frame.token_ids)
+        agreed = self._agreed(frame)
+        start = frame.start + agreed
+        unread = frame.token_ids[agreed:]
+        del self.text[start:]
+        if not unread:
+            return Judging((), 0, start, (), frame)
+        return Judging((*self.text, *unread[:-1]), len(unread), start, unread, frame)
+
+    def _verdict(
+        self, judging: Judging, frame: Draft, choices: Sequence[int], queue_us: int, compute_us: int
+    ) -> Verdict:
+        if not choices:
+            return Verdict(self.revision, judging.start, self.text[judging.start])
+        audited = max(0, frame.final_before - judging.start)
+        result = judge(judging.judged, choices, audited=audited, eos_token_ids=self.eos_token_ids)
+        position = judging.start + result.stands
+        self.text = [*judging.token_ids[:position], result.token_id]
+        deviations = tuple(judging.start + index for index in result.deviations)
+        own = frame.token_ids[position - frame.start : position - frame.start + 1]
+        contradicted = bool(own) and own[0] != result.token_id
+        if contradicted and position < frame.final_before:  # the last token before the limit, committed already
+            deviations += (position,)
+        elif contradicted:
+            self.revision += 1
+        if (contradicted or not frame.token_ids) and frame.continuation_tokens and not self.ended:
+            self.state = step(self.state, Happening.TAKEOVER)
+            self._takeover_left = frame.continuation_tokens
+        return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us)
+
+    def _continue(self, token_id: int, queue_us: int, compute_us: int) -> Continuation:
+        start = len(self.text)
+        self.text.append(token_id)
+        self._takeover_left -= 1
+        handed_back = self._takeover_left == 0 or self.ended
+        self.state = step(self.state, Happening.HAND_BACK if handed_back else Happening.CONTINUATION)
+        return Continuation(start, (token_id,), handed_back, queue_us, compute_us)
+
+    def _closed(self, judging: Judging, choices: Sequence[int], queue_us: int, compute_us: int) -> Closed:
+        self.state = step(self.state, Happening.CLOSED)
+        deviations = tuple(
+            judging.start + index
+            for index, (token_id, choice) in enumerate(zip(judging.judged, choices, strict=True))
+            if token_id != choice
+        )
+        return Closed(deviations, queue_us, compute_us)
+
+    def _agreed(self, frame: Draft | Close) -> int:
+        """How many leading tokens of a frame are already in the text."""
+        return common_prefix(self.text[frame.start : frame.start + len(frame.token_ids)], [*frame.token_ids])
+
+    def _check(self, frame: Draft) -> None:
+        if frame.revision > self.revision:
+            raise ProtocolViolation(f"revision: {frame.revision} was never given, the latest is {self.revision}")
+        self._check_place(frame.start, frame.token_ids)
+        if not frame.start <= frame.final_before <= frame.start + len(frame.token_ids):
+            raise ProtocolViolation(
+                f"final_before: {frame.final_before} is outside the span from {frame.start} to "
+                f"{frame.start + len(frame.token_ids)}"
+            )
+        if not frame.token_ids and (frame.start != len(self.text) or self.ended):
+            raise ProtocolViolation(f"start: {frame.start} is not where the cloud can write on, {len(self.text)} is")
+
+    def _check_place(self, start: int, token_ids: Sequence[int]) -> None:
+        if not self.prompt_length <= start <= len(self.text):
+            raise ProtocolViolation(f"start: {start} is outside [{self.prompt_length}, {len(self.text)}]")
+        if start + len(token_ids) > self.limit:
+            raise ProtocolViolation(f"token_ids: {len(token_ids)} tokens from {start} pass the limit of {self.limit}")
+        self._check_ids(token_ids)
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocabulary_size:
+                raise ProtocolViolation(f"token_ids: {token_id} is not in a vocabulary of {self.vocabulary_size}")

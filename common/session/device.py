@@ -1,0 +1,248 @@
+"""The device's end of one generation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from common.errors import ProtocolViolation, error_from_status
+from common.messages import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
+from common.session.events import Committed, Drafted, Retracted, SessionEvent
+from common.session.transitions import Happening, State, step
+from common.stats import Tally
+from common.types import FinishReason, Origin, Signal, Span
+
+
+class DeviceSession:
+    """Prompt, final and provisional tokens, and the spans on their way.
+
+        text:  [ prompt | final ............ | provisional ................ ]
+        sent:  everything below was read by the cloud or is on its way to it
+        read:  everything below was read by the cloud, as its answers tell
+
+    The methods that change it return or yield `SessionEvent`s; frames to send are returned, never sent.
+    """
+
+    def __init__(self, open_frame: Open, *, limit: int) -> None:
+        """Start from an Open; `limit` is the length at which the text is full, prompt included."""
+        self.text = [*open_frame.prompt_token_ids, *open_frame.committed_token_ids]
+        self.prompt_length = len(open_frame.prompt_token_ids)
+        self.first_new = self.final = self.sent = self.read = len(self.text)
+        self.limit = limit
+        self.eos_token_ids = frozenset(open_frame.eos_token_ids)
+        self.state = step(State.NEW, Happening.OPEN)
+        self.revision = 0
+        self.spans: deque[Span] = deque()
+        self.prefilled = False
+        self.prefill_us = 0
+        self.finish_reason: FinishReason | None = None
+        self.tally = Tally()
+        self._risks: dict[int, float] = {}  # of drafted positions that the cloud may still be asked about
+        self._fired: deque[int] = deque()  # provisional positions that the gate wants judged
+        self._tail_length = 0  # of the closing audit
+
+    @property
+    def exhausted(self) -> bool:
+        """No token can be drafted any more: the text is full, or ends in end-of-text."""
+        return len(self.text) >= self.limit or (len(self.text) > self.first_new and self.text[-1] in self.eos_token_ids)
+
+    @property
+    def unsent_fires(self) -> int:
+        """Tokens that wait for being sent to the cloud because the gate fired on them."""
+        return sum(position >= self.sent for position in self._fired)
+
+    @property
+    def closed(self) -> bool:
+        """The cloud has answered the Close."""
+        return self.state is State.DONE
+
+    @property
+    def following(self) -> bool:
+        """The cloud writes."""
+        return self.state is State.CLOUD_WRITES
+
+    def draft(self, token_id: int, signal: Signal, *, fires: bool) -> Iterator[SessionEvent]:
+        """Append a drafted token: provisional behind a fire, else final at once."""
+        position = len(self.text)
+        self.text.append(token_id)
+        self._risks[position] = signal.risk
+        yield Drafted(position, token_id, signal)
+        if fires:
+            self.tally.fired += 1
+            self._fired.append(position)
+        yield from self._commit_skipped()
+
+    def send(self, *, continuation_tokens: int = 0, max_tokens: int | None = None, deadline_ms: int = 0) -> Draft:
+        """Put all unsent tokens, at most `max_tokens`, into a Draft; without any, ask the cloud to write."""
+        self.state = step(self.state, Happening.DRAFT)
+        end = len(self.text) if max_tokens is None else min(len(self.text), self.sent + max_tokens)
+        tokens = tuple(self.text[self.sent : end])
+        final_before = max(self.sent, min(self.final, end))
+        span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens)
+        risks = tuple(self._risks.pop(position, 0.0) for position in range(span.start, end))
+        self.spans.append(span)
+        self.sent = end
+        self.tally.requests += 1
+        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, deadline_ms)
+
+    def close(self) -> Close:
+        """End the stream, with the committed tokens that the cloud has not read."""
+        self.state = step(self.state, Happening.CLOSE)
+        start = min(self.read, self.final)
+        self._tail_length = self.final - start
+        return Close(start, tuple(self.text[start : self.final]))
+
+    def finish_at(self, length: int) -> Iterator[SessionEvent]:
+        """End the text at `length` because a stop string was completed there; later tokens are withdrawn."""
+        self.finish_reason = FinishReason.STOP
+        if len(self.text) > length:
+            yield from self._truncate(length)
+        self.final = length
+
+    def lose_cloud(self) -> Iterator[SessionEvent]:
+        """Go on without the cloud: what is provisional becomes final, unverified."""
+        self.spans.clear()
+        self._fired.clear()
+        while self.final < len(self.text):
+            yield from self._commit(Origin.UNVERIFIED)
+
+    def apply(self, frame: ServerFrame) -> Iterator[SessionEvent]:
+        """Take a frame from the cloud; raises ProtocolViolation, or the error that a Failure stands for."""
+        match frame:
+            case Opened():
+                self.state = step(self.state, Happening.OPENED)
+                self.prefilled = self.prefilled or frame.prefilled
+                self._count(frame)
+                self.prefill_us += frame.compute_us + frame.queue_us
+            case Verdict() if self.state is State.CLOSING:
+                self._audit(frame)
+            case Continuation() if self.state is State.CLOSING:
+                self._count(frame)
+            case Verdict():
+                yield from self._apply_verdict(frame)
+            case Continuation():
+                yield from self._apply_continuation(frame)
+            case Closed():
+                self.state = step(self.state, Happening.CLOSED)
+                self.tally.audited_tokens += self._tail_length
+                self._audit(frame)
+            case Failure():
+                self.state = step(self.state, Happening.FAILURE)
+                raise error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms)
+
+    def _apply_verdict(self, verdict: Verdict) -> Iterator[SessionEvent]:
+        if self._is_replay(verdict):
+            return
+        if not self.spans:
+            raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
+        span = self.spans.popleft()
+        self._check(verdict, span)
+        self.state = step(self.state, Happening.TAKEOVER if self._begins_takeover(verdict, span) else Happening.VERDICT)
+        self._audit(verdict)
+        self.tally.audited_tokens += span.final_before - span.start
+        self.read = span.end if verdict.position < self.final else verdict.position + 1
+        while self.final < verdict.position:
+            yield from self._commit(Origin.VERIFIED)
+        origin = Origin.OVERRIDE if verdict.position < span.end else Origin.BONUS
+        yield from self._take(verdict.position, verdict.token_id, origin)
+        self.revision = max(self.revision, verdict.revision)
+        yield from self._commit_skipped()
+
+    def _apply_continuation(self, frame: Continuation) -> Iterator[SessionEvent]:
+        if frame.token_ids and frame.start != self.final:
+            raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final}")
+        self.state = step(self.state, Happening.HAND_BACK if frame.handed_back else Happening.CONTINUATION)
+        self._count(frame)
+        for token_id in frame.token_ids:
+            yield from self._take(self.final, token_id, Origin.TAKEOVER)
+        self.read = max(self.read, self.final)
+        if frame.handed_back:
+            yield from self._commit_skipped()
+
+    def _take(self, position: int, token_id: int, origin: Origin) -> Iterator[SessionEvent]:
+        """Commit the cloud's own token at a position; if the draft has another one there, it gives way."""
+        if position < self.final:  # an audit-only span: the deviation, if any, is told with the next span
+            return
+        if position < len(self.text) and self.text[position] == token_id:
+            self.sent = max(self.sent, position + 1)
+            yield from self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)
+            return
+        if position < len(self.text):
+            # Spans on their way that hold the position contradict what the cloud wrote there; on reading the first
+            # of them the cloud raises the revision as well, so both ends agree without a word.
+            if self.spans and self.spans[0].start <= position < self.sent:
+                self.revision += 1
+            yield from self._truncate(position)
+        self.text.append(token_id)
+        self.sent = position + 1
+        yield from self._commit(origin)
+
+    def _commit(self, origin: Origin) -> Iterator[SessionEvent]:
+        position = self.final
+        token_id = self.text[position]
+        self.final += 1
+        while self._fired and self._fired[0] < self.final:
+            self._fired.popleft()
+        self._count_origin(origin)
+        if token_id in self.eos_token_ids:
+            self.finish_reason = FinishReason.STOP
+        elif self.final >= self.limit:
+            self.finish_reason = FinishReason.LENGTH
+        yield Committed(position, token_id, origin)
+
+    def _commit_skipped(self) -> Iterator[SessionEvent]:
+        """Commit drafted tokens up to the next fire; those on their way to a judge wait for the verdict."""
+        while self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
+            if self.final < self.sent:
+                return
+            yield from self._commit(Origin.DRAFT)
+
+    def _truncate(self, length: int) -> Iterator[SessionEvent]:
+        self.tally.retracted_tokens += len(self.text) - max(length, self.final)
+        del self.text[length:]
+        self.sent = min(self.sent, length)
+        self.spans.clear()
+        self._fired = deque(position for position in self._fired if position < length)
+        self._risks = {position: risk for position, risk in self._risks.items() if position < length}
+        yield Retracted(length)
+
+    def _is_replay(self, verdict: Verdict) -> bool:
+        old = not self.spans or verdict.position < self.spans[0].start
+        return old and verdict.position < self.final and self.text[verdict.position] == verdict.token_id
+
+    def _check(self, verdict: Verdict, span: Span) -> None:
+        if not span.final_before <= verdict.position <= span.end:
+            raise ProtocolViolation(
+                f"verdict at position {verdict.position} answers a span from {span.final_before} to {span.end}"
+            )
+        overridden = verdict.position < span.end and self.text[verdict.position] != verdict.token_id
+        if verdict.revision != span.revision + overridden:
+            raise ProtocolViolation(f"verdict of revision {verdict.revision} answers a span of {span.revision}")
+
+    def _begins_takeover(self, verdict: Verdict, span: Span) -> bool:
+        overridden = verdict.revision > span.revision or not span.token_ids
+        ended = verdict.token_id in self.eos_token_ids or verdict.position + 1 >= self.limit
+        return overridden and span.continuation_tokens > 0 and not ended
+
+    def _audit(self, frame: Verdict | Closed) -> None:
+        self._count(frame)
+        self.tally.deviations += len(frame.deviations)
+
+    def _count(self, frame: Opened | Verdict | Continuation | Closed) -> None:
+        self.tally.cloud_queue_us += frame.queue_us
+        self.tally.cloud_compute_us += frame.compute_us
+
+    def _count_origin(self, origin: Origin) -> None:
+        match origin:
+            case Origin.DRAFT:
+                self.tally.skipped_tokens += 1
+            case Origin.VERIFIED:
+                self.tally.verified_tokens += 1
+            case Origin.OVERRIDE:
+                self.tally.overridden_tokens += 1
+            case Origin.BONUS:
+                self.tally.bonus_tokens += 1
+            case Origin.TAKEOVER:
+                self.tally.takeover_tokens += 1
+            case Origin.UNVERIFIED:
+                self.tally.unverified_tokens += 1

@@ -1,0 +1,60 @@
+"""What happens to a generation, for those who watch it.
+
+`Drafted`, `Committed` and `Retracted` follow each other in any number; exactly one `Finished` or `Failed` ends it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.errors import ChaperoneError
+from common.stats import GenerationStats
+from common.types import FinishReason, Origin, Signal
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A provisional token: show it as such, or wait for `Committed`."""
+
+    position: int
+    token_id: int
+    signal: Signal
+
+
+@dataclass(frozen=True, slots=True)
+class Retracted:
+    """Provisional tokens from `position` on are withdrawn."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A final token; `text` is what it adds to the output, whole characters only."""
+
+    position: int
+    token_id: int
+    origin: Origin
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The generation ended well; `text` is the rest of the output that no token completed."""
+
+    finish_reason: FinishReason
+    stats: GenerationStats
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The generation ended early; all `Committed` tokens stand and can be resumed from."""
+
+    error: ChaperoneError
+    stats: GenerationStats
+    text: str = ""
+
+
+SessionEvent = Drafted | Retracted | Committed
+Event = SessionEvent | Finished | Failed

@@ -1,0 +1,114 @@
+"""Prompts from a JSON Lines file, results into another: one line in, one line out, whatever happens to it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import ChaperoneError, InvalidRequest
+from edge_client.client import Collector, EdgeClient, GenerationRequest, Prompt
+
+PARAMETERS = ("mode", "temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw")
+_KEYS = ("id", "prompt", "messages", *PARAMETERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the input: an object, or what is wrong with it."""
+
+    number: int
+    id: Any
+    fields: dict[str, Any]
+    error: InvalidRequest | None = None
+
+
+def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
+    """Parse lines; blank ones are skipped, bad ones carry an error that names the line."""
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        try:
+            fields = _parse(raw)
+            yield Line(number, fields.get("id"), fields)
+        except InvalidRequest as error:
+            yield Line(number, None, {}, InvalidRequest(f"line {number}: {error.message}"))
+
+
+async def run_batch(client: EdgeClient, lines: Iterable[Line], defaults: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """Generate line by line; yields what to write: the result, or an `error` with what was final before it."""
+    for line in lines:
+        try:
+            request = _request(client, line, defaults)
+        except ChaperoneError as error:
+            yield {"id": line.id, "error": _error(error)}
+            continue
+        collected = Collector(request)
+        try:
+            async for event in client.stream(request):
+                collected.add(event)
+            yield {"id": line.id, **collected.result().to_json()}
+        except ChaperoneError as error:
+            yield {"id": line.id, "error": _error(error), **partial(collected)}
+
+
+def partial(collected: Collector) -> dict[str, Any]:
+    """What a failed generation had committed, so that it can be resumed."""
+    ending = collected.ending
+    return {
+        "prompt_token_ids": list(collected.request.prompt.token_ids),
+        "token_ids": list(collected.token_ids),
+        "text": collected.text,
+        "origins": [str(origin) for origin in collected.origins],
+        "finish_reason": None,
+        "stats": ending.stats.to_json() if ending is not None else None,
+    }
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    try:
+        fields = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"a JSON object is expected, this is {type(fields).__name__}")
+    return fields
+
+
+def _request(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> GenerationRequest:
+    if line.error is not None:
+        raise line.error
+    try:
+        _check_keys(line.fields)
+        given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
+        prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
+        return client.request(prompt, **{**defaults, **given})
+    except InvalidRequest as error:
+        raise type(error)(f"line {line.number}: {error.message}") from None
+
+
+def _check_keys(fields: dict[str, Any]) -> None:
+    for key in fields:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            raise InvalidRequest(f"{key}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if fields.get("id") is None:
+        raise InvalidRequest("id: missing; give each line one, so that results can be matched")
+    if ("prompt" in fields) == ("messages" in fields):
+        raise InvalidRequest("prompt, messages: give exactly one of them")
+    if "prompt" in fields and not isinstance(fields["prompt"], str):
+        raise InvalidRequest(f"prompt: {fields['prompt']!r} is not text")
+    if "messages" in fields and not isinstance(fields["messages"], list):
+        raise InvalidRequest(f"messages: {fields['messages']!r} is not a list")
+    if not isinstance(fields.get("raw", False), bool):
+        raise InvalidRequest(f"raw: {fields['raw']!r} is neither true nor false")
+
+
+def _error(error: ChaperoneError) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": error.message}

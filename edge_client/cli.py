@@ -1,0 +1,180 @@
+"""`chaperone`: generate text on this device, supervised by the cloud.
+
+Exit codes: 0 done; 1 the generation failed, or a line of a batch did; 2 wrong usage, configuration or parameters;
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from common.errors import ChaperoneError, InvalidRequest
+from common.session import Committed, Finished
+from common.stats import GenerationStats
+from common.types import Mode, Origin
+from edge_client.batch import PARAMETERS, partial, read_lines, run_batch
+from edge_client.client import Collector, EdgeClient
+from edge_client.config import EdgeConfig
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_COLOURS = {
+    Origin.DRAFT: "36",  # cyan
+    Origin.VERIFIED: "32",  # green
+    Origin.OVERRIDE: "1;33",  # bold yellow
+    Origin.BONUS: "33",  # yellow
+    Origin.TAKEOVER: "35",  # magenta
+    Origin.UNVERIFIED: "31",  # red
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.prompts is None) != (arguments.out is None):
+        parser.error("--prompts and --out belong together")
+    if arguments.prompts is not None and arguments.prompt is not None:
+        parser.error("give a prompt or --prompts, not both")
+    try:
+        return asyncio.run(_generate(arguments))
+    except InvalidRequest as error:
+        return _complain(error, EXIT_USAGE)
+    except ChaperoneError as error:
+        return _complain(error, EXIT_ERROR)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; let the exit be quiet
+        return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chaperone", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    generate = commands.add_parser(
+        "generate", help="write a text", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=__doc__
+    )
+    generate.add_argument("prompt", nargs="?", help="one user message; read from standard input if absent")
+    generate.add_argument("--config", type=Path, help="YAML file; flags override it")
+    generate.add_argument("--cloud", metavar="HOST:PORT", help="address of chaperone-cloud")
+    generate.add_argument("--pair", metavar="NAME", help="model pair: tiny, default, or another that was pulled")
+    generate.add_argument("--mode", choices=tuple(Mode))
+    generate.add_argument("--temperature", type=float, help="0 is greedy")
+    generate.add_argument("--top-p", type=float)
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--min-p", type=float)
+    generate.add_argument("--seed", type=int)
+    generate.add_argument("--max-new-tokens", type=int)
+    generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
+    generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
+    generate.add_argument("--prompts", type=Path, metavar="IN.jsonl", help="one object a line: id, and prompt or messages")
+    generate.add_argument("--out", type=Path, metavar="OUT.jsonl", help="results, one object a line")
+    generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
+    generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
+    return parser
+
+
+async def _generate(arguments: argparse.Namespace) -> int:
+    parameters = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
+    async with EdgeClient(_config(arguments)) as client:
+        if arguments.prompts is not None:
+            return await _batch(client, arguments, parameters)
+        prompt = arguments.prompt if arguments.prompt is not None else _standard_input()
+        return await _one(client, prompt, parameters, as_json=arguments.json)
+
+
+async def _one(client: EdgeClient, prompt: str, parameters: dict[str, Any], *, as_json: bool) -> int:
+    request = client.request(prompt, **parameters)
+    collected = Collector(request)
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    async for event in client.stream(request):
+        collected.add(event)
+        if as_json:
+            continue
+        if isinstance(event, Committed):
+            print(_painted(event.text, event.origin) if coloured else event.text, end="", flush=True)
+        elif text := getattr(event, "text", ""):
+            print(text, end="", flush=True)
+    if not as_json:
+        print()
+    if isinstance(collected.ending, Finished):
+        if as_json:
+            print(json.dumps(collected.result().to_json(), ensure_ascii=False))
+        elif sys.stderr.isatty():
+            print(_summary(collected.ending.stats), file=sys.stderr)
+        return EXIT_OK
+    if as_json:
+        print(json.dumps(partial(collected), ensure_ascii=False))
+    collected.result()  # raises what went wrong
+    return EXIT_ERROR
+
+
+async def _batch(client: EdgeClient, arguments: argparse.Namespace, parameters: dict[str, Any]) -> int:
+    failed = 0
+    with ExitStack() as files:
+        try:
+            source = files.enter_context(arguments.prompts.open("rb"))
+        except OSError as error:
+            raise InvalidRequest(f"--prompts: {arguments.prompts}: {error.strerror}") from None
+        try:
+            target = files.enter_context(arguments.out.open("w", encoding="utf-8"))
+        except OSError as error:
+            raise InvalidRequest(f"--out: {arguments.out}: {error.strerror}") from None
+        async for result in run_batch(client, read_lines(source), parameters):
+            target.write(json.dumps(result, ensure_ascii=False) + "\n")
+            target.flush()
+            if "error" in result:
+                failed += 1
+                print(f"chaperone: {result['error']['message']}", file=sys.stderr)
+    return EXIT_ERROR if failed else EXIT_OK
+
+
+def _config(arguments: argparse.Namespace) -> EdgeConfig:
+    config = EdgeConfig.load(arguments.config) if arguments.config else EdgeConfig()
+    updates: dict[str, Any] = {}
+    if arguments.pair:
+        updates["pair"] = arguments.pair
+    if arguments.closing_audit:
+        updates["closing_audit"] = True
+    if arguments.cloud:
+        updates["cloud"] = config.cloud.model_copy(update={"address": arguments.cloud})
+    return config.model_copy(update=updates)
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        print("chaperone: reading the prompt from standard input; end it with Ctrl-D", file=sys.stderr)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"prompt: byte {error.start} of standard input is not UTF-8") from None
+
+
+def _painted(text: str, origin: Origin) -> str:
+    return f"\x1b[{_COLOURS[origin]}m{text}\x1b[0m" if text else ""
+
+
+def _summary(stats: GenerationStats) -> str:
+    rate = stats.completion_tokens / stats.total_ms * 1e3 if stats.total_ms else 0.0
+    return (
+        f"[{stats.completion_tokens} tokens, {rate:.1f} tokens/s, {stats.round_trips} round trips waited for, "
+        f"{stats.hidden_round_trips} hidden, {stats.overridden_tokens} overrides]"
+    )
+
+
+def _complain(error: ChaperoneError, code: int) -> int:
+    print(f"chaperone: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The loop that writes one generation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from common.clock import Clock
+from common.errors import ChaperoneError, CloudLost, CloudTimeout
+from common.gate import Gate, Never
+from common.messages import Open, Verdict
+from common.planner import Draft, FixedPlanner, HandOver, Send, Wait
+from common.sampling import choose, softmax
+from common.session import Committed, DeviceSession, Drafted, Event, Failed, Finished, Retracted, SessionEvent
+from common.types import Mode
+from common.uncertainty import measure
+from edge_client.measurement import Stopwatch
+from edge_client.ports import CloudLink, DraftModel, OutputText
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How one generation is run; deadlines are in milliseconds."""
+
+    open_deadline_ms: float
+    verification_deadline_ms: float
+    takeover_tokens: int = 0  # that the cloud may write on after an override
+    max_span_tokens: int = 256  # that one Draft may carry
+    continue_without_cloud: bool = False
+    closing_audit: bool = False  # wait for the audit of the unread tail
+    warm_start: bool = False  # draft nothing until both ends hold the prompt's KV
+
+
+class Engine:
+    """One generation: drafts on the device, asks the cloud where the gate fires, yields what becomes of it."""
+
+    def __init__(
+        self,
+        opening: Open,
+        *,
+        limit: int,
+        model: DraftModel | None,
+        link: CloudLink | None,
+        gate: Gate,
+        planner: FixedPlanner,
+        output: OutputText,
+        clock: Clock,
+        settings: EngineSettings,
+    ) -> None:
+        self.opening = opening
+        self.session = DeviceSession(opening, limit=limit)
+        self.model = model
+        self.link = link
+        self.gate = gate
+        self.planner = planner
+        self.output = output
+        self.settings = settings
+        self.watch = Stopwatch(clock)
+
+    async def stream(self) -> AsyncGenerator[Event, None]:
+        """Yield events; the last one is Finished or Failed. Leaving early cancels the generation."""
+        ended = False
+        try:
+            try:
+                await self._begin()
+                async with aclosing(self._write()) as events:
+                    async for event in events:
+                        yield event
+                await self._end()
+                ended = True
+                reason = self.session.finish_reason
+                assert reason is not None, "the loop ends only when the session has"
+                yield Finished(reason, self.watch.stats(self.session, self.link), self.output.flush())
+            except ChaperoneError as error:
+                yield Failed(error, self.watch.stats(self.session, self.link), self.output.flush())
+        finally:
+            self._release(graceful=ended)
+
+    async def _write(self) -> AsyncGenerator[SessionEvent, None]:
+        session = self.session
+        while session.finish_reason is None:
+            try:
+                for event in self._receive():
+                    yield event
+                if session.finish_reason is not None:
+                    return
+                match self.planner.next_action(session):
+                    case Draft():
+                        for event in await self._draft():
+                            yield event
+                    case Send():
+                        self._send(continuation_tokens=self.settings.takeover_tokens)
+                    case HandOver(tokens):
+                        self._send(continuation_tokens=tokens - 1)
+                    case Wait():
+                        await self._wait()
+            except CloudLost:
+                if not self.settings.continue_without_cloud or self.model is None:
+                    raise
+                for event in self._go_on_alone():
+                    yield event
+
+    async def _draft(self) -> list[SessionEvent]:
+        session, sampling = self.session, self.opening.sampling
+        assert self.model is not None, "the planner drafts only where there is a model"
+        with self.watch.edge_compute():
+            step = await self.model.step(session.text[self.model.length :])
+            soft = softmax(step.logits, sampling.temperature)
+            choice = choose(soft, sampling, len(session.text))
+            signal = measure(soft, choice)
+        # End-of-text cannot be taken back, so nobody but the cloud may skip it.
+        fires = self.gate.fires(signal) or (self.link is not None and choice.token_id in session.eos_token_ids)
+        return list(self._observe(session.draft(choice.token_id, signal, fires=fires)))
+
+    def _send(self, *, continuation_tokens: int) -> None:
+        assert self.link is not None, "the planner sends only where there is a cloud"
+        frame = self.session.send(
+            continuation_tokens=continuation_tokens,
+            max_tokens=self.settings.max_span_tokens,
+            deadline_ms=int(self.settings.verification_deadline_ms),
+        )
+        self.link.send(frame)
+
+    def _receive(self) -> Iterator[SessionEvent]:
+        for frame in self.link.ready() if self.link is not None else ():
+            if isinstance(frame, Verdict):
+                self.watch.answered()
+            yield from self._observe(self.session.apply(frame))
+            if self.session.finish_reason is not None:
+                return
+
+    async def _wait(self) -> None:
+        assert self.link is not None, "the planner waits only for a cloud"
+        prefilled = self.session.prefilled
+        timeout_ms = self.settings.verification_deadline_ms if prefilled else self.settings.open_deadline_ms
+        self.watch.waiting(for_verdict=prefilled)
+        if not await self.link.wait(timeout_ms):
+            raise CloudTimeout(
+                f"cloud: no answer within {timeout_ms:.0f} ms at position {self.session.final}; it is overloaded or "
+                "the link is down. Raise cloud.verification_deadline_ms (or cloud.open_deadline_ms for long prompts), "
+                "or resume from the committed tokens"
+            )
+
+    def _observe(self, events: Iterable[SessionEvent]) -> Iterator[SessionEvent]:
+        """Keep model, clock and text in step with the session; a completed stop string ends it."""
+        for event in events:
+            match event:
+                case Drafted():
+                    self.watch.token_shown()
+                    yield event
+                case Retracted(position):
+                    if self.model is not None:
+                        self.model.rewind(min(self.model.length, position))
+                    yield event
+                case Committed():
+                    self.watch.token_shown()
+                    self.watch.token_committed()
+                    text, stopped = self.output.push(event.token_id)
+                    yield replace(event, text=text)
+                    if stopped:
+                        yield from self.session.finish_at(event.position + 1)
+                        return
+
+    async def _begin(self) -> None:
+        self.watch.start()
+        if self.link is not None:
+            await self.link.open(self.opening)
+        if not self.settings.warm_start:
+            return
+        if self.model is not None and len(self.session.text) > 1:
+            await self.model.step(self.session.text[:-1])
+        while self.link is not None and not self.session.prefilled:
+            for frame in self.link.ready():
+                list(self.session.apply(frame))
+            if not self.session.prefilled:
+                await self._wait()
+        self.watch.warm()
+
+    async def _end(self) -> None:
+        self.watch.stop()
+        if self.link is None:
+            return
+        self.link.send(self.session.close())
+        self.link.close()
+        while self.settings.closing_audit and not self.session.closed:
+            for frame in self.link.ready():
+                list(self.session.apply(frame))
+            if not self.session.closed:
+                await self._wait()
+
+    def _go_on_alone(self) -> Iterator[SessionEvent]:
+        if self.link is not None:
+            self.watch.keep_bytes(self.link)
+            self.link.cancel()
+        self.link = None
+        self.gate = Never()
+        self.planner = replace(self.planner, mode=Mode.EDGE)
+        yield from self._observe(self.session.lose_cloud())
+
+    def _release(self, *, graceful: bool) -> None:
+        if self.link is not None and not graceful:
+            self.link.cancel()
+        if self.model is not None:
+            self.model.close()

@@ -1,0 +1,190 @@
+"""gRPC on the device: one channel to the cloud, one stream a generation.
+
+Frames cross as bytes; `wire` alone knows what they mean. gRPC's errors become Failure frames here and go no further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from common.errors import ChaperoneError, CloudTimeout, CloudUnavailable, ConfigError, error_from_status, status_of
+from common.messages import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
+from common.wire import (
+    GET_CAPABILITIES,
+    SERVICE,
+    SUPERVISE,
+    decode_capabilities,
+    decode_server,
+    encode_capabilities_request,
+    encode_client,
+)
+
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 1 << 20),
+    # Every client has its own connection, so that closing one cannot disturb another.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_DRAIN_SECONDS = 5.0
+_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address stays on this machine; anything else needs TLS."""
+    return address.startswith(_LOOPBACK)
+
+
+class GrpcCloud:
+    """The channel to one cloud."""
+
+    def __init__(self, address: str) -> None:
+        if not is_loopback(address):
+            raise ConfigError(
+                f"cloud.address: {address!r} is not on this machine, and without TLS nothing leaves it; "
+                "use 127.0.0.1:PORT and a tunnel"
+            )
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._draining: set[asyncio.Task[None]] = set()
+
+    async def capabilities(self, timeout_ms: float) -> Capabilities:
+        """Ask what the cloud serves; raises CloudLost."""
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        method = self._channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
+        try:
+            answer: bytes = await method(encode_capabilities_request(), timeout=timeout_ms / 1e3)
+        except grpc.aio.AioRpcError as error:
+            raise _from_grpc(error, self.address) from None
+        return decode_capabilities(answer)
+
+    def link(self) -> GrpcLink:
+        """A new stream, not yet opened."""
+        return GrpcLink(self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}"), self.address, self._draining)
+
+    async def close(self) -> None:
+        """Give ended streams a moment to be answered, then close the channel."""
+        if self._draining:
+            await asyncio.wait(self._draining, timeout=_DRAIN_SECONDS)
+        await self._channel.close()
+
+
+class GrpcLink:
+    """The `CloudLink` port over one gRPC stream."""
+
+    def __init__(
+        self,
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes],
+        address: str,
+        draining: set[asyncio.Task[None]],
+    ) -> None:
+        self._method = method
+        self._address = address
+        self._draining = draining
+        self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._inbox: deque[ServerFrame] = deque()
+        self._arrived = asyncio.Event()
+        self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = None
+        self._closed = False
+        self._bytes_up = 0
+        self._bytes_down = 0
+
+    @property
+    def bytes_up(self) -> int:
+        return self._bytes_up
+
+    @property
+    def bytes_down(self) -> int:
+        return self._bytes_down
+
+    async def open(self, frame: Open) -> None:
+        self._call = self._method()
+        for work in (self._write(self._call), self._read(self._call)):
+            task = asyncio.create_task(work)
+            self._draining.add(task)
+            task.add_done_callback(self._draining.discard)
+        self.send(frame)
+
+    def send(self, frame: ClientFrame) -> None:
+        data = encode_client(frame)
+        self._bytes_up += len(data)
+        self._outbox.put_nowait(data)
+
+    def ready(self) -> Sequence[ServerFrame]:
+        self._arrived.clear()
+        frames = tuple(self._inbox)
+        self._inbox.clear()
+        return frames
+
+    async def wait(self, timeout_ms: float) -> bool:
+        try:
+            await asyncio.wait_for(self._arrived.wait(), timeout_ms / 1e3)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._outbox.put_nowait(None)
+
+    def cancel(self) -> None:
+        self.close()
+        if self._call is not None:
+            self._call.cancel()
+
+    async def _write(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        try:
+            while (data := await self._outbox.get()) is not None:
+                await call.write(data)
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            return  # the stream is over; the reader says why
+        except asyncio.CancelledError:
+            if not call.cancelled():  # this task is cancelled, not the stream
+                raise
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        ended = False
+        try:
+            while isinstance(data := await call.read(), bytes):  # anything else is the end
+                self._bytes_down += len(data)
+                frame = decode_server(data)
+                ended = ended or isinstance(frame, Failure | Closed)
+                self._put(frame)
+            if not ended:
+                self._put(Failure("UNAVAILABLE", f"cloud: {self._address} ended the stream without a last word"))
+        except ChaperoneError as error:
+            self._put(Failure(status_of(error), error.message))
+            call.cancel()
+        except grpc.aio.AioRpcError as error:
+            if not ended:
+                mapped = _from_grpc(error, self._address)
+                self._put(Failure(status_of(mapped), mapped.message))
+        except asyncio.CancelledError:
+            if not call.cancelled():
+                raise
+
+    def _put(self, frame: ServerFrame) -> None:
+        self._inbox.append(frame)
+        self._arrived.set()
+
+
+def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> ChaperoneError:
+    details = error.details() or "no details"
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE:
+            return CloudUnavailable(
+                f"cloud: {address} cannot be reached ({details}); start it with `chaperone-cloud serve`, or correct "
+                "cloud.address"
+            )
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return CloudTimeout(f"cloud: {address} did not answer in time; raise cloud.connect_timeout_ms")
+        case code:
+            return error_from_status(code.name, f"cloud: {address}: {details}")

@@ -1,0 +1,125 @@
+"""Times and counts of one generation, as they are taken on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.clock import Clock
+from common.session import DeviceSession
+from common.stats import EnergyModel, GenerationStats
+from edge_client.ports import CloudLink
+
+
+class Stopwatch:
+    """Collects what the session cannot know: when things happened, and what the device waited for."""
+
+    def __init__(self, clock: Clock, energy: EnergyModel | None = None) -> None:
+        self._clock = clock
+        self._energy = energy or EnergyModel()
+        self._started = self._now_ms()
+        self._warm: float | None = None
+        self._stopped: float | None = None
+        self._first_shown: float | None = None
+        self._first_committed: float | None = None
+        self._edge_compute_ms = 0.0
+        self._waited = False
+        self._round_trips = 0
+        self._bytes = (0, 0)
+
+    def start(self) -> None:
+        """The generation begins."""
+        self._started = self._now_ms()
+
+    def warm(self) -> None:
+        """Both ends hold the prompt's KV."""
+        self._warm = self._now_ms()
+
+    def stop(self) -> None:
+        """The last token is committed."""
+        self._stopped = self._now_ms()
+
+    def token_shown(self) -> None:
+        """A token, provisional or final, can be seen."""
+        self._first_shown = self._first_shown or self._now_ms()
+
+    def token_committed(self) -> None:
+        """A token is final."""
+        self._first_committed = self._first_committed or self._now_ms()
+
+    def waiting(self, *, for_verdict: bool) -> None:
+        """The device has nothing to do but wait."""
+        self._waited = self._waited or for_verdict
+
+    def answered(self) -> None:
+        """A verdict came in."""
+        self._round_trips += self._waited
+        self._waited = False
+
+    def keep_bytes(self, link: CloudLink) -> None:
+        """Remember the traffic of a link that is given up."""
+        self._bytes = (self._bytes[0] + link.bytes_up, self._bytes[1] + link.bytes_down)
+
+    @contextmanager
+    def edge_compute(self) -> Iterator[None]:
+        """Count the time inside as the device's compute."""
+        began = self._now_ms()
+        try:
+            yield
+        finally:
+            self._edge_compute_ms += self._now_ms() - began
+
+    def stats(self, session: DeviceSession, link: CloudLink | None) -> GenerationStats:
+        """Put it all together."""
+        end = self._stopped or self._now_ms()
+        total_ms = end - self._started
+        tally = session.tally
+        up, down = self._bytes
+        if link is not None:
+            up, down = up + link.bytes_up, down + link.bytes_down
+        completion = session.final - session.first_new
+        unread = max(0, tally.skipped_tokens - tally.audited_tokens)
+        caught = tally.overridden_tokens
+        missed = tally.deviations
+        cloud_ms = tally.cloud_compute_us / 1e3
+        return GenerationStats(
+            prompt_tokens=session.prompt_length,
+            completion_tokens=completion,
+            finish_reason=session.finish_reason,
+            ttft_ms=self._since_start(self._first_shown),
+            ttft_committed_ms=self._since_start(self._first_committed),
+            prefill_ms=session.prefill_us / 1e3,
+            total_ms=total_ms,
+            decode_ms=None if self._warm is None else end - self._warm,
+            round_trips=self._round_trips,
+            hidden_round_trips=tally.requests - self._round_trips,
+            fired=tally.fired,
+            verified_tokens=tally.verified_tokens,
+            skipped_tokens=tally.skipped_tokens,
+            overridden_tokens=tally.overridden_tokens,
+            bonus_tokens=tally.bonus_tokens,
+            takeover_tokens=tally.takeover_tokens,
+            retracted_tokens=tally.retracted_tokens,
+            unverified_tokens=tally.unverified_tokens,
+            audited_tokens=tally.audited_tokens,
+            deviations=missed,
+            deviation_bound=(missed + unread + tally.unverified_tokens) / completion if completion else 0.0,
+            catch=caught / (caught + missed) if caught + missed else None,
+            bytes_up=up,
+            bytes_down=down,
+            edge_compute_ms=self._edge_compute_ms,
+            cloud_compute_ms=cloud_ms,
+            cloud_queue_ms=tally.cloud_queue_us / 1e3,
+            energy_j=self._energy.joules(
+                device_ms=self._edge_compute_ms,
+                cloud_ms=cloud_ms,
+                radio_bytes=up + down,
+                radio_ms=total_ms if up else 0.0,
+            ),
+        )
+
+    def _since_start(self, moment: float | None) -> float | None:
+        return None if moment is None else moment - self._started
+
+    def _now_ms(self) -> float:
+        return self._clock.now() * 1e3

@@ -1,0 +1,161 @@
+"""Both ends of a session in one test, with a wire between them that delays but never reorders.
+
+The models are functions of the text before a token, so that what either would write is known without running
+anything: the cloud's choice is a hash of the prefix, the draft's is the same one most of the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from common.messages import ClientFrame, Close, Draft, Open, Opened, ServerFrame
+from common.planner import Action, FixedPlanner, HandOver, Send, Wait
+from common.planner import Draft as DraftOn
+from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
+from common.types import Mode, SamplingParams, SessionId, Signal
+
+VOCABULARY = 50
+EOS = 0
+PROMPT = (7, 8, 9)
+
+
+def _hash(*parts: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class Models:
+    """What cloud and draft write after a prefix; `agreement` in percent, `ending` the odds of end-of-text."""
+
+    seed: int
+    agreement: int = 80
+    ending: int = 60
+
+    def cloud(self, prefix: Sequence[int]) -> int:
+        number = _hash(self.seed, tuple(prefix))
+        return EOS if number % self.ending == 0 else 1 + number // self.ending % (VOCABULARY - 1)
+
+    def draft(self, prefix: Sequence[int]) -> int:
+        other = _hash("draft", self.seed, tuple(prefix))
+        return self.cloud(prefix) if other % 100 < self.agreement else other // 100 % VOCABULARY
+
+    def doubts(self, prefix: Sequence[int]) -> bool:
+        """A gate that is right more often than not."""
+        return _hash("gate", self.seed, tuple(prefix)) % 100 < (10 if self.draft(prefix) == self.cloud(prefix) else 60)
+
+
+def cloud_text(models: Models, prompt: Sequence[int], limit: int) -> list[int]:
+    """What the cloud writes alone."""
+    text = list(prompt)
+    while len(text) < limit and (len(text) == len(prompt) or text[-1] != EOS):
+        text.append(models.cloud(text))
+    return text
+
+
+@dataclass
+class Pair:
+    """A device and a cloud that take turns in an order drawn from `random`."""
+
+    models: Models
+    mode: Mode
+    planner: FixedPlanner
+    random: Random
+    max_new_tokens: int = 60
+    continuation_tokens: int = 0
+    max_span_tokens: int | None = None
+    up: deque[ClientFrame] = field(default_factory=deque)
+    down: deque[ServerFrame] = field(default_factory=deque)
+    events: list[SessionEvent] = field(default_factory=list)
+    overrides_at: list[tuple[int, int]] = field(default_factory=list)  # (index in the span, its length)
+    most_in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        opening = Open(SessionId("s"), "", SamplingParams(), self.max_new_tokens, (EOS,), PROMPT)
+        self.limit = len(PROMPT) + self.max_new_tokens
+        self.device = DeviceSession(opening, limit=self.limit)
+        self.cloud = CloudSession(opening, context_tokens=10_000, vocabulary_size=VOCABULARY)
+        self.down.append(Opened(prefilled=True, context_tokens=10_000))
+
+    def run(self) -> None:
+        """Run to the end; a deadlock fails instead of hanging."""
+        for _ in range(100_000):
+            if self.device.state == "done":
+                return
+            moves = [move for move in (self._device_moves, self._cloud_reads, self._cloud_writes, self._receive)]
+            if not any(move() for move in self.random.sample(moves, len(moves))):
+                raise AssertionError(f"deadlock: {self.device.state}, {self.device.spans}")
+        raise AssertionError("no end in sight")
+
+    def _receive(self) -> bool:
+        if not self.down:
+            return False
+        for event in self.device.apply(self.down.popleft()):
+            self._note(event)
+        return True
+
+    def _device_moves(self) -> bool:
+        device = self.device
+        if device.state in ("closing", "done"):
+            return False
+        if device.finish_reason is not None:
+            self.up.append(device.close())
+            return True
+        action: Action = self.planner.next_action(device)
+        match action:
+            case DraftOn():
+                token_id = self.models.draft(device.text)
+                gate = self.mode is Mode.EXACT or token_id == EOS or self.models.doubts(device.text)
+                for event in device.draft(token_id, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=gate):
+                    self._note(event)
+            case Send():
+                self._send(device.send(continuation_tokens=self.continuation_tokens, max_tokens=self.max_span_tokens))
+            case HandOver(tokens):
+                self._send(device.send(continuation_tokens=tokens - 1))
+            case Wait():
+                return False
+        return True
+
+    def _send(self, frame: Draft) -> None:
+        self.up.append(frame)
+        self.most_in_flight = max(self.most_in_flight, len(self.device.spans))
+
+    def _cloud_reads(self) -> bool:
+        if not self.up:
+            return False
+        frame = self.up.popleft()
+        assert isinstance(frame, Draft | Close)
+        if self.cloud.writes and isinstance(frame, Draft) and frame.revision == self.cloud.revision:
+            self.down.append(self.cloud.hand_back())
+        judging = self.cloud.receive(frame)
+        if judging is not None:
+            before = self.cloud.revision
+            first = len(judging.token_ids) - judging.choices + 1
+            choices = [self.models.cloud(judging.token_ids[: first + index]) for index in range(judging.choices)]
+            answer = self.cloud.answer(judging, choices)
+            self.down.append(answer)
+            if isinstance(frame, Draft) and self.cloud.revision > before:
+                self.overrides_at.append((getattr(answer, "position", 0) - frame.start, len(frame.token_ids)))
+        return True
+
+    def _cloud_writes(self) -> bool:
+        if not self.cloud.writes:
+            return False
+        judging = self.cloud.writing()
+        self.down.append(self.cloud.answer(judging, [self.models.cloud(judging.token_ids)]))
+        return True
+
+    def _note(self, event: SessionEvent) -> None:
+        self.events.append(event)
+
+    @property
+    def committed(self) -> list[Committed]:
+        return [event for event in self.events if isinstance(event, Committed)]
+
+
+
+
+__all__ = ["EOS", "PROMPT", "Drafted", "Models", "Pair", "Retracted", "cloud_text"]

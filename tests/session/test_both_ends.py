@@ -1,0 +1,101 @@
+"""Whatever the wire delays and however the device drafts, both ends agree on one text."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.planner import FixedPlanner
+from common.session import Committed, Drafted, Retracted
+from common.types import FinishReason, Mode, Origin
+from tests.session.pair import EOS, PROMPT, Models, Pair, cloud_text
+
+CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
+
+
+@st.composite
+def pairs(draw: st.DrawFn, mode: Mode) -> Pair:
+    models = Models(draw(st.integers(0, 2**32)), draw(st.integers(0, 100)), draw(st.integers(5, 200)))
+    planner = FixedPlanner(
+        mode,
+        span_tokens=draw(st.integers(1, 9)),
+        spans_in_flight=draw(st.integers(1, 4)),
+        run_ahead_tokens=draw(st.integers(10, 40)),
+    )
+    return Pair(
+        models,
+        mode,
+        planner,
+        Random(draw(st.integers(0, 2**32))),
+        max_new_tokens=draw(st.integers(1, 60)),
+        continuation_tokens=draw(st.sampled_from([0, 0, 1, 5, 100])),
+        max_span_tokens=draw(st.sampled_from([None, None, 3])) if mode is Mode.GATED else None,
+    )
+
+
+@settings(max_examples=400)
+@given(pair=pairs(Mode.EXACT))
+def test_exact_commits_what_the_cloud_would_write(pair: Pair) -> None:
+    pair.run()
+    expected = cloud_text(pair.models, PROMPT, pair.limit)
+    assert [*PROMPT, *(event.token_id for event in pair.committed)] == expected
+    assert pair.device.finish_reason is (FinishReason.STOP if expected[-1] == EOS else FinishReason.LENGTH)
+    assert {event.origin for event in pair.committed} <= CLOUDS_OWN
+    assert pair.device.tally.deviations == 0
+    assert not pair.up and not pair.down
+
+
+@settings(max_examples=400)
+@given(pair=pairs(Mode.GATED))
+def test_gated_counts_every_deviation_and_no_other(pair: Pair) -> None:
+    pair.run()
+    text = [*PROMPT, *(event.token_id for event in pair.committed)]
+    differing = [event for event in pair.committed if pair.models.cloud(text[: event.position]) != event.token_id]
+    assert all(event.origin is Origin.DRAFT for event in differing)
+    assert pair.device.tally.deviations == len(differing)
+    assert pair.device.tally.audited_tokens == pair.device.tally.skipped_tokens
+
+
+@settings(max_examples=100)
+@given(pair=pairs(Mode.CLOUD))
+def test_cloud_mode_is_one_takeover(pair: Pair) -> None:
+    pair.run()
+    assert [*PROMPT, *(event.token_id for event in pair.committed)] == cloud_text(pair.models, PROMPT, pair.limit)
+    assert pair.device.tally.requests == 1
+
+
+@settings(max_examples=100)
+@given(pair=pairs(Mode.GATED))
+def test_events_tell_the_whole_story(pair: Pair) -> None:
+    """Replaying drafted, retracted and committed tokens gives the device's text, and nothing final changes."""
+    pair.run()
+    text, final = list(PROMPT), len(PROMPT)
+    for event in pair.events:
+        match event:
+            case Drafted():
+                assert event.position == len(text)
+                text.append(event.token_id)
+            case Retracted():
+                assert event.position >= final
+                del text[event.position :]
+            case Committed():
+                assert event.position == final
+                if event.position == len(text):
+                    text.append(event.token_id)
+                assert text[event.position] == event.token_id
+                final += 1
+    assert text[:final] == pair.device.text[: pair.device.final]
+
+
+def test_the_wire_exercises_what_can_go_wrong() -> None:
+    stale = in_flight = 0
+    for seed in range(200):
+        planner = FixedPlanner(Mode.EXACT, span_tokens=4, spans_in_flight=3, run_ahead_tokens=30)
+        pair = Pair(Models(seed), Mode.EXACT, planner, Random(seed))
+        pair.run()
+        stale += pair.cloud.stale_frames
+        in_flight += pair.most_in_flight >= 2
+    assert stale >= 10
+    assert in_flight >= 10
