@@ -28,6 +28,6 @@ class CloudConfig(FrozenModel):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
-    kv_budget_mib: int = Field(default=2048, ge=1)
+    kv_budget_mib: float = Field(default=2048.0, gt=0)
     grace_seconds: float = Field(default=5.0, ge=0)
     limits: LimitsConfig = LimitsConfig()

@@ -35,7 +35,7 @@ class Server:
                 "behind a proxy that ends TLS"
             )
         self.kv_store = KvStore(
-            model.new_cache, budget_bytes=config.kv_budget_mib << 20, bytes_per_token=model.kv_bytes_per_token
+            model.new_cache, budget_bytes=int(config.kv_budget_mib * 2**20), bytes_per_token=model.kv_bytes_per_token
         )
         self._worker = ModelWorker(model, self.kv_store, max_queue=config.limits.max_queue)
         self.supervisor = Supervisor(self._worker, _capabilities(config, model, manifest), _limits(config))

@@ -30,9 +30,6 @@ Dtype = Literal["float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-# The packed kernel takes another path, slower and rounding differently, for fewer rows than these.
-_FEWEST_ROWS = 4
-
 
 class TorchCache:
     """Keys and values of one sequence, layer by layer."""
@@ -87,14 +84,11 @@ class TorchModel:
         vocabulary_size: int,
         context_tokens: int,
         device: str = "cpu",
-        pack_weights: bool = True,
     ) -> TorchModel:
         """Load a Hugging Face folder.
 
         `vocabulary_size` is the tokenizer's (the model's may be padded; the ids beyond are never chosen), `threads`
-        sets torch's number for the whole process. `pack_weights` lays bfloat16 weights out for the CPU's matrix
-        kernel, where there is one: nearly twice the speed, for a second copy of a tied output matrix. Raises
-        `ModelMissing`, `ModelCorrupt` or `ConfigError`.
+        sets torch's number for the whole process. Raises `ModelMissing`, `ModelCorrupt` or `ConfigError`.
         """
         if not (Path(folder) / "config.json").is_file():
             raise ModelMissing(f"{folder}: no model there; run `chaperone-cloud models pull`")
@@ -106,10 +100,7 @@ class TorchModel:
             )
         except Exception as error:  # transformers, safetensors and json each raise their own kinds
             raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
-        model = model.to(device).eval()
-        if pack_weights and dtype == "bfloat16" and device == "cpu" and _cpu_has_bfloat16():
-            _pack_weights(model)
-        return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
+        return cls(model.to(device).eval(), vocabulary_size=vocabulary_size, context_tokens=context_tokens)
 
     @property
     def context_tokens(self) -> int:
@@ -166,39 +157,3 @@ def _kv_bytes_per_token(config: Any, itemsize: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * head_dim * itemsize)
-
-
-class _PackedLinear(torch.nn.Module):
-    """A linear layer whose weight lies in the blocks that oneDNN reads, instead of being sorted at every call.
-
-    A row's result does not depend on how many others there are, which plain layers only keep up by chance.
-    """
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        self._bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [batch, rows, in] -> [batch, rows, out]
-        batch, rows, width = x.shape
-        flat = x.reshape(batch * rows, width)
-        missing = max(0, _FEWEST_ROWS - batch * rows)
-        if missing:
-            flat = torch.nn.functional.pad(flat, (0, 0, 0, missing))
-        out = torch.ops.mkldnn._linear_pointwise(flat, self._weight, self._bias, "none", [], "")
-        return cast(torch.Tensor, out[: batch * rows].reshape(batch, rows, -1))
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether packing pays: only tried on x86, and without bfloat16 instructions the kernel would be slow."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX") and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
-def _pack_weights(model: torch.nn.Module) -> None:
-    """Replace every linear layer by a packed one, one at a time, so that memory never holds two models."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear:
-                setattr(module, name, _PackedLinear(child))

@@ -29,6 +29,10 @@ _ROW_IS_CHEAPER_FROM = 4096
 # Tokens less likely than this, relative to the likeliest, don't count as rivals in the coupled margin.
 _RIVAL_WEIGHT = 1e-4
 _CUTS = (_RIVAL_WEIGHT, 1e-6, 1e-9, 0.0)
+# The noise of two tokens differs by less than 41; lighter than exp(-41 - MAX_COUPLED_MARGIN), a token is out of reach.
+_OUT_OF_REACH = 1e-31
+# Colder or hotter than this, float32 overflows, and nothing changes any more.
+_TEMPERATURES = (1e-30, 1e30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ def softmax(logits: NDArray[np.float32], temperature: float) -> Softmax:
     top = int(logits.argmax())
     scaled = logits - logits[top]
     if temperature not in (0.0, 1.0):
-        scaled /= np.float32(temperature)
+        coldest, hottest = _TEMPERATURES
+        scaled /= np.float32(min(max(temperature, coldest), hottest))
     weights = np.exp(scaled)
     return Softmax(scaled, weights, float(weights.sum()), top)
 
@@ -165,6 +170,8 @@ def _choose_from_all(soft: Softmax, seed: int, position: int, stream: int) -> Ch
     if len(uniforms) == 1:
         return Choice(soft.top, MAX_COUPLED_MARGIN)
     pair = np.argpartition(soft.weights, -2)[-2:] if len(uniforms) < 64 else _two_heavy(soft)
+    if soft.weights[pair].min() < _OUT_OF_REACH:
+        return Choice(soft.top, MAX_COUPLED_MARGIN)
     slower = float((-np.log(uniforms[pair]) / soft.weights[pair]).max())
     ids = np.flatnonzero(1.0 - uniforms <= slower * soft.weights * (1 + 1e-6))
     scores = _scores(soft.scaled[ids], uniforms[ids])
@@ -189,10 +196,12 @@ def _truncate(soft: Softmax, params: SamplingParams) -> tuple[Ids, NDArray[np.bo
     The pool is exact: the cut is lowered until all that the filters could keep lies above it, so that only a few
     ids of a large vocabulary are ever sorted.
     """
-    for cut in _CUTS:
+    cuts = iter(_CUTS)
+    cut = next(cuts)
+    ids = np.flatnonzero(soft.weights >= cut)
+    while cut > 0 and not _holds_all(soft, ids, params, cut):
+        cut = next(cuts)
         ids = np.flatnonzero(soft.weights >= cut)
-        if _holds_all(soft, ids, params, cut):
-            break
     pool = ids[np.argsort(-soft.weights[ids], kind="stable")]  # equals keep the lower id first
     weights = soft.weights[pool].astype(np.float64)
     kept = np.ones(len(pool), np.bool_)

@@ -19,22 +19,13 @@ from typing import Any
 from common.errors import ChaperoneError, InvalidRequest
 from common.session import Committed, Finished
 from common.stats import GenerationStats
-from common.types import Mode, Origin
+from common.types import Mode
 from edge_client.batch import PARAMETERS, partial, read_lines, run_batch
 from edge_client.client import Collector, EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.terminal import colours_wanted, painted
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-
-_COLOURS = {
-    Origin.DRAFT: "36",  # cyan
-    Origin.VERIFIED: "32",  # green
-    Origin.OVERRIDE: "1;33",  # bold yellow
-    Origin.BONUS: "33",  # yellow
-    Origin.TAKEOVER: "35",  # magenta
-    Origin.UNVERIFIED: "31",  # red
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
@@ -95,13 +86,13 @@ async def _generate(arguments: argparse.Namespace) -> int:
 async def _one(client: EdgeClient, prompt: str, parameters: dict[str, Any], *, as_json: bool) -> int:
     request = client.request(prompt, **parameters)
     collected = Collector(request)
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    coloured = colours_wanted(sys.stdout)
     async for event in client.stream(request):
         collected.add(event)
         if as_json:
             continue
         if isinstance(event, Committed):
-            print(_painted(event.text, event.origin) if coloured else event.text, end="", flush=True)
+            print(painted(event.text, event.origin) if coloured else event.text, end="", flush=True)
         elif text := getattr(event, "text", ""):
             print(text, end="", flush=True)
     if not as_json:
@@ -157,10 +148,6 @@ def _standard_input() -> str:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"prompt: byte {error.start} of standard input is not UTF-8") from None
-
-
-def _painted(text: str, origin: Origin) -> str:
-    return f"\x1b[{_COLOURS[origin]}m{text}\x1b[0m" if text else ""
 
 
 def _summary(stats: GenerationStats) -> str:

@@ -26,6 +26,7 @@ from edge_client.engine import Engine, EngineSettings
 from edge_client.grpc_link import GrpcCloud
 from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
+from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
@@ -74,15 +75,15 @@ class EdgeClient:
     the same time. Use it as an async context manager, or call `aclose`.
     """
 
-    def __init__(self, config: EdgeConfig | None = None) -> None:
-        """Raises ModelMissing, ModelCorrupt or ConfigError."""
+    def __init__(self, config: EdgeConfig | None = None, *, cloud: Cloud | None = None) -> None:
+        """`cloud` replaces the gRPC connection; raises ModelMissing, ModelCorrupt or ConfigError."""
         self.config = config or EdgeConfig()
         self._folder = pair_folder(self.config.pair, "edge")
         self.manifest: ModelManifest = load_manifest(self._folder, role="edge")
         self.tokenizer = Tokenizer.load(self._folder, self.manifest)
         self._template = ChatTemplate.load(self._folder, self.tokenizer)
         self._model: OnnxModel | None = None
-        self._cloud: GrpcCloud | None = None
+        self._cloud = cloud
         self._capabilities: Capabilities | None = None
 
     @classmethod
@@ -181,7 +182,7 @@ class EdgeClient:
 
     async def _engine(self, request: GenerationRequest) -> Engine:
         context_tokens = self.manifest.context_tokens
-        cloud: GrpcCloud | None = None
+        cloud: Cloud | None = None
         if request.mode is not Mode.EDGE:
             cloud, capabilities = await self._connect()
             context_tokens = min(context_tokens, capabilities.context_tokens)
@@ -224,7 +225,7 @@ class EdgeClient:
             committed_token_ids=request.committed_token_ids,
         )
 
-    async def _connect(self) -> tuple[GrpcCloud, Capabilities]:
+    async def _connect(self) -> tuple[Cloud, Capabilities]:
         """The channel and what is behind it; asked once, and again after a failure."""
         if self._cloud is None:
             self._cloud = GrpcCloud(self.config.cloud.address)

@@ -5,6 +5,10 @@ Frames cross as bytes; `wire` alone knows what they mean. gRPC's errors become F
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a cloud that goes away is our news to tell, not the library's
+
 import asyncio
 from collections import deque
 from collections.abc import Sequence

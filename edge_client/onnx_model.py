@@ -25,7 +25,7 @@ from common.errors import InvalidRequest, ModelCorrupt, ModelError, ModelMissing
 from edge_client.ports import DraftStep
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 # The graph gives logits for each position fed, 0.6 MB each for 152,000 ids. Longer chunks are hardly any faster
 # (256 tokens of the default model: 1180 ms by 32, 1160 by 64, 1080 in one), cost memory and are later to cancel.

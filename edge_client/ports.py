@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.messages import ClientFrame, Open, ServerFrame
+from common.messages import Capabilities, ClientFrame, Open, ServerFrame
 
 
 class DraftStep(NamedTuple):
@@ -77,3 +77,16 @@ class CloudLink(Protocol):
     @property
     def bytes_down(self) -> int:
         """Payload bytes received."""
+
+
+class Cloud(Protocol):
+    """The way to one cloud, shared by all generations of a client."""
+
+    async def capabilities(self, timeout_ms: float) -> Capabilities:
+        """Ask what the cloud serves; raises CloudLost."""
+
+    def link(self) -> CloudLink:
+        """A new stream, not yet opened."""
+
+    async def close(self) -> None:
+        """Give ended streams a moment to be answered, then hang up."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
-import tokenizers  # type: ignore[import-untyped]
+import tokenizers
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -143,23 +143,6 @@ class StopScanner:
             if any(stop.startswith(self._held[start:]) for stop in self._stop):
                 return start
         return len(self._held)
-
-
-class TextOutput:
-    """Text of a generation as it is shown: whole characters, cut before the first stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._characters = DetokenizerStream(tokenizer)
-        self._scanner = StopScanner(stop)
-
-    def push(self, token_id: int) -> tuple[str, bool]:
-        """Take one more token; returns the text that is safe to show, and whether a stop string was met."""
-        return self._scanner.push(self._characters.push(token_id))
-
-    def flush(self) -> str:
-        """The rest of the text, when no more tokens come."""
-        text, _ = self._scanner.push(self._characters.flush())
-        return text + self._scanner.flush()
 
 
 class ChatTemplate:

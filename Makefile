@@ -1,0 +1,78 @@
+# Every door of the project. Needs python3.11 (with venv), make, gcc and git; all else comes through pip into .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+SETUP := .venv/.setup-done
+PROTO := proto/chaperone/v1/supervision.proto
+STUBS := common/pb
+CODE := common edge_client cloud_supervisor benchmarks tests
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ORT_DISABLE_TELEMETRY := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check test-models bench models proto clean \
+        check-style check-types check-imports check-proto check-docs
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## .venv with everything, pinned by constraints.txt
+
+$(SETUP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[edge,cloud,build,dev]'
+	touch $@
+
+demo: $(SETUP) ## the default pair, cloud and device as two processes, side by side with plain streaming
+	$(BIN)/python -m benchmarks demo
+
+test: $(SETUP) ## all tests that need no download
+	$(BIN)/python -m pytest -m "not models" $(ARGS)
+
+test-models: models ## tests of the default pair
+	$(BIN)/python -m pytest tests/models -m models $(ARGS)
+
+models: $(SETUP) ## fetch and convert the default pair; does nothing if it is there
+	$(BIN)/chaperone-cloud models pull --pair default
+
+bench: $(SETUP) ## every benchmark; hours
+	$(BIN)/python -m benchmarks all
+
+check: check-style check-types check-imports check-proto check-docs ## linters, types, architecture, contract, docs
+
+check-style: $(SETUP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+check-types: $(SETUP)
+	$(BIN)/mypy
+
+check-imports: $(SETUP)
+	$(BIN)/lint-imports
+
+# The contract is well written, breaks nothing it said two changes ago, and the committed stubs are those it generates.
+check-proto: $(SETUP)
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir $$work/stubs; \
+	base=$$(git log -2 --format=%H -- proto 2>/dev/null | tail -n 1); \
+	if [ -n "$$base" ]; then \
+	  echo "buf breaking, against $$base"; \
+	  git archive "$$base" proto | tar -x -C "$$work"; \
+	  $(BIN)/buf breaking --against "$$work" --against-config buf.yaml; \
+	fi; \
+	$(call protoc,$$work/stubs); \
+	diff -r -x __init__.py -x __pycache__ $(STUBS) "$$work/stubs" || { echo 'stale stubs: run make proto' >&2; exit 1; }
+
+check-docs: $(SETUP)
+	$(BIN)/python -m benchmarks docs --check
+
+proto: $(SETUP) ## regenerate the stubs in common/pb
+	$(call protoc,$(STUBS))
+
+protoc = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --mypy_out=quiet:$(1) $(PROTO)
+
+clean: ## remove what was made here, .venv too; models in $$CHAPERONE_HOME stay
+	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

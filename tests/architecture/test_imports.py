@@ -1,0 +1,126 @@
+"""Who imports whom: the contracts of pyproject.toml hold, and so does what they cannot say.
+
+`lint-imports` checks the layers and one library per adapter. It has no word for "nothing but the standard library and
+NumPy", which is the rule of common/ outside its rim: that is checked here.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PACKAGES = ("common", "edge_client", "cloud_supervisor")
+RIM = ("clock", "config", "wire", "pb")
+PURE = {*sys.stdlib_module_names, "numpy", "common"}
+IMPURE = re.compile(r"common\.(config|wire|pb)\b")
+
+
+def foreign_imports(common: Path) -> Iterator[str]:
+    """`file:line: module` for each import of common/, outside its rim, that leaves the standard library and NumPy."""
+    for path in sorted(common.rglob("*.py")):
+        relative = path.relative_to(common)
+        if relative.with_suffix("").parts[0] in RIM:
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            match node:
+                case ast.Import(names):
+                    modules = [alias.name for alias in names]
+                case ast.ImportFrom(str(module), names, level=0):
+                    modules = [f"{module}.{alias.name}" for alias in names]
+                case _:
+                    continue
+            for module in modules:
+                if module.partition(".")[0] not in PURE or IMPURE.match(module):
+                    yield f"common/{relative}:{node.lineno}: {module}"
+
+
+def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
+    """`lint-imports` on the packages below `tree`, which come before the installed ones."""
+    return subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the packages, to plant a violation in."""
+    shutil.copyfile(REPOSITORY / "pyproject.toml", tmp_path / "pyproject.toml")
+    for package in PACKAGES:
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def plant(tree: Path, file: str, line: str) -> None:
+    path = tree / file
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+
+
+def test_common_is_standard_library_and_numpy() -> None:
+    assert list(foreign_imports(REPOSITORY / "common")) == []
+
+
+def test_contracts_hold(tree: Path) -> None:
+    linted = lint_imports(tree)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "culprit"),
+    [
+        ("import requests", "requests"),
+        ("import pydantic.fields", "pydantic.fields"),
+        ("def f() -> None:\n    from torch import nn", "torch.nn"),
+        ("from common import wire", "common.wire"),
+        ("from common.config import load_yaml", "common.config.load_yaml"),
+    ],
+)
+def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: str) -> None:
+    plant(tree, "common/session/device.py", line)
+    (found,) = foreign_imports(tree / "common")
+    assert found.startswith("common/session/device.py:")
+    assert found.endswith(f" {culprit}")
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "culprit"),
+    [
+        ("cloud_supervisor/supervisor.py", "import edge_client", "cloud_supervisor.supervisor -> edge_client"),
+        ("edge_client/engine.py", "import cloud_supervisor.ports", "edge_client.engine -> cloud_supervisor.ports"),
+        ("common/planner.py", "import edge_client.ports", "common.planner -> edge_client.ports"),
+        ("edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),
+        ("common/planner.py", "import tests.conftest", "common.planner -> tests"),
+        ("edge_client/engine.py", "import torch", "edge_client.engine -> torch"),
+        ("cloud_supervisor/worker.py", "import torch", "cloud_supervisor.worker -> torch"),
+        ("cloud_supervisor/service.py", "import transformers", "cloud_supervisor.service -> transformers"),
+        ("edge_client/text.py", "import onnxruntime", "edge_client.text -> onnxruntime"),
+        ("edge_client/engine.py", "import grpc", "edge_client.engine -> grpc"),
+        ("cloud_supervisor/supervisor.py", "import grpc.aio", "cloud_supervisor.supervisor -> grpc"),
+        ("edge_client/client.py", "import tokenizers", "edge_client.client -> tokenizers"),
+        ("cloud_supervisor/service.py", "import jinja2", "cloud_supervisor.service -> jinja2"),
+        (
+            "edge_client/grpc_link.py",
+            "from common.pb.chaperone.v1 import supervision_pb2",
+            "edge_client.grpc_link -> common.pb.chaperone.v1.supervision_pb2",
+        ),
+        ("common/messages.py", "import google.protobuf", "common.messages -> google"),
+    ],
+)
+def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit: str) -> None:
+    plant(tree, file, line)
+    linted = lint_imports(tree)
+    assert linted.returncode == 1, linted.stdout + linted.stderr
+    assert culprit in linted.stdout

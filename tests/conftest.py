@@ -1,0 +1,82 @@
+"""What all tests share: a home of their own with the tiny pair in it, and how Hypothesis searches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_PAIR_TESTS = REPOSITORY / "tests" / "models"
+
+# Read when onnxruntime and huggingface_hub are imported, here and in every process that a test starts.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever stands in tests/models needs the default pair."""
+    for item in items:
+        if item.path.is_relative_to(REAL_PAIR_TESTS):
+            item.add_marker("models")
+
+
+def _digest_of_recipe() -> str:
+    """Of all that decides what the tiny pair becomes."""
+    recipe = [*(REPOSITORY / "cloud_supervisor" / "models").glob("*.py")]
+    recipe += [REPOSITORY / "configs" / "models.yaml", REPOSITORY / "constraints.txt"]
+    digest = hashlib.sha256()
+    for path in sorted(recipe):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@pytest.fixture(scope="session")
+def chaperone_test_home() -> Path:
+    """$CHAPERONE_HOME of the tests; a changed recipe gets another folder, so nothing stale is ever read."""
+    base = Path(os.environ.get("CHAPERONE_TEST_HOME", REPOSITORY / ".cache" / "chaperone-test"))
+    home = base.resolve() / _digest_of_recipe()
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(chaperone_test_home: Path) -> Path:
+    """The folder of the tiny pair, with `edge` and `cloud` inside; made on first use, in some twenty seconds.
+
+    Made in a process of its own, so that what the conversion imports and sets stays out of the tests.
+    """
+    command = [sys.executable, "-m", "cloud_supervisor.cli", "models", "pull", "--pair", "tiny"]
+    made = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "CHAPERONE_HOME": str(chaperone_test_home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{made.stdout}{made.stderr}")
+    return chaperone_test_home / "models" / "tiny"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home_of_tests(request: pytest.FixtureRequest, chaperone_test_home: Path) -> Iterator[None]:
+    """Keeps every test away from the user's models, except those that are about the default pair."""
+    if request.path.is_relative_to(REAL_PAIR_TESTS):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHAPERONE_HOME", str(chaperone_test_home))
+        yield

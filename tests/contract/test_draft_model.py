@@ -1,0 +1,197 @@
+"""What every `DraftModel` promises, held against the fake and against onnxruntime with the tiny pair."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common.config import load_manifest
+from common.errors import InvalidRequest, PromptTooLong
+from edge_client.ports import DraftModel
+from tests.contract.fake_target import FakeTarget
+from tests.contract.fakes import FakeDraft
+
+CONTEXT_TOKENS = 300
+USED_IDS = 60  # every model under test knows at least these
+NewSequence = Callable[[], DraftModel]
+
+
+@pytest.fixture(params=["fake", "onnx"], scope="module")
+def new_sequence(request: pytest.FixtureRequest) -> Iterator[NewSequence]:
+    if request.param == "fake":
+        yield lambda: FakeDraft(FakeTarget(vocabulary_size=USED_IDS, context_tokens=CONTEXT_TOKENS))
+        return
+    from edge_client.onnx_model import OnnxModel  # slow to import; the fake's tests don't wait for it
+
+    folder: Path = request.getfixturevalue("tiny_pair") / "edge"
+    vocabulary_size = load_manifest(folder, role="edge").vocabulary_size
+    model = OnnxModel.load(
+        folder, threads=1, allow_spinning=False, vocabulary_size=vocabulary_size, context_tokens=CONTEXT_TOKENS
+    )
+    yield model.new_sequence
+    model.close()
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    dice = random.Random(seed)
+    return [dice.randrange(USED_IDS) for _ in range(count)]
+
+
+async def logits_after(sequence: DraftModel, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    """A copy, since the next step may overwrite what a step returned."""
+    return (await sequence.step(token_ids)).logits.copy()
+
+
+def close_to(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
+    """Equal up to kernels: those of an int4 model round activations to 8 bits, and batch shapes round apart."""
+    return bool(np.abs(left - right).max() < 0.1 * right.std())
+
+
+def test_a_step_returns_one_float32_row_and_counts_its_tokens(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        sequence = new_sequence()
+        assert (sequence.length, sequence.context_tokens) == (0, CONTEXT_TOKENS)
+        first = await logits_after(sequence, tokens(1, 7))
+        assert sequence.length == 7
+        second = await logits_after(sequence, tokens(2, 1))
+        assert sequence.length == 8
+        assert first.dtype == np.float32
+        assert first.ndim == 1
+        assert first.shape == second.shape
+        assert np.isfinite(first).all()
+        assert not close_to(first, second)
+
+    asyncio.run(scenario())
+
+
+def test_tokens_fed_together_or_one_by_one_give_the_same_logits(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        prompt = tokens(3, 75)
+        together, apart = new_sequence(), new_sequence()
+        for token_id in prompt:
+            last = await logits_after(apart, [token_id])
+        assert close_to(await logits_after(together, prompt), last)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 39, 40])
+def test_a_rewound_sequence_equals_a_fresh_one(new_sequence: NewSequence, length: int) -> None:
+    async def scenario() -> None:
+        prompt, other = tokens(4, 40), tokens(5, 3)
+        rewound, fresh = new_sequence(), new_sequence()
+        await rewound.step(prompt)
+        rewound.rewind(length)
+        assert rewound.length == length
+        expected = await logits_after(fresh, prompt[:length] + other)
+        assert close_to(await logits_after(rewound, other), expected)
+
+    asyncio.run(scenario())
+
+
+def test_rewinding_forward_is_refused(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        sequence = new_sequence()
+        await sequence.step(tokens(6, 4))
+        for length in (5, -1):
+            with pytest.raises(ValueError, match="rewind"):
+                sequence.rewind(length)
+        assert sequence.length == 4
+
+    asyncio.run(scenario())
+
+
+def test_past_the_context_is_refused_with_numbers_and_leaves_the_sequence_usable(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        sequence, fresh = new_sequence(), new_sequence()
+        prompt = tokens(7, CONTEXT_TOKENS)
+        await sequence.step(prompt[:-1])
+        with pytest.raises(PromptTooLong, match=rf"{CONTEXT_TOKENS + 1} tokens.*{CONTEXT_TOKENS}"):
+            await sequence.step([1, 2])
+        assert sequence.length == CONTEXT_TOKENS - 1
+        last = await logits_after(sequence, prompt[-1:])
+        assert sequence.length == CONTEXT_TOKENS
+        assert close_to(last, await logits_after(fresh, prompt))
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_fed_is_refused(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        sequence = new_sequence()
+        with pytest.raises(ValueError, match="no tokens"):
+            await sequence.step([])
+        for token_id in (-1, 10**7):
+            with pytest.raises(InvalidRequest, match="outside"):
+                await sequence.step([1, token_id])
+        assert sequence.length == 0
+
+    asyncio.run(scenario())
+
+
+def test_sequences_are_independent_and_may_run_at_once(new_sequence: NewSequence) -> None:
+    async def decode(sequence: DraftModel, prompt: Sequence[int]) -> NDArray[np.float32]:
+        for token_id in prompt:
+            last = await logits_after(sequence, [token_id])
+        return last
+
+    async def scenario() -> None:
+        prompts = [tokens(seed, 12) for seed in range(3)]
+        alone = [await decode(new_sequence(), prompt) for prompt in prompts]
+        at_once = await asyncio.gather(*(decode(new_sequence(), prompt) for prompt in prompts))
+        for left, right in zip(alone, at_once, strict=True):
+            assert np.array_equal(left, right)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_step_does_not_count(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        sequence, fresh = new_sequence(), new_sequence()
+        prompt, lost, other = tokens(8, 10), tokens(9, 64), tokens(10, 5)
+        await sequence.step(prompt)
+        for _ in range(3):
+            task = asyncio.create_task(sequence.step(lost))
+            await asyncio.sleep(0)  # the step has begun
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert sequence.length == len(prompt)
+        sequence.rewind(5)
+        expected = await logits_after(fresh, prompt[:5] + other)
+        assert close_to(await logits_after(sequence, other), expected)
+
+    asyncio.run(scenario())
+
+
+def test_one_step_at_a_time(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        sequence = new_sequence()
+        task = asyncio.create_task(sequence.step(tokens(11, 32)))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another step"):
+            await sequence.step([1])
+        with pytest.raises(RuntimeError, match="under way"):
+            sequence.rewind(0)
+        await task
+        assert sequence.length == 32
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_sequence_takes_no_more_tokens(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        sequence = new_sequence()
+        await sequence.step([1, 2])
+        sequence.close()
+        sequence.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await sequence.step([3])
+
+    asyncio.run(scenario())

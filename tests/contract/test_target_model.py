@@ -1,0 +1,138 @@
+"""What every `TargetModel` promises, held against the fake and against torch with the tiny pair."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from cloud_supervisor.ports import Reading, TargetModel
+from common.errors import PromptTooLong
+from common.types import Choice, SamplingParams
+from tests.contract.fake_target import FakeTarget
+
+CONTEXT_TOKENS = 64
+USED_IDS = 60  # every model under test knows at least these
+
+GREEDY = SamplingParams()
+SAMPLED = SamplingParams(temperature=0.9, seed=7)
+TRUNCATED = SamplingParams(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, seed=2**63 + 5)
+ALL_SAMPLINGS = [GREEDY, SAMPLED, TRUNCATED]
+
+
+@pytest.fixture(params=["fake", "torch"], scope="module")
+def target(request: pytest.FixtureRequest) -> TargetModel:
+    if request.param == "fake":
+        return FakeTarget(vocabulary_size=USED_IDS, context_tokens=CONTEXT_TOKENS)
+    from cloud_supervisor.torch_model import TorchModel  # slow to import; the fake's tests don't wait for it
+
+    folder: Path = request.getfixturevalue("tiny_pair") / "cloud"
+    vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    return TorchModel.load(
+        folder, dtype="float32", threads=1, vocabulary_size=vocabulary_size, context_tokens=CONTEXT_TOKENS
+    )
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    dice = random.Random(seed)
+    return [dice.randrange(USED_IDS) for _ in range(length)]
+
+
+def whole(target: TargetModel, tokens: list[int], choices: int, sampling: SamplingParams) -> list[Choice]:
+    """Read everything at once with a fresh cache."""
+    return target.read([Reading(target.new_cache(), tokens, choices, sampling)])[0]
+
+
+def ids(choices: list[Choice]) -> list[int]:
+    return [choice.token_id for choice in choices]
+
+
+@pytest.mark.parametrize("sampling", ALL_SAMPLINGS)
+def test_chunks_crops_and_rebuilds_choose_the_same(target: TargetModel, sampling: SamplingParams) -> None:
+    tokens = prompt(1, 40)
+    expected = ids(whole(target, tokens, 40, sampling))
+    dice = random.Random(2)
+    for _ in range(10):
+        cache, at = target.new_cache(), 0
+        while at < len(tokens):
+            if dice.random() < 0.3:
+                at = dice.randint(0, at)
+                cache.crop(at)
+            chunk = tokens[at : at + dice.randint(1, 9)]
+            wanted = dice.randint(0, len(chunk))
+            at += len(chunk)
+            got = target.read([Reading(cache, chunk, wanted, sampling)])[0]
+            assert ids(got) == expected[at - wanted : at]
+            assert cache.length == at
+
+
+def test_what_was_cropped_leaves_no_trace(target: TargetModel) -> None:
+    cache = target.new_cache()
+    target.read([Reading(cache, prompt(3, 20), 0, GREEDY)])
+    target.read([Reading(cache, prompt(4, 10), 1, GREEDY)])
+    cache.crop(20)
+    tail = prompt(5, 6)
+    assert ids(target.read([Reading(cache, tail, 6, SAMPLED)])[0]) == ids(
+        whole(target, prompt(3, 20) + tail, 6, SAMPLED)
+    )
+
+
+def test_readings_of_one_call_do_not_touch_each_other(target: TargetModel) -> None:
+    prompts = [prompt(seed, 5 + 3 * seed) for seed in range(5)]
+    alone = [ids(whole(target, tokens, 4, SAMPLED)) for tokens in prompts]
+    together = target.read([Reading(target.new_cache(), tokens, 4, SAMPLED) for tokens in prompts])
+    assert [ids(choices) for choices in together] == alone
+    assert target.read([]) == []
+
+
+def test_the_noise_is_that_of_the_chosen_tokens_position(target: TargetModel) -> None:
+    """The same text with another prefix length must not meet the same noise: long runs would differ otherwise."""
+    tokens = prompt(6, 30)
+    first = whole(target, tokens, 30, SAMPLED)
+    assert ids(first) != ids(whole(target, tokens, 30, SamplingParams(temperature=0.9, seed=8)))
+    assert ids(first) == ids(whole(target, tokens, 30, SAMPLED))
+    assert all(choice.coupled_margin >= 0 for choice in first)
+
+
+def test_reading_ahead_gives_no_choices_but_is_remembered(target: TargetModel) -> None:
+    cache = target.new_cache()
+    assert cache.length == 0
+    assert target.read([Reading(cache, prompt(1, 12), 0, GREEDY)]) == [[]]
+    assert cache.length == 12
+    assert cache.size_bytes == 12 * target.kv_bytes_per_token
+    cache.crop(12)
+    assert cache.length == 12
+    cache.crop(0)
+    assert cache.length == 0
+    assert ids(target.read([Reading(cache, prompt(2, 3), 1, GREEDY)])[0]) == ids(whole(target, prompt(2, 3), 1, GREEDY))
+
+
+@pytest.mark.parametrize("length", [-1, 6])
+def test_a_crop_must_lie_within_the_cache(target: TargetModel, length: int) -> None:
+    cache = target.new_cache()
+    target.read([Reading(cache, prompt(1, 5), 0, GREEDY)])
+    with pytest.raises(ValueError, match="crop"):
+        cache.crop(length)
+
+
+def test_a_senseless_reading_is_refused_and_nothing_is_read(target: TargetModel) -> None:
+    good, bad = target.new_cache(), target.new_cache()
+    fine = Reading(good, prompt(1, 5), 1, GREEDY)
+    with pytest.raises(ValueError, match="token"):
+        target.read([fine, Reading(bad, [], 0, GREEDY)])
+    for choices in (-1, 4):
+        with pytest.raises(ValueError, match="choices"):
+            target.read([fine, Reading(bad, [1, 2, 3], choices, GREEDY)])
+    with pytest.raises(PromptTooLong, match=f"the context holds {CONTEXT_TOKENS}"):
+        target.read([fine, Reading(bad, prompt(1, CONTEXT_TOKENS + 1), 1, GREEDY)])
+    assert good.length == bad.length == 0
+
+
+def test_the_context_can_be_filled_to_the_last_token(target: TargetModel) -> None:
+    cache = target.new_cache()
+    target.read([Reading(cache, prompt(1, CONTEXT_TOKENS - 1), 0, GREEDY)])
+    assert len(target.read([Reading(cache, [1], 1, GREEDY)])[0]) == 1
+    with pytest.raises(PromptTooLong):
+        target.read([Reading(cache, [1], 1, GREEDY)])

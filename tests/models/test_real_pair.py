@@ -1,0 +1,107 @@
+"""The default pair, end to end over loopback gRPC, against the oracle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.prompts import Problem, humaneval
+from cloud_supervisor.torch_model import TorchModel
+from common.config import load_manifest, pair_folder
+from common.wire import encode_client, encode_server
+from common.messages import Draft, Verdict
+from edge_client import EdgeClient, EdgeConfig, Generation
+from edge_client.config import CloudSettings
+from tests import oracle
+from tests.integration.loopback import serving
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(1800)]
+
+SAMPLING: dict[str, Any] = {"temperature": 0.7, "seed": 11}
+MAX_NEW_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def pair() -> Path:
+    load_manifest(pair_folder("default", "cloud"), role="cloud", verify=True)
+    load_manifest(pair_folder("default", "edge"), role="edge", verify=True)
+    return pair_folder("default", "cloud").parent
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+    return humaneval(110, 4)
+
+
+def test_exact_equals_the_oracle_in_float32(pair: Path, problems: Sequence[Problem]) -> None:
+    reference = oracle.load(pair / "cloud", torch.float32)
+    results = asyncio.run(_generate(pair, reference, problems, ("exact",)))
+    for (exact,) in results:
+        assert len(exact.token_ids) == MAX_NEW_TOKENS or exact.finish_reason == "stop"
+        assert _oracle_choices(pair, reference, exact) == list(exact.token_ids)
+        assert exact.stats.verified_tokens > len(exact.token_ids) / 2, "the draft model is hardly ever right"
+
+
+def test_bfloat16_flips_are_few_and_counted(
+    pair: Path, problems: Sequence[Problem], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kernels of bfloat16 round differently for different numbers of rows, so that near ties may flip."""
+    reference = oracle.load(pair / "cloud", torch.bfloat16)
+    results = asyncio.run(_generate(pair, reference, problems, ("exact", "cloud")))
+    positions = flips = same = 0
+    for exact, cloud in results:
+        chosen = _oracle_choices(pair, reference, exact)
+        positions += len(chosen)
+        flips += sum(ours != theirs for ours, theirs in zip(exact.token_ids, chosen, strict=True))
+        same += exact.token_ids == cloud.token_ids
+    with capsys.disabled():
+        print(f"\nbfloat16: {flips} of {positions} sampled positions flipped against the oracle; ", end="")
+        print(f"exact equals cloud in {same} of {len(results)} texts")
+    assert flips <= 0.05 * positions
+
+
+def test_a_round_fits_its_byte_budget(pair: Path) -> None:
+    manifest = load_manifest(pair / "cloud", role="cloud")
+    ids = tuple(range(manifest.vocabulary_size - 8, manifest.vocabulary_size))
+    assert min(ids) > 100_000
+    up = encode_client(Draft(3, 1_500, ids, (0.5,) * 8, 1_500, 0, 60_000))
+    down = encode_server(Verdict(4, 1_507, ids[-1], (), 9_000, 900_000))
+    assert len(up) <= 50
+    assert len(down) <= 20
+
+
+async def _generate(
+    pair: Path, reference: Any, problems: Sequence[Problem], modes: Sequence[str]
+) -> list[list[Generation]]:
+    manifest = load_manifest(pair / "cloud", role="cloud")
+    model = TorchModel(reference, vocabulary_size=manifest.vocabulary_size, context_tokens=manifest.context_tokens)
+    async with serving(model, pair) as (_, address):
+        async with EdgeClient(EdgeConfig(cloud=CloudSettings(address=address))) as client:
+            return [
+                [
+                    await client.generate(problem.message, mode=mode, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
+                    for mode in modes
+                ]
+                for problem in problems
+            ]
+
+
+def _oracle_choices(pair: Path, reference: Any, result: Generation) -> list[int]:
+    """What the oracle chooses at every position of a text, from one full forward without cache.
+
+    If all choices are the text's own tokens, the text is what the oracle writes, by induction over the positions.
+    """
+    vocabulary_size = load_manifest(pair / "cloud", role="cloud").vocabulary_size
+    text = [*result.prompt_token_ids, *result.token_ids]
+    first = len(result.prompt_token_ids)
+    with torch.inference_mode():
+        logits = reference(torch.tensor([text]), use_cache=False).logits[0, :, :vocabulary_size].float().numpy()
+    return [
+        oracle.choice(logits[position - 1], position, top_p=1.0, top_k=0, min_p=0.0, **SAMPLING)
+        for position in range(first, len(text))
+    ]

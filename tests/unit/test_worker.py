@@ -1,0 +1,317 @@
+"""The worker with a fake model that blocks, fails and counts; no sleeps, only events."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from cloud_supervisor.kv_store import KvStore
+from cloud_supervisor.ports import Reading
+from cloud_supervisor.worker import ModelWorker, ReadResult
+from common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
+from common.types import Choice, SamplingParams
+from tests.contract.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
+
+SAMPLED = SamplingParams(temperature=0.9, seed=3)
+
+
+class HandClock:
+    """Shows what the test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now(self) -> float:
+        return self.seconds
+
+
+class Gate:
+    """Holds every reading in the model's thread until it is opened; records the order of the readings."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, readings: Sequence[Reading]) -> None:
+        self.order.append(readings[0].token_ids[0])
+        self.entered.set()
+        assert self.opened.wait(30)
+
+    async def until_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, 30)
+
+
+def worker_of(
+    model: FakeTarget, *, max_queue: int = 8, budget_tokens: int = 10_000, clock: HandClock | None = None
+) -> ModelWorker:
+    kv_store = KvStore(
+        model.new_cache, budget_bytes=budget_tokens * KV_BYTES_PER_TOKEN, bytes_per_token=KV_BYTES_PER_TOKEN
+    )
+    return ModelWorker(model, kv_store, max_queue=max_queue, clock=clock)
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+async def started(awaitable: Coroutine[Any, Any, ReadResult]) -> asyncio.Task[ReadResult]:
+    """A task that has run up to its first wait."""
+    task = asyncio.create_task(awaitable)
+    await asyncio.sleep(0)
+    return task
+
+
+async def error_of(awaitable: Awaitable[object]) -> BaseException:
+    [outcome] = await asyncio.gather(awaitable, return_exceptions=True)
+    assert isinstance(outcome, BaseException)
+    return outcome
+
+
+def oracle(model: FakeTarget, tokens: list[int], choices: int) -> list[Choice]:
+    reading = Reading(model.new_cache(), tokens, choices, SAMPLED)
+    return FakeTarget(model.vocabulary_size, model.context_tokens).read([reading])[0]
+
+
+def test_a_reading_gives_the_models_choices_and_its_times() -> None:
+    async def scenario() -> None:
+        clock = HandClock()
+        model = FakeTarget(before_read=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
+        worker = worker_of(model, clock=clock)
+        result = await worker.read("a", [1, 2, 3], 2, SAMPLED)
+        assert result == ReadResult(oracle(model, [1, 2, 3], 2), queue_us=0, compute_us=250_000)
+        assert await worker.read("a", [1, 2, 3], 0, SAMPLED) == ReadResult([], queue_us=0, compute_us=0)
+        assert model.forwards == 1, "what is already read is not read again"
+        await worker.close()
+
+    run(scenario)
+
+
+def test_first_come_first_served() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        worker = worker_of(FakeTarget(before_read=gate))
+        tasks = [await started(worker.read(f"session {i}", [i], 1, SAMPLED)) for i in range(6)]
+        await gate.until_entered()
+        assert worker.busy
+        assert worker.queue_length == 5
+        gate.opened.set()
+        await asyncio.gather(*tasks)
+        assert gate.order == [0, 1, 2, 3, 4, 5]
+        await worker.close()
+
+    run(scenario)
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    async def scenario() -> None:
+        gate, clock = Gate(), HandClock()
+        gate.opened.set()
+        model = FakeTarget(before_read=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
+        worker = worker_of(model, max_queue=2, clock=clock)
+        await worker.read("a", [1], 1, SAMPLED)
+        gate.opened.clear()
+        gate.entered.clear()
+        model.before_read = gate
+        tasks = [await started(worker.read(key, [1], 1, SAMPLED)) for key in "abc"]
+        await gate.until_entered()
+        refusal = await error_of(worker.read("d", [1], 1, SAMPLED))
+        assert isinstance(refusal, Overloaded)
+        assert "2 readings wait and 2 may" in refusal.message
+        assert refusal.retry_after_ms == 750, "two that wait and one that runs, 250 ms each"
+        gate.opened.set()
+        await asyncio.gather(*tasks)
+        await worker.read("d", [1], 1, SAMPLED)
+        await worker.close()
+
+    run(scenario)
+
+
+def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None:
+    async def scenario() -> None:
+        gate, clock = Gate(), HandClock()
+        worker = worker_of(FakeTarget(before_read=gate), clock=clock)
+        first = await started(worker.read("a", [1], 1, SAMPLED, deadline_ms=60_000))
+        late = await started(worker.read("b", [2], 1, SAMPLED, deadline_ms=30_000))
+        patient = await started(worker.read("c", [3], 1, SAMPLED, deadline_ms=90_000))
+        await gate.until_entered()
+        clock.seconds += 61
+        gate.opened.set()
+        error = await error_of(late)
+        assert isinstance(error, CloudTimeout)
+        assert "waited 61000 ms" in error.message
+        assert (await first).choices, "a reading that was started in time is finished"
+        assert (await patient).queue_us == 61_000_000
+        assert gate.order == [1, 3]
+        await worker.close()
+
+    run(scenario)
+
+
+def test_a_caller_learns_of_its_deadline_before_its_turn_comes() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        worker = worker_of(FakeTarget(before_read=gate))
+        first = await started(worker.read("a", [1], 1, SAMPLED))
+        error = await error_of(worker.read("b", [2], 1, SAMPLED, deadline_ms=1))
+        assert isinstance(error, CloudTimeout)
+        assert worker.queue_length == 0
+        gate.opened.set()
+        await first
+        await worker.close()
+
+    run(scenario)
+
+
+def test_cancelling_a_waiting_reading_takes_it_out_of_the_queue() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        worker = worker_of(FakeTarget(before_read=gate))
+        first = await started(worker.read("a", [1], 1, SAMPLED))
+        second = await started(worker.read("b", [2], 1, SAMPLED))
+        await gate.until_entered()
+        second.cancel()
+        assert isinstance(await error_of(second), asyncio.CancelledError)
+        assert worker.queue_length == 0
+        gate.opened.set()
+        await first
+        await worker.close()
+        assert gate.order == [1]
+
+    run(scenario)
+
+
+def test_cancelling_a_running_reading_lets_it_finish_and_keeps_its_work() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        model = FakeTarget(before_read=gate)
+        worker = worker_of(model)
+        first = await started(worker.read("a", [1, 2, 3], 1, SAMPLED))
+        await gate.until_entered()
+        first.cancel()
+        assert isinstance(await error_of(first), asyncio.CancelledError)
+        gate.opened.set()
+        result = await worker.read("a", [1, 2, 3, 4], 1, SAMPLED)
+        assert result.choices == oracle(model, [1, 2, 3, 4], 1)
+        assert model.tokens_read == 4
+        await worker.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), StopIteration()])
+def test_a_failure_of_the_model_reaches_only_its_caller(error: Exception) -> None:
+    def fail_on_nine(readings: Sequence[Reading]) -> None:
+        if 9 in readings[0].token_ids:
+            raise error
+
+    async def scenario() -> None:
+        model = FakeTarget(before_read=fail_on_nine)
+        worker = worker_of(model)
+        await worker.read("a", [1, 2], 1, SAMPLED)
+        outcomes = await asyncio.gather(
+            worker.read("a", [1, 2, 9], 1, SAMPLED),
+            worker.read("b", [4], 1, SAMPLED),
+            worker.read("a", [1, 2, 3], 1, SAMPLED),
+            return_exceptions=True,
+        )
+        assert isinstance(outcomes[0], RuntimeError)
+        assert isinstance(outcomes[1], ReadResult)
+        assert isinstance(outcomes[2], ReadResult)
+        assert outcomes[2].choices == oracle(model, [1, 2, 3], 1)
+        await worker.close()
+
+    run(scenario)
+
+
+def test_what_cannot_be_served_is_refused_before_it_is_queued() -> None:
+    async def scenario() -> None:
+        worker = worker_of(FakeTarget(context_tokens=4))
+        assert isinstance(await error_of(worker.read("a", [], 0, SAMPLED)), ValueError)
+        assert isinstance(await error_of(worker.read("a", [1], 2, SAMPLED)), ValueError)
+        assert isinstance(await error_of(worker.read("a", [1] * 5, 1, SAMPLED)), PromptTooLong)
+        assert worker.kv_stats.sessions == 0
+        await worker.close()
+
+    run(scenario)
+    with pytest.raises(ConfigError, match="max_queue: 0"):
+        worker_of(FakeTarget(), max_queue=0)
+
+
+def test_a_conversation_beyond_the_memory_is_refused_alone() -> None:
+    async def scenario() -> None:
+        worker = worker_of(FakeTarget(), budget_tokens=4)
+        small = await worker.read("a", [1, 2, 3], 1, SAMPLED)
+        assert isinstance(await error_of(worker.read("b", [1] * 5, 1, SAMPLED)), Overloaded)
+        again = await worker.read("a", [1, 2, 3], 1, SAMPLED)
+        assert again.choices == small.choices
+        assert worker.kv_stats.evictions == 0
+        await worker.close()
+
+    run(scenario)
+
+
+def test_freeing_a_session_that_is_being_read_waits_for_the_reading() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        model = FakeTarget(before_read=gate)
+        worker = worker_of(model)
+        reading = await started(worker.read("a", [1, 2], 1, SAMPLED))
+        await gate.until_entered()
+        worker.free("a")
+        gate.opened.set()
+        assert (await reading).choices == oracle(model, [1, 2], 1)
+        await worker.close()
+        assert worker.kv_stats.sessions == 0
+        worker.free("a")
+
+    run(scenario)
+
+
+def test_closing_finishes_what_runs_and_refuses_the_rest() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        worker = worker_of(FakeTarget(before_read=gate))
+        running = await started(worker.read("a", [1], 1, SAMPLED))
+        waiting = await started(worker.read("b", [2], 1, SAMPLED))
+        await gate.until_entered()
+        closing = asyncio.create_task(worker.close())
+        assert isinstance(await error_of(waiting), CloudUnavailable)
+        assert isinstance(await error_of(worker.read("c", [3], 1, SAMPLED)), CloudUnavailable)
+        gate.opened.set()
+        assert (await running).choices
+        await closing
+        await worker.close()
+
+    run(scenario)
+
+
+def test_evictions_go_unnoticed_among_many_sessions() -> None:
+    """Twelve conversations grow and are cut back at random, with room for about three of them."""
+
+    async def converse(worker: ModelWorker, model: FakeTarget, key: int) -> None:
+        dice = random.Random(key)
+        tokens = [dice.randrange(64) for _ in range(8)]
+        for _ in range(15):
+            choices = dice.randint(0, len(tokens))
+            result = await worker.read(key, tokens, choices, SAMPLED)
+            assert result.choices == oracle(model, tokens, choices)
+            kept = dice.randint(max(1, len(tokens) - 4), len(tokens))
+            tokens = tokens[:kept] + [dice.randrange(64) for _ in range(dice.randint(0, 6))]
+
+    async def scenario() -> None:
+        model = FakeTarget()
+        worker = worker_of(model, max_queue=12, budget_tokens=120)
+        await asyncio.gather(*(converse(worker, model, key) for key in range(12)))
+        stats = worker.kv_stats
+        assert stats.evictions > 12
+        assert stats.rebuilt_tokens > 0
+        assert stats.bytes_used <= stats.budget_bytes
+        await worker.close()
+
+    run(scenario)
