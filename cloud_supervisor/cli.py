@@ -72,14 +72,22 @@ def _serve(arguments: argparse.Namespace) -> None:
 def _pull(arguments: argparse.Namespace) -> None:
     from cloud_supervisor.models.pull import pull
 
-    pull(arguments.pair, registry_path=arguments.registry, force=arguments.force)
+    pull(arguments.pair, registry_path=arguments.registry, force=arguments.force, say=_say)
 
 
 def _list(arguments: argparse.Namespace) -> None:
     from cloud_supervisor.models.pull import list_pairs
 
-    for status in list_pairs(arguments.registry):
-        print(status)
+    for state in list_pairs(arguments.registry):
+        for role, model, present in (
+            ("edge", state.edge_model, state.edge_present),
+            ("cloud", state.cloud_model, state.cloud_present),
+        ):
+            _say(f"{state.pair:12} {role:6} {'here' if present else 'not pulled':11} {model}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _override(config: CloudConfig, arguments: argparse.Namespace, names: Sequence[str]) -> CloudConfig:

@@ -30,7 +30,6 @@ Dtype = Literal["float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-
 class TorchCache:
     """Keys and values of one sequence, layer by layer."""
 

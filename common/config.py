@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -46,13 +47,12 @@ Location = tuple[int | str, ...]
 def load_yaml(path: Path | str, model: type[ModelT]) -> ModelT:
     """Read a YAML file into `model`; raises ConfigError, which lists every mistake, one a line."""
     path = Path(path)
-    node = _compose(path, _read_text(path))
-    if node is None:
-        data: Any = {}
-        lines: dict[Location, int] = {}
-    else:
-        lines = {}
-        data = _construct(path, node, (), lines)
+    lines: dict[Location, int] = {}
+    try:
+        node = _compose(path, _read_text(path))
+        data = {} if node is None else _construct(path, node, (), lines)
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     try:
         return model.model_validate_json(json.dumps(data))  # JSON mode: strict, yet lists may become tuples
     except ValidationError as error:
@@ -78,7 +78,7 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         line = f"{mark.line + 1}" if mark else "1"
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
 
 
@@ -106,6 +106,8 @@ def _construct_scalar(path: Path, node: yaml.Node, location: Location) -> Any:
     where = f"{path}:{node.start_mark.line + 1}: {_dotted(location)}"
     if node.tag == "tag:yaml.org,2002:timestamp":
         return node.value  # a date is text here: no setting is one
+    if node.tag == "tag:yaml.org,2002:str" and _EXPONENT.fullmatch(node.value) and getattr(node, "style", None) is None:
+        return float(node.value)  # YAML 1.1 takes 1e-3 for text
     constructor = yaml.SafeLoader("")
     try:
         value = constructor.construct_document(node)
@@ -118,6 +120,8 @@ def _construct_scalar(path: Path, node: yaml.Node, location: Location) -> Any:
         constructor.dispose()
     return value
 
+
+_EXPONENT = re.compile(r"[-+]?[0-9]{1,3}[eE][-+]?[0-9]{1,2}")
 
 _EXPECTED = {
     "float_type": "a number",
@@ -142,21 +146,30 @@ def _complaint(
     path: Path, details: ErrorDetails, model: type[BaseModel], lines: Mapping[Location, int]
 ) -> tuple[int, str]:
     """One mistake as (line, message)."""
-    location = tuple(part for part in details["loc"])
+    location = details["loc"]
     known = _known_prefix(location, lines)
+    named = known
     line = lines.get(known, 1)
     value = details["input"]
     match details["type"]:
         case "extra_forbidden":
             siblings = _field_names(model, location[:-1])
             close = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.6)
-            if close:
-                hint = f" (did you mean '{close[0]}'?)"
-            else:
-                hint = f" (known: {', '.join(siblings)})" if siblings else ""
+            known_keys = f" (known: {', '.join(siblings)})" if siblings else ""
+            hint = f" (did you mean '{close[0]}'?)" if close else known_keys
             problem = f"unknown key{hint}"
         case "missing":
+            named = (*known, location[-1])
             problem = "this key is required"
+        case "union_tag_not_found":
+            named = (*known, str(details["ctx"]["discriminator"]).strip("'"))
+            problem = "this key is required"
+        case "union_tag_invalid":
+            named = (*known, str(details["ctx"]["discriminator"]).strip("'"))
+            line = lines.get(named, line)
+            problem = f"{details['ctx']['tag']!r} is not {details['ctx']['expected_tags'].replace(', ', ' or ')}"
+        case "string_type" if isinstance(value, (bool, int, float)):
+            problem = f"{_shown(value)} is not text; put it in quotes"
         case "literal_error" | "enum":
             expected = str(details.get("ctx", {}).get("expected", "an allowed value"))
             problem = f"{_shown(value)} is not {expected}"
@@ -165,7 +178,6 @@ def _complaint(
         case _:
             message = details["msg"].removeprefix("Value error, ")
             problem = f"{_shown(value)}: {message[:1].lower()}{message[1:]}"
-    named = location if details["type"] in {"missing", "extra_forbidden"} else known
     return line, f"{path}:{line}: {_dotted(named)}: {problem}"
 
 
@@ -199,7 +211,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

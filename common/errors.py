@@ -107,7 +107,7 @@ class InternalError(ChaperoneError):
 STATUS_OF: dict[type[ChaperoneError], str] = {
     InvalidRequest: "INVALID_ARGUMENT",
     ModelError: "FAILED_PRECONDITION",
-    TokenizerMismatch: "FAILED_PRECONDITION",
+    PeerMismatch: "FAILED_PRECONDITION",
     VersionMismatch: "UNIMPLEMENTED",
     ProtocolViolation: "OUT_OF_RANGE",
     Overloaded: "RESOURCE_EXHAUSTED",

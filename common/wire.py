@@ -122,9 +122,7 @@ def encode_server(frame: ServerFrame) -> bytes:
             )
         case Closed():
             message = pb.SuperviseResponse(
-                closed=pb.Closed(
-                    deviations=frame.deviations, queue_us=frame.queue_us, compute_us=frame.compute_us
-                )
+                closed=pb.Closed(deviations=frame.deviations, queue_us=frame.queue_us, compute_us=frame.compute_us)
             )
         case Failure():
             message = pb.SuperviseResponse(

@@ -1,8 +1,8 @@
 """The device SDK of Chaperone.
 
-    async with EdgeClient.from_config("configs/edge.yaml") as client:
-        async for event in client.stream("Write a haiku."):
-            ...
+async with EdgeClient.from_config("configs/edge.yaml") as client:
+    async for event in client.stream("Write a haiku."):
+        ...
 """
 
 from common.errors import ChaperoneError

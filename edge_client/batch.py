@@ -37,7 +37,9 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
             yield Line(number, None, {}, InvalidRequest(f"line {number}: {error.message}"))
 
 
-async def run_batch(client: EdgeClient, lines: Iterable[Line], defaults: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def run_batch(
+    client: EdgeClient, lines: Iterable[Line], defaults: dict[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
     """Generate line by line; yields what to write: the result, or an `error` with what was final before it."""
     for line in lines:
         try:

@@ -27,6 +27,7 @@ from edge_client.terminal import colours_wanted, painted
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     parser = _parser()
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int)
     generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
     generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
-    generate.add_argument("--prompts", type=Path, metavar="IN.jsonl", help="one object a line: id, and prompt or messages")
+    generate.add_argument("--prompts", type=Path, metavar="IN.jsonl", help="one object a line: id, prompt or messages")
     generate.add_argument("--out", type=Path, metavar="OUT.jsonl", help="results, one object a line")
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")

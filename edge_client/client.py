@@ -14,11 +14,11 @@ from typing import Any, Self, TypeVar
 
 from common.clock import MonotonicClock
 from common.config import ModelManifest, load_manifest, pair_folder
-from common.errors import InvalidRequest, PromptTooLong, TokenizerMismatch, VersionMismatch
+from common.errors import CloudLost, InvalidRequest, PromptTooLong, TokenizerMismatch, VersionMismatch
 from common.gate import Always, Gate, Never, gate_for
 from common.messages import API_VERSION, Capabilities, Open
 from common.planner import FixedPlanner
-from common.session import Committed, Event, Failed, Finished
+from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
 from common.types import FinishReason, GenerationParams, Mode, Origin, PromptInput, SamplingParams, SessionId
 from edge_client.config import EdgeConfig
@@ -184,8 +184,12 @@ class EdgeClient:
         context_tokens = self.manifest.context_tokens
         cloud: Cloud | None = None
         if request.mode is not Mode.EDGE:
-            cloud, capabilities = await self._connect()
-            context_tokens = min(context_tokens, capabilities.context_tokens)
+            try:
+                cloud, capabilities = await self._connect()
+                context_tokens = min(context_tokens, capabilities.context_tokens)
+            except CloudLost:
+                if not self._continues_alone(request.mode):
+                    raise
         limit = _limit(request, context_tokens)
         model = self._load_model() if request.mode is not Mode.CLOUD else None
         config = self.config
@@ -208,11 +212,15 @@ class EdgeClient:
             verification_deadline_ms=cloud.verification_deadline_ms,
             takeover_tokens=self.config.planner.takeover_tokens,
             max_span_tokens=self._capabilities.max_span_tokens if self._capabilities else 1,
-            continue_without_cloud=cloud.on_loss == "continue"
-            or (cloud.on_loss == "default" and request.mode is Mode.GATED),
+            continue_without_cloud=self._continues_alone(request.mode),
             closing_audit=self.config.closing_audit,
             warm_start=request.warm_start,
         )
+
+    def _continues_alone(self, mode: Mode) -> bool:
+        """Whether a lost cloud ends the generation; the cloud's own mode cannot go on without it."""
+        on_loss = self.config.cloud.on_loss
+        return mode is not Mode.CLOUD and (on_loss == "continue" or (on_loss == "default" and mode is Mode.GATED))
 
     def _opening(self, request: GenerationRequest) -> Open:
         return Open(
@@ -282,6 +290,8 @@ class Collector:
             case Finished() | Failed():
                 self.text += event.text
                 self.ending = event
+            case Drafted() | Retracted():
+                pass
 
     def result(self) -> Generation:
         """The generation, once Finished or Failed came."""

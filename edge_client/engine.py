@@ -7,9 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from common.clock import Clock
-from common.errors import ChaperoneError, CloudLost, CloudTimeout
+from common.errors import ChaperoneError, CloudLost, CloudTimeout, status_of
 from common.gate import Gate, Never
-from common.messages import Open, Verdict
+from common.messages import Failure, Open, Verdict
 from common.planner import Draft, FixedPlanner, HandOver, Send, Wait
 from common.sampling import choose, softmax
 from common.session import Committed, DeviceSession, Drafted, Event, Failed, Finished, Retracted, SessionEvent
@@ -136,11 +136,12 @@ class Engine:
         timeout_ms = self.settings.verification_deadline_ms if prefilled else self.settings.open_deadline_ms
         self.watch.waiting(for_verdict=prefilled)
         if not await self.link.wait(timeout_ms):
-            raise CloudTimeout(
+            message = (
                 f"cloud: no answer within {timeout_ms:.0f} ms at position {self.session.final}; it is overloaded or "
                 "the link is down. Raise cloud.verification_deadline_ms (or cloud.open_deadline_ms for long prompts), "
                 "or resume from the committed tokens"
             )
+            list(self.session.apply(Failure(status_of(CloudTimeout(message)), message)))  # raises CloudTimeout
 
     def _observe(self, events: Iterable[SessionEvent]) -> Iterator[SessionEvent]:
         """Keep model, clock and text in step with the session; a completed stop string ends it."""
@@ -166,6 +167,8 @@ class Engine:
         self.watch.start()
         if self.link is not None:
             await self.link.open(self.opening)
+        elif self.planner.mode is not Mode.EDGE:
+            list(self._go_on_alone())  # the cloud was lost before it was found
         if not self.settings.warm_start:
             return
         if self.model is not None and len(self.session.text) > 1:
@@ -183,11 +186,14 @@ class Engine:
             return
         self.link.send(self.session.close())
         self.link.close()
-        while self.settings.closing_audit and not self.session.closed:
-            for frame in self.link.ready():
-                list(self.session.apply(frame))
-            if not self.session.closed:
-                await self._wait()
+        try:
+            while self.settings.closing_audit and not self.session.closed:
+                for frame in self.link.ready():
+                    list(self.session.apply(frame))
+                if not self.session.closed:
+                    await self._wait()
+        except CloudLost:  # the text is complete without it; `deviation_bound` counts what stays unread
+            self.link.cancel()
 
     def _go_on_alone(self) -> Iterator[SessionEvent]:
         if self.link is not None:

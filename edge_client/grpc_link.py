@@ -116,6 +116,8 @@ class GrpcLink:
         self.send(frame)
 
     def send(self, frame: ClientFrame) -> None:
+        if self._closed:
+            return
         data = encode_client(frame)
         self._bytes_up += len(data)
         self._outbox.put_nowait(data)

@@ -41,11 +41,13 @@ class Stopwatch:
 
     def token_shown(self) -> None:
         """A token, provisional or final, can be seen."""
-        self._first_shown = self._first_shown or self._now_ms()
+        if self._first_shown is None:
+            self._first_shown = self._now_ms()
 
     def token_committed(self) -> None:
         """A token is final."""
-        self._first_committed = self._first_committed or self._now_ms()
+        if self._first_committed is None:
+            self._first_committed = self._now_ms()
 
     def waiting(self, *, for_verdict: bool) -> None:
         """The device has nothing to do but wait."""
@@ -71,7 +73,7 @@ class Stopwatch:
 
     def stats(self, session: DeviceSession, link: CloudLink | None) -> GenerationStats:
         """Put it all together."""
-        end = self._stopped or self._now_ms()
+        end = self._now_ms() if self._stopped is None else self._stopped
         total_ms = end - self._started
         tally = session.tally
         up, down = self._bytes

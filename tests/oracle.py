@@ -34,7 +34,14 @@ def uniform(seed: int, position: int, token_id: int) -> float:
 
 
 def choice(
-    logits: np.ndarray[Any, Any], position: int, *, temperature: float, top_p: float, top_k: int, min_p: float, seed: int
+    logits: np.ndarray[Any, Any],
+    position: int,
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    seed: int,
 ) -> int:
     if temperature == 0:
         return int(np.argmax(logits))

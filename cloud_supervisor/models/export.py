@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a GGUF load warns, falsely, of a Mistral regex
 
+import contextlib
 import importlib.metadata
+import io
 import json
 import shutil
 import subprocess
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader, TokenType
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
@@ -49,9 +53,13 @@ class LoadedModel:
         return (int(ids),) if isinstance(ids, int) else tuple(int(token_id) for token_id in ids)
 
 
-def load_gguf(path: Path, dtype: str) -> LoadedModel:
+def load_gguf(path: Path, dtype: str, *, progress: bool) -> LoadedModel:
     """Dequantise a GGUF file and tie its embedding; tokenizer and chat template come along."""
-    return _load(str(path.parent), dtype, gguf_file=path.name)
+    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+        loaded = _load(str(path.parent), dtype, gguf_file=path.name)
+    _tie(loaded.model)
+    add_control_tokens(loaded.tokenizer, path)
+    return loaded
 
 
 def load_pretrained(name: str, dtype: str) -> LoadedModel:
@@ -65,11 +73,23 @@ def load_pretrained(name: str, dtype: str) -> LoadedModel:
 def _load(name: str, dtype: str, **options: str) -> LoadedModel:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)  # type: ignore[no-untyped-call]
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[dtype], **options)
-    if "gguf_file" in options:
-        _tie(model)
     return LoadedModel(model.eval(), tokenizer)
+
+
+def add_control_tokens(tokenizer: Any, path: Path) -> None:
+    """Tell the tokenizer which of its ids are control tokens: transformers reads only the few that GGUF gives a role.
+
+    Without this `<tool_call>` in a prompt would be spelled out, and `<|fim_pad|>` would be shown as text.
+    """
+    fields = GGUFReader(path).fields
+    types = fields["tokenizer.ggml.token_type"].contents()
+    texts = fields["tokenizer.ggml.tokens"].contents()
+    for kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
+        special = kind is TokenType.CONTROL
+        found = [text for text, type_ in zip(texts, types, strict=True) if type_ == kind]
+        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in found], special)
 
 
 def _tie(model: Any) -> None:
@@ -94,11 +114,13 @@ def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ..
         eos_token_id=list(eos_token_ids),
     )
     loaded.model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # written for their owner alone, and a service runs as another user
     save_tokenizer(loaded, folder)
 
 
 def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe) -> None:
-    """Write `model.onnx` and `model.onnx.data`; raises ModelError with the end of the builder's log.
+    """Write `model.onnx` and `model.onnx.data` into `folder`; raises ModelError with the end of the builder's log.
 
     The builder runs in a process of its own: it prints a line per tensor, and its memory is given back at the end.
     """
@@ -129,7 +151,6 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe) -> None:
         raise ModelError("the ONNX builder failed:\n" + "\n".join(lines[-_LOG_TAIL_LINES:]))
     for name in ("model.onnx", "model.onnx.data"):
         (built / name).replace(folder / name)
-    save_tokenizer(loaded, folder)
     shutil.rmtree(scratch)
 
 

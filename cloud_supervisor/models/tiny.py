@@ -52,7 +52,10 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator([CORPUS], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -84,7 +87,7 @@ def _random_model(source: TinySource, tokenizer: PreTrainedTokenizerFast) -> Qwe
             else:
                 steps = _int4_steps(weight.shape, source.noise, generator, noise_generator)
                 weight.copy_(steps * (GAIN / 7.5 / math.sqrt(weight.shape[1])))
-        embedding = model.get_input_embeddings().weight
+        embedding = model.model.embed_tokens.weight
         for token in END_OF_TEXT:
             embedding[tokenizer.convert_tokens_to_ids(token)] *= END_OF_TEXT_SCALE
         model.model.norm.weight.fill_(LOGIT_SCALE)

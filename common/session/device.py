@@ -40,6 +40,7 @@ class DeviceSession:
         self._risks: dict[int, float] = {}  # of drafted positions that the cloud may still be asked about
         self._fired: deque[int] = deque()  # provisional positions that the gate wants judged
         self._tail_length = 0  # of the closing audit
+        self._alone = False  # the cloud is lost
 
     @property
     def exhausted(self) -> bool:
@@ -100,7 +101,8 @@ class DeviceSession:
         self.final = length
 
     def lose_cloud(self) -> Iterator[SessionEvent]:
-        """Go on without the cloud: what is provisional becomes final, unverified."""
+        """Go on without the cloud: what is provisional becomes final, and so does all that follows, unverified."""
+        self._alone = True
         self.spans.clear()
         self._fired.clear()
         while self.final < len(self.text):
@@ -195,7 +197,7 @@ class DeviceSession:
         while self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
             if self.final < self.sent:
                 return
-            yield from self._commit(Origin.DRAFT)
+            yield from self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT)
 
     def _truncate(self, length: int) -> Iterator[SessionEvent]:
         self.tally.retracted_tokens += len(self.text) - max(length, self.final)
@@ -207,8 +209,9 @@ class DeviceSession:
         yield Retracted(length)
 
     def _is_replay(self, verdict: Verdict) -> bool:
-        old = not self.spans or verdict.position < self.spans[0].start
-        return old and verdict.position < self.final and self.text[verdict.position] == verdict.token_id
+        """Whether it answers a span that is answered: an answer to the next one with tokens lies behind its start."""
+        old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
+        return old and verdict.position < self.final
 
     def _check(self, verdict: Verdict, span: Span) -> None:
         if not span.final_before <= verdict.position <= span.end:

@@ -1,7 +1,8 @@
 """Who imports whom: the contracts of pyproject.toml hold, and so does what they cannot say.
 
 `lint-imports` checks the layers and one library per adapter. It has no word for "nothing but the standard library and
-NumPy", which is the rule of common/ outside its rim: that is checked here.
+NumPy", which is the rule of common/ outside its rim: that is checked here. Clocks and randomness are banned from
+common/ by its ruff.toml.
 """
 
 from __future__ import annotations
@@ -124,3 +125,24 @@ def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit
     linted = lint_imports(tree)
     assert linted.returncode == 1, linted.stdout + linted.stderr
     assert culprit in linted.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("import time", "TID251"),
+        ("from random import random", "TID251"),
+        ("import os", "TID251"),
+        ("import numpy as np\n\nnp.random.default_rng(1)", "TID251"),
+        ("import numpy as np\n\nnp.random.seed(1)", "NPY002"),
+        ("import numpy as np\n\nnp.random.Philox(key=[1, 0], counter=[0, 0, 0, 0])", None),
+    ],
+)
+def test_clocks_and_randomness_in_common_are_caught(tree: Path, line: str, rule: str | None) -> None:
+    plant(tree, "common/planner.py", line)
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251,NPY", "--output-format=concise"]
+    linted = subprocess.run([*command, "common"], cwd=tree, capture_output=True, text=True, check=False)
+    assert linted.returncode == (0 if rule is None else 1), linted.stdout + linted.stderr
+    if rule is not None:
+        assert "common/planner.py" in linted.stdout
+        assert rule in linted.stdout

@@ -43,7 +43,10 @@ PLANNERS = (
 )
 STOPS = ((), (), ("e",), ("in", "self"), ("th", "\n"))
 DELAYS_MS = (0.0, 2.0, 10.0)
-WORDS = "the list of a number is sorted and returned by def class import value in python where each one sums".split()
+WORDS = (
+    *("the", "list", "of", "a", "number", "is", "sorted", "and", "returned", "by", "def", "class", "import"),
+    *("value", "in", "python", "where", "each", "one", "sums"),
+)
 
 
 def requests(random: Random) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import torch
 from benchmarks.prompts import Problem, humaneval
 from cloud_supervisor.torch_model import TorchModel
 from common.config import load_manifest, pair_folder
-from common.wire import encode_client, encode_server
 from common.messages import Draft, Verdict
+from common.wire import encode_client, encode_server
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings
 from tests import oracle
@@ -80,15 +80,17 @@ async def _generate(
 ) -> list[list[Generation]]:
     manifest = load_manifest(pair / "cloud", role="cloud")
     model = TorchModel(reference, vocabulary_size=manifest.vocabulary_size, context_tokens=manifest.context_tokens)
-    async with serving(model, pair) as (_, address):
-        async with EdgeClient(EdgeConfig(cloud=CloudSettings(address=address))) as client:
-            return [
-                [
-                    await client.generate(problem.message, mode=mode, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
-                    for mode in modes
-                ]
-                for problem in problems
+    async with (
+        serving(model, pair) as (_, address),
+        EdgeClient(EdgeConfig(cloud=CloudSettings(address=address))) as client,
+    ):
+        return [
+            [
+                await client.generate(problem.message, mode=mode, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
+                for mode in modes
             ]
+            for problem in problems
+        ]
 
 
 def _oracle_choices(pair: Path, reference: Any, result: Generation) -> list[int]:

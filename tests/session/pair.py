@@ -85,7 +85,7 @@ class Pair:
         for _ in range(100_000):
             if self.device.state == "done":
                 return
-            moves = [move for move in (self._device_moves, self._cloud_reads, self._cloud_writes, self._receive)]
+            moves = (self._device_moves, self._cloud_reads, self._cloud_writes, self._receive)
             if not any(move() for move in self.random.sample(moves, len(moves))):
                 raise AssertionError(f"deadlock: {self.device.state}, {self.device.spans}")
         raise AssertionError("no end in sight")
@@ -154,8 +154,6 @@ class Pair:
     @property
     def committed(self) -> list[Committed]:
         return [event for event in self.events if isinstance(event, Committed)]
-
-
 
 
 __all__ = ["EOS", "PROMPT", "Drafted", "Models", "Pair", "Retracted", "cloud_text"]

@@ -44,7 +44,8 @@ def test_exact_commits_what_the_cloud_would_write(pair: Pair) -> None:
     assert pair.device.finish_reason is (FinishReason.STOP if expected[-1] == EOS else FinishReason.LENGTH)
     assert {event.origin for event in pair.committed} <= CLOUDS_OWN
     assert pair.device.tally.deviations == 0
-    assert not pair.up and not pair.down
+    assert not pair.up
+    assert not pair.down
 
 
 @settings(max_examples=400)

@@ -1,0 +1,304 @@
+"""What every `CloudLink` promises, held against the fake and against gRPC on a loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import grpc
+import grpc.aio
+import pytest
+
+from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
+from common.types import SamplingParams, SessionId
+from common.wire import SERVICE, SUPERVISE, decode_client, encode_client, encode_server
+from edge_client.grpc_link import GrpcCloud
+from edge_client.ports import CloudLink
+from tests.contract.fake_link import FakeLink
+
+OPEN = Open(SessionId("s"), "sha256:0", SamplingParams(), 9, (0,), (5, 6, 7))
+DRAFTS = [Draft(0, 3 + index, (index,), (0.0,), 3 + index) for index in range(5)]
+OPENED = [Opened(False, 64), Opened(True, 64)]
+VERDICTS = [Verdict(0, 3 + index, index) for index in range(5)]
+PATIENCE_S = 10.0
+
+
+class Rig(Protocol):
+    """A link, and the cloud's end of it."""
+
+    link: CloudLink
+
+    async def receive(self, count: int) -> list[ClientFrame]:
+        """The next frames that the cloud gets."""
+
+    async def deliver(self, *frames: ServerFrame) -> None:
+        """The cloud sends."""
+
+    async def hang_up(self, status: str | None = None) -> None:
+        """The cloud ends the stream, with this status or with none."""
+
+
+class FakeRig:
+    def __init__(self) -> None:
+        self.link = self._fake = FakeLink()
+        self._taken = 0
+
+    async def receive(self, count: int) -> list[ClientFrame]:
+        self._taken += count
+        return self._fake.sent[self._taken - count : self._taken]
+
+    async def deliver(self, *frames: ServerFrame) -> None:
+        self._fake.deliver(*frames)
+
+    async def hang_up(self, status: str | None = None) -> None:
+        self._fake.hang_up(status or "UNAVAILABLE")
+
+
+class GrpcRig:
+    """A server whose only stream does what the test says."""
+
+    def __init__(self, link: CloudLink) -> None:
+        self.link = link
+        self.received: asyncio.Queue[ClientFrame] = asyncio.Queue()
+        self.orders: asyncio.Queue[bytes | str | None] = asyncio.Queue()
+
+    async def receive(self, count: int) -> list[ClientFrame]:
+        return [await asyncio.wait_for(self.received.get(), PATIENCE_S) for _ in range(count)]
+
+    async def deliver(self, *frames: ServerFrame) -> None:
+        for frame in frames:
+            self.orders.put_nowait(encode_server(frame))
+
+    async def hang_up(self, status: str | None = None) -> None:
+        self.orders.put_nowait(status)
+
+    async def supervise(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
+        async def read() -> None:
+            async for data in requests:
+                self.received.put_nowait(decode_client(data))
+
+        reading = asyncio.create_task(read())
+        try:
+            while (order := await self.orders.get()) is not None:
+                if isinstance(order, str):
+                    await context.abort(grpc.StatusCode[order], "as the test says")
+                else:
+                    yield order
+        finally:
+            reading.cancel()
+
+
+@asynccontextmanager
+async def fake_rig() -> AsyncIterator[Rig]:
+    yield FakeRig()
+
+
+@asynccontextmanager
+async def grpc_rig() -> AsyncIterator[Rig]:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    cloud = GrpcCloud(f"127.0.0.1:{port}")
+    rig = GrpcRig(cloud.link())
+    handler = grpc.stream_stream_rpc_method_handler(rig.supervise)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {SUPERVISE: handler}),))
+    await server.start()
+    try:
+        yield rig
+    finally:
+        rig.link.cancel()
+        await cloud.close()
+        await server.stop(0)
+
+
+RigFactory = Callable[[], AbstractAsyncContextManager[Rig]]
+
+
+@pytest.fixture(params=[fake_rig, grpc_rig], ids=["fake", "grpc"])
+def rig_factory(request: pytest.FixtureRequest) -> RigFactory:
+    factory: RigFactory = request.param
+    return factory
+
+
+def play(rig_factory: RigFactory, scene: Callable[[Rig], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with rig_factory() as rig:
+            await rig.link.open(OPEN)
+            await scene(rig)
+
+    asyncio.run(run())
+
+
+async def take(link: CloudLink, count: int) -> list[ServerFrame]:
+    """Wait for so many frames and take them."""
+    frames: list[ServerFrame] = []
+    while len(frames) < count:
+        assert await link.wait(PATIENCE_S * 1e3), f"{len(frames)} of {count} frames arrived"
+        frames += link.ready()
+    return frames
+
+
+async def nothing_follows(link: CloudLink) -> None:
+    assert not await link.wait(50)
+    assert link.ready() == ()
+
+
+def test_frames_go_up_in_order_after_the_open(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        for draft in DRAFTS:
+            rig.link.send(draft)
+        assert await rig.receive(6) == [OPEN, *DRAFTS]
+
+    play(rig_factory, scene)
+
+
+def test_frames_come_down_in_order_and_are_taken_once(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.deliver(*OPENED, *VERDICTS)
+        assert await take(rig.link, 7) == [*OPENED, *VERDICTS]
+        assert rig.link.ready() == ()
+
+    play(rig_factory, scene)
+
+
+def test_wait_tells_whether_something_is_there_and_takes_nothing(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        assert not await rig.link.wait(1)
+        await rig.deliver(OPENED[0])
+        assert await rig.link.wait(PATIENCE_S * 1e3)
+        assert await rig.link.wait(0.001), "a frame that is there needs no waiting"
+        assert rig.link.ready() == (OPENED[0],)
+        assert not await rig.link.wait(1), "it was taken"
+
+    play(rig_factory, scene)
+
+
+def test_wait_is_woken_by_a_frame(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        waiting = asyncio.create_task(rig.link.wait(PATIENCE_S * 1e3))
+        assert not (await asyncio.wait([waiting], timeout=0.01))[0]
+        await rig.deliver(OPENED[0])
+        assert await waiting
+
+    play(rig_factory, scene)
+
+
+def test_a_good_end_is_closed_and_nothing_else(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        rig.link.send(Close(3, ()))
+        rig.link.close()
+        rig.link.close()
+        assert await rig.receive(2) == [OPEN, Close(3, ())]
+        await rig.deliver(Closed((3,)))
+        await rig.hang_up()
+        assert await take(rig.link, 1) == [Closed((3,))]
+        await nothing_follows(rig.link)
+
+    play(rig_factory, scene)
+
+
+def test_a_failure_is_a_value_and_comes_once(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        failure = Failure("RESOURCE_EXHAUSTED", "sessions: full", 250)
+        await rig.deliver(OPENED[0], failure)
+        await rig.hang_up("RESOURCE_EXHAUSTED")
+        assert await take(rig.link, 2) == [OPENED[0], failure]
+        await nothing_follows(rig.link)
+
+    play(rig_factory, scene)
+
+
+@pytest.mark.parametrize("status", [None, "UNAVAILABLE", "CANCELLED"])
+def test_a_cloud_that_goes_away_is_one_failure(rig_factory: RigFactory, status: str | None) -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.deliver(OPENED[0])
+        await rig.hang_up(status)
+        opened, failure = await take(rig.link, 2)
+        assert opened == OPENED[0]
+        assert isinstance(failure, Failure)
+        if status != "CANCELLED":  # by the cloud, not by this end
+            assert failure.status == "UNAVAILABLE", failure.message
+        await nothing_follows(rig.link)
+        rig.link.send(DRAFTS[0])  # goes nowhere, and says nothing
+        await nothing_follows(rig.link)
+
+    play(rig_factory, scene)
+
+
+def test_another_status_is_told(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.hang_up("OUT_OF_RANGE")
+        (failure,) = await take(rig.link, 1)
+        assert isinstance(failure, Failure)
+        assert failure.status == "OUT_OF_RANGE"
+        await nothing_follows(rig.link)
+
+    play(rig_factory, scene)
+
+
+def test_cancel_ends_it_quietly_and_may_be_repeated(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.deliver(OPENED[0])
+        assert await take(rig.link, 1) == [OPENED[0]]
+        rig.link.cancel()
+        rig.link.cancel()
+        rig.link.close()
+        rig.link.send(DRAFTS[0])
+        await nothing_follows(rig.link)
+
+    play(rig_factory, scene)
+
+
+def test_a_link_that_was_never_opened_can_be_ended(rig_factory: RigFactory) -> None:
+    async def run() -> None:
+        async with rig_factory() as rig:
+            assert rig.link.ready() == ()
+            rig.link.close()
+            rig.link.cancel()
+            assert (rig.link.bytes_up, rig.link.bytes_down) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_payload_bytes_are_counted(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        for draft in DRAFTS:
+            rig.link.send(draft)
+        await rig.deliver(*OPENED, *VERDICTS)
+        await take(rig.link, 7)
+        assert rig.link.bytes_up == sum(len(encode_client(frame)) for frame in [OPEN, *DRAFTS])
+        assert rig.link.bytes_down == sum(len(encode_server(frame)) for frame in [*OPENED, *VERDICTS])
+
+    play(rig_factory, scene)
+
+
+def test_grpc_tells_a_frame_that_is_none() -> None:
+    async def scene(rig: Rig) -> None:
+        assert isinstance(rig, GrpcRig)
+        rig.orders.put_nowait(b"\xff\xff\xff")
+        (failure,) = await take(rig.link, 1)
+        assert isinstance(failure, Failure)
+        assert failure.status == "OUT_OF_RANGE"
+        assert "3 bytes that are not a SuperviseResponse" in failure.message
+        await nothing_follows(rig.link)
+
+    play(grpc_rig, scene)
+
+
+def test_grpc_tells_a_server_that_is_not_there() -> None:
+    async def run() -> None:
+        cloud = GrpcCloud("127.0.0.1:1")
+        link = cloud.link()
+        await link.open(OPEN)
+        (failure,) = await take(link, 1)
+        assert isinstance(failure, Failure)
+        assert failure.status == "UNAVAILABLE"
+        for words in ("127.0.0.1:1 cannot be reached", "chaperone-cloud serve", "cloud.address"):
+            assert words in failure.message
+        await nothing_follows(link)
+        await cloud.close()
+
+    asyncio.run(run())

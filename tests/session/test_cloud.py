@@ -1,0 +1,363 @@
+"""The cloud's end by example: what it reads, what it answers, what it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from common.errors import ChaperoneError, InvalidRequest, PromptTooLong, ProtocolViolation
+from common.messages import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
+from common.session import CloudSession, State
+from common.types import SamplingParams, SessionId
+
+EOS = 0
+PROMPT = (7, 8, 9)
+START = len(PROMPT)
+
+
+def opening(*, max_new_tokens: int = 20, committed: tuple[int, ...] = (), prompt: tuple[int, ...] = PROMPT) -> Open:
+    return Open(SessionId("s"), "", SamplingParams(), max_new_tokens, (EOS,), prompt, committed)
+
+
+def session(*, max_new_tokens: int = 20, committed: tuple[int, ...] = (), context_tokens: int = 100) -> CloudSession:
+    frame = opening(max_new_tokens=max_new_tokens, committed=committed)
+    return CloudSession(frame, context_tokens=context_tokens, vocabulary_size=50)
+
+
+def draft(
+    start: int, *token_ids: int, revision: int = 0, final_before: int | None = None, continuation_tokens: int = 0
+) -> Draft:
+    final = start if final_before is None else final_before
+    return Draft(revision, start, token_ids, (0.5,) * len(token_ids), final, continuation_tokens)
+
+
+def answer(cloud: CloudSession, frame: Draft | Close, choices: Sequence[int]) -> ServerFrame:
+    """Let the cloud read a frame, choosing these tokens from the start of what is new to it."""
+    judging = cloud.receive(frame)
+    assert judging is not None
+    assert judging.choices == len(choices), judging
+    return cloud.answer(judging, choices)
+
+
+# Opening
+
+
+def test_the_cloud_reads_prompt_and_resumed_tokens() -> None:
+    cloud = session(committed=(1, 2))
+    assert cloud.text == [7, 8, 9, 1, 2]
+    judging = cloud.receive(draft(5, 3))
+    assert judging is not None
+    assert judging.token_ids == (7, 8, 9, 1, 2, 3)
+    assert (judging.choices, judging.start, judging.judged) == (2, 5, (3,))
+
+
+def test_resumed_tokens_count_towards_the_limit() -> None:
+    cloud = session(max_new_tokens=3, committed=(1, 2))
+    assert not cloud.ended
+    assert answer(cloud, draft(5, 3), [4]) == Verdict(1, 5, 4)
+    assert cloud.ended
+
+
+def test_a_resumed_text_that_has_ended_stays_ended() -> None:
+    cloud = session(committed=(1, EOS))
+    assert cloud.ended
+    with pytest.raises(ProtocolViolation, match="start: 5 is not where the cloud can write on"):
+        cloud.receive(draft(5))
+
+
+def test_an_end_of_text_id_in_the_prompt_ends_nothing() -> None:
+    cloud = CloudSession(opening(prompt=(7, EOS)), context_tokens=100, vocabulary_size=50)
+    assert not cloud.ended
+
+
+def test_the_context_bounds_the_text() -> None:
+    assert session(max_new_tokens=20, context_tokens=10).limit == 10
+    assert session(max_new_tokens=5, context_tokens=10).limit == 8
+
+
+@pytest.mark.parametrize(
+    ("frame", "context_tokens", "error", "message"),
+    [
+        (opening(prompt=()), 100, InvalidRequest, "prompt_token_ids: empty; give at least one token"),
+        (opening(max_new_tokens=0), 100, InvalidRequest, "max_new_tokens: 0 is less than 1"),
+        (opening(), 3, PromptTooLong, "prompt: 3 tokens leave no room in a context of 3; shorten it"),
+        (opening(committed=(1,) * 97), 100, PromptTooLong, "prompt: 100 tokens leave no room"),
+        (opening(prompt=(7, 50)), 100, ChaperoneError, "50 is not in a vocabulary of 50"),
+        (opening(committed=(4_000_000_000,)), 100, ChaperoneError, "4000000000 is not in a vocabulary of 50"),
+    ],
+)
+def test_a_bad_opening_is_refused(
+    frame: Open, context_tokens: int, error: type[ChaperoneError], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        CloudSession(frame, context_tokens=context_tokens, vocabulary_size=50)
+
+
+# Judging
+
+
+def test_a_span_that_stands_whole_gets_a_bonus() -> None:
+    cloud = session()
+    assert answer(cloud, draft(START, 1, 2), [1, 2, 3]) == Verdict(0, 5, 3)
+    assert cloud.text == [7, 8, 9, 1, 2, 3]
+
+
+def test_the_first_difference_is_overridden_and_raises_the_revision() -> None:
+    cloud = session()
+    assert answer(cloud, draft(START, 1, 2, 3), [1, 5, 3, 4]) == Verdict(1, 4, 5)
+    assert cloud.text == [7, 8, 9, 1, 5]
+
+
+def test_committed_tokens_are_audited_not_overridden() -> None:
+    cloud = session()
+    frame = draft(START, 1, 2, 3, final_before=START + 2)
+    assert answer(cloud, frame, [4, 2, 3, 6]) == Verdict(0, 6, 6, deviations=(3,))
+    assert cloud.text == [7, 8, 9, 1, 2, 3, 6]
+
+
+def test_audit_only_spans_come_in_chunks() -> None:
+    cloud = session()
+    assert answer(cloud, draft(3, 1, 2, final_before=5), [1, 9, 3]) == Verdict(0, 5, 3, (4,))
+    # The cloud's 3 at position 5 is known to be a deviation only when the device's own token is read.
+    assert answer(cloud, draft(5, 4, 5, final_before=7), [3, 5, 6]) == Verdict(0, 7, 6, (5,))
+    assert cloud.text == [7, 8, 9, 1, 2, 4, 5, 6]
+    # What the cloud has chosen already is not computed again, and no deviation.
+    assert answer(cloud, draft(7, 6, 1, final_before=9), [2, 3]) == Verdict(0, 9, 3, (8,))
+
+
+def test_choices_and_times_are_passed_on() -> None:
+    cloud = session()
+    judging = cloud.receive(draft(START, 1))
+    assert judging is not None
+    assert cloud.answer(judging, [1, 2], queue_us=5, compute_us=7) == Verdict(0, 4, 2, (), 5, 7)
+
+
+def test_a_bonus_that_the_device_guessed_is_not_computed_again() -> None:
+    cloud = session()
+    answer(cloud, draft(3, 1), [1, 2])
+    judging = cloud.receive(draft(4, 2, 3))
+    assert judging is not None
+    assert (judging.token_ids, judging.choices, judging.judged) == ((7, 8, 9, 1, 2, 3), 2, (3,))
+
+
+# Replays and stale drafts
+
+
+def test_a_replayed_draft_gets_the_same_verdict_without_a_reading() -> None:
+    cloud = session()
+    frame = draft(START, 1, 2, final_before=4)
+    first = answer(cloud, frame, [1, 2, 3])
+    text = list(cloud.text)
+    assert answer(cloud, frame, []) == first
+    assert cloud.text == text
+    assert cloud.revision == 0
+
+
+def test_a_replayed_draft_that_was_overridden_is_stale() -> None:
+    cloud = session()
+    frame = draft(START, 1, 2)
+    answer(cloud, frame, [5, 2, 3])
+    assert cloud.receive(frame) is None
+    assert cloud.text == [7, 8, 9, 5]
+
+
+def test_a_replayed_audit_finds_its_deviations_once() -> None:
+    cloud = session()
+    frame = draft(START, 1, 2, final_before=5)
+    assert answer(cloud, frame, [4, 2, 3]) == Verdict(0, 5, 3, (3,))
+    assert answer(cloud, frame, []) == Verdict(0, 5, 3)
+
+
+def test_drafts_of_an_older_revision_are_ignored_however_wrong() -> None:
+    cloud = session()
+    answer(cloud, draft(START, 1), [5, 2])
+    text = list(cloud.text)
+    for stale in (draft(4, 2), draft(40, 2), draft(4, 99), draft(4, 1, final_before=2)):
+        assert cloud.receive(stale) is None
+    assert cloud.stale_frames == 4
+    assert cloud.text == text
+    assert answer(cloud, draft(4, 6, revision=1), [6, 7]) == Verdict(1, 5, 7)
+
+
+def test_a_draft_that_contradicts_the_bonus_is_stale_and_raises_the_revision() -> None:
+    cloud = session()
+    answer(cloud, draft(3, 1), [1, 2])
+    assert cloud.receive(draft(4, 5, 6)) is None
+    assert cloud.revision == 1
+    assert cloud.text == [7, 8, 9, 1, 2]
+
+
+def test_a_committed_token_that_contradicts_the_bonus_wins_and_is_audited() -> None:
+    cloud = session()
+    answer(cloud, draft(3, 1, final_before=4), [1, 2])
+    assert answer(cloud, draft(4, 5, 6, final_before=6), [2, 6, 8]) == Verdict(0, 6, 8, (4,))
+    assert cloud.text == [7, 8, 9, 1, 5, 6, 8]
+
+
+# End of text and the limit
+
+
+def test_an_end_of_text_of_both_is_the_clouds_own_token() -> None:
+    cloud = session()
+    assert answer(cloud, draft(START, 1, EOS), [1, EOS, 4]) == Verdict(0, 4, EOS)
+    assert cloud.ended
+
+
+def test_an_end_of_text_of_the_draft_alone_is_overridden() -> None:
+    cloud = session()
+    assert answer(cloud, draft(START, EOS), [4, 5]) == Verdict(1, 3, 4)
+    assert not cloud.ended
+
+
+def test_drafts_after_the_end_are_stale() -> None:
+    cloud = session()
+    answer(cloud, draft(START, 1), [1, EOS])
+    assert cloud.receive(draft(4, EOS)) is None  # only repeats the end
+    assert cloud.receive(draft(4, 6)) is None  # contradicts it
+    assert cloud.text[-1] == EOS
+
+
+def test_no_choice_is_made_beyond_the_limit() -> None:
+    cloud = session(max_new_tokens=2)
+    judging = cloud.receive(draft(START, 1, 2))
+    assert judging is not None
+    assert (judging.token_ids, judging.choices) == ((7, 8, 9, 1), 2)
+    assert cloud.answer(judging, [1, 2]) == Verdict(0, 4, 2)
+    assert cloud.ended
+
+
+def test_the_last_token_before_the_limit_is_judged_and_audited_too() -> None:
+    overridden = session(max_new_tokens=2)
+    assert answer(overridden, draft(START, 1, 2), [1, 6]) == Verdict(1, 4, 6)
+    audited = session(max_new_tokens=2)
+    assert answer(audited, draft(START, 1, 2, final_before=5), [1, 6]) == Verdict(0, 4, 6, (4,))
+
+
+# Takeover
+
+
+def test_a_takeover_follows_an_override_and_hands_back_when_done() -> None:
+    cloud = session()
+    answer(cloud, draft(START, 1, continuation_tokens=2), [5, 2])
+    assert cloud.writes
+    assert cloud.writing().token_ids == (7, 8, 9, 5)
+    assert cloud.answer(cloud.writing(), [6], 1, 2) == Continuation(4, (6,), handed_back=False, queue_us=1, compute_us=2)
+    assert cloud.answer(cloud.writing(), [7]) == Continuation(5, (7,), handed_back=True)
+    assert cloud.state is State.DEVICE_WRITES
+    assert answer(cloud, draft(6, 8, revision=1), [8, 9]) == Verdict(1, 7, 9)
+
+
+def test_an_empty_draft_asks_the_cloud_to_write() -> None:
+    cloud = session()
+    assert answer(cloud, draft(START, continuation_tokens=1), [5]) == Verdict(0, 3, 5)
+    assert cloud.answer(cloud.writing(), [6]) == Continuation(4, (6,), handed_back=True)
+
+
+def test_no_takeover_without_an_override_or_without_an_invitation() -> None:
+    for frame, choices in ((draft(START, 1, continuation_tokens=9), [1, 2]), (draft(START, 1), [5, 2]), (draft(3), [5])):
+        cloud = session()
+        answer(cloud, frame, choices)
+        assert not cloud.writes
+
+
+def test_a_takeover_ends_with_the_text() -> None:
+    at_once = session()
+    answer(at_once, draft(START, 1, continuation_tokens=9), [EOS, 2])
+    assert not at_once.writes
+    ends = session()
+    answer(ends, draft(START, continuation_tokens=9), [5])
+    assert ends.answer(ends.writing(), [EOS]) == Continuation(4, (EOS,), handed_back=True)
+    fills = session(max_new_tokens=2)
+    answer(fills, draft(START, continuation_tokens=9), [5])
+    assert fills.answer(fills.writing(), [6]) == Continuation(4, (6,), handed_back=True)
+
+
+def test_a_draft_takes_back_a_takeover() -> None:
+    cloud = session()
+    answer(cloud, draft(START, continuation_tokens=9), [5])
+    cloud.answer(cloud.writing(), [6])
+    assert cloud.hand_back() == Continuation(5, (), handed_back=True)
+    assert not cloud.writes
+    # The device had seen only the 5; its own next token is the one already written.
+    assert answer(cloud, draft(4, 6, 1), [1, 2]) == Verdict(0, 6, 2)
+
+
+def test_nothing_is_handed_back_that_was_not_taken() -> None:
+    with pytest.raises(ProtocolViolation, match="hands back is not allowed"):
+        session().hand_back()
+
+
+# Closing
+
+
+def test_the_closing_audit_reads_what_is_unread() -> None:
+    cloud = session()
+    assert answer(cloud, Close(START, (1, 2, 3)), [1, 5, 3]) == Closed((4,))
+    assert cloud.state is State.DONE
+
+
+def test_the_closing_audit_reads_nothing_twice() -> None:
+    cloud = session()
+    answer(cloud, draft(START, 1, 2, final_before=5), [4, 2, 3])
+    judging = cloud.receive(Close(START, (1, 2, 3, 6)))
+    assert judging is not None
+    assert (judging.start, judging.judged) == (6, (6,))
+    assert cloud.answer(judging, [8], 3, 4) == Closed((6,), 3, 4)
+
+
+@pytest.mark.parametrize("close", [Close(START, ()), Close(START, (1, 2)), Close(START + 2, ())])
+def test_without_an_unread_tail_nothing_is_read(close: Close) -> None:
+    cloud = session()
+    answer(cloud, draft(START, 1), [1, 2])
+    assert answer(cloud, close, []) == Closed()
+
+
+def test_a_close_ends_a_takeover() -> None:
+    cloud = session()
+    answer(cloud, draft(START, continuation_tokens=9), [5])
+    assert answer(cloud, Close(4, ()), []) == Closed()
+    assert not cloud.writes
+
+
+def test_nothing_follows_a_close() -> None:
+    cloud = session()
+    cloud.receive(Close(START, ()))
+    with pytest.raises(ProtocolViolation, match="Close is not allowed"):
+        cloud.receive(Close(START, ()))
+    with pytest.raises(ProtocolViolation, match="Draft is not allowed"):
+        cloud.receive(draft(START, 1))
+
+
+# What the protocol does not allow
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (draft(4, 1), "start: 4 is outside [3, 3]"),  # a gap
+        (draft(2, 1), "start: 2 is outside [3, 3]"),  # into the prompt
+        (draft(3, 1, revision=1), "revision: 1 was never given, the latest is 0"),
+        (draft(3, 1, 2, final_before=2), "final_before: 2 is outside the span from 3 to 5"),
+        (draft(3, 1, 2, final_before=6), "final_before: 6 is outside the span from 3 to 5"),
+        (draft(3, 1, 50), "token_ids: 50 is not in a vocabulary of 50"),
+        (draft(3, 2**32 - 1), "token_ids: 4294967295 is not in a vocabulary of 50"),
+        (draft(3, *[1] * 21), "token_ids: 21 tokens from 3 pass the limit of 23"),
+        (Close(4, (1,)), "start: 4 is outside [3, 3]"),
+        (Close(3, (50,)), "token_ids: 50 is not in a vocabulary of 50"),
+        (Close(3, (1,) * 21), "token_ids: 21 tokens from 3 pass the limit of 23"),
+    ],
+)
+def test_a_bad_frame_is_refused_with_the_value(frame: Draft | Close, message: str) -> None:
+    cloud = session()
+    with pytest.raises(ProtocolViolation, match=re.escape(message)):
+        cloud.receive(frame)
+    assert cloud.text == [*PROMPT]
+
+
+def test_an_empty_draft_must_stand_at_the_end_of_the_text() -> None:
+    cloud = session()
+    answer(cloud, draft(3, 1, 2), [1, 2, 3])
+    with pytest.raises(ProtocolViolation, match="start: 4 is not where the cloud can write on, 6 is"):
+        cloud.receive(draft(4))

@@ -1,0 +1,77 @@
+"""The table of transitions is complete, has no dead corners, and is what the diagram shows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from common.errors import ProtocolViolation
+from common.session import TRANSITIONS, Happening, State, mermaid, step
+
+TERMINAL = {State.DONE, State.FAILED}
+
+
+@pytest.mark.parametrize(("state", "happening"), list(itertools.product(State, Happening)))
+def test_every_happening_leads_on_or_is_refused(state: State, happening: Happening) -> None:
+    if (state, happening) in TRANSITIONS:
+        assert step(state, happening) is TRANSITIONS[state, happening]
+    else:
+        with pytest.raises(ProtocolViolation, match=re.escape(f"{happening} is not allowed")) as caught:
+            step(state, happening)
+        assert state in str(caught.value)
+
+
+def test_every_state_is_reachable() -> None:
+    reached, frontier = {State.NEW}, [State.NEW]
+    while frontier:
+        source = frontier.pop()
+        for target in {target for (state, _), target in TRANSITIONS.items() if state is source} - reached:
+            reached.add(target)
+            frontier.append(target)
+    assert reached == set(State)
+
+
+def test_from_every_other_state_there_is_an_end() -> None:
+    for state in set(State) - TERMINAL:
+        seen, frontier = {state}, [state]
+        while frontier:
+            source = frontier.pop()
+            fresh = {target for (left, _), target in TRANSITIONS.items() if left is source} - seen
+            seen |= fresh
+            frontier += fresh
+        assert seen >= TERMINAL
+
+
+def test_terminal_states_have_no_exits() -> None:
+    assert not [key for key in TRANSITIONS if key[0] in TERMINAL]
+
+
+def test_all_happenings_occur() -> None:
+    assert {happening for _, happening in TRANSITIONS} == set(Happening)
+
+
+def test_failure_ends_every_stream_and_nothing_else_fails() -> None:
+    assert {state for (state, happening) in TRANSITIONS if happening is Happening.FAILURE} == set(State) - TERMINAL
+    assert {happening for (_, happening), target in TRANSITIONS.items() if target is State.FAILED} == {Happening.FAILURE}
+
+
+def test_the_device_sends_nothing_after_its_close() -> None:
+    sends = {Happening.OPEN, Happening.DRAFT, Happening.CLOSE}
+    assert not [key for key in TRANSITIONS if key[0] is State.CLOSING and key[1] in sends]
+
+
+def test_mermaid_draws_exactly_the_table() -> None:
+    lines = mermaid().splitlines()
+    assert lines[0] == "stateDiagram-v2"
+    arrows = set()
+    for line in lines[1:]:
+        match = re.fullmatch(r"    (\S+) --> (\S+?)(?:: (.+))?", line)
+        assert match is not None, line
+        labels = match[3].split(" / ") if match[3] else [None]
+        arrows |= {(match[1], match[2], label) for label in labels}
+    name = {state: "".join(word.capitalize() for word in state.split()) for state in State}
+    expected = {(name[source], name[target], str(happening)) for (source, happening), target in TRANSITIONS.items()}
+    ends = {("[*]", name[State.NEW], None), *((name[state], "[*]", None) for state in TERMINAL)}
+    assert arrows == expected | ends

@@ -1,0 +1,78 @@
+"""Signals measure the distribution that the token was chosen from, before truncation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from common.sampling import choose, softmax
+from common.types import Choice, SamplingParams, Signal
+from common.uncertainty import measure, risk
+
+
+def signal(logits: list[float], params: SamplingParams) -> Signal:
+    soft = softmax(np.array(logits, np.float32), params.temperature)
+    return measure(soft, choose(soft, params, 3))
+
+
+@given(
+    logits=st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+)
+def test_signal_equals_its_definition_in_float64(logits: list[float], temperature: float) -> None:
+    measured = signal(logits, SamplingParams(temperature))
+    p = special.softmax(np.array(logits, np.float64) / (temperature or 1.0))
+    second, first = np.sort(p)[-2:]
+    assert measured.entropy_nats == pytest.approx(float(stats.entropy(p)), abs=1e-4)
+    assert measured.top1_probability == pytest.approx(first, rel=1e-4)
+    assert measured.margin == pytest.approx(first - second, abs=1e-4)
+    assert 0 <= measured.risk <= 1
+
+
+@pytest.mark.parametrize("params", [SamplingParams(1.0, top_k=1), SamplingParams(1.0, top_p=0.1), SamplingParams(1.0)])
+def test_truncation_does_not_change_what_is_measured(params: SamplingParams) -> None:
+    logits = [1.0, 0.5, 0.25, -1.0]
+    measured, plain = signal(logits, params), signal(logits, SamplingParams(1.0))
+    assert (measured.entropy_nats, measured.top1_probability, measured.margin) == (
+        plain.entropy_nats,
+        plain.top1_probability,
+        plain.margin,
+    )
+
+
+def test_equal_logits_have_the_entropy_of_a_die() -> None:
+    measured = signal([2.0] * 6, SamplingParams(1.0))
+    assert measured.entropy_nats == pytest.approx(math.log(6), rel=1e-6)
+    assert measured.margin == 0.0
+
+
+def test_a_vocabulary_of_one_is_certain() -> None:
+    assert signal([2.0], SamplingParams(1.0)) == Signal(0.0, 1.0, 1.0, 30.0, 0.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-38, 0.01, 1.0, 1e300])
+def test_extreme_temperatures_give_finite_signals(temperature: float) -> None:
+    measured = signal([50.0, -50.0, 0.0, 49.0], SamplingParams(temperature))
+    assert all(
+        math.isfinite(value)
+        for value in (measured.entropy_nats, measured.top1_probability, measured.margin, measured.risk)
+    )
+
+
+def test_the_coupled_margin_is_the_choice_s_own() -> None:
+    soft = softmax(np.array([0.0, 1.0], np.float32), 1.0)
+    assert measure(soft, Choice(0, 1.25)).coupled_margin == 1.25
+
+
+@given(entropy=st.floats(0, 12), near=st.floats(0, 30), far=st.floats(0, 30))
+def test_risk_falls_with_the_margin_and_grows_with_entropy(entropy: float, near: float, far: float) -> None:
+    near, far = sorted((near, far))
+    assert 0 <= risk(entropy, far) <= risk(entropy, near) <= 0.5
+    assert risk(entropy, near) <= risk(entropy + 0.5, near)
+    assert risk(0.0, near) == 0.0
+    assert risk(-1e-9, near) == 0.0  # rounding below zero
