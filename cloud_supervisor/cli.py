@@ -10,22 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cloud_supervisor.config import CloudConfig
 from common.config import load_yaml
-from common.errors import ChaperoneError
+from common.errors import ChaperoneError, ConfigError, InvalidRequest
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         arguments.run(arguments)
     except ChaperoneError as error:
         print(f"chaperone-cloud: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return EXIT_OK
@@ -92,7 +94,11 @@ def _say(text: str) -> None:
 
 def _override(config: CloudConfig, arguments: argparse.Namespace, names: Sequence[str]) -> CloudConfig:
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return CloudConfig.model_validate({**config.model_dump(), **given})
+    try:
+        return CloudConfig.model_validate({**config.model_dump(), **given})
+    except ValidationError as error:
+        flags = (f"--{details['loc'][0]}: {details['input']!r}: {details['msg']}" for details in error.errors())
+        raise ConfigError("\n".join(flags)) from None
 
 
 if __name__ == "__main__":

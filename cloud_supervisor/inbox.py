@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
-from common.errors import ChaperoneError, ProtocolViolation
+from common.errors import ChaperoneError, InternalError, ProtocolViolation
 from common.messages import ClientFrame, Close
+
+_log = logging.getLogger(__name__)
 
 
 class Inbox:
@@ -18,6 +20,7 @@ class Inbox:
         self._interruption: asyncio.Future[ClientFrame] = asyncio.get_running_loop().create_future()
         self._closing = False
         self._pump = asyncio.create_task(self._read(frames))
+        self._pump.add_done_callback(self._note_end)
 
     @property
     def empty(self) -> bool:
@@ -26,8 +29,8 @@ class Inbox:
 
     @property
     def closing(self) -> bool:
-        """A Close is among the waiting frames."""
-        return self._closing
+        """No verdict is wanted any more: a Close is among the waiting frames, or the stream was interrupted."""
+        return self._closing or self._interruption.done()
 
     async def get(self) -> ClientFrame:
         """Take the oldest frame; raises what was wrong with it, or why the stream was interrupted."""
@@ -54,8 +57,13 @@ class Inbox:
     async def close(self) -> None:
         """Stop reading."""
         self._pump.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._pump
+        await asyncio.wait((self._pump,))
+
+    def _note_end(self, pump: asyncio.Task[None]) -> None:
+        """A bug in the reading must not leave `get` waiting for ever."""
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            _log.error("a stream cannot be read", exc_info=error)
+            self.interrupt(InternalError("the supervisor cannot read the stream; its log has the details"))
 
     async def _read(self, frames: AsyncIterator[ClientFrame]) -> None:
         try:

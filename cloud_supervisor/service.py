@@ -6,6 +6,7 @@ Frames cross as bytes, so that a malformed one is refused by our own rules, with
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 import grpc.aio
@@ -35,10 +36,11 @@ class SupervisionService:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
         """One generation; a Failure frame is mirrored in the stream's status."""
-        async for frame in self._supervisor.supervise(_decoded(requests)):
-            yield encode_server(frame)
-            if isinstance(frame, Failure):
-                await context.abort(getattr(grpc.StatusCode, frame.status), frame.message)
+        async with aclosing(self._supervisor.supervise(_decoded(requests))) as answers:
+            async for frame in answers:
+                yield encode_server(frame)
+                if isinstance(frame, Failure):
+                    await context.abort(getattr(grpc.StatusCode, frame.status), frame.message)
 
     async def get_capabilities(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         """What this cloud serves."""

@@ -28,6 +28,8 @@ from common.types import SamplingParams, SessionId
 
 _log = logging.getLogger(__name__)
 
+MAX_DIGEST_SHOWN = 80  # whatever a device sends is quoted no further
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -104,6 +106,7 @@ class Supervisor:
             self.counters.stale_frames += session.stale_frames
             if self._inboxes.get(opening.session_id) is inbox:
                 del self._inboxes[opening.session_id]
+            if opening.session_id not in self._inboxes:  # an older stream may outlive the newer one by a reading
                 self._worker.free(opening.session_id)
 
     async def _converse(self, opening: Open, session: CloudSession, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
@@ -147,7 +150,7 @@ class Supervisor:
             )
         if opening.tokenizer_digest != self.capabilities.tokenizer_digest:
             raise TokenizerMismatch(
-                f"tokenizer_digest: the device has {opening.tokenizer_digest or 'none'}, this cloud "
+                f"tokenizer_digest: the device has {opening.tokenizer_digest[:MAX_DIGEST_SHOWN]!r}, this cloud "
                 f"{self.capabilities.tokenizer_digest}; pull the same model pair on both ends"
             )
         session = CloudSession(

@@ -26,7 +26,7 @@ class Line:
 
 
 def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
-    """Parse lines; blank ones are skipped, bad ones carry an error that names the line."""
+    """Parse lines; blank ones are skipped, bad ones carry what is wrong with them."""
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
@@ -34,7 +34,7 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
             fields = _parse(raw)
             yield Line(number, fields.get("id"), fields)
         except InvalidRequest as error:
-            yield Line(number, None, {}, InvalidRequest(f"line {number}: {error.message}"))
+            yield Line(number, None, {}, error)
 
 
 async def run_batch(
@@ -45,7 +45,7 @@ async def run_batch(
         try:
             request = _request(client, line, defaults)
         except ChaperoneError as error:
-            yield {"id": line.id, "error": _error(error)}
+            yield {"id": line.id, "error": _error(line, error)}
             continue
         collected = Collector(request)
         try:
@@ -53,7 +53,7 @@ async def run_batch(
                 collected.add(event)
             yield {"id": line.id, **collected.result().to_json()}
         except ChaperoneError as error:
-            yield {"id": line.id, "error": _error(error), **partial(collected)}
+            yield {"id": line.id, "error": _error(line, error), **partial(collected)}
 
 
 def partial(collected: Collector) -> dict[str, Any]:
@@ -71,12 +71,15 @@ def partial(collected: Collector) -> dict[str, Any]:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     try:
         fields = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        json.dumps(fields, ensure_ascii=False).encode()  # an escape may stand for half a character
+    except UnicodeEncodeError:
+        raise InvalidRequest("not valid JSON: lone surrogate; write characters as they are, or as a pair") from None
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(f"a JSON object is expected, this is {type(fields).__name__}")
@@ -86,13 +89,10 @@ def _parse(raw: bytes) -> dict[str, Any]:
 def _request(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> GenerationRequest:
     if line.error is not None:
         raise line.error
-    try:
-        _check_keys(line.fields)
-        given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
-        prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
-        return client.request(prompt, **{**defaults, **given})
-    except InvalidRequest as error:
-        raise type(error)(f"line {line.number}: {error.message}") from None
+    _check_keys(line.fields)
+    given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
+    prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
+    return client.request(prompt, **{**defaults, **given})
 
 
 def _check_keys(fields: dict[str, Any]) -> None:
@@ -112,5 +112,5 @@ def _check_keys(fields: dict[str, Any]) -> None:
         raise InvalidRequest(f"raw: {fields['raw']!r} is neither true nor false")
 
 
-def _error(error: ChaperoneError) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": error.message}
+def _error(line: Line, error: ChaperoneError) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": f"line {line.number}: {error.message}"}

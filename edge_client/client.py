@@ -20,7 +20,16 @@ from common.messages import API_VERSION, Capabilities, Open
 from common.planner import FixedPlanner
 from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
-from common.types import FinishReason, GenerationParams, Mode, Origin, PromptInput, SamplingParams, SessionId
+from common.types import (
+    MAX_SEED,
+    FinishReason,
+    GenerationParams,
+    Mode,
+    Origin,
+    PromptInput,
+    SamplingParams,
+    SessionId,
+)
 from edge_client.config import EdgeConfig
 from edge_client.engine import Engine, EngineSettings
 from edge_client.grpc_link import GrpcCloud
@@ -32,6 +41,8 @@ from edge_client.text import ChatTemplate, Tokenizer
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
 
 T = TypeVar("T")
+
+MAX_COUNT = 2**32 - 1  # the wire's whole numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +113,9 @@ class EdgeClient:
             if not prompt.strip():
                 raise InvalidRequest("prompt: it is empty; give some text")
             if raw:
-                return PromptInput(self.tokenizer.encode(prompt))
+                return self._tokenized(prompt)
             prompt = [{"role": "user", "content": prompt}]
-        return PromptInput(self.tokenizer.encode(self._template.render(prompt)))
+        return self._tokenized(self._template.render(prompt))
 
     def request(
         self,
@@ -129,7 +140,7 @@ class EdgeClient:
             top_p=_number("top_p", top_p, defaults.top_p),
             top_k=_integer("top_k", top_k, defaults.top_k),
             min_p=_number("min_p", min_p, defaults.min_p),
-            seed=_integer("seed", seed, defaults.seed),
+            seed=_integer("seed", seed, defaults.seed, most=MAX_SEED),
         )
         params = GenerationParams(
             sampling, _integer("max_new_tokens", max_new_tokens, defaults.max_new_tokens), _stop(stop, defaults.stop)
@@ -179,6 +190,13 @@ class EdgeClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _tokenized(self, text: str) -> PromptInput:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"prompt: character {error.start} is a lone surrogate; give valid Unicode") from None
+        return PromptInput(self.tokenizer.encode(text))
 
     async def _engine(self, request: GenerationRequest) -> Engine:
         context_tokens = self.manifest.context_tokens
@@ -420,21 +438,26 @@ def _number(name: str, value: object, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest(f"{name}: {value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidRequest(f"{name}: the number is too large") from None
 
 
-def _integer(name: str, value: object, default: int) -> int:
+def _integer(name: str, value: object, default: int, *, most: int = MAX_COUNT) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequest(f"{name}: {value!r} is not a whole number")
+    if value > most:
+        raise InvalidRequest(f"{name}: {value} is more than {most}")
     return value
 
 
 def _stop(value: str | Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
     if value is None:
         return default
-    strings = (value,) if isinstance(value, str) else tuple(value)
-    if not all(isinstance(text, str) for text in strings):
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
         raise InvalidRequest(f"stop: {value!r} is neither a string nor a list of strings")
-    return strings
+    return tuple(strings)

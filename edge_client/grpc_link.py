@@ -12,6 +12,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a cloud that goes away is ou
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 import grpc
 import grpc.aio
@@ -37,12 +38,17 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _DRAIN_SECONDS = 5.0
-_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 
 
 def is_loopback(address: str) -> bool:
     """Whether an address stays on this machine; anything else needs TLS."""
-    return address.startswith(_LOOPBACK)
+    if address.startswith("unix:"):
+        return True
+    host, _, port = address.rpartition(":")
+    try:
+        return port.isdecimal() and (host == "localhost" or ip_address(host.strip("[]")).is_loopback)
+    except ValueError:  # a name, and who knows where it leads
+        return False
 
 
 class GrpcCloud:
@@ -161,9 +167,10 @@ class GrpcLink:
         try:
             while isinstance(data := await call.read(), bytes):  # anything else is the end
                 self._bytes_down += len(data)
-                frame = decode_server(data)
-                ended = ended or isinstance(frame, Failure | Closed)
-                self._put(frame)
+                if not ended:  # nothing follows the last word
+                    frame = decode_server(data)
+                    ended = isinstance(frame, Failure | Closed)
+                    self._put(frame)
             if not ended:
                 self._put(Failure("UNAVAILABLE", f"cloud: {self._address} ended the stream without a last word"))
         except ChaperoneError as error:
@@ -185,10 +192,12 @@ class GrpcLink:
 def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> ChaperoneError:
     details = error.details() or "no details"
     match error.code():
-        case grpc.StatusCode.UNAVAILABLE:
+        # CANCELLED is what a stopping server leaves behind. INTERNAL is what grpc.aio makes of a write that meets the
+        # stream's end; a bug in our own server is told by a Failure frame.
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
             return CloudUnavailable(
-                f"cloud: {address} cannot be reached ({details}); start it with `chaperone-cloud serve`, or correct "
-                "cloud.address"
+                f"cloud: {address} cannot be reached, or went away ({details}); start it with `chaperone-cloud serve`, "
+                "or correct cloud.address"
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return CloudTimeout(f"cloud: {address} did not answer in time; raise cloud.connect_timeout_ms")

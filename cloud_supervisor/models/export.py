@@ -31,6 +31,8 @@ from common.errors import ModelError
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
 _LOG_TAIL_LINES = 15
+_COMPARED_ROWS = 4096
+_SAME_MATRIX = 0.98  # cosine of two roundings of one matrix; 0.99 even with four bits on one side
 
 
 @dataclass
@@ -93,13 +95,19 @@ def add_control_tokens(tokenizer: Any, path: Path) -> None:
 
 
 def _tie(model: Any) -> None:
-    """Read tokens with the matrix that writes them.
+    """Read tokens with the matrix that writes them, where the two are one matrix rounded twice.
 
-    The published models tie the two, a GGUF file holds them apart: the output matrix with more bits per weight, so it
-    is the better copy. Tied, they are stored once.
+    Small models are published with the two tied; a GGUF file holds them apart, the output matrix with more bits per
+    weight. That one is the better copy of both, and tied it is stored once. Models that never tied them stay as is.
     """
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if output.weight is not embedding.weight:
+    if output.weight is embedding.weight:
+        return
+    rows = slice(0, _COMPARED_ROWS)
+    likeness = torch.cosine_similarity(
+        output.weight[rows].float().flatten(), embedding.weight[rows].float().flatten(), 0
+    )
+    if likeness > _SAME_MATRIX:
         embedding.weight = output.weight
         model.config.tie_word_embeddings = True
         model.tie_weights()

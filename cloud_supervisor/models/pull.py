@@ -7,6 +7,7 @@ leaves nothing that loads. A lock per pair keeps two pulls apart; the operating 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import logging
 import os
 import shutil
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from cloud_supervisor.models.tokenizer import Vocabulary
 
 _LOG = logging.getLogger(__name__)
+
+_BUILD_MODULES = ("accelerate", "gguf", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "torch", "transformers")
 
 Say = Callable[[str], None]
 
@@ -172,6 +175,7 @@ def _locked(path: Path, pair: str, say: Say) -> Iterator[None]:
 
 def _build(pair: str, spec: Pair, building: Path, fetcher: _Fetcher, say: Say) -> None:
     """Make both artefacts in `building`, compare their vocabularies, and write the manifests last."""
+    _require_packages()
     _stay_off_the_hub(spec)
     from cloud_supervisor.models import export  # torch and transformers: seconds, and only needed from here on
     from cloud_supervisor.models.tokenizer import read_vocabulary
@@ -213,6 +217,16 @@ def _build(pair: str, spec: Pair, building: Path, fetcher: _Fetcher, say: Say) -
             files=_files_of(folder),
         )
         (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _require_packages() -> None:
+    """Say before the first download what the conversion would miss after it."""
+    missing = [name for name in _BUILD_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"converting models needs {', '.join(missing)}; run `pip install 'chaperone-llm[cloud,build]'`, "
+            f"or copy {chaperone_home() / 'models'} from a machine that has them"
+        )
 
 
 def _stay_off_the_hub(spec: Pair) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import ChaperoneError, InvalidRequest, PromptTooLong, ProtocolViolation
 from common.messages import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
@@ -88,9 +90,7 @@ def test_the_context_bounds_the_text() -> None:
         (opening(committed=(4_000_000_000,)), 100, ChaperoneError, "4000000000 is not in a vocabulary of 50"),
     ],
 )
-def test_a_bad_opening_is_refused(
-    frame: Open, context_tokens: int, error: type[ChaperoneError], message: str
-) -> None:
+def test_a_bad_opening_is_refused(frame: Open, context_tokens: int, error: type[ChaperoneError], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         CloudSession(frame, context_tokens=context_tokens, vocabulary_size=50)
 
@@ -243,7 +243,7 @@ def test_a_takeover_follows_an_override_and_hands_back_when_done() -> None:
     answer(cloud, draft(START, 1, continuation_tokens=2), [5, 2])
     assert cloud.writes
     assert cloud.writing().token_ids == (7, 8, 9, 5)
-    assert cloud.answer(cloud.writing(), [6], 1, 2) == Continuation(4, (6,), handed_back=False, queue_us=1, compute_us=2)
+    assert cloud.answer(cloud.writing(), [6], 1, 2) == Continuation(4, (6,), False, queue_us=1, compute_us=2)
     assert cloud.answer(cloud.writing(), [7]) == Continuation(5, (7,), handed_back=True)
     assert cloud.state is State.DEVICE_WRITES
     assert answer(cloud, draft(6, 8, revision=1), [8, 9]) == Verdict(1, 7, 9)
@@ -256,7 +256,8 @@ def test_an_empty_draft_asks_the_cloud_to_write() -> None:
 
 
 def test_no_takeover_without_an_override_or_without_an_invitation() -> None:
-    for frame, choices in ((draft(START, 1, continuation_tokens=9), [1, 2]), (draft(START, 1), [5, 2]), (draft(3), [5])):
+    stands, uninvited, alone = draft(START, 1, continuation_tokens=9), draft(START, 1), draft(START)
+    for frame, choices in ((stands, [1, 2]), (uninvited, [5, 2]), (alone, [5])):
         cloud = session()
         answer(cloud, frame, choices)
         assert not cloud.writes
@@ -361,3 +362,42 @@ def test_an_empty_draft_must_stand_at_the_end_of_the_text() -> None:
     answer(cloud, draft(3, 1, 2), [1, 2, 3])
     with pytest.raises(ProtocolViolation, match="start: 4 is not where the cloud can write on, 6 is"):
         cloud.receive(draft(4))
+
+
+# Whatever comes
+
+
+FRAMES = st.one_of(
+    st.builds(
+        Draft,
+        revision=st.integers(0, 2),
+        start=st.integers(2, 9),
+        token_ids=st.lists(st.integers(0, 3), max_size=4).map(tuple),
+        risks=st.just(()),
+        final_before=st.integers(2, 9),
+        continuation_tokens=st.sampled_from([0, 0, 2]),
+    ),
+    st.builds(Close, start=st.integers(2, 9), token_ids=st.lists(st.integers(0, 3), max_size=4).map(tuple)),
+    st.none(),  # the cloud writes on, if it does
+)
+
+
+@settings(max_examples=300)
+@given(frames=st.lists(FRAMES, max_size=12), seed=st.integers(0, 99))
+def test_a_hostile_device_meets_only_named_refusals(frames: list[Draft | Close | None], seed: int) -> None:
+    cloud = session(max_new_tokens=6)
+    for number, frame in enumerate(frames):
+        try:
+            if frame is None:
+                judging = cloud.writing() if cloud.writes else None
+            else:
+                if cloud.writes and isinstance(frame, Draft) and frame.revision == cloud.revision:
+                    cloud.hand_back()
+                judging = cloud.receive(frame)
+        except ProtocolViolation:
+            break  # the stream ends here
+        if judging is not None:
+            assert len(judging.token_ids) < cloud.limit
+            cloud.answer(judging, [(seed + number * position) % 4 for position in range(judging.choices)])
+        assert tuple(cloud.text[:START]) == PROMPT
+        assert len(cloud.text) <= cloud.limit

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import ChaperoneError, CloudTimeout, InternalError, Overloaded, ProtocolViolation, Superseded
 from common.messages import Close, Closed, Continuation, Draft, Failure, Open, Opened, Verdict
@@ -79,14 +81,17 @@ def test_chunks_are_audited_once_each_and_only_the_last_is_judged() -> None:
     skip(device, 1, 2, 3, 4)
     fire(device, 5)
     choices = [1, 2, 8, 4, 6, 7]
-    events: list[SessionEvent] = []
-    for _ in range(3):
-        judging = cloud.receive(device.send(max_tokens=2))
-        assert judging is not None
-        first = judging.start - START
-        events += device.apply(cloud.answer(judging, choices[first : first + judging.choices]))
-    assert committed(events) == [(7, 6, Origin.OVERRIDE)]
+    answers = []
+    for frame in [device.send(max_tokens=2) for _ in range(3)]:
+        judging = cloud.receive(frame)
+        if judging is not None:
+            first = judging.start - START
+            answers.append(cloud.answer(judging, choices[first : first + judging.choices]))
+    assert answers == [Verdict(0, 5, 8), Verdict(0, 7, 6, (5,))]  # the bonus after the second chunk overrides the 5
+    events = [event for answer in answers for event in device.apply(answer)]
+    assert events == [Retracted(7), Committed(7, 6, Origin.BONUS)]
     assert device.text == cloud.text == [7, 8, 9, 1, 2, 3, 4, 6]
+    assert device.revision == cloud.revision == 1
     assert (device.tally.deviations, device.tally.audited_tokens, device.tally.requests) == (1, 4, 3)
 
 
@@ -208,11 +213,11 @@ def test_a_verdict_that_fits_no_span_is_refused(verdict: Verdict, message: str) 
 
 def test_a_verdict_may_not_touch_what_is_final() -> None:
     device = session()
-    skip(device, 1)
-    fire(device, 2)
+    skip(device, 1, 2)
+    fire(device, 3)
     device.send()
-    with pytest.raises(ProtocolViolation, match="verdict at position 3 answers a span from 4 to 5"):
-        list(device.apply(Verdict(1, 3, 6)))
+    with pytest.raises(ProtocolViolation, match="verdict at position 4 answers a span from 5 to 6"):
+        list(device.apply(Verdict(1, 4, 6)))
 
 
 def test_a_verdict_without_a_span_is_refused() -> None:
@@ -486,3 +491,41 @@ def test_a_resumed_session_starts_behind_what_was_committed() -> None:
     assert isinstance(events[0], Drafted)
     assert events[0].position == 5
     assert device.send().start == 5
+
+
+# Whatever comes
+
+
+TOKENS = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+POSITIONS = st.integers(2, 10)
+MOVES = st.one_of(
+    st.sampled_from(["fire", "skip", "send", "hand over"]),
+    st.builds(Opened, st.booleans(), st.just(100)),
+    st.builds(Verdict, st.integers(0, 2), POSITIONS, st.integers(0, 3), st.lists(POSITIONS, max_size=2).map(tuple)),
+    st.builds(Continuation, POSITIONS, TOKENS, st.booleans()),
+)
+
+
+@settings(max_examples=300)
+@given(moves=st.lists(MOVES, max_size=20))
+def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Opened | Verdict | Continuation]) -> None:
+    """And whatever it says, what is final stays as it was."""
+    device = session(limit=9)
+    final: list[int] = [*PROMPT]
+    for number, move in enumerate(moves):
+        if device.finish_reason is not None:
+            break
+        try:
+            if move in ("fire", "skip"):
+                if not device.exhausted and not device.following:
+                    list(device.draft(number % 4, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=move == "fire"))
+            elif isinstance(move, str):
+                device.send(continuation_tokens=2 if move == "hand over" else 0)
+            else:
+                list(device.apply(move))
+        except ProtocolViolation:
+            break
+        assert device.text[: len(final)] == final
+        assert START <= device.final <= len(device.text) <= device.limit
+        assert device.sent <= len(device.text)
+        final = device.text[: device.final]

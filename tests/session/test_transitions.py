@@ -54,7 +54,8 @@ def test_all_happenings_occur() -> None:
 
 def test_failure_ends_every_stream_and_nothing_else_fails() -> None:
     assert {state for (state, happening) in TRANSITIONS if happening is Happening.FAILURE} == set(State) - TERMINAL
-    assert {happening for (_, happening), target in TRANSITIONS.items() if target is State.FAILED} == {Happening.FAILURE}
+    failing = {happening for (_, happening), target in TRANSITIONS.items() if target is State.FAILED}
+    assert failing == {Happening.FAILURE}
 
 
 def test_the_device_sends_nothing_after_its_close() -> None:

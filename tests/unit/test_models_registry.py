@@ -126,7 +126,7 @@ def test_the_registry_that_ships_is_whole() -> None:
 
 
 def test_an_unknown_pair_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="pair: 'defualt' is not in models.yaml; known: default, tiny"):
+    with pytest.raises(ConfigError, match=r"pair: 'defualt' is not in models\.yaml; known: default, tiny"):
         pull("defualt")
 
 
@@ -157,7 +157,7 @@ def test_byte_level_tokens_become_bytes(tmp_path: Path) -> None:
     assert vocabulary.special_ids == {5}
     assert vocabulary.size == 6
     assert vocabulary.id_of("<|end|>") == 5
-    with pytest.raises(ModelCorrupt, match="<|stop|>"):
+    with pytest.raises(ModelCorrupt, match=r"<\|stop\|>"):
         vocabulary.id_of("<|stop|>")
 
 

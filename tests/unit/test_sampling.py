@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_choice_lies_in_the_support_and_equals_brute_force(
     values: list[int], temperature: float, filters: tuple[int, float, float], seed: int, position: int
 ) -> None:
     top_k, top_p, min_p = filters
-    logits = np.array(values, np.float32) / 4
+    logits = np.array([value / 4 for value in values], np.float32)
     params = SamplingParams(temperature, top_p, top_k, min_p, seed)
     p = warp(logits, params)
     assert p.sum() == pytest.approx(1.0)
@@ -127,7 +128,7 @@ def test_choice_lies_in_the_support_and_equals_brute_force(
 def test_warp_equals_the_processors_of_transformers(size: int, temperature: float) -> None:
     logits = make_logits("normal", size, 11)
     for top_k, top_p, min_p in FILTERS:
-        processors = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+        processors: Any = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
         if top_k:
             processors.append(TopKLogitsWarper(top_k))
         if top_p < 1:
@@ -287,7 +288,7 @@ def test_independent_noise_would_not_agree_as_often() -> None:
 @settings(max_examples=150)
 @given(values=st.lists(st.integers(-16, 16), min_size=2, max_size=9), seed=SEEDS, position=POSITIONS)
 def test_margin_is_best_minus_second_best_score(values: list[int], seed: int, position: int) -> None:
-    logits = np.array(values, np.float32) / 4  # all weights above the bar for rivals
+    logits = np.array([value / 4 for value in values], np.float32)  # all weights above the bar for rivals
     params = SamplingParams(1.0, seed=seed)
     second, best = np.sort(scores(logits, params, position))[-2:]
     for filters in (params, SamplingParams(1.0, top_k=len(values), seed=seed)):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import wire
-from common.errors import ChaperoneError, InvalidRequest, ProtocolViolation
+from common.errors import InvalidRequest, ProtocolViolation
 from common.messages import (
     API_VERSION,
     Capabilities,
@@ -166,17 +166,10 @@ def test_risks_are_clamped() -> None:
 # The budget
 
 
-def test_a_span_of_eight_fits_in_fifty_bytes() -> None:
+@pytest.mark.parametrize(("final_before", "continuation_tokens"), [(1900, 0), (1900, 16), (1905, 0)])
+def test_a_span_of_eight_fits_in_fifty_bytes(final_before: int, continuation_tokens: int) -> None:
     token_ids = tuple(range(VOCABULARY - 8, VOCABULARY))
-    draft = Draft(
-        revision=120,
-        start=1900,
-        token_ids=token_ids,
-        risks=(0.9,) * 8,
-        final_before=1905,
-        continuation_tokens=16,
-        deadline_ms=2000,
-    )
+    draft = Draft(120, 1900, token_ids, (0.9,) * 8, final_before, continuation_tokens, deadline_ms=2000)
     assert len(wire.encode_client(draft)) <= 50
 
 
@@ -255,19 +248,19 @@ def test_unknown_fields_of_a_newer_minor_version_are_ignored() -> None:
     assert wire.decode_client(wire.encode_client(frame) + b"\x78\x01") == frame
 
 
-def decodes_or_refuses(decode: Callable[[bytes], object], data: bytes) -> None:
+def decodes_or_refuses(decode: Callable[[bytes], object], data: bytes) -> bool:
     try:
         decode(data)
-    except ChaperoneError as error:
-        assert isinstance(error, ProtocolViolation | InvalidRequest)
-        assert str(error)
+    except (ProtocolViolation, InvalidRequest) as refusal:
+        return bool(str(refusal))
+    return True
 
 
 @settings(max_examples=300)
 @given(data=st.binary(max_size=80))
 def test_noise_is_refused_by_name(data: bytes) -> None:
     for decode in (wire.decode_client, wire.decode_server, wire.decode_capabilities):
-        decodes_or_refuses(decode, data)
+        assert decodes_or_refuses(decode, data)
 
 
 @settings(max_examples=300)
@@ -283,7 +276,7 @@ def test_damaged_frames_are_read_or_refused_by_name(data: bytes, position: int, 
         damaged[position % len(damaged)] = byte
     del damaged[length % (len(damaged) + 1) + 1 :]
     for decode in (wire.decode_client, wire.decode_server):
-        decodes_or_refuses(decode, bytes(damaged))
+        assert decodes_or_refuses(decode, bytes(damaged))
 
 
 def test_the_largest_seed_survives() -> None:

@@ -1,0 +1,337 @@
+"""When the cloud is not there, not in time, not the right one, or gone: what the device says, keeps and goes on with."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from cloud_supervisor.ports import TargetModel
+from cloud_supervisor.torch_model import TorchModel
+from common.config import load_manifest
+from common.errors import (
+    CloudTimeout,
+    CloudUnavailable,
+    ModelCorrupt,
+    ModelMissing,
+    PromptTooLong,
+    TokenizerMismatch,
+    VersionMismatch,
+)
+from common.messages import API_VERSION, Capabilities
+from common.session import Committed, Event, Failed, Finished
+from common.types import Origin, PromptInput
+from common.wire import GET_CAPABILITIES, SERVICE, encode_capabilities
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.client import Collector
+from edge_client.config import CloudSettings
+from tests.integration.loopback import serving
+from tests.integration.staging import (
+    Brake,
+    config_for,
+    ending_of,
+    fake_target,
+    server_process,
+    start_client,
+    until,
+)
+
+PROMPT = "the list of a number is"
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def target(tiny_pair: Path) -> TargetModel:
+    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+    return TorchModel.load(
+        tiny_pair / "cloud",
+        dtype="float32",
+        threads=1,
+        vocabulary_size=manifest.vocabulary_size,
+        context_tokens=manifest.context_tokens,
+    )
+
+
+async def collect(client: EdgeClient, **parameters: object) -> list[Event]:
+    events = [event async for event in client.stream(PROMPT, **parameters)]
+    ending_of(events)
+    return events
+
+
+def committed(events: list[Event]) -> list[Committed]:
+    return [event for event in events if isinstance(event, Committed)]
+
+
+# --- Not there -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["exact", "cloud"])
+def test_an_absent_server_is_told_with_its_address(tiny_pair: Path, mode: str) -> None:
+    async def run() -> None:
+        async with EdgeClient(config_for(NOBODY)) as client:
+            await client.generate(PROMPT, mode=mode)
+
+    with pytest.raises(CloudUnavailable) as caught:
+        asyncio.run(run())
+    for words in (NOBODY, "cannot be reached", "chaperone-cloud serve", "cloud.address"):
+        assert words in caught.value.message
+
+
+def test_gated_writes_on_without_a_server(tiny_pair: Path) -> None:
+    async def run() -> list[Event]:
+        async with EdgeClient(config_for(NOBODY)) as client:
+            return await collect(client, mode="gated", max_new_tokens=10, seed=1, temperature=0.8)
+
+    events = asyncio.run(run())
+    assert isinstance(events[-1], Finished)
+    assert {event.origin for event in committed(events)} == {Origin.UNVERIFIED}
+    assert events[-1].stats.unverified_tokens == len(committed(events)) > 0
+
+
+# --- Not in time -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("blocks", "cloud"),
+    [
+        ("the verdict", CloudSettings(verification_deadline_ms=50.0)),
+        ("the prompt", CloudSettings(open_deadline_ms=50.0)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["exact", "gated", "cloud"])
+def test_a_slow_server_is_one_timeout(tiny_pair: Path, blocks: str, cloud: CloudSettings, mode: str) -> None:
+    brake = Brake(lambda reading: (reading.choices > 0) == (blocks == "the verdict"))
+
+    async def run() -> list[Event]:
+        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
+            try:
+                async with EdgeClient(config_for(address, risk=0.0, cloud=cloud)) as client:
+                    events = await collect(client, mode=mode, max_new_tokens=20)
+                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            finally:
+                brake.let_go.set()
+            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            return events
+
+    events = asyncio.run(run())
+    ending = events[-1]
+    if mode == "gated":  # goes on
+        assert isinstance(ending, Finished)
+        assert {event.origin for event in committed(events)} == {Origin.UNVERIFIED}
+        return
+    assert isinstance(ending, Failed)
+    assert isinstance(ending.error, CloudTimeout)
+    assert committed(events) == []
+
+
+# --- Gone ------------------------------------------------------------------------------------------------------------
+
+
+def test_exact_can_be_resumed_after_the_server_was_killed(tiny_pair: Path, target: TargetModel) -> None:
+    """SIGKILL in mid-stream, then the rest from another server, as if nothing had happened."""
+    parameters = {"mode": "exact", "temperature": 0.9, "seed": 5, "max_new_tokens": 300}
+
+    async def until_killed() -> tuple[Collector, Failed]:
+        with server_process() as (process, address):
+            async with EdgeClient(config_for(address)) as client:
+                collected, events = Collector(client.request(PROMPT, **parameters)), []
+                async for event in client.stream(collected.request):
+                    collected.add(event)
+                    events.append(event)
+                    if len(collected.token_ids) >= 40 and process.poll() is None:
+                        process.kill()
+                        process.wait()
+        ending = ending_of(events)
+        assert isinstance(ending, Failed)
+        return collected, ending
+
+    async def whole_and_rest(committed_token_ids: list[int]) -> tuple[Collector, Collector]:
+        async with serving(target, tiny_pair) as (_, address), EdgeClient(config_for(address)) as client:
+            results = []
+            for resumed in ([], committed_token_ids):
+                request = client.request(PROMPT, **parameters, committed_token_ids=resumed)
+                collected = Collector(request)
+                async for event in client.stream(request):
+                    collected.add(event)
+                results.append(collected)
+            return results[0], results[1]
+
+    cut, failed = asyncio.run(until_killed())
+    assert isinstance(failed.error, CloudUnavailable)
+    assert failed.stats.completion_tokens == len(cut.token_ids) >= 40
+    whole, rest = asyncio.run(whole_and_rest(cut.token_ids))
+    assert cut.token_ids + rest.token_ids == whole.token_ids
+    assert cut.text + rest.text == whole.text
+    assert whole.result().finish_reason is rest.result().finish_reason
+
+
+@pytest.mark.parametrize(("mode", "on_loss"), [("gated", "default"), ("gated", "continue"), ("exact", "continue")])
+def test_without_the_server_it_goes_on_unverified(
+    tiny_pair: Path, target: TargetModel, mode: str, on_loss: str
+) -> None:
+    events = asyncio.run(_lose_server(tiny_pair, target, mode, on_loss))
+    ending = events[-1]
+    assert isinstance(ending, Finished)
+    origins = [event.origin for event in committed(events)]
+    first = origins.index(Origin.UNVERIFIED)
+    assert first >= 20, "what was written before stands as it was"
+    assert Origin.UNVERIFIED not in origins[:first]
+    assert set(origins[first:]) == {Origin.UNVERIFIED}
+    assert ending.stats.unverified_tokens == len(origins) - first
+    positions = [event.position for event in committed(events)]
+    assert positions == list(range(positions[0], positions[0] + len(positions)))
+
+
+@pytest.mark.parametrize(("mode", "on_loss"), [("exact", "default"), ("cloud", "continue"), ("gated", "fail")])
+def test_without_the_server_it_fails_once(tiny_pair: Path, target: TargetModel, mode: str, on_loss: str) -> None:
+    events = asyncio.run(_lose_server(tiny_pair, target, mode, on_loss))
+    assert isinstance(events[-1], Failed)
+    assert isinstance(events[-1].error, CloudUnavailable)
+    assert events[-1].stats.completion_tokens == len(committed(events)) >= 20
+
+
+async def _lose_server(pair: Path, target: TargetModel, mode: str, on_loss: str) -> list[Event]:
+    """Stop the server once twenty tokens are final."""
+    cloud = CloudSettings.model_validate({"on_loss": on_loss})
+    async with serving(target, pair) as (server, address):
+        config = config_for(address, risk=0.01, cloud=cloud)
+        async with EdgeClient(config) as client:
+            events: list[Event] = []
+            async for event in client.stream(PROMPT, mode=mode, temperature=1.0, seed=3, max_new_tokens=400):
+                events.append(event)
+                if len(committed(events)) == 20 and server.supervisor.sessions:
+                    await server.stop(0)
+    ending_of(events)
+    return events
+
+
+@pytest.mark.parametrize("how", ["leaves the stream", "is killed"])
+def test_a_device_that_goes_away_frees_its_session(tiny_pair: Path, how: str) -> None:
+    brake = Brake()
+
+    async def run() -> None:
+        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
+            try:
+                if how == "is killed":
+                    process = start_client("--cloud", address, "--mode", "cloud", PROMPT)
+                    await until(brake.reached.is_set, "the cloud reads")
+                    assert server.supervisor.sessions == 1
+                    process.kill()
+                    process.communicate()
+                else:
+                    async with EdgeClient(config_for(address)) as client:
+                        events = client.stream(PROMPT, mode="exact")
+                        await anext(events)
+                        await until(brake.reached.is_set, "the cloud reads")
+                        await events.aclose()
+                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            finally:
+                brake.let_go.set()
+            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+
+    asyncio.run(run())
+
+
+# --- Not the right one -----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def claiming(capabilities: Capabilities | None) -> AsyncIterator[str]:
+    """A server of another making: it answers GetCapabilities, or knows nothing at all."""
+
+    async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        assert capabilities is not None
+        return encode_capabilities(capabilities)
+
+    server = grpc.aio.server()
+    if capabilities is not None:
+        handler = grpc.unary_unary_rpc_method_handler(answer)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {GET_CAPABILITIES: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+def meet(capabilities: Capabilities | None, mode: str = "exact") -> None:
+    async def run() -> None:
+        async with claiming(capabilities) as address, EdgeClient(config_for(address)) as client:
+            await client.generate(PROMPT, mode=mode)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("mode", ["exact", "gated", "cloud"])
+@pytest.mark.parametrize(("version", "who"), [(2, "update the device"), (0, "update the cloud")])
+def test_another_api_version_is_refused(tiny_pair: Path, mode: str, version: int, who: str) -> None:
+    digest = load_manifest(tiny_pair / "edge", role="edge").tokenizer_digest
+    with pytest.raises(VersionMismatch) as caught:
+        meet(Capabilities(version, "other", digest, 512, 4096, 64), mode)
+    assert f"speaks {version}, this device {API_VERSION}; {who}" in caught.value.message
+
+
+def test_a_server_that_does_not_know_the_service_is_refused(tiny_pair: Path) -> None:
+    with pytest.raises(VersionMismatch, match=r"127\.0\.0\.1"):
+        meet(None)
+
+
+@pytest.mark.parametrize("mode", ["exact", "gated", "cloud"])
+def test_another_tokenizer_is_refused_with_both_digests(tiny_pair: Path, mode: str) -> None:
+    mine, other = load_manifest(tiny_pair / "edge", role="edge").tokenizer_digest, "sha256:" + "0" * 64
+    with pytest.raises(TokenizerMismatch) as caught:
+        meet(Capabilities(API_VERSION, "other-model", other, 512, 4096, 64), mode)
+    for words in (mine, other, "other-model", "--pair"):
+        assert words in caught.value.message
+
+
+def test_a_prompt_longer_than_the_clouds_context_is_refused_before_it_is_sent(tiny_pair: Path) -> None:
+    digest = load_manifest(tiny_pair / "edge", role="edge").tokenizer_digest
+
+    async def run() -> None:
+        capabilities = Capabilities(API_VERSION, "short", digest, 512, 8, 64)
+        async with claiming(capabilities) as address, EdgeClient(config_for(address)) as client:
+            await client.generate(PromptInput((5,) * 8))
+
+    with pytest.raises(PromptTooLong, match="8 tokens leave no room in a context of 8; shorten it"):
+        asyncio.run(run())
+
+
+# --- Not on the disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home_of_copies(tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with one pair, `copied`, that may be damaged."""
+    shutil.copytree(tiny_pair, tmp_path / "models" / "copied")
+    monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path))
+    return tmp_path / "models" / "copied"
+
+
+def test_a_missing_model_is_told_with_the_remedy(home_of_copies: Path) -> None:
+    with pytest.raises(ModelMissing) as caught:
+        EdgeClient(EdgeConfig(pair="nothere"))
+    for words in (str(home_of_copies.parent / "nothere" / "edge"), "chaperone-cloud models pull --pair nothere"):
+        assert words in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_a_damaged_model_is_told_with_the_remedy(home_of_copies: Path, name: str, damage: str) -> None:
+    path = home_of_copies / "edge" / name
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if damage != "missing":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
+    with pytest.raises(ModelCorrupt) as caught:
+        EdgeClient(EdgeConfig(pair="copied"))
+    for words in (str(path), "chaperone-cloud models pull --pair copied --force"):
+        assert words in caught.value.message

@@ -1,0 +1,59 @@
+"""JSON Lines in: every line is an object to run or a complaint that names the line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edge_client.batch import Line, read_lines
+
+
+def only(raw: bytes) -> Line:
+    (line,) = read_lines([raw])
+    return line
+
+
+def complaint(raw: bytes) -> str:
+    line = only(raw)
+    assert line.error is not None
+    assert (line.id, line.fields) == (None, {})
+    return line.error.message
+
+
+def test_objects_keep_their_line_numbers() -> None:
+    lines = list(read_lines([b'{"id": "a"}\n', b"\n", b"  \t\r\n", b'{"id": 7, "prompt": "x"}']))
+    assert [(line.number, line.id, line.error) for line in lines] == [(1, "a", None), (4, 7, None)]
+    assert lines[1].fields == {"id": 7, "prompt": "x"}
+
+
+def test_a_bad_line_does_not_stop_the_others() -> None:
+    lines = list(read_lines([b"{\n", b"\xff\n", b'{"id": 3}\n']))
+    assert [line.error is None for line in lines] == [False, False, True]
+    assert [line.number for line in lines] == [1, 2, 3]
+
+
+def test_a_byte_order_mark_is_no_mistake() -> None:
+    assert only(b'\xef\xbb\xbf{"id": 1}').id == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b'{"id": "\xe9"}', "byte 8 is not UTF-8; save the file as UTF-8"),
+        (b'{"id": 1', "not valid JSON: Expecting ',' delimiter"),
+        (b"prompt", "not valid JSON: Expecting value"),
+        (b'["a"]', "a JSON object is expected, this is list"),
+        (b'"text"', "a JSON object is expected, this is str"),
+        (b"null", "a JSON object is expected, this is NoneType"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"id": ' + b"1" * 5_000 + b"}", "not valid JSON"),
+        (b'{"id": 1, "prompt": "\\ud800"}', "not valid JSON: lone surrogate"),
+    ],
+)
+def test_what_is_wrong_is_said(raw: bytes, expected: str) -> None:
+    assert expected in complaint(raw)
+
+
+def test_a_pair_of_surrogates_is_a_character() -> None:
+    assert only(json.dumps({"id": "😀"}).encode()).id == "😀"
