@@ -14,8 +14,8 @@ from cloud_supervisor.models.pull import pull
 from common.session import Committed
 from common.types import Mode, Origin
 from edge_client import EdgeClient, EdgeConfig, Generation
-from edge_client.client import Collector
 from edge_client.config import CloudSettings, DeviceSettings
+from edge_client.generation import Collector
 from edge_client.terminal import colours_wanted, legend, painted
 
 PROMPT = "Write a Python function that merges two sorted lists into one sorted list, with a docstring."

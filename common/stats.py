@@ -11,22 +11,23 @@ from common.types import FinishReason
 class EnergyModel:
     """A declared model, not a measurement; replace the constants by those of your hardware.
 
-    Defaults: a phone's big cores at about 5 W for 20 ms a token; a server accelerator's share of about 60 W; a
-    cellular radio at about 1 W while it is awake, and 10 nJ a bit (both after Huang et al., MobiSys 2012).
+    Compute is power times time: 5 W for a phone's big cores and 60 W for a share of a server are assumptions. The radio
+    is LTE after Huang et al., "A close examination of performance and power characteristics of 4G LTE networks",
+    MobiSys 2012: beta = 1.288 W while awake, alpha_u = 438 and alpha_d = 52 mW per Mbit/s.
     """
 
-    joules_per_device_second: float = 5.0
-    joules_per_cloud_second: float = 60.0
-    joules_per_radio_byte: float = 8e-8
-    joules_per_radio_second: float = 1.0
+    device_watts: float = 5.0
+    cloud_watts: float = 60.0
+    radio_watts: float = 1.288
+    joules_per_byte_up: float = 3.5e-6
+    joules_per_byte_down: float = 4.2e-7
 
-    def joules(self, *, device_ms: float, cloud_ms: float, radio_bytes: int, radio_ms: float) -> float:
-        """Energy of one generation: device and cloud compute, bytes on the radio, and time that it is awake."""
+    def joules(self, *, device_ms: float, cloud_ms: float, radio_ms: float, bytes_up: int, bytes_down: int) -> float:
+        """Energy of one generation: compute on both ends, time that the radio is awake, and bytes on it."""
         return (
-            self.joules_per_device_second * device_ms / 1e3
-            + self.joules_per_cloud_second * cloud_ms / 1e3
-            + self.joules_per_radio_byte * radio_bytes
-            + self.joules_per_radio_second * radio_ms / 1e3
+            (self.device_watts * device_ms + self.cloud_watts * cloud_ms + self.radio_watts * radio_ms) / 1e3
+            + self.joules_per_byte_up * bytes_up
+            + self.joules_per_byte_down * bytes_down
         )
 
 

@@ -9,8 +9,10 @@ from common.errors import ChaperoneError
 from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
 from common.types import FinishReason, GenerationParams, Mode, Origin, PromptInput, SamplingParams, Signal
-from edge_client.client import EdgeClient, Generation, GenerationRequest, SyncEdgeClient
+from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.generation import Generation, GenerationRequest
+from edge_client.sync_client import SyncEdgeClient
 
 __all__ = [
     "ChaperoneError",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import ChaperoneError, InvalidRequest
-from edge_client.client import Collector, EdgeClient, GenerationRequest, Prompt
+from edge_client.client import EdgeClient
+from edge_client.generation import Collector, GenerationRequest, Prompt
 
 PARAMETERS = ("mode", "temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw")
 _KEYS = ("id", "prompt", "messages", *PARAMETERS)

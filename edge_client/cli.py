@@ -21,8 +21,9 @@ from common.session import Committed, Finished
 from common.stats import GenerationStats
 from common.types import Mode
 from edge_client.batch import PARAMETERS, partial, read_lines, run_batch
-from edge_client.client import Collector, EdgeClient
+from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.generation import Collector
 from edge_client.terminal import colours_wanted, painted
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130

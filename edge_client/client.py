@@ -1,82 +1,40 @@
-"""The device SDK: `EdgeClient`, and its synchronous twin."""
+"""The device SDK: one object that writes texts."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from common.clock import MonotonicClock
 from common.config import ModelManifest, load_manifest, pair_folder
-from common.errors import CloudLost, InvalidRequest, PromptTooLong, TokenizerMismatch, VersionMismatch
+from common.errors import CloudLost, InvalidRequest, TokenizerMismatch, VersionMismatch
 from common.gate import Always, Gate, Never, gate_for
 from common.messages import API_VERSION, Capabilities, Open
 from common.planner import FixedPlanner
-from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
-from common.stats import GenerationStats
-from common.types import (
-    MAX_SEED,
-    FinishReason,
-    GenerationParams,
-    Mode,
-    Origin,
-    PromptInput,
-    SamplingParams,
-    SessionId,
-)
+from common.session import Event
+from common.types import Mode, PromptInput, SessionId
 from edge_client.config import EdgeConfig
 from edge_client.engine import Engine, EngineSettings
+from edge_client.generation import (
+    Collector,
+    Generation,
+    GenerationRequest,
+    Prompt,
+    generation_params,
+    mode_of,
+    text_limit,
+)
 from edge_client.grpc_link import GrpcCloud
 from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
 from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer
-
-Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
-
-T = TypeVar("T")
-
-MAX_COUNT = 2**32 - 1  # the wire's whole numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished generation."""
-
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    text: str
-    origins: tuple[Origin, ...]
-    finish_reason: FinishReason
-    stats: GenerationStats
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields by name, as `chaperone generate` writes them."""
-        return {
-            "prompt_token_ids": list(self.prompt_token_ids),
-            "token_ids": list(self.token_ids),
-            "text": self.text,
-            "origins": [str(origin) for origin in self.origins],
-            "finish_reason": str(self.finish_reason),
-            "stats": self.stats.to_json(),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A prompt in tokens, and everything that decides what is written after it."""
-
-    prompt: PromptInput
-    params: GenerationParams = GenerationParams()
-    mode: Mode = Mode.EXACT
-    committed_token_ids: tuple[int, ...] = ()  # of a failed generation that is resumed
-    warm_start: bool = False  # for measurements: draft nothing until both ends hold the prompt's KV
 
 
 class EdgeClient:
@@ -96,6 +54,7 @@ class EdgeClient:
         self._model: OnnxModel | None = None
         self._cloud = cloud
         self._capabilities: Capabilities | None = None
+        self._loading = asyncio.Lock()
 
     @classmethod
     def from_config(cls, path: Path | str) -> Self:
@@ -134,21 +93,19 @@ class EdgeClient:
         warm_start: bool = False,
     ) -> GenerationRequest:
         """Check parameters and fill in the configured defaults; raises InvalidRequest, naming the field."""
-        defaults = self.config.generation
-        sampling = SamplingParams(
-            temperature=_number("temperature", temperature, defaults.temperature),
-            top_p=_number("top_p", top_p, defaults.top_p),
-            top_k=_integer("top_k", top_k, defaults.top_k),
-            min_p=_number("min_p", min_p, defaults.min_p),
-            seed=_integer("seed", seed, defaults.seed, most=MAX_SEED),
-        )
-        params = GenerationParams(
-            sampling, _integer("max_new_tokens", max_new_tokens, defaults.max_new_tokens), _stop(stop, defaults.stop)
-        )
+        given = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "stop": stop,
+        }
         return GenerationRequest(
             self.prepare(prompt, raw=raw),
-            params,
-            _mode(mode, self.config.mode),
+            generation_params(given, self.config.generation),
+            mode_of(mode, self.config.mode),
             tuple(committed_token_ids),
             warm_start,
         )
@@ -208,8 +165,8 @@ class EdgeClient:
             except CloudLost:
                 if not self._continues_alone(request.mode):
                     raise
-        limit = _limit(request, context_tokens)
-        model = self._load_model() if request.mode is not Mode.CLOUD else None
+        limit = text_limit(request, context_tokens)
+        model = await self._load_model() if request.mode is not Mode.CLOUD else None
         config = self.config
         return Engine(
             self._opening(request),
@@ -274,140 +231,20 @@ class EdgeClient:
                 "use the same --pair on both ends"
             )
 
-    def _load_model(self) -> OnnxModel:
-        if self._model is None:
-            device = self.config.device
-            self._model = OnnxModel.load(
-                self._folder,
-                threads=device.threads,
-                allow_spinning=device.allow_spinning,
-                vocabulary_size=self.manifest.vocabulary_size,
-                context_tokens=self.manifest.context_tokens,
-                providers=device.providers,
-            )
-        return self._model
-
-
-@dataclass
-class Collector:
-    """Puts events together again; `result` raises what a Failed event carries."""
-
-    request: GenerationRequest
-    token_ids: list[int] = field(default_factory=list)
-    origins: list[Origin] = field(default_factory=list)
-    text: str = ""
-    ending: Finished | Failed | None = None
-
-    def add(self, event: Event) -> None:
-        """Take the next event."""
-        match event:
-            case Committed():
-                self.token_ids.append(event.token_id)
-                self.origins.append(event.origin)
-                self.text += event.text
-            case Finished() | Failed():
-                self.text += event.text
-                self.ending = event
-            case Drafted() | Retracted():
-                pass
-
-    def result(self) -> Generation:
-        """The generation, once Finished or Failed came."""
-        match self.ending:
-            case Finished() as finished:
-                return Generation(
-                    self.request.prompt.token_ids,
-                    tuple(self.token_ids),
-                    self.text,
-                    tuple(self.origins),
-                    finished.finish_reason,
-                    finished.stats,
+    async def _load_model(self) -> OnnxModel:
+        async with self._loading:
+            if self._model is None:
+                device = self.config.device
+                self._model = await asyncio.to_thread(
+                    OnnxModel.load,
+                    self._folder,
+                    threads=device.threads,
+                    allow_spinning=device.allow_spinning,
+                    vocabulary_size=self.manifest.vocabulary_size,
+                    context_tokens=self.manifest.context_tokens,
+                    providers=device.providers,
                 )
-            case Failed(error):
-                raise error
-            case None:
-                raise RuntimeError("the generation has not ended")
-
-
-class SyncEdgeClient:
-    """`EdgeClient` for code without an event loop: one private loop thread, the same methods."""
-
-    def __init__(self, config: EdgeConfig | None = None) -> None:
-        self._client = EdgeClient(config)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="chaperone-client", daemon=True)
-        self._thread.start()
-
-    @classmethod
-    def from_config(cls, path: Path | str) -> Self:
-        """Build a client from a YAML file such as `configs/edge.yaml`."""
-        return cls(EdgeConfig.load(path))
-
-    def prepare(self, prompt: Prompt, *, raw: bool = False) -> PromptInput:
-        """See `EdgeClient.prepare`."""
-        return self._client.prepare(prompt, raw=raw)
-
-    def request(self, prompt: Prompt, **parameters: Any) -> GenerationRequest:
-        """See `EdgeClient.request`."""
-        return self._client.request(prompt, **parameters)
-
-    def stream(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Iterator[Event]:
-        """See `EdgeClient.stream`."""
-        events = self._client.stream(prompt, **parameters)
-        try:
-            while (event := self._run(_next(events))) is not None:
-                yield event
-        finally:
-            self._run(events.aclose())
-
-    def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
-        """See `EdgeClient.generate`."""
-        return self._run(self._client.generate(prompt, **parameters))
-
-    def close(self) -> None:
-        """End connection, model worker and loop thread; idempotent."""
-        if self._loop.is_closed():
-            return
-        self._run(self._client.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # on Ctrl-C the work must not go on behind the caller's back
-            raise
-
-
-async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
-    return await anext(events, None)
-
-
-def _limit(request: GenerationRequest, context_tokens: int) -> int:
-    prompt_length = len(request.prompt.token_ids)
-    if prompt_length + len(request.committed_token_ids) >= context_tokens:
-        raise PromptTooLong(
-            f"prompt: {prompt_length + len(request.committed_token_ids)} tokens leave no room in a context of "
-            f"{context_tokens}; shorten it"
-        )
-    limit = min(prompt_length + request.params.max_new_tokens, context_tokens)
-    if prompt_length + len(request.committed_token_ids) >= limit:
-        raise InvalidRequest(
-            f"committed_token_ids: {len(request.committed_token_ids)} tokens are as many as max_new_tokens, "
-            f"{request.params.max_new_tokens}; nothing is left to write"
-        )
-    return limit
+            return self._model
 
 
 def _gate(mode: Mode, config: EdgeConfig) -> Gate:
@@ -424,40 +261,3 @@ def _planner(mode: Mode, config: EdgeConfig) -> FixedPlanner:
     )
     # A fired token is what the device waits for, so nothing is gained by collecting more of them.
     return replace(planner, span_tokens=1) if mode is Mode.GATED else planner
-
-
-def _mode(value: Mode | str | None, default: Mode) -> Mode:
-    try:
-        return default if value is None else Mode(value)
-    except ValueError:
-        raise InvalidRequest(f"mode: {value!r} is none of {', '.join(Mode)}") from None
-
-
-def _number(name: str, value: object, default: float) -> float:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(f"{name}: {value!r} is not a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise InvalidRequest(f"{name}: the number is too large") from None
-
-
-def _integer(name: str, value: object, default: int, *, most: int = MAX_COUNT) -> int:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name}: {value!r} is not a whole number")
-    if value > most:
-        raise InvalidRequest(f"{name}: {value} is more than {most}")
-    return value
-
-
-def _stop(value: str | Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    if value is None:
-        return default
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
-        raise InvalidRequest(f"stop: {value!r} is neither a string nor a list of strings")
-    return tuple(strings)

@@ -33,7 +33,7 @@ class GateSettings(FrozenModel):
     """Which tokens `gated` asks the cloud about."""
 
     policy: Literal["threshold", "always", "never"] = "threshold"
-    risk: float = Field(default=0.05, ge=0, le=1)
+    risk: float = Field(default=0.02, ge=0, le=1)
 
 
 class PlannerSettings(FrozenModel):

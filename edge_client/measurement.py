@@ -115,8 +115,9 @@ class Stopwatch:
             energy_j=self._energy.joules(
                 device_ms=self._edge_compute_ms,
                 cloud_ms=cloud_ms,
-                radio_bytes=up + down,
                 radio_ms=total_ms if up else 0.0,
+                bytes_up=up,
+                bytes_down=down,
             ),
         )
 

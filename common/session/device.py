@@ -165,6 +165,8 @@ class DeviceSession:
         """Commit the cloud's own token at a position; if the draft has another one there, it gives way."""
         if position < self.final:  # an audit-only span: the deviation, if any, is told with the next span
             return
+        if self.finish_reason is not None:  # nothing follows the end, whatever the cloud says
+            return
         if position < len(self.text) and self.text[position] == token_id:
             self.sent = max(self.sent, position + 1)
             yield from self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)

@@ -29,8 +29,8 @@ from common.session import Committed, Event, Failed, Finished
 from common.types import Origin, PromptInput
 from common.wire import GET_CAPABILITIES, SERVICE, encode_capabilities
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.client import Collector
-from edge_client.config import CloudSettings
+from edge_client.generation import Collector
+from edge_client.config import CloudSettings, PlannerSettings
 from tests.integration.loopback import serving
 from tests.integration.staging import (
     Brake,
@@ -225,9 +225,11 @@ def test_a_device_that_goes_away_frees_its_session(tiny_pair: Path, how: str) ->
                     process.kill()
                     process.communicate()
                 else:
-                    async with EdgeClient(config_for(address)) as client:
+                    planner = PlannerSettings(span_tokens=1)
+                    async with EdgeClient(config_for(address, planner=planner)) as client:
                         events = client.stream(PROMPT, mode="exact")
-                        await anext(events)
+                        for _ in range(8):  # drafted ahead; the first ones are on their way
+                            await anext(events)
                         await until(brake.reached.is_set, "the cloud reads")
                         await events.aclose()
                 await until(lambda: server.supervisor.sessions == 0, "the session ended")

@@ -20,8 +20,8 @@ from common.config import load_manifest
 from common.session import Committed, Retracted
 from common.types import Origin
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.client import Collector, GenerationRequest
 from edge_client.config import DeviceSettings, PlannerSettings
+from edge_client.generation import Collector, GenerationRequest
 from tests import oracle
 from tests.integration.loopback import RecordingCloud, serving
 

@@ -425,6 +425,28 @@ def test_a_draft_takes_the_takeover_back_and_its_tokens_in_flight_stand() -> Non
     assert committed(device.apply(cloud.answer(judging, [8, 9]))) == [(6, 8, Origin.VERIFIED), (7, 9, Origin.BONUS)]
 
 
+@pytest.mark.parametrize(
+    ("token_ids", "kept", "reason"),
+    [((6, EOS, 7), [6, EOS], FinishReason.STOP), ((6, 7, 8, 1), [6, 7, 8], FinishReason.LENGTH)],
+)
+def test_nothing_follows_the_end_of_a_takeover(token_ids: tuple[int, ...], kept: list[int], reason: str) -> None:
+    device = session(limit=7)
+    device.send(continuation_tokens=9)
+    list(device.apply(Verdict(0, 3, 5)))
+    events = list(device.apply(Continuation(4, token_ids, handed_back=True)))
+    assert [token_id for _, token_id, _ in committed(events)] == kept
+    assert device.text == [7, 8, 9, 5, *kept]
+    assert device.finish_reason == reason
+
+
+def test_no_bonus_follows_an_end_of_text() -> None:
+    device = session()
+    fire(device, 1, EOS)
+    device.send()
+    assert committed(device.apply(Verdict(0, 5, 6)))[-1] == (4, EOS, Origin.VERIFIED)
+    assert device.text[-1] == EOS
+
+
 def test_a_continuation_must_follow_the_text() -> None:
     device = session()
     device.send(continuation_tokens=3)

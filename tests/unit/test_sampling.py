@@ -60,6 +60,8 @@ def make_logits(shape: str, size: int, seed: int) -> Logits:
             values = 2.5 * rng.standard_normal(size)
         case "peaked":
             values = 3.0 * rng.standard_normal(size) + 14.0 * (np.arange(size) == size // 2)
+        case "tail":  # one likely token, and a mass of others just below the first cut of the pool
+            values = -9.8 + 0.3 * rng.standard_normal(size) + 9.8 * (np.arange(size) == size // 2)
         case "tied":
             values = rng.integers(-2, 3, size).astype(np.float64)
         case _:
@@ -67,7 +69,7 @@ def make_logits(shape: str, size: int, seed: int) -> Logits:
     return values.astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", ["flat", "normal", "peaked", "tied"])
+@pytest.mark.parametrize("shape", ["flat", "normal", "peaked", "tail", "tied"])
 @pytest.mark.parametrize("size", [1, 2, 4, 63, 64, 1000, 4095, 4096, 6000])
 def test_choice_equals_brute_force_for_every_filter(shape: str, size: int) -> None:
     logits = make_logits(shape, size, size)
@@ -159,6 +161,19 @@ def test_warp_equals_the_processors_of_transformers(size: int, temperature: floa
 def test_ties_go_to_the_lower_id(params: SamplingParams, support: list[int]) -> None:
     logits = np.log(np.array([0.2, 0.3, 0.2, 0.3], np.float32))
     assert np.flatnonzero(warp(logits, params)).tolist() == support
+
+
+def test_top_p_stops_exactly_where_the_mass_is_reached() -> None:
+    assert np.flatnonzero(warp(np.zeros(4, np.float32), SamplingParams(1.0, top_p=0.5))).tolist() == [0, 1]
+    assert np.flatnonzero(warp(np.zeros(4, np.float32), SamplingParams(1.0, top_p=0.51))).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.8, 0.9, 0.99])
+def test_top_p_reaches_into_a_long_tail(top_p: float) -> None:
+    logits = make_logits("tail", 6000, 5)
+    p = np.sort(np.exp(logits.astype(np.float64)))[::-1]
+    expected = int(np.searchsorted(np.cumsum(p), top_p * p.sum())) + 1
+    assert np.count_nonzero(warp(logits, SamplingParams(1.0, top_p=top_p))) == expected
 
 
 def test_greedy_takes_the_first_of_equals() -> None:

@@ -1,0 +1,168 @@
+"""What is asked for, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import InvalidRequest, PromptTooLong
+from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
+from common.stats import GenerationStats
+from common.types import (
+    MAX_SEED,
+    FinishReason,
+    GenerationParams,
+    Mode,
+    Origin,
+    PromptInput,
+    SamplingParams,
+)
+from edge_client.config import GenerationSettings
+
+Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
+
+MAX_COUNT = 2**32 - 1  # the wire's whole numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished generation."""
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    origins: tuple[Origin, ...]
+    finish_reason: FinishReason
+    stats: GenerationStats
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, as `chaperone generate` writes them."""
+        return {
+            "prompt_token_ids": list(self.prompt_token_ids),
+            "token_ids": list(self.token_ids),
+            "text": self.text,
+            "origins": [str(origin) for origin in self.origins],
+            "finish_reason": str(self.finish_reason),
+            "stats": self.stats.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt in tokens, and everything that decides what is written after it."""
+
+    prompt: PromptInput
+    params: GenerationParams = GenerationParams()
+    mode: Mode = Mode.EXACT
+    committed_token_ids: tuple[int, ...] = ()  # of a failed generation that is resumed
+    warm_start: bool = False  # for measurements: draft nothing until both ends hold the prompt's KV
+
+
+@dataclass
+class Collector:
+    """Puts events together again; `result` raises what a Failed event carries."""
+
+    request: GenerationRequest
+    token_ids: list[int] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    text: str = ""
+    ending: Finished | Failed | None = None
+
+    def add(self, event: Event) -> None:
+        """Take the next event."""
+        match event:
+            case Committed():
+                self.token_ids.append(event.token_id)
+                self.origins.append(event.origin)
+                self.text += event.text
+            case Finished() | Failed():
+                self.text += event.text
+                self.ending = event
+            case Drafted() | Retracted():
+                pass
+
+    def result(self) -> Generation:
+        """The generation, once Finished or Failed came."""
+        match self.ending:
+            case Finished() as finished:
+                return Generation(
+                    self.request.prompt.token_ids,
+                    tuple(self.token_ids),
+                    self.text,
+                    tuple(self.origins),
+                    finished.finish_reason,
+                    finished.stats,
+                )
+            case Failed(error):
+                raise error
+            case None:
+                raise RuntimeError("the generation has not ended")
+
+
+def text_limit(request: GenerationRequest, context_tokens: int) -> int:
+    """The length at which the text is full, prompt included; raises PromptTooLong or InvalidRequest."""
+    prompt_length = len(request.prompt.token_ids)
+    if prompt_length + len(request.committed_token_ids) >= context_tokens:
+        raise PromptTooLong(
+            f"prompt: {prompt_length + len(request.committed_token_ids)} tokens leave no room in a context of "
+            f"{context_tokens}; shorten it"
+        )
+    limit = min(prompt_length + request.params.max_new_tokens, context_tokens)
+    if prompt_length + len(request.committed_token_ids) >= limit:
+        raise InvalidRequest(
+            f"committed_token_ids: {len(request.committed_token_ids)} tokens are as many as max_new_tokens, "
+            f"{request.params.max_new_tokens}; nothing is left to write"
+        )
+    return limit
+
+
+def generation_params(given: Mapping[str, Any], defaults: GenerationSettings) -> GenerationParams:
+    """Check parameters and fill in defaults for those that are absent or None; raises InvalidRequest."""
+    sampling = SamplingParams(
+        temperature=_number("temperature", given.get("temperature"), defaults.temperature),
+        top_p=_number("top_p", given.get("top_p"), defaults.top_p),
+        top_k=_integer("top_k", given.get("top_k"), defaults.top_k),
+        min_p=_number("min_p", given.get("min_p"), defaults.min_p),
+        seed=_integer("seed", given.get("seed"), defaults.seed, most=MAX_SEED),
+    )
+    max_new_tokens = _integer("max_new_tokens", given.get("max_new_tokens"), defaults.max_new_tokens)
+    return GenerationParams(sampling, max_new_tokens, _stop(given.get("stop"), defaults.stop))
+
+
+def mode_of(value: Mode | str | None, default: Mode) -> Mode:
+    """A mode by name; raises InvalidRequest that lists them."""
+    try:
+        return default if value is None else Mode(value)
+    except ValueError:
+        raise InvalidRequest(f"mode: {value!r} is none of {', '.join(Mode)}") from None
+
+
+def _number(name: str, value: object, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{name}: {value!r} is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidRequest(f"{name}: the number is too large") from None
+
+
+def _integer(name: str, value: object, default: int, *, most: int = MAX_COUNT) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name}: {value!r} is not a whole number")
+    if value > most:
+        raise InvalidRequest(f"{name}: {value} is more than {most}")
+    return value
+
+
+def _stop(value: str | Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    if value is None:
+        return default
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
+        raise InvalidRequest(f"stop: {value!r} is neither a string nor a list of strings")
+    return tuple(strings)

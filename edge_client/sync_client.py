@@ -1,0 +1,83 @@
+"""`EdgeClient` for code without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from common.session import Event
+from common.types import PromptInput
+from edge_client.client import EdgeClient
+from edge_client.config import EdgeConfig
+from edge_client.generation import Generation, GenerationRequest, Prompt
+
+T = TypeVar("T")
+
+
+class SyncEdgeClient:
+    """`EdgeClient` for code without an event loop: one private loop thread, the same methods."""
+
+    def __init__(self, config: EdgeConfig | None = None) -> None:
+        self._client = EdgeClient(config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="chaperone-client", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_config(cls, path: Path | str) -> Self:
+        """Build a client from a YAML file such as `configs/edge.yaml`."""
+        return cls(EdgeConfig.load(path))
+
+    def prepare(self, prompt: Prompt, *, raw: bool = False) -> PromptInput:
+        """See `EdgeClient.prepare`."""
+        return self._client.prepare(prompt, raw=raw)
+
+    def request(self, prompt: Prompt, **parameters: Any) -> GenerationRequest:
+        """See `EdgeClient.request`."""
+        return self._client.request(prompt, **parameters)
+
+    def stream(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Iterator[Event]:
+        """See `EdgeClient.stream`."""
+        events = self._client.stream(prompt, **parameters)
+        try:
+            while (event := self._run(_next(events))) is not None:
+                yield event
+        finally:
+            self._run(events.aclose())
+
+    def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
+        """See `EdgeClient.generate`."""
+        return self._run(self._client.generate(prompt, **parameters))
+
+    def close(self) -> None:
+        """End connection, model worker and loop thread; idempotent."""
+        if self._loop.is_closed():
+            return
+        self._run(self._client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # on Ctrl-C the work must not go on behind the caller's back
+            raise
+
+
+async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
+    return await anext(events, None)
