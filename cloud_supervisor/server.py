@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from ipaddress import ip_address
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,6 +16,7 @@ from cloud_supervisor.ports import TargetModel
 from cloud_supervisor.service import SupervisionService
 from cloud_supervisor.supervisor import Limits, Supervisor
 from cloud_supervisor.worker import ModelWorker
+from common.address import is_loopback
 from common.config import ModelManifest, load_manifest, pair_folder
 from common.errors import ConfigError
 from common.messages import API_VERSION, Capabilities
@@ -29,7 +29,7 @@ class Server:
     """A supervisor behind a listening port."""
 
     def __init__(self, config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> None:
-        if not _is_loopback(config.listen):
+        if not is_loopback(config.listen):
             raise ConfigError(
                 f"listen: {config.listen!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT "
                 "behind a proxy that ends TLS"
@@ -95,16 +95,6 @@ async def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     await stopped.wait()
     _log.info("stopping: open streams have %s s to finish", config.grace_seconds)
     await server.stop(config.grace_seconds)
-
-
-def _is_loopback(address: str) -> bool:
-    if address.startswith("unix:"):
-        return True
-    host, _, port = address.rpartition(":")
-    try:
-        return port.isdecimal() and (host == "localhost" or ip_address(host.strip("[]")).is_loopback)
-    except ValueError:  # a name, and who knows where it leads
-        return False
 
 
 def _capabilities(config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> Capabilities:

@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.prompts is not None and arguments.prompt is not None:
         parser.error("give a prompt or --prompts, not both")
     try:
+        if arguments.prompts is None and arguments.prompt is None:
+            arguments.prompt = _standard_input()  # not inside the event loop, which would not hear Ctrl-C meanwhile
         return asyncio.run(_generate(arguments))
     except InvalidRequest as error:
         return _complain(error, EXIT_USAGE)
@@ -81,8 +83,7 @@ async def _generate(arguments: argparse.Namespace) -> int:
     async with EdgeClient(_config(arguments)) as client:
         if arguments.prompts is not None:
             return await _batch(client, arguments, parameters)
-        prompt = arguments.prompt if arguments.prompt is not None else _standard_input()
-        return await _one(client, prompt, parameters, as_json=arguments.json)
+        return await _one(client, arguments.prompt, parameters, as_json=arguments.json)
 
 
 async def _one(client: EdgeClient, prompt: str, parameters: dict[str, Any], *, as_json: bool) -> int:
@@ -118,6 +119,8 @@ async def _batch(client: EdgeClient, arguments: argparse.Namespace, parameters: 
             source = files.enter_context(arguments.prompts.open("rb"))
         except OSError as error:
             raise InvalidRequest(f"--prompts: {arguments.prompts}: {error.strerror}") from None
+        if arguments.out.exists() and arguments.out.samefile(arguments.prompts):
+            raise InvalidRequest(f"--out: {arguments.out} is the file that --prompts reads; name another one")
         try:
             target = files.enter_context(arguments.out.open("w", encoding="utf-8"))
         except OSError as error:

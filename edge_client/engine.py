@@ -73,7 +73,8 @@ class Engine:
                 assert reason is not None, "the loop ends only when the session has"
                 yield Finished(reason, self.watch.stats(self.session, self.link), self.output.flush())
             except ChaperoneError as error:
-                yield Failed(error, self.watch.stats(self.session, self.link), self.output.flush())
+                # What the output still holds back, a part of a character, say, is told by the generation that resumes.
+                yield Failed(error, self.watch.stats(self.session, self.link))
         finally:
             self._release(graceful=ended)
 

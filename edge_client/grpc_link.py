@@ -12,11 +12,11 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a cloud that goes away is ou
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from ipaddress import ip_address
 
 import grpc
 import grpc.aio
 
+from common.address import is_loopback
 from common.errors import ChaperoneError, CloudTimeout, CloudUnavailable, ConfigError, error_from_status, status_of
 from common.messages import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from common.wire import (
@@ -38,17 +38,6 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _DRAIN_SECONDS = 5.0
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address stays on this machine; anything else needs TLS."""
-    if address.startswith("unix:"):
-        return True
-    host, _, port = address.rpartition(":")
-    try:
-        return port.isdecimal() and (host == "localhost" or ip_address(host.strip("[]")).is_loopback)
-    except ValueError:  # a name, and who knows where it leads
-        return False
 
 
 class GrpcCloud:

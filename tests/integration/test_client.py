@@ -21,6 +21,7 @@ from common.types import FinishReason, Mode, PromptInput
 from edge_client import EdgeClient, EdgeConfig, Generation, SyncEdgeClient
 from edge_client.generation import Collector
 from edge_client.config import PlannerSettings
+from edge_client.output import CommittedText
 from tests.integration.loopback import serving
 from tests.integration.staging import config_for, ending_of, serving_in_thread, until
 
@@ -42,6 +43,11 @@ def target(tiny_pair: Path) -> TorchModel:
         vocabulary_size=manifest.vocabulary_size,
         context_tokens=manifest.context_tokens,
     )
+
+
+@pytest.fixture(scope="module")
+def client(tiny_pair: Path) -> EdgeClient:
+    return EdgeClient(EdgeConfig(pair="tiny"))
 
 
 @asynccontextmanager
@@ -185,7 +191,8 @@ def test_the_text_is_that_of_the_tokens(tiny_pair: Path, target: TorchModel, mod
 def test_a_stop_string_cuts_the_text(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
     async def scene(client: EdgeClient, server: Server) -> None:
         whole = await client.generate(PROMPT, mode=mode, max_new_tokens=60)
-        stop = whole.text[20:23]
+        middle = len(whole.text) // 2
+        stop = whole.text[middle : middle + 3]
         cut = await client.generate(PROMPT, mode=mode, max_new_tokens=60, stop=stop)
         assert cut.text == whole.text[: whole.text.index(stop)]
         assert cut.finish_reason is FinishReason.STOP
@@ -195,6 +202,18 @@ def test_a_stop_string_cuts_the_text(tiny_pair: Path, target: TorchModel, mode: 
         assert await client.generate(PROMPT, mode=mode, max_new_tokens=60, stop=["\0", stop]) is not None
 
     run(target, tiny_pair, scene, risk=0.0)
+
+
+def test_a_cut_text_and_its_rest_make_the_whole(client: EdgeClient) -> None:
+    text = "naïve 😀 stopping sto"
+    token_ids = client.tokenizer.encode(text)
+    assert len(token_ids) > 4
+    unfinished = [cut for cut in range(len(token_ids)) if client.tokenizer.decode(token_ids[:cut]).endswith("\ufffd")]
+    assert unfinished, "some characters take several tokens"
+    for cut in range(len(token_ids)):
+        before, after = (CommittedText(client.tokenizer, ["stop!"], resumed=token_ids[:length]) for length in (0, cut))
+        shown = "".join(before.push(token_id)[0] for token_id in token_ids[:cut])
+        assert shown + "".join(after.push(token_id)[0] for token_id in token_ids[cut:]) + after.flush() == text
 
 
 # --- Numbers ---------------------------------------------------------------------------------------------------------
@@ -353,11 +372,6 @@ BAD = [
     ({"prompt": [{"role": "boss", "content": "x"}]}, "messages[0].role: 'boss' is none of system, user"),
     ({"prompt": ["x"]}, "messages[0]: expected an object with role and content, got str"),
 ]
-
-
-@pytest.fixture(scope="module")
-def client(tiny_pair: Path) -> EdgeClient:
-    return EdgeClient(EdgeConfig(pair="tiny"))
 
 
 @pytest.mark.parametrize(("parameters", "words"), BAD, ids=[words for _, words in BAD])

@@ -251,6 +251,12 @@ def test_a_failure_ends_the_generation_once(mode: Mode, failure: Failure, kind: 
     assert link.cancelled
 
 
+def test_a_failed_generation_keeps_back_what_its_resume_will_tell() -> None:
+    link = FakeLink()
+    link.deliver(OPENED, Failure("UNAVAILABLE", "gone"))
+    assert failed(Stage(link).run()).text == "", "not the flushed rest"
+
+
 def test_a_cloud_that_breaks_the_rules_is_one_failure() -> None:
     link = FakeLink()
     link.deliver(OPENED, Verdict(0, 3, 9))
