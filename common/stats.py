@@ -40,6 +40,7 @@ class Tally:
     verified_tokens: int = 0
     skipped_tokens: int = 0
     overridden_tokens: int = 0
+    caught: int = 0  # draft tokens that gave way to the cloud's, by override, bonus or takeover
     bonus_tokens: int = 0
     takeover_tokens: int = 0
     retracted_tokens: int = 0
@@ -56,7 +57,8 @@ class GenerationStats:
 
     `round_trips` are requests that the device waited for, `hidden_round_trips` all others. `verified_tokens` are
     draft tokens that the cloud confirmed before they were final. `deviation_bound` counts every unread skipped token
-    as a deviation, `catch` is caught / (caught + deviations) and absent where nothing was to be caught.
+    as a deviation. `catch` is caught / (caught + deviations), where a draft token is caught if another one of the cloud's
+    took its place before it was final; absent where nothing was to be caught.
     `decode_ms` runs from the moment when both ends held the prompt's KV, where the generation waited for that.
     `energy_j` follows the declared `EnergyModel`.
     """

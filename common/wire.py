@@ -261,7 +261,7 @@ def _draft(frame: Draft) -> pb.Draft:
         start=frame.start,
         token_ids=frame.token_ids,
         risks=_pack_risks(frame.risks),
-        final_before=frame.final_before if frame.final_before != frame.start else None,
+        final_tokens=frame.final_before - frame.start or None,
         continuation_tokens=frame.continuation_tokens,
         deadline_ms=frame.deadline_ms,
     )
@@ -275,7 +275,7 @@ def _read_draft(message: pb.Draft) -> Draft:
         start=message.start,
         token_ids=tuple(message.token_ids),
         risks=tuple(byte / _RISK_STEPS for byte in message.risks),
-        final_before=message.final_before if message.HasField("final_before") else message.start,
+        final_before=message.start + message.final_tokens,
         continuation_tokens=message.continuation_tokens,
         deadline_ms=message.deadline_ms,
     )

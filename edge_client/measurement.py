@@ -81,7 +81,7 @@ class Stopwatch:
             up, down = up + link.bytes_up, down + link.bytes_down
         completion = session.final - session.first_new
         unread = max(0, tally.skipped_tokens - tally.audited_tokens)
-        caught = tally.overridden_tokens
+        caught = tally.caught
         missed = tally.deviations
         cloud_ms = tally.cloud_compute_us / 1e3
         return GenerationStats(

@@ -47,7 +47,7 @@ class SyncEdgeClient:
             while (event := self._run(_next(events))) is not None:
                 yield event
         finally:
-            self._run(events.aclose())
+            self._run(_leave(events))
 
     def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """See `EdgeClient.generate`."""
@@ -77,6 +77,12 @@ class SyncEdgeClient:
         except BaseException:
             future.cancel()  # on Ctrl-C the work must not go on behind the caller's back
             raise
+
+
+async def _leave(events: AsyncGenerator[Event, None]) -> None:
+    while events.ag_running:  # a step that Ctrl-C cancelled is still on its way out
+        await asyncio.sleep(0)
+    await events.aclose()
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:

@@ -45,7 +45,9 @@ class CloudSession:
                 f"prompt: {len(self.text)} tokens leave no room in a context of {context_tokens}; shorten it"
             )
         self.vocabulary_size = vocabulary_size
-        self._check_ids(self.text)
+        for token_id in self.text:
+            if not 0 <= token_id < vocabulary_size:
+                raise InvalidRequest(f"prompt_token_ids: {token_id} is not in a vocabulary of {vocabulary_size}")
         self.prompt_length = len(frame.prompt_token_ids)
         self.limit = min(self.prompt_length + frame.max_new_tokens, context_tokens)
         self.eos_token_ids = frozenset(frame.eos_token_ids)

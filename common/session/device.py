@@ -151,6 +151,9 @@ class DeviceSession:
         yield from self._commit_skipped()
 
     def _apply_continuation(self, frame: Continuation) -> Iterator[SessionEvent]:
+        end = frame.start + len(frame.token_ids)
+        if frame.token_ids and end <= self.final and tuple(self.text[frame.start : end]) == frame.token_ids:
+            return  # a replay
         if frame.token_ids and frame.start != self.final:
             raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final}")
         self.state = step(self.state, Happening.HAND_BACK if frame.handed_back else Happening.CONTINUATION)
@@ -172,6 +175,7 @@ class DeviceSession:
             yield from self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)
             return
         if position < len(self.text):
+            self.tally.caught += 1
             # Spans on their way that hold the position contradict what the cloud wrote there; on reading the first
             # of them the cloud raises the revision as well, so both ends agree without a word.
             if self.spans and self.spans[0].start <= position < self.sent:

@@ -104,9 +104,7 @@ def cloud_of(target: FakeTarget) -> Cloud:
 
     def serve(frame: ClientFrame) -> Iterable[ServerFrame]:
         if isinstance(frame, Open):
-            session = CloudSession(
-                frame, context_tokens=target.context_tokens, vocabulary_size=target.vocabulary_size
-            )
+            session = CloudSession(frame, context_tokens=target.context_tokens, vocabulary_size=target.vocabulary_size)
             sessions.append((frame, session))
             yield Opened(prefilled=False, context_tokens=target.context_tokens)
             yield Opened(prefilled=True, context_tokens=target.context_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -42,7 +42,8 @@ class Rig(Protocol):
 
 class FakeRig:
     def __init__(self) -> None:
-        self.link = self._fake = FakeLink()
+        self._fake = FakeLink()
+        self.link: CloudLink = self._fake
         self._taken = 0
 
     async def receive(self, count: int) -> list[ClientFrame]:
@@ -103,8 +104,8 @@ async def grpc_rig() -> AsyncIterator[Rig]:
     port = server.add_insecure_port("127.0.0.1:0")
     cloud = GrpcCloud(f"127.0.0.1:{port}")
     rig = GrpcRig(cloud.link())
-    handler = grpc.stream_stream_rpc_method_handler(rig.supervise)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {SUPERVISE: handler}),))
+    methods: dict[str, Any] = {SUPERVISE: grpc.stream_stream_rpc_method_handler(rig.supervise)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     await server.start()
     try:
         yield rig
@@ -264,12 +265,14 @@ def test_a_link_that_was_never_opened_can_be_ended(rig_factory: RigFactory) -> N
 
 def test_payload_bytes_are_counted(rig_factory: RigFactory) -> None:
     async def scene(rig: Rig) -> None:
-        for draft in DRAFTS:
+        up: list[ClientFrame] = [OPEN, *DRAFTS]
+        down: list[ServerFrame] = [*OPENED, *VERDICTS]
+        for draft in up[1:]:
             rig.link.send(draft)
-        await rig.deliver(*OPENED, *VERDICTS)
+        await rig.deliver(*down)
         await take(rig.link, 7)
-        assert rig.link.bytes_up == sum(len(encode_client(frame)) for frame in [OPEN, *DRAFTS])
-        assert rig.link.bytes_down == sum(len(encode_server(frame)) for frame in [*OPENED, *VERDICTS])
+        assert rig.link.bytes_up == sum(len(encode_client(frame)) for frame in up)
+        assert rig.link.bytes_down == sum(len(encode_server(frame)) for frame in down)
 
     play(rig_factory, scene)
 

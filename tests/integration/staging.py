@@ -133,9 +133,7 @@ def server_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], s
         *(sys.executable, "-m", "cloud_supervisor.cli", "serve", "--pair", "tiny", "--dtype", "float32"),
         *("--threads", "1", "--listen", "127.0.0.1:0", *arguments),
     ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT)
     alarm = threading.Timer(60.0, process.kill)  # a server that never comes up ends the read below
     alarm.start()
     try:

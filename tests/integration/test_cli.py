@@ -189,9 +189,7 @@ def test_a_corrupt_model_is_one(
 
 
 @pytest.mark.parametrize("json_flag", [[], ["--json"]])
-def test_an_absent_cloud_is_one(
-    tiny_pair: Path, capsys: pytest.CaptureFixture[str], json_flag: list[str]
-) -> None:
+def test_an_absent_cloud_is_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str], json_flag: list[str]) -> None:
     assert generate("--cloud", NOBODY, *json_flag, PROMPT) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -346,9 +344,7 @@ def test_control_c_is_130_and_frees_the_session(tiny_pair: Path) -> None:
 def test_control_c_at_the_prompt_is_130(tiny_pair: Path) -> None:
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "edge_client.cli", "generate", "--pair", "tiny", "--mode", "edge"]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    )
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
     try:
         assert process.stderr is not None
         assert b"end it with Ctrl-D" in process.stderr.readline()
@@ -358,6 +354,42 @@ def test_control_c_at_the_prompt_is_130(tiny_pair: Path) -> None:
         process.kill()
         os.close(ours)
         os.close(theirs)
+
+
+SCRIPT = """
+import sys
+from edge_client import SyncEdgeClient
+from tests.integration.staging import config_for
+with SyncEdgeClient(config_for(sys.argv[1])) as client:
+    try:
+        for event in client.stream("the list"):
+            pass
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -> None:
+    brake = Brake()
+
+    async def run() -> tuple[int, bytes, str]:
+        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", SCRIPT, address],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=environment(),
+                )
+                await until(brake.reached.is_set, "the cloud reads")
+                process.send_signal(signal.SIGINT)
+                result = await asyncio.to_thread(ended, process)
+                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            finally:
+                brake.let_go.set()
+            return result
+
+    assert asyncio.run(run()) == (0, b"stopped\n", "")
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_pair: Path) -> None:

@@ -19,8 +19,8 @@ from common.errors import ConfigError, InvalidRequest, PromptTooLong
 from common.session import Committed, Event, Finished
 from common.types import FinishReason, Mode, PromptInput
 from edge_client import EdgeClient, EdgeConfig, Generation, SyncEdgeClient
-from edge_client.generation import Collector
 from edge_client.config import PlannerSettings
+from edge_client.generation import Collector
 from edge_client.output import CommittedText
 from tests.integration.loopback import serving
 from tests.integration.staging import config_for, ending_of, serving_in_thread, until
@@ -124,7 +124,7 @@ def test_leaving_the_sync_stream_early_ends_the_session(tiny_pair: Path, target:
 
 
 def test_concurrent_generations_do_not_disturb_each_other(tiny_pair: Path, target: TorchModel) -> None:
-    requests = [
+    requests: list[dict[str, Any]] = [
         {"prompt": f"{PROMPT} {index}", "mode": mode, "temperature": 0.8, "seed": index, "max_new_tokens": 40}
         for index, mode in enumerate(["exact", "cloud", "edge", "exact", "exact", "edge", "cloud", "exact"])
     ]
@@ -172,7 +172,7 @@ def test_cancelling_the_task_ends_the_session(tiny_pair: Path, target: TorchMode
 def test_the_text_is_that_of_the_tokens(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
     async def scene(client: EdgeClient, server: Server) -> None:
         for seed in range(4):
-            parameters = {"temperature": 1.2, "seed": seed, "max_new_tokens": 80, "mode": mode}
+            parameters: dict[str, Any] = {"temperature": 1.2, "seed": seed, "max_new_tokens": 80, "mode": mode}
             events = [event async for event in client.stream(PROMPT, **parameters)]
             assert isinstance(ending_of(events), Finished)
             collected = Collector(client.request(PROMPT, **parameters))
@@ -404,9 +404,7 @@ def test_the_context_may_be_filled_to_the_last_token(tiny_pair: Path, target: To
 
 
 @pytest.mark.parametrize("committed", [range(5, 8), range(5, 15)])
-def test_a_resume_with_nothing_left_is_refused(
-    tiny_pair: Path, target: TorchModel, committed: Sequence[int]
-) -> None:
+def test_a_resume_with_nothing_left_is_refused(tiny_pair: Path, target: TorchModel, committed: Sequence[int]) -> None:
     async def scene(client: EdgeClient, server: Server) -> None:
         await client.generate(PROMPT, committed_token_ids=committed, max_new_tokens=3)
 

@@ -1,4 +1,4 @@
-"""When the cloud is not there, not in time, not the right one, or gone: what the device says, keeps and goes on with."""
+"""When the cloud is not there, not in time, gone or not the right one: what the device says, keeps and does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -29,8 +30,8 @@ from common.session import Committed, Event, Failed, Finished
 from common.types import Origin, PromptInput
 from common.wire import GET_CAPABILITIES, SERVICE, encode_capabilities
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.generation import Collector
 from edge_client.config import CloudSettings, PlannerSettings
+from edge_client.generation import Collector
 from tests.integration.loopback import serving
 from tests.integration.staging import (
     Brake,
@@ -150,7 +151,7 @@ def test_a_slow_server_is_one_timeout(tiny_pair: Path, blocks: str, cloud: Cloud
 
 def test_exact_can_be_resumed_after_the_server_was_killed(tiny_pair: Path, target: TargetModel, seed: int) -> None:
     """SIGKILL in mid-stream, then the rest from another server, as if nothing had happened."""
-    parameters = {"mode": "exact", "temperature": 0.9, "seed": seed, "max_new_tokens": 120}
+    parameters: dict[str, Any] = {"mode": "exact", "temperature": 0.9, "seed": seed, "max_new_tokens": 120}
 
     async def until_killed() -> tuple[Collector, Failed]:
         with server_process() as (process, address):
@@ -270,8 +271,8 @@ async def claiming(capabilities: Capabilities | None) -> AsyncIterator[str]:
 
     server = grpc.aio.server()
     if capabilities is not None:
-        handler = grpc.unary_unary_rpc_method_handler(answer)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {GET_CAPABILITIES: handler}),))
+        methods: dict[str, Any] = {GET_CAPABILITIES: grpc.unary_unary_rpc_method_handler(answer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

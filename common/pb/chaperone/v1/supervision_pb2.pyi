@@ -18,7 +18,7 @@ Text and revision. The cloud keeps one text: prompt, then everything that stands
 its own where a Draft holds another one, the *revision* grows by one, and all Drafts of older revisions are ignored
 without an answer. This happens at two moments, and both ends notice both:
   1. A Verdict overrides a token of the span that it answers. The Verdict carries the new revision.
-  2. The cloud reads a Draft of the current revision that contradicts, at or above its `final_before`, a token that
+  2. The cloud reads a Draft of the current revision that contradicts, with a token that is not committed, one that
      the cloud has already written (the bonus of an earlier Verdict, or a Continuation). No answer is sent, since the
      device is about to receive, or has received, the token. The device raises its own revision when it receives a
      token that contradicts a Draft it has already sent.
@@ -295,8 +295,8 @@ Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
 class Draft(_message.Message):
-    """Tokens of the device from `start` on. The cloud reads them; those below `final_before` it only audits, those at or
-    above it judges: a token stands if and only if it is the cloud's choice and everything before it stands.
+    """Tokens of the device from `start` on. The cloud reads them; the first `final_tokens` it only audits, the others it
+    judges: a token stands if and only if it is the cloud's choice and everything before it stands.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -305,7 +305,7 @@ class Draft(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     RISKS_FIELD_NUMBER: _builtins.int
-    FINAL_BEFORE_FIELD_NUMBER: _builtins.int
+    FINAL_TOKENS_FIELD_NUMBER: _builtins.int
     CONTINUATION_TOKENS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
@@ -316,8 +316,8 @@ class Draft(_message.Message):
     """
     risks: _builtins.bytes
     """One byte a token, the device's risk in 1/255; MAY be absent."""
-    final_before: _builtins.int
-    """Position below which the tokens are committed. Absent means `start`: all are judged."""
+    final_tokens: _builtins.int
+    """How many of the leading tokens are committed, at most all. Absent means none: all are judged."""
     continuation_tokens: _builtins.int
     """How many tokens the cloud may write on by itself after an override. 0 means none."""
     deadline_ms: _builtins.int
@@ -337,17 +337,17 @@ class Draft(_message.Message):
         start: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         risks: _builtins.bytes = ...,
-        final_before: _builtins.int | None = ...,
+        final_tokens: _builtins.int | None = ...,
         continuation_tokens: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_final_before", b"_final_before", "final_before", b"final_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_final_tokens", b"_final_tokens", "final_tokens", b"final_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_before", b"_final_before", "continuation_tokens", b"continuation_tokens", "deadline_ms", b"deadline_ms", "final_before", b"final_before", "revision", b"revision", "risks", b"risks", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_tokens", b"_final_tokens", "continuation_tokens", b"continuation_tokens", "deadline_ms", b"deadline_ms", "final_tokens", b"final_tokens", "revision", b"revision", "risks", b"risks", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__final_before: _TypeAlias = _typing.Literal["final_before"]  # noqa: Y015
-    _WhichOneofArgType__final_before: _TypeAlias = _typing.Literal["_final_before", b"_final_before"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__final_before) -> _WhichOneofReturnType__final_before | None: ...
+    _WhichOneofReturnType__final_tokens: _TypeAlias = _typing.Literal["final_tokens"]  # noqa: Y015
+    _WhichOneofArgType__final_tokens: _TypeAlias = _typing.Literal["_final_tokens", b"_final_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__final_tokens) -> _WhichOneofReturnType__final_tokens | None: ...
 
 Global___Draft: _TypeAlias = Draft  # noqa: Y015
 
