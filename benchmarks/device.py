@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.provenance import provenance
 from common.config import load_manifest, pair_folder
 from common.sampling import choose, softmax
 from common.types import SamplingParams
@@ -167,7 +165,6 @@ def _ratio(values: Sequence[float], bare: Sequence[float]) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `python -m benchmarks device`."""
     parser.add_argument("--pair", default="default", help="model pair whose device model is measured")
-    parser.add_argument("--model", type=Path, help="folder of the device model, in place of --pair")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--spinning", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--rounds", type=int, default=5)
@@ -176,7 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the numbers, the settings and the targets they are compared with."""
-    folder = args.model or pair_folder(args.pair, "edge")
+    folder = pair_folder(args.pair, "edge")
     manifest = load_manifest(folder, role="edge")
     model = OnnxModel.load(
         folder,
@@ -191,19 +188,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         gaps = asyncio.run(loop_gaps(model, prompt, args.tokens))
     finally:
         model.close()
-    settings = {"model": str(args.model or args.pair), "threads": args.threads, "spinning": args.spinning}
-    results = {name: round(value, 3) for name, value in (speeds | gaps).items()}
-    return {**settings, "rounds": args.rounds, "tokens": args.tokens, **results, "targets": TARGETS}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print JSON."""
-    parser = argparse.ArgumentParser(prog="benchmarks device", description=__doc__)
-    add_arguments(parser)
-    json.dump(run(parser.parse_args(argv)), sys.stdout, indent=2)
-    print()
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    settings = {
+        "pair": args.pair,
+        "threads": args.threads,
+        "spinning": args.spinning,
+        "rounds": args.rounds,
+        "tokens": args.tokens,
+    }
+    summary = {name: round(value, 3) for name, value in (speeds | gaps).items()}
+    return {"benchmark": "device", **provenance(), "settings": settings, "targets": TARGETS, "summary": summary}

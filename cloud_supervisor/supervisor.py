@@ -82,16 +82,17 @@ class Supervisor:
             async with aclosing(self._serve(inbox)) as answers:
                 async for frame in answers:
                     yield frame
+            return
         except ChaperoneError as error:
-            self.counters.refused += 1
             _log.info("stream refused: %s: %s", status_of(error), error.message)
-            yield Failure(status_of(error), error.message, error.retry_after_ms)
+            failure = Failure(status_of(error), error.message, error.retry_after_ms)
         except Exception:
-            self.counters.refused += 1
             _log.exception("stream failed")
-            yield Failure("INTERNAL", "the supervisor failed; its log has the details")
+            failure = Failure("INTERNAL", "the supervisor failed; its log has the details")
         finally:
-            await inbox.close()
+            await inbox.close()  # before the last frame: the host may end the stream with it
+        self.counters.refused += 1
+        yield failure
 
     async def _serve(self, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
         opening = await inbox.get()

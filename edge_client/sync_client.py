@@ -17,6 +17,8 @@ from edge_client.generation import Generation, GenerationRequest, Prompt
 
 T = TypeVar("T")
 
+_LEAVE_SECONDS = 5.0
+
 
 class SyncEdgeClient:
     """`EdgeClient` for code without an event loop: one private loop thread, the same methods."""
@@ -47,7 +49,7 @@ class SyncEdgeClient:
             while (event := self._run(_next(events))) is not None:
                 yield event
         finally:
-            self._run(_leave(events))
+            self._run(events.aclose())
 
     def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """See `EdgeClient.generate`."""
@@ -71,18 +73,21 @@ class SyncEdgeClient:
         self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        ended = threading.Event()
+
+        async def run() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # on Ctrl-C the work must not go on behind the caller's back
+            if future.cancel():  # on Ctrl-C the work must not go on behind the caller's back
+                ended.wait(_LEAVE_SECONDS)
             raise
-
-
-async def _leave(events: AsyncGenerator[Event, None]) -> None:
-    while events.ag_running:  # a step that Ctrl-C cancelled is still on its way out
-        await asyncio.sleep(0)
-    await events.aclose()
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import grpc.aio
@@ -43,6 +43,12 @@ class RawStream:
         """The next frame, or None at the end."""
         data = await self._call.read()
         return decode_server(data) if isinstance(data, bytes) else None
+
+    async def answered(self) -> bool:
+        """Whether another frame comes before the end, however that looks."""
+        with suppress(grpc.aio.AioRpcError):
+            return await self.read() is not None
+        return False
 
     async def failure(self) -> Failure:
         """Read on to the Failure, which must be mirrored in the status and be the last frame."""

@@ -8,21 +8,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.ports import Reading, TargetModel
 from cloud_supervisor.server import Server
 from common.config import load_manifest
 from common.session import Event, Failed, Finished
-from edge_client import EdgeConfig
+from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
 from tests.contract.fake_target import FakeTarget
 from tests.integration.loopback import serving
 
 PATIENCE_S = 20.0  # of every bounded wait; reached only by a test that fails
+T = TypeVar("T")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -107,6 +110,22 @@ def serving_in_thread(
         loop.close()
 
 
+@asynccontextmanager
+async def both_ends(target: TargetModel, pair: Path, **settings: Any) -> AsyncIterator[tuple[EdgeClient, Server]]:
+    async with serving(target, pair) as (server, address), EdgeClient(config_for(address, **settings)) as client:
+        yield client, server
+
+
+def run(
+    target: TargetModel, pair: Path, scene: Callable[[EdgeClient, Server], Coroutine[Any, Any, T]], **settings: Any
+) -> T:
+    async def play() -> T:
+        async with both_ends(target, pair, **settings) as (client, server):
+            return await scene(client, server)
+
+    return asyncio.run(play())
+
+
 def environment(**extra: str) -> dict[str, str]:
     """For a child process: this checkout, this CHAPERONE_HOME, no colours asked for."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
@@ -115,9 +134,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 def start_client(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
     """`chaperone generate --pair tiny ...` as a process of its own, with pipes."""
-    command = [sys.executable, "-m", "edge_client.cli", "generate", "--pair", "tiny", *arguments]
+    return start_python("-m", "edge_client.cli", "generate", "--pair", "tiny", *arguments, **extra)
+
+
+def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
+    """Another interpreter on this checkout, with pipes."""
     return subprocess.Popen(
-        command,
+        [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -16,7 +16,7 @@ from common.config import load_manifest, pair_folder
 from common.messages import Draft, Verdict
 from common.wire import encode_client, encode_server
 from edge_client import EdgeClient, EdgeConfig, Generation
-from edge_client.config import CloudSettings
+from edge_client.config import CloudSettings, DeviceSettings
 from tests import oracle
 from tests.integration.loopback import serving
 
@@ -80,17 +80,18 @@ async def _generate(
 ) -> list[list[Generation]]:
     manifest = load_manifest(pair / "cloud", role="cloud")
     model = TorchModel(reference, vocabulary_size=manifest.vocabulary_size, context_tokens=manifest.context_tokens)
-    async with (
-        serving(model, pair) as (_, address),
-        EdgeClient(EdgeConfig(cloud=CloudSettings(address=address))) as client,
-    ):
-        return [
-            [
-                await client.generate(problem.message, mode=mode, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
-                for mode in modes
+    # Both models share the cores here, so the device's threads must not spin.
+    device = DeviceSettings(threads=1, allow_spinning=False)
+    async with serving(model, pair) as (_, address):
+        config = EdgeConfig(cloud=CloudSettings(address=address), device=device)
+        async with EdgeClient(config) as client:
+            return [
+                [
+                    await client.generate(problem.message, mode=mode, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
+                    for mode in modes
+                ]
+                for problem in problems
             ]
-            for problem in problems
-        ]
 
 
 def _oracle_choices(pair: Path, reference: Any, result: Generation) -> list[int]:

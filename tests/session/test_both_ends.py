@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from hypothesis import given, settings
@@ -100,3 +101,14 @@ def test_the_wire_exercises_what_can_go_wrong() -> None:
         in_flight += pair.most_in_flight >= 2
     assert stale >= 10
     assert in_flight >= 10
+
+
+@settings(max_examples=100)
+@given(pair=pairs(Mode.GATED))
+def test_caught_tokens_are_those_that_gave_way(pair: Pair) -> None:
+    pair.run()
+    gave_way = sum(
+        isinstance(before, Retracted) and isinstance(after, Committed) and before.position == after.position
+        for before, after in pairwise(pair.events)
+    )
+    assert pair.device.tally.caught == gave_way

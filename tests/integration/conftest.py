@@ -1,0 +1,27 @@
+"""The large model of the tiny pair, loaded once, and the digest that both ends must agree on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloud_supervisor.torch_model import TorchModel
+from common.config import load_manifest
+
+
+@pytest.fixture(scope="session")
+def target(tiny_pair: Path) -> TorchModel:
+    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+    return TorchModel.load(
+        tiny_pair / "cloud",
+        dtype="float32",
+        threads=1,
+        vocabulary_size=manifest.vocabulary_size,
+        context_tokens=manifest.context_tokens,
+    )
+
+
+@pytest.fixture(scope="session")
+def digest(tiny_pair: Path) -> str:
+    return load_manifest(tiny_pair / "cloud", role="cloud").tokenizer_digest

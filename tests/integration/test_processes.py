@@ -1,0 +1,195 @@
+"""The two commands as processes: terminals, signals, and how the server starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloud_supervisor.cli import main as cloud_main
+from edge_client.cli import main
+from tests.integration.loopback import serving
+from tests.integration.staging import (
+    PATIENCE_S,
+    Brake,
+    environment,
+    fake_target,
+    server_process,
+    start_client,
+    start_python,
+    until,
+)
+
+PROMPT = "the list of a number is"
+
+
+def generate(*arguments: str) -> int:
+    return main(["generate", "--pair", "tiny", *arguments])
+
+
+# --- Terminals -------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
+    """Run `chaperone generate` with its output on a pseudo-terminal."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_client.cli", "generate", "--pair", "tiny", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(**extra),
+    )
+    os.close(theirs)
+    output = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            output += chunk
+    except OSError:  # how a pseudo-terminal tells that the other end is closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(PATIENCE_S), output.decode().replace("\r\n", "\n")
+
+
+def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--mode", "edge", "--max-new-tokens", "20", "--temperature", "0.8", PROMPT)
+    assert generate(*arguments) == 0
+    plain = capsys.readouterr().out
+    code, coloured = on_a_terminal(*arguments)
+    text, _, summary = re.sub(r"\x1b\[[0-9;]*m", "", coloured).rpartition("[")
+    assert (code, text) == (0, plain)
+    assert "\x1b[36m" in coloured, "drafted, and skipped by the gate"
+    assert re.fullmatch(r"\d+ tokens, [\d.]+ tokens/s, 0 round trips waited for, 0 hidden, 0 overrides\]\n", summary)
+    code, uncoloured = on_a_terminal(*arguments, NO_COLOR="1")
+    assert (code, uncoloured.rpartition("[")[0]) == (0, plain)
+    assert "\x1b" not in uncoloured
+
+
+# --- Signals ---------------------------------------------------------------------------------------------------------
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
+    """Exit code, output and complaints."""
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err.decode()
+
+
+def test_control_c_is_130_and_frees_the_session(tiny_pair: Path) -> None:
+    brake = Brake()
+
+    async def run() -> tuple[int, bytes, str]:
+        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
+            try:
+                process = start_client("--cloud", address, PROMPT)
+                await until(brake.reached.is_set, "the cloud reads")
+                process.send_signal(signal.SIGINT)
+                result = await asyncio.to_thread(ended, process)
+                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            finally:
+                brake.let_go.set()
+            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            return result
+
+    code, out, err = asyncio.run(run())
+    assert (code, err) == (130, "")
+    assert out.strip() == b"", "nothing was final yet"
+
+
+def test_control_c_at_the_prompt_is_130(tiny_pair: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "edge_client.cli", "generate", "--pair", "tiny", "--mode", "edge"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    try:
+        assert process.stderr is not None
+        assert b"end it with Ctrl-D" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (130, b"", "")
+    finally:
+        process.kill()
+        os.close(ours)
+        os.close(theirs)
+
+
+SCRIPT = """
+import sys
+from edge_client import SyncEdgeClient
+from tests.integration.staging import config_for
+with SyncEdgeClient(config_for(sys.argv[1])) as client:
+    try:
+        for event in client.stream("the list"):
+            pass
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -> None:
+    brake = Brake()
+
+    async def run() -> tuple[int, bytes, str]:
+        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
+            try:
+                process = start_python("-c", SCRIPT, address)
+                await until(brake.reached.is_set, "the cloud reads")
+                process.send_signal(signal.SIGINT)
+                result = await asyncio.to_thread(ended, process)
+                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            finally:
+                brake.let_go.set()
+            return result
+
+    assert asyncio.run(run()) == (0, b"stopped\n", "")
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_pair: Path) -> None:
+    process = start_client("--mode", "edge", "--max-new-tokens", "2000", PROMPT)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.stdout.close()
+    process.stdout = None
+    assert ended(process)[::2] == (0, "")
+
+
+# --- The server's command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_prints_its_address_and_stops_cleanly(
+    tiny_pair: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server_process() as (process, address):
+        assert generate("--cloud", address, "--max-new-tokens", "3", PROMPT) == 0
+        process.send_signal(number)
+        code, out, err = ended(process)
+    assert (code, out) == (0, b"")
+    assert "Traceback" not in err
+    assert "stopping: open streams have 5.0 s to finish" in err
+
+
+SERVE = [
+    (["--listen", "0.0.0.0:0"], 2, "listen: '0.0.0.0:0' can be reached from other machines, which needs TLS"),
+    (["--threads", "0"], 2, "--threads: 0: Input should be greater than or equal to 1"),
+    (["--pair", "nothere"], 1, "chaperone-cloud models pull --pair nothere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), SERVE, ids=[words for _, _, words in SERVE])
+def test_serve_refuses(
+    tiny_pair: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert cloud_main(["serve", "--pair", "tiny", "--dtype", "float32", *arguments]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_serve_names_a_mistake_in_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("pair: tiny\nlimits:\n  max_sesions: 3\n")
+    assert cloud_main(["serve", "--config", str(config)]) == 2
+    assert f"{config}:3: limits.max_sesions: unknown key (did you mean 'max_sessions'?)" in capsys.readouterr().err
