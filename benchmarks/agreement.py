@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    measured = provenance()
     plain = _plain_export(args.pair)
     edge, cloud = pair_folder(args.pair, "edge"), pair_folder(args.pair, "cloud")
     manifest = load_manifest(edge, role="edge")
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
     }
     settings = {"pair": args.pair, "tokens": args.tokens, "threads": args.threads, "texts": len(texts)}
-    return {"benchmark": "agreement", **provenance(), "settings": settings, "summary": summary}
+    return {"benchmark": "agreement", **measured, "settings": settings, "summary": summary}
 
 
 def _texts(tokenizer: Tokenizer, folder: Path, wanted: int) -> list[tuple[list[int], list[int]]]:

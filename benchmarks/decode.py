@@ -38,13 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    measured = provenance()
     os.sched_setaffinity(0, {DEVICE_CORE})
     problems = humaneval(args.first, args.prompts)
     with cloud_server(args.pair, arguments=("--threads", "1"), cores=(CLOUD_CORE,)) as address:
         generations = asyncio.run(_measure(args, address, problems))
     return {
         "benchmark": "decode",
-        **provenance(),
+        **measured,
         "settings": {key: value for key, value in vars(args).items() if isinstance(value, str | int | float)},
         "generations": generations,
         "summary": summarise(generations),

@@ -173,6 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the numbers, the settings and the targets they are compared with."""
+    measured = provenance()
     folder = pair_folder(args.pair, "edge")
     manifest = load_manifest(folder, role="edge")
     model = OnnxModel.load(
@@ -196,4 +197,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "tokens": args.tokens,
     }
     summary = {name: round(value, 3) for name, value in (speeds | gaps).items()}
-    return {"benchmark": "device", **provenance(), "settings": settings, "targets": TARGETS, "summary": summary}
+    return {"benchmark": "device", **measured, "settings": settings, "targets": TARGETS, "summary": summary}

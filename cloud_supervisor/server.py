@@ -29,11 +29,7 @@ class Server:
     """A supervisor behind a listening port."""
 
     def __init__(self, config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> None:
-        if not is_loopback(config.listen):
-            raise ConfigError(
-                f"listen: {config.listen!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT "
-                "behind a proxy that ends TLS"
-            )
+        check_listen(config.listen)
         self.kv_store = KvStore(
             model.new_cache, budget_bytes=int(config.kv_budget_mib * 2**20), bytes_per_token=model.kv_bytes_per_token
         )
@@ -72,8 +68,18 @@ class Server:
         await self._worker.close()
 
 
+def check_listen(address: str) -> None:
+    """Refuse an address that other machines can reach; raises ConfigError."""
+    if not is_loopback(address):
+        raise ConfigError(
+            f"listen: {address!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT "
+            "behind a proxy that ends TLS"
+        )
+
+
 async def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """Load the model and serve until SIGINT or SIGTERM; `announce` is told the address."""
+    check_listen(config.listen)
     from cloud_supervisor.torch_model import TorchModel  # takes seconds to import
 
     folder = pair_folder(config.pair, "cloud")
