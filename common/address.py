@@ -11,6 +11,7 @@ def is_loopback(address: str) -> bool:
         return True
     host, _, port = address.rpartition(":")
     try:
-        return port.isdecimal() and (host == "localhost" or ip_address(host.strip("[]")).is_loopback)
+        local = host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+    return local and port.isdecimal() and int(port) < 2**16

@@ -24,6 +24,7 @@ from common.errors import ConfigError, ModelCorrupt, ModelMissing
 Role = Literal["edge", "cloud"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
+PAIR_NAME = r"[a-z0-9][a-z0-9_-]*"
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
 CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
@@ -232,7 +233,9 @@ def chaperone_home() -> Path:
 
 
 def pair_folder(pair: str, role: Role) -> Path:
-    """The folder of one pair's device ("edge") or cloud model."""
+    """The folder of one pair's device ("edge") or cloud model; raises ConfigError for what is no name."""
+    if not re.fullmatch(PAIR_NAME, pair):
+        raise ConfigError(f"pair: {pair!r} is not a name of lower-case letters, digits, '-' and '_'")
     return chaperone_home() / "models" / pair / role
 
 

@@ -58,7 +58,7 @@ class GenerationStats:
     `round_trips` are requests that the device waited for, `hidden_round_trips` all others. `verified_tokens` are
     draft tokens that the cloud confirmed before they were final. `deviation_bound` counts every unread skipped token
     as a deviation. `catch` is caught / (caught + deviations), where a draft token is caught if one of the cloud's took
-    its place before it was final; absent where nothing was to be caught.
+    its place before it was final; absent where nothing was to be caught, or skipped tokens are still unread.
     `decode_ms` runs from the moment when both ends held the prompt's KV, where the generation waited for that.
     `energy_j` follows the declared `EnergyModel`.
     """

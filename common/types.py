@@ -35,6 +35,7 @@ Revision = NewType("Revision", int)
 SessionId = NewType("SessionId", str)
 
 MAX_SEED = 2**64 - 1
+MAX_COUNT = 2**32 - 1  # the wire's whole numbers
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
 
@@ -87,6 +88,8 @@ class SamplingParams:
             raise InvalidRequest(f"top_p: {self.top_p} is outside (0, 1]; use 1 to switch it off")
         if self.top_k < 0:
             raise InvalidRequest(f"top_k: {self.top_k} is negative; use 0 to switch it off")
+        if self.top_k > MAX_COUNT:
+            raise InvalidRequest(f"top_k: {self.top_k} is more than {MAX_COUNT}; use 0 to switch it off")
         if not 0 <= self.min_p <= 1:
             raise InvalidRequest(f"min_p: {self.min_p} is outside [0, 1]; use 0 to switch it off")
         if not 0 <= self.seed <= MAX_SEED:
@@ -104,6 +107,8 @@ class GenerationParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InvalidRequest(f"max_new_tokens: {self.max_new_tokens} is less than 1")
+        if self.max_new_tokens > MAX_COUNT:
+            raise InvalidRequest(f"max_new_tokens: {self.max_new_tokens} is more than {MAX_COUNT}")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequest(f"stop: {len(self.stop)} strings, at most {MAX_STOP_STRINGS} are allowed")
         for text in self.stop:

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 from common.clock import MonotonicClock
 from common.config import ModelManifest, load_manifest, pair_folder
-from common.errors import CloudLost, InvalidRequest, TokenizerMismatch, VersionMismatch
+from common.errors import CloudLost, InvalidRequest, ModelError, PeerMismatch, TokenizerMismatch, VersionMismatch
 from common.gate import Always, Gate, Never, gate_for
 from common.messages import API_VERSION, Capabilities, Open
 from common.planner import FixedPlanner
-from common.session import Event
+from common.session import Event, Failed
 from common.types import Mode, PromptInput, SessionId
 from edge_client.config import EdgeConfig
 from edge_client.engine import Engine, EngineSettings
@@ -31,6 +31,7 @@ from edge_client.generation import (
     text_limit,
 )
 from edge_client.grpc_link import GrpcCloud
+from edge_client.measurement import nothing_written
 from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
 from edge_client.ports import Cloud
@@ -55,6 +56,7 @@ class EdgeClient:
         self._cloud = cloud
         self._capabilities: Capabilities | None = None
         self._loading = asyncio.Lock()
+        self._running: set[Engine] = set()
 
     @classmethod
     def from_config(cls, path: Path | str) -> Self:
@@ -113,14 +115,24 @@ class EdgeClient:
     async def stream(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> AsyncGenerator[Event, None]:
         """Yield what happens, token by token; the last event is Finished or Failed.
 
-        `parameters` are those of `request`. Raises InvalidRequest, PromptTooLong, CloudLost or PeerMismatch before
-        the first event; later errors come as Failed. Leaving the iteration cancels the generation.
+        `parameters` are those of `request`. Only InvalidRequest, for what cannot be asked, is raised. Leaving the
+        iteration cancels the generation.
         """
         request = prompt if isinstance(prompt, GenerationRequest) else self.request(prompt, **parameters)
-        engine = await self._engine(request)
-        async with aclosing(engine.stream()) as events:
-            async for event in events:
-                yield event
+        try:
+            engine = await self._engine(request)
+        except (CloudLost, PeerMismatch, ModelError) as error:
+            yield Failed(error, nothing_written(len(request.prompt.token_ids)))
+            return
+        self._running.add(engine)
+        try:
+            async with aclosing(engine.stream()) as events:
+                async for event in events:
+                    if isinstance(event, Failed):
+                        self._capabilities = None  # the cloud may not be the one it was
+                    yield event
+        finally:
+            self._running.discard(engine)
 
     async def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """Generate to the end; raises what a Failed event carries."""
@@ -132,12 +144,14 @@ class EdgeClient:
         return collected.result()
 
     async def aclose(self) -> None:
-        """End the connection and the model's worker."""
+        """End the generations that are running, with Failed(Cancelled), then the connection and the model's worker."""
+        for engine in tuple(self._running):
+            engine.cancel()
         if self._cloud is not None:
             await self._cloud.close()
-            self._cloud = None
+            self._cloud = self._capabilities = None
         if self._model is not None:
-            self._model.close()
+            await asyncio.to_thread(self._model.close)
             self._model = None
 
     async def __aenter__(self) -> Self:
@@ -165,7 +179,7 @@ class EdgeClient:
             except CloudLost:
                 if not self._continues_alone(request.mode):
                     raise
-        limit = text_limit(request, context_tokens)
+        limit = text_limit(request, self.manifest, context_tokens)
         model = await self._load_model() if request.mode is not Mode.CLOUD else None
         config = self.config
         return Engine(
@@ -193,7 +207,7 @@ class EdgeClient:
         )
 
     def _continues_alone(self, mode: Mode) -> bool:
-        """Whether a lost cloud ends the generation; the cloud's own mode cannot go on without it."""
+        """Whether a generation goes on without the cloud; the cloud's own mode cannot."""
         on_loss = self.config.cloud.on_loss
         return mode is not Mode.CLOUD and (on_loss == "continue" or (on_loss == "default" and mode is Mode.GATED))
 

@@ -8,16 +8,18 @@ from typing import Literal
 from pydantic import Field
 
 from common.config import FrozenModel, load_yaml
-from common.types import Mode
+from common.types import MAX_COUNT, MAX_SEED, Mode
+
+MAX_DEADLINE_MS = 86_400_000.0  # a day
 
 
 class CloudSettings(FrozenModel):
     """Where the cloud is, and how long to wait for it."""
 
     address: str = "127.0.0.1:50151"
-    connect_timeout_ms: float = Field(default=5_000.0, gt=0)
-    open_deadline_ms: float = Field(default=300_000.0, gt=0)
-    verification_deadline_ms: float = Field(default=60_000.0, gt=0)
+    connect_timeout_ms: float = Field(default=5_000.0, gt=0, le=MAX_DEADLINE_MS)
+    open_deadline_ms: float = Field(default=300_000.0, gt=0, le=MAX_DEADLINE_MS)
+    verification_deadline_ms: float = Field(default=60_000.0, gt=0, le=MAX_DEADLINE_MS)
     on_loss: Literal["default", "fail", "continue"] = "default"
 
 
@@ -42,18 +44,18 @@ class PlannerSettings(FrozenModel):
     span_tokens: int = Field(default=16, ge=1)
     spans_in_flight: int = Field(default=2, ge=1)
     run_ahead_tokens: int = Field(default=64, ge=1)
-    takeover_tokens: int = Field(default=0, ge=0)
+    takeover_tokens: int = Field(default=0, ge=0, le=MAX_COUNT - 1)
 
 
 class GenerationSettings(FrozenModel):
     """Defaults of the generation parameters."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-    max_new_tokens: int = 256
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, le=MAX_COUNT)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    max_new_tokens: int = Field(default=256, ge=1, le=MAX_COUNT)
     stop: tuple[str, ...] = ()
 
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from common.clock import Clock
-from common.errors import ChaperoneError, CloudLost, CloudTimeout, status_of
+from common.errors import Cancelled, ChaperoneError, CloudLost, CloudTimeout, InternalError, Overloaded, status_of
 from common.gate import Gate, Never
 from common.messages import Failure, Open, Verdict
 from common.planner import Draft, FixedPlanner, HandOver, Send, Wait
@@ -57,6 +57,13 @@ class Engine:
         self.output = output
         self.settings = settings
         self.watch = Stopwatch(clock)
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End the generation from outside: it fails with Cancelled at its next step."""
+        self._cancelled = True
+        if self.link is not None:
+            self.link.cancel()
 
     async def stream(self) -> AsyncGenerator[Event, None]:
         """Yield events; the last one is Finished or Failed. Leaving early cancels the generation."""
@@ -79,28 +86,32 @@ class Engine:
             self._release(graceful=ended)
 
     async def _write(self) -> AsyncGenerator[SessionEvent, None]:
-        session = self.session
-        while session.finish_reason is None:
+        while self.session.finish_reason is None:
+            if self._cancelled:
+                raise Cancelled("generation: the client was closed")
             try:
                 for event in self._receive():
                     yield event
-                if session.finish_reason is not None:
-                    return
-                match self.planner.next_action(session):
-                    case Draft():
-                        for event in await self._draft():
-                            yield event
-                    case Send():
-                        self._send(continuation_tokens=self.settings.takeover_tokens)
-                    case HandOver(tokens):
-                        self._send(continuation_tokens=tokens - 1)
-                    case Wait():
-                        await self._wait()
-            except CloudLost:
+                if self.session.finish_reason is None:
+                    for event in await self._act():
+                        yield event
+            except (CloudLost, Overloaded, InternalError):
                 if not self.settings.continue_without_cloud or self.model is None:
                     raise
                 for event in self._go_on_alone():
                     yield event
+
+    async def _act(self) -> list[SessionEvent]:
+        match self.planner.next_action(self.session):
+            case Draft():
+                return await self._draft()
+            case Send():
+                self._send(continuation_tokens=self.settings.takeover_tokens)
+            case HandOver(tokens):
+                self._send(continuation_tokens=tokens - 1)
+            case Wait():
+                await self._wait()
+        return []
 
     async def _draft(self) -> list[SessionEvent]:
         session, sampling = self.session, self.opening.sampling
@@ -135,7 +146,7 @@ class Engine:
         assert self.link is not None, "the planner waits only for a cloud"
         prefilled = self.session.prefilled
         timeout_ms = self.settings.verification_deadline_ms if prefilled else self.settings.open_deadline_ms
-        self.watch.waiting(for_verdict=prefilled)
+        self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
         if not await self.link.wait(timeout_ms):
             message = (
                 f"cloud: no answer within {timeout_ms:.0f} ms at position {self.session.final}; it is overloaded or "
@@ -173,7 +184,8 @@ class Engine:
         if not self.settings.warm_start:
             return
         if self.model is not None and len(self.session.text) > 1:
-            await self.model.step(self.session.text[:-1])
+            with self.watch.edge_compute():
+                await self.model.step(self.session.text[:-1])
         while self.link is not None and not self.session.prefilled:
             for frame in self.link.ready():
                 list(self.session.apply(frame))
@@ -193,7 +205,7 @@ class Engine:
                     list(self.session.apply(frame))
                 if not self.session.closed:
                     await self._wait()
-        except CloudLost:  # the text is complete without it; `deviation_bound` counts what stays unread
+        except ChaperoneError:  # the text is complete without it; `deviation_bound` counts what stays unread
             self.link.cancel()
 
     def _go_on_alone(self) -> Iterator[SessionEvent]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.config import ModelManifest
 from common.errors import InvalidRequest, PromptTooLong
 from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
 from common.types import (
-    MAX_SEED,
     FinishReason,
     GenerationParams,
     Mode,
@@ -21,8 +21,6 @@ from common.types import (
 from edge_client.config import GenerationSettings
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
-
-MAX_COUNT = 2**32 - 1  # the wire's whole numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +98,29 @@ class Collector:
                 raise RuntimeError("the generation has not ended")
 
 
-def text_limit(request: GenerationRequest, context_tokens: int) -> int:
+def text_limit(request: GenerationRequest, manifest: ModelManifest, context_tokens: int) -> int:
     """The length at which the text is full, prompt included; raises PromptTooLong or InvalidRequest."""
-    prompt_length = len(request.prompt.token_ids)
-    if prompt_length + len(request.committed_token_ids) >= context_tokens:
-        raise PromptTooLong(
-            f"prompt: {prompt_length + len(request.committed_token_ids)} tokens leave no room in a context of "
-            f"{context_tokens}; shorten it"
-        )
-    limit = min(prompt_length + request.params.max_new_tokens, context_tokens)
-    if prompt_length + len(request.committed_token_ids) >= limit:
+    _check_ids("prompt", request.prompt.token_ids, manifest.vocabulary_size)
+    _check_ids("committed_token_ids", request.committed_token_ids, manifest.vocabulary_size)
+    committed = request.committed_token_ids
+    length = len(request.prompt.token_ids) + len(committed)
+    if length >= context_tokens:
+        raise PromptTooLong(f"prompt: {length} tokens leave no room in a context of {context_tokens}; shorten it")
+    if committed and committed[-1] in manifest.eos_token_ids:
+        raise InvalidRequest("committed_token_ids: the text ends with end-of-text; nothing is left to write")
+    limit = min(len(request.prompt.token_ids) + request.params.max_new_tokens, context_tokens)
+    if length >= limit:
         raise InvalidRequest(
-            f"committed_token_ids: {len(request.committed_token_ids)} tokens are as many as max_new_tokens, "
+            f"committed_token_ids: {len(committed)} tokens are as many as max_new_tokens, "
             f"{request.params.max_new_tokens}; nothing is left to write"
         )
     return limit
+
+
+def _check_ids(name: str, token_ids: Sequence[int], vocabulary_size: int) -> None:
+    for token_id in token_ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary_size:
+            raise InvalidRequest(f"{name}: {token_id!r} is not a token id of a vocabulary of {vocabulary_size}")
 
 
 def generation_params(given: Mapping[str, Any], defaults: GenerationSettings) -> GenerationParams:
@@ -124,7 +130,7 @@ def generation_params(given: Mapping[str, Any], defaults: GenerationSettings) ->
         top_p=_number("top_p", given.get("top_p"), defaults.top_p),
         top_k=_integer("top_k", given.get("top_k"), defaults.top_k),
         min_p=_number("min_p", given.get("min_p"), defaults.min_p),
-        seed=_integer("seed", given.get("seed"), defaults.seed, most=MAX_SEED),
+        seed=_integer("seed", given.get("seed"), defaults.seed),
     )
     max_new_tokens = _integer("max_new_tokens", given.get("max_new_tokens"), defaults.max_new_tokens)
     return GenerationParams(sampling, max_new_tokens, _stop(given.get("stop"), defaults.stop))
@@ -149,13 +155,11 @@ def _number(name: str, value: object, default: float) -> float:
         raise InvalidRequest(f"{name}: the number is too large") from None
 
 
-def _integer(name: str, value: object, default: int, *, most: int = MAX_COUNT) -> int:
+def _integer(name: str, value: object, default: int) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequest(f"{name}: {value!r} is not a whole number")
-    if value > most:
-        raise InvalidRequest(f"{name}: {value} is more than {most}")
     return value
 
 

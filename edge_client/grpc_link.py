@@ -34,6 +34,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 1 << 20),
+    # Without TLS nothing leaves this machine, to a proxy least of all.
+    ("grpc.enable_http_proxy", 0),
     # Every client has its own connection, so that closing one cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -170,6 +172,8 @@ class GrpcLink:
                 mapped = _from_grpc(error, self._address)
                 self._put(Failure(status_of(mapped), mapped.message))
         except asyncio.CancelledError:
+            if not ended:
+                self._put(Failure("CANCELLED", "generation: it was cancelled on this device"))
             if not call.cancelled():
                 raise
 

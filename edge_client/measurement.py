@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 
 from common.clock import Clock
 from common.session import DeviceSession
@@ -106,7 +107,7 @@ class Stopwatch:
             audited_tokens=tally.audited_tokens,
             deviations=missed,
             deviation_bound=(missed + unread + tally.unverified_tokens) / completion if completion else 0.0,
-            catch=caught / (caught + missed) if caught + missed else None,
+            catch=caught / (caught + missed) if caught + missed and not unread else None,
             bytes_up=up,
             bytes_down=down,
             edge_compute_ms=self._edge_compute_ms,
@@ -126,3 +127,10 @@ class Stopwatch:
 
     def _now_ms(self) -> float:
         return self._clock.now() * 1e3
+
+
+def nothing_written(prompt_tokens: int) -> GenerationStats:
+    """The statistics of a generation that failed before it began."""
+    zeros = {field.name: 0 for field in fields(GenerationStats)}
+    absent = dict.fromkeys(("finish_reason", "ttft_ms", "ttft_committed_ms", "decode_ms", "catch"))
+    return GenerationStats(**{**zeros, **absent, "prompt_tokens": prompt_tokens})  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from common.errors import InvalidRequest
 from common.session import Event
 from common.types import PromptInput
 from edge_client.client import EdgeClient
@@ -49,7 +50,8 @@ class SyncEdgeClient:
             while (event := self._run(_next(events))) is not None:
                 yield event
         finally:
-            self._run(events.aclose())
+            if not self._loop.is_closed():
+                self._run(events.aclose())
 
     def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """See `EdgeClient.generate`."""
@@ -59,10 +61,12 @@ class SyncEdgeClient:
         """End connection, model worker and loop thread; idempotent."""
         if self._loop.is_closed():
             return
-        self._run(self._client.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._run(self._client.aclose())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +77,9 @@ class SyncEdgeClient:
         self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise InvalidRequest("client: it is closed; make a new one")
         ended = threading.Event()
 
         async def run() -> T:
