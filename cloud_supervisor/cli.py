@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from cloud_supervisor.config import CloudConfig
 from common.config import load_yaml
 from common.errors import ChaperoneError, ConfigError, InvalidRequest
 
+OWN_PACKAGES = ("cloud_supervisor", "common")
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C.
+
+    For `serve`, Ctrl-C and SIGTERM are how it is meant to end: it lets its streams finish, and returns 0.
+    """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -28,14 +33,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ChaperoneError as error:
         print(f"chaperone-cloud: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_ERROR
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug, which needs its traceback
+            raise
+        print(
+            f"chaperone-cloud: {error}; this command needs more packages: pip install 'chaperone-llm[{arguments.extras}]'",
+            file=sys.stderr,
+        )
+        return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return EXIT_OK
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            print(f"{parser.prog} {metadata.version('chaperone-llm')}")
+        except metadata.PackageNotFoundError:
+            parser.exit(EXIT_ERROR, f"{parser.prog}: chaperone-llm is not installed; run it from an installation\n")
+        parser.exit(EXIT_OK)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaperone-cloud", description=__doc__)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.set_defaults(extras="cloud")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="supervise devices with one large model")
@@ -52,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("--pair", default="default", metavar="NAME")
     pull.add_argument("--registry", type=Path, help="another models.yaml")
     pull.add_argument("--force", action="store_true", help="build it again")
-    pull.set_defaults(run=_pull)
+    pull.set_defaults(run=_pull, extras="cloud,build")
     listing = model_commands.add_parser("list", help="which pairs are known, and which are here")
     listing.add_argument("--registry", type=Path, help="another models.yaml")
     listing.set_defaults(run=_list)

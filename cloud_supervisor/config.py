@@ -15,9 +15,18 @@ class LimitsConfig(FrozenModel):
     max_sessions: int = Field(default=256, ge=1)
     max_queue: int = Field(default=256, ge=1)
     max_frames_waiting: int = Field(default=64, ge=1)
-    max_span_tokens: int = Field(default=1024, ge=1)
+    max_span_tokens: int = Field(default=256, ge=1)
     max_message_kib: int = Field(default=1024, ge=1)
     prefill_chunk_tokens: int = Field(default=256, ge=1)
+    open_timeout_s: float = Field(default=30.0, gt=0)
+    idle_timeout_s: float = Field(default=600.0, gt=0)
+
+    @property
+    def max_streams(self) -> int:
+        """gRPC calls of any kind at once: there must be room for what is being refused or superseded, and for health
+        checks.
+        """
+        return 4 * self.max_sessions + 16
 
 
 class CloudConfig(FrozenModel):

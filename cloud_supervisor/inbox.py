@@ -5,19 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
-from common.errors import ChaperoneError, InternalError, ProtocolViolation
+from common.clock import Clock
+from common.errors import Cancelled, ChaperoneError, InternalError
 from common.messages import ClientFrame, Close
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A frame and when it came, by the inbox's clock; deadlines count from there, however long it waited."""
+
+    frame: ClientFrame
+    at: float
+
+
 class Inbox:
     """Reads a stream ahead, so that the supervisor can see what is coming; bounded, so that nobody can flood it."""
 
-    def __init__(self, frames: AsyncIterator[ClientFrame], max_waiting: int) -> None:
-        self._queue: asyncio.Queue[ClientFrame | ChaperoneError] = asyncio.Queue(max_waiting)
-        self._interruption: asyncio.Future[ClientFrame] = asyncio.get_running_loop().create_future()
+    def __init__(self, frames: AsyncIterator[ClientFrame], max_waiting: int, clock: Clock) -> None:
+        self._clock = clock
+        self._queue: asyncio.Queue[Arrival | ChaperoneError] = asyncio.Queue(max_waiting)
+        self._interruption: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
         self._closing = False
         self._pump = asyncio.create_task(self._read(frames))
         self._pump.add_done_callback(self._note_end)
@@ -32,7 +43,7 @@ class Inbox:
         """No verdict is wanted any more: a Close is among the waiting frames, or the stream was interrupted."""
         return self._closing or self._interruption.done()
 
-    async def get(self) -> ClientFrame:
+    async def get(self) -> Arrival:
         """Take the oldest frame; raises what was wrong with it, or why the stream was interrupted."""
         if self._interruption.done():
             return self._interruption.result()
@@ -41,12 +52,12 @@ class Inbox:
             await asyncio.wait((taking, self._interruption), return_when=asyncio.FIRST_COMPLETED)
             if self._interruption.done():
                 return self._interruption.result()
-            frame = taking.result()
+            arrival = taking.result()
         finally:
             taking.cancel()
-        if isinstance(frame, ChaperoneError):
-            raise frame
-        return frame
+        if isinstance(arrival, ChaperoneError):
+            raise arrival
+        return arrival
 
     def interrupt(self, error: ChaperoneError) -> None:
         """Let the next `get`, or the waiting one, raise this error."""
@@ -69,9 +80,9 @@ class Inbox:
         try:
             async for frame in frames:
                 self._closing = self._closing or isinstance(frame, Close)
-                await self._queue.put(frame)
+                await self._queue.put(Arrival(frame, self._clock.now()))
                 if self._closing:
                     return
-            await self._queue.put(ProtocolViolation("frame: the stream ended without a Close"))
+            await self._queue.put(Cancelled("frame: the stream ended without a Close"))
         except ChaperoneError as error:
             await self._queue.put(error)

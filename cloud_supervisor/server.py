@@ -14,7 +14,7 @@ from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.kv_store import KvStore
 from cloud_supervisor.ports import TargetModel
 from cloud_supervisor.service import SupervisionService
-from cloud_supervisor.supervisor import Limits, Supervisor
+from cloud_supervisor.supervisor import Supervisor
 from cloud_supervisor.worker import ModelWorker
 from common.address import is_loopback
 from common.config import ModelManifest, load_manifest, pair_folder
@@ -23,6 +23,8 @@ from common.messages import API_VERSION, Capabilities
 from common.wire import SERVICE
 
 _log = logging.getLogger(__name__)
+
+MAX_PORT = 65_535  # gRPC would take a higher one, and listen on what is left of it after the 16th bit
 
 
 class Server:
@@ -33,13 +35,17 @@ class Server:
         self.kv_store = KvStore(
             model.new_cache, budget_bytes=int(config.kv_budget_mib * 2**20), bytes_per_token=model.kv_bytes_per_token
         )
-        self._worker = ModelWorker(model, self.kv_store, max_queue=config.limits.max_queue)
-        self.supervisor = Supervisor(self._worker, _capabilities(config, model, manifest), _limits(config))
+        limits = config.limits
+        self._worker = ModelWorker(
+            model, self.kv_store, max_queue=limits.max_queue, chunk_tokens=limits.prefill_chunk_tokens
+        )
+        self.supervisor = Supervisor(self._worker, _capabilities(config, model, manifest), limits)
         self._listen = config.listen
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=limits.max_streams,
             options=(
-                ("grpc.max_receive_message_length", config.limits.max_message_kib << 10),
+                ("grpc.max_receive_message_length", limits.max_message_kib << 10),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -69,7 +75,10 @@ class Server:
 
 
 def check_listen(address: str) -> None:
-    """Refuse an address that other machines can reach; raises ConfigError."""
+    """Refuse an address that other machines can reach, or that is none; raises ConfigError."""
+    port = address.rpartition(":")[2]
+    if port.isdecimal() and int(port) > MAX_PORT and not address.startswith("unix:"):
+        raise ConfigError(f"listen: {address!r} has port {port}, the highest is {MAX_PORT}; 0 takes a free one")
     if not is_loopback(address):
         raise ConfigError(
             f"listen: {address!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT "
@@ -111,14 +120,4 @@ def _capabilities(config: CloudConfig, model: TargetModel, manifest: ModelManife
         vocabulary_size=manifest.vocabulary_size,
         context_tokens=model.context_tokens,
         max_span_tokens=config.limits.max_span_tokens,
-    )
-
-
-def _limits(config: CloudConfig) -> Limits:
-    limits = config.limits
-    return Limits(
-        max_sessions=limits.max_sessions,
-        max_frames_waiting=limits.max_frames_waiting,
-        max_span_tokens=limits.max_span_tokens,
-        prefill_chunk_tokens=limits.prefill_chunk_tokens,
     )

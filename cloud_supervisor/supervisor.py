@@ -5,15 +5,20 @@ No gRPC in here, so that a gRPC server, a test or a simulator can host it alike.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from cloud_supervisor.inbox import Inbox
+from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.inbox import Arrival, Inbox
 from cloud_supervisor.worker import ModelWorker
+from common.clock import Clock, MonotonicClock
 from common.errors import (
+    Cancelled,
     ChaperoneError,
+    CloudTimeout,
     InvalidRequest,
     Overloaded,
     ProtocolViolation,
@@ -24,21 +29,11 @@ from common.errors import (
 )
 from common.messages import API_VERSION, Capabilities, ClientFrame, Closed, Draft, Failure, Open, Opened, ServerFrame
 from common.session import CloudSession, Judging
-from common.types import SamplingParams, SessionId
+from common.types import SessionId
 
 _log = logging.getLogger(__name__)
 
 MAX_DIGEST_SHOWN = 80  # whatever a device sends is quoted no further
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one device may ask for."""
-
-    max_sessions: int = 256
-    max_frames_waiting: int = 64  # of one stream; beyond it, the stream is not read on
-    max_span_tokens: int = 1024
-    prefill_chunk_tokens: int = 256  # a prompt is read in such pieces, so that other sessions get their turn
 
 
 @dataclass(slots=True)
@@ -47,6 +42,7 @@ class Counters:
 
     streams: int = 0
     refused: int = 0
+    cancelled: int = 0  # streams that ended without a Close: the user stopped, or the device vanished
     stale_frames: int = 0
     takeovers: int = 0
     hand_backs: int = 0
@@ -62,11 +58,14 @@ class _Answer:
 class Supervisor:
     """All sessions of one large model."""
 
-    def __init__(self, worker: ModelWorker, capabilities: Capabilities, limits: Limits) -> None:
+    def __init__(
+        self, worker: ModelWorker, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
+    ) -> None:
         self.capabilities = capabilities
         self.counters = Counters()
         self._worker = worker
         self._limits = limits
+        self._clock = clock or MonotonicClock()
         self._inboxes: dict[SessionId, Inbox] = {}
 
     @property
@@ -77,25 +76,37 @@ class Supervisor:
     async def supervise(self, frames: AsyncIterator[ClientFrame]) -> AsyncGenerator[ServerFrame, None]:
         """Serve one generation. The last frame is Closed or Failure; a bug here costs this stream only."""
         self.counters.streams += 1
-        inbox = Inbox(frames, self._limits.max_frames_waiting)
+        inbox = Inbox(frames, self._limits.max_frames_waiting, self._clock)
         try:
             async with aclosing(self._serve(inbox)) as answers:
                 async for frame in answers:
                     yield frame
             return
+        except Cancelled as error:
+            failure = self._cancelled(error)
+        except (asyncio.CancelledError, GeneratorExit):  # the host learned it before the inbox did
+            self._cancelled(Cancelled("the host ended the stream"))
+            raise
         except ChaperoneError as error:
             _log.info("stream refused: %s: %s", status_of(error), error.message)
-            failure = Failure(status_of(error), error.message, error.retry_after_ms)
+            self.counters.refused += 1
+            failure = _failure(error)
         except Exception:
             _log.exception("stream failed")
+            self.counters.refused += 1
             failure = Failure("INTERNAL", "the supervisor failed; its log has the details")
         finally:
             await inbox.close()  # before the last frame: the host may end the stream with it
-        self.counters.refused += 1
         yield failure
 
+    def _cancelled(self, error: Cancelled) -> Failure:
+        """Nobody was refused anything: a device may stop at any time."""
+        _log.debug("stream cancelled: %s", error.message)
+        self.counters.cancelled += 1
+        return _failure(error)
+
     async def _serve(self, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
-        opening = await inbox.get()
+        opening = (await self._next(inbox, self._limits.open_timeout_s, "open_timeout_s: no Open came")).frame
         if not isinstance(opening, Open):
             raise ProtocolViolation(f"frame: {type(opening).__name__} before Open")
         session = self._admit(opening, inbox)
@@ -117,10 +128,12 @@ class Supervisor:
         yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us)
         while True:
             judging: Judging | None
+            arrived_at = self._clock.now()
             if session.writes and inbox.empty:
                 judging = session.writing()
             else:
-                frame = await inbox.get()
+                arrival = await self._next(inbox, self._limits.idle_timeout_s, "idle_timeout_s: no frame came")
+                frame, arrived_at = arrival.frame, arrival.at
                 if isinstance(frame, Open):
                     raise ProtocolViolation("frame: a second Open in one stream")
                 if isinstance(frame, Draft):
@@ -134,13 +147,22 @@ class Supervisor:
             if judging is None:
                 continue
             wrote_before = session.writes
-            answer = await self._read(opening, judging)
+            answer = await self._read(opening, judging, arrived_at)
             reply = session.answer(judging, answer.choices, answer.queue_us, answer.compute_us)
             self.counters.takeovers += session.writes and not wrote_before
             self.counters.hand_backs += wrote_before and not session.writes and not isinstance(reply, Closed)
             yield reply
             if isinstance(reply, Closed):
                 return
+
+    @staticmethod
+    async def _next(inbox: Inbox, patience_s: float, missing: str) -> Arrival:
+        """Wait for a frame, but not for ever: a stream that says nothing holds a place that others may want."""
+        try:
+            async with asyncio.timeout(patience_s):
+                return await inbox.get()
+        except TimeoutError:
+            raise CloudTimeout(f"{missing} within {patience_s:g} s; open a new stream") from None
 
     def _admit(self, opening: Open, inbox: Inbox) -> CloudSession:
         """Check an Open and make it the session's newest stream."""
@@ -184,18 +206,36 @@ class Supervisor:
             compute_us += result.compute_us
         return _Answer((), queue_us, compute_us)
 
-    async def _read(self, opening: Open, judging: Judging) -> _Answer:
+    async def _read(self, opening: Open, judging: Judging, arrived_at: float) -> _Answer:
         if not judging.choices:
             return _Answer((), 0, 0)
-        sampling: SamplingParams = opening.sampling
-        deadline_ms = judging.frame.deadline_ms if isinstance(judging.frame, Draft) else 0
         result = await self._worker.read(
-            opening.session_id, judging.token_ids, judging.choices, sampling, deadline_ms=deadline_ms or None
+            opening.session_id,
+            judging.token_ids,
+            judging.choices,
+            opening.sampling,
+            deadline_ms=self._time_left_ms(judging, arrived_at),
         )
         return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
+
+    def _time_left_ms(self, judging: Judging, arrived_at: float) -> float | None:
+        """What is left of a Draft's deadline after its wait for the frames before it; None if it has none."""
+        if not isinstance(judging.frame, Draft) or not judging.frame.deadline_ms:
+            return None
+        waited_ms = (self._clock.now() - arrived_at) * 1000
+        if waited_ms >= judging.frame.deadline_ms:
+            raise CloudTimeout(
+                f"deadline_ms: the Draft waited {waited_ms:.0f} ms for the frames before it, and its answer was "
+                f"wanted within {judging.frame.deadline_ms}"
+            )
+        return judging.frame.deadline_ms - waited_ms
 
     def _check_size(self, frame: Draft) -> None:
         if len(frame.token_ids) > self._limits.max_span_tokens:
             raise InvalidRequest(
                 f"token_ids: {len(frame.token_ids)} in one Draft, at most {self._limits.max_span_tokens} are allowed"
             )
+
+
+def _failure(error: ChaperoneError) -> Failure:
+    return Failure(status_of(error), error.message, error.retry_after_ms)

@@ -97,6 +97,8 @@ class TorchModel:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=_DTYPES[dtype], attn_implementation="sdpa", local_files_only=True
             )
+        except ImportError:  # a package is missing, and the files may be fine
+            raise
         except Exception as error:  # transformers, safetensors and json each raise their own kinds
             raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
         return cls(model.to(device).eval(), vocabulary_size=vocabulary_size, context_tokens=context_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,21 +47,24 @@ async def run_batch(
         try:
             request = _request(client, line, defaults)
         except ChaperoneError as error:
-            yield {"id": line.id, "error": _error(line, error)}
+            message = f"line {line.number}: {error.message}"
+            yield {"id": line.id, "error": {"type": type(error).__name__, "message": message}}
             continue
         collected = Collector(request)
         try:
-            async for event in client.stream(request):
-                collected.add(event)
+            async with aclosing(client.stream(request)) as events:
+                async for event in events:
+                    collected.add(event)
             yield {"id": line.id, **collected.result().to_json()}
         except ChaperoneError as error:
-            yield {"id": line.id, "error": _error(line, error), **partial(collected)}
+            yield {"id": line.id, **failure_json(collected, error, where=f"line {line.number}: ")}
 
 
-def partial(collected: Collector) -> dict[str, Any]:
-    """What a failed generation had committed, so that it can be resumed."""
+def failure_json(collected: Collector, error: ChaperoneError, *, where: str = "") -> dict[str, Any]:
+    """What went wrong, and what was final before, so that it can be resumed."""
     ending = collected.ending
     return {
+        "error": {"type": type(error).__name__, "message": f"{where}{error.message}"},
         "prompt_token_ids": list(collected.request.prompt.token_ids),
         "token_ids": list(collected.token_ids),
         "text": collected.text,
@@ -109,9 +113,7 @@ def _check_keys(fields: dict[str, Any]) -> None:
         raise InvalidRequest(f"prompt: {fields['prompt']!r} is not text")
     if "messages" in fields and not isinstance(fields["messages"], list):
         raise InvalidRequest(f"messages: {fields['messages']!r} is not a list")
+    if fields.get("raw") and "messages" in fields:
+        raise InvalidRequest("raw: messages always go through the chat template; give prompt instead")
     if not isinstance(fields.get("raw", False), bool):
         raise InvalidRequest(f"raw: {fields['raw']!r} is neither true nor false")
-
-
-def _error(line: Line, error: ChaperoneError) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": f"line {line.number}: {error.message}"}

@@ -12,15 +12,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from common.errors import ChaperoneError, InvalidRequest
-from common.session import Committed, Finished
+from common.session import Committed, Failed
 from common.stats import GenerationStats
 from common.types import Mode
-from edge_client.batch import PARAMETERS, partial, read_lines, run_batch
+from edge_client.batch import PARAMETERS, failure_json, read_lines, run_batch
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.generation import Collector
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--prompts and --out belong together")
     if arguments.prompts is not None and arguments.prompt is not None:
         parser.error("give a prompt or --prompts, not both")
+    if arguments.prompts is not None and arguments.json:
+        parser.error("--json is for a single prompt; --out is JSON anyway")
     try:
         if arguments.prompts is None and arguments.prompt is None:
             arguments.prompt = _standard_input()  # not inside the event loop, which would not hear Ctrl-C meanwhile
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaperone", description=__doc__.partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('chaperone-llm')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     generate = commands.add_parser(
         "generate", help="write a text", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=__doc__
@@ -90,26 +94,29 @@ async def _one(client: EdgeClient, prompt: str, parameters: dict[str, Any], *, a
     request = client.request(prompt, **parameters)
     collected = Collector(request)
     coloured = colours_wanted(sys.stdout)
-    async for event in client.stream(request):
-        collected.add(event)
-        if as_json:
-            continue
-        if isinstance(event, Committed):
-            print(painted(event.text, event.origin) if coloured else event.text, end="", flush=True)
-        elif text := getattr(event, "text", ""):
-            print(text, end="", flush=True)
-    if not as_json:
-        print()
-    if isinstance(collected.ending, Finished):
-        if as_json:
-            print(json.dumps(collected.result().to_json(), ensure_ascii=False))
-        elif sys.stderr.isatty():
-            print(_summary(collected.ending.stats), file=sys.stderr)
-        return EXIT_OK
+    async with aclosing(client.stream(request)) as events:
+        async for event in events:
+            collected.add(event)
+            text = getattr(event, "text", "")
+            if text and not as_json:
+                origin = event.origin if isinstance(event, Committed) else None
+                print(painted(text, origin) if coloured and origin else text, end="", flush=True)
     if as_json:
-        print(json.dumps(partial(collected), ensure_ascii=False))
-    collected.result()  # raises what went wrong
-    return EXIT_ERROR
+        print(json.dumps(_json_of(collected), ensure_ascii=False))
+    elif collected.token_ids:
+        print()
+    result = collected.result()  # raises what went wrong
+    if not as_json and sys.stderr.isatty():
+        print(_summary(result.stats), file=sys.stderr)
+    return EXIT_OK
+
+
+def _json_of(collected: Collector) -> dict[str, Any]:
+    match collected.ending:
+        case Failed(error):
+            return failure_json(collected, error)
+        case _:
+            return collected.result().to_json()
 
 
 async def _batch(client: EdgeClient, arguments: argparse.Namespace, parameters: dict[str, Any]) -> int:

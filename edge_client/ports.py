@@ -68,7 +68,7 @@ class CloudLink(Protocol):
         """Send no more; what the cloud still answers is read in the background. Idempotent."""
 
     def cancel(self) -> None:
-        """End the stream at once. Idempotent."""
+        """End the stream at once; unless it has ended, whoever waits is told by a Failure CANCELLED. Idempotent."""
 
     @property
     def bytes_up(self) -> int:

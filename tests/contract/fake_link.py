@@ -70,7 +70,8 @@ class FakeLink:
         self.closed = True
 
     def cancel(self) -> None:
-        self.closed = self.cancelled = self._ended = True
+        self.closed = self.cancelled = True
+        self.hang_up("CANCELLED")
 
     def deliver(self, *frames: ServerFrame) -> None:
         """Let frames arrive; nothing follows a terminal one."""

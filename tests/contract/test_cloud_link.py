@@ -239,7 +239,7 @@ def test_another_status_is_told(rig_factory: RigFactory) -> None:
     play(rig_factory, scene)
 
 
-def test_cancel_ends_it_quietly_and_may_be_repeated(rig_factory: RigFactory) -> None:
+def test_cancel_tells_whoever_waits_once_and_may_be_repeated(rig_factory: RigFactory) -> None:
     async def scene(rig: Rig) -> None:
         await rig.deliver(OPENED[0])
         assert await take(rig.link, 1) == [OPENED[0]]
@@ -247,6 +247,9 @@ def test_cancel_ends_it_quietly_and_may_be_repeated(rig_factory: RigFactory) -> 
         rig.link.cancel()
         rig.link.close()
         rig.link.send(DRAFTS[0])
+        (failure,) = await take(rig.link, 1)
+        assert isinstance(failure, Failure)
+        assert failure.status == "CANCELLED"
         await nothing_follows(rig.link)
 
     play(rig_factory, scene)

@@ -36,7 +36,7 @@ BAD = [
     ({"top_k": 2**32}, "top_k: 4294967296 is more than 4294967295"),
     ({"min_p": 2}, "min_p: 2.0 is outside [0, 1]; use 0 to switch it off"),
     ({"seed": -1}, "seed: -1 is outside [0, 2**64 - 1]"),
-    ({"seed": 2**64}, "seed: 18446744073709551616 is more than 18446744073709551615"),
+    ({"seed": 2**64}, "seed: 18446744073709551616 is outside [0, 2**64 - 1]"),
     ({"max_new_tokens": 0}, "max_new_tokens: 0 is less than 1"),
     ({"max_new_tokens": 2**32}, "max_new_tokens: 4294967296 is more than"),
     ({"stop": [""]}, "stop: '' must have 1 to 256 characters"),

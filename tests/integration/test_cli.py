@@ -178,12 +178,19 @@ def test_a_corrupt_model_is_one(
     assert "model.safetensors: 1000 bytes, the manifest says" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("json_flag", [[], ["--json"]])
-def test_an_absent_cloud_is_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str], json_flag: list[str]) -> None:
-    assert generate("--cloud", NOBODY, *json_flag, PROMPT) == 1
+def test_an_absent_cloud_is_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--cloud", NOBODY, PROMPT) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert f"chaperone: cloud: {NOBODY} cannot be reached" in output.err
+
+
+def test_json_tells_of_an_absent_cloud(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--cloud", NOBODY, "--json", PROMPT) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["error"]["type"] == "CloudUnavailable"
+    assert NOBODY in result["error"]["message"]
+    assert result["token_ids"] == []
 
 
 # --- Many prompts ----------------------------------------------------------------------------------------------------
@@ -258,5 +265,5 @@ def test_a_batch_without_a_cloud_tells_every_line(
     first, second = (json.loads(line) for line in out.read_text().splitlines())
     assert first["error"]["type"] == "CloudUnavailable"
     assert "line 1: cloud: " in first["error"]["message"]
-    assert (first["token_ids"], first["finish_reason"], first["stats"]) == ([], None, None)
+    assert (first["token_ids"], first["finish_reason"], first["stats"]["completion_tokens"]) == ([], None, 0)
     assert second.keys() == {"id", *RESULT_KEYS}
