@@ -78,13 +78,15 @@ def summarise(generations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for generation in generations:
         if generation["strategy"] in (Mode.EXACT, Mode.CLOUD):
             texts.setdefault((generation["id"], generation["repeat"]), set()).add(tuple(generation["token_ids"]))
-    summary["exact_equals_cloud"] = f"{sum(len(variants) == 1 for variants in texts.values())} of {len(texts)}"
+    if {Mode.EXACT, Mode.CLOUD} <= set(strategies):
+        summary["exact_equals_cloud"] = f"{sum(len(variants) == 1 for variants in texts.values())} of {len(texts)}"
     return summary
 
 
 async def _measure(args: argparse.Namespace, address: str, problems: Sequence[Problem]) -> list[dict[str, Any]]:
     config = EdgeConfig(
         pair=args.pair,
+        closing_audit=True,  # so that what the cloud computes after the text is there is counted too
         cloud=CloudSettings(address=address),
         device=DeviceSettings(threads=1, allow_spinning=False),
         planner=PlannerSettings(span_tokens=args.span_tokens, spans_in_flight=args.spans_in_flight),

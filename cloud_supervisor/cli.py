@@ -7,7 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,34 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug, which needs its traceback
             raise
-        print(
-            f"chaperone-cloud: {error}; this command needs more packages: pip install 'chaperone-llm[{arguments.extras}]'",
-            file=sys.stderr,
-        )
+        remedy = f"pip install 'chaperone-llm[{arguments.extras}]'"
+        print(f"chaperone-cloud: {error}; this command needs more packages: {remedy}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return EXIT_OK
 
 
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        try:
-            print(f"{parser.prog} {metadata.version('chaperone-llm')}")
-        except metadata.PackageNotFoundError:
-            parser.exit(EXIT_ERROR, f"{parser.prog}: chaperone-llm is not installed; run it from an installation\n")
-        parser.exit(EXIT_OK)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaperone-cloud", description=__doc__)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('chaperone-llm')}")
     parser.set_defaults(extras="cloud")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -23,9 +23,7 @@ class LimitsConfig(FrozenModel):
 
     @property
     def max_streams(self) -> int:
-        """gRPC calls of any kind at once: there must be room for what is being refused or superseded, and for health
-        checks.
-        """
+        """Calls of any kind at once; beyond the sessions, some are being refused or superseded, or check the health."""
         return 4 * self.max_sessions + 16
 
 

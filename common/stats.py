@@ -59,8 +59,9 @@ class GenerationStats:
     draft tokens that the cloud confirmed before they were final. `deviation_bound` counts every unread skipped token
     as a deviation. `catch` is caught / (caught + deviations), where a draft token is caught if one of the cloud's took
     its place before it was final; absent where nothing was to be caught, or skipped tokens are still unread.
-    `decode_ms` runs from the moment when both ends held the prompt's KV, where the generation waited for that.
-    `energy_j` follows the declared `EnergyModel`.
+    `prefill_ms` is the cloud's compute on the prompt, a part of `cloud_compute_ms`. `decode_ms` runs from the moment
+    when both ends held the prompt's KV, where the generation waited for that. `energy_j` follows the declared
+    `EnergyModel`.
     """
 
     prompt_tokens: int

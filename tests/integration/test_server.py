@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
 from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.ports import Reading
 from cloud_supervisor.server import Server
-from common.messages import ClientFrame, Close, Verdict
+from common.messages import ClientFrame, Close, Closed, Failure, Opened, Verdict
 from common.types import SamplingParams
 from common.wire import encode_client
-from tests.contract.fake_target import FakeTarget
+from tests.contract.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
 from tests.integration.raw import RawStream, opening
-from tests.integration.scene import draft, load_vocabulary, play, write_to_the_end
+from tests.integration.scene import SMALL, draft, load_vocabulary, play, write_to_the_end
 from tests.integration.staging import until
 
 MALFORMED: dict[str, tuple[list[ClientFrame | bytes], str, str]] = {
@@ -103,9 +105,95 @@ def test_a_stream_ends_with_a_close(tiny_pair: Path, digest: str, opened: bool) 
         if opened:
             await stream.send(opening(digest))
         await stream.half_close()
-        assert (await stream.failure()).message == "frame: the stream ended without a Close"
+        assert await stream.failure() == Failure("CANCELLED", "frame: the stream ended without a Close")
+        assert (server.supervisor.counters.cancelled, server.supervisor.counters.refused) == (1, 0)
 
     play(tiny_pair, scene)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_stream_that_says_nothing_is_ended(tiny_pair: Path, digest: str, opened: bool) -> None:
+    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        stream = RawStream(channel)
+        if opened:
+            await stream.send(opening(digest))
+        failure = await stream.failure()
+        assert failure.status == "DEADLINE_EXCEEDED"
+        limit, missing = ("idle_timeout_s", "frame") if opened else ("open_timeout_s", "Open")
+        assert failure.message == f"{limit}: no {missing} came within 0.05 s; open a new stream"
+
+    timeouts = {"idle_timeout_s" if opened else "open_timeout_s": 0.05}
+    play(tiny_pair, scene, LimitsConfig(**timeouts))  # type: ignore[arg-type]
+
+
+def test_streams_that_are_not_admitted_are_bounded_too(tiny_pair: Path, digest: str) -> None:
+    limits = LimitsConfig(max_sessions=1)
+
+    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        silent = [RawStream(channel) for _ in range(limits.max_streams)]
+        await until(lambda: server.supervisor.counters.streams == limits.max_streams, "all are there")
+        assert await RawStream(channel).status() == "RESOURCE_EXHAUSTED"
+        for stream in silent:
+            stream.cancel()
+        await until(lambda: server.supervisor.counters.cancelled == limits.max_streams, "all are gone")
+
+    play(tiny_pair, scene, limits)
+
+
+class Longest:
+    """Notes the longest reading that the model is asked for."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def __call__(self, readings: Sequence[Reading]) -> None:
+        self.tokens = max(self.tokens, *(len(reading.token_ids) for reading in readings))
+
+
+def test_a_long_draft_and_a_long_audit_are_read_in_pieces(tiny_pair: Path, digest: str) -> None:
+    longest = Longest()
+
+    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        text = [5, 6, 7]
+        twin = FakeTarget(load_vocabulary(tiny_pair))
+        while len(text) < 35:
+            text.append(int(twin.logits(text).argmax()))
+        stream = RawStream(channel)
+        await stream.send(opening(digest), draft(*text[3:19]))
+        while not isinstance(verdict := await stream.read(), Verdict):
+            assert isinstance(verdict, Opened)
+        assert (verdict.position, verdict.token_id) == (19, text[19])
+        await stream.send(Close(20, (*text[20:34], text[34] ^ 1)))
+        await stream.half_close()
+        closed = await stream.read()
+        assert isinstance(closed, Closed)
+        assert closed.deviations == (34,)
+
+    play(tiny_pair, scene, brake=longest)
+    assert longest.tokens == SMALL.prefill_chunk_tokens
+
+
+def test_a_rebuild_after_an_eviction_is_read_in_pieces(tiny_pair: Path, digest: str) -> None:
+    longest = Longest()
+
+    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        twin = FakeTarget(load_vocabulary(tiny_pair))
+        streams = {token_id: RawStream(channel) for token_id in (5, 6)}
+        for token_id, stream in streams.items():
+            await stream.send(opening(digest, str(token_id), prompt=(token_id,) * 20))
+            await stream.read()
+            await stream.read()
+        for token_id, stream in streams.items():
+            await stream.send(draft(start=20))
+            verdict = await stream.read()
+            assert isinstance(verdict, Verdict)
+            assert verdict.token_id == int(twin.logits([token_id] * 20).argmax())
+        assert server.kv_store.stats.rebuilt_tokens == 38, "both prompts, but for their last tokens"
+        for stream in streams.values():
+            stream.cancel()
+
+    play(tiny_pair, scene, brake=longest, kv_budget_mib=30 * KV_BYTES_PER_TOKEN / 2**20)
+    assert longest.tokens == SMALL.prefill_chunk_tokens
 
 
 OPENINGS = [

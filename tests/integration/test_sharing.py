@@ -90,6 +90,25 @@ def test_a_draft_that_waits_past_its_deadline_fails(tiny_pair: Path, digest: str
     play(tiny_pair, scene, brake=brake)
 
 
+def test_a_deadline_counts_from_the_arrival(tiny_pair: Path, digest: str) -> None:
+    brake = Brake()
+
+    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        stream = RawStream(channel)
+        await stream.send(opening(digest, prompt=(5,)))
+        await stream.read()
+        await stream.read()
+        await stream.send(draft(start=1), draft(9, start=2, deadline_ms=1))
+        await until(brake.reached.is_set, "the model reads for the first Draft")
+        await asyncio.sleep(0.05)
+        brake.let_go.set()
+        failure = await stream.failure()
+        assert failure.status == "DEADLINE_EXCEEDED"
+        assert "for the frames before it, and its answer was wanted within 1" in failure.message
+
+    play(tiny_pair, scene, brake=brake)
+
+
 @pytest.mark.parametrize("busy", ["idle", "in its prefill", "in a takeover"])
 def test_a_newer_stream_of_a_session_takes_over(tiny_pair: Path, digest: str, busy: str) -> None:
     brake = Brake(lambda reading: busy == "in its prefill")
@@ -205,6 +224,12 @@ def test_the_log_tells_nothing_of_what_is_written(
             assert ", ".join(str(token_id) for token_id in token_ids[index : index + width]) not in ours
 
 
+def test_a_port_that_cannot_be_is_told(tiny_pair: Path) -> None:
+    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+    with pytest.raises(ConfigError, match="has port 65536, the highest is 65535"):
+        Server(CloudConfig(listen="127.0.0.1:65536"), fake_target(tiny_pair), manifest)
+
+
 @pytest.mark.parametrize(
     "address", ["0.0.0.0:0", "[::]:0", "127.0.0.1.example.com:80", "127.example.com:80", "example.com:80", "127.0.0.1"]
 )
@@ -240,7 +265,8 @@ def test_refusing_and_stopping_are_no_errors_in_the_log(
             await left.send(opening(digest, "left"))
             await left.read()
             left.cancel()
-            await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            await until(lambda: server.supervisor.counters.cancelled == 1, "the session ended")
+            assert server.supervisor.sessions == 0
             assert server.supervisor.counters.refused == 3
             await cut.send(opening(digest, "cut"))
             await cut.read()

