@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from edge_client import EdgeClient, Mode, PromptInput, SyncEdgeClient
 from tests.integration.loopback import serving
 from tests.integration.staging import PATIENCE_S, Brake, config_for, fake_target, until
 
-LONG = {"prompt": "the list", "max_new_tokens": 3000}
+LONG: dict[str, Any] = {"prompt": "the list", "max_new_tokens": 3000}
 
 
 @pytest.mark.parametrize("mode", ["exact", "gated", "edge", "cloud"])
@@ -111,11 +112,11 @@ def test_an_absent_cloud_is_a_terminal_event(tiny_pair: Path) -> None:
         ({"prompt": PromptInput((2**40,))}, "prompt: 1099511627776"),
     ],
 )
-def test_what_cannot_be_written_after_is_refused(tiny_pair: Path, changes: dict[str, object], words: str) -> None:
+def test_what_cannot_be_written_after_is_refused(tiny_pair: Path, changes: dict[str, Any], words: str) -> None:
     async def run() -> None:
         async with EdgeClient(config_for("127.0.0.1:1")) as client:
-            request = {"prompt": "the list", "mode": "edge", "max_new_tokens": 4, **changes}
-            await client.generate(**request)  # type: ignore[arg-type]
+            request: dict[str, Any] = {"prompt": "the list", "mode": "edge", "max_new_tokens": 4, **changes}
+            await client.generate(**request)
 
     with pytest.raises(InvalidRequest, match=words):
         asyncio.run(run())
