@@ -113,6 +113,12 @@ class Engine:
                 await self._wait()
         return []
 
+    @property
+    def _patience_ms(self) -> float:
+        """How long an answer may take; the first ones wait until the cloud has read the prompt."""
+        settings = self.settings
+        return settings.verification_deadline_ms if self.session.prefilled else settings.open_deadline_ms
+
     async def _draft(self) -> list[SessionEvent]:
         session, sampling = self.session, self.opening.sampling
         assert self.model is not None, "the planner drafts only where there is a model"
@@ -130,7 +136,7 @@ class Engine:
         frame = self.session.send(
             continuation_tokens=continuation_tokens,
             max_tokens=self.settings.max_span_tokens,
-            deadline_ms=int(self.settings.verification_deadline_ms),
+            deadline_ms=int(self._patience_ms),
         )
         self.link.send(frame)
 
@@ -144,8 +150,7 @@ class Engine:
 
     async def _wait(self) -> None:
         assert self.link is not None, "the planner waits only for a cloud"
-        prefilled = self.session.prefilled
-        timeout_ms = self.settings.verification_deadline_ms if prefilled else self.settings.open_deadline_ms
+        timeout_ms = self._patience_ms
         self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
         if not await self.link.wait(timeout_ms):
             message = (

@@ -431,3 +431,15 @@ def test_leaving_early_cancels(after: int) -> None:
     assert link.cancelled
     assert stage.model.was_closed
     assert not [frame for frame in link.sent if isinstance(frame, Close | Closed)]
+
+
+def test_a_span_sent_before_the_prompt_is_read_may_wait_for_that() -> None:
+    link = FakeLink(cloud_of(FakeTarget()))
+    Stage(link).run()
+    drafts = [frame for frame in link.sent if isinstance(frame, Draft)]
+    assert {draft.deadline_ms for draft in drafts} == {1_000}
+
+    unread = FakeLink()
+    Stage(unread, open_deadline_ms=50.0).run()
+    (first, *_) = [frame for frame in unread.sent if isinstance(frame, Draft)]
+    assert first.deadline_ms == 50
