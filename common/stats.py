@@ -64,34 +64,34 @@ class GenerationStats:
     `EnergyModel`.
     """
 
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: FinishReason | None
-    ttft_ms: float | None
-    ttft_committed_ms: float | None
-    prefill_ms: float
-    total_ms: float
-    decode_ms: float | None
-    round_trips: int
-    hidden_round_trips: int
-    fired: int
-    verified_tokens: int
-    skipped_tokens: int
-    overridden_tokens: int
-    bonus_tokens: int
-    takeover_tokens: int
-    retracted_tokens: int
-    unverified_tokens: int
-    audited_tokens: int
-    deviations: int
-    deviation_bound: float
-    catch: float | None
-    bytes_up: int
-    bytes_down: int
-    edge_compute_ms: float
-    cloud_compute_ms: float
-    cloud_queue_ms: float
-    energy_j: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    ttft_ms: float | None = None
+    ttft_committed_ms: float | None = None
+    prefill_ms: float = 0.0
+    total_ms: float = 0.0
+    decode_ms: float | None = None
+    round_trips: int = 0
+    hidden_round_trips: int = 0
+    fired: int = 0
+    verified_tokens: int = 0
+    skipped_tokens: int = 0
+    overridden_tokens: int = 0
+    bonus_tokens: int = 0
+    takeover_tokens: int = 0
+    retracted_tokens: int = 0
+    unverified_tokens: int = 0
+    audited_tokens: int = 0
+    deviations: int = 0
+    deviation_bound: float = 0.0
+    catch: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    edge_compute_ms: float = 0.0
+    cloud_compute_ms: float = 0.0
+    cloud_queue_ms: float = 0.0
+    energy_j: float = 0.0
 
     def to_json(self) -> dict[str, int | float | str | None]:
         """The fields by name, as `chaperone generate` writes them."""

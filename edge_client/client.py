@@ -18,6 +18,7 @@ from common.gate import Always, Gate, Never, gate_for
 from common.messages import API_VERSION, Capabilities, Open
 from common.planner import FixedPlanner
 from common.session import Event, Failed
+from common.stats import GenerationStats
 from common.types import Mode, PromptInput, SessionId
 from edge_client.config import EdgeConfig
 from edge_client.engine import Engine, EngineSettings
@@ -31,7 +32,6 @@ from edge_client.generation import (
     text_limit,
 )
 from edge_client.grpc_link import GrpcCloud
-from edge_client.measurement import nothing_written
 from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
 from edge_client.ports import Cloud
@@ -122,7 +122,7 @@ class EdgeClient:
         try:
             engine = await self._engine(request)
         except (CloudLost, PeerMismatch, ModelError) as error:
-            yield Failed(error, nothing_written(len(request.prompt.token_ids)))
+            yield Failed(error, GenerationStats(prompt_tokens=len(request.prompt.token_ids)))
             return
         self._running.add(engine)
         try:

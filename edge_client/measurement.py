@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 
 from common.clock import Clock
 from common.session import DeviceSession
@@ -127,10 +126,3 @@ class Stopwatch:
 
     def _now_ms(self) -> float:
         return self._clock.now() * 1e3
-
-
-def nothing_written(prompt_tokens: int) -> GenerationStats:
-    """The statistics of a generation that failed before it began."""
-    zeros = {field.name: 0 for field in fields(GenerationStats)}
-    absent = dict.fromkeys(("finish_reason", "ttft_ms", "ttft_committed_ms", "decode_ms", "catch"))
-    return GenerationStats(**{**zeros, **absent, "prompt_tokens": prompt_tokens})  # type: ignore[arg-type]

@@ -447,6 +447,17 @@ def test_no_bonus_follows_an_end_of_text() -> None:
     assert device.text[-1] == EOS
 
 
+def test_a_replayed_continuation_is_harmless() -> None:
+    device = session()
+    device.send(continuation_tokens=2)
+    list(device.apply(Verdict(0, 3, 1)))
+    written = Continuation(4, (2, 5), handed_back=True)
+    assert committed(device.apply(written)) == [(4, 2, Origin.TAKEOVER), (5, 5, Origin.TAKEOVER)]
+    state = device.state
+    assert list(device.apply(written)) == []
+    assert (device.state, device.text[-2:], device.tally.takeover_tokens) == (state, [2, 5], 2)
+
+
 def test_a_continuation_must_follow_the_text() -> None:
     device = session()
     device.send(continuation_tokens=3)
