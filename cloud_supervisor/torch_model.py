@@ -1,7 +1,7 @@
 """The large model by torch and transformers; the service's only file that imports them.
 
-In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt; in bfloat16 about one sampled
-position in 300 does, because kernels round differently for different numbers of rows.
+In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt; in bfloat16 near ties
+may flip, because kernels round differently for different numbers of rows.
 """
 
 from __future__ import annotations

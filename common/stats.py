@@ -11,9 +11,9 @@ from common.types import FinishReason
 class EnergyModel:
     """A declared model, not a measurement; replace the constants by those of your hardware.
 
-    Compute is power times time: 5 W for a phone's big cores and 60 W for a share of a server are assumptions. The radio
-    is LTE after Huang et al., "A close examination of performance and power characteristics of 4G LTE networks",
-    MobiSys 2012: beta = 1.288 W while awake, alpha_u = 438 and alpha_d = 52 mW per Mbit/s.
+    Compute is power times time: 5 W for a phone's big cores and 60 W for a share of a server are assumptions. So are
+    the radio's constants: a base power while awake and energy per byte, the form that Huang et al. use for LTE ("A close
+    examination of performance and power characteristics of 4G LTE networks", MobiSys 2012), and of that order.
     """
 
     device_watts: float = 5.0
