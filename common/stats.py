@@ -12,8 +12,8 @@ class EnergyModel:
     """A declared model, not a measurement; replace the constants by those of your hardware.
 
     Compute is power times time: 5 W for a phone's big cores and 60 W for a share of a server are assumptions. So are
-    the radio's constants: a base power while awake and energy per byte, the form that Huang et al. use for LTE ("A close
-    examination of performance and power characteristics of 4G LTE networks", MobiSys 2012), and of that order.
+    the radio's constants: a base power while awake and energy per byte, the form that Huang et al. use for LTE
+    ("A close examination of performance and power characteristics of 4G LTE networks", MobiSys 2012), of that order.
     """
 
     device_watts: float = 5.0
