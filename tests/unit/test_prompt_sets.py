@@ -8,8 +8,8 @@ import pytest
 
 SETS = Path(__file__).parents[2] / "benchmarks" / "prompt_sets"
 DIGESTS = {
-    "reporting": "2fd0dac1038f793dcf8c8bbdeada7066121f191e2433178670cb2fae8efc4046",
-    "tuning": "56422c406845d49b841851fd041f5193aa3201936803634adc75e9458979af2f",
+    "reporting": "26055ec2b893e69ce62b3a9cfb7835f0ac8c0bfe736768ea5a425816ee406df1",
+    "tuning": "e7c5a27b2853d2d6df25399f8deb91a73186e0e49f943158dc96d32186696573",
 }
 
 
