@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-done
 PROTO := proto/chaperone/v1/supervision.proto
 STUBS := common/pb
-CODE := common edge_client cloud_supervisor benchmarks tests
+CODE := common link_emulator edge_client cloud_supervisor benchmarks tests
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ORT_DISABLE_TELEMETRY := 1

@@ -1,4 +1,4 @@
-"""`chaperone`: generate text on this device, supervised by the cloud.
+"""`chaperone`: generate text on this device, supervised by the cloud; or emulate the link between them.
 
 Exit codes: 0 done; 1 the generation failed, or a line of a batch did; 2 wrong usage, configuration or parameters;
 130 stopped by Ctrl-C.
@@ -32,18 +32,10 @@ EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if (arguments.prompts is None) != (arguments.out is None):
-        parser.error("--prompts and --out belong together")
-    if arguments.prompts is not None and arguments.prompt is not None:
-        parser.error("give a prompt or --prompts, not both")
-    if arguments.prompts is not None and arguments.json:
-        parser.error("--json is for a single prompt; --out is JSON anyway")
+    arguments = _parser().parse_args(argv)
     try:
-        if arguments.prompts is None and arguments.prompt is None:
-            arguments.prompt = _standard_input()  # not inside the event loop, which would not hear Ctrl-C meanwhile
-        return asyncio.run(_generate(arguments))
+        exit_code: int = arguments.run(arguments)
+        return exit_code
     except InvalidRequest as error:
         return _complain(error, EXIT_USAGE)
     except ChaperoneError as error:
@@ -79,7 +71,53 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, metavar="OUT.jsonl", help="results, one object a line")
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
+    generate.set_defaults(run=_run_generate, wrong_usage=generate.error)
+    _add_link(commands)
     return parser
+
+
+def _add_link(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    link = commands.add_parser("link", help="emulate a network link on this machine")
+    link_commands = link.add_subparsers(required=True, metavar="COMMAND")
+    run = link_commands.add_parser("run", help="carry connections across an emulated link, until Ctrl-C or SIGTERM")
+    kind = run.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--profile", metavar="NAME|PATH", help="see `chaperone link profiles`, or a YAML file")
+    kind.add_argument("--rtt-ms", type=float, help="a plain link of this round trip")
+    run.add_argument(
+        "--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="port 0, as by default, takes a free one"
+    )
+    run.add_argument("--to", metavar="HOST:PORT", required=True, help="the server, on this machine too")
+    run.add_argument("--seed", type=int, default=0, help="of jitter, loss, outages and resets")
+    run.set_defaults(run=_run_link)
+    profiles = link_commands.add_parser("profiles", help="list the profiles that come along")
+    profiles.set_defaults(run=_list_profiles)
+
+
+def _run_link(arguments: argparse.Namespace) -> int:
+    from link_emulator.command import chosen_profile, run_link
+
+    profile = chosen_profile(arguments.profile, arguments.rtt_ms)
+    run_link(profile, listen=arguments.listen, to=arguments.to, seed=arguments.seed)
+    return EXIT_OK
+
+
+def _list_profiles(arguments: argparse.Namespace) -> int:
+    from link_emulator.command import list_profiles
+
+    list_profiles()
+    return EXIT_OK
+
+
+def _run_generate(arguments: argparse.Namespace) -> int:
+    if (arguments.prompts is None) != (arguments.out is None):
+        arguments.wrong_usage("--prompts and --out belong together")
+    if arguments.prompts is not None and arguments.prompt is not None:
+        arguments.wrong_usage("give a prompt or --prompts, not both")
+    if arguments.prompts is not None and arguments.json:
+        arguments.wrong_usage("--json is for a single prompt; --out is JSON anyway")
+    if arguments.prompts is None and arguments.prompt is None:
+        arguments.prompt = _standard_input()  # not inside the event loop, which would not hear Ctrl-C meanwhile
+    return asyncio.run(_generate(arguments))
 
 
 async def _generate(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("common", "edge_client", "cloud_supervisor")
+PACKAGES = ("common", "edge_client", "cloud_supervisor", "link_emulator")
 RIM = ("clock", "config", "wire", "pb")
 PURE = {*sys.stdlib_module_names, "numpy", "common"}
 IMPURE = re.compile(r"common\.(config|wire|pb)\b")
@@ -102,6 +102,9 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
         ("cloud_supervisor/supervisor.py", "import edge_client", "cloud_supervisor.supervisor -> edge_client"),
         ("edge_client/engine.py", "import cloud_supervisor.ports", "edge_client.engine -> cloud_supervisor.ports"),
         ("common/planner.py", "import edge_client.ports", "common.planner -> edge_client.ports"),
+        ("link_emulator/proxy.py", "import edge_client.ports", "link_emulator.proxy -> edge_client.ports"),
+        ("link_emulator/proxy.py", "import grpc", "link_emulator.proxy -> grpc"),
+        ("common/planner.py", "import link_emulator.model", "common.planner -> link_emulator.model"),
         ("edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),
         ("common/planner.py", "import tests.conftest", "common.planner -> tests"),
         ("edge_client/engine.py", "import torch", "edge_client.engine -> torch"),

@@ -1,0 +1,102 @@
+"""`chaperone link`: a link in a process of its own, how it ends, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from edge_client.cli import main
+from link_emulator import profile_names
+
+UNUSED = "127.0.0.1:1"
+
+
+@contextmanager
+def echo_server() -> Iterator[str]:
+    """Answers one connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while data := connection.recv(4096):
+                    connection.sendall(data)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(30)
+
+
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_it_carries_bytes_and_ends_by_a_signal(ending: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-m", "edge_client.cli", "link", "run", "--profile", "lan", "--seed", "3"]
+    with echo_server() as address:
+        process = subprocess.Popen(
+            [*command, "--to", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        with process:
+            assert process.stdout is not None
+            host, _, port = process.stdout.readline().strip().rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                connection.sendall(b"hello")
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.makefile("rb").read() == b"hello"
+            process.send_signal(ending)
+            output, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert output == ""
+    assert errors.startswith("[1 connections, 0 reset; up 5 bytes, ")
+    assert "Traceback" not in errors
+
+
+def test_profiles_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["link", "profiles"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["name", "label", "rtt"]
+    assert [line.split()[0] for line in lines] == profile_names()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--profile", "4gg"), "profile: '4gg' is not known (did you mean '4g'?); known: "),
+        (("--profile", "./nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--rtt-ms", "-3"), "--rtt-ms: -3.0 is not a time from 0 to 120000 ms"),
+        (("--rtt-ms", "nan"), "--rtt-ms: nan is not a time"),
+        (("--rtt-ms", "20", "--seed", "-1"), "--seed: -1 is negative; give a whole number from 0 on"),
+        (("--rtt-ms", "20", "--listen", "0.0.0.0:7000"), "listen: '0.0.0.0:7000' is not HOST:PORT of this machine"),
+    ],
+)
+def test_wrong_flags_are_two(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str) -> None:
+    assert main(["link", "run", "--to", UNUSED, *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_taken_port_is_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["link", "run", "--rtt-ms", "20", "--to", UNUSED, "--listen", address]) == 2
+    assert f"listen: {address} cannot be listened on: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--profile", "lan", "--rtt-ms", "20")])
+def test_a_link_is_named_once(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["link", "run", "--to", UNUSED, *arguments])
+    assert ended.value.code == 2
+    assert "--rtt-ms" in capsys.readouterr().err
+
+
+def test_generating_does_not_load_the_emulator() -> None:
+    program = "import sys, edge_client.cli; edge_client.cli._parser(); print('link_emulator' in sys.modules)"
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "False\n"
