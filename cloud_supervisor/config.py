@@ -20,6 +20,7 @@ class LimitsConfig(FrozenModel):
     prefill_chunk_tokens: int = Field(default=256, ge=1)
     open_timeout_s: float = Field(default=30.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
+    reconnect_grace_s: float = Field(default=30.0, ge=0)
 
     @property
     def max_streams(self) -> int:

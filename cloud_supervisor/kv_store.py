@@ -70,6 +70,11 @@ class KvStore:
         entry = self._entries.get(key)
         return tuple(entry.token_ids) if entry else ()
 
+    def covers(self, key: Hashable, token_ids: Sequence[int]) -> bool:
+        """Whether a session's cache begins with these tokens, so that reading them would only crop it."""
+        entry = self._entries.get(key)
+        return entry is not None and common_prefix(entry.token_ids, list(token_ids)) == len(token_ids)
+
     def prepare(self, key: Hashable, token_ids: Sequence[int], keep_last: int) -> tuple[KvCache, list[int]]:
         """Make room and return the session's cache, cropped to what it shares with `token_ids`, and the rest to feed.
 

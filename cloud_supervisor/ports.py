@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.types import Choice, SamplingParams
+
+if TYPE_CHECKING:
+    from cloud_supervisor.worker import ReadResult
 
 
 class KvCache(Protocol):
@@ -54,3 +57,25 @@ class TargetModel(Protocol):
 
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
         """Run the forwards, extend the caches, and return each reading's choices, oldest position first."""
+
+
+class Reader(Protocol):
+    """What reads for the supervisor, for many sessions at once: a queue in front of a model, or a stand-in."""
+
+    async def read(
+        self,
+        key: Hashable,
+        token_ids: Sequence[int],
+        choices: int,
+        sampling: SamplingParams,
+        *,
+        deadline_ms: float | None = None,
+    ) -> ReadResult:
+        """Read a session's whole token list and return the choices after its last `choices` tokens.
+
+        Raises Overloaded, CloudTimeout if `deadline_ms` passes before the reading starts, PromptTooLong, or
+        CloudUnavailable. Cancelling gives up the answer, not necessarily the work.
+        """
+
+    def free(self, key: Hashable) -> None:
+        """Forget a session; unknown ones are no error."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.inbox import Arrival, Inbox
-from cloud_supervisor.worker import ModelWorker
+from cloud_supervisor.ports import Reader
 from common.clock import Clock, MonotonicClock
 from common.errors import (
     Cancelled,
@@ -59,7 +59,7 @@ class Supervisor:
     """All sessions of one large model."""
 
     def __init__(
-        self, worker: ModelWorker, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
+        self, worker: Reader, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
     ) -> None:
         self.capabilities = capabilities
         self.counters = Counters()
@@ -67,6 +67,7 @@ class Supervisor:
         self._limits = limits
         self._clock = clock or MonotonicClock()
         self._inboxes: dict[SessionId, Inbox] = {}
+        self._graces: dict[SessionId, asyncio.TimerHandle] = {}  # of sessions whose device may come back
 
     @property
     def sessions(self) -> int:
@@ -110,16 +111,34 @@ class Supervisor:
         if not isinstance(opening, Open):
             raise ProtocolViolation(f"frame: {type(opening).__name__} before Open")
         session = self._admit(opening, inbox)
+        closed = False
         try:
             async with aclosing(self._converse(opening, session, inbox)) as answers:
                 async for frame in answers:
+                    closed = isinstance(frame, Closed)
                     yield frame
         finally:
             self.counters.stale_frames += session.stale_frames
             if self._inboxes.get(opening.session_id) is inbox:
                 del self._inboxes[opening.session_id]
             if opening.session_id not in self._inboxes:  # an older stream may outlive the newer one by a reading
-                self._worker.free(opening.session_id)
+                self._free(opening.session_id, after_s=0.0 if closed else self._limits.reconnect_grace_s)
+
+    def _free(self, session_id: SessionId, *, after_s: float) -> None:
+        """Let a session's KV go, after a grace in which a device that was cut off may open the session anew."""
+        self._end_grace(session_id)
+        if after_s > 0:
+            self._graces[session_id] = asyncio.get_running_loop().call_later(after_s, self._free_now, session_id)
+        else:
+            self._worker.free(session_id)
+
+    def _free_now(self, session_id: SessionId) -> None:
+        del self._graces[session_id]
+        self._worker.free(session_id)
+
+    def _end_grace(self, session_id: SessionId) -> None:
+        if (grace := self._graces.pop(session_id, None)) is not None:
+            grace.cancel()
 
     async def _converse(self, opening: Open, session: CloudSession, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
         context_tokens = self.capabilities.context_tokens
@@ -190,6 +209,7 @@ class Supervisor:
         if older is not None:
             older.interrupt(Superseded("session_id: a newer stream of this session took over"))
         self._inboxes[opening.session_id] = inbox
+        self._end_grace(opening.session_id)
         return session
 
     async def _prefill(self, opening: Open, session: CloudSession, inbox: Inbox) -> _Answer:

@@ -227,6 +227,9 @@ class ModelWorker:
         """Read one piece and return its seconds. Runs in the model's thread; a batch of one until they are batched."""
         started_at = self._clock.now()
         job.queue_s += started_at - job.queued_at
+        if not job.choices and self._kv_store.covers(job.key, job.token_ids):  # a prompt that is resumed from
+            job.reached = len(job.token_ids)
+            return 0.0
         wanted = job.choices - len(job.found)
         cache, todo = self._kv_store.prepare(job.key, job.token_ids, keep_last=wanted)
         length = len(job.token_ids)

@@ -47,6 +47,7 @@ class Tally:
     unverified_tokens: int = 0
     audited_tokens: int = 0
     deviations: int = 0
+    reconnects: int = 0
     cloud_queue_us: int = 0
     cloud_compute_us: int = 0
 
@@ -59,9 +60,10 @@ class GenerationStats:
     draft tokens that the cloud confirmed before they were final. `deviation_bound` counts every unread skipped token
     as a deviation. `catch` is caught / (caught + deviations), where a draft token is caught if one of the cloud's took
     its place before it was final; absent where nothing was to be caught, or skipped tokens are still unread.
-    `prefill_ms` is the cloud's compute on the prompt, a part of `cloud_compute_ms`. `decode_ms` runs from the moment
-    when both ends held the prompt's KV, where the generation waited for that. `energy_j` follows the declared
-    `EnergyModel`.
+    `reconnects` counts the streams after the first on which the cloud answered; a request whose answer was lost with
+    its stream counts once, as it was asked again. `prefill_ms` is the cloud's compute on the prompt, of all streams
+    together, a part of `cloud_compute_ms`. `decode_ms` runs from the moment when both ends held the prompt's KV, where
+    the generation waited for that. `energy_j` follows the declared `EnergyModel`.
     """
 
     prompt_tokens: int = 0
@@ -86,6 +88,7 @@ class GenerationStats:
     deviations: int = 0
     deviation_bound: float = 0.0
     catch: float | None = None
+    reconnects: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     edge_compute_ms: float = 0.0

@@ -20,6 +20,7 @@ class CloudSettings(FrozenModel):
     connect_timeout_ms: float = Field(default=5_000.0, gt=0, le=MAX_DEADLINE_MS)
     open_deadline_ms: float = Field(default=300_000.0, gt=0, le=MAX_DEADLINE_MS)
     verification_deadline_ms: float = Field(default=60_000.0, gt=0, le=MAX_DEADLINE_MS)
+    reconnect_timeout_ms: float = Field(default=30_000.0, ge=0, le=MAX_DEADLINE_MS)
     on_loss: Literal["default", "fail", "continue"] = "default"
 
 

@@ -38,6 +38,10 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     # Every client has its own connection, so that closing one cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
+    # The engine decides when to try again, and how long; a channel that backs off by itself would only get in its way.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # also the patience with one attempt to connect
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _DRAIN_SECONDS = 5.0
 
@@ -156,7 +160,8 @@ class GrpcLink:
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
         ended = False
         try:
-            while isinstance(data := await call.read(), bytes):  # anything else is the end
+            # Not `call.read()`: that forgets what has arrived once a write has met the stream's end, and with it why.
+            async for data in call:
                 self._bytes_down += len(data)
                 if not ended:  # nothing follows the last word
                     frame = decode_server(data)

@@ -107,6 +107,7 @@ class Stopwatch:
             deviations=missed,
             deviation_bound=(missed + unread + tally.unverified_tokens) / completion if completion else 0.0,
             catch=caught / (caught + missed) if caught + missed and not unread else None,
+            reconnects=tally.reconnects,
             bytes_up=up,
             bytes_down=down,
             edge_compute_ms=self._edge_compute_ms,

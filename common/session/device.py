@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from common.errors import ProtocolViolation, error_from_status
 from common.messages import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
@@ -18,13 +19,14 @@ class DeviceSession:
 
         text:  [ prompt | final ............ | provisional ................ ]
         sent:  everything below was read by the cloud or is on its way to it
-        read:  everything below was read by the cloud, as its answers tell
+        read:  everything below was read by the cloud, as its answers tell, and audited where it was skipped
 
     The methods that change it return or yield `SessionEvent`s; frames to send are returned, never sent.
     """
 
     def __init__(self, open_frame: Open, *, limit: int) -> None:
         """Start from an Open; `limit` is the length at which the text is full, prompt included."""
+        self._opening = open_frame
         self.text = [*open_frame.prompt_token_ids, *open_frame.committed_token_ids]
         self.prompt_length = len(open_frame.prompt_token_ids)
         self.first_new = self.final = self.sent = self.read = len(self.text)
@@ -37,10 +39,11 @@ class DeviceSession:
         self.prefill_us = 0
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
-        self._risks: dict[int, float] = {}  # of drafted positions that the cloud may still be asked about
+        self._risks: dict[int, float] = {}  # of drafted positions that the cloud has not read
         self._fired: deque[int] = deque()  # provisional positions that the gate wants judged
         self._tail_length = 0  # of the closing audit
         self._alone = False  # the cloud is lost
+        self._reopened = False  # and the cloud has not answered yet
 
     @property
     def exhausted(self) -> bool:
@@ -80,7 +83,7 @@ class DeviceSession:
         tokens = tuple(self.text[self.sent : end])
         final_before = max(self.sent, min(self.final, end))
         span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens)
-        risks = tuple(self._risks.pop(position, 0.0) for position in range(span.start, end))
+        risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end))
         self.spans.append(span)
         self.sent = end
         self.tally.requests += 1
@@ -100,6 +103,26 @@ class DeviceSession:
             yield from self._truncate(length)
         self.final = length
 
+    def reopen(self) -> Open:
+        """Begin a new stream after a failure, from what the cloud is known to have read; a takeover is over with it.
+
+        What is provisional stays so. Tokens that were on their way to a judge wait for being sent again, and skipped
+        ones that are unread are audited by the next Draft. Raises ProtocolViolation unless the last stream failed
+        while the text was being written.
+        """
+        if self.finish_reason is not None:
+            raise ProtocolViolation(f"reopen: the text has ended at {self.final}; nothing is left to write")
+        self.state = step(self.state, Happening.REOPEN)
+        provisional_and_sent = range(self.final, self.sent)
+        self._fired = deque([*provisional_and_sent, *(position for position in self._fired if position >= self.sent)])
+        self.sent = self.read = min(self.read, self.final)
+        self.tally.requests -= len(self.spans)  # each is asked again
+        self.spans.clear()
+        self.revision = 0
+        self.prefilled = False
+        self._reopened = True
+        return replace(self._opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read]))
+
     def lose_cloud(self) -> Iterator[SessionEvent]:
         """Go on without the cloud: what is provisional becomes final, and so does all that follows, unverified."""
         self._alone = True
@@ -116,6 +139,8 @@ class DeviceSession:
                 self.prefilled = self.prefilled or frame.prefilled
                 self._count(frame)
                 self.prefill_us += frame.compute_us
+                self.tally.reconnects += self._reopened
+                self._reopened = False
             case Verdict() if self.state is State.CLOSING:
                 self._audit(frame)
             case Continuation() if self.state is State.CLOSING:
@@ -142,7 +167,7 @@ class DeviceSession:
         self.state = step(self.state, Happening.TAKEOVER if self._begins_takeover(verdict, span) else Happening.VERDICT)
         self._audit(verdict)
         self.tally.audited_tokens += span.final_before - span.start
-        self.read = span.end if verdict.position < self.final else verdict.position + 1
+        self._mark_read(span.end if verdict.position < self.final else verdict.position + 1)
         while self.final < verdict.position:
             yield from self._commit(Origin.VERIFIED)
         origin = Origin.OVERRIDE if verdict.position < span.end else Origin.BONUS
@@ -160,7 +185,7 @@ class DeviceSession:
         self._count(frame)
         for token_id in frame.token_ids:
             yield from self._take(self.final, token_id, Origin.TAKEOVER)
-        self.read = max(self.read, self.final)
+        self._mark_read(max(self.read, min(end, self.final)))
         if frame.handed_back:
             yield from self._commit_skipped()
 
@@ -213,6 +238,11 @@ class DeviceSession:
         self._fired = deque(position for position in self._fired if position < length)
         self._risks = {position: risk for position, risk in self._risks.items() if position < length}
         yield Retracted(length)
+
+    def _mark_read(self, length: int) -> None:
+        for position in range(self.read, length):
+            self._risks.pop(position, None)
+        self.read = length
 
     def _is_replay(self, verdict: Verdict) -> bool:
         """Whether it answers a span that is answered: an answer to the next one with tokens lies behind its start."""

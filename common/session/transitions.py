@@ -1,7 +1,8 @@
 """The states of one stream and what may happen in each, as data.
 
 Both ends run the same table, each at its own time: an end steps when it sends a frame and when it receives one.
-What crosses a Close on the wire is still allowed while closing, and ignored.
+What crosses a Close on the wire is still allowed while closing, and ignored. The only way out of a failure is the
+device's: a new stream, and with it a new session on the cloud's end.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Happening(StrEnum):
     CLOSE = "Close"
     CLOSED = "Closed"
     FAILURE = "Failure"
+    REOPEN = "Open of the same session on a new stream"
 
 
 _CROSSING = (
@@ -58,6 +60,7 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
     (State.CLOUD_WRITES, Happening.CLOSE): State.CLOSING,
     **{(State.CLOSING, crossing): State.CLOSING for crossing in _CROSSING},
     (State.CLOSING, Happening.CLOSED): State.DONE,
+    (State.FAILED, Happening.REOPEN): State.DEVICE_WRITES,
     **{
         (state, Happening.FAILURE): State.FAILED
         for state in (State.NEW, State.DEVICE_WRITES, State.CLOUD_WRITES, State.CLOSING)

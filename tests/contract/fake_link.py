@@ -19,15 +19,18 @@ class FakeLink:
     """Obeys the contract of `CloudLink`.
 
     `cloud` is told every frame that is sent, and what it returns is there to take at once; without one, a test plays
-    the cloud by `deliver` and `hang_up`.
+    the cloud by `deliver` and `hang_up`. After `lasts` frames from the cloud the connection is lost.
     """
 
-    def __init__(self, cloud: Cloud | None = None) -> None:
+    def __init__(self, cloud: Cloud | None = None, *, lasts: int | None = None) -> None:
         self._cloud = cloud
+        self._left = lasts
         self._inbox: deque[ServerFrame] = deque()
         self._arrived = asyncio.Event()
         self._ended = False
         self._up = self._down = 0
+        self.opened = asyncio.Event()
+        self.opened_at: float | None = None  # by the loop's clock
         self.sent: list[ClientFrame] = []
         self.closed = False
         self.cancelled = False
@@ -42,6 +45,10 @@ class FakeLink:
         return self._down
 
     async def open(self, frame: Open) -> None:
+        self.opened.set()
+        self.opened_at = asyncio.get_running_loop().time()
+        if self._left == 0:
+            self.hang_up()
         self.send(frame)
 
     def send(self, frame: ClientFrame) -> None:
@@ -71,7 +78,8 @@ class FakeLink:
 
     def cancel(self) -> None:
         self.closed = self.cancelled = True
-        self.hang_up("CANCELLED")
+        if self.opened_at is not None:
+            self.hang_up("CANCELLED")
 
     def deliver(self, *frames: ServerFrame) -> None:
         """Let frames arrive; nothing follows a terminal one."""
@@ -80,6 +88,10 @@ class FakeLink:
                 return
             self._down += len(encode_server(frame))
             self._put(frame)
+            if self._left is not None:
+                self._left -= 1
+                if self._left == 0:
+                    self.hang_up()
 
     def hang_up(self, status: str = "UNAVAILABLE") -> None:
         """End the stream as a lost connection does."""

@@ -16,6 +16,7 @@ from common.types import SamplingParams, SessionId
 from common.wire import SERVICE, SUPERVISE, decode_client, encode_client, encode_server
 from edge_client.grpc_link import GrpcCloud
 from edge_client.ports import CloudLink
+from edge_client.reconnection import DelayedLink
 from tests.contract.fake_link import FakeLink
 
 OPEN = Open(SessionId("s"), "sha256:0", SamplingParams(), 9, (0,), (5, 6, 7))
@@ -55,6 +56,18 @@ class FakeRig:
 
     async def hang_up(self, status: str | None = None) -> None:
         self._fake.hang_up(status if status == "OUT_OF_RANGE" else "UNAVAILABLE")
+
+
+class DelayedRig(FakeRig):
+    """A stream that begins a moment later; the cloud sees nothing before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.link = DelayedLink(self._fake, pause_ms=5)
+
+    async def receive(self, count: int) -> list[ClientFrame]:
+        await self._fake.opened.wait()
+        return await super().receive(count)
 
 
 class GrpcRig:
@@ -99,6 +112,11 @@ async def fake_rig() -> AsyncIterator[Rig]:
 
 
 @asynccontextmanager
+async def delayed_rig() -> AsyncIterator[Rig]:
+    yield DelayedRig()
+
+
+@asynccontextmanager
 async def grpc_rig() -> AsyncIterator[Rig]:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
@@ -118,7 +136,7 @@ async def grpc_rig() -> AsyncIterator[Rig]:
 RigFactory = Callable[[], AbstractAsyncContextManager[Rig]]
 
 
-@pytest.fixture(params=[fake_rig, grpc_rig], ids=["fake", "grpc"])
+@pytest.fixture(params=[fake_rig, delayed_rig, grpc_rig], ids=["fake", "delayed", "grpc"])
 def rig_factory(request: pytest.FixtureRequest) -> RigFactory:
     factory: RigFactory = request.param
     return factory
@@ -307,3 +325,21 @@ def test_grpc_tells_a_server_that_is_not_there() -> None:
         await cloud.close()
 
     asyncio.run(run())
+
+
+def test_grpc_keeps_the_last_word_of_a_stream_that_is_being_written_to() -> None:
+    """A write that meets the stream's end must not swallow why it ended; which comes first is a matter of chance."""
+
+    async def scene(rig: Rig) -> None:
+        await rig.deliver(*OPENED)
+        await take(rig.link, 2)
+        failure = Failure("OUT_OF_RANGE", "the reason")
+        await rig.deliver(*VERDICTS, failure)
+        await rig.hang_up("OUT_OF_RANGE")
+        for _ in range(200):
+            rig.link.send(DRAFTS[0])
+            await asyncio.sleep(0)
+        assert await take(rig.link, 6) == [*VERDICTS, failure]
+
+    for _ in range(50):
+        play(grpc_rig, scene)

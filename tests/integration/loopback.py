@@ -19,10 +19,15 @@ from edge_client.grpc_link import GrpcCloud, GrpcLink
 
 @asynccontextmanager
 async def serving(
-    model: TargetModel, pair: Path, config: CloudConfig | None = None
+    model: TargetModel, pair: Path, config: CloudConfig | None = None, *, reconnect_grace_s: float = 0.0
 ) -> AsyncIterator[tuple[Server, str]]:
-    """Serve a model on a free port; yields the server and its address."""
-    config = (config or CloudConfig()).model_copy(update={"listen": "127.0.0.1:0"})
+    """Serve a model on a free port; yields the server and its address.
+
+    Unless a test asks for a grace, nothing is kept for devices that come back, so that leaks show at once.
+    """
+    config = config or CloudConfig()
+    limits = config.limits.model_copy(update={"reconnect_grace_s": reconnect_grace_s})
+    config = config.model_copy(update={"listen": "127.0.0.1:0", "limits": limits})
     server = Server(config, model, load_manifest(pair / "cloud", role="cloud"))
     address = await server.start()
     try:

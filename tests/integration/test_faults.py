@@ -1,4 +1,4 @@
-"""When the cloud is not there, not in time, or gone: what the device says, keeps and goes on with."""
+"""When the cloud is not there, not in time, or gone for good: what the device says, keeps and goes on with."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from tests.integration.staging import (
 
 PROMPT = "the list of a number is"
 NOBODY = "127.0.0.1:1"
+NO_RECONNECT = CloudSettings(reconnect_timeout_ms=0)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,8 @@ def test_gated_writes_on_without_a_server(tiny_pair: Path) -> None:
 @pytest.mark.parametrize(
     ("blocks", "cloud"),
     [
-        ("the verdict", CloudSettings(verification_deadline_ms=50.0)),
-        ("the prompt", CloudSettings(open_deadline_ms=50.0)),
+        ("the verdict", CloudSettings(verification_deadline_ms=50.0, reconnect_timeout_ms=0)),
+        ("the prompt", CloudSettings(open_deadline_ms=50.0, reconnect_timeout_ms=0)),
     ],
 )
 @pytest.mark.parametrize("mode", ["exact", "gated", "cloud"])
@@ -129,7 +130,7 @@ def test_exact_can_be_resumed_after_the_server_was_killed(tiny_pair: Path, targe
 
     async def until_killed() -> tuple[Collector, Failed]:
         with server_process() as (process, address):
-            async with EdgeClient(config_for(address)) as client:
+            async with EdgeClient(config_for(address, cloud=NO_RECONNECT)) as client:
                 collected, events = Collector(client.request(PROMPT, **parameters)), []
                 async for event in client.stream(collected.request):
                     collected.add(event)
@@ -190,7 +191,7 @@ def test_without_the_server_it_fails_once(
 
 async def _lose_server(pair: Path, target: TargetModel, seed: int, mode: str, on_loss: str) -> list[Event]:
     """Stop the server once twenty tokens are final."""
-    cloud = CloudSettings.model_validate({"on_loss": on_loss})
+    cloud = CloudSettings.model_validate({"on_loss": on_loss, "reconnect_timeout_ms": 0})
     async with serving(target, pair) as (server, address):
         config = config_for(address, risk=0.0, cloud=cloud)  # so that gated writes what the cloud would
         async with EdgeClient(config) as client:

@@ -1,4 +1,4 @@
-"""Both ends of a session in one test, with a wire between them that delays but never reorders.
+"""Both ends of a session in one test, with a wire between them that delays but never reorders, and may be cut.
 
 The models are functions of the text before a token, so that what either would write is known without running
 anything: the cloud's choice is a hash of the prefix, the draft's is the same one most of the time.
@@ -7,12 +7,14 @@ anything: the cloud's choice is a hash of the prefix, the draft's is the same on
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from common.messages import ClientFrame, Close, Draft, Open, Opened, ServerFrame
+from common.errors import CloudUnavailable
+from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from common.planner import Action, FixedPlanner, HandOver, Send, Wait
 from common.planner import Draft as DraftOn
 from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
@@ -67,16 +69,25 @@ class Pair:
     max_new_tokens: int = 60
     continuation_tokens: int = 0
     max_span_tokens: int | None = None
+    resumed: tuple[int, ...] = ()  # of a generation that is resumed
+    resets: int = 0  # how often the stream may be cut before the text is complete
+    reset_odds: int = 20  # one move in so many is a cut
     up: deque[ClientFrame] = field(default_factory=deque)
     down: deque[ServerFrame] = field(default_factory=deque)
     events: list[SessionEvent] = field(default_factory=list)
     overrides_at: list[tuple[int, int]] = field(default_factory=list)  # (index in the span, its length)
     most_in_flight: int = 0
+    lost_verdicts: int = 0
+    cut_takeovers: int = 0
+    audits: Counter[int] = field(default_factory=Counter)  # by position, as the device was told
 
     def __post_init__(self) -> None:
-        opening = Open(SessionId("s"), "", SamplingParams(), self.max_new_tokens, (EOS,), PROMPT)
+        opening = Open(SessionId("s"), "", SamplingParams(), self.max_new_tokens, (EOS,), PROMPT, self.resumed)
         self.limit = len(PROMPT) + self.max_new_tokens
         self.device = DeviceSession(opening, limit=self.limit)
+        self._open(opening)
+
+    def _open(self, opening: Open) -> None:
         self.cloud = CloudSession(opening, context_tokens=10_000, vocabulary_size=VOCABULARY)
         self.down.append(Opened(prefilled=True, context_tokens=10_000))
 
@@ -85,16 +96,37 @@ class Pair:
         for _ in range(100_000):
             if self.device.state == "done":
                 return
+            if self.resets and self.device.finish_reason is None and self.random.randrange(self.reset_odds) == 0:
+                self.reset()
             moves = (self._device_moves, self._cloud_reads, self._cloud_writes, self._receive)
             if not any(move() for move in self.random.sample(moves, len(moves))):
                 raise AssertionError(f"deadlock: {self.device.state}, {self.device.spans}")
         raise AssertionError("no end in sight")
 
+    def reset(self) -> None:
+        """Cut the stream: what is on its way is lost, and the device opens a new one."""
+        self.resets -= 1
+        self.cut_takeovers += self.device.following
+        self.lost_verdicts += sum(isinstance(frame, Verdict) for frame in self.down)
+        self.up.clear()
+        self.down.clear()
+        with suppress(CloudUnavailable):
+            list(self.device.apply(Failure("UNAVAILABLE", "cut")))
+        self._open(self.device.reopen())
+
     def _receive(self) -> bool:
         if not self.down:
             return False
-        for event in self.device.apply(self.down.popleft()):
+        frame = self.down.popleft()
+        spans = self.device.spans
+        audited = range(spans[0].start, spans[0].final_before) if isinstance(frame, Verdict) and spans else range(0)
+        if isinstance(frame, Closed):
+            audited = range(min(self.device.read, self.device.final), self.device.final)
+        before = self.device.tally.audited_tokens
+        for event in self.device.apply(frame):
             self._note(event)
+        assert self.device.tally.audited_tokens - before == len(audited)
+        self.audits.update(audited)
         return True
 
     def _device_moves(self) -> bool:

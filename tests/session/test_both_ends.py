@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from random import Random
 
@@ -17,7 +18,7 @@ CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
 
 
 @st.composite
-def pairs(draw: st.DrawFn, mode: Mode) -> Pair:
+def pairs(draw: st.DrawFn, mode: Mode, *, resets: bool = False) -> Pair:
     models = Models(draw(st.integers(0, 2**32)), draw(st.integers(0, 100)), draw(st.integers(5, 200)))
     planner = FixedPlanner(
         mode,
@@ -25,14 +26,21 @@ def pairs(draw: st.DrawFn, mode: Mode) -> Pair:
         spans_in_flight=draw(st.integers(1, 4)),
         run_ahead_tokens=draw(st.integers(10, 40)),
     )
+    max_new_tokens = draw(st.integers(1, 60))
+    resumed = cloud_text(models, PROMPT, len(PROMPT) + draw(st.integers(0, 5)))[len(PROMPT) :] if resets else []
+    if len(resumed) >= max_new_tokens or EOS in resumed:
+        resumed = []
     return Pair(
         models,
         mode,
         planner,
         Random(draw(st.integers(0, 2**32))),
-        max_new_tokens=draw(st.integers(1, 60)),
+        max_new_tokens=max_new_tokens,
         continuation_tokens=draw(st.sampled_from([0, 0, 1, 5, 100])),
         max_span_tokens=draw(st.sampled_from([None, None, 3])) if mode is Mode.GATED else None,
+        resumed=tuple(resumed),
+        resets=draw(st.integers(1, 6)) if resets else 0,
+        reset_odds=draw(st.sampled_from([3, 10, 30])) if resets else 1,
     )
 
 
@@ -112,3 +120,56 @@ def test_caught_tokens_are_those_that_gave_way(pair: Pair) -> None:
         for before, after in pairwise(pair.events)
     )
     assert pair.device.tally.caught == gave_way
+
+
+# The stream is cut
+
+
+@settings(max_examples=500)
+@given(pair=pairs(Mode.EXACT, resets=True))
+def test_exact_commits_what_the_cloud_would_write_however_often_the_stream_is_cut(pair: Pair) -> None:
+    pair.run()
+    expected = cloud_text(pair.models, PROMPT, pair.limit)
+    assert [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)] == expected
+    assert {event.origin for event in pair.committed} <= CLOUDS_OWN
+    assert pair.device.tally.deviations == 0
+    assert not pair.audits
+
+
+@settings(max_examples=500)
+@given(pair=pairs(Mode.GATED, resets=True))
+def test_gated_audits_every_skipped_token_once_however_often_the_stream_is_cut(pair: Pair) -> None:
+    pair.run()
+    text = [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)]
+    assert text == pair.device.text[: pair.device.final]
+    skipped = [event.position for event in pair.committed if event.origin is Origin.DRAFT]
+    assert pair.audits == Counter(skipped), "each once, and nothing else"
+    deviating = [event for event in pair.committed if pair.models.cloud(text[: event.position]) != event.token_id]
+    assert all(event.origin is Origin.DRAFT for event in deviating)
+    assert pair.device.tally.deviations == len(deviating)
+    tally = pair.device.tally
+    by_origin = Counter(event.origin for event in pair.committed)
+    assert tally.skipped_tokens == by_origin[Origin.DRAFT]
+    assert tally.verified_tokens == by_origin[Origin.VERIFIED]
+    assert tally.takeover_tokens == by_origin[Origin.TAKEOVER]
+    assert tally.fired <= sum(isinstance(event, Drafted) for event in pair.events)
+
+
+@settings(max_examples=100)
+@given(pair=pairs(Mode.CLOUD, resets=True))
+def test_cloud_mode_takes_up_an_interrupted_takeover(pair: Pair) -> None:
+    pair.run()
+    text = [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)]
+    assert text == cloud_text(pair.models, PROMPT, pair.limit)
+
+
+def test_the_cuts_exercise_what_can_be_lost() -> None:
+    lost = reconnects = cut_takeovers = 0
+    for seed in range(200):
+        planner = FixedPlanner(Mode.GATED, span_tokens=2, spans_in_flight=3, run_ahead_tokens=30)
+        pair = Pair(Models(seed), Mode.GATED, planner, Random(seed), continuation_tokens=9, resets=4, reset_odds=10)
+        pair.run()
+        lost += pair.lost_verdicts
+        reconnects += pair.device.tally.reconnects
+        cut_takeovers += pair.cut_takeovers
+    assert min(lost, reconnects, cut_takeovers) >= 10

@@ -44,8 +44,13 @@ def test_from_every_other_state_there_is_an_end() -> None:
         assert seen >= TERMINAL
 
 
-def test_terminal_states_have_no_exits() -> None:
-    assert not [key for key in TRANSITIONS if key[0] in TERMINAL]
+def test_nothing_leads_out_of_an_end_but_a_new_stream_out_of_a_failure() -> None:
+    exits = {key: target for key, target in TRANSITIONS.items() if key[0] in TERMINAL}
+    assert exits == {(State.FAILED, Happening.REOPEN): State.DEVICE_WRITES}
+
+
+def test_only_a_failure_is_followed_by_a_new_stream() -> None:
+    assert {state for (state, happening) in TRANSITIONS if happening is Happening.REOPEN} == {State.FAILED}
 
 
 def test_all_happenings_occur() -> None:
