@@ -18,6 +18,11 @@ NAMES = {
     "decode": "warm decode speed of strategies, one core each, over loopback",
     "device": "the device's overhead over bare onnxruntime, and the longest event-loop gap",
     "agreement": "how often the device model agrees with the cloud model, against another export",
+    "record": "traces of the pair for the simulator",
+    "simulate": "strategies on recorded traces, on a virtual clock",
+    "calibration": "whether the link emulator does what its profiles say",
+    "cloud-profile": "step times of cloud models, on the accelerator that is there",
+    "fleet": "many devices on a few replicas: latency, load, cost and energy",
     "docs": "the generated parts of the documentation",
     "all": "device, agreement and decode, into benchmarks/results/",
 }
@@ -27,7 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark; with --out, write its JSON."""
-    names = "\n".join(f"  {name:10} {purpose}" for name, purpose in NAMES.items())
+    names = "\n".join(f"  {name:13} {purpose}" for name, purpose in NAMES.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=names, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, options: Sequence[str]) -> int:
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     module.add_arguments(parser)

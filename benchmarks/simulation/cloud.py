@@ -1,0 +1,99 @@
+"""The cloud's model in virtual time; the supervisor above it is the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from random import Random
+
+from benchmarks.simulation.costs import CloudCosts
+from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, Script
+from benchmarks.simulation.virtual_time import LoopClock
+from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.supervisor import Supervisor
+from cloud_supervisor.worker import ReadResult
+from common.errors import CloudTimeout
+from common.messages import API_VERSION, Capabilities
+from common.types import Choice, SamplingParams, common_prefix
+
+
+class SimulatedWorker:
+    """A `Reader` that chooses what each session's script says, one reading after the other.
+
+    A session's cache holds what was read last. A reading whose stream ends meanwhile is still done; the real worker
+    takes one that only waits out of the queue.
+    """
+
+    def __init__(self, scripts: Mapping[Hashable, Script], costs: CloudCosts) -> None:
+        self._scripts = scripts
+        self._costs = costs
+        self._others = _Others(costs)
+        self._held: dict[Hashable, Sequence[int]] = {}
+        self._busy_until_s = 0.0
+
+    async def read(
+        self,
+        key: Hashable,
+        token_ids: Sequence[int],
+        choices: int,
+        sampling: SamplingParams,
+        *,
+        deadline_ms: float | None = None,
+    ) -> ReadResult:
+        now_s = asyncio.get_running_loop().time()
+        start_s = max(now_s, self._others.done_s(now_s, self._busy_until_s))
+        queue_ms = (start_s - now_s) * 1e3
+        if deadline_ms is not None and queue_ms >= deadline_ms:
+            await asyncio.sleep(deadline_ms / 1e3)
+            raise CloudTimeout(f"deadline: the reading waited {deadline_ms:.0f} ms in the queue and was not started")
+        compute_ms = self._compute_ms(key, token_ids, choices)
+        self._busy_until_s = start_s + compute_ms / 1e3
+        self._held[key] = tuple(token_ids)
+        await asyncio.sleep(self._busy_until_s - now_s)
+        chosen = [Choice(token_id, 0.0, token_id) for token_id in self._scripts[key].choices(token_ids, choices)]
+        return ReadResult(chosen, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
+
+    def free(self, key: Hashable) -> None:
+        self._held.pop(key, None)
+
+    def _compute_ms(self, key: Hashable, token_ids: Sequence[int], choices: int) -> float:
+        """Only what the cache lacks is computed, but always the tokens whose choices are wanted."""
+        held = min(common_prefix(self._held.get(key, ()), tuple(token_ids)), len(token_ids) - choices)
+        new = len(token_ids) - held
+        return self._costs.read_ms.at(new) if choices else self._costs.prefill_ms * new
+
+
+class _Others:
+    """Readings of other devices, in the same queue."""
+
+    def __init__(self, costs: CloudCosts) -> None:
+        if not 0 <= costs.load < 1:
+            raise ValueError(f"load: {costs.load} is outside [0, 1); a queue that others fill never gets shorter")
+        self._dice = Random(costs.seed)
+        self._each_s = costs.other_ms / 1e3
+        self._rate = costs.load / self._each_s  # a second
+        self._next_s = self._interval_s()
+
+    def done_s(self, now_s: float, busy_until_s: float) -> float:
+        """When everything that had come by now is done, if the rest of the queue is by `busy_until_s`."""
+        while self._next_s <= now_s:
+            busy_until_s = max(busy_until_s, self._next_s) + self._each_s
+            self._next_s += self._interval_s()
+        return busy_until_s
+
+    def _interval_s(self) -> float:
+        return self._dice.expovariate(self._rate) if self._rate else math.inf
+
+
+def capabilities(limits: LimitsConfig) -> Capabilities:
+    """What a simulated cloud serves."""
+    return Capabilities(
+        API_VERSION, "simulated", TOKENIZER_DIGEST, VOCABULARY_SIZE, CONTEXT_TOKENS, limits.max_span_tokens
+    )
+
+
+def simulated_supervisor(scripts: Mapping[Hashable, Script], costs: CloudCosts) -> Supervisor:
+    """The real supervisor, above a worker that plays scripts, by session; call it inside a virtual loop."""
+    limits = LimitsConfig()
+    return Supervisor(SimulatedWorker(scripts, costs), capabilities(limits), limits, LoopClock())

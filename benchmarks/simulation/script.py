@@ -1,0 +1,113 @@
+"""What both models say on one trace, for texts that follow the recorded one and for texts that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.simulation.trace import Trace
+from common.messages import Open
+from common.types import Proposal, SessionId, Signal, common_prefix
+
+# Ids that no tokenizer has, so that they equal nothing in a trace; as long on the wire as those of a large vocabulary.
+PROMPT_TOKEN = 2**20
+DEVICE_FILLER, CLOUD_FILLER, RUNNER_UP_FILLER = PROMPT_TOKEN + 1, PROMPT_TOKEN + 2, PROMPT_TOKEN + 3
+VOCABULARY_SIZE = PROMPT_TOKEN + 4
+CONTEXT_TOKENS = 2**15
+TOKENIZER_DIGEST = "sha256:" + 64 * "0"
+
+# Of a trace without any signal to repeat.
+_UNKNOWN = Signal(entropy_nats=1.0, top1_probability=0.5, margin=0.0, coupled_margin=0.0, risk=0.5)
+
+
+class Script:
+    """One trace, to be played by a simulated device model and a simulated cloud model.
+
+    A text is on the recorded path as long as its tokens are the cloud's. Astray, the device says what was recorded
+    there, and the cloud's choice equals nothing: all behind a mismatch is void. It is not void where the device keeps
+    its token, because the gate skipped it. How both models would have gone on from there was not recorded; they are
+    taken to go on as they did after the cloud's token, position by position (`keep`).
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self._token_ids = list(trace.token_ids)
+        self._kept: set[int] = set()
+        self._astray_paths: dict[int, list[int]] = {}
+
+    def opening(self, session_id: str = "simulated") -> Open:
+        """How the device opens the session; the prompt's ids do not matter, only how many there are."""
+        trace = self.trace
+        return Open(
+            session_id=SessionId(session_id),
+            tokenizer_digest=TOKENIZER_DIGEST,
+            sampling=trace.sampling,
+            max_new_tokens=trace.max_new_tokens,
+            eos_token_ids=trace.eos_token_ids,
+            prompt_token_ids=(PROMPT_TOKEN,) * trace.prompt_tokens,
+        )
+
+    @property
+    def limit(self) -> int:
+        """The length at which the text is full, prompt included."""
+        return self.trace.prompt_tokens + self.trace.max_new_tokens
+
+    def keep(self, position: int) -> None:
+        """The device keeps its token at this position, whatever the cloud would have chosen."""
+        self._kept.add(position)
+
+    def drop(self, position: int) -> None:
+        """Tokens from this position on are taken back."""
+        if self._kept:
+            self._kept = {kept for kept in self._kept if kept < position}
+
+    def choices(self, token_ids: Sequence[int], count: int) -> list[int]:
+        """The cloud's choices after the last `count` prefixes of a text, the shortest first.
+
+        Raises ValueError for choices inside the prompt.
+        """
+        written = list(token_ids[self.trace.prompt_tokens :])
+        first = len(token_ids) + 1 - count - self.trace.prompt_tokens
+        if count and first < 0:
+            raise ValueError(f"choices: {count} after {len(token_ids)} tokens begin inside the prompt")
+        known = self._token_ids[first : self._left_at(written) + 1]
+        return (known + [CLOUD_FILLER] * count)[:count]
+
+    def proposal(self, token_ids: Sequence[int]) -> Proposal:
+        """What the device's model writes next after a text."""
+        trace = self.trace
+        written = list(token_ids[trace.prompt_tokens :])
+        left = self._left_at(written)
+        if left == len(written) and left < len(trace.proposals):
+            return trace.proposals[left]
+        return self._astray(written, left)
+
+    def _astray(self, written: list[int], left: int) -> Proposal:
+        """The recorded continuation if the text is the device's own one, else something that equals nothing."""
+        trace = self.trace
+        if left >= len(trace.proposals):
+            last = trace.proposals[-1].signal if trace.proposals else _UNKNOWN
+            return Proposal(DEVICE_FILLER, last, RUNNER_UP_FILLER)
+        own = (trace.proposals[left], *trace.astray.get(left, ()))
+        gone = written[left:]
+        agreed = common_prefix(self._astray_ids(left), gone)
+        if agreed == len(gone) < len(own):
+            return own[agreed]
+        return Proposal(DEVICE_FILLER, own[max(0, agreed - 1)].signal, RUNNER_UP_FILLER)
+
+    def _astray_ids(self, left: int) -> list[int]:
+        """The device's own tokens from where the paths part."""
+        ids = self._astray_paths.get(left)
+        if ids is None:
+            own = (self.trace.proposals[left], *self.trace.astray.get(left, ()))
+            ids = self._astray_paths[left] = [proposal.token_id for proposal in own]
+        return ids
+
+    def _left_at(self, written: list[int]) -> int:
+        """How many new tokens of a text are on the recorded path."""
+        left = common_prefix(written, self._token_ids)
+        while self._kept and left < min(len(written), len(self._token_ids)):
+            if self.trace.prompt_tokens + left not in self._kept:
+                break
+            left += 1
+            left += common_prefix(written[left:], self._token_ids[left:])
+        return left

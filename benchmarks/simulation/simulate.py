@@ -1,0 +1,189 @@
+"""One generation in virtual time: real engine, session, gate, planner and supervisor; simulated models and link."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from benchmarks.simulation import virtual_time
+from benchmarks.simulation.cloud import simulated_supervisor
+from benchmarks.simulation.costs import CloudCosts, DraftCosts
+from benchmarks.simulation.drafter import SimulatedDrafter
+from benchmarks.simulation.link import SimulatedCloud
+from benchmarks.simulation.script import Script
+from benchmarks.simulation.trace import Trace
+from benchmarks.simulation.virtual_time import LoopClock
+from cloud_supervisor.config import LimitsConfig
+from common.errors import ChaperoneError
+from common.gate import Gate, gate_for
+from common.messages import ClientFrame, ServerFrame
+from common.planner import FixedPlanner
+from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
+from common.stats import GenerationStats
+from common.types import Mode, Origin
+from edge_client.config import CloudSettings, GateSettings, PlannerSettings
+from edge_client.engine import Engine, EngineSettings
+from link_emulator.model import Link
+from link_emulator.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Where a generation takes place. `seed` draws what the link does; the traces hold all else."""
+
+    profile: Profile = field(default_factory=lambda: Profile.fixed(0.0))
+    cloud: CloudCosts = field(default_factory=CloudCosts)
+    draft: DraftCosts = field(default_factory=DraftCosts)
+    seed: int = 0
+    warm_start: bool = True  # both ends hold the prompt's KV before anything is drafted
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How a generation is made: all that the engine is given to decide with."""
+
+    name: str
+    planner: FixedPlanner
+    gate: Gate
+    takeover_tokens: int = 0
+    continue_without_cloud: bool = False
+
+    @property
+    def mode(self) -> Mode:
+        """What the strategy promises."""
+        return self.planner.mode
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When an event came out of the engine, or a frame left or reached the device; milliseconds since the beginning."""
+
+    at_ms: float
+    event: Event | ClientFrame | ServerFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What came of it. `link_bytes_*` are all bytes on the link, headers included."""
+
+    stats: GenerationStats
+    token_ids: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    error: ChaperoneError | None
+    timeline: tuple[Moment, ...]
+    link_bytes_up: int
+    link_bytes_down: int
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """From a warm start where there was one, else from the request on."""
+        stats = self.stats
+        elapsed_ms = stats.total_ms if stats.decode_ms is None else stats.decode_ms
+        return stats.completion_tokens / elapsed_ms * 1e3 if elapsed_ms else 0.0
+
+
+def strategy_for(mode: Mode) -> Strategy:
+    """A mode with the settings that a device has by default."""
+    planner = PlannerSettings()
+    span_tokens = 1 if mode is Mode.GATED else planner.span_tokens
+    return Strategy(
+        str(mode),
+        FixedPlanner(mode, span_tokens, planner.spans_in_flight, planner.run_ahead_tokens),
+        gate_for(mode, risk=GateSettings().risk),
+        planner.takeover_tokens,
+    )
+
+
+def simulate(trace: Trace, scenario: Scenario, strategy: Strategy) -> Simulation:
+    """Generate one trace's text; the answer depends on the arguments alone."""
+    return virtual_time.run(_generate(trace, scenario, strategy))
+
+
+async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy) -> Simulation:
+    script = Script(trace)
+    opening = script.opening()
+    supervisor = simulated_supervisor({opening.session_id: script}, scenario.cloud)
+    link = Link(scenario.profile, scenario.seed)
+    loop = asyncio.get_running_loop()
+    timeline: list[Moment] = []
+    cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(Moment(loop.time() * 1e3, frame)))
+    engine = _engine(script, cloud, scenario, strategy)
+    follower = _Follower(script, engine)
+    ending: Event | None = None
+    async with aclosing(engine.stream()) as events:
+        async for event in events:
+            timeline.append(Moment(loop.time() * 1e3, event))
+            follower.follow(event)
+            ending = event
+    await cloud.close()
+    assert isinstance(ending, Finished | Failed), "every generation ends in exactly one of them"
+    committed = [moment.event for moment in timeline if isinstance(moment.event, Committed)]
+    return Simulation(
+        ending.stats,
+        tuple(event.token_id for event in committed),
+        tuple(event.origin for event in committed),
+        ending.error if isinstance(ending, Failed) else None,
+        tuple(timeline),
+        link.up.wire_bytes,
+        link.down.wire_bytes,
+    )
+
+
+def _engine(script: Script, cloud: SimulatedCloud, scenario: Scenario, strategy: Strategy) -> Engine:
+    """The one place that knows how an engine is put together."""
+    deadlines = CloudSettings()
+    return Engine(
+        script.opening(),
+        limit=script.limit,
+        drafter=SimulatedDrafter(script, scenario.draft) if strategy.mode is not Mode.CLOUD else None,
+        connect=cloud.link if strategy.mode is not Mode.EDGE else None,
+        gate=strategy.gate,
+        planner=strategy.planner,
+        output=_NoText(),
+        clock=LoopClock(),
+        settings=EngineSettings(
+            open_deadline_ms=deadlines.open_deadline_ms,
+            verification_deadline_ms=deadlines.verification_deadline_ms,
+            reconnect_timeout_ms=deadlines.reconnect_timeout_ms,
+            takeover_tokens=strategy.takeover_tokens,
+            max_span_tokens=LimitsConfig().max_span_tokens,
+            continue_without_cloud=strategy.continue_without_cloud,
+            closing_audit=True,  # so that all that the cloud computes is counted
+            warm_start=scenario.warm_start,
+        ),
+    )
+
+
+class _Follower:
+    """Tells the script which of the device's tokens are there to stay: those that the gate skipped."""
+
+    def __init__(self, script: Script, engine: Engine) -> None:
+        self._script = script
+        self._engine = engine
+        self._fired = 0
+
+    def follow(self, event: Event) -> None:
+        """Take the next event, before the engine goes on."""
+        match event:
+            case Drafted(position):
+                fired = self._engine.session.tally.fired
+                if fired == self._fired:
+                    self._script.keep(position)
+                self._fired = fired
+            case Committed(position):
+                self._script.keep(position)
+            case Retracted(position):
+                self._script.drop(position)
+            case Finished() | Failed():
+                pass
+
+
+class _NoText:
+    """An `OutputText` for tokens that have none."""
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        return "", False
+
+    def flush(self) -> str:
+        return ""

@@ -1,0 +1,158 @@
+"""Traces: what both models of a pair did on one text, so that any strategy can be replayed on it without them.
+
+A trace holds the cloud's text, and at each of its positions what the device's model proposed after the cloud's own
+prefix. Where the two differ it also holds how the device's model went on astray, since a device drafts on until it is
+told. A file is gzipped JSON, one object a line; the first one says where the traces come from.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+from common.types import Proposal, SamplingParams, Signal
+
+FORMAT = 1
+ASTRAY_TOKENS = 32  # proposals after a wrong token; a device is told within fewer
+_SIGNAL_DIGITS = 4  # significant ones
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One generation as both models saw it.
+
+    `proposals[i]` is the device's, made after the prompt and `token_ids[:i]`, where the cloud chose `token_ids[i]`, and
+    `ranks[i]` the place of that token in the device's scores (coupled ones at temperatures above 0; 0 is its choice).
+    `astray[i]`, where the two differ, is what the device's model proposes after its own token at i, after that and the
+    next one, and so on.
+    """
+
+    id: str
+    category: str  # "humaneval" or "general"
+    sampling: SamplingParams
+    prompt_tokens: int
+    max_new_tokens: int
+    eos_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    ended: bool  # the last token is an end-of-text one; else the text was cut at `max_new_tokens`
+    proposals: tuple[Proposal, ...]
+    ranks: tuple[int, ...]
+    astray: Mapping[int, tuple[Proposal, ...]] = field(default_factory=dict)
+    draft_ms: float = 0.0  # median of the steps of one token, on the machine of the file's header
+
+    def __post_init__(self) -> None:
+        if not len(self.token_ids) == len(self.proposals) == len(self.ranks):
+            raise ConfigError(
+                f"trace {self.id}: {len(self.token_ids)} tokens, {len(self.proposals)} proposals and "
+                f"{len(self.ranks)} ranks; they must be as many. Record it again"
+            )
+
+    @property
+    def matches(self) -> tuple[bool, ...]:
+        """At each position, whether the device's choice is the cloud's."""
+        return tuple(
+            proposal.token_id == token_id for proposal, token_id in zip(self.proposals, self.token_ids, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFile:
+    """Traces, and where they come from."""
+
+    header: Mapping[str, Any]
+    traces: tuple[Trace, ...]
+
+
+def load_traces(path: Path | str) -> TraceFile:
+    """Read a file; raises ConfigError where it is not one of traces."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            header, *rows = map(json.loads, lines)
+        if header.get("format") != FORMAT:
+            raise ConfigError(f"{path}: format {header.get('format')!r}, expected {FORMAT}; record the traces again")
+        return TraceFile(header, tuple(map(_decode, rows)))
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: not a file of traces ({error}); record it with `python -m benchmarks record`"
+        ) from None
+
+
+def save_traces(path: Path, file: TraceFile) -> None:
+    """Write a file anew; an interruption leaves the old one whole."""
+    unfinished = path.with_name(path.name + ".part")
+    lines = [dict(file.header, format=FORMAT), *map(_encode, file.traces)]
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+    unfinished.write_bytes(gzip.compress(text.encode(), mtime=0))
+    unfinished.replace(path)
+
+
+def _encode(trace: Trace) -> dict[str, Any]:
+    return {
+        "id": trace.id,
+        "category": trace.category,
+        "temperature": trace.sampling.temperature,
+        "seed": trace.sampling.seed,
+        "prompt_tokens": trace.prompt_tokens,
+        "max_new_tokens": trace.max_new_tokens,
+        "eos_token_ids": trace.eos_token_ids,
+        "token_ids": trace.token_ids,
+        "ended": trace.ended,
+        "proposals": _columns(trace.proposals),
+        "ranks": trace.ranks,
+        "astray": {str(position): _columns(rows) for position, rows in trace.astray.items()},
+        "draft_ms": round(trace.draft_ms, 2),
+    }
+
+
+def _decode(row: Mapping[str, Any]) -> Trace:
+    return Trace(
+        id=row["id"],
+        category=row["category"],
+        sampling=SamplingParams(temperature=row["temperature"], seed=row["seed"]),
+        prompt_tokens=row["prompt_tokens"],
+        max_new_tokens=row["max_new_tokens"],
+        eos_token_ids=tuple(row["eos_token_ids"]),
+        token_ids=tuple(row["token_ids"]),
+        ended=row["ended"],
+        proposals=_rows(row["proposals"]),
+        ranks=tuple(row["ranks"]),
+        astray={int(position): _rows(columns) for position, columns in row["astray"].items()},
+        draft_ms=row["draft_ms"],
+    )
+
+
+def _columns(proposals: Sequence[Proposal]) -> dict[str, list[Any]]:
+    signals = [proposal.signal for proposal in proposals]
+    return {
+        "token_id": [proposal.token_id for proposal in proposals],
+        "runner_up": [proposal.runner_up for proposal in proposals],
+        "entropy_nats": [_short(signal.entropy_nats) for signal in signals],
+        "top1_probability": [_short(signal.top1_probability) for signal in signals],
+        "margin": [_short(signal.margin) for signal in signals],
+        "coupled_margin": [_short(signal.coupled_margin) for signal in signals],
+        "risk": [_short(signal.risk) for signal in signals],
+    }
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> tuple[Proposal, ...]:
+    signals = zip(
+        columns["entropy_nats"],
+        columns["top1_probability"],
+        columns["margin"],
+        columns["coupled_margin"],
+        columns["risk"],
+        strict=True,
+    )
+    return tuple(
+        Proposal(token_id, Signal(*map(float, signal)), runner_up)
+        for token_id, runner_up, signal in zip(columns["token_id"], columns["runner_up"], signals, strict=True)
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_SIGNAL_DIGITS}g}")

@@ -1,0 +1,79 @@
+"""What the two models are made to say."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.simulation.script import CLOUD_FILLER, DEVICE_FILLER, PROMPT_TOKEN, VOCABULARY_SIZE, Script
+from tests.sim.traces import EOS, LOST, UNSURE, trace_of
+
+PROMPT = [PROMPT_TOKEN] * 4
+TRACE = trace_of("++-+-+")
+
+
+def test_on_the_recorded_path_both_say_what_was_recorded() -> None:
+    script = Script(TRACE)
+    for length in range(6):
+        text = PROMPT + list(TRACE.token_ids[:length])
+        assert script.proposal(text) == TRACE.proposals[length]
+        assert script.choices(text, 1) == [100 + length]
+    assert script.choices([*PROMPT, 100, 101, 102, 103, 104], 6) == [100, 101, 102, 103, 104, 105]
+
+
+def test_astray_the_device_goes_on_as_recorded_and_then_says_what_equals_nothing() -> None:
+    script = Script(TRACE)
+    astray = [100, 101, 202]
+    for step in range(3):
+        assert script.proposal(PROMPT + astray).token_id == 300 + step
+        astray.append(300 + step)
+    beyond = script.proposal(PROMPT + astray)
+    assert (beyond.token_id, beyond.signal) == (DEVICE_FILLER, LOST), "the last signal is repeated"
+    assert script.proposal([*PROMPT, *astray, DEVICE_FILLER]).token_id == DEVICE_FILLER
+
+
+def test_on_a_side_branch_that_was_not_recorded_the_device_says_what_equals_nothing() -> None:
+    branch = Script(TRACE).proposal([*PROMPT, 100, 101, 999])
+    assert (branch.token_id, branch.signal) == (DEVICE_FILLER, UNSURE)
+
+
+def test_the_cloud_overrides_where_the_text_leaves_the_path_and_is_void_behind_it() -> None:
+    choices = Script(TRACE).choices([*PROMPT, 100, 101, 202, 300], 5)
+    assert choices == [100, 101, 102, CLOUD_FILLER, CLOUD_FILLER]
+
+
+def test_behind_a_token_that_is_kept_both_go_on_as_recorded() -> None:
+    script = Script(TRACE)
+    script.keep(4 + 2)
+    text = [*PROMPT, 100, 101, 202]
+    assert script.proposal(text) == TRACE.proposals[3]
+    assert script.choices([*text, 103], 3) == [102, 103, 104], "and the cloud still thinks otherwise at that place"
+    script.keep(4 + 4)
+    assert script.choices([*text, 103, 204, 105], 2) == [105, CLOUD_FILLER]
+
+
+def test_what_is_taken_back_is_not_kept() -> None:
+    script = Script(TRACE)
+    script.keep(4 + 2)
+    script.drop(4 + 2)
+    assert script.proposal([*PROMPT, 100, 101, 202]).token_id == 300
+
+
+def test_past_the_end_nothing_was_recorded() -> None:
+    trace = trace_of("++-", ended=True)
+    script = Script(trace)
+    text = [*PROMPT, 100, 101, EOS]
+    assert script.proposal(text).token_id == DEVICE_FILLER
+    assert script.choices(text, 2) == [EOS, CLOUD_FILLER]
+
+
+@pytest.mark.parametrize("filler", [CLOUD_FILLER, DEVICE_FILLER, PROMPT_TOKEN])
+def test_fillers_are_valid_ids(filler: int) -> None:
+    assert 2**20 <= filler < VOCABULARY_SIZE, "beyond every tokenizer, and three bytes long on the wire as others are"
+
+
+def test_choices_inside_the_prompt_were_not_recorded() -> None:
+    script = Script(TRACE)
+    assert script.choices(PROMPT, 1) == [100]
+    assert script.choices(PROMPT[:2], 0) == []
+    with pytest.raises(ValueError, match="inside the prompt"):
+        script.choices(PROMPT, 2)

@@ -1,0 +1,89 @@
+"""Files of traces: what is written is read again, what is none is refused, and those that come along are sound."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+from benchmarks.simulation.trace import ASTRAY_TOKENS, TraceFile, load_traces, save_traces
+from common.errors import ConfigError
+from common.types import SamplingParams
+from tests.sim.traces import trace_of
+
+FOLDER = Path(benchmarks.__path__[0]) / "traces"
+COMMITTED = sorted(FOLDER.glob("*.jsonl.gz"))
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    traces = (
+        trace_of("+-+--"),
+        replace(trace_of("++", ended=True), id="sampled", sampling=SamplingParams(temperature=0.7, seed=3)),
+    )
+    path = tmp_path / "some.jsonl.gz"
+    save_traces(path, TraceFile({"pair": "tiny"}, traces))
+    loaded = load_traces(path)
+    assert loaded.traces == traces
+    assert loaded.header["pair"] == "tiny"
+    assert loaded.traces[0].matches == (True, False, True, False, False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["some.jsonl.gz"]
+
+
+def test_signals_are_rounded_to_four_digits_whatever_their_size(tmp_path: Path) -> None:
+    trace = trace_of("-")
+    tiny = replace(trace.proposals[0].signal, entropy_nats=1.23456e-7, coupled_margin=12.34567)
+    path = tmp_path / "some.jsonl.gz"
+    save_traces(path, TraceFile({}, (replace(trace, proposals=(replace(trace.proposals[0], signal=tiny),)),)))
+    signal = load_traces(path).traces[0].proposals[0].signal
+    assert (signal.entropy_nats, signal.coupled_margin) == (1.235e-7, 12.35)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not gzip",
+        gzip.compress(b""),
+        gzip.compress(b"no json\n"),
+        gzip.compress(b'{"format":99}\n'),
+        gzip.compress(b'{"format":1}\n{"id":"x"}\n'),
+        gzip.compress(b'{"format":1}\n' + 9999 * b" ")[:-12],
+    ],
+    ids=["bytes", "empty", "text", "format", "field", "cut"],
+)
+def test_what_is_no_file_of_traces_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "some.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"some\.jsonl\.gz: .*record"):
+        load_traces(path)
+
+
+def test_columns_that_do_not_fit_are_refused() -> None:
+    trace = trace_of("++")
+    with pytest.raises(ConfigError, match="2 tokens, 1 proposals and 2 ranks"):
+        replace(trace, proposals=trace.proposals[:1])
+
+
+def test_traces_come_along() -> None:
+    assert COMMITTED, f"{FOLDER}: record them with `python -m benchmarks record`"
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_the_traces_that_come_along_are_small_and_sound(path: Path) -> None:
+    assert path.stat().st_size < 1_000_000
+    file = load_traces(path)
+    assert {"commit", "machine", "models", "prompts_sha256", "settings"} <= file.header.keys()
+    for trace in file.traces:
+        assert 0 < len(trace.token_ids) <= trace.max_new_tokens
+        assert trace.ended == (trace.token_ids[-1] in trace.eos_token_ids)
+        assert [rank == 0 for rank in trace.ranks] == list(trace.matches)
+        assert trace.astray.keys() == {index for index, match in enumerate(trace.matches) if not match}
+        for index, gone in trace.astray.items():
+            chosen = [trace.proposals[index].token_id, *(proposal.token_id for proposal in gone)]
+            assert not set(chosen[:-1]) & set(trace.eos_token_ids), "nothing is written after end-of-text"
+            full = min(ASTRAY_TOKENS, trace.max_new_tokens - index - 1)
+            assert len(gone) == full or chosen[-1] in trace.eos_token_ids
+        for rank, proposal, token_id in zip(trace.ranks, trace.proposals, trace.token_ids, strict=True):
+            assert (rank == 1) <= (proposal.runner_up == token_id)
