@@ -63,16 +63,15 @@ def choose(soft: Softmax, params: SamplingParams, position: int, *, stream: int 
     the logit gap). It is how far the noise stands from another choice.
     """
     if params.temperature == 0:
-        second = _largest_but(soft.scaled, soft.top)
-        return Choice(soft.top, min(-second, MAX_COUPLED_MARGIN))
+        return _won(soft.scaled, soft.top)
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return _choose_from_all(soft, params.seed, position, stream)
     pool, kept = _truncate(soft, params)
     scores = _scores(soft.scaled[pool], _uniforms(params.seed, position, stream, pool, len(soft.weights)))
     winner = int(np.argmax(np.where(kept, scores, -np.inf)))
     if len(pool) == 1:
-        return Choice(int(pool[winner]), MAX_COUPLED_MARGIN)
-    return Choice(int(pool[winner]), _margin(scores, winner))
+        return _won(soft.scaled, int(pool[winner]), MAX_COUPLED_MARGIN)
+    return _won(scores, winner, ids=pool)
 
 
 def warp(logits: NDArray[np.float32], params: SamplingParams) -> Float64s:
@@ -150,14 +149,30 @@ def _scores(scaled: NDArray[np.float32], uniforms: Float64s) -> Float64s:
     return np.asarray(scaled - np.log(-np.log(uniforms)), np.float64)
 
 
-def _margin(scores: Float64s, winner: int) -> float:
-    """How far the winner is ahead of everyone else; 0 if a token that truncation removed is ahead of it."""
-    return float(min(max(scores[winner] - _largest_but(scores, winner), 0.0), MAX_COUPLED_MARGIN))
+def _won(
+    scores: NDArray[np.float32] | Float64s, winner: int, margin: float | None = None, *, ids: Ids | None = None
+) -> Choice:
+    """The choice of a winner, by index into `scores` and `ids`; alone in its field it comes second as well.
+
+    Unless a margin is given, it is how far the winner is ahead of everyone else: 0 if a token that truncation removed
+    is ahead of it.
+    """
+    second = _best_but(scores, winner)
+    if margin is None:
+        gap = float(scores[winner] - scores[second]) if second != winner else MAX_COUPLED_MARGIN
+        margin = min(max(gap, 0.0), MAX_COUPLED_MARGIN)
+    if ids is None:
+        return Choice(winner, margin, second)
+    return Choice(int(ids[winner]), margin, int(ids[second]))
 
 
-def _largest_but(values: NDArray[np.float32] | Float64s, index: int) -> float:
+def _best_but(values: NDArray[np.float32] | Float64s, index: int) -> int:
+    """The index of the largest value but one; that one itself if there is no other."""
     left, right = values[:index], values[index + 1 :]
-    return max(float(part.max()) for part in (left, right) if len(part)) if len(values) > 1 else -np.inf
+    if not len(right):
+        return int(left.argmax()) if len(left) else index
+    best = index + 1 + int(right.argmax())
+    return best if not len(left) or values[best] > left.max() else int(left.argmax())
 
 
 def _choose_from_all(soft: Softmax, seed: int, position: int, stream: int) -> Choice:
@@ -168,15 +183,15 @@ def _choose_from_all(soft: Softmax, seed: int, position: int, stream: int) -> Ch
     """
     uniforms = noise(seed, position, len(soft.weights), stream=stream)
     if len(uniforms) == 1:
-        return Choice(soft.top, MAX_COUPLED_MARGIN)
+        return Choice(soft.top, MAX_COUPLED_MARGIN, soft.top)
     pair = np.argpartition(soft.weights, -2)[-2:] if len(uniforms) < 64 else _two_heavy(soft)
     if soft.weights[pair].min() < _OUT_OF_REACH:
-        return Choice(soft.top, MAX_COUPLED_MARGIN)
+        return _won(soft.scaled, soft.top, MAX_COUPLED_MARGIN)
     slower = float((-np.log(uniforms[pair]) / soft.weights[pair]).max())
     ids = np.flatnonzero(1.0 - uniforms <= slower * soft.weights * (1 + 1e-6))
     scores = _scores(soft.scaled[ids], uniforms[ids])
     winner = int(scores.argmax())
-    return Choice(int(ids[winner]), _margin(scores, winner))
+    return _won(scores, winner, ids=ids)
 
 
 def _two_heavy(soft: Softmax) -> Ids:

@@ -130,10 +130,11 @@ class PromptInput:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The token a model chose, and how near another one came (log-score gap, see `sampling.choose`)."""
+    """The token a model chose, the one that came second, and how near it came (log-score gap, `sampling.choose`)."""
 
     token_id: int
     coupled_margin: float
+    runner_up: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,15 @@ class Signal:
     margin: float  # top-1 minus top-2 probability
     coupled_margin: float  # best minus second-best coupled score
     risk: float  # in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What the small model would write next, how unsure that is, and what it would write otherwise."""
+
+    token_id: int
+    signal: Signal
+    runner_up: int
 
 
 @dataclass(frozen=True, slots=True)

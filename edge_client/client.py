@@ -21,6 +21,7 @@ from common.session import Event, Failed
 from common.stats import GenerationStats
 from common.types import Mode, PromptInput, SessionId
 from edge_client.config import EdgeConfig
+from edge_client.drafter import ChoosingDrafter
 from edge_client.engine import Engine, EngineSettings
 from edge_client.generation import (
     Collector,
@@ -185,8 +186,8 @@ class EdgeClient:
         return Engine(
             self._opening(request),
             limit=limit,
-            model=model.new_sequence() if model else None,
-            link=cloud.link() if cloud else None,
+            drafter=ChoosingDrafter(model.new_sequence(), request.params.sampling) if model else None,
+            connect=cloud.link if cloud else None,
             gate=_gate(request.mode, config),
             planner=_planner(request.mode, config),
             output=CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids),
@@ -201,6 +202,7 @@ class EdgeClient:
             verification_deadline_ms=cloud.verification_deadline_ms,
             takeover_tokens=self.config.planner.takeover_tokens,
             max_span_tokens=self._capabilities.max_span_tokens if self._capabilities else 1,
+            reconnect_timeout_ms=cloud.reconnect_timeout_ms,
             continue_without_cloud=self._continues_alone(request.mode),
             closing_audit=self.config.closing_audit,
             warm_start=request.warm_start,

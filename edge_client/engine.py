@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from random import Random
 
 from common.clock import Clock
 from common.errors import Cancelled, ChaperoneError, CloudLost, CloudTimeout, InternalError, Overloaded, status_of
 from common.gate import Gate, Never
 from common.messages import Failure, Open, Verdict
 from common.planner import Draft, FixedPlanner, HandOver, Send, Wait
-from common.sampling import choose, softmax
 from common.session import Committed, DeviceSession, Drafted, Event, Failed, Finished, Retracted, SessionEvent
 from common.types import Mode
-from common.uncertainty import measure
 from edge_client.measurement import Stopwatch
-from edge_client.ports import CloudLink, DraftModel, OutputText
+from edge_client.ports import CloudLink, Drafter, OutputText
+from edge_client.reconnection import DelayedLink, Reconnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class EngineSettings:
     verification_deadline_ms: float
     takeover_tokens: int = 0  # that the cloud may write on after an override
     max_span_tokens: int = 256  # that one Draft may carry
+    reconnect_timeout_ms: float = 0.0  # for which a lost cloud is sought again; 0: not at all
     continue_without_cloud: bool = False
     closing_audit: bool = False  # wait for the audit of the unread tail
     warm_start: bool = False  # draft nothing until both ends hold the prompt's KV
@@ -40,23 +41,28 @@ class Engine:
         opening: Open,
         *,
         limit: int,
-        model: DraftModel | None,
-        link: CloudLink | None,
+        drafter: Drafter | None,
+        connect: Callable[[], CloudLink] | None,
         gate: Gate,
         planner: FixedPlanner,
         output: OutputText,
         clock: Clock,
         settings: EngineSettings,
     ) -> None:
+        """`connect` makes a link to the cloud, not yet opened, whenever one is needed; None if there is no cloud."""
         self.opening = opening
         self.session = DeviceSession(opening, limit=limit)
-        self.model = model
-        self.link = link
+        self.drafter = drafter
+        self.connect = connect
+        self.link = connect() if connect is not None else None
         self.gate = gate
         self.planner = planner
         self.output = output
         self.settings = settings
         self.watch = Stopwatch(clock)
+        # Session ids differ, so devices that lose one cloud together do not come back together.
+        jitter = Random(opening.session_id)  # noqa: S311
+        self.reconnection = Reconnection(clock, jitter, timeout_ms=settings.reconnect_timeout_ms)
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -95,9 +101,11 @@ class Engine:
                 if self.session.finish_reason is None:
                     for event in await self._act():
                         yield event
-            except (CloudLost, Overloaded, InternalError):
-                if not self.settings.continue_without_cloud or self.model is None:
-                    raise
+            except (CloudLost, Overloaded, InternalError) as error:
+                if await self._reconnect(error):
+                    continue
+                if not self.settings.continue_without_cloud or self.drafter is None:
+                    raise self.reconnection.outcome(error) from None
                 for event in self._go_on_alone():
                     yield event
 
@@ -120,16 +128,14 @@ class Engine:
         return settings.verification_deadline_ms if self.session.prefilled else settings.open_deadline_ms
 
     async def _draft(self) -> list[SessionEvent]:
-        session, sampling = self.session, self.opening.sampling
-        assert self.model is not None, "the planner drafts only where there is a model"
+        session = self.session
+        assert self.drafter is not None, "the planner drafts only where there is a model"
         with self.watch.edge_compute():
-            step = await self.model.step(session.text[self.model.length :])
-            soft = softmax(step.logits, sampling.temperature)
-            choice = choose(soft, sampling, len(session.text))
-            signal = measure(soft, choice)
+            proposal = await self.drafter.step(session.text[self.drafter.length :])
+        ends = proposal.token_id in session.eos_token_ids
         # End-of-text cannot be taken back, so nobody but the cloud may skip it.
-        fires = self.gate.fires(signal) or (self.link is not None and choice.token_id in session.eos_token_ids)
-        return list(self._observe(session.draft(choice.token_id, signal, fires=fires)))
+        fires = self.gate.fires(proposal.signal) or (self.link is not None and ends)
+        return list(self._observe(session.draft(proposal.token_id, proposal.signal, fires=fires)))
 
     def _send(self, *, continuation_tokens: int) -> None:
         assert self.link is not None, "the planner sends only where there is a cloud"
@@ -145,12 +151,14 @@ class Engine:
             if isinstance(frame, Verdict):
                 self.watch.answered()
             yield from self._observe(self.session.apply(frame))
+            owed = bool(self.session.spans) or not self.session.prefilled
+            self.reconnection.heard(caught_up=isinstance(frame, Verdict) or not owed)
             if self.session.finish_reason is not None:
                 return
 
     async def _wait(self) -> None:
         assert self.link is not None, "the planner waits only for a cloud"
-        timeout_ms = self._patience_ms
+        timeout_ms = self.reconnection.left_ms if self.reconnection.seeking else self._patience_ms
         self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
         if not await self.link.wait(timeout_ms):
             message = (
@@ -168,8 +176,8 @@ class Engine:
                     self.watch.token_shown()
                     yield event
                 case Retracted(position):
-                    if self.model is not None:
-                        self.model.rewind(min(self.model.length, position))
+                    if self.drafter is not None:
+                        self.drafter.rewind(min(self.drafter.length, position))
                     yield event
                 case Committed():
                     self.watch.token_shown()
@@ -188,9 +196,9 @@ class Engine:
             list(self._go_on_alone())  # the cloud was lost before it was found
         if not self.settings.warm_start:
             return
-        if self.model is not None and len(self.session.text) > 1:
+        if self.drafter is not None and len(self.session.text) > 1:
             with self.watch.edge_compute():
-                await self.model.step(self.session.text[:-1])
+                await self.drafter.step(self.session.text[:-1])
         while self.link is not None and not self.session.prefilled:
             for frame in self.link.ready():
                 list(self.session.apply(frame))
@@ -202,22 +210,39 @@ class Engine:
         self.watch.stop()
         if self.link is None:
             return
+        if self.reconnection.seeking and not self.settings.closing_audit:  # nobody would hear of the audit
+            self.link.cancel()
+            return
         self.link.send(self.session.close())
         self.link.close()
         try:
             while self.settings.closing_audit and not self.session.closed:
                 for frame in self.link.ready():
+                    self.reconnection.heard(caught_up=False)
                     list(self.session.apply(frame))
                 if not self.session.closed:
                     await self._wait()
         except ChaperoneError:  # the text is complete without it; `deviation_bound` counts what stays unread
             self.link.cancel()
 
-    def _go_on_alone(self) -> Iterator[SessionEvent]:
+    async def _reconnect(self, error: ChaperoneError) -> bool:
+        """Open the session anew on another stream, if that may help; what is provisional stays so meanwhile."""
+        pause_ms = self.reconnection.pause_ms(error)
+        if self.connect is None or pause_ms is None:
+            return False
+        self._hang_up()
+        self.link = DelayedLink(self.connect(), pause_ms)
+        await self.link.open(self.session.reopen())
+        return True
+
+    def _hang_up(self) -> None:
         if self.link is not None:
             self.watch.keep_bytes(self.link)
             self.link.cancel()
         self.link = None
+
+    def _go_on_alone(self) -> Iterator[SessionEvent]:
+        self._hang_up()
         self.gate = Never()
         self.planner = replace(self.planner, mode=Mode.EDGE)
         yield from self._observe(self.session.lose_cloud())
@@ -225,5 +250,5 @@ class Engine:
     def _release(self, *, graceful: bool) -> None:
         if self.link is not None and not graceful:
             self.link.cancel()
-        if self.model is not None:
-            self.model.close()
+        if self.drafter is not None:
+            self.drafter.close()

@@ -1,69 +1,39 @@
 """The device's small model on onnxruntime; the only file that imports it.
 
-The exported graph holds GroupQueryAttention nodes, which write new keys and values into the very buffers they read
-the old ones from, as long as both are bound to the same memory. How many tokens count is the length of the attention
-mask alone, so rewinding is setting a number, and what stands behind it in the buffers is never read.
-
 Forwards run in one worker thread per model. onnxruntime lets go of the interpreter lock meanwhile, so the event loop
-never waits for one, and the worker's queue puts the steps of all sequences in order.
+never waits for one, and the worker's queue puts the steps of all sequences in order. How a forward runs, and where
+keys and values lie, is told in `onnx_cache`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.errors import InvalidRequest, ModelCorrupt, ModelError, ModelMissing, PromptTooLong
-from edge_client.ports import DraftStep
+from common.errors import InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
+from edge_client.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph, RowCache
+from edge_client.ports import TEXT_ROW, DraftStep
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
 import onnxruntime
 
-# The graph gives logits for each position fed, 0.6 MB each for 152,000 ids. Longer chunks are hardly any faster
-# (256 tokens of the default model: 1180 ms by 32, 1160 by 64, 1080 in one), cost memory and are later to cancel.
-CHUNK_TOKENS = 32
-FIRST_CAPACITY = 256
-
-_PAST, _PRESENT = "past_key_values.", "present."
 _DTYPES: dict[str, type[np.float32 | np.float16]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    """What the exported graph says about itself."""
-
-    kv_names: tuple[str, ...]  # of the inputs, keys and values of all layers
-    kv_heads: int
-    kv_width: int
-    kv_dtype: type[np.float32 | np.float16]
-    logits_width: int  # at least the vocabulary, often padded
-    logits_dtype: type[np.float32 | np.float16]
-
-
-@dataclass(slots=True)
-class _Feed:
-    """One step on its way through the worker; an abandoned one stops before its next chunk."""
-
-    token_ids: tuple[int, ...]
-    start: int
-    abandoned: bool = False
-
-
 class OnnxModel:
     """One loaded graph, shared by any number of sequences."""
 
-    def __init__(self, session: Any, graph: _Graph, *, vocabulary_size: int, context_tokens: int) -> None:
+    def __init__(self, session: Any, graph: Graph, *, vocabulary_size: int, context_tokens: int) -> None:
         self.session = session
         self.graph = graph
         self.vocabulary_size = vocabulary_size
@@ -103,32 +73,55 @@ class OnnxModel:
             )
         return cls(session, graph, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
 
-    def new_sequence(self) -> OnnxSequence:
-        """An empty sequence; its memory is taken when it is first fed."""
-        return OnnxSequence(self)
+    def new_sequence(self, *, branches: int = 0) -> OnnxSequence:
+        """An empty sequence; its memory is taken when it is first fed, that of its branches when one is first forked.
+
+        Branches take as much again, each: two of them triple what the text's keys and values take.
+        """
+        return OnnxSequence(self, branches=branches)
 
     def close(self) -> None:
         """Wait for the forwards in flight and end the worker; idempotent."""
         self.worker.shutdown(wait=True)
 
 
+@dataclass(slots=True)
+class _Row:
+    """How far a row counts, and how far it is known to hold what the text's row holds."""
+
+    length: int = 0
+    shared: int = 0  # at most the text's length, and the row's own
+    forked: bool = False
+
+
 class OnnxSequence:
     """One sequence of an `OnnxModel`: implements `DraftModel`.
 
-    A step counts when it returns. One that is cancelled, or fails, leaves `length` as it was: the worker may still
-    finish it, but writes only behind `length`, and before any later step.
+    A step counts when it returns. One that is cancelled, or fails, leaves all lengths as they were: the worker may
+    still finish it, but writes only behind them, and before any later step. Forking and adopting only note what is
+    to be copied between rows, and the worker copies it when it begins the next step.
     """
 
-    def __init__(self, model: OnnxModel) -> None:
+    def __init__(self, model: OnnxModel, *, branches: int = 0) -> None:
+        if branches < 0:
+            raise ValueError(f"branches: {branches} is negative; 0 means the text alone")
         self._model = model
-        self._cache = _Cache(model)
-        self._length = 0
+        self._cache = RowCache(
+            model.session, model.graph, model.chunk_logits, branches=branches, context_tokens=model.context_tokens
+        )
+        self._text = _Row(forked=True)
+        self._rows = [self._text, *(_Row() for _ in range(branches))]
+        self._copies: list[Copy] = []  # not known to be made
         self._stepping = False
         self._closed = False
 
     @property
     def length(self) -> int:
-        return self._length
+        return self._text.length
+
+    @property
+    def branches(self) -> int:
+        return len(self._rows) - 1
 
     @property
     def context_tokens(self) -> int:
@@ -137,13 +130,54 @@ class OnnxSequence:
     def rewind(self, length: int) -> None:
         if self._stepping:
             raise RuntimeError("rewind: a step is under way; await or cancel it first")
-        if not 0 <= length <= self._length:
-            raise ValueError(f"rewind: {length} is outside [0, {self._length}], the tokens fed")
-        self._length = length
+        if not 0 <= length <= self.length:
+            raise ValueError(f"rewind: {length} is outside [0, {self.length}], the tokens fed")
+        self._text.length = length
+        self._share_at_most(length)
+
+    def fork(self, branch: int, length: int) -> None:
+        self._check_idle("fork")
+        if not 1 <= branch <= self.branches:
+            raise ValueError(f"fork: there is no branch {branch}; the sequence has {self.branches}, numbered from 1")
+        if not 0 <= length <= self.length:
+            raise ValueError(f"fork: {length} is outside [0, {self.length}], the text's tokens")
+        row = self._rows[branch]
+        self._copy(TEXT_ROW, branch, row.shared, length)
+        self._rows[branch] = _Row(length, length, forked=True)
+
+    def adopt(self, branch: int) -> None:
+        self._check_idle("adopt")
+        if branch == TEXT_ROW:
+            raise ValueError(f"adopt: row {TEXT_ROW} is the text itself; branches are numbered from 1")
+        self._check_forked("adopt", branch)
+        row = self._rows[branch]
+        self._copy(branch, TEXT_ROW, row.shared, row.length)
+        self._share_at_most(row.shared)
+        self._text.length = row.shared = row.length
+        row.forked = False
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
-        feed = _Feed(tuple(token_ids), self._length)
-        self._check(feed)
+        return (await self._feed("step", {TEXT_ROW: tuple(token_ids)}))[TEXT_ROW]
+
+    async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
+        return await self._feed("step_rows", {row: (token_id,) for row, token_id in token_ids.items()})
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._text.length = 0
+        del self._cache  # a step in the worker keeps it alive until it ends
+
+    async def _feed(self, action: str, token_ids: dict[int, tuple[int, ...]]) -> dict[int, DraftStep]:
+        self._check_idle(action)
+        if not token_ids or not all(token_ids.values()):
+            raise ValueError(f"{action}: no tokens; feed at least one")
+        for row, fed in token_ids.items():
+            self._check_forked(action, row)
+            self._check_tokens(self._rows[row].length, fed)
+        self._copies = [copy for copy in self._copies if not copy.made]
+        feed = Feed(token_ids, tuple(row.length for row in self._rows), tuple(self._copies))
         self._stepping = True
         try:
             loop = asyncio.get_running_loop()
@@ -153,96 +187,35 @@ class OnnxSequence:
             raise
         finally:
             self._stepping = False
-        self._length = feed.start + len(feed.token_ids)
-        return DraftStep(logits, None)
+        for row, fed in token_ids.items():
+            self._rows[row].length = feed.lengths[row] + len(fed)
+        known = self._model.vocabulary_size
+        return {row: DraftStep(scores[:known], None) for row, scores in logits.items()}
 
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._length = 0
-        del self._cache  # a step in the worker keeps it alive until it ends
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        if start < end:
+            self._copies.append(Copy(source, target, start, end))
 
-    def _check(self, feed: _Feed) -> None:
+    def _share_at_most(self, length: int) -> None:
+        """The text will differ from position `length` on."""
+        for row in self._rows:
+            row.shared = min(row.shared, length)
+
+    def _check_idle(self, action: str) -> None:
         if self._closed or self._stepping:
-            raise RuntimeError(f"step: the sequence is {'closed' if self._closed else 'in another step'}")
-        if not feed.token_ids:
-            raise ValueError("step: no tokens; feed at least one")
-        needed = feed.start + len(feed.token_ids)
+            raise RuntimeError(f"{action}: the sequence is {'closed' if self._closed else 'in another step'}")
+
+    def _check_forked(self, action: str, row: int) -> None:
+        if not 0 <= row < len(self._rows) or not self._rows[row].forked:
+            raise ValueError(f"{action}: branch {row} is not forked, or was adopted; fork it first")
+
+    def _check_tokens(self, start: int, token_ids: tuple[int, ...]) -> None:
+        needed = start + len(token_ids)
         if needed > self.context_tokens:
             raise PromptTooLong(f"prompt: {needed} tokens, but the device's model holds {self.context_tokens}")
         # The graph would read a negative id from the end of the embedding without complaint.
-        if min(feed.token_ids) < 0 or max(feed.token_ids) >= self._model.vocabulary_size:
+        if min(token_ids) < 0 or max(token_ids) >= self._model.vocabulary_size:
             raise InvalidRequest(f"prompt: a token id is outside [0, {self._model.vocabulary_size})")
-
-
-class _Cache:
-    """Keys, values and bound buffers of one sequence; after construction only the worker touches it."""
-
-    def __init__(self, model: OnnxModel) -> None:
-        self._model = model
-        self._binding: Any = None
-        self._kv: list[NDArray[Any]] = []  # each [1, heads, capacity, width]
-        self._capacity = 0
-        self._mask = np.ones((1, 0), np.int64)  # [1, capacity]
-        self._ids = np.zeros((1, CHUNK_TOKENS), np.int64)
-        self._logits = np.empty((1, model.graph.logits_width), model.graph.logits_dtype)
-        self._bound_tokens = 0  # the chunk length that inputs and logits are bound for
-
-    def feed(self, feed: _Feed) -> NDArray[np.float32]:
-        """Read the tokens in chunks; returns the logits [vocab] after the last one."""
-        total = len(feed.token_ids)
-        self._reserve(feed.start + total)
-        for offset in range(0, total, CHUNK_TOKENS):
-            if feed.abandoned:
-                break
-            self._forward(feed.token_ids[offset : offset + CHUNK_TOKENS], feed.start + offset)
-        logits = self._logits[0, : self._model.vocabulary_size]
-        return logits.astype(np.float32, copy=False)
-
-    def _forward(self, token_ids: tuple[int, ...], start: int) -> None:
-        count = len(token_ids)
-        self._ids[0, :count] = token_ids
-        if count != self._bound_tokens:
-            self._bind_tokens(count)
-        self._binding.bind_cpu_input("attention_mask", self._mask[:, : start + count])
-        try:
-            self._model.session.run_with_iobinding(self._binding)
-        except Exception as error:  # onnxruntime's errors have no common base class
-            raise ModelError(f"the device's model failed on tokens {start} to {start + count - 1}: {error}") from error
-        if count > 1:
-            self._logits[0] = self._model.chunk_logits[count - 1]
-
-    def _bind_tokens(self, count: int) -> None:
-        """Bind inputs and logits of a chunk; a single token's logits go straight to where the caller reads them."""
-        logits = self._logits if count == 1 else self._model.chunk_logits[:count]
-        self._binding.bind_cpu_input("input_ids", self._ids[:, :count])
-        self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits[np.newaxis]))
-        self._bound_tokens = count
-
-    def _reserve(self, tokens: int) -> None:
-        """Grow the buffers to hold so many tokens, in doubling steps, and keep what they hold."""
-        if tokens <= self._capacity:
-            return
-        capacity = max(FIRST_CAPACITY, self._capacity)
-        while capacity < tokens:
-            capacity *= 2
-        capacity = min(capacity, self._model.context_tokens)
-        graph = self._model.graph
-        binding = self._model.session.io_binding()
-        grown = []
-        for index, name in enumerate(graph.kv_names):
-            # Zeros, so that the system hands out each page only when it is first written.
-            buffer = np.zeros((1, graph.kv_heads, capacity, graph.kv_width), graph.kv_dtype)
-            if self._kv:
-                buffer[:, :, : self._capacity] = self._kv[index]
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(name.replace(_PAST, _PRESENT), value)
-            grown.append(buffer)
-        self._binding, self._kv, self._capacity = binding, grown, capacity
-        self._mask = np.ones((1, capacity), np.int64)
-        self._bound_tokens = 0
 
 
 def _session_options(threads: int, allow_spinning: bool) -> Any:
@@ -255,13 +228,13 @@ def _session_options(threads: int, allow_spinning: bool) -> Any:
     return options
 
 
-def _read_graph(session: Any, path: Path) -> _Graph:
+def _read_graph(session: Any, path: Path) -> Graph:
     """Read layers, heads and types from the graph's inputs and outputs; raises ModelCorrupt for another kind."""
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
-    kv_names = tuple(name for name in inputs if name.startswith(_PAST))
+    kv_names = tuple(name for name in inputs if name.startswith(PAST))
     expected = {"input_ids", "attention_mask", *kv_names}
-    missing = {"logits", *(name.replace(_PAST, _PRESENT) for name in kv_names)} - outputs.keys()
+    missing = {"logits", *(name.replace(PAST, PRESENT) for name in kv_names)} - outputs.keys()
     if not kv_names or missing or inputs.keys() != expected:
         raise ModelCorrupt(
             f"{path}: not a decoder with past_key_values and GroupQueryAttention (inputs {', '.join(inputs)}; "
@@ -272,4 +245,4 @@ def _read_graph(session: Any, path: Path) -> _Graph:
     sizes = (heads, width, logits.shape[-1])
     if not all(isinstance(size, int) for size in sizes) or cache.type not in _DTYPES or logits.type not in _DTYPES:
         raise ModelCorrupt(f"{path}: unknown sizes {sizes} or types {cache.type}, {logits.type}")
-    return _Graph(kv_names, heads, width, _DTYPES[cache.type], logits.shape[-1], _DTYPES[logits.type])
+    return Graph(kv_names, heads, width, _DTYPES[cache.type], logits.shape[-1], _DTYPES[logits.type])

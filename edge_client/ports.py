@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.messages import Capabilities, ClientFrame, Open, ServerFrame
+from common.types import Proposal
+
+TEXT_ROW = 0
 
 
 class DraftStep(NamedTuple):
@@ -19,24 +22,70 @@ class DraftStep(NamedTuple):
 
 
 class DraftModel(Protocol):
-    """The small model's view of one sequence: a KV cache that can be rewound."""
+    """The small model's view of one text and of some branches: KV caches that can be rewound.
+
+    Row `TEXT_ROW` is the text; rows 1 to `branches` are continuations that the text may take instead.
+    """
 
     @property
     def length(self) -> int:
-        """Tokens fed so far."""
+        """Tokens of the text fed so far."""
+
+    @property
+    def branches(self) -> int:
+        """How many branches fit beside the text."""
 
     @property
     def context_tokens(self) -> int:
         """Tokens that fit at most."""
 
     def rewind(self, length: int) -> None:
-        """Forget the tokens from position `length` on; rewinding forward is a ValueError."""
+        """Forget the text's tokens from position `length` on; rewinding forward is a ValueError."""
+
+    def fork(self, branch: int, length: int) -> None:
+        """Let a branch begin behind the text's first `length` tokens; what the row held before is forgotten."""
+
+    def adopt(self, branch: int) -> None:
+        """Let the text go on as the branch does, which ends with it; rows of other branches keep what they hold."""
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
-        """Feed one token or more without blocking the event loop; raises PromptTooLong past the context."""
+        """Feed the text one token or more without blocking the event loop; raises PromptTooLong past the context."""
+
+    async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
+        """Feed one token to each of these rows, in one forward; raises PromptTooLong past the context."""
 
     def close(self) -> None:
-        """Give the cache back."""
+        """Give the caches back."""
+
+
+class Drafter(Protocol):
+    """What the engine drafts with: a `DraftModel` that has chosen. Rows are those of `DraftModel`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text fed so far."""
+
+    @property
+    def branches(self) -> int:
+        """How many branches fit beside the text."""
+
+    def rewind(self, length: int) -> None:
+        """Forget the text's tokens from position `length` on."""
+
+    def fork(self, branch: int, length: int) -> None:
+        """Let a branch begin behind the text's first `length` tokens."""
+
+    def adopt(self, branch: int) -> None:
+        """Let the text go on as the branch does, which ends with it."""
+
+    async def step(self, token_ids: Sequence[int]) -> Proposal:
+        """Feed the text one token or more; what it would write next."""
+
+    async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, Proposal]:
+        """Feed one token to each of these rows, in one forward; what each would write next."""
+
+    def close(self) -> None:
+        """Give the caches back."""
 
 
 class OutputText(Protocol):

@@ -67,6 +67,17 @@ def test_tokens_whose_choices_are_wanted_are_fed_again() -> None:
         kv.prepare("a", [1, 2, 3, 4], keep_last=5)
 
 
+def test_what_is_held_already_is_covered_and_kept() -> None:
+    kv = store(100)
+    assert not kv.covers("a", [1])
+    feed(kv, "a", [1, 2, 3])
+    assert [kv.covers("a", tokens) for tokens in ([], [1, 2], [1, 2, 3])] == [True] * 3
+    assert [kv.covers("a", tokens) for tokens in ([1, 3], [1, 2, 3, 4])] == [False] * 2
+    assert kv.represented("a") == (1, 2, 3)
+    kv.free("a")
+    assert not kv.covers("a", [1])
+
+
 def test_the_least_recently_used_leaves_first_and_comes_back_whole() -> None:
     kv = store(9)
     for key in ("a", "b", "c"):

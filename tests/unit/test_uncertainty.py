@@ -66,7 +66,7 @@ def test_extreme_temperatures_give_finite_signals(temperature: float) -> None:
 
 def test_the_coupled_margin_is_the_choice_s_own() -> None:
     soft = softmax(np.array([0.0, 1.0], np.float32), 1.0)
-    assert measure(soft, Choice(0, 1.25)).coupled_margin == 1.25
+    assert measure(soft, Choice(0, 1.25, 1)).coupled_margin == 1.25
 
 
 @given(entropy=st.floats(0, 12), near=st.floats(0, 30), far=st.floats(0, 30))

@@ -120,6 +120,23 @@ def test_a_long_reading_is_done_in_pieces() -> None:
     run(scenario)
 
 
+def test_a_prompt_that_is_resumed_from_is_not_cropped_to_its_first_chunk() -> None:
+    async def scenario() -> None:
+        model = FakeTarget()
+        worker = worker_of(model)
+        tokens = [1, 2, 3, 4, 5, 6]
+        await worker.read("a", tokens, 1, SAMPLED)
+        assert (await worker.read("a", tokens[:3], 0, SAMPLED)).choices == []
+        result = await worker.read("a", [*tokens, 7], 1, SAMPLED)
+        assert model.tokens_read == 7, "each token once"
+        assert result.choices == oracle(model, [*tokens, 7], 1)
+        await worker.read("a", [1, 2, 9], 0, SAMPLED)
+        assert model.tokens_read == 8, "another text is read, from where they part"
+        await worker.close()
+
+    run(scenario)
+
+
 def test_others_get_their_turn_between_the_pieces() -> None:
     async def scenario() -> None:
         gate = Gate()
