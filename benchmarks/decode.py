@@ -19,7 +19,7 @@ from benchmarks.prompts import Problem, humaneval
 from benchmarks.provenance import provenance
 from common.types import Mode
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import CloudSettings, DeviceSettings, PlannerSettings
+from edge_client.config import CloudSettings, DeviceSettings
 
 DEVICE_CORE, CLOUD_CORE = 0, 1
 
@@ -32,9 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=1)
-    defaults = PlannerSettings()
-    parser.add_argument("--span-tokens", type=int, default=defaults.span_tokens)
-    parser.add_argument("--spans-in-flight", type=int, default=defaults.spans_in_flight)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -89,7 +86,6 @@ async def _measure(args: argparse.Namespace, address: str, problems: Sequence[Pr
         closing_audit=True,  # so that what the cloud computes after the text is there is counted too
         cloud=CloudSettings(address=address),
         device=DeviceSettings(threads=1, allow_spinning=False),
-        planner=PlannerSettings(span_tokens=args.span_tokens, spans_in_flight=args.spans_in_flight),
     )
     strategies = args.strategies.split(",")
     generations = []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,11 +16,11 @@ from common.config import ModelManifest, load_manifest, pair_folder
 from common.errors import CloudLost, InvalidRequest, ModelError, PeerMismatch, TokenizerMismatch, VersionMismatch
 from common.gate import Always, Gate, Never, gate_for
 from common.messages import API_VERSION, Capabilities, Open
-from common.planner import FixedPlanner
+from common.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
 from common.session import Event, Failed
 from common.stats import GenerationStats
 from common.types import Mode, PromptInput, SessionId
-from edge_client.config import EdgeConfig
+from edge_client.config import EdgeConfig, PlannerSettings
 from edge_client.drafter import ChoosingDrafter
 from edge_client.engine import Engine, EngineSettings
 from edge_client.generation import (
@@ -38,6 +38,9 @@ from edge_client.output import CommittedText
 from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer
 
+# A second row costs a quarter of a forward and a fourth doubles it; more branches than these are seldom likely.
+_BRANCHES = 3
+
 
 class EdgeClient:
     """Writes on the device, supervised by the cloud.
@@ -46,8 +49,18 @@ class EdgeClient:
     the same time. Use it as an async context manager, or call `aclose`.
     """
 
-    def __init__(self, config: EdgeConfig | None = None, *, cloud: Cloud | None = None) -> None:
-        """`cloud` replaces the gRPC connection; raises ModelMissing, ModelCorrupt or ConfigError."""
+    def __init__(
+        self,
+        config: EdgeConfig | None = None,
+        *,
+        cloud: Cloud | None = None,
+        planner: Callable[[Mode], Planner] | None = None,
+        explain: Callable[[Decision], None] | None = None,
+    ) -> None:
+        """`cloud` replaces the gRPC connection, `planner` the configured one; `explain` is told every decision.
+
+        Raises ModelMissing, ModelCorrupt or ConfigError.
+        """
         self.config = config or EdgeConfig()
         self._folder = pair_folder(self.config.pair, "edge")
         self.manifest: ModelManifest = load_manifest(self._folder, role="edge")
@@ -56,6 +69,9 @@ class EdgeClient:
         self._model: OnnxModel | None = None
         self._cloud = cloud
         self._capabilities: Capabilities | None = None
+        self._planner = planner or partial(_planner, self.config.planner)
+        self._explain = explain
+        self._estimates = Estimates()
         self._loading = asyncio.Lock()
         self._running: set[Engine] = set()
 
@@ -186,21 +202,27 @@ class EdgeClient:
         return Engine(
             self._opening(request),
             limit=limit,
-            drafter=ChoosingDrafter(model.new_sequence(), request.params.sampling) if model else None,
+            drafter=self._drafter(model, request) if model else None,
             connect=cloud.link if cloud else None,
             gate=_gate(request.mode, config),
-            planner=_planner(request.mode, config),
+            planner=self._planner(request.mode),
+            estimates=self._estimates,
             output=CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids),
             clock=MonotonicClock(),
             settings=self._settings(request),
+            explain=self._explain,
         )
+
+    def _drafter(self, model: OnnxModel, request: GenerationRequest) -> ChoosingDrafter:
+        """A sequence for one generation; only where the cloud judges are branches of use."""
+        branches = 0 if request.mode is Mode.EDGE else _BRANCHES
+        return ChoosingDrafter(model.new_sequence(branches=branches), request.params.sampling)
 
     def _settings(self, request: GenerationRequest) -> EngineSettings:
         cloud = self.config.cloud
         return EngineSettings(
             open_deadline_ms=cloud.open_deadline_ms,
             verification_deadline_ms=cloud.verification_deadline_ms,
-            takeover_tokens=self.config.planner.takeover_tokens,
             max_span_tokens=self._capabilities.max_span_tokens if self._capabilities else 1,
             reconnect_timeout_ms=cloud.reconnect_timeout_ms,
             continue_without_cloud=self._continues_alone(request.mode),
@@ -271,9 +293,9 @@ def _gate(mode: Mode, config: EdgeConfig) -> Gate:
     return gate_for(mode, risk=config.gate.risk)
 
 
-def _planner(mode: Mode, config: EdgeConfig) -> FixedPlanner:
-    planner = FixedPlanner(
-        mode, config.planner.span_tokens, config.planner.spans_in_flight, config.planner.run_ahead_tokens
-    )
+def _planner(planner: PlannerSettings, mode: Mode) -> Planner:
+    if planner.policy == "adaptive":
+        return AdaptivePlanner(mode)
     # A fired token is what the device waits for, so nothing is gained by collecting more of them.
-    return replace(planner, span_tokens=1) if mode is Mode.GATED else planner
+    span_tokens = 1 if mode is Mode.GATED else planner.span_tokens
+    return FixedPlanner(mode, span_tokens, planner.spans_in_flight, planner.run_ahead_tokens, planner.takeover_tokens)

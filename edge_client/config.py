@@ -40,8 +40,9 @@ class GateSettings(FrozenModel):
 
 
 class PlannerSettings(FrozenModel):
-    """When spans are sent."""
+    """What decides when to draft, send and wait; the numbers are those of `fixed`."""
 
+    policy: Literal["adaptive", "fixed"] = "adaptive"
     span_tokens: int = Field(default=16, ge=1)
     spans_in_flight: int = Field(default=2, ge=1)
     run_ahead_tokens: int = Field(default=64, ge=1)

@@ -10,13 +10,14 @@ from random import Random
 from common.clock import Clock
 from common.errors import Cancelled, ChaperoneError, CloudLost, CloudTimeout, InternalError, Overloaded, status_of
 from common.gate import Gate, Never
-from common.messages import Failure, Open, Verdict
-from common.planner import Draft, FixedPlanner, HandOver, Send, Wait
+from common.messages import Failure, Open, ServerFrame, Verdict
+from common.planner import CatchUp, Decision, Draft, Estimates, HandOver, Pipeline, Planner, Send, Situation, Wait
 from common.session import Committed, DeviceSession, Drafted, Event, Failed, Finished, Retracted, SessionEvent
-from common.types import Mode
+from common.types import Mode, Proposal
 from edge_client.measurement import Stopwatch
 from edge_client.ports import CloudLink, Drafter, OutputText
 from edge_client.reconnection import DelayedLink, Reconnection
+from edge_client.speculation import Speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,6 @@ class EngineSettings:
 
     open_deadline_ms: float
     verification_deadline_ms: float
-    takeover_tokens: int = 0  # that the cloud may write on after an override
     max_span_tokens: int = 256  # that one Draft may carry
     reconnect_timeout_ms: float = 0.0  # for which a lost cloud is sought again; 0: not at all
     continue_without_cloud: bool = False
@@ -44,22 +44,30 @@ class Engine:
         drafter: Drafter | None,
         connect: Callable[[], CloudLink] | None,
         gate: Gate,
-        planner: FixedPlanner,
+        planner: Planner,
+        estimates: Estimates,
         output: OutputText,
         clock: Clock,
         settings: EngineSettings,
+        explain: Callable[[Decision], None] | None = None,
     ) -> None:
-        """`connect` makes a link to the cloud, not yet opened, whenever one is needed; None if there is no cloud."""
+        """`connect` makes a link to the cloud, not yet opened, whenever one is needed; None if there is no cloud.
+
+        `estimates` are shared by the generations of a client; `explain` is told every decision.
+        """
         self.opening = opening
         self.session = DeviceSession(opening, limit=limit)
-        self.drafter = drafter
+        self.speculation = Speculation(drafter, estimates, clock, limit=limit, eos_token_ids=self.session.eos_token_ids)
+        self.pipeline = Pipeline(estimates)
         self.connect = connect
         self.link = connect() if connect is not None else None
         self.gate = gate
         self.planner = planner
         self.output = output
         self.settings = settings
+        self.explain = explain
         self.watch = Stopwatch(clock)
+        self._clock = clock
         # Session ids differ, so devices that lose one cloud together do not come back together.
         jitter = Random(opening.session_id)  # noqa: S311
         self.reconnection = Reconnection(clock, jitter, timeout_ms=settings.reconnect_timeout_ms)
@@ -104,22 +112,34 @@ class Engine:
             except (CloudLost, Overloaded, InternalError) as error:
                 if await self._reconnect(error):
                     continue
-                if not self.settings.continue_without_cloud or self.drafter is None:
+                if not self.settings.continue_without_cloud or self.speculation.drafter is None:
                     raise self.reconnection.outcome(error) from None
                 for event in self._go_on_alone():
                     yield event
 
     async def _act(self) -> list[SessionEvent]:
-        match self.planner.next_action(self.session):
+        decision = self.planner.decide(self._situation())
+        if self.explain is not None:
+            self.explain(decision)
+        match decision.action:
             case Draft():
-                return await self._draft()
-            case Send():
-                self._send(continuation_tokens=self.settings.takeover_tokens)
+                return await self._draft(decision.action)
+            case CatchUp():
+                await self._catch_up()
+            case Send(tokens, continuation_tokens):
+                self._send(tokens, continuation_tokens)
             case HandOver(tokens):
-                self._send(continuation_tokens=tokens - 1)
+                self._send(0, tokens - 1)
             case Wait():
                 await self._wait()
         return []
+
+    def _situation(self) -> Situation:
+        return Situation(self.session, self.speculation.tree, self.pipeline, self._now_ms, self.speculation.read)
+
+    @property
+    def _now_ms(self) -> float:
+        return self._clock.now() * 1e3
 
     @property
     def _patience_ms(self) -> float:
@@ -127,34 +147,49 @@ class Engine:
         settings = self.settings
         return settings.verification_deadline_ms if self.session.prefilled else settings.open_deadline_ms
 
-    async def _draft(self) -> list[SessionEvent]:
-        session = self.session
-        assert self.drafter is not None, "the planner drafts only where there is a model"
+    async def _draft(self, action: Draft) -> list[SessionEvent]:
         with self.watch.edge_compute():
-            proposal = await self.drafter.step(session.text[self.drafter.length :])
-        ends = proposal.token_id in session.eos_token_ids
+            proposal = await self.speculation.draft(self.session.text, action)
+        return list(self._append(proposal)) if proposal is not None else []
+
+    async def _catch_up(self) -> None:
+        with self.watch.edge_compute():
+            await self.speculation.read_on(self.session.text[self.speculation.read :])
+
+    def _append(self, proposal: Proposal) -> Iterator[SessionEvent]:
+        ends = proposal.token_id in self.session.eos_token_ids
         # End-of-text cannot be taken back, so nobody but the cloud may skip it.
         fires = self.gate.fires(proposal.signal) or (self.link is not None and ends)
-        return list(self._observe(session.draft(proposal.token_id, proposal.signal, fires=fires)))
+        yield from self._observe(self.session.draft(proposal.token_id, proposal.signal, fires=fires), proposal)
 
-    def _send(self, *, continuation_tokens: int) -> None:
+    def _send(self, tokens: int | None, continuation_tokens: int) -> None:
         assert self.link is not None, "the planner sends only where there is a cloud"
+        most = self.settings.max_span_tokens
         frame = self.session.send(
             continuation_tokens=continuation_tokens,
-            max_tokens=self.settings.max_span_tokens,
+            max_tokens=most if tokens is None else min(tokens, most),
             deadline_ms=int(self._patience_ms),
         )
+        self.pipeline.sent(len(frame.token_ids), self._now_ms)
         self.link.send(frame)
 
     def _receive(self) -> Iterator[SessionEvent]:
         for frame in self.link.ready() if self.link is not None else ():
             if isinstance(frame, Verdict):
                 self.watch.answered()
-            yield from self._observe(self.session.apply(frame))
-            owed = bool(self.session.spans) or not self.session.prefilled
-            self.reconnection.heard(caught_up=isinstance(frame, Verdict) or not owed)
+            yield from self._observe(self._apply(frame))
+            for proposal in self.speculation.foreseen(self.session):
+                if not self.session.exhausted:
+                    yield from self._append(proposal)
             if self.session.finish_reason is not None:
                 return
+
+    def _apply(self, frame: ServerFrame) -> Iterator[SessionEvent]:
+        self.pipeline.answered(frame, self._now_ms)
+        yield from self.session.apply(frame)
+        self.pipeline.keep(len(self.session.spans))
+        owed = bool(self.session.spans) or not self.session.prefilled
+        self.reconnection.heard(caught_up=isinstance(frame, Verdict) or not owed)
 
     async def _wait(self) -> None:
         assert self.link is not None, "the planner waits only for a cloud"
@@ -168,16 +203,15 @@ class Engine:
             )
             list(self.session.apply(Failure(status_of(CloudTimeout(message)), message)))  # raises CloudTimeout
 
-    def _observe(self, events: Iterable[SessionEvent]) -> Iterator[SessionEvent]:
+    def _observe(self, events: Iterable[SessionEvent], proposal: Proposal | None = None) -> Iterator[SessionEvent]:
         """Keep model, clock and text in step with the session; a completed stop string ends it."""
         for event in events:
+            self.speculation.follow(self.session, event, proposal)
             match event:
                 case Drafted():
                     self.watch.token_shown()
                     yield event
-                case Retracted(position):
-                    if self.drafter is not None:
-                        self.drafter.rewind(min(self.drafter.length, position))
+                case Retracted():
                     yield event
                 case Committed():
                     self.watch.token_shown()
@@ -191,20 +225,27 @@ class Engine:
     async def _begin(self) -> None:
         self.watch.start()
         if self.link is not None:
-            await self.link.open(self.opening)
+            await self._open(self.link, self.opening)
         elif self.planner.mode is not Mode.EDGE:
             list(self._go_on_alone())  # the cloud was lost before it was found
         if not self.settings.warm_start:
             return
-        if self.drafter is not None and len(self.session.text) > 1:
+        if self.speculation.drafter is not None and len(self.session.text) > 1:
             with self.watch.edge_compute():
-                await self.drafter.step(self.session.text[:-1])
+                await self.speculation.read_on(self.session.text[:-1])
         while self.link is not None and not self.session.prefilled:
-            for frame in self.link.ready():
-                list(self.session.apply(frame))
-            if not self.session.prefilled:
-                await self._wait()
+            try:
+                list(self._receive())
+                if not self.session.prefilled:
+                    await self._wait()
+            except (CloudLost, Overloaded) as error:
+                if not await self._reconnect(error):
+                    raise self.reconnection.outcome(error) from None
         self.watch.warm()
+
+    async def _open(self, link: CloudLink, frame: Open) -> None:
+        self.pipeline.opened(self._now_ms)
+        await link.open(frame)
 
     async def _end(self) -> None:
         self.watch.stop()
@@ -232,7 +273,7 @@ class Engine:
             return False
         self._hang_up()
         self.link = DelayedLink(self.connect(), pause_ms)
-        await self.link.open(self.session.reopen())
+        await self._open(self.link, self.session.reopen())
         return True
 
     def _hang_up(self) -> None:
@@ -244,11 +285,10 @@ class Engine:
     def _go_on_alone(self) -> Iterator[SessionEvent]:
         self._hang_up()
         self.gate = Never()
-        self.planner = replace(self.planner, mode=Mode.EDGE)
+        self.planner = self.planner.alone()
         yield from self._observe(self.session.lose_cloud())
 
     def _release(self, *, graceful: bool) -> None:
         if self.link is not None and not graceful:
             self.link.cancel()
-        if self.drafter is not None:
-            self.drafter.close()
+        self.speculation.close()

@@ -18,11 +18,11 @@ from cloud_supervisor.config import LimitsConfig
 from common.errors import ChaperoneError
 from common.gate import Gate, gate_for
 from common.messages import ClientFrame, ServerFrame
-from common.planner import FixedPlanner
+from common.planner import AdaptivePlanner, Estimates, Planner
 from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
 from common.types import Mode, Origin
-from edge_client.config import CloudSettings, GateSettings, PlannerSettings
+from edge_client.config import CloudSettings, GateSettings
 from edge_client.engine import Engine, EngineSettings
 from link_emulator.model import Link
 from link_emulator.profile import Profile
@@ -44,9 +44,8 @@ class Strategy:
     """How a generation is made: all that the engine is given to decide with."""
 
     name: str
-    planner: FixedPlanner
+    planner: Planner
     gate: Gate
-    takeover_tokens: int = 0
     continue_without_cloud: bool = False
 
     @property
@@ -84,23 +83,19 @@ class Simulation:
 
 
 def strategy_for(mode: Mode) -> Strategy:
-    """A mode with the settings that a device has by default."""
-    planner = PlannerSettings()
-    span_tokens = 1 if mode is Mode.GATED else planner.span_tokens
-    return Strategy(
-        str(mode),
-        FixedPlanner(mode, span_tokens, planner.spans_in_flight, planner.run_ahead_tokens),
-        gate_for(mode, risk=GateSettings().risk),
-        planner.takeover_tokens,
-    )
+    """A mode as a device has it by default."""
+    return Strategy(str(mode), AdaptivePlanner(mode), gate_for(mode, risk=GateSettings().risk))
 
 
-def simulate(trace: Trace, scenario: Scenario, strategy: Strategy) -> Simulation:
-    """Generate one trace's text; the answer depends on the arguments alone."""
-    return virtual_time.run(_generate(trace, scenario, strategy))
+def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates | None = None) -> Simulation:
+    """Generate one trace's text; the answer depends on the arguments alone.
+
+    `estimates` are those of a client that has generated before, and learn from this generation too.
+    """
+    return virtual_time.run(_generate(trace, scenario, strategy, estimates or Estimates()))
 
 
-async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy) -> Simulation:
+async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates) -> Simulation:
     script = Script(trace)
     opening = script.opening()
     supervisor = simulated_supervisor({opening.session_id: script}, scenario.cloud)
@@ -108,7 +103,7 @@ async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy) -> Sim
     loop = asyncio.get_running_loop()
     timeline: list[Moment] = []
     cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(Moment(loop.time() * 1e3, frame)))
-    engine = _engine(script, cloud, scenario, strategy)
+    engine = _engine(script, cloud, scenario, strategy, estimates)
     follower = _Follower(script, engine)
     ending: Event | None = None
     async with aclosing(engine.stream()) as events:
@@ -130,7 +125,9 @@ async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy) -> Sim
     )
 
 
-def _engine(script: Script, cloud: SimulatedCloud, scenario: Scenario, strategy: Strategy) -> Engine:
+def _engine(
+    script: Script, cloud: SimulatedCloud, scenario: Scenario, strategy: Strategy, estimates: Estimates
+) -> Engine:
     """The one place that knows how an engine is put together."""
     deadlines = CloudSettings()
     return Engine(
@@ -140,13 +137,13 @@ def _engine(script: Script, cloud: SimulatedCloud, scenario: Scenario, strategy:
         connect=cloud.link if strategy.mode is not Mode.EDGE else None,
         gate=strategy.gate,
         planner=strategy.planner,
+        estimates=estimates,
         output=_NoText(),
         clock=LoopClock(),
         settings=EngineSettings(
             open_deadline_ms=deadlines.open_deadline_ms,
             verification_deadline_ms=deadlines.verification_deadline_ms,
             reconnect_timeout_ms=deadlines.reconnect_timeout_ms,
-            takeover_tokens=strategy.takeover_tokens,
             max_span_tokens=LimitsConfig().max_span_tokens,
             continue_without_cloud=strategy.continue_without_cloud,
             closing_audit=True,  # so that all that the cloud computes is counted

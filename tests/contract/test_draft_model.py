@@ -313,6 +313,53 @@ def test_a_fork_after_a_rewind_copies_what_the_text_holds_now(new_sequence: NewS
     asyncio.run(scenario())
 
 
+def test_a_fork_after_an_adoption_copies_what_the_text_holds_now(new_sequence: NewSequence) -> None:
+    async def scenario() -> None:
+        prompt, own = tokens(36, 20), tokens(37, 6)
+        sequence = new_sequence(branches=2)
+        await sequence.step(prompt)
+        sequence.fork(1, 14)
+        sequence.fork(2, 20)
+        await feed_row(sequence, 1, own)
+        sequence.adopt(1)
+        await sequence.step(prompt[:6])
+        text = prompt[:14] + own + prompt[:6]
+        for branch, length in ((2, 20), (1, 25), (2, 17), (1, 26)):
+            sequence.fork(branch, length)
+            assert close_to(
+                await feed_row(sequence, branch, [9]), await fresh_logits(new_sequence, [*text[:length], 9])
+            )
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_cancelled_step_neither_loses_nor_repeats_what_was_forked(new_sequence: NewSequence, busy: bool) -> None:
+    """Whether it had begun, or still waited for another sequence's step."""
+
+    async def scenario() -> None:
+        prompt = tokens(38, 20)
+        sequence = new_sequence(branches=2)
+        await sequence.step(prompt)
+        sequence.fork(1, 5)
+        await feed_row(sequence, 1, [1, 2, 3, 4])
+        sequence.fork(2, 20)
+        sequence.adopt(1)
+        other = asyncio.create_task(new_sequence().step(tokens(39, CONTEXT_TOKENS if busy else 1)))
+        await asyncio.sleep(0)
+        task = asyncio.create_task(sequence.step_rows({0: 7, 2: 7}))
+        await asyncio.sleep(0)  # the step has begun
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        steps = await sequence.step_rows({0: 9, 2: 9})
+        assert close_to(steps[0].logits, await fresh_logits(new_sequence, [*prompt[:5], 1, 2, 3, 4, 9]))
+        assert close_to(steps[2].logits, await fresh_logits(new_sequence, [*prompt, 9]))
+        await other
+
+    asyncio.run(scenario())
+
+
 def test_forks_and_adoptions_before_the_first_step_take_their_turn(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         prompt = tokens(31, 20)

@@ -22,7 +22,7 @@ from edge_client.output import CommittedText
 from tests.integration.staging import config_for, ending_of, run, serving_in_thread, until
 
 PROMPT = "the list of a number is"
-LOCKSTEP = PlannerSettings(span_tokens=4, spans_in_flight=1, run_ahead_tokens=1)
+LOCKSTEP = PlannerSettings(policy="fixed", span_tokens=4, spans_in_flight=1, run_ahead_tokens=1)
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11, "max_new_tokens": 60}
 TIMED = ("_ms", "_j", "bytes_up", "bytes_down", "round_trips")
 

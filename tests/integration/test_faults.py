@@ -218,7 +218,7 @@ def test_a_device_that_goes_away_frees_its_session(tiny_pair: Path, how: str) ->
                     process.kill()
                     process.communicate()
                 else:
-                    planner = PlannerSettings(span_tokens=1)
+                    planner = PlannerSettings(policy="fixed", span_tokens=1)
                     async with EdgeClient(config_for(address, planner=planner)) as client:
                         events = client.stream(PROMPT, mode="exact")
                         for _ in range(8):  # drafted ahead; the first ones are on their way

@@ -35,11 +35,11 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"top_p": 0.8, "top_k": 40, "min_p": 0.02},
 )
 PLANNERS = (
-    PlannerSettings(span_tokens=1, spans_in_flight=1, run_ahead_tokens=4),
-    PlannerSettings(span_tokens=3, spans_in_flight=3, run_ahead_tokens=24),
-    PlannerSettings(span_tokens=8, spans_in_flight=2, run_ahead_tokens=32),
-    PlannerSettings(span_tokens=4, spans_in_flight=4, run_ahead_tokens=32, takeover_tokens=5),
-    PlannerSettings(span_tokens=16, spans_in_flight=2, run_ahead_tokens=64),
+    PlannerSettings(policy="fixed", span_tokens=1, spans_in_flight=1, run_ahead_tokens=4),
+    PlannerSettings(policy="fixed", span_tokens=3, spans_in_flight=3, run_ahead_tokens=24),
+    PlannerSettings(policy="fixed", span_tokens=8, spans_in_flight=2, run_ahead_tokens=32),
+    PlannerSettings(policy="fixed", span_tokens=4, spans_in_flight=4, run_ahead_tokens=32, takeover_tokens=5),
+    PlannerSettings(policy="fixed", span_tokens=16, spans_in_flight=2, run_ahead_tokens=64),
 )
 STOPS = ((), (), ("e",), ("in", "self"), ("th", "\n"))
 DELAYS_MS = (0.0, 2.0, 10.0)

@@ -22,7 +22,9 @@ from tests.integration.staging import config_for, run
 PROMPT = "the list of a number is"
 
 
-@pytest.mark.parametrize("planner", [PlannerSettings(), PlannerSettings(span_tokens=3, takeover_tokens=4)])
+@pytest.mark.parametrize(
+    "planner", [PlannerSettings(), PlannerSettings(policy="fixed", span_tokens=3, takeover_tokens=4)]
+)
 @pytest.mark.parametrize("mode", Mode)
 def test_the_numbers_add_up(tiny_pair: Path, target: TorchModel, mode: Mode, planner: PlannerSettings) -> None:
     async def scene(client: EdgeClient, server: Server) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 
 from common.config import load_manifest
 from common.errors import ModelCorrupt, ModelMissing, PromptTooLong
-from edge_client.onnx_model import CHUNK_TOKENS, FIRST_CAPACITY, OnnxModel, OnnxSequence
+from edge_client.onnx_cache import CHUNK_TOKENS, FIRST_CAPACITY
+from edge_client.onnx_model import OnnxModel, OnnxSequence
 from edge_client.ports import DraftStep
 
 USED_IDS = 60
@@ -156,6 +159,151 @@ def test_the_whole_context_can_be_filled(model: OnnxModel, context_tokens: int) 
             await sequence.step([1])
 
     asyncio.run(scenario())
+
+
+# Branches
+
+
+ROWS = range(4)  # the text and three branches; between the text and the third lies the first
+
+
+def lengths_of(text_tokens: int) -> dict[int, int]:
+    return {0: text_tokens, 1: text_tokens - 1, 2: text_tokens // 3, 3: 0}
+
+
+@pytest.mark.parametrize("text_tokens", [20, FIRST_CAPACITY, FIRST_CAPACITY + 20])
+def test_rows_of_one_forward_repeat_the_bits_of_single_ones(model: OnnxModel, text_tokens: int) -> None:
+    """Whichever rows run together, of whatever lengths, and whether or not the buffers must grow for them."""
+
+    async def scenario() -> None:
+        prompt, lengths = tokens(8, text_tokens), lengths_of(text_tokens)
+        text_alone, rows = model.new_sequence(), model.new_sequence(branches=3)
+        await text_alone.step(prompt)
+        await rows.step(prompt)
+        alone = {}
+        for row in sorted(lengths, key=lambda row: -lengths[row]):
+            text_alone.rewind(lengths[row])
+            alone[row] = await logits_after(text_alone, [row])
+            text_alone.rewind(lengths[row])
+        for count in (1, 2, 3, 4):
+            for together in itertools.combinations(ROWS, count):
+                rows.rewind(text_tokens)
+                for branch in (1, 2, 3):
+                    rows.fork(branch, lengths[branch])
+                steps = await rows.step_rows({row: row for row in together})
+                for row in together:
+                    assert np.array_equal(steps[row].logits, alone[row]), (together, row)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("full", "beside"), [(0, (1, 2)), (1, (0, 3))])
+def test_a_full_row_between_two_others_is_left_alone(folder: Path, full: int, beside: tuple[int, int]) -> None:
+    """It has no room to run along, so that the others take a forward each."""
+    model = load(folder, context_tokens=12)
+
+    async def scenario() -> None:
+        prompt = tokens(9, 12)
+        alone, rows = model.new_sequence(), model.new_sequence(branches=3)
+        for sequence in (alone, rows):
+            await sequence.step(prompt)
+        lengths = dict.fromkeys(ROWS, 6) | {full: 12}
+        for branch in (1, 2, 3):
+            rows.fork(branch, lengths[branch])
+        rows.rewind(lengths[0])
+        steps = await rows.step_rows(dict.fromkeys(beside, 5))
+        together = [steps[row].logits.copy() for row in beside]
+        if full != 0:
+            rows.adopt(full)
+        rows.rewind(11)
+        alone.rewind(11)
+        assert np.array_equal(await logits_after(rows, prompt[11:]), await logits_after(alone, prompt[11:]))
+        alone.rewind(6)
+        expected = await logits_after(alone, [5])
+        assert all(np.array_equal(logits, expected) for logits in together)
+
+    asyncio.run(scenario())
+    model.close()
+
+
+def test_rows_keep_what_they_hold_when_the_buffers_grow(model: OnnxModel) -> None:
+    async def scenario() -> None:
+        prompt, own = tokens(10, FIRST_CAPACITY - 1), tokens(11, 5)
+        sequence = model.new_sequence(branches=2)
+        await sequence.step(prompt)
+        sequence.fork(1, 40)
+        sequence.fork(2, FIRST_CAPACITY - 1)
+        for token_id in own:
+            steps = await sequence.step_rows({1: token_id, 2: token_id})
+        for row, text in ((1, prompt[:40] + own), (2, prompt + own)):
+            assert close_to(steps[row].logits, await logits_after(model.new_sequence(), text))
+        assert close_to(await logits_after(sequence, own), await logits_after(model.new_sequence(), prompt + own))
+
+    asyncio.run(scenario())
+
+
+def test_a_text_that_fills_its_buffers_is_kept_while_the_branches_beside_it_run(model: OnnxModel) -> None:
+    async def scenario() -> None:
+        prompt = tokens(12, FIRST_CAPACITY)
+        alone, rows = model.new_sequence(), model.new_sequence(branches=2)
+        for sequence in (alone, rows):
+            await sequence.step(prompt)
+        for branch in (1, 2):
+            rows.fork(branch, 10)
+        steps = await rows.step_rows({1: 5, 2: 6})
+        for branch, token_id in ((1, 5), (2, 6)):
+            assert close_to(steps[branch].logits, await logits_after(model.new_sequence(), [*prompt[:10], token_id]))
+        assert np.array_equal(await logits_after(rows, [7]), await logits_after(alone, [7]))
+
+    asyncio.run(scenario())
+
+
+def test_branches_take_no_memory_until_one_is_forked(model: OnnxModel) -> None:
+    def peak_bytes(branches: int, *, forked: bool) -> int:
+        async def scenario() -> None:
+            sequence = model.new_sequence(branches=branches)
+            await sequence.step([1, 2, 3])
+            if forked:
+                sequence.fork(1, 2)
+            await sequence.step([4])
+            await sequence.step_rows({1: 4} if forked else {0: 4})
+
+        tracemalloc.start()
+        asyncio.run(scenario())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    graph = model.graph
+    row_bytes = (
+        len(graph.kv_names) * graph.kv_heads * FIRST_CAPACITY * graph.kv_width * np.dtype(graph.kv_dtype).itemsize
+    )
+    alone = peak_bytes(0, forked=False)
+    assert row_bytes < alone < 2 * row_bytes
+    assert peak_bytes(7, forked=False) < 2 * row_bytes
+    assert peak_bytes(7, forked=True) > 8 * row_bytes
+
+
+def test_logits_of_one_forward_lie_apart(model: OnnxModel) -> None:
+    async def scenario() -> None:
+        sequence = model.new_sequence(branches=2)
+        await sequence.step([1, 2, 3])
+        sequence.fork(1, 2)
+        sequence.fork(2, 1)
+        steps = await sequence.step_rows({0: 4, 1: 5, 2: 6})
+        for one, other in itertools.combinations(steps.values(), 2):
+            assert not np.shares_memory(one.logits, other.logits)
+            assert not np.array_equal(one.logits, other.logits)
+
+    asyncio.run(scenario())
+
+
+def test_a_negative_number_of_branches_is_refused(model: OnnxModel) -> None:
+    with pytest.raises(ValueError, match="branches: -1"):
+        model.new_sequence(branches=-1)
+
+
+# Loading
 
 
 def test_a_model_that_was_not_pulled(tmp_path: Path) -> None:

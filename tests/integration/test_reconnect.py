@@ -131,7 +131,7 @@ def test_a_reset_connection_changes_nothing_of_the_text(
     tiny_pair: Path, target: TargetModel, seed: int, mode: str, takeover: int, tell_cloud: bool
 ) -> None:
     parameters: dict[str, Any] = {"mode": mode, "temperature": 0.9, "seed": seed}
-    planner = PlannerSettings(span_tokens=4, takeover_tokens=takeover)
+    planner = PlannerSettings(policy="fixed", span_tokens=4, takeover_tokens=takeover)
 
     async def run() -> tuple[list[Event], list[Event]]:
         async with (

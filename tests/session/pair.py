@@ -15,7 +15,7 @@ from random import Random
 
 from common.errors import CloudUnavailable
 from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
-from common.planner import Action, FixedPlanner, HandOver, Send, Wait
+from common.planner import Action, CatchUp, FixedPlanner, HandOver, Send, Wait
 from common.planner import Draft as DraftOn
 from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
 from common.types import Mode, SamplingParams, SessionId, Signal
@@ -147,7 +147,7 @@ class Pair:
                 self._send(device.send(continuation_tokens=self.continuation_tokens, max_tokens=self.max_span_tokens))
             case HandOver(tokens):
                 self._send(device.send(continuation_tokens=tokens - 1))
-            case Wait():
+            case Wait() | CatchUp():
                 return False
         return True
 

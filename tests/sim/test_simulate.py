@@ -25,8 +25,11 @@ SCENARIO = Scenario(
 )
 
 
-def exact(span_tokens: int = 2, spans_in_flight: int = 1, run_ahead_tokens: int = 2) -> Strategy:
-    return Strategy("exact", FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight, run_ahead_tokens), Always())
+def exact(
+    span_tokens: int = 2, spans_in_flight: int = 1, run_ahead_tokens: int = 2, takeover_tokens: int = 0
+) -> Strategy:
+    planner = FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight, run_ahead_tokens, takeover_tokens)
+    return Strategy("exact", planner, Always())
 
 
 def commits(simulation: Simulation) -> list[tuple[float, int, Origin]]:
@@ -176,7 +179,7 @@ def test_the_exact_text_is_the_clouds_whatever_the_link_does(
     takeover_tokens: int,
 ) -> None:
     trace = trace_of(pattern, ended=ended)
-    strategy = replace(exact(*spans), takeover_tokens=takeover_tokens)
+    strategy = exact(*spans, takeover_tokens)
     scenario = replace(SCENARIO, profile=profile, seed=seed, warm_start=False)
     simulation = simulate(trace, scenario, strategy)
     assert simulation.error is None

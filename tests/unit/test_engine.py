@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -15,12 +15,12 @@ from common.clock import Clock
 from common.errors import Cancelled, CloudTimeout, CloudUnavailable, InternalError, Overloaded, ProtocolViolation
 from common.gate import Always, Gate, Never
 from common.messages import Close, Closed, Draft, Failure, Open, Opened, Verdict
-from common.planner import FixedPlanner
+from common.planner import Estimates, FixedPlanner
 from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
 from common.types import FinishReason, Mode, Origin, SamplingParams, SessionId, Signal
 from edge_client.drafter import ChoosingDrafter
 from edge_client.engine import Engine, EngineSettings
-from edge_client.ports import DraftStep
+from edge_client.ports import TEXT_ROW, DraftStep
 from tests.contract.fake_link import FakeLink, cloud_of
 from tests.contract.fake_target import FakeTarget
 from tests.contract.fakes import FakeDraft
@@ -75,11 +75,18 @@ class Watched(FakeDraft):
         self.was_closed = False
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
+        self._note(token_ids)
+        return await super().step(token_ids)
+
+    async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
+        self._note([token_ids[TEXT_ROW]])
+        return await super().step_rows(token_ids)
+
+    def _note(self, token_ids: Sequence[int]) -> None:
         self.fed.append((self.length, tuple(token_ids)))
         if isinstance(self._clock, ManualClock):
             self._clock.seconds += self._takes_s
         self.during_step(len(self.fed))
-        return await super().step(token_ids)
 
     def rewind(self, length: int) -> None:
         self.rewinds.append(length)
@@ -101,6 +108,7 @@ class Stage:
         span: int = 4,
         in_flight: int = 2,
         run_ahead: int = 16,
+        takeover_tokens: int = 0,
         new_tokens: int = 40,
         disturbance: float = 0.5,
         step_s: float = 0.010,
@@ -119,7 +127,8 @@ class Stage:
             drafter=None if mode is Mode.CLOUD else ChoosingDrafter(self.model, SamplingParams()),
             connect=None if links == (None,) else iter([link for link in links if link is not None]).__next__,
             gate=gate or (Never() if mode is Mode.EDGE else Always()),
-            planner=FixedPlanner(mode, span, in_flight, run_ahead),
+            planner=FixedPlanner(mode, span, in_flight, run_ahead, takeover_tokens),
+            estimates=Estimates(),
             output=Numbers(stop_at),
             clock=clock or self.clock,
             settings=EngineSettings(**{**deadlines, **settings}),
@@ -131,7 +140,7 @@ class Stage:
 
         events = asyncio.run(collect())
         assert [isinstance(event, Finished | Failed) for event in events] == [False] * (len(events) - 1) + [True]
-        assert self.model.was_closed or self.engine.drafter is None
+        assert self.model.was_closed or self.engine.speculation.drafter is None
         return events
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.messages import Open, Verdict
-from common.planner import Action, Draft, FixedPlanner, HandOver, Send, Wait
+from common.planner import Action, CatchUp, Draft, FixedPlanner, HandOver, Send, Wait
 from common.session import DeviceSession
 from common.types import Mode, SamplingParams, SessionId, Signal
 
@@ -41,7 +41,7 @@ def run(plan: FixedPlanner, device: DeviceSession, *, steps: int) -> list[Action
                 device.send()
             case HandOver(tokens):
                 device.send(continuation_tokens=tokens - 1)
-            case Wait():
+            case Wait() | CatchUp():
                 break
     return actions
 

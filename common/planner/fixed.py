@@ -1,49 +1,32 @@
-"""Which action next: draft on, send, wait, or hand over."""
+"""A planner with knobs, for those who compare: it knows neither costs nor risks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
+from common.planner.actions import Action, Decision, Draft, HandOver, Send, Wait
+from common.planner.situation import Situation
 from common.session import DeviceSession
 from common.types import Mode
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """Write one more token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send what is unsent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do until the cloud answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class HandOver:
-    """Ask the cloud to write this many tokens by itself."""
-
-    tokens: int
-
-
-Action = Draft | Send | Wait | HandOver
 
 
 @dataclass(frozen=True, slots=True)
 class FixedPlanner:
     """Send whenever `span_tokens` tokens wait for the cloud, with at most `spans_in_flight` spans on their way.
 
-    Drafting runs on meanwhile, up to `run_ahead_tokens` provisional tokens.
+    Drafting runs on meanwhile, up to `run_ahead_tokens` provisional tokens. After an override the cloud may write on
+    for `takeover_tokens`.
     """
 
     mode: Mode
     span_tokens: int
     spans_in_flight: int
     run_ahead_tokens: int
+    takeover_tokens: int = 0
+
+    def decide(self, situation: Situation) -> Decision:
+        return Decision(self.next_action(situation.session), "as set")
 
     def next_action(self, session: DeviceSession) -> Action:
         """Decide from the session's state alone."""
@@ -52,8 +35,11 @@ class FixedPlanner:
         if self.mode is Mode.CLOUD:
             return Wait() if session.spans else HandOver(session.limit - len(session.text))
         if self._worth_sending(session):
-            return Send()
+            return Send(continuation_tokens=self.takeover_tokens)
         return Wait() if self._must_stop(session) else Draft()
+
+    def alone(self) -> Self:
+        return replace(self, mode=Mode.EDGE)
 
     def _must_stop(self, session: DeviceSession) -> bool:
         return session.exhausted or len(session.text) - session.final >= self.run_ahead_tokens

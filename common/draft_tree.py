@@ -1,0 +1,135 @@
+"""What the device has drafted and the cloud has not judged: the text's proposals, and branches beside them.
+
+A branch begins where the cloud may override, with the token that came second there. If the cloud's override is that
+token, the branch becomes the text, and nothing has to be drafted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from common.types import Proposal
+
+
+@dataclass(slots=True)
+class Branch:
+    """A continuation that begins with `first` at position `start`, and the proposals made behind it.
+
+    Its last proposal has not been fed to the model yet, as the text's last token has not.
+    """
+
+    row: int
+    start: int
+    first: int
+    chance: float  # that all of it, `first` included, is what the cloud would write
+    proposals: list[Proposal] = field(default_factory=list)
+
+    @property
+    def unread(self) -> int:
+        """The token to feed next."""
+        return self.proposals[-1].token_id if self.proposals else self.first
+
+
+class DraftTree:
+    """Proposals by position, and branches by the position where they begin."""
+
+    def __init__(
+        self,
+        rows: int,
+        *,
+        limit: int,
+        eos_token_ids: Collection[int],
+        risk: Callable[[float], float],
+        hit: Callable[[], float],
+    ) -> None:
+        """Have `rows` for branches, numbered from 1, which end with the text at `limit` or with end-of-text.
+
+        `risk` makes a chance of a raw risk; `hit` is the chance that an override is the runner-up.
+        """
+        self.branches: dict[int, Branch] = {}
+        self._rows = rows
+        self._limit = limit
+        self._eos_token_ids = eos_token_ids
+        self._proposals: dict[int, Proposal] = {}
+        self._risks: dict[int, float] = {}  # calibrated, by position
+        self._free = list(range(rows, 0, -1))
+        self._risk = risk
+        self._hit = hit
+
+    def add(self, position: int, proposal: Proposal) -> None:
+        """The text goes on with a proposal."""
+        self._proposals[position] = proposal
+        self._risks[position] = self._risk(proposal.signal.risk)
+
+    def proposal(self, position: int) -> Proposal | None:
+        """What was proposed at a position of the text that is not settled."""
+        return self._proposals.get(position)
+
+    def risk(self, position: int) -> float:
+        """The chance of an override there; 0 where nothing was proposed."""
+        return self._risks.get(position, 0.0)
+
+    def settle(self, final: int) -> None:
+        """Positions below `final` are judged."""
+        for position in [position for position in self._proposals if position < final]:
+            del self._proposals[position], self._risks[position]
+        for start in [start for start in self.branches if start < final]:
+            self._drop(start)
+
+    def cut(self, length: int) -> None:
+        """The text's proposals from `length` on are void; so are branches that begin behind it."""
+        for position in [position for position in self._proposals if position >= length]:
+            del self._proposals[position], self._risks[position]
+        for start in [start for start in self.branches if start >= length]:
+            self._drop(start)
+
+    def take(self, position: int, token_id: int) -> Branch | None:
+        """The branch that the cloud's token at a position makes the text; all others are void."""
+        branch = self.branches.get(position)
+        if branch is not None and branch.first != token_id:
+            branch = None
+        for start in list(self.branches):
+            self._drop(start)
+        return branch
+
+    def grow(self, start: int, proposal: Proposal) -> None:
+        """A branch goes on with a proposal."""
+        branch = self.branches[start]
+        branch.proposals.append(proposal)
+        branch.chance *= 1.0 - self._risk(proposal.signal.risk)
+
+    def plant(self, start: int) -> Branch:
+        """Begin a branch; if no row is free, the least likely one gives way."""
+        if not self._free:
+            self._drop(min(self.branches, key=lambda key: self.branches[key].chance))
+        branch = Branch(self._free.pop(), start, self._proposals[start].runner_up, self._chance(start))
+        self.branches[start] = branch
+        return branch
+
+    def sites(self) -> Iterator[tuple[float, int]]:
+        """The chance of each branch that could be drafted on, planted or not, with the position where it begins."""
+        if not self._rows:
+            return
+        reached = 1.0
+        for position in sorted(self._proposals):
+            branch = self.branches.get(position)
+            if branch is None:
+                yield reached * self._risks[position] * self._hit(), position
+            elif not self._ended(branch):
+                yield branch.chance, position
+            reached *= 1.0 - self._risks[position]
+
+    def _chance(self, start: int) -> float:
+        """That the cloud agrees up to `start`, and there overrides with the runner-up."""
+        reached = 1.0
+        for position, risk in self._risks.items():
+            reached *= 1.0 - risk if position < start else 1.0
+        return reached * self._risks[start] * self._hit()
+
+    def _ended(self, branch: Branch) -> bool:
+        length = branch.start + 1 + len(branch.proposals)
+        return length >= self._limit or branch.unread in self._eos_token_ids
+
+    def _drop(self, start: int) -> None:
+        self._free.append(self.branches.pop(start).row)

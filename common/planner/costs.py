@@ -1,0 +1,204 @@
+"""What drafting, the link and the cloud cost, estimated while they work."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_WINDOW = 9  # recent samples that a median is taken of
+_FORGETTING = 0.96  # weight of a reading against the one after it
+_SLOPE_PRIOR = 1 / 32  # of a reading's base time, for each further token: between a CPU's 1/20 and a GPU's almost 0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Times in milliseconds, and chances, as a planner reckons with them.
+
+    The cloud reads a span of k tokens in `read_base_ms + k * read_token_ms`.
+    """
+
+    draft_ms: float = 20.0  # one token of the text
+    row_ms: float = 5.0  # one token of a branch, in the same forward
+    rtt_ms: float = 50.0  # the link there and back, without the cloud
+    read_base_ms: float = 100.0
+    read_token_ms: float = 3.0
+    stream_ms: float = 100.0  # one token that the cloud writes by itself
+    risk: float = 0.05  # of the draft's next token, not yet drafted
+    foresight: float = 0.0  # share of overrides that found a branch ready
+    branch_tokens: float = 0.0  # tokens in such a branch
+
+    def read_ms(self, tokens: float) -> float:
+        """The time that the cloud needs for a span."""
+        return self.read_base_ms + self.read_token_ms * tokens
+
+
+class Median:
+    """The median of the latest samples, or a prior while there is none."""
+
+    def __init__(self, prior: float, window: int = _WINDOW) -> None:
+        self._samples: deque[float] = deque(maxlen=window)
+        self._value = prior
+
+    def add(self, sample: float) -> None:
+        """Take a sample in."""
+        self._samples.append(sample)
+        self._value = statistics.median(self._samples)
+
+    @property
+    def value(self) -> float:
+        """The median."""
+        return self._value
+
+    @property
+    def known(self) -> bool:
+        """Whether there is any sample."""
+        return bool(self._samples)
+
+
+@dataclass(slots=True)
+class Share:
+    """A chance, learned from trials; the prior counts as so many of them, and old trials fade."""
+
+    prior: float
+    weight: float
+    memory: float = 200.0  # trials that count
+    _hits: float = 0.0
+    _trials: float = 0.0
+
+    def add(self, hit: float, trials: float = 1.0) -> None:
+        """Take trials in."""
+        fade = 1 - min(trials, self.memory) / self.memory
+        self._hits = self._hits * fade + hit
+        self._trials = self._trials * fade + trials
+
+    @property
+    def value(self) -> float:
+        """The posterior mean."""
+        return (self.prior * self.weight + self._hits) / (self.weight + self._trials)
+
+
+@dataclass(slots=True)
+class ReadingTime:
+    """Least squares of a reading's time on its tokens, with fading memory.
+
+    While all spans were of one length, nothing is known of the slope: a weak prior holds it to a share of the base.
+    """
+
+    base_ms: float
+    token_ms: float
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, k, k*k, y, k*y
+
+    def add(self, tokens: int, elapsed_ms: float) -> None:
+        """Take in one reading."""
+        row = (1.0, tokens, tokens * tokens, elapsed_ms, tokens * elapsed_ms)
+        self._sums = [_FORGETTING * old + new for old, new in zip(self._sums, row, strict=True)]
+        self._fit()
+
+    def _fit(self) -> None:
+        """Minimise sum (y - base - k token)^2 + (token - prior * base)^2 * spread."""
+        ones, k, kk, y, ky = self._sums
+        spread = 16.0
+        a11, a12, a22 = ones + spread * _SLOPE_PRIOR**2, k - spread * _SLOPE_PRIOR, kk + spread
+        determinant = a11 * a22 - a12 * a12
+        base = (a22 * y - a12 * ky) / determinant
+        token = (a11 * ky - a12 * y) / determinant
+        if token < 0 or base <= 0:  # noise: all of it is base, or all of it slope
+            base, token = (y / ones, 0.0) if token < 0 else (0.0, ky / kk)
+        self.base_ms, self.token_ms = base, token
+
+
+class Risks:
+    """Turns raw risk into the chance of an override, by what the cloud has said so far.
+
+    The raw risk ranks tokens well and is wrong by a factor that differs from task to task: that factor is learned.
+    """
+
+    def __init__(self) -> None:
+        self._scale = Share(prior=1.75, weight=4.0, memory=20.0)  # overrides against the raw risk that foretold them
+        self._level = Share(prior=Costs().risk, weight=8.0, memory=48.0)  # of the risk of tokens to come
+
+    def calibrated(self, raw: float) -> float:
+        """The chance that the cloud chooses another token."""
+        return min(max(self._scale.value * raw, 1e-4), 0.98)
+
+    @property
+    def typical(self) -> float:
+        """The chance for a token that is not drafted yet."""
+        return self._level.value
+
+    def judged(self, raw: float, *, agreed: bool) -> None:
+        """Learn from the cloud's choice where the draft's was uncertain by `raw`."""
+        self._scale.add(0.0 if agreed else 1.0, raw)
+        self._level.add(self.calibrated(raw))
+
+
+class Estimates:
+    """All costs, learned across the generations of one client."""
+
+    def __init__(self) -> None:
+        prior = Costs()
+        self.risks = Risks()
+        self._draft = Median(prior.draft_ms)
+        self._row = Median(prior.row_ms)
+        self._rtt = Median(prior.rtt_ms)
+        self._stream = Median(prior.stream_ms)
+        self._reading = ReadingTime(prior.read_base_ms, prior.read_token_ms)
+        self._hit = Share(0.7, weight=10.0)
+        self._foresight = Share(prior.foresight, weight=2.0, memory=50.0)
+        self._branch_tokens = Share(4.0, weight=2.0, memory=20.0)
+
+    def drafted(self, rows: int, elapsed_ms: float) -> None:
+        """A forward of one token in each of some rows took this long."""
+        if rows == 1:
+            self._draft.add(elapsed_ms)
+        else:
+            self._row.add(max(elapsed_ms - self._draft.value, 0.0) / (rows - 1))
+
+    def travelled(self, elapsed_ms: float) -> None:
+        """A request went there and back, the cloud's own time apart."""
+        self._rtt.add(max(elapsed_ms, 0.0))
+
+    def read(self, tokens: int, elapsed_ms: float) -> None:
+        """The cloud read a span, its wait for other devices included."""
+        self._reading.add(tokens, elapsed_ms)
+
+    def streamed(self, elapsed_ms: float) -> None:
+        """A token of a takeover came this long after the one before it."""
+        self._stream.add(elapsed_ms)
+
+    def overridden(self, *, by_runner_up: bool, foreseen_tokens: int | None) -> None:
+        """The cloud chose another token; `foreseen_tokens` had been drafted in a branch that begins with it."""
+        self._hit.add(by_runner_up)
+        self._foresight.add(foreseen_tokens is not None)
+        if foreseen_tokens is not None:
+            self._branch_tokens.add(foreseen_tokens)
+
+    @property
+    def hit(self) -> float:
+        """The chance that an override is the draft's runner-up."""
+        return self._hit.value
+
+    def costs(self) -> Costs:
+        """What is known now."""
+        reading = self._reading
+        return Costs(
+            draft_ms=self._draft.value,
+            row_ms=self._row.value if self._row.known else self._draft.value / 4,
+            rtt_ms=self._rtt.value,
+            read_base_ms=reading.base_ms,
+            read_token_ms=reading.token_ms,
+            stream_ms=self._stream.value if self._stream.known else reading.base_ms + reading.token_ms,
+            risk=self.risks.typical,
+            foresight=self._foresight.value,
+            branch_tokens=self._branch_tokens.value,
+        )
+
+
+def survival(risks: Iterable[float]) -> float:
+    """The chance that all of some tokens stand."""
+    product = 1.0
+    for risk in risks:
+        product *= 1.0 - risk
+    return product

@@ -1,0 +1,104 @@
+"""What is on its way to the cloud, and when it will be answered."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from common.messages import Continuation, Opened, ServerFrame, Verdict
+from common.planner.costs import Estimates
+
+
+@dataclass(slots=True)
+class _Sent:
+    at_ms: float
+    tokens: int
+    alone: bool  # nothing was on its way before it
+    answer_ms: float  # when the answer is expected
+
+
+class Pipeline:
+    """The spans of one generation on their way; what their answers tell of link and cloud goes into the estimates.
+
+    A span sent at t is answered at max(the answer before it, t + round trip) + reading time: the cloud reads one after
+    the other, and the link's two halves overlap with the readings of others.
+    """
+
+    def __init__(self, estimates: Estimates) -> None:
+        self.estimates = estimates
+        self._spans: deque[_Sent] = deque()
+        self._opened_ms: float | None = None
+        self._prefilled = False
+        self._last_answer_ms = 0.0
+        self._last_token_ms: float | None = None  # of a takeover
+
+    def opened(self, now_ms: float) -> None:
+        """An Open was sent; nothing else is on its way."""
+        self._spans.clear()
+        self._opened_ms = now_ms
+        self._prefilled = False
+        self._last_token_ms = None
+
+    def sent(self, tokens: int, now_ms: float) -> None:
+        """A span was sent."""
+        costs = self.estimates.costs()
+        before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
+        answer_ms = max(before, now_ms + costs.rtt_ms) + costs.read_ms(tokens)
+        self._spans.append(_Sent(now_ms, tokens, not self._spans and self._prefilled, answer_ms))
+
+    def answered(self, frame: ServerFrame, now_ms: float) -> None:
+        """A frame came."""
+        match frame:
+            case Opened(prefilled=False) if self._opened_ms is not None:
+                self.estimates.travelled(now_ms - self._opened_ms)
+            case Opened(prefilled=True):
+                self._prefilled = True
+                self._last_answer_ms = now_ms
+            case Verdict():
+                self._judged(frame, now_ms)
+            case Continuation():
+                self._written(frame, now_ms)
+            case _:
+                pass
+
+    def keep(self, spans: int) -> None:
+        """Only so many spans are still on their way: an override has voided the others."""
+        while len(self._spans) > spans:
+            self._spans.pop()
+
+    def wait_ms(self, now_ms: float) -> float:
+        """How long a span sent now would wait in the cloud for those before it."""
+        before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
+        return max(before - self.estimates.costs().rtt_ms - now_ms, 0.0)
+
+    def written_by(self, now_ms: float) -> int:
+        """Tokens of a takeover that the cloud will have written, beyond those that came, when a span sent now comes."""
+        costs = self.estimates.costs()
+        since_ms = 0.0 if self._last_token_ms is None else now_ms - self._last_token_ms
+        return int((since_ms + costs.rtt_ms) / costs.stream_ms)
+
+    def _judged(self, frame: Verdict, now_ms: float) -> None:
+        cloud_ms = (frame.queue_us + frame.compute_us) / 1e3
+        if self._spans:
+            span = self._spans.popleft()
+            if span.alone:
+                self.estimates.travelled(now_ms - span.at_ms - cloud_ms)
+            if cloud_ms:
+                self.estimates.read(span.tokens, cloud_ms)
+        self._last_answer_ms = self._last_token_ms = now_ms
+        self._expect_again(now_ms)
+
+    def _expect_again(self, now_ms: float) -> None:
+        """An answer that came early or late moves those behind it."""
+        costs, before = self.estimates.costs(), now_ms
+        for span in self._spans:
+            span.answer_ms = before = max(before, span.at_ms + costs.rtt_ms) + costs.read_ms(span.tokens)
+
+    def _written(self, frame: Continuation, now_ms: float) -> None:
+        if not frame.token_ids:
+            return
+        if self._last_token_ms is not None:
+            # Tokens that a slow link held back come in bunches, so no less than the cloud took for one.
+            self.estimates.streamed(max((now_ms - self._last_token_ms) / len(frame.token_ids), frame.compute_us / 1e3))
+        self._last_token_ms = now_ms
+        self._last_answer_ms = now_ms
