@@ -21,6 +21,7 @@ NAMES = {
     "record": "traces of the pair for the simulator",
     "simulate": "strategies on recorded traces, on a virtual clock",
     "calibration": "whether the link emulator does what its profiles say",
+    "regret": "what exact loses against the best fixed strategy, over a grid in virtual time",
     "cloud-profile": "step times of cloud models, on the accelerator that is there",
     "fleet": "many devices on a few replicas: latency, load, cost and energy",
     "docs": "the generated parts of the documentation",

@@ -159,14 +159,14 @@ class Supervisor:
                     self._check_size(frame)
                     if inbox.closing:  # the device needs no more verdicts; what it kept comes with the Close
                         continue
-                    if session.writes and frame.revision == session.revision:
+                    if session.hands_back(frame):
                         self.counters.hand_backs += 1
                         yield session.hand_back()
                 judging = session.receive(frame)
             if judging is None:
                 continue
             wrote_before = session.writes
-            answer = await self._read(opening, judging, arrived_at)
+            answer = await self._read(opening, session, judging, arrived_at)
             reply = session.answer(judging, answer.choices, answer.queue_us, answer.compute_us)
             self.counters.takeovers += session.writes and not wrote_before
             self.counters.hand_backs += wrote_before and not session.writes and not isinstance(reply, Closed)
@@ -226,29 +226,30 @@ class Supervisor:
             compute_us += result.compute_us
         return _Answer((), queue_us, compute_us)
 
-    async def _read(self, opening: Open, judging: Judging, arrived_at: float) -> _Answer:
+    async def _read(self, opening: Open, session: CloudSession, judging: Judging, arrived_at: float) -> _Answer:
         if not judging.choices:
             return _Answer((), 0, 0)
+        deadline_ms = session.deadline_ms if isinstance(judging.frame, Draft) else 0
         result = await self._worker.read(
             opening.session_id,
             judging.token_ids,
             judging.choices,
             opening.sampling,
-            deadline_ms=self._time_left_ms(judging, arrived_at),
+            deadline_ms=self._time_left_ms(deadline_ms, arrived_at),
         )
         return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
 
-    def _time_left_ms(self, judging: Judging, arrived_at: float) -> float | None:
+    def _time_left_ms(self, deadline_ms: int, arrived_at: float) -> float | None:
         """What is left of a Draft's deadline after its wait for the frames before it; None if it has none."""
-        if not isinstance(judging.frame, Draft) or not judging.frame.deadline_ms:
+        if not deadline_ms:
             return None
         waited_ms = (self._clock.now() - arrived_at) * 1000
-        if waited_ms >= judging.frame.deadline_ms:
+        if waited_ms >= deadline_ms:
             raise CloudTimeout(
                 f"deadline_ms: the Draft waited {waited_ms:.0f} ms for the frames before it, and its answer was "
-                f"wanted within {judging.frame.deadline_ms}"
+                f"wanted within {deadline_ms}"
             )
-        return judging.frame.deadline_ms - waited_ms
+        return deadline_ms - waited_ms
 
     def _check_size(self, frame: Draft) -> None:
         if len(frame.token_ids) > self._limits.max_span_tokens:

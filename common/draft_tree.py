@@ -22,7 +22,7 @@ class Branch:
     row: int
     start: int
     first: int
-    chance: float  # that all of it, `first` included, is what the cloud would write
+    chance: float  # that all of it, `first` included, is what the cloud would write if it agrees up to `start`
     proposals: list[Proposal] = field(default_factory=list)
 
     @property
@@ -102,8 +102,11 @@ class DraftTree:
     def plant(self, start: int) -> Branch:
         """Begin a branch; if no row is free, the least likely one gives way."""
         if not self._free:
-            self._drop(min(self.branches, key=lambda key: self.branches[key].chance))
-        branch = Branch(self._free.pop(), start, self._proposals[start].runner_up, self._chance(start))
+            _, least = min(
+                (reached * self.branches[at].chance, at) for reached, at in self._reached() if at in self.branches
+            )
+            self._drop(least)
+        branch = Branch(self._free.pop(), start, self._proposals[start].runner_up, self._risks[start] * self._hit())
         self.branches[start] = branch
         return branch
 
@@ -111,25 +114,20 @@ class DraftTree:
         """The chance of each branch that could be drafted on, planted or not, with the position where it begins."""
         if not self._rows:
             return
+        for reached, start in self._reached():
+            branch = self.branches.get(start)
+            length = start + 1 + (len(branch.proposals) if branch is not None else 0)
+            last = branch.unread if branch is not None else self._proposals[start].runner_up
+            if length < self._limit and last not in self._eos_token_ids:
+                chance = branch.chance if branch is not None else self._risks[start] * self._hit()
+                yield reached * chance, start
+
+    def _reached(self) -> Iterator[tuple[float, int]]:
+        """The chance that the cloud agrees up to each position, in order."""
         reached = 1.0
-        for position in sorted(self._proposals):
-            branch = self.branches.get(position)
-            if branch is None:
-                yield reached * self._risks[position] * self._hit(), position
-            elif not self._ended(branch):
-                yield branch.chance, position
+        for position in sorted(self._risks):
+            yield reached, position
             reached *= 1.0 - self._risks[position]
-
-    def _chance(self, start: int) -> float:
-        """That the cloud agrees up to `start`, and there overrides with the runner-up."""
-        reached = 1.0
-        for position, risk in self._risks.items():
-            reached *= 1.0 - risk if position < start else 1.0
-        return reached * self._risks[start] * self._hit()
-
-    def _ended(self, branch: Branch) -> bool:
-        length = branch.start + 1 + len(branch.proposals)
-        return length >= self._limit or branch.unread in self._eos_token_ids
 
     def _drop(self, start: int) -> None:
         self._free.append(self.branches.pop(start).row)

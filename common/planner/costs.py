@@ -117,7 +117,7 @@ class Risks:
 
     def __init__(self) -> None:
         self._scale = Share(prior=1.75, weight=4.0, memory=20.0)  # overrides against the raw risk that foretold them
-        self._level = Share(prior=Costs().risk, weight=8.0, memory=48.0)  # of the risk of tokens to come
+        self._level = Share(prior=Costs().risk, weight=16.0, memory=160.0)  # of the risk of tokens to come
 
     def calibrated(self, raw: float) -> float:
         """The chance that the cloud chooses another token."""

@@ -44,6 +44,8 @@ class Pipeline:
         costs = self.estimates.costs()
         before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
         answer_ms = max(before, now_ms + costs.rtt_ms) + costs.read_ms(tokens)
+        if not tokens:  # the cloud begins to write when this arrives
+            self._last_token_ms = now_ms + costs.rtt_ms
         self._spans.append(_Sent(now_ms, tokens, not self._spans and self._prefilled, answer_ms))
 
     def answered(self, frame: ServerFrame, now_ms: float) -> None:

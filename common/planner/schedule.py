@@ -28,6 +28,7 @@ from common.planner.costs import Costs
 
 MAX_STOCK = 64
 _PRECISION = 1.003
+_ADVANTAGE = 1.05  # over streaming, which is sure, that spans must promise
 _STEPS_AN_OCTAVE = 8
 
 Float64s = NDArray[np.float64]
@@ -57,7 +58,7 @@ def _rounded(value: float) -> float:
 def _solved(costs: Costs) -> Schedule:
     problem = _Problem(costs)
     slowest = 1 / costs.stream_ms
-    restart, writes_on = problem.restart(slowest)
+    restart, writes_on = problem.restart(slowest * _ADVANTAGE)
     if restart <= 0:
         return Schedule(slowest, streams=True, cloud_writes_on=True)
     fastest = max(2 * slowest, 2 / costs.draft_ms)

@@ -54,6 +54,7 @@ class CloudSession:
         self.state = step(State.NEW, Happening.OPEN)
         self.revision = 0
         self.stale_frames = 0
+        self.deadline_ms = 0  # of the latest Draft, told by it or by one before it; 0: none
         self._takeover_left = 0
 
     @property
@@ -81,6 +82,10 @@ class CloudSession:
         """The next reading of a takeover."""
         return Judging(tuple(self.text), 1, len(self.text), (), None)
 
+    def hands_back(self, frame: Draft) -> bool:
+        """Whether a Draft ends the takeover: the device writes again, unless what it writes is already contradicted."""
+        return self.writes and frame.revision == self.revision and not self._contradicted(frame)
+
     def hand_back(self) -> Continuation:
         """End a takeover now."""
         self.state = step(self.state, Happening.HAND_BACK)
@@ -98,18 +103,19 @@ class CloudSession:
                 return self._closed(judging, choices, queue_us, compute_us)
 
     def _receive_draft(self, frame: Draft) -> Judging | None:
+        self.deadline_ms = frame.deadline_ms or self.deadline_ms
         if frame.revision < self.revision:
             self.stale_frames += 1
             return None
         self._check(frame)
         self.state = step(self.state, Happening.DRAFT)
+        if self._contradicted(frame):
+            # The cloud has written another token there, and said so: the device is about to learn of it.
+            self.revision += 1
+            self.stale_frames += 1
+            return None
         agreed = self._agreed(frame)
-        if agreed < len(frame.token_ids) and frame.start + agreed < len(self.text):
-            if frame.start + agreed >= frame.final_before:
-                # The cloud has written another token there, and said so: the device is about to learn of it.
-                self.revision += 1
-                self.stale_frames += 1
-                return None
+        if agreed < len(frame.token_ids):
             del self.text[frame.start + agreed :]  # committed on the device: its text wins, and is audited
         known = self.text[frame.start + agreed :] if agreed == len(frame.token_ids) else []
         if known:
@@ -170,6 +176,12 @@ class CloudSession:
             if token_id != choice
         )
         return Closed(deviations, queue_us, compute_us)
+
+    def _contradicted(self, frame: Draft) -> bool:
+        """Whether the cloud has written another token where the device asks for a judgement."""
+        agreed = self._agreed(frame)
+        position = frame.start + agreed
+        return agreed < len(frame.token_ids) and frame.final_before <= position < len(self.text)
 
     def _agreed(self, frame: Draft | Close) -> int:
         """How many leading tokens of a frame are already in the text."""

@@ -41,6 +41,8 @@ class DeviceSession:
         self.tally = Tally()
         self._risks: dict[int, float] = {}  # of drafted positions that the cloud has not read
         self._fired: deque[int] = deque()  # provisional positions that the gate wants judged
+        self._gated = False  # the gate has let a token pass, so that risks tell the cloud something
+        self._deadline_ms = 0  # that the cloud was told on this stream; 0: none yet
         self._tail_length = 0  # of the closing audit
         self._alone = False  # the cloud is lost
         self._reopened = False  # and the cloud has not answered yet
@@ -74,20 +76,27 @@ class DeviceSession:
         if fires:
             self.tally.fired += 1
             self._fired.append(position)
+        else:
+            self._gated = True
         yield from self._commit_skipped()
 
     def send(self, *, continuation_tokens: int = 0, max_tokens: int | None = None, deadline_ms: int = 0) -> Draft:
-        """Put all unsent tokens, at most `max_tokens`, into a Draft; without any, ask the cloud to write."""
+        """Put all unsent tokens, at most `max_tokens`, into a Draft; without any, ask the cloud to write.
+
+        `deadline_ms` is told where it differs from that of the Draft before; 0 leaves it as it is.
+        """
         self.state = step(self.state, Happening.DRAFT)
         end = len(self.text) if max_tokens is None else min(len(self.text), self.sent + max_tokens)
         tokens = tuple(self.text[self.sent : end])
         final_before = max(self.sent, min(self.final, end))
         span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens)
-        risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end))
+        risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end)) if self._gated else ()
         self.spans.append(span)
         self.sent = end
         self.tally.requests += 1
-        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, deadline_ms)
+        told_ms = 0 if deadline_ms == self._deadline_ms else deadline_ms
+        self._deadline_ms = deadline_ms or self._deadline_ms
+        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, told_ms)
 
     def close(self) -> Close:
         """End the stream, with the committed tokens that the cloud has not read."""
@@ -120,6 +129,7 @@ class DeviceSession:
         self.spans.clear()
         self.revision = 0
         self.prefilled = False
+        self._deadline_ms = 0
         self._reopened = True
         return replace(self._opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read]))
 

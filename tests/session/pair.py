@@ -72,6 +72,7 @@ class Pair:
     resumed: tuple[int, ...] = ()  # of a generation that is resumed
     resets: int = 0  # how often the stream may be cut before the text is complete
     reset_odds: int = 20  # one move in so many is a cut
+    deadlines_ms: tuple[int, ...] = (0,)  # that the device wants, one drawn for each Draft
     up: deque[ClientFrame] = field(default_factory=deque)
     down: deque[ServerFrame] = field(default_factory=deque)
     events: list[SessionEvent] = field(default_factory=list)
@@ -80,6 +81,8 @@ class Pair:
     lost_verdicts: int = 0
     cut_takeovers: int = 0
     audits: Counter[int] = field(default_factory=Counter)  # by position, as the device was told
+    drafts: list[Draft] = field(default_factory=list)  # that the device sent
+    wanted_ms: deque[int] = field(default_factory=deque)  # the deadlines of those on their way
 
     def __post_init__(self) -> None:
         opening = Open(SessionId("s"), "", SamplingParams(), self.max_new_tokens, (EOS,), PROMPT, self.resumed)
@@ -109,6 +112,7 @@ class Pair:
         self.cut_takeovers += self.device.following
         self.lost_verdicts += sum(isinstance(frame, Verdict) for frame in self.down)
         self.up.clear()
+        self.wanted_ms.clear()
         self.down.clear()
         with suppress(CloudUnavailable):
             list(self.device.apply(Failure("UNAVAILABLE", "cut")))
@@ -144,15 +148,19 @@ class Pair:
                 for event in device.draft(token_id, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=gate):
                     self._note(event)
             case Send():
-                self._send(device.send(continuation_tokens=self.continuation_tokens, max_tokens=self.max_span_tokens))
+                self._send(self.continuation_tokens, self.max_span_tokens)
             case HandOver(tokens):
-                self._send(device.send(continuation_tokens=tokens - 1))
+                self._send(tokens - 1, None)
             case Wait() | CatchUp():
                 return False
         return True
 
-    def _send(self, frame: Draft) -> None:
+    def _send(self, continuation_tokens: int, max_tokens: int | None) -> None:
+        wanted_ms = self.random.choice(self.deadlines_ms)
+        frame = self.device.send(continuation_tokens=continuation_tokens, max_tokens=max_tokens, deadline_ms=wanted_ms)
+        self.drafts.append(frame)
         self.up.append(frame)
+        self.wanted_ms.append(wanted_ms)
         self.most_in_flight = max(self.most_in_flight, len(self.device.spans))
 
     def _cloud_reads(self) -> bool:
@@ -160,9 +168,11 @@ class Pair:
             return False
         frame = self.up.popleft()
         assert isinstance(frame, Draft | Close)
-        if self.cloud.writes and isinstance(frame, Draft) and frame.revision == self.cloud.revision:
+        if isinstance(frame, Draft) and self.cloud.hands_back(frame):
             self.down.append(self.cloud.hand_back())
         judging = self.cloud.receive(frame)
+        if isinstance(frame, Draft):
+            assert self.cloud.deadline_ms == self.wanted_ms.popleft(), "told or not, ignored or not"
         if judging is not None:
             before = self.cloud.revision
             first = len(judging.token_ids) - judging.choices + 1

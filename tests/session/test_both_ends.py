@@ -41,6 +41,7 @@ def pairs(draw: st.DrawFn, mode: Mode, *, resets: bool = False) -> Pair:
         resumed=tuple(resumed),
         resets=draw(st.integers(1, 6)) if resets else 0,
         reset_odds=draw(st.sampled_from([3, 10, 30])) if resets else 1,
+        deadlines_ms=draw(st.sampled_from([(0,), (60_000,), (300_000, 60_000, 60_000)])),
     )
 
 
@@ -53,6 +54,7 @@ def test_exact_commits_what_the_cloud_would_write(pair: Pair) -> None:
     assert pair.device.finish_reason is (FinishReason.STOP if expected[-1] == EOS else FinishReason.LENGTH)
     assert {event.origin for event in pair.committed} <= CLOUDS_OWN
     assert pair.device.tally.deviations == 0
+    assert not any(frame.risks for frame in pair.drafts), "the gate lets nothing pass"
     assert not pair.up
     assert not pair.down
 
@@ -66,6 +68,8 @@ def test_gated_counts_every_deviation_and_no_other(pair: Pair) -> None:
     assert all(event.origin is Origin.DRAFT for event in differing)
     assert pair.device.tally.deviations == len(differing)
     assert pair.device.tally.audited_tokens == pair.device.tally.skipped_tokens
+    skips = [frame for frame in pair.drafts if frame.final_before > frame.start]
+    assert all(len(frame.risks) == len(frame.token_ids) for frame in skips)
 
 
 @settings(max_examples=100)

@@ -129,7 +129,7 @@ def test_an_override_retracts_what_hangs_on_the_token() -> None:
     assert device.text == [7, 8, 9, 1, 8]
     assert (device.revision, len(device.spans), device.tally.retracted_tokens) == (1, 0, 3)
     fire(device, 5)
-    assert device.send() == Draft(1, 5, (5,), (0.5,), 5)
+    assert device.send() == Draft(1, 5, (5,), (), 5)
 
 
 def test_a_guessed_bonus_is_verified_without_being_sent() -> None:
@@ -544,7 +544,7 @@ def lose(device: DeviceSession) -> None:
 
 def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:
     device = session()
-    fire(device, 1, 2, risk=0.75)
+    fire(device, 1, 2)
     device.send(continuation_tokens=4)
     fire(device, 3)
     lose(device)
@@ -552,7 +552,7 @@ def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:
     assert (device.text, device.final, device.sent, device.read) == ([7, 8, 9, 1, 2, 3], 3, 3, 3)
     assert (device.revision, len(device.spans), device.prefilled, device.unsent_fires) == (0, 0, False, 3)
     list(device.apply(Opened(prefilled=True, context_tokens=100)))
-    assert device.send() == Draft(0, 3, (1, 2, 3), (0.75, 0.75, 0.5), 3)
+    assert device.send() == Draft(0, 3, (1, 2, 3), (), 3)
     assert committed(device.apply(Verdict(0, 6, 4)))[-1] == (6, 4, Origin.BONUS)
     assert (device.tally.fired, device.tally.requests, device.tally.reconnects) == (3, 1, 1)
 

@@ -181,9 +181,28 @@ def test_a_verdict_fits_in_twenty_bytes() -> None:
     assert len(wire.encode_server(verdict)) <= 20
 
 
-def test_a_token_costs_four_bytes() -> None:
-    eight, nine = (wire.encode_client(Draft(0, 1900, (VOCABULARY - 1,) * n, (0.5,) * n, 1900)) for n in (8, 9))
-    assert len(nine) - len(eight) == 4  # three of varint, one of risk
+@pytest.mark.parametrize("continuation_tokens", [0, 16])
+def test_a_span_of_eight_that_tells_nothing_twice_fits_in_forty_bytes(continuation_tokens: int) -> None:
+    """As in `exact`: every token is judged, so there are no risks, and the deadline was told before."""
+    token_ids = tuple(range(VOCABULARY - 8, VOCABULARY))
+    sparse = Draft(120, 1900, token_ids, (), 1900, continuation_tokens)
+    assert len(wire.encode_client(sparse)) <= 40
+    full = Draft(120, 1900, token_ids, (0.9,) * 8, 1900, continuation_tokens, deadline_ms=60_000)
+    assert len(wire.encode_client(full)) - len(wire.encode_client(sparse)) == 2 + 8 + 4  # risks and their tag; deadline
+
+
+@pytest.mark.parametrize(("risks", "cost"), [((), 3), ((0.5,), 4)])  # of varint; and of its risk
+def test_what_a_token_costs(risks: tuple[float, ...], cost: int) -> None:
+    eight, nine = (wire.encode_client(Draft(0, 1900, (VOCABULARY - 1,) * n, risks * n, 1900)) for n in (8, 9))
+    assert len(nine) - len(eight) == cost
+
+
+def test_a_deadline_that_was_told_before_takes_no_byte() -> None:
+    data = wire.encode_client(Draft(1, 1900, (1,), (), 1900, 0, deadline_ms=0))
+    assert data == pb.SuperviseRequest(draft=pb.Draft(revision=1, start=1900, token_ids=[1])).SerializeToString()
+    back = wire.decode_client(data)
+    assert isinstance(back, Draft)
+    assert back.deadline_ms == 0
 
 
 # What must not get in

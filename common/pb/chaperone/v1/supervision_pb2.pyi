@@ -315,14 +315,19 @@ class Draft(_message.Message):
     below that length are compared with the text.
     """
     risks: _builtins.bytes
-    """One byte a token, the device's risk in 1/255; MAY be absent."""
+    """One byte a token, the device's risk in 1/255; MAY be absent. A device SHOULD send them from the first token on that
+    it commits, or means to commit, without asking; as long as it has every token judged they tell nobody anything, and
+    it SHOULD leave them out.
+    """
     final_tokens: _builtins.int
     """How many of the leading tokens are committed, at most all. Absent means none: all are judged."""
     continuation_tokens: _builtins.int
     """How many tokens the cloud may write on by itself after an override. 0 means none."""
     deadline_ms: _builtins.int
-    """Milliseconds within which the answer is of use, counted from arrival; when they pass before the work has begun, the
-    stream fails with DEADLINE_EXCEEDED. 0 means no limit.
+    """Milliseconds within which the answer is of use, counted from the Draft's arrival; when they pass before the work has
+    begun, the stream fails with DEADLINE_EXCEEDED. 0, or absent, means as in the Draft before on this stream, one that
+    was ignored included; in the first it means no limit. So a device SHOULD tell it only when it changes. A limit that
+    was told can be moved, not lifted.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -474,7 +479,7 @@ class Continuation(_message.Message):
     """Position of the first token."""
     handed_back: _builtins.bool
     """The takeover ends with this frame: all welcome tokens are written, the text ended, or a Draft of the current
-    revision came in.
+    revision came in that does not contradict what the cloud has written.
     """
     queue_us: _builtins.int
     """Microseconds that these tokens waited, and computed."""

@@ -1,0 +1,207 @@
+"""What a Draft leaves out: risks that nobody needs, and a deadline that was told before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Hashable, Sequence
+
+import pytest
+
+from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.supervisor import Supervisor
+from cloud_supervisor.worker import ReadResult
+from common.errors import CloudUnavailable
+from common.messages import (
+    API_VERSION,
+    Capabilities,
+    ClientFrame,
+    Close,
+    Closed,
+    Draft,
+    Failure,
+    Open,
+    Opened,
+    ServerFrame,
+    Verdict,
+)
+from common.session import CloudSession, DeviceSession
+from common.types import Choice, SamplingParams, SessionId, Signal
+
+PROMPT = (7, 8, 9)
+START = len(PROMPT)
+OPEN = Open(SessionId("s"), "digest", SamplingParams(), 20, (0,), PROMPT)
+SURE, UNSURE = Signal(0.0, 1.0, 1.0, 9.0, 0.0), Signal(1.0, 0.5, 0.1, 1.0, 0.5)
+
+
+def device_session() -> DeviceSession:
+    device = DeviceSession(OPEN, limit=23)
+    list(device.apply(Opened(prefilled=True, context_tokens=100)))
+    return device
+
+
+def fire(device: DeviceSession, token_id: int) -> None:
+    list(device.draft(token_id, UNSURE, fires=True))
+
+
+def skip(device: DeviceSession, token_id: int) -> None:
+    list(device.draft(token_id, SURE, fires=False))
+
+
+def reopen(device: DeviceSession) -> None:
+    with pytest.raises(CloudUnavailable):
+        list(device.apply(Failure("UNAVAILABLE", "gone")))
+    device.reopen()
+
+
+# Risks
+
+
+def test_no_risks_are_sent_while_every_token_is_judged() -> None:
+    device = device_session()
+    for token_id in (1, 2, 3):
+        fire(device, token_id)
+        assert device.send().risks == ()
+    reopen(device)
+    assert device.send() == Draft(0, START, (1, 2, 3), (), START)
+
+
+def test_risks_are_sent_from_the_first_token_on_that_passes() -> None:
+    device = device_session()
+    fire(device, 1)
+    assert device.send().risks == ()
+    skip(device, 2)  # behind the fire, so it is judged as well; had the verdict been there, it would have passed
+    fire(device, 3)
+    assert device.send().risks == (0.0, 0.5)
+    fire(device, 4)
+    assert device.send().risks == (0.5,)
+    reopen(device)
+    assert device.send().risks == (0.5, 0.0, 0.5, 0.5)
+
+
+# The deadline, on the device
+
+
+def told(device: DeviceSession, token_id: int, deadline_ms: int) -> int:
+    fire(device, token_id)
+    return device.send(deadline_ms=deadline_ms).deadline_ms
+
+
+def test_a_deadline_is_told_when_it_changes() -> None:
+    device = device_session()
+    wanted = (900, 900, 500, 500, 900)
+    assert [told(device, 1 + index, each) for index, each in enumerate(wanted)] == [900, 0, 500, 0, 900]
+
+
+def test_zero_leaves_the_deadline_as_it_is() -> None:
+    device = device_session()
+    assert [told(device, 1, each) for each in (0, 900, 0, 900)] == [0, 900, 0, 0]
+
+
+def test_a_new_stream_is_told_anew() -> None:
+    device = device_session()
+    assert told(device, 1, 900) == 900
+    reopen(device)
+    assert told(device, 2, 900) == 900
+    assert told(device, 3, 900) == 0
+
+
+# The deadline, in the cloud
+
+
+def draft(start: int, *token_ids: int, deadline_ms: int = 0) -> Draft:
+    return Draft(0, start, token_ids, (), start, deadline_ms=deadline_ms)
+
+
+def test_a_deadline_holds_until_another_one_comes() -> None:
+    cloud = CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
+    seen = []
+    for start, deadline_ms in ((3, 0), (4, 900), (5, 0), (6, 500), (7, 0)):
+        judging = cloud.receive(draft(start, deadline_ms=deadline_ms))
+        assert judging is not None
+        cloud.answer(judging, [1])
+        seen.append(cloud.deadline_ms)
+    assert seen == [0, 900, 900, 500, 500]
+
+
+def test_a_draft_that_is_ignored_tells_its_deadline_all_the_same() -> None:
+    cloud = CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
+    judging = cloud.receive(draft(START, 1))
+    assert judging is not None
+    assert cloud.answer(judging, [2, 3]) == Verdict(1, START, 2)
+    assert cloud.receive(draft(START + 1, 4, deadline_ms=900)) is None
+    assert cloud.stale_frames == 1
+    assert cloud.deadline_ms == 900
+
+
+# The deadline, in the supervisor
+
+
+class StillClock:
+    """Time stands still, so that a deadline is what is left of it."""
+
+    def now(self) -> float:
+        return 0.0
+
+
+class NotingReader:
+    """A `Reader` that chooses 1 everywhere, and notes the deadlines of what it had to choose."""
+
+    def __init__(self) -> None:
+        self.deadlines_ms: list[float | None] = []
+
+    async def read(
+        self,
+        key: Hashable,
+        token_ids: Sequence[int],
+        choices: int,
+        sampling: SamplingParams,
+        *,
+        deadline_ms: float | None = None,
+    ) -> ReadResult:
+        if choices:
+            self.deadlines_ms.append(deadline_ms)
+        return ReadResult([Choice(1, 1.0, 2)] * choices, 0, 0)
+
+    def free(self, key: Hashable) -> None:
+        """Nothing is kept."""
+
+
+async def _converse(reader: NotingReader, drafts: Sequence[Draft], tail: Close) -> list[ServerFrame]:
+    """Send each Draft when the one before it is answered, then the Close."""
+    supervisor = Supervisor(
+        reader, Capabilities(API_VERSION, "fake", "digest", 50, 100, 16), LimitsConfig(), StillClock()
+    )
+    answered = asyncio.Semaphore(0)
+
+    async def frames() -> AsyncIterator[ClientFrame]:
+        yield OPEN
+        for frame in drafts:
+            yield frame
+            await answered.acquire()
+        yield tail
+
+    replies = []
+    async for reply in supervisor.supervise(frames()):
+        replies.append(reply)
+        if isinstance(reply, Verdict):
+            answered.release()
+    return replies
+
+
+def test_the_supervisor_reads_by_the_deadline_that_was_told_last() -> None:
+    reader = NotingReader()
+    drafts = [draft(3), draft(4, 1, deadline_ms=900), draft(6), draft(7, deadline_ms=500), draft(8)]
+    replies = asyncio.run(_converse(reader, drafts, Close(9, (1,))))
+    assert isinstance(replies[-1], Closed)
+    assert reader.deadlines_ms == [None, 900, 900, 500, 500, None], "the closing audit may take its time"
+
+
+def test_deadlines_of_one_stream_say_nothing_about_another() -> None:
+    reader = NotingReader()
+
+    async def twice() -> None:
+        for deadline_ms in (900, 0):
+            await _converse(reader, [draft(3, deadline_ms=deadline_ms)], Close(4, ()))
+
+    asyncio.run(twice())
+    assert reader.deadlines_ms == [900, None]
