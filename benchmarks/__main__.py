@@ -16,6 +16,8 @@ from common.errors import ChaperoneError
 NAMES = {
     "demo": "one prompt in all four modes, with a table",
     "decode": "warm decode speed of strategies, one core each, over loopback",
+    "run": "strategies against each other: real processes, an emulated link",
+    "report": "figures and a page of the results of `run`",
     "device": "the device's overhead over bare onnxruntime, and the longest event-loop gap",
     "agreement": "how often the device model agrees with the cloud model, against another export",
     "record": "traces of the pair for the simulator",
@@ -58,6 +60,8 @@ def _run(name: str, options: Sequence[str]) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(options)
     result = module.run(args)
+    if result is None:  # it has written what there is to write
+        return 0
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, simulate, strategy_for
+from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, simulate
 from benchmarks.simulation.trace import Trace, load_traces
-from common.errors import ConfigError
+from benchmarks.strategies import strategy_named
 from common.types import Mode
 from link_emulator.profile import Profile, load_profile
 
@@ -27,7 +27,7 @@ ALL = "all"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     draft, cloud = DraftCosts(), CloudCosts()
     parser.add_argument("--traces", type=Path, nargs="+", required=True, help="files of `python -m benchmarks record`")
-    parser.add_argument("--strategies", default="exact,gated,cloud", help="modes, separated by commas")
+    parser.add_argument("--strategies", default="exact,gated,cloud", help="modes and peers (sync-8), comma-separated")
     link = parser.add_mutually_exclusive_group()
     link.add_argument("--rtt-ms", type=float, default=100.0, help="a link with this round trip and nothing else")
     link.add_argument("--profile", help="a link by the name of its profile, or by the path of one")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         warm_start=not args.cold,
     )
-    strategies = [named(name) for name in args.strategies.split(",")]
+    strategies = [strategy_named(name) for name in args.strategies.split(",")]
     generations = [
         describe(trace, strategy, simulate(trace, scenario, strategy))
         for path in args.traces
@@ -85,13 +85,6 @@ def curve(text: str) -> Curve:
         return Curve(tuple((float(x), float(y)) for x, y in points))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither MS nor TOKENS:MS,TOKENS:MS,...") from None
-
-
-def named(name: str) -> Strategy:
-    """A strategy by name; raises ConfigError that lists them."""
-    if name not in list(Mode):
-        raise ConfigError(f"strategies: {name!r} is none of {', '.join(Mode)}")
-    return strategy_for(Mode(name))
 
 
 def describe(trace: Trace, strategy: Strategy, simulation: Simulation) -> dict[str, Any]:

@@ -6,6 +6,7 @@ token, the branch becomes the text, and nothing has to be drafted again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -102,25 +103,36 @@ class DraftTree:
     def plant(self, start: int) -> Branch:
         """Begin a branch; if no row is free, the least likely one gives way."""
         if not self._free:
-            _, least = min(
-                (reached * self.branches[at].chance, at) for reached, at in self._reached() if at in self.branches
-            )
-            self._drop(least)
+            self._drop(self._least_likely()[1])
         branch = Branch(self._free.pop(), start, self._proposals[start].runner_up, self._risks[start] * self._hit())
         self.branches[start] = branch
         return branch
 
     def sites(self) -> Iterator[tuple[float, int]]:
-        """The chance of each branch that could be drafted on, planted or not, with the position where it begins."""
+        """The chance of each branch that could be drafted on, planted or not, with the position where it begins.
+
+        If no row is free, only branches likelier than the one that would give way was when it began can begin: else
+        two would take turns for ever, as each becomes less likely with every token.
+        """
         if not self._rows:
             return
+        bar = -math.inf if self._free else self._least_likely()[0]
         for reached, start in self._reached():
             branch = self.branches.get(start)
             length = start + 1 + (len(branch.proposals) if branch is not None else 0)
             last = branch.unread if branch is not None else self._proposals[start].runner_up
             if length < self._limit and last not in self._eos_token_ids:
                 chance = branch.chance if branch is not None else self._risks[start] * self._hit()
-                yield reached * chance, start
+                if branch is not None or reached * chance > bar:
+                    yield reached * chance, start
+
+    def _least_likely(self) -> tuple[float, int]:
+        """How likely the branch that would give way was when it began, and where that was."""
+        reached, start = min(
+            ((reached, at) for reached, at in self._reached() if at in self.branches),
+            key=lambda site: site[0] * self.branches[site[1]].chance,
+        )
+        return reached * self._risks[start] * self._hit(), start
 
     def _reached(self) -> Iterator[tuple[float, int]]:
         """The chance that the cloud agrees up to each position, in order."""

@@ -33,10 +33,10 @@ class Draft:
     revision: int
     start: int
     token_ids: tuple[int, ...]
-    risks: tuple[float, ...]  # one a token, in [0, 1]; one byte each on the wire
+    risks: tuple[float, ...]  # one a token, in [0, 1], or none at all; one byte each on the wire
     final_before: int
     continuation_tokens: int = 0
-    deadline_ms: int = 0  # 0: none
+    deadline_ms: int = 0  # 0: as in the Draft before; none in the first
 
 
 @dataclass(frozen=True, slots=True)

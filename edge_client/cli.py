@@ -24,6 +24,7 @@ from common.types import Mode
 from edge_client.batch import PARAMETERS, failure_json, read_lines, run_batch
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.explanation import Explainer
 from edge_client.generation import Collector
 from edge_client.terminal import colours_wanted, painted
 
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, metavar="OUT.jsonl", help="results, one object a line")
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
+    generate.add_argument("--explain", action="store_true", help="tell each decision of the planner on standard error")
     generate.set_defaults(run=_run_generate, wrong_usage=generate.error)
     _add_link(commands)
     return parser
@@ -122,9 +124,10 @@ def _run_generate(arguments: argparse.Namespace) -> int:
 
 async def _generate(arguments: argparse.Namespace) -> int:
     parameters = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
-    async with EdgeClient(_config(arguments)) as client:
+    explainer = Explainer() if arguments.explain else None
+    async with EdgeClient(_config(arguments), explain=explainer) as client:
         if arguments.prompts is not None:
-            return await _batch(client, arguments, parameters)
+            return await _batch(client, arguments, parameters, explainer)
         return await _one(client, arguments.prompt, parameters, as_json=arguments.json)
 
 
@@ -157,7 +160,9 @@ def _json_of(collected: Collector) -> dict[str, Any]:
             return collected.result().to_json()
 
 
-async def _batch(client: EdgeClient, arguments: argparse.Namespace, parameters: dict[str, Any]) -> int:
+async def _batch(
+    client: EdgeClient, arguments: argparse.Namespace, parameters: dict[str, Any], explainer: Explainer | None
+) -> int:
     failed = 0
     with ExitStack() as files:
         try:
@@ -170,7 +175,8 @@ async def _batch(client: EdgeClient, arguments: argparse.Namespace, parameters: 
             target = files.enter_context(arguments.out.open("w", encoding="utf-8"))
         except OSError as error:
             raise InvalidRequest(f"--out: {arguments.out}: {error.strerror}") from None
-        async for result in run_batch(client, read_lines(source), parameters):
+        lines = read_lines(source)
+        async for result in run_batch(client, explainer.following(lines) if explainer else lines, parameters):
             target.write(json.dumps(result, ensure_ascii=False) + "\n")
             target.flush()
             if "error" in result:

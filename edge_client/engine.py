@@ -53,7 +53,8 @@ class Engine:
     ) -> None:
         """`connect` makes a link to the cloud, not yet opened, whenever one is needed; None if there is no cloud.
 
-        `estimates` are shared by the generations of a client; `explain` is told every decision.
+        `estimates` are shared by the generations of a client. `explain` is told every decision; `position` and `at_ms`
+        among its figures are the length of the text, prompt included, and the time since the engine was made.
         """
         self.opening = opening
         self.session = DeviceSession(opening, limit=limit)
@@ -68,6 +69,7 @@ class Engine:
         self.explain = explain
         self.watch = Stopwatch(clock)
         self._clock = clock
+        self._made_ms = self._now_ms
         # Session ids differ, so devices that lose one cloud together do not come back together.
         jitter = Random(opening.session_id)  # noqa: S311
         self.reconnection = Reconnection(clock, jitter, timeout_ms=settings.reconnect_timeout_ms)
@@ -120,7 +122,8 @@ class Engine:
     async def _act(self) -> list[SessionEvent]:
         decision = self.planner.decide(self._situation())
         if self.explain is not None:
-            self.explain(decision)
+            where = {"position": len(self.session.text), "at_ms": self._now_ms - self._made_ms}
+            self.explain(replace(decision, figures=where | decision.figures))
         match decision.action:
             case Draft():
                 return await self._draft(decision.action)
@@ -154,7 +157,7 @@ class Engine:
 
     async def _catch_up(self) -> None:
         with self.watch.edge_compute():
-            await self.speculation.read_on(self.session.text[self.speculation.read :])
+            await self.speculation.catch_up(self.session.text)
 
     def _append(self, proposal: Proposal) -> Iterator[SessionEvent]:
         ends = proposal.token_id in self.session.eos_token_ids

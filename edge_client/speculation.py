@@ -55,6 +55,13 @@ class Speculation:
         proposal = await self.drafter.step(token_ids)
         self._ahead = (self.drafter.length, proposal)
 
+    async def catch_up(self, text: Sequence[int]) -> None:
+        """Read what the cloud has written; the one proposal that comes of it stands for as many tokens."""
+        unread = text[self.read :]
+        await self.read_on(unread)
+        assert self._ahead is not None
+        self._estimates.risks.drafted(self._ahead[1].signal.risk, tokens=len(unread))
+
     async def draft(self, text: Sequence[int], action: Draft) -> Proposal | None:
         """Draft one token of the text, of branches, or of both; returns the text's."""
         drafter = self.drafter
@@ -91,6 +98,7 @@ class Speculation:
             case Drafted(position):
                 assert proposal is not None, "a drafted token was proposed"
                 self.tree.add(position, proposal)
+                self._estimates.risks.drafted(proposal.signal.risk)
             case Retracted(position):
                 if self.drafter is not None:
                     self.drafter.rewind(min(self.drafter.length, position))

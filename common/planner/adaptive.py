@@ -18,6 +18,7 @@ from common.session import DeviceSession
 from common.types import Mode
 
 _HOPELESS = 0.02  # chance of being of use below which a draft is not worth the device's energy
+_SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
 _CATCH_UP_TOKENS = 8  # read in one forward while the cloud writes; a chunk costs a fraction of single tokens
 
 
@@ -37,7 +38,7 @@ class AdaptivePlanner:
         schedule = schedule_for(costs)
         taken_over = session.following and not session.spans
         if taken_over or (session.spans and not session.spans[-1].token_ids):
-            return self._follow(situation, costs, schedule)
+            return self._follow(situation, costs)
         if self.mode is Mode.GATED:
             return self._ask(situation, costs)
         return self._span(situation, costs, schedule)
@@ -84,37 +85,33 @@ class AdaptivePlanner:
             return Decision(Send(), "the gate fired")
         return Decision(self._draft(situation, costs), "the gate has not fired")
 
-    def _follow(self, situation: Situation, costs: Costs, schedule: Schedule) -> Decision:
+    def _follow(self, situation: Situation, costs: Costs) -> Decision:
         """While the cloud writes, draft ahead of it, and take back once that is worth more than its writing."""
         session = situation.session
         risks = _risks(situation, session.final)
         drafted = len(risks)
         written = situation.pipeline.written_by(situation.now_ms)
-        room = min(session.limit - session.final, drafted + LONGEST)
+        room = session.limit - session.final
         if written >= room:
             return Decision(Wait(), "the cloud is about to be done")
-        plan = best_take_back(risks, written, room, costs, schedule.rate)
-        figures = {
-            "drafted": drafted,
-            "written": written,
-            "best": plan.tokens,
-            "value": plan.value,
-            "tokens_per_s": schedule.rate * 1e3,
-        }
-        if plan.value > 0 and drafted >= plan.tokens:
+        plan = best_take_back(risks, written, room, costs)
+        figures = {"drafted": drafted, "written": written, "best": plan.tokens, "value": plan.value}
+        promising = plan.value > _SURE_TOKENS
+        if promising and drafted >= plan.tokens:
             return Decision(Send(None, room), "the draft is far enough ahead of the cloud", figures)
-        if session.exhausted or costs.draft_ms >= costs.stream_ms or survival(risks) < _HOPELESS:
-            behind = len(session.text) - situation.read >= _CATCH_UP_TOKENS
-            # Where drafting is slower than the cloud it will not be of use soon, and a chunk would hold up the end.
-            action = CatchUp() if behind and costs.draft_ms < costs.stream_ms else Wait()
-            return Decision(action, "drafting cannot get ahead of the cloud", figures)
-        return Decision(Draft(), "drafting ahead of the cloud", figures)
+        if promising and not session.exhausted:
+            return Decision(Draft(), "drafting can get ahead of the cloud", figures)
+        # Where drafting is slower than the cloud it will not be of use soon, and a chunk would hold up the end.
+        behind = len(session.text) - situation.read >= _CATCH_UP_TOKENS and costs.draft_ms < costs.stream_ms
+        return Decision(CatchUp() if behind else Wait(), "drafting cannot get ahead of the cloud", figures)
 
     def _draft(self, situation: Situation, costs: Costs) -> Action:
         """The forward that drafts most tokens of use in its time: of the text, of a branch, or of both."""
         session = situation.session
         text = 0.0 if session.exhausted else survival(_risks(situation, session.final))
         branch, start = max(situation.tree.sites(), default=(0.0, -1))
+        if not session.spans:  # the cloud waits for the text
+            return Draft() if text >= _HOPELESS else Wait()
         if max(text, branch) < _HOPELESS:
             return Wait()
         both_ms = costs.draft_ms + costs.row_ms

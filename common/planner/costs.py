@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-_WINDOW = 9  # recent samples that a median is taken of
+import numpy as np
+
+_WINDOW = 9  # recent samples that a quantile is taken of
 _FORGETTING = 0.96  # weight of a reading against the one after it
+_RISK_POWER = 0.6
 _SLOPE_PRIOR = 1 / 32  # of a reading's base time, for each further token: between a CPU's 1/20 and a GPU's almost 0
 
 
@@ -34,21 +36,22 @@ class Costs:
         return self.read_base_ms + self.read_token_ms * tokens
 
 
-class Median:
-    """The median of the latest samples, or a prior while there is none."""
+class Recent:
+    """A quantile of the latest samples, or a prior while there is none."""
 
-    def __init__(self, prior: float, window: int = _WINDOW) -> None:
+    def __init__(self, prior: float, *, window: int = _WINDOW, quantile: float = 0.5) -> None:
         self._samples: deque[float] = deque(maxlen=window)
+        self._quantile = quantile
         self._value = prior
 
     def add(self, sample: float) -> None:
         """Take a sample in."""
         self._samples.append(sample)
-        self._value = statistics.median(self._samples)
+        self._value = float(np.quantile(self._samples, self._quantile, method="lower"))
 
     @property
     def value(self) -> float:
-        """The median."""
+        """The quantile."""
         return self._value
 
     @property
@@ -112,26 +115,31 @@ class ReadingTime:
 class Risks:
     """Turns raw risk into the chance of an override, by what the cloud has said so far.
 
-    The raw risk ranks tokens well and is wrong by a factor that differs from task to task: that factor is learned.
+    The raw risk ranks tokens well and is no chance. On the tuning traces (`benchmarks/traces`) the share of overrides
+    follows a power of it, which is fixed here, times a factor that differs from task to task and is learned.
     """
 
     def __init__(self) -> None:
-        self._scale = Share(prior=1.75, weight=4.0, memory=20.0)  # overrides against the raw risk that foretold them
+        self._scale = Share(prior=1.25, weight=4.0, memory=20.0)  # overrides against the powers that foretold them
         self._level = Share(prior=Costs().risk, weight=16.0, memory=160.0)  # of the risk of tokens to come
 
     def calibrated(self, raw: float) -> float:
         """The chance that the cloud chooses another token."""
-        return min(max(self._scale.value * raw, 1e-4), 0.98)
+        chance = self._scale.value * float(raw**_RISK_POWER)
+        return min(max(chance, 1e-4), 0.98)
 
     @property
     def typical(self) -> float:
         """The chance for a token that is not drafted yet."""
         return self._level.value
 
+    def drafted(self, raw: float, *, tokens: int = 1) -> None:
+        """A token of this risk was drafted, or one that stands for some tokens: those to come will be like it."""
+        self._level.add(self.calibrated(raw) * tokens, tokens)
+
     def judged(self, raw: float, *, agreed: bool) -> None:
         """Learn from the cloud's choice where the draft's was uncertain by `raw`."""
-        self._scale.add(0.0 if agreed else 1.0, raw)
-        self._level.add(self.calibrated(raw))
+        self._scale.add(0.0 if agreed else 1.0, raw**_RISK_POWER)
 
 
 class Estimates:
@@ -140,10 +148,11 @@ class Estimates:
     def __init__(self) -> None:
         prior = Costs()
         self.risks = Risks()
-        self._draft = Median(prior.draft_ms)
-        self._row = Median(prior.row_ms)
-        self._rtt = Median(prior.rtt_ms)
-        self._stream = Median(prior.stream_ms)
+        self._draft = Recent(prior.draft_ms)
+        self._row = Recent(prior.row_ms)
+        # Low, since a frame that comes while the device is busy is noticed late.
+        self._rtt = Recent(prior.rtt_ms, quantile=0.25)
+        self._stream = Recent(prior.stream_ms)
         self._reading = ReadingTime(prior.read_base_ms, prior.read_token_ms)
         self._hit = Share(0.7, weight=10.0)
         self._foresight = Share(prior.foresight, weight=2.0, memory=50.0)

@@ -83,25 +83,27 @@ class _Problem:
         self.stands = (1 - costs.risk) ** spans  # [K]
         self.tokens = 1 + np.cumsum(self.stands)  # [K]
         self.duration_ms = np.maximum(0, spans - stocks) * costs.draft_ms + reading_ms  # [stock, K]
-        left = np.maximum(0, stocks - spans) + reading_ms / costs.draft_ms - 1
-        self.next_stock = np.clip(left, 0, MAX_STOCK)  # [stock, K]
+        left = np.clip(np.maximum(0, stocks - spans) + reading_ms / costs.draft_ms - 1, 0, MAX_STOCK - 1e-9)
+        self.below = left.astype(np.int64)  # the next stock [stock, K], whole tokens and the rest
+        self.beyond = left - self.below
+        self.values = np.zeros(MAX_STOCK + 1)  # [stock]; the search goes on from the last ones
 
     def restart(self, rate: float) -> tuple[float, bool]:
         """The value of a restart if each millisecond costs `rate` tokens: above nil if that rate can be beaten.
 
         And whether the cloud had better write on meanwhile.
         """
-        grid = np.arange(MAX_STOCK + 1)
         gains = self.tokens - rate * self.duration_ms
-        values = np.zeros(MAX_STOCK + 1)
+        values = self.values
         for _ in range(200):
-            later = np.interp(self.next_stock, grid, values)
+            later = values[self.below] + self.beyond * np.diff(values)[self.below]
             improved = (gains + self.stands * later).max(axis=1)
-            if np.abs(improved - values).max() < 1e-3:
+            settled = np.abs(improved - values).max() < 1e-3
+            self.values = values = improved
+            if settled:
                 break
-            values = improved
         costs = self.costs
-        foreseen = float(np.interp(costs.branch_tokens, grid, values))
+        foreseen = float(np.interp(costs.branch_tokens, np.arange(MAX_STOCK + 1), values))
         idle = -rate * costs.rtt_ms + costs.foresight * foreseen + (1 - costs.foresight) * float(values[0])
         writing = self._writing_on(rate, values)
         return max(idle, writing), writing > idle

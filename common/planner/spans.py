@@ -55,22 +55,25 @@ def best_span(risks: Sequence[float], drafts: int, wait_ms: float, costs: Costs,
     return Plan(best + 1, float(values[best]))
 
 
-def best_take_back(risks: Sequence[float], written: int, room: int, costs: Costs, rate: float) -> Plan:
+def best_take_back(risks: Sequence[float], written: int, room: int, costs: Costs) -> Plan:
     """The length, from the first token that is not final, of the span that best takes over from a cloud that writes.
 
-    `risks` are those of what is drafted; the cloud will have written `written` tokens if the span is sent now, and
-    writes on at one each `stream_ms` while more is drafted. So only the reading's time has a price, and half of a
-    forward that has begun. `room` tokens are left, more than `written`.
+    `risks` are those of what is drafted; the cloud will have written `written` tokens when a span sent now comes, and
+    one more each `stream_ms` while more is drafted; `room` tokens, more than `written`, are left. A span is worth what
+    it settles beyond what the cloud would write in the same time, half a forward that has begun included; the best one
+    is worth most for its time.
     """
     drafted = len(risks)
-    stands = survivals(risks, room, costs.risk)
+    longest = min(room, max(drafted, written + LONGEST))
+    stands = survivals(risks, longest, costs.risk)
     total = np.cumsum(stands)
-    lengths = np.arange(written + 1, room + 1)
-    overtaken = np.maximum(0, lengths - drafted) * costs.draft_ms / costs.stream_ms
-    gained = total[lengths] - total[written] + stands[written] - overtaken * stands[lengths]
-    reading_ms = costs.stream_ms / 2 + costs.read_base_ms + costs.read_token_ms * (lengths - written)
-    values = gained - rate * reading_ms
-    best = int(values.argmax())
+    lengths = np.arange(written + 1, longest + 1)
+    drafting_ms = np.maximum(0, lengths - drafted) * costs.draft_ms
+    frontier = np.minimum(written + (drafting_ms / costs.stream_ms).astype(np.int64), lengths)
+    reading_ms = costs.stream_ms / 2 + costs.read_base_ms + costs.read_token_ms * (lengths - frontier)
+    settled = np.where(frontier < lengths, total[lengths] - total[frontier] + stands[frontier], 0.0)
+    values = settled - reading_ms / costs.stream_ms
+    best = int((values / (drafting_ms + reading_ms)).argmax())
     return Plan(int(lengths[best]), float(values[best]))
 
 

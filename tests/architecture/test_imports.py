@@ -101,12 +101,12 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
     [
         ("cloud_supervisor/supervisor.py", "import edge_client", "cloud_supervisor.supervisor -> edge_client"),
         ("edge_client/engine.py", "import cloud_supervisor.ports", "edge_client.engine -> cloud_supervisor.ports"),
-        ("common/planner.py", "import edge_client.ports", "common.planner -> edge_client.ports"),
+        ("common/planner/adaptive.py", "import edge_client.ports", "common.planner.adaptive -> edge_client.ports"),
         ("link_emulator/proxy.py", "import edge_client.ports", "link_emulator.proxy -> edge_client.ports"),
         ("link_emulator/proxy.py", "import grpc", "link_emulator.proxy -> grpc"),
-        ("common/planner.py", "import link_emulator.model", "common.planner -> link_emulator.model"),
+        ("common/planner/adaptive.py", "import link_emulator.model", "common.planner.adaptive -> link_emulator.model"),
         ("edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),
-        ("common/planner.py", "import tests.conftest", "common.planner -> tests"),
+        ("common/planner/adaptive.py", "import tests.conftest", "common.planner.adaptive -> tests"),
         ("edge_client/engine.py", "import torch", "edge_client.engine -> torch"),
         ("cloud_supervisor/worker.py", "import torch", "cloud_supervisor.worker -> torch"),
         ("cloud_supervisor/service.py", "import transformers", "cloud_supervisor.service -> transformers"),
@@ -142,10 +142,10 @@ def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit
     ],
 )
 def test_clocks_and_randomness_in_common_are_caught(tree: Path, line: str, rule: str | None) -> None:
-    plant(tree, "common/planner.py", line)
+    plant(tree, "common/planner/adaptive.py", line)
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251,NPY", "--output-format=concise"]
     linted = subprocess.run([*command, "common"], cwd=tree, capture_output=True, text=True, check=False)
     assert linted.returncode == (0 if rule is None else 1), linted.stdout + linted.stderr
     if rule is not None:
-        assert "common/planner.py" in linted.stdout
+        assert "common/planner/adaptive.py" in linted.stdout
         assert rule in linted.stdout

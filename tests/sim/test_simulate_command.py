@@ -29,17 +29,17 @@ def arguments(*given: str) -> argparse.Namespace:
 
 
 def test_a_table_compares_strategies_by_category(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = arguments("--traces", str(traces), "--strategies", "exact,cloud", "--rtt-ms", "0", "--cloud-ms", "100")
+    args = arguments("--traces", str(traces), "--strategies", "sync-16,cloud", "--rtt-ms", "0", "--cloud-ms", "100")
     result = command.run(args)
     rows = {(row["category"], row["strategy"]): row for row in result["table"]}
     assert list(rows) == [
-        (category, strategy) for category in ("humaneval", "general", "all") for strategy in ("exact", "cloud")
+        (category, strategy) for category in ("humaneval", "general", "all") for strategy in ("sync-16", "cloud")
     ]
     assert rows["all", "cloud"]["tokens_per_s"] == pytest.approx(10)
     assert rows["all", "cloud"]["over_cloud"] == 1
-    assert rows["humaneval", "exact"]["over_cloud"] == pytest.approx(1600 / (16 * 22.5 + 100), rel=1e-3)
-    assert rows["humaneval", "exact"]["over_cloud"] > rows["general", "exact"]["over_cloud"]
-    assert (rows["all", "exact"]["equal_cloud"], rows["all", "exact"]["failed"]) == (2, 0)
+    assert rows["humaneval", "sync-16"]["over_cloud"] == pytest.approx(1600 / (16 * 22.5 + 100), rel=1e-3)
+    assert rows["humaneval", "sync-16"]["over_cloud"] > rows["general", "sync-16"]["over_cloud"]
+    assert (rows["all", "sync-16"]["equal_cloud"], rows["all", "sync-16"]["failed"]) == (2, 0)
     assert len(result["generations"]) == 4
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 7

@@ -1,0 +1,147 @@
+"""Who writes in a run: a device with a strategy, or both models in one process; each generation is measured alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from benchmarks.simulation.simulate import Strategy
+from common.errors import ChaperoneError
+from common.planner import Decision, Estimates, Planner, Situation
+from common.session import Committed, Failed, Finished
+from common.stats import GenerationStats
+from common.types import Mode, PromptInput
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.config import GateSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be generated."""
+
+    prompt: PromptInput
+    temperature: float
+    seed: int
+    max_new_tokens: int
+    warm: bool  # decoding starts when both models hold the prompt's KV
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Milliseconds that a device has learned of its steps and the cloud's; see `common.planner.Costs`."""
+
+    draft_ms: float
+    rtt_ms: float
+    read_base_ms: float
+    read_token_ms: float
+    stream_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of it; `commit_ms` says when each token was final, from the request on.
+
+    `untimed_tokens` were written before the clock of `stats.decode_ms` started; `unmeasured` names fields of `stats`
+    that say nothing.
+    """
+
+    token_ids: tuple[int, ...]
+    commit_ms: tuple[float, ...]
+    stats: GenerationStats
+    untimed_tokens: int = 0
+    unmeasured: tuple[str, ...] = ()
+    costs: StepCosts | None = None
+    error: ChaperoneError | None = None
+
+
+class Contender(Protocol):
+    """Writes one text at a time."""
+
+    def prepare(self, text: str) -> PromptInput:
+        """A user's message as tokens."""
+
+    async def generate(self, wish: Wish) -> Measured:
+        """Write to the end; a failure is told in the result."""
+
+    async def aclose(self) -> None:
+        """Let go of models and connections."""
+
+
+class WatchedPlanner:
+    """Decides as another planner does, and lets its owner see the estimates that it decides by."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        self.estimates: Estimates | None = None
+
+    @property
+    def mode(self) -> Mode:
+        return self._planner.mode
+
+    def decide(self, situation: Situation) -> Decision:
+        self.estimates = situation.pipeline.estimates
+        return self._planner.decide(situation)
+
+    def alone(self) -> Self:
+        return type(self)(self._planner.alone())
+
+    def costs(self) -> StepCosts | None:
+        """What has been learned, and the planner's priors for what has not."""
+        if self.estimates is None:
+            return None
+        known = self.estimates.costs()
+        return StepCosts(known.draft_ms, known.rtt_ms, known.read_base_ms, known.read_token_ms, known.stream_ms)
+
+
+class Device:
+    """An `EdgeClient` of its own for one strategy, so that no strategy learns from another's generations.
+
+    It also loads a model of its own, when it first drafts; strategies that draft nothing load none.
+    """
+
+    def __init__(self, strategy: Strategy, config: EdgeConfig) -> None:
+        self._strategy = strategy
+        self._planner = WatchedPlanner(strategy.planner)
+        settings = config.model_copy(update={"gate": GateSettings(), "mode": strategy.mode})
+        self._client = EdgeClient(settings, planner=lambda _: self._planner)
+
+    def prepare(self, text: str) -> PromptInput:
+        return self._client.prepare(text)
+
+    async def generate(self, wish: Wish) -> Measured:
+        request = self._client.request(
+            wish.prompt,
+            temperature=wish.temperature,
+            seed=wish.seed,
+            max_new_tokens=wish.max_new_tokens,
+            warm_start=wish.warm,
+        )
+        token_ids: list[int] = []
+        commit_ms: list[float] = []
+        began_s = time.perf_counter()
+        async for event in self._client.stream(request):
+            match event:
+                case Committed(token_id=token_id):
+                    commit_ms.append((time.perf_counter() - began_s) * 1e3)
+                    token_ids.append(token_id)
+                case Finished(stats=stats):
+                    return self._measured(token_ids, commit_ms, stats)
+                case Failed(error, stats):
+                    return self._measured(token_ids, commit_ms, stats, error)
+                case _:
+                    pass
+        raise RuntimeError("a generation ends in Finished or Failed")
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    def _measured(
+        self,
+        token_ids: Sequence[int],
+        commit_ms: Sequence[float],
+        stats: GenerationStats,
+        error: ChaperoneError | None = None,
+    ) -> Measured:
+        return Measured(tuple(token_ids), tuple(commit_ms), stats, costs=self._planner.costs(), error=error)

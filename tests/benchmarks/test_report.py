@@ -1,0 +1,113 @@
+"""The report: one file of valid HTML that loads nothing, and figures beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.figures import FIGURES
+from benchmarks.report import cell, load_result, write_report
+from benchmarks.summary import summarise
+from common.errors import ConfigError
+from tests.benchmarks.rows import result_by_hand, row_by_hand
+
+VOID = {"meta", "img", "br"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Reader(HTMLParser):
+    """Checks that elements are closed in order; collects what the page refers to, and its cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        assert tag not in ("script", "link", "iframe", "object")
+        if tag == "img":
+            assert dict(attrs)["alt"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "li"):
+            self.texts.append(data)
+
+
+def results(rtt_ms: float) -> dict[str, object]:
+    rows = [row_by_hand(prompt, name, speed) for prompt in "ab" for name, speed in (("cloud", 2.0), ("sync-8", 6.0))]
+    rows.append(row_by_hand("a", "assisted", 3.0, energy_j=None, cloud_compute_ms=None, ttft_ms=None))
+    summary = summarise(rows, {"sync-8"})
+    bound = {"tokens_per_s": 8.0, "over_cloud": 4.0, "share_reached": {}}
+    summary["bounds"] = {"categories": {"all": {"clairvoyant": bound, "physical_floor": bound}}}
+    return result_by_hand(rows, summary, rtt_ms=rtt_ms)
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    write_report([results(20.0), results(100.0)], tmp_path)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    page = Reader()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert len(page.references) == 2 * len(FIGURES), "of the category and of all"
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert not re.search(r"https?:|url\(|@import|//\w", re.sub(r"base64,[^\"]*", "", text))
+    assert "3" in page.texts, "sync-8 is three times as fast as cloud"
+    assert any("<none>, 2 cores" in told for told in page.texts), "markup in a value is text"
+
+
+def test_figures_are_images_and_the_same_results_give_the_same(tmp_path: Path) -> None:
+    write_report([results(20.0)], tmp_path / "one")
+    write_report([results(20.0)], tmp_path / "two")
+    names = {path.name for path in (tmp_path / "one").glob("*.png")}
+    assert names == {f"{name}-{category}.png" for name in FIGURES for category in ("general", "all")}
+    for name in names:
+        image = (tmp_path / "one" / name).read_bytes()
+        assert image.startswith(PNG)
+        assert image == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(results(20.0)), encoding="utf-8")
+    assert main(["report", str(path), "--out", str(tmp_path / "page")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "index.html")
+    assert main(["report", str(path)]) == 1
+    assert "--out: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"benchmark": "run"}', '{"benchmark": "decode"}'])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="python -m benchmarks run"):
+        load_result(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.12345, "0.123"),
+        (1234.5, "1234"),
+        (7, "7"),
+        ([1.5, 2.5], "1.5 to 2.5"),
+        ({"equal": 3, "of": 4}, "3 of 4"),
+        ({"p50": 1.0, "p95": None}, "1 / -"),
+    ],
+)
+def test_cells(value: object, text: str) -> None:
+    assert cell(value) == text

@@ -1,0 +1,377 @@
+"""The adaptive planner in situations made by hand: what anybody would do there who knew the costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.draft_tree import DraftTree
+from common.messages import Continuation, Open, Opened, Verdict
+from common.planner import (
+    AdaptivePlanner,
+    CatchUp,
+    Decision,
+    Draft,
+    Estimates,
+    HandOver,
+    Pipeline,
+    Send,
+    Situation,
+    Wait,
+)
+from common.session import DeviceSession
+from common.types import Mode, Proposal, SamplingParams, SessionId, Signal
+
+EOS = 0
+PROMPT = (7, 8, 9)
+RUNNER_UP = 99
+
+
+def known(
+    *,
+    draft_ms: float = 10.0,
+    row_ms: float = 2.0,
+    rtt_ms: float = 60.0,
+    read_ms: float = 100.0,
+    token_ms: float = 2.0,
+    stream_ms: float | None = None,
+    risk: float = 0.05,
+) -> Estimates:
+    """Estimates of a client that has seen these costs many times, and no override that a branch had foreseen."""
+    estimates = Estimates()
+    for index in range(100):
+        tokens = 1 + index % 24
+        estimates.drafted(1, draft_ms)
+        estimates.drafted(2, draft_ms + row_ms)
+        estimates.travelled(rtt_ms)
+        estimates.read(tokens, read_ms + token_ms * tokens)
+        estimates.streamed(read_ms + token_ms if stream_ms is None else stream_ms)
+    for index in range(1, 401):
+        overrides = int(index * risk) - int((index - 1) * risk)
+        estimates.risks.drafted(risk)
+        estimates.risks.judged(risk, agreed=not overrides)
+    return estimates
+
+
+class Scene:
+    """A generation at some moment; risks of drafted tokens are chances as they are."""
+
+    def __init__(
+        self, estimates: Estimates | None = None, *, rows: int = 0, hit: float = 0.9, limit: int = 200
+    ) -> None:
+        self.session = DeviceSession(Open(SessionId("s"), "", SamplingParams(), limit - 3, (EOS,), PROMPT), limit=limit)
+        self.pipeline = Pipeline(estimates or known())
+        self.tree = DraftTree(rows, limit=limit, eos_token_ids=(EOS,), risk=lambda raw: raw, hit=lambda: hit)
+        self.now_ms = 1000.0
+        self.read = len(PROMPT) - 1
+        self.pipeline.opened(0.0)
+        self._hear(Opened(prefilled=True, context_tokens=512))
+
+    def drafted(self, *risks: float, token_id: int = 5, fires: bool = True) -> Scene:
+        for risk in risks:
+            signal = Signal(1.0, 0.5, 0.1, 1.0, risk)
+            position = len(self.session.text)
+            list(self.session.draft(token_id, signal, fires=fires))
+            self.tree.add(position, Proposal(token_id, signal, RUNNER_UP))
+            self.tree.settle(self.session.final)
+        self.read = len(self.session.text) - 1
+        return self
+
+    def sent(self, *, continuation_tokens: int = 0) -> Scene:
+        frame = self.session.send(continuation_tokens=continuation_tokens)
+        self.pipeline.sent(len(frame.token_ids), self.now_ms)
+        return self
+
+    def taken_over(self, *, continuation_tokens: int = 100) -> Scene:
+        """The cloud overrides a first token and writes on."""
+        self.drafted(0.5).sent(continuation_tokens=continuation_tokens)
+        self.now_ms += 160
+        self._hear(Verdict(1, len(PROMPT), 77, compute_us=100_000))
+        assert self.session.following
+        return self
+
+    def written(self, tokens: int, *, each_ms: float) -> Scene:
+        """The cloud's tokens of a takeover come in."""
+        for _ in range(tokens):
+            self.now_ms += each_ms
+            self._hear(Continuation(self.session.final, (78,), handed_back=False, compute_us=round(each_ms * 1e3)))
+        return self
+
+    def later(self, elapsed_ms: float) -> Scene:
+        self.now_ms += elapsed_ms
+        return self
+
+    def decide(self, mode: Mode = Mode.EXACT) -> Decision:
+        return AdaptivePlanner(mode).decide(self.situation)
+
+    @property
+    def situation(self) -> Situation:
+        return Situation(self.session, self.tree, self.pipeline, self.now_ms, self.read)
+
+    def _hear(self, frame: Opened | Verdict | Continuation) -> None:
+        self.pipeline.answered(frame, self.now_ms)
+        list(self.session.apply(frame))
+        self.pipeline.keep(len(self.session.spans))
+        self.tree.settle(self.session.final)
+        self.tree.cut(len(self.session.text))
+
+
+def until_sent(scene: Scene, *, risk: float = 0.02) -> int:
+    """Draft as long as the planner wants, time going by; how many tokens it then sends."""
+    for _ in range(200):
+        match scene.decide().action:
+            case Draft(text=True):
+                scene.drafted(risk).later(10)
+            case Send(tokens):
+                return len(scene.session.text) - scene.session.sent if tokens is None else tokens
+            case action:
+                raise AssertionError(action)
+    raise AssertionError("nothing was sent")
+
+
+# --- Spans -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_drafts_before_it_asks() -> None:
+    decision = Scene().decide()
+    assert decision.action == Draft()
+    assert decision.reason
+    assert decision.figures["tokens_per_s"] > 0
+
+
+def test_an_idle_cloud_is_asked_before_a_token_that_it_will_override() -> None:
+    scene = Scene(known(token_ms=10)).drafted(*[0.01] * 6, 0.97, *[0.05] * 3)
+    action = scene.decide().action
+    assert isinstance(action, Send)
+    assert action.tokens in (6, 7), "what comes behind is as good as void; the override itself may be fetched"
+
+
+def test_a_span_is_kept_back_while_the_cloud_reads_another() -> None:
+    scene = Scene(known(read_ms=400)).drafted(*[0.02] * 8).sent().drafted(*[0.02] * 4)
+    assert isinstance(scene.decide().action, Draft)
+    freed = scene.later(60 + 400)
+    assert not freed.session.following
+    assert isinstance(freed.drafted(*[0.02] * 40).decide().action, Send), "the cloud is about to be free"
+
+
+def test_even_a_span_that_will_not_grow_is_kept_back_while_the_cloud_is_busy() -> None:
+    def scene() -> Scene:
+        return Scene(known(read_ms=400, token_ms=10), rows=2).drafted(0.01, 0.01).sent().drafted(*[0.01] * 6, 0.97)
+
+    assert isinstance(scene().decide().action, Draft), "it may be void, and there are branches to draft meanwhile"
+    assert isinstance(scene().later(460).decide().action, Send)
+
+
+def test_spans_are_longer_where_reading_is_dear() -> None:
+    cheap = until_sent(Scene(known(read_ms=20, token_ms=1, stream_ms=400)))
+    dear = until_sent(Scene(known(read_ms=400, token_ms=1, stream_ms=400)))
+    assert cheap < dear
+
+
+def test_spans_are_shorter_where_the_draft_is_often_wrong() -> None:
+    sure = until_sent(Scene(known(risk=0.01, stream_ms=400)), risk=0.01)
+    unsure = until_sent(Scene(known(risk=0.3, stream_ms=400)), risk=0.3)
+    assert unsure < sure
+
+
+def test_a_text_that_has_ended_is_sent_whole() -> None:
+    scene = Scene().drafted(0.01, 0.01).drafted(0.01, token_id=EOS)
+    action = scene.decide().action
+    assert isinstance(action, Send)
+    assert action.tokens in (None, 3)
+    full = Scene(limit=5).drafted(0.01, 0.01)
+    action = full.decide().action
+    assert isinstance(action, Send)
+    assert action.tokens in (None, 2)
+
+
+def test_it_waits_when_all_is_sent_and_the_text_has_ended() -> None:
+    scene = Scene().drafted(0.01).drafted(0.01, token_id=EOS).sent()
+    assert scene.decide().action == Wait()
+
+
+def test_it_waits_when_nothing_behind_is_likely_to_be_used() -> None:
+    scene = Scene().drafted(0.95, 0.95, 0.95).sent()
+    assert scene.decide().action == Wait()
+
+
+# --- Branches --------------------------------------------------------------------------------------------------------
+
+
+def test_a_branch_is_drafted_where_an_override_is_likelier_than_agreement() -> None:
+    scene = Scene(known(row_ms=10), rows=2).drafted(0.02, 0.8, 0.02).sent()
+    assert scene.decide().action == Draft(False, (len(PROMPT) + 1,))
+
+
+def test_text_and_branch_are_drafted_together_where_another_row_is_cheap() -> None:
+    scene = Scene(known(row_ms=0.5), rows=2).drafted(0.02, 0.5, 0.02).sent()
+    assert scene.decide().action == Draft(True, (len(PROMPT) + 1,))
+
+
+def test_the_text_alone_is_drafted_where_it_is_sure() -> None:
+    scene = Scene(known(row_ms=10), rows=2).drafted(0.01, 0.01).sent()
+    assert scene.decide().action == Draft()
+
+
+def test_without_rows_no_branch_is_drafted() -> None:
+    scene = Scene(known(row_ms=0.5), rows=0).drafted(0.02, 0.5, 0.02).sent()
+    assert scene.decide().action == Draft()
+
+
+def test_a_text_that_has_ended_leaves_time_for_branches() -> None:
+    scene = Scene(rows=2).drafted(0.3).drafted(0.01, token_id=EOS).sent()
+    assert scene.decide().action == Draft(False, (len(PROMPT),))
+
+
+# --- The cloud writes ------------------------------------------------------------------------------------------------
+
+
+def test_a_cloud_that_writes_faster_than_the_device_drafts_is_left_to_write() -> None:
+    scene = Scene(known(draft_ms=200, read_ms=20, token_ms=1, stream_ms=20))
+    action = scene.decide().action
+    assert isinstance(action, HandOver)
+    assert action.tokens == scene.session.limit - len(scene.session.text)
+
+
+def test_nothing_is_handed_over_while_the_prompt_is_being_read() -> None:
+    scene = Scene(known(draft_ms=200, read_ms=20, token_ms=1, stream_ms=20))
+    scene.session.prefilled = False
+    assert not isinstance(scene.decide().action, HandOver)
+
+
+def test_a_device_that_drafts_faster_hands_nothing_over() -> None:
+    assert Scene(known(draft_ms=5, read_ms=300)).decide().action == Draft()
+
+
+def test_what_the_cloud_writes_is_taken_back_once_the_draft_is_ahead() -> None:
+    scene = Scene(known(draft_ms=10, read_ms=100, stream_ms=100)).taken_over()
+    for _ in range(100):
+        action = scene.decide().action
+        if isinstance(action, Send):
+            break
+        assert action == Draft()
+        scene.drafted(0.05).later(10)
+    assert isinstance(action, Send)
+    assert action.tokens in (None, len(scene.session.text) - scene.session.sent)
+    assert len(scene.session.text) - scene.session.final > 2, "more than the cloud wrote meanwhile"
+
+
+def test_a_draft_that_is_hardly_ahead_is_not_worth_interrupting_the_cloud_for() -> None:
+    scene = Scene(known(draft_ms=20, read_ms=100, stream_ms=25)).taken_over().drafted(0.2)
+    assert not isinstance(scene.decide().action, Send)
+
+
+def test_a_draft_that_is_ahead_but_likely_wrong_is_not_worth_interrupting_the_cloud_for() -> None:
+    scene = Scene(known(draft_ms=5, rtt_ms=10, read_ms=100, stream_ms=100)).taken_over()
+    assert not isinstance(scene.drafted(*[0.9] * 8).decide().action, Send)
+
+
+def test_a_device_that_cannot_get_ahead_does_not_draft_and_reads_at_most_in_chunks() -> None:
+    scene = Scene(known(draft_ms=40, read_ms=30, stream_ms=30)).taken_over()
+    assert scene.written(2, each_ms=30).decide().action == Wait(), "two tokens are not worth a forward"
+    for _ in range(30):
+        match scene.written(1, each_ms=30).decide().action:
+            case CatchUp():
+                assert len(scene.session.text) - scene.read > 4
+                scene.read = len(scene.session.text)
+            case action:
+                assert action == Wait()
+
+
+def test_it_waits_while_the_last_tokens_are_written() -> None:
+    scene = Scene(known(draft_ms=5, stream_ms=10), limit=8).taken_over()
+    assert scene.decide().action == Wait()
+
+
+# --- Other modes -----------------------------------------------------------------------------------------------------
+
+
+def test_gated_asks_as_soon_as_the_gate_fires_and_not_before() -> None:
+    scene = Scene().drafted(*[0.01] * 30, fires=False)
+    assert scene.decide(Mode.GATED).action == Draft()
+    assert isinstance(scene.drafted(0.3).decide(Mode.GATED).action, Send)
+    assert isinstance(scene.sent().decide(Mode.GATED).action, Draft), "and drafts on while it is being asked"
+
+
+def test_alone_it_drafts_to_the_end_whatever_the_costs() -> None:
+    alone = AdaptivePlanner(Mode.EXACT).alone()
+    assert alone.mode is Mode.EDGE
+    scene = Scene(known(draft_ms=500, read_ms=5, stream_ms=5), limit=5)
+    assert alone.decide(scene.situation).action == Draft()
+    assert alone.decide(scene.drafted(0.5, 0.5, fires=False).situation).action == Wait()
+
+
+def test_cloud_mode_hands_over_all_that_is_left_once() -> None:
+    scene = Scene(limit=30)
+    assert scene.decide(Mode.CLOUD).action == HandOver(27)
+    scene.sent(continuation_tokens=26)
+    assert scene.decide(Mode.CLOUD).action == Wait()
+
+
+# --- Whatever the situation ------------------------------------------------------------------------------------------
+
+RISKS = st.lists(st.floats(0.0001, 0.98), max_size=12)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> Scene:
+    costs = {
+        "draft_ms": draw(st.sampled_from([5.0, 20.0, 120.0])),
+        "row_ms": draw(st.sampled_from([1.0, 10.0])),
+        "rtt_ms": draw(st.sampled_from([1.0, 60.0, 300.0])),
+        "read_ms": draw(st.sampled_from([10.0, 100.0, 400.0])),
+    }
+    scene = Scene(_memo(tuple(costs.values())), rows=draw(st.integers(0, 3)), limit=draw(st.sampled_from([16, 200])))
+    if draw(st.booleans()):
+        scene.taken_over()
+    for risks in draw(st.lists(RISKS, max_size=2)):
+        _drafted_within(scene, risks)
+        idle = not scene.session.spans and not scene.session.following
+        if draw(st.booleans()) and (scene.session.sent < len(scene.session.text) or idle):
+            scene.sent(continuation_tokens=draw(st.sampled_from([0, 50])))  # without tokens, the cloud is to write
+        scene.later(draw(st.floats(0, 300)))
+    return scene
+
+
+def _memo(costs: Sequence[float], made: dict[Sequence[float], Estimates] = {}) -> Estimates:  # noqa: B006
+    if costs not in made:
+        draft_ms, row_ms, rtt_ms, read_ms = costs
+        made[costs] = known(draft_ms=draft_ms, row_ms=row_ms, rtt_ms=rtt_ms, read_ms=read_ms)
+    return deepcopy(made[costs])
+
+
+def _drafted_within(scene: Scene, risks: Sequence[float]) -> None:
+    for risk in risks:
+        if not scene.session.exhausted:
+            scene.drafted(risk)
+
+
+@settings(max_examples=150)
+@given(scene=scenes(), mode=st.sampled_from([Mode.EXACT, Mode.GATED]))
+def test_every_decision_can_be_carried_out_and_is_made_again(scene: Scene, mode: Mode) -> None:
+    session = scene.session
+    before = (tuple(session.text), session.sent, len(session.spans), set(scene.tree.branches))
+    decision = scene.decide(mode)
+    assert scene.decide(mode) == decision, "the same situation gives the same decision"
+    assert (tuple(session.text), session.sent, len(session.spans), set(scene.tree.branches)) == before
+    unsent = len(session.text) - session.sent
+    match decision.action:
+        case Draft(text, branches):
+            assert text or branches
+            assert not (text and session.exhausted)
+            assert all(session.final <= start < len(session.text) for start in branches)
+            assert not branches or scene.tree.branches.keys() >= set(branches) or scene.tree.sites()
+        case Send(tokens, continuation_tokens):
+            assert unsent > 0
+            assert tokens is None or 0 < tokens <= unsent
+            assert continuation_tokens >= 0
+        case HandOver(tokens):
+            assert not unsent
+            assert 0 < tokens <= session.limit - len(session.text)
+        case CatchUp():
+            assert scene.read < len(session.text)
+        case Wait():
+            assert session.spans or session.following, "somebody must be there to be waited for"

@@ -1,0 +1,58 @@
+"""Decisions as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from common.planner import Action, CatchUp, Decision, Draft, HandOver, Send, Wait
+from edge_client.batch import Line
+from edge_client.explanation import Explainer, decision_json
+
+ACTIONS: list[tuple[Action, dict[str, object]]] = [
+    (Draft(), {"action": "Draft", "text": True, "branches": ()}),
+    (Draft(False, (12,)), {"action": "Draft", "text": False, "branches": (12,)}),
+    (CatchUp(), {"action": "CatchUp"}),
+    (Send(), {"action": "Send", "tokens": None, "continuation_tokens": 0}),
+    (Send(3, 8), {"action": "Send", "tokens": 3, "continuation_tokens": 8}),
+    (HandOver(40), {"action": "HandOver", "tokens": 40}),
+    (Wait(), {"action": "Wait"}),
+]
+
+
+@pytest.mark.parametrize(("action", "fields"), ACTIONS)
+def test_an_action_is_told_with_its_fields(action: Action, fields: dict[str, object]) -> None:
+    assert decision_json(Decision(action, "because")) == {**fields, "reason": "because", "figures": {}}
+
+
+def test_figures_are_rounded_to_what_can_be_read() -> None:
+    figures = {"position": 123456, "at_ms": 1234.5678, "value": -0.000123456, "best": 3.0, "nil": 0.0}
+    assert decision_json(Decision(Wait(), "", figures))["figures"] == {
+        "position": 123456,
+        "at_ms": 1235.0,
+        "value": -0.0001235,
+        "best": 3,
+        "nil": 0,
+    }
+
+
+def test_lines_of_a_batch_carry_their_id(capsys: pytest.CaptureFixture[str]) -> None:
+    explain = Explainer()
+    for line in explain.following([Line(1, "a", {}), Line(3, {"any": "caf\u00e9"}, {})]):
+        explain(Decision(Wait(), f"line {line.number}"))
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(row["id"], row["reason"]) for row in told] == [("a", "line 1"), ({"any": "caf\u00e9"}, "line 3")]
+
+
+def test_a_lone_generation_has_no_id(capsys: pytest.CaptureFixture[str]) -> None:
+    Explainer()(Decision(Send(2), "because", {"position": 7}))
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert json.loads(output.err) == {
+        "action": "Send",
+        "tokens": 2,
+        "continuation_tokens": 0,
+        "reason": "because",
+        "figures": {"position": 7},
+    }

@@ -1,0 +1,224 @@
+"""What is on its way: when answers are expected, and what those that come tell of link and cloud."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.messages import Closed, Continuation, Opened, Verdict
+from common.planner import Costs, Estimates, Pipeline
+
+RTT_MS = 100.0
+READ_MS = 40.0  # of any span
+STREAM_MS = 30.0
+READY = Opened(prefilled=True, context_tokens=512)
+
+
+def known() -> Estimates:
+    estimates = Estimates()
+    for index in range(60):
+        estimates.travelled(RTT_MS)
+        estimates.read(1 + index % 30, READ_MS)
+        estimates.streamed(STREAM_MS)
+    return estimates
+
+
+def ready(estimates: Estimates | None = None, now_ms: float = 0.0) -> Pipeline:
+    """A pipeline whose cloud holds the prompt since `now_ms`."""
+    pipeline = Pipeline(estimates or known())
+    pipeline.opened(now_ms - 500.0)
+    pipeline.answered(READY, now_ms)
+    return pipeline
+
+
+def verdict(cloud_ms: float = READ_MS, queue_ms: float = 0.0) -> Verdict:
+    return Verdict(0, 5, 9, queue_us=round(queue_ms * 1e3), compute_us=round(cloud_ms * 1e3))
+
+
+def about(value: float) -> object:
+    return pytest.approx(value, abs=3.0)
+
+
+# --- How long a span would wait ---------------------------------------------------------------------------------------
+
+
+def test_an_idle_cloud_makes_nobody_wait() -> None:
+    assert ready().wait_ms(0.0) == 0.0
+    assert ready().wait_ms(5000.0) == 0.0
+
+
+def test_a_span_waits_for_the_one_before_it_and_less_as_time_goes_by() -> None:
+    pipeline = ready()
+    pipeline.sent(4, 1000.0)
+    assert pipeline.wait_ms(1000.0) == about(READ_MS)
+    assert pipeline.wait_ms(1000.0 + READ_MS / 2) == about(READ_MS / 2)
+    assert pipeline.wait_ms(1000.0 + READ_MS + 10) == 0.0, "it arrives when the other one is read, and not before"
+
+
+def test_spans_are_read_one_after_the_other() -> None:
+    pipeline = ready()
+    for _ in range(3):
+        pipeline.sent(4, 1000.0)
+    assert pipeline.wait_ms(1000.0) == about(3 * READ_MS)
+
+
+def test_spans_that_leave_far_apart_do_not_wait_for_each_other() -> None:
+    pipeline = ready()
+    pipeline.sent(4, 1000.0)
+    pipeline.sent(4, 1000.0 + 3 * READ_MS)
+    assert pipeline.wait_ms(1000.0 + 3 * READ_MS) == about(READ_MS)
+
+
+@pytest.mark.parametrize("late_ms", [-30.0, 200.0])
+def test_an_answer_that_comes_early_or_late_moves_those_behind_it(late_ms: float) -> None:
+    pipeline = ready()
+    pipeline.sent(4, 1000.0)
+    pipeline.sent(4, 1000.0)
+    came_ms = 1000.0 + RTT_MS + READ_MS + late_ms
+    pipeline.answered(verdict(), came_ms)
+    # The second is answered one reading after the first; a span sent now takes a round trip, and may wait for the rest.
+    still_ms = max(came_ms, 1000.0 + RTT_MS) + READ_MS - came_ms
+    assert pipeline.wait_ms(came_ms) == about(max(0.0, still_ms - RTT_MS))
+    probe_ms = came_ms + still_ms - RTT_MS - 20  # 20 ms too early to be read at once
+    assert pipeline.wait_ms(probe_ms) == about(20)
+
+
+def test_spans_that_an_override_has_voided_are_waited_for_no_more() -> None:
+    pipeline = ready()
+    for _ in range(3):
+        pipeline.sent(4, 1000.0)
+    pipeline.keep(1)
+    assert pipeline.wait_ms(1000.0) == about(READ_MS)
+    pipeline.keep(0)
+    assert pipeline.wait_ms(1000.0) == 0.0
+
+
+def test_keeping_more_than_there_are_keeps_all() -> None:
+    pipeline = ready()
+    pipeline.sent(4, 1000.0)
+    pipeline.keep(5)
+    assert pipeline.wait_ms(1000.0) == about(READ_MS)
+
+
+def test_a_new_stream_has_nothing_on_its_way() -> None:
+    pipeline = ready()
+    for _ in range(5):
+        pipeline.sent(4, 1000.0)
+    pipeline.opened(1001.0)
+    assert pipeline.wait_ms(1001.0) == 0.0
+
+
+# --- What is learned of the link --------------------------------------------------------------------------------------
+
+
+def test_the_round_trip_is_what_a_lone_span_took_less_the_clouds_own_time() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(cloud_ms=40, queue_ms=25), 1000.0 + 65 + 77)
+    assert pipeline.estimates.costs().rtt_ms == pytest.approx(77)
+
+
+def test_a_span_behind_another_tells_nothing_of_the_link() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.sent(4, 1001.0)
+    pipeline.answered(verdict(), 1000.0 + READ_MS + 77)
+    pipeline.answered(verdict(), 1000.0 + 2 * READ_MS + 300)
+    pipeline.sent(4, 2000.0)
+    pipeline.answered(verdict(), 2000.0 + READ_MS + 79)
+    assert pipeline.estimates.costs().rtt_ms == pytest.approx(77), "the lower of the first and the third"
+
+
+def test_a_span_that_waited_for_the_prompt_tells_nothing_of_the_link() -> None:
+    estimates = Estimates()
+    pipeline = Pipeline(estimates)
+    pipeline.opened(0.0)
+    pipeline.sent(4, 10.0)
+    pipeline.answered(READY, 4000.0)
+    pipeline.answered(verdict(), 4100.0)
+    assert estimates.costs().rtt_ms == Costs().rtt_ms
+
+
+def test_the_first_answer_to_an_open_tells_the_round_trip() -> None:
+    pipeline = Pipeline(Estimates())
+    pipeline.opened(500.0)
+    pipeline.answered(Opened(prefilled=False, context_tokens=512), 583.0)
+    assert pipeline.estimates.costs().rtt_ms == pytest.approx(83)
+
+
+def test_a_round_trip_is_never_negative() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(cloud_ms=90), 1050.0)  # clocks of two machines
+    assert pipeline.estimates.costs().rtt_ms == 0.0
+
+
+# --- What is learned of the cloud -------------------------------------------------------------------------------------
+
+
+def test_readings_tell_base_and_slope_with_the_wait_for_other_devices() -> None:
+    pipeline = ready(Estimates())
+    for index in range(60):
+        tokens = 1 + index % 16
+        pipeline.sent(tokens, 1000.0 * index)
+        pipeline.answered(verdict(cloud_ms=50 + 2 * tokens, queue_ms=30), 1000.0 * index + 200)
+    assert pipeline.estimates.costs().read_ms(8) == pytest.approx(80 + 16, rel=0.05)
+
+
+def test_a_cloud_that_does_not_tell_its_times_teaches_none() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(cloud_ms=0), 1200.0)
+    assert pipeline.estimates.costs().read_ms(4) == Costs().read_ms(4)
+
+
+def test_the_pace_of_a_takeover_is_the_time_between_its_tokens() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(), 1200.0)
+    for count in (1, 2, 3):
+        pipeline.answered(Continuation(5 + count, (8,), handed_back=False), 1200.0 + 35 * count)
+    assert pipeline.estimates.costs().stream_ms == pytest.approx(35)
+
+
+def test_tokens_that_came_in_a_bunch_took_the_cloud_no_less_than_it_says() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(), 1200.0)
+    pipeline.answered(Continuation(6, (8,), handed_back=False, compute_us=30_000), 1203.0)
+    assert pipeline.estimates.costs().stream_ms == pytest.approx(30)
+
+
+def test_an_empty_hand_back_teaches_no_pace() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(), 1200.0)
+    before = pipeline.estimates.costs().stream_ms
+    pipeline.answered(Continuation(6, (), handed_back=True), 1900.0)
+    assert pipeline.estimates.costs().stream_ms == before
+
+
+def test_other_frames_and_answers_to_nothing_do_no_harm() -> None:
+    pipeline = ready()
+    pipeline.answered(Closed(), 10.0)
+    pipeline.answered(verdict(), 20.0)
+    assert pipeline.wait_ms(20.0) == 0.0
+
+
+# --- What a takeover will have written --------------------------------------------------------------------------------
+
+
+def test_what_the_cloud_writes_until_a_span_arrives() -> None:
+    pipeline = ready()
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(), 1200.0)
+    assert pipeline.written_by(1200.0) == int(RTT_MS / STREAM_MS)
+    assert pipeline.written_by(1200.0 + 2 * STREAM_MS) == int(RTT_MS / STREAM_MS) + 2
+    pipeline.answered(Continuation(6, (8,), handed_back=False, compute_us=30_000), 1200.0 + STREAM_MS)
+    assert pipeline.written_by(1200.0 + STREAM_MS) == int(RTT_MS / STREAM_MS)
+
+
+def test_a_cloud_that_was_asked_to_write_has_written_nothing_when_it_is_asked() -> None:
+    pipeline = ready()
+    pipeline.sent(0, 1000.0)
+    assert pipeline.written_by(1000.0) == 0
+    assert pipeline.written_by(1000.0 + 4 * STREAM_MS + 1) == 4
