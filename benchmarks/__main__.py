@@ -23,6 +23,7 @@ NAMES = {
     "record": "traces of the pair for the simulator",
     "simulate": "strategies on recorded traces, on a virtual clock",
     "calibration": "whether the link emulator does what its profiles say",
+    "validate": "virtual time against measured runs",
     "regret": "what exact loses against the best fixed strategy, over a grid in virtual time",
     "cloud-profile": "step times of cloud models, on the accelerator that is there",
     "fleet": "many devices on a few replicas: latency, load, cost and energy",

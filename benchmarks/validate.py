@@ -1,0 +1,127 @@
+"""Virtual time against measured time: `python -m benchmarks validate`.
+
+Every generation of runs of `python -m benchmarks run` is simulated again: its recorded trace, cut where the run cut it,
+its strategy, the run's link, and the run's own costs (medians of what its clients measured of drafting, reading and
+streaming). Strategies keep their estimates from prompt to prompt, as in the run. A setting is a link, a kind of prompts
+and a strategy; the simulator is as good as its medians of tokens a second are near the measured ones. Prompts count
+whose text the run wrote as it was recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.assisted import ASSISTED
+from benchmarks.bounds import Costs
+from benchmarks.provenance import provenance
+from benchmarks.run_bounds import measured_costs
+from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
+from benchmarks.simulation.simulate import Scenario, simulate
+from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.strategies import strategy_named
+from benchmarks.summary import Row
+from common.errors import ConfigError
+from common.planner import Estimates
+from link_emulator.profile import Profile
+
+WITHIN = 0.10  # of the measured speed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="results of `python -m benchmarks run`")
+    parser.add_argument("--traces", type=Path, nargs="+", required=True, help="of the same prompts")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    measured = provenance()
+    traces = {trace.id: trace for path in args.traces for trace in load_traces(path).traces}
+    settings = [row for path in args.runs for row in compare(json.loads(path.read_text(encoding="utf-8")), traces)]
+    print(_table(settings))
+    return {
+        "benchmark": "validate",
+        **measured,
+        "settings": settings,
+        "summary": {
+            "settings": len(settings),
+            "within_10_percent": sum(row["within_10_percent"] for row in settings),
+            "largest_error": max((abs(row["error"]) for row in settings), default=None),
+        },
+    }
+
+
+def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[str, Any]]:
+    """One row for each setting of a run; raises ConfigError where the run does not tell its costs."""
+    profile = Profile.model_validate(result["settings"]["profile"])
+    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] != ASSISTED]
+    costs = measured_costs(rows, profile.rtt_ms)
+    if costs is None:
+        raise ConfigError("runs: the costs come from `cloud` and from a strategy that drafts; run both")
+    scenario = _scenario(profile, costs)
+    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+        mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]
+        simulated = _speeds(mine, traces, scenario)
+        for category in dict.fromkeys(row["category"] for row in mine):
+            pairs = [(row, speed) for row, speed in zip(mine, simulated, strict=True) if row["category"] == category]
+            measured = statistics.median(row["decode_tokens_per_s"] for row, _ in pairs)
+            virtual = statistics.median(speed for _, speed in pairs)
+            yield {
+                "link": profile.description,
+                "category": category,
+                "strategy": strategy,
+                "prompts": len(pairs),
+                "measured_tokens_per_s": round(measured, 3),
+                "simulated_tokens_per_s": round(virtual, 3),
+                "error": round(virtual / measured - 1, 4),
+                "within_10_percent": abs(virtual / measured - 1) <= WITHIN,
+            }
+
+
+def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario) -> list[float]:
+    estimates, speeds = Estimates(), []
+    for row in rows:
+        trace = _cut(traces[row["id"]], len(row["token_ids"]))
+        speeds.append(simulate(trace, scenario, strategy_named(row["strategy"]), estimates).decode_tokens_per_s)
+    return speeds
+
+
+def _scenario(profile: Profile, costs: Costs) -> Scenario:
+    """Chunks and batches of the device cost as many steps as they do by default."""
+    assert not callable(costs.verify_ms), "a table"
+    cloud = CloudCosts(read_ms=Curve(tuple(sorted(costs.verify_ms.items()))))
+    return Scenario(profile, cloud, DraftCosts(step_ms=costs.draft_ms))
+
+
+def _recorded(row: Row, traces: dict[str, Trace]) -> bool:
+    trace = traces.get(row["id"])
+    return trace is not None and tuple(row["token_ids"]) == trace.token_ids[: len(row["token_ids"])]
+
+
+def _cut(trace: Trace, tokens: int) -> Trace:
+    """The trace of a shorter generation."""
+    if tokens == len(trace.token_ids):
+        return trace
+    return replace(
+        trace,
+        max_new_tokens=tokens,
+        token_ids=trace.token_ids[:tokens],
+        ended=False,
+        proposals=trace.proposals[:tokens],
+        ranks=trace.ranks[:tokens],
+        astray={position: rows for position, rows in trace.astray.items() if position < tokens},
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{'link':27} {'category':10} {'strategy':10} {'measured':>9} {'simulated':>9} {'error':>7}"]
+    for row in rows:
+        lines.append(
+            f"{row['link'][:27]:27} {row['category']:10} {row['strategy']:10} {row['measured_tokens_per_s']:9.2f} "
+            f"{row['simulated_tokens_per_s']:9.2f} {row['error']:+7.1%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""The validation finds no error in a run that the simulator itself has made, and the error of one that it has not."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
+from benchmarks.simulation.simulate import Scenario, simulate
+from benchmarks.strategies import strategy_named
+from benchmarks.validate import compare
+from common.errors import ConfigError
+from common.planner import Estimates
+from link_emulator.profile import Profile
+from tests.sim.traces import trace_of
+
+READ = Curve.of((1, 100), (2, 100), (3, 102), (5, 106), (9, 114), (17, 130), (33, 162))
+TRACE = trace_of("+++++++-" * 4)
+
+
+def run_of(*strategies: str, speed: float = 1.0) -> dict[str, Any]:
+    """What the runner would have written if the real pair were as the simulator takes it to be, or faster."""
+    scenario = Scenario(Profile.fixed(50.0), CloudCosts(read_ms=READ), DraftCosts(step_ms=20))
+    generations = []
+    for strategy in strategies:
+        estimates = Estimates()
+        simulation = simulate(TRACE, scenario, strategy_named(strategy), estimates)
+        generations.append(
+            {
+                "id": TRACE.id,
+                "category": TRACE.category,
+                "strategy": strategy,
+                "repeat": 0,
+                "token_ids": list(simulation.token_ids),
+                "decode_tokens_per_s": simulation.decode_tokens_per_s * speed,
+                "stats": simulation.stats.to_json(),
+                "costs": asdict(estimates.costs())
+                | {"draft_ms": 20.0, "read_base_ms": 98.0, "read_token_ms": 2.0, "stream_ms": 100.0},
+                "error": None,
+            }
+        )
+    return {"settings": {"profile": Profile.fixed(50.0).model_dump(exclude_defaults=True)}, "generations": generations}
+
+
+def test_a_run_of_the_simulators_own_is_found_without_error() -> None:
+    rows = list(compare(run_of("cloud", "sync-8", "overlap-4"), {TRACE.id: TRACE}))
+    assert [row["strategy"] for row in rows] == ["cloud", "sync-8", "overlap-4"]
+    assert {row["link"] for row in rows} == {"fixed round trip of 50 ms"}
+    assert max(abs(row["error"]) for row in rows) < 0.03
+    assert all(row["within_10_percent"] for row in rows)
+
+
+def test_a_run_that_was_faster_is_told_apart() -> None:
+    rows = list(compare(run_of("cloud", "sync-8", speed=1.25), {TRACE.id: TRACE}))
+    assert [row["within_10_percent"] for row in rows] == [False, False]
+    assert rows[0]["error"] == pytest.approx(-0.2, abs=0.01)
+
+
+def test_a_run_without_its_baseline_is_refused() -> None:
+    with pytest.raises(ConfigError, match="run both"):
+        list(compare(run_of("sync-8"), {TRACE.id: TRACE}))
+
+
+def test_a_text_that_was_not_recorded_is_left_out() -> None:
+    result = run_of("cloud", "sync-8")
+    for row in result["generations"]:
+        row["token_ids"][0] += 1
+    assert list(compare(result, {TRACE.id: TRACE})) == []
