@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from common.types import Choice, SamplingParams
-
-if TYPE_CHECKING:
-    from cloud_supervisor.worker import ReadResult
 
 
 class KvCache(Protocol):
@@ -57,6 +54,15 @@ class TargetModel(Protocol):
 
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
         """Run the forwards, extend the caches, and return each reading's choices, oldest position first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """The cloud's choices, oldest position first, and what they cost."""
+
+    choices: list[Choice]
+    queue_us: int
+    compute_us: int
 
 
 class Reader(Protocol):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cloud_supervisor.kv_store import KvStats, KvStore
-from cloud_supervisor.ports import Reading, TargetModel
+from cloud_supervisor.ports import Reading, ReadResult, TargetModel
 from common.clock import Clock, MonotonicClock
 from common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
 from common.types import Choice, SamplingParams
@@ -29,15 +29,6 @@ _log = logging.getLogger(__name__)
 
 _RECENT_READINGS = 32
 _FIRST_RETRY_MS = 500  # before any reading has been timed
-
-
-@dataclass(frozen=True, slots=True)
-class ReadResult:
-    """The cloud's choices, oldest position first, and what they cost."""
-
-    choices: list[Choice]
-    queue_us: int
-    compute_us: int
 
 
 @dataclass(slots=True, eq=False)

@@ -246,8 +246,8 @@ class Engine:
                     raise self.reconnection.outcome(error) from None
         self.watch.warm()
 
-    async def _open(self, link: CloudLink, frame: Open) -> None:
-        self.pipeline.opened(self._now_ms)
+    async def _open(self, link: CloudLink, frame: Open, *, after_ms: float = 0.0) -> None:
+        self.pipeline.opened(self._now_ms + after_ms)  # a pause before it is no part of the round trip
         await link.open(frame)
 
     async def _end(self) -> None:
@@ -276,7 +276,7 @@ class Engine:
             return False
         self._hang_up()
         self.link = DelayedLink(self.connect(), pause_ms)
-        await self._open(self.link, self.session.reopen())
+        await self._open(self.link, self.session.reopen(), after_ms=pause_ms)
         return True
 
     def _hang_up(self) -> None:

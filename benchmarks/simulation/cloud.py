@@ -11,8 +11,8 @@ from benchmarks.simulation.costs import CloudCosts
 from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, Script
 from benchmarks.simulation.virtual_time import LoopClock
 from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.ports import ReadResult
 from cloud_supervisor.supervisor import Supervisor
-from cloud_supervisor.worker import ReadResult
 from common.errors import CloudTimeout
 from common.messages import API_VERSION, Capabilities
 from common.types import Choice, SamplingParams, common_prefix

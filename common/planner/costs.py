@@ -11,6 +11,7 @@ import numpy as np
 _WINDOW = 9  # recent samples that a quantile is taken of
 _FORGETTING = 0.96  # weight of a reading against the one after it
 _RISK_POWER = 0.6
+_LEAST_MS = 0.01  # that anything takes: clocks are coarse, and a cloud may tell what it likes
 _SLOPE_PRIOR = 1 / 32  # of a reading's base time, for each further token: between a CPU's 1/20 and a GPU's almost 0
 
 
@@ -192,13 +193,15 @@ class Estimates:
     def costs(self) -> Costs:
         """What is known now."""
         reading = self._reading
+        draft_ms = max(self._draft.value, _LEAST_MS)
+        base_ms = max(reading.base_ms, _LEAST_MS)
         return Costs(
-            draft_ms=self._draft.value,
-            row_ms=self._row.value if self._row.known else self._draft.value / 4,
+            draft_ms=draft_ms,
+            row_ms=self._row.value if self._row.known else draft_ms / 4,
             rtt_ms=self._rtt.value,
-            read_base_ms=reading.base_ms,
+            read_base_ms=base_ms,
             read_token_ms=reading.token_ms,
-            stream_ms=self._stream.value if self._stream.known else reading.base_ms + reading.token_ms,
+            stream_ms=max(self._stream.value, _LEAST_MS) if self._stream.known else base_ms + reading.token_ms,
             risk=self.risks.typical,
             foresight=self._foresight.value,
             branch_tokens=self._branch_tokens.value,

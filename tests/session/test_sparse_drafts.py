@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 import pytest
 
 from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.ports import ReadResult
 from cloud_supervisor.supervisor import Supervisor
-from cloud_supervisor.worker import ReadResult
 from common.errors import CloudUnavailable
 from common.messages import (
     API_VERSION,

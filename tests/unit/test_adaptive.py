@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import cache
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -324,7 +325,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         "rtt_ms": draw(st.sampled_from([1.0, 60.0, 300.0])),
         "read_ms": draw(st.sampled_from([10.0, 100.0, 400.0])),
     }
-    scene = Scene(_memo(tuple(costs.values())), rows=draw(st.integers(0, 3)), limit=draw(st.sampled_from([16, 200])))
+    scene = Scene(deepcopy(_learned(**costs)), rows=draw(st.integers(0, 3)), limit=draw(st.sampled_from([16, 200])))
     if draw(st.booleans()):
         scene.taken_over()
     for risks in draw(st.lists(RISKS, max_size=2)):
@@ -336,11 +337,9 @@ def scenes(draw: st.DrawFn) -> Scene:
     return scene
 
 
-def _memo(costs: Sequence[float], made: dict[Sequence[float], Estimates] = {}) -> Estimates:  # noqa: B006
-    if costs not in made:
-        draft_ms, row_ms, rtt_ms, read_ms = costs
-        made[costs] = known(draft_ms=draft_ms, row_ms=row_ms, rtt_ms=rtt_ms, read_ms=read_ms)
-    return deepcopy(made[costs])
+@cache
+def _learned(draft_ms: float, row_ms: float, rtt_ms: float, read_ms: float) -> Estimates:
+    return known(draft_ms=draft_ms, row_ms=row_ms, rtt_ms=rtt_ms, read_ms=read_ms)
 
 
 def _drafted_within(scene: Scene, risks: Sequence[float]) -> None:

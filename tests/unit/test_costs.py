@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from common.planner import Costs, Estimates
 from common.planner.costs import ReadingTime, Recent, Risks, Share, survival
+from common.planner.schedule import schedule_for
+from common.planner.spans import best_span, best_take_back
 
 
 def learned(risks: Risks, *, factor: float, tokens: int, seed: int = 7) -> Risks:
@@ -185,3 +189,19 @@ def test_survival_is_the_chance_that_all_stand() -> None:
     assert survival([]) == 1.0
     assert survival([0.5, 0.2]) == 0.4
     assert survival([0.1, 1.0]) == 0.0
+
+
+def test_times_of_nothing_leave_everything_finite() -> None:
+    """A coarse clock, or a cloud that says that its work took no time, must not end a generation."""
+    estimates = Estimates()
+    for _ in range(20):
+        estimates.drafted(1, 0.0)
+        estimates.drafted(2, 0.0)
+        estimates.travelled(0.0)
+        estimates.streamed(0.0)
+        estimates.read(4, 0.0)
+    costs = estimates.costs()
+    assert min(costs.draft_ms, costs.read_base_ms, costs.stream_ms) > 0
+    assert math.isfinite(schedule_for(costs).rate)
+    assert math.isfinite(best_span([0.1] * 3, 8, 0.0, costs, schedule_for(costs).rate).value)
+    assert math.isfinite(best_take_back([0.1] * 3, 1, 9, costs).value)

@@ -237,3 +237,15 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 TestTreeMachine = TreeMachine.TestCase
+
+
+def test_two_branches_do_not_take_turns_for_ever_on_one_row() -> None:
+    tree = tree_of([0.4, 0.4], rows=1)
+    for _ in range(100):
+        chance, start = max(tree.sites(), default=(0.0, -1))
+        if chance < 0.01:
+            return
+        if start not in tree.branches:
+            tree.plant(start)
+        tree.grow(start, proposal(60, 0.5))
+    pytest.fail("there is always a branch that seems worth drafting")

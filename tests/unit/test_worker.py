@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cloud_supervisor.kv_store import KvStore
-from cloud_supervisor.ports import Reading
-from cloud_supervisor.worker import ModelWorker, ReadResult
+from cloud_supervisor.ports import Reading, ReadResult
+from cloud_supervisor.worker import ModelWorker
 from common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
 from common.types import Choice, SamplingParams
 from tests.contract.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
