@@ -1,19 +1,22 @@
 """Strategies by name: ours and the published ones, as objects that serve real devices and virtual time alike.
 
-A name is one of `NAMES`, where N stands for a number of tokens: `sync-8`, `overlap-16`, `acespec-8`.
+A name is one of `NAMES`, where N stands for a number of tokens: `sync-8`, `overlap-16`, `acespec-8`, `specedge-32`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Self
+from math import prod
+from typing import NamedTuple, Self
 
 from benchmarks.simulation.simulate import Strategy, strategy_for
+from common.draft_tree import DraftTree
 from common.errors import ConfigError
 from common.gate import Always
-from common.planner import Decision, Draft, FixedPlanner, Send, Situation, Wait
+from common.planner import Decision, Draft, FixedPlanner, Planner, Send, Situation, Sprout, Wait
 from common.types import Mode
 
 MAX_SPAN_TOKENS = 64  # that a name may ask for
@@ -68,6 +71,94 @@ class BranchingPlanner:
         )
 
 
+class _Node(NamedTuple):
+    chance: float  # that the cloud writes all up to this token; of a chain's, or that its second choice is written
+    start: int | None  # where its branch begins; None in the chain
+    drafted: bool  # else it is foretold
+
+
+@dataclass(frozen=True, slots=True)
+class TreePlanner:
+    """SpecEdge (arXiv 2505.17052): draft a tree of `tree_tokens` tokens, send it, wait for it, and draft on meanwhile.
+
+    The tree's tokens are those of the highest cumulative probability under the draft, here by our calibrated chances.
+    Each forward drafts one more token of the text, and of each branch whose next token promises to be among them; what
+    is not drafted yet is foretold at the risk that is typical of late. While the cloud verifies, the device drafts on
+    at the likeliest leaf ("proactive drafting"), a bonus and as many tokens as a tree has at most; what of it is still
+    true after the verdict begins the next tree.
+
+    Simplified: branches only leave the chain, one a depth, which begins with the draft's second choice; at most three
+    are longer than that one token, since the device has so many rows for them; a token stands if it equals the cloud's
+    coupled choice. An unlikely token of the chain is sent where its second choice is among the likeliest.
+    """
+
+    mode: Mode
+    tree_tokens: int
+
+    def decide(self, situation: Situation) -> Decision:
+        session = situation.session
+        if self.mode is Mode.EDGE:
+            return Decision(Wait() if session.exhausted else Draft(), "the device writes alone")
+        if session.spans:
+            return self._draft_ahead(situation)
+        # Sorting is stable, so that no child comes before its parent, which is as likely at least.
+        tree = sorted(_nodes(situation), key=lambda node: -node.chance)[: self.tree_tokens]
+        wanted = {node.start for node in tree if not node.drafted}
+        if wanted:
+            return Decision(_drafting(wanted), "a likelier token can be drafted")
+        tokens = Counter(node.start for node in tree)
+        branches = tuple(Sprout(start, count) for start, count in tokens.items() if start is not None)
+        return Decision(Send(tokens[None], branches=branches), "the likeliest tokens are there")
+
+    def alone(self) -> Self:
+        return replace(self, mode=Mode.EDGE)
+
+    def _draft_ahead(self, situation: Situation) -> Decision:
+        session, tree = situation.session, situation.tree
+        leaves: list[tuple[float, int | None]] = [*_growing(tree)]
+        if not session.exhausted:
+            stands = prod(1.0 - tree.risk(position) for position in range(session.final, len(session.text)))
+            leaves.append((stands, None))
+        if leaves:
+            _, start = max(leaves, key=lambda leaf: leaf[0])
+            behind = len(session.text) - session.sent if start is None else len(tree.chances(start)) - 1
+            if behind <= self.tree_tokens:
+                return Decision(_drafting({start}), "until the cloud answers")
+        return Decision(Wait(), "enough is drafted behind the likeliest leaf")
+
+
+def _drafting(starts: Set[int | None]) -> Draft:
+    """One token more of the text, where None is among them, and of the branches that begin at these positions."""
+    return Draft(None in starts, tuple(sorted(start for start in starts if start is not None)))
+
+
+def _growing(tree: DraftTree) -> list[tuple[float, int]]:
+    """The sites of the tree where no other branch has to give way, the likeliest first."""
+    sites = sorted(tree.sites(), reverse=True)
+    beginning = [start for _, start in sites if start not in tree.branches][: tree.free_rows]
+    return [(chance, start) for chance, start in sites if start in tree.branches or start in beginning]
+
+
+def _nodes(situation: Situation) -> Iterator[_Node]:
+    """All that is drafted and not judged, and what can be drafted next and behind that; the chain first."""
+    session, tree, estimates = situation.session, situation.tree, situation.pipeline.estimates
+    typical, reached, branches = estimates.risks.typical, 1.0, []
+    for position in range(session.final, len(session.text)):
+        chances = tree.chances(position)
+        yield _Node(reached * max(1.0 - tree.risk(position), chances[0]), None, drafted=True)
+        branches += [_Node(reached * chance, position, drafted=True) for chance in chances]
+        reached *= 1.0 - tree.risk(position)
+    for _ in range(0 if session.exhausted else min(session.limit - len(session.text), MAX_SPAN_TOKENS)):
+        branches.append(_Node(reached * typical * estimates.hit, None, drafted=False))  # beside a token not drafted
+        reached *= 1.0 - typical
+        yield _Node(reached, None, drafted=False)
+    yield from branches
+    for chance, start in _growing(tree):
+        yield from (
+            _Node(chance * (1.0 - typical) ** depth, start, drafted=False) for depth in range(1, MAX_SPAN_TOKENS)
+        )
+
+
 def synchronous(span_tokens: int) -> FixedPlanner:
     """Speculative decoding as published (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
 
@@ -92,10 +183,16 @@ def branching(span_tokens: int) -> BranchingPlanner:
     return BranchingPlanner(Mode.EXACT, span_tokens)
 
 
-FAMILIES: Mapping[str, Callable[[int], FixedPlanner | BranchingPlanner]] = {
+def treewise(tree_tokens: int) -> TreePlanner:
+    """SpecEdge; see `TreePlanner`."""
+    return TreePlanner(Mode.EXACT, tree_tokens)
+
+
+FAMILIES: Mapping[str, Callable[[int], Planner]] = {
     "sync": synchronous,
     "overlap": overlapping,
     "acespec": branching,
+    "specedge": treewise,
 }
 NAMES = (*(str(mode) for mode in Mode), *(f"{family}-N" for family in FAMILIES))
 

@@ -2,6 +2,7 @@
 
 State is only ever a cache of the token list: a caller names the whole list each time, the store finds out how much
 of it is already read, and whatever was evicted is read again without anybody noticing more than the time it takes.
+Branch tokens that were read beside a list are held until the next one, which may go on along them.
 
 The store is not locked: one thread uses it (the worker's), and only `stats` may be read from others.
 """
@@ -12,8 +13,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from cloud_supervisor.ports import KvCache
+from cloud_supervisor.token_tree import longest_path
 from common.errors import ConfigError, InternalError, Overloaded
-from common.types import common_prefix
+from common.types import BranchToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,9 @@ class KvStats:
 @dataclass(slots=True)
 class _Entry:
     cache: KvCache
-    token_ids: list[int]  # what the cache represents
-    planned_tokens: int  # what the budget is charged for; more than `token_ids` only while pinned
+    token_ids: tuple[int, ...] = ()  # what the cache represents
+    branches: tuple[BranchToken, ...] = ()  # beside them; a parent is an index
+    planned_tokens: int = 0  # what the budget is charged for; more than is held only while pinned
     pinned: bool = False  # a reading is using the cache
     doomed: bool = False  # freed while pinned; goes when the reading ends
 
@@ -66,47 +69,56 @@ class KvStore:
         )
 
     def represented(self, key: Hashable) -> tuple[int, ...]:
-        """The tokens that are held for a session; none for one that is unknown or evicted."""
+        """The token list that is held for a session; none for one that is unknown or evicted."""
         entry = self._entries.get(key)
-        return tuple(entry.token_ids) if entry else ()
+        return entry.token_ids if entry else ()
 
     def covers(self, key: Hashable, token_ids: Sequence[int]) -> bool:
-        """Whether a session's cache begins with these tokens, so that reading them would only crop it."""
+        """Whether a session's cache has all of these tokens on one path, so that reading them would only crop it."""
         entry = self._entries.get(key)
-        return entry is not None and common_prefix(entry.token_ids, list(token_ids)) == len(token_ids)
+        if entry is None:
+            return False
+        length, indices = longest_path(entry.token_ids, entry.branches, tuple(token_ids))
+        return length + len(indices) == len(token_ids)
 
-    def prepare(self, key: Hashable, token_ids: Sequence[int], keep_last: int) -> tuple[KvCache, list[int]]:
-        """Make room and return the session's cache, cropped to what it shares with `token_ids`, and the rest to feed.
+    def prepare(
+        self, key: Hashable, token_ids: Sequence[int], keep_last: int, *, branch_tokens: int = 0
+    ) -> tuple[KvCache, list[int]]:
+        """Make room and return the session's cache, and the rest of `token_ids` to feed.
 
-        The last `keep_last` tokens are always to be fed, because choices need their logits. Raises `Overloaded`,
-        with nothing changed, when the list cannot fit beside the readings that are running.
+        The cache keeps the longest path, held branch tokens included, that the list follows. Its last `keep_last`
+        tokens are always to be fed, because choices need their logits; so are the `branch_tokens` beside it, for which
+        there will be room. Raises `Overloaded`, with nothing changed, when all that cannot fit beside the readings that
+        are running.
         """
-        token_ids = list(token_ids)
+        token_ids = tuple(token_ids)
         if not 0 <= keep_last <= len(token_ids):
             raise ValueError(f"keep_last: {keep_last} is outside [0, {len(token_ids)}], the number of tokens")
         if key in self._entries and self._entries[key].pinned:
             raise ValueError(f"session {key!r}: a reading of it is already running")
-        self._make_room(key, len(token_ids))
-        entry = self._entries.pop(key, None) or _Entry(self._new_cache(), token_ids=[], planned_tokens=0)
+        planned = len(token_ids) + branch_tokens
+        self._make_room(key, planned)
+        entry = self._entries.pop(key, None) or _Entry(self._new_cache())
         self._entries[key] = entry  # last in the order: most recently used
-        kept = min(common_prefix(entry.token_ids, token_ids), len(token_ids) - keep_last)
-        if kept < len(entry.token_ids):
-            entry.cache.crop(kept)
-        entry.token_ids = token_ids[:kept]
+        kept = _keep(entry, token_ids, len(token_ids) - keep_last)
         entry.pinned = True
-        self._charge(entry, len(token_ids))
+        self._charge(entry, planned)
         self._count_rebuilt(key, kept, len(token_ids))
-        return entry.cache, token_ids[kept:]
+        return entry.cache, list(token_ids[kept:])
 
-    def commit(self, key: Hashable, token_ids: Sequence[int]) -> None:
-        """Record that the reading ended well and the cache now represents `token_ids`."""
+    def commit(self, key: Hashable, token_ids: Sequence[int], branches: Sequence[BranchToken] = ()) -> None:
+        """Record that the reading ended well and the cache now represents `token_ids` and the branches beside them.
+
+        A parent is an index: that of one of the `token_ids` or, beyond their end, of a branch token.
+        """
         entry = self._running(key)
-        if entry.cache.length != len(token_ids):
+        held = len(token_ids) + len(branches)
+        if entry.cache.length != held:
             self._drop(key)
-            raise InternalError(f"the cache holds {entry.cache.length} tokens after a reading of {len(token_ids)}")
-        entry.token_ids = list(token_ids)
+            raise InternalError(f"the cache holds {entry.cache.length} tokens after a reading of {held}")
+        entry.token_ids, entry.branches = tuple(token_ids), tuple(branches)
         entry.pinned = False
-        self._charge(entry, len(entry.token_ids))
+        self._charge(entry, held)
         if entry.doomed:
             self._drop(key)
 
@@ -165,3 +177,15 @@ class KvStore:
 
     def _drop(self, key: Hashable) -> None:
         self._charge(self._entries.pop(key), 0)
+
+
+def _keep(entry: _Entry, token_ids: tuple[int, ...], most: int) -> int:
+    """Have a cache forget all but what is held of `token_ids`, at most so many of them; how many these are."""
+    length, indices = longest_path(entry.token_ids, entry.branches, token_ids[:most])
+    if indices:
+        entry.cache.select(length, indices)
+    elif length < len(entry.token_ids) or entry.branches:
+        entry.cache.crop(length)
+    kept = length + len(indices)
+    entry.token_ids, entry.branches = token_ids[:kept], ()
+    return kept

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.types import Choice, SamplingParams
+from common.types import BranchToken, Choice, SamplingParams
 
 
 class KvCache(Protocol):
@@ -14,7 +14,7 @@ class KvCache(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Tokens held, those of branches among them."""
 
     @property
     def size_bytes(self) -> int:
@@ -23,19 +23,31 @@ class KvCache(Protocol):
     def crop(self, length: int) -> None:
         """Forget the tokens from position `length` on."""
 
+    def select(self, length: int, indices: Sequence[int]) -> None:
+        """Keep the first `length` tokens and then those at these indices, in ascending order; forget the others.
+
+        The tokens kept must be one path: the next reading goes on behind them. Raises ValueError for other indices.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One session's part in a forward: a chain of tokens today, a tree tomorrow.
+    """One session's part in a forward: a chain of tokens, and branch tokens beside it.
 
-    `token_ids` follow the `cache.length` tokens that are already read. Choices are wanted for the last `choices`
-    positions: the token after `token_ids[-choices]`, ..., the token after `token_ids[-1]`.
+    `token_ids` follow the `cache.length` tokens that are already read, which are a chain themselves. Choices are wanted
+    for the last `choices` positions: the token after `token_ids[-choices]`, ..., the token after `token_ids[-1]`; and
+    for each branch token.
+
+    A branch token sees what its parent sees, and itself. Parents count from `token_ids[-choices]`, which is 0, on to
+    the chain's last token, `choices - 1`, and then through the branch tokens; -1 is the token before, and so on, for a
+    list that is read in pieces may have its branches' parents in an earlier one.
     """
 
     cache: KvCache
     token_ids: Sequence[int]
     choices: int
     sampling: SamplingParams
+    branches: Sequence[BranchToken] = ()
 
 
 class TargetModel(Protocol):
@@ -43,7 +55,7 @@ class TargetModel(Protocol):
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that fit at most."""
+        """Tokens that fit at most on one path."""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -53,12 +65,17 @@ class TargetModel(Protocol):
         """An empty cache."""
 
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        """Run the forwards, extend the caches, and return each reading's choices, oldest position first."""
+        """Run the forwards, extend the caches by chain and branch tokens, and return each reading's choices.
+
+        Those along the chain come first, oldest position first, then one for each branch token. The noise is that of
+        the position after the token. A cache that holds branch tokens must be told by `select` or `crop` which path
+        stands before it is used again. Raises ValueError for a reading that makes no sense, and PromptTooLong.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """The cloud's choices, oldest position first, and what they cost."""
+    """The cloud's choices, oldest position first and then for each branch token, and what they cost."""
 
     choices: list[Choice]
     queue_us: int
@@ -75,9 +92,12 @@ class Reader(Protocol):
         choices: int,
         sampling: SamplingParams,
         *,
+        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
     ) -> ReadResult:
-        """Read a session's whole token list and return the choices after its last `choices` tokens.
+        """Read a session's whole token list and return the choices after its last `choices` tokens and its branches.
+
+        The parents of `branches` count from `token_ids[-choices]`, which is 0; see `Judging`.
 
         Raises Overloaded, CloudTimeout if `deadline_ms` passes before the reading starts, PromptTooLong, or
         CloudUnavailable. Cancelling gives up the answer, not necessarily the work.

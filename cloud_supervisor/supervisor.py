@@ -235,6 +235,7 @@ class Supervisor:
             judging.token_ids,
             judging.choices,
             opening.sampling,
+            branches=judging.branches,
             deadline_ms=self._time_left_ms(deadline_ms, arrived_at),
         )
         return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
@@ -252,9 +253,10 @@ class Supervisor:
         return deadline_ms - waited_ms
 
     def _check_size(self, frame: Draft) -> None:
-        if len(frame.token_ids) > self._limits.max_span_tokens:
+        size = len(frame.token_ids) + len(frame.branches)
+        if size > self._limits.max_span_tokens:
             raise InvalidRequest(
-                f"token_ids: {len(frame.token_ids)} in one Draft, at most {self._limits.max_span_tokens} are allowed"
+                f"token_ids: {size} in one Draft, at most {self._limits.max_span_tokens} are allowed, branches included"
             )
 
 

@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from cloud_supervisor.ports import KvCache, Reading
+from cloud_supervisor.token_tree import deepest, positions, shifted
 from common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from common.sampling import choose, softmax
-from common.types import Choice, SamplingParams
+from common.types import BranchToken, Choice
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -55,6 +54,16 @@ class TorchCache:
             self.layers = DynamicCache()
         elif length < self.length:
             self.layers.crop(length)
+
+    @torch.inference_mode()
+    def select(self, length: int, indices: Sequence[int]) -> None:
+        kept = [*indices]
+        if kept != sorted({*kept}.intersection(range(length, self.length))):
+            raise ValueError(f"select: {kept} are not ascending indices of [{length}, {self.length}), the rest held")
+        for layer in self.layers.layers if kept else ():
+            for tensor in (layer.keys, layer.values):  # [1, heads, tokens, head_dim]
+                tensor[:, :, length : length + len(kept)] = tensor[:, :, kept]
+        self.crop(length + len(kept))
 
 
 class TorchModel:
@@ -129,28 +138,48 @@ class TorchModel:
             raise ValueError("token_ids: a reading needs at least one token")
         if not 0 <= reading.choices <= tokens:
             raise ValueError(f"choices: {reading.choices} is outside [0, {tokens}], the tokens read")
-        if reading.cache.length + tokens > self._context_tokens:
-            raise PromptTooLong(f"{reading.cache.length + tokens} tokens; the context holds {self._context_tokens}")
+        length = reading.cache.length + tokens
+        depth = deepest(length, shifted(reading.branches, length - reading.choices))
+        if depth > self._context_tokens:
+            raise PromptTooLong(f"{depth} tokens; the context holds {self._context_tokens}")
 
     @torch.inference_mode()
     def _read_one(self, reading: Reading) -> list[Choice]:
         cache = cast(TorchCache, reading.cache)
-        token_ids = torch.tensor([list(reading.token_ids)], device=self._model.device)  # [1, tokens] int64
-        if reading.choices == 0:  # a chunk of a prompt: no logits at all
-            self._model.base_model(input_ids=token_ids, past_key_values=cache.layers, use_cache=True)
+        held, length = cache.length, cache.length + len(reading.token_ids)
+        branches = shifted(reading.branches, length - reading.choices)
+        places = [*range(held, length), *positions(length, branches)]
+        inputs: dict[str, Any] = {"past_key_values": cache.layers, "use_cache": True}
+        inputs["input_ids"] = self._tensor([*reading.token_ids, *(token_id for _, token_id in branches)])
+        if branches:
+            inputs["position_ids"] = self._tensor(places)
+            inputs["attention_mask"] = _tree_mask(held, length, branches).to(self._model.device)
+        wanted = reading.choices + len(branches)
+        if not wanted:  # a chunk of a prompt: no logits at all
+            self._model.base_model(**inputs)
             return []
-        output = self._model(
-            input_ids=token_ids, past_key_values=cache.layers, use_cache=True, logits_to_keep=reading.choices
-        )
-        logits = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()  # [choices, vocab] float32
-        return _choices(logits, reading.sampling, first_position=cache.length - reading.choices + 1)
+        output = self._model(**inputs, logits_to_keep=wanted)
+        logits = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()  # [wanted, vocab] float32
+        return [  # a row's noise is that of the position its token will have
+            choose(softmax(row, reading.sampling.temperature), reading.sampling, place + 1)
+            for row, place in zip(logits, places[-wanted:], strict=True)
+        ]
+
+    def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([[*numbers]], device=self._model.device)  # [1, tokens] int64
 
 
-def _choices(logits: NDArray[np.float32], sampling: SamplingParams, *, first_position: int) -> list[Choice]:
-    """Choose from logits [choices, vocab]; a row's noise is that of the position its token will have."""
-    return [
-        choose(softmax(row, sampling.temperature), sampling, first_position + index) for index, row in enumerate(logits)
-    ]
+def _tree_mask(held: int, length: int, branches: Sequence[BranchToken]) -> torch.Tensor:
+    """Which tokens each token after the first `held` sees: all before it on its path, and itself.
+
+    [1, 1, fed, held + fed] bool, as transformers makes the mask of a chain for `sdpa`, which takes it as it is.
+    """
+    indices = torch.arange(length + len(branches))
+    rows = [indices <= index for index in range(held, length)]
+    for index, (parent, _) in enumerate(branches, start=length):
+        before = indices <= parent if parent < length else rows[parent - held]
+        rows.append(before | (indices == index))
+    return torch.stack(rows)[None, None]
 
 
 def _kv_bytes_per_token(config: Any, itemsize: int) -> int:

@@ -5,7 +5,8 @@ the event loop is never held up. What is refused is refused at once and with a n
 
 A long reading is done in pieces, between which the others get their turn: a conversation that was evicted and has to
 be read again, a draft or an audit with many choices (whose logits are the largest tensors here). Only the worker knows
-what a session's cache still holds when its turn comes, so only here can it be told whether a reading is long.
+what a session's cache still holds when its turn comes, so only here can it be told whether a reading is long. Branches
+are read with the last piece, since no piece can follow one after which the cache holds more than a single path.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from functools import partial
 
 from cloud_supervisor.kv_store import KvStats, KvStore
 from cloud_supervisor.ports import Reading, ReadResult, TargetModel
+from cloud_supervisor.token_tree import deepest, shifted
 from common.clock import Clock, MonotonicClock
 from common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
-from common.types import Choice, SamplingParams
+from common.types import BranchToken, Choice, SamplingParams
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class _Job:
     key: Hashable
     token_ids: tuple[int, ...]
     choices: int
+    branches: tuple[BranchToken, ...]  # a parent is an index
     sampling: SamplingParams
     queued_at: float
     deadline_at: float | None
@@ -103,9 +106,10 @@ class ModelWorker:
         choices: int,
         sampling: SamplingParams,
         *,
+        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
     ) -> ReadResult:
-        """Read a session's whole token list and return the choices after its last `choices` tokens.
+        """Read a session's whole token list and return the choices after its last `choices` tokens and its branches.
 
         Only what the session's cache lacks is computed. With `choices` 0 the list is merely read ahead (a chunk of a
         prompt). Raises `Overloaded` at once when the queue is full, `CloudTimeout` if `deadline_ms` passes before the
@@ -113,11 +117,12 @@ class ModelWorker:
         whatever the model raises. Cancelling takes a waiting reading out of the queue; a running piece is finished,
         and its work is kept for the session's next reading.
         """
-        self._check(token_ids, choices)
+        branches = shifted(branches, len(token_ids) - choices)
+        self._check(token_ids, choices, branches)
         loop = asyncio.get_running_loop()
         now = self._clock.now()
         deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
-        job = _Job(key, tuple(token_ids), choices, sampling, now, deadline_at, loop.create_future())
+        job = _Job(key, tuple(token_ids), choices, branches, sampling, now, deadline_at, loop.create_future())
         alarm = None if deadline_ms is None else loop.call_later(deadline_ms / 1000, self._expire, job)
         self._queue.append(job)
         self._start_next()
@@ -146,14 +151,17 @@ class ModelWorker:
             await asyncio.wait([self._running])
         await asyncio.to_thread(self._thread.shutdown)
 
-    def _check(self, token_ids: Sequence[int], choices: int) -> None:
+    def _check(self, token_ids: Sequence[int], choices: int, branches: Sequence[BranchToken]) -> None:
         """Refuse what cannot or must not be queued."""
         if self._closed:
             raise _shutting_down()
         if not token_ids or not 0 <= choices <= len(token_ids):
             raise ValueError(f"choices: {choices} of {len(token_ids)} tokens; there must be tokens, and as many")
-        if len(token_ids) > self._model.context_tokens:
-            raise PromptTooLong(f"{len(token_ids)} tokens; the context holds {self._model.context_tokens}")
+        if branches and not choices:
+            raise ValueError(f"branches: {len(branches)} beside a list that is only read ahead; ask for a choice")
+        depth = deepest(len(token_ids), branches)
+        if depth > self._model.context_tokens:
+            raise PromptTooLong(f"{depth} tokens; the context holds {self._model.context_tokens}")
         if len(self._queue) >= self._max_queue:
             raise Overloaded(
                 f"queue: {len(self._queue)} readings wait and {self._max_queue} may; try again later",
@@ -222,23 +230,25 @@ class ModelWorker:
             job.reached = len(job.token_ids)
             return 0.0
         wanted = job.choices - len(job.found)
-        cache, todo = self._kv_store.prepare(job.key, job.token_ids, keep_last=wanted)
+        cache, todo = self._kv_store.prepare(job.key, job.token_ids, keep_last=wanted, branch_tokens=len(job.branches))
         length = len(job.token_ids)
         held = length - len(todo)
         # Evicted between two pieces, a reading starts from nothing, yet each piece ends beyond the last one: two
         # conversations that evict each other would otherwise never get to their ends.
         end = min(max(held, job.reached) + self._chunk_tokens, length)
         choices = max(0, end - (length - wanted))
+        branches = job.branches if end == length else ()
         try:
             if end > held:
-                reading = Reading(cache, todo[: end - held], choices, job.sampling)
+                beside = shifted(branches, choices - length)  # the model counts from the first choice of this piece
+                reading = Reading(cache, todo[: end - held], choices, job.sampling, beside)
                 job.found += self._model.read([reading])[0]
         except BaseException as error:
             self._kv_store.abandon(job.key)
             if isinstance(error, StopIteration):  # a future cannot carry it, and its caller would wait for ever
                 raise RuntimeError("the model raised StopIteration") from error
             raise
-        self._kv_store.commit(job.key, job.token_ids[:end])
+        self._kv_store.commit(job.key, job.token_ids[:end], branches)
         job.reached = end
         elapsed_s = self._clock.now() - started_at
         job.compute_s += elapsed_s

@@ -7,10 +7,10 @@ token, the branch becomes the text, and nothing has to be drafted again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from common.types import Proposal
+from common.types import BranchToken, Proposal, common_prefix
 
 
 @dataclass(slots=True)
@@ -23,13 +23,17 @@ class Branch:
     row: int
     start: int
     first: int
-    chance: float  # that all of it, `first` included, is what the cloud would write if it agrees up to `start`
+    chances: list[float]  # that the cloud, if it agrees up to `start`, writes so much of it: `first`, and then each
     proposals: list[Proposal] = field(default_factory=list)
 
     @property
     def unread(self) -> int:
         """The token to feed next."""
         return self.proposals[-1].token_id if self.proposals else self.first
+
+    def agreed(self, text: Sequence[int]) -> int:
+        """How many of the proposals a text that holds `first` goes on with."""
+        return common_prefix([proposal.token_id for proposal in self.proposals], text[self.start + 1 :])
 
 
 class DraftTree:
@@ -71,6 +75,36 @@ class DraftTree:
         """The chance of an override there; 0 where nothing was proposed."""
         return self._risks.get(position, 0.0)
 
+    @property
+    def free_rows(self) -> int:
+        """Branches that can begin before another one has to give way."""
+        return len(self._free)
+
+    def chances(self, start: int) -> Sequence[float]:
+        """The chance of each token of the branch, planted or not, that begins there, if the cloud agrees up to it."""
+        branch = self.branches.get(start)
+        return branch.chances if branch is not None else (self._risks[start] * self._hit(),)
+
+    def branch_tokens(self, start: int, end: int, sprouts: Iterable[tuple[int, int]]) -> tuple[BranchToken, ...]:
+        """The branch tokens of a span [start, end), as the wire numbers them.
+
+        Each sprout is the position where a branch begins, and how many tokens of it are wanted: of those that are
+        there, the runner-up and the proposals behind it, so many are given, none at or past the limit. A branch that
+        begins where the span has no proposal is left out.
+        """
+        tokens: list[BranchToken] = []
+        for position, wanted in sprouts:
+            if not start <= position < end or position not in self._proposals:
+                continue
+            branch = self.branches.get(position)
+            behind = branch.proposals if branch is not None else ()
+            token_ids = [self._proposals[position].runner_up, *(proposal.token_id for proposal in behind)]
+            parent = position - start
+            for token_id in token_ids[: min(wanted, self._limit - position)]:
+                tokens.append(BranchToken(parent, token_id))
+                parent = end - start + len(tokens)
+        return tuple(tokens)
+
     def settle(self, final: int) -> None:
         """Positions below `final` are judged."""
         for position in [position for position in self._proposals if position < final]:
@@ -98,13 +132,13 @@ class DraftTree:
         """A branch goes on with a proposal."""
         branch = self.branches[start]
         branch.proposals.append(proposal)
-        branch.chance *= 1.0 - self._risk(proposal.signal.risk)
+        branch.chances.append(branch.chances[-1] * (1.0 - self._risk(proposal.signal.risk)))
 
     def plant(self, start: int) -> Branch:
         """Begin a branch; if no row is free, the least likely one gives way."""
         if not self._free:
             self._drop(self._least_likely()[1])
-        branch = Branch(self._free.pop(), start, self._proposals[start].runner_up, self._risks[start] * self._hit())
+        branch = Branch(self._free.pop(), start, self._proposals[start].runner_up, [*self.chances(start)])
         self.branches[start] = branch
         return branch
 
@@ -122,7 +156,7 @@ class DraftTree:
             length = start + 1 + (len(branch.proposals) if branch is not None else 0)
             last = branch.unread if branch is not None else self._proposals[start].runner_up
             if length < self._limit and last not in self._eos_token_ids:
-                chance = branch.chance if branch is not None else self._risks[start] * self._hit()
+                chance = self.chances(start)[-1]
                 if branch is not None or reached * chance > bar:
                     yield reached * chance, start
 
@@ -130,7 +164,7 @@ class DraftTree:
         """How likely the branch that would give way was when it began, and where that was."""
         reached, start = min(
             ((reached, at) for reached, at in self._reached() if at in self.branches),
-            key=lambda site: site[0] * self.branches[site[1]].chance,
+            key=lambda site: site[0] * self.branches[site[1]].chances[-1],
         )
         return reached * self._risks[start] * self._hit(), start
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.types import SamplingParams, SessionId
+from common.types import BranchToken, SamplingParams, SessionId
 
 API_VERSION = 1
 
@@ -25,7 +25,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Device to cloud: tokens from position `start` on.
+    """Device to cloud: tokens from position `start` on, and alternatives beside them.
 
     Those below `final_before` are committed and only audited. No tokens at all asks the cloud to write.
     """
@@ -37,6 +37,7 @@ class Draft:
     final_before: int
     continuation_tokens: int = 0
     deadline_ms: int = 0  # 0: as in the Draft before; none in the first
+    branches: tuple[BranchToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Cloud to device: the span stands up to `position`, where the cloud's own token is `token_id`."""
+    """Cloud to device: the span stands up to `position`, where the cloud's own token is `token_id`.
+
+    Where that token begins a branch of the Draft, `further_token_ids` are those after it: the branch tokens that stand,
+    and one more of the cloud's own.
+    """
 
     revision: int
     position: int
@@ -67,6 +72,7 @@ class Verdict:
     deviations: tuple[int, ...] = ()  # positions of committed tokens that the cloud would have chosen otherwise
     queue_us: int = 0
     compute_us: int = 0
+    further_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

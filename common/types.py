@@ -2,6 +2,7 @@
 
 draft       tokens that the device's small model proposed and nobody has checked
 span        a run of consecutive draft tokens, sent or not
+branch      tokens beside a span: alternatives to its own tokens, its chain, that are judged in the same reading
 signal      per-token uncertainty of the small model
 risk        probability that the cloud would have chosen another token here
 gate        the policy that reads signals and decides: keep drafting, skip, or fire
@@ -25,7 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from common.errors import InvalidRequest
 
@@ -157,6 +158,17 @@ class Proposal:
     runner_up: int
 
 
+class BranchToken(NamedTuple):
+    """A token beside a span's chain: an alternative that is judged in the same reading.
+
+    `parent` is the token that it follows: 0 is the token before the span, k the k-th token of chain and branch tokens
+    together, the chain first, counted from 1.
+    """
+
+    parent: int
+    token_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A run of draft tokens that was sent; those below `final_before` are committed and only audited."""
@@ -166,10 +178,19 @@ class Span:
     token_ids: tuple[int, ...]
     final_before: int
     continuation_tokens: int
+    branches: tuple[BranchToken, ...] = ()
 
     @property
     def end(self) -> int:
         return self.start + len(self.token_ids)
+
+
+def branch_depths(chain: int, branches: Sequence[BranchToken]) -> list[int]:
+    """How many tokens behind the token before the span each branch token stands, 1 or more, beside `chain` tokens."""
+    depths = list(range(chain + 1))
+    for branch in branches:
+        depths.append(depths[branch.parent] + 1)
+    return depths[chain + 1 :]
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

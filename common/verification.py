@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
+from common.types import BranchToken
+
 
 class Judgement(NamedTuple):
     """What the cloud's choices say about a run of tokens."""
@@ -31,3 +33,33 @@ def judge(
     while stands < len(token_ids) and token_ids[stands] == choices[stands] and choices[stands] not in eos_token_ids:
         stands += 1
     return Judgement(stands, choices[stands], deviations)
+
+
+def child(branches: Sequence[BranchToken], chain: int, parent: int, token_id: int) -> int | None:
+    """The first branch token with this parent and id, by its number beside a chain of `chain` tokens."""
+    return next((chain + 1 + index for index, branch in enumerate(branches) if branch == (parent, token_id)), None)
+
+
+def walk_on(
+    branches: Sequence[BranchToken],
+    choices: Sequence[int],
+    judgement: Judgement,
+    *,
+    chain: int,
+    eos_token_ids: Container[int] = (),
+) -> tuple[int, ...]:
+    """The cloud's choices after its own token, as far as the branches beside a chain of `chain` tokens foresaw them.
+
+    While the latest choice is itself a branch token at its place, that token stands, and the choice after it is the
+    next; so the last one returned is the cloud's own. Nothing follows an end-of-text token. `choices` has one id for
+    each branch token, chosen after it.
+    Raises ValueError otherwise.
+    """
+    if len(choices) != len(branches):
+        raise ValueError(f"{len(branches)} branch tokens need as many choices, got {len(choices)}")
+    node, token_id = judgement.stands, judgement.token_id
+    further: list[int] = []
+    while token_id not in eos_token_ids and (number := child(branches, chain, node, token_id)) is not None:
+        node, token_id = number, choices[number - chain - 1]
+        further.append(token_id)
+    return tuple(further)

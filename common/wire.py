@@ -25,7 +25,7 @@ from common.messages import (
     Verdict,
 )
 from common.pb.chaperone.v1 import supervision_pb2 as pb
-from common.types import SamplingParams, SessionId
+from common.types import BranchToken, SamplingParams, SessionId
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SupervisionService"].full_name
 SUPERVISE = "Supervise"
@@ -108,6 +108,7 @@ def encode_server(frame: ServerFrame) -> bytes:
                     deviations=frame.deviations,
                     queue_us=frame.queue_us,
                     compute_us=frame.compute_us,
+                    further_token_ids=frame.further_token_ids,
                 )
             )
         case Continuation():
@@ -153,6 +154,7 @@ def decode_server(data: bytes) -> ServerFrame:
                 tuple(verdict.deviations),
                 verdict.queue_us,
                 verdict.compute_us,
+                tuple(verdict.further_token_ids),
             )
         case "continuation":
             written = message.continuation
@@ -259,25 +261,33 @@ def _draft(frame: Draft) -> pb.Draft:
     return pb.Draft(
         revision=frame.revision,
         start=frame.start,
-        token_ids=frame.token_ids,
+        token_ids=[*frame.token_ids, *(branch.token_id for branch in frame.branches)],
         risks=_pack_risks(frame.risks),
         final_tokens=frame.final_before - frame.start or None,
         continuation_tokens=frame.continuation_tokens,
         deadline_ms=frame.deadline_ms,
+        parents=[branch.parent for branch in frame.branches],
     )
 
 
 def _read_draft(message: pb.Draft) -> Draft:
-    if message.risks and len(message.risks) != len(message.token_ids):
-        raise ProtocolViolation(f"risks: {len(message.risks)} bytes for {len(message.token_ids)} tokens")
+    chain = len(message.token_ids) - len(message.parents)
+    if chain < 0:
+        raise ProtocolViolation(f"parents: {len(message.parents)} for {len(message.token_ids)} tokens")
+    for number, parent in enumerate(message.parents, chain + 1):
+        if parent >= number:
+            raise ProtocolViolation(f"parents: {parent} does not come before token {number}, its child")
+    if message.risks and len(message.risks) != chain:
+        raise ProtocolViolation(f"risks: {len(message.risks)} bytes for {chain} tokens")
     return Draft(
         revision=message.revision,
         start=message.start,
-        token_ids=tuple(message.token_ids),
+        token_ids=tuple(message.token_ids[:chain]),
         risks=tuple(byte / _RISK_STEPS for byte in message.risks),
         final_before=message.start + message.final_tokens,
         continuation_tokens=message.continuation_tokens,
         deadline_ms=message.deadline_ms,
+        branches=tuple(map(BranchToken, message.parents, message.token_ids[chain:])),
     )
 
 

@@ -20,7 +20,7 @@ from common.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, P
 from common.session import Event, Failed
 from common.stats import GenerationStats
 from common.types import Mode, PromptInput, SessionId
-from edge_client.config import EdgeConfig, PlannerSettings
+from edge_client.config import EdgeConfig, GateSettings, PlannerSettings
 from edge_client.drafter import ChoosingDrafter
 from edge_client.engine import Engine, EngineSettings
 from edge_client.generation import (
@@ -55,10 +55,13 @@ class EdgeClient:
         *,
         cloud: Cloud | None = None,
         planner: Callable[[Mode], Planner] | None = None,
+        gate: Callable[[Mode], Gate] | None = None,
         explain: Callable[[Decision], None] | None = None,
     ) -> None:
-        """`cloud` replaces the gRPC connection, `planner` the configured one; `explain` is told every decision.
+        """`cloud` replaces the gRPC connection, and `explain` is told every decision.
 
+        `planner` and `gate` make those of each generation, by its mode, in place of the configured ones; what the mode
+        promises is then theirs to keep.
         Raises ModelMissing, ModelCorrupt or ConfigError.
         """
         self.config = config or EdgeConfig()
@@ -70,6 +73,7 @@ class EdgeClient:
         self._cloud = cloud
         self._capabilities: Capabilities | None = None
         self._planner = planner or partial(_planner, self.config.planner)
+        self._gate = gate or partial(_gate, self.config.gate)
         self._explain = explain
         self._estimates = Estimates()
         self._loading = asyncio.Lock()
@@ -198,13 +202,12 @@ class EdgeClient:
                     raise
         limit = text_limit(request, self.manifest, context_tokens)
         model = await self._load_model() if request.mode is not Mode.CLOUD else None
-        config = self.config
         return Engine(
             self._opening(request),
             limit=limit,
             drafter=self._drafter(model, request) if model else None,
             connect=cloud.link if cloud else None,
-            gate=_gate(request.mode, config),
+            gate=self._gate(request.mode),
             planner=self._planner(request.mode),
             estimates=self._estimates,
             output=CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids),
@@ -285,12 +288,12 @@ class EdgeClient:
             return self._model
 
 
-def _gate(mode: Mode, config: EdgeConfig) -> Gate:
-    if mode is Mode.GATED and config.gate.policy == "always":
+def _gate(gate: GateSettings, mode: Mode) -> Gate:
+    if mode is Mode.GATED and gate.policy == "always":
         return Always()
-    if mode is Mode.GATED and config.gate.policy == "never":
+    if mode is Mode.GATED and gate.policy == "never":
         return Never()
-    return gate_for(mode, risk=config.gate.risk)
+    return gate_for(mode, risk=gate.risk)
 
 
 def _planner(planner: PlannerSettings, mode: Mode) -> Planner:

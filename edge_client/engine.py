@@ -26,7 +26,7 @@ class EngineSettings:
 
     open_deadline_ms: float
     verification_deadline_ms: float
-    max_span_tokens: int = 256  # that one Draft may carry
+    max_span_tokens: int = 256  # that one Draft may carry, branches included
     reconnect_timeout_ms: float = 0.0  # for which a lost cloud is sought again; 0: not at all
     continue_without_cloud: bool = False
     closing_audit: bool = False  # wait for the audit of the unread tail
@@ -129,10 +129,10 @@ class Engine:
                 return await self._draft(decision.action)
             case CatchUp():
                 await self._catch_up()
-            case Send(tokens, continuation_tokens):
-                self._send(tokens, continuation_tokens)
+            case Send():
+                self._send(decision.action)
             case HandOver(tokens):
-                self._send(0, tokens - 1)
+                self._send(Send(0, tokens - 1))
             case Wait():
                 await self._wait()
         return []
@@ -161,19 +161,23 @@ class Engine:
 
     def _append(self, proposal: Proposal) -> Iterator[SessionEvent]:
         ends = proposal.token_id in self.session.eos_token_ids
-        # End-of-text cannot be taken back, so nobody but the cloud may skip it.
-        fires = self.gate.fires(proposal.signal) or (self.link is not None and ends)
+        # End-of-text cannot be taken back, so nobody but the cloud may skip it. Without a cloud there is nobody to ask.
+        fires = self.link is not None and (self.gate.fires(proposal.signal) or ends)
         yield from self._observe(self.session.draft(proposal.token_id, proposal.signal, fires=fires), proposal)
 
-    def _send(self, tokens: int | None, continuation_tokens: int) -> None:
+    def _send(self, action: Send) -> None:
         assert self.link is not None, "the planner sends only where there is a cloud"
-        most = self.settings.max_span_tokens
-        frame = self.session.send(
-            continuation_tokens=continuation_tokens,
-            max_tokens=most if tokens is None else min(tokens, most),
+        session, most = self.session, self.settings.max_span_tokens
+        unsent = len(session.text) - session.sent
+        tokens = min(most, unsent if action.tokens is None else min(action.tokens, unsent))
+        branches = self.speculation.tree.branch_tokens(session.sent, session.sent + tokens, action.branches)
+        frame = session.send(
+            continuation_tokens=action.continuation_tokens,
+            max_tokens=tokens,
             deadline_ms=int(self._patience_ms),
+            branches=branches[: most - tokens],  # a parent comes before its child, so the rest is whole
         )
-        self.pipeline.sent(len(frame.token_ids), self._now_ms)
+        self.pipeline.sent(len(frame.token_ids) + len(frame.branches), self._now_ms)
         self.link.send(frame)
 
     def _receive(self) -> Iterator[SessionEvent]:

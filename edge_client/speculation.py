@@ -83,14 +83,15 @@ class Speculation:
         return proposals.get(TEXT_ROW)
 
     def foreseen(self, session: DeviceSession) -> list[Proposal]:
-        """What was drafted behind the override that the text now ends with."""
+        """What was drafted behind the end of the text, in the branch that the cloud has just made the text."""
         branch, self._foreseen = self._foreseen, None
         if branch is None or self.drafter is None:
             return []
-        if session.finish_reason is not None or len(session.text) != branch.start + 1:
-            self.drafter.rewind(min(self.drafter.length, branch.start + 1))  # the text went on otherwise
+        agreed = branch.agreed(session.text)
+        if session.finish_reason is not None or len(session.text) != branch.start + 1 + agreed:
+            self.drafter.rewind(min(self.drafter.length, branch.start + 1 + agreed))  # the text went on otherwise
             return []
-        return branch.proposals
+        return branch.proposals[agreed:]
 
     def follow(self, session: DeviceSession, event: SessionEvent, proposal: Proposal | None = None) -> None:
         """Keep model and tree in step with what happens to the text; `proposal` is the one that was drafted."""
@@ -106,7 +107,7 @@ class Speculation:
                     self._ahead = None
                 self._cut = position
             case Committed():
-                self._learn(event)
+                self._learn(session, event)
                 if self._cut is not None:
                     self._cut_back(self._cut, event)
                 self.tree.settle(event.position + 1)
@@ -125,13 +126,22 @@ class Speculation:
             self.drafter.fork(branch.row, start)
         return branch.row
 
-    def _learn(self, event: Committed) -> None:
+    def _learn(self, session: DeviceSession, event: Committed) -> None:
         """What the cloud chose tells how much the risk is worth."""
-        proposal = self.tree.proposal(event.position)
-        if proposal is None and self._ahead is not None and self._ahead[0] == event.position:
-            proposal = self._ahead[1]
+        proposal = self._proposed(session, event.position)
         if proposal is not None and event.origin in _JUDGED:
             self._estimates.risks.judged(proposal.signal.risk, agreed=proposal.token_id == event.token_id)
+
+    def _proposed(self, session: DeviceSession, position: int) -> Proposal | None:
+        """What the model proposed after the text before a position that has just become final."""
+        proposal, branch = self.tree.proposal(position), self._foreseen
+        if proposal is None and self._ahead is not None and self._ahead[0] == position:
+            proposal = self._ahead[1]
+        if proposal is None and branch is not None:
+            behind = position - branch.start - 1
+            if branch.agreed(session.text[:position]) == behind < len(branch.proposals):
+                proposal = branch.proposals[behind]
+        return proposal
 
     def _cut_back(self, position: int, event: Committed) -> None:
         """Void the text from an override on; a branch that begins with the override takes its place."""

@@ -13,23 +13,24 @@ from benchmarks.simulation.virtual_time import LoopClock
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.ports import ReadResult
 from cloud_supervisor.supervisor import Supervisor
+from cloud_supervisor.token_tree import longest_path, paths, shifted
 from common.errors import CloudTimeout
 from common.messages import API_VERSION, Capabilities
-from common.types import Choice, SamplingParams, common_prefix
+from common.types import BranchToken, Choice, SamplingParams
 
 
 class SimulatedWorker:
     """A `Reader` that chooses what each session's script says, one reading after the other.
 
-    A session's cache holds what was read last. A reading whose stream ends meanwhile is still done; the real worker
-    takes one that only waits out of the queue.
+    A session's cache holds what was read last, with its branches. A reading whose stream ends meanwhile is still done;
+    the real worker takes one that only waits out of the queue.
     """
 
     def __init__(self, scripts: Mapping[Hashable, Script], costs: CloudCosts) -> None:
         self._scripts = scripts
         self._costs = costs
         self._others = _Others(costs)
-        self._held: dict[Hashable, Sequence[int]] = {}
+        self._held: dict[Hashable, tuple[tuple[int, ...], tuple[BranchToken, ...]]] = {}
         self._busy_until_s = 0.0
 
     async def read(
@@ -39,6 +40,7 @@ class SimulatedWorker:
         choices: int,
         sampling: SamplingParams,
         *,
+        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
     ) -> ReadResult:
         now_s = asyncio.get_running_loop().time()
@@ -47,20 +49,25 @@ class SimulatedWorker:
         if deadline_ms is not None and queue_ms >= deadline_ms:
             await asyncio.sleep(deadline_ms / 1e3)
             raise CloudTimeout(f"deadline: the reading waited {deadline_ms:.0f} ms in the queue and was not started")
-        compute_ms = self._compute_ms(key, token_ids, choices)
+        token_ids, branches = tuple(token_ids), shifted(branches, len(token_ids) - choices)
+        compute_ms = self._compute_ms(key, token_ids, choices, len(branches))
         self._busy_until_s = start_s + compute_ms / 1e3
-        self._held[key] = tuple(token_ids)
+        self._held[key] = token_ids, branches
         await asyncio.sleep(self._busy_until_s - now_s)
-        chosen = [Choice(token_id, 0.0, token_id) for token_id in self._scripts[key].choices(token_ids, choices)]
-        return ReadResult(chosen, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
+        script = self._scripts[key]
+        chosen = script.choices(token_ids, choices)
+        for path in paths(token_ids, branches):
+            chosen += script.choices(path, 1)
+        told = [Choice(token_id, 0.0, token_id) for token_id in chosen]
+        return ReadResult(told, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
 
     def free(self, key: Hashable) -> None:
         self._held.pop(key, None)
 
-    def _compute_ms(self, key: Hashable, token_ids: Sequence[int], choices: int) -> float:
+    def _compute_ms(self, key: Hashable, token_ids: tuple[int, ...], choices: int, branch_tokens: int) -> float:
         """Only what the cache lacks is computed, but always the tokens whose choices are wanted."""
-        held = min(common_prefix(self._held.get(key, ()), tuple(token_ids)), len(token_ids) - choices)
-        new = len(token_ids) - held
+        length, indices = longest_path(*self._held.get(key, ((), ())), token_ids[: len(token_ids) - choices])
+        new = len(token_ids) - length - len(indices) + branch_tokens
         return self._costs.read_ms.at(new) if choices else self._costs.prefill_ms * new
 
 

@@ -1,6 +1,6 @@
 """Which action next: draft on, send, wait, hand over, or take back."""
 
-from common.planner.actions import Action, CatchUp, Decision, Draft, HandOver, Send, Wait
+from common.planner.actions import Action, CatchUp, Decision, Draft, HandOver, Send, Sprout, Wait
 from common.planner.adaptive import AdaptivePlanner
 from common.planner.costs import Costs, Estimates
 from common.planner.fixed import FixedPlanner
@@ -21,5 +21,6 @@ __all__ = [
     "Planner",
     "Send",
     "Situation",
+    "Sprout",
     "Wait",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +19,23 @@ class CatchUp:
     """Read what the cloud has written, so that drafting can resume at once."""
 
 
+class Sprout(NamedTuple):
+    """The first `tokens` tokens of the branch that begins at `start`; 1 is the runner-up, which needs no draft."""
+
+    start: int
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the oldest unsent tokens, all unless `tokens` says how many.
+    """Send the oldest unsent tokens, all unless `tokens` says how many, and these branches beside them.
 
     If the cloud overrides one of them it may write up to `continuation_tokens` more by itself.
     """
 
     tokens: int | None = None
     continuation_tokens: int = 0
+    branches: tuple[Sprout, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

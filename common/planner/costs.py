@@ -153,9 +153,13 @@ class Estimates:
         self._row = Recent(prior.row_ms)
         # Low, since a frame that comes while the device is busy is noticed late.
         self._rtt = Recent(prior.rtt_ms, quantile=0.25)
+        # The cloud's own time for a token, and the pace at which they arrive. A link that holds tokens back and then
+        # brings several at once moves the lower quartile down, never up; one that is too slow for them moves all.
         self._stream = Recent(prior.stream_ms)
+        self._arrivals = Recent(0.0, quantile=0.25)
         self._reading = ReadingTime(prior.read_base_ms, prior.read_token_ms)
         self._hit = Share(0.7, weight=10.0)
+        self._delivery = Share(prior=1.0, weight=20.0)  # a promise holds until some twenty tokens speak against it
         self._foresight = Share(prior.foresight, weight=2.0, memory=50.0)
         self._branch_tokens = Share(4.0, weight=2.0, memory=20.0)
 
@@ -174,9 +178,14 @@ class Estimates:
         """The cloud read a span, its wait for other devices included."""
         self._reading.add(tokens, elapsed_ms)
 
-    def streamed(self, elapsed_ms: float) -> None:
-        """A token of a takeover came this long after the one before it."""
-        self._stream.add(elapsed_ms)
+    def streamed(self, elapsed_ms: float, cloud_ms: float) -> None:
+        """A token of a takeover came this long after the one before it; the cloud says what it took for it."""
+        self._arrivals.add(elapsed_ms)
+        self._stream.add(cloud_ms)
+
+    def delivered(self, tokens: int, promised: float) -> None:
+        """So many tokens were settled in a time for which the long view had promised some."""
+        self._delivery.add(tokens, promised)
 
     def overridden(self, *, by_runner_up: bool, foreseen_tokens: int | None) -> None:
         """The cloud chose another token; `foreseen_tokens` had been drafted in a branch that begins with it."""
@@ -190,6 +199,15 @@ class Estimates:
         """The chance that an override is the draft's runner-up."""
         return self._hit.value
 
+    @property
+    def delivery(self) -> float:
+        """The share of the promised rate that comes true. What is not modelled only ever costs time, so at most 1."""
+        return min(self._delivery.value, 1.0)
+
+    @property
+    def _stream_ms(self) -> float:
+        return max(self._stream.value, self._arrivals.value, _LEAST_MS)
+
     def costs(self) -> Costs:
         """What is known now."""
         reading = self._reading
@@ -201,7 +219,7 @@ class Estimates:
             rtt_ms=self._rtt.value,
             read_base_ms=base_ms,
             read_token_ms=reading.token_ms,
-            stream_ms=max(self._stream.value, _LEAST_MS) if self._stream.known else base_ms + reading.token_ms,
+            stream_ms=self._stream_ms if self._stream.known else base_ms + reading.token_ms,
             risk=self.risks.typical,
             foresight=self._foresight.value,
             branch_tokens=self._branch_tokens.value,

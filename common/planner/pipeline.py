@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.messages import Continuation, Opened, ServerFrame, Verdict
 from common.planner.costs import Estimates
+from common.planner.schedule import schedule_for
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Pipeline:
         self._prefilled = False
         self._last_answer_ms = 0.0
         self._last_token_ms: float | None = None  # of a takeover
+        self._settled: int | None = None  # length of the text up to the last answer
 
     def opened(self, now_ms: float) -> None:
         """An Open was sent; nothing else is on its way."""
@@ -38,6 +40,7 @@ class Pipeline:
         self._opened_ms = now_ms
         self._prefilled = False
         self._last_token_ms = None
+        self._settled = None
 
     def sent(self, tokens: int, now_ms: float) -> None:
         """A span was sent."""
@@ -87,8 +90,18 @@ class Pipeline:
                 self.estimates.travelled(now_ms - span.at_ms - cloud_ms)
             if cloud_ms:
                 self.estimates.read(span.tokens, cloud_ms)
+            if span.tokens:
+                self._compare(frame.position + 1, now_ms)
+        self._settled = frame.position + 1
         self._last_answer_ms = self._last_token_ms = now_ms
         self._expect_again(now_ms)
+
+    def _compare(self, settled: int, now_ms: float) -> None:
+        """Hold what was settled since the answer before this one against what the long view promises for that time."""
+        schedule = schedule_for(self.estimates.costs())
+        if self._settled is not None and not schedule.streams:
+            promised = schedule.rate * (now_ms - self._last_answer_ms)
+            self.estimates.delivered(max(settled - self._settled, 0), promised)
 
     def _expect_again(self, now_ms: float) -> None:
         """An answer that came early or late moves those behind it."""
@@ -100,7 +113,8 @@ class Pipeline:
         if not frame.token_ids:
             return
         if self._last_token_ms is not None:
-            # Tokens that a slow link held back come in bunches, so no less than the cloud took for one.
-            self.estimates.streamed(max((now_ms - self._last_token_ms) / len(frame.token_ids), frame.compute_us / 1e3))
+            cloud_ms = (frame.queue_us + frame.compute_us) / 1e3
+            self.estimates.streamed((now_ms - self._last_token_ms) / len(frame.token_ids), cloud_ms)
         self._last_token_ms = now_ms
         self._last_answer_ms = now_ms
+        self._settled = frame.start + len(frame.token_ids)

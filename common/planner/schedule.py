@@ -42,6 +42,12 @@ class Schedule:
     streams: bool  # plain streaming is as fast as anything
     cloud_writes_on: bool  # after an override, until the next span comes
 
+    def delivering(self, share: float, costs: Costs) -> Schedule:
+        """The schedule if only a share of its rate comes true: streaming, which is sure, may then be as fast."""
+        if self.streams or self.rate * share * costs.stream_ms >= 1:
+            return self
+        return Schedule(1 / costs.stream_ms, streams=True, cloud_writes_on=True)
+
 
 def schedule_for(costs: Costs) -> Schedule:
     """The schedule at these costs, each rounded to the next of eight steps an octave, so that it is seldom solved."""

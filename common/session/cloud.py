@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
 from common.messages import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
 from common.session.transitions import Happening, State, step
-from common.types import common_prefix
-from common.verification import judge
+from common.types import BranchToken, branch_depths, common_prefix
+from common.verification import judge, walk_on
 
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """A reading that the session waits for: choices at the last `choices` positions after `token_ids`.
+    """A reading that the session waits for: choices after the last `choices` of `token_ids`, and after each branch.
 
-    `start` is the position of the first choice wanted; `judged` are the tokens that the choices are held against.
+    `start` is the position of the first choice wanted; `judged` are the tokens that the choices are held against. The
+    parents of `branches` count from `token_ids[-choices]`, which is 0, on through the branch tokens, from `choices` on.
     """
 
     token_ids: tuple[int, ...]
@@ -24,6 +25,7 @@ class Judging:
     start: int
     judged: tuple[int, ...]
     frame: Draft | Close | None  # None: the cloud writes by itself
+    branches: tuple[BranchToken, ...] = ()
 
 
 class CloudSession:
@@ -93,7 +95,10 @@ class CloudSession:
         return Continuation(len(self.text), (), handed_back=True)
 
     def answer(self, judging: Judging, choices: Sequence[int], queue_us: int = 0, compute_us: int = 0) -> ServerFrame:
-        """Turn the choices of a reading into the frame to send, and move on."""
+        """Turn the choices of a reading into the frame to send, and move on.
+
+        `choices` has one id for each of the reading's last `choices` tokens, and then one for each branch token.
+        """
         match judging.frame:
             case None:
                 return self._continue(choices[0], queue_us, compute_us)
@@ -127,7 +132,24 @@ class CloudSession:
             return None
         if start + len(judged) >= self.limit:  # no choice beyond the limit: the last token is the cloud's own
             judged = judged[:-1]
-        return Judging((*self.text[:start], *judged), len(judged) + 1, start, judged, frame)
+        branches = self._open_branches(frame, agreed, len(judged) + 1)
+        return Judging((*self.text[:start], *judged), len(judged) + 1, start, judged, frame, branches)
+
+    def _open_branches(self, frame: Draft, agreed: int, choices: int) -> tuple[BranchToken, ...]:
+        """The branch tokens of a Draft that may stand and be followed by a choice, numbered as in `Judging`.
+
+        What hangs on a token that the text has settled already, by agreement or because it is committed, cannot stand.
+        """
+        chain = len(frame.token_ids)
+        settled = max(agreed, frame.final_before - frame.start)
+        numbers = {node: node - agreed for node in range(settled, chain + 1)}
+        kept: list[BranchToken] = []
+        depths = branch_depths(chain, frame.branches)
+        for number, (branch, depth) in enumerate(zip(frame.branches, depths, strict=True), chain + 1):
+            if branch.parent in numbers and frame.start + depth < self.limit:
+                numbers[number] = choices + len(kept)
+                kept.append(BranchToken(numbers[branch.parent], branch.token_id))
+        return tuple(kept)
 
     def _receive_tail(self, frame: Close) -> Judging:
         self._check_place(frame.start, frame.token_ids)
@@ -145,9 +167,11 @@ class CloudSession:
         if not choices:
             return Verdict(self.revision, judging.start, self.text[judging.start])
         audited = max(0, frame.final_before - judging.start)
-        result = judge(judging.judged, choices, audited=audited, eos_token_ids=self.eos_token_ids)
+        beside = choices[judging.choices :]
+        result = judge(judging.judged, choices[: judging.choices], audited=audited, eos_token_ids=self.eos_token_ids)
+        further = walk_on(judging.branches, beside, result, chain=len(judging.judged), eos_token_ids=self.eos_token_ids)
         position = judging.start + result.stands
-        self.text = [*judging.token_ids[:position], result.token_id]
+        self.text = [*judging.token_ids[:position], result.token_id, *further]
         deviations = tuple(judging.start + index for index in result.deviations)
         own = frame.token_ids[position - frame.start : position - frame.start + 1]
         contradicted = bool(own) and own[0] != result.token_id
@@ -158,7 +182,7 @@ class CloudSession:
         if (contradicted or not frame.token_ids) and frame.continuation_tokens and not self.ended:
             self.state = step(self.state, Happening.TAKEOVER)
             self._takeover_left = frame.continuation_tokens
-        return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us)
+        return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us, further)
 
     def _continue(self, token_id: int, queue_us: int, compute_us: int) -> Continuation:
         start = len(self.text)
@@ -196,8 +220,22 @@ class CloudSession:
                 f"final_before: {frame.final_before} is outside the span from {frame.start} to "
                 f"{frame.start + len(frame.token_ids)}"
             )
+        self._check_branches(frame)
         if not frame.token_ids and (frame.start != len(self.text) or self.ended):
             raise ProtocolViolation(f"start: {frame.start} is not where the cloud can write on, {len(self.text)} is")
+
+    def _check_branches(self, frame: Draft) -> None:
+        chain = len(frame.token_ids)
+        if frame.branches and frame.final_before == frame.start + chain:
+            raise ProtocolViolation(
+                f"parents: {len(frame.branches)} branch tokens beside {chain} tokens of which none is judged"
+            )
+        deepest = max(branch_depths(chain, frame.branches), default=0)
+        if frame.start + deepest > self.limit:
+            raise ProtocolViolation(
+                f"parents: a branch token at {frame.start + deepest - 1} is not below the limit of {self.limit}"
+            )
+        self._check_ids([branch.token_id for branch in frame.branches])
 
     def _check_place(self, start: int, token_ids: Sequence[int]) -> None:
         if not self.prompt_length <= start <= len(self.text):

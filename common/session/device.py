@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from common.errors import ProtocolViolation, error_from_status
 from common.messages import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from common.session.events import Committed, Drafted, Retracted, SessionEvent
 from common.session.transitions import Happening, State, step
+from common.session.verdicts import begins_takeover, check_verdict, origins
 from common.stats import Tally
-from common.types import FinishReason, Origin, Signal, Span
+from common.types import BranchToken, FinishReason, Origin, Signal, Span
 
 
 class DeviceSession:
@@ -80,23 +81,33 @@ class DeviceSession:
             self._gated = True
         yield from self._commit_skipped()
 
-    def send(self, *, continuation_tokens: int = 0, max_tokens: int | None = None, deadline_ms: int = 0) -> Draft:
+    def send(
+        self,
+        *,
+        continuation_tokens: int = 0,
+        max_tokens: int | None = None,
+        deadline_ms: int = 0,
+        branches: Sequence[BranchToken] = (),
+    ) -> Draft:
         """Put all unsent tokens, at most `max_tokens`, into a Draft; without any, ask the cloud to write.
 
-        `deadline_ms` is told where it differs from that of the Draft before; 0 leaves it as it is.
+        `branches` stand beside these tokens, parents before their children; where none of the tokens is to be judged
+        they could not be reached, and are left out. `deadline_ms` is told where it differs from that of the Draft
+        before; 0 leaves it as it is.
         """
         self.state = step(self.state, Happening.DRAFT)
         end = len(self.text) if max_tokens is None else min(len(self.text), self.sent + max_tokens)
         tokens = tuple(self.text[self.sent : end])
         final_before = max(self.sent, min(self.final, end))
-        span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens)
+        beside = tuple(branches) if final_before < end else ()
+        span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens, beside)
         risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end)) if self._gated else ()
         self.spans.append(span)
         self.sent = end
         self.tally.requests += 1
         told_ms = 0 if deadline_ms == self._deadline_ms else deadline_ms
         self._deadline_ms = deadline_ms or self._deadline_ms
-        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, told_ms)
+        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, told_ms, beside)
 
     def close(self) -> Close:
         """End the stream, with the committed tokens that the cloud has not read."""
@@ -110,6 +121,7 @@ class DeviceSession:
         self.finish_reason = FinishReason.STOP
         if len(self.text) > length:
             yield from self._truncate(length)
+            self.spans.clear()
         self.final = length
 
     def reopen(self) -> Open:
@@ -173,15 +185,21 @@ class DeviceSession:
         if not self.spans:
             raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
         span = self.spans.popleft()
-        self._check(verdict, span)
-        self.state = step(self.state, Happening.TAKEOVER if self._begins_takeover(verdict, span) else Happening.VERDICT)
+        check_verdict(verdict, span, self.text)
+        vouching = origins(verdict, span)
+        tokens = (verdict.token_id, *verdict.further_token_ids)
+        told = verdict.position < self.final
+        if told and verdict.further_token_ids:
+            raise ProtocolViolation(f"further_token_ids: they follow {verdict.position}, which is final already")
+        begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
+        self.state = step(self.state, Happening.TAKEOVER if begins else Happening.VERDICT)
         self._audit(verdict)
         self.tally.audited_tokens += span.final_before - span.start
-        self._mark_read(span.end if verdict.position < self.final else verdict.position + 1)
+        self._mark_read(span.end if told else verdict.position + len(tokens))
         while self.final < verdict.position:
             yield from self._commit(Origin.VERIFIED)
-        origin = Origin.OVERRIDE if verdict.position < span.end else Origin.BONUS
-        yield from self._take(verdict.position, verdict.token_id, origin)
+        for position, (token_id, origin) in enumerate(zip(tokens, vouching, strict=True), verdict.position):
+            yield from self._take(position, token_id, origin)
         self.revision = max(self.revision, verdict.revision)
         yield from self._commit_skipped()
 
@@ -244,7 +262,7 @@ class DeviceSession:
         self.tally.retracted_tokens += len(self.text) - max(length, self.final)
         del self.text[length:]
         self.sent = min(self.sent, length)
-        self.spans.clear()
+        self.spans = deque(span for span in self.spans if span.end <= length)  # these are answered nevertheless
         self._fired = deque(position for position in self._fired if position < length)
         self._risks = {position: risk for position, risk in self._risks.items() if position < length}
         yield Retracted(length)
@@ -252,26 +270,12 @@ class DeviceSession:
     def _mark_read(self, length: int) -> None:
         for position in range(self.read, length):
             self._risks.pop(position, None)
-        self.read = length
+        self.read = max(self.read, length)
 
     def _is_replay(self, verdict: Verdict) -> bool:
         """Whether it answers a span that is answered: an answer to the next one with tokens lies behind its start."""
         old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
         return old and verdict.position < self.final
-
-    def _check(self, verdict: Verdict, span: Span) -> None:
-        if not span.final_before <= verdict.position <= span.end:
-            raise ProtocolViolation(
-                f"verdict at position {verdict.position} answers a span from {span.final_before} to {span.end}"
-            )
-        overridden = verdict.position < span.end and self.text[verdict.position] != verdict.token_id
-        if verdict.revision != span.revision + overridden:
-            raise ProtocolViolation(f"verdict of revision {verdict.revision} answers a span of {span.revision}")
-
-    def _begins_takeover(self, verdict: Verdict, span: Span) -> bool:
-        overridden = verdict.revision > span.revision or not span.token_ids
-        ended = verdict.token_id in self.eos_token_ids or verdict.position + 1 >= self.limit
-        return overridden and span.continuation_tokens > 0 and not ended
 
     def _audit(self, frame: Verdict | Closed) -> None:
         self._count(frame)

@@ -51,9 +51,8 @@ def sent_ms(simulation: Simulation) -> list[float]:
     ["", "sync", "sync-", "sync-0", "sync-08", "sync--8", "sync-8 ", "Sync-8", "sync-٣", "pearl-8", "exact-8", "EXACT"],
 )
 def test_a_name_that_is_none_is_refused_with_those_that_are(name: str) -> None:
-    with pytest.raises(
-        ConfigError, match="is none of exact, gated, edge, cloud, sync-N, overlap-N, acespec-N"
-    ) as error:
+    known = "exact, gated, edge, cloud, sync-N, overlap-N, acespec-N, specedge-N"
+    with pytest.raises(ConfigError, match=f"is none of {known}") as error:
         strategy_named(name)
     assert repr(name) in error.value.message
 
@@ -123,3 +122,18 @@ def test_a_span_that_stands_whole_finds_the_next_one_drafted() -> None:
     gaps_ms = [later - earlier for earlier, later in pairwise(sent_ms(simulation))]
     assert gaps_ms[0] == pytest.approx(150 + 10), "one draft more, for the one that the bonus used up"
     assert max(flying for _, flying in spans_in_flight(simulation)) == 1
+
+
+def test_a_tree_is_verified_as_a_whole_and_waited_for() -> None:
+    simulation = simulate(trace_of("++-+-+++--" * 2), SCENARIO, strategy_named("specedge-8"))
+    assert max(flying for _, flying in spans_in_flight(simulation)) == 1
+    trees = [moment.event for moment in simulation.timeline if isinstance(moment.event, Draft)]
+    assert {len(tree.token_ids) + len(tree.branches) for tree in trees[:-1]} == {8}
+    assert all(tree.branches for tree in trees), "an unsure draft has second choices that are worth a token"
+
+
+def test_a_tree_that_was_drafted_ahead_is_sent_with_the_verdict() -> None:
+    """Drafting ahead of a tree that stands whole and of its bonus: the next tree is there when the answer comes."""
+    simulation = simulate(trace_of("+" * 40), SCENARIO, strategy_named("specedge-8"))
+    verdict_ms = [moment.at_ms for moment in simulation.timeline if isinstance(moment.event, Verdict)]
+    assert sent_ms(simulation)[1] == pytest.approx(verdict_ms[0])

@@ -112,7 +112,7 @@ def cloud_of(target: FakeTarget) -> Cloud:
         opening, _ = sessions[0]
         if not judging.choices:
             return []
-        reading = Reading(target.new_cache(), judging.token_ids, judging.choices, opening.sampling)
+        reading = Reading(target.new_cache(), judging.token_ids, judging.choices, opening.sampling, judging.branches)
         return [choice.token_id for choice in target.read([reading])[0]]
 
     def serve(frame: ClientFrame) -> Iterable[ServerFrame]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_supervisor.ports import KvCache, Reading
+from cloud_supervisor.token_tree import deepest, positions, shifted
 from common.errors import PromptTooLong
 from common.sampling import choose, softmax
 from common.types import Choice
@@ -37,8 +38,16 @@ class FakeCache:
             raise ValueError(f"crop: {length} is outside [0, {self.length}], the tokens held")
         del self.digests[length:]
 
-    def append(self, token_id: int) -> None:
-        before = self.digests[-1] if self.digests else _ROOT
+    def select(self, length: int, indices: Sequence[int]) -> None:
+        if [*indices] != sorted({*indices}.intersection(range(length, self.length))):
+            raise ValueError(f"select: {[*indices]} are not ascending indices of [{length}, {self.length})")
+        kept = [self.digests[index] for index in indices]
+        self.crop(length)
+        self.digests += kept
+
+    def append(self, token_id: int, parent: int = -1) -> None:
+        """Hold a token that follows the one at index `parent`."""
+        before = self.digests[parent] if self.digests else _ROOT
         self.digests.append(hashlib.blake2b(before + token_id.to_bytes(8, "little"), digest_size=16).digest())
 
 
@@ -99,18 +108,24 @@ class FakeTarget:
     def _check(self, reading: Reading) -> None:
         if not reading.token_ids or not 0 <= reading.choices <= len(reading.token_ids):
             raise ValueError(f"choices: {reading.choices} of {len(reading.token_ids)} tokens")
-        if reading.cache.length + len(reading.token_ids) > self._context_tokens:
+        length = reading.cache.length + len(reading.token_ids)
+        if deepest(length, shifted(reading.branches, length - reading.choices)) > self._context_tokens:
             raise PromptTooLong(f"the context holds {self._context_tokens} tokens")
 
     def _read_one(self, reading: Reading) -> list[Choice]:
         cache = cast(FakeCache, reading.cache)
+        length = cache.length + len(reading.token_ids)
+        branches = shifted(reading.branches, length - reading.choices)
         for token_id in reading.token_ids:
             cache.append(token_id)
+        for parent, token_id in branches:
+            cache.append(token_id, parent)
         self.forwards += 1
-        self.tokens_read += len(reading.token_ids)
+        self.tokens_read += len(reading.token_ids) + len(branches)
+        places = [*range(length - reading.choices, length), *positions(length, branches)]
         return [
-            choose(softmax(self._logits(cache.digests[last]), reading.sampling.temperature), reading.sampling, last + 1)
-            for last in range(cache.length - reading.choices, cache.length)
+            choose(softmax(self._logits(digest), reading.sampling.temperature), reading.sampling, place + 1)
+            for digest, place in zip(cache.digests[length - reading.choices :], places, strict=True)
         ]
 
     def _logits(self, digest: bytes) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
-from common.types import SamplingParams, SessionId
+from common.types import BranchToken, SamplingParams, SessionId
 from common.wire import SERVICE, SUPERVISE, decode_client, encode_client, encode_server
 from edge_client.grpc_link import GrpcCloud
 from edge_client.ports import CloudLink
@@ -20,9 +20,9 @@ from edge_client.reconnection import DelayedLink
 from tests.contract.fake_link import FakeLink
 
 OPEN = Open(SessionId("s"), "sha256:0", SamplingParams(), 9, (0,), (5, 6, 7))
-DRAFTS = [Draft(0, 3 + index, (index,), (0.0,), 3 + index) for index in range(5)]
+DRAFTS = [Draft(0, 3 + index, (index,), (0.0,), 3 + index, branches=(BranchToken(index % 2, 9),)) for index in range(5)]
 OPENED = [Opened(False, 64), Opened(True, 64)]
-VERDICTS = [Verdict(0, 3 + index, index) for index in range(5)]
+VERDICTS = [Verdict(0, 3 + index, index, further_token_ids=(9,) * index) for index in range(5)]
 PATIENCE_S = 10.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
@@ -45,7 +46,7 @@ def play(
     asyncio.run(run())
 
 
-def draft(*token_ids: int, start: int = 3, revision: int = 0, **fields: int) -> Draft:
+def draft(*token_ids: int, start: int = 3, revision: int = 0, **fields: Any) -> Draft:
     return Draft(revision, start, token_ids, (0.0,) * len(token_ids), fields.pop("final_before", start), **fields)
 
 

@@ -18,7 +18,7 @@ from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Op
 from common.planner import Action, CatchUp, FixedPlanner, HandOver, Send, Wait
 from common.planner import Draft as DraftOn
 from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
-from common.types import Mode, SamplingParams, SessionId, Signal
+from common.types import BranchToken, Mode, SamplingParams, SessionId, Signal
 
 VOCABULARY = 50
 EOS = 0
@@ -73,12 +73,15 @@ class Pair:
     resets: int = 0  # how often the stream may be cut before the text is complete
     reset_odds: int = 20  # one move in so many is a cut
     deadlines_ms: tuple[int, ...] = (0,)  # that the device wants, one drawn for each Draft
+    branch_tokens: int = 0  # at most, beside each Draft
     up: deque[ClientFrame] = field(default_factory=deque)
     down: deque[ServerFrame] = field(default_factory=deque)
     events: list[SessionEvent] = field(default_factory=list)
     overrides_at: list[tuple[int, int]] = field(default_factory=list)  # (index in the span, its length)
     most_in_flight: int = 0
     lost_verdicts: int = 0
+    further_tokens: int = 0  # that the cloud told behind its own token
+    overtaken_spans: int = 0  # of which the device knew every token when the answer came
     cut_takeovers: int = 0
     audits: Counter[int] = field(default_factory=Counter)  # by position, as the device was told
     drafts: list[Draft] = field(default_factory=list)  # that the device sent
@@ -102,9 +105,17 @@ class Pair:
             if self.resets and self.device.finish_reason is None and self.random.randrange(self.reset_odds) == 0:
                 self.reset()
             moves = (self._device_moves, self._cloud_reads, self._cloud_writes, self._receive)
+            if not self.up and not self.down and self.device.state == "device writes" and not self.device.finish_reason:
+                self._check_agreement()
             if not any(move() for move in self.random.sample(moves, len(moves))):
                 raise AssertionError(f"deadlock: {self.device.state}, {self.device.spans}")
         raise AssertionError("no end in sight")
+
+    def _check_agreement(self) -> None:
+        """Nothing is on its way, so each end knows what the other one does."""
+        assert self.device.revision == self.cloud.revision
+        assert not self.device.spans
+        assert self.device.text[: self.device.read] == self.cloud.text[: self.device.read]
 
     def reset(self) -> None:
         """Cut the stream: what is on its way is lost, and the device opens a new one."""
@@ -126,6 +137,8 @@ class Pair:
         audited = range(spans[0].start, spans[0].final_before) if isinstance(frame, Verdict) and spans else range(0)
         if isinstance(frame, Closed):
             audited = range(min(self.device.read, self.device.final), self.device.final)
+        if isinstance(frame, Verdict) and spans and spans[0].token_ids and spans[0].end < self.device.final:
+            self.overtaken_spans += spans[0].final_before == spans[0].start
         before = self.device.tally.audited_tokens
         for event in self.device.apply(frame):
             self._note(event)
@@ -157,11 +170,31 @@ class Pair:
 
     def _send(self, continuation_tokens: int, max_tokens: int | None) -> None:
         wanted_ms = self.random.choice(self.deadlines_ms)
-        frame = self.device.send(continuation_tokens=continuation_tokens, max_tokens=max_tokens, deadline_ms=wanted_ms)
+        unsent = self.device.text[self.device.sent :][:max_tokens]
+        frame = self.device.send(
+            continuation_tokens=continuation_tokens,
+            max_tokens=max_tokens,
+            deadline_ms=wanted_ms,
+            branches=self._branches(unsent),
+        )
         self.drafts.append(frame)
         self.up.append(frame)
         self.wanted_ms.append(wanted_ms)
         self.most_in_flight = max(self.most_in_flight, len(self.device.spans))
+
+    def _branches(self, chain: list[int]) -> list[BranchToken]:
+        """A random tree beside a chain: some tokens the cloud would choose, some the draft."""
+        before = self.device.text[: self.device.sent]
+        texts = [[*before, *chain[:length]] for length in range(len(chain) + 1)]
+        branches = []
+        for _ in range(self.random.randint(0, self.branch_tokens)):
+            parent = self.random.choice((0, len(texts) - 1, self.random.randrange(len(texts))))
+            text = texts[parent]
+            if len(text) < self.limit:
+                guess = self.random.choice((self.models.cloud(text), self.models.draft(text), len(text) % VOCABULARY))
+                branches.append(BranchToken(parent, guess))
+                texts.append([*text, guess])
+        return branches
 
     def _cloud_reads(self) -> bool:
         if not self.up:
@@ -176,8 +209,11 @@ class Pair:
         if judging is not None:
             before = self.cloud.revision
             first = len(judging.token_ids) - judging.choices + 1
-            choices = [self.models.cloud(judging.token_ids[: first + index]) for index in range(judging.choices)]
-            answer = self.cloud.answer(judging, choices)
+            texts = [judging.token_ids[: first + index] for index in range(judging.choices)]
+            for branch in judging.branches:
+                texts.append((*texts[branch.parent], branch.token_id))
+            answer = self.cloud.answer(judging, [self.models.cloud(text) for text in texts])
+            self.further_tokens += len(getattr(answer, "further_token_ids", ()))
             self.down.append(answer)
             if isinstance(frame, Draft) and self.cloud.revision > before:
                 self.overrides_at.append((getattr(answer, "position", 0) - frame.start, len(frame.token_ids)))

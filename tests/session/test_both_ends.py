@@ -42,6 +42,7 @@ def pairs(draw: st.DrawFn, mode: Mode, *, resets: bool = False) -> Pair:
         resets=draw(st.integers(1, 6)) if resets else 0,
         reset_odds=draw(st.sampled_from([3, 10, 30])) if resets else 1,
         deadlines_ms=draw(st.sampled_from([(0,), (60_000,), (300_000, 60_000, 60_000)])),
+        branch_tokens=draw(st.sampled_from([0, 1, 4, 12])),
     )
 
 
@@ -53,6 +54,9 @@ def test_exact_commits_what_the_cloud_would_write(pair: Pair) -> None:
     assert [*PROMPT, *(event.token_id for event in pair.committed)] == expected
     assert pair.device.finish_reason is (FinishReason.STOP if expected[-1] == EOS else FinishReason.LENGTH)
     assert {event.origin for event in pair.committed} <= CLOUDS_OWN
+    tally = pair.device.tally
+    own = tally.verified_tokens + tally.overridden_tokens + tally.bonus_tokens + tally.takeover_tokens
+    assert own == len(pair.committed)
     assert pair.device.tally.deviations == 0
     assert not any(frame.risks for frame in pair.drafts), "the gate lets nothing pass"
     assert not pair.up
@@ -113,6 +117,18 @@ def test_the_wire_exercises_what_can_go_wrong() -> None:
         in_flight += pair.most_in_flight >= 2
     assert stale >= 10
     assert in_flight >= 10
+
+
+def test_the_branches_exercise_what_can_be_foreseen() -> None:
+    further = overtaken = 0
+    for seed in range(100):
+        planner = FixedPlanner(Mode.EXACT, span_tokens=1, spans_in_flight=4, run_ahead_tokens=30)
+        pair = Pair(Models(seed), Mode.EXACT, planner, Random(seed), branch_tokens=9)
+        pair.run()
+        further += pair.further_tokens
+        overtaken += pair.overtaken_spans
+    assert further >= 100
+    assert overtaken >= 10
 
 
 @settings(max_examples=100)

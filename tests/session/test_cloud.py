@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ChaperoneError, InvalidRequest, PromptTooLong, ProtocolViolation
-from common.messages import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
+from common.messages import Close, Closed, Continuation, Draft, Open, Verdict
 from common.session import CloudSession, State
-from common.types import SamplingParams, SessionId
-
-EOS = 0
-PROMPT = (7, 8, 9)
-START = len(PROMPT)
-
-
-def opening(*, max_new_tokens: int = 20, committed: tuple[int, ...] = (), prompt: tuple[int, ...] = PROMPT) -> Open:
-    return Open(SessionId("s"), "", SamplingParams(), max_new_tokens, (EOS,), prompt, committed)
-
-
-def session(*, max_new_tokens: int = 20, committed: tuple[int, ...] = (), context_tokens: int = 100) -> CloudSession:
-    frame = opening(max_new_tokens=max_new_tokens, committed=committed)
-    return CloudSession(frame, context_tokens=context_tokens, vocabulary_size=50)
-
-
-def draft(
-    start: int, *token_ids: int, revision: int = 0, final_before: int | None = None, continuation_tokens: int = 0
-) -> Draft:
-    final = start if final_before is None else final_before
-    return Draft(revision, start, token_ids, (0.5,) * len(token_ids), final, continuation_tokens)
-
-
-def answer(cloud: CloudSession, frame: Draft | Close, choices: Sequence[int]) -> ServerFrame:
-    """Let the cloud read a frame, choosing these tokens from the start of what is new to it."""
-    judging = cloud.receive(frame)
-    assert judging is not None
-    assert judging.choices == len(choices), judging
-    return cloud.answer(judging, choices)
-
+from tests.session.one_cloud import answer, draft, opening, session
+from tests.session.one_device import EOS, PROMPT, START
 
 # Opening
 

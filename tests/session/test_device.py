@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -12,41 +11,15 @@ from hypothesis import strategies as st
 from common.errors import (
     ChaperoneError,
     CloudTimeout,
-    CloudUnavailable,
     InternalError,
     Overloaded,
     ProtocolViolation,
     Superseded,
 )
 from common.messages import Close, Closed, Continuation, Draft, Failure, Open, Opened, Verdict
-from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent, State
+from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, State
 from common.types import FinishReason, Origin, SamplingParams, SessionId, Signal
-
-EOS = 0
-PROMPT = (7, 8, 9)
-START = len(PROMPT)
-OPEN = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT)
-
-
-def session(*, limit: int = 23, committed: tuple[int, ...] = ()) -> DeviceSession:
-    device = DeviceSession(Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT, committed), limit=limit)
-    assert list(device.apply(Opened(prefilled=True, context_tokens=100))) == []
-    return device
-
-
-def fire(device: DeviceSession, *token_ids: int, risk: float = 0.5) -> list[SessionEvent]:
-    signal = Signal(1.0, 0.5, 0.1, 1.0, risk)
-    return [event for token_id in token_ids for event in device.draft(token_id, signal, fires=True)]
-
-
-def skip(device: DeviceSession, *token_ids: int) -> list[SessionEvent]:
-    signal = Signal(0.0, 1.0, 1.0, 9.0, 0.0)
-    return [event for token_id in token_ids for event in device.draft(token_id, signal, fires=False)]
-
-
-def committed(events: Iterable[SessionEvent]) -> list[tuple[int, int, Origin]]:
-    return [(event.position, event.token_id, event.origin) for event in events if isinstance(event, Committed)]
-
+from tests.session.one_device import EOS, OPEN, PROMPT, START, committed, fire, session, skip
 
 # Drafting and sending
 
@@ -358,127 +331,6 @@ def test_nothing_is_sent_after_the_close() -> None:
         device.send()
 
 
-# Takeover
-
-
-def test_the_cloud_writes_on_until_it_hands_back() -> None:
-    device = session()
-    fire(device, 1)
-    device.send(continuation_tokens=3)
-    list(device.apply(Verdict(1, 3, 5)))
-    assert device.following
-    assert committed(device.apply(Continuation(4, (6, 7), handed_back=False))) == [
-        (4, 6, Origin.TAKEOVER),
-        (5, 7, Origin.TAKEOVER),
-    ]
-    assert committed(device.apply(Continuation(6, (8,), handed_back=True))) == [(6, 8, Origin.TAKEOVER)]
-    assert not device.following
-    assert (device.sent, device.read, device.tally.takeover_tokens) == (7, 7, 3)
-
-
-def test_an_empty_draft_hands_over() -> None:
-    device = session()
-    assert device.send(continuation_tokens=3) == Draft(0, 3, (), (), 3, 3)
-    assert committed(device.apply(Verdict(0, 3, 5))) == [(3, 5, Origin.BONUS)]
-    assert device.following
-
-
-@pytest.mark.parametrize("continuation_tokens", [0, 3])
-def test_no_takeover_without_an_override(continuation_tokens: int) -> None:
-    device = session()
-    fire(device, 1)
-    device.send(continuation_tokens=continuation_tokens)
-    list(device.apply(Verdict(0, 4, 5)))
-    assert not device.following
-
-
-def test_no_takeover_begins_when_the_override_ends_the_text() -> None:
-    device = session()
-    fire(device, 1)
-    device.send(continuation_tokens=3)
-    list(device.apply(Verdict(1, 3, EOS)))
-    assert not device.following
-    assert device.finish_reason is FinishReason.STOP
-
-
-def test_a_takeover_ends_with_an_end_of_text() -> None:
-    device = session()
-    device.send(continuation_tokens=3)
-    list(device.apply(Verdict(0, 3, 5)))
-    list(device.apply(Continuation(4, (EOS,), handed_back=True)))
-    assert device.finish_reason is FinishReason.STOP
-
-
-def test_a_draft_takes_the_takeover_back_and_its_tokens_in_flight_stand() -> None:
-    """Both ends: the device drafts while the cloud writes, guesses one token right and the next one wrong."""
-    device, cloud = session(), CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
-    judging = cloud.receive(device.send(continuation_tokens=9))
-    assert judging is not None
-    list(device.apply(cloud.answer(judging, [5])))
-    in_flight = [cloud.answer(cloud.writing(), [6]), cloud.answer(cloud.writing(), [7])]
-    fire(device, 6, 1)
-    frame = device.send()
-    assert (frame.start, frame.revision) == (4, 0)
-    in_flight.append(cloud.hand_back())
-    assert cloud.receive(frame) is None  # contradicts the 7, which the device is about to receive
-    events = [event for answer in in_flight for event in device.apply(answer)]
-    assert committed(events) == [(4, 6, Origin.TAKEOVER), (5, 7, Origin.TAKEOVER)]
-    assert Retracted(5) in events
-    assert device.text == cloud.text == [7, 8, 9, 5, 6, 7]
-    assert device.revision == cloud.revision == 1
-    assert not device.following
-    fire(device, 8)
-    judging = cloud.receive(device.send())
-    assert judging is not None
-    assert committed(device.apply(cloud.answer(judging, [8, 9]))) == [(6, 8, Origin.VERIFIED), (7, 9, Origin.BONUS)]
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "kept", "reason"),
-    [((6, EOS, 7), [6, EOS], FinishReason.STOP), ((6, 7, 8, 1), [6, 7, 8], FinishReason.LENGTH)],
-)
-def test_nothing_follows_the_end_of_a_takeover(token_ids: tuple[int, ...], kept: list[int], reason: str) -> None:
-    device = session(limit=7)
-    device.send(continuation_tokens=9)
-    list(device.apply(Verdict(0, 3, 5)))
-    events = list(device.apply(Continuation(4, token_ids, handed_back=True)))
-    assert [token_id for _, token_id, _ in committed(events)] == kept
-    assert device.text == [7, 8, 9, 5, *kept]
-    assert device.finish_reason == reason
-
-
-def test_no_bonus_follows_an_end_of_text() -> None:
-    device = session()
-    fire(device, 1, EOS)
-    device.send()
-    assert committed(device.apply(Verdict(0, 5, 6)))[-1] == (4, EOS, Origin.VERIFIED)
-    assert device.text[-1] == EOS
-
-
-def test_a_replayed_continuation_is_harmless() -> None:
-    device = session()
-    device.send(continuation_tokens=2)
-    list(device.apply(Verdict(0, 3, 1)))
-    written = Continuation(4, (2, 5), handed_back=True)
-    assert committed(device.apply(written)) == [(4, 2, Origin.TAKEOVER), (5, 5, Origin.TAKEOVER)]
-    state = device.state
-    assert list(device.apply(written)) == []
-    assert (device.state, device.text[-2:], device.tally.takeover_tokens) == (state, [2, 5], 2)
-
-
-def test_a_continuation_must_follow_the_text() -> None:
-    device = session()
-    device.send(continuation_tokens=3)
-    list(device.apply(Verdict(0, 3, 5)))
-    with pytest.raises(ProtocolViolation, match="continuation starts at 5, the final text ends at 4"):
-        list(device.apply(Continuation(5, (6,), handed_back=False)))
-
-
-def test_a_continuation_without_a_takeover_is_refused() -> None:
-    with pytest.raises(ProtocolViolation, match="Continuation is not allowed"):
-        list(session().apply(Continuation(3, (6,), handed_back=False)))
-
-
 # Losing the cloud
 
 
@@ -532,98 +384,6 @@ def test_a_resumed_session_starts_behind_what_was_committed() -> None:
     assert isinstance(events[0], Drafted)
     assert events[0].position == 5
     assert device.send().start == 5
-
-
-# A new stream after a failure
-
-
-def lose(device: DeviceSession) -> None:
-    with pytest.raises(CloudUnavailable):
-        list(device.apply(Failure("UNAVAILABLE", "gone")))
-
-
-def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:
-    device = session()
-    fire(device, 1, 2)
-    device.send(continuation_tokens=4)
-    fire(device, 3)
-    lose(device)
-    assert device.reopen() == OPEN
-    assert (device.text, device.final, device.sent, device.read) == ([7, 8, 9, 1, 2, 3], 3, 3, 3)
-    assert (device.revision, len(device.spans), device.prefilled, device.unsent_fires) == (0, 0, False, 3)
-    list(device.apply(Opened(prefilled=True, context_tokens=100)))
-    assert device.send() == Draft(0, 3, (1, 2, 3), (), 3)
-    assert committed(device.apply(Verdict(0, 6, 4)))[-1] == (6, 4, Origin.BONUS)
-    assert (device.tally.fired, device.tally.requests, device.tally.reconnects) == (3, 1, 1)
-
-
-def test_reopening_tells_what_was_read_and_the_rest_is_audited_by_the_next_draft() -> None:
-    device = session(committed=(4,))
-    fire(device, 1)
-    device.send()
-    list(device.apply(Verdict(0, 5, 2)))
-    skip(device, 3, 6)
-    fire(device, 5)
-    device.send()
-    lose(device)
-    opening = device.reopen()
-    assert opening.committed_token_ids == (4, 1, 2), "what an earlier generation had committed, and what was read since"
-    assert opening.prompt_token_ids == PROMPT
-    assert (device.sent, device.final) == (6, 8)
-    frame = device.send()
-    assert (frame.start, frame.token_ids, frame.final_before) == (6, (3, 6, 5), 8)
-    list(device.apply(Verdict(0, 9, 1, (7,))))
-    assert (device.tally.audited_tokens, device.tally.deviations, device.tally.skipped_tokens) == (2, 1, 2)
-
-
-def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
-    """The fire before them is decided, so that without the loss only their own verdict was awaited."""
-    device = session()
-    fire(device, 1)
-    device.send()
-    skip(device, 2, 3)
-    device.send()
-    list(device.apply(Verdict(0, 4, 2)))  # the bonus confirms the 2, and the 3 is on its way
-    assert (device.final, device.unsent_fires) == (5, 0)
-    lose(device)
-    assert device.reopen().committed_token_ids == (1, 2)
-    assert device.unsent_fires == 1
-    assert committed(skip(device, 4)) == []
-    assert device.send() == Draft(0, 5, (3, 4), (0.0, 0.0), 5)
-
-
-@pytest.mark.parametrize("handed_back", [False, True])
-def test_an_interrupted_takeover_is_over(handed_back: bool) -> None:
-    device = session()
-    device.send(continuation_tokens=9)
-    list(device.apply(Verdict(0, 3, 5)))
-    list(device.apply(Continuation(4, (6, 7), handed_back=handed_back)))
-    lose(device)
-    assert device.reopen().committed_token_ids == (5, 6, 7)
-    assert not device.following
-    assert device.send(continuation_tokens=6) == Draft(0, 6, (), (), 6, 6)
-
-
-def test_a_stream_on_which_the_cloud_never_answered_is_no_reconnect() -> None:
-    device = session()
-    for _ in range(3):
-        lose(device)
-        device.reopen()
-    list(device.apply(Opened(prefilled=False, context_tokens=100)))
-    list(device.apply(Opened(prefilled=True, context_tokens=100)))
-    assert device.tally.reconnects == 1
-
-
-def test_only_a_lost_stream_is_reopened_and_only_while_there_is_something_to_write() -> None:
-    device = session()
-    with pytest.raises(ProtocolViolation, match="Open of the same session on a new stream is not allowed"):
-        device.reopen()
-    skip(device, 1)
-    list(device.finish_at(4))
-    device.close()
-    lose(device)
-    with pytest.raises(ProtocolViolation, match="reopen: the text has ended at 4"):
-        device.reopen()
 
 
 # Whatever comes

@@ -25,7 +25,7 @@ from common.messages import (
     Verdict,
 )
 from common.session import CloudSession, DeviceSession
-from common.types import Choice, SamplingParams, SessionId, Signal
+from common.types import BranchToken, Choice, SamplingParams, SessionId, Signal
 
 PROMPT = (7, 8, 9)
 START = len(PROMPT)
@@ -156,11 +156,12 @@ class NotingReader:
         choices: int,
         sampling: SamplingParams,
         *,
+        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
     ) -> ReadResult:
         if choices:
             self.deadlines_ms.append(deadline_ms)
-        return ReadResult([Choice(1, 1.0, 2)] * choices, 0, 0)
+        return ReadResult([Choice(1, 1.0, 2)] * (choices + len(branches)), 0, 0)
 
     def free(self, key: Hashable) -> None:
         """Nothing is kept."""

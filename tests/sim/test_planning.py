@@ -215,7 +215,7 @@ def test_a_client_that_was_wrong_about_its_costs_takes_back_what_it_has_handed_o
     estimates = Estimates()
     for _ in range(20):  # as after a quick cloud and a busy device
         estimates.read(1, 10.0)
-        estimates.streamed(10.0)
+        estimates.streamed(10.0, 10.0)
         estimates.drafted(1, 50.0)
     cloud = CloudCosts(read_ms=Curve.of((1, 300), (32, 364)), prefill_ms=1)
     place = Scenario(Profile.fixed(20.0), cloud, DraftCosts(step_ms=5))

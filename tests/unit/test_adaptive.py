@@ -49,7 +49,8 @@ def known(
         estimates.drafted(2, draft_ms + row_ms)
         estimates.travelled(rtt_ms)
         estimates.read(tokens, read_ms + token_ms * tokens)
-        estimates.streamed(read_ms + token_ms if stream_ms is None else stream_ms)
+        streamed_ms = read_ms + token_ms if stream_ms is None else stream_ms
+        estimates.streamed(streamed_ms, streamed_ms)
     for index in range(1, 401):
         overrides = int(index * risk) - int((index - 1) * risk)
         estimates.risks.drafted(risk)
@@ -247,6 +248,17 @@ def test_a_device_that_drafts_faster_hands_nothing_over() -> None:
     assert Scene(known(draft_ms=5, read_ms=300)).decide().action == Draft()
 
 
+def test_a_promise_that_was_broken_is_no_reason_to_keep_the_cloud_from_writing() -> None:
+    def scene(*, delivered: float) -> Scene:
+        estimates = known(draft_ms=20, read_ms=40, stream_ms=40, rtt_ms=20, risk=0.1)
+        for _ in range(200):
+            estimates.delivered(1, 1 / delivered)
+        return Scene(estimates)
+
+    assert scene(delivered=1.0).decide().action == Draft()
+    assert isinstance(scene(delivered=0.5).decide().action, HandOver)
+
+
 def test_what_the_cloud_writes_is_taken_back_once_the_draft_is_ahead() -> None:
     scene = Scene(known(draft_ms=10, read_ms=100, stream_ms=100)).taken_over()
     for _ in range(100):
@@ -280,6 +292,16 @@ def test_a_device_that_cannot_get_ahead_does_not_draft_and_reads_at_most_in_chun
                 scene.read = len(scene.session.text)
             case action:
                 assert action == Wait()
+
+
+def test_a_device_that_would_have_to_read_too_much_first_does_not_begin_before_the_end() -> None:
+    """The same moment, but for what the device has read; a third of a draft's time for each token of a chunk."""
+    scene = Scene(known(draft_ms=30, rtt_ms=10, read_ms=100, stream_ms=100, risk=0.01), limit=61)
+    scene.taken_over().written(52, each_ms=100)
+    scene.read = len(scene.session.text) - 1
+    assert scene.decide().action == Draft()
+    scene.read = len(PROMPT)
+    assert scene.decide().action == Wait()
 
 
 def test_it_waits_while_the_last_tokens_are_written() -> None:

@@ -167,8 +167,30 @@ def test_streaming_is_reckoned_as_readings_of_one_token_until_it_is_seen() -> No
     for _ in range(20):
         estimates.read(1, 300.0)
     assert estimates.costs().stream_ms == pytest.approx(300, rel=0.05)
-    estimates.streamed(250.0)
+    estimates.streamed(250.0, 240.0)
     assert estimates.costs().stream_ms == 250.0
+
+
+def test_a_token_takes_what_the_cloud_says_or_as_long_as_the_link_needs_for_it() -> None:
+    bunched, held_up = Estimates(), Estimates()
+    for elapsed_ms in (0.0, 0.0, 120.0) * 5:
+        bunched.streamed(elapsed_ms, 40.0)
+        held_up.streamed(70.0, 40.0)
+    assert bunched.costs().stream_ms == 40.0
+    assert held_up.costs().stream_ms == 70.0
+
+
+def test_a_promise_is_believed_until_it_was_broken_and_again_once_it_is_kept() -> None:
+    estimates = Estimates()
+    assert estimates.delivery == 1.0
+    estimates.delivered(0, 2.0)
+    assert estimates.delivery > 0.9, "one override says little"
+    for _ in range(50):
+        estimates.delivered(2, 4.0)
+    assert estimates.delivery < 0.6
+    for _ in range(400):
+        estimates.delivered(5, 4.0)
+    assert estimates.delivery == 1.0
 
 
 def test_overrides_tell_how_often_branches_hit_and_how_long_they_are() -> None:
@@ -198,7 +220,7 @@ def test_times_of_nothing_leave_everything_finite() -> None:
         estimates.drafted(1, 0.0)
         estimates.drafted(2, 0.0)
         estimates.travelled(0.0)
-        estimates.streamed(0.0)
+        estimates.streamed(0.0, 0.0)
         estimates.read(4, 0.0)
     costs = estimates.costs()
     assert min(costs.draft_ms, costs.read_base_ms, costs.stream_ms) > 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from common.draft_tree import DraftTree
-from common.types import Proposal, Signal
+from common.types import BranchToken, Proposal, Signal
 
 EOS = 0
 HIT = 0.5
@@ -166,6 +166,66 @@ def test_judged_positions_are_forgotten_with_their_branches() -> None:
     assert set(tree.branches) == {12}
 
 
+# --- Spans -----------------------------------------------------------------------------------------------------------
+
+
+def grown(tree: DraftTree, start: int, *token_ids: int) -> None:
+    tree.plant(start)
+    for token_id in token_ids:
+        tree.grow(start, proposal(token_id, 0.1))
+
+
+def test_branch_tokens_follow_the_chain_and_each_other_as_the_wire_numbers_them() -> None:
+    tree = tree_of([0.5, 0.5, 0.5])
+    grown(tree, 10, 60, 61)
+    grown(tree, 12, 70)
+    tokens = tree.branch_tokens(10, 13, [(10, 3), (11, 1), (12, 2)])
+    assert tokens == ((0, 80), (4, 60), (5, 61), (1, 81), (2, 82), (8, 70))
+    assert all(isinstance(token, BranchToken) for token in tokens)
+
+
+def test_a_sprout_gives_as_many_tokens_as_are_wanted_and_there() -> None:
+    tree = tree_of([0.5, 0.5])
+    grown(tree, 10, 60, 61, 62)
+    assert tree.branch_tokens(10, 12, [(10, 2)]) == ((0, 80), (3, 60))
+    assert tree.branch_tokens(10, 12, [(10, 9)]) == ((0, 80), (3, 60), (4, 61), (5, 62))
+    assert tree.branch_tokens(10, 12, [(11, 9)]) == ((1, 81),), "never planted: the runner-up alone"
+    assert tree.branch_tokens(10, 12, []) == ()
+
+
+def test_sprouts_outside_the_span_or_where_nothing_is_proposed_give_nothing() -> None:
+    tree = tree_of([0.5, 0.5, 0.5, 0.5])
+    tree.settle(11)
+    assert tree.branch_tokens(10, 13, [(9, 1), (10, 1), (13, 1), (14, 1), (12, 1)]) == ((2, 82),)
+
+
+def test_no_branch_token_lies_at_or_past_the_limit() -> None:
+    tree = tree_of([0.5, 0.5, 0.5], limit=13)
+    grown(tree, 11, 60, 61)
+    assert tree.branch_tokens(10, 13, [(11, 9), (12, 9)]) == ((1, 81), (4, 60), (2, 82))
+
+
+def test_the_chances_of_a_branch_are_those_of_its_tokens_one_after_the_other() -> None:
+    tree = tree_of([0.1, 0.5])
+    assert tree.chances(11) == pytest.approx([0.5 * HIT]), "not planted: the runner-up's"
+    tree.plant(11)
+    tree.grow(11, proposal(60, 0.25))
+    tree.grow(11, proposal(61, 0.5))
+    assert tree.chances(11) == pytest.approx([0.5 * HIT, 0.5 * HIT * 0.75, 0.5 * HIT * 0.75 * 0.5])
+
+
+def test_rows_are_free_until_branches_take_them() -> None:
+    tree = tree_of([0.5, 0.6, 0.7], rows=2)
+    assert tree.free_rows == 2
+    tree.plant(10)
+    tree.plant(11)
+    assert tree.free_rows == 0
+    tree.plant(12)
+    assert tree.free_rows == 0
+    tree.cut(10)
+    assert tree.free_rows == 2
+
+
 # --- Whatever happens ------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +286,22 @@ class TreeMachine(RuleBasedStateMachine):
         assert found == sorted(set(found))
         assert all(self.final <= start < self.length for start in found)
         assert all(0.0 <= chance <= 1.0 for chance, _ in self.tree.sites())
+
+    @invariant()
+    def branch_tokens_spell_the_text_and_then_a_branch(self) -> None:
+        """Whoever goes from a branch's last token to its parents meets the branch, and then the chain before it."""
+        opened = [found for at in range(self.final, self.length) if (found := self.tree.proposal(at))]
+        assert len(opened) == self.length - self.final
+        texts: list[tuple[int, ...]] = [()]
+        for token in opened:
+            texts.append((*texts[-1], token.token_id))
+        sprouts = [(self.final + index, 3) for index in range(len(opened))]
+        for branch_token in self.tree.branch_tokens(self.final, self.length, sprouts):
+            texts.append((*texts[branch_token.parent], branch_token.token_id))
+        for index, token in enumerate(opened):
+            branch = self.tree.branches.get(self.final + index)
+            behind = [proposed.token_id for proposed in branch.proposals[:2]] if branch is not None else []
+            assert (*texts[index], token.runner_up, *behind) in texts[len(opened) + 1 :]
 
     def teardown(self) -> None:
         """Every row that was ever given out can be given out again."""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from common.planner import Action, CatchUp, Decision, Draft, HandOver, Send, Wait
+from common.planner import Action, CatchUp, Decision, Draft, HandOver, Send, Sprout, Wait
 from edge_client.batch import Line
 from edge_client.explanation import Explainer, decision_json
 
@@ -14,8 +14,11 @@ ACTIONS: list[tuple[Action, dict[str, object]]] = [
     (Draft(), {"action": "Draft", "text": True, "branches": ()}),
     (Draft(False, (12,)), {"action": "Draft", "text": False, "branches": (12,)}),
     (CatchUp(), {"action": "CatchUp"}),
-    (Send(), {"action": "Send", "tokens": None, "continuation_tokens": 0}),
-    (Send(3, 8), {"action": "Send", "tokens": 3, "continuation_tokens": 8}),
+    (Send(), {"action": "Send", "tokens": None, "continuation_tokens": 0, "branches": ()}),
+    (
+        Send(3, 8, (Sprout(12, 2),)),
+        {"action": "Send", "tokens": 3, "continuation_tokens": 8, "branches": ((12, 2),)},
+    ),
     (HandOver(40), {"action": "HandOver", "tokens": 40}),
     (Wait(), {"action": "Wait"}),
 ]
@@ -53,6 +56,7 @@ def test_a_lone_generation_has_no_id(capsys: pytest.CaptureFixture[str]) -> None
         "action": "Send",
         "tokens": 2,
         "continuation_tokens": 0,
+        "branches": [],
         "reason": "because",
         "figures": {"position": 7},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -33,6 +34,9 @@ class ListCache:
     def crop(self, length: int) -> None:
         assert 0 <= length <= self.length
         del self.tokens[length:]
+
+    def select(self, length: int, indices: Sequence[int]) -> None:
+        raise AssertionError("there were no branches")
 
 
 def store(budget_tokens: int) -> KvStore:

@@ -6,6 +6,7 @@ import pytest
 
 from common.messages import Closed, Continuation, Opened, Verdict
 from common.planner import Costs, Estimates, Pipeline
+from common.planner.schedule import schedule_for
 
 RTT_MS = 100.0
 READ_MS = 40.0  # of any span
@@ -18,7 +19,7 @@ def known() -> Estimates:
     for index in range(60):
         estimates.travelled(RTT_MS)
         estimates.read(1 + index % 30, READ_MS)
-        estimates.streamed(STREAM_MS)
+        estimates.streamed(STREAM_MS, STREAM_MS)
     return estimates
 
 
@@ -30,8 +31,8 @@ def ready(estimates: Estimates | None = None, now_ms: float = 0.0) -> Pipeline:
     return pipeline
 
 
-def verdict(cloud_ms: float = READ_MS, queue_ms: float = 0.0) -> Verdict:
-    return Verdict(0, 5, 9, queue_us=round(queue_ms * 1e3), compute_us=round(cloud_ms * 1e3))
+def verdict(cloud_ms: float = READ_MS, queue_ms: float = 0.0, *, position: int = 5) -> Verdict:
+    return Verdict(0, position, 9, queue_us=round(queue_ms * 1e3), compute_us=round(cloud_ms * 1e3))
 
 
 def about(value: float) -> object:
@@ -188,6 +189,26 @@ def test_tokens_that_came_in_a_bunch_took_the_cloud_no_less_than_it_says() -> No
     assert pipeline.estimates.costs().stream_ms == pytest.approx(30)
 
 
+def test_a_link_that_holds_tokens_back_does_not_make_the_cloud_seem_slower() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(), 1200.0)
+    for count in range(1, 31):  # three tokens at a time
+        came_ms = 1200.0 + 90 * -(-count // 3)
+        pipeline.answered(Continuation(5 + count, (8,), handed_back=False, compute_us=30_000), came_ms)
+    assert pipeline.estimates.costs().stream_ms == pytest.approx(30)
+
+
+def test_a_link_that_is_too_slow_for_the_tokens_sets_the_pace() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(4, 1000.0)
+    pipeline.answered(verdict(), 1200.0)
+    for count in range(1, 10):
+        frame = Continuation(5 + count, (8,), handed_back=False, compute_us=10_000)
+        pipeline.answered(frame, 1200.0 + 45 * count)
+    assert pipeline.estimates.costs().stream_ms == pytest.approx(45)
+
+
 def test_an_empty_hand_back_teaches_no_pace() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
@@ -202,6 +223,35 @@ def test_other_frames_and_answers_to_nothing_do_no_harm() -> None:
     pipeline.answered(Closed(), 10.0)
     pipeline.answered(verdict(), 20.0)
     assert pipeline.wait_ms(20.0) == 0.0
+
+
+# --- What comes of the long view's promise ----------------------------------------------------------------------------
+
+
+def after_answers_every(elapsed_ms: float) -> Pipeline:
+    """Five tokens are settled each time."""
+    pipeline = ready()
+    for count in range(1, 13):
+        now_ms = elapsed_ms * count
+        pipeline.sent(4, now_ms - RTT_MS)
+        pipeline.answered(verdict(position=5 * count), now_ms)
+    return pipeline
+
+
+def test_answers_that_come_more_slowly_than_promised_lower_the_share_that_is_believed() -> None:
+    quick, slow = after_answers_every(30.0), after_answers_every(400.0)
+    assert not schedule_for(slow.estimates.costs()).streams
+    assert quick.estimates.delivery == 1.0, "more than the promise counts as the promise"
+    assert slow.estimates.delivery < 0.7
+
+
+def test_the_first_answer_and_what_the_cloud_writes_by_itself_are_no_part_of_the_promise() -> None:
+    pipeline = ready()
+    pipeline.sent(4, 9000.0)
+    pipeline.answered(verdict(), 9999.0)
+    for count in range(1, 40):
+        pipeline.answered(Continuation(5 + count, (8,), handed_back=False), 9999.0 + 900.0 * count)
+    assert pipeline.estimates.delivery == 1.0
 
 
 # --- What a takeover will have written --------------------------------------------------------------------------------

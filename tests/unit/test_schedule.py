@@ -118,6 +118,18 @@ def test_where_drafting_is_slower_than_the_cloud_the_cloud_streams(rtt_ms: float
     assert schedule_for(costs).streams
 
 
+def test_a_schedule_that_does_not_deliver_gives_way_to_streaming_and_no_sooner() -> None:
+    costs = replace(COSTS, stream_ms=128.0)
+    promise = schedule_for(costs)
+    assert not promise.streams
+    even = 1 / (promise.rate * costs.stream_ms)  # the share at which both are as fast
+    assert promise.delivering(1.01 * even, costs) == promise
+    lost = promise.delivering(0.99 * even, costs)
+    assert lost.streams
+    assert lost.cloud_writes_on
+    assert lost.rate == 1 / costs.stream_ms
+
+
 def test_where_drafting_is_cheap_and_right_the_cloud_does_not_stream() -> None:
     schedule = schedule_for(replace(COSTS, draft_ms=8.0, risk=1 / 64, stream_ms=128.0))
     assert not schedule.streams

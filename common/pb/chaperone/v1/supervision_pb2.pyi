@@ -19,10 +19,17 @@ its own where a Draft holds another one, the *revision* grows by one, and all Dr
 without an answer. This happens at two moments, and both ends notice both:
   1. A Verdict overrides a token of the span that it answers. The Verdict carries the new revision.
   2. The cloud reads a Draft of the current revision that contradicts, with a token that is not committed, one that
-     the cloud has already written (the bonus of an earlier Verdict, or a Continuation). No answer is sent, since the
-     device is about to receive, or has received, the token. The device raises its own revision when it receives a
-     token that contradicts a Draft it has already sent.
+     the cloud has already written (the bonus of an earlier Verdict or what follows it, or a Continuation). No answer
+     is sent, since the device is about to receive, or has received, the token. The device raises its own revision
+     when it receives a token that contradicts a Draft it has already sent.
 Every other Draft is answered by exactly one Verdict, in the order of the Drafts.
+
+Token trees. Beside its span, the *chain*, a Draft MAY carry *branch tokens*: alternatives, each of which follows the
+token before the span, a token of the chain, or another branch token. The cloud judges them in the same reading, so
+that an override that was foreseen costs no further round. It goes along the chain as far as that stands; its own
+token there is the override or the bonus. If a branch token with that id follows the same text, that one stands, and
+the cloud goes on behind it in the same way, until its choice is no branch token, ends the text, or fills it. Both
+ends forget the branch tokens that the cloud did not choose: they are no part of the text, and contradict nothing.
 """
 
 from collections import abc as _abc
@@ -82,7 +89,7 @@ class GetCapabilitiesResponse(_message.Message):
     context_tokens: _builtins.int
     """Tokens that prompt and text may have together."""
     max_span_tokens: _builtins.int
-    """Tokens that one Draft may carry."""
+    """Tokens that one Draft may carry, branch tokens included."""
     def __init__(
         self,
         *,
@@ -295,8 +302,9 @@ Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
 class Draft(_message.Message):
-    """Tokens of the device from `start` on. The cloud reads them; the first `final_tokens` it only audits, the others it
-    judges: a token stands if and only if it is the cloud's choice and everything before it stands.
+    """Tokens of the device from `start` on, and alternatives beside them. The cloud reads them; the first `final_tokens` it
+    only audits, the others it judges: a token stands if and only if it is the cloud's choice and everything before it
+    stands.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -308,6 +316,7 @@ class Draft(_message.Message):
     FINAL_TOKENS_FIELD_NUMBER: _builtins.int
     CONTINUATION_TOKENS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    PARENTS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The latest revision that the device knows."""
     start: _builtins.int
@@ -315,12 +324,12 @@ class Draft(_message.Message):
     below that length are compared with the text.
     """
     risks: _builtins.bytes
-    """One byte a token, the device's risk in 1/255; MAY be absent. A device SHOULD send them from the first token on that
-    it commits, or means to commit, without asking; as long as it has every token judged they tell nobody anything, and
-    it SHOULD leave them out.
+    """One byte a token of the chain, the device's risk in 1/255; MAY be absent. A device SHOULD send them from the first
+    token on that it commits, or means to commit, without asking; as long as it has every token judged they tell nobody
+    anything, and it SHOULD leave them out.
     """
     final_tokens: _builtins.int
-    """How many of the leading tokens are committed, at most all. Absent means none: all are judged."""
+    """How many of the leading tokens are committed, at most the whole chain. Absent means none: all are judged."""
     continuation_tokens: _builtins.int
     """How many tokens the cloud may write on by itself after an override. 0 means none."""
     deadline_ms: _builtins.int
@@ -331,8 +340,17 @@ class Draft(_message.Message):
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """At most `max_span_tokens`. Empty asks the cloud to write `1 + continuation_tokens` tokens by itself; `start` is
-        then the length of the cloud's text.
+        """The chain, and behind it the branch tokens, one for each of `parents`; together at most `max_span_tokens`. Empty
+        asks the cloud to write `1 + continuation_tokens` tokens by itself; `start` is then the length of the cloud's text.
+        """
+
+    @_builtins.property
+    def parents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each branch token, in the order of `token_ids`, the token that it follows: 0 is the token before `start`, k the
+        k-th of `token_ids`, counted from 1. A parent MUST come before its child. The child's position is the one behind its
+        parent's, and MUST be below the limit of the text. Where siblings have the same id the first counts, a token of the
+        chain before any other. At least one token of the chain MUST be judged. Branch tokens SHOULD NOT follow a token
+        before the last committed one, since the cloud never gets there. Absent means that all tokens are the chain.
         """
 
     def __init__(
@@ -345,10 +363,11 @@ class Draft(_message.Message):
         final_tokens: _builtins.int | None = ...,
         continuation_tokens: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
+        parents: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_final_tokens", b"_final_tokens", "final_tokens", b"final_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_tokens", b"_final_tokens", "continuation_tokens", b"continuation_tokens", "deadline_ms", b"deadline_ms", "final_tokens", b"final_tokens", "revision", b"revision", "risks", b"risks", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_tokens", b"_final_tokens", "continuation_tokens", b"continuation_tokens", "deadline_ms", b"deadline_ms", "final_tokens", b"final_tokens", "parents", b"parents", "revision", b"revision", "risks", b"risks", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__final_tokens: _TypeAlias = _typing.Literal["final_tokens"]  # noqa: Y015
     _WhichOneofArgType__final_tokens: _TypeAlias = _typing.Literal["_final_tokens", b"_final_tokens"]  # noqa: Y015
@@ -429,13 +448,14 @@ class Verdict(_message.Message):
     DEVIATIONS_FIELD_NUMBER: _builtins.int
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
+    FURTHER_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision after this answer."""
     position: _builtins.int
-    """All tokens of the Draft below this position stand."""
+    """All tokens of the chain below this position stand."""
     token_id: _builtins.int
-    """The cloud's own token at `position`: the override where the Draft holds another token there; the bonus after a
-    span that stands whole; or the span's own last token where the text ends with it.
+    """The cloud's own token at `position`: the override where the chain holds another token there; the bonus after a
+    chain that stands whole; or the chain's own last token where the text ends with it.
     """
     queue_us: _builtins.int
     """Microseconds that the verification waited, and computed."""
@@ -443,6 +463,14 @@ class Verdict(_message.Message):
     @_builtins.property
     def deviations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Positions of audited tokens that are deviations."""
+
+    @_builtins.property
+    def further_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where `token_id` is also a branch token after the same text, the cloud's choices from `position + 1` on: the branch
+        tokens that stand behind it, and one token more, which is the cloud's own (or a branch token with which the text
+        ends). Empty otherwise; where the text ends with `token_id`; and where the chain held nothing that was new to the
+        cloud, which has written on behind it, since then it has told those tokens before.
+        """
 
     def __init__(
         self,
@@ -453,10 +481,11 @@ class Verdict(_message.Message):
         deviations: _abc.Iterable[_builtins.int] | None = ...,
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
+        further_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "deviations", b"deviations", "position", b"position", "queue_us", b"queue_us", "revision", b"revision", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "deviations", b"deviations", "further_token_ids", b"further_token_ids", "position", b"position", "queue_us", b"queue_us", "revision", b"revision", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,8 +493,8 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class Continuation(_message.Message):
-    """Tokens of a takeover. One begins after a Verdict that overrides a Draft, or answers an empty one, if
-    `continuation_tokens` is not 0 and the text has not ended.
+    """Tokens of a takeover. One begins behind the last token of a Verdict that overrides a Draft, or answers an empty one,
+    if `continuation_tokens` is not 0 and the text has not ended.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

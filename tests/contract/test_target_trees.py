@@ -1,0 +1,184 @@
+"""What every `TargetModel` promises of branch tokens, held against the fake and against torch with the tiny pair."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cloud_supervisor.ports import KvCache, Reading, TargetModel
+from common.errors import PromptTooLong
+from common.types import BranchToken, SamplingParams
+from tests.contract.fake_target import FakeTarget
+
+CONTEXT_TOKENS = 64
+USED_IDS = 60  # every model under test knows at least these
+
+GREEDY = SamplingParams()
+SAMPLED = SamplingParams(temperature=0.9, seed=7)
+TRUNCATED = SamplingParams(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, seed=2**63 + 5)
+
+#   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices wanted begin behind it
+#   |   |   |   + - 7 - 9
+#   |   |   + - 8
+#   |   + - 6
+#   + - 10 - 11
+CHAIN = (20, 21, 22, 23, 24)
+BRANCHES = tuple(BranchToken(*pair) for pair in [(1, 30), (3, 31), (2, 32), (7, 33), (0, 34), (10, 35)])
+PATHS = ((20, 30), (20, 21, 22, 31), (20, 21, 32), (20, 21, 22, 31, 33), (34,), (34, 35))
+
+
+@pytest.fixture(params=["fake", "torch"], scope="module")
+def target(request: pytest.FixtureRequest) -> TargetModel:
+    if request.param == "fake":
+        return FakeTarget(vocabulary_size=USED_IDS, context_tokens=CONTEXT_TOKENS)
+    from cloud_supervisor.torch_model import TorchModel  # slow to import; the fake's tests don't wait for it
+
+    folder: Path = request.getfixturevalue("tiny_pair") / "cloud"
+    vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    return TorchModel.load(
+        folder, dtype="float32", threads=1, vocabulary_size=vocabulary_size, context_tokens=CONTEXT_TOKENS
+    )
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    dice = random.Random(seed)
+    return tuple(dice.randrange(USED_IDS) for _ in range(length))
+
+
+def read(
+    target: TargetModel,
+    cache: KvCache,
+    tokens: Sequence[int],
+    choices: int,
+    branches: Sequence[BranchToken] = (),
+    sampling: SamplingParams = SAMPLED,
+) -> list[int]:
+    reading = Reading(cache, tokens, choices, sampling, branches)
+    return [choice.token_id for choice in target.read([reading])[0]]
+
+
+def chosen(
+    target: TargetModel, tokens: Sequence[int], choices: int = 1, sampling: SamplingParams = SAMPLED
+) -> list[int]:
+    """Read a chain at once, with a fresh cache."""
+    return read(target, target.new_cache(), tokens, choices, (), sampling)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, TRUNCATED])
+@pytest.mark.parametrize("ahead", [0, 5, 11])
+def test_a_branch_token_chooses_what_its_path_chooses_as_a_chain(
+    target: TargetModel, sampling: SamplingParams, ahead: int
+) -> None:
+    before = prompt(1, 12)  # its last token is the one before the chain
+    expected = chosen(target, before + CHAIN, 6, sampling)
+    expected += [chosen(target, before + path, 1, sampling)[0] for path in PATHS]
+    cache = target.new_cache()
+    if ahead:
+        read(target, cache, before + CHAIN, 1)
+        cache.crop(ahead)  # as between two rounds
+    assert read(target, cache, before[ahead:] + CHAIN, 6, BRANCHES, sampling) == expected
+    assert cache.length == 12 + len(CHAIN) + len(BRANCHES)
+
+
+def test_the_chain_and_the_siblings_do_not_see_each_other(target: TargetModel) -> None:
+    before = prompt(2, 9)
+    alone = chosen(target, before + CHAIN, 6)
+    siblings = [BranchToken(2, token_id) for token_id in (40, 41, 42, 41)]
+    choices = read(target, target.new_cache(), before + CHAIN, 6, siblings)
+    assert choices[:6] == alone
+    assert choices[6:] == [chosen(target, (*before, 20, 21, token_id))[0] for token_id in (40, 41, 42, 41)]
+    other = read(target, target.new_cache(), before + CHAIN, 6, [siblings[0], BranchToken(2, 50), siblings[2]])
+    assert [other[6], other[8]] == [choices[6], choices[8]]
+
+
+def test_a_parent_may_have_been_read_before(target: TargetModel) -> None:
+    """A list that is read in pieces has the parents of its branches in any of them."""
+    before = prompt(3, 10)
+    cache = target.new_cache()
+    read(target, cache, before + CHAIN[:2], 3)
+    branches = [BranchToken(parent - 3, token_id) for parent, token_id in BRANCHES]
+    expected = chosen(target, before + CHAIN, 3) + [chosen(target, before + path)[0] for path in PATHS]
+    assert read(target, cache, CHAIN[2:], 3, branches) == expected
+
+
+@pytest.mark.parametrize(("indices", "path"), [((14, 16), PATHS[1] + (33,)), ((17,), (34,)), ((17, 18), (34, 35))])
+def test_what_is_selected_is_the_text_that_goes_on(
+    target: TargetModel, indices: tuple[int, ...], path: tuple[int, ...]
+) -> None:
+    before = prompt(4, 8)
+    cache = target.new_cache()
+    read(target, cache, before + CHAIN, 6, BRANCHES)
+    cache.select(8 + len(path) - len(indices), indices)
+    assert cache.length == 8 + len(path)
+    tail = prompt(5, 4)
+    assert read(target, cache, tail, 4) == chosen(target, before + path + tail, 4)
+    cache.crop(8 + len(path))
+    again = read(target, cache, tail, 1, [BranchToken(0, 1)])
+    assert again == chosen(target, before + path + tail) + chosen(target, before + path + tail + (1,))
+
+
+def test_branches_that_were_thrown_away_leave_no_trace(target: TargetModel) -> None:
+    before, tail = prompt(6, 8), prompt(7, 5)
+    expected = chosen(target, before + CHAIN[:3] + tail, 5)
+    for cut in (True, False):
+        cache = target.new_cache()
+        read(target, cache, before + CHAIN, 6, BRANCHES)
+        if cut:
+            cache.crop(11)
+        else:
+            cache.select(11, ())
+        assert cache.length == 11
+        assert read(target, cache, tail, 5) == expected
+
+
+def test_trees_in_a_row_choose_what_chains_choose(target: TargetModel) -> None:
+    """Round after round, as in a generation: a path of the last tree is kept, and another tree read behind it."""
+    dice = random.Random(8)
+    text, held, cache = prompt(8, 6), 0, target.new_cache()
+    for _ in range(8):
+        chain = tuple(dice.randrange(USED_IDS) for _ in range(dice.randint(0, 3)))
+        paths = [text + chain[:count] for count in range(len(chain) + 1)]
+        indices: list[list[int]] = [[] for _ in paths]
+        branches: list[BranchToken] = []
+        for index in range(dice.randint(1, 5)):
+            branches.append(BranchToken(dice.randrange(len(paths)), dice.randrange(USED_IDS)))
+            paths.append((*paths[branches[-1].parent], branches[-1].token_id))
+            indices.append([*indices[branches[-1].parent], len(text) + len(chain) + index])
+        choices = read(target, cache, (text + chain)[held:], len(chain) + 1, branches)
+        assert choices == [chosen(target, path)[0] for path in paths]
+        stood = dice.randrange(len(paths))
+        held = len(paths[stood])
+        cache.select(held - len(indices[stood]), indices[stood])
+        text = (*paths[stood], choices[stood])
+
+
+def test_the_context_limits_the_depth_alone(target: TargetModel) -> None:
+    tokens = prompt(9, CONTEXT_TOKENS - 1)
+    cache = target.new_cache()
+    assert len(read(target, cache, tokens, 1, [BranchToken(0, 1), BranchToken(0, 2), BranchToken(0, 3)])) == 4
+    assert cache.length == CONTEXT_TOKENS + 2
+    with pytest.raises(PromptTooLong, match=f"the context holds {CONTEXT_TOKENS}"):
+        read(target, target.new_cache(), tokens, 1, [BranchToken(0, 1), BranchToken(1, 2)])
+
+
+@pytest.mark.parametrize("parents", [(2,), (0, 3), (-4,)])
+def test_a_parent_that_does_not_come_before_its_child_is_refused(target: TargetModel, parents: tuple[int, ...]) -> None:
+    cache = target.new_cache()
+    with pytest.raises(ValueError, match="branches: token"):
+        read(target, cache, [1, 2, 3], 2, [BranchToken(parent, 1) for parent in parents])
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize(("length", "indices"), [(2, (1,)), (2, (3, 3)), (2, (4, 3)), (2, (5,)), (6, ()), (-1, ())])
+def test_only_held_tokens_can_be_selected_and_in_order(
+    target: TargetModel, length: int, indices: tuple[int, ...]
+) -> None:
+    cache = target.new_cache()
+    read(target, cache, [1, 2, 3], 1, [BranchToken(0, 1), BranchToken(0, 2)])
+    with pytest.raises(ValueError, match=r"select|crop"):
+        cache.select(length, indices)
+    assert cache.length == 5
