@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from common.errors import ChaperoneError
 
 NAMES = {
     "demo": "one prompt in all four modes, with a table",
-    "decode": "warm decode speed of strategies, one core each, over loopback",
     "run": "strategies against each other: real processes, an emulated link",
     "report": "figures and a page of the results of `run`",
     "device": "the device's overhead over bare onnxruntime, and the longest event-loop gap",
@@ -23,15 +21,17 @@ NAMES = {
     "record": "traces of the pair for the simulator",
     "simulate": "strategies on recorded traces, on a virtual clock",
     "calibration": "whether the link emulator does what its profiles say",
+    "peers": "the best span length of each published strategy, by round trip, in virtual time",
+    "virtual": "all strategies and the clairvoyant bound, by round trip, in virtual time",
     "validate": "virtual time against measured runs",
     "regret": "what exact loses against the best fixed strategy, over a grid in virtual time",
+    "risk": "the planner's fixed constants of risk, fitted on the tuning traces",
     "cloud-profile": "step times of cloud models, on the accelerator that is there",
     "fleet": "many devices on a few replicas: latency, load, cost and energy",
     "docs": "the generated parts of the documentation",
-    "all": "device, agreement and decode, into benchmarks/results/",
+    "all": "everything that is reported, into benchmarks/results/; goes on where it was interrupted",
 }
-REPORTED = ("device", "agreement", "decode")
-RESULTS = Path(__file__).parent / "results"
+MODULES = {"all": "suite"}  # where it is not the benchmark's name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=NAMES, metavar="NAME")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="see `python -m benchmarks NAME --help`")
     args = parser.parse_args(argv)
-    if args.name == "all":
-        return max(_in_its_own_process(name) for name in REPORTED)
     try:
         return _run(args.name, args.options)
     except (ChaperoneError, ServerFailed) as error:
@@ -55,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, options: Sequence[str]) -> int:
-    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+    module = importlib.import_module(f"benchmarks.{MODULES.get(name, name.replace('-', '_'))}")
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     module.add_arguments(parser)
@@ -69,12 +67,6 @@ def _run(name: str, options: Sequence[str]) -> int:
     if "summary" in result:
         print(json.dumps(result["summary"], indent=2))
     return 0
-
-
-def _in_its_own_process(name: str) -> int:
-    """Benchmarks pin cores and load models, so none may inherit another one's process."""
-    command = [sys.executable, "-m", "benchmarks", name, "--out", str(RESULTS / f"{name}.json")]
-    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":

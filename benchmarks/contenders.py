@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
 from benchmarks.simulation.simulate import Strategy
@@ -33,6 +33,7 @@ class StepCosts:
     """Milliseconds that a device has learned of its steps and the cloud's; see `common.planner.Costs`."""
 
     draft_ms: float
+    row_ms: float
     rtt_ms: float
     read_base_ms: float
     read_token_ms: float
@@ -92,7 +93,7 @@ class WatchedPlanner:
         if self.estimates is None:
             return None
         known = self.estimates.costs()
-        return StepCosts(known.draft_ms, known.rtt_ms, known.read_base_ms, known.read_token_ms, known.stream_ms)
+        return StepCosts(**{field.name: getattr(known, field.name) for field in fields(StepCosts)})
 
 
 class Device:

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 
 Result = Mapping[str, Any]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#5B5B5B", "#8C6D31")
-_MARKERS = "osD^vP<>X*"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#5B5B5B", "#8C6D31")
+MARKERS = "osD^vP<>X*"
 _BOUNDS = {
     "clairvoyant": ("clairvoyant bound,\nexact output", "--"),
     "physical_floor": ("physical floor,\nexact output", ":"),
 }
-_INK = "#222222"
+INK = "#222222"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Style:
 def styles_of(results: Sequence[Result]) -> dict[str, Style]:
     """By strategy, in order of appearance."""
     names = dict.fromkeys(name for result in results for name in entries(result, "all"))
-    looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False)
+    looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
     return {name: Style(*look) for name, look in zip(names, looks, strict=False)}
 
 
@@ -66,88 +66,75 @@ def speed_over_rtt(results: Sequence[Result], category: str) -> Figure:
         figure.subplots(len(groups), 1, squeeze=False)[:, 0], groups.items(), strict=True
     ):
         _draw_speeds(axes, group, category, styles)
-        axes.set_title(conditions, fontsize=9, loc="left", color=_INK)
-    figure.suptitle(f"Speed over cloud streaming: {category}", color=_INK)
+        axes.set_title(conditions, fontsize=9, loc="left", color=INK)
+    figure.suptitle(f"Speed over cloud streaming: {category}", color=INK)
     return figure
 
 
-def first_token(results: Sequence[Result], category: str) -> Figure:
-    """Time to the first token, shown and final."""
-    return _bars(
-        results,
-        category,
-        title="Time to first token",
-        unit="median time to first token [ms]",
-        values=lambda entry: {"shown": entry["ttft_ms"], "final": entry["ttft_committed_ms"]},
-    )
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """A panel for each run, a group of bars for each strategy; what was not measured has none."""
+
+    title: str
+    unit: str
+    values: Callable[[dict[str, Any]], dict[str, float | None]]  # from a strategy's summary, by what a bar shows
+
+    def __call__(self, results: Sequence[Result], category: str) -> Figure:
+        shown = [result for result in _by_rtt(results) if entries(result, category)]
+        figure = Figure(figsize=(8, 1.2 + 2.4 * max(1, len(shown))), layout="constrained", facecolor="white")
+        panels = figure.subplots(max(1, len(shown)), 1, squeeze=False)[:, 0]
+        for axes, result in zip(panels, shown, strict=False):
+            self._draw(axes, {name: self.values(entry) for name, entry in entries(result, category).items()})
+            axes.set_title(label_of(result), fontsize=9, loc="left", color=INK)
+        figure.suptitle(f"{self.title}: {category}", color=INK)
+        return figure
+
+    def _draw(self, axes: Axes, shown: Mapping[str, Mapping[str, float | None]]) -> None:
+        parts = list(next(iter(shown.values())))
+        width = 0.8 / len(parts)
+        for index, part in enumerate(parts):
+            heights = [found[part] for found in shown.values()]
+            places = [place + (index - (len(parts) - 1) / 2) * width for place in range(len(shown))]
+            known = [(place, height) for place, height in zip(places, heights, strict=True) if height is not None]
+            if known:
+                x, y = zip(*known, strict=True)
+                axes.bar(x, y, width=width * 0.95, label=part, color=COLOURS[index])
+        axes.set_xticks(range(len(shown)), list(shown), rotation=20, ha="right")
+        axes.set_ylabel(self.unit)
+        tidy(axes)
+        if len(parts) > 1 and axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
 
 
-def gaps(results: Sequence[Result], category: str) -> Figure:
-    """Percentiles of the time between one final token and the next."""
-    return _bars(
-        results,
-        category,
-        title="Gaps between final tokens",
-        unit="gap [ms]",
-        values=lambda entry: entry["gap_ms"],
-    )
-
-
-def round_trips(results: Sequence[Result], category: str) -> Figure:
-    """Requests that the device waited for, and hidden ones."""
-    return _bars(
-        results,
-        category,
-        title="Round trips",
-        unit="round trips per 100 tokens",
-        values=lambda entry: {
-            "waited for": entry["round_trips_per_100_tokens"],
-            "hidden": entry["hidden_round_trips_per_100_tokens"],
-        },
-    )
-
-
-def link_bytes(results: Sequence[Result], category: str) -> Figure:
-    """Bytes on the link, headers included."""
-    return _bars(
-        results,
-        category,
-        title="Bytes on the link",
-        unit="bytes per token, headers included",
-        values=lambda entry: {"up": entry["link_bytes_up_per_token"], "down": entry["link_bytes_down_per_token"]},
-    )
-
-
-def cloud_seconds(results: Sequence[Result], category: str) -> Figure:
-    """The cloud's compute, prefill left out."""
-    return _bars(
-        results,
-        category,
-        title="Cloud compute",
-        unit="cloud seconds per 1000 tokens",
-        values=lambda entry: {"cloud": entry["cloud_ms_per_token"]},  # ms per token are seconds per thousand
-    )
-
-
-def energy(results: Sequence[Result], category: str) -> Figure:
-    """Energy by the declared model."""
-    return _bars(
-        results,
-        category,
-        title="Energy, by a declared model",
-        unit="joules per token",
-        values=lambda entry: {"energy": entry["joules_per_token"]},
-    )
+def _fields(**names: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
+    """Bars by fields of a strategy's summary."""
+    return lambda entry: {shown.replace("_", " "): entry[name] for shown, name in names.items()}
 
 
 FIGURES: Mapping[str, Callable[[Sequence[Result], str], Figure]] = {
     "speed": speed_over_rtt,
-    "first-token": first_token,
-    "gaps": gaps,
-    "round-trips": round_trips,
-    "bytes": link_bytes,
-    "cloud-seconds": cloud_seconds,
-    "energy": energy,
+    "first-token": Bars(
+        "Time to first token",
+        "median time to first token [ms]",
+        _fields(shown="ttft_ms", final="ttft_committed_ms"),
+    ),
+    "gaps": Bars("Gaps between final tokens", "gap [ms]", lambda entry: dict(entry["gap_ms"])),
+    "round-trips": Bars(
+        "Round trips",
+        "round trips per 100 tokens",
+        _fields(waited_for="round_trips_per_100_tokens", hidden="hidden_round_trips_per_100_tokens"),
+    ),
+    "bytes": Bars(
+        "Bytes on the link",
+        "bytes per token, headers included",
+        _fields(up="link_bytes_up_per_token", down="link_bytes_down_per_token"),
+    ),
+    "cloud-seconds": Bars(
+        "Cloud compute, prefill left out",
+        "cloud seconds per 1000 tokens",
+        _fields(cloud="cloud_ms_per_token"),  # ms per token are seconds per thousand
+    ),
+    "energy": Bars("Energy, by a declared model", "joules per token", _fields(energy="joules_per_token")),
 }
 
 
@@ -164,38 +151,6 @@ def _bound(result: Result, category: str, name: str) -> float | None:
 
 def _by_rtt(results: Sequence[Result]) -> list[Result]:
     return sorted(results, key=lambda result: float(result["settings"]["rtt_ms"]))
-
-
-def _bars(
-    results: Sequence[Result],
-    category: str,
-    *,
-    title: str,
-    unit: str,
-    values: Callable[[dict[str, Any]], dict[str, float | None]],
-) -> Figure:
-    """A panel for each run, a group of bars for each strategy; what was not measured has none."""
-    shown = [result for result in _by_rtt(results) if entries(result, category)]
-    figure = Figure(figsize=(8, 1.2 + 2.4 * max(1, len(shown))), layout="constrained", facecolor="white")
-    panels = figure.subplots(max(1, len(shown)), 1, squeeze=False)[:, 0]
-    for axes, result in zip(panels, shown, strict=False):
-        mine = {name: values(entry) for name, entry in entries(result, category).items()}
-        parts = list(next(iter(mine.values())))
-        width = 0.8 / len(parts)
-        for index, part in enumerate(parts):
-            heights = [found[part] for found in mine.values()]
-            places = [place + (index - (len(parts) - 1) / 2) * width for place in range(len(mine))]
-            known = [(place, height) for place, height in zip(places, heights, strict=True) if height is not None]
-            if known:
-                axes.bar(*zip(*known, strict=True), width=width * 0.95, label=part, color=_COLOURS[index])
-        axes.set_xticks(range(len(mine)), list(mine), rotation=20, ha="right")
-        axes.set_ylabel(unit)
-        axes.set_title(label_of(result), fontsize=9, loc="left", color=_INK)
-        _tidy(axes)
-        if len(parts) > 1 and axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False)
-    figure.suptitle(f"{title}: {category}", color=_INK)
-    return figure
 
 
 def _draw_speeds(axes: Axes, results: Sequence[Result], category: str, styles: Mapping[str, Style]) -> None:
@@ -220,18 +175,19 @@ def _draw_speeds(axes: Axes, results: Sequence[Result], category: str, styles: M
             if (bound := _bound(result, category, name)) is not None
         ]
         if bounds:
-            axes.plot(*zip(*bounds, strict=True), dashes, color=_INK, label=label, marker="_", markersize=14)
+            axes.plot(*zip(*bounds, strict=True), dashes, color=INK, label=label, marker="_", markersize=14)
     axes.axhline(1.0, color="#999999", linewidth=0.8)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.set_xlabel("round trip of the link [ms]")
     axes.set_ylabel("decode speed over cloud streaming")
-    _tidy(axes)
+    tidy(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """As all of our figures look."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -26,7 +26,7 @@ from common.stats import EnergyModel
 from link_emulator.profile import load_profile
 
 PERCENTILES = (50, 90, 95, 99)
-DECODE_RESULTS = Path(__file__).parent / "results" / "decode.json"
+MEASURED = Path(__file__).parent / "results" / "links" / "rtt100.json"
 DEFAULTS = Fleet(devices=1000, replicas=4)
 
 
@@ -90,9 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `python -m benchmarks fleet`."""
     parser.add_argument("--devices", type=int, default=DEFAULTS.devices)
     parser.add_argument("--replicas", type=int, default=DEFAULTS.replicas)
-    parser.add_argument(
-        "--demand", type=Path, default=DECODE_RESULTS, help="a benchmark's result, or a list of demands"
-    )
+    parser.add_argument("--demand", type=Path, default=MEASURED, help="a benchmark's result, or a list of demands")
     parser.add_argument("--strategies", help="of the demands, separated by commas; default: all")
     parser.add_argument("--arrivals", choices=("closed", "poisson"), default="closed")
     parser.add_argument("--think-s", type=float, default=DEFAULTS.think_s, help="mean (assumption)")

@@ -139,6 +139,7 @@ def _chunks(tokens: int) -> tuple[int, ...]:
 def load_demands(path: Path) -> list[Demand]:
     """Read `Demand`s, a list of objects, or the generations of a benchmark's result, one `Demand` a strategy.
 
+    Left out are generations that failed, and strategies that cannot tell the device's work from the cloud's.
     Raises ConfigError.
     """
     try:
@@ -147,11 +148,13 @@ def load_demands(path: Path) -> list[Demand]:
             return [Demand(**row) for row in data]
         rows: dict[str, list[GenerationStats]] = {}
         for generation in data["generations"]:
+            if generation["error"] is not None or generation["stats"]["edge_compute_ms"] is None:
+                continue
             rows.setdefault(generation["strategy"], []).append(GenerationStats(**generation["stats"]))
         return [Demand.from_stats(name, stats) for name, stats in rows.items()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path}: no demands in it ({error}); give a list of them, or a result of `python -m benchmarks decode`"
+            f"{path}: no demands in it ({error}); give a list of them, or a result of `python -m benchmarks run`"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A cloud server as a process of its own."""
+"""Benchmarks, and a cloud server, as processes of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from pathlib import Path
 
 class ServerFailed(RuntimeError):
     """The server ended before it served; its log says why."""
+
+
+def in_its_own_process(arguments: Sequence[str]) -> int:
+    """Run `python -m benchmarks` with these arguments: benchmarks pin cores and load models, which none may inherit."""
+    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], check=False).returncode
 
 
 @contextmanager

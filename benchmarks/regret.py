@@ -25,11 +25,12 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import TRACES, numbers
 from benchmarks.provenance import provenance
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.simulate import Scenario, Simulation, simulate
 from benchmarks.simulation.trace import Trace, load_traces
-from benchmarks.strategies import strategy_named
+from benchmarks.strategies import FAMILIES, strategy_named
 from common.planner import Estimates
 from common.session import Committed
 from link_emulator.profile import Profile, load_profile, profile_names
@@ -39,7 +40,8 @@ CLOUDS_MS = (10, 20, 40, 80, 190, 310)
 DRAFTS_MS = (5, 10, 20, 40)
 FIXED = (
     *("cloud", "sync-2", "sync-4", "sync-8", "sync-16", "sync-24", "sync-32"),
-    *("overlap-4", "overlap-8", "overlap-16", "overlap-32", "acespec-8"),
+    *("overlap-4", "overlap-8", "overlap-16", "overlap-32"),
+    *(f"{family}-8" for family in FAMILIES if family not in ("sync", "overlap")),
 )
 SETTLING_TOKENS = 16
 _SLOWEST_ACCELERATOR_MS = 80
@@ -74,11 +76,11 @@ class Times:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--traces", type=Path, nargs="+", default=[Path("benchmarks/traces/reporting-T0.jsonl.gz")])
-    parser.add_argument("--rtts-ms", type=_numbers, default=RTTS_MS)
+    parser.add_argument("--traces", type=Path, nargs="+", default=[TRACES / "reporting-T0.jsonl.gz"])
+    parser.add_argument("--rtts-ms", type=numbers, default=RTTS_MS)
     parser.add_argument("--profiles", default="all", help="names separated by commas, `all` or `none`")
-    parser.add_argument("--clouds-ms", type=_numbers, default=CLOUDS_MS)
-    parser.add_argument("--drafts-ms", type=_numbers, default=DRAFTS_MS)
+    parser.add_argument("--clouds-ms", type=numbers, default=CLOUDS_MS)
+    parser.add_argument("--drafts-ms", type=numbers, default=DRAFTS_MS)
     parser.add_argument("--against", default=",".join(FIXED), help="fixed strategies")
     parser.add_argument("--prompts", type=int, default=3, help="of each kind")
     parser.add_argument("--seed", type=int, default=1, help="of what the links do")
@@ -171,7 +173,3 @@ def _profiles(value: str) -> list[str]:
     if value == "none":
         return []
     return list(profile_names()) if value == "all" else value.split(",")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))

@@ -1,7 +1,7 @@
 """Figures and a page of the results of `run`: `python -m benchmarks report R.json ... --out FOLDER`.
 
-The folder gets a PNG for each figure and category, and `index.html`, one file with all of them in it: it loads nothing
-from anywhere, and can be sent as it is.
+The folder gets `index.html`, one file with all figures in it, which loads nothing from anywhere and can be sent as it
+is; and as PNGs beside it the figures of the whole: speed over the round trip (`--virtual`), and regret (`--regret`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from PIL import Image
+
 from benchmarks.figures import FIGURES, Result, entries, label_of
+from benchmarks.heat_map import heat_map
+from benchmarks.speed_figure import speed_figure
 from common.errors import ConfigError
 
 COLUMNS = {
@@ -35,6 +40,7 @@ COLUMNS = {
     "equal_cloud": "equal to cloud",
     "failed": "failed",
 }
+_DPI, _TINTS = 110, 128
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 75rem; margin: 2rem auto;
   padding: 0 1rem }
@@ -49,13 +55,21 @@ img { max-width: 100%; display: block; margin: 1rem 0 }
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, nargs="+", help="files that `python -m benchmarks run` has written")
+    parser.add_argument("--virtual", type=Path, help="a result of `python -m benchmarks virtual`, for one more figure")
+    parser.add_argument("--regret", type=Path, help="a result of `python -m benchmarks regret`, for one more figure")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the folder that --out names."""
     if args.out is None:
         raise ConfigError("--out: missing; name the folder for the figures and the page")
-    write_report([load_result(path) for path in args.results], args.out)
+    results = [load_result(path) for path in args.results]
+    overview = {}
+    if args.virtual is not None:
+        overview["speed"] = speed_figure(_rows(args.virtual, "virtual"), results)
+    if args.regret is not None:
+        overview["regret"] = heat_map(_rows(args.regret, "regret"))
+    write_report(results, args.out, overview)
     print(f"{args.out / 'index.html'}")
 
 
@@ -72,13 +86,34 @@ def load_result(path: Path) -> Result:
     return dict(result)
 
 
-def write_report(results: Sequence[Result], folder: Path) -> None:
-    """Draw everything; files of the same names are replaced."""
+def _rows(path: Path, benchmark: str) -> list[dict[str, Any]]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["benchmark"] == benchmark and result["rows"]:
+            return list(result["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # told below, whatever it was
+    raise ConfigError(f"{path}: not a result of `python -m benchmarks {benchmark}`; make it first")
+
+
+def write_report(results: Sequence[Result], folder: Path, overview: Mapping[str, Figure] | None = None) -> None:
+    """Draw everything, the figures of the whole first; files of the same names are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = list(_figures(results))
-    for name, _, image in figures:
+    figures = []
+    for name, figure in (overview or {}).items():
+        image = png(figure)
         (folder / f"{name}.png").write_bytes(image)
+        figures.append((name, f"{name} of the whole; numbers in its own result", image))
+    figures += _figures(results)
     (folder / "index.html").write_text(page(results, figures), encoding="utf-8")
+
+
+def png(figure: Figure) -> bytes:
+    """A small image: the same numbers give the same bytes, whatever the version of the drawing library is called."""
+    drawn, image = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
+    Image.open(drawn).convert("RGB").quantize(_TINTS).save(image, format="png", optimize=True)
+    return image.getvalue()
 
 
 def page(results: Sequence[Result], figures: Sequence[tuple[str, str, bytes]]) -> str:
@@ -102,10 +137,11 @@ def _figures(results: Sequence[Result]) -> Iterator[tuple[str, str, bytes]]:
     categories = dict.fromkeys(category for result in results for category in result["summary"]["categories"])
     for category in categories:
         for name, draw in FIGURES.items():
-            image = io.BytesIO()
-            # Without the name of the drawing library and its version, the same numbers give the same file.
-            draw(results, category).savefig(image, format="png", dpi=110, metadata={"Software": None})
-            yield f"{name}-{category}", f"{name.replace('-', ' ')}, {category}; numbers below", image.getvalue()
+            yield (
+                f"{name}-{category}",
+                f"{name.replace('-', ' ')}, {category}; numbers below",
+                png(draw(results, category)),
+            )
 
 
 def _table(result: Result, category: str) -> str:
@@ -116,7 +152,7 @@ def _table(result: Result, category: str) -> str:
         + "</tr>"
         for name, entry in entries(result, category).items()
     )
-    caption = html.escape(f"{category}: {label_of(result)}{_bounds(result, category)}")
+    caption = html.escape(f"{category}: {label_of(result)}{_bounds(result, category)}{_regret(result, category)}")
     return (
         f'<div class="wide"><table><caption>{caption}</caption>\n<thead><tr>{heads}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
@@ -147,6 +183,14 @@ def _bounds(result: Result, category: str) -> str:
     return "".join(
         f"; {name.replace('_', ' ')} {cell(bound['over_cloud'])} over cloud" for name, bound in bounds.items()
     )
+
+
+def _regret(result: Result, category: str) -> str:
+    found = ((result["summary"].get("regret") or {}).get("categories") or {}).get(category)
+    if not found:
+        return ""
+    within = f" ({cell(found['ratio_95'])})" if found["ratio_95"] else ""
+    return f"; median time of {found['best']} {cell(found['ratio'])} of that of exact{within}"
 
 
 def _source(result: Result) -> str:

@@ -13,21 +13,22 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.assisted import ASSISTED
 from benchmarks.bounds import Costs
 from benchmarks.provenance import provenance
+from benchmarks.replay import cut
 from benchmarks.run_bounds import measured_costs
-from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
+from benchmarks.simulation.costs import DRAFT_ROWS, CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.simulate import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies import strategy_named
 from benchmarks.summary import Row
 from common.errors import ConfigError
 from common.planner import Estimates
+from common.types import Mode
 from link_emulator.profile import Profile
 
 WITHIN = 0.10  # of the measured speed
@@ -35,13 +36,14 @@ WITHIN = 0.10  # of the measured speed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="results of `python -m benchmarks run`")
-    parser.add_argument("--traces", type=Path, nargs="+", required=True, help="of the same prompts")
+    parser.add_argument("--traces", type=Path, nargs="+", required=True, help="of the same prompts and temperatures")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     measured = provenance()
-    traces = {trace.id: trace for path in args.traces for trace in load_traces(path).traces}
-    settings = [row for path in args.runs for row in compare(json.loads(path.read_text(encoding="utf-8")), traces)]
+    traces = [trace for path in args.traces for trace in load_traces(path).traces]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in args.runs]
+    settings = [row for result in results for row in compare(result, _of_the_same(result, traces))]
     print(_table(settings))
     return {
         "benchmark": "validate",
@@ -55,6 +57,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _of_the_same(result: dict[str, Any], traces: Sequence[Trace]) -> dict[str, Trace]:
+    """The traces of a run's temperature, by prompt."""
+    temperature = result["settings"]["temperature"]
+    return {trace.id: trace for trace in traces if trace.sampling.temperature == temperature}
+
+
 def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[str, Any]]:
     """One row for each setting of a run; raises ConfigError where the run does not tell its costs."""
     profile = Profile.model_validate(result["settings"]["profile"])
@@ -62,7 +70,7 @@ def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[s
     costs = measured_costs(rows, profile.rtt_ms)
     if costs is None:
         raise ConfigError("runs: the costs come from `cloud` and from a strategy that drafts; run both")
-    scenario = _scenario(profile, costs)
+    scenario = _scenario(profile, costs, _rows_of_a_forward(rows))
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]
         simulated = _speeds(mine, traces, scenario)
@@ -72,6 +80,7 @@ def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[s
             virtual = statistics.median(speed for _, speed in pairs)
             yield {
                 "link": profile.description,
+                "temperature": result["settings"]["temperature"],
                 "category": category,
                 "strategy": strategy,
                 "prompts": len(pairs),
@@ -85,36 +94,31 @@ def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[s
 def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario) -> list[float]:
     estimates, speeds = Estimates(), []
     for row in rows:
-        trace = _cut(traces[row["id"]], len(row["token_ids"]))
+        trace = cut(traces[row["id"]], len(row["token_ids"]))
         speeds.append(simulate(trace, scenario, strategy_named(row["strategy"]), estimates).decode_tokens_per_s)
     return speeds
 
 
-def _scenario(profile: Profile, costs: Costs) -> Scenario:
-    """Chunks and batches of the device cost as many steps as they do by default."""
+def _scenario(profile: Profile, costs: Costs, rows: Curve) -> Scenario:
+    """Chunks of the device cost as many steps as they do by default."""
     assert not callable(costs.verify_ms), "a table"
     cloud = CloudCosts(read_ms=Curve(tuple(sorted(costs.verify_ms.items()))))
-    return Scenario(profile, cloud, DraftCosts(step_ms=costs.draft_ms))
+    return Scenario(profile, cloud, DraftCosts(step_ms=costs.draft_ms, rows=rows))
+
+
+def _rows_of_a_forward(rows: Sequence[Row]) -> Curve:
+    """What further rows of the device's forward cost, as `exact` measured it; as by default where it did not."""
+    shares = [
+        row["costs"]["row_ms"] / row["costs"]["draft_ms"]
+        for row in rows
+        if row["strategy"] == str(Mode.EXACT) and row["costs"] is not None and "row_ms" in row["costs"]
+    ]
+    return Curve.of((1, 1.0), (2, 1.0 + statistics.median(shares))) if shares else DRAFT_ROWS
 
 
 def _recorded(row: Row, traces: dict[str, Trace]) -> bool:
     trace = traces.get(row["id"])
     return trace is not None and tuple(row["token_ids"]) == trace.token_ids[: len(row["token_ids"])]
-
-
-def _cut(trace: Trace, tokens: int) -> Trace:
-    """The trace of a shorter generation."""
-    if tokens == len(trace.token_ids):
-        return trace
-    return replace(
-        trace,
-        max_new_tokens=tokens,
-        token_ids=trace.token_ids[:tokens],
-        ended=False,
-        proposals=trace.proposals[:tokens],
-        ranks=trace.ranks[:tokens],
-        astray={position: rows for position, rows in trace.astray.items() if position < tokens},
-    )
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

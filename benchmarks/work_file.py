@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 MEASURED = ("common", "edge_client", "cloud_supervisor", "link_emulator")
-MEASURING = ("run.py", "contenders.py", "strategies.py", "assisted.py", "link_process.py", "processes.py")
+MEASURING = (
+    *("run_plan.py", "runner.py", "contenders.py", "strategies.py", "assisted.py", "link_process.py", "processes.py"),
+)
 
 Key = tuple[str, str, int]
 
@@ -26,12 +28,16 @@ def digest_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def digest_of_source(root: Path) -> str:
-    """Of all our code that runs in a measurement."""
+def digest_of_source(root: Path, measuring: Iterable[str] = MEASURING) -> str:
+    """Of all our code that runs in a measurement; `measuring` are those of our own folder, of a run's if not given."""
     files = [path for package in MEASURED for path in (root / package).glob("**/*.py")]
-    files += [root / "benchmarks" / name for name in MEASURING]
+    return digest_of_files([*files, *(root / "benchmarks" / name for name in measuring)], root)
+
+
+def digest_of_files(paths: Iterable[Path], root: Path) -> str:
+    """Of names, relative to a folder, and contents."""
     digest = hashlib.sha256()
-    for path in sorted(files):
+    for path in sorted(paths):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

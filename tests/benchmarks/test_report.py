@@ -6,12 +6,17 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 
 from benchmarks.__main__ import main
 from benchmarks.figures import FIGURES
+from benchmarks.heat_map import heat_map
 from benchmarks.report import cell, load_result, write_report
+from benchmarks.speed_figure import speed_figure
 from benchmarks.summary import summarise
 from common.errors import ConfigError
 from tests.benchmarks.rows import result_by_hand, row_by_hand
@@ -45,7 +50,7 @@ class Reader(HTMLParser):
             self.texts.append(data)
 
 
-def results(rtt_ms: float) -> dict[str, object]:
+def results(rtt_ms: float) -> dict[str, Any]:
     rows = [row_by_hand(prompt, name, speed) for prompt in "ab" for name, speed in (("cloud", 2.0), ("sync-8", 6.0))]
     rows.append(row_by_hand("a", "assisted", 3.0, energy_j=None, cloud_compute_ms=None, ttft_ms=None))
     summary = summarise(rows, {"sync-8"})
@@ -69,22 +74,69 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert any("<none>, 2 cores" in told for told in page.texts), "markup in a value is text"
 
 
-def test_figures_are_images_and_the_same_results_give_the_same(tmp_path: Path) -> None:
-    write_report([results(20.0)], tmp_path / "one")
-    write_report([results(20.0)], tmp_path / "two")
-    names = {path.name for path in (tmp_path / "one").glob("*.png")}
-    assert names == {f"{name}-{category}.png" for name in FIGURES for category in ("general", "all")}
+def cell_of_a_grid(category: str, link: str, settled: float) -> dict[str, object]:
+    return {"link": link, "cloud_ms": 10.0, "draft_ms": 5.0, "category": category, "settled": settled}
+
+
+def row_of_virtual_time(rtt_ms: float) -> dict[str, object]:
+    speeds = {"cloud": 1.0, "exact": 5.0, "sync": 3.0}
+    strategies = {key: {"strategy": key, "over_cloud": value} for key, value in speeds.items()}
+    bound = {"over_cloud": 6.0}
+    row = {"temperature": 0.0, "rtt_ms": rtt_ms, "category": "general"}
+    return row | {"strategies": strategies, "bound": bound}
+
+
+GRID = [cell_of_a_grid("general", "20", 1.1), cell_of_a_grid("general", "4g", 0.9)]
+BY_RTT = [row_of_virtual_time(0.0), row_of_virtual_time(100.0)]
+
+
+def test_the_same_results_give_the_same_files(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        overview = {"speed": speed_figure(BY_RTT, [results(20.0)]), "regret": heat_map(GRID)}
+        write_report([results(20.0)], tmp_path / folder, overview)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {"speed.png", "regret.png", "index.html"}
     for name in names:
-        image = (tmp_path / "one" / name).read_bytes()
-        assert image.startswith(PNG)
-        assert image == (tmp_path / "two" / name).read_bytes()
+        content = (tmp_path / "one" / name).read_bytes()
+        assert content.startswith(PNG) == name.endswith(".png")
+        assert content == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_worst_cell_of_the_grid_is_framed_and_those_under_the_limit_dotted() -> None:
+    (panel,) = (axes for axes in heat_map(GRID).axes if axes.get_title())
+    assert [text.get_text() for text in panel.texts] == ["0.900"]
+    (frame,) = panel.patches
+    assert isinstance(frame, Rectangle)
+    assert frame.get_xy() == (-0.5, 0.5), "the second link"
+    (dots,) = panel.lines
+    assert np.asarray(dots.get_xydata()).tolist() == [[0, 1]]
+
+
+def test_measured_points_stand_beside_the_lines_where_they_are_comparable() -> None:
+    def points(result: dict[str, Any]) -> int:
+        return sum(len(axes.containers) for axes in speed_figure(BY_RTT, [result]).axes)
+
+    assert points(results(20.0)) == 1, "of sync-8; cloud is what the others are measured against"
+    assert points(changed(results(20.0), cold=True)) == 0
+    assert points(changed(results(20.0), temperature=0.7)) == 0
+    assert points(changed(results(20.0), profile={"description": "slow", "up": {"rate_kbit_s": 50}})) == 0
+
+
+def changed(result: dict[str, Any], **settings: object) -> dict[str, Any]:
+    return result | {"settings": result["settings"] | settings}
 
 
 def test_the_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps(results(20.0)), encoding="utf-8")
-    assert main(["report", str(path), "--out", str(tmp_path / "page")]) == 0
+    regret, virtual = tmp_path / "regret.json", tmp_path / "virtual.json"
+    regret.write_text(json.dumps({"benchmark": "regret", "rows": GRID}), encoding="utf-8")
+    virtual.write_text(json.dumps({"benchmark": "virtual", "rows": BY_RTT}), encoding="utf-8")
+    further = ["--regret", str(regret), "--virtual", str(virtual)]
+    assert main(["report", str(path), *further, "--out", str(tmp_path / "page")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "index.html")
+    assert main(["report", str(path), "--regret", str(virtual), "--out", str(tmp_path / "page")]) == 1
+    assert "not a result of `python -m benchmarks regret`" in capsys.readouterr().err
     assert main(["report", str(path)]) == 1
     assert "--out: missing" in capsys.readouterr().err
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.run import add_arguments, plan_from, rotated
+from benchmarks.run import add_arguments, plan_from
+from benchmarks.run_plan import rotated
 from benchmarks.work_file import digest_of
 from common.errors import ChaperoneError, ConfigError
 from tests.integration.staging import ROOT, environment
 
-STRATEGIES = ("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "assisted")
+STRATEGIES = ("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "specedge-4", "assisted")
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
     result = json.loads(out.read_text(encoding="utf-8"))
     rows = result["generations"]
     assert Counter(row["strategy"] for row in rows) == dict.fromkeys(STRATEGIES, 2)
-    assert [row["strategy"] for row in rows[8:]] == rotated(STRATEGIES, 1)
+    assert [row["strategy"] for row in rows[len(STRATEGIES) :]] == rotated(STRATEGIES, 1)
     for row in rows:
         assert row["error"] is None
         assert len(row["commit_ms"]) == len(row["token_ids"]) == row["stats"]["completion_tokens"]
@@ -62,7 +63,7 @@ def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
         assert (row["link_bytes_up"] > row["stats"]["bytes_up"] > 0) == linked
         assert (row["link_bytes_down"] > row["stats"]["bytes_down"] > 0) == linked
     summary = result["summary"]
-    assert summary["exact_output_equals_cloud"] == {"equal": 8, "of": 8}
+    assert summary["exact_output_equals_cloud"] == {"equal": 10, "of": 10}
     assert set(summary["categories"]) == {"humaneval", "general", "all"}
     assert summary["categories"]["all"]["cloud"]["over_cloud"] == 1.0
     assert 0 < summary["link_cpu_share"] < 1
@@ -90,6 +91,8 @@ def test_a_run_is_gone_on_with_unless_it_is_another_one(prompts: Path, tmp_path:
     assert "4 of 4 generations to make" in start(prompts, *both, "--fresh", "--cold").stdout
     cold = json.loads(out.read_text(encoding="utf-8"))["generations"]
     assert all(row["cold_total_ms"] > 0 and row["decode_tokens_per_s"] is None for row in cold)
+    assert all(row["costs"]["row_ms"] > 0 for row in cold)
+    assert json.loads(out.read_text(encoding="utf-8"))["summary"]["regret"] is None, "exact was not there"
 
 
 @pytest.mark.usefixtures("tiny_pair")
@@ -106,6 +109,29 @@ def test_what_makes_a_run_another_one(prompts: Path) -> None:
     assert len({same, *others}) == 1 + len(others)
 
 
+@pytest.mark.usefixtures("tiny_pair")
+def test_a_best_length_is_part_of_the_plan(prompts: Path, tmp_path: Path) -> None:
+    rows = [
+        {"temperature": 0.0, "rtt_ms": rtt_ms, "family": "sync", "best": best} for rtt_ms, best in ((20, 4), (200, 16))
+    ]
+    peers = tmp_path / "peers.json"
+    peers.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    arguments = ("--strategies", "cloud,sync-best", "--peers", str(peers))
+    assert plan_of(prompts, *arguments, "--rtt-ms", "30").strategies == ("cloud", "sync-4")
+    assert plan_of(prompts, *arguments, "--link", "satellite").strategies == ("cloud", "sync-16")
+    with pytest.raises(ConfigError, match="names one twice"):
+        plan_of(prompts, "--strategies", "sync-best,sync-4", "--peers", str(peers))
+
+
+def test_so_many_prompts_of_each_class(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"id": str(index), "class": "ab"[index % 2], "prompt": "x"} for index in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    chosen = plan_of(path, "--strategies", "cloud", "--per-category", "2").prompts
+    assert [prompt.id for prompt in chosen] == ["0", "1", "2", "3"]
+    assert len(plan_of(path, "--strategies", "cloud", "--per-category", "2", "--first", "3").prompts) == 3
+
+
 def test_every_strategy_is_first_as_often() -> None:
     assert [rotated("abc", turns)[0] for turns in range(6)] == list("abcabc")
     assert rotated("abc", 4) == ["b", "c", "a"]
@@ -118,6 +144,7 @@ def test_every_strategy_is_first_as_often() -> None:
         (("--strategies", "cloud,exact,cloud"), "names one twice"),
         (("--strategies", ""), "'' is none of"),
         (("--strategies", "cloud", "--repeats", "0"), "--repeats: 0"),
+        (("--strategies", "cloud", "--per-category", "0"), "--per-category: 0"),
         (("--strategies", "cloud", "--max-new-tokens", "-1"), "--max-new-tokens: -1"),
         (("--strategies", "cloud", "--link", "moon"), "'moon' is not known"),
         (("--strategies", "cloud", "--rtt-ms", "-1"), "--rtt-ms: -1"),

@@ -295,6 +295,6 @@ def test_a_file_without_demands_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_demands_are_read_from_a_measured_result() -> None:
-    demands = {demand.name: demand for demand in load_demands(command.DECODE_RESULTS)}
-    assert demands.keys() == {"exact", "cloud"}
+    demands = {demand.name: demand for demand in load_demands(command.MEASURED)}
+    assert demands.keys() >= {"exact", "cloud"}
     assert demands["cloud"].forwards_per_request > 10 * demands["exact"].forwards_per_request

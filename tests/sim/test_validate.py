@@ -39,7 +39,8 @@ def run_of(*strategies: str, speed: float = 1.0) -> dict[str, Any]:
                 "error": None,
             }
         )
-    return {"settings": {"profile": Profile.fixed(50.0).model_dump(exclude_defaults=True)}, "generations": generations}
+    profile = Profile.fixed(50.0).model_dump(exclude_defaults=True)
+    return {"settings": {"profile": profile, "temperature": 0.0}, "generations": generations}
 
 
 def test_a_run_of_the_simulators_own_is_found_without_error() -> None:

@@ -1,0 +1,142 @@
+"""The best span length of each published strategy, by round trip: `python -m benchmarks peers`, in virtual time.
+
+So that nobody is compared with a rival out of tune: every family of `benchmarks.strategies` gets, for each temperature
+and round trip, the N with which it is fastest on the tuning traces, both kinds of prompt together. The measure is the
+geometric mean of the tokens a second over prompts, in which each prompt counts alike, however long or slow. The costs
+are the declared ones of the default pair (`benchmarks.simulation.costs`). `run` and `virtual` look the answer up for
+names such as `sync-best`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import provenance
+from benchmarks.replay import replay
+from benchmarks.simulation.simulate import Scenario
+from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.strategies import FAMILIES
+from common.errors import ConfigError
+from link_emulator.profile import Profile
+
+RTTS_MS = (0.0, 20.0, 50.0, 100.0, 200.0, 400.0)
+SPANS = (2, 4, 8, 16, 24, 32)
+TRACES = Path(__file__).parent / "traces"
+PEERS = Path(__file__).parent / "results" / "peers.json"
+BEST = "best"
+
+Row = Mapping[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    tuning = [TRACES / "tuning-T0.jsonl.gz", TRACES / "tuning-T0.7.jsonl.gz"]
+    parser.add_argument("--traces", type=Path, nargs="+", default=tuning, help="never those that are reported on")
+    parser.add_argument("--rtts-ms", type=numbers, default=RTTS_MS)
+    parser.add_argument("--spans", type=numbers, default=SPANS, help="the N that are tried")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Try every N; returns one row for each temperature, round trip and family."""
+    measured = provenance()
+    by_temperature = {file[0].sampling.temperature: file for file in (load_traces(path).traces for path in args.traces)}
+    spans = [int(tokens) for tokens in args.spans]
+    settings = list(product(by_temperature, args.rtts_ms, FAMILIES, spans))
+    with ProcessPoolExecutor(args.processes) as pool:
+        jobs = [
+            pool.submit(speed, by_temperature[temperature], rtt_ms, f"{family}-{tokens}")
+            for temperature, rtt_ms, family, tokens in settings
+        ]
+        speeds = {}
+        for setting, job in zip(settings, jobs, strict=True):
+            speeds[setting] = job.result()
+            print(f"{len(speeds)} of {len(jobs)} settings", end="\r", flush=True)
+    rows = list(best_spans(speeds))
+    print(as_text(rows))
+    traces = [path.name for path in args.traces]
+    return {"benchmark": "peers", **measured, "settings": {"traces": traces, "spans": spans}, "rows": rows}
+
+
+def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str) -> float:
+    """Geometric mean of the tokens a second over all traces, from a warm start."""
+    simulations = replay(traces, Scenario(Profile.fixed(rtt_ms)), strategy, warm_up=traces[-1])
+    return statistics.geometric_mean(simulation.decode_tokens_per_s for simulation in simulations)
+
+
+def best_spans(speeds: Mapping[tuple[float, float, str, int], float]) -> Iterator[dict[str, Any]]:
+    """From speeds by (temperature, round trip, family, N) the rows of the result; of equal ones the shorter span."""
+    for (temperature, rtt_ms, family), group in groupby(sorted(speeds), key=lambda setting: setting[:3]):
+        tried = {setting[3]: speeds[setting] for setting in group}
+        yield {
+            "temperature": temperature,
+            "rtt_ms": rtt_ms,
+            "family": family,
+            "best": max(sorted(tried), key=lambda tokens: tried[tokens]),
+            "tokens_per_s": {str(tokens): round(tried[tokens], 3) for tokens in sorted(tried)},
+        }
+
+
+def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: float) -> tuple[str, ...]:
+    """Names as they are, but `sync-best` with the N of the nearest temperature and round trip, of two the longer.
+
+    Raises ConfigError where the file does not tell.
+    """
+    if not any(name.endswith(f"-{BEST}") for name in names):
+        return tuple(names)
+    rows = load_peers(path)
+    return tuple(_resolved(name, rows, rtt_ms, temperature, path) for name in names)
+
+
+def load_peers(path: Path) -> list[Row]:
+    """The rows of a result of this benchmark; raises ConfigError."""
+    try:
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        for row in rows:
+            row["temperature"], row["rtt_ms"], row["family"], row["best"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a result of `python -m benchmarks peers` ({error!r}); make it first") from None
+    return rows
+
+
+def _resolved(name: str, rows: Sequence[Row], rtt_ms: float, temperature: float, path: Path) -> str:
+    family, _, tokens = name.rpartition("-")
+    if tokens != BEST:
+        return name
+    mine = [row for row in rows if row["family"] == family]
+    if not mine:
+        known = ", ".join(sorted({row["family"] for row in rows}))
+        raise ConfigError(f"strategies: {name!r}: {path} knows no {family!r}, only {known}; make it anew")
+    nearest = min(
+        mine,
+        key=lambda row: (abs(row["temperature"] - temperature), abs(row["rtt_ms"] - rtt_ms), -row["rtt_ms"]),
+    )
+    return f"{family}-{nearest['best']}"
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The best N, a line for each temperature and family, a column for each round trip."""
+    rtts = sorted({row["rtt_ms"] for row in rows})
+    lines = [f"{'best N at a round trip of':26}" + "".join(f"{rtt:>8g}" for rtt in rtts) + " ms"]
+    for temperature, family in dict.fromkeys((row["temperature"], row["family"]) for row in rows):
+        best = {
+            row["rtt_ms"]: row["best"] for row in rows if (row["temperature"], row["family"]) == (temperature, family)
+        }
+        cells = "".join(f"{best.get(rtt, '-'):>8}" for rtt in rtts)
+        lines.append(f"{family:10} temperature {temperature:<3g}" + cells)
+    return "\n".join(lines)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers, separated by commas") from None

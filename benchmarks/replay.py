@@ -1,0 +1,42 @@
+"""Many traces one after the other, as one client would generate them, on a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.simulation.simulate import Scenario, Simulation, simulate
+from benchmarks.simulation.trace import Trace
+from benchmarks.strategies import strategy_named
+from common.planner import Estimates
+
+WARM_UP_TOKENS = 32
+
+
+def replay(traces: Sequence[Trace], scenario: Scenario, strategy: str, warm_up: Trace) -> list[Simulation]:
+    """Generate each in turn; what the client learns it keeps, as in a run.
+
+    The beginning of `warm_up` comes first and is thrown away. Raises what a generation failed with.
+    """
+    named, estimates = strategy_named(strategy), Estimates()
+    simulate(cut(warm_up, min(WARM_UP_TOKENS, len(warm_up.token_ids))), scenario, named, estimates)
+    simulations = [simulate(trace, scenario, named, estimates) for trace in traces]
+    for simulation in simulations:
+        if simulation.error is not None:
+            raise simulation.error
+    return simulations
+
+
+def cut(trace: Trace, tokens: int) -> Trace:
+    """The trace of a shorter generation."""
+    if tokens == len(trace.token_ids):
+        return trace
+    return replace(
+        trace,
+        max_new_tokens=tokens,
+        token_ids=trace.token_ids[:tokens],
+        ended=False,
+        proposals=trace.proposals[:tokens],
+        ranks=trace.ranks[:tokens],
+        astray={position: rows for position, rows in trace.astray.items() if position < tokens},
+    )
