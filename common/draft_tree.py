@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from common.types import BranchToken, Proposal, common_prefix
 
@@ -89,8 +90,8 @@ class DraftTree:
         """The branch tokens of a span [start, end), as the wire numbers them.
 
         Each sprout is the position where a branch begins, and how many tokens of it are wanted: of those that are
-        there, the runner-up and the proposals behind it, so many are given, none at or past the limit. A branch that
-        begins where the span has no proposal is left out.
+        there, the runner-up and the proposals behind it, so many are given, none at or past the limit, nor an
+        end-of-text token, which nothing follows. A branch that begins where the span has no proposal is left out.
         """
         tokens: list[BranchToken] = []
         for position, wanted in sprouts:
@@ -100,7 +101,7 @@ class DraftTree:
             behind = branch.proposals if branch is not None else ()
             token_ids = [self._proposals[position].runner_up, *(proposal.token_id for proposal in behind)]
             parent = position - start
-            for token_id in token_ids[: min(wanted, self._limit - position)]:
+            for token_id in takewhile(self._goes_on, token_ids[: min(wanted, self._limit - position)]):
                 tokens.append(BranchToken(parent, token_id))
                 parent = end - start + len(tokens)
         return tuple(tokens)
@@ -174,6 +175,9 @@ class DraftTree:
         for position in sorted(self._risks):
             yield reached, position
             reached *= 1.0 - self._risks[position]
+
+    def _goes_on(self, token_id: int) -> bool:
+        return token_id not in self._eos_token_ids
 
     def _drop(self, start: int) -> None:
         self._free.append(self.branches.pop(start).row)

@@ -14,12 +14,14 @@ from common.planner.costs import Costs, survival
 from common.planner.schedule import Schedule, schedule_for
 from common.planner.situation import Situation
 from common.planner.spans import LONGEST, best_span, best_take_back
+from common.planner.sprouts import worthy_sprouts
 from common.session import DeviceSession
 from common.types import Mode
 
 _HOPELESS = 0.02  # chance of being of use below which a draft is not worth the device's energy
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
 _CATCH_UP_TOKENS = 8  # read in one forward while the cloud writes; a chunk costs a fraction of single tokens
+_LEISURE = 4  # times a draft's time that a streamed token takes: the device has the time to read along (an assumption)
 _READING_SHARE = 1 / 3  # of a draft's time, for a further token of a chunk, as measured on the default pair
 
 
@@ -42,7 +44,7 @@ class AdaptivePlanner:
         if taken_over or (session.spans and not session.spans[-1].token_ids):
             return self._follow(situation, costs)
         if self.mode is Mode.GATED:
-            return self._ask(situation, costs)
+            return self._ask(situation, costs, schedule.rate)
         return self._span(situation, costs, schedule)
 
     def alone(self) -> Self:
@@ -71,21 +73,23 @@ class AdaptivePlanner:
         idle = not session.spans and not unsent and session.prefilled
         if schedule.streams and idle and room > 0:
             return Decision(HandOver(room), "spans are no faster than the cloud alone", figures)
-        draft = self._draft(situation, costs)
+        draft = self._draft(situation, costs, schedule.rate)
         # A span that would only wait in the cloud is better kept: it may yet grow, or be void.
         early = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(draft, Wait)
         onward = room + unsent if schedule.cloud_writes_on else 0
+        least = schedule.rate * costs.read_token_ms
         if unsent and not early and (plan.tokens <= unsent or session.exhausted):
-            return Decision(Send(plan.tokens, onward), "a longer span would not be faster", figures)
+            send = _send(situation, min(plan.tokens, unsent), onward, least)
+            return Decision(send, "a longer span would not be faster", figures)
         if unsent and isinstance(draft, Wait):
-            return Decision(Send(None, onward), "nothing more is worth drafting", figures)
+            return Decision(_send(situation, unsent, onward, least), "nothing more is worth drafting", figures)
         return Decision(draft, "the span is worth more with another token", figures)
 
-    def _ask(self, situation: Situation, costs: Costs) -> Decision:
+    def _ask(self, situation: Situation, costs: Costs, rate: float) -> Decision:
         """A fired token is what the device waits for, so it is sent at once, with all before it."""
         if situation.session.unsent_fires:
             return Decision(Send(), "the gate fired")
-        return Decision(self._draft(situation, costs), "the gate has not fired")
+        return Decision(self._draft(situation, costs, rate), "the gate has not fired")
 
     def _follow(self, situation: Situation, costs: Costs) -> Decision:
         """While the cloud writes, draft ahead of it, and take back once that is worth more than its writing."""
@@ -106,24 +110,43 @@ class AdaptivePlanner:
             return Decision(Send(None, room), "the draft is far enough ahead of the cloud", figures)
         if promising and not session.exhausted:
             return Decision(Draft(), "drafting can get ahead of the cloud", figures)
-        # Where drafting is no use it is not prepared for: a chunk holds up what comes meanwhile.
-        useful = plan.value > 0 and costs.draft_ms < costs.stream_ms
-        behind = unread >= _CATCH_UP_TOKENS - 1 and useful
-        return Decision(CatchUp() if behind else Wait(), "drafting cannot get ahead of the cloud", figures)
+        return Decision(
+            CatchUp() if _reads_along(costs, len(session.text) - situation.read, plan.value) else Wait(),
+            "drafting cannot get ahead of the cloud",
+            figures,
+        )
 
-    def _draft(self, situation: Situation, costs: Costs) -> Action:
+    def _draft(self, situation: Situation, costs: Costs, rate: float) -> Action:
         """The forward that drafts most tokens of use in its time: of the text, of a branch, or of both."""
         session = situation.session
         text = 0.0 if session.exhausted else survival(_risks(situation, session.final))
         branch, start = max(situation.tree.sites(), default=(0.0, -1))
-        if not session.spans:  # the cloud waits for the text
-            return Draft() if text >= _HOPELESS else Wait()
+        if not session.spans:  # the cloud waits for the text, and for a branch if that is worth its row and its reading
+            beside = (start,) if branch >= rate * (costs.row_ms + costs.read_token_ms) else ()
+            return Draft(branches=beside) if text >= _HOPELESS else Wait()
         if max(text, branch) < _HOPELESS:
             return Wait()
         both_ms = costs.draft_ms + costs.row_ms
         if (text + branch) / both_ms > max(text, branch) / costs.draft_ms:
             return Draft(text > 0, (start,))
         return Draft() if text >= branch else Draft(False, (start,))
+
+
+def _send(situation: Situation, tokens: int, continuation_tokens: int, least: float) -> Send:
+    """The oldest unsent tokens, and beside them the branch tokens that are at least so likely to stand."""
+    start = situation.session.sent
+    return Send(tokens, continuation_tokens, worthy_sprouts(situation.tree, start, start + tokens, least))
+
+
+def _reads_along(costs: Costs, unread: int, value: float) -> bool:
+    """Whether to read what the cloud has written so far, while it writes.
+
+    At leisure each token is read, for what the device would have drafted there tells how often it is right. Otherwise
+    only where drafting may become of use, and in chunks: one holds up what comes meanwhile.
+    """
+    if _LEISURE * costs.draft_ms < costs.stream_ms:
+        return unread > 0
+    return unread >= _CATCH_UP_TOKENS and value > 0 and costs.draft_ms < costs.stream_ms
 
 
 def _risks(situation: Situation, start: int) -> list[float]:

@@ -73,9 +73,15 @@ class Share:
 
     def add(self, hit: float, trials: float = 1.0) -> None:
         """Take trials in."""
-        fade = 1 - min(trials, self.memory) / self.memory
-        self._hits = self._hits * fade + hit
-        self._trials = self._trials * fade + trials
+        self.fade(trials)
+        self._hits += hit
+        self._trials += trials
+
+    def fade(self, trials: float = 1.0) -> None:
+        """Let so many trials pass that tell nothing."""
+        kept = 1 - min(trials, self.memory) / self.memory
+        self._hits *= kept
+        self._trials *= kept
 
     @property
     def value(self) -> float:
@@ -158,8 +164,9 @@ class Estimates:
         self._stream = Recent(prior.stream_ms)
         self._arrivals = Recent(0.0, quantile=0.25)
         self._reading = ReadingTime(prior.read_base_ms, prior.read_token_ms)
-        self._hit = Share(0.7, weight=10.0)
-        self._delivery = Share(prior=1.0, weight=20.0)  # a promise holds until some twenty tokens speak against it
+        self._hit = Share(0.5, weight=10.0)
+        # A promise holds until some twenty tokens speak against it, and again when it was not tried for a hundred.
+        self._delivery = Share(prior=1.0, weight=20.0, memory=100.0)
         self._foresight = Share(prior.foresight, weight=2.0, memory=50.0)
         self._branch_tokens = Share(4.0, weight=2.0, memory=20.0)
 
@@ -182,6 +189,7 @@ class Estimates:
         """A token of a takeover came this long after the one before it; the cloud says what it took for it."""
         self._arrivals.add(elapsed_ms)
         self._stream.add(cloud_ms)
+        self._delivery.fade()  # what spans have come to is learned from spans alone, so they get another chance
 
     def delivered(self, tokens: int, promised: float) -> None:
         """So many tokens were settled in a time for which the long view had promised some."""

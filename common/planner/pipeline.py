@@ -84,6 +84,7 @@ class Pipeline:
 
     def _judged(self, frame: Verdict, now_ms: float) -> None:
         cloud_ms = (frame.queue_us + frame.compute_us) / 1e3
+        settled = frame.position + 1 + len(frame.further_token_ids)
         if self._spans:
             span = self._spans.popleft()
             if span.alone:
@@ -91,8 +92,8 @@ class Pipeline:
             if cloud_ms:
                 self.estimates.read(span.tokens, cloud_ms)
             if span.tokens:
-                self._compare(frame.position + 1, now_ms)
-        self._settled = frame.position + 1
+                self._compare(settled, now_ms)
+        self._settled = settled
         self._last_answer_ms = self._last_token_ms = now_ms
         self._expect_again(now_ms)
 

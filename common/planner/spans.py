@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.planner.costs import Costs
 
 LONGEST = 64  # tokens that are planned ahead
+_LEAST_CHANCE = 1e-9  # that anything stands, to divide by
 
 Float64s = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -59,9 +60,10 @@ def best_take_back(risks: Sequence[float], written: int, room: int, costs: Costs
     """The length, from the first token that is not final, of the span that best takes over from a cloud that writes.
 
     `risks` are those of what is drafted; the cloud will have written `written` tokens when a span sent now comes, and
-    one more each `stream_ms` while more is drafted; `room` tokens, more than `written`, are left. A span is worth what
-    it settles beyond what the cloud would write in the same time, half a forward that has begun included; the best one
-    is worth most for its time.
+    one more each `stream_ms` while more is drafted; `room` tokens, more than `written`, are left. A span that
+    contradicts what the cloud has written costs nothing, since it is not read and the cloud writes on. So a span is
+    worth what it settles if it does not, beyond what the cloud would write in the time of the reading, half a forward
+    that has begun included; the best one is worth most for its time.
     """
     drafted = len(risks)
     longest = min(room, max(drafted, written + LONGEST))
@@ -71,7 +73,8 @@ def best_take_back(risks: Sequence[float], written: int, room: int, costs: Costs
     drafting_ms = np.maximum(0, lengths - drafted) * costs.draft_ms
     frontier = np.minimum(written + (drafting_ms / costs.stream_ms).astype(np.int64), lengths)
     reading_ms = costs.stream_ms / 2 + costs.read_base_ms + costs.read_token_ms * (lengths - frontier)
-    settled = np.where(frontier < lengths, total[lengths] - total[frontier] + stands[frontier], 0.0)
+    reached = np.maximum(stands[frontier], _LEAST_CHANCE)
+    settled = np.where(frontier < lengths, 1 + (total[lengths] - total[frontier]) / reached, 0.0)
     values = settled - reading_ms / costs.stream_ms
     best = int((values / (drafting_ms + reading_ms)).argmax())
     return Plan(int(lengths[best]), float(values[best]))

@@ -193,6 +193,18 @@ def test_a_promise_is_believed_until_it_was_broken_and_again_once_it_is_kept() -
     assert estimates.delivery == 1.0
 
 
+def test_spans_that_broke_their_promise_get_another_chance_once_the_cloud_has_streamed_for_long() -> None:
+    estimates = Estimates()
+    for _ in range(50):
+        estimates.delivered(2, 4.0)
+    for _ in range(20):
+        estimates.streamed(40.0, 40.0)
+    assert estimates.delivery < 0.7, "twenty tokens change little"
+    for _ in range(300):
+        estimates.streamed(40.0, 40.0)
+    assert estimates.delivery > 0.9
+
+
 def test_overrides_tell_how_often_branches_hit_and_how_long_they_are() -> None:
     estimates = Estimates()
     before = estimates.hit

@@ -104,6 +104,13 @@ def test_what_is_drafted_is_sent_once_more_of_it_would_not_pay_for_its_time() ->
     assert 20 < drafted <= 64
 
 
-def test_taking_back_is_worth_less_the_more_the_cloud_has_written() -> None:
-    values = [best_take_back([0.05] * 20, written, 40, COSTS).value for written in (0, 4, 8, 16)]
+def test_taking_back_in_vain_costs_nothing_so_the_risk_of_what_the_cloud_writes_meanwhile_does_not_count() -> None:
+    """A span that contradicts what the cloud has written is not read, and the cloud writes on."""
+    sure, bold = (best_take_back([risk] * 3 + [0.02] * 20, 3, 40, COSTS) for risk in (0.02, 0.9))
+    assert bold.tokens == sure.tokens
+    assert bold.value == pytest.approx(sure.value)
+
+
+def test_taking_back_is_worth_less_the_less_is_drafted_beyond_what_the_cloud_will_have_written() -> None:
+    values = [best_take_back([0.05] * 20, written, 21, COSTS).value for written in (0, 8, 16, 20)]
     assert values == sorted(values, reverse=True)
