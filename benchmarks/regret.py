@@ -5,8 +5,9 @@ prompt, the time of `exact` against that of the best of many fixed strategies, c
 hindsight for that cell and kind. The measure is best time / time of `exact`, over the same traces: 1 is as good as the
 best, above 1 is better than all of them.
 
-A cell is one client: its estimates begin with nothing, one generation of the kind is thrown away, and what was learned
-is kept from one generation to the next. `settled` leaves the first 16 tokens of every generation out, `whole` does not.
+A cell is one client: its estimates begin with nothing, the beginning of one generation of the kind is thrown away, and
+what was learned is kept from one generation to the next; each meets another draw of the link, the same for all
+strategies. `settled` leaves the first 16 tokens of every generation out, `whole` does not.
 
 Assumptions. A cloud of 190 ms a token and more is a CPU, where every further token of a forward costs 4.6% of the first
 (measured on the default pair); a faster one is an accelerator, where it costs 0.2%. A second row of the device's
@@ -27,11 +28,11 @@ from typing import Any
 
 from benchmarks.peers import TRACES, numbers
 from benchmarks.provenance import provenance
+from benchmarks.replay import replay
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulate import Scenario, Simulation, simulate
+from benchmarks.simulation.simulate import Scenario, Simulation
 from benchmarks.simulation.trace import Trace, load_traces
-from benchmarks.strategies import FAMILIES, strategy_named
-from common.planner import Estimates
+from benchmarks.strategies import FAMILIES
 from common.session import Committed
 from link_emulator.profile import Profile, load_profile, profile_names
 
@@ -41,7 +42,7 @@ DRAFTS_MS = (5, 10, 20, 40)
 FIXED = (
     *("cloud", "sync-2", "sync-4", "sync-8", "sync-16", "sync-24", "sync-32"),
     *("overlap-4", "overlap-8", "overlap-16", "overlap-32"),
-    *(f"{family}-8" for family in FAMILIES if family not in ("sync", "overlap")),
+    *(f"{family}-{tokens}" for family in FAMILIES if family not in ("sync", "overlap") for tokens in (8, 16)),
 )
 SETTLING_TOKENS = 16
 _SLOWEST_ACCELERATOR_MS = 80
@@ -147,9 +148,7 @@ def _measure(cell: Cell, traces: Sequence[Trace], names: Sequence[str], seed: in
 
 
 def _times(cell: Cell, traces: Sequence[Trace], name: str, seed: int) -> Times:
-    strategy, estimates, scenario = strategy_named(name), Estimates(), cell.scenario(seed)
-    simulate(traces[-1], scenario, strategy, estimates)
-    simulations = [simulate(trace, scenario, strategy, estimates) for trace in traces]
+    simulations = replay(traces, cell.scenario(seed), name, warm_up=traces[-1])
     return Times(
         sum(simulation.stats.decode_ms or 0.0 for simulation in simulations),
         sum(map(_settled_ms, simulations)),

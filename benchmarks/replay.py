@@ -16,11 +16,15 @@ WARM_UP_TOKENS = 32
 def replay(traces: Sequence[Trace], scenario: Scenario, strategy: str, warm_up: Trace) -> list[Simulation]:
     """Generate each in turn; what the client learns it keeps, as in a run.
 
-    The beginning of `warm_up` comes first and is thrown away. Raises what a generation failed with.
+    The beginning of `warm_up` comes first and is thrown away. Each generation has a seed of its own, the next of the
+    scenario's, for what the link does. Raises what a generation failed with.
     """
     named, estimates = strategy_named(strategy), Estimates()
     simulate(cut(warm_up, min(WARM_UP_TOKENS, len(warm_up.token_ids))), scenario, named, estimates)
-    simulations = [simulate(trace, scenario, named, estimates) for trace in traces]
+    simulations = [
+        simulate(trace, replace(scenario, seed=seed), named, estimates)
+        for seed, trace in enumerate(traces, start=scenario.seed + 1)
+    ]
     for simulation in simulations:
         if simulation.error is not None:
             raise simulation.error
