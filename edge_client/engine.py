@@ -59,7 +59,7 @@ class Engine:
         self.opening = opening
         self.session = DeviceSession(opening, limit=limit)
         self.speculation = Speculation(drafter, estimates, clock, limit=limit, eos_token_ids=self.session.eos_token_ids)
-        self.pipeline = Pipeline(estimates)
+        self.pipeline = Pipeline(estimates, planner.mode)
         self.connect = connect
         self.link = connect() if connect is not None else None
         self.gate = gate

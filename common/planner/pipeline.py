@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from common.messages import Continuation, Opened, ServerFrame, Verdict
 from common.planner.costs import Estimates
 from common.planner.schedule import schedule_for
+from common.types import Mode
 
 
 @dataclass(slots=True)
@@ -25,8 +26,9 @@ class Pipeline:
     the other, and the link's two halves overlap with the readings of others.
     """
 
-    def __init__(self, estimates: Estimates) -> None:
+    def __init__(self, estimates: Estimates, mode: Mode = Mode.EXACT) -> None:
         self.estimates = estimates
+        self._mode = mode
         self._spans: deque[_Sent] = deque()
         self._opened_ms: float | None = None
         self._prefilled = False
@@ -98,9 +100,12 @@ class Pipeline:
         self._expect_again(now_ms)
 
     def _compare(self, settled: int, now_ms: float) -> None:
-        """Hold what was settled since the answer before this one against what the long view promises for that time."""
+        """Hold what was settled since the answer before this one against what the long view promises for that time.
+
+        It promises nothing where tokens are final without the cloud.
+        """
         schedule = schedule_for(self.estimates.costs())
-        if self._settled is not None and not schedule.streams:
+        if self._settled is not None and self._mode is Mode.EXACT and not schedule.streams:
             promised = schedule.rate * (now_ms - self._last_answer_ms)
             self.estimates.delivered(max(settled - self._settled, 0), promised)
 

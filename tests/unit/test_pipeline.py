@@ -7,6 +7,7 @@ import pytest
 from common.messages import Closed, Continuation, Opened, Verdict
 from common.planner import Costs, Estimates, Pipeline
 from common.planner.schedule import schedule_for
+from common.types import Mode
 
 RTT_MS = 100.0
 READ_MS = 40.0  # of any span
@@ -23,9 +24,9 @@ def known() -> Estimates:
     return estimates
 
 
-def ready(estimates: Estimates | None = None, now_ms: float = 0.0) -> Pipeline:
+def ready(estimates: Estimates | None = None, now_ms: float = 0.0, mode: Mode = Mode.EXACT) -> Pipeline:
     """A pipeline whose cloud holds the prompt since `now_ms`."""
-    pipeline = Pipeline(estimates or known())
+    pipeline = Pipeline(estimates or known(), mode)
     pipeline.opened(now_ms - 500.0)
     pipeline.answered(READY, now_ms)
     return pipeline
@@ -228,9 +229,9 @@ def test_other_frames_and_answers_to_nothing_do_no_harm() -> None:
 # --- What comes of the long view's promise ----------------------------------------------------------------------------
 
 
-def after_answers_every(elapsed_ms: float) -> Pipeline:
+def after_answers_every(elapsed_ms: float, mode: Mode = Mode.EXACT) -> Pipeline:
     """Five tokens are settled each time."""
-    pipeline = ready()
+    pipeline = ready(mode=mode)
     for count in range(1, 13):
         now_ms = elapsed_ms * count
         pipeline.sent(4, now_ms - RTT_MS)
@@ -243,6 +244,10 @@ def test_answers_that_come_more_slowly_than_promised_lower_the_share_that_is_bel
     assert not schedule_for(slow.estimates.costs()).streams
     assert quick.estimates.delivery == 1.0, "more than the promise counts as the promise"
     assert slow.estimates.delivery < 0.7
+
+
+def test_a_mode_in_which_tokens_are_final_without_the_cloud_says_nothing_of_the_promise() -> None:
+    assert after_answers_every(400.0, Mode.GATED).estimates.delivery == 1.0
 
 
 def test_the_first_answer_and_what_the_cloud_writes_by_itself_are_no_part_of_the_promise() -> None:
