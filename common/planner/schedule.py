@@ -18,7 +18,7 @@ does not have to be drafted.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -29,7 +29,12 @@ from common.planner.costs import Costs
 MAX_STOCK = 64
 _PRECISION = 1.003
 _ADVANTAGE = 1.05  # over streaming, which is sure, that spans must promise
-_STEPS_AN_OCTAVE = 8
+# What a schedule depends on, in steps an octave: fewer where it depends on it less.
+_PRECISIONS = {
+    **dict.fromkeys(("draft_ms", "rtt_ms", "read_base_ms", "stream_ms", "risk"), 8),
+    **dict.fromkeys(("read_token_ms", "foresight"), 4),
+    "branch_tokens": 2,
+}
 
 Float64s = NDArray[np.float64]
 
@@ -50,14 +55,14 @@ class Schedule:
 
 
 def schedule_for(costs: Costs) -> Schedule:
-    """The schedule at these costs, each rounded to the next of eight steps an octave, so that it is seldom solved."""
-    return _solved(replace(costs, **{field.name: _rounded(getattr(costs, field.name)) for field in fields(costs)}))
+    """The schedule at these costs, each rounded to the next of some steps an octave, so that it is seldom solved."""
+    return _solved(Costs(**{name: _rounded(getattr(costs, name), steps) for name, steps in _PRECISIONS.items()}))
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float, steps: int) -> float:
     if value <= 0:
         return 0.0
-    return float(2.0 ** (round(math.log2(value) * _STEPS_AN_OCTAVE) / _STEPS_AN_OCTAVE))
+    return float(2.0 ** (round(math.log2(value) * steps) / steps))
 
 
 @lru_cache(maxsize=4096)
