@@ -154,8 +154,10 @@ def _nodes(situation: Situation) -> Iterator[_Node]:
         yield _Node(reached, None, drafted=False)
     yield from branches
     for chance, start in _growing(tree):
+        room = session.limit - start - len(tree.chances(start))
         yield from (
-            _Node(chance * (1.0 - typical) ** depth, start, drafted=False) for depth in range(1, MAX_SPAN_TOKENS)
+            _Node(chance * (1.0 - typical) ** depth, start, drafted=False)
+            for depth in range(1, min(room, MAX_SPAN_TOKENS))
         )
 
 

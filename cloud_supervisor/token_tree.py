@@ -48,14 +48,14 @@ def longest_path(
     """How far `token_ids` follow a tree: so many tokens of the list `held`, then the branch tokens at these indices."""
     shared = common_prefix(held, token_ids)
     best: tuple[int, list[int]] = (shared, [])
-    paths: dict[int, tuple[int, list[int]]] = {}  # of the branch tokens that are followed, by index
+    followed: dict[int, tuple[int, list[int]]] = {}  # branch tokens, by index
     for index, (parent, token_id) in enumerate(branches, start=len(held)):
-        path = paths.get(parent) if parent >= len(held) else (parent + 1, []) if parent < shared else None
+        path = followed.get(parent) if parent >= len(held) else (parent + 1, []) if parent < shared else None
         if path is None:
             continue
         trunk, indices = path
         length = trunk + len(indices)
         if length < len(token_ids) and token_ids[length] == token_id:
-            paths[index] = trunk, [*indices, index]
-            best = max(best, paths[index], key=lambda found: found[0] + len(found[1]))
+            followed[index] = trunk, [*indices, index]
+            best = max(best, followed[index], key=lambda found: found[0] + len(found[1]))
     return best

@@ -198,4 +198,4 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     shortest = min(len(left), len(right))
     if left[:shortest] == right[:shortest]:
         return shortest
-    return next(index for index in range(shortest) if left[index] != right[index])
+    return next((index for index in range(shortest) if left[index] != right[index]), shortest)

@@ -33,6 +33,7 @@ GET_CAPABILITIES = "GetCapabilities"
 
 MAX_SESSION_ID_LENGTH = 64
 MAX_EOS_TOKEN_IDS = 64
+MAX_BRANCH_TOKENS = 4096  # checked one by one, before anybody knows how many the cloud takes
 _RISK_STEPS = 255
 
 M = TypeVar("M", bound=Message)
@@ -274,6 +275,8 @@ def _read_draft(message: pb.Draft) -> Draft:
     chain = len(message.token_ids) - len(message.parents)
     if chain < 0:
         raise ProtocolViolation(f"parents: {len(message.parents)} for {len(message.token_ids)} tokens")
+    if len(message.parents) > MAX_BRANCH_TOKENS:
+        raise InvalidRequest(f"parents: {len(message.parents)} branch tokens, at most {MAX_BRANCH_TOKENS} allowed")
     for number, parent in enumerate(message.parents, chain + 1):
         if parent >= number:
             raise ProtocolViolation(f"parents: {parent} does not come before token {number}, its child")

@@ -20,6 +20,7 @@ from common.types import Mode
 
 _HOPELESS = 0.02  # chance of being of use below which a draft is not worth the device's energy
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
+_UPLOAD = 0.08  # tokens that sending a branch token must be worth: with it, 12 bytes a token suffice (test_bytes.py)
 _CATCH_UP_TOKENS = 8  # read in one forward while the cloud writes; a chunk costs a fraction of single tokens
 _LEISURE = 4  # times a draft's time that a streamed token takes: the device has the time to read along (an assumption)
 _READING_SHARE = 1 / 3  # of a draft's time, for a further token of a chunk, as measured on the default pair
@@ -77,7 +78,7 @@ class AdaptivePlanner:
         # A span that would only wait in the cloud is better kept: it may yet grow, or be void.
         early = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(draft, Wait)
         onward = room + unsent if schedule.cloud_writes_on else 0
-        least = schedule.rate * costs.read_token_ms
+        least = schedule.rate * costs.read_token_ms + _UPLOAD
         if unsent and not early and (plan.tokens <= unsent or session.exhausted):
             send = _send(situation, min(plan.tokens, unsent), onward, least)
             return Decision(send, "a longer span would not be faster", figures)
@@ -122,7 +123,7 @@ class AdaptivePlanner:
         text = 0.0 if session.exhausted else survival(_risks(situation, session.final))
         branch, start = max(situation.tree.sites(), default=(0.0, -1))
         if not session.spans:  # the cloud waits for the text, and for a branch if that is worth its row and its reading
-            beside = (start,) if branch >= rate * (costs.row_ms + costs.read_token_ms) else ()
+            beside = (start,) if branch > rate * (costs.row_ms + costs.read_token_ms) else ()
             return Draft(branches=beside) if text >= _HOPELESS else Wait()
         if max(text, branch) < _HOPELESS:
             return Wait()

@@ -72,7 +72,8 @@ class Share:
     _trials: float = 0.0
 
     def add(self, hit: float, trials: float = 1.0) -> None:
-        """Take trials in."""
+        """Take trials in; more than can be remembered count as so many."""
+        hit, trials = hit * min(1.0, self.memory / max(trials, 1.0)), min(trials, self.memory)
         self.fade(trials)
         self._hits += hit
         self._trials += trials

@@ -82,7 +82,7 @@ class Pipeline:
         """Tokens of a takeover that the cloud will have written, beyond those that came, when a span sent now comes."""
         costs = self.estimates.costs()
         since_ms = 0.0 if self._last_token_ms is None else now_ms - self._last_token_ms
-        return int((since_ms + costs.rtt_ms) / costs.stream_ms)
+        return max(int((since_ms + costs.rtt_ms) / costs.stream_ms), 0)
 
     def _judged(self, frame: Verdict, now_ms: float) -> None:
         cloud_ms = (frame.queue_us + frame.compute_us) / 1e3
@@ -119,8 +119,8 @@ class Pipeline:
         if not frame.token_ids:
             return
         if self._last_token_ms is not None:
-            cloud_ms = (frame.queue_us + frame.compute_us) / 1e3
-            self.estimates.streamed((now_ms - self._last_token_ms) / len(frame.token_ids), cloud_ms)
+            tokens, cloud_ms = len(frame.token_ids), (frame.queue_us + frame.compute_us) / 1e3
+            self.estimates.streamed((now_ms - self._last_token_ms) / tokens, cloud_ms / tokens)
         self._last_token_ms = now_ms
         self._last_answer_ms = now_ms
         self._settled = frame.start + len(frame.token_ids)

@@ -139,8 +139,11 @@ class CloudSession:
         """The branch tokens of a Draft that may stand and be followed by a choice, numbered as in `Judging`.
 
         What hangs on a token that the text has settled already, by agreement or because it is committed, cannot stand.
+        Where all of the chain is settled, the device may have committed what it skipped behind it, and nothing can.
         """
         chain = len(frame.token_ids)
+        if agreed == chain:
+            return ()
         settled = max(agreed, frame.final_before - frame.start)
         numbers = {node: node - agreed for node in range(settled, chain + 1)}
         kept: list[BranchToken] = []

@@ -252,8 +252,11 @@ class DeviceSession:
         yield Committed(position, token_id, origin)
 
     def _commit_skipped(self) -> Iterator[SessionEvent]:
-        """Commit drafted tokens up to the next fire; those on their way to a judge wait for the verdict."""
-        while self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
+        """Commit drafted tokens up to the next fire; those on their way to a judge wait for the verdict.
+
+        While the cloud writes, all wait for what it writes there.
+        """
+        while not self.following and self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
             if self.final < self.sent:
                 return
             yield from self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT)

