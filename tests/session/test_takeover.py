@@ -8,7 +8,7 @@ from common.errors import ProtocolViolation
 from common.messages import Continuation, Draft, Verdict
 from common.session import CloudSession, Retracted
 from common.types import FinishReason, Origin
-from tests.session.one_device import EOS, OPEN, committed, fire, session
+from tests.session.one_device import EOS, OPEN, committed, fire, session, skip
 
 
 def test_the_cloud_writes_on_until_it_hands_back() -> None:
@@ -24,6 +24,18 @@ def test_the_cloud_writes_on_until_it_hands_back() -> None:
     assert committed(device.apply(Continuation(6, (8,), handed_back=True))) == [(6, 8, Origin.TAKEOVER)]
     assert not device.following
     assert (device.sent, device.read, device.tally.takeover_tokens) == (7, 7, 3)
+
+
+def test_what_is_skipped_while_the_cloud_writes_is_final_only_when_it_has_handed_back() -> None:
+    device = session()
+    device.send(continuation_tokens=3)
+    list(device.apply(Verdict(0, 3, 5)))
+    assert committed(skip(device, 6, 7, 8)) == []
+    assert committed(device.apply(Continuation(4, (6,), handed_back=False))) == [(4, 6, Origin.TAKEOVER)]
+    assert committed(device.apply(Continuation(5, (7,), handed_back=True))) == [
+        (5, 7, Origin.TAKEOVER),
+        (6, 8, Origin.DRAFT),
+    ]
 
 
 def test_an_empty_draft_hands_over() -> None:

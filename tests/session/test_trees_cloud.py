@@ -149,6 +149,13 @@ def test_what_hangs_on_tokens_that_the_cloud_knows_is_not_read() -> None:
     assert answer(cloud, frame, [7, 0, 8, 4, 0]) == Verdict(1, 5, 7, further_token_ids=(8, 4))
 
 
+def test_nothing_is_read_beside_a_chain_that_the_cloud_knows_whole() -> None:
+    """The device may have committed what it skipped behind it, so nothing may follow the bonus."""
+    cloud = session()
+    answer(cloud, draft(START, 1), [1, 2])
+    assert read(cloud, draft(4, 2, branches=((1, 5), (2, 6)))) == ((), 1, ())
+
+
 def test_what_hangs_on_tokens_before_the_last_committed_one_is_not_read() -> None:
     frame = draft(START, 1, 2, 3, final_before=5, branches=((0, 5), (1, 6), (4, 7), (2, 8), (7, 9)))
     assert read(session(), frame) == ((1, 2, 3), 4, ((2, 8), (4, 9)))

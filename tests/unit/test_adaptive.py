@@ -197,6 +197,11 @@ def test_a_device_at_leisure_reads_along_with_a_cloud_that_writes_whatever_that_
     assert scene.decide().action == CatchUp()
 
 
+def test_no_branch_is_drafted_where_there_is_none_though_it_would_cost_nothing() -> None:
+    scene = Scene(known(row_ms=0.0, token_ms=0.0, risk=0.01)).drafted(0.01)
+    assert scene.decide().action == Draft()
+
+
 # --- Branches that are sent ------------------------------------------------------------------------------------------
 
 

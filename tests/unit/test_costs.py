@@ -55,6 +55,15 @@ def test_a_share_moves_from_its_prior_to_what_is_seen() -> None:
     assert share.value == pytest.approx(0.2, abs=0.05)
 
 
+def test_one_sample_counts_for_no_more_than_can_be_remembered() -> None:
+    once = Share(1.0, weight=20.0, memory=100.0)
+    once.add(8.0, 500.0)
+    assert once.value == pytest.approx((20 + 1.6) / 120)
+    for _ in range(400):
+        once.fade()
+    assert once.value > 0.9
+
+
 def test_a_share_follows_a_change() -> None:
     share = Share(0.5, weight=2.0, memory=20.0)
     for _ in range(200):

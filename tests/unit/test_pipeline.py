@@ -272,6 +272,25 @@ def test_what_the_cloud_writes_until_a_span_arrives() -> None:
     assert pipeline.written_by(1200.0 + STREAM_MS) == int(RTT_MS / STREAM_MS)
 
 
+def test_it_never_has_written_less_than_nothing_though_the_round_trip_turns_out_shorter() -> None:
+    """Another generation of the same client may lower the estimate while this one waits."""
+    pipeline = ready()
+    pipeline.sent(0, 1000.0)
+    for _ in range(20):
+        pipeline.estimates.travelled(1.0)
+    assert pipeline.written_by(1000.0) == 0
+
+
+def test_tokens_that_come_in_one_frame_share_what_the_cloud_says_that_it_took() -> None:
+    pipeline = ready(Estimates())
+    pipeline.sent(0, 0.0)
+    pipeline.answered(verdict(), 100.0)
+    for count in range(1, 20):
+        frame = Continuation(2 + 4 * count, (8,) * 4, handed_back=False, compute_us=160_000)
+        pipeline.answered(frame, 100.0 + 160.0 * count)
+    assert pipeline.estimates.costs().stream_ms == pytest.approx(40.0)
+
+
 def test_a_cloud_that_was_asked_to_write_has_written_nothing_when_it_is_asked() -> None:
     pipeline = ready()
     pipeline.sent(0, 1000.0)

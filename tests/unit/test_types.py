@@ -113,3 +113,11 @@ def test_common_prefix(shared: list[int], left: list[int], right: list[int]) -> 
     assert count >= len(shared)
     assert left[:count] == right[:count]
     assert count == min(len(left), len(right)) or left[count] != right[count]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "shared"),
+    [([1, 2], [1, 2, 3], 2), ([1, 2], (1, 2, 3), 2), ((1, 5), [1, 2], 1), ((), [1], 0)],
+)
+def test_a_list_and_a_tuple_share_what_they_begin_with(left: list[int], right: list[int], shared: int) -> None:
+    assert common_prefix(left, right) == common_prefix(right, left) == shared
