@@ -78,7 +78,7 @@ def _paths(steps: tuple[Step, ...]) -> str:
 
 
 STEPS = (
-    Step("peers", "best span lengths of published strategies", "peers", "peers.json", 6),
+    Step("peers", "best span lengths of published strategies", "peers", "peers.json", 9),
     *_RUNS,
     Step(
         "virtual",
@@ -98,7 +98,14 @@ STEPS = (
         options=f"{_paths(WARM)} --traces {_TRACES}0.jsonl.gz {_TRACES}0.7.jsonl.gz",
         needs=_names(WARM),
     ),
-    Step("regret", "exact against the best fixed strategy, over a grid", "regret", "regret.json", 30),
+    Step(
+        "regret",
+        "exact against the best fixed strategy, over a grid",
+        "regret",
+        "regret.json",
+        40,
+        options="--prompts 2",
+    ),
     Step("risk", "the planner's constants of risk, fitted", "risk", "risk.json", 0.5),
     Step("calibration", "the link emulator against its profiles", "calibration", "calibration.json", 8),
     Step("device", "the device's path over bare onnxruntime", "device", "device.json", 3),
