@@ -14,7 +14,6 @@ from common.session import Committed, Failed, Finished
 from common.stats import GenerationStats
 from common.types import Mode, PromptInput
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import GateSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +104,8 @@ class Device:
     def __init__(self, strategy: Strategy, config: EdgeConfig) -> None:
         self._strategy = strategy
         self._planner = WatchedPlanner(strategy.planner)
-        settings = config.model_copy(update={"gate": GateSettings(), "mode": strategy.mode})
-        self._client = EdgeClient(settings, planner=lambda _: self._planner)
+        settings = config.model_copy(update={"mode": strategy.mode})
+        self._client = EdgeClient(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate)
 
     def prepare(self, text: str) -> PromptInput:
         return self._client.prepare(text)
