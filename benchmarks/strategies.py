@@ -157,7 +157,7 @@ def _nodes(situation: Situation) -> Iterator[_Node]:
         room = session.limit - start - len(tree.chances(start))
         yield from (
             _Node(chance * (1.0 - typical) ** depth, start, drafted=False)
-            for depth in range(1, min(room, MAX_SPAN_TOKENS))
+            for depth in range(1, min(room + 1, MAX_SPAN_TOKENS))
         )
 
 
