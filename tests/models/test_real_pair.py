@@ -50,7 +50,12 @@ def test_exact_equals_the_oracle_in_float32(pair: Path, problems: Sequence[Probl
 def test_bfloat16_flips_are_few_and_counted(
     pair: Path, problems: Sequence[Problem], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Kernels of bfloat16 round differently for different numbers of rows, so that near ties may flip."""
+    """Kernels of bfloat16 round differently for different numbers of rows, so that near ties may flip.
+
+    A processor without AVX-512 computes it many times more slowly, and is given one text.
+    """
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        problems = problems[:1]
     reference = oracle.load(pair / "cloud", torch.bfloat16)
     results = asyncio.run(_generate(pair, reference, problems, ("exact", "cloud")))
     positions = flips = same = 0
