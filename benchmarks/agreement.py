@@ -85,8 +85,11 @@ def _cloud_choices(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from cloud_supervisor.torch_model import fastest_dtype
+
     torch.set_num_threads(threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    dtype = getattr(torch, fastest_dtype(folder))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     chosen = []
     for done, (prompt, answer) in enumerate(texts, start=1):
         with torch.inference_mode():

@@ -52,13 +52,14 @@ def require_draft(pair: str) -> None:
 class Assisted:
     """A `Contender` in a process of its own, which is started by the first generation."""
 
-    def __init__(self, pair: str, cores: Sequence[int]) -> None:
+    def __init__(self, pair: str, dtype: str, cores: Sequence[int]) -> None:
         require_draft(pair)
         folder = pair_folder(pair, "edge")
         self._manifest = load_manifest(folder, role="edge")
         self._tokenizer = Tokenizer.load(folder, self._manifest)
         self._template = ChatTemplate.load(folder, self._tokenizer)
-        self._command = ["-m", "benchmarks.assisted", "--pair", pair, "--cores", ",".join(map(str, cores))]
+        self._command = ["-m", "benchmarks.assisted", "--pair", pair, "--dtype", dtype]
+        self._command += ["--cores", ",".join(map(str, cores))]
         self._process: asyncio.subprocess.Process | None = None
 
     def prepare(self, text: str) -> PromptInput:
@@ -158,6 +159,7 @@ def main() -> None:
     """Answer one line of JSON with another, until the input ends."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.assisted")
     parser.add_argument("--pair", required=True)
+    parser.add_argument("--dtype", required=True)
     parser.add_argument("--cores", required=True)
     args = parser.parse_args()
     cores = [int(core) for core in args.cores.split(",")]
@@ -170,9 +172,8 @@ def main() -> None:
     torch.set_num_threads(len(cores))
     folder = pair_folder(args.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
-    dtype = manifest.recipe["dtype"]
-    target = export.load_pretrained(str(folder), dtype).model
-    draft = _draft_model(load_registry().pair(args.pair).edge.weights, dtype)
+    target = export.load_pretrained(str(folder), args.dtype).model
+    draft = _draft_model(load_registry().pair(args.pair).edge.weights, args.dtype)
     padding = list(range(manifest.vocabulary_size, target.config.vocab_size))
     for line in sys.stdin:
         asked = json.loads(line)

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from benchmarks.simulation.simulate import Strategy
 from common.errors import ChaperoneError
-from common.planner import Decision, Estimates, Planner, Situation
+from common.planner import Decision, Pipeline, Planner, Situation
 from common.session import Committed, Failed, Finished
 from common.stats import GenerationStats
 from common.types import Mode, PromptInput
@@ -44,7 +44,7 @@ class Measured:
     """What came of it; `commit_ms` says when each token was final, from the request on.
 
     `untimed_tokens` were written before the clock of `stats.decode_ms` started; `unmeasured` names fields of `stats`
-    that say nothing.
+    that say nothing. `readings` are the cloud's: draft and branch tokens of a span, and milliseconds.
     """
 
     token_ids: tuple[int, ...]
@@ -53,6 +53,7 @@ class Measured:
     untimed_tokens: int = 0
     unmeasured: tuple[str, ...] = ()
     costs: StepCosts | None = None
+    readings: tuple[tuple[int, float], ...] = ()
     error: ChaperoneError | None = None
 
 
@@ -70,18 +71,18 @@ class Contender(Protocol):
 
 
 class WatchedPlanner:
-    """Decides as another planner does, and lets its owner see the estimates that it decides by."""
+    """Decides as another planner does, and lets its owner see what it decides by."""
 
     def __init__(self, planner: Planner) -> None:
         self._planner = planner
-        self.estimates: Estimates | None = None
+        self._pipeline: Pipeline | None = None  # of the generation that was decided on last
 
     @property
     def mode(self) -> Mode:
         return self._planner.mode
 
     def decide(self, situation: Situation) -> Decision:
-        self.estimates = situation.pipeline.estimates
+        self._pipeline = situation.pipeline
         return self._planner.decide(situation)
 
     def alone(self) -> Self:
@@ -89,10 +90,14 @@ class WatchedPlanner:
 
     def costs(self) -> StepCosts | None:
         """What has been learned, and the planner's priors for what has not."""
-        if self.estimates is None:
+        if self._pipeline is None:
             return None
-        known = self.estimates.costs()
+        known = self._pipeline.estimates.costs()
         return StepCosts(**{field.name: getattr(known, field.name) for field in fields(StepCosts)})
+
+    def readings(self) -> tuple[tuple[int, float], ...]:
+        """Of the last generation."""
+        return tuple(self._pipeline.readings) if self._pipeline is not None else ()
 
 
 class Device:
@@ -144,4 +149,11 @@ class Device:
         stats: GenerationStats,
         error: ChaperoneError | None = None,
     ) -> Measured:
-        return Measured(tuple(token_ids), tuple(commit_ms), stats, costs=self._planner.costs(), error=error)
+        return Measured(
+            tuple(token_ids),
+            tuple(commit_ms),
+            stats,
+            costs=self._planner.costs(),
+            readings=self._planner.readings(),
+            error=error,
+        )

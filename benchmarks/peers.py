@@ -3,8 +3,8 @@
 So that nobody is compared with a rival out of tune: every family of `benchmarks.strategies` gets, for each temperature
 and round trip, the N with which it is fastest on the tuning traces, both kinds of prompt together. The measure is the
 geometric mean of the tokens a second over prompts, in which each prompt counts alike, however long or slow. The costs
-are the declared ones of the default pair (`benchmarks.simulation.costs`). `run` and `virtual` look the answer up for
-names such as `sync-best`.
+are the declared ones of the default pair (`benchmarks.simulation.costs`), for `virtual`, or with `--costs` those that a
+run measured, for other runs on that machine. Both look the answer up for names such as `sync-best`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from benchmarks.replay import replay
+from benchmarks.run_costs import RunCosts
 from benchmarks.simulation.simulate import Scenario
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies import FAMILIES
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tuning = [TRACES / "tuning-T0.jsonl.gz", TRACES / "tuning-T0.7.jsonl.gz"]
     parser.add_argument("--traces", type=Path, nargs="+", default=tuning, help="never those that are reported on")
     parser.add_argument("--rtts-ms", type=numbers, default=RTTS_MS)
+    parser.add_argument("--costs", type=Path, help="a result of `python -m benchmarks run`; without: the declared ones")
     parser.add_argument("--spans", type=numbers, default=SPANS, help="the N that are tried")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
 
@@ -49,10 +51,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     measured = provenance()
     by_temperature = {file[0].sampling.temperature: file for file in (load_traces(path).traces for path in args.traces)}
     spans = [int(tokens) for tokens in args.spans]
+    costs = RunCosts.load(args.costs) if args.costs else None
     settings = list(product(by_temperature, args.rtts_ms, FAMILIES, spans))
     with ProcessPoolExecutor(args.processes) as pool:
         jobs = [
-            pool.submit(speed, by_temperature[temperature], rtt_ms, f"{family}-{tokens}")
+            pool.submit(speed, by_temperature[temperature], rtt_ms, f"{family}-{tokens}", costs)
             for temperature, rtt_ms, family, tokens in settings
         ]
         speeds = {}
@@ -61,13 +64,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{len(speeds)} of {len(jobs)} settings", end="\r", flush=True)
     rows = list(best_spans(speeds))
     print(as_text(rows))
-    traces = [path.name for path in args.traces]
-    return {"benchmark": "peers", **measured, "settings": {"traces": traces, "spans": spans}, "rows": rows}
+    told = {
+        "traces": [path.name for path in args.traces],
+        "spans": spans,
+        "costs": costs.to_json() if costs else "declared",
+    }
+    return {"benchmark": "peers", **measured, "settings": told, "rows": rows}
 
 
-def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str) -> float:
-    """Geometric mean of the tokens a second over all traces, from a warm start."""
-    simulations = replay(traces, Scenario(Profile.fixed(rtt_ms)), strategy, warm_up=traces[-1])
+def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str, costs: RunCosts | None = None) -> float:
+    """Geometric mean of the tokens a second over all traces, from a warm start; without costs at the declared ones."""
+    profile = Profile.fixed(rtt_ms)
+    simulations = replay(traces, costs.scenario(profile) if costs else Scenario(profile), strategy, warm_up=traces[-1])
     return statistics.geometric_mean(simulation.decode_tokens_per_s for simulation in simulations)
 
 

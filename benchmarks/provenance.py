@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of a processor, which decide how fast a matrix is
 LIBRARIES = ("numpy", "onnxruntime", "torch", "transformers", "grpcio")
 
 
@@ -18,7 +19,8 @@ def provenance() -> dict[str, Any]:
     """Machine, commit, date and versions."""
     return {
         "machine": {
-            "cpu": _cpu(),
+            "cpu": _cpuinfo("model name") or platform.processor(),
+            "features": [name for name in FEATURES if name in _cpuinfo("flags").split()],
             "cores": psutil.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "system": f"{platform.system()} {platform.release()}",
@@ -30,11 +32,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor; nothing where it does not."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
+        if line.startswith(key):
             return line.partition(":")[2].strip()
-    return platform.processor()
+    return ""
 
 
 def _commit() -> str:

@@ -21,7 +21,7 @@ from benchmarks.peers import PEERS, with_best
 from benchmarks.provenance import provenance
 from benchmarks.record import Prompt, read_prompts
 from benchmarks.run_bounds import summarise_bounds
-from benchmarks.run_plan import ROOT, Cores, Plan
+from benchmarks.run_plan import ROOT, Cores, Plan, with_dtype
 from benchmarks.runner import measure
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies import strategy_named
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link.add_argument("--link", metavar="PROFILE", help="a link by the name of its profile, or by the path of one")
     link.add_argument("--rtt-ms", type=float, default=0.0, help="a link with this round trip and nothing else")
     parser.add_argument("--pair", default="default")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the large model")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=1, help="of every prompt, each with a seed of its own")
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is not measured yet; returns all of it."""
     measured = provenance()
-    plan = plan_from(args)
+    plan = with_dtype(plan_from(args))
     traces = [trace for path in args.traces for trace in load_traces(path).traces]
     work = WorkFile(args.work / f"{digest_of(plan.identity(measured))}.jsonl", fresh=args.fresh)
     keys = plan.keys()
@@ -90,6 +91,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
         strategies=names,
         profile=profile,
         pair=args.pair,
+        dtype=args.dtype,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         repeats=args.repeats,

@@ -7,33 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.bounds import Costs, clairvoyant_ms, physical_floor_ms
+from benchmarks.run_costs import RunCosts
 from benchmarks.simulation.trace import Trace
 from benchmarks.summary import ALL, BASELINE, Row, ratios, rounded, speeds
 
-_READS = (1, 2, 4, 8, 16, 32)  # tokens of a span at which the cloud's reading is taken from the device's estimates
 _BOUNDS: dict[str, Callable[[Sequence[bool], Costs], float]] = {
     "clairvoyant": clairvoyant_ms,
     "physical_floor": lambda agrees, costs: physical_floor_ms(len(agrees), costs),
 }
-
-
-def measured_costs(rows: Sequence[Row], rtt_ms: float) -> Costs | None:
-    """Medians of what the devices learned: streaming from `cloud`, the rest from all that had drafts judged.
-
-    None where one of the two is missing. A span of k tokens is read in a forward over k + 1, the token before it
-    included. `rtt_ms` is that of the link's profile.
-    """
-    drafting = [row["costs"] for row in rows if row["stats"]["verified_tokens"] and row["costs"] is not None]
-    streaming = [row["costs"] for row in rows if row["strategy"] == BASELINE and row["costs"] is not None]
-    if not drafting or not streaming:
-        return None
-    reading = {
-        1 + tokens: statistics.median(cost["read_base_ms"] + cost["read_token_ms"] * tokens for cost in drafting)
-        for tokens in _READS
-    }
-    stream_ms = statistics.median(cost["stream_ms"] for cost in streaming)
-    draft_ms = statistics.median(cost["draft_ms"] for cost in drafting)
-    return Costs(draft_ms, rtt_ms, stream_ms, {1: min(stream_ms, reading[2]), **reading})
 
 
 def summarise_bounds(rows: Sequence[Row], traces: Sequence[Trace], rtt_ms: float) -> dict[str, Any]:
@@ -41,19 +22,14 @@ def summarise_bounds(rows: Sequence[Row], traces: Sequence[Trace], rtt_ms: float
 
     A trace counts where the run's `cloud` wrote its text, as far as the run went.
     """
-    costs = measured_costs(rows, rtt_ms)
-    if costs is None:
+    measured = RunCosts.of(rows)
+    if measured is None:
         return {"not_done": "the costs are measured by `cloud` and by what drafts; run both"}
+    costs = measured.bounds(rtt_ms)
     agrees = _agreements(rows, traces)
     categories = dict.fromkeys([*(row["category"] for row in rows if row["id"] in agrees), ALL])
-    assert not callable(costs.verify_ms), "a table"
     return {
-        "costs": {
-            "draft_ms": rounded(costs.draft_ms),
-            "rtt_ms": rtt_ms,
-            "stream_ms": rounded(costs.stream_ms),
-            "verify_ms": {str(tokens): rounded(ms) for tokens, ms in costs.verify_ms.items()},
-        },
+        "costs": measured.to_json() | {"rtt_ms": rtt_ms},
         "prompts": len(agrees),
         "categories": {category: _of_category(rows, category, agrees, costs) for category in categories},
     }

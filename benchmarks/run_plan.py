@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ class Plan:
     strategies: tuple[str, ...]
     profile: Profile
     pair: str
+    dtype: str  # that the large model computes in
     max_new_tokens: int
     temperature: float
     repeats: int
@@ -46,12 +49,27 @@ class Plan:
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "strategies": self.strategies,
             "link": self.profile.model_dump(mode="json"),
+            "dtype": self.dtype,
             "models": [manifest.model_dump(mode="json") for manifest in manifests],
             "asked": [self.max_new_tokens, self.temperature, self.seed, self.cold],
             "source": digest_of_source(ROOT),
             "versions": measured["versions"],
             "machine": measured["machine"],
         }
+
+
+def with_dtype(plan: Plan) -> Plan:
+    """The plan with what `auto` means on this machine; torch, which knows, stays out of this process."""
+    if plan.dtype != "auto":
+        return plan
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return replace(plan, dtype=pool.submit(_fastest_dtype, plan.pair).result())
+
+
+def _fastest_dtype(pair: str) -> str:
+    from cloud_supervisor.torch_model import fastest_dtype
+
+    return fastest_dtype(pair_folder(pair, "cloud"))
 
 
 @dataclass(frozen=True, slots=True)

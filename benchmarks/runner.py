@@ -18,7 +18,6 @@ from benchmarks.run_plan import Cores, Plan
 from benchmarks.strategies import strategy_named
 from benchmarks.summary import rounded
 from benchmarks.work_file import Key, WorkFile
-from common.config import load_manifest, pair_folder
 from edge_client import EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings
 
@@ -32,8 +31,7 @@ MAX_SETTLING = 20
 def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
     """Make the generations; returns those that failed, which are not kept and so are tried again by the next run."""
     cores = Cores.allowed()
-    manifest = load_manifest(pair_folder(plan.pair, "cloud"), role="cloud")
-    server = ("--threads", "1", "--dtype", manifest.recipe["dtype"])
+    server = ("--threads", "1", "--dtype", plan.dtype)
     with (
         cloud_server(plan.pair, arguments=server, cores=(cores.cloud,)) as address,
         link_process(plan.profile, address, seed=plan.seed, cores=cores.every) as link,
@@ -91,7 +89,7 @@ class _Runner:
 
     def _contender(self, name: str) -> Contender:
         if name == ASSISTED:
-            return Assisted(self._plan.pair, self._cores.every)
+            return Assisted(self._plan.pair, self._plan.dtype, self._cores.every)
         return Device(strategy_named(name), self._config)
 
     async def _row(self, contender: Contender, prompt: Prompt, name: str, repeat: int) -> dict[str, Any]:
@@ -139,6 +137,7 @@ def row_of(prompt: Prompt, name: str, repeat: int, measured: Measured, traffic: 
         "commit_ms": [round(at_ms, 2) for at_ms in measured.commit_ms],
         "stats": stats.to_json() | dict.fromkeys(measured.unmeasured),
         "costs": asdict(measured.costs) if measured.costs is not None else None,
+        "readings": [[tokens, round(read_ms, 1)] for tokens, read_ms in measured.readings],
         "link_bytes_up": traffic.bytes_up,
         "link_bytes_down": traffic.bytes_down,
         "link_cpu_ms": round(traffic.cpu_ms, 3),

@@ -32,13 +32,14 @@ class Step:
 
 
 _TRACES = "benchmarks/traces/reporting-T"
-_PEERS = f"--peers {RESULTS}/peers.json"
+_DECLARED = f"--peers {RESULTS}/peers.json"  # for virtual time
+_HERE = f"--peers {RESULTS}/peers-here.json"  # for runs
 _BEST = "cloud,exact,sync-best,overlap-best"
 
 
 def _over_link(name: str, purpose: str, minutes: float, options: str, strategies: str = _BEST) -> Step:
-    common = f"--prompts benchmarks/prompt_sets/reporting.jsonl {_PEERS} --strategies {strategies}"
-    return Step(name, purpose, "run", f"links/{name}.json", minutes, f"{common} {options}", needs=("peers",))
+    common = f"--prompts benchmarks/prompt_sets/reporting.jsonl {_HERE} --strategies {strategies}"
+    return Step(name, purpose, "run", f"links/{name}.json", minutes, f"{common} {options}", needs=("peers-here",))
 
 
 def _warm(rtt_ms: int, minutes: float, strategies: str = _BEST) -> Step:
@@ -78,15 +79,33 @@ def _paths(steps: tuple[Step, ...]) -> str:
 
 
 STEPS = (
-    Step("peers", "best span lengths of published strategies", "peers", "peers.json", 9),
+    Step(
+        "costs",
+        "what drafting, reading and streaming take on this machine",
+        "run",
+        "costs.json",
+        minutes=5,
+        options="--prompts benchmarks/prompt_sets/tuning.jsonl --per-category 1 --rtt-ms 20 --max-new-tokens 32 "
+        "--strategies cloud,exact,sync-2,sync-4,sync-8,sync-16,sync-32",
+    ),
+    Step(
+        "peers-here",
+        "best span lengths of published strategies at these costs",
+        "peers",
+        "peers-here.json",
+        minutes=5,
+        options=f"--costs {RESULTS}/costs.json --rtts-ms 20,100,200",
+        needs=("costs",),
+    ),
     *_RUNS,
+    Step("peers", "the same at the declared costs of the default pair", "peers", "peers.json", 9),
     Step(
         "virtual",
         "all strategies and the bound, by round trip",
         "virtual",
         "virtual.json",
         minutes=4,
-        options=_PEERS,
+        options=_DECLARED,
         needs=("peers",),
     ),
     Step(

@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.assisted import ASSISTED
-from benchmarks.bounds import Costs
 from benchmarks.provenance import provenance
 from benchmarks.replay import cut
-from benchmarks.run_bounds import measured_costs
-from benchmarks.simulation.costs import DRAFT_ROWS, CloudCosts, Curve, DraftCosts
+from benchmarks.run_costs import RunCosts
 from benchmarks.simulation.simulate import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies import strategy_named
 from benchmarks.summary import Row
 from common.errors import ConfigError
 from common.planner import Estimates
-from common.types import Mode
 from link_emulator.profile import Profile
 
 WITHIN = 0.10  # of the measured speed
@@ -67,10 +64,10 @@ def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[s
     """One row for each setting of a run; raises ConfigError where the run does not tell its costs."""
     profile = Profile.model_validate(result["settings"]["profile"])
     rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] != ASSISTED]
-    costs = measured_costs(rows, profile.rtt_ms)
+    costs = RunCosts.of(rows)
     if costs is None:
         raise ConfigError("runs: the costs come from `cloud` and from a strategy that drafts; run both")
-    scenario = _scenario(profile, costs, _rows_of_a_forward(rows))
+    scenario = costs.scenario(profile)
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]
         simulated = _speeds(mine, traces, scenario)
@@ -97,23 +94,6 @@ def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario) -
         trace = cut(traces[row["id"]], len(row["token_ids"]))
         speeds.append(simulate(trace, scenario, strategy_named(row["strategy"]), estimates).decode_tokens_per_s)
     return speeds
-
-
-def _scenario(profile: Profile, costs: Costs, rows: Curve) -> Scenario:
-    """Chunks of the device cost as many steps as they do by default."""
-    assert not callable(costs.verify_ms), "a table"
-    cloud = CloudCosts(read_ms=Curve(tuple(sorted(costs.verify_ms.items()))))
-    return Scenario(profile, cloud, DraftCosts(step_ms=costs.draft_ms, rows=rows))
-
-
-def _rows_of_a_forward(rows: Sequence[Row]) -> Curve:
-    """What further rows of the device's forward cost, as `exact` measured it; as by default where it did not."""
-    shares = [
-        row["costs"]["row_ms"] / row["costs"]["draft_ms"]
-        for row in rows
-        if row["strategy"] == str(Mode.EXACT) and row["costs"] is not None and "row_ms" in row["costs"]
-    ]
-    return Curve.of((1, 1.0), (2, 1.0 + statistics.median(shares))) if shares else DRAFT_ROWS
 
 
 def _recorded(row: Row, traces: dict[str, Trace]) -> bool:

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, help="YAML file; flags override it")
     serve.add_argument("--listen", metavar="HOST:PORT", help="port 0 takes a free one")
     serve.add_argument("--pair", metavar="NAME", help="model pair: tiny, default, or another name of models.yaml")
-    serve.add_argument("--dtype", choices=("float32", "bfloat16"))
+    serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
     serve.add_argument("--threads", type=int, help="CPU threads of the model")
     serve.set_defaults(run=_serve)
 

@@ -33,7 +33,7 @@ class CloudConfig(FrozenModel):
 
     listen: str = "127.0.0.1:50151"
     pair: str = "default"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
     kv_budget_mib: float = Field(default=2048.0, gt=0)

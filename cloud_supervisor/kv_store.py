@@ -68,13 +68,11 @@ class KvStore:
             rebuilt_tokens=self._rebuilt_tokens,
         )
 
-    def represented(self, key: Hashable) -> tuple[int, ...]:
-        """The token list that is held for a session; none for one that is unknown or evicted."""
-        entry = self._entries.get(key)
-        return entry.token_ids if entry else ()
-
     def covers(self, key: Hashable, token_ids: Sequence[int]) -> bool:
-        """Whether a session's cache has all of these tokens on one path, so that reading them would only crop it."""
+        """Whether a session's cache has all of these tokens on one path, so that reading them would only crop it.
+
+        A session that is unknown, or was evicted, covers nothing, not even no tokens.
+        """
         entry = self._entries.get(key)
         if entry is None:
             return False

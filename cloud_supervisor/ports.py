@@ -10,23 +10,31 @@ from common.types import BranchToken, Choice, SamplingParams
 
 
 class KvCache(Protocol):
-    """Keys and values of one sequence, on whatever device the model uses."""
+    """Keys and values of one sequence, on whatever device the model uses.
+
+    It holds one entry for each token that was read, in the order of the readings: of each the chain, and then the
+    branch tokens. While the entries are one path, an entry's index is its token's position; behind a tree it is not.
+    """
 
     @property
     def length(self) -> int:
-        """Tokens held, those of branches among them."""
+        """Entries held, those of branch tokens among them; so it may be more than any path has tokens."""
 
     @property
     def size_bytes(self) -> int:
         """Memory held."""
 
     def crop(self, length: int) -> None:
-        """Forget the tokens from position `length` on."""
+        """Keep the first `length` entries, which must be one path; forget the others.
+
+        Raises ValueError unless so many are held.
+        """
 
     def select(self, length: int, indices: Sequence[int]) -> None:
-        """Keep the first `length` tokens and then those at these indices, in ascending order; forget the others.
+        """Keep the first `length` entries and then those at these indices; forget the others, and close the gaps.
 
-        The tokens kept must be one path: the next reading goes on behind them. Raises ValueError for other indices.
+        What is kept must be one path: the next reading goes on behind it. Raises ValueError for indices that are below
+        `length`, not held or not in ascending order.
         """
 
 

@@ -101,6 +101,7 @@ async def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
         context_tokens=manifest.context_tokens,
         device=config.device,
     )
+    _log.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
     server = Server(config, model, manifest)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,31 +1,30 @@
-"""Branch tokens beside a token list: where they stand, and how far another list follows them.
+"""Branch tokens beside a text: where they stand, and how far another text follows them.
 
-In here a parent is an index: that of a token of the list or, beyond its end, of a branch token.
+In here a parent is an index into the whole text and the branch tokens behind it; see `common.branches`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.branches import depths
 from common.types import BranchToken, common_prefix
 
 
 def shifted(branches: Sequence[BranchToken], by: int) -> tuple[BranchToken, ...]:
-    """The same branches, their parents' numbers higher `by` so many: counted from a token so much further ahead."""
+    """The same branches, with parents that count from a token `by` places further ahead."""
     return tuple(BranchToken(parent + by, token_id) for parent, token_id in branches)
 
 
 def positions(length: int, branches: Sequence[BranchToken]) -> list[int]:
-    """Where each branch token beside a list of `length` tokens stands: one further than its parent.
+    """Where in its text each branch token stands, beside `length` tokens.
 
     Raises ValueError for a parent that does not come before its child.
     """
-    found: list[int] = []
     for index, (parent, _) in enumerate(branches):
         if not 0 <= parent < length + index:
             raise ValueError(f"branches: token {index} follows number {parent} of the {length + index} before it")
-        found.append(1 + (parent if parent < length else found[parent - length]))
-    return found
+    return depths(length, branches)
 
 
 def deepest(length: int, branches: Sequence[BranchToken]) -> int:

@@ -162,7 +162,7 @@ class BranchToken(NamedTuple):
     """A token beside a span's chain: an alternative that is judged in the same reading.
 
     `parent` is the token that it follows: 0 is the token before the span, k the k-th token of chain and branch tokens
-    together, the chain first, counted from 1.
+    together, the chain first, counted from 1. Beside a whole text it is counted otherwise: see `common.branches`.
     """
 
     parent: int
@@ -183,14 +183,6 @@ class Span:
     @property
     def end(self) -> int:
         return self.start + len(self.token_ids)
-
-
-def branch_depths(chain: int, branches: Sequence[BranchToken]) -> list[int]:
-    """How many tokens behind the token before the span each branch token stands, 1 or more, beside `chain` tokens."""
-    depths = list(range(chain + 1))
-    for branch in branches:
-        depths.append(depths[branch.parent] + 1)
-    return depths[chain + 1 :]
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

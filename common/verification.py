@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
+from common.branches import child
 from common.types import BranchToken
 
 
@@ -35,21 +36,17 @@ def judge(
     return Judgement(stands, choices[stands], deviations)
 
 
-def child(branches: Sequence[BranchToken], chain: int, parent: int, token_id: int) -> int | None:
-    """The first branch token with this parent and id, by its number beside a chain of `chain` tokens."""
-    return next((chain + 1 + index for index, branch in enumerate(branches) if branch == (parent, token_id)), None)
-
-
 def walk_on(
     branches: Sequence[BranchToken],
     choices: Sequence[int],
     judgement: Judgement,
     *,
-    chain: int,
+    length: int,
     eos_token_ids: Container[int] = (),
 ) -> tuple[int, ...]:
-    """The cloud's choices after its own token, as far as the branches beside a chain of `chain` tokens foresaw them.
+    """The cloud's choices after its own token, as far as the branches foresaw them.
 
+    The branches stand beside `length` tokens: the one before those that were judged, and these.
     While the latest choice is itself a branch token at its place, that token stands, and the choice after it is the
     next; so the last one returned is the cloud's own. Nothing follows an end-of-text token. `choices` has one id for
     each branch token, chosen after it.
@@ -59,7 +56,7 @@ def walk_on(
         raise ValueError(f"{len(branches)} branch tokens need as many choices, got {len(choices)}")
     node, token_id = judgement.stands, judgement.token_id
     further: list[int] = []
-    while token_id not in eos_token_ids and (number := child(branches, chain, node, token_id)) is not None:
-        node, token_id = number, choices[number - chain - 1]
+    while token_id not in eos_token_ids and (found := child(length, branches, node, token_id)) is not None:
+        node, token_id = found, choices[found - length]
         further.append(token_id)
     return tuple(further)

@@ -35,6 +35,7 @@ class Pipeline:
         self._last_answer_ms = 0.0
         self._last_token_ms: float | None = None  # of a takeover
         self._settled: int | None = None  # length of the text up to the last answer
+        self.readings: list[tuple[int, float]] = []  # tokens of each span that was answered, and milliseconds
 
     def opened(self, now_ms: float) -> None:
         """An Open was sent; nothing else is on its way."""
@@ -92,6 +93,7 @@ class Pipeline:
             if span.alone:
                 self.estimates.travelled(now_ms - span.at_ms - cloud_ms)
             if cloud_ms:
+                self.readings.append((span.tokens, cloud_ms))
                 self.estimates.read(span.tokens, cloud_ms)
             if span.tokens:
                 self._compare(settled, now_ms)

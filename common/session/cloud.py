@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.branches import depths
 from common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
 from common.messages import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
 from common.session.transitions import Happening, State, step
-from common.types import BranchToken, branch_depths, common_prefix
+from common.types import BranchToken, common_prefix
 from common.verification import judge, walk_on
 
 
@@ -141,14 +142,14 @@ class CloudSession:
         What hangs on a token that the text has settled already, by agreement or because it is committed, cannot stand.
         Where all of the chain is settled, the device may have committed what it skipped behind it, and nothing can.
         """
-        chain = len(frame.token_ids)
-        if agreed == chain:
+        if agreed == len(frame.token_ids):
             return ()
+        length = 1 + len(frame.token_ids)  # with the token before the chain
         settled = max(agreed, frame.final_before - frame.start)
-        numbers = {node: node - agreed for node in range(settled, chain + 1)}
+        numbers = {node: node - agreed for node in range(settled, length)}
         kept: list[BranchToken] = []
-        depths = branch_depths(chain, frame.branches)
-        for number, (branch, depth) in enumerate(zip(frame.branches, depths, strict=True), chain + 1):
+        beside = zip(frame.branches, depths(length, frame.branches), strict=True)
+        for number, (branch, depth) in enumerate(beside, length):
             if branch.parent in numbers and frame.start + depth < self.limit:
                 numbers[number] = choices + len(kept)
                 kept.append(BranchToken(numbers[branch.parent], branch.token_id))
@@ -172,7 +173,7 @@ class CloudSession:
         audited = max(0, frame.final_before - judging.start)
         beside = choices[judging.choices :]
         result = judge(judging.judged, choices[: judging.choices], audited=audited, eos_token_ids=self.eos_token_ids)
-        further = walk_on(judging.branches, beside, result, chain=len(judging.judged), eos_token_ids=self.eos_token_ids)
+        further = walk_on(judging.branches, beside, result, length=judging.choices, eos_token_ids=self.eos_token_ids)
         position = judging.start + result.stands
         self.text = [*judging.token_ids[:position], result.token_id, *further]
         deviations = tuple(judging.start + index for index in result.deviations)
@@ -233,7 +234,7 @@ class CloudSession:
             raise ProtocolViolation(
                 f"parents: {len(frame.branches)} branch tokens beside {chain} tokens of which none is judged"
             )
-        deepest = max(branch_depths(chain, frame.branches), default=0)
+        deepest = max(depths(1 + chain, frame.branches), default=0)
         if frame.start + deepest > self.limit:
             raise ProtocolViolation(
                 f"parents: a branch token at {frame.start + deepest - 1} is not below the limit of {self.limit}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
+from common.branches import child
 from common.errors import ProtocolViolation
 from common.messages import Verdict
 from common.types import Origin, Span
-from common.verification import child
 
 
 def check_verdict(verdict: Verdict, span: Span, text: Sequence[int]) -> None:
@@ -26,19 +26,20 @@ def origins(verdict: Verdict, span: Span) -> list[Origin]:
 
     Raises ProtocolViolation if they do not follow the branches of the span.
     """
-    chain, node, token_id = len(span.token_ids), verdict.position - span.start, verdict.token_id
+    length = 1 + len(span.token_ids)  # with the token before the span
+    node, token_id = verdict.position - span.start, verdict.token_id
     own = Origin.OVERRIDE if verdict.position < span.end else Origin.BONUS
     if not verdict.further_token_ids:
         return [own]
     for further in verdict.further_token_ids:
-        number = child(span.branches, chain, node, token_id)
-        if number is None:
+        found = child(length, span.branches, node, token_id)
+        if found is None:
             raise ProtocolViolation(
                 f"further_token_ids: {further} follows {token_id}, which is no branch token there of the span from "
                 f"{span.start} to {span.end}"
             )
-        node, token_id = number, further
-    if child(span.branches, chain, node, token_id) is not None:  # the text ends with a branch token
+        node, token_id = found, further
+    if child(length, span.branches, node, token_id) is not None:  # the text ends with a branch token
         last = Origin.VERIFIED
     else:
         last = Origin.OVERRIDE if any(branch.parent == node for branch in span.branches) else Origin.BONUS

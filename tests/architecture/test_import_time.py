@@ -1,28 +1,80 @@
-"""Importing the device SDK is quick and light."""
+"""Importing the device SDK is quick and light, and the cloud's commands print their help without any library of models.
+
+What is loaded decides how long it takes, on any machine, so that is what is held: nothing but the libraries named here.
+What the project itself does meanwhile is measured against them, in the same process.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from typing import Any
 
-MAX_IMPORT_S = 1.0  # of processor time, which does not count what else the machine does
-RUNS = 5  # the best one counts
-HEAVY = {"torch", "transformers", "onnxruntime_genai", "cloud_supervisor", "link_emulator", "benchmarks", "pytest"}
+import pytest
 
-MEASURE = """
-import sys, time
-began = time.process_time()
+RUNS = 3  # the best one counts; the first may have to compile
+DATA = {"annotated_types", "pydantic", "pydantic_core", "typing_extensions", "typing_inspection", "yaml"}
+DEVICE = DATA | {"google", "grpc", "jinja2", "markupsafe", "numpy", "onnxruntime", "tokenizers"}
+OF_GRPC = {"grpc_health", "grpc_reflection", "grpc_tools"}  # it loads these by itself where they are installed
+
+IMPORT_SDK = "import edge_client"
+DEVICE_HELP = "from edge_client.cli import main; main(['generate', '--help'])"
+LINK_HELP = "from edge_client.cli import main; main(['link', 'run', '--help'])"
+SERVE_HELP = "from cloud_supervisor.cli import main; main(['serve', '--help'])"
+PULL_HELP = "from cloud_supervisor.cli import main; main(['models', 'pull', '--help'])"
+
+LOADED = """
+import contextlib, io, json, sys
+before = {{*sys.modules}}
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    {statement}
+loaded = sys.modules.keys() - before
+print(json.dumps([name for name in loaded if getattr(sys.modules[name], "__spec__", None)]))
+"""
+COST = """
+import importlib, json, sys, time
+began_s = time.process_time()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+libraries_s = time.process_time()
 import edge_client
-print(time.process_time() - began, *{module.partition(".")[0] for module in sys.modules})
+print(json.dumps([libraries_s - began_s, time.process_time() - libraries_s]))
 """
 
 
-def test_importing_the_device_sdk_is_quick_and_light() -> None:
+def told_by(program: str, *arguments: str) -> Any:
+    """What a program says in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    times_s = []
-    for _ in range(RUNS):
-        told = subprocess.check_output([sys.executable, "-c", MEASURE], env=environment, text=True).split()
-        times_s.append(float(told[0]))
-        assert not HEAVY & set(told[1:])
-    assert min(times_s) < MAX_IMPORT_S, f"seconds, run by run: {times_s}"
+    return json.loads(subprocess.check_output([sys.executable, "-c", program, *arguments], env=environment))
+
+
+def packages_loaded(statement: str) -> set[str]:
+    """The packages that a statement loads, without the standard library, private modules, and what was there before."""
+    modules: list[str] = told_by(LOADED.format(statement=statement))
+    packages = {module.partition(".")[0] for module in modules}
+    return {package for package in packages - sys.stdlib_module_names if not package.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("statement", "own", "libraries"),
+    [
+        (IMPORT_SDK, {"common", "edge_client"}, DEVICE),
+        (DEVICE_HELP, {"common", "edge_client"}, DEVICE),
+        (LINK_HELP, {"common", "edge_client"}, DEVICE),
+        (SERVE_HELP, {"common", "cloud_supervisor"}, DATA),
+        (PULL_HELP, {"common", "cloud_supervisor"}, DATA),
+    ],
+    ids=["sdk", "chaperone generate", "chaperone link", "chaperone-cloud serve", "chaperone-cloud models"],
+)
+def test_nothing_is_loaded_that_is_not_needed(statement: str, own: set[str], libraries: set[str]) -> None:
+    loaded = packages_loaded(statement)
+    assert own <= loaded
+    assert loaded - own - OF_GRPC <= libraries
+
+
+def test_importing_the_device_sdk_costs_less_than_its_libraries() -> None:
+    """In processor time, which does not count what else the machine does."""
+    costs_s: list[tuple[float, float]] = [told_by(COST, *sorted(DEVICE)) for _ in range(RUNS)]
+    assert any(own_s < libraries_s for libraries_s, own_s in costs_s), f"libraries and own seconds: {costs_s}"

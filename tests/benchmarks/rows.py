@@ -17,6 +17,7 @@ def row_by_hand(
     token_ids: tuple[int, ...] = (1, 2, 3, 4),
     commit_ms: tuple[float, ...] = (10, 20, 30, 40),
     costs: dict[str, float] | None = None,
+    readings: tuple[tuple[int, float], ...] = (),
     error: str | None = None,
     **stats: Any,
 ) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def row_by_hand(
         "commit_ms": list(commit_ms),
         "stats": measured,
         "costs": costs,
+        "readings": [list(reading) for reading in readings],
         "link_bytes_up": 40,
         "link_bytes_down": 80,
         "link_cpu_ms": 2.0,

@@ -72,7 +72,7 @@ def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tiny_pair")
 def test_a_run_is_gone_on_with_unless_it_is_another_one(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    both = ("--strategies", "cloud,sync-4", "--out", str(out))
+    both = ("--strategies", "cloud,sync-4", "--dtype", "float32", "--out", str(out))
     first = start(prompts, *both)
     assert first.returncode == 0, first.stderr
     assert "4 of 4 generations to make" in first.stdout

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.bounds import Costs, clairvoyant_ms, physical_floor_ms
-from benchmarks.run_bounds import measured_costs, summarise_bounds
+from benchmarks.run_bounds import summarise_bounds
 from benchmarks.summary import gaps_ms, interval, percentile, summarise, tokens_per_s
 from tests.benchmarks.rows import row_by_hand
 from tests.sim.traces import trace_of
 
-COSTS = {"draft_ms": 10.0, "rtt_ms": 22.0, "read_base_ms": 90.0, "read_token_ms": 5.0, "stream_ms": 80.0}
+COSTS = {"draft_ms": 10.0, "row_ms": 3.0, "rtt_ms": 22.0, "stream_ms": 80.0}
+READINGS = ((1, 90.0), (3, 100.0), (7, 120.0))
 
 
 def test_ratios_are_taken_prompt_by_prompt_and_repeats_by_their_median() -> None:
@@ -132,32 +133,15 @@ def test_the_links_processor_time_is_a_share_of_the_generations() -> None:
     assert summarise(rows, set())["link_cpu_share"] == 0.02
 
 
-def test_costs_come_from_cloud_and_from_all_that_had_drafts_judged() -> None:
-    rows = [
-        row_by_hand("a", "exact", 1.0, costs=COSTS, verified_tokens=3),
-        row_by_hand("b", "sync-8", 1.0, costs=COSTS | {"draft_ms": 30.0, "read_base_ms": 110.0}, verified_tokens=3),
-        row_by_hand("a", "edge", 1.0, costs=COSTS | {"draft_ms": 999.0}),
-        row_by_hand("a", "cloud", 1.0, costs=COSTS | {"draft_ms": 999.0}),
-    ]
-    costs = measured_costs(rows, rtt_ms=20.0)
-    assert costs is not None
-    assert (costs.draft_ms, costs.rtt_ms, costs.stream_ms) == (20.0, 20.0, 80.0)
-    assert costs.verify_ms == {1: 80.0, 2: 105.0, 3: 110.0, 5: 120.0, 9: 140.0, 17: 180.0, 33: 260.0}
-    assert measured_costs(rows[:3], rtt_ms=20.0) is None
-    assert measured_costs(rows[2:], rtt_ms=20.0) is None
-    assert "not_done" in summarise_bounds(rows[:3], [trace_of("++++")], 20.0)
-
-
 def test_bounds_are_those_of_the_traces_that_the_run_followed() -> None:
     trace = trace_of("+-++++")  # of which the run wrote four tokens
     text = trace.token_ids[:4]
     rows = [
         row_by_hand(trace.id, "cloud", 5.0, token_ids=text, costs=COSTS),
-        row_by_hand(trace.id, "exact", 8.0, token_ids=text, costs=COSTS, verified_tokens=3),
+        row_by_hand(trace.id, "exact", 8.0, token_ids=text, costs=COSTS, readings=READINGS),
         row_by_hand("another", "cloud", 5.0, costs=COSTS),
     ]
-    costs = measured_costs(rows, 20.0)
-    assert isinstance(costs, Costs)
+    costs = Costs(10.0, 20.0, 80.0, {1: 80.0, 2: 90.0, 4: 100.0, 8: 120.0})
     bounds = summarise_bounds(rows, [trace], 20.0)
     assert bounds["prompts"] == 1
     best = 4e3 / clairvoyant_ms((True, False, True, True), costs)
@@ -175,7 +159,7 @@ def test_bounds_are_those_of_the_traces_that_the_run_followed() -> None:
 def test_a_trace_of_another_text_bounds_nothing() -> None:
     trace = trace_of("++++")
     rows = [
-        row_by_hand(trace.id, name, 5.0, token_ids=(1, 2), costs=COSTS, verified_tokens=count)
+        row_by_hand(trace.id, name, 5.0, token_ids=(1, 2), costs=COSTS, readings=READINGS[:count])
         for name, count in (("cloud", 0), ("exact", 2))
     ]
     assert summarise_bounds(rows, [trace], 20.0)["prompts"] == 0

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 
 import pytest
 
 from cloud_supervisor.ports import Reading, TargetModel
 from common.errors import PromptTooLong
 from common.types import Choice, SamplingParams
-from tests.contract.fake_target import FakeTarget
+from tests.contract.targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
-CONTEXT_TOKENS = 64
-USED_IDS = 60  # every model under test knows at least these
-
-GREEDY = SamplingParams()
-SAMPLED = SamplingParams(temperature=0.9, seed=7)
-TRUNCATED = SamplingParams(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, seed=2**63 + 5)
 ALL_SAMPLINGS = [GREEDY, SAMPLED, TRUNCATED]
-
-
-@pytest.fixture(params=["fake", "torch"], scope="module")
-def target(request: pytest.FixtureRequest) -> TargetModel:
-    if request.param == "fake":
-        return FakeTarget(vocabulary_size=USED_IDS, context_tokens=CONTEXT_TOKENS)
-    from cloud_supervisor.torch_model import TorchModel  # slow to import; the fake's tests don't wait for it
-
-    folder: Path = request.getfixturevalue("tiny_pair") / "cloud"
-    vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    return TorchModel.load(
-        folder, dtype="float32", threads=1, vocabulary_size=vocabulary_size, context_tokens=CONTEXT_TOKENS
-    )
 
 
 def prompt(seed: int, length: int) -> list[int]:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 from cloud_supervisor.ports import KvCache, Reading, TargetModel
 from common.errors import PromptTooLong
 from common.types import BranchToken, SamplingParams
-from tests.contract.fake_target import FakeTarget
-
-CONTEXT_TOKENS = 64
-USED_IDS = 60  # every model under test knows at least these
-
-GREEDY = SamplingParams()
-SAMPLED = SamplingParams(temperature=0.9, seed=7)
-TRUNCATED = SamplingParams(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, seed=2**63 + 5)
+from tests.contract.targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
 #   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices wanted begin behind it
 #   |   |   |   + - 7 - 9
@@ -29,19 +20,6 @@ TRUNCATED = SamplingParams(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, see
 CHAIN = (20, 21, 22, 23, 24)
 BRANCHES = tuple(BranchToken(*pair) for pair in [(1, 30), (3, 31), (2, 32), (7, 33), (0, 34), (10, 35)])
 PATHS = ((20, 30), (20, 21, 22, 31), (20, 21, 32), (20, 21, 22, 31, 33), (34,), (34, 35))
-
-
-@pytest.fixture(params=["fake", "torch"], scope="module")
-def target(request: pytest.FixtureRequest) -> TargetModel:
-    if request.param == "fake":
-        return FakeTarget(vocabulary_size=USED_IDS, context_tokens=CONTEXT_TOKENS)
-    from cloud_supervisor.torch_model import TorchModel  # slow to import; the fake's tests don't wait for it
-
-    folder: Path = request.getfixturevalue("tiny_pair") / "cloud"
-    vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    return TorchModel.load(
-        folder, dtype="float32", threads=1, vocabulary_size=vocabulary_size, context_tokens=CONTEXT_TOKENS
-    )
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:

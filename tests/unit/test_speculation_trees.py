@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.branches import child
 from common.messages import Continuation, Verdict
 from common.planner import Sprout
 from common.session import Committed, Retracted
 from common.types import Origin
-from common.verification import child
 from tests.unit.desk import START, Desk, greedy, second
 
 AT = START + 1  # where the branch of these tests begins
@@ -208,7 +208,7 @@ def _verdict(desk: Desk, choose: Callable[[list[int]], int]) -> Verdict:
     position, further = len(text), [own]
     revision = span.revision + (desk.text[position : position + 1] != [own] and position < span.end)
     while further[-1] not in session.eos_token_ids and position + len(further) < session.limit:
-        number = child(span.branches, len(chain), node, further[-1])
+        number = child(1 + len(chain), span.branches, node, further[-1])
         if number is None:
             break
         node = number

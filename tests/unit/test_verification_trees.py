@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.types import BranchToken, branch_depths
-from common.verification import Judgement, child, walk_on
+from common.types import BranchToken
+from common.verification import Judgement, walk_on
 
 EOS = 9
 # Beside a chain of two tokens: 3 and 4 follow its first token, 5 follows 3, 6 follows 5, 7 follows the whole chain.
@@ -34,36 +34,28 @@ def judged(stands: int, token_id: int) -> Judgement:
     ],
 )
 def test_walks_by_example(judgement: Judgement, choices: list[int], further: tuple[int, ...]) -> None:
-    assert walk_on(TREE, choices, judgement, chain=2, eos_token_ids={EOS}) == further
+    assert walk_on(TREE, choices, judgement, length=3, eos_token_ids={EOS}) == further
 
 
 def test_nothing_follows_an_end_of_text() -> None:
     branches = (BranchToken(1, EOS), BranchToken(2, 5))
-    assert walk_on(branches, [5, 6], judged(1, EOS), chain=1, eos_token_ids={EOS}) == ()
-    assert walk_on(branches, [5, 6], judged(1, EOS), chain=1) == (5, 6), "no id ends the text here"
+    assert walk_on(branches, [5, 6], judged(1, EOS), length=2, eos_token_ids={EOS}) == ()
+    assert walk_on(branches, [5, 6], judged(1, EOS), length=2) == (5, 6), "no id ends the text here"
 
 
 def test_without_branches_nothing_follows() -> None:
-    assert walk_on((), (), judged(3, 5), chain=4) == ()
+    assert walk_on((), (), judged(3, 5), length=5) == ()
 
 
 def test_of_siblings_with_one_id_the_first_counts() -> None:
     branches = (BranchToken(0, 5), BranchToken(0, 5), BranchToken(2, 6))
-    assert child(branches, 0, 0, 5) == 1
-    assert child(branches, 0, 0, 6) is None
-    assert walk_on(branches, [6, 6, 7], judged(0, 5), chain=0) == (6,)
+    assert walk_on(branches, [6, 6, 7], judged(0, 5), length=1) == (6,)
 
 
 @pytest.mark.parametrize("choices", [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6], []])
 def test_a_choice_too_few_or_too_many_is_refused(choices: list[int]) -> None:
     with pytest.raises(ValueError, match=f"5 branch tokens need as many choices, got {len(choices)}"):
-        walk_on(TREE, choices, judged(1, 5), chain=2)
-
-
-def test_depths_count_from_the_token_before_the_span() -> None:
-    assert branch_depths(2, TREE) == [2, 2, 3, 4, 3]
-    assert branch_depths(0, (BranchToken(0, 5), BranchToken(1, 5))) == [1, 2]
-    assert branch_depths(7, ()) == []
+        walk_on(TREE, choices, judged(1, 5), length=3)
 
 
 @st.composite
@@ -100,7 +92,7 @@ def test_the_walk_writes_what_the_cloud_would_write(
         branches,
         [choice(text) for text in texts[chain + 1 :]],
         Judgement(stands, expected[0], ()),
-        chain=chain,
+        length=chain + 1,
         eos_token_ids={3},
     )
     assert [expected[0], *further] == expected

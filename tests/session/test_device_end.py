@@ -1,0 +1,169 @@
+"""How a text ends on the device, by example: by itself, by closing, or alone."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from common.errors import ChaperoneError, CloudTimeout, InternalError, Overloaded, ProtocolViolation, Superseded
+from common.messages import Close, Closed, Continuation, Failure, Open, Opened, Verdict
+from common.session import Committed, DeviceSession, Retracted, State
+from common.types import FinishReason, Origin, SamplingParams, SessionId
+from tests.session.one_device import EOS, START, committed, fire, session, skip
+
+# The end
+
+
+def test_an_end_of_text_that_stands_ends_the_text() -> None:
+    device = session()
+    fire(device, 1, EOS)
+    assert device.exhausted
+    device.send()
+    assert committed(device.apply(Verdict(0, 4, EOS))) == [(3, 1, Origin.VERIFIED), (4, EOS, Origin.VERIFIED)]
+    assert device.finish_reason is FinishReason.STOP
+
+
+def test_an_end_of_text_that_falls_lets_the_text_go_on() -> None:
+    device = session()
+    fire(device, EOS)
+    device.send()
+    list(device.apply(Verdict(1, 3, 5)))
+    assert device.finish_reason is None
+    assert not device.exhausted
+
+
+def test_an_end_of_text_as_bonus_withdraws_what_was_drafted_on() -> None:
+    device = session()
+    fire(device, 1)
+    device.send()
+    fire(device, 2, 3)
+    events = list(device.apply(Verdict(0, 4, EOS)))
+    assert events[1:] == [Retracted(4), Committed(4, EOS, Origin.BONUS)]
+    assert device.finish_reason is FinishReason.STOP
+    assert device.text == [7, 8, 9, 1, EOS]
+
+
+def test_an_end_of_text_id_in_the_prompt_exhausts_nothing() -> None:
+    device = DeviceSession(Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), (7, EOS)), limit=22)
+    assert not device.exhausted
+
+
+def test_the_text_stops_at_the_limit() -> None:
+    device = session(limit=5)
+    fire(device, 1, 2)
+    assert device.exhausted
+    device.send()
+    assert committed(device.apply(Verdict(0, 4, 2)))[-1] == (4, 2, Origin.VERIFIED)
+    assert device.finish_reason is FinishReason.LENGTH
+
+
+def test_skipped_tokens_stop_at_the_limit_too() -> None:
+    device = session(limit=5)
+    skip(device, 1, 2)
+    assert device.finish_reason is FinishReason.LENGTH
+    assert device.close() == Close(3, (1, 2))
+
+
+def test_a_stop_string_ends_the_text_where_it_was_completed() -> None:
+    device = session()
+    fire(device, 1, 2, 3)
+    device.send()
+    skip(device, 4)
+    events = device.apply(Verdict(0, 6, 4))
+    assert [next(events), next(events)] == [Committed(3, 1, Origin.VERIFIED), Committed(4, 2, Origin.VERIFIED)]
+    assert list(device.finish_at(5)) == [Retracted(5)]
+    assert (device.finish_reason, device.text, device.final) == (FinishReason.STOP, [7, 8, 9, 1, 2], 5)
+    assert not device.spans
+    assert device.close() == Close(5, ())  # the cloud has read it all
+
+
+def test_a_stop_string_at_the_end_of_the_text_retracts_nothing() -> None:
+    device = session()
+    skip(device, 1, 2)
+    assert list(device.finish_at(5)) == []
+    assert device.close() == Close(3, (1, 2))
+
+
+# Closing
+
+
+def test_the_close_carries_what_was_never_read() -> None:
+    device = session()
+    skip(device, 1)
+    fire(device, 2)
+    device.send()
+    list(device.apply(Verdict(0, 5, 3)))
+    skip(device, 4, 5)
+    fire(device, 6)  # provisional when the text is cut: withdrawn, not audited
+    list(device.finish_at(8))
+    assert device.close() == Close(6, (4, 5))
+    assert list(device.apply(Closed((7,), queue_us=1, compute_us=2))) == []
+    assert device.closed
+    assert (device.tally.audited_tokens, device.tally.deviations, device.tally.cloud_compute_us) == (3, 1, 2)
+
+
+def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
+    device = session()
+    skip(device, 1, 2)
+    device.send()
+    device.close()
+    text = list(device.text)
+    for frame in (Opened(True, 100), Verdict(0, 5, 3, (4,)), Continuation(6, (1,), handed_back=True)):
+        assert list(device.apply(frame)) == []
+    assert device.text == text
+    assert device.tally.deviations == 1
+    list(device.apply(Closed()))
+    assert device.state is State.DONE
+    with pytest.raises(ProtocolViolation, match="Closed is not allowed"):
+        list(device.apply(Closed()))
+
+
+def test_nothing_is_sent_after_the_close() -> None:
+    device = session()
+    device.close()
+    with pytest.raises(ProtocolViolation, match="Draft is not allowed"):
+        device.send()
+
+
+# Losing the cloud
+
+
+def test_without_the_cloud_what_is_provisional_becomes_final_and_says_so() -> None:
+    device = session()
+    skip(device, 1)
+    fire(device, 2)
+    device.send()
+    skip(device, 3)
+    assert committed(device.lose_cloud()) == [(4, 2, Origin.UNVERIFIED), (5, 3, Origin.UNVERIFIED)]
+    assert committed(skip(device, 4)) == [(6, 4, Origin.UNVERIFIED)]
+    assert not device.spans
+    assert device.tally.unverified_tokens == 3
+
+
+def test_a_provisional_end_of_text_becomes_the_end() -> None:
+    device = session()
+    fire(device, EOS)
+    assert committed(device.lose_cloud()) == [(3, EOS, Origin.UNVERIFIED)]
+    assert device.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (Failure("DEADLINE_EXCEEDED", "late"), CloudTimeout),
+        (Failure("ABORTED", "newer stream"), Superseded),
+        (Failure("RESOURCE_EXHAUSTED", "full", 250), Overloaded),
+        (Failure("UNKNOWN", "?"), InternalError),
+    ],
+)
+def test_a_failure_is_an_error_and_never_an_end_of_text(failure: Failure, error: type[ChaperoneError]) -> None:
+    device = session()
+    fire(device, 1)
+    device.send()
+    with pytest.raises(error, match=re.escape(failure.message)) as caught:
+        list(device.apply(failure))
+    assert caught.value.retry_after_ms == failure.retry_after_ms
+    assert device.state is State.FAILED
+    assert device.finish_reason is None
+    assert device.final == START
