@@ -20,10 +20,12 @@ from common.types import Mode
 
 _HOPELESS = 0.02  # chance of being of use below which a draft is not worth the device's energy
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
-_UPLOAD = 0.08  # tokens that sending a branch token must be worth: with it, 12 bytes a token suffice (test_bytes.py)
+_UPLOAD = 0.08  # tokens, the price of a branch token's bytes: with it, 12 bytes up a token suffice (test_bytes.py)
 _CATCH_UP_TOKENS = 8  # read in one forward while the cloud writes; a chunk costs a fraction of single tokens
 _LEISURE = 4  # times a draft's time that a streamed token takes: the device has the time to read along (an assumption)
-_READING_SHARE = 1 / 3  # of a draft's time, for a further token of a chunk, as measured on the default pair
+# Of a draft's time, for each further token of a chunk: measured on the default pair, where a chunk of 8 takes 3.3 times
+# as long as one token (DRAFT_CHUNK in benchmarks/simulation/costs.py).
+_READING_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,10 @@ class AdaptivePlanner:
         session = situation.session
         risks = _risks(situation, session.final)
         drafted = len(risks)
-        # What the cloud has written has to be read before anything can be drafted behind it.
-        unread = max(len(session.text) - situation.read - 1, 0)
-        reading_ms = unread * _READING_SHARE * costs.draft_ms
+        # What the cloud has written has to be read before anything can be drafted behind it; its last token is read
+        # by the forward that drafts.
+        unread = len(session.text) - situation.read
+        reading_ms = max(unread - 1, 0) * _READING_SHARE * costs.draft_ms
         written = situation.pipeline.written_by(situation.now_ms + reading_ms)
         room = session.limit - session.final
         if written >= room:
@@ -111,11 +114,8 @@ class AdaptivePlanner:
             return Decision(Send(None, room), "the draft is far enough ahead of the cloud", figures)
         if promising and not session.exhausted:
             return Decision(Draft(), "drafting can get ahead of the cloud", figures)
-        return Decision(
-            CatchUp() if _reads_along(costs, len(session.text) - situation.read, plan.value) else Wait(),
-            "drafting cannot get ahead of the cloud",
-            figures,
-        )
+        rest = CatchUp() if _reads_along(costs, unread, plan.value) else Wait()
+        return Decision(rest, "drafting cannot get ahead of the cloud", figures)
 
     def _draft(self, situation: Situation, costs: Costs, rate: float) -> Action:
         """The forward that drafts most tokens of use in its time: of the text, of a branch, or of both."""

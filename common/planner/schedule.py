@@ -6,13 +6,16 @@ trip, r the chance of an override at each token and S_K = (1 - r)^K:
 
     reward    1 + S_1 + ... + S_K tokens: those that stand, and the cloud's own
     duration  max(0, K - stock) t_d + V(K)
-    next      with chance S_K   stock' = max(0, stock - K) + V(K) / t_d - 1: what was drafted meanwhile, less the bonus
-              else              the restart: R passes before a new token can arrive, the stock is empty, or what
-                                a branch holds if the override was foreseen
+    next      with chance S_{K+1}   stock' = max(0, stock - K) + V(K) / t_d - 1: what was drafted meanwhile, less the
+                                    bonus, which has to be what the device drafted there, or all behind it is void
+              else                  the restart: R passes before a new token can arrive, the stock is empty, or what
+                                    a branch holds if the override was foreseen
 
-The rate is the one at which the relative value of the restart is nil (Dinkelbach). The restart has two other ways: the
-cloud streams for good, or it writes on until the next span arrives, at `stream_ms` a token, and what it wrote meanwhile
-does not have to be drafted.
+The rate is the one at which the relative value of the restart is nil (Dinkelbach). It is found by policy iteration
+(Howard): the rate of one choice of spans is a ratio of two expectations, tokens and time from one restart to the next,
+and the spans that are best at that rate make the next choice. The restart has two other ways: the cloud streams for
+good, or it writes on until the next span arrives, at `stream_ms` a token, and what it wrote meanwhile does not have to
+be drafted.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from numpy.typing import NDArray
 from common.planner.costs import Costs
 
 MAX_STOCK = 64
-_PRECISION = 1.003
+_PRECISION = 1.0005  # a choice of spans that gains no more than this is the last one
+_LEAST_RISK = 1e-6  # for a finite time to the next restart
 _ADVANTAGE = 1.05  # over streaming, which is sure, that spans must promise
 # What a schedule depends on, in steps an octave: fewer where it depends on it less.
 _PRECISIONS = {
@@ -67,20 +71,13 @@ def _rounded(value: float, steps: int) -> float:
 
 @lru_cache(maxsize=4096)
 def _solved(costs: Costs) -> Schedule:
-    problem = _Problem(costs)
-    slowest = 1 / costs.stream_ms
-    restart, writes_on = problem.restart(slowest * _ADVANTAGE)
-    if restart <= 0:
-        return Schedule(slowest, streams=True, cloud_writes_on=True)
-    fastest = max(2 * slowest, 2 / costs.draft_ms)
-    while fastest / slowest > _PRECISION:
-        rate = math.sqrt(fastest * slowest)
-        restart, writes_on = problem.restart(rate)
-        if restart > 0:
-            slowest = rate
-        else:
-            fastest = rate
-    return Schedule(slowest, streams=False, cloud_writes_on=writes_on)
+    problem, streaming = _Problem(costs), 1 / costs.stream_ms
+    rate, writes_on = problem.improved(streaming * _ADVANTAGE)
+    while (better := problem.improved(rate))[0] > rate * _PRECISION:
+        rate, writes_on = better
+    if rate <= streaming * _ADVANTAGE:
+        return Schedule(streaming, streams=True, cloud_writes_on=True)
+    return Schedule(rate, streams=False, cloud_writes_on=writes_on)
 
 
 class _Problem:
@@ -91,36 +88,52 @@ class _Problem:
         spans = np.arange(1, MAX_STOCK + 1)
         stocks = np.arange(MAX_STOCK + 1)[:, np.newaxis]
         reading_ms = costs.read_base_ms + costs.read_token_ms * spans
-        self.stands = (1 - costs.risk) ** spans  # [K]
-        self.tokens = 1 + np.cumsum(self.stands)  # [K]
+        right = 1 - max(costs.risk, _LEAST_RISK)
+        self.tokens = 1 + np.cumsum(right**spans)  # [K]
+        self.goes_on = right ** (spans + 1)  # [K], the chance that the bonus is as drafted, too
         self.duration_ms = np.maximum(0, spans - stocks) * costs.draft_ms + reading_ms  # [stock, K]
         left = np.clip(np.maximum(0, stocks - spans) + reading_ms / costs.draft_ms - 1, 0, MAX_STOCK - 1e-9)
         self.below = left.astype(np.int64)  # the next stock [stock, K], whole tokens and the rest
         self.beyond = left - self.below
-        self.values = np.zeros(MAX_STOCK + 1)  # [stock]; the search goes on from the last ones
+        self.tokens_ahead = np.zeros(MAX_STOCK + 1)  # [stock], expected up to the restart with the latest choice
+        self.ms_ahead = np.zeros(MAX_STOCK + 1)
 
-    def restart(self, rate: float) -> tuple[float, bool]:
-        """The value of a restart if each millisecond costs `rate` tokens: above nil if that rate can be beaten.
+    def improved(self, rate: float) -> tuple[float, bool]:
+        """The rate with the spans that are best, for one span each, if a millisecond costs `rate` tokens.
 
-        And whether the cloud had better write on meanwhile.
+        And whether the cloud had better write on after a restart. What follows those spans is valued as the choice
+        before; from the second choice on, no rate is below the one before it.
         """
-        gains = self.tokens - rate * self.duration_ms
-        values = self.values
-        for _ in range(200):
-            later = values[self.below] + self.beyond * np.diff(values)[self.below]
-            improved = (gains + self.stands * later).max(axis=1)
-            settled = np.abs(improved - values).max() < 1e-3
-            self.values = values = improved
-            if settled:
-                break
-        costs = self.costs
-        foreseen = float(np.interp(costs.branch_tokens, np.arange(MAX_STOCK + 1), values))
-        idle = -rate * costs.rtt_ms + costs.foresight * foreseen + (1 - costs.foresight) * float(values[0])
-        writing = self._writing_on(rate, values)
+        values = self.tokens_ahead - rate * self.ms_ahead
+        later = values[self.below] + self.beyond * np.diff(values)[self.below]
+        self._follow((self.tokens - rate * self.duration_ms + self.goes_on * later).argmax(axis=1))
+        idle, writing = self._idling(), self._writing_on()
         return max(idle, writing), writing > idle
 
-    def _writing_on(self, rate: float, values: Float64s) -> float:
-        """The restart's value if the cloud writes until a span of n tokens arrives, for the best n."""
+    def _follow(self, columns: NDArray[np.int64]) -> None:
+        """Reckon tokens and time up to the restart where each stock has its span: x = own + chance of a next * x."""
+        stocks = np.arange(MAX_STOCK + 1)
+        below, beyond, goes_on = self.below[stocks, columns], self.beyond[stocks, columns], self.goes_on[columns]
+        onward = np.identity(MAX_STOCK + 1)
+        onward[stocks, below] -= goes_on * (1 - beyond)
+        onward[stocks, below + 1] -= goes_on * beyond
+        own = np.stack([self.tokens[columns], self.duration_ms[stocks, columns]], axis=1)
+        self.tokens_ahead, self.ms_ahead = np.linalg.solve(onward, own).T
+
+    def _ahead(self, stocks: Float64s) -> tuple[Float64s, Float64s]:
+        """Tokens and time up to the restart, from stocks between whole ones as well."""
+        whole = np.arange(MAX_STOCK + 1)
+        return np.interp(stocks, whole, self.tokens_ahead), np.interp(stocks, whole, self.ms_ahead)
+
+    def _idling(self) -> float:
+        """The rate if the cloud waits for the next span."""
+        share = self.costs.foresight
+        tokens, ms = self._ahead(np.array([0.0, self.costs.branch_tokens]))
+        weights = np.array([1 - share, share])
+        return float(weights @ tokens / (self.costs.rtt_ms + weights @ ms))
+
+    def _writing_on(self) -> float:
+        """The rate if the cloud writes until a span of n tokens arrives, for the best n."""
         costs = self.costs
         drafted = np.arange(1, MAX_STOCK + 1)
         window_ms = costs.rtt_ms + drafted * costs.draft_ms
@@ -128,9 +141,9 @@ class _Problem:
         ahead = drafted - written
         useful = (written > 0) & (ahead > 0)
         if not useful.any():
-            return -math.inf
-        # A forward of the cloud's that has begun is finished first: half of one, on average.
-        spent = rate * (window_ms + costs.stream_ms / 2)
+            return 0.0
         agreed = (1 - costs.risk) ** written
-        value = written - spent + agreed * np.interp(np.maximum(ahead, 0), np.arange(MAX_STOCK + 1), values)
-        return float(value[useful].max())
+        tokens, ms = self._ahead(np.maximum(ahead, 0))
+        # A forward of the cloud's that has begun is finished first: half of one, on average.
+        rates = (written + agreed * tokens) / (window_ms + costs.stream_ms / 2 + agreed * ms)
+        return float(rates[useful].max())

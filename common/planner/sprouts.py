@@ -1,8 +1,9 @@
 """Which branches to send beside a span: the tokens that are worth their reading.
 
 A branch token that stands settles one token more in the same round. Reading it takes the cloud `read_token_ms`, in
-which the average schedule settles rate * read_token_ms tokens. So it is sent if its chance to stand is above that.
-Along a branch the chances only fall: what is sent of one is its beginning.
+which the average schedule settles rate * read_token_ms tokens. So it is sent if its chance to stand is above that, by a
+margin that pays for its bytes on the way up (`_UPLOAD` in `adaptive.py`). Along a branch the chances only fall: what is
+sent of one is its beginning.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def rate_of(costs: Costs, length: Callable[[float], int]) -> float:
             reading_ms = costs.read_ms(span)
             tokens += reached * (1 + sum(stands))
             time_ms += reached * (max(0.0, span - stock) * costs.draft_ms + reading_ms)
-            reached *= stands[-1]
+            reached *= stands[-1] * (1 - costs.risk)  # the cloud's own token has to be as drafted, too
             stock = max(0.0, max(0.0, stock - span) + reading_ms / costs.draft_ms - 1)
         return tokens, time_ms
 
