@@ -36,7 +36,7 @@ class RunCosts:
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Self | None:
         """Streaming from `cloud`, drafting and reading from all that had drafts judged; None where one is missing."""
-        drafting = [row for row in rows if row["readings"] and row["costs"] is not None]
+        drafting = [row for row in rows if row.get("readings") and row["costs"] is not None]
         streaming = [row["costs"] for row in rows if row["strategy"] == BASELINE and row["costs"] is not None]
         if not drafting or not streaming:
             return None

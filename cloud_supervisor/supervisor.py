@@ -162,7 +162,9 @@ class Supervisor:
                     if session.hands_back(frame):
                         self.counters.hand_backs += 1
                         yield session.hand_back()
+                wrote_before = session.writes
                 judging = session.receive(frame)
+                self.counters.takeovers += session.writes and not wrote_before
             if judging is None:
                 continue
             wrote_before = session.writes

@@ -59,6 +59,7 @@ class CloudSession:
         self.stale_frames = 0
         self.deadline_ms = 0  # of the latest Draft, told by it or by one before it; 0: none
         self._takeover_left = 0
+        self._judged_last = False  # the latest frame was judged, and nothing was written since
 
     @property
     def writes(self) -> bool:
@@ -115,10 +116,13 @@ class CloudSession:
             return None
         self._check(frame)
         self.state = step(self.state, Happening.DRAFT)
+        after_verdict, self._judged_last = self._judged_last, False
         if self._contradicted(frame):
             # The cloud has written another token there, and said so: the device is about to learn of it.
             self.revision += 1
             self.stale_frames += 1
+            if after_verdict and not self.ended:  # it does so as it takes that very Verdict
+                self._take_over(frame)
             return None
         agreed = self._agreed(frame)
         if agreed < len(frame.token_ids):
@@ -183,10 +187,16 @@ class CloudSession:
             deviations += (position,)
         elif contradicted:
             self.revision += 1
-        if (contradicted or not frame.token_ids) and frame.continuation_tokens and not self.ended:
+        if (contradicted or not frame.token_ids) and not self.ended:
+            self._take_over(frame)
+        self._judged_last = not self.writes
+        return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us, further)
+
+    def _take_over(self, frame: Draft) -> None:
+        """Begin to write, as many tokens as are welcome."""
+        if frame.continuation_tokens:
             self.state = step(self.state, Happening.TAKEOVER)
             self._takeover_left = frame.continuation_tokens
-        return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us, further)
 
     def _continue(self, token_id: int, queue_us: int, compute_us: int) -> Continuation:
         start = len(self.text)

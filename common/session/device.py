@@ -193,6 +193,7 @@ class DeviceSession:
             raise ProtocolViolation(f"further_token_ids: they follow {verdict.position}, which is final already")
         begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
         self.state = step(self.state, Happening.TAKEOVER if begins else Happening.VERDICT)
+        upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
         self._audit(verdict)
         self.tally.audited_tokens += span.final_before - span.start
         self._mark_read(span.end if told else verdict.position + len(tokens))
@@ -200,8 +201,19 @@ class DeviceSession:
             yield from self._commit(Origin.VERIFIED)
         for position, (token_id, origin) in enumerate(zip(tokens, vouching, strict=True), verdict.position):
             yield from self._take(position, token_id, origin)
+        if upcoming is not None and not self.spans and not begins:
+            self._follow_contradicted(upcoming)
         self.revision = max(self.revision, verdict.revision)
         yield from self._commit_skipped()
+
+    def _follow_contradicted(self, span: Span) -> None:
+        """The cloud's token behind a span has contradicted the next one: it is taken for an override of that one.
+
+        The cloud reads that span next, finds it contradicted, and writes on if tokens are welcome there. A span behind
+        others that still stand begins no takeover: too much may happen before the cloud reads it.
+        """
+        if span.continuation_tokens and self.finish_reason is None:
+            self.state = step(self.state, Happening.TAKEOVER)
 
     def _apply_continuation(self, frame: Continuation) -> Iterator[SessionEvent]:
         end = frame.start + len(frame.token_ids)

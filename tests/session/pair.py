@@ -114,6 +114,7 @@ class Pair:
     def _check_agreement(self) -> None:
         """Nothing is on its way, so each end knows what the other one does."""
         assert self.device.revision == self.cloud.revision
+        assert not self.cloud.writes
         assert not self.device.spans
         assert self.device.text[: self.device.read] == self.cloud.text[: self.device.read]
 

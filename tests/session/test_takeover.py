@@ -6,8 +6,8 @@ import pytest
 
 from common.errors import ProtocolViolation
 from common.messages import Continuation, Draft, Verdict
-from common.session import CloudSession, Retracted
-from common.types import FinishReason, Origin
+from common.session import CloudSession, DeviceSession, Retracted
+from common.types import BranchToken, FinishReason, Origin
 from tests.session.one_device import EOS, OPEN, committed, fire, session, skip
 
 
@@ -71,9 +71,90 @@ def test_a_takeover_ends_with_an_end_of_text() -> None:
     assert device.finish_reason is FinishReason.STOP
 
 
+def both_ends() -> tuple[DeviceSession, CloudSession]:
+    return session(), CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
+
+
+def told(device: DeviceSession, cloud: CloudSession, frame: Draft, choices: list[int]) -> None:
+    """The cloud judges a Draft, and the device takes the Verdict."""
+    judging = cloud.receive(frame)
+    assert judging is not None
+    list(device.apply(cloud.answer(judging, choices)))
+
+
+@pytest.mark.parametrize("welcome", [0, 9])
+def test_a_bonus_that_contradicts_the_next_span_is_taken_for_an_override_of_it(welcome: int) -> None:
+    device, cloud = both_ends()
+    fire(device, 1)
+    first = device.send()
+    fire(device, 2)
+    second = device.send(continuation_tokens=welcome)
+    told(device, cloud, first, [1, 5])
+    assert device.following == bool(welcome), "the device knows before the cloud has read the span"
+    assert cloud.receive(second) is None
+    assert cloud.writes == device.following
+    assert device.revision == cloud.revision == 1
+    if welcome:
+        assert committed(device.apply(cloud.answer(cloud.writing(), [6]))) == [(5, 6, Origin.TAKEOVER)]
+        assert device.text == cloud.text == [7, 8, 9, 1, 5, 6]
+
+
+def test_further_tokens_may_contradict_the_next_span_in_the_same_way() -> None:
+    device, cloud = both_ends()
+    fire(device, 1)
+    first = device.send(branches=[BranchToken(1, 5)])
+    fire(device, 5, 2)
+    second = device.send(continuation_tokens=9)
+    told(device, cloud, first, [1, 5, 6])
+    assert device.following
+    assert cloud.receive(second) is None
+    assert cloud.writes
+
+
+def test_a_contradicted_span_behind_one_that_stands_begins_no_takeover() -> None:
+    device, cloud = both_ends()
+    fire(device, 1)
+    first = device.send(branches=[BranchToken(1, 5)])
+    fire(device, 5)
+    stands = device.send(continuation_tokens=9)
+    fire(device, 2)
+    contradicted = device.send(continuation_tokens=9)
+    told(device, cloud, first, [1, 5, 6])
+    assert not device.following
+    told(device, cloud, stands, [])
+    assert cloud.receive(contradicted) is None
+    assert not device.following
+    assert not cloud.writes
+    assert device.revision == cloud.revision == 1
+
+
+def test_an_end_of_text_that_contradicts_the_next_span_begins_no_takeover() -> None:
+    device, cloud = both_ends()
+    fire(device, 1)
+    first = device.send()
+    fire(device, 2)
+    second = device.send(continuation_tokens=9)
+    told(device, cloud, first, [1, EOS])
+    assert cloud.receive(second) is None
+    assert not device.following
+    assert not cloud.writes
+
+
+def test_what_a_takeover_contradicts_begins_no_other_one() -> None:
+    device, cloud = both_ends()
+    told(device, cloud, device.send(continuation_tokens=1), [5])
+    fire(device, 2)
+    crossing = device.send(continuation_tokens=9)
+    list(device.apply(cloud.answer(cloud.writing(), [6])))
+    assert cloud.receive(crossing) is None
+    assert not device.following
+    assert not cloud.writes
+    assert device.revision == cloud.revision == 1
+
+
 def test_a_draft_takes_the_takeover_back_and_its_tokens_in_flight_stand() -> None:
     """Both ends: the device drafts while the cloud writes, guesses one token right and the next one wrong."""
-    device, cloud = session(), CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
+    device, cloud = both_ends()
     judging = cloud.receive(device.send(continuation_tokens=9))
     assert judging is not None
     list(device.apply(cloud.answer(judging, [5])))

@@ -34,8 +34,8 @@ def run_of(*strategies: str, speed: float = 1.0) -> dict[str, Any]:
                 "token_ids": list(simulation.token_ids),
                 "decode_tokens_per_s": simulation.decode_tokens_per_s * speed,
                 "stats": simulation.stats.to_json(),
-                "costs": asdict(estimates.costs())
-                | {"draft_ms": 20.0, "read_base_ms": 98.0, "read_token_ms": 2.0, "stream_ms": 100.0},
+                "costs": asdict(estimates.costs()) | {"draft_ms": 20.0, "stream_ms": 100.0},
+                "readings": [] if strategy == "cloud" else [[span, READ.at(1 + span)] for span in (1, 2, 4, 8)],
                 "error": None,
             }
         )

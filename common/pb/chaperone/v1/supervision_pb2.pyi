@@ -494,7 +494,9 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 @_typing.final
 class Continuation(_message.Message):
     """Tokens of a takeover. One begins behind the last token of a Verdict that overrides a Draft, or answers an empty one,
-    if `continuation_tokens` is not 0 and the text has not ended.
+    if its `continuation_tokens` is not 0 and the text has not ended. It also begins, without a word, where the cloud reads
+    a Draft that the Verdict just before it has contradicted with its bonus or what follows that, if that Draft is the
+    first frame after the one that was judged, and its `continuation_tokens` is not 0: as if it had been overridden there.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
