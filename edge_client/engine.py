@@ -181,18 +181,18 @@ class Engine:
         self.link.send(frame)
 
     def _receive(self) -> Iterator[SessionEvent]:
-        for frame in self.link.ready() if self.link is not None else ():
+        for frame, at in self.link.ready() if self.link is not None else ():
             if isinstance(frame, Verdict):
                 self.watch.answered()
-            yield from self._observe(self._apply(frame))
+            yield from self._observe(self._apply(frame, at))
             for proposal in self.speculation.foreseen(self.session):
                 if not self.session.exhausted:
                     yield from self._append(proposal)
             if self.session.finish_reason is not None:
                 return
 
-    def _apply(self, frame: ServerFrame) -> Iterator[SessionEvent]:
-        self.pipeline.answered(frame, self._now_ms)
+    def _apply(self, frame: ServerFrame, at: float) -> Iterator[SessionEvent]:
+        self.pipeline.answered(frame, at * 1e3)
         yield from self.session.apply(frame)
         self.pipeline.keep(len(self.session.spans))
         owed = bool(self.session.spans) or not self.session.prefilled
@@ -265,7 +265,7 @@ class Engine:
         self.link.close()
         try:
             while self.settings.closing_audit and not self.session.closed:
-                for frame in self.link.ready():
+                for frame, _ in self.link.ready():
                     self.reconnection.heard(caught_up=False)
                     list(self.session.apply(frame))
                 if not self.session.closed:
@@ -279,7 +279,7 @@ class Engine:
         if self.connect is None or pause_ms is None:
             return False
         self._hang_up()
-        self.link = DelayedLink(self.connect(), pause_ms)
+        self.link = DelayedLink(self.connect(), pause_ms, self._clock)
         await self._open(self.link, self.session.reopen(), after_ms=pause_ms)
         return True
 

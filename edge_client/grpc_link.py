@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from common.address import is_loopback
+from common.clock import Clock, MonotonicClock
 from common.errors import ChaperoneError, CloudTimeout, CloudUnavailable, ConfigError, error_from_status, status_of
 from common.messages import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from common.wire import (
@@ -28,6 +29,7 @@ from common.wire import (
     encode_capabilities_request,
     encode_client,
 )
+from edge_client.ports import Arrived
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -49,13 +51,14 @@ _DRAIN_SECONDS = 5.0
 class GrpcCloud:
     """The channel to one cloud."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, clock: Clock | None = None) -> None:
         if not is_loopback(address):
             raise ConfigError(
                 f"cloud.address: {address!r} is not on this machine, and without TLS nothing leaves it; "
                 "use 127.0.0.1:PORT and a tunnel"
             )
         self.address = address
+        self._clock = clock or MonotonicClock()
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._draining: set[asyncio.Task[None]] = set()
 
@@ -71,7 +74,9 @@ class GrpcCloud:
 
     def link(self) -> GrpcLink:
         """A new stream, not yet opened."""
-        return GrpcLink(self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}"), self.address, self._draining)
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+        method = self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
+        return GrpcLink(method, self.address, self._draining, self._clock)
 
     async def close(self) -> None:
         """Give ended streams a moment to be answered, then close the channel."""
@@ -88,12 +93,14 @@ class GrpcLink:
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes],
         address: str,
         draining: set[asyncio.Task[None]],
+        clock: Clock,
     ) -> None:
         self._method = method
+        self._clock = clock
         self._address = address
         self._draining = draining
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._inbox: deque[ServerFrame] = deque()
+        self._inbox: deque[Arrived] = deque()
         self._arrived = asyncio.Event()
         self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = None
         self._closed = False
@@ -123,7 +130,7 @@ class GrpcLink:
         self._bytes_up += len(data)
         self._outbox.put_nowait(data)
 
-    def ready(self) -> Sequence[ServerFrame]:
+    def ready(self) -> Sequence[Arrived]:
         self._arrived.clear()
         frames = tuple(self._inbox)
         self._inbox.clear()
@@ -183,7 +190,7 @@ class GrpcLink:
                 raise
 
     def _put(self, frame: ServerFrame) -> None:
-        self._inbox.append(frame)
+        self._inbox.append(Arrived(frame, self._clock.now()))
         self._arrived.set()
 
 

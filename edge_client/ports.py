@@ -98,6 +98,13 @@ class OutputText(Protocol):
         """The rest of the text, once no token follows."""
 
 
+class Arrived(NamedTuple):
+    """A frame, and when it came: a device that drafts takes it up later."""
+
+    frame: ServerFrame
+    at: float  # seconds, by the engine's clock
+
+
 class CloudLink(Protocol):
     """One stream of frames to the supervisor. Losing it is a Failure frame, never an exception."""
 
@@ -107,7 +114,7 @@ class CloudLink(Protocol):
     def send(self, frame: ClientFrame) -> None:
         """Queue a frame; never blocks."""
 
-    def ready(self) -> Sequence[ServerFrame]:
+    def ready(self) -> Sequence[Arrived]:
         """Take the frames that have arrived, oldest first."""
 
     async def wait(self, timeout_ms: float) -> bool:

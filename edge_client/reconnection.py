@@ -8,8 +8,8 @@ from random import Random
 
 from common.clock import Clock
 from common.errors import ChaperoneError, CloudLost, Overloaded
-from common.messages import ClientFrame, Failure, Open, ServerFrame
-from edge_client.ports import CloudLink
+from common.messages import ClientFrame, Failure, Open
+from edge_client.ports import Arrived, CloudLink
 
 # Full jitter, as in Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The two constants are
 # assumptions: a reset connection is usually back at once, and a cloud that restarts takes seconds.
@@ -73,14 +73,15 @@ class Reconnection:
 class DelayedLink:
     """A `CloudLink` whose stream begins after a pause; what is sent before then goes up behind the Open."""
 
-    def __init__(self, link: CloudLink, pause_ms: float) -> None:
+    def __init__(self, link: CloudLink, pause_ms: float, clock: Clock) -> None:
         self._link = link
+        self._clock = clock
         self._pause_ms = pause_ms
         self._unsent: list[ClientFrame] = []
         self._beginning: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
         self._closed = False
-        self._last_word: tuple[ServerFrame, ...] = ()  # of a stream that never began
+        self._last_word: tuple[Arrived, ...] = ()  # of a stream that never began
 
     @property
     def bytes_up(self) -> int:
@@ -99,7 +100,7 @@ class DelayedLink:
         elif not self._closed:
             self._unsent.append(frame)
 
-    def ready(self) -> Sequence[ServerFrame]:
+    def ready(self) -> Sequence[Arrived]:
         last_word, self._last_word = self._last_word, ()
         return last_word or self._link.ready()
 
@@ -120,7 +121,8 @@ class DelayedLink:
         self._closed = True
         if self._beginning is not None and not self._begun.is_set():
             self._beginning.cancel()
-            self._last_word = (Failure("CANCELLED", "generation: it was cancelled on this device"),)
+            failure = Failure("CANCELLED", "generation: it was cancelled on this device")
+            self._last_word = (Arrived(failure, self._clock.now()),)
             self._begun.set()
         self._link.cancel()
 

@@ -101,6 +101,11 @@ class ReadingTime:
     token_ms: float
     _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, k, k*k, y, k*y
 
+    @property
+    def known(self) -> bool:
+        """Whether there is any sample."""
+        return self._sums[0] > 0
+
     def add(self, tokens: int, elapsed_ms: float) -> None:
         """Take in one reading."""
         row = (1.0, tokens, tokens * tokens, elapsed_ms, tokens * elapsed_ms)
@@ -158,7 +163,7 @@ class Estimates:
         self.risks = Risks()
         self._draft = Recent(prior.draft_ms)
         self._row = Recent(prior.row_ms)
-        # Low, since a frame that comes while the device is busy is noticed late.
+        # Low, since what a link holds back now and then, by a lost segment say, is no part of every round trip.
         self._rtt = Recent(prior.rtt_ms, quantile=0.25)
         # The cloud's own time for a token, and the pace at which they arrive. A link that holds tokens back and then
         # brings several at once moves the lower quartile down, never up; one that is too slow for them moves all.
@@ -202,6 +207,11 @@ class Estimates:
         self._foresight.add(foreseen_tokens is not None)
         if foreseen_tokens is not None:
             self._branch_tokens.add(foreseen_tokens)
+
+    @property
+    def reading_known(self) -> bool:
+        """Whether the cloud has ever told how long it read."""
+        return self._reading.known
 
     @property
     def hit(self) -> float:

@@ -75,8 +75,13 @@ class Pipeline:
             self._spans.pop()
 
     def wait_ms(self, now_ms: float) -> float:
-        """How long a span sent now would wait in the cloud for those before it."""
+        """How long a span sent now would wait in the cloud for those before it.
+
+        While nothing is known of the cloud's reading, an answer that is late is expected to be as late again.
+        """
         before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
+        if self._spans and not self.estimates.reading_known:
+            before += 2 * max(now_ms - self._spans[0].answer_ms, 0.0)
         return max(before - self.estimates.costs().rtt_ms - now_ms, 0.0)
 
     def written_by(self, now_ms: float) -> int:

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from cloud_supervisor.ports import Reading
+from common.clock import Clock, MonotonicClock
 from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame
 from common.session import CloudSession, Judging
 from common.wire import encode_client, encode_server
+from edge_client.ports import Arrived
 from tests.contract.fake_target import FakeTarget
 
 Cloud = Callable[[ClientFrame], Iterable[ServerFrame]]
@@ -22,10 +24,11 @@ class FakeLink:
     the cloud by `deliver` and `hang_up`. After `lasts` frames from the cloud the connection is lost.
     """
 
-    def __init__(self, cloud: Cloud | None = None, *, lasts: int | None = None) -> None:
+    def __init__(self, cloud: Cloud | None = None, *, lasts: int | None = None, clock: Clock | None = None) -> None:
         self._cloud = cloud
+        self._clock = clock or MonotonicClock()
         self._left = lasts
-        self._inbox: deque[ServerFrame] = deque()
+        self._inbox: deque[Arrived] = deque()
         self._arrived = asyncio.Event()
         self._ended = False
         self._up = self._down = 0
@@ -59,7 +62,7 @@ class FakeLink:
         if self._cloud is not None:
             self.deliver(*self._cloud(frame))
 
-    def ready(self) -> Sequence[ServerFrame]:
+    def ready(self) -> Sequence[Arrived]:
         self._arrived.clear()
         frames = tuple(self._inbox)
         self._inbox.clear()
@@ -100,7 +103,7 @@ class FakeLink:
 
     def _put(self, frame: ServerFrame) -> None:
         self._ended = self._ended or isinstance(frame, Closed | Failure)
-        self._inbox.append(frame)
+        self._inbox.append(Arrived(frame, self._clock.now()))
         self._arrived.set()
 
 

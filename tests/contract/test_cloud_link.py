@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from common.clock import MonotonicClock
 from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from common.types import BranchToken, SamplingParams, SessionId
 from common.wire import SERVICE, SUPERVISE, decode_client, encode_client, encode_server
@@ -63,7 +64,7 @@ class DelayedRig(FakeRig):
 
     def __init__(self) -> None:
         super().__init__()
-        self.link = DelayedLink(self._fake, pause_ms=5)
+        self.link = DelayedLink(self._fake, 5, MonotonicClock())
 
     async def receive(self, count: int) -> list[ClientFrame]:
         await self._fake.opened.wait()
@@ -156,7 +157,7 @@ async def take(link: CloudLink, count: int) -> list[ServerFrame]:
     frames: list[ServerFrame] = []
     while len(frames) < count:
         assert await link.wait(PATIENCE_S * 1e3), f"{len(frames)} of {count} frames arrived"
-        frames += link.ready()
+        frames += [frame for frame, _ in link.ready()]
     return frames
 
 
@@ -189,8 +190,22 @@ def test_wait_tells_whether_something_is_there_and_takes_nothing(rig_factory: Ri
         await rig.deliver(OPENED[0])
         assert await rig.link.wait(PATIENCE_S * 1e3)
         assert await rig.link.wait(0.001), "a frame that is there needs no waiting"
-        assert rig.link.ready() == (OPENED[0],)
+        assert [frame for frame, _ in rig.link.ready()] == [OPENED[0]]
         assert not await rig.link.wait(1), "it was taken"
+
+    play(rig_factory, scene)
+
+
+def test_a_frame_comes_when_it_comes_and_not_when_it_is_taken(rig_factory: RigFactory) -> None:
+    async def scene(rig: Rig) -> None:
+        loop = asyncio.get_running_loop()  # whose clock is the engine's, virtual or not
+        before = loop.time()
+        await rig.deliver(OPENED[0])
+        assert await rig.link.wait(PATIENCE_S * 1e3)
+        there = loop.time()
+        await asyncio.sleep(0.02)
+        ((_, at),) = rig.link.ready()
+        assert before <= at <= there
 
     play(rig_factory, scene)
 

@@ -15,6 +15,7 @@ from cloud_supervisor.server import Server
 from common.config import load_manifest
 from common.messages import Capabilities, ClientFrame, Continuation, Draft, Open, ServerFrame, Verdict
 from edge_client.grpc_link import GrpcCloud, GrpcLink
+from edge_client.ports import Arrived
 
 
 @asynccontextmanager
@@ -64,7 +65,7 @@ class RecordingLink:
         self._random = random
         self._seen = seen
         self._up: asyncio.Queue[ClientFrame | None] = asyncio.Queue()
-        self._inbox: deque[ServerFrame] = deque()
+        self._inbox: deque[Arrived] = deque()
         self._arrived = asyncio.Event()
         self._spans: deque[Draft] = deque()
         self._eos: frozenset[int] = frozenset()
@@ -91,11 +92,11 @@ class RecordingLink:
             self._seen["two or more spans in flight"] += len(self._spans) >= 2
         self._up.put_nowait(frame)
 
-    def ready(self) -> Sequence[ServerFrame]:
+    def ready(self) -> Sequence[Arrived]:
         self._arrived.clear()
         frames = tuple(self._inbox)
         self._inbox.clear()
-        for frame in frames:
+        for frame, _ in frames:
             self._note(frame)
         return frames
 
@@ -123,7 +124,8 @@ class RecordingLink:
     async def _carry_down(self) -> None:
         while await self._link.wait(60_000):
             await self._delay()
-            self._inbox.extend(self._link.ready())
+            now = asyncio.get_running_loop().time()
+            self._inbox.extend(Arrived(frame, now) for frame, _ in self._link.ready())
             self._arrived.set()
 
     async def _delay(self) -> None:

@@ -77,7 +77,7 @@ def test_the_cloud_learns_of_a_cancelled_stream_when_the_news_arrives() -> None:
     async def scene(rig: SimulatedRig) -> None:
         await rig.receive(1)
         rig.link.cancel()
-        (failure,) = rig.link.ready()
+        ((failure, _),) = rig.link.ready()
         assert isinstance(failure, Failure)
         await rig.deliver(*contract.OPENED)
         await asyncio.sleep(1)

@@ -70,6 +70,17 @@ def test_spans_that_leave_far_apart_do_not_wait_for_each_other() -> None:
     assert pipeline.wait_ms(1000.0 + 3 * READ_MS) == about(READ_MS)
 
 
+def test_a_late_answer_holds_up_the_next_span_while_nothing_is_known_of_reading() -> None:
+    guessed, prior = ready(Estimates()), Costs()
+    guessed.sent(4, 1000.0)
+    due_ms = 1000.0 + prior.rtt_ms + prior.read_ms(4)
+    assert guessed.wait_ms(due_ms) == 0.0
+    assert guessed.wait_ms(due_ms + 300.0) == 300.0 - prior.rtt_ms, "as late again"
+    measured = ready()
+    measured.sent(4, 1000.0)
+    assert measured.wait_ms(due_ms + 300.0) == 0.0, "a link that holds things up lets them all through at once"
+
+
 @pytest.mark.parametrize("late_ms", [-30.0, 200.0])
 def test_an_answer_that_comes_early_or_late_moves_those_behind_it(late_ms: float) -> None:
     pipeline = ready()
