@@ -19,6 +19,7 @@ NAMES = {
     "device": "the device's overhead over bare onnxruntime, and the longest event-loop gap",
     "agreement": "how often the device model agrees with the cloud model, against another export",
     "record": "traces of the pair for the simulator",
+    "extend": "what BiLD and U-HLM decide by, added to traces",
     "simulate": "strategies on recorded traces, on a virtual clock",
     "calibration": "whether the link emulator does what its profiles say",
     "peers": "the best span length of each published strategy, by round trip, in virtual time",

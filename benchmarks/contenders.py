@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
 from benchmarks.simulation.simulate import Strategy
@@ -12,8 +12,15 @@ from common.errors import ChaperoneError
 from common.planner import Decision, Pipeline, Planner, Situation
 from common.session import Committed, Failed, Finished
 from common.stats import GenerationStats
-from common.types import Mode, PromptInput
+from common.types import Mode, PromptInput, Proposal
+from common.uncertainty import disagreement
 from edge_client import EdgeClient, EdgeConfig
+from edge_client.drafter import ChoosingDrafter
+from edge_client.generation import GenerationRequest
+from edge_client.onnx_model import OnnxModel
+from edge_client.ports import DraftStep
+
+_UNAUDITED = ("deviations", "deviation_bound", "catch")  # where the cloud lets deviations stand without a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,22 @@ class WatchedPlanner:
         return tuple(self._pipeline.readings) if self._pipeline is not None else ()
 
 
+class DisagreementDrafter(ChoosingDrafter):
+    """Proposes what the device's model chooses, with its disagreement as the risk: what U-HLM's gate goes by."""
+
+    def _propose(self, step: DraftStep, position: int) -> Proposal:
+        proposal = super()._propose(step, position)
+        risk = disagreement(step.logits, proposal.token_id)
+        return replace(proposal, signal=replace(proposal.signal, risk=risk))
+
+
+class DisagreementClient(EdgeClient):
+    """A client that drafts so, and measures it within the step's time."""
+
+    def _drafter(self, model: OnnxModel, request: GenerationRequest) -> ChoosingDrafter:
+        return DisagreementDrafter(model.new_sequence(), request.params.sampling)
+
+
 class Device:
     """An `EdgeClient` of its own for one strategy, so that no strategy learns from another's generations.
 
@@ -110,7 +133,8 @@ class Device:
         self._strategy = strategy
         self._planner = WatchedPlanner(strategy.planner)
         settings = config.model_copy(update={"mode": strategy.mode})
-        self._client = EdgeClient(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate)
+        client = DisagreementClient if strategy.risk_is_disagreement else EdgeClient
+        self._client = client(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate)
 
     def prepare(self, text: str) -> PromptInput:
         return self._client.prepare(text)
@@ -153,6 +177,7 @@ class Device:
             tuple(token_ids),
             tuple(commit_ms),
             stats,
+            unmeasured=_UNAUDITED if self._strategy.lenient_nats is not None else (),
             costs=self._planner.costs(),
             readings=self._planner.readings(),
             error=error,

@@ -21,17 +21,28 @@ def in_its_own_process(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def cloud_server(
-    pair: str, *, arguments: Sequence[str] = (), cores: Sequence[int] | None = None, log: Path | None = None
+    pair: str,
+    *,
+    arguments: Sequence[str] = (),
+    cores: Sequence[int] | None = None,
+    log: Path | None = None,
+    lenient_nats: float | None = None,
 ) -> Iterator[str]:
-    """Start `chaperone-cloud serve` on a free port and yield its address; `cores` pins it to some cores."""
-    command = [sys.executable, "-m", "cloud_supervisor.cli", "--log-level", "warning", "serve", "--pair", pair]
-    command += ["--listen", "127.0.0.1:0", *arguments]
+    """Start `chaperone-cloud serve` on a free port and yield its address; `cores` pins it to some cores.
+
+    With `lenient_nats` it is `benchmarks.lenient_server` instead.
+    """
+    program = ["cloud_supervisor.cli", "--log-level", "warning", "serve"]
+    if lenient_nats is not None:
+        program = ["benchmarks.lenient_server", "--within-nats", str(lenient_nats)]
+    command = [sys.executable, "-m", *program, "--pair", pair, "--listen", "127.0.0.1:0", *arguments]
     with (log or Path(os.devnull)).open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=errors if log else None,
             text=True,
+            cwd=Path(__file__).parent.parent,
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     try:
@@ -50,4 +61,4 @@ def _address(process: subprocess.Popen[str]) -> str:
     for line in process.stdout:
         if " on " in line:
             return line.rsplit(" on ", 1)[1].strip()
-    raise ServerFailed(f"chaperone-cloud ended with exit code {process.wait()}")
+    raise ServerFailed(f"the cloud ended with exit code {process.wait()}")

@@ -92,7 +92,7 @@ async def _record(
     )
     found = {trace.id: trace for trace in file.traces}
     async with EdgeClient(config) as client:
-        model = _device_model(args.pair, client.manifest)
+        model = device_model(args.pair, client.manifest)
         try:
             for prompt in missing:
                 written = await client.generate(
@@ -183,7 +183,8 @@ class TracingReader:
         return int(ahead.sum())
 
 
-def _device_model(pair: str, manifest: ModelManifest) -> OnnxModel:
+def device_model(pair: str, manifest: ModelManifest) -> OnnxModel:
+    """The device's model of a pair, on one thread."""
     return OnnxModel.load(
         pair_folder(pair, "edge"),
         threads=1,
@@ -194,20 +195,31 @@ def _device_model(pair: str, manifest: ModelManifest) -> OnnxModel:
 
 
 def _header(args: argparse.Namespace) -> dict[str, Any]:
-    manifests = {role: load_manifest(pair_folder(args.pair, role), role=role) for role in ("edge", "cloud")}
+    manifest = load_manifest(pair_folder(args.pair, "edge"), role="edge")
     return {
         **provenance(),
         "prompts": args.prompts.name,
-        "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
+        "prompts_sha256": sha256_of(args.prompts),
         "pair": args.pair,
-        "models": {
-            role: {"model": manifest.model, "files": {name: file.sha256 for name, file in manifest.files.items()}}
-            for role, manifest in manifests.items()
-        },
-        "tokenizer_digest": manifests["edge"].tokenizer_digest,
-        "vocabulary_size": manifests["edge"].vocabulary_size,
+        "models": models_of(args.pair),
+        "tokenizer_digest": manifest.tokenizer_digest,
+        "vocabulary_size": manifest.vocabulary_size,
         "settings": {"temperature": args.temperature, "seed": args.seed, "max_new_tokens": args.max_new_tokens},
     }
+
+
+def models_of(pair: str) -> dict[str, Any]:
+    """Which models a pair is made of, as a header tells it."""
+    manifests = {role: load_manifest(pair_folder(pair, role), role=role) for role in ("edge", "cloud")}
+    return {
+        role: {"model": manifest.model, "files": {name: file.sha256 for name, file in manifest.files.items()}}
+        for role, manifest in manifests.items()
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, as a header tells it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def begun(path: Path, header: dict[str, Any]) -> TraceFile:

@@ -35,6 +35,7 @@ def cut(trace: Trace, tokens: int) -> Trace:
     """The trace of a shorter generation."""
     if tokens == len(trace.token_ids):
         return trace
+    entropies = trace.cross_entropies
     return replace(
         trace,
         max_new_tokens=tokens,
@@ -43,4 +44,5 @@ def cut(trace: Trace, tokens: int) -> Trace:
         proposals=trace.proposals[:tokens],
         ranks=trace.ranks[:tokens],
         astray={position: rows for position, rows in trace.astray.items() if position < tokens},
+        cross_entropies=entropies and {position: nats for position, nats in entropies.items() if position < tokens},
     )

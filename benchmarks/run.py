@@ -113,7 +113,7 @@ def result_of(
     plan: Plan, measured: dict[str, Any], rows: Sequence[dict[str, Any]], traces: Sequence[Trace]
 ) -> dict[str, Any]:
     """The run as it is written."""
-    exact = {name for name in plan.strategies if name != ASSISTED and strategy_named(name).mode is Mode.EXACT}
+    exact = {name for name in plan.strategies if name != ASSISTED and strategy_named(name).exact}
     summary = summarise(rows, exact)
     summary["regret"] = measured_regret(rows, fixed=exact - {str(Mode.EXACT)} | {BASELINE})
     if traces:

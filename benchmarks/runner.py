@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,13 +31,29 @@ MAX_SETTLING = 20
 def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
     """Make the generations; returns those that failed, which are not kept and so are tried again by the next run."""
     cores = Cores.allowed()
+    with ExitStack() as stack:
+        links = {
+            lenient_nats: stack.enter_context(_cloud_behind_link(plan, cores, lenient_nats))
+            for lenient_nats in dict.fromkeys(_lenient_nats(name) for _, name, _ in missing)
+        }
+        stack.enter_context(_on_core(cores.device))
+        return asyncio.run(_Runner(plan, links, cores).make(missing, work))
+
+
+def _lenient_nats(name: str) -> float | None:
+    """What the strategy's cloud lets stand; None for the cloud that all others share."""
+    return None if name == ASSISTED else strategy_named(name).lenient_nats
+
+
+@contextmanager
+def _cloud_behind_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
+    """Every cloud has the cloud's core, since only one is busy at a time."""
     server = ("--threads", "1", "--dtype", plan.dtype)
     with (
-        cloud_server(plan.pair, arguments=server, cores=(cores.cloud,)) as address,
+        cloud_server(plan.pair, arguments=server, cores=(cores.cloud,), lenient_nats=lenient_nats) as address,
         link_process(plan.profile, address, seed=plan.seed, cores=cores.every) as link,
-        _on_core(cores.device),
     ):
-        return asyncio.run(_Runner(plan, link, cores).make(missing, work))
+        yield link
 
 
 @contextmanager
@@ -52,18 +68,13 @@ def _on_core(core: int) -> Iterator[None]:
 
 
 class _Runner:
-    """Contenders, and the link between them and the cloud."""
+    """Contenders, and the links between them and their clouds."""
 
-    def __init__(self, plan: Plan, link: LinkProcess, cores: Cores) -> None:
+    def __init__(self, plan: Plan, links: Mapping[float | None, LinkProcess], cores: Cores) -> None:
+        """`links` are those to the clouds, by what each lets stand."""
         self._plan = plan
-        self._link = link
+        self._links = links
         self._cores = cores
-        self._config = EdgeConfig(
-            pair=plan.pair,
-            closing_audit=True,  # so that what the cloud computes after the text is there is counted too
-            cloud=CloudSettings(address=link.address),
-            device=DeviceSettings(threads=1, allow_spinning=False),
-        )
 
     async def make(self, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
         prompts = {prompt.id: prompt for prompt in self._plan.prompts}
@@ -74,7 +85,7 @@ class _Runner:
             for name in dict.fromkeys(name for _, name, _ in missing):
                 contenders[name] = self._contender(name)
                 stack.push_async_callback(contenders[name].aclose)
-                await self._generate(contenders[name], WARM_UP, self._plan.seed, WARM_UP_TOKENS)
+                await self._generate(contenders[name], self._link(name), WARM_UP, self._plan.seed, WARM_UP_TOKENS)
             for done, (prompt_id, name, repeat) in enumerate(missing, start=1):
                 row = await self._row(contenders[name], prompts[prompt_id], name, repeat)
                 in_a_row = 0 if row["error"] is None else in_a_row + 1
@@ -90,33 +101,42 @@ class _Runner:
     def _contender(self, name: str) -> Contender:
         if name == ASSISTED:
             return Assisted(self._plan.pair, self._plan.dtype, self._cores.every)
-        return Device(strategy_named(name), self._config)
+        config = EdgeConfig(
+            pair=self._plan.pair,
+            closing_audit=True,  # so that what the cloud computes after the text is there is counted too
+            cloud=CloudSettings(address=self._link(name).address),
+            device=DeviceSettings(threads=1, allow_spinning=False),
+        )
+        return Device(strategy_named(name), config)
+
+    def _link(self, name: str) -> LinkProcess:
+        return self._links[_lenient_nats(name)]
 
     async def _row(self, contender: Contender, prompt: Prompt, name: str, repeat: int) -> dict[str, Any]:
         measured, traffic = await self._generate(
-            contender, prompt.text, self._plan.seed + repeat, self._plan.max_new_tokens
+            contender, self._link(name), prompt.text, self._plan.seed + repeat, self._plan.max_new_tokens
         )
         if name == ASSISTED:
             traffic = Traffic()  # it uses no link; what crossed it are the other clients' keep-alives
         return row_of(prompt, name, repeat, measured, traffic)
 
     async def _generate(
-        self, contender: Contender, text: str, seed: int, max_new_tokens: int
+        self, contender: Contender, link: LinkProcess, text: str, seed: int, max_new_tokens: int
     ) -> tuple[Measured, Traffic]:
         plan = self._plan
         most = min(max_new_tokens, plan.max_new_tokens)
         wish = Wish(contender.prepare(text), plan.temperature, seed, most, warm=not plan.cold)
-        before = await self._settled()
+        before = await self._settled(link)
         measured = await contender.generate(wish)
-        cpu_ms = self._link.traffic().cpu_ms
-        return measured, replace((await self._settled()).since(before), cpu_ms=cpu_ms - before.cpu_ms)
+        cpu_ms = link.traffic().cpu_ms
+        return measured, replace((await self._settled(link)).since(before), cpu_ms=cpu_ms - before.cpu_ms)
 
-    async def _settled(self) -> Traffic:
+    async def _settled(self, link: LinkProcess) -> Traffic:
         """The link's counters once it is quiet: acknowledgements and audits still travel when a text has ended."""
-        traffic = self._link.traffic()
+        traffic = link.traffic()
         for _ in range(MAX_SETTLING):
             await asyncio.sleep((self._plan.profile.rtt_ms + QUIET_MS) / 1e3)
-            earlier, traffic = traffic, self._link.traffic()
+            earlier, traffic = traffic, link.traffic()
             if (earlier.bytes_up, earlier.bytes_down) == (traffic.bytes_up, traffic.bytes_down):
                 break
         return traffic

@@ -96,6 +96,7 @@ def describe(trace: Trace, strategy: Strategy, simulation: Simulation) -> dict[s
         "strategy": strategy.name,
         "tokens_per_s": round(simulation.decode_tokens_per_s, 4),
         "equals_cloud": simulation.token_ids == trace.token_ids,
+        "deviations": sum(mine != its for mine, its in zip(simulation.token_ids, trace.token_ids, strict=False)),
         "error": simulation.error.message if simulation.error else None,
         "link_bytes_up": simulation.link_bytes_up,
         "link_bytes_down": simulation.link_bytes_down,
@@ -126,7 +127,7 @@ def summarise(generations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "cloud_ms_per_token": round(
                         sum(row["cloud_compute_ms"] - row["prefill_ms"] for row in stats) / tokens, 2
                     ),
-                    "deviations_per_100_tokens": round(100 * sum(row["deviations"] for row in stats) / tokens, 2),
+                    "deviations_per_100_tokens": round(100 * sum(row["deviations"] for row in rows) / tokens, 2),
                     "equal_cloud": sum(row["equals_cloud"] for row in rows),
                     "failed": sum(row["error"] is not None for row in rows),
                 }

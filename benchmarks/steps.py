@@ -49,7 +49,7 @@ def _warm(rtt_ms: int, minutes: float, strategies: str = _BEST) -> Step:
 
 def _cold(profile: str, minutes: float) -> Step:
     """Whole requests, which the regret of a mode is measured on."""
-    options = f"--link {profile} --cold --repeats 3 --per-category 2 --max-new-tokens 48"
+    options = f"--link {profile} --cold --repeats 3 --per-category 2 --max-new-tokens 32"
     purpose = f"whole requests over {profile}, 4 prompts three times"
     return _over_link(f"cold-{profile}", purpose, minutes, options, "cloud,exact,overlap-best")
 
@@ -57,8 +57,15 @@ def _cold(profile: str, minutes: float) -> Step:
 # Estimates: 64 tokens take `cloud` 25 s, the others 9 to 12 s, at 310 to 400 ms for a token of the cloud's.
 WARM = (
     _warm(20, 13),
-    _warm(100, 21, f"{_BEST},acespec-best,specedge-best,assisted"),
+    _warm(100, 17, f"{_BEST},assisted"),
     _warm(200, 14),
+    _over_link(
+        "rtt100-peers",
+        "the other strategies, 6 prompts over 100 ms",
+        12,
+        f"--rtt-ms 100 --per-category 3 --max-new-tokens 64 --traces {_TRACES}0.jsonl.gz",
+        "cloud,exact,gated,acespec-best,specedge-best,bild-0.6-2,uhlm-0.1",
+    ),
     _over_link(
         "rtt100-T0.7",
         "6 prompts over 100 ms, sampled",
@@ -66,7 +73,7 @@ WARM = (
         f"--rtt-ms 100 --temperature 0.7 --per-category 3 --max-new-tokens 64 --traces {_TRACES}0.7.jsonl.gz",
     ),
 )
-COLD = (_cold("4g", 9), _cold("satellite", 13), _cold("50kbit", 11))
+COLD = (_cold("4g", 7), _cold("satellite", 10), _cold("50kbit", 9))
 _RUNS = (*WARM, *COLD)
 
 

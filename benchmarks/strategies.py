@@ -1,6 +1,7 @@
 """Strategies by name: ours and the published ones, as objects that serve real devices and virtual time alike.
 
 A name is one of `NAMES`, where N stands for a number of tokens: `sync-8`, `overlap-16`, `acespec-8`, `specedge-32`.
+`bild-0.6-2` and `uhlm-0.1` take thresholds (`benchmarks.inexact`), and do not promise the cloud's own text.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple, Self
 
+from benchmarks.inexact import bild, uhlm
 from benchmarks.simulation.simulate import Strategy, strategy_for
 from common.draft_tree import DraftTree
 from common.errors import ConfigError
@@ -196,21 +198,36 @@ FAMILIES: Mapping[str, Callable[[int], Planner]] = {
     "acespec": branching,
     "specedge": treewise,
 }
-NAMES = (*(str(mode) for mode in Mode), *(f"{family}-N" for family in FAMILIES))
+INEXACT = ("bild-FALLBACK-ROLLBACK", "uhlm-THRESHOLD")
+NAMES = (*(str(mode) for mode in Mode), *(f"{family}-N" for family in FAMILIES), *INEXACT)
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
 
 def strategy_named(name: str) -> Strategy:
     """The strategy of that name; raises ConfigError, which lists what there is."""
     if name in tuple(Mode):
         return strategy_for(Mode(name))
+    if match := re.fullmatch(rf"bild-{_NUMBER}-{_NUMBER}", name, re.ASCII):
+        return bild(name, _probability(name, match[1]), float(match[2]))
+    if match := re.fullmatch(rf"uhlm-{_NUMBER}", name, re.ASCII):
+        return uhlm(name, _probability(name, match[1]))
     family, span_tokens = _parsed(name)
     return Strategy(name, FAMILIES[family](span_tokens), Always())
+
+
+def _probability(name: str, text: str) -> float:
+    if float(text) > 1:
+        raise ConfigError(f"strategies: {name!r}: {text} is a probability; give at most 1")
+    return float(text)
 
 
 def _parsed(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"([a-z]+)-([1-9][0-9]*)", name)
     if match is None or match[1] not in FAMILIES:
-        raise ConfigError(f"strategies: {name!r} is none of {', '.join(NAMES)}, with N tokens a span, such as sync-8")
+        raise ConfigError(
+            f"strategies: {name!r} is none of {', '.join(NAMES)}, with N tokens a span, such as sync-8, or thresholds, "
+            "such as bild-0.6-2 and uhlm-0.1"
+        )
     span_tokens = int(match[2])
     if span_tokens > MAX_SPAN_TOKENS:
         raise ConfigError(f"strategies: {name!r}: a span has at most {MAX_SPAN_TOKENS} tokens; give fewer")

@@ -33,6 +33,7 @@ UNMEASURING = (
     "demo.py",
     "docs.py",
     "__main__.py",
+    "extend.py",
 )
 
 Launch = Callable[[Sequence[str]], int]  # runs `python -m benchmarks` with these arguments; the exit code

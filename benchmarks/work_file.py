@@ -18,6 +18,7 @@ from typing import Any
 MEASURED = ("common", "edge_client", "cloud_supervisor", "link_emulator")
 MEASURING = (
     *("run_plan.py", "runner.py", "contenders.py", "strategies.py", "assisted.py", "link_process.py", "processes.py"),
+    *("inexact.py", "lenient_server.py"),
 )
 
 Key = tuple[str, str, int]

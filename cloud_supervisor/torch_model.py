@@ -13,17 +13,19 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from cloud_supervisor.packed_linear import pack
 from cloud_supervisor.ports import KvCache, Reading
 from cloud_supervisor.token_tree import deepest, positions, shifted
 from common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
-from common.sampling import choose, softmax
-from common.types import BranchToken, Choice
+from common.sampling import Softmax, choose, softmax
+from common.types import BranchToken, Choice, SamplingParams
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -93,7 +95,7 @@ class TorchModel:
         vocabulary_size: int,
         context_tokens: int,
         device: str = "cpu",
-    ) -> TorchModel:
+    ) -> Self:
         """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
 
         `vocabulary_size` is the tokenizer's (the model's may be padded; the ids beyond are never chosen), `threads`
@@ -153,27 +155,41 @@ class TorchModel:
         if depth > self._context_tokens:
             raise PromptTooLong(f"{depth} tokens; the context holds {self._context_tokens}")
 
-    @torch.inference_mode()
     def _read_one(self, reading: Reading) -> list[Choice]:
+        tokens, length = len(reading.token_ids), reading.cache.length + len(reading.token_ids)
+        first = length - reading.choices
+        places = [*range(first, length), *positions(length, shifted(reading.branches, first))]
+        drafted = [*reading.token_ids[1:], None][tokens - reading.choices :] + [None] * len(reading.branches)
+        return [  # a row's noise is that of the position its token will have
+            self.choose(softmax(row, reading.sampling.temperature), reading.sampling, place + 1, token_id)
+            for row, place, token_id in zip(self.scores(reading), places, drafted, strict=True)
+        ]
+
+    def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+        """The choice for a position; `drafted` is the token that the reading's chain has there, None past its end."""
+        return choose(soft, sampling, position)
+
+    @torch.inference_mode()
+    def scores(self, reading: Reading) -> NDArray[np.float32]:
+        """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.
+
+        What `read` chooses from; it is checked there.
+        """
         cache = cast(TorchCache, reading.cache)
         held, length = cache.length, cache.length + len(reading.token_ids)
         branches = shifted(reading.branches, length - reading.choices)
-        places = [*range(held, length), *positions(length, branches)]
         inputs: dict[str, Any] = {"past_key_values": cache.layers, "use_cache": True}
         inputs["input_ids"] = self._tensor([*reading.token_ids, *(token_id for _, token_id in branches)])
         if branches:
-            inputs["position_ids"] = self._tensor(places)
+            inputs["position_ids"] = self._tensor([*range(held, length), *positions(length, branches)])
             inputs["attention_mask"] = _tree_mask(held, length, branches).to(self._model.device)
         wanted = reading.choices + len(branches)
         if not wanted:  # a chunk of a prompt: no logits at all
             self._model.base_model(**inputs)
-            return []
+            return np.empty((0, self._vocabulary_size), np.float32)
         output = self._model(**inputs, logits_to_keep=wanted)
-        logits = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()  # [wanted, vocab] float32
-        return [  # a row's noise is that of the position its token will have
-            choose(softmax(row, reading.sampling.temperature), reading.sampling, place + 1)
-            for row, place in zip(logits, places[-wanted:], strict=True)
-        ]
+        logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
+        return logits
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor([[*numbers]], device=self._model.device)  # [1, tokens] int64

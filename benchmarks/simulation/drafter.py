@@ -14,8 +14,10 @@ from edge_client.ports import TEXT_ROW
 class SimulatedDrafter:
     """A `Drafter` that proposes what the script says, and takes the time that the costs say."""
 
-    def __init__(self, script: Script, costs: DraftCosts) -> None:
+    def __init__(self, script: Script, costs: DraftCosts, *, measuring_ms: float = 0.0) -> None:
+        """`measuring_ms` are spent on each proposal, beyond what a step takes with the usual signals."""
         self._script = script
+        self._measuring_ms = measuring_ms
         self._costs = costs
         self._rows: dict[int, list[int]] = {TEXT_ROW: []}
         self._busy = False
@@ -69,7 +71,7 @@ class SimulatedDrafter:
         self._check_idle("step")
         self._busy = True
         try:
-            await asyncio.sleep(cost_ms / 1e3)
+            await asyncio.sleep((cost_ms + self._measuring_ms * len(fed)) / 1e3)
         finally:
             self._busy = False
         for row, token_ids in fed.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.simulation.trace import Trace
+from benchmarks.simulation.trace import Trace, lacking
 from common.messages import Open
 from common.types import Proposal, SessionId, Signal, common_prefix
 
@@ -24,11 +24,20 @@ class Script:
 
     A text is on the recorded path as long as its tokens are the cloud's. Astray, the device says what was recorded
     there, and the cloud's choice equals nothing: all behind a mismatch is void. It is not void where the device keeps
-    its token, because the gate skipped it. How both models would have gone on from there was not recorded; they are
-    taken to go on as they did after the cloud's token, position by position (`keep`).
+    its token, because the gate skipped it, nor where a lenient cloud lets it stand. How both models would have gone on
+    from there was not recorded; they are taken to go on as they did after the cloud's token, position by position
+    (`keep`).
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, lenient_nats: float | None = None) -> None:
+        """Where the cross-entropy of the device's token is at most `lenient_nats`, the cloud chooses that token.
+
+        Raises ConfigError if the trace does not tell cross-entropies, and they are asked for.
+        """
+        if lenient_nats is not None and trace.cross_entropies is None:
+            raise lacking(trace, "cross-entropies")
+        entropies = trace.cross_entropies if trace.cross_entropies is not None else {}
+        self._lenient = {at for at, nats in entropies.items() if lenient_nats is not None and nats <= lenient_nats}
         self.trace = trace
         self._token_ids = list(trace.token_ids)
         self._kept: set[int] = set()
@@ -69,7 +78,10 @@ class Script:
         first = len(token_ids) + 1 - count - self.trace.prompt_tokens
         if count and first < 0:
             raise ValueError(f"choices: {count} after {len(token_ids)} tokens begin inside the prompt")
-        known = self._token_ids[first : self._left_at(written) + 1]
+        known = [
+            written[at] if self._is_let_stand(at, written) else token_id
+            for at, token_id in enumerate(self._token_ids[first : self._left_at(written) + 1], start=first)
+        ]
         return (known + [CLOUD_FILLER] * count)[:count]
 
     def proposal(self, token_ids: Sequence[int]) -> Proposal:
@@ -105,9 +117,13 @@ class Script:
     def _left_at(self, written: list[int]) -> int:
         """How many new tokens of a text are on the recorded path."""
         left = common_prefix(written, self._token_ids)
-        while self._kept and left < min(len(written), len(self._token_ids)):
-            if self.trace.prompt_tokens + left not in self._kept:
+        while (self._kept or self._lenient) and left < min(len(written), len(self._token_ids)):
+            if self.trace.prompt_tokens + left not in self._kept and not self._is_let_stand(left, written):
                 break
             left += 1
             left += common_prefix(written[left:], self._token_ids[left:])
         return left
+
+    def _is_let_stand(self, at: int, written: list[int]) -> bool:
+        """Whether the text has the device's token there, and the cloud is lenient about it."""
+        return at in self._lenient and at < len(written) and written[at] == self.trace.proposals[at].token_id

@@ -12,7 +12,7 @@ from benchmarks.simulation.costs import CloudCosts, DraftCosts
 from benchmarks.simulation.drafter import SimulatedDrafter
 from benchmarks.simulation.link import SimulatedCloud
 from benchmarks.simulation.script import Script
-from benchmarks.simulation.trace import Trace
+from benchmarks.simulation.trace import Trace, with_disagreement_as_risk
 from benchmarks.simulation.virtual_time import LoopClock
 from cloud_supervisor.config import LimitsConfig
 from common.errors import ChaperoneError
@@ -41,17 +41,28 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a generation is made: all that the engine is given to decide with."""
+    """How a generation is made: all that the engine is given to decide with, and what models must tell it.
+
+    With `lenient_nats` the cloud lets a draft token stand whose cross-entropy under its model is no more; with
+    `risk_is_disagreement` the gate is told `common.uncertainty.disagreement` as the risk.
+    """
 
     name: str
     planner: Planner
     gate: Gate
     continue_without_cloud: bool = False
+    lenient_nats: float | None = None
+    risk_is_disagreement: bool = False
 
     @property
     def mode(self) -> Mode:
-        """What the strategy promises."""
+        """How a device is set for the strategy."""
         return self.planner.mode
+
+    @property
+    def exact(self) -> bool:
+        """Whether it promises the cloud's own text."""
+        return self.mode is Mode.EXACT and self.lenient_nats is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +101,16 @@ def strategy_for(mode: Mode) -> Strategy:
 def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates | None = None) -> Simulation:
     """Generate one trace's text; the answer depends on the arguments alone.
 
-    `estimates` are those of a client that has generated before, and learn from this generation too.
+    `estimates` are those of a client that has generated before, and learn from this generation too. Raises ConfigError
+    where the trace does not tell what the strategy decides by.
     """
     return virtual_time.run(_generate(trace, scenario, strategy, estimates or Estimates()))
 
 
 async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates) -> Simulation:
-    script = Script(trace)
+    if strategy.risk_is_disagreement:
+        trace = with_disagreement_as_risk(trace)
+    script = Script(trace, strategy.lenient_nats)
     opening = script.opening()
     supervisor = simulated_supervisor({opening.session_id: script}, scenario.cloud)
     link = Link(scenario.profile, scenario.seed)
@@ -133,7 +147,7 @@ def _engine(
     return Engine(
         script.opening(),
         limit=script.limit,
-        drafter=SimulatedDrafter(script, scenario.draft) if strategy.mode is not Mode.CLOUD else None,
+        drafter=_drafter(script, scenario.draft, strategy) if strategy.mode is not Mode.CLOUD else None,
         connect=cloud.link if strategy.mode is not Mode.EDGE else None,
         gate=strategy.gate,
         planner=strategy.planner,
@@ -150,6 +164,10 @@ def _engine(
             warm_start=scenario.warm_start,
         ),
     )
+
+
+def _drafter(script: Script, costs: DraftCosts, strategy: Strategy) -> SimulatedDrafter:
+    return SimulatedDrafter(script, costs, measuring_ms=costs.disagreement_ms if strategy.risk_is_disagreement else 0.0)
 
 
 class _Follower:

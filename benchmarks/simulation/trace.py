@@ -3,6 +3,9 @@
 A trace holds the cloud's text, and at each of its positions what the device's model proposed after the cloud's own
 prefix. Where the two differ it also holds how the device's model went on astray, since a device drafts on until it is
 told. A file is gzipped JSON, one object a line; the first one says where the traces come from.
+
+What only some strategies decide by is not in every file; `python -m benchmarks extend` adds it: the `disagreement` of
+each proposal along the text, and cross-entropies under the cloud's model.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,14 @@ from common.types import Proposal, SamplingParams, Signal
 FORMAT = 1
 ASTRAY_TOKENS = 32  # proposals after a wrong token; a device is told within fewer
 _SIGNAL_DIGITS = 4  # significant ones
+_DISAGREEMENT_DIGITS = 3  # as many as its quadrature has
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendedProposal(Proposal):
+    """A proposal, and what `common.uncertainty.disagreement` says of it."""
+
+    disagreement: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,8 @@ class Trace:
     `proposals[i]` is the device's, made after the prompt and `token_ids[:i]`, where the cloud chose `token_ids[i]`, and
     `ranks[i]` the place of that token in the device's scores (coupled ones at temperatures above 0; 0 is its choice).
     `astray[i]`, where the two differ, is what the device's model proposes after its own token at i, after that and the
-    next one, and so on.
+    next one, and so on. `cross_entropies[i]`, at the same places, is that of the device's token at i under the cloud's
+    model, in nats; None where the file does not tell. `source` is the file.
     """
 
     id: str
@@ -44,6 +56,8 @@ class Trace:
     ranks: tuple[int, ...]
     astray: Mapping[int, tuple[Proposal, ...]] = field(default_factory=dict)
     draft_ms: float = 0.0  # median of the steps of one token, on the machine of the file's header
+    cross_entropies: Mapping[int, float] | None = None
+    source: str = field(default="traces", compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.token_ids) == len(self.proposals) == len(self.ranks):
@@ -75,7 +89,7 @@ def load_traces(path: Path | str) -> TraceFile:
             header, *rows = map(json.loads, lines)
         if header.get("format") != FORMAT:
             raise ConfigError(f"{path}: format {header.get('format')!r}, expected {FORMAT}; record the traces again")
-        return TraceFile(header, tuple(map(_decode, rows)))
+        return TraceFile(header, tuple(_decode(row, source=str(path)) for row in rows))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path}: not a file of traces ({error}); record it with `python -m benchmarks record`"
@@ -91,8 +105,25 @@ def save_traces(path: Path, file: TraceFile) -> None:
     unfinished.replace(path)
 
 
+def lacking(trace: Trace, what: str) -> ConfigError:
+    """The error that a trace does not tell what a strategy decides by."""
+    return ConfigError(
+        f"{trace.source}: trace {trace.id} has no {what}; add it with `python -m benchmarks extend {trace.source}`"
+    )
+
+
+def with_disagreement_as_risk(trace: Trace) -> Trace:
+    """The trace as a device records it whose gate is told the disagreement of a proposal as its risk."""
+    proposals = []
+    for proposal in trace.proposals:
+        if not isinstance(proposal, ExtendedProposal):
+            raise lacking(trace, "disagreements")
+        proposals.append(replace(proposal, signal=replace(proposal.signal, risk=proposal.disagreement)))
+    return replace(trace, proposals=tuple(proposals))
+
+
 def _encode(trace: Trace) -> dict[str, Any]:
-    return {
+    row = {
         "id": trace.id,
         "category": trace.category,
         "temperature": trace.sampling.temperature,
@@ -107,9 +138,13 @@ def _encode(trace: Trace) -> dict[str, Any]:
         "astray": {str(position): _columns(rows) for position, rows in trace.astray.items()},
         "draft_ms": round(trace.draft_ms, 2),
     }
+    if trace.cross_entropies is not None:
+        row["cross_entropies"] = {str(at): _short(nats) for at, nats in trace.cross_entropies.items()}
+    return row
 
 
-def _decode(row: Mapping[str, Any]) -> Trace:
+def _decode(row: Mapping[str, Any], source: str) -> Trace:
+    cross_entropies = row.get("cross_entropies")
     return Trace(
         id=row["id"],
         category=row["category"],
@@ -123,12 +158,14 @@ def _decode(row: Mapping[str, Any]) -> Trace:
         ranks=tuple(row["ranks"]),
         astray={int(position): _rows(columns) for position, columns in row["astray"].items()},
         draft_ms=row["draft_ms"],
+        cross_entropies=None if cross_entropies is None else {int(at): nats for at, nats in cross_entropies.items()},
+        source=source,
     )
 
 
 def _columns(proposals: Sequence[Proposal]) -> dict[str, list[Any]]:
     signals = [proposal.signal for proposal in proposals]
-    return {
+    columns: dict[str, list[Any]] = {
         "token_id": [proposal.token_id for proposal in proposals],
         "runner_up": [proposal.runner_up for proposal in proposals],
         "entropy_nats": [_short(signal.entropy_nats) for signal in signals],
@@ -137,6 +174,10 @@ def _columns(proposals: Sequence[Proposal]) -> dict[str, list[Any]]:
         "coupled_margin": [_short(signal.coupled_margin) for signal in signals],
         "risk": [_short(signal.risk) for signal in signals],
     }
+    known = [proposal.disagreement for proposal in proposals if isinstance(proposal, ExtendedProposal)]
+    if known:
+        columns["disagreement"] = [float(f"{value:.{_DISAGREEMENT_DIGITS}g}") for value in known]
+    return columns
 
 
 def _rows(columns: Mapping[str, Sequence[Any]]) -> tuple[Proposal, ...]:
@@ -148,10 +189,18 @@ def _rows(columns: Mapping[str, Sequence[Any]]) -> tuple[Proposal, ...]:
         columns["risk"],
         strict=True,
     )
-    return tuple(
+    proposals = [
         Proposal(token_id, Signal(*map(float, signal)), runner_up)
         for token_id, runner_up, signal in zip(columns["token_id"], columns["runner_up"], signals, strict=True)
-    )
+    ]
+    if "disagreement" not in columns:
+        return tuple(proposals)
+    return tuple(map(extended, proposals, columns["disagreement"]))
+
+
+def extended(proposal: Proposal, disagreement: float) -> ExtendedProposal:
+    """The same proposal, with its disagreement."""
+    return ExtendedProposal(proposal.token_id, proposal.signal, proposal.runner_up, float(disagreement))
 
 
 def _short(value: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.simulation.script import CLOUD_FILLER, DEVICE_FILLER, PROMPT_TOKEN, VOCABULARY_SIZE, Script
-from tests.sim.traces import EOS, LOST, UNSURE, trace_of
+from common.errors import ConfigError
+from tests.sim.traces import EOS, LOST, UNSURE, extended_trace, trace_of
 
 PROMPT = [PROMPT_TOKEN] * 4
 TRACE = trace_of("++-+-+")
@@ -49,6 +50,21 @@ def test_behind_a_token_that_is_kept_both_go_on_as_recorded() -> None:
     assert script.choices([*text, 103], 3) == [102, 103, 104], "and the cloud still thinks otherwise at that place"
     script.keep(4 + 4)
     assert script.choices([*text, 103, 204, 105], 2) == [105, CLOUD_FILLER]
+
+
+def test_a_lenient_cloud_chooses_the_device_s_token_where_the_text_has_it() -> None:
+    trace = extended_trace(TRACE, cross_entropies={2: 2.0, 4: 2.001})
+    script = Script(trace, lenient_nats=2.0)
+    text = [*PROMPT, 100, 101, 202]
+    assert script.choices([*text, 103, 204, 300], 7) == [100, 101, 202, 103, 104, CLOUD_FILLER, CLOUD_FILLER]
+    assert script.proposal(text) == trace.proposals[3], "the device goes on as behind the cloud's token"
+    assert script.choices([*PROMPT, 100, 101], 1) == [102], "nobody has drafted anything there"
+    assert script.choices([*PROMPT, 100, 101, 999, 103], 3) == [102, CLOUD_FILLER, CLOUD_FILLER], "another token"
+
+
+def test_leniency_needs_cross_entropies() -> None:
+    with pytest.raises(ConfigError, match="traces: trace by hand has no cross-entropies; .* extend traces"):
+        Script(TRACE, lenient_nats=2.0)
 
 
 def test_what_is_taken_back_is_not_kept() -> None:

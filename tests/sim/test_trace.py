@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import benchmarks
-from benchmarks.simulation.trace import ASTRAY_TOKENS, TraceFile, load_traces, save_traces
+from benchmarks.simulation.trace import ASTRAY_TOKENS, TraceFile, load_traces, save_traces, with_disagreement_as_risk
 from common.errors import ConfigError
 from common.types import SamplingParams
-from tests.sim.traces import trace_of
+from tests.sim.traces import extended_trace, trace_of
 
 FOLDER = Path(benchmarks.__path__[0]) / "traces"
 COMMITTED = sorted(FOLDER.glob("*.jsonl.gz"))
@@ -30,6 +31,19 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert loaded.header["pair"] == "tiny"
     assert loaded.traces[0].matches == (True, False, True, False, False)
     assert [entry.name for entry in tmp_path.iterdir()] == ["some.jsonl.gz"]
+
+
+def test_what_strategies_add_is_saved_beside_what_was_recorded(tmp_path: Path) -> None:
+    plain = trace_of("+-+")
+    added = extended_trace(plain, cross_entropies={1: 2.25}, disagreements=(0.5, 0.125, 0.0))
+    path = tmp_path / "some.jsonl.gz"
+    save_traces(path, TraceFile({}, (added, plain)))
+    assert load_traces(path).traces == (added, plain)
+    assert load_traces(path).traces[0].source == str(path)
+    _, with_both, with_neither = (json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines())
+    assert with_both.pop("cross_entropies") == {"1": 2.25}
+    assert with_both["proposals"].pop("disagreement") == [0.5, 0.125, 0.0]
+    assert with_both == with_neither
 
 
 def test_signals_are_rounded_to_four_digits_whatever_their_size(tmp_path: Path) -> None:
@@ -80,6 +94,9 @@ def test_the_traces_that_come_along_are_small_and_sound(path: Path) -> None:
         assert trace.ended == (trace.token_ids[-1] in trace.eos_token_ids)
         assert [rank == 0 for rank in trace.ranks] == list(trace.matches)
         assert trace.astray.keys() == {index for index, match in enumerate(trace.matches) if not match}
+        assert trace.cross_entropies is not None
+        assert trace.cross_entropies.keys() == trace.astray.keys()
+        assert all(0 <= proposal.signal.risk <= 1 for proposal in with_disagreement_as_risk(trace).proposals)
         for index, gone in trace.astray.items():
             chosen = [trace.proposals[index].token_id, *(proposal.token_id for proposal in gone)]
             assert not set(chosen[:-1]) & set(trace.eos_token_ids), "nothing is written after end-of-text"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, extended
 from common.types import Proposal, SamplingParams, Signal
 
 EOS = 7
@@ -42,3 +45,12 @@ def trace_of(pattern: str, *, prompt_tokens: int = 4, ended: bool = False, wrong
         },
         draft_ms=10.0,
     )
+
+
+def extended_trace(
+    trace: Trace, *, cross_entropies: Mapping[int, float] | None = None, disagreements: Sequence[float] = ()
+) -> Trace:
+    """The trace with what `python -m benchmarks extend` adds; by default the device is sure and the cloud strict."""
+    astray = dict.fromkeys(trace.astray, 20.0) | dict(cross_entropies or {})
+    unsure = disagreements or [0.0] * len(trace.proposals)
+    return replace(trace, cross_entropies=astray, proposals=tuple(map(extended, trace.proposals, unsure)))

@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from common.sampling import choose, softmax
 from common.types import Choice, SamplingParams, Signal
-from common.uncertainty import measure, risk
+from common.uncertainty import cross_entropy, disagreement, measure, risk
 
 
 def signal(logits: list[float], params: SamplingParams) -> Signal:
@@ -76,3 +76,42 @@ def test_risk_falls_with_the_margin_and_grows_with_entropy(entropy: float, near:
     assert risk(entropy, near) <= risk(entropy + 0.5, near)
     assert risk(0.0, near) == 0.0
     assert risk(-1e-9, near) == 0.0  # rounding below zero
+
+
+def by_brute_force(logits: list[float], token_id: int, points: int = 20_000) -> float:
+    """How often a token drawn at a temperature out of (0, 2] is another one, by the midpoint rule in float64."""
+    temperatures = 2 * (np.arange(points) + 0.5) / points
+    drawn = special.softmax(np.array(logits, np.float64)[None] / temperatures[:, None], axis=1)
+    return float(1 - drawn[:, token_id].mean())
+
+
+@pytest.mark.parametrize("token_id", range(5))
+@pytest.mark.parametrize("logits", [[3.0, 1.0, 0.0, -2.0, 2.5], [9.0, 8.0, -30.0, 8.9, 0.0], [0.5, 0.4, 0.3, 0.2, 0.1]])
+def test_disagreement_is_the_mean_over_temperatures(logits: list[float], token_id: int) -> None:
+    measured = disagreement(np.array(logits, np.float32), token_id)
+    assert measured == pytest.approx(by_brute_force(logits, token_id), abs=3e-3)
+
+
+def test_disagreement_of_a_large_vocabulary_grows_with_its_tail() -> None:
+    """At the hottest temperatures many unlikely tokens together are likely."""
+    logits = np.random.default_rng(1).normal(0, 2, 20_000).astype(np.float32)
+    logits[7] = 18.0
+    measured = disagreement(logits, 7)
+    assert measured == pytest.approx(by_brute_force(logits.tolist(), 7, points=200), abs=3e-3)
+    assert measured > disagreement(logits[:100], 7) + 0.1
+
+
+def test_disagreement_at_its_limits() -> None:
+    assert disagreement(np.array([2.0] * 5, np.float32), 3) == pytest.approx(4 / 5)
+    assert disagreement(np.array([2.0], np.float32), 0) == pytest.approx(0.0, abs=1e-9)
+    assert disagreement(np.array([1e4, 0.0, 0.0], np.float32), 0) == pytest.approx(0.0, abs=1e-9)
+    assert disagreement(np.array([1e4, 0.0, 0.0], np.float32), 1) == 1.0, "no temperature draws it"
+
+
+def test_cross_entropy_is_the_surprise_at_a_token() -> None:
+    logits = np.array([2.0, -1.0, 0.5], np.float32)
+    for temperature, effective in ((0.0, 1.0), (0.7, 0.7)):
+        expected = -special.log_softmax(logits.astype(np.float64) / effective)
+        soft = softmax(logits, temperature)
+        assert [cross_entropy(soft, token_id) for token_id in range(3)] == pytest.approx(expected, rel=1e-5)
+    assert cross_entropy(softmax(np.array([50.0, 0.0], np.float32), 0.0), 0) == 0.0
