@@ -38,13 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from cloud_supervisor.torch_model import fastest_dtype
+
     measured = provenance()
     plain = _plain_export(args.pair)
     edge, cloud = pair_folder(args.pair, "edge"), pair_folder(args.pair, "cloud")
     manifest = load_manifest(edge, role="edge")
     texts = _texts(Tokenizer.load(edge, manifest), edge, args.tokens)
+    dtype = fastest_dtype(cloud)
     choices = {
-        "cloud": _cloud_choices(cloud, texts, manifest, args.threads),
+        "cloud": _cloud_choices(cloud, texts, manifest, args.threads, dtype),
         "pair": _device_choices(edge, texts, manifest, args.threads),
         "plain int4": _device_choices(plain, texts, manifest, args.threads),
     }
@@ -61,7 +64,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for name, folder in (("pair", edge), ("plain int4", plain))
         },
     }
-    settings = {"pair": args.pair, "tokens": args.tokens, "threads": args.threads, "texts": len(texts)}
+    settings = {
+        "pair": args.pair,
+        "dtype": dtype,
+        "tokens": args.tokens,
+        "threads": args.threads,
+        "texts": len(texts),
+    }
     return {"benchmark": "agreement", **measured, "settings": settings, "summary": summary}
 
 
@@ -80,16 +89,13 @@ def _texts(tokenizer: Tokenizer, folder: Path, wanted: int) -> list[tuple[list[i
 
 
 def _cloud_choices(
-    folder: Path, texts: list[tuple[list[int], list[int]]], manifest: ModelManifest, threads: int
+    folder: Path, texts: list[tuple[list[int], list[int]]], manifest: ModelManifest, threads: int, dtype: str
 ) -> NDArray[np.int64]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cloud_supervisor.torch_model import fastest_dtype
-
     torch.set_num_threads(threads)
-    dtype = getattr(torch, fastest_dtype(folder))
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     chosen = []
     for done, (prompt, answer) in enumerate(texts, start=1):
         with torch.inference_mode():

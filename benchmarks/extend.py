@@ -63,6 +63,7 @@ class _Readers:
 
     def __exit__(self, *_: object) -> None:
         self._device.close()
+        asyncio.run(self._client.aclose())
 
     def extend(self, path: Path, prompt_sets: Path) -> dict[str, int]:
         """Extend one file; returns how many tokens were read, and of how many each model thinks as it was recorded."""
@@ -85,6 +86,12 @@ class _Readers:
     def _check(self, path: Path, file: TraceFile, prompt_sets: Path) -> None:
         if file.header["models"] != models_of(self._pair):
             raise ConfigError(f"{path}: models are others than those of pair {self._pair!r} here; record it again")
+        made_by = file.header.get("extended", {})
+        if made_by and (made_by["dtype"], made_by["machine"]) != (self._cloud.dtype, provenance()["machine"]):
+            raise ConfigError(
+                f"{path}: it was begun in {made_by['dtype']} on another machine or in another dtype; finish it there, "
+                "or begin anew with the file as it was recorded"
+            )
         prompts = prompt_sets / file.header["prompts"]
         if not prompts.is_file() or sha256_of(prompts) != file.header["prompts_sha256"]:
             raise ConfigError(f"{prompts}: it is not the prompt set that {path} was recorded with; give --prompt-sets")

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     told = {
         "traces": [path.name for path in args.traces],
         "spans": spans,
-        "costs": costs.to_json() if costs else "declared",
+        "costs": {"run": args.costs.name} | costs.to_json() if costs else "declared",
     }
     return {"benchmark": "peers", **measured, "settings": told, "rows": rows}
 

@@ -42,7 +42,7 @@ def cloud_server(
             stdout=subprocess.PIPE,
             stderr=errors if log else None,
             text=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parent.parent if lenient_nats is not None else None,  # where `benchmarks` is found
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     try:

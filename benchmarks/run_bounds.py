@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.bounds import Costs, clairvoyant_ms, physical_floor_ms
-from benchmarks.run_costs import RunCosts
+from benchmarks.run_costs import NOT_TOLD, RunCosts
 from benchmarks.simulation.trace import Trace
 from benchmarks.summary import ALL, BASELINE, Row, ratios, rounded, speeds
 
@@ -24,7 +24,7 @@ def summarise_bounds(rows: Sequence[Row], traces: Sequence[Trace], rtt_ms: float
     """
     measured = RunCosts.of(rows)
     if measured is None:
-        return {"not_done": "the costs are measured by `cloud` and by what drafts; run both"}
+        return {"not_done": NOT_TOLD}
     costs = measured.bounds(rtt_ms)
     agrees = _agreements(rows, traces)
     categories = dict.fromkeys([*(row["category"] for row in rows if row["id"] in agrees), ALL])

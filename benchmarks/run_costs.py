@@ -14,10 +14,15 @@ from typing import Any, Self
 from benchmarks.bounds import Costs
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.simulate import Scenario
+from benchmarks.strategies import strategy_named
 from benchmarks.summary import BASELINE, Row
 from common.errors import ConfigError
 from common.types import Mode
 from link_emulator.profile import Profile
+
+NOT_TOLD = (
+    "the costs come from `cloud` and from spans that were read; run both, anew if this run is older than `readings`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +40,17 @@ class RunCosts:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Self | None:
-        """Streaming from `cloud`, drafting and reading from all that had drafts judged; None where one is missing."""
-        drafting = [row for row in rows if row.get("readings") and row["costs"] is not None]
+        """Streaming from `cloud`, drafting and reading from all that had drafts judged; None where one is missing.
+
+        Strategies that measure more as they draft, or read elsewhere, do not count.
+        """
+        drafting = [row for row in rows if _spans(row) and row["costs"] is not None and _usual(row["strategy"])]
         streaming = [row["costs"] for row in rows if row["strategy"] == BASELINE and row["costs"] is not None]
         if not drafting or not streaming:
             return None
         stream_ms = statistics.median(costs["stream_ms"] for costs in streaming)
         draft_ms = statistics.median(row["costs"]["draft_ms"] for row in drafting)
-        readings = [reading for row in drafting for reading in row["readings"]]
+        readings = [reading for row in drafting for reading in _spans(row)]
         return cls(draft_ms, stream_ms, {1: stream_ms} | _readings(readings, stream_ms), _rows_of_a_forward(drafting))
 
     @classmethod
@@ -54,7 +62,7 @@ class RunCosts:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: not a result of `python -m benchmarks run` ({error!r})") from None
         if costs is None:
-            raise ConfigError(f"{path}: the costs come from `cloud` and from what drafts; run both")
+            raise ConfigError(f"{path}: {NOT_TOLD}")
         return costs
 
     def bounds(self, rtt_ms: float) -> Costs:
@@ -72,7 +80,18 @@ class RunCosts:
             "draft_ms": round(self.draft_ms, 2),
             "stream_ms": round(self.stream_ms, 2),
             "read_ms": {str(tokens): round(ms, 1) for tokens, ms in self.read_ms.items()},
+            "rows": [[rows, round(steps, 3)] for rows, steps in self.rows.points],
         }
+
+
+def _spans(row: Row) -> list[tuple[int, float]]:
+    """The cloud's readings of spans; a hand-over, which is an empty one, tells nothing."""
+    return [(tokens, read_ms) for tokens, read_ms in row.get("readings", ()) if tokens]
+
+
+def _usual(name: str) -> bool:
+    strategy = strategy_named(name)
+    return strategy.lenient_nats is None and not strategy.risk_is_disagreement
 
 
 def _readings(readings: Sequence[tuple[int, float]], least_ms: float) -> dict[int, float]:
@@ -83,8 +102,7 @@ def _readings(readings: Sequence[tuple[int, float]], least_ms: float) -> dict[in
     found: dict[int, float] = {}
     for length in sorted(alike):
         tokens = round(statistics.fmean(tokens for tokens, _ in alike[length]))
-        if tokens > 1:
-            least_ms = found[tokens] = max(least_ms, statistics.median(read_ms for _, read_ms in alike[length]))
+        least_ms = found[tokens] = max(least_ms, statistics.median(read_ms for _, read_ms in alike[length]))
     return found
 
 

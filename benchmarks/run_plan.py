@@ -59,9 +59,13 @@ class Plan:
 
 
 def with_dtype(plan: Plan) -> Plan:
-    """The plan with what `auto` means on this machine; torch, which knows, stays out of this process."""
+    """The plan with what `auto` means on this machine; torch, which knows, stays out of this process.
+
+    Raises ModelMissing, with the remedy.
+    """
     if plan.dtype != "auto":
         return plan
+    load_manifest(pair_folder(plan.pair, "cloud"), role="cloud")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return replace(plan, dtype=pool.submit(_fastest_dtype, plan.pair).result())
 

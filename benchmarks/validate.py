@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.assisted import ASSISTED
 from benchmarks.provenance import provenance
 from benchmarks.replay import cut
-from benchmarks.run_costs import RunCosts
+from benchmarks.run_costs import NOT_TOLD, RunCosts
 from benchmarks.simulation.simulate import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies import strategy_named
@@ -66,7 +66,7 @@ def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[s
     rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] != ASSISTED]
     costs = RunCosts.of(rows)
     if costs is None:
-        raise ConfigError("runs: the costs come from `cloud` and from a strategy that drafts; run both")
+        raise ConfigError(f"runs: {NOT_TOLD}")
     scenario = costs.scenario(profile)
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]

@@ -2,7 +2,7 @@
 
 torch multiplies by a float32 weight as it lies in the checkpoint, and so does badly where a verification lives, at 2 to
 64 tokens: on a processor with AVX2 alone, packed weights read 8 to 16 tokens of a 1.5B model in two thirds of the time.
-torch's own compiler packs them in the same way, with the same two operators.
+The two operators are those that torch's own compiler packs with where the number of tokens varies.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PackedLinear(nn.Module):
 def pack(model: nn.Module) -> None:
     """Replace all linear layers of a float32 model on the processor, one by one, so that few weights are held twice.
 
-    A weight that another layer shares, as an output matrix may be the embedding, stays there, too. Without oneDNN
-    nothing is changed.
+    A weight that another layer shares, as an output matrix may be the embedding, stays there, too. The model must not
+    be a linear layer itself, nor name one twice. Without oneDNN nothing is changed.
     """
     if not torch.backends.mkldnn.is_available():
         return

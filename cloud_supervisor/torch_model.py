@@ -115,7 +115,7 @@ class TorchModel:
         except Exception as error:  # transformers, safetensors and json each raise their own kinds
             raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
         model = model.to(device).eval()
-        if device == "cpu" and chosen == "float32":
+        if _is_processor(device) and chosen == "float32":
             pack(model)
         return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
 
@@ -166,7 +166,10 @@ class TorchModel:
         ]
 
     def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
-        """The choice for a position; `drafted` is the token that the reading's chain has there, None past its end."""
+        """The choice for a position; `drafted` is the token that the reading's chain has there, None past its end.
+
+        It does not matter here: it is for models that judge otherwise, to compare with.
+        """
         return choose(soft, sampling, position)
 
     @torch.inference_mode()
@@ -196,13 +199,18 @@ class TorchModel:
 
 
 def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
-    """bfloat16 for a model that is kept in it, where the hardware has it; else float32.
+    """bfloat16 for a model that is kept in it, on an accelerator or a processor with AVX-512; else float32.
 
-    Without AVX-512 a processor takes bfloat16 apart again: a forward of 8 tokens then takes as long as 8 forwards.
+    Without AVX-512 a forward of 8 tokens of bfloat16 takes a processor as long as 8 forwards. With it, but without the
+    instructions for bfloat16 themselves, it is taken to be no slower than float32, which needs twice the memory.
     """
     kept = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
-    native = device != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return "bfloat16" if kept == torch.bfloat16 and native else "float32"
+    wide = not _is_processor(device) or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "bfloat16" if kept == torch.bfloat16 and wide else "float32"
+
+
+def _is_processor(device: str) -> bool:
+    return torch.device(device).type == "cpu"
 
 
 def _tree_mask(held: int, length: int, branches: Sequence[BranchToken]) -> torch.Tensor:

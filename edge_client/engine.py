@@ -192,9 +192,12 @@ class Engine:
                 return
 
     def _apply(self, frame: ServerFrame, at: float) -> Iterator[SessionEvent]:
+        session, revision = self.session, self.session.revision
+        span = session.spans[0] if session.spans and session.spans[0].token_ids else None
         self.pipeline.answered(frame, at * 1e3)
-        yield from self.session.apply(frame)
-        self.pipeline.keep(len(self.session.spans))
+        yield from session.apply(frame)
+        stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
+        self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
         owed = bool(self.session.spans) or not self.session.prefilled
         self.reconnection.heard(caught_up=isinstance(frame, Verdict) or not owed)
 

@@ -69,10 +69,15 @@ class Pipeline:
             case _:
                 pass
 
-    def keep(self, spans: int) -> None:
-        """Only so many spans are still on their way: an override has voided the others."""
+    def keep(self, spans: int, *, begins_takeover: bool = False) -> None:
+        """Only so many spans are still on their way: an override has voided the others.
+
+        With `begins_takeover` the cloud writes on once the first of these comes, and not at once.
+        """
         while len(self._spans) > spans:
-            self._spans.pop()
+            voided = self._spans.pop()
+            if begins_takeover and self._last_token_ms is not None and len(self._spans) == spans:
+                self._last_token_ms = max(self._last_token_ms, voided.at_ms + self.estimates.costs().rtt_ms)
 
     def wait_ms(self, now_ms: float) -> float:
         """How long a span sent now would wait in the cloud for those before it.

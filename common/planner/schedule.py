@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from common.planner.costs import Costs
 
 MAX_STOCK = 64
-_PRECISION = 1.0005  # a choice of spans that gains no more than this is the last one
+_MOST_STEPS = 50  # of policy iteration, which takes a few; choices that are equally good may take turns
 _LEAST_RISK = 1e-6  # for a finite time to the next restart
 _ADVANTAGE = 1.05  # over streaming, which is sure, that spans must promise
 # What a schedule depends on, in steps an octave: fewer where it depends on it less.
@@ -73,8 +73,11 @@ def _rounded(value: float, steps: int) -> float:
 def _solved(costs: Costs) -> Schedule:
     problem, streaming = _Problem(costs), 1 / costs.stream_ms
     rate, writes_on = problem.improved(streaming * _ADVANTAGE)
-    while (better := problem.improved(rate))[0] > rate * _PRECISION:
-        rate, writes_on = better
+    for _ in range(_MOST_STEPS):
+        chosen = problem.spans
+        rate, writes_on = problem.improved(rate)
+        if np.array_equal(chosen, problem.spans):
+            break
     if rate <= streaming * _ADVANTAGE:
         return Schedule(streaming, streams=True, cloud_writes_on=True)
     return Schedule(rate, streams=False, cloud_writes_on=writes_on)
@@ -88,13 +91,14 @@ class _Problem:
         spans = np.arange(1, MAX_STOCK + 1)
         stocks = np.arange(MAX_STOCK + 1)[:, np.newaxis]
         reading_ms = costs.read_base_ms + costs.read_token_ms * spans
-        right = 1 - max(costs.risk, _LEAST_RISK)
-        self.tokens = 1 + np.cumsum(right**spans)  # [K]
-        self.goes_on = right ** (spans + 1)  # [K], the chance that the bonus is as drafted, too
+        self.right = 1 - max(costs.risk, _LEAST_RISK)
+        self.tokens = 1 + np.cumsum(self.right**spans)  # [K]
+        self.goes_on = self.right ** (spans + 1)  # [K], the chance that the bonus is as drafted, too
         self.duration_ms = np.maximum(0, spans - stocks) * costs.draft_ms + reading_ms  # [stock, K]
         left = np.clip(np.maximum(0, stocks - spans) + reading_ms / costs.draft_ms - 1, 0, MAX_STOCK - 1e-9)
         self.below = left.astype(np.int64)  # the next stock [stock, K], whole tokens and the rest
         self.beyond = left - self.below
+        self.spans = np.zeros(MAX_STOCK + 1, np.int64)  # [stock], the choice: columns
         self.tokens_ahead = np.zeros(MAX_STOCK + 1)  # [stock], expected up to the restart with the latest choice
         self.ms_ahead = np.zeros(MAX_STOCK + 1)
 
@@ -112,7 +116,7 @@ class _Problem:
 
     def _follow(self, columns: NDArray[np.int64]) -> None:
         """Reckon tokens and time up to the restart where each stock has its span: x = own + chance of a next * x."""
-        stocks = np.arange(MAX_STOCK + 1)
+        self.spans, stocks = columns, np.arange(MAX_STOCK + 1)
         below, beyond, goes_on = self.below[stocks, columns], self.beyond[stocks, columns], self.goes_on[columns]
         onward = np.identity(MAX_STOCK + 1)
         onward[stocks, below] -= goes_on * (1 - beyond)
@@ -142,7 +146,7 @@ class _Problem:
         useful = (written > 0) & (ahead > 0)
         if not useful.any():
             return 0.0
-        agreed = (1 - costs.risk) ** written
+        agreed = self.right**written
         tokens, ms = self._ahead(np.maximum(ahead, 0))
         # A forward of the cloud's that has begun is finished first: half of one, on average.
         rates = (written + agreed * tokens) / (window_ms + costs.stream_ms / 2 + agreed * ms)

@@ -16,13 +16,15 @@ from tests.benchmarks.rows import row_by_hand
 COSTS = {"draft_ms": 10.0, "row_ms": 3.0, "rtt_ms": 22.0, "stream_ms": 80.0}
 READINGS = ((3, 110.0), (3, 100.0), (3, 990.0), (15, 200.0), (16, 220.0), (16, 240.0))
 
+HAND_OVER = ((0, 333.0),)
+
 
 def rows_by_hand() -> list[dict[str, Any]]:
     return [
         row_by_hand("a", "exact", 1.0, costs=COSTS, readings=READINGS[:4]),
         row_by_hand("b", "sync-8", 1.0, costs=COSTS | {"draft_ms": 30.0, "row_ms": 99.0}, readings=READINGS[4:]),
         row_by_hand("a", "edge", 1.0, costs=COSTS | {"draft_ms": 999.0}),
-        row_by_hand("a", "cloud", 1.0, costs=COSTS | {"draft_ms": 999.0}),
+        row_by_hand("a", "cloud", 1.0, costs=COSTS | {"draft_ms": 999.0}, readings=HAND_OVER),
     ]
 
 
@@ -34,10 +36,16 @@ def test_costs_are_medians_of_those_who_did_it() -> None:
     assert costs.rows.at(2) == 1.3, "only the planner that wants rows measures them"
 
 
+@pytest.mark.parametrize("name", ["bild-0.6-2", "uhlm-0.1"])
+def test_who_measures_more_or_reads_elsewhere_does_not_count(name: str) -> None:
+    other = row_by_hand("b", name, 1.0, costs=COSTS | {"draft_ms": 70.0}, readings=((3, 70.0), (3, 70.0)))
+    assert RunCosts.of([*rows_by_hand(), other]) == RunCosts.of(rows_by_hand())
+
+
 def test_a_longer_forward_takes_no_less() -> None:
     rows = [
         row_by_hand("a", "sync-2", 1.0, costs=COSTS, readings=((2, 150.0), (30, 140.0))),
-        row_by_hand("a", "cloud", 1.0, costs=COSTS),
+        row_by_hand("a", "cloud", 1.0, costs=COSTS, readings=HAND_OVER),
     ]
     costs = RunCosts.of(rows)
     assert costs is not None

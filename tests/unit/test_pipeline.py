@@ -70,6 +70,23 @@ def test_spans_that_leave_far_apart_do_not_wait_for_each_other() -> None:
     assert pipeline.wait_ms(1000.0 + 3 * READ_MS) == about(READ_MS)
 
 
+def test_a_takeover_by_a_span_on_its_way_begins_when_that_comes() -> None:
+    pipeline = ready()
+    pipeline.sent(4, 1000.0)
+    answered_ms = 1000.0 + RTT_MS + READ_MS
+    pipeline.sent(4, answered_ms - 10.0)
+    pipeline.answered(verdict(), answered_ms)
+    pipeline.keep(0, begins_takeover=True)
+    assert pipeline.written_by(answered_ms) == 0, "the cloud has yet to get it"
+    assert pipeline.written_by(answered_ms + RTT_MS) == about(RTT_MS / STREAM_MS)
+    at_once = ready()
+    at_once.sent(4, 1000.0)
+    at_once.sent(4, answered_ms - 10.0)
+    at_once.answered(verdict(), answered_ms)
+    at_once.keep(0)
+    assert at_once.written_by(answered_ms) == int(RTT_MS / STREAM_MS)
+
+
 def test_a_late_answer_holds_up_the_next_span_while_nothing_is_known_of_reading() -> None:
     guessed, prior = ready(Estimates()), Costs()
     guessed.sent(4, 1000.0)
