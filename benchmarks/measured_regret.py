@@ -61,6 +61,9 @@ def _times(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, list[float]
         spent = _time_ms(row)
         if row["strategy"] in {EXACT, *fixed} and row["error"] is None and spent:
             by_strategy.setdefault(row["strategy"], {})[row["id"], row["repeat"]] = spent
+    kinds = {row["category"] for row in rows}
+    met = {name: {row["category"] for row in rows if row["strategy"] == name} for name in by_strategy}
+    by_strategy = {name: found for name, found in by_strategy.items() if met[name] == kinds}  # of one kind: no rival
     if EXACT not in by_strategy or len(by_strategy) < 2:
         return None
     common = [key for key in by_strategy[EXACT] if all(key in found for found in by_strategy.values())]

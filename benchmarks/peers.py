@@ -1,7 +1,7 @@
 """The best span length of each published strategy, by round trip: `python -m benchmarks peers`, in virtual time.
 
-So that nobody is compared with a rival out of tune: every family of `benchmarks.strategies` gets, for each temperature
-and round trip, the N with which it is fastest on the tuning traces, both kinds of prompt together. The measure is the
+So that nobody is compared with a rival out of tune: every family of `benchmarks.strategies` gets, for each temperature,
+round trip and kind of prompt, the N with which it is fastest on the tuning traces of that kind. The measure is the
 geometric mean of the tokens a second over prompts, in which each prompt counts alike, however long or slow. The costs
 are the declared ones of the default pair (`benchmarks.simulation.costs`), for `virtual`, or with `--costs` those that a
 run measured, for other runs on that machine. Both look the answer up for names such as `sync-best`.
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Try every N; returns one row for each temperature, round trip and family."""
+    """Try every N; returns one row for each temperature, round trip, family and kind of prompt."""
     measured = provenance()
     by_temperature = {file[0].sampling.temperature: file for file in (load_traces(path).traces for path in args.traces)}
     spans = [int(tokens) for tokens in args.spans]
@@ -59,9 +59,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for temperature, rtt_ms, family, tokens in settings
         ]
         speeds = {}
-        for setting, job in zip(settings, jobs, strict=True):
-            speeds[setting] = job.result()
-            print(f"{len(speeds)} of {len(jobs)} settings", end="\r", flush=True)
+        for done, ((temperature, rtt_ms, family, tokens), job) in enumerate(zip(settings, jobs, strict=True), 1):
+            for category, value in job.result().items():
+                speeds[temperature, rtt_ms, family, category, tokens] = value
+            print(f"{done} of {len(jobs)} settings", end="\r", flush=True)
     rows = list(best_spans(speeds))
     print(as_text(rows))
     told = {
@@ -72,34 +73,43 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"benchmark": "peers", **measured, "settings": told, "rows": rows}
 
 
-def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str, costs: RunCosts | None = None) -> float:
-    """Geometric mean of the tokens a second over all traces, from a warm start; without costs at the declared ones."""
+def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str, costs: RunCosts | None = None) -> dict[str, float]:
+    """By kind, the geometric mean of the tokens a second over its traces, from a warm start.
+
+    Without `costs` at the declared ones. One client writes all of them.
+    """
     profile = Profile.fixed(rtt_ms)
     simulations = replay(traces, costs.scenario(profile) if costs else Scenario(profile), strategy, warm_up=traces[-1])
-    return statistics.geometric_mean(simulation.decode_tokens_per_s for simulation in simulations)
+    speeds: dict[str, list[float]] = {}
+    for trace, simulation in zip(traces, simulations, strict=True):
+        speeds.setdefault(trace.category, []).append(simulation.decode_tokens_per_s)
+    return {category: statistics.geometric_mean(values) for category, values in speeds.items()}
 
 
-def best_spans(speeds: Mapping[tuple[float, float, str, int], float]) -> Iterator[dict[str, Any]]:
-    """From speeds by (temperature, round trip, family, N) the rows of the result; of equal ones the shorter span."""
-    for (temperature, rtt_ms, family), group in groupby(sorted(speeds), key=lambda setting: setting[:3]):
-        tried = {setting[3]: speeds[setting] for setting in group}
+def best_spans(speeds: Mapping[tuple[float, float, str, str, int], float]) -> Iterator[dict[str, Any]]:
+    """From speeds by (temperature, round trip, family, kind, N) the rows of the result; of equal ones the shorter."""
+    for (temperature, rtt_ms, family, category), group in groupby(sorted(speeds), key=lambda setting: setting[:4]):
+        tried = {setting[4]: speeds[setting] for setting in group}
         yield {
             "temperature": temperature,
             "rtt_ms": rtt_ms,
             "family": family,
+            "category": category,
             "best": max(sorted(tried), key=lambda tokens: tried[tokens]),
             "tokens_per_s": {str(tokens): round(tried[tokens], 3) for tokens in sorted(tried)},
         }
 
 
-def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: float) -> tuple[str, ...]:
+def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: float, category: str) -> tuple[str, ...]:
     """Names as they are, but `sync-best` with the N of the nearest temperature and round trip, of two the longer.
 
-    Raises ConfigError where the file does not tell.
+    Raises ConfigError where the file does not tell, of this kind of prompt.
     """
     if not any(name.endswith(f"-{BEST}") for name in names):
         return tuple(names)
-    rows = load_peers(path)
+    rows = [row for row in load_peers(path) if row["category"] == category]
+    if not rows:
+        raise ConfigError(f"strategies: {path} knows no prompts of the class {category!r}; name each N yourself")
     return tuple(_resolved(name, rows, rtt_ms, temperature, path) for name in names)
 
 
@@ -108,7 +118,7 @@ def load_peers(path: Path) -> list[Row]:
     try:
         rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
         for row in rows:
-            row["temperature"], row["rtt_ms"], row["family"], row["best"]
+            row["temperature"], row["rtt_ms"], row["family"], row["category"], row["best"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a result of `python -m benchmarks peers` ({error!r}); make it first") from None
     return rows
@@ -130,15 +140,15 @@ def _resolved(name: str, rows: Sequence[Row], rtt_ms: float, temperature: float,
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The best N, a line for each temperature and family, a column for each round trip."""
+    """The best N, a line for each temperature, kind and family, a column for each round trip."""
     rtts = sorted({row["rtt_ms"] for row in rows})
-    lines = [f"{'best N at a round trip of':26}" + "".join(f"{rtt:>8g}" for rtt in rtts) + " ms"]
-    for temperature, family in dict.fromkeys((row["temperature"], row["family"]) for row in rows):
-        best = {
-            row["rtt_ms"]: row["best"] for row in rows if (row["temperature"], row["family"]) == (temperature, family)
-        }
-        cells = "".join(f"{best.get(rtt, '-'):>8}" for rtt in rtts)
-        lines.append(f"{family:10} temperature {temperature:<3g}" + cells)
+    lines = [f"{'best N at a round trip of':37}" + "".join(f"{rtt:>8g}" for rtt in rtts) + " ms"]
+    best: dict[tuple[float, str, str], dict[float, int]] = {}
+    for row in rows:
+        best.setdefault((row["temperature"], row["category"], row["family"]), {})[row["rtt_ms"]] = row["best"]
+    for (temperature, category, family), tokens in best.items():
+        cells = "".join(f"{tokens.get(rtt, '-'):>8}" for rtt in rtts)
+        lines.append(f"{family:10} {category:10} temperature {temperature:<3g}" + cells)
     return "\n".join(lines)
 
 

@@ -75,20 +75,25 @@ def plan_from(args: argparse.Namespace) -> Plan:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not a number from 1 on")
     profile = chosen_profile(args.link, args.rtt_ms)
-    names = with_best(args.strategies.split(","), args.peers, profile.rtt_ms, args.temperature)
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--strategies: {args.strategies!r} names one twice; give each once")
-    for name in names:
-        if name == ASSISTED:
-            require_draft(args.pair)
-        else:
-            strategy_named(name)
     prompts = tuple(_of_each(read_prompts(args.prompts), args.per_category))[: args.first]
     if not prompts or len({prompt.id for prompt in prompts}) < len(prompts):
         raise ConfigError(f"{args.prompts}: {len(prompts)} prompts, not each with an id of its own; give each one")
+    asked = args.strategies.split(",")
+    strategies = {
+        category: with_best(asked, args.peers, profile.rtt_ms, args.temperature, category)
+        for category in dict.fromkeys(prompt.category for prompt in prompts)
+    }
+    for names in strategies.values():
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--strategies: {args.strategies!r} names one twice; give each once")
+        for name in names:
+            if name == ASSISTED:
+                require_draft(args.pair)
+            else:
+                strategy_named(name)
     return Plan(
         prompts=prompts,
-        strategies=names,
+        strategies=strategies,
         profile=profile,
         pair=args.pair,
         dtype=args.dtype,
@@ -113,7 +118,7 @@ def result_of(
     plan: Plan, measured: dict[str, Any], rows: Sequence[dict[str, Any]], traces: Sequence[Trace]
 ) -> dict[str, Any]:
     """The run as it is written."""
-    exact = {name for name in plan.strategies if name != ASSISTED and strategy_named(name).exact}
+    exact = {name for name in plan.names if name != ASSISTED and strategy_named(name).exact}
     summary = summarise(rows, exact)
     summary["regret"] = measured_regret(rows, fixed=exact - {str(Mode.EXACT)} | {BASELINE})
     if traces:

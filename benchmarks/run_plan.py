@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ class Plan:
     """What is measured."""
 
     prompts: tuple[Prompt, ...]
-    strategies: tuple[str, ...]
+    strategies: Mapping[str, tuple[str, ...]]  # by class of prompts: a peer has its own best span for each
     profile: Profile
     pair: str
     dtype: str  # that the large model computes in
@@ -33,13 +33,18 @@ class Plan:
     seed: int
     cold: bool
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All strategies."""
+        return tuple(dict.fromkeys(name for names in self.strategies.values() for name in names))
+
     def keys(self) -> list[Key]:
         """Every generation, in the order in which they are made: interleaved, and rotating."""
         return [
             (prompt.id, name, repeat)
             for repeat in range(self.repeats)
             for index, prompt in enumerate(self.prompts)
-            for name in rotated(self.strategies, index + repeat)
+            for name in rotated(self.strategies[prompt.category], index + repeat)
         ]
 
     def identity(self, measured: dict[str, Any]) -> dict[str, Any]:

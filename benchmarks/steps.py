@@ -111,7 +111,7 @@ STEPS = (
         "all strategies and the bound, by round trip",
         "virtual",
         "virtual.json",
-        minutes=4,
+        minutes=3,
         options=_DECLARED,
         needs=("peers",),
     ),

@@ -50,14 +50,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with ProcessPoolExecutor(args.processes) as pool:
         settings = []
         for traces, rtt_ms in product(files, args.rtts_ms):
-            best = with_best(
-                [f"{family}-{BEST}" for family in families], args.peers, rtt_ms, traces[0].sampling.temperature
-            )
-            names = {BASELINE: BASELINE, EXACT: EXACT, **dict(zip(families, best, strict=True))}
-            jobs = {key: pool.submit(speeds_of, traces, rtt_ms, name, warm_up) for key, name in names.items()}
+            names = {
+                category: _names(families, args.peers, rtt_ms, traces[0].sampling.temperature, category)
+                for category in dict.fromkeys(trace.category for trace in traces)
+            }
+            wanted = dict.fromkeys(name for mine in names.values() for name in mine.values())
+            jobs = {name: pool.submit(speeds_of, traces, rtt_ms, name, warm_up) for name in wanted}
             settings.append((traces, rtt_ms, names, jobs))
         for done, (traces, rtt_ms, names, jobs) in enumerate(settings, 1):
-            speeds = {key: job.result() for key, job in jobs.items()} | {BOUND: bounds_of(traces, rtt_ms)}
+            speeds = {name: job.result() for name, job in jobs.items()} | {BOUND: bounds_of(traces, rtt_ms)}
             rows += entries(traces, rtt_ms, names, speeds)
             print(f"{done} of {len(settings)} settings", end="\r", flush=True)
     print(as_text(rows))
@@ -68,6 +69,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "summary": summarise(rows),
     }
+
+
+def _names(families: Sequence[str], peers: Path, rtt_ms: float, temperature: float, category: str) -> dict[str, str]:
+    """The strategies by family, each peer with the span that is best for this kind of prompt."""
+    best = with_best([f"{family}-{BEST}" for family in families], peers, rtt_ms, temperature, category)
+    return {BASELINE: BASELINE, EXACT: EXACT, **dict(zip(families, best, strict=True))}
 
 
 def speeds_of(traces: Sequence[Trace], rtt_ms: float, strategy: str, warm_up: Trace) -> list[float]:
@@ -85,15 +92,16 @@ def bounds_of(traces: Sequence[Trace], rtt_ms: float) -> list[float]:
 
 
 def entries(
-    traces: Sequence[Trace], rtt_ms: float, names: Mapping[str, str], speeds: Speeds
+    traces: Sequence[Trace], rtt_ms: float, names: Mapping[str, Mapping[str, str]], speeds: Speeds
 ) -> Iterator[dict[str, Any]]:
-    """One row for each kind of prompt; `names` are those of the strategies by their key in `speeds`.
+    """One row for each kind of prompt; `names` are those of the strategies in `speeds`, by kind and family.
 
     Ratios are taken trace by trace; all numbers are medians over traces.
     """
     for category in dict.fromkeys(trace.category for trace in traces):
         places = [place for place, trace in enumerate(traces) if trace.category == category]
-        mine = {key: [values[place] for place in places] for key, values in speeds.items()}
+        chosen = names[category]
+        mine = {key: [speeds[name][place] for place in places] for key, name in (*chosen.items(), (BOUND, BOUND))}
         yield {
             "temperature": traces[0].sampling.temperature,
             "rtt_ms": rtt_ms,
@@ -104,15 +112,15 @@ def entries(
                     "tokens_per_s": _median(mine[key]),
                     "over_cloud": _ratio(mine[key], mine[BASELINE]),
                 }
-                for key, name in names.items()
+                for key, name in chosen.items()
             },
             "bound": {
                 "tokens_per_s": _median(mine[BOUND]),
                 "over_cloud": _ratio(mine[BOUND], mine[BASELINE]),
                 "share_of_exact": _ratio(mine[EXACT], mine[BOUND]),
             },
-            "exact_over": {key: _ratio(mine[EXACT], mine[key]) for key in names if key != EXACT},
-            "exact_ahead_of_all": all(_ratio(mine[EXACT], mine[key]) > 1 for key in names if key != EXACT),
+            "exact_over": {key: _ratio(mine[EXACT], mine[key]) for key in chosen if key != EXACT},
+            "exact_ahead_of_all": all(_ratio(mine[EXACT], mine[key]) > 1 for key in chosen if key != EXACT),
         }
 
 

@@ -41,6 +41,17 @@ def test_each_class_has_its_own_best_and_all_together_one() -> None:
     assert not found["categories"]["humaneval"]["upper_bound_under_limit"]
 
 
+def test_what_ran_on_one_class_only_is_no_rival_on_all() -> None:
+    rows = rows_of("exact", 100, 100, 100) + rows_of("cloud", 300, 300, 300) + rows_of("sync-4", 50, 50, 50)
+    rows += rows_of("exact", 100, 100, 100, category="humaneval") + rows_of(
+        "cloud", 200, 200, 200, category="humaneval"
+    )
+    found = measured_regret(rows, {"cloud", "sync-4"})
+    assert found is not None
+    told = {category: (entry["best"], entry["ratio"]) for category, entry in found["categories"].items()}
+    assert told == {"general": ("sync-4", 0.5), "humaneval": ("cloud", 2.0), "all": ("cloud", 2.5)}
+
+
 def test_a_loss_within_the_noise_is_none() -> None:
     times = {"exact": [100.0, 100.0, 100.0, 100.0, 100.0, 100.0], "cloud": [60.0, 80.0, 90.0, 95.0, 130.0, 150.0]}
     low, high = bootstrap(times) or (0, 0)

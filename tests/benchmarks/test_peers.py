@@ -18,18 +18,22 @@ from common.types import SamplingParams
 from link_emulator.profile import Profile
 from tests.sim.traces import trace_of
 
-NAMES = {"cloud": "cloud", "exact": "exact", "sync": "sync-8"}
+NAMES = {
+    "general": {"cloud": "cloud", "exact": "exact", "sync": "sync-8"},
+    "humaneval": {"cloud": "cloud", "exact": "exact", "sync": "sync-32"},
+}
 
 
 def peers_file(folder: Path) -> Path:
     speeds = {
-        (temperature, rtt_ms, family, tokens): -abs(tokens - best)
-        for temperature, rtt_ms, family, best in (
-            (0.0, 0.0, "sync", 4),
-            (0.0, 100.0, "sync", 8),
-            (0.0, 200.0, "sync", 16),
-            (0.7, 100.0, "sync", 2),
-            (0.0, 100.0, "overlap", 24),
+        (temperature, rtt_ms, family, category, tokens): -abs(tokens - best)
+        for temperature, rtt_ms, family, category, best in (
+            (0.0, 0.0, "sync", "general", 4),
+            (0.0, 100.0, "sync", "general", 8),
+            (0.0, 100.0, "sync", "humaneval", 24),
+            (0.0, 200.0, "sync", "general", 16),
+            (0.7, 100.0, "sync", "general", 2),
+            (0.0, 100.0, "overlap", "general", 24),
         )
         for tokens in (2, 4, 8, 16, 24)
     }
@@ -39,23 +43,25 @@ def peers_file(folder: Path) -> Path:
 
 
 def test_the_fastest_length_is_the_best_and_of_equal_ones_the_shorter() -> None:
-    speeds = {(0.0, 20.0, "sync", tokens): value for tokens, value in ((8, 3.0), (2, 1.0), (4, 3.0))}
+    speeds = {(0.0, 20.0, "sync", "general", tokens): value for tokens, value in ((8, 3.0), (2, 1.0), (4, 3.0))}
     (row,) = best_spans(speeds)
     assert row == {
         "temperature": 0.0,
         "rtt_ms": 20.0,
         "family": "sync",
+        "category": "general",
         "best": 4,
         "tokens_per_s": {"2": 1.0, "4": 3.0, "8": 3.0},
     }
 
 
-def test_every_temperature_round_trip_and_family_has_its_own(tmp_path: Path) -> None:
+def test_every_temperature_round_trip_family_and_kind_has_its_own(tmp_path: Path) -> None:
     rows = load_peers(peers_file(tmp_path))
-    assert [row["best"] for row in rows] == [4, 24, 8, 16, 2]
-    lines = as_text(rows).splitlines()
-    assert lines[1].split() == ["sync", "temperature", "0", "4", "8", "16"]
-    assert lines[2].split() == ["overlap", "temperature", "0", "-", "24", "-"]
+    assert [row["best"] for row in rows] == [4, 24, 8, 24, 16, 2]
+    lines = [line.split() for line in as_text(rows).splitlines()]
+    assert lines[1] == ["sync", "general", "temperature", "0", "4", "8", "16"]
+    assert lines[2] == ["overlap", "general", "temperature", "0", "-", "24", "-"]
+    assert lines[3] == ["sync", "humaneval", "temperature", "0", "-", "24", "-"]
 
 
 @pytest.mark.parametrize(
@@ -63,26 +69,33 @@ def test_every_temperature_round_trip_and_family_has_its_own(tmp_path: Path) -> 
     [(100, 0.0, "sync-8"), (100, 0.7, "sync-2"), (40, 0.0, "sync-4"), (150, 0.0, "sync-16"), (590, 0.2, "sync-16")],
 )
 def test_a_name_stands_for_the_nearest(tmp_path: Path, rtt_ms: float, temperature: float, expected: str) -> None:
-    names = with_best(["cloud", "sync-best", "sync-32"], peers_file(tmp_path), rtt_ms, temperature)
+    names = with_best(["cloud", "sync-best", "sync-32"], peers_file(tmp_path), rtt_ms, temperature, "general")
     assert names == ("cloud", expected, "sync-32")
 
 
 def test_without_such_a_name_no_file_is_read(tmp_path: Path) -> None:
-    assert with_best(["cloud", "sync-8"], tmp_path / "none.json", 0.0, 0.0) == ("cloud", "sync-8")
+    assert with_best(["cloud", "sync-8"], tmp_path / "none.json", 0.0, 0.0, "poems") == ("cloud", "sync-8")
 
 
 def test_what_the_file_does_not_tell_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="knows no 'acespec', only overlap, sync"):
-        with_best(["acespec-best"], peers_file(tmp_path), 0.0, 0.0)
+        with_best(["acespec-best"], peers_file(tmp_path), 0.0, 0.0, "general")
+    with pytest.raises(ConfigError, match="no prompts of the class 'poems'"):
+        with_best(["sync-best"], peers_file(tmp_path), 0.0, 0.0, "poems")
     with pytest.raises(ConfigError, match="python -m benchmarks peers"):
-        with_best(["sync-best"], tmp_path / "none.json", 0.0, 0.0)
+        with_best(["sync-best"], tmp_path / "none.json", 0.0, 0.0, "general")
 
 
 def test_the_mean_is_a_geometric_one_of_the_prompts() -> None:
     """A prompt that is four times as fast counts as one that is four times as slow."""
     sure, unsure = trace_of("+" * 9), trace_of("---------")
-    each = [speed([trace], 100.0, "sync-2") for trace in (sure, unsure)]
-    assert speed([sure, unsure], 100.0, "sync-2") == pytest.approx((each[0] * each[1]) ** 0.5)
+    each = [speed([trace], 100.0, "sync-2")["general"] for trace in (sure, unsure)]
+    assert speed([sure, unsure], 100.0, "sync-2") == {"general": pytest.approx((each[0] * each[1]) ** 0.5)}
+    other = replace(unsure, category="humaneval")
+    assert speed([sure, other], 100.0, "sync-2") == {
+        "general": pytest.approx(each[0]),
+        "humaneval": pytest.approx(each[1]),
+    }
 
 
 def test_the_warm_up_teaches_and_is_thrown_away() -> None:
@@ -104,7 +117,13 @@ def test_a_trace_that_is_cut_is_that_of_a_shorter_generation() -> None:
 
 def test_virtual_time_tells_kinds_apart_and_whether_exact_is_ahead() -> None:
     traces = [trace_of("+" * 4), trace_of("+" * 4), replace(trace_of("+" * 4), category="humaneval")]
-    speeds = {"cloud": [1, 2, 1], "exact": [4, 6, 3], "sync": [2, 4, 3], "bound": [5, 8, 4]}
+    speeds = {
+        "cloud": [1, 2, 1],
+        "exact": [4, 6, 3],
+        "sync-8": [2, 4, 1],
+        "sync-32": [1, 1, 3],
+        "bound": [5, 8, 4],
+    }
     general, humaneval = entries(traces, 50.0, NAMES, speeds)
     assert general["category"] == "general"
     assert general["strategies"]["sync"] == {"strategy": "sync-8", "tokens_per_s": 3, "over_cloud": 2.0}
@@ -115,7 +134,7 @@ def test_virtual_time_tells_kinds_apart_and_whether_exact_is_ahead() -> None:
     summary = summarise([general, humaneval])
     assert (summary["settings"], summary["exact_ahead_of_all"]) == (2, 1)
     (behind,) = summary["not_ahead"]
-    assert (behind["category"], behind["strategy"], behind["exact_over"]) == ("humaneval", "sync-8", 1.0)
+    assert (behind["category"], behind["strategy"], behind["exact_over"]) == ("humaneval", "sync-32", 1.0)
     assert [line.count("!") for line in table_of([general, humaneval]).splitlines()] == [0, 0, 1]
 
 

@@ -112,13 +112,27 @@ def test_what_makes_a_run_another_one(prompts: Path) -> None:
 @pytest.mark.usefixtures("tiny_pair")
 def test_a_best_length_is_part_of_the_plan(prompts: Path, tmp_path: Path) -> None:
     rows = [
-        {"temperature": 0.0, "rtt_ms": rtt_ms, "family": "sync", "best": best} for rtt_ms, best in ((20, 4), (200, 16))
+        {"temperature": 0.0, "rtt_ms": rtt_ms, "family": "sync", "category": category, "best": best}
+        for rtt_ms, category, best in (
+            (20, "humaneval", 4),
+            (200, "humaneval", 16),
+            (20, "general", 2),
+            (200, "general", 4),
+        )
     ]
     peers = tmp_path / "peers.json"
     peers.write_text(json.dumps({"rows": rows}), encoding="utf-8")
     arguments = ("--strategies", "cloud,sync-best", "--peers", str(peers))
-    assert plan_of(prompts, *arguments, "--rtt-ms", "30").strategies == ("cloud", "sync-4")
-    assert plan_of(prompts, *arguments, "--link", "satellite").strategies == ("cloud", "sync-16")
+    near = plan_of(prompts, *arguments, "--rtt-ms", "30")
+    assert near.strategies == {"humaneval": ("cloud", "sync-4"), "general": ("cloud", "sync-2")}
+    made = near.keys()
+    assert [(prompt, name) for prompt, name, _ in made] == [
+        ("one", "cloud"),
+        ("one", "sync-4"),
+        ("two", "sync-2"),
+        ("two", "cloud"),
+    ]
+    assert plan_of(prompts, *arguments, "--link", "satellite").names == ("cloud", "sync-16", "sync-4")
     with pytest.raises(ConfigError, match="names one twice"):
         plan_of(prompts, "--strategies", "sync-best,sync-4", "--peers", str(peers))
 
