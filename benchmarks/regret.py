@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             rows += job.result()
             print(f"{done} of {len(jobs)} cells", end="\r", flush=True)
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "processes")}
+    settings["traces"] = [path.name for path in args.traces]
     return {
         "benchmark": "regret",
         **measured,
@@ -121,6 +123,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "under_0.97": sum(value < 0.97 for value in values),
             "least": values[0],
             "median": values[len(values) // 2],
+            "geometric_mean": round(statistics.geometric_mean(values), 4),
             "worst": [
                 {key: row[key] for key in ("link", "cloud_ms", "draft_ms", "category", "best", measure)}
                 for row in ordered[:12]
