@@ -45,7 +45,8 @@ def test_a_gate_of_ones_own_decides_in_place_of_the_configured_one(tiny_pair: Pa
     *gated, edge = asyncio.run(write())
     assert [mode for mode, _ in gates] == ["gated", "gated", "edge"], "one gate for each generation"
     for generation, (_, own) in zip(gated, gates, strict=False):
-        assert generation.stats.fired == len(own.asked) // 4 > 0
+        # An end-of-text that is drafted astray fires as well; the configured gate would fire at each token.
+        assert 0 < len(own.asked) // 4 <= generation.stats.fired < len(own.asked) // 2
         assert generation.stats.skipped_tokens > 0, "the configured gate would have fired on every token"
     assert edge.stats.fired == 0, "there is nobody to ask"
 
