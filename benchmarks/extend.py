@@ -87,7 +87,8 @@ class _Readers:
         if file.header["models"] != models_of(self._pair):
             raise ConfigError(f"{path}: models are others than those of pair {self._pair!r} here; record it again")
         made_by = file.header.get("extended", {})
-        if made_by and (made_by["dtype"], made_by["machine"]) != (self._cloud.dtype, provenance()["machine"]):
+        left = any(trace.cross_entropies is None for trace in file.traces)
+        if left and made_by and (made_by["dtype"], made_by["machine"]) != (self._cloud.dtype, provenance()["machine"]):
             raise ConfigError(
                 f"{path}: it was begun in {made_by['dtype']} on another machine or in another dtype; finish it there, "
                 "or begin anew with the file as it was recorded"
