@@ -94,3 +94,15 @@ def test_other_prompts_or_models_are_refused(recorded: Path) -> None:
     (recorded.parent / "some.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="it is not the prompt set that .* was recorded with; give --prompt-sets"):
         extend(recorded)
+
+
+def test_a_file_is_finished_where_it_was_begun_and_then_left_alone_anywhere(recorded: Path) -> None:
+    extend(recorded)
+    whole = load_traces(recorded)
+    begun = {**whole.header, "extended": {**whole.header["extended"], "dtype": "bfloat16"}}
+    save_traces(recorded, TraceFile(begun, whole.traces))
+    extend(recorded)
+    assert load_traces(recorded).header["extended"] == begun["extended"], "there was nothing to do"
+    save_traces(recorded, TraceFile(begun, (whole.traces[0], replace(whole.traces[1], cross_entropies=None))))
+    with pytest.raises(ConfigError, match="begun in bfloat16"):
+        extend(recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 
@@ -18,9 +19,13 @@ def test_alarms_ring_in_order_and_never_early(precise: bool) -> None:
         assert alarm.precise is precise
         rung: list[tuple[int, bool]] = []
         done = asyncio.Event()
+
+        def ring(number: int, when_s: float) -> None:
+            rung.append((number, time.monotonic() >= when_s))
+
         for number in (3, 1, 2, 0):
             when_s = began_s + number * 0.002
-            alarm.at(when_s, lambda number=number, when_s=when_s: rung.append((number, time.monotonic() >= when_s)))  # type: ignore[misc]
+            alarm.at(when_s, partial(ring, number, when_s))
         alarm.at(began_s + 0.008, done.set)
         await done.wait()
         assert rung == [(number, True) for number in range(4)]
