@@ -21,14 +21,15 @@ setup: $(SETUP) ## .venv with everything, pinned by constraints.txt
 
 $(SETUP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[edge,cloud,build,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[edge,cloud,build,calibrate,dev]'
 	touch $@
 
 demo: $(SETUP) ## the default pair, cloud and device as two processes, side by side with plain streaming
 	$(BIN)/python -m benchmarks demo
 
+# A file is the unit, since its tests share servers and models; more processes than cores would only be slower.
 test: $(SETUP) ## all tests that need no download
-	$(BIN)/python -m pytest -m "not models" $(ARGS)
+	$(BIN)/python -m pytest -m "not models" --numprocesses 2 --dist loadfile $(ARGS)
 
 test-models: models ## tests of the default pair
 	$(BIN)/python -m pytest tests/models -m models $(ARGS)
