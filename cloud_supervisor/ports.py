@@ -73,11 +73,12 @@ class TargetModel(Protocol):
         """An empty cache."""
 
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        """Run the forwards, extend the caches by chain and branch tokens, and return each reading's choices.
+        """Extend the caches, each another one, by chain and branch tokens, and return each reading's choices.
 
         Those along the chain come first, oldest position first, then one for each branch token. The noise is that of
         the position after the token. A cache that holds branch tokens must be told by `select` or `crop` which path
-        stands before it is used again. Raises ValueError for a reading that makes no sense, and PromptTooLong.
+        stands before it is used again. All readings are checked before anything runs: raises ValueError for one that
+        makes no sense, or for two of one cache, and PromptTooLong.
         """
 
 

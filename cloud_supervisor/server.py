@@ -93,14 +93,7 @@ async def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
 
     folder = pair_folder(config.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
-    model = TorchModel.load(
-        folder,
-        dtype=config.dtype,
-        threads=config.threads,
-        vocabulary_size=manifest.vocabulary_size,
-        context_tokens=manifest.context_tokens,
-        device=config.device,
-    )
+    model = TorchModel.of_manifest(folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device)
     _log.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
     server = Server(config, model, manifest)
     stopped = asyncio.Event()
@@ -121,4 +114,5 @@ def _capabilities(config: CloudConfig, model: TargetModel, manifest: ModelManife
         vocabulary_size=manifest.vocabulary_size,
         context_tokens=model.context_tokens,
         max_span_tokens=config.limits.max_span_tokens,
+        model_digest=manifest.digest,
     )

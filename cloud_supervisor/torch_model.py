@@ -1,4 +1,4 @@
-"""The large model by torch and transformers; beside `packed_linear`, the service's only file that imports them.
+"""The large model by torch and transformers; only `batched_forward` and `packed_linear` import them as well.
 
 In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt; in bfloat16 near ties
 may flip, because kernels round differently for different numbers of rows.
@@ -20,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from cloud_supervisor.batched_forward import ATTENTION, Sequences
 from cloud_supervisor.packed_linear import pack
 from cloud_supervisor.ports import KvCache, Reading
 from cloud_supervisor.token_tree import deepest, positions, shifted
+from common.config import ModelManifest
 from common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from common.sampling import Softmax, choose, softmax
 from common.types import BranchToken, Choice, SamplingParams
@@ -84,6 +86,7 @@ class TorchModel:
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
+        self._sees_all = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
     @classmethod
     def load(
@@ -108,7 +111,7 @@ class TorchModel:
         try:
             chosen = fastest_dtype(folder, device) if dtype == "auto" else dtype
             model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=_DTYPES[chosen], attn_implementation="sdpa", local_files_only=True
+                folder, dtype=_DTYPES[chosen], attn_implementation=ATTENTION, local_files_only=True
             )
         except ImportError:  # a package is missing, and the files may be fine
             raise
@@ -118,6 +121,26 @@ class TorchModel:
         if _is_processor(device) and chosen == "float32":
             pack(model)
         return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
+
+    @classmethod
+    def of_manifest(
+        cls,
+        folder: Path | str,
+        manifest: ModelManifest,
+        *,
+        dtype: Dtype | Literal["auto"],
+        threads: int | None,
+        device: str = "cpu",
+    ) -> Self:
+        """Load a folder as its manifest describes it; raises as `load` does."""
+        return cls.load(
+            folder,
+            dtype=dtype,
+            threads=threads,
+            vocabulary_size=manifest.vocabulary_size,
+            context_tokens=manifest.context_tokens,
+            device=device,
+        )
 
     @property
     def dtype(self) -> str:
@@ -136,13 +159,21 @@ class TorchModel:
         return TorchCache()
 
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        """One forward for each reading, in order. All are checked before the first one runs.
+        """One forward for all readings, or one for each where the model has a sliding window.
 
-        Raises `ValueError` for a reading that asks for nothing sensible and `PromptTooLong` beyond the context.
+        All are checked before anything runs, and each must be of another sequence. Raises `ValueError` for a reading
+        that asks for nothing sensible and `PromptTooLong` beyond the context.
         """
         for reading in readings:
             self._check(reading)
-        return [self._read_one(reading) for reading in readings]
+        if len({id(reading.cache) for reading in readings}) < len(readings):
+            raise ValueError("cache: two readings of one sequence; the later one must wait for the other")
+        lengths = [reading.cache.length for reading in readings]
+        if len(readings) > 1 and self._sees_all:
+            rows = self._scores_together(readings)
+        else:
+            rows = [self.scores(reading) for reading in readings]
+        return [self._choices(*each) for each in zip(readings, lengths, rows, strict=True)]
 
     def _check(self, reading: Reading) -> None:
         tokens = len(reading.token_ids)
@@ -155,14 +186,15 @@ class TorchModel:
         if depth > self._context_tokens:
             raise PromptTooLong(f"{depth} tokens; the context holds {self._context_tokens}")
 
-    def _read_one(self, reading: Reading) -> list[Choice]:
-        tokens, length = len(reading.token_ids), reading.cache.length + len(reading.token_ids)
+    def _choices(self, reading: Reading, held: int, rows: NDArray[np.float32]) -> list[Choice]:
+        """What follows from the logits of a reading behind the first `held` tokens."""
+        tokens, length = len(reading.token_ids), held + len(reading.token_ids)
         first = length - reading.choices
         places = [*range(first, length), *positions(length, shifted(reading.branches, first))]
         drafted = [*reading.token_ids[1:], None][tokens - reading.choices :] + [None] * len(reading.branches)
         return [  # a row's noise is that of the position its token will have
             self.choose(softmax(row, reading.sampling.temperature), reading.sampling, place + 1, token_id)
-            for row, place, token_id in zip(self.scores(reading), places, drafted, strict=True)
+            for row, place, token_id in zip(rows, places, drafted, strict=True)
         ]
 
     def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
@@ -193,6 +225,39 @@ class TorchModel:
         output = self._model(**inputs, logits_to_keep=wanted)
         logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
         return logits
+
+    @torch.inference_mode()
+    def _scores_together(self, readings: Sequence[Reading]) -> list[NDArray[np.float32]]:
+        """`scores` of each reading, in one forward."""
+        token_ids: list[int] = []
+        place_ids: list[int] = []
+        wanted: list[int] = []  # rows of the forward
+        fed, masks, counts = [], [], []
+        for reading in readings:
+            held, length = reading.cache.length, reading.cache.length + len(reading.token_ids)
+            branches = shifted(reading.branches, length - reading.choices)
+            token_ids += [*reading.token_ids, *(token_id for _, token_id in branches)]
+            place_ids += [*range(held, length), *positions(length, branches)]
+            fed.append(len(reading.token_ids) + len(branches))
+            counts.append(reading.choices + len(branches))
+            wanted += range(len(token_ids) - counts[-1], len(token_ids))
+            plain = not branches and (not held or fed[-1] == 1)  # nothing is to be hidden but what `sdpa` hides itself
+            masks.append(None if plain else _tree_mask(held, length, branches).to(self._model.device))
+        caches = [cast(TorchCache, reading.cache).layers for reading in readings]
+        inputs: dict[str, Any] = {
+            "input_ids": self._tensor(token_ids),
+            "position_ids": self._tensor(place_ids),
+            "cache_position": self._tensor(place_ids)[0],
+            "past_key_values": Sequences(caches, fed, masks),
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions are taken for a ready mask
+            "use_cache": True,
+        }
+        if not wanted:
+            self._model.base_model(**inputs)
+            return [np.empty((0, self._vocabulary_size), np.float32) for _ in readings]
+        output = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._model.device))
+        logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
+        return np.split(logits, np.cumsum(counts)[:-1])
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor([[*numbers]], device=self._model.device)  # [1, tokens] int64

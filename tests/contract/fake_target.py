@@ -94,6 +94,8 @@ class FakeTarget:
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
         for reading in readings:
             self._check(reading)
+        if len({id(reading.cache) for reading in readings}) < len(readings):
+            raise ValueError("cache: two readings of one sequence")
         if self.before_read is not None:
             self.before_read(readings)
         return [self._read_one(reading) for reading in readings]

@@ -8,7 +8,7 @@ import pytest
 
 from cloud_supervisor.ports import Reading, TargetModel
 from common.errors import PromptTooLong
-from common.types import Choice, SamplingParams
+from common.types import BranchToken, Choice, SamplingParams
 from tests.contract.targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
 ALL_SAMPLINGS = [GREEDY, SAMPLED, TRUNCATED]
@@ -64,6 +64,40 @@ def test_readings_of_one_call_do_not_touch_each_other(target: TargetModel) -> No
     together = target.read([Reading(target.new_cache(), tokens, 4, SAMPLED) for tokens in prompts])
     assert [ids(choices) for choices in together] == alone
     assert target.read([]) == []
+
+
+def test_sequences_of_any_length_go_on_together_as_they_do_alone(target: TargetModel) -> None:
+    """Some new, some held, one token or many, choices or none, chains and trees; the caches serve on."""
+    dice = random.Random(9)
+    branches = (BranchToken(0, 3), BranchToken(1, 4), BranchToken(3, 5))
+    for _ in range(10):
+        texts = [prompt(dice.randrange(1000), dice.randint(2, 40)) for _ in range(6)]
+        held = [dice.choice((0, len(text) - 1, dice.randrange(len(text)))) for text in texts]
+        wanted = [dice.randint(0, len(text) - length) for text, length in zip(texts, held, strict=True)]
+        trees = [branches if choices >= 2 and dice.random() < 0.5 else () for choices in wanted]
+        told = []
+        for together in (False, True):
+            caches = [target.new_cache() for _ in texts]
+            for cache, text, length in zip(caches, texts, held, strict=True):
+                if length:
+                    target.read([Reading(cache, text[:length], 0, SAMPLED)])
+            readings = [
+                Reading(cache, text[length:], choices, SAMPLED, tree)
+                for cache, text, length, choices, tree in zip(caches, texts, held, wanted, trees, strict=True)
+            ]
+            answers = target.read(readings) if together else [target.read([reading])[0] for reading in readings]
+            for cache, text in zip(caches, texts, strict=True):
+                cache.crop(len(text))
+            answers += [target.read([Reading(cache, [7], 1, SAMPLED)])[0] for cache in caches]
+            told.append([ids(choices) for choices in answers])
+        assert told[0] == told[1]
+
+
+def test_two_readings_of_one_sequence_are_refused(target: TargetModel) -> None:
+    cache = target.new_cache()
+    with pytest.raises(ValueError, match="two readings of one sequence"):
+        target.read([Reading(cache, [1], 1, GREEDY), Reading(cache, [2], 1, GREEDY)])
+    assert cache.length == 0
 
 
 def test_the_noise_is_that_of_the_chosen_tokens_position(target: TargetModel) -> None:
