@@ -134,7 +134,7 @@ class Device:
         self._planner = WatchedPlanner(strategy.planner)
         settings = config.model_copy(update={"mode": strategy.mode})
         client = DisagreementClient if strategy.risk_is_disagreement else EdgeClient
-        self._client = client(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate)
+        self._client = client(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate())
 
     def prepare(self, text: str) -> PromptInput:
         return self._client.prepare(text)

@@ -148,10 +148,4 @@ def read_cross_entropies(model: TorchModel, trace: Trace, prompt: Sequence[int])
 
 
 def _cloud_model(pair: str, manifest: ModelManifest, dtype: Dtype | Literal["auto"]) -> TorchModel:
-    return TorchModel.load(
-        pair_folder(pair, "cloud"),
-        dtype=dtype,
-        threads=1,
-        vocabulary_size=manifest.vocabulary_size,
-        context_tokens=manifest.context_tokens,
-    )
+    return TorchModel.of_manifest(pair_folder(pair, "cloud"), manifest, dtype=dtype, threads=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 from benchmarks.simulation.simulate import Strategy
@@ -63,7 +64,7 @@ def bild(name: str, fallback: float, rollback_nats: float) -> Strategy:
     temperature. In virtual time both models go on behind a deviation as they did behind the cloud's token.
     """
     planner: Planner = BildPlanner(fallback)
-    return Strategy(name, planner, Always(), lenient_nats=rollback_nats)
+    return Strategy(name, planner, Always, lenient_nats=rollback_nats)
 
 
 def uhlm(name: str, threshold: float) -> Strategy:
@@ -82,4 +83,4 @@ def uhlm(name: str, threshold: float) -> Strategy:
     both models go on behind a deviation as they did behind the cloud's token.
     """
     planner = FixedPlanner(Mode.GATED, span_tokens=1, spans_in_flight=1, run_ahead_tokens=1)
-    return Strategy(name, planner, Threshold(threshold), risk_is_disagreement=True)
+    return Strategy(name, planner, partial(Threshold, threshold), risk_is_disagreement=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.server import Server
 from cloud_supervisor.torch_model import TorchModel
-from common.config import load_manifest, pair_folder
+from common.config import ModelManifest, load_manifest, pair_folder
 from common.sampling import Softmax
 from common.types import Choice, SamplingParams
 from common.uncertainty import cross_entropy
@@ -36,25 +35,17 @@ class LenientModel(TorchModel):
         return replace(choice, token_id=drafted)
 
 
-def lenient_model(config: CloudConfig, within_nats: float) -> LenientModel:
+def lenient_model(config: CloudConfig, manifest: ModelManifest, within_nats: float) -> LenientModel:
     """Load the cloud's model of the configured pair; raises as `TorchModel.load` does."""
-    folder: Path = pair_folder(config.pair, "cloud")
-    manifest = load_manifest(folder, role="cloud")
-    model = LenientModel.load(
-        folder,
-        dtype=config.dtype,
-        threads=config.threads,
-        vocabulary_size=manifest.vocabulary_size,
-        context_tokens=manifest.context_tokens,
-        device=config.device,
-    )
+    folder = pair_folder(config.pair, "cloud")
+    model = LenientModel.of_manifest(folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device)
     model.within_nats = within_nats
     return model
 
 
 async def _serve(config: CloudConfig, within_nats: float) -> None:
     manifest = load_manifest(pair_folder(config.pair, "cloud"), role="cloud")
-    server = Server(config, lenient_model(config, within_nats), manifest)
+    server = Server(config, lenient_model(config, manifest, within_nats), manifest)
     print(f"lenient cloud: serving {config.pair} on {await server.start()}", flush=True)
     await asyncio.Event().wait()
 

@@ -1,10 +1,10 @@
 """The planner's fixed constants of risk, fitted anew: `python -m benchmarks risk`, on the tuning traces.
 
-The chance of an override is taken to be scale x raw risk ^ power, within [1e-4, 0.98] (`common/planner/costs.py`; the
-planner goes on to learn the scale from each client's texts). Both are fitted by maximum likelihood over all tokens that
-the cloud judged, on a grid, with bootstrap intervals of 95% over traces. The share of overrides that are the draft's
-runner-up is a share of counts. Beside them stand the constants in use, and how reliable each set is: tokens in bins of
-the predicted chance, and the share of them that were overridden.
+The chance of an override is taken to be scale x doubt ^ power, within [1e-4, 0.98] (`common/uncertainty.py`; the
+planner goes on to correct it by a factor that it learns from each client's texts). Both are fitted by maximum
+likelihood over all tokens that the cloud judged, on a grid, with bootstrap intervals of 95% over traces. The share of
+overrides that are the draft's runner-up is a share of counts. Beside them stand the constants in use, and how reliable
+each set is: tokens in bins of the predicted chance, and the share of them that were overridden.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.peers import TRACES
 from benchmarks.provenance import provenance
 from benchmarks.simulation.trace import Trace, load_traces
 from common.planner import Estimates
+from common.uncertainty import RISK_POWER, RISK_SCALE, doubt
 
 POWERS = np.round(np.arange(0.2, 1.51, 0.02), 2)
 SCALES = np.round(np.geomspace(0.25, 6.0, 160), 4)
@@ -36,32 +37,33 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The chance of an override as a power of the raw risk."""
+    """The chance of an override as a power of the doubt."""
 
     power: float
     scale: float
 
-    def chance(self, raw: Floats) -> Floats:
-        """Of tokens with these raw risks."""
-        return np.clip(self.scale * raw**self.power, LEAST, MOST)
+    def chance(self, doubts: Floats) -> Floats:
+        """Of tokens with these doubts."""
+        return np.clip(self.scale * doubts**self.power, LEAST, MOST)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the cloud said of one trace: raw risks, overrides, and which of those were the runner-up; all [tokens]."""
+    """What the cloud said of one trace: doubts, overrides, and which of those were the runner-up; all [tokens]."""
 
     group: str
-    raw: Floats
+    doubts: Floats
     overridden: NDArray[np.bool_]
     by_runner_up: NDArray[np.bool_]
 
     @classmethod
     def of(cls, trace: Trace) -> Judged:
+        signals = [proposal.signal for proposal in trace.proposals]
         overridden = ~np.array(trace.matches, dtype=bool)
         runners_up = np.array([proposal.runner_up for proposal in trace.proposals])
         return cls(
             f"{trace.category}, temperature {trace.sampling.temperature:g}",
-            np.array([proposal.signal.risk for proposal in trace.proposals]),
+            np.array([doubt(signal.entropy_nats, signal.coupled_margin) for signal in signals]),
             overridden,
             overridden & (runners_up == np.array(trace.token_ids)),
         )
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "log_loss": {"in_use": log_loss(judged, used), "fitted": log_loss(judged, fitted)},
         "groups": {
             name: {
-                "tokens": sum(len(one.raw) for one in group),
+                "tokens": sum(len(one.doubts) for one in group),
                 "overrides": int(sum(one.overridden.sum() for one in group)),
                 "runner_up": runner_up_share(group),
                 "scale_at_power_in_use": fit(group, powers=np.array([used.power])).scale,
@@ -102,17 +104,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "risk",
         **measured,
-        "settings": {"traces": traces, "tokens": sum(len(one.raw) for one in judged)},
+        "settings": {"traces": traces, "tokens": sum(len(one.doubts) for one in judged)},
         "reliability": tables,
         "summary": summary,
     }
 
 
 def in_use() -> Curve:
-    """The curve of a planner that has learned nothing yet, read off at two points."""
-    low, high = (Estimates().risks.calibrated(raw) for raw in (0.01, 0.1))
-    power = float(np.log10(high / low))
-    return Curve(power, high / 0.1**power)
+    """The curve of a device that has learned nothing yet."""
+    return Curve(RISK_POWER, RISK_SCALE)
 
 
 def fit(judged: Sequence[Judged], *, powers: Floats = POWERS, scales: Floats = SCALES) -> Curve:
@@ -125,7 +125,7 @@ def losses(judged: Sequence[Judged], powers: Floats, scales: Floats) -> Floats:
     table = np.empty((len(powers), len(scales), len(judged)))
     for place, one in enumerate(judged):
         for row, power in enumerate(powers):
-            chances = np.clip(scales[:, None] * one.raw**power, LEAST, MOST)  # [scales, tokens]
+            chances = np.clip(scales[:, None] * one.doubts**power, LEAST, MOST)  # [scales, tokens]
             table[row, :, place] = -np.log(np.where(one.overridden, chances, 1 - chances)).sum(axis=-1)
     return table
 
@@ -154,14 +154,14 @@ def runner_up_share(judged: Sequence[Judged]) -> float | None:
 def log_loss(judged: Sequence[Judged], curve: Curve) -> float:
     """Nats a token."""
     table = losses(judged, np.array([curve.power]), np.array([curve.scale]))
-    return round(float(table.sum()) / sum(len(one.raw) for one in judged), 5)
+    return round(float(table.sum()) / sum(len(one.doubts) for one in judged), 5)
 
 
 def reliability(judged: Sequence[Judged], curve: Curve) -> Iterator[dict[str, Any]]:
     """Tokens by predicted chance, and what came of them."""
-    raw = np.concatenate([one.raw for one in judged])
+    doubts = np.concatenate([one.doubts for one in judged])
     overridden = np.concatenate([one.overridden for one in judged])
-    chances = curve.chance(raw)
+    chances = curve.chance(doubts)
     places = np.clip(np.digitize(chances, BINS) - 1, 0, len(BINS) - 2)
     for place, (low, high) in enumerate(itertools.pairwise(BINS)):
         mine = places == place

@@ -212,7 +212,7 @@ def strategy_named(name: str) -> Strategy:
     if match := re.fullmatch(rf"uhlm-{_NUMBER}", name, re.ASCII):
         return uhlm(name, _probability(name, match[1]))
     family, span_tokens = _parsed(name)
-    return Strategy(name, FAMILIES[family](span_tokens), Always())
+    return Strategy(name, FAMILIES[family](span_tokens), Always)
 
 
 def _probability(name: str, text: str) -> float:

@@ -262,6 +262,17 @@ class ModelManifest(FrozenModel):
     context_tokens: int = Field(ge=1)
     files: dict[str, ManifestFile]
 
+    @property
+    def digest(self) -> str:
+        """Of what the artefact was made from, and how: two machines that follow one recipe have one digest.
+
+        The files may differ in their last bits from machine to machine; the source's checksum, where it has one, and
+        the recipe do not.
+        """
+        origin = self.source.get("sha256", self.source)
+        made = json.dumps([self.role, self.model, origin, self.recipe, self.tokenizer_digest], sort_keys=True)
+        return "sha256:" + hashlib.sha256(made.encode()).hexdigest()
+
 
 def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> ModelManifest:
     """Read an artefact's manifest and hold the files against it.

@@ -51,14 +51,14 @@ class DraftTree:
     ) -> None:
         """Have `rows` for branches, numbered from 1, which end with the text at `limit` or with end-of-text.
 
-        `risk` makes a chance of a raw risk; `hit` is the chance that an override is the runner-up.
+        `risk` makes a chance of a signal's risk; `hit` is the chance that an override is the runner-up.
         """
         self.branches: dict[int, Branch] = {}
         self._rows = rows
         self._limit = limit
         self._eos_token_ids = eos_token_ids
         self._proposals: dict[int, Proposal] = {}
-        self._risks: dict[int, float] = {}  # calibrated, by position
+        self._risks: dict[int, float] = {}  # corrected, by position
         self._free = list(range(rows, 0, -1))
         self._risk = risk
         self._hit = hit

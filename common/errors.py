@@ -9,6 +9,7 @@
     │   └── ModelCorrupt          present, but not what its manifest says
     ├── PeerMismatch              the two ends cannot work together
     │   ├── TokenizerMismatch     different vocabularies
+    │   ├── GateMismatch          a gate that was calibrated for other models
     │   └── VersionMismatch       different API versions
     ├── ProtocolViolation         a frame that the protocol does not allow here
     ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
@@ -65,6 +66,10 @@ class PeerMismatch(ChaperoneError):
 
 class TokenizerMismatch(PeerMismatch):
     """Device and cloud read different vocabularies."""
+
+
+class GateMismatch(PeerMismatch):
+    """A gate was calibrated for other models than those that are used."""
 
 
 class VersionMismatch(PeerMismatch):

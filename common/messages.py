@@ -118,3 +118,4 @@ class Capabilities:
     vocabulary_size: int
     context_tokens: int
     max_span_tokens: int
+    model_digest: str = ""  # of weights and recipe; "" where the cloud does not tell

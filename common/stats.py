@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from common.types import FinishReason
+from common.types import FinishReason, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Tally:
     requests: int = 0
     verified_tokens: int = 0
     skipped_tokens: int = 0
+    risk_spent: float = 0.0
     overridden_tokens: int = 0
     caught: int = 0  # draft tokens that gave way to the cloud's, by override, bonus or takeover
     bonus_tokens: int = 0
@@ -51,19 +52,37 @@ class Tally:
     cloud_queue_us: int = 0
     cloud_compute_us: int = 0
 
+    def committed(self, origin: Origin, risk: float) -> None:
+        """A token became final."""
+        match origin:
+            case Origin.DRAFT:
+                self.skipped_tokens += 1
+                self.risk_spent += risk
+            case Origin.VERIFIED:
+                self.verified_tokens += 1
+            case Origin.OVERRIDE:
+                self.overridden_tokens += 1
+            case Origin.BONUS:
+                self.bonus_tokens += 1
+            case Origin.TAKEOVER:
+                self.takeover_tokens += 1
+            case Origin.UNVERIFIED:
+                self.unverified_tokens += 1
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
     """One generation, measured; times are in milliseconds on the device's clock unless the name says cloud.
 
     `round_trips` are requests that the device waited for, `hidden_round_trips` all others. `verified_tokens` are
-    draft tokens that the cloud confirmed before they were final. `deviation_bound` counts every unread skipped token
-    as a deviation. `catch` is caught / (caught + deviations), where a draft token is caught if one of the cloud's took
-    its place before it was final; absent where nothing was to be caught, or skipped tokens are still unread.
-    `reconnects` counts the streams after the first on which the cloud answered; a request whose answer was lost with
-    its stream counts once, as it was asked again. `prefill_ms` is the cloud's compute on the prompt, of all streams
-    together, a part of `cloud_compute_ms`. `decode_ms` runs from the moment when both ends held the prompt's KV, where
-    the generation waited for that. `energy_j` follows the declared `EnergyModel`.
+    draft tokens that the cloud confirmed before they were final. `risk_spent` is the risk of all skipped tokens, added
+    up: the deviations that were to be expected. `deviation_bound` counts every unread skipped token as a deviation. A
+    draft token is `caught` if one of the cloud's took its place before it was final. `catch` is caught / (caught +
+    deviations), absent where nothing was to be caught, or skipped tokens are still unread. `reconnects` counts the
+    streams after the first on which the cloud answered; a request whose answer was lost with its stream counts once, as
+    it was asked again. `prefill_ms` is the cloud's compute on the prompt, of all streams together, a part of
+    `cloud_compute_ms`. `decode_ms` runs from the moment when both ends held the prompt's KV, where the generation
+    waited for that. `energy_j` follows the declared `EnergyModel`.
     """
 
     prompt_tokens: int = 0
@@ -79,7 +98,9 @@ class GenerationStats:
     fired: int = 0
     verified_tokens: int = 0
     skipped_tokens: int = 0
+    risk_spent: float = 0.0
     overridden_tokens: int = 0
+    caught: int = 0
     bonus_tokens: int = 0
     takeover_tokens: int = 0
     retracted_tokens: int = 0

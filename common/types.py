@@ -50,6 +50,13 @@ class Mode(StrEnum):
     CLOUD = "cloud"
 
 
+class OnDeviation(StrEnum):
+    """What becomes of a skipped token that the cloud would have chosen otherwise."""
+
+    KEEP = "keep"  # it is final as soon as it is skipped
+    RETRACT = "retract"  # it stays provisional until it is audited, and then gives way
+
+
 class FinishReason(StrEnum):
     """Why a generation ended, in OpenAI's words."""
 
@@ -147,6 +154,7 @@ class Signal:
     margin: float  # top-1 minus top-2 probability
     coupled_margin: float  # best minus second-best coupled score
     risk: float  # in [0, 1]
+    varentropy: float = 0.0  # variance of the surprisal, in square nats; 0 where it was not measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from common.sampling import Softmax
 from common.types import Choice, Signal
 
+RISK_POWER = 0.6  # of the doubt
+RISK_SCALE = 1.25
+
 
 def measure(soft: Softmax, choice: Choice) -> Signal:
     """Measure the distribution a token was chosen from, before truncation.
@@ -17,7 +20,9 @@ def measure(soft: Softmax, choice: Choice) -> Signal:
     Entropy is in nats. At temperature 0 the distribution is the softmax at temperature 1.
     """
     weights = soft.weights
-    entropy = math.log(soft.total) - float(weights @ soft.scaled) / soft.total
+    mean = float(weights @ soft.scaled) / soft.total  # of the scaled logits, which are surprisals but for a constant
+    spread = float((weights * soft.scaled) @ soft.scaled) / soft.total - mean * mean
+    entropy = math.log(soft.total) - mean
     top = 1.0 / soft.total
     second = _second_weight(soft) / soft.total
     return Signal(
@@ -26,16 +31,25 @@ def measure(soft: Softmax, choice: Choice) -> Signal:
         margin=top - second,
         coupled_margin=choice.coupled_margin,
         risk=risk(entropy, choice.coupled_margin),
+        varentropy=max(spread, 0.0),
     )
 
 
-def risk(entropy_nats: float, coupled_margin: float) -> float:
-    """A first, uncalibrated estimate of the probability that the cloud chooses another token.
+def doubt(entropy_nats: float, coupled_margin: float) -> float:
+    """A score in [0, 0.5] that ranks tokens by how likely the cloud is to choose another one; it is no probability.
 
     If the cloud's log-scores differ from the draft's by logistic noise, the runner-up wins with probability
     `sigmoid(-coupled_margin)`; where the distribution is sharp (low entropy) there is little left to disagree on.
     """
     return (1.0 - math.exp(-max(entropy_nats, 0.0))) / (1.0 + math.exp(coupled_margin))
+
+
+def risk(entropy_nats: float, coupled_margin: float) -> float:
+    """The probability that the cloud chooses another token, where no gate has been calibrated for the pair of models.
+
+    The power and the factor fit the default pair (`python -m benchmarks risk`); the factor differs from task to task.
+    """
+    return min(RISK_SCALE * float(doubt(entropy_nats, coupled_margin) ** RISK_POWER), 1.0)
 
 
 _NODES, _SHARES = np.polynomial.legendre.leggauss(8)  # on (-1, 1)

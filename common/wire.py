@@ -182,6 +182,7 @@ def encode_capabilities(value: Capabilities) -> bytes:
         vocabulary_size=value.vocabulary_size,
         context_tokens=value.context_tokens,
         max_span_tokens=value.max_span_tokens,
+        model_digest=value.model_digest,
     )
     return message.SerializeToString()
 
@@ -196,6 +197,7 @@ def decode_capabilities(data: bytes) -> Capabilities:
         message.vocabulary_size,
         message.context_tokens,
         message.max_span_tokens,
+        message.model_digest,
     )
 
 

@@ -6,7 +6,7 @@ async with EdgeClient.from_config("configs/edge.yaml") as client:
 """
 
 from common.errors import ChaperoneError
-from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
+from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
 from common.types import FinishReason, GenerationParams, Mode, Origin, PromptInput, SamplingParams, Signal
 from edge_client.client import EdgeClient
@@ -15,6 +15,7 @@ from edge_client.generation import Generation, GenerationRequest
 from edge_client.sync_client import SyncEdgeClient
 
 __all__ = [
+    "Audited",
     "ChaperoneError",
     "Committed",
     "Drafted",

@@ -13,7 +13,10 @@ from common.errors import ChaperoneError, InvalidRequest
 from edge_client.client import EdgeClient
 from edge_client.generation import Collector, GenerationRequest, Prompt
 
-PARAMETERS = ("mode", "temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw")
+PARAMETERS = (
+    *("mode", "catch", "max_deviation"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw"),
+)
 _KEYS = ("id", "prompt", "messages", *PARAMETERS)
 
 
@@ -45,7 +48,7 @@ async def run_batch(
     """Generate line by line; yields what to write: the result, or an `error` with what was final before it."""
     for line in lines:
         try:
-            request = _request(client, line, defaults)
+            request = request_of(client, line, defaults)
         except ChaperoneError as error:
             message = f"line {line.number}: {error.message}"
             yield {"id": line.id, "error": {"type": type(error).__name__, "message": message}}
@@ -91,7 +94,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def _request(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> GenerationRequest:
+def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> GenerationRequest:
+    """What a line asks for; raises InvalidRequest."""
     if line.error is not None:
         raise line.error
     _check_keys(line.fields)

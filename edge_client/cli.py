@@ -60,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--cloud", metavar="HOST:PORT", help="address of chaperone-cloud")
     generate.add_argument("--pair", metavar="NAME", help="model pair: tiny, default, or another that was pulled")
     generate.add_argument("--mode", choices=tuple(Mode))
+    generate.add_argument("--catch", type=float, help="gated: share of the large model's corrections to be caught")
+    generate.add_argument(
+        "--max-deviation", type=float, help="gated: share of tokens that may not be the large model's"
+    )
     generate.add_argument("--temperature", type=float, help="0 is greedy")
     generate.add_argument("--top-p", type=float)
     generate.add_argument("--top-k", type=int)
@@ -74,8 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
     generate.add_argument("--explain", action="store_true", help="tell each decision of the planner on standard error")
     generate.set_defaults(run=_run_generate, wrong_usage=generate.error)
+    _add_calibrate(commands)
     _add_link(commands)
     return parser
+
+
+def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    calibrate = commands.add_parser("calibrate", help="make a gate for this pair of models, with a running cloud")
+    calibrate.add_argument("--prompts", type=Path, metavar="IN.jsonl", required=True, help="as for `generate`")
+    calibrate.add_argument("--out", type=Path, metavar="GATE.onnx", required=True, help="for gate.file")
+    calibrate.add_argument("--config", type=Path, help="YAML file; flags override it")
+    calibrate.add_argument("--cloud", metavar="HOST:PORT", help="address of chaperone-cloud")
+    calibrate.add_argument("--pair", metavar="NAME")
+    calibrate.add_argument("--temperature", type=float, help="0 is greedy")
+    calibrate.add_argument("--seed", type=int)
+    calibrate.add_argument("--max-new-tokens", type=int)
+    calibrate.set_defaults(run=_run_calibrate, closing_audit=False)
 
 
 def _add_link(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,6 +111,15 @@ def _add_link(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     run.set_defaults(run=_run_link)
     profiles = link_commands.add_parser("profiles", help="list the profiles that come along")
     profiles.set_defaults(run=_list_profiles)
+
+
+def _run_calibrate(arguments: argparse.Namespace) -> int:
+    from edge_client.calibrate import calibrate
+
+    named = ("temperature", "seed", "max_new_tokens")
+    parameters = {name: getattr(arguments, name) for name in named if getattr(arguments, name) is not None}
+    calibrate(_config(arguments), arguments.prompts, arguments.out, parameters, print)
+    return EXIT_OK
 
 
 def _run_link(arguments: argparse.Namespace) -> int:

@@ -14,15 +14,17 @@ from typing import Any, Self
 from common.clock import MonotonicClock
 from common.config import ModelManifest, load_manifest, pair_folder
 from common.errors import CloudLost, InvalidRequest, ModelError, PeerMismatch, TokenizerMismatch, VersionMismatch
-from common.gate import Always, Gate, Never, gate_for
+from common.gate import Gate, Totals
 from common.messages import API_VERSION, Capabilities, Open
 from common.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
 from common.session import Event, Failed
 from common.stats import GenerationStats
-from common.types import Mode, PromptInput, SessionId
-from edge_client.config import EdgeConfig, GateSettings, PlannerSettings
+from common.types import Mode, OnDeviation, PromptInput, Proposal, SessionId
+from edge_client.config import EdgeConfig, PlannerSettings
 from edge_client.drafter import ChoosingDrafter
 from edge_client.engine import Engine, EngineSettings
+from edge_client.gate_model import GateModel
+from edge_client.gating import Gates
 from edge_client.generation import (
     Collector,
     Generation,
@@ -30,16 +32,19 @@ from edge_client.generation import (
     Prompt,
     generation_params,
     mode_of,
+    promises,
     text_limit,
 )
 from edge_client.grpc_link import GrpcCloud
 from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
-from edge_client.ports import Cloud
+from edge_client.ports import Assessor, Cloud
+from edge_client.risk import CalibratedRisk
 from edge_client.text import ChatTemplate, Tokenizer
 
 # A second row costs a quarter of a forward and a fourth doubles it; more branches than these are seldom likely.
 _BRANCHES = 3
+_AUDIT_PATIENCE_S = 5.0  # with clouds that owe an audit when the client is closed
 
 
 class EdgeClient:
@@ -62,7 +67,7 @@ class EdgeClient:
 
         `planner` and `gate` make those of each generation, by its mode, in place of the configured ones; what the mode
         promises is then theirs to keep.
-        Raises ModelMissing, ModelCorrupt or ConfigError.
+        Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
         self.config = config or EdgeConfig()
         self._folder = pair_folder(self.config.pair, "edge")
@@ -73,11 +78,16 @@ class EdgeClient:
         self._cloud = cloud
         self._capabilities: Capabilities | None = None
         self._planner = planner or partial(_planner, self.config.planner)
-        self._gate = gate or partial(_gate, self.config.gate)
+        self._own_gate = gate
+        gate_file = self.config.gate.file
+        self._gate_model = GateModel.load(gate_file, self.manifest) if gate_file is not None else None
+        self._gates = Gates(self.config.gate, self._gate_model.calibration if self._gate_model is not None else None)
+        self._token_texts: dict[int, str] = {}  # that risks were asked of
         self._explain = explain
         self._estimates = Estimates()
         self._loading = asyncio.Lock()
         self._running: set[Engine] = set()
+        self._audits: set[asyncio.Task[object]] = set()  # of texts that have been told
 
     @classmethod
     def from_config(cls, path: Path | str) -> Self:
@@ -104,6 +114,8 @@ class EdgeClient:
         prompt: Prompt,
         *,
         mode: Mode | str | None = None,
+        catch: float | None = None,
+        max_deviation: float | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
@@ -129,6 +141,7 @@ class EdgeClient:
             self.prepare(prompt, raw=raw),
             generation_params(given, self.config.generation),
             mode_of(mode, self.config.mode),
+            promises({"catch": catch, "max_deviation": max_deviation}, self.config.gate),
             tuple(committed_token_ids),
             warm_start,
         )
@@ -143,6 +156,7 @@ class EdgeClient:
         try:
             engine = await self._engine(request)
         except (CloudLost, PeerMismatch, ModelError) as error:
+            self._capabilities = None  # the cloud may be another one the next time
             yield Failed(error, GenerationStats(prompt_tokens=len(request.prompt.token_ids)))
             return
         self._running.add(engine)
@@ -154,6 +168,8 @@ class EdgeClient:
                     yield event
         finally:
             self._running.discard(engine)
+            if request.mode is Mode.GATED and engine.audit_pending:
+                self._hear_audit(engine)
 
     async def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """Generate to the end; raises what a Failed event carries."""
@@ -164,10 +180,38 @@ class EdgeClient:
                 collected.add(event)
         return collected.result()
 
+    async def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
+        """What the device's model would write at each place of a text that follows the prompt; nothing is asked."""
+        model = await self._load_model()
+        drafter = ChoosingDrafter(model.new_sequence(), request.params.sampling)
+        try:
+            proposals = [await drafter.step(request.prompt.token_ids)]
+            for token_id in token_ids[:-1]:
+                proposals.append(await drafter.step([token_id]))
+        finally:
+            drafter.close()
+        return proposals[: len(token_ids)]
+
+    async def capabilities(self) -> Capabilities:
+        """What the cloud serves; raises CloudLost or PeerMismatch."""
+        return (await self._connect())[1]
+
+    def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
+        """What became of the tokens of all generations in `gated` that were promised this; None is as configured."""
+        wanted = promises({"catch": catch, "max_deviation": max_deviation}, self.config.gate)
+        return self._gates.control(wanted).totals
+
     async def aclose(self) -> None:
-        """End the generations that are running, with Failed(Cancelled), then the connection and the model's worker."""
+        """End the generations that are running, with Failed(Cancelled), then the connection and the model's worker.
+
+        Audits that are on their way get a moment to arrive.
+        """
         for engine in tuple(self._running):
             engine.cancel()
+        if self._audits:
+            await asyncio.wait(tuple(self._audits), timeout=_AUDIT_PATIENCE_S)
+        for audit in tuple(self._audits):
+            audit.cancel()
         if self._cloud is not None:
             await self._cloud.close()
             self._cloud = self._capabilities = None
@@ -196,6 +240,8 @@ class EdgeClient:
         if request.mode is not Mode.EDGE:
             try:
                 cloud, capabilities = await self._connect()
+                if request.mode is Mode.GATED and self._gate_model is not None:
+                    self._gate_model.check_cloud(capabilities.model, capabilities.model_digest)
                 context_tokens = min(context_tokens, capabilities.context_tokens)
             except CloudLost:
                 if not self._continues_alone(request.mode):
@@ -207,14 +253,39 @@ class EdgeClient:
             limit=limit,
             drafter=self._drafter(model, request) if model else None,
             connect=cloud.link if cloud else None,
-            gate=self._gate(request.mode),
+            gate=self._gate(request),
             planner=self._planner(request.mode),
             estimates=self._estimates,
+            assessor=self._assessor(request),
             output=CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids),
             clock=MonotonicClock(),
             settings=self._settings(request),
             explain=self._explain,
         )
+
+    def _gate(self, request: GenerationRequest) -> Gate:
+        if self._own_gate is not None:
+            return self._own_gate(request.mode)
+        return self._gates.gate(request.mode, request.promises)
+
+    def _assessor(self, request: GenerationRequest) -> Assessor | None:
+        """What tells risks, where a gate was calibrated."""
+        if self._gate_model is None or request.mode is not Mode.GATED:
+            return None
+        before = request.committed_token_ids
+        return CalibratedRisk(self._gate_model, self.token_text, len(request.prompt.token_ids), before)
+
+    def token_text(self, token_id: int) -> str:
+        """What a token decodes to alone; what is no whole character becomes U+FFFD."""
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = self.tokenizer.decode([token_id])
+        return self._token_texts[token_id]
+
+    def _hear_audit(self, engine: Engine) -> None:
+        """Let the gate learn from the audit of a text's end, for which nobody waited."""
+        task = asyncio.create_task(engine.audit())
+        self._audits.add(task)
+        task.add_done_callback(self._audits.discard)
 
     def _drafter(self, model: OnnxModel, request: GenerationRequest) -> ChoosingDrafter:
         """A sequence for one generation; only where the cloud judges are branches of use."""
@@ -230,6 +301,8 @@ class EdgeClient:
             reconnect_timeout_ms=cloud.reconnect_timeout_ms,
             continue_without_cloud=self._continues_alone(request.mode),
             closing_audit=self.config.closing_audit,
+            audit_share=self.config.gate.audit_share,
+            on_deviation=self.config.gate.on_deviation if request.mode is Mode.GATED else OnDeviation.KEEP,
             warm_start=request.warm_start,
         )
 
@@ -286,14 +359,6 @@ class EdgeClient:
                     providers=device.providers,
                 )
             return self._model
-
-
-def _gate(gate: GateSettings, mode: Mode) -> Gate:
-    if mode is Mode.GATED and gate.policy == "always":
-        return Always()
-    if mode is Mode.GATED and gate.policy == "never":
-        return Never()
-    return gate_for(mode, risk=gate.risk)
 
 
 def _planner(planner: PlannerSettings, mode: Mode) -> Planner:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from common.config import FrozenModel, load_yaml
-from common.types import MAX_COUNT, MAX_SEED, Mode
+from common.types import MAX_COUNT, MAX_SEED, Mode, OnDeviation
 
 MAX_DEADLINE_MS = 86_400_000.0  # a day
 
@@ -33,10 +33,15 @@ class DeviceSettings(FrozenModel):
 
 
 class GateSettings(FrozenModel):
-    """Which tokens `gated` asks the cloud about."""
+    """Which tokens `gated` asks the cloud about; `risk` is that of the policy `threshold`."""
 
-    policy: Literal["threshold", "always", "never"] = "threshold"
-    risk: float = Field(default=0.02, ge=0, le=1)
+    policy: Literal["budgeted", "threshold", "always", "never"] = "budgeted"
+    file: Path | None = None
+    catch: float = Field(default=0.95, ge=0, le=1)
+    max_deviation: float = Field(default=0.02, ge=0, le=1)
+    on_deviation: OnDeviation = OnDeviation.KEEP
+    audit_share: float = Field(default=1.0, ge=0.05, le=1)
+    risk: float = Field(default=0.1, ge=0, le=1)
 
 
 class PlannerSettings(FrozenModel):

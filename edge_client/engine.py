@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -10,13 +11,24 @@ from random import Random
 from common.clock import Clock
 from common.errors import Cancelled, ChaperoneError, CloudLost, CloudTimeout, InternalError, Overloaded, status_of
 from common.gate import Gate, Never
-from common.messages import Failure, Open, ServerFrame, Verdict
+from common.messages import Close, Failure, Open, ServerFrame, Verdict
 from common.planner import CatchUp, Decision, Draft, Estimates, HandOver, Pipeline, Planner, Send, Situation, Wait
-from common.session import Committed, DeviceSession, Drafted, Event, Failed, Finished, Retracted, SessionEvent
-from common.types import Mode, Proposal
+from common.session import (
+    Audited,
+    Committed,
+    DeviceSession,
+    Drafted,
+    Event,
+    Failed,
+    Finished,
+    Retracted,
+    SessionEvent,
+    State,
+)
+from common.types import Mode, OnDeviation, Proposal
+from edge_client.connection import Connection
 from edge_client.measurement import Stopwatch
-from edge_client.ports import CloudLink, Drafter, OutputText
-from edge_client.reconnection import DelayedLink, Reconnection
+from edge_client.ports import Assessor, CloudLink, Drafter, OutputText
 from edge_client.speculation import Speculation
 
 
@@ -30,6 +42,8 @@ class EngineSettings:
     reconnect_timeout_ms: float = 0.0  # for which a lost cloud is sought again; 0: not at all
     continue_without_cloud: bool = False
     closing_audit: bool = False  # wait for the audit of the unread tail
+    audit_share: float = 1.0  # of the generations about which nothing was asked
+    on_deviation: OnDeviation = OnDeviation.KEEP
     warm_start: bool = False  # draft nothing until both ends hold the prompt's KV
 
 
@@ -46,6 +60,7 @@ class Engine:
         gate: Gate,
         planner: Planner,
         estimates: Estimates,
+        assessor: Assessor | None = None,
         output: OutputText,
         clock: Clock,
         settings: EngineSettings,
@@ -57,12 +72,11 @@ class Engine:
         among its figures are the length of the text, prompt included, and the time since the engine was made.
         """
         self.opening = opening
-        self.session = DeviceSession(opening, limit=limit)
+        self.session = DeviceSession(opening, limit=limit, on_deviation=settings.on_deviation)
         self.speculation = Speculation(drafter, estimates, clock, limit=limit, eos_token_ids=self.session.eos_token_ids)
         self.pipeline = Pipeline(estimates, planner.mode)
-        self.connect = connect
-        self.link = connect() if connect is not None else None
         self.gate = gate
+        self.assessor = assessor
         self.planner = planner
         self.output = output
         self.settings = settings
@@ -71,15 +85,19 @@ class Engine:
         self._clock = clock
         self._made_ms = self._now_ms
         # Session ids differ, so devices that lose one cloud together do not come back together.
-        jitter = Random(opening.session_id)  # noqa: S311
-        self.reconnection = Reconnection(clock, jitter, timeout_ms=settings.reconnect_timeout_ms)
+        self._random = Random(opening.session_id)  # noqa: S311
+        self.cloud = Connection(connect, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
         self._cancelled = False
+
+    @property
+    def audit_pending(self) -> bool:
+        """Nothing more is written, and the cloud has yet to audit what it had not read."""
+        return self.session.audit_pending
 
     def cancel(self) -> None:
         """End the generation from outside: it fails with Cancelled at its next step."""
         self._cancelled = True
-        if self.link is not None:
-            self.link.cancel()
+        self.cloud.cancel()
 
     async def stream(self) -> AsyncGenerator[Event, None]:
         """Yield events; the last one is Finished or Failed. Leaving early cancels the generation."""
@@ -90,14 +108,18 @@ class Engine:
                 async with aclosing(self._write()) as events:
                     async for event in events:
                         yield event
-                await self._end()
+                for event in await self._end():
+                    yield event
                 ended = True
                 reason = self.session.finish_reason
                 assert reason is not None, "the loop ends only when the session has"
-                yield Finished(reason, self.watch.stats(self.session, self.link), self.output.flush())
+                yield Finished(reason, self.watch.stats(self.session, self.cloud), self.output.flush())
             except ChaperoneError as error:
                 # What the output still holds back, a part of a character, say, is told by the generation that resumes.
-                yield Failed(error, self.watch.stats(self.session, self.link))
+                yield Failed(error, self.watch.stats(self.session, self.cloud))
+        except (GeneratorExit, asyncio.CancelledError):
+            ended = self._leave()
+            raise
         finally:
             self._release(graceful=ended)
 
@@ -115,7 +137,7 @@ class Engine:
                 if await self._reconnect(error):
                     continue
                 if not self.settings.continue_without_cloud or self.speculation.drafter is None:
-                    raise self.reconnection.outcome(error) from None
+                    raise self.cloud.outcome(error) from None
                 for event in self._go_on_alone():
                     yield event
 
@@ -160,13 +182,15 @@ class Engine:
             await self.speculation.catch_up(self.session.text)
 
     def _append(self, proposal: Proposal) -> Iterator[SessionEvent]:
+        if self.assessor is not None:
+            with self.watch.edge_compute():
+                proposal = self.assessor.assess(proposal)
         ends = proposal.token_id in self.session.eos_token_ids
         # End-of-text cannot be taken back, so nobody but the cloud may skip it. Without a cloud there is nobody to ask.
-        fires = self.link is not None and (self.gate.fires(proposal.signal) or ends)
+        fires = self.cloud.there and (self.gate.fires(proposal.signal) or ends)
         yield from self._observe(self.session.draft(proposal.token_id, proposal.signal, fires=fires), proposal)
 
     def _send(self, action: Send) -> None:
-        assert self.link is not None, "the planner sends only where there is a cloud"
         session, most = self.session, self.settings.max_span_tokens
         unsent = len(session.text) - session.sent
         tokens = min(most, unsent if action.tokens is None else min(action.tokens, unsent))
@@ -178,15 +202,15 @@ class Engine:
             branches=branches[: most - tokens],  # a parent comes before its child, so the rest is whole
         )
         self.pipeline.sent(len(frame.token_ids) + len(frame.branches), self._now_ms)
-        self.link.send(frame)
+        self.cloud.send(frame)
 
     def _receive(self) -> Iterator[SessionEvent]:
-        for frame, at in self.link.ready() if self.link is not None else ():
+        for frame, at in self.cloud.ready():
             if isinstance(frame, Verdict):
                 self.watch.answered()
             yield from self._observe(self._apply(frame, at))
             for proposal in self.speculation.foreseen(self.session):
-                if not self.session.exhausted:
+                if not self.session.exhausted and self.session.finish_reason is None:
                     yield from self._append(proposal)
             if self.session.finish_reason is not None:
                 return
@@ -199,15 +223,14 @@ class Engine:
         stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
         self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
         owed = bool(self.session.spans) or not self.session.prefilled
-        self.reconnection.heard(caught_up=isinstance(frame, Verdict) or not owed)
+        self.cloud.heard(caught_up=isinstance(frame, Verdict) or not owed)
 
     async def _wait(self) -> None:
-        assert self.link is not None, "the planner waits only for a cloud"
-        timeout_ms = self.reconnection.left_ms if self.reconnection.seeking else self._patience_ms
         self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
-        if not await self.link.wait(timeout_ms):
+        in_vain_ms = await self.cloud.wait(self._patience_ms)
+        if in_vain_ms is not None:
             message = (
-                f"cloud: no answer within {timeout_ms:.0f} ms at position {self.session.final}; it is overloaded or "
+                f"cloud: no answer within {in_vain_ms:.0f} ms at position {self.session.final}; it is overloaded or "
                 "the link is down. Raise cloud.verification_deadline_ms (or cloud.open_deadline_ms for long prompts), "
                 "or resume from the committed tokens"
             )
@@ -217,11 +240,12 @@ class Engine:
         """Keep model, clock and text in step with the session; a completed stop string ends it."""
         for event in events:
             self.speculation.follow(self.session, event, proposal)
+            self._tell(event)
             match event:
                 case Drafted():
                     self.watch.token_shown()
                     yield event
-                case Retracted():
+                case Retracted() | Audited():
                     yield event
                 case Committed():
                     self.watch.token_shown()
@@ -229,13 +253,22 @@ class Engine:
                     text, stopped = self.output.push(event.token_id)
                     yield replace(event, text=text)
                     if stopped:
-                        yield from self.session.finish_at(event.position + 1)
+                        for withdrawn in self.session.finish_at(event.position + 1):
+                            self._tell(withdrawn)
+                            yield withdrawn
                         return
+
+    def _tell(self, event: SessionEvent) -> None:
+        """Let gate and risk know what became of the text."""
+        self.gate.follow(event)
+        if self.assessor is not None:
+            self.assessor.follow(event)
 
     async def _begin(self) -> None:
         self.watch.start()
-        if self.link is not None:
-            await self._open(self.link, self.opening)
+        if self.cloud.there:
+            self.pipeline.opened(self._now_ms)
+            await self.cloud.open(self.opening)
         elif self.planner.mode is not Mode.EDGE:
             list(self._go_on_alone())  # the cloud was lost before it was found
         if not self.settings.warm_start:
@@ -243,62 +276,79 @@ class Engine:
         if self.speculation.drafter is not None and len(self.session.text) > 1:
             with self.watch.edge_compute():
                 await self.speculation.read_on(self.session.text[:-1])
-        while self.link is not None and not self.session.prefilled:
+        while self.cloud.there and not self.session.prefilled:
             try:
                 list(self._receive())
                 if not self.session.prefilled:
                     await self._wait()
             except (CloudLost, Overloaded) as error:
                 if not await self._reconnect(error):
-                    raise self.reconnection.outcome(error) from None
+                    raise self.cloud.outcome(error) from None
         self.watch.warm()
 
-    async def _open(self, link: CloudLink, frame: Open, *, after_ms: float = 0.0) -> None:
-        self.pipeline.opened(self._now_ms + after_ms)  # a pause before it is no part of the round trip
-        await link.open(frame)
-
-    async def _end(self) -> None:
+    async def _end(self) -> list[SessionEvent]:
+        """Close the stream; returns what the closing audit says, if that is waited for."""
         self.watch.stop()
-        if self.link is None:
-            return
-        if self.reconnection.seeking and not self.settings.closing_audit:  # nobody would hear of the audit
-            self.link.cancel()
-            return
-        self.link.send(self.session.close())
-        self.link.close()
+        events: list[SessionEvent] = []
+        if not self.cloud.there:
+            return events
+        all_read = self.session.read >= self.session.final
+        if self.cloud.seeking and all_read and not self.settings.closing_audit:  # the cloud has nothing left to tell
+            self.cloud.cancel()
+            return events
+        self.cloud.send(self._close())
+        self.cloud.close()
+        if self.settings.closing_audit:
+            events += await self.audit()
+        return events
+
+    async def audit(self) -> list[SessionEvent]:
+        """Wait for the answer to the Close, if there is one to come; also for a text that has been told."""
+        events: list[SessionEvent] = []
         try:
-            while self.settings.closing_audit and not self.session.closed:
-                for frame, _ in self.link.ready():
-                    self.reconnection.heard(caught_up=False)
-                    list(self.session.apply(frame))
-                if not self.session.closed:
+            while self.session.state is State.CLOSING:
+                for frame, _ in self.cloud.ready():
+                    self.cloud.heard(caught_up=False)
+                    events += self._observe(self.session.apply(frame))
+                if self.session.state is State.CLOSING:
                     await self._wait()
         except ChaperoneError:  # the text is complete without it; `deviation_bound` counts what stays unread
-            self.link.cancel()
+            self.cloud.cancel()
+        return events
+
+    def _close(self) -> Close:
+        """Of the generations about which nothing was asked, a share is audited."""
+        share = self.settings.audit_share
+        if self.session.tally.requests:
+            return self.session.close()
+        return self.session.close(audit_share=share if self._random.random() < share else 0.0)
+
+    def _leave(self) -> bool:
+        """The user stops listening: skipped tokens that are final are audited nevertheless; whether there are any."""
+        session = self.session
+        writing = session.state in (State.DEVICE_WRITES, State.CLOUD_WRITES)
+        if not (self.cloud.there and writing and self.planner.mode is Mode.GATED and session.read < session.final):
+            return False
+        self.cloud.send(session.close())
+        self.cloud.close()
+        return True
 
     async def _reconnect(self, error: ChaperoneError) -> bool:
         """Open the session anew on another stream, if that may help; what is provisional stays so meanwhile."""
-        pause_ms = self.reconnection.pause_ms(error)
-        if self.connect is None or pause_ms is None:
+        pause_ms = self.cloud.pause_ms(error)
+        if pause_ms is None:
             return False
-        self._hang_up()
-        self.link = DelayedLink(self.connect(), pause_ms, self._clock)
-        await self._open(self.link, self.session.reopen(), after_ms=pause_ms)
+        self.pipeline.opened(self._now_ms + pause_ms)  # a pause before it is no part of the round trip
+        await self.cloud.reopen(self.session.reopen(), after_ms=pause_ms)
         return True
 
-    def _hang_up(self) -> None:
-        if self.link is not None:
-            self.watch.keep_bytes(self.link)
-            self.link.cancel()
-        self.link = None
-
     def _go_on_alone(self) -> Iterator[SessionEvent]:
-        self._hang_up()
+        self.cloud.hang_up()
         self.gate = Never()
         self.planner = self.planner.alone()
         yield from self._observe(self.session.lose_cloud())
 
     def _release(self, *, graceful: bool) -> None:
-        if self.link is not None and not graceful:
-            self.link.cancel()
+        if not graceful:
+            self.cloud.cancel()
         self.speculation.close()

@@ -8,7 +8,8 @@ from typing import Any
 
 from common.config import ModelManifest
 from common.errors import InvalidRequest, PromptTooLong
-from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
+from common.gate import Promises
+from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
 from common.types import (
     FinishReason,
@@ -18,7 +19,7 @@ from common.types import (
     PromptInput,
     SamplingParams,
 )
-from edge_client.config import GenerationSettings
+from edge_client.config import GateSettings, GenerationSettings
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
 
@@ -53,6 +54,7 @@ class GenerationRequest:
     prompt: PromptInput
     params: GenerationParams = GenerationParams()
     mode: Mode = Mode.EXACT
+    promises: Promises = Promises()  # of gated
     committed_token_ids: tuple[int, ...] = ()  # of a failed generation that is resumed
     warm_start: bool = False  # for measurements: draft nothing until both ends hold the prompt's KV
 
@@ -77,7 +79,7 @@ class Collector:
             case Finished() | Failed():
                 self.text += event.text
                 self.ending = event
-            case Drafted() | Retracted():
+            case Drafted() | Retracted() | Audited():
                 pass
 
     def result(self) -> Generation:
@@ -134,6 +136,14 @@ def generation_params(given: Mapping[str, Any], defaults: GenerationSettings) ->
     )
     max_new_tokens = _integer("max_new_tokens", given.get("max_new_tokens"), defaults.max_new_tokens)
     return GenerationParams(sampling, max_new_tokens, _stop(given.get("stop"), defaults.stop))
+
+
+def promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises:
+    """Check what `gated` is to promise, and fill in defaults; raises InvalidRequest."""
+    return Promises(
+        _number("catch", given.get("catch"), defaults.catch),
+        _number("max_deviation", given.get("max_deviation"), defaults.max_deviation),
+    )
 
 
 def mode_of(value: Mode | str | None, default: Mode) -> Mode:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from common.clock import Clock
 from common.session import DeviceSession
 from common.stats import EnergyModel, GenerationStats
-from edge_client.ports import CloudLink
+from edge_client.connection import Connection
 
 
 class Stopwatch:
@@ -25,7 +25,6 @@ class Stopwatch:
         self._edge_compute_ms = 0.0
         self._waited = False
         self._round_trips = 0
-        self._bytes = (0, 0)
 
     def start(self) -> None:
         """The generation begins."""
@@ -58,10 +57,6 @@ class Stopwatch:
         self._round_trips += self._waited
         self._waited = False
 
-    def keep_bytes(self, link: CloudLink) -> None:
-        """Remember the traffic of a link that is given up."""
-        self._bytes = (self._bytes[0] + link.bytes_up, self._bytes[1] + link.bytes_down)
-
     @contextmanager
     def edge_compute(self) -> Iterator[None]:
         """Count the time inside as the device's compute."""
@@ -71,14 +66,12 @@ class Stopwatch:
         finally:
             self._edge_compute_ms += self._now_ms() - began
 
-    def stats(self, session: DeviceSession, link: CloudLink | None) -> GenerationStats:
+    def stats(self, session: DeviceSession, cloud: Connection) -> GenerationStats:
         """Put it all together."""
         end = self._now_ms() if self._stopped is None else self._stopped
         total_ms = end - self._started
         tally = session.tally
-        up, down = self._bytes
-        if link is not None:
-            up, down = up + link.bytes_up, down + link.bytes_down
+        up, down = cloud.bytes_up, cloud.bytes_down
         completion = session.final - session.first_new
         unread = max(0, tally.skipped_tokens - tally.audited_tokens)
         caught = tally.caught
@@ -98,7 +91,9 @@ class Stopwatch:
             fired=tally.fired,
             verified_tokens=tally.verified_tokens,
             skipped_tokens=tally.skipped_tokens,
+            risk_spent=tally.risk_spent,
             overridden_tokens=tally.overridden_tokens,
+            caught=caught,
             bonus_tokens=tally.bonus_tokens,
             takeover_tokens=tally.takeover_tokens,
             retracted_tokens=tally.retracted_tokens,

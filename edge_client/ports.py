@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.messages import Capabilities, ClientFrame, Open, ServerFrame
+from common.session import SessionEvent
 from common.types import Proposal
 
 TEXT_ROW = 0
@@ -86,6 +87,16 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Give the caches back."""
+
+
+class Assessor(Protocol):
+    """Knows better than a signal alone how risky the text's next token is."""
+
+    def assess(self, proposal: Proposal) -> Proposal:
+        """The same proposal for the end of the text, with its calibrated risk."""
+
+    def follow(self, event: SessionEvent) -> None:
+        """Take in what happened to the text, in order."""
 
 
 class OutputText(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from common.clock import Clock
 from common.draft_tree import Branch, DraftTree
 from common.planner import Draft, Estimates
-from common.session import Committed, DeviceSession, Drafted, Retracted, SessionEvent
+from common.session import Audited, Committed, DeviceSession, Drafted, Retracted, SessionEvent
 from common.types import Origin, Proposal
 from edge_client.ports import TEXT_ROW, Drafter
 
@@ -35,7 +35,7 @@ class Speculation:
             drafter.branches if drafter is not None else 0,
             limit=limit,
             eos_token_ids=eos_token_ids,
-            risk=estimates.risks.calibrated,
+            risk=estimates.risks.corrected,
             hit=lambda: estimates.hit,
         )
         self._estimates = estimates
@@ -111,6 +111,8 @@ class Speculation:
                 if self._cut is not None:
                     self._cut_back(self._cut, event)
                 self.tree.settle(event.position + 1)
+            case Audited():
+                pass
 
     def close(self) -> None:
         """Give the model's caches back."""

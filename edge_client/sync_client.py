@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from common.errors import InvalidRequest
+from common.gate import Totals
+from common.messages import Capabilities
 from common.session import Event
-from common.types import PromptInput
+from common.types import PromptInput, Proposal
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.generation import Generation, GenerationRequest, Prompt
@@ -56,6 +58,18 @@ class SyncEdgeClient:
     def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """See `EdgeClient.generate`."""
         return self._run(self._client.generate(prompt, **parameters))
+
+    def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
+        """See `EdgeClient.totals`."""
+        return self._client.totals(catch=catch, max_deviation=max_deviation)
+
+    def capabilities(self) -> Capabilities:
+        """See `EdgeClient.capabilities`."""
+        return self._run(self._client.capabilities())
+
+    def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
+        """See `EdgeClient.proposals`."""
+        return self._run(self._client.proposals(request, token_ids))
 
     def close(self) -> None:
         """End connection, model worker and loop thread; idempotent."""

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from random import Random
 
 from benchmarks.simulation.costs import CloudCosts
-from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, Script
+from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, Author
 from benchmarks.simulation.virtual_time import LoopClock
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.ports import ReadResult
@@ -20,14 +20,14 @@ from common.types import BranchToken, Choice, SamplingParams
 
 
 class SimulatedWorker:
-    """A `Reader` that chooses what each session's script says, one reading after the other.
+    """A `Reader` that chooses what each session's author says, one reading after the other.
 
     A session's cache holds what was read last, with its branches. A reading whose stream ends meanwhile is still done;
     the real worker takes one that only waits out of the queue.
     """
 
-    def __init__(self, scripts: Mapping[Hashable, Script], costs: CloudCosts) -> None:
-        self._scripts = scripts
+    def __init__(self, authors: Mapping[Hashable, Author], costs: CloudCosts) -> None:
+        self._authors = authors
         self._costs = costs
         self._others = _Others(costs)
         self._held: dict[Hashable, tuple[tuple[int, ...], tuple[BranchToken, ...]]] = {}
@@ -53,11 +53,12 @@ class SimulatedWorker:
         compute_ms = self._compute_ms(key, token_ids, choices, len(branches))
         self._busy_until_s = start_s + compute_ms / 1e3
         self._held[key] = token_ids, branches
+        wanted = [(token_ids, choices), *((path, 1) for path in paths(token_ids, branches))]
+        author = self._authors[key]
+        for text, count in wanted:
+            author.expect_choices(text, count)
         await asyncio.sleep(self._busy_until_s - now_s)
-        script = self._scripts[key]
-        chosen = script.choices(token_ids, choices)
-        for path in paths(token_ids, branches):
-            chosen += script.choices(path, 1)
+        chosen = [choice for text, count in wanted for choice in author.choices(text, count)]
         told = [Choice(token_id, 0.0, token_id) for token_id in chosen]
         return ReadResult(told, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
 
@@ -100,7 +101,7 @@ def capabilities(limits: LimitsConfig) -> Capabilities:
     )
 
 
-def simulated_supervisor(scripts: Mapping[Hashable, Script], costs: CloudCosts) -> Supervisor:
-    """The real supervisor, above a worker that plays scripts, by session; call it inside a virtual loop."""
+def simulated_supervisor(authors: Mapping[Hashable, Author], costs: CloudCosts) -> Supervisor:
+    """The real supervisor, above a worker that plays authors, by session; call it inside a virtual loop."""
     limits = LimitsConfig()
-    return Supervisor(SimulatedWorker(scripts, costs), capabilities(limits), limits, LoopClock())
+    return Supervisor(SimulatedWorker(authors, costs), capabilities(limits), limits, LoopClock())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from benchmarks.simulation.trace import Trace, lacking
 from common.messages import Open
@@ -19,7 +20,40 @@ TOKENIZER_DIGEST = "sha256:" + 64 * "0"
 _UNKNOWN = Signal(entropy_nats=1.0, top1_probability=0.5, margin=0.0, coupled_margin=0.0, risk=0.5)
 
 
-class Script:
+class Author(Protocol):
+    """What both models of a pair say on one text, played in virtual time.
+
+    What is about to be asked for is told when its virtual time begins, and asked when that is over: models that answer
+    for real can then answer for many texts at once.
+    """
+
+    @property
+    def limit(self) -> int:
+        """The length at which the text is full, prompt included."""
+
+    def opening(self) -> Open:
+        """How the device opens the session."""
+
+    def keep(self, position: int) -> None:
+        """The device keeps its token at this position, whatever the cloud would have chosen."""
+
+    def drop(self, position: int) -> None:
+        """Tokens from this position on are taken back."""
+
+    def expect_proposal(self, token_ids: Sequence[int]) -> None:
+        """The proposal after this text is about to be asked for; it need not be, after all."""
+
+    def proposal(self, token_ids: Sequence[int]) -> Proposal:
+        """What the device's model writes next after a text."""
+
+    def expect_choices(self, token_ids: Sequence[int], count: int) -> None:
+        """These choices are about to be asked for; they need not be, after all."""
+
+    def choices(self, token_ids: Sequence[int], count: int) -> list[int]:
+        """The cloud's choices after the last `count` prefixes of a text, the shortest first."""
+
+
+class Script(Author):
     """One trace, to be played by a simulated device model and a simulated cloud model.
 
     A text is on the recorded path as long as its tokens are the cloud's. Astray, the device says what was recorded
@@ -68,6 +102,12 @@ class Script:
         """Tokens from this position on are taken back."""
         if self._kept:
             self._kept = {kept for kept in self._kept if kept < position}
+
+    def expect_proposal(self, token_ids: Sequence[int]) -> None:
+        return
+
+    def expect_choices(self, token_ids: Sequence[int], count: int) -> None:
+        return
 
     def choices(self, token_ids: Sequence[int], count: int) -> list[int]:
         """The cloud's choices after the last `count` prefixes of a text, the shortest first.

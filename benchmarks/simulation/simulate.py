@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks.simulation import virtual_time
 from benchmarks.simulation.cloud import simulated_supervisor
 from benchmarks.simulation.costs import CloudCosts, DraftCosts
 from benchmarks.simulation.drafter import SimulatedDrafter
 from benchmarks.simulation.link import SimulatedCloud
-from benchmarks.simulation.script import Script
+from benchmarks.simulation.script import Author, Script
 from benchmarks.simulation.trace import Trace, with_disagreement_as_risk
 from benchmarks.simulation.virtual_time import LoopClock
 from cloud_supervisor.config import LimitsConfig
 from common.errors import ChaperoneError
-from common.gate import Gate, gate_for
+from common.gate import Gate, Promises
 from common.messages import ClientFrame, ServerFrame
 from common.planner import AdaptivePlanner, Estimates, Planner
-from common.session import Committed, Drafted, Event, Failed, Finished, Retracted
+from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
 from common.types import Mode, Origin
 from edge_client.config import CloudSettings, GateSettings
 from edge_client.engine import Engine, EngineSettings
+from edge_client.gating import Gates
 from link_emulator.model import Link
 from link_emulator.profile import Profile
 
@@ -43,13 +46,14 @@ class Scenario:
 class Strategy:
     """How a generation is made: all that the engine is given to decide with, and what models must tell it.
 
+    `gate` makes that of one generation; those of `gated` share what they learn, as generations of one client do.
     With `lenient_nats` the cloud lets a draft token stand whose cross-entropy under its model is no more; with
     `risk_is_disagreement` the gate is told `common.uncertainty.disagreement` as the risk.
     """
 
     name: str
     planner: Planner
-    gate: Gate
+    gate: Callable[[], Gate]
     continue_without_cloud: bool = False
     lenient_nats: float | None = None
     risk_is_disagreement: bool = False
@@ -95,30 +99,31 @@ class Simulation:
 
 def strategy_for(mode: Mode) -> Strategy:
     """A mode as a device has it by default."""
-    return Strategy(str(mode), AdaptivePlanner(mode), gate_for(mode, risk=GateSettings().risk))
+    settings = GateSettings()
+    promises = Promises(settings.catch, settings.max_deviation)
+    return Strategy(str(mode), AdaptivePlanner(mode), partial(Gates(settings).gate, mode, promises))
 
 
 def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates | None = None) -> Simulation:
-    """Generate one trace's text; the answer depends on the arguments alone.
+    """Generate one trace's text; it depends on the arguments alone, and on what the strategy's gate has learned.
 
     `estimates` are those of a client that has generated before, and learn from this generation too. Raises ConfigError
     where the trace does not tell what the strategy decides by.
     """
-    return virtual_time.run(_generate(trace, scenario, strategy, estimates or Estimates()))
-
-
-async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates) -> Simulation:
     if strategy.risk_is_disagreement:
         trace = with_disagreement_as_risk(trace)
-    script = Script(trace, strategy.lenient_nats)
-    opening = script.opening()
-    supervisor = simulated_supervisor({opening.session_id: script}, scenario.cloud)
+    return virtual_time.run(play(Script(trace, strategy.lenient_nats), scenario, strategy, estimates or Estimates()))
+
+
+async def play(author: Author, scenario: Scenario, strategy: Strategy, estimates: Estimates) -> Simulation:
+    """Generate one text inside a virtual loop, where others may be generated at the same time, each with its cloud."""
+    supervisor = simulated_supervisor({author.opening().session_id: author}, scenario.cloud)
     link = Link(scenario.profile, scenario.seed)
     loop = asyncio.get_running_loop()
     timeline: list[Moment] = []
     cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(Moment(loop.time() * 1e3, frame)))
-    engine = _engine(script, cloud, scenario, strategy, estimates)
-    follower = _Follower(script, engine)
+    engine = _engine(author, cloud, scenario, strategy, estimates)
+    follower = _Follower(author, engine)
     ending: Event | None = None
     async with aclosing(engine.stream()) as events:
         async for event in events:
@@ -140,16 +145,16 @@ async def _generate(trace: Trace, scenario: Scenario, strategy: Strategy, estima
 
 
 def _engine(
-    script: Script, cloud: SimulatedCloud, scenario: Scenario, strategy: Strategy, estimates: Estimates
+    author: Author, cloud: SimulatedCloud, scenario: Scenario, strategy: Strategy, estimates: Estimates
 ) -> Engine:
     """The one place that knows how an engine is put together."""
     deadlines = CloudSettings()
     return Engine(
-        script.opening(),
-        limit=script.limit,
-        drafter=_drafter(script, scenario.draft, strategy) if strategy.mode is not Mode.CLOUD else None,
+        author.opening(),
+        limit=author.limit,
+        drafter=_drafter(author, scenario.draft, strategy) if strategy.mode is not Mode.CLOUD else None,
         connect=cloud.link if strategy.mode is not Mode.EDGE else None,
-        gate=strategy.gate,
+        gate=strategy.gate(),
         planner=strategy.planner,
         estimates=estimates,
         output=_NoText(),
@@ -166,15 +171,15 @@ def _engine(
     )
 
 
-def _drafter(script: Script, costs: DraftCosts, strategy: Strategy) -> SimulatedDrafter:
-    return SimulatedDrafter(script, costs, measuring_ms=costs.disagreement_ms if strategy.risk_is_disagreement else 0.0)
+def _drafter(author: Author, costs: DraftCosts, strategy: Strategy) -> SimulatedDrafter:
+    return SimulatedDrafter(author, costs, measuring_ms=costs.disagreement_ms if strategy.risk_is_disagreement else 0.0)
 
 
 class _Follower:
-    """Tells the script which of the device's tokens are there to stay: those that the gate skipped."""
+    """Tells the author which of the device's tokens are there to stay: those that the gate skipped."""
 
-    def __init__(self, script: Script, engine: Engine) -> None:
-        self._script = script
+    def __init__(self, author: Author, engine: Engine) -> None:
+        self._author = author
         self._engine = engine
         self._fired = 0
 
@@ -184,13 +189,13 @@ class _Follower:
             case Drafted(position):
                 fired = self._engine.session.tally.fired
                 if fired == self._fired:
-                    self._script.keep(position)
+                    self._author.keep(position)
                 self._fired = fired
             case Committed(position):
-                self._script.keep(position)
+                self._author.keep(position)
             case Retracted(position):
-                self._script.drop(position)
-            case Finished() | Failed():
+                self._author.drop(position)
+            case Audited() | Finished() | Failed():
                 pass
 
 

@@ -19,8 +19,10 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.types import Proposal, SamplingParams, Signal
+from common.uncertainty import risk
 
-FORMAT = 1
+FORMAT = 2
+_UNCALIBRATED = 1  # an older format, which holds a doubt in the place of the risk
 ASTRAY_TOKENS = 32  # proposals after a wrong token; a device is told within fewer
 _SIGNAL_DIGITS = 4  # significant ones
 _DISAGREEMENT_DIGITS = 3  # as many as its quadrature has
@@ -87,9 +89,10 @@ def load_traces(path: Path | str) -> TraceFile:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             header, *rows = map(json.loads, lines)
-        if header.get("format") != FORMAT:
+        if header.get("format") not in (FORMAT, _UNCALIBRATED):
             raise ConfigError(f"{path}: format {header.get('format')!r}, expected {FORMAT}; record the traces again")
-        return TraceFile(header, tuple(_decode(row, source=str(path)) for row in rows))
+        traces = tuple(_decode(row, source=str(path)) for row in rows)
+        return TraceFile(header, tuple(map(_with_risks, traces)) if header["format"] == _UNCALIBRATED else traces)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path}: not a file of traces ({error}); record it with `python -m benchmarks record`"
@@ -161,6 +164,18 @@ def _decode(row: Mapping[str, Any], source: str) -> Trace:
         cross_entropies=None if cross_entropies is None else {int(at): nats for at, nats in cross_entropies.items()},
         source=source,
     )
+
+
+def _with_risks(trace: Trace) -> Trace:
+    def told(proposals: Sequence[Proposal]) -> tuple[Proposal, ...]:
+        return tuple(replace(proposal, signal=_with_risk(proposal.signal)) for proposal in proposals)
+
+    astray = {position: told(proposals) for position, proposals in trace.astray.items()}
+    return replace(trace, proposals=told(trace.proposals), astray=astray)
+
+
+def _with_risk(signal: Signal) -> Signal:
+    return replace(signal, risk=risk(signal.entropy_nats, signal.coupled_margin))
 
 
 def _columns(proposals: Sequence[Proposal]) -> dict[str, list[Any]]:

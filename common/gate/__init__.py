@@ -1,5 +1,23 @@
 """Gates: the policies that decide, token by token, whether to skip or to fire."""
 
-from common.gate.policies import Always, Gate, Never, Threshold, gate_for
+from common.gate.budgeted import Budgeted, Ledger
+from common.gate.calibration import Calibration
+from common.gate.control import Control, Promises, Totals
+from common.gate.features import FEATURES, FEATURES_VERSION, Features
+from common.gate.policies import Always, Gate, Never, Threshold
 
-__all__ = ["Always", "Gate", "Never", "Threshold", "gate_for"]
+__all__ = [
+    "FEATURES",
+    "FEATURES_VERSION",
+    "Always",
+    "Budgeted",
+    "Calibration",
+    "Control",
+    "Features",
+    "Gate",
+    "Ledger",
+    "Never",
+    "Promises",
+    "Threshold",
+    "Totals",
+]

@@ -1,22 +1,27 @@
-"""Three policies that need no calibration."""
+"""What a gate is, and three that need no calibration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.types import Mode, Signal
+from common.session import SessionEvent
+from common.types import Signal
 
 
 class Gate(Protocol):
-    """Decides on one token at a time."""
+    """Decides on one token of a generation at a time, and may learn from what becomes of them."""
 
     def fires(self, signal: Signal) -> bool:
         """True: ask the cloud before this token is final. False: skip."""
 
+    def follow(self, event: SessionEvent) -> None:
+        """Take in what happened to the generation, in order; a gate that learns nothing need not."""
+        return
+
 
 @dataclass(frozen=True, slots=True)
-class Always:
+class Always(Gate):
     """Ask about every token: the gate of `exact`."""
 
     def fires(self, signal: Signal) -> bool:
@@ -24,7 +29,7 @@ class Always:
 
 
 @dataclass(frozen=True, slots=True)
-class Never:
+class Never(Gate):
     """Ask about no token: the gate of `edge`."""
 
     def fires(self, signal: Signal) -> bool:
@@ -32,21 +37,10 @@ class Never:
 
 
 @dataclass(frozen=True, slots=True)
-class Threshold:
+class Threshold(Gate):
     """Ask where the risk is at or above `risk`, in [0, 1]."""
 
     risk: float
 
     def fires(self, signal: Signal) -> bool:
         return signal.risk >= self.risk
-
-
-def gate_for(mode: Mode, *, risk: float) -> Gate:
-    """The gate of a mode; `risk` is the threshold of `gated`."""
-    match mode:
-        case Mode.EXACT:
-            return Always()
-        case Mode.GATED:
-            return Threshold(risk)
-        case Mode.EDGE | Mode.CLOUD:
-            return Never()

@@ -92,7 +92,10 @@ class AdaptivePlanner:
         """A fired token is what the device waits for, so it is sent at once, with all before it."""
         if situation.session.unsent_fires:
             return Decision(Send(), "the gate fired")
-        return Decision(self._draft(situation, costs, rate), "the gate has not fired")
+        action = self._draft(situation, costs, rate)
+        if isinstance(action, Wait) and situation.session.stranded:
+            return Decision(Send(), "nothing more is worth drafting, and what there is must be read to be final")
+        return Decision(action, "the gate has not fired")
 
     def _follow(self, situation: Situation, costs: Costs) -> Decision:
         """While the cloud writes, draft ahead of it, and take back once that is worth more than its writing."""

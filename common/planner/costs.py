@@ -10,7 +10,6 @@ import numpy as np
 
 _WINDOW = 9  # recent samples that a quantile is taken of
 _FORGETTING = 0.96  # weight of a reading against the one after it
-_RISK_POWER = 0.6
 _LEAST_MS = 0.01  # that anything takes: clocks are coarse, and a cloud may tell what it likes
 _SLOPE_PRIOR = 1 / 32  # of a reading's base time, for each further token: between a CPU's 1/20 and a GPU's almost 0
 
@@ -126,33 +125,28 @@ class ReadingTime:
 
 
 class Risks:
-    """Turns raw risk into the chance of an override, by what the cloud has said so far.
-
-    The raw risk ranks tokens well and is no chance. On the tuning traces (`benchmarks/traces`) the share of overrides
-    follows a power of it, which is fixed here, times a factor that differs from task to task and is learned.
-    """
+    """Corrects risk by what the cloud has said so far: by a factor, which differs from task to task."""
 
     def __init__(self) -> None:
-        self._scale = Share(prior=1.25, weight=4.0, memory=20.0)  # overrides against the powers that foretold them
+        self._factor = Share(prior=1.0, weight=5.0, memory=25.0)  # overrides against the risks that foretold them
         self._level = Share(prior=Costs().risk, weight=16.0, memory=160.0)  # of the risk of tokens to come
 
-    def calibrated(self, raw: float) -> float:
+    def corrected(self, risk: float) -> float:
         """The chance that the cloud chooses another token."""
-        chance = self._scale.value * float(raw**_RISK_POWER)
-        return min(max(chance, 1e-4), 0.98)
+        return min(max(self._factor.value * risk, 1e-4), 0.98)
 
     @property
     def typical(self) -> float:
         """The chance for a token that is not drafted yet."""
         return self._level.value
 
-    def drafted(self, raw: float, *, tokens: int = 1) -> None:
+    def drafted(self, risk: float, *, tokens: int = 1) -> None:
         """A token of this risk was drafted, or one that stands for some tokens: those to come will be like it."""
-        self._level.add(self.calibrated(raw) * tokens, tokens)
+        self._level.add(self.corrected(risk) * tokens, tokens)
 
-    def judged(self, raw: float, *, agreed: bool) -> None:
-        """Learn from the cloud's choice where the draft's was uncertain by `raw`."""
-        self._scale.add(0.0 if agreed else 1.0, raw**_RISK_POWER)
+    def judged(self, risk: float, *, agreed: bool) -> None:
+        """Learn from the cloud's choice where the draft's had this risk."""
+        self._factor.add(0.0 if agreed else 1.0, risk)
 
 
 class Estimates:

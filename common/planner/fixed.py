@@ -45,6 +45,8 @@ class FixedPlanner:
         return session.exhausted or len(session.text) - session.final >= self.run_ahead_tokens
 
     def _worth_sending(self, session: DeviceSession) -> bool:
+        if session.stranded and self._must_stop(session):
+            return True
         waiting = session.unsent_fires
         if not waiting or len(session.spans) >= self.spans_in_flight:
             return False

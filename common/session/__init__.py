@@ -2,11 +2,12 @@
 
 from common.session.cloud import CloudSession, Judging
 from common.session.device import DeviceSession
-from common.session.events import Committed, Drafted, Event, Failed, Finished, Retracted, SessionEvent
+from common.session.events import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, SessionEvent
 from common.session.transitions import TRANSITIONS, Happening, State, mermaid, step
 
 __all__ = [
     "TRANSITIONS",
+    "Audited",
     "CloudSession",
     "Committed",
     "DeviceSession",

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from common.errors import ProtocolViolation, error_from_status
 from common.messages import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
-from common.session.events import Committed, Drafted, Retracted, SessionEvent
+from common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
 from common.session.transitions import Happening, State, step
 from common.session.verdicts import begins_takeover, check_verdict, origins
 from common.stats import Tally
-from common.types import BranchToken, FinishReason, Origin, Signal, Span
+from common.types import BranchToken, FinishReason, OnDeviation, Origin, Signal, Span
 
 
 class DeviceSession:
@@ -25,8 +25,11 @@ class DeviceSession:
     The methods that change it return or yield `SessionEvent`s; frames to send are returned, never sent.
     """
 
-    def __init__(self, open_frame: Open, *, limit: int) -> None:
-        """Start from an Open; `limit` is the length at which the text is full, prompt included."""
+    def __init__(self, open_frame: Open, *, limit: int, on_deviation: OnDeviation = OnDeviation.KEEP) -> None:
+        """Start from an Open; `limit` is the length at which the text is full, prompt included.
+
+        With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them as it does fired ones.
+        """
         self._opening = open_frame
         self.text = [*open_frame.prompt_token_ids, *open_frame.committed_token_ids]
         self.prompt_length = len(open_frame.prompt_token_ids)
@@ -43,8 +46,11 @@ class DeviceSession:
         self._risks: dict[int, float] = {}  # of drafted positions that the cloud has not read
         self._fired: deque[int] = deque()  # provisional positions that the gate wants judged
         self._gated = False  # the gate has let a token pass, so that risks tell the cloud something
+        self._skips_are_final = on_deviation is OnDeviation.KEEP
         self._deadline_ms = 0  # that the cloud was told on this stream; 0: none yet
-        self._tail_length = 0  # of the closing audit
+        self._tail = (0, 0)  # what the closing audit is about, begin and end
+        self._tail_weight = 1.0
+        self._crossing: tuple[int, ...] = ()  # deviations in it that verdicts told while it was on its way
         self._alone = False  # the cloud is lost
         self._reopened = False  # and the cloud has not answered yet
 
@@ -59,6 +65,16 @@ class DeviceSession:
         return sum(position >= self.sent for position in self._fired)
 
     @property
+    def stranded(self) -> bool:
+        """Some of the text is not final, and nothing is on its way that could make it so."""
+        return not self.spans and not self.following and self.final < len(self.text)
+
+    @property
+    def audit_pending(self) -> bool:
+        """A Close was sent with tokens to be audited, and is not answered."""
+        return self.state is State.CLOSING and self._tail[0] < self._tail[1]
+
+    @property
     def closed(self) -> bool:
         """The cloud has answered the Close."""
         return self.state is State.DONE
@@ -69,7 +85,7 @@ class DeviceSession:
         return self.state is State.CLOUD_WRITES
 
     def draft(self, token_id: int, signal: Signal, *, fires: bool) -> Iterator[SessionEvent]:
-        """Append a drafted token: provisional behind a fire, else final at once."""
+        """Append a drafted token: provisional behind a fire, else final at once, unless deviations are retracted."""
         position = len(self.text)
         self.text.append(token_id)
         self._risks[position] = signal.risk
@@ -78,7 +94,7 @@ class DeviceSession:
             self.tally.fired += 1
             self._fired.append(position)
         else:
-            self._gated = True
+            self._gated = self._skips_are_final
         yield from self._commit_skipped()
 
     def send(
@@ -109,12 +125,16 @@ class DeviceSession:
         self._deadline_ms = deadline_ms or self._deadline_ms
         return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, told_ms, beside)
 
-    def close(self) -> Close:
-        """End the stream, with the committed tokens that the cloud has not read."""
+    def close(self, *, audit_share: float = 1.0) -> Close:
+        """End the stream, with the committed tokens that the cloud has not read.
+
+        Those are audited; `audit_share` says in how many of such generations, and 0 not to audit this one.
+        """
         self.state = step(self.state, Happening.CLOSE)
         start = min(self.read, self.final)
-        self._tail_length = self.final - start
-        return Close(start, tuple(self.text[start : self.final]))
+        end = self.final if audit_share else start
+        self._tail, self._tail_weight = (start, end), 1.0 / (audit_share or 1.0)
+        return Close(start, tuple(self.text[start:end]))
 
     def finish_at(self, length: int) -> Iterator[SessionEvent]:
         """End the text at `length` because a stop string was completed there; later tokens are withdrawn."""
@@ -164,7 +184,8 @@ class DeviceSession:
                 self.tally.reconnects += self._reopened
                 self._reopened = False
             case Verdict() if self.state is State.CLOSING:
-                self._audit(frame)
+                self._count(frame)
+                self._crossing += frame.deviations
             case Continuation() if self.state is State.CLOSING:
                 self._count(frame)
             case Verdict():
@@ -173,8 +194,8 @@ class DeviceSession:
                 yield from self._apply_continuation(frame)
             case Closed():
                 self.state = step(self.state, Happening.CLOSED)
-                self.tally.audited_tokens += self._tail_length
-                self._audit(frame)
+                self._count(frame)
+                yield from self._audit(*self._tail, (*self._crossing, *frame.deviations), self._tail_weight)
             case Failure():
                 self.state = step(self.state, Happening.FAILURE)
                 raise error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms)
@@ -194,8 +215,8 @@ class DeviceSession:
         begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
         self.state = step(self.state, Happening.TAKEOVER if begins else Happening.VERDICT)
         upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
-        self._audit(verdict)
-        self.tally.audited_tokens += span.final_before - span.start
+        self._count(verdict)
+        yield from self._audit(span.start, span.final_before, verdict.deviations)
         self._mark_read(span.end if told else verdict.position + len(tokens))
         while self.final < verdict.position:
             yield from self._commit(Origin.VERIFIED)
@@ -256,7 +277,7 @@ class DeviceSession:
         self.final += 1
         while self._fired and self._fired[0] < self.final:
             self._fired.popleft()
-        self._count_origin(origin)
+        self.tally.committed(origin, self._risks.get(position, 0.0))
         if token_id in self.eos_token_ids:
             self.finish_reason = FinishReason.STOP
         elif self.final >= self.limit:
@@ -268,6 +289,8 @@ class DeviceSession:
 
         While the cloud writes, all wait for what it writes there.
         """
+        if not (self._skips_are_final or self._alone):
+            return
         while not self.following and self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
             if self.final < self.sent:
                 return
@@ -292,25 +315,12 @@ class DeviceSession:
         old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
         return old and verdict.position < self.final
 
-    def _audit(self, frame: Verdict | Closed) -> None:
-        self._count(frame)
-        self.tally.deviations += len(frame.deviations)
+    def _audit(self, start: int, end: int, deviations: tuple[int, ...], weight: float = 1.0) -> Iterator[SessionEvent]:
+        self.tally.audited_tokens += end - start
+        self.tally.deviations += len(deviations)
+        if start < end:
+            yield Audited(start, end, deviations, weight)
 
     def _count(self, frame: Opened | Verdict | Continuation | Closed) -> None:
         self.tally.cloud_queue_us += frame.queue_us
         self.tally.cloud_compute_us += frame.compute_us
-
-    def _count_origin(self, origin: Origin) -> None:
-        match origin:
-            case Origin.DRAFT:
-                self.tally.skipped_tokens += 1
-            case Origin.VERIFIED:
-                self.tally.verified_tokens += 1
-            case Origin.OVERRIDE:
-                self.tally.overridden_tokens += 1
-            case Origin.BONUS:
-                self.tally.bonus_tokens += 1
-            case Origin.TAKEOVER:
-                self.tally.takeover_tokens += 1
-            case Origin.UNVERIFIED:
-                self.tally.unverified_tokens += 1

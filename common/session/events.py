@@ -1,6 +1,7 @@
 """What happens to a generation, for those who watch it.
 
-`Drafted`, `Committed` and `Retracted` follow each other in any number; exactly one `Finished` or `Failed` ends it.
+`Drafted`, `Committed`, `Retracted` and `Audited` follow each other in any number; exactly one `Finished` or `Failed`
+ends it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,19 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Audited:
+    """The cloud has read tokens from `start` up to `end` that were final already; `deviations` are not its choice.
+
+    Where only a share of the generations is audited, each of them stands for `weight`.
+    """
+
+    start: int
+    end: int
+    deviations: tuple[int, ...] = ()  # positions
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The generation ended well; `text` is the rest of the output that no token completed."""
 
@@ -56,5 +70,5 @@ class Failed:
     text: str = ""
 
 
-SessionEvent = Drafted | Retracted | Committed
+SessionEvent = Drafted | Retracted | Committed | Audited
 Event = SessionEvent | Finished | Failed

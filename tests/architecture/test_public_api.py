@@ -5,8 +5,9 @@ from __future__ import annotations
 import edge_client
 
 PUBLIC = """
-ChaperoneError Committed Drafted EdgeClient EdgeConfig Event Failed FinishReason Finished Generation GenerationParams
-GenerationRequest GenerationStats Mode Origin PromptInput Retracted SamplingParams Signal SyncEdgeClient
+Audited ChaperoneError Committed Drafted EdgeClient EdgeConfig Event Failed FinishReason Finished Generation
+GenerationParams GenerationRequest GenerationStats Mode Origin PromptInput Retracted SamplingParams Signal
+SyncEdgeClient
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks.extend import read_cross_entropies, read_disagreements
 from benchmarks.lenient_server import lenient_model
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.ports import Reading
+from common.config import load_manifest
 from common.sampling import softmax
 from common.types import SamplingParams
 from common.uncertainty import cross_entropy, disagreement
@@ -47,9 +49,9 @@ def test_disagreements_are_read_again_along_the_text() -> None:
     assert same == sum([asyncio.run(drafter.step(tokens)).token_id == 9 for tokens in fed])
 
 
-@pytest.mark.usefixtures("tiny_pair")
-def test_cross_entropies_are_read_where_the_two_differ() -> None:
-    model = lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), within_nats=0.0)
+def test_cross_entropies_are_read_where_the_two_differ(tiny_pair: Path) -> None:
+    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+    model = lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), manifest, within_nats=0.0)
     [choices] = model.read([Reading(model.new_cache(), PROMPT, 1, SAMPLED)])
     trace = replace(trace_of("-+-"), token_ids=(choices[0].token_id, 6, 7), sampling=SAMPLED)
     trace = replace(

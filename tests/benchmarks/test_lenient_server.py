@@ -26,7 +26,8 @@ SAMPLED = SamplingParams(temperature=0.8, seed=11)
 
 @pytest.fixture(scope="module")
 def model(tiny_pair: Path) -> LenientModel:
-    return lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), WITHIN_NATS)
+    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+    return lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), manifest, WITHIN_NATS)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.risk import Curve, Judged, as_text, fit, in_use, intervals, log_loss, reliability, runner_up_share
-from tests.sim.traces import trace_of
+from common.uncertainty import doubt
+from tests.sim.traces import SURE, UNSURE, trace_of
 
 RAW = np.linspace(0.01, 0.6, 24)
 
@@ -58,7 +59,8 @@ def test_a_trace_says_what_was_overridden_and_by_what() -> None:
     one = Judged.of(trace_of("+-+-"))
     assert one.group == "general, temperature 0"
     assert one.overridden.tolist() == [False, True, False, True]
-    assert one.raw.tolist() == [0.0, 0.5, 0.0, 0.5]
+    sure, unsure = (doubt(signal.entropy_nats, signal.coupled_margin) for signal in (SURE, UNSURE))
+    assert one.doubts.tolist() == [sure, unsure, sure, unsure]
     assert runner_up_share([one]) == 1.0
     assert runner_up_share([Judged.of(trace_of("++"))]) is None
 

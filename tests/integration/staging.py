@@ -66,7 +66,7 @@ def config_for(
     address: str,
     *,
     planner: PlannerSettings | None = None,
-    risk: float = 0.02,
+    risk: float = 0.12,
     closing_audit: bool = False,
     cloud: CloudSettings | None = None,
 ) -> EdgeConfig:
@@ -76,7 +76,7 @@ def config_for(
         closing_audit=closing_audit,
         cloud=(cloud or CloudSettings()).model_copy(update={"address": address}),
         device=DeviceSettings(threads=1, allow_spinning=False),
-        gate=GateSettings(risk=risk),
+        gate=GateSettings(policy="threshold", risk=risk),
         planner=planner or PlannerSettings(),
     )
 

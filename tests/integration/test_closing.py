@@ -125,7 +125,7 @@ def test_what_cannot_be_written_after_is_refused(tiny_pair: Path, changes: dict[
 def test_catch_is_unknown_while_skipped_tokens_are_unread(tiny_pair: Path) -> None:
     async def run(*, closing_audit: bool) -> tuple[int, int, float | None]:
         async with serving(fake_target(tiny_pair), tiny_pair) as (_, address):
-            config = config_for(address, closing_audit=closing_audit, risk=0.3)
+            config = config_for(address, closing_audit=closing_audit, risk=0.6)
             async with EdgeClient(config) as client:
                 stats = (await client.generate("the list", mode="gated", max_new_tokens=40, seed=2)).stats
                 return stats.skipped_tokens, stats.audited_tokens, stats.catch

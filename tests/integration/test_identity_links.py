@@ -50,7 +50,7 @@ from tests.integration.test_identity import WORDS
 RUNS = 200
 GATED_EVERY = 4  # one run in so many is made in `gated` as well
 LEAST_TOKENS, MOST_TOKENS = 8, 20
-RISK = 0.35  # at which `gated` asks
+RISK = 0.65  # at which `gated` asks
 RUN_S = 120.0  # a run that takes longer has hung
 FORWARD_S = 0.015  # of the large model, at least
 SAMPLING: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9})

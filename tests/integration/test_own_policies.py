@@ -17,7 +17,7 @@ PROMPT = "the list of a number is"
 
 
 @dataclass
-class EveryNth:
+class EveryNth(Gate):
     """Fires on every nth token that it is asked about, whatever it is."""
 
     nth: int

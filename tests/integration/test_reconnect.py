@@ -163,7 +163,7 @@ def test_gated_has_every_skipped_token_audited_once(tiny_pair: Path) -> None:
 
     async def run() -> tuple[list[int], list[Event]]:
         async with serving(fake_target(tiny_pair), tiny_pair) as (_, address), forwarding(address) as forwarder:
-            config = config_for(forwarder.address, risk=0.2, closing_audit=True)
+            config = config_for(forwarder.address, risk=0.48, closing_audit=True)
             async with EdgeClient(config) as client:
                 resets = dict.fromkeys(range(10, 100, 20), forwarder.reset)
                 events = await collect(client, resets, mode="gated", temperature=0.0)

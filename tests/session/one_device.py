@@ -9,7 +9,7 @@ import pytest
 from common.errors import CloudUnavailable
 from common.messages import Failure, Open, Opened
 from common.session import Committed, DeviceSession, SessionEvent
-from common.types import Origin, SamplingParams, SessionId, Signal
+from common.types import OnDeviation, Origin, SamplingParams, SessionId, Signal
 
 EOS = 0
 PROMPT = (7, 8, 9)
@@ -17,8 +17,11 @@ START = len(PROMPT)
 OPEN = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT)
 
 
-def session(*, limit: int = 23, committed: tuple[int, ...] = ()) -> DeviceSession:
-    device = DeviceSession(Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT, committed), limit=limit)
+def session(
+    *, limit: int = 23, committed: tuple[int, ...] = (), on_deviation: OnDeviation = OnDeviation.KEEP
+) -> DeviceSession:
+    opening = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT, committed)
+    device = DeviceSession(opening, limit=limit, on_deviation=on_deviation)
     assert list(device.apply(Opened(prefilled=True, context_tokens=100))) == []
     return device
 

@@ -18,7 +18,7 @@ from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Op
 from common.planner import Action, CatchUp, FixedPlanner, HandOver, Send, Wait
 from common.planner import Draft as DraftOn
 from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
-from common.types import BranchToken, Mode, SamplingParams, SessionId, Signal
+from common.types import BranchToken, Mode, OnDeviation, SamplingParams, SessionId, Signal
 
 VOCABULARY = 50
 EOS = 0
@@ -74,6 +74,7 @@ class Pair:
     reset_odds: int = 20  # one move in so many is a cut
     deadlines_ms: tuple[int, ...] = (0,)  # that the device wants, one drawn for each Draft
     branch_tokens: int = 0  # at most, beside each Draft
+    on_deviation: OnDeviation = OnDeviation.KEEP
     up: deque[ClientFrame] = field(default_factory=deque)
     down: deque[ServerFrame] = field(default_factory=deque)
     events: list[SessionEvent] = field(default_factory=list)
@@ -90,7 +91,7 @@ class Pair:
     def __post_init__(self) -> None:
         opening = Open(SessionId("s"), "", SamplingParams(), self.max_new_tokens, (EOS,), PROMPT, self.resumed)
         self.limit = len(PROMPT) + self.max_new_tokens
-        self.device = DeviceSession(opening, limit=self.limit)
+        self.device = DeviceSession(opening, limit=self.limit, on_deviation=self.on_deviation)
         self._open(opening)
 
     def _open(self, opening: Open) -> None:

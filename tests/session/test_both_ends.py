@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.planner import FixedPlanner
-from common.session import Committed, Drafted, Retracted
-from common.types import FinishReason, Mode, Origin
+from common.session import Audited, Committed, Drafted, Retracted
+from common.types import FinishReason, Mode, OnDeviation, Origin
 from tests.session.pair import EOS, PROMPT, Models, Pair, cloud_text
 
 CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
@@ -76,6 +76,28 @@ def test_gated_counts_every_deviation_and_no_other(pair: Pair) -> None:
     assert all(len(frame.risks) == len(frame.token_ids) for frame in skips)
 
 
+@settings(max_examples=200)
+@given(pair=pairs(Mode.GATED, resets=True))
+def test_gated_with_deviations_retracted_commits_what_the_cloud_would_write(pair: Pair) -> None:
+    """The gate then decides only when the cloud is asked; a text that runs on unasked is read at its end."""
+    kept = pair
+    pair = Pair(
+        kept.models,
+        Mode.GATED,
+        kept.planner,
+        kept.random,
+        max_new_tokens=kept.max_new_tokens,
+        continuation_tokens=kept.continuation_tokens,
+        max_span_tokens=kept.max_span_tokens,
+        resets=kept.resets,
+        reset_odds=kept.reset_odds,
+        on_deviation=OnDeviation.RETRACT,
+    )
+    pair.run()
+    assert [*PROMPT, *(event.token_id for event in pair.committed)] == cloud_text(pair.models, PROMPT, pair.limit)
+    assert pair.device.tally.skipped_tokens == pair.device.tally.deviations == 0
+
+
 @settings(max_examples=100)
 @given(pair=pairs(Mode.CLOUD))
 def test_cloud_mode_is_one_takeover(pair: Pair) -> None:
@@ -89,7 +111,7 @@ def test_cloud_mode_is_one_takeover(pair: Pair) -> None:
 def test_events_tell_the_whole_story(pair: Pair) -> None:
     """Replaying drafted, retracted and committed tokens gives the device's text, and nothing final changes."""
     pair.run()
-    text, final = list(PROMPT), len(PROMPT)
+    text, final, audited = list(PROMPT), len(PROMPT), len(PROMPT)
     for event in pair.events:
         match event:
             case Drafted():
@@ -104,6 +126,10 @@ def test_events_tell_the_whole_story(pair: Pair) -> None:
                     text.append(event.token_id)
                 assert text[event.position] == event.token_id
                 final += 1
+            case Audited(start, end, deviations):
+                assert audited <= start < end <= final, "each token once, and only final ones"
+                assert all(start <= position < end for position in deviations)
+                audited = end
     assert text[:final] == pair.device.text[: pair.device.final]
 
 

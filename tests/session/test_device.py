@@ -12,7 +12,7 @@ from common.errors import (
     ProtocolViolation,
 )
 from common.messages import Continuation, Draft, Opened, Verdict
-from common.session import CloudSession, Committed, Drafted, Retracted
+from common.session import Audited, CloudSession, Committed, Drafted, Retracted
 from common.types import Origin, Signal
 from tests.session.one_device import OPEN, PROMPT, START, committed, fire, session, skip
 
@@ -65,7 +65,7 @@ def test_chunks_are_audited_once_each_and_only_the_last_is_judged() -> None:
             answers.append(cloud.answer(judging, choices[first : first + judging.choices]))
     assert answers == [Verdict(0, 5, 8), Verdict(0, 7, 6, (5,))]  # the bonus after the second chunk overrides the 5
     events = [event for answer in answers for event in device.apply(answer)]
-    assert events == [Retracted(7), Committed(7, 6, Origin.BONUS)]
+    assert events == [Audited(3, 5), Audited(5, 7, (5,)), Retracted(7), Committed(7, 6, Origin.BONUS)]
     assert device.text == cloud.text == [7, 8, 9, 1, 2, 3, 4, 6]
     assert device.revision == cloud.revision == 1
     assert (device.tally.deviations, device.tally.audited_tokens, device.tally.requests) == (1, 4, 3)
@@ -164,9 +164,9 @@ def test_a_replayed_audit_is_not_counted_twice() -> None:
     device.send(max_tokens=2)
     device.send()
     audit = Verdict(0, 5, 9, deviations=(4,))  # the bonus contradicts a token that is final; the next span tells
+    assert list(device.apply(audit)) == [Audited(3, 5, (4,))]
     assert list(device.apply(audit)) == []
-    assert list(device.apply(audit)) == []
-    assert list(device.apply(Verdict(0, 6, 4, deviations=(5,)))) == [Committed(6, 4, Origin.BONUS)]
+    assert list(device.apply(Verdict(0, 6, 4, deviations=(5,)))) == [Audited(5, 6, (5,)), Committed(6, 4, Origin.BONUS)]
     assert (device.tally.deviations, device.tally.audited_tokens) == (2, 3)
 
 

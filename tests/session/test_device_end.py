@@ -8,9 +8,42 @@ import pytest
 
 from common.errors import ChaperoneError, CloudTimeout, InternalError, Overloaded, ProtocolViolation, Superseded
 from common.messages import Close, Closed, Continuation, Failure, Open, Opened, Verdict
-from common.session import Committed, DeviceSession, Retracted, State
-from common.types import FinishReason, Origin, SamplingParams, SessionId
-from tests.session.one_device import EOS, START, committed, fire, session, skip
+from common.session import Audited, Committed, DeviceSession, Retracted, State
+from common.types import FinishReason, OnDeviation, Origin, SamplingParams, SessionId
+from tests.session.one_device import EOS, START, committed, fire, lose, session, skip
+
+# Deviations that are retracted
+
+
+def test_skipped_tokens_that_may_be_retracted_are_final_when_they_are_read() -> None:
+    device = session(on_deviation=OnDeviation.RETRACT)
+    assert committed(skip(device, 1, 2, 3)) == []
+    fire(device, 4)
+    frame = device.send()
+    assert (frame.token_ids, frame.final_before) == ((1, 2, 3, 4), 3)
+    events = list(device.apply(Verdict(1, 5, 9)))
+    assert committed(events) == [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 9, Origin.OVERRIDE)]
+    assert (device.tally.skipped_tokens, device.tally.deviations, device.tally.caught) == (0, 0, 1)
+
+
+def test_a_text_that_nobody_reads_is_stranded() -> None:
+    device = session(limit=5, on_deviation=OnDeviation.RETRACT)
+    assert not device.stranded
+    skip(device, 1, 2)
+    assert device.stranded
+    device.send()
+    assert not device.stranded
+    assert committed(device.apply(Verdict(0, 4, 2)))[-1] == (4, 2, Origin.VERIFIED)
+    assert device.finish_reason is FinishReason.LENGTH
+
+
+def test_without_a_cloud_nothing_can_be_retracted() -> None:
+    device = session(on_deviation=OnDeviation.RETRACT)
+    skip(device, 1)
+    lose(device)
+    assert committed(device.lose_cloud()) == [(3, 1, Origin.UNVERIFIED)]
+    assert committed(skip(device, 2)) == [(4, 2, Origin.UNVERIFIED)]
+
 
 # The end
 
@@ -98,7 +131,7 @@ def test_the_close_carries_what_was_never_read() -> None:
     fire(device, 6)  # provisional when the text is cut: withdrawn, not audited
     list(device.finish_at(8))
     assert device.close() == Close(6, (4, 5))
-    assert list(device.apply(Closed((7,), queue_us=1, compute_us=2))) == []
+    assert list(device.apply(Closed((7,), queue_us=1, compute_us=2))) == [Audited(6, 8, (7,))]
     assert device.closed
     assert (device.tally.audited_tokens, device.tally.deviations, device.tally.cloud_compute_us) == (3, 1, 2)
 
@@ -112,11 +145,22 @@ def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
     for frame in (Opened(True, 100), Verdict(0, 5, 3, (4,)), Continuation(6, (1,), handed_back=True)):
         assert list(device.apply(frame)) == []
     assert device.text == text
-    assert device.tally.deviations == 1
-    list(device.apply(Closed()))
+    assert list(device.apply(Closed((3,)))) == [Audited(3, 5, (4, 3))]
+    assert device.tally.deviations == 2
     assert device.state is State.DONE
     with pytest.raises(ProtocolViolation, match="Closed is not allowed"):
         list(device.apply(Closed()))
+
+
+def test_a_share_of_the_texts_that_nothing_was_asked_about_is_audited() -> None:
+    audited, passed = session(), session()
+    for device in (audited, passed):
+        skip(device, 1, 2)
+    assert audited.close(audit_share=0.25) == Close(3, (1, 2))
+    assert list(audited.apply(Closed((4,)))) == [Audited(3, 5, (4,), weight=4.0)]
+    assert passed.close(audit_share=0.0) == Close(3, ())
+    assert list(passed.apply(Closed())) == []
+    assert passed.tally.audited_tokens == 0
 
 
 def test_nothing_is_sent_after_the_close() -> None:

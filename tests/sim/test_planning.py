@@ -138,7 +138,7 @@ def test_where_the_draft_is_mostly_right_it_is_much_faster_than_streaming(rtt_ms
 def test_no_setting_of_the_knobs_is_better(rtt_ms: float) -> None:
     trace, place = trace_of("++++++++++++++++-+++++++-" * 4), scenario(rtt_ms=rtt_ms)
     fixed = [
-        Strategy("fixed", FixedPlanner(Mode.EXACT, span, in_flight, 32), Always())
+        Strategy("fixed", FixedPlanner(Mode.EXACT, span, in_flight, 32), Always)
         for span in (1, 2, 4, 8, 16)
         for in_flight in (1, 2, 4)
     ]
@@ -169,7 +169,7 @@ def test_costs_are_learned_as_they_are() -> None:
 def test_a_span_asks_only_for_what_is_needed() -> None:
     simulation = accustomed(trace_of("+" * 96), scenario())
     asked = [moment.event for moment in simulation.timeline if isinstance(moment.event, Draft)]
-    fixed = simulate(trace_of("+" * 96), scenario(), Strategy("f", FixedPlanner(Mode.EXACT, 1, 4, 32), Always()))
+    fixed = simulate(trace_of("+" * 96), scenario(), Strategy("f", FixedPlanner(Mode.EXACT, 1, 4, 32), Always))
     assert len(asked) < fixed.stats.verified_tokens / 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +30,7 @@ def exact(
     span_tokens: int = 2, spans_in_flight: int = 1, run_ahead_tokens: int = 2, takeover_tokens: int = 0
 ) -> Strategy:
     planner = FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight, run_ahead_tokens, takeover_tokens)
-    return Strategy("exact", planner, Always())
+    return Strategy("exact", planner, Always)
 
 
 def commits(simulation: Simulation) -> list[tuple[float, int, Origin]]:
@@ -98,7 +99,7 @@ def test_a_cold_start_drafts_while_the_cloud_reads_the_prompt() -> None:
 
 
 def test_the_gate_lets_pass_what_it_trusts_and_the_audit_counts_what_was_wrong() -> None:
-    gated = Strategy("gated", FixedPlanner(Mode.GATED, 1, 2, 8), Threshold(0.5))
+    gated = Strategy("gated", FixedPlanner(Mode.GATED, 1, 2, 8), partial(Threshold, 0.5))
     trusting = simulate(trace_of("+-++", wrong=SURE), SCENARIO, gated)
     assert trusting.token_ids == (100, 201, 102, 103)
     assert trusting.stats.decode_ms == pytest.approx(40), "nothing was asked"
@@ -200,7 +201,7 @@ def test_the_audit_counts_every_token_that_was_let_pass_and_is_not_the_clouds(
     sure = trace_of(pattern.replace("?", "-"), wrong=SURE)
     proposals = [(sure if sign == "?" else wrong).proposals[index] for index, sign in enumerate(pattern)]
     trace = replace(wrong, proposals=tuple(proposals))
-    strategy = Strategy("gated", FixedPlanner(Mode.GATED, *spans), Threshold(0.5))
+    strategy = Strategy("gated", FixedPlanner(Mode.GATED, *spans), partial(Threshold, 0.5))
     simulation = simulate(trace, replace(SCENARIO, profile=Profile.fixed(rtt_ms)), strategy)
     assert simulation.error is None
     assert len(simulation.token_ids) == len(trace.token_ids)

@@ -123,7 +123,7 @@ PLANNERS = st.builds(
     FixedPlanner, st.just(Mode.EXACT), st.integers(1, 8), st.integers(1, 4), st.integers(1, 24), st.sampled_from([0, 3])
 )
 SPROUTING = st.builds(SproutingPlanner, PLANNERS, st.integers(1, 5)).map(
-    lambda planner: Strategy("sprouting", planner, Always())
+    lambda planner: Strategy("sprouting", planner, Always)
 )
 
 

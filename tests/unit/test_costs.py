@@ -17,7 +17,7 @@ def learned(risks: Risks, *, factor: float, tokens: int, seed: int = 7) -> Risks
     """Show tokens that are overridden more often, by a factor, than is taken for granted at first."""
     dice, taken_for_granted = np.random.default_rng(seed), Risks()
     for raw in dice.uniform(0.001, 0.1, tokens):
-        risks.judged(float(raw), agreed=bool(dice.random() >= factor * taken_for_granted.calibrated(float(raw))))
+        risks.judged(float(raw), agreed=bool(dice.random() >= factor * taken_for_granted.corrected(float(raw))))
     return risks
 
 
@@ -126,8 +126,8 @@ def test_times_are_never_negative_whatever_the_noise() -> None:
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 2.4])
 def test_most_of_the_factor_between_raw_risk_and_overrides_is_learned(factor: float) -> None:
-    before = Risks().calibrated(0.1)
-    factors = [learned(Risks(), factor=factor, tokens=600, seed=seed).calibrated(0.1) / before for seed in range(40)]
+    before = Risks().corrected(0.1)
+    factors = [learned(Risks(), factor=factor, tokens=600, seed=seed).corrected(0.1) / before for seed in range(40)]
     assert abs(np.mean(factors) - factor) < max(0.3 * abs(1 - factor), 0.1)
     # Few overrides are remembered, so that a change of task is noticed; still, most of what is said is signal.
     assert np.std(factors) < 0.5 * factor
@@ -135,7 +135,7 @@ def test_most_of_the_factor_between_raw_risk_and_overrides_is_learned(factor: fl
 
 def test_calibration_keeps_the_order_and_stays_a_chance() -> None:
     risks = learned(Risks(), factor=2.0, tokens=200)
-    chances = [risks.calibrated(raw) for raw in np.linspace(0, 1, 50)]
+    chances = [risks.corrected(raw) for raw in np.linspace(0, 1, 50)]
     assert chances == sorted(chances)
     assert 0 < chances[0] < chances[-1] < 1
 

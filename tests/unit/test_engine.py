@@ -225,19 +225,17 @@ def test_a_stop_string_ends_it_there() -> None:
 
 
 def test_a_request_is_a_round_trip_if_the_device_waited_for_it() -> None:
-    link = FakeLink()
-    link.deliver(OPENED)
-    stage = Stage(link, span=4, in_flight=1, run_ahead=4, disturbance=0.0)
     answers = cloud_of(TARGET)
-    list(answers(stage.engine.opening))
 
     class Slow(FakeLink):
         async def wait(self, timeout_ms: float) -> bool:
             self.deliver(*[frame for sent in self.sent[-1:] for frame in answers(sent)])
             return True
 
-    stage.engine.link = slow = Slow()
+    slow = Slow()
     slow.deliver(OPENED)
+    stage = Stage(slow, span=4, in_flight=1, run_ahead=4, disturbance=0.0)
+    list(answers(stage.engine.opening))
     stats = finished(stage.run()).stats
     assert stats.round_trips == len([frame for frame in slow.sent if isinstance(frame, Draft)]) == 8
     assert stats.hidden_round_trips == 0

@@ -20,7 +20,7 @@ from tests.unit.engine_stage import OPENED, PROMPT, TARGET, Stage, cloud_text, f
 
 
 @dataclass
-class EveryFifth:
+class EveryFifth(Gate):
     """A gate that fires on every fifth token, whatever it is."""
 
     seen: int = field(default=0)

@@ -1,13 +1,18 @@
-"""Gates decide from a signal alone, and every mode has one."""
+"""Gates decide from a signal and from what became of those before, and every mode has one."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.gate import Always, Never, Threshold, gate_for
-from common.types import Mode, Signal
+from common.gate import Always, Budgeted, Calibration, Control, Ledger, Never, Promises, Threshold, Totals
+from common.session import Audited, Committed, Drafted, Retracted, SessionEvent
+from common.types import Mode, Origin, Signal
+from edge_client.config import GateSettings
+from edge_client.gating import Gates
+from tests.session.pair import PROMPT, Pair
+from tests.session.test_both_ends import pairs
 
 SIGNALS = st.builds(
     Signal,
@@ -41,18 +46,106 @@ def test_a_threshold_fires_at_its_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "risks_that_fire"),
-    [(Mode.EXACT, [0.0, 0.1, 0.9]), (Mode.GATED, [0.9]), (Mode.EDGE, []), (Mode.CLOUD, [])],
+    ("policy", "risks_that_fire"),
+    [("threshold", [0.9]), ("always", [0.0, 0.1, 0.9]), ("never", []), ("budgeted", [0.0, 0.1, 0.9])],
 )
-def test_the_gate_of_a_mode(mode: Mode, risks_that_fire: list[float]) -> None:
-    gate = gate_for(mode, risk=0.3)
+def test_the_gate_of_a_policy(policy: str, risks_that_fire: list[float]) -> None:
+    """The budgeted one knows nothing yet, and so asks about everything."""
+    gate = Gates(GateSettings.model_validate({"policy": policy, "risk": 0.3})).gate(Mode.GATED, Promises())
     assert [risk for risk in (0.0, 0.1, 0.9) if gate.fires(signal(risk))] == risks_that_fire
 
 
 def test_every_mode_has_a_gate() -> None:
-    assert {mode: type(gate_for(mode, risk=0.5)) for mode in Mode} == {
+    gates = Gates(GateSettings())
+    assert {mode: type(gates.gate(mode, Promises())) for mode in Mode} == {
         Mode.EXACT: Always,
-        Mode.GATED: Threshold,
+        Mode.GATED: Budgeted,
         Mode.EDGE: Never,
         Mode.CLOUD: Never,
     }
+
+
+def test_generations_of_one_promise_share_its_control() -> None:
+    gates = Gates(GateSettings())
+    assert gates.control(Promises()) is gates.control(Promises(0.95, 0.02))
+    assert gates.control(Promises(0.9)) is not gates.control(Promises())
+
+
+# The ledger
+
+
+def test_a_ledger_tells_every_fate_apart() -> None:
+    """Skipped, fired and confirmed, fired and overridden, written by the cloud; then read."""
+    ledger = Ledger()
+    doubt = signal(0.25)
+    events: list[SessionEvent] = [
+        *(Drafted(3, 1, doubt), Committed(3, 1, Origin.DRAFT)),
+        *(Drafted(4, 2, doubt), Drafted(5, 6, doubt), Drafted(6, 7, doubt)),
+        *(Audited(3, 4, (3,)), Committed(4, 2, Origin.VERIFIED)),
+        *(Retracted(5), Committed(5, 9, Origin.OVERRIDE), Committed(6, 7, Origin.TAKEOVER)),
+        *(Drafted(7, 1, doubt), Committed(7, 1, Origin.DRAFT)),
+    ]
+    assert [ledger.follow(event) for event in events] == [
+        *(None, 0.25),
+        *(None, None, None),
+        *(None, 0.25),
+        *(None, 0.25, None),
+        *(None, 0.25),
+    ]
+    assert (ledger.skipped, ledger.verified, ledger.caught) == (2, 1, 1)
+    assert (ledger.audited, ledger.deviations, ledger.most_deviations) == (1, 1, 2)
+    assert ledger.risk_spent == 0.5
+    assert ledger.unread == {7: 0.25}
+
+
+@settings(max_examples=200)
+@given(pair=pairs(Mode.GATED, resets=True))
+def test_a_ledger_never_counts_too_few(pair: Pair) -> None:
+    """At no moment are there more deviations in the final text than it allows for; at the end it knows them all."""
+    pair.run()
+    ledger, text, deviations = Ledger(), list(PROMPT), 0
+    text += pair.resumed
+    for event in pair.events:
+        ledger.follow(event)
+        if isinstance(event, Committed):
+            deviations += pair.models.cloud(text) != event.token_id
+            text.append(event.token_id)
+        assert ledger.most_deviations >= deviations
+    assert (ledger.deviations, ledger.unread) == (deviations, {})
+    assert ledger.caught == pair.device.tally.caught
+    assert ledger.skipped == pair.device.tally.skipped_tokens == ledger.audited
+
+
+def test_where_skips_are_provisional_one_that_gives_way_counts_as_a_deviation() -> None:
+    for fired, expected in ((True, (1, 0)), (False, (0, 1))):
+        ledger = Ledger(stay_provisional=True)
+        ledger.follow(Drafted(3, 1, signal(0.25)), fired=fired)
+        ledger.follow(Retracted(3))
+        ledger.follow(Committed(3, 9, Origin.OVERRIDE))
+        assert (ledger.caught, ledger.deviations) == expected
+    assert Ledger().follow(Drafted(3, 1, signal(0.25))) is None
+
+
+def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
+    control = Control(Promises(0.5, 1.0))
+    gate = Budgeted(control)
+    missed: list[SessionEvent] = [Drafted(3, 1, signal(0.2)), Committed(3, 1, Origin.DRAFT), Audited(3, 4, (3,))]
+    for event in missed:
+        gate.follow(event)
+    assert control.totals == Totals(tokens=1, caught=0, audited=1, deviations=1)
+    asked: list[SessionEvent] = [Drafted(4, 2, signal(0.2)), Retracted(4), Committed(4, 5, Origin.OVERRIDE)]
+    for event in asked:
+        gate.follow(event)
+    assert control.totals == Totals(tokens=2, caught=1, audited=1, deviations=1)
+    assert control.totals.catch == 0.5
+
+
+def test_a_sampled_audit_stands_for_those_that_were_not_made() -> None:
+    """Four deviations empty a budget; one does, where one generation in eight is audited."""
+    spent = []
+    for weight in (1.0, 8.0):
+        control = Control(Promises(0.9, 1.0), Calibration.of([0.01 * number for number in range(1, 61)], [True] * 60))
+        gate = Budgeted(control)
+        gate.follow(Audited(3, 5, (3,), weight))
+        spent.append(control.threshold == 0.0)
+    assert spent == [False, True]

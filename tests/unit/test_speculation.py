@@ -281,7 +281,7 @@ def test_what_came_to_mind_while_reading_teaches_how_often_the_draft_is_right() 
             own = greedy(desk.text)
             written(desk, own if agrees else (own + 1) % 16)
             desk.catch_up()
-    assert agreeing.estimates.risks.calibrated(0.2) < contradicting.estimates.risks.calibrated(0.2)
+    assert agreeing.estimates.risks.corrected(0.2) < contradicting.estimates.risks.corrected(0.2)
 
 
 def test_what_came_to_mind_behind_a_text_that_was_cut_teaches_nothing() -> None:
@@ -292,7 +292,7 @@ def test_what_came_to_mind_behind_a_text_that_was_cut_teaches_nothing() -> None:
         written(desk, 1)
         written(desk, 1)
     assert read.text == unread.text
-    assert read.estimates.risks.calibrated(0.2) == unread.estimates.risks.calibrated(0.2)
+    assert read.estimates.risks.corrected(0.2) == unread.estimates.risks.corrected(0.2)
 
 
 # --- Without ---------------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_judged_proposals_of_a_branch_teach_how_often_the_draft_is_right() -> No
         assert desk.text[AT] != wanted, "an override"
         assert len(behind) > len(further)
         desk.override(AT, wanted, *further)
-    taught = [desk.estimates.risks.calibrated(0.2) for desk, _, _ in (agreeing, silent, contradicting)]
+    taught = [desk.estimates.risks.corrected(0.2) for desk, _, _ in (agreeing, silent, contradicting)]
     assert taught[0] < taught[1] < taught[2]
 
 
@@ -190,7 +190,7 @@ def test_a_proposal_behind_a_token_that_was_not_drafted_is_not_judged() -> None:
         behind = continued([*desk.text[:AT], wanted], 2)
         written = (wanted, (behind[0] + 1) % 16, behind[1])
         desk.hear(Continuation(desk.session.final, written, handed_back=False))
-        taught.append(desk.estimates.risks.calibrated(0.2))
+        taught.append(desk.estimates.risks.corrected(0.2))
     assert taught[0] == taught[1]
 
 

@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from common.sampling import choose, softmax
 from common.types import Choice, SamplingParams, Signal
-from common.uncertainty import cross_entropy, disagreement, measure, risk
+from common.uncertainty import cross_entropy, disagreement, doubt, measure, risk
 
 
 def signal(logits: list[float], params: SamplingParams) -> Signal:
@@ -72,7 +72,8 @@ def test_the_coupled_margin_is_the_choice_s_own() -> None:
 @given(entropy=st.floats(0, 12), near=st.floats(0, 30), far=st.floats(0, 30))
 def test_risk_falls_with_the_margin_and_grows_with_entropy(entropy: float, near: float, far: float) -> None:
     near, far = sorted((near, far))
-    assert 0 <= risk(entropy, far) <= risk(entropy, near) <= 0.5
+    assert 0 <= doubt(entropy, far) <= doubt(entropy, near) <= 0.5
+    assert 0 <= risk(entropy, far) <= risk(entropy, near) <= 1
     assert risk(entropy, near) <= risk(entropy + 0.5, near)
     assert risk(0.0, near) == 0.0
     assert risk(-1e-9, near) == 0.0  # rounding below zero

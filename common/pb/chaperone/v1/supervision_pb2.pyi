@@ -76,6 +76,7 @@ class GetCapabilitiesResponse(_message.Message):
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol, 1 here. Set by the cloud."""
     model: _builtins.str
@@ -90,6 +91,10 @@ class GetCapabilitiesResponse(_message.Message):
     """Tokens that prompt and text may have together."""
     max_span_tokens: _builtins.int
     """Tokens that one Draft may carry, branch tokens included."""
+    model_digest: _builtins.str
+    """`sha256:` and 64 hexadecimal digits over what the large model was made from and how, dtype of its arithmetic apart:
+    risks that were calibrated against one model mean nothing for another. Absent where the cloud does not tell.
+    """
     def __init__(
         self,
         *,
@@ -99,10 +104,11 @@ class GetCapabilitiesResponse(_message.Message):
         vocabulary_size: _builtins.int = ...,
         context_tokens: _builtins.int = ...,
         max_span_tokens: _builtins.int = ...,
+        model_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "model", b"model", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "model", b"model", "model_digest", b"model_digest", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,192 @@
+"""Both models of a pair, asked in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from benchmarks.exploration.text_tree import TextTree
+from benchmarks.simulation.trace import ExtendedProposal, extended
+from cloud_supervisor.kv_store import KvStore
+from cloud_supervisor.ports import Reading
+from cloud_supervisor.torch_model import TorchModel
+from common.sampling import Softmax, choose, softmax
+from common.types import Choice, Proposal, SamplingParams
+from common.uncertainty import cross_entropy, disagreement, measure
+from edge_client.onnx_model import OnnxModel, OnnxSequence
+
+KV_BYTES = 4 << 30
+FORWARD_TOKENS = 512  # of the cloud's model, all texts together; more are hardly faster, and cost memory
+
+
+class TellingModel(TorchModel):
+    """Chooses as any, and notes the cross-entropy of the token that stands where another one was chosen."""
+
+    noted: list[float | None]  # for each choice, in order, since the list was emptied
+
+    def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+        choice = super().choose(soft, sampling, position, drafted)
+        differs = drafted is not None and drafted != choice.token_id
+        self.noted.append(cross_entropy(soft, drafted) if differs and drafted is not None else None)
+        return choice
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What is about to be asked for of one tree: nodes."""
+
+    proposals: set[int]
+    choices: set[int]
+
+
+class Explorer:
+    """Answers what is asked for, once it is asked; all else that is expected then is answered with it.
+
+    Both models work at the same time. Use it as a context manager: it owns a thread.
+    """
+
+    def __init__(
+        self, device: OnnxModel, cloud: TellingModel, sampling: SamplingParams, *, kv_bytes: int = KV_BYTES
+    ) -> None:
+        self._device = device
+        self._cloud = cloud
+        self._sampling = sampling
+        self._caches = KvStore(cloud.new_cache, budget_bytes=kv_bytes, bytes_per_token=cloud.kv_bytes_per_token)
+        self._sequences: dict[str, tuple[OnnxSequence, list[int]]] = {}  # and what each has read
+        self._wanted: dict[str, tuple[TextTree, _Wanted]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="exploring device")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def expect_proposal(self, tree: TextTree, node: int) -> None:
+        """The device's next token after a text may be asked for."""
+        if node not in tree.proposals:
+            self._of(tree).proposals.add(node)
+
+    def expect_choices(self, tree: TextTree, nodes: Iterable[int]) -> None:
+        """The cloud's next tokens after these texts, each the parent of the next, may be asked for."""
+        missing = [node for node in nodes if node not in tree.choices]
+        if missing:
+            self._of(tree).choices.update(missing)
+
+    def proposal(self, tree: TextTree, node: int) -> ExtendedProposal:
+        """What the device's model writes next after a text."""
+        if node not in tree.proposals:
+            self.expect_proposal(tree, node)
+            self._answer()
+        return tree.proposals[node]
+
+    def choices(self, tree: TextTree, nodes: Sequence[int]) -> list[int]:
+        """What the cloud's model writes next after each of these texts, each the parent of the next."""
+        if any(node not in tree.choices for node in nodes):
+            self.expect_choices(tree, nodes)
+            self._answer()
+        return [tree.choices[node] for node in nodes]
+
+    def cross_entropy(self, tree: TextTree, node: int) -> float:
+        """That of a text's last token under the cloud's model, which has chosen another one there; in nats."""
+        if node not in tree.nats:  # the choice was known before there was this text
+            self._read_together([(tree, [tree.parents[node], node])])
+        # Where a near tie is now decided for the token, it is as near as can be.
+        return tree.nats.setdefault(node, 0.0)
+
+    def leave(self, tree: TextTree) -> None:
+        """Nothing more will be asked about a tree for now: forget what both models hold of it."""
+        self._caches.free(tree.id)
+        sequence = self._sequences.pop(tree.id, None)
+        if sequence is not None:
+            sequence[0].close()
+
+    def _of(self, tree: TextTree) -> _Wanted:
+        return self._wanted.setdefault(tree.id, (tree, _Wanted(set(), set())))[1]
+
+    def _answer(self) -> None:
+        """Answer all that is expected, by both models at once."""
+        wanted, self._wanted = [*self._wanted.values()], {}
+        drafting = asyncio.run_coroutine_threadsafe(self._propose(wanted), self._loop)
+        try:
+            self._read(wanted)
+        finally:
+            drafting.result()
+
+    # --- The device's model ------------------------------------------------------------------------------------------
+
+    async def _propose(self, wanted: Sequence[tuple[TextTree, _Wanted]]) -> None:
+        for tree, of_tree in wanted:
+            for node in sorted(of_tree.proposals):
+                tree.propose(node, await self._propose_after(tree, tree.text(node)))
+
+    async def _propose_after(self, tree: TextTree, text: list[int]) -> ExtendedProposal:
+        sequence, read = self._sequences.setdefault(tree.id, (self._device.new_sequence(), []))
+        kept = next((at for at, pair in enumerate(zip(read, text, strict=False)) if pair[0] != pair[1]), len(read))
+        kept = min(kept, len(text) - 1)  # the last token is fed again if need be, for its scores
+        sequence.rewind(kept)
+        step = await sequence.step(text[kept:])
+        self._sequences[tree.id] = sequence, text
+        soft = softmax(step.logits, self._sampling.temperature)
+        choice = choose(soft, self._sampling, len(text))
+        proposal = Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
+        return extended(proposal, disagreement(step.logits, proposal.token_id))
+
+    # --- The cloud's model -------------------------------------------------------------------------------------------
+
+    def _read(self, wanted: Sequence[tuple[TextTree, _Wanted]]) -> None:
+        """Read the longest wanted path of each tree, then what that did not cover."""
+        left = [(tree, of_tree.choices) for tree, of_tree in wanted]
+        while left := [(tree, missing) for tree, nodes in left if (missing := nodes - tree.choices.keys())]:
+            paths = [(tree, _covering(tree, missing)) for tree, missing in left]
+            for batch in _batches(paths):
+                self._read_together(batch)
+
+    def _read_together(self, paths: Sequence[tuple[TextTree, list[int]]]) -> None:
+        readings, wholes = [], []
+        for tree, nodes in paths:
+            text = tree.text(nodes[-1])
+            cache, todo = self._caches.prepare(tree.id, text, keep_last=len(nodes))
+            readings.append(Reading(cache, todo, len(nodes), self._sampling))
+            wholes.append(text)
+        self._cloud.noted = []
+        answers = self._cloud.read(readings)
+        noted = iter(self._cloud.noted)
+        for (tree, nodes), text, choices in zip(paths, wholes, answers, strict=True):
+            self._caches.commit(tree.id, text)
+            for place, (node, choice) in enumerate(zip(nodes, choices, strict=True)):
+                tree.choices.setdefault(node, choice.token_id)
+                nats = next(noted)
+                if nats is not None:
+                    tree.nats[nodes[place + 1]] = nats
+
+
+def _covering(tree: TextTree, missing: set[int]) -> list[int]:
+    """The nodes of one path from the first missing one on, to the deepest one that is missing."""
+    path = tree.path(max(missing))  # children come after their parents, so this one is a leaf among the missing
+    first = next(place for place, node in enumerate(path) if node in missing)
+    return path[first:]
+
+
+def _batches(
+    paths: Sequence[tuple[TextTree, list[int]]],
+) -> Iterator[list[tuple[TextTree, list[int]]]]:
+    """In the given order, so many at a time that a forward stays small; a tree whose prompt is unread counts whole."""
+    batch: list[tuple[TextTree, list[int]]] = []
+    tokens = 0
+    for tree, nodes in paths:
+        size = len(nodes) + (0 if tree.choices else len(tree.prompt))
+        if batch and tokens + size > FORWARD_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch.append((tree, nodes))
+        tokens += size
+    if batch:
+        yield batch

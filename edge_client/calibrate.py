@@ -1,0 +1,123 @@
+"""Making a gate: the cloud supervises texts, each of their tokens is judged, and a risk is fitted to that."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, InvalidRequest
+from common.gate import Features
+from common.messages import Capabilities
+from common.types import Mode, Proposal, SamplingParams
+from edge_client.batch import Line, read_lines, request_of
+from edge_client.client import EdgeClient
+from edge_client.config import EdgeConfig
+from edge_client.gate_model import GateData, GatedModel
+
+Say = Callable[[str], None]
+
+
+def calibrate(config: EdgeConfig, prompts: Path, out: Path, parameters: Mapping[str, Any], say: Say) -> None:
+    """Write a gate file from the prompts of a JSON Lines file, with a running cloud.
+
+    `parameters` are those of `EdgeClient.request` for lines that name none. Raises InvalidRequest for prompts that
+    cannot be used, ConfigError where a package is missing, or what fails.
+    """
+    try:
+        from edge_client.fitting import export, fit, judged_tokens  # not on devices that only use a gate
+    except ImportError as error:
+        raise ConfigError(f"calibrate: {error.name} is missing; install chaperone-llm[calibrate]") from None
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: {out.parent} is no folder; make it first")
+    config = config.model_copy(update={"gate": config.gate.model_copy(update={"file": None})})  # it is made here
+    recording = _Recording(config, _lines(prompts), parameters, say)
+    asyncio.run(recording.make())
+    tokens = judged_tokens(recording.features, recording.overridden)
+    data = GateData(
+        prompts=prompts.name,
+        prompts_sha256=hashlib.sha256(prompts.read_bytes()).hexdigest(),
+        texts=len(recording.features),
+        tokens=len(tokens.overridden),
+        overrides=int(tokens.overridden.sum()),
+        temperature=recording.sampling.temperature,
+        seed=recording.sampling.seed,
+    )
+    gate = export(
+        fit(tokens),
+        tokens,
+        edge=recording.edge,
+        cloud=GatedModel(name=recording.cloud.model, digest=recording.cloud.model_digest),
+        data=data,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    unfinished = out.with_name(out.name + ".part")
+    unfinished.write_bytes(gate)
+    unfinished.replace(out)
+    say(f"{out}: {data.tokens} tokens of {data.texts} texts, {data.overrides} overridden")
+
+
+class _Recording:
+    """The features and fates of all tokens that the device's model proposes along the cloud's own texts."""
+
+    cloud: Capabilities
+    edge: GatedModel
+
+    def __init__(self, config: EdgeConfig, lines: Sequence[Line], parameters: Mapping[str, Any], say: Say) -> None:
+        self._config = config
+        self._lines = lines
+        self._parameters = dict(parameters)
+        self._say = say
+        self.features: list[list[list[float]]] = []
+        self.overridden: list[list[bool]] = []
+        self.sampling = SamplingParams()  # of all texts
+
+    async def make(self) -> None:
+        """Write each text in `exact`, and have the device's model read it again."""
+        async with EdgeClient(self._config) as client:
+            self.cloud = await client.capabilities()
+            self.edge = GatedModel(name=client.manifest.model, digest=client.manifest.digest)
+            for number, line in enumerate(self._lines, start=1):
+                request = replace(request_of(client, line, self._parameters), mode=Mode.EXACT)
+                if number > 1 and request.params.sampling != self.sampling:
+                    raise InvalidRequest(
+                        f"line {line.number}: it is sampled otherwise than the first; make a gate of each"
+                    )
+                self.sampling = request.params.sampling
+                written = await client.generate(request)
+                proposals = await client.proposals(request, written.token_ids)
+                pairs = zip(proposals, written.token_ids, strict=True)
+                self.features.append(features_of(written.token_ids, proposals, client.token_text))
+                self.overridden.append([proposal.token_id != token_id for proposal, token_id in pairs])
+                told = f"{sum(self.overridden[-1])} of {len(proposals)} tokens overridden"
+                self._say(f"{number} of {len(self._lines)}: {told}")
+
+
+def features_of(
+    token_ids: Sequence[int], proposals: Iterable[Proposal], read: Callable[[int], str]
+) -> list[list[float]]:
+    """The features of what the device's model proposed at each place of a text."""
+    features = Features(read)
+    rows = []
+    for token_id, proposal in zip(token_ids, proposals, strict=True):
+        rows.append(features.of(proposal.token_id, proposal.runner_up, proposal.signal))
+        features.append(token_id, proposal.signal)
+    return rows
+
+
+def _lines(prompts: Path) -> list[Line]:
+    try:
+        with prompts.open("rb") as file:
+            lines = list(read_lines(file))
+    except OSError as error:
+        raise ConfigError(f"--prompts: {prompts} cannot be read ({error.strerror}); give a JSON Lines file") from None
+    for line in lines:
+        if line.error is not None:
+            raise InvalidRequest(f"{prompts}, line {line.number}: {line.error.message}")
+    if not lines:
+        raise InvalidRequest(f"{prompts}: no prompts; give one JSON object a line")
+    return lines

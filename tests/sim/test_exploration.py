@@ -1,0 +1,180 @@
+"""What real models write in virtual time, many texts at once, is what they write alone; and nothing is asked twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from benchmarks.exploration.author import ExploringAuthor
+from benchmarks.exploration.explorer import Explorer, TellingModel
+from benchmarks.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
+from benchmarks.exploration.workload import write_all
+from benchmarks.inexact import bild, uhlm
+from benchmarks.simulation.simulate import Scenario, Strategy, strategy_for
+from cloud_supervisor.ports import Reading
+from common.config import load_manifest
+from common.errors import ConfigError
+from common.gate import Always
+from common.planner import AdaptivePlanner
+from common.types import Mode, SamplingParams
+from edge_client.drafter import ChoosingDrafter
+from edge_client.onnx_model import OnnxModel
+from link_emulator.profile import Profile
+
+GREEDY = SamplingParams()
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def models(tiny_pair: Path) -> Iterator[tuple[OnnxModel, TellingModel]]:
+    edge, cloud = (load_manifest(tiny_pair / role, role=role) for role in ("edge", "cloud"))
+    device = OnnxModel.load(
+        tiny_pair / "edge",
+        threads=1,
+        allow_spinning=False,
+        vocabulary_size=edge.vocabulary_size,
+        context_tokens=edge.context_tokens,
+    )
+    yield device, TellingModel.of_manifest(tiny_pair / "cloud", cloud, dtype="float32", threads=1)
+    device.close()
+
+
+@pytest.fixture
+def trees() -> list[TextTree]:
+    dice = Random(4)
+    return [TextTree(f"text {index}", tuple(dice.choices(range(5, 60), k=dice.randint(3, 30)))) for index in range(6)]
+
+
+def authors(
+    trees: list[TextTree], explorer: Explorer, *, lenient_nats: float | None = None, risk_is_disagreement: bool = False
+) -> list[ExploringAuthor]:
+    return [
+        ExploringAuthor(
+            tree,
+            explorer,
+            GREEDY,
+            eos_token_ids=(0,),
+            max_new_tokens=NEW_TOKENS,
+            lenient_nats=lenient_nats,
+            risk_is_disagreement=risk_is_disagreement,
+        )
+        for tree in trees
+    ]
+
+
+def cloud_text(model: TellingModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    model.noted = []
+    text = [*prompt]
+    while len(text) < len(prompt) + NEW_TOKENS and (len(text) == len(prompt) or text[-1] != 0):
+        [[choice]] = model.read([Reading(model.new_cache(), text, 1, GREEDY)])
+        text.append(choice.token_id)
+    return tuple(text[len(prompt) :])
+
+
+def edge_text(model: OnnxModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    async def write() -> tuple[int, ...]:
+        drafter = ChoosingDrafter(model.new_sequence(), GREEDY)
+        tokens = [(await drafter.step(prompt)).token_id]
+        while len(tokens) < NEW_TOKENS and tokens[-1] != 0:
+            tokens.append((await drafter.step(tokens[-1:])).token_id)
+        drafter.close()
+        return tuple(tokens)
+
+    return asyncio.run(write())
+
+
+class Counting(Explorer):
+    """Counts how often the models had to be asked."""
+
+    asked = 0
+
+    def _answer(self) -> None:
+        self.asked += 1
+        super()._answer()
+
+
+def test_explored_texts_are_those_that_the_models_write(
+    models: tuple[OnnxModel, TellingModel], trees: list[TextTree], tmp_path: Path
+) -> None:
+    device, cloud = models
+    scenario = Scenario(Profile.fixed(100.0))
+    with Counting(device, cloud, GREEDY) as explorer:
+        written = {
+            mode: write_all(authors(trees, explorer), scenario, strategy_for(mode))
+            for mode in (Mode.EXACT, Mode.CLOUD, Mode.EDGE)
+        }
+        for index, tree in enumerate(trees):
+            assert written[Mode.EXACT][index].error is None
+            assert written[Mode.EXACT][index].token_ids == cloud_text(cloud, tree.prompt)
+            assert written[Mode.CLOUD][index].token_ids == cloud_text(cloud, tree.prompt)
+            assert written[Mode.EDGE][index].token_ids == edge_text(device, tree.prompt)
+        asked = explorer.asked
+        assert asked < sum(len(tree.proposals) for tree in trees), "many texts are answered at once"
+        again = write_all(authors(trees, explorer), scenario, strategy_for(Mode.EXACT))
+        assert explorer.asked == asked, "nothing is asked twice"
+        assert [one.token_ids for one in again] == [one.token_ids for one in written[Mode.EXACT]]
+
+        save_trees(tmp_path / "trees.gz", {"pair": "tiny"}, trees)
+        header, loaded = load_trees(tmp_path / "trees.gz")
+        assert header["pair"] == "tiny"
+        for tree in trees:
+            known = loaded[tree.id]
+            assert (known.prompt, known.parents, known.tokens) == (tree.prompt, tree.parents, tree.tokens)
+            assert known.choices == tree.choices
+            assert known.nats == pytest.approx(tree.nats, rel=1e-3)
+            assert {node: proposal.token_id for node, proposal in known.proposals.items()} == {
+                node: proposal.token_id for node, proposal in tree.proposals.items()
+            }
+        write_all(authors([*loaded.values()], explorer), scenario, strategy_for(Mode.EXACT))
+        assert explorer.asked == asked, "nor after it was written down"
+
+
+def test_gated_texts_are_written_and_audited_to_the_end(
+    models: tuple[OnnxModel, TellingModel], trees: list[TextTree]
+) -> None:
+    with Explorer(*models, GREEDY) as explorer:
+        for one, tree in zip(
+            write_all(authors(trees, explorer), Scenario(), strategy_for(Mode.GATED)), trees, strict=True
+        ):
+            assert one.error is None
+            text, differing = [*tree.prompt], 0
+            for token_id in one.token_ids:
+                differing += explorer.choices(tree, [tree.node(text)]) != [token_id]
+                text.append(token_id)
+            assert one.stats.deviations == differing
+            assert one.stats.audited_tokens == one.stats.skipped_tokens
+
+
+def test_a_lenient_cloud_lets_near_misses_stand(models: tuple[OnnxModel, TellingModel], trees: list[TextTree]) -> None:
+    lenient = bild("bild", 0.0, 1e9)
+    strict = bild("bild", 0.0, 0.0)
+    with Explorer(*models, GREEDY) as explorer:
+        exact = write_all(authors(trees, explorer), Scenario(), Strategy("exact", AdaptivePlanner(Mode.EXACT), Always))
+        anything = write_all(authors(trees, explorer, lenient_nats=1e9), Scenario(), lenient)
+        nothing = write_all(authors(trees, explorer, lenient_nats=0.0), Scenario(), strict)
+        assert [one.token_ids for one in nothing] == [one.token_ids for one in exact]
+        assert [one.token_ids for one in anything] != [one.token_ids for one in exact]
+        asking = write_all(authors(trees, explorer, risk_is_disagreement=True), Scenario(), uhlm("uhlm", 0.0))
+        assert [one.token_ids for one in asking] == [one.token_ids for one in exact]
+
+
+def test_a_tree_knows_texts_by_their_tokens() -> None:
+    tree = TextTree("a", (1, 2))
+    node = tree.node([1, 2, 3, 4])
+    assert tree.node([1, 2, 3, 4]) == node
+    assert tree.node([1, 2]) == ROOT
+    assert tree.text(node) == [1, 2, 3, 4]
+    assert tree.path(node) == [ROOT, tree.node([1, 2, 3]), node]
+    with pytest.raises(ValueError, match="not the prompt of a"):
+        tree.node([1, 3])
+
+
+def test_what_is_no_file_of_texts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "no.gz"
+    path.write_bytes(b"no")
+    with pytest.raises(ConfigError, match="not a file of explored texts"):
+        load_trees(path)

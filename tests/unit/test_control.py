@@ -1,0 +1,222 @@
+"""What the control promises, on streams of tokens whose risk is known: with drift, with delay, and for any stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, InvalidRequest
+from common.gate import Calibration, Control, Promises
+from common.gate.control import RESERVE
+
+DELAY = 20  # tokens between a skip and its audit
+
+
+def stream(
+    random: np.random.Generator, tokens: int, level: float, *, told: float = 1.0
+) -> Iterator[tuple[float, bool]]:
+    """Risks as a gate is told them, and fates; `level` is their mean, `told` the factor by which risks are off."""
+    risks = np.minimum(random.gamma(0.25, level / 0.25, tokens), 0.95)
+    for risk, dice in zip(risks, random.random(tokens), strict=True):
+        yield min(float(risk) * told, 1.0), bool(dice < risk)
+
+
+def run(control: Control, tokens: Iterator[tuple[float, bool]], *, delay: int = DELAY) -> tuple[int, int, int]:
+    """Let a gate go by the control's threshold; returns asked, caught and missed."""
+    unread: deque[bool] = deque()
+    asked = caught = missed = 0
+    for risk, overridden in tokens:
+        fires = risk >= control.threshold
+        control.saw(risk)
+        asked += fires
+        if fires and overridden:
+            caught += 1
+            control.caught()
+        if not fires:
+            missed += overridden
+            unread.append(overridden)
+        while len(unread) > delay or (fires and unread):
+            control.audited(1, int(unread.popleft()))
+    while unread:
+        control.audited(1, int(unread.popleft()))
+    return asked, caught, missed
+
+
+def calibration(seed: int, *, level: float = 0.05, tokens: int = 4000) -> Calibration:
+    drawn = list(stream(np.random.default_rng(seed), tokens, level))
+    return Calibration.of([risk for risk, _ in drawn], [overridden for _, overridden in drawn])
+
+
+@pytest.mark.parametrize("catch", [0.8, 0.9, 0.95])
+@pytest.mark.parametrize(("level", "told"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3), (0.02, 3.0)])
+def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: float, told: float) -> None:
+    """On a task like that of the calibration, on a harder one, and where the risks are wrong by a factor."""
+    control = Control(Promises(catch, 1.0), calibration(1))
+    _, caught, missed = run(control, stream(np.random.default_rng(2), 30_000, level, told=told))
+    assert caught / (caught + missed) == pytest.approx(catch, abs=0.02)
+    assert control.totals.catch == caught / (caught + missed)
+
+
+@pytest.mark.parametrize("most", [0.005, 0.01, 0.02])
+@pytest.mark.parametrize(("level", "told"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3)])
+def test_deviations_stay_under_their_ceiling_and_make_use_of_it(most: float, level: float, told: float) -> None:
+    control = Control(Promises(0.0, most), calibration(1))
+    _, _, missed = run(control, stream(np.random.default_rng(3), 30_000, level, told=told))
+    assert 0.8 * most <= missed / 30_000 <= most + (RESERVE + 1) / 30_000
+
+
+def test_no_more_is_asked_than_a_threshold_chosen_in_hindsight_would() -> None:
+    tokens = list(stream(np.random.default_rng(4), 30_000, 0.1))
+    control = Control(Promises(0.95, 1.0), calibration(1))
+    asked, caught, missed = run(control, iter(tokens))
+    reached = caught / (caught + missed)
+    risks = sorted((risk for risk, overridden in tokens if overridden), reverse=True)
+    threshold = risks[int(np.ceil(reached * len(risks))) - 1]
+    assert asked <= 1.25 * sum(risk >= threshold for risk, _ in tokens)
+
+
+def test_a_drift_is_followed() -> None:
+    """Behind it the gate is told a tenth of the risk, of the likeliest overrides only: the order is wrong, too."""
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    random = np.random.default_rng(5)
+    run(control, stream(random, 5000, 0.05))
+    drifted = [(risk / 10 if risk > 0.2 else risk, overridden) for risk, overridden in stream(random, 20_000, 0.1)]
+    _, caught, missed = run(control, iter(drifted))
+    assert caught / (caught + missed) == pytest.approx(0.9, abs=0.02)
+
+
+@settings(max_examples=100)
+@given(
+    catch=st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]),
+    fates=st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=300),
+    delay=st.integers(0, 30),
+)
+def test_the_long_run_bound_holds_for_any_stream(catch: float, fates: list[tuple[float, bool]], delay: int) -> None:
+    control = Control(Promises(catch, 1.0), calibration(1, tokens=400))
+    _, caught, missed = run(control, iter(fates), delay=delay)
+    assert missed <= (1 - catch) * (caught + missed) + RESERVE + 1 + delay + 1e-9
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
+    """Texts of 20 tokens, of which a share is audited; what the others hold is not learned."""
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    random = np.random.default_rng(7)
+    caught = missed = 0
+    for _ in range(1500):
+        skipped = []
+        for risk, overridden in stream(random, 20, 0.1):
+            fires = risk >= control.threshold
+            control.saw(risk)
+            if fires and overridden:
+                caught += 1
+                control.caught()
+            if not fires:
+                skipped.append(overridden)
+        missed += sum(skipped)
+        if random.random() < share:
+            control.audited(len(skipped), sum(skipped), weight=1 / share)
+    assert caught / (caught + missed) == pytest.approx(0.9, abs=0.03)
+    assert control.totals.catch == pytest.approx(0.9, abs=0.03)
+
+
+def test_a_calibration_that_proves_nothing_does_not_ask_for_ever() -> None:
+    """With 60 overrides, no threshold can be shown to catch 0.99 of them; the workload's own tokens can."""
+    known = Calibration.of([0.01] * 140 + [0.5] * 60, [False] * 140 + [True] * 60)
+    control = Control(Promises(0.99, 1.0), known)
+    assert control.threshold == 0.0
+    run(control, stream(np.random.default_rng(8), 3000, 0.1))
+    assert control.threshold > 0.0
+
+
+def test_promises_of_everything_ask_about_everything() -> None:
+    tame = Calibration.of([0.2 + number / 1000 for number in range(100)], [number % 5 == 0 for number in range(100)])
+    for promises in (Promises(1.0, 1.0), Promises(0.0, 0.0)):
+        control = Control(promises, tame)
+        run(control, iter([(0.3, False)] * 200))
+        assert control.threshold == 0.0
+
+
+def test_where_no_risk_was_seen_any_risk_is_asked_about() -> None:
+    control = Control(Promises(0.9, 1.0))
+    run(control, iter([(0.0, False)] * 50))
+    assert 0.0 < control.threshold < 1e-5
+
+
+def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -> None:
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    control.audited(4, 4)
+    assert control.threshold == 0.0
+    for _ in range(10):
+        control.caught()
+    assert control.threshold > 0.0
+
+
+def test_without_a_calibration_everything_is_asked_about_at_first() -> None:
+    control = Control(Promises())
+    assert control.threshold == 0.0
+    run(control, stream(np.random.default_rng(6), 200, 0.05))
+    assert 0.0 < control.threshold < 1.0
+
+
+def test_promises_are_checked_and_can_be_switched_off() -> None:
+    with pytest.raises(InvalidRequest, match="catch: 1.5 is outside"):
+        Promises(catch=1.5)
+    with pytest.raises(InvalidRequest, match="max_deviation: -1 is outside"):
+        Promises(max_deviation=-1)
+    free = Control(Promises(0.0, 1.0))
+    assert free.threshold > 1.0
+    strict = Control(Promises(catch=1.0), calibration(1))
+    assert strict.threshold == 0.0
+    none_may_deviate = Control(Promises(0.0, 0.0), calibration(1))
+    assert none_may_deviate.threshold == 0.0
+
+
+# Conformal risk control
+
+
+def test_calibrated_thresholds_by_hand() -> None:
+    """Overrides at .4, .6 and .8; the loss of one more token is always reckoned with."""
+    known = Calibration.of([0.8, 0.1, 0.2, 0.4, 0.6, 0.9], [True, False, False, True, True, False])
+    assert known.for_catch(1.0) == 0.0
+    assert known.for_catch(0.5) == 0.6  # one missed: 1 - 0.5 * 3 + 0.5 <= 0; two would be 0.5 + 0.5
+    assert known.for_deviation(2 / 7) == 0.6  # (1 + 1) / 7
+    assert known.for_deviation(0.1) == 0.0
+    assert known.for_deviation(1.0) > 1.0
+
+
+def test_tokens_of_one_risk_are_asked_about_together() -> None:
+    known = Calibration.of([0.1, 0.3, 0.3, 0.3], [False, False, False, True])
+    assert known.for_deviation(0.2) == 0.3
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 1000), catch=st.sampled_from([0.8, 0.9, 0.95]))
+def test_a_calibrated_threshold_keeps_its_promise_where_it_was_made(seed: int, catch: float) -> None:
+    known = calibration(seed, tokens=2000)
+    threshold = known.for_catch(catch)
+    missed = int(known.overridden[known.risks < threshold].sum())
+    assert missed + catch <= (1 - catch) * int(known.overridden.sum()) + 1e-9
+
+
+def test_calibrated_thresholds_keep_the_promise_on_average_elsewhere() -> None:
+    """The mean loss of fresh streams is at most 0, up to four standard errors."""
+    losses = []
+    for seed in range(60):
+        threshold = calibration(seed, tokens=1000).for_catch(0.9)
+        fates = list(stream(np.random.default_rng(10_000 + seed), 1000, 0.05))
+        missed = sum(overridden for risk, overridden in fates if risk < threshold)
+        losses.append((missed - 0.1 * sum(overridden for _, overridden in fates)) / 1000)
+    assert np.mean(losses) <= 4 * np.std(losses) / np.sqrt(len(losses))
+
+
+def test_a_calibration_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2 risks of 1 tokens"):
+        Calibration.of([0.1, 0.2], [True])
+    with pytest.raises(ConfigError, match="outside"):
+        Calibration.of([1.2], [True])
