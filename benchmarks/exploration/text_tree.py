@@ -16,6 +16,7 @@ from common.uncertainty import risk
 
 FORMAT = 1
 _DIGITS = 4  # significant ones, of a signal
+_SIGNAL = ("entropy_nats", "top1_probability", "margin", "coupled_margin", "varentropy")  # the risk follows from them
 ROOT = 0  # the end of the prompt
 
 
@@ -29,9 +30,8 @@ class TextTree:
     tokens: list[int] = field(default_factory=lambda: [-1])  # the last one of each text
     proposals: dict[int, ExtendedProposal] = field(default_factory=dict)  # what the device's model writes next
     choices: dict[int, int] = field(default_factory=dict)  # what the cloud's model writes next
-    nats: dict[int, float] = field(
-        default_factory=dict
-    )  # cross-entropy of a node's token, where the cloud's is another
+    # Cross-entropy of a node's last token, where the cloud's choice is another one.
+    nats: dict[int, float] = field(default_factory=dict)
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def node(self, text: Sequence[int]) -> int:
@@ -55,16 +55,8 @@ class TextTree:
 
     def propose(self, node: int, proposal: ExtendedProposal) -> None:
         """The device's model has said what it writes next; kept as exactly as a file keeps it."""
-        signal = proposal.signal
-        entropy, coupled = _short(signal.entropy_nats), _short(signal.coupled_margin)
-        kept = Signal(
-            entropy,
-            _short(signal.top1_probability),
-            _short(signal.margin),
-            coupled,
-            risk(entropy, coupled),
-            _short(signal.varentropy),
-        )
+        measured = {name: _short(getattr(proposal.signal, name)) for name in _SIGNAL}
+        kept = Signal(risk=risk(measured["entropy_nats"], measured["coupled_margin"]), **measured)
         known = Proposal(proposal.token_id, kept, proposal.runner_up)
         self.proposals[node] = extended(known, _short(proposal.disagreement))
 
@@ -95,12 +87,8 @@ class TextTree:
                 "node": _differences(nodes),
                 "token_id": [proposal.token_id for proposal in proposals],
                 "runner_up": [proposal.runner_up for proposal in proposals],
-                "entropy_nats": [_short(signal.entropy_nats) for signal in signals],
-                "top1_probability": [_short(signal.top1_probability) for signal in signals],
-                "margin": [_short(signal.margin) for signal in signals],
-                "coupled_margin": [_short(signal.coupled_margin) for signal in signals],
-                "varentropy": [_short(signal.varentropy) for signal in signals],
-                "disagreement": [_short(proposal.disagreement) for proposal in proposals],
+                **{name: [getattr(signal, name) for signal in signals] for name in _SIGNAL},
+                "disagreement": [proposal.disagreement for proposal in proposals],
             },
         }
 
@@ -114,17 +102,9 @@ class TextTree:
         tree.nats = dict(zip(_sums(row["nats"]["node"]), row["nats"]["value"], strict=True))
         columns = row["proposals"]
         for index, node in enumerate(_sums(columns["node"])):
-            entropy, coupled = float(columns["entropy_nats"][index]), float(columns["coupled_margin"][index])
-            signal = Signal(
-                entropy,
-                float(columns["top1_probability"][index]),
-                float(columns["margin"][index]),
-                coupled,
-                risk(entropy, coupled),
-                float(columns["varentropy"][index]),
-            )
+            signal = Signal(risk=0.0, **{name: float(columns[name][index]) for name in _SIGNAL})
             proposal = Proposal(columns["token_id"][index], signal, columns["runner_up"][index])
-            tree.proposals[node] = extended(proposal, columns["disagreement"][index])
+            tree.propose(node, extended(proposal, columns["disagreement"][index]))
         return tree
 
 

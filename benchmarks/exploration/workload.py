@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.exploration.author import ExploringAuthor
@@ -18,18 +18,15 @@ def write_all(
     strategy: Strategy,
     *,
     estimates: Estimates | None = None,
-    done: Callable[[int, Simulation], object] = lambda index, simulation: None,
 ) -> list[Simulation]:
-    """Write all texts, in one virtual time; `done` is told of each, by its index, as it ends.
+    """Write all texts, in one virtual time.
 
     Estimates, and what the strategy's gate learns, are shared by all, as those of one client are.
     """
     known = estimates or Estimates()
 
     async def write(index: int, author: ExploringAuthor) -> Simulation:
-        simulation = await play(author, replace(scenario, seed=scenario.seed + index), strategy, known)
-        done(index, simulation)
-        return simulation
+        return await play(author, replace(scenario, seed=scenario.seed + index), strategy, known)
 
     async def write_them() -> list[Simulation]:
         return await asyncio.gather(*(write(index, author) for index, author in enumerate(authors)))

@@ -28,13 +28,10 @@ class Ledger:
 
     def __init__(self, *, stay_provisional: bool = False) -> None:
         self._stay_provisional = stay_provisional
-        self.risk_spent = 0.0  # of all tokens that were skipped: the deviations to be expected
-        self.skipped = 0
-        self.verified = 0
         self.caught = 0
         self.audited = 0
         self.deviations = 0
-        self.unread: dict[int, float] = {}  # risks of skipped positions that no audit has reached
+        self.unread: set[int] = set()  # skipped positions that no audit has reached
         self._drafted: dict[int, _Drafted] = {}  # by position that is not final
         self._gone: tuple[int, _Drafted] | None = None  # with its position, one that was just taken back
 
@@ -57,7 +54,9 @@ class Ledger:
             case Committed(position, token_id, origin):
                 return self._settle(position, token_id, origin)
             case Audited(start, end, deviations):
-                self.audited += sum(self.unread.pop(position, None) is not None for position in range(start, end))
+                read = self.unread.intersection(range(start, end))
+                self.audited += len(read)
+                self.unread -= read
                 self.deviations += len(deviations)
         return None
 
@@ -69,14 +68,10 @@ class Ledger:
         if drafted is None:  # the cloud wrote it before the device did
             return None
         if origin not in _JUDGED:
-            self.skipped += 1
-            self.risk_spent += drafted.risk
-            self.unread[position] = drafted.risk
-        elif drafted.token_id == token_id:
-            self.verified += 1
-        elif self._stay_provisional and not drafted.fired:
+            self.unread.add(position)
+        elif drafted.token_id != token_id and self._stay_provisional and not drafted.fired:
             self.deviations += 1
-        else:
+        elif drafted.token_id != token_id:
             self.caught += 1
         return drafted.risk
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,8 @@ from tests.unit.test_engine_trees import AT, BEHIND, FIRST, OTHER, staged
 TRUSTING = Calibration.of([number / 100 for number in range(1, 100)], [number > 90 for number in range(1, 100)])
 
 
-def gated(gate: Gate, link: FakeLink, **settings: object) -> Stage:
-    return Stage(link, mode=Mode.GATED, gate=gate, span=1, in_flight=1, **settings)  # type: ignore[arg-type]
+def gated(gate: Gate, link: FakeLink, **settings: Any) -> Stage:
+    return Stage(link, mode=Mode.GATED, gate=gate, span=1, in_flight=1, **settings)
 
 
 def closes(link: FakeLink) -> list[Close]:
