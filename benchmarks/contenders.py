@@ -133,6 +133,10 @@ class Device:
         self._strategy = strategy
         self._planner = WatchedPlanner(strategy.planner)
         settings = config.model_copy(update={"mode": strategy.mode})
+        if strategy.name in tuple(Mode):  # as users have it, with the gate that comes with the pair
+            self._client = EdgeClient(settings, planner=lambda _: self._planner)
+            return
+        settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"file": None})})
         client = DisagreementClient if strategy.risk_is_disagreement else EdgeClient
         self._client = client(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate())
 

@@ -183,11 +183,11 @@ class TracingReader:
         return int(ahead.sum())
 
 
-def device_model(pair: str, manifest: ModelManifest) -> OnnxModel:
-    """The device's model of a pair, on one thread."""
+def device_model(pair: str, manifest: ModelManifest, *, threads: int = 1) -> OnnxModel:
+    """The device's model of a pair."""
     return OnnxModel.load(
         pair_folder(pair, "edge"),
-        threads=1,
+        threads=threads,
         allow_spinning=False,
         vocabulary_size=manifest.vocabulary_size,
         context_tokens=manifest.context_tokens,

@@ -23,8 +23,7 @@ from common.types import Mode, OnDeviation, PromptInput, Proposal, SessionId
 from edge_client.config import EdgeConfig, PlannerSettings
 from edge_client.drafter import ChoosingDrafter
 from edge_client.engine import Engine, EngineSettings
-from edge_client.gate_model import GateModel
-from edge_client.gating import Gates
+from edge_client.gating import Gates, load_gate
 from edge_client.generation import (
     Collector,
     Generation,
@@ -38,8 +37,7 @@ from edge_client.generation import (
 from edge_client.grpc_link import GrpcCloud
 from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
-from edge_client.ports import Assessor, Cloud
-from edge_client.risk import CalibratedRisk
+from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer
 
 # A second row costs a quarter of a forward and a fourth doubles it; more branches than these are seldom likely.
@@ -79,9 +77,7 @@ class EdgeClient:
         self._capabilities: Capabilities | None = None
         self._planner = planner or partial(_planner, self.config.planner)
         self._own_gate = gate
-        gate_file = self.config.gate.file
-        self._gate_model = GateModel.load(gate_file, self.manifest) if gate_file is not None else None
-        self._gates = Gates(self.config.gate, self._gate_model.calibration if self._gate_model is not None else None)
+        self._gates = Gates(self.config.gate, load_gate(self.config.gate, self.manifest))
         self._token_texts: dict[int, str] = {}  # that risks were asked of
         self._explain = explain
         self._estimates = Estimates()
@@ -240,8 +236,8 @@ class EdgeClient:
         if request.mode is not Mode.EDGE:
             try:
                 cloud, capabilities = await self._connect()
-                if request.mode is Mode.GATED and self._gate_model is not None:
-                    self._gate_model.check_cloud(capabilities.model, capabilities.model_digest)
+                if request.mode is Mode.GATED:
+                    self._gates.meet(capabilities)
                 context_tokens = min(context_tokens, capabilities.context_tokens)
             except CloudLost:
                 if not self._continues_alone(request.mode):
@@ -256,7 +252,9 @@ class EdgeClient:
             gate=self._gate(request),
             planner=self._planner(request.mode),
             estimates=self._estimates,
-            assessor=self._assessor(request),
+            assessor=self._gates.assessor(
+                request.mode, self.token_text, len(request.prompt.token_ids), request.committed_token_ids
+            ),
             output=CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids),
             clock=MonotonicClock(),
             settings=self._settings(request),
@@ -267,13 +265,6 @@ class EdgeClient:
         if self._own_gate is not None:
             return self._own_gate(request.mode)
         return self._gates.gate(request.mode, request.promises)
-
-    def _assessor(self, request: GenerationRequest) -> Assessor | None:
-        """What tells risks, where a gate was calibrated."""
-        if self._gate_model is None or request.mode is not Mode.GATED:
-            return None
-        before = request.committed_token_ids
-        return CalibratedRisk(self._gate_model, self.token_text, len(request.prompt.token_ids), before)
 
     def token_text(self, token_id: int) -> str:
         """What a token decodes to alone; what is no whole character becomes U+FFFD."""

@@ -36,7 +36,7 @@ class GateSettings(FrozenModel):
     """Which tokens `gated` asks the cloud about; `risk` is that of the policy `threshold`."""
 
     policy: Literal["budgeted", "threshold", "always", "never"] = "budgeted"
-    file: Path | None = None
+    file: Literal["auto"] | Path | None = "auto"
     catch: float = Field(default=0.95, ge=0, le=1)
     max_deviation: float = Field(default=0.02, ge=0, le=1)
     on_deviation: OnDeviation = OnDeviation.KEEP

@@ -90,8 +90,7 @@ def figures(risks: Floats, overridden: NDArray[np.bool_], coupled_margins: Float
     """How good risks are: order (AUC), calibration (ECE, over bins of equally many tokens), and both (Brier)."""
     base = float(overridden.mean())
     brier = float(np.mean((risks - overridden) ** 2))
-    bins = np.array_split(np.argsort(risks, kind="stable"), BINS)
-    errors = [abs(float(risks[one].mean()) - float(overridden[one].mean())) * len(one) for one in bins if len(one)]
+    errors = [abs(told - true) * tokens for told, true, tokens in reliability(risks, overridden)]
     return {
         "override_rate": round(base, 5),
         "auc": round(float(roc_auc_score(overridden, risks)), 5),
@@ -100,6 +99,12 @@ def figures(risks: Floats, overridden: NDArray[np.bool_], coupled_margins: Float
         "brier_skill": round(1.0 - brier / (base * (1.0 - base)), 5),
         "expected_calibration_error": round(sum(errors) / len(risks), 5),
     }
+
+
+def reliability(risks: Floats, overridden: NDArray[np.bool_]) -> list[tuple[float, float, int]]:
+    """Mean risk, share of overrides and number of tokens, in bins of equally many tokens by rising risk."""
+    bins = np.array_split(np.argsort(risks, kind="stable"), BINS)
+    return [(float(risks[one].mean()), float(overridden[one].mean()), len(one)) for one in bins if len(one)]
 
 
 def export(

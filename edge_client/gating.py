@@ -1,19 +1,47 @@
-"""Which gate a generation gets."""
+"""Which gate a generation gets, and what tells it the risk of a token."""
 
 from __future__ import annotations
 
-from common.gate import Always, Budgeted, Calibration, Control, Gate, Never, Promises, Threshold
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import common
+from common.config import ModelManifest
+from common.errors import GateMismatch
+from common.gate import Always, Budgeted, Control, Gate, Never, Promises, Threshold
+from common.messages import Capabilities
 from common.types import Mode, OnDeviation
 from edge_client.config import GateSettings
+from edge_client.gate_model import GateModel
+from edge_client.risk import CalibratedRisk
+
+_LOG = logging.getLogger(__name__)
 
 
 class Gates:
     """The gates of a client: each generation has one of its own, and those of one promise share its control."""
 
-    def __init__(self, settings: GateSettings, calibration: Calibration | None = None) -> None:
+    def __init__(self, settings: GateSettings, model: GateModel | None = None) -> None:
+        """`model` tells calibrated risks; without one, the signals' own are taken."""
         self._settings = settings
-        self._calibration = calibration
+        self._model = model
         self._controls: dict[Promises, Control] = {}
+
+    def meet(self, capabilities: Capabilities) -> None:
+        """A cloud serves this; raises GateMismatch where the configured gate was made for another model.
+
+        One that merely comes with the pair is done without.
+        """
+        if self._model is None:
+            return
+        try:
+            self._model.check_cloud(capabilities.model, capabilities.model_digest)
+        except GateMismatch as error:
+            if self._settings.file != "auto":
+                raise
+            _LOG.warning("gated goes on without a calibrated gate: %s", error)
+            self._model = None
 
     def gate(self, mode: Mode, promises: Promises) -> Gate:
         """A gate for one generation."""
@@ -25,10 +53,19 @@ class Gates:
             case Mode.EDGE | Mode.CLOUD:
                 return Never()
 
+    def assessor(
+        self, mode: Mode, read: Callable[[int], str], prompt_length: int, committed_token_ids: Sequence[int] = ()
+    ) -> CalibratedRisk | None:
+        """What tells one generation's risks, where a gate was calibrated; see `CalibratedRisk`."""
+        if self._model is None or mode is not Mode.GATED:
+            return None
+        return CalibratedRisk(self._model, read, prompt_length, committed_token_ids)
+
     def control(self, promises: Promises) -> Control:
         """What keeps a promise, over all generations that were made under it."""
         if promises not in self._controls:
-            self._controls[promises] = Control(promises, self._calibration)
+            calibration = self._model.calibration if self._model is not None else None
+            self._controls[promises] = Control(promises, calibration)
         return self._controls[promises]
 
     def _gated(self, promises: Promises) -> Gate:
@@ -42,3 +79,24 @@ class Gates:
                 return Always()
             case "never":
                 return Never()
+
+
+def load_gate(settings: GateSettings, manifest: ModelManifest) -> GateModel | None:
+    """The configured gate for this device model, or the one that comes with the pair.
+
+    Raises ModelMissing, ModelCorrupt or GateMismatch for a configured file.
+    """
+    if settings.file is None:
+        return None
+    if settings.file != "auto":
+        return GateModel.load(settings.file, manifest)
+    path = _packaged(manifest.pair)
+    try:
+        return GateModel.load(path, manifest) if path.is_file() else None
+    except GateMismatch:  # this pair was made by another recipe
+        return None
+
+
+def _packaged(pair: str) -> Path:
+    """In `configs/gates`, beside the `common` package: in a checkout as in an installed wheel."""
+    return Path(common.__file__).resolve().parent.parent / "configs" / "gates" / f"{pair}.onnx"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from benchmarks.exploration.author import ExploringAuthor
 from benchmarks.simulation import virtual_time
 from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, play
 from common.planner import Estimates
+from edge_client.ports import Assessor
 
 
 def write_all(
@@ -18,15 +19,17 @@ def write_all(
     strategy: Strategy,
     *,
     estimates: Estimates | None = None,
+    assessor: Callable[[int], Assessor] | None = None,
 ) -> list[Simulation]:
     """Write all texts, in one virtual time.
 
-    Estimates, and what the strategy's gate learns, are shared by all, as those of one client are.
+    Estimates, and what the strategy's gate learns, are shared by all, as those of one client are. `assessor` makes what
+    tells the risks of one text, from the length of its prompt.
     """
     known = estimates or Estimates()
 
     async def write(index: int, author: ExploringAuthor) -> Simulation:
-        return await play(author, replace(scenario, seed=scenario.seed + index), strategy, known)
+        return await play(author, replace(scenario, seed=scenario.seed + index), strategy, known, assessor)
 
     async def write_them() -> list[Simulation]:
         return await asyncio.gather(*(write(index, author) for index, author in enumerate(authors)))

@@ -27,6 +27,7 @@ from common.types import Mode, Origin
 from edge_client.config import CloudSettings, GateSettings
 from edge_client.engine import Engine, EngineSettings
 from edge_client.gating import Gates
+from edge_client.ports import Assessor
 from link_emulator.model import Link
 from link_emulator.profile import Profile
 
@@ -115,14 +116,23 @@ def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Es
     return virtual_time.run(play(Script(trace, strategy.lenient_nats), scenario, strategy, estimates or Estimates()))
 
 
-async def play(author: Author, scenario: Scenario, strategy: Strategy, estimates: Estimates) -> Simulation:
-    """Generate one text inside a virtual loop, where others may be generated at the same time, each with its cloud."""
+async def play(
+    author: Author,
+    scenario: Scenario,
+    strategy: Strategy,
+    estimates: Estimates,
+    assessor: Callable[[int], Assessor] | None = None,
+) -> Simulation:
+    """Generate one text inside a virtual loop, where others may be generated at the same time, each with its cloud.
+
+    `assessor` makes what tells the risks, from the length of the prompt.
+    """
     supervisor = simulated_supervisor({author.opening().session_id: author}, scenario.cloud)
     link = Link(scenario.profile, scenario.seed)
     loop = asyncio.get_running_loop()
     timeline: list[Moment] = []
     cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(Moment(loop.time() * 1e3, frame)))
-    engine = _engine(author, cloud, scenario, strategy, estimates)
+    engine = _engine(author, cloud, scenario, strategy, estimates, assessor)
     follower = _Follower(author, engine)
     ending: Event | None = None
     async with aclosing(engine.stream()) as events:
@@ -145,18 +155,25 @@ async def play(author: Author, scenario: Scenario, strategy: Strategy, estimates
 
 
 def _engine(
-    author: Author, cloud: SimulatedCloud, scenario: Scenario, strategy: Strategy, estimates: Estimates
+    author: Author,
+    cloud: SimulatedCloud,
+    scenario: Scenario,
+    strategy: Strategy,
+    estimates: Estimates,
+    assessor: Callable[[int], Assessor] | None,
 ) -> Engine:
     """The one place that knows how an engine is put together."""
     deadlines = CloudSettings()
+    opening = author.opening()
     return Engine(
-        author.opening(),
+        opening,
         limit=author.limit,
         drafter=_drafter(author, scenario.draft, strategy) if strategy.mode is not Mode.CLOUD else None,
         connect=cloud.link if strategy.mode is not Mode.EDGE else None,
         gate=strategy.gate(),
         planner=strategy.planner,
         estimates=estimates,
+        assessor=assessor(len(opening.prompt_token_ids)) if assessor is not None else None,
         output=_NoText(),
         clock=LoopClock(),
         settings=EngineSettings(

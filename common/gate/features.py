@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import IntEnum
+from typing import NamedTuple
 
 from common.types import Signal
 
@@ -64,6 +65,29 @@ def kind_of(text: str) -> TokenKind:
     return TokenKind.OPERATOR
 
 
+class _Place(NamedTuple):
+    """Where a token would stand."""
+
+    line_tokens: int = 0  # since the last line break
+    fences: int = 0  # that have ended
+    backticks: int = 0  # at the end of the text, which may become a fence
+
+    @property
+    def fenced(self) -> bool:
+        """An odd number of fences stands before."""
+        return (self.fences + self.backticks // len(_FENCE)) % 2 == 1
+
+    def after(self, text: str) -> _Place:
+        """The place behind a token of this text."""
+        fences, backticks = self.fences, self.backticks
+        for character in text:
+            if character == _FENCE[0]:
+                backticks += 1
+            else:
+                fences, backticks = fences + backticks // len(_FENCE), 0
+        return _Place(0 if "\n" in text else self.line_tokens + 1, fences, backticks)
+
+
 class Features:
     """The features of one text's tokens, in order; `read` gives a token's text."""
 
@@ -72,6 +96,7 @@ class Features:
         self._entropies: list[float] = []  # of each position, in nats; 0 where the cloud wrote
         self._margins: list[float] = []
         self._texts: list[str] = []
+        self._places = [_Place()]  # before each token, and behind the last one
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -80,7 +105,7 @@ class Features:
         """Those of the token that the device would write next, in the order of `FEATURES`."""
         recent, lately = self._entropies[-16:], self._entropies[-4:]
         mean = sum(recent) / len(recent) if recent else signal.entropy_nats
-        line, fenced = self._line()
+        place = self._places[-1]
         return [
             _log(signal.coupled_margin),
             _log(signal.entropy_nats),
@@ -93,8 +118,8 @@ class Features:
             mean,
             signal.entropy_nats - mean,
             math.log1p(len(self._texts)),
-            math.log1p(line),
-            float(fenced),
+            math.log1p(place.line_tokens),
+            float(place.fenced),
             float(kind_of(self._read(token_id))),
             float(kind_of(self._texts[-1])) if self._texts else float(TokenKind.NEWLINE),
             float(kind_of(self._read(runner_up))),
@@ -102,23 +127,15 @@ class Features:
 
     def append(self, token_id: int, signal: Signal | None) -> None:
         """The text goes on with a token; `signal` is the device's there, None where it drafted nothing."""
-        self._texts.append(self._read(token_id))
+        text = self._read(token_id)
+        self._texts.append(text)
+        self._places.append(self._places[-1].after(text))
         self._entropies.append(signal.entropy_nats if signal is not None else 0.0)
         self._margins.append(signal.coupled_margin if signal is not None else 0.0)
 
     def cut(self, length: int) -> None:
         """Forget all but the first tokens of the text."""
-        del self._texts[length:], self._entropies[length:], self._margins[length:]
-
-    def _line(self) -> tuple[int, bool]:
-        """Tokens since the last line break, and whether an odd number of fences stands before."""
-        text = "".join(self._texts)
-        line = 0
-        for token in reversed(self._texts):
-            if "\n" in token:
-                break
-            line += 1
-        return line, text.count(_FENCE) % 2 == 1
+        del self._texts[length:], self._entropies[length:], self._margins[length:], self._places[length + 1 :]
 
 
 def _log(value: float) -> float:

@@ -89,11 +89,16 @@ class AdaptivePlanner:
         return Decision(draft, "the span is worth more with another token", figures)
 
     def _ask(self, situation: Situation, costs: Costs, rate: float) -> Decision:
-        """A fired token is what the device waits for, so it is sent at once, with all before it."""
-        if situation.session.unsent_fires:
-            return Decision(Send(), "the gate fired")
+        """Send what fired, with all before it, as soon as nothing else is on its way.
+
+        What fires while the cloud reads is behind a token that may yet be overridden, and would wait for that reading
+        in any case; so it is asked about with the next one, and so is all that fires until then.
+        """
+        session = situation.session
+        if session.tokens_to_ask and not session.spans:
+            return Decision(Send(session.tokens_to_ask), "the gate fired")
         action = self._draft(situation, costs, rate)
-        if isinstance(action, Wait) and situation.session.stranded:
+        if isinstance(action, Wait) and session.stranded:
             return Decision(Send(), "nothing more is worth drafting, and what there is must be read to be final")
         return Decision(action, "the gate has not fired")
 

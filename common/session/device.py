@@ -65,6 +65,12 @@ class DeviceSession:
         return sum(position >= self.sent for position in self._fired)
 
     @property
+    def tokens_to_ask(self) -> int:
+        """Unsent tokens up to the last one that the gate fired on; 0 if it fired on none of them."""
+        last = self._fired[-1] if self._fired else -1
+        return max(last + 1 - self.sent, 0)
+
+    @property
     def stranded(self) -> bool:
         """Some of the text is not final, and nothing is on its way that could make it so."""
         return not self.spans and not self.following and self.final < len(self.text)

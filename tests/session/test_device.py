@@ -25,6 +25,9 @@ def test_a_fired_token_is_provisional_and_all_behind_it() -> None:
     assert committed(fire(device, 2)) == []
     assert committed(skip(device, 3)) == []
     assert (device.final, device.unsent_fires, device.tally.fired) == (4, 1, 1)
+    assert device.tokens_to_ask == 2, "what is unread before the fire is audited with it"
+    device.send()
+    assert device.tokens_to_ask == 0
 
 
 def test_a_draft_tells_what_is_final() -> None:

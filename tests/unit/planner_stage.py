@@ -52,7 +52,7 @@ class Scene:
         self.now_ms = 1000.0
         self.read = len(PROMPT) - 1
         self.pipeline.opened(0.0)
-        self._hear(Opened(prefilled=True, context_tokens=512))
+        self.hear(Opened(prefilled=True, context_tokens=512))
 
     def drafted(self, *risks: float, token_id: int = 5, fires: bool = True) -> Scene:
         for risk in risks:
@@ -73,7 +73,7 @@ class Scene:
         """The cloud overrides a first token and writes on."""
         self.drafted(0.5).sent(continuation_tokens=continuation_tokens)
         self.now_ms += 160
-        self._hear(Verdict(1, len(PROMPT), 77, compute_us=100_000))
+        self.hear(Verdict(1, len(PROMPT), 77, compute_us=100_000))
         assert self.session.following
         return self
 
@@ -81,7 +81,7 @@ class Scene:
         """The cloud's tokens of a takeover come in."""
         for _ in range(tokens):
             self.now_ms += each_ms
-            self._hear(Continuation(self.session.final, (78,), handed_back=False, compute_us=round(each_ms * 1e3)))
+            self.hear(Continuation(self.session.final, (78,), handed_back=False, compute_us=round(each_ms * 1e3)))
         return self
 
     def later(self, elapsed_ms: float) -> Scene:
@@ -95,12 +95,14 @@ class Scene:
     def situation(self) -> Situation:
         return Situation(self.session, self.tree, self.pipeline, self.now_ms, self.read)
 
-    def _hear(self, frame: Opened | Verdict | Continuation) -> None:
+    def hear(self, frame: Opened | Verdict | Continuation) -> Scene:
+        """A frame comes from the cloud, now."""
         self.pipeline.answered(frame, self.now_ms)
         list(self.session.apply(frame))
         self.pipeline.keep(len(self.session.spans))
         self.tree.settle(self.session.final)
         self.tree.cut(len(self.session.text))
+        return self
 
 
 def until_sent(scene: Scene, *, risk: float = 0.02) -> int:

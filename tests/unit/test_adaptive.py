@@ -9,6 +9,7 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.messages import Verdict
 from common.planner import AdaptivePlanner, CatchUp, Draft, Estimates, HandOver, Send, Sprout, Wait
 from common.types import Mode, Proposal, Signal
 from tests.unit.planner_stage import EOS, PROMPT, RUNNER_UP, Scene, known, until_sent
@@ -237,6 +238,17 @@ def test_gated_asks_as_soon_as_the_gate_fires_and_not_before() -> None:
     assert scene.decide(Mode.GATED).action == Draft()
     assert isinstance(scene.drafted(0.3).decide(Mode.GATED).action, Send)
     assert isinstance(scene.sent().decide(Mode.GATED).action, Draft), "and drafts on while it is being asked"
+
+
+def test_gated_keeps_what_fires_meanwhile_for_the_next_question_and_what_follows_for_itself() -> None:
+    scene = Scene(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
+    scene.drafted(0.2).drafted(0.01, 0.01, fires=False).drafted(0.2).drafted(0.01, 0.01, fires=False)
+    assert isinstance(scene.decide(Mode.GATED).action, Draft), "the cloud reads another one"
+    stood = scene.session.spans[0]
+    scene.now_ms += 160
+    scene.hear(Verdict(0, stood.end, scene.session.text[stood.end], compute_us=100_000))
+    assert scene.session.final == stood.end + 3, "the cloud's own token vouches for the next fire, up to the last one"
+    assert scene.decide(Mode.GATED).action == Send(3), "up to the last fire"
 
 
 def test_alone_it_drafts_to_the_end_whatever_the_costs() -> None:

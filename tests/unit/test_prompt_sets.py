@@ -8,7 +8,7 @@ import pytest
 
 SETS = Path(__file__).parents[2] / "benchmarks" / "prompt_sets"
 DIGESTS = {
-    "code": "2fcee27bc0773ea236428f48e30cfdd14b25870a08806771116fcb0423a5ffbd",
+    "code": "0c71b63a936b8c3e209efa5379cc912deed540160ca90621809a564b93a8dda0",
     "prose": "e1a3a38fb60376d8d619c546bd963c87ff517658b19b38e3f154873f6f07e373",
     "reporting": "26055ec2b893e69ce62b3a9cfb7835f0ac8c0bfe736768ea5a425816ee406df1",
     "tuning": "e7c5a27b2853d2d6df25399f8deb91a73186e0e49f943158dc96d32186696573",

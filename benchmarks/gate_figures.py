@@ -1,0 +1,212 @@
+"""Figures of what gates do: `python -m benchmarks gate-figures --gates G.json ... --quality Q.json ... --out FOLDER`.
+
+`catch.png` holds signals and gates against the oracle, `reliability.png` risks against what came of them, `quality.png`
+right answers against what was asked of the cloud, and `promises.png` what was promised against what was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.figures import COLOURS, INK, MARKERS, tidy
+from benchmarks.report import png
+from common.errors import ConfigError
+
+LEADING = ("oracle", "fitted_here", "gate", "pattern")  # the other policies are single signals
+_PROMISE = re.compile(r"(gated|deviation)-([0-9.]+)", re.ASCII)
+
+Result = Mapping[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gates", type=Path, nargs="+", default=[], help="results of `python -m benchmarks gates`")
+    parser.add_argument("--quality", type=Path, nargs="+", default=[], help="results of `python -m benchmarks quality`")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the figures into the folder that --out names."""
+    if args.out is None:
+        raise ConfigError("--out: missing; name the folder for the figures")
+    gates = [_loaded(path, "gates") for path in args.gates]
+    quality = [_loaded(path, "quality") for path in args.quality]
+    figures = {}
+    if gates:
+        figures["catch"] = catch_figure(gates)
+    if quality:
+        figures |= {
+            "reliability": reliability_figure(quality),
+            "quality": quality_figure(quality),
+            "promises": promises_figure(quality),
+        }
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        (args.out / f"{name}.png").write_bytes(png(figure))
+        print(args.out / f"{name}.png")
+
+
+def _loaded(path: Path, benchmark: str) -> Result:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["benchmark"] == benchmark and result["summary"]:
+            return dict(result)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # told below, whatever it was
+    raise ConfigError(f"{path}: not a result of `python -m benchmarks {benchmark}`; make it first")
+
+
+def catch_figure(results: Sequence[Result]) -> Figure:
+    """A panel for each suite: the share of overrides that each policy catches with a share of the tokens."""
+    figure, panels = _panels(len(results))
+    for axes, result in zip(panels, results, strict=True):
+        summary = result["summary"]
+        budgets = [100 * budget for budget in summary["budgets"]]
+        singles = [name for name in summary["catch"] if name not in LEADING]
+        for index, name in enumerate(singles):
+            axes.plot(
+                budgets,
+                summary["catch"][name],
+                color="#999999",
+                linewidth=0.8,
+                marker=MARKERS[index],
+                markersize=3,
+                label=name.replace("_", " "),
+            )
+        for name, colour, line in zip(LEADING, COLOURS, ("-", ":", "-", "--"), strict=False):
+            if name in summary["catch"]:
+                axes.plot(
+                    budgets, summary["catch"][name], line, color=colour, linewidth=2, label=name.replace("_", " ")
+                )
+        axes.set_title(
+            f"{result['settings']['suite']}, {summary['override_rate']:.1%} overridden", fontsize=9, color=INK
+        )
+        axes.set_xlabel("tokens that the cloud decides [%]")
+        tidy(axes)
+    panels[0].set_ylabel("share of overrides caught")
+    panels[-1].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def reliability_figure(results: Sequence[Result]) -> Figure:
+    """A panel for each suite: mean risk against the share of overrides, in bins of equally many tokens."""
+    figure, panels = _panels(len(results))
+    for axes, result in zip(panels, results, strict=True):
+        axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8)
+        for (name, entry), (colour, marker) in zip(_promising(result), _looks(), strict=False):
+            bins = entry.get("reliability", [])
+            axes.plot(
+                [one[0] for one in bins],
+                [one[1] for one in bins],
+                color=colour,
+                marker=marker,
+                markersize=3,
+                linewidth=1,
+                label=name,
+            )
+        axes.set_xscale("symlog", linthresh=0.001)
+        axes.set_yscale("symlog", linthresh=0.001)
+        axes.set_title(result["settings"]["suite"], fontsize=9, color=INK)
+        axes.set_xlabel("mean risk")
+        tidy(axes)
+    panels[0].set_ylabel("share overridden")
+    panels[-1].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def quality_figure(results: Sequence[Result]) -> Figure:
+    """A panel for each suite with right answers: pass@1 against the share of tokens that the cloud had a say in."""
+    scored = [result for result in results if "pass_at_1" in result["summary"]["cloud"]]
+    figure, panels = _panels(max(len(scored), 1))
+    for axes, result in zip(panels, scored, strict=False):
+        summary = result["summary"]
+        for name in ("edge", "cloud"):
+            axes.axhline(summary[name]["pass_at_1"], color="#BBBBBB", linewidth=0.8)
+            axes.annotate(name, (0.0, summary[name]["pass_at_1"]), fontsize=7, color=INK)
+        families: dict[str, list[Mapping[str, Any]]] = {}
+        for name, entry in summary.items():
+            if name not in ("edge", "cloud", "exact"):
+                families.setdefault(name.split("-")[0], []).append(entry)
+        for (family, some), (colour, marker) in zip(families.items(), _looks(), strict=False):
+            some = sorted(some, key=lambda entry: float(entry["verified_share"]))
+            shares = [100 * entry["verified_share"] for entry in some]
+            low = [entry["pass_at_1"] - entry["pass_at_1_95"][0] for entry in some]
+            high = [entry["pass_at_1_95"][1] - entry["pass_at_1"] for entry in some]
+            axes.errorbar(
+                shares,
+                [entry["pass_at_1"] for entry in some],
+                yerr=[low, high],
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=1,
+                capsize=2,
+                label=family,
+            )
+        axes.set_title(f"{result['settings']['suite']}, {result['settings']['tasks']} tasks", fontsize=9, color=INK)
+        axes.set_xlabel("tokens verified first, or written in takeovers [%]")
+        tidy(axes)
+    panels[0].set_ylabel("pass@1")
+    panels[-1].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def promises_figure(results: Sequence[Result]) -> Figure:
+    """What was promised against what was kept, with intervals: `catch` on the left, `max_deviation` on the right."""
+    figure, panels = _panels(2, share_y=False)
+    for axes, kind, measure in zip(panels, ("gated", "deviation"), ("catch", "deviation_rate"), strict=True):
+        lowest, highest = 1.0, 0.0
+        for result, (colour, marker) in zip(results, _looks(), strict=False):
+            kept = [
+                (float(name.split("-")[1]), entry)
+                for name, entry in _promising(result, kind)
+                if entry[measure] is not None
+            ]
+            x = [promised for promised, _ in kept]
+            y = [entry[measure] for _, entry in kept]
+            within = [entry[f"{measure}_95"] or [value, value] for (_, entry), value in zip(kept, y, strict=True)]
+            axes.errorbar(
+                x,
+                y,
+                yerr=[
+                    [value - low for value, (low, _) in zip(y, within, strict=True)],
+                    [high - value for value, (_, high) in zip(y, within, strict=True)],
+                ],
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=0,
+                elinewidth=1,
+                capsize=2,
+                label=result["settings"]["suite"],
+            )
+            lowest, highest = min([lowest, *x]), max([highest, *x])
+        axes.plot([lowest, highest], [lowest, highest], color="#BBBBBB", linewidth=0.8)
+        axes.set_xlabel(f"{'catch' if kind == 'gated' else 'max_deviation'}, promised")
+        axes.set_ylabel("kept")
+        tidy(axes)
+    panels[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _promising(result: Result, kind: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, entry in result["summary"].items():
+        found = _PROMISE.fullmatch(name)
+        if found is not None and kind in (None, found[1]):
+            yield name, entry
+
+
+def _looks() -> Iterator[tuple[str, str]]:
+    return zip(COLOURS, MARKERS, strict=False)
+
+
+def _panels(count: int, *, share_y: bool = True) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(1 + 3.6 * count, 3.8), layout="constrained", facecolor="white")
+    panels: Sequence[Axes] = figure.subplots(1, count, squeeze=False, sharey=share_y)[0]
+    return figure, panels

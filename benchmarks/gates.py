@@ -1,0 +1,246 @@
+"""What gates can catch, at equal budgets of interventions: `python -m benchmarks gates --suite humaneval`.
+
+After Duo-LLM (arXiv 2410.10846): along the cloud's own texts, a policy may have a share of the tokens decided by the
+cloud; those that the two models agree on are wasted. An oracle knows which they are. Each signal, and a calibrated
+gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th. `fitted_here` is a gate of the same
+features that is fitted to this very suite (each fifth of its texts is scored by trees fitted to the others): it says
+what the features hold, and is no gate that anybody could have had.
+
+An override is worth most where it changes the outcome. With `--rollouts`, some overrides of each text are left out:
+the device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right
+answer becomes a wrong one.
+
+The texts are those that `python -m benchmarks quality` has explored, with `exact` among its strategies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.exploration.explorer import Explorer, TellingModel
+from benchmarks.exploration.text_tree import load_trees, save_trees
+from benchmarks.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_behind
+from benchmarks.provenance import provenance
+from benchmarks.record import device_model, models_of
+from benchmarks.suites import SUITES, Task, tasks_of
+from common.config import load_manifest, pair_folder
+from common.errors import ConfigError
+from common.types import SamplingParams
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.config import GateSettings
+from edge_client.fitting import figures, fit, judged_tokens
+from edge_client.gate_model import GateModel
+from edge_client.gating import load_gate
+
+BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
+HEADLINES = (0.05, 0.1, 0.2)  # of them, with intervals
+ORACLE, PATTERN, GATE, FITTED = "oracle", "pattern", "gate", "fitted_here"
+TOGETHER = 32  # texts that are written at once
+_DRAWS = 1000
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--explored", type=Path, required=True, help="what the models said: *.jsonl.gz")
+    parser.add_argument("--gate", default="auto", help="as gate.file: a file, or auto; or none")
+    parser.add_argument("--pair", default="default")
+    parser.add_argument("--rollouts", type=int, default=0, help="overrides of each text that are left out, at most")
+    parser.add_argument("--max-new-tokens", type=int, default=400)
+    parser.add_argument("--threads", type=int, default=2)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    header, trees = load_trees(args.explored)
+    if header.get("suite") != args.suite or header.get("models") != models_of(args.pair):
+        raise ConfigError(f"{args.explored}: explored on another suite, or with other models; name another --explored")
+    client = EdgeClient(EdgeConfig(pair=args.pair))
+    try:
+        gate = load_gate(GateSettings(file=None if args.gate == "none" else args.gate), client.manifest)
+        eos_token_ids = client.manifest.eos_token_ids
+        tasks = [task for task in tasks_of(args.suite) if task.id in trees]
+        texts = [JudgedText.of(trees[task.id], eos_token_ids) for task in tasks]
+        scores = _scores(texts, gate, client.token_text)
+        rescues = None
+        if args.rollouts:
+            left_out = sampled(texts, args.rollouts)
+            answers = _roll_out(args, left_out, texts, client)
+            save_trees(args.explored, header, trees.values())
+            rescues = _rescues(tasks, texts, answers, client.tokenizer.decode)
+    finally:
+        asyncio.run(client.aclose())
+    return {
+        "benchmark": "gates",
+        **provenance(),
+        "settings": {
+            "suite": args.suite,
+            "pair": args.pair,
+            "texts": len(texts),
+            "gate": None if gate is None else gate.card.data.model_dump(),
+            "rollouts": args.rollouts,
+            "max_new_tokens": args.max_new_tokens,
+        },
+        "summary": _summary(texts, scores, rescues),
+    }
+
+
+def _scores(texts: Sequence[JudgedText], gate: GateModel | None, read: Callable[[int], str]) -> dict[str, list[Floats]]:
+    """By policy, of each text, [tokens]: the higher, the sooner the cloud is asked."""
+    scores = {name: [np.array([of(one) for one in text.proposals]) for text in texts] for name, of in SIGNALS.items()}
+    features = [text.features(read) for text in texts]
+    if gate is not None:
+        scores[GATE] = [risks_by(gate, rows) for rows in features]
+    tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
+    lengths = np.cumsum([len(rows) for rows in features])[:-1]
+    scores[FITTED] = np.split(fit(tokens).held_out, lengths)
+    return scores
+
+
+# --- Overrides that are left out -------------------------------------------------------------------------------------
+
+
+def _roll_out(
+    args: argparse.Namespace, left_out: Sequence[Deviation], texts: Sequence[JudgedText], client: EdgeClient
+) -> dict[Deviation, tuple[int, ...]]:
+    folder = pair_folder(args.pair, "cloud")
+    manifest = load_manifest(folder, role="cloud")
+    cloud = TellingModel.of_manifest(folder, manifest, dtype="auto", threads=args.threads)
+    device = device_model(args.pair, client.manifest)
+    answers: dict[Deviation, tuple[int, ...]] = {}
+    with Explorer(device, cloud, SamplingParams()) as explorer:
+        for first in range(0, len(texts), TOGETHER):
+            group = range(first, min(first + TOGETHER, len(texts)))
+            answers |= written_behind(
+                [one for one in left_out if one.text in group],
+                texts,
+                explorer,
+                eos_token_ids=client.manifest.eos_token_ids,
+                max_new_tokens=args.max_new_tokens,
+            )
+            for index in group:
+                explorer.leave(texts[index].tree)
+            print(f"{len(answers)} of {len(left_out)} overrides were left out", flush=True)
+    device.close()
+    return answers
+
+
+def _rescues(
+    tasks: Sequence[Task],
+    texts: Sequence[JudgedText],
+    answers: Mapping[Deviation, tuple[int, ...]],
+    decode: Callable[[Sequence[int]], str],
+) -> dict[Deviation, int]:
+    """Of each override that was left out: 1 where the answer is wrong only without it, -1 where only with it."""
+    own = [_passes(task, decode(text.token_ids)) for task, text in zip(tasks, texts, strict=True)]
+    return {one: own[one.text] - _passes(tasks[one.text], decode(answer)) for one, answer in answers.items()}
+
+
+def _passes(task: Task, answer: str) -> int:
+    if task.score is None:
+        raise ConfigError("--rollouts: there are no right answers in this suite; leave it out")
+    return int(task.score(answer).passed)
+
+
+# --- What it comes to ------------------------------------------------------------------------------------------------
+
+
+def _summary(
+    texts: Sequence[JudgedText], scores: Mapping[str, list[Floats]], rescues: Mapping[Deviation, int] | None
+) -> dict[str, Any]:
+    overridden = [text.overridden for text in texts]
+    fates, margins = np.concatenate(overridden), -np.concatenate(scores["coupled_margin"])
+    rate = float(fates.mean())
+    summary: dict[str, Any] = {
+        "tokens": len(fates),
+        "override_rate": round(rate, 5),
+        "budgets": BUDGETS,
+        "catch": {
+            ORACLE: [round(min(1.0, budget / rate), 4) if rate else None for budget in BUDGETS],
+            PATTERN: [*BUDGETS],
+            **{name: _curve(of_texts, overridden) for name, of_texts in scores.items()},
+        },
+        "headlines": {f"{budget:g}": _headline(budget, scores, overridden) for budget in HEADLINES},
+        "risk": {
+            name: figures(np.concatenate(scores[name]), fates, margins) for name in (GATE, FITTED) if name in scores
+        },
+    }
+    if rescues is not None:
+        summary["rescues"] = _rescue_curves(rescues, scores)
+    return summary
+
+
+def _curve(scores: Sequence[Floats], overridden: Sequence[Bools]) -> list[float]:
+    return [round(catch_at(budget, np.concatenate(scores), np.concatenate(overridden)), 4) for budget in BUDGETS]
+
+
+def catch_at(budget: float, scores: Floats, overridden: Bools) -> float:
+    """The share of overrides among the share `budget` of all tokens, [tokens], that have the highest scores."""
+    taken = np.argsort(-scores, kind="stable")[: round(budget * len(scores))]
+    return float(overridden[taken].sum() / max(int(overridden.sum()), 1))
+
+
+def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Sequence[Bools]) -> dict[str, Any]:
+    """Of the gate: its share of what the oracle catches, and its lead over the best single signal.
+
+    Intervals are bootstraps of 95% over texts; the best signal is the best on all of them.
+    """
+    if GATE not in scores:
+        return {}
+    everything = np.concatenate(overridden)
+    caught = {name: catch_at(budget, np.concatenate(scores[name]), everything) for name in scores}
+    best = max(SIGNALS, key=lambda name: caught[name])
+    dice = np.random.default_rng(0)
+    shares, leads = [], []
+    for _ in range(_DRAWS):
+        drawn = dice.integers(len(overridden), size=len(overridden))
+        fates = np.concatenate([overridden[index] for index in drawn])
+        mine, other = (
+            catch_at(budget, np.concatenate([scores[name][index] for index in drawn]), fates) for name in (GATE, best)
+        )
+        shares.append(mine / min(1.0, budget / max(float(fates.mean()), 1e-9)))
+        leads.append(mine - other)
+    rate = float(everything.mean())
+    return {
+        "gate": round(caught[GATE], 4),
+        "share_of_oracle": round(caught[GATE] / min(1.0, budget / rate), 4),
+        "share_of_oracle_95": _interval(shares),
+        "best_signal": best,
+        "lead_over_best_signal": round(caught[GATE] - caught[best], 4),
+        "lead_over_best_signal_95": _interval(leads),
+    }
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    return [round(float(edge), 4) for edge in np.quantile(values, (0.025, 0.975))]
+
+
+def _rescue_curves(rescues: Mapping[Deviation, int], scores: Mapping[str, list[Floats]]) -> dict[str, Any]:
+    """How many of the overrides that matter are caught; thresholds are those of the budgets on all tokens."""
+    matter = [one for one, gain in rescues.items() if gain > 0]
+    curves = {}
+    for name, of_texts in scores.items():
+        ranked = np.sort(np.concatenate(of_texts))[::-1]
+        mine = np.array([of_texts[one.text][one.place] for one in matter])
+        curves[name] = [round(_share_above(mine, ranked, budget), 4) for budget in BUDGETS]
+    return {
+        "left_out": len(rescues),
+        "rescues": len(matter),
+        "harms": sum(gain < 0 for gain in rescues.values()),
+        "caught": curves,
+    }
+
+
+def _share_above(mine: Floats, ranked: Floats, budget: float) -> float:
+    taken = round(budget * len(ranked))
+    if not taken or not len(mine):
+        return 0.0
+    return float((mine >= ranked[taken - 1]).mean())

@@ -1,0 +1,237 @@
+"""Whether answers are right, and promises kept: `python -m benchmarks quality --suite humaneval`.
+
+Every strategy answers every task; code is run in a sandbox, other answers are scored by reasoning-gym, prose not at
+all. Quality does not depend on the link, but on what was asked when, and on what the gate learned before. So real
+engines write in virtual time, over 100 ms and at the declared costs of the default pair, and the models are asked for
+many texts at once (`benchmarks.exploration`). What they said is kept in `--explored`: the same command goes on where it
+was interrupted, and further strategies ask only where their texts are new.
+
+All generations of a strategy are one client's: its gate goes on learning from task to task. Everything that is skipped
+is audited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.exploration.author import ExploringAuthor
+from benchmarks.exploration.explorer import Explorer, TellingModel
+from benchmarks.exploration.text_tree import TextTree, load_trees, save_trees
+from benchmarks.exploration.workload import write_all
+from benchmarks.fates import FateColumns, Witness
+from benchmarks.provenance import provenance
+from benchmarks.quality_summary import summarise
+from benchmarks.record import device_model, models_of
+from benchmarks.simulation.simulate import Scenario, Simulation, Strategy
+from benchmarks.strategies import strategy_named
+from benchmarks.suites import SUITES, Task, tasks_of
+from common.config import load_manifest, pair_folder
+from common.errors import ConfigError
+from common.gate import Gate, Promises, Threshold
+from common.planner import AdaptivePlanner, Estimates
+from common.types import Mode, SamplingParams
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.config import GateSettings
+from edge_client.gate_model import GateModel
+from edge_client.gating import Gates, load_gate
+from edge_client.risk import CalibratedRisk
+from link_emulator.profile import Profile
+
+RTT_MS = 100.0
+ALWAYS_THERE = ("edge", "cloud")
+GREEDY = SamplingParams()
+_OURS = re.compile(r"(gated|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument(
+        "--strategies",
+        default="gated-0.95",
+        help="gated-CATCH, deviation-CEILING, threshold-RISK, bild-FALLBACK-ROLLBACK, uhlm-THRESHOLD; "
+        "edge and cloud are always there",
+    )
+    parser.add_argument("--tasks", type=int, help="so many, spread evenly over the suite; default: all")
+    parser.add_argument("--pair", default="default")
+    parser.add_argument("--gate", default="auto", help="as gate.file: a file, or auto; none is the curve for all pairs")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
+    parser.add_argument("--max-new-tokens", type=int, default=400)
+    parser.add_argument("--together", type=int, default=32, help="texts that are written at once")
+    parser.add_argument("--threads", type=int, default=2, help="of each model; they mostly take turns")
+    parser.add_argument(
+        "--explored", type=Path, required=True, help="what the models said, *.jsonl.gz; made or gone on"
+    )
+    parser.add_argument("--answers", type=Path, help="where to write the answers themselves: *.jsonl.gz")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Answer, score and summarise."""
+    names = list(dict.fromkeys([*ALWAYS_THERE, *args.strategies.split(",")]))
+    client = EdgeClient(EdgeConfig(pair=args.pair))
+    try:
+        gate = load_gate(GateSettings(file=None if args.gate == "none" else args.gate), client.manifest)
+        contenders = [contender(name, gate, client.token_text) for name in names]
+        study = _Study(args, tasks_of(args.suite, args.tasks), client)
+        rows = study.answers(contenders)
+    finally:
+        asyncio.run(client.aclose())
+    if args.answers is not None:
+        lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        args.answers.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    return {
+        "benchmark": "quality",
+        **provenance(),
+        "settings": {
+            "suite": args.suite,
+            "tasks": len(study.tasks),
+            "strategies": names,
+            "pair": args.pair,
+            "gate": None if gate is None else gate.card.data.model_dump(),
+            "dtype": study.dtype,
+            "max_new_tokens": args.max_new_tokens,
+            "together": args.together,
+            "rtt_ms": RTT_MS,
+        },
+        "summary": summarise(rows, names),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A strategy, and what its engines tell risks by: a calibrated gate for a prompt's length, or the signals alone."""
+
+    strategy: Strategy
+    assessor: Callable[[int], CalibratedRisk] | None = None
+
+
+def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> Contender:
+    """A strategy by name; each of ours keeps one promise alone. Raises ConfigError for one that is none."""
+    found = _OURS.fullmatch(name)
+    if found is None:
+        return Contender(strategy_named(name))
+    value = float(found[2])
+    assessor = None if gate is None else partial(CalibratedRisk, gate, token_text)
+    makes: Callable[[], Gate] = partial(Threshold, value)
+    if found[1] != "threshold":
+        promises = Promises(value, 1.0) if found[1] == "gated" else Promises(0.0, value)
+        makes = partial(Gates(GateSettings(), gate).gate, Mode.GATED, promises)
+    return Contender(Strategy(name, AdaptivePlanner(Mode.GATED), makes), assessor)
+
+
+class _Study:
+    """Tasks, and what the models say on them."""
+
+    dtype: str  # of the cloud's model
+
+    def __init__(self, args: argparse.Namespace, tasks: Sequence[Task], client: EdgeClient) -> None:
+        self.tasks = tasks
+        self._args = args
+        self._client = client
+        self._trees: dict[str, TextTree] = {}
+        self._estimates: dict[str, Estimates] = {}  # of each strategy's client
+
+    def answers(self, contenders: Sequence[Contender]) -> list[dict[str, Any]]:
+        """Of all strategies, some tasks after the others."""
+        rows: list[dict[str, Any]] = []
+        folder = pair_folder(self._args.pair, "cloud")
+        manifest = load_manifest(folder, role="cloud")
+        cloud = TellingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
+        self.dtype = cloud.dtype
+        header = {"suite": self._args.suite, "models": models_of(self._args.pair), "dtype": self.dtype}
+        self._trees = _explored(self._args.explored, header)
+        device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
+        began = time.monotonic()
+        with Explorer(device, cloud, GREEDY) as explorer:
+            for tasks in self._groups():
+                for one in contenders:
+                    rows += self._answer(tasks, one, explorer)
+                    save_trees(self._args.explored, header, self._trees.values())
+                    _report(one.strategy.name, len(rows), len(contenders) * len(self.tasks), began)
+                for task in tasks:
+                    explorer.leave(self._trees[task.id])
+        device.close()
+        return rows
+
+    def _groups(self) -> Iterator[Sequence[Task]]:
+        together: int = self._args.together
+        for first in range(0, len(self.tasks), together):
+            yield self.tasks[first : first + together]
+
+    def _answer(self, tasks: Sequence[Task], one: Contender, explorer: Explorer) -> list[dict[str, Any]]:
+        witnesses: list[Witness] = []
+
+        def witnessed() -> Gate:
+            witnesses.append(Witness(one.strategy.gate()))
+            return witnesses[-1]
+
+        written = write_all(
+            [self._author(task, one.strategy, explorer) for task in tasks],
+            Scenario(Profile.fixed(RTT_MS)),
+            replace(one.strategy, gate=witnessed),
+            estimates=self._estimates.setdefault(one.strategy.name, Estimates()),
+            assessor=one.assessor,
+        )
+        return [
+            self._row(task, one.strategy, written_one, witness)
+            for task, written_one, witness in zip(tasks, written, witnesses, strict=True)
+        ]
+
+    def _author(self, task: Task, strategy: Strategy, explorer: Explorer) -> ExploringAuthor:
+        return ExploringAuthor(
+            self._tree(task),
+            explorer,
+            GREEDY,
+            eos_token_ids=self._client.manifest.eos_token_ids,
+            max_new_tokens=self._args.max_new_tokens,
+            lenient_nats=strategy.lenient_nats,
+            risk_is_disagreement=strategy.risk_is_disagreement,
+        )
+
+    def _row(self, task: Task, strategy: Strategy, written: Simulation, witness: Witness) -> dict[str, Any]:
+        text = self._client.tokenizer.decode(written.token_ids)
+        outcome = task.score(text) if task.score is not None else None
+        fates = witness.fates(written.token_ids, len(self._tree(task).prompt))
+        return {
+            "id": task.id,
+            "strategy": strategy.name,
+            "passed": None if outcome is None else outcome.passed,
+            "reason": None if outcome is None else outcome.reason,
+            "error": None if written.error is None else written.error.message,
+            "token_ids": written.token_ids,
+            "text": text,
+            "decode_tokens_per_s": round(written.decode_tokens_per_s, 3),
+            "stats": written.stats.to_json(),
+            "fates": FateColumns.of(fates).to_json() if strategy.mode is Mode.GATED else None,
+        }
+
+    def _tree(self, task: Task) -> TextTree:
+        if task.id not in self._trees:
+            self._trees[task.id] = TextTree(task.id, self._client.prepare(task.message).token_ids)
+        return self._trees[task.id]
+
+
+def _explored(path: Path, header: dict[str, Any]) -> dict[str, TextTree]:
+    """What was explored before, if it was with the same models; raises ConfigError if with others."""
+    if not path.exists():
+        return {}
+    known, trees = load_trees(path)
+    for name, value in header.items():
+        if known.get(name) != value:
+            raise ConfigError(f"{path}: {name} is {known.get(name)!r} there, not {value!r}; name another --explored")
+    return trees
+
+
+def _report(strategy: str, done: int, of: int, began: float) -> None:
+    elapsed_s = time.monotonic() - began
+    left_min = elapsed_s / done * (of - done) / 60
+    print(f"{done:5} of {of} answers, {strategy}; {elapsed_s / 60:.1f} min, about {left_min:.0f} to go", flush=True)

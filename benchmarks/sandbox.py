@@ -1,0 +1,86 @@
+"""Runs code that a model has written, in a process with little time, little memory and an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+# What the process does before it runs what it is given. It is no `__main__`, so that what an answer does to show itself
+# is not run; and it must get to its end, for an answer may leave early.
+_GUARD = """
+import json, resource, sys
+limits, word = json.loads(sys.argv[1]), sys.argv[2]
+for name, value in limits.items():
+    resource.setrlimit(getattr(resource, name), (value, value))
+exec(compile(sys.stdin.read(), "answer", "exec"), {"__name__": "answer"})
+with open("word", "w") as file:
+    file.write(word)
+"""
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether the code ran to its end; if not, the last line that it complained with, or the limit that it met."""
+
+    passed: bool
+    reason: str = ""
+
+
+def run_python(source: str, *, timeout_s: float = 10.0, memory_mib: int = 1024) -> Outcome:
+    """Run a program alone: an empty folder, no environment, limited time, memory and files; it may say nothing.
+
+    It is no jail: the process is the user's own and may reach the network. Do not run what somebody has written to do
+    harm.
+    """
+    limits = {
+        "RLIMIT_CPU": int(timeout_s) + 1,
+        "RLIMIT_AS": memory_mib * MEBIBYTE,
+        "RLIMIT_FSIZE": MEBIBYTE,
+        "RLIMIT_NOFILE": 32,
+        "RLIMIT_CORE": 0,
+    }
+    word = secrets.token_hex(8)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", _GUARD, json.dumps(limits), word],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            cwd=folder,
+            env={},
+            start_new_session=True,
+        )
+        try:
+            process.communicate(source.encode(errors="replace"), timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return Outcome(False, f"no end within {timeout_s:g} s")
+        finally:
+            _end_group(process)
+        said = Path(folder, "word")
+        if said.is_file() and said.read_text(encoding="utf-8", errors="replace") == word:
+            return Outcome(True)
+        complaints.seek(0)
+        lines = complaints.read(MEBIBYTE).decode(errors="replace").strip().splitlines()
+    return Outcome(False, _complaint(process.returncode, lines[-1] if lines else ""))
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that it has started; they are a group of their own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _complaint(returncode: int, line: str) -> str:
+    if line:
+        return line[:200]
+    return f"ended by signal {-returncode}" if returncode < 0 else "it left before its end"

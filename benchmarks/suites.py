@@ -1,0 +1,101 @@
+"""Tasks that quality is told by: HumanEval's problems, seeded ones of reasoning-gym, and prose, which is not scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.prompts import Problem, humaneval
+from benchmarks.record import read_prompts
+from benchmarks.sandbox import Outcome, run_python
+from common.errors import ConfigError
+
+HUMANEVAL_PROBLEMS = 164
+PROSE = Path("benchmarks/prompt_sets/prose.jsonl")
+REASONING_SEED = 20260101
+REASONING_EACH = 10
+# Of reasoning-gym: kinds that can be answered within some 200 tokens.
+REASONING = (
+    *("basic_arithmetic", "chain_sum", "count_bits", "decimal_arithmetic", "fraction_simplification"),
+    *("gcd", "lcm", "leg_counting", "letter_counting", "number_filtering"),
+    *("number_sequence", "number_sorting", "prime_factorization", "products", "simple_equations"),
+    *("spell_backward", "string_manipulation", "time_intervals", "word_sequence_reversal", "word_sorting"),
+)
+_INSTRUCTION = "\n\nThink briefly, then give the answer alone on the last line, after `Answer:`."
+_FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_ANSWER = re.compile(r"answer\s*:\s*(.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is asked, and how an answer is scored; None where there is no right one."""
+
+    id: str
+    message: str
+    score: Callable[[str], Outcome] | None = None
+
+
+def tasks_of(suite: str, count: int | None = None) -> list[Task]:
+    """The tasks of a suite, or so many of them, spread evenly; raises ConfigError for a suite that is none."""
+    match suite:
+        case "humaneval":
+            tasks = [
+                Task(problem.id, problem.message, partial(_passes, problem))
+                for problem in humaneval(0, HUMANEVAL_PROBLEMS)
+            ]
+        case "reasoning":
+            tasks = list(_reasoning())
+        case "prose":
+            tasks = [Task(prompt.id, prompt.text) for prompt in read_prompts(PROSE)]
+        case _:
+            raise ConfigError(f"--suite: {suite!r} is none; there are {', '.join(SUITES)}")
+    if count is None or count >= len(tasks):
+        return tasks
+    if count < 1:
+        raise ConfigError(f"--tasks: {count}; at least 1")
+    return [tasks[index * len(tasks) // count] for index in range(count)]
+
+
+SUITES = ("humaneval", "reasoning", "prose")
+
+
+def code_of(answer: str) -> str:
+    """The first block of code in an answer, or all of it."""
+    found = _FENCED.search(answer)
+    return found.group(1) if found else answer
+
+
+def last_answer(answer: str) -> str:
+    """What stands behind the last `Answer:`, without decoration; the last line where there is none."""
+    found = _ANSWER.findall(answer)
+    lines = [line for line in answer.strip().splitlines() if line.strip()]
+    text = found[-1] if found else (lines[-1] if lines else "")
+    return text.strip().strip("*`$ ").removesuffix(".").strip()
+
+
+def _passes(problem: Problem, answer: str) -> Outcome:
+    """The head stands before the answer for its imports and helpers; what the answer defines again counts."""
+    program = f"{problem.head}    pass\n\n{code_of(answer)}\n\n{problem.test}\n\ncheck({problem.entry_point})\n"
+    return run_python(program)
+
+
+def _reasoning() -> Iterator[Task]:
+    try:
+        import reasoning_gym  # it takes seconds, and is needed here alone
+    except ImportError as error:
+        raise ConfigError(f"--suite: reasoning needs {error.name}; install chaperone-llm[bench]") from None
+    for name in REASONING:
+        dataset = reasoning_gym.create_dataset(name, size=REASONING_EACH, seed=REASONING_SEED)
+        for index in range(REASONING_EACH):
+            entry = dataset[index]
+            yield Task(f"{name}/{index}", entry["question"] + _INSTRUCTION, partial(_answers, dataset, dict(entry)))
+
+
+def _answers(dataset: Any, entry: dict[str, Any], answer: str) -> Outcome:
+    given = last_answer(answer)
+    passed = float(dataset.score_answer(answer=given, entry=entry)) >= 1.0
+    return Outcome(passed, "" if passed else f"{given[:80]!r}, expected {str(entry['answer'])[:80]!r}")

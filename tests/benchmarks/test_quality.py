@@ -1,0 +1,96 @@
+"""Quality on the tiny pair: every task is answered by every strategy, and a second run asks the models nothing new."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import add_arguments, contender, run
+from benchmarks.quality_summary import fired_share_in_hindsight, summarise
+from common.errors import ConfigError
+
+
+def answered(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    answers = tmp_path / "answers.jsonl.gz"
+    options = ["--pair", "tiny", "--max-new-tokens", "16", "--threads", "1", "--together", "2"]
+    options += ["--explored", str(tmp_path / "explored.jsonl.gz"), "--answers", str(answers), *arguments]
+    result = run(parser.parse_args(options))
+    return result, [json.loads(line) for line in gzip.decompress(answers.read_bytes()).splitlines()]
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_all_strategies_answer_all_tasks(tmp_path: Path) -> None:
+    strategies = "exact,gated-0.9,deviation-0.1,threshold-0,threshold-1,bild-0.6-2,uhlm-0.1"
+    asked = ("--suite", "humaneval", "--tasks", "3", "--strategies", strategies)
+    result, rows = answered(tmp_path, *asked)
+    assert [row["error"] for row in rows] == [None] * 27
+    texts = {(row["strategy"], row["id"]): row["token_ids"] for row in rows}
+    for row in rows:
+        assert texts["exact", row["id"]] == texts["threshold-0", row["id"]] == texts["cloud", row["id"]]
+        assert texts["threshold-1", row["id"]] == texts["edge", row["id"]]
+        if row["fates"] is not None:
+            assert len(row["fates"]["fired"]) == len(row["token_ids"])
+            overridden = row["fates"]["overridden"].count("1")
+            assert row["stats"]["caught"] + row["stats"]["deviations"] == overridden
+    summary = result["summary"]
+    assert summary["cloud"]["equal_cloud"] == summary["exact"]["equal_cloud"] == 1.0
+    assert summary["threshold-0"]["catch"] == 1.0
+    assert summary["threshold-1"]["catch"] <= 0.1  # end-of-text is asked about
+    assert summary["edge"]["pass_at_1"] == 0.0  # these models write no code
+    again, same_rows = answered(tmp_path, *asked)
+    assert same_rows == rows
+    assert again["summary"] == summary
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_what_was_explored_with_other_models_is_refused(tmp_path: Path) -> None:
+    answered(tmp_path, "--suite", "prose", "--tasks", "1", "--strategies", "gated-0.9")
+    with pytest.raises(ConfigError, match="suite is 'prose' there, not 'humaneval'"):
+        answered(tmp_path, "--suite", "humaneval", "--tasks", "1")
+
+
+def test_strategies_that_are_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'gated' is none of|strategies: 'gate-1'"):
+        contender("gate-1", None, str)
+
+
+def test_the_best_threshold_is_found_in_hindsight() -> None:
+    risks = np.array([0.1, 0.9, 0.2, 0.2, 0.5])
+    overridden = np.array([False, True, True, False, False])
+    assert fired_share_in_hindsight(risks, overridden, 0) == 0.8  # the two of 0.2 cannot be parted
+    assert fired_share_in_hindsight(risks, overridden, 1) == 0.2
+    assert fired_share_in_hindsight(risks, overridden, 2) == 0.0
+
+
+def row(name: str, task: int, *, passed: bool) -> dict[str, Any]:
+    counted = ("completion_tokens", "verified_tokens", "takeover_tokens", "overridden_tokens", "bonus_tokens")
+    stats = dict.fromkeys((*counted, "round_trips", "hidden_round_trips", "caught", "deviations"), 1)
+    return {
+        "id": str(task),
+        "strategy": name,
+        "passed": passed,
+        "error": None,
+        "token_ids": [int(passed)],
+        "stats": stats,
+        "fates": None,
+    }
+
+
+def test_the_gap_that_is_closed_is_paired_by_task() -> None:
+    solved = {"edge": {0}, "cloud": {0, 1, 2, 3, 4}, "gated": {0, 1, 2, 3}}
+    rows = [row(name, task, passed=task in tasks) for name, tasks in solved.items() for task in range(8)]
+    told = summarise(rows, [*solved])
+    assert told["gated"]["pass_at_1"] == 0.5
+    assert told["gated"]["gap_closed"] == 0.75
+    assert told["edge"]["gap_closed"] == 0.0
+    low, high = told["gated"]["gap_closed_95"]
+    assert 0.0 <= low < 0.75 < high <= 1.0
+    assert told["gated"]["equal_cloud"] == 7 / 8
