@@ -28,6 +28,7 @@ NAMES = {
     "regret": "what exact loses against the best fixed strategy, over a grid in virtual time",
     "quality": "pass@1, and whether gates keep their promises: strategies on suites of tasks",
     "gates": "what signals and gates catch at equal budgets, against an oracle, along explored texts",
+    "fit-gate": "the gate that comes with a pair, from explored texts",
     "gate-figures": "figures of the results of quality and gates",
     "risk": "the planner's fixed constants of risk, fitted on the tuning traces",
     "cloud-profile": "step times of cloud models, on the accelerator that is there",

@@ -48,7 +48,6 @@ from edge_client.risk import CalibratedRisk
 from link_emulator.profile import Profile
 
 RTT_MS = 100.0
-ALWAYS_THERE = ("edge", "cloud")
 GREEDY = SamplingParams()
 _OURS = re.compile(r"(gated|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
 
@@ -57,9 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument(
         "--strategies",
-        default="gated-0.95",
-        help="gated-CATCH, deviation-CEILING, threshold-RISK, bild-FALLBACK-ROLLBACK, uhlm-THRESHOLD; "
-        "edge and cloud are always there",
+        default="edge,cloud,gated-0.95",
+        help="modes, gated-CATCH, deviation-CEILING, threshold-RISK, bild-FALLBACK-ROLLBACK, uhlm-THRESHOLD",
     )
     parser.add_argument("--tasks", type=int, help="so many, spread evenly over the suite; default: all")
     parser.add_argument("--pair", default="default")
@@ -76,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Answer, score and summarise."""
-    names = list(dict.fromkeys([*ALWAYS_THERE, *args.strategies.split(",")]))
+    names = list(dict.fromkeys(args.strategies.split(",")))
     client = EdgeClient(EdgeConfig(pair=args.pair))
     try:
         gate = load_gate(GateSettings(file=None if args.gate == "none" else args.gate), client.manifest)

@@ -25,16 +25,16 @@ def summarise(rows: Sequence[Row], strategies: Sequence[str]) -> dict[str, Any]:
 
 def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
     rows = list(mine.values())
-    edge, cloud = all_rows["edge"], all_rows["cloud"]
+    edge, cloud = all_rows.get("edge"), all_rows.get("cloud", all_rows.get("exact"))
 
     def gap_closed(some: Sequence[Row]) -> float | None:
-        return _gap_closed(some, edge, cloud)
+        return _gap_closed(some, edge, cloud) if edge and cloud else None
 
     entry = {
         "tasks": len(rows),
         "failed": sum(row["error"] is not None for row in rows),
         "tokens": _sum(rows, "completion_tokens"),
-        "equal_cloud": _share(sum(row["token_ids"] == cloud[row["id"]]["token_ids"] for row in rows), len(rows)),
+        "equal_cloud": _equal(rows, cloud) if cloud else None,
         "verified_share": _per_token(rows, "verified_tokens", "takeover_tokens"),
         "takeover_share": _per_token(rows, "takeover_tokens"),
         "cloud_wrote_share": _per_token(rows, "takeover_tokens", "overridden_tokens", "bonus_tokens"),
@@ -47,6 +47,10 @@ def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -
         entry |= _with_interval("catch", rows, _catch) | _with_interval("deviation_rate", rows, _deviation_rate)
         entry |= _gate_figures([fate for row in rows for fate in _columns(row).known()])
     return entry
+
+
+def _equal(rows: Sequence[Row], cloud: Mapping[str, Row]) -> float | None:
+    return _share(sum(row["token_ids"] == cloud[row["id"]]["token_ids"] for row in rows), len(rows))
 
 
 def _passed(rows: Sequence[Row]) -> float | None:

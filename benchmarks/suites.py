@@ -1,7 +1,11 @@
-"""Tasks that quality is told by: HumanEval's problems, seeded ones of reasoning-gym, and prose, which is not scored."""
+"""Tasks that texts are explored on: HumanEval's problems, seeded ones of reasoning-gym, and two sets without scores.
+
+`prose` is reported on; `code` is what gates are calibrated on, and nothing is reported on it.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prompts import Problem, humaneval
-from benchmarks.record import read_prompts
 from benchmarks.sandbox import Outcome, run_python
 from common.errors import ConfigError
 
+SUITES = ("humaneval", "reasoning", "prose", "code")
 HUMANEVAL_PROBLEMS = 164
-PROSE = Path("benchmarks/prompt_sets/prose.jsonl")
+PROMPT_SETS = Path(__file__).parent / "prompt_sets"
 REASONING_SEED = 20260101
 REASONING_EACH = 10
 # Of reasoning-gym: kinds that can be answered within some 200 tokens.
@@ -49,8 +53,8 @@ def tasks_of(suite: str, count: int | None = None) -> list[Task]:
             ]
         case "reasoning":
             tasks = list(_reasoning())
-        case "prose":
-            tasks = [Task(prompt.id, prompt.text) for prompt in read_prompts(PROSE)]
+        case "prose" | "code":
+            tasks = list(_unscored(PROMPT_SETS / f"{suite}.jsonl"))
         case _:
             raise ConfigError(f"--suite: {suite!r} is none; there are {', '.join(SUITES)}")
     if count is None or count >= len(tasks):
@@ -58,9 +62,6 @@ def tasks_of(suite: str, count: int | None = None) -> list[Task]:
     if count < 1:
         raise ConfigError(f"--tasks: {count}; at least 1")
     return [tasks[index * len(tasks) // count] for index in range(count)]
-
-
-SUITES = ("humaneval", "reasoning", "prose")
 
 
 def code_of(answer: str) -> str:
@@ -81,6 +82,12 @@ def _passes(problem: Problem, answer: str) -> Outcome:
     """The head stands before the answer for its imports and helpers; what the answer defines again counts."""
     program = f"{problem.head}    pass\n\n{code_of(answer)}\n\n{problem.test}\n\ncheck({problem.entry_point})\n"
     return run_python(program)
+
+
+def _unscored(path: Path) -> Iterator[Task]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        yield Task(row["id"], row["prompt"])
 
 
 def _reasoning() -> Iterator[Task]:

@@ -39,9 +39,11 @@ class Speculation:
             hit=lambda: estimates.hit,
         )
         self._estimates = estimates
+        self._relapses = estimates.relapses
         self._clock = clock
         self._ahead: tuple[int, Proposal] | None = None  # proposed for a position that the text has not reached
         self._cut: int | None = None  # where the cloud has just overridden the text
+        self._overridden_at: int | None = None  # for the last time
         self._foreseen: Branch | None = None  # that the text has just become
 
     @property
@@ -131,8 +133,18 @@ class Speculation:
     def _learn(self, session: DeviceSession, event: Committed) -> None:
         """What the cloud chose tells how much the risk is worth."""
         proposal = self._proposed(session, event.position)
-        if proposal is not None and event.origin in _JUDGED:
-            self._estimates.risks.judged(proposal.signal.risk, agreed=proposal.token_id == event.token_id)
+        judged = event.origin in _JUDGED
+        overridden = judged and proposal is not None and proposal.token_id != event.token_id
+        if proposal is not None and judged:
+            self._estimates.risks.judged(proposal.signal.risk, agreed=not overridden)
+        if self._overridden_at is not None:
+            behind = event.position - self._overridden_at
+            if proposal is not None:
+                self._relapses.settled(behind, overridden=overridden)
+            else:
+                self._relapses.unknown(behind)
+        if overridden:
+            self._overridden_at = event.position
 
     def _proposed(self, session: DeviceSession, position: int) -> Proposal | None:
         """What the model proposed after the text before a position that has just become final."""

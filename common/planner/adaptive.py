@@ -15,6 +15,7 @@ from common.planner.schedule import Schedule, schedule_for
 from common.planner.situation import Situation
 from common.planner.spans import LONGEST, best_span, best_take_back
 from common.planner.sprouts import worthy_sprouts
+from common.planner.takeover import takeover_tokens
 from common.session import DeviceSession
 from common.types import Mode
 
@@ -45,7 +46,7 @@ class AdaptivePlanner:
         schedule = schedule_for(costs).delivering(estimates.delivery, costs)
         taken_over = session.following and not session.spans
         if taken_over or (session.spans and not session.spans[-1].token_ids):
-            return self._follow(situation, costs)
+            return self._follow(situation, costs) if self.mode is Mode.EXACT else self._read_along(situation)
         if self.mode is Mode.GATED:
             return self._ask(situation, costs, schedule.rate)
         return self._span(situation, costs, schedule)
@@ -96,7 +97,8 @@ class AdaptivePlanner:
         """
         session = situation.session
         if session.tokens_to_ask and not session.spans:
-            return Decision(Send(session.tokens_to_ask), "the gate fired")
+            onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
+            return Decision(Send(session.tokens_to_ask, onward), "the gate fired", {"takeover": onward})
         action = self._draft(situation, costs, rate)
         if isinstance(action, Wait) and session.stranded:
             return Decision(Send(), "nothing more is worth drafting, and what there is must be read to be final")
@@ -124,6 +126,11 @@ class AdaptivePlanner:
             return Decision(Draft(), "drafting can get ahead of the cloud", figures)
         rest = CatchUp() if _reads_along(costs, unread, plan.value) else Wait()
         return Decision(rest, "drafting cannot get ahead of the cloud", figures)
+
+    def _read_along(self, situation: Situation) -> Decision:
+        """The cloud is to write some tokens: read them in chunks, so that drafting can go on behind the last one."""
+        unread = len(situation.session.text) - situation.read
+        return Decision(CatchUp() if unread >= _CATCH_UP_TOKENS else Wait(), "the cloud writes")
 
     def _draft(self, situation: Situation, costs: Costs, rate: float) -> Action:
         """The forward that drafts most tokens of use in its time: of the text, of a branch, or of both."""

@@ -28,7 +28,7 @@ def answered(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], list[dict
 
 @pytest.mark.usefixtures("tiny_pair")
 def test_all_strategies_answer_all_tasks(tmp_path: Path) -> None:
-    strategies = "exact,gated-0.9,deviation-0.1,threshold-0,threshold-1,bild-0.6-2,uhlm-0.1"
+    strategies = "edge,cloud,exact,gated-0.9,deviation-0.1,threshold-0,threshold-1,bild-0.6-2,uhlm-0.1"
     asked = ("--suite", "humaneval", "--tasks", "3", "--strategies", strategies)
     result, rows = answered(tmp_path, *asked)
     assert [row["error"] for row in rows] == [None] * 27
