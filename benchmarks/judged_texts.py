@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.exploration.explorer import Explorer
+from benchmarks.exploration.plain_texts import cloud_writes
 from benchmarks.exploration.text_tree import ROOT, TextTree
 from benchmarks.simulation.trace import ExtendedProposal
 from common.errors import ConfigError
@@ -108,33 +109,14 @@ def written_behind(
         first_of_text = {one.text: one for one in reversed(waiting)}  # the models hold one text of a tree at a time
         batch = [first_of_text[text] for text in sorted(first_of_text)]
         waiting = [one for one in waiting if one not in batch]
-        written |= _written(batch, texts, explorer, eos_token_ids, max_new_tokens)
+        begun = {texts[one.text].tree: _begun(one, texts[one.text]) for one in batch}
+        paths = cloud_writes(explorer, begun, eos_token_ids=eos_token_ids, max_new_tokens=max_new_tokens)
+        for one in batch:
+            tree = texts[one.text].tree
+            written[one] = tuple(tree.tokens[node] for node in paths[tree][1:])
     return written
 
 
-def _written(
-    batch: Sequence[Deviation],
-    texts: Sequence[JudgedText],
-    explorer: Explorer,
-    eos_token_ids: Collection[int],
-    max_new_tokens: int,
-) -> dict[Deviation, tuple[int, ...]]:
-    tokens = {one: _begun(one, texts[one.text]) for one in batch}
-    growing = [*batch]
-    while growing := [
-        one for one in growing if tokens[one][-1] not in eos_token_ids and len(tokens[one]) < max_new_tokens
-    ]:
-        ends = {one: _end(texts[one.text].tree, tokens[one]) for one in growing}
-        for one, node in ends.items():
-            explorer.expect_choices(texts[one.text].tree, [node])
-        for one, node in ends.items():
-            tokens[one] += explorer.choices(texts[one.text].tree, [node])
-    return {one: tuple(text) for one, text in tokens.items()}
-
-
-def _begun(one: Deviation, text: JudgedText) -> list[int]:
-    return [*text.token_ids[: one.place], text.proposals[one.place].token_id]
-
-
-def _end(tree: TextTree, token_ids: Sequence[int]) -> int:
-    return tree.node([*tree.prompt, *token_ids])
+def _begun(one: Deviation, text: JudgedText) -> int:
+    """The node behind the device's token."""
+    return text.tree.child(text.nodes[one.place], text.proposals[one.place].token_id)

@@ -18,7 +18,7 @@ import gzip
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from typing import Any
 
 from benchmarks.exploration.author import ExploringAuthor
 from benchmarks.exploration.explorer import Explorer, TellingModel
-from benchmarks.exploration.text_tree import TextTree, load_trees, save_trees
+from benchmarks.exploration.plain_texts import cloud_writes, device_reads, device_writes
+from benchmarks.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.exploration.workload import write_all
 from benchmarks.fates import FateColumns, Witness
 from benchmarks.provenance import provenance
@@ -150,7 +151,14 @@ class _Study:
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
         began = time.monotonic()
         with Explorer(device, cloud, GREEDY) as explorer:
+            names = {one.strategy.name for one in contenders}
             for tasks in self._groups():
+                self._write_plain_texts(tasks, names, explorer)
+                save_trees(self._args.explored, header, self._trees.values())
+                print(
+                    f"{len(self._trees)} of {len(self.tasks)} tasks, {(time.monotonic() - began) / 60:.1f} min",
+                    flush=True,
+                )
                 for one in contenders:
                     rows += self._answer(tasks, one, explorer)
                     save_trees(self._args.explored, header, self._trees.values())
@@ -164,6 +172,17 @@ class _Study:
         together: int = self._args.together
         for first in range(0, len(self.tasks), together):
             yield self.tasks[first : first + together]
+
+    def _write_plain_texts(self, tasks: Sequence[Task], names: Set[str], explorer: Explorer) -> None:
+        """What one model writes alone, in the quickest way; other strategies write much of the same."""
+        begun = {self._tree(task): ROOT for task in tasks}
+        limits = {"eos_token_ids": self._client.manifest.eos_token_ids, "max_new_tokens": self._args.max_new_tokens}
+        if names & {"cloud", "exact"}:
+            paths = cloud_writes(explorer, begun, **limits)
+            if "exact" in names:
+                device_reads(explorer, paths)
+        if "edge" in names:
+            device_writes(explorer, begun, **limits)
 
     def _answer(self, tasks: Sequence[Task], one: Contender, explorer: Explorer) -> list[dict[str, Any]]:
         witnesses: list[Witness] = []

@@ -20,7 +20,7 @@ _SIGNAL = ("entropy_nats", "top1_probability", "margin", "coupled_margin", "vare
 ROOT = 0  # the end of the prompt
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class TextTree:
     """A node is a text: its parent's, and one token more. `ROOT` is the prompt."""
 

@@ -19,7 +19,7 @@ from common.planner.takeover import takeover_tokens
 from common.session import DeviceSession
 from common.types import Mode
 
-_HOPELESS = 0.02  # chance of being of use below which a draft is not worth the device's energy
+_HOPELESS = 0.005  # chance of being of use below which a draft is not worth the device's energy
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
 _UPLOAD = 0.08  # tokens, the price of a branch token's bytes: with it, 12 bytes up a token suffice (test_bytes.py)
 _CATCH_UP_TOKENS = 8  # read in one forward while the cloud writes; a chunk costs a fraction of single tokens

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.exploration.author import ExploringAuthor
 from benchmarks.exploration.explorer import Explorer, TellingModel
+from benchmarks.exploration.plain_texts import cloud_writes, device_reads, device_writes
 from benchmarks.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.exploration.workload import write_all
 from benchmarks.inexact import bild, uhlm
@@ -131,6 +132,25 @@ def test_explored_texts_are_those_that_the_models_write(
             }
         write_all(authors([*loaded.values()], explorer), scenario, strategy_for(Mode.EXACT))
         assert explorer.asked == asked, "nor after it was written down"
+
+
+def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
+    models: tuple[OnnxModel, TellingModel], trees: list[TextTree]
+) -> None:
+    device, cloud = models
+    begun = dict.fromkeys(trees, ROOT)
+    with Counting(device, cloud, GREEDY) as explorer:
+        clouds = cloud_writes(explorer, begun, eos_token_ids=(0,), max_new_tokens=NEW_TOKENS)
+        device_reads(explorer, clouds)
+        devices = device_writes(explorer, begun, eos_token_ids=(0,), max_new_tokens=NEW_TOKENS)
+        for tree in trees:
+            assert tuple(tree.tokens[node] for node in clouds[tree][1:]) == cloud_text(cloud, tree.prompt)
+            assert tuple(tree.tokens[node] for node in devices[tree][1:]) == edge_text(device, tree.prompt)
+            assert all(node in tree.proposals for node in clouds[tree][:-1])
+        asked = explorer.asked
+        for mode in (Mode.CLOUD, Mode.EDGE):
+            write_all(authors(trees, explorer), Scenario(), strategy_for(mode))
+        assert explorer.asked == asked
 
 
 def test_gated_texts_are_written_and_audited_to_the_end(
