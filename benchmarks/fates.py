@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -33,9 +33,13 @@ class Fate(NamedTuple):
 
 @dataclass(slots=True)
 class Witness(Gate):
-    """Decides as another gate does, and notes what becomes of its tokens."""
+    """Decides as another gate does, and notes what becomes of its tokens.
+
+    End-of-text is asked about whatever the gate says, and counts as fired.
+    """
 
     gate: Gate
+    eos_token_ids: Collection[int] = ()
     deviations: set[int] = field(default_factory=set)  # positions that audits have found
     decided: dict[int, Decided] = field(default_factory=dict)  # by position, of the text as it is
     _fired: bool = False
@@ -48,7 +52,8 @@ class Witness(Gate):
         self.gate.follow(event)
         match event:
             case Drafted(position, token_id, signal):
-                self.decided[position] = Decided(token_id, signal.risk, signal.coupled_margin, self._fired)
+                fired = self._fired or token_id in self.eos_token_ids
+                self.decided[position] = Decided(token_id, signal.risk, signal.coupled_margin, fired)
             case Retracted(position):  # at the position itself the cloud's token takes the place of the device's
                 self.decided = {at: one for at, one in self.decided.items() if at <= position}
             case Audited():

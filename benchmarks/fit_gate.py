@@ -1,7 +1,7 @@
 """A gate from explored texts: `python -m benchmarks fit-gate --explored code.jsonl.gz --gate gate.onnx`.
 
 It is what `chaperone calibrate` makes of the same prompts, without asking the models again: the texts are the cloud's
-own, as `python -m benchmarks quality --suite code --strategies exact` has explored them.
+own, as `python -m benchmarks quality --suite code --strategies cloud --read-along` has explored them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     edge, cloud = (load_manifest(pair_folder(args.pair, role), role=role) for role in ("edge", "cloud"))
     client = EdgeClient(EdgeConfig(pair=args.pair, gate=GateSettings(file=None)))
     try:
-        texts = [JudgedText.of(trees[task.id], edge.eos_token_ids) for task in tasks_of(SUITE) if task.id in trees]
+        known = [trees[task.id] for task in tasks_of(SUITE) if task.id in trees]
+        texts = [JudgedText.of(tree, edge.eos_token_ids, int(header["max_new_tokens"])) for tree in known]
         features = [text.features(client.token_text) for text in texts]
     finally:
         asyncio.run(client.aclose())

@@ -43,9 +43,11 @@ def run(args: argparse.Namespace) -> None:
     if quality:
         figures |= {
             "reliability": reliability_figure(quality),
-            "quality": quality_figure(quality),
             "promises": promises_figure(quality),
         }
+    scored = [result for result in quality if "pass_at_1" in result["summary"]["cloud"]]
+    if scored:
+        figures["quality"] = quality_figure(scored)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         (args.out / f"{name}.png").write_bytes(png(figure))
@@ -55,11 +57,15 @@ def run(args: argparse.Namespace) -> None:
 def _loaded(path: Path, benchmark: str) -> Result:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["benchmark"] == benchmark and result["summary"]:
-            return dict(result)
+        known = result["benchmark"] == benchmark and bool(result["summary"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # told below, whatever it was
-    raise ConfigError(f"{path}: not a result of `python -m benchmarks {benchmark}`; make it first")
+        known = False
+    if not known:
+        raise ConfigError(f"{path}: not a result of `python -m benchmarks {benchmark}`; make it first")
+    missing = {"edge", "cloud"} - result["summary"].keys() if benchmark == "quality" else set()
+    if missing:
+        raise ConfigError(f"{path}: without {', '.join(sorted(missing))}; make it again with these strategies")
+    return dict(result)
 
 
 def catch_figure(results: Sequence[Result]) -> Figure:
@@ -122,9 +128,8 @@ def reliability_figure(results: Sequence[Result]) -> Figure:
 
 def quality_figure(results: Sequence[Result]) -> Figure:
     """A panel for each suite with right answers: pass@1 against the share of tokens that the cloud had a say in."""
-    scored = [result for result in results if "pass_at_1" in result["summary"]["cloud"]]
-    figure, panels = _panels(max(len(scored), 1))
-    for axes, result in zip(panels, scored, strict=False):
+    figure, panels = _panels(len(results))
+    for axes, result in zip(panels, results, strict=True):
         summary = result["summary"]
         for name in ("edge", "cloud"):
             axes.axhline(summary[name]["pass_at_1"], color="#BBBBBB", linewidth=0.8)
@@ -136,12 +141,10 @@ def quality_figure(results: Sequence[Result]) -> Figure:
         for (family, some), (colour, marker) in zip(families.items(), _looks(), strict=False):
             some = sorted(some, key=lambda entry: float(entry["verified_share"]))
             shares = [100 * entry["verified_share"] for entry in some]
-            low = [entry["pass_at_1"] - entry["pass_at_1_95"][0] for entry in some]
-            high = [entry["pass_at_1_95"][1] - entry["pass_at_1"] for entry in some]
             axes.errorbar(
                 shares,
                 [entry["pass_at_1"] for entry in some],
-                yerr=[low, high],
+                yerr=_reaches(some, "pass_at_1"),
                 color=colour,
                 marker=marker,
                 markersize=4,
@@ -170,14 +173,10 @@ def promises_figure(results: Sequence[Result]) -> Figure:
             ]
             x = [promised for promised, _ in kept]
             y = [entry[measure] for _, entry in kept]
-            within = [entry[f"{measure}_95"] or [value, value] for (_, entry), value in zip(kept, y, strict=True)]
             axes.errorbar(
                 x,
                 y,
-                yerr=[
-                    [value - low for value, (low, _) in zip(y, within, strict=True)],
-                    [high - value for value, (_, high) in zip(y, within, strict=True)],
-                ],
+                yerr=_reaches([entry for _, entry in kept], measure),
                 color=colour,
                 marker=marker,
                 markersize=4,
@@ -193,6 +192,15 @@ def promises_figure(results: Sequence[Result]) -> Figure:
         tidy(axes)
     panels[0].legend(fontsize=7, frameon=False)
     return figure
+
+
+def _reaches(entries: Sequence[Mapping[str, Any]], measure: str) -> list[list[float]]:
+    """How far the intervals of a measure reach down and up; 0 where there is none."""
+    values = [(entry[measure], entry[f"{measure}_95"] or [entry[measure]] * 2) for entry in entries]
+    return [
+        [max(value - low, 0.0) for value, (low, _) in values],
+        [max(high - value, 0.0) for value, (_, high) in values],
+    ]
 
 
 def _promising(result: Result, kind: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:

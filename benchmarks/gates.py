@@ -2,21 +2,22 @@
 
 After Duo-LLM (arXiv 2410.10846): along the cloud's own texts, a policy may have a share of the tokens decided by the
 cloud; those that the two models agree on are wasted. An oracle knows which they are. Each signal, and a calibrated
-gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th. `fitted_here` is a gate of the same
-features that is fitted to this very suite (each fifth of its texts is scored by trees fitted to the others): it says
-what the features hold, and is no gate that anybody could have had.
+gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th, and catches as large a share in
+expectation. `fitted_here` is a gate of the same features that is fitted to this very suite (each fifth of its texts is
+scored by trees fitted to the others): it says what the features hold, and is no gate that anybody could have had.
 
 An override is worth most where it changes the outcome. With `--rollouts`, some overrides of each text are left out:
 the device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right
 answer becomes a wrong one.
 
-The texts are those that `python -m benchmarks quality` has explored, with `exact` among its strategies.
+The texts are those that `python -m benchmarks quality --read-along` has explored, with `cloud` among its strategies.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,17 @@ from numpy.typing import NDArray
 
 from benchmarks.exploration.explorer import Explorer, TellingModel
 from benchmarks.exploration.text_tree import load_trees, save_trees
+from benchmarks.gate_option import add_gate_option, chosen_gate
 from benchmarks.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_behind
 from benchmarks.provenance import provenance
 from benchmarks.record import device_model, models_of
 from benchmarks.suites import SUITES, Task, tasks_of
 from common.config import load_manifest, pair_folder
-from common.errors import ConfigError
+from common.errors import ConfigError, InvalidRequest
 from common.types import SamplingParams
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import GateSettings
 from edge_client.fitting import figures, fit, judged_tokens
 from edge_client.gate_model import GateModel
-from edge_client.gating import load_gate
 
 BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
 HEADLINES = (0.05, 0.1, 0.2)  # of them, with intervals
@@ -52,10 +52,9 @@ Bools = NDArray[np.bool_]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--explored", type=Path, required=True, help="what the models said: *.jsonl.gz")
-    parser.add_argument("--gate", default="auto", help="as gate.file: a file, or auto; or none")
+    add_gate_option(parser)
     parser.add_argument("--pair", default="default")
     parser.add_argument("--rollouts", type=int, default=0, help="overrides of each text that are left out, at most")
-    parser.add_argument("--max-new-tokens", type=int, default=400)
     parser.add_argument("--threads", type=int, default=2)
 
 
@@ -63,17 +62,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     header, trees = load_trees(args.explored)
     if header.get("suite") != args.suite or header.get("models") != models_of(args.pair):
         raise ConfigError(f"{args.explored}: explored on another suite, or with other models; name another --explored")
+    tasks = [task for task in tasks_of(args.suite) if task.id in trees]
+    if not tasks:
+        raise ConfigError(f"{args.explored}: none of the tasks of {args.suite}; explore them first")
+    if args.rollouts and tasks[0].score is None:
+        raise ConfigError(f"--rollouts: there are no right answers in {args.suite}; leave it out")
+    max_new_tokens = int(header["max_new_tokens"])
     client = EdgeClient(EdgeConfig(pair=args.pair))
     try:
-        gate = load_gate(GateSettings(file=None if args.gate == "none" else args.gate), client.manifest)
+        gate = chosen_gate(args.gate, client.manifest)
         eos_token_ids = client.manifest.eos_token_ids
-        tasks = [task for task in tasks_of(args.suite) if task.id in trees]
-        texts = [JudgedText.of(trees[task.id], eos_token_ids) for task in tasks]
+        texts = [JudgedText.of(trees[task.id], eos_token_ids, max_new_tokens) for task in tasks]
         scores = _scores(texts, gate, client.token_text)
         rescues = None
         if args.rollouts:
             left_out = sampled(texts, args.rollouts)
-            answers = _roll_out(args, left_out, texts, client)
+            answers = _roll_out(args, header, left_out, texts, client)
             save_trees(args.explored, header, trees.values())
             rescues = _rescues(tasks, texts, answers, client.tokenizer.decode)
     finally:
@@ -87,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "texts": len(texts),
             "gate": None if gate is None else gate.card.data.model_dump(),
             "rollouts": args.rollouts,
-            "max_new_tokens": args.max_new_tokens,
+            "max_new_tokens": max_new_tokens,
         },
         "summary": _summary(texts, scores, rescues),
     }
@@ -100,8 +104,12 @@ def _scores(texts: Sequence[JudgedText], gate: GateModel | None, read: Callable[
     if gate is not None:
         scores[GATE] = [risks_by(gate, rows) for rows in features]
     tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
-    lengths = np.cumsum([len(rows) for rows in features])[:-1]
-    scores[FITTED] = np.split(fit(tokens).held_out, lengths)
+    try:
+        held_out = fit(tokens).held_out
+    except InvalidRequest as error:
+        print(f"{FITTED} is left out: {error}", flush=True)
+    else:
+        scores[FITTED] = np.split(held_out, np.cumsum([len(rows) for rows in features])[:-1])
     return scores
 
 
@@ -109,11 +117,16 @@ def _scores(texts: Sequence[JudgedText], gate: GateModel | None, read: Callable[
 
 
 def _roll_out(
-    args: argparse.Namespace, left_out: Sequence[Deviation], texts: Sequence[JudgedText], client: EdgeClient
+    args: argparse.Namespace,
+    header: Mapping[str, Any],
+    left_out: Sequence[Deviation],
+    texts: Sequence[JudgedText],
+    client: EdgeClient,
 ) -> dict[Deviation, tuple[int, ...]]:
+    """What comes of leaving them out, by the cloud's model as it was when the texts were explored."""
     folder = pair_folder(args.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
-    cloud = TellingModel.of_manifest(folder, manifest, dtype="auto", threads=args.threads)
+    cloud = TellingModel.of_manifest(folder, manifest, dtype=header["dtype"], threads=args.threads)
     device = device_model(args.pair, client.manifest)
     answers: dict[Deviation, tuple[int, ...]] = {}
     with Explorer(device, cloud, SamplingParams()) as explorer:
@@ -124,7 +137,7 @@ def _roll_out(
                 texts,
                 explorer,
                 eos_token_ids=client.manifest.eos_token_ids,
-                max_new_tokens=args.max_new_tokens,
+                max_new_tokens=int(header["max_new_tokens"]),
             )
             for index in group:
                 explorer.leave(texts[index].tree)
@@ -145,8 +158,7 @@ def _rescues(
 
 
 def _passes(task: Task, answer: str) -> int:
-    if task.score is None:
-        raise ConfigError("--rollouts: there are no right answers in this suite; leave it out")
+    assert task.score is not None, "checked before anything was written"
     return int(task.score(answer).passed)
 
 
@@ -164,7 +176,7 @@ def _summary(
         "override_rate": round(rate, 5),
         "budgets": BUDGETS,
         "catch": {
-            ORACLE: [round(min(1.0, budget / rate), 4) if rate else None for budget in BUDGETS],
+            ORACLE: [round(_oracle_at(budget, fates), 4) for budget in BUDGETS],
             PATTERN: [*BUDGETS],
             **{name: _curve(of_texts, overridden) for name, of_texts in scores.items()},
         },
@@ -174,7 +186,7 @@ def _summary(
         },
     }
     if rescues is not None:
-        summary["rescues"] = _rescue_curves(rescues, scores)
+        summary["rescues"] = _rescue_curves(texts, rescues, scores)
     return summary
 
 
@@ -186,6 +198,11 @@ def catch_at(budget: float, scores: Floats, overridden: Bools) -> float:
     """The share of overrides among the share `budget` of all tokens, [tokens], that have the highest scores."""
     taken = np.argsort(-scores, kind="stable")[: round(budget * len(scores))]
     return float(overridden[taken].sum() / max(int(overridden.sum()), 1))
+
+
+def _oracle_at(budget: float, overridden: Bools) -> float:
+    """What is caught with a share of all tokens by who knows them."""
+    return catch_at(budget, overridden.astype(np.float64), overridden)
 
 
 def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Sequence[Bools]) -> dict[str, Any]:
@@ -206,12 +223,11 @@ def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Seq
         mine, other = (
             catch_at(budget, np.concatenate([scores[name][index] for index in drawn]), fates) for name in (GATE, best)
         )
-        shares.append(mine / min(1.0, budget / max(float(fates.mean()), 1e-9)))
+        shares.append(mine / max(_oracle_at(budget, fates), 1e-9))
         leads.append(mine - other)
-    rate = float(everything.mean())
     return {
         "gate": round(caught[GATE], 4),
-        "share_of_oracle": round(caught[GATE] / min(1.0, budget / rate), 4),
+        "share_of_oracle": round(caught[GATE] / max(_oracle_at(budget, everything), 1e-9), 4),
         "share_of_oracle_95": _interval(shares),
         "best_signal": best,
         "lead_over_best_signal": round(caught[GATE] - caught[best], 4),
@@ -223,24 +239,32 @@ def _interval(values: Sequence[float]) -> list[float]:
     return [round(float(edge), 4) for edge in np.quantile(values, (0.025, 0.975))]
 
 
-def _rescue_curves(rescues: Mapping[Deviation, int], scores: Mapping[str, list[Floats]]) -> dict[str, Any]:
-    """How many of the overrides that matter are caught; thresholds are those of the budgets on all tokens."""
+def _rescue_curves(
+    texts: Sequence[JudgedText], rescues: Mapping[Deviation, int], scores: Mapping[str, list[Floats]]
+) -> dict[str, Any]:
+    """How many of the overrides that matter are caught with each budget; null where none does.
+
+    Of texts with many overrides only some were left out: each of these stands for as many as were not.
+    """
+    drawn = Counter(one.text for one in rescues)
     matter = [one for one, gain in rescues.items() if gain > 0]
-    curves = {}
-    for name, of_texts in scores.items():
-        ranked = np.sort(np.concatenate(of_texts))[::-1]
-        mine = np.array([of_texts[one.text][one.place] for one in matter])
-        curves[name] = [round(_share_above(mine, ranked, budget), 4) for budget in BUDGETS]
+    weights = np.array([int(texts[one.text].overridden.sum()) / drawn[one.text] for one in matter])
+    begins = np.cumsum([0, *(len(text.token_ids) for text in texts)])
+    places = np.array([begins[one.text] + one.place for one in matter], np.int64)
     return {
         "left_out": len(rescues),
         "rescues": len(matter),
         "harms": sum(gain < 0 for gain in rescues.values()),
-        "caught": curves,
+        "caught": {
+            name: _caught(places, weights, np.concatenate(of_texts)) if matter else None
+            for name, of_texts in scores.items()
+        },
     }
 
 
-def _share_above(mine: Floats, ranked: Floats, budget: float) -> float:
-    taken = round(budget * len(ranked))
-    if not taken or not len(mine):
-        return 0.0
-    return float((mine >= ranked[taken - 1]).mean())
+def _caught(places: NDArray[np.int64], weights: Floats, scores: Floats) -> list[float]:
+    """By budget, the weight of the tokens at some places among those of the highest scores, of all their weight."""
+    ranks = np.empty(len(scores), np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    taken = [weights[ranks[places] < round(budget * len(scores))].sum() for budget in BUDGETS]
+    return [round(float(weight / weights.sum()), 4) for weight in taken]

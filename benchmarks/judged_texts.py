@@ -38,17 +38,17 @@ class JudgedText:
     proposals: tuple[ExtendedProposal, ...]
 
     @classmethod
-    def of(cls, tree: TextTree, eos_token_ids: Collection[int]) -> JudgedText:
-        """Follow the cloud's choices to their end; raises ConfigError where the device was not asked along them."""
+    def of(cls, tree: TextTree, eos_token_ids: Collection[int], max_new_tokens: int) -> JudgedText:
+        """Follow the cloud's choices to their end; raises ConfigError where one of the models was not asked along."""
         nodes: list[int] = []
         token_ids: list[int] = []
         proposals: list[ExtendedProposal] = []
         node = ROOT
-        while node in tree.choices and (not token_ids or token_ids[-1] not in eos_token_ids):
-            if node not in tree.proposals:
+        while len(token_ids) < max_new_tokens and (not token_ids or token_ids[-1] not in eos_token_ids):
+            if node not in tree.choices or node not in tree.proposals:
                 raise ConfigError(
-                    f"explored: the device's model was not asked all along the cloud's text of {tree.id}; run "
-                    "`python -m benchmarks quality` with --strategies exact first"
+                    f"explored: the models were not asked all along the cloud's text of {tree.id}; run "
+                    "`python -m benchmarks quality` with --strategies cloud --read-along first"
                 )
             nodes.append(node)
             token_ids.append(tree.choices[node])

@@ -30,6 +30,7 @@ from benchmarks.exploration.plain_texts import cloud_writes, device_reads, devic
 from benchmarks.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.exploration.workload import write_all
 from benchmarks.fates import FateColumns, Witness
+from benchmarks.gate_option import add_gate_option, chosen_gate
 from benchmarks.provenance import provenance
 from benchmarks.quality_summary import summarise
 from benchmarks.record import device_model, models_of
@@ -44,7 +45,7 @@ from common.types import Mode, SamplingParams
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import GateSettings
 from edge_client.gate_model import GateModel
-from edge_client.gating import Gates, load_gate
+from edge_client.gating import Gates
 from edge_client.risk import CalibratedRisk
 from link_emulator.profile import Profile
 
@@ -60,9 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="edge,cloud,gated-0.95",
         help="modes, gated-CATCH, deviation-CEILING, threshold-RISK, bild-FALLBACK-ROLLBACK, uhlm-THRESHOLD",
     )
+    parser.add_argument(
+        "--read-along",
+        action="store_true",
+        help="ask the device along the cloud's texts, too; `gates` and `fit-gate` need it, and `cloud` as a strategy",
+    )
     parser.add_argument("--tasks", type=int, help="so many, spread evenly over the suite; default: all")
     parser.add_argument("--pair", default="default")
-    parser.add_argument("--gate", default="auto", help="as gate.file: a file, or auto; none is the curve for all pairs")
+    add_gate_option(parser)
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
     parser.add_argument("--max-new-tokens", type=int, default=400)
     parser.add_argument("--together", type=int, default=32, help="texts that are written at once")
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     names = list(dict.fromkeys(args.strategies.split(",")))
     client = EdgeClient(EdgeConfig(pair=args.pair))
     try:
-        gate = load_gate(GateSettings(file=None if args.gate == "none" else args.gate), client.manifest)
+        gate = chosen_gate(args.gate, client.manifest)
         contenders = [contender(name, gate, client.token_text) for name in names]
         study = _Study(args, tasks_of(args.suite, args.tasks), client)
         rows = study.answers(contenders)
@@ -114,16 +120,26 @@ class Contender:
 
 
 def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> Contender:
-    """A strategy by name; each of ours keeps one promise alone. Raises ConfigError for one that is none."""
+    """A strategy by name; `gated-C` and `deviation-D` keep one promise alone, `gated` both, as configured.
+
+    Raises ConfigError for one that is none, InvalidRequest for a promise that nobody can make.
+    """
     found = _OURS.fullmatch(name)
-    if found is None:
+    if found is None and name != Mode.GATED:
         return Contender(strategy_named(name))
-    value = float(found[2])
+    kind, value = (found[1], float(found[2])) if found is not None else ("both", 0.0)
     assessor = None if gate is None else partial(CalibratedRisk, gate, token_text)
-    makes: Callable[[], Gate] = partial(Threshold, value)
-    if found[1] != "threshold":
-        promises = Promises(value, 1.0) if found[1] == "gated" else Promises(0.0, value)
-        makes = partial(Gates(GateSettings(), gate).gate, Mode.GATED, promises)
+    gates = Gates(GateSettings(), gate)
+    makes: Callable[[], Gate]
+    match kind:
+        case "threshold":
+            makes = partial(Threshold, value)
+        case "gated":
+            makes = partial(gates.gate, Mode.GATED, Promises(value, 1.0))
+        case "deviation":
+            makes = partial(gates.gate, Mode.GATED, Promises(0.0, value))
+        case _:
+            makes = partial(gates.gate, Mode.GATED, Promises())
     return Contender(Strategy(name, AdaptivePlanner(Mode.GATED), makes), assessor)
 
 
@@ -146,7 +162,12 @@ class _Study:
         manifest = load_manifest(folder, role="cloud")
         cloud = TellingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
         self.dtype = cloud.dtype
-        header = {"suite": self._args.suite, "models": models_of(self._args.pair), "dtype": self.dtype}
+        header = {
+            "suite": self._args.suite,
+            "models": models_of(self._args.pair),
+            "dtype": self.dtype,
+            "max_new_tokens": self._args.max_new_tokens,
+        }
         self._trees = _explored(self._args.explored, header)
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
         began = time.monotonic()
@@ -155,10 +176,7 @@ class _Study:
             for tasks in self._groups():
                 self._write_plain_texts(tasks, names, explorer)
                 save_trees(self._args.explored, header, self._trees.values())
-                print(
-                    f"{len(self._trees)} of {len(self.tasks)} tasks, {(time.monotonic() - began) / 60:.1f} min",
-                    flush=True,
-                )
+                print(f"plain texts up to {tasks[-1].id}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
                 for one in contenders:
                     rows += self._answer(tasks, one, explorer)
                     save_trees(self._args.explored, header, self._trees.values())
@@ -179,7 +197,7 @@ class _Study:
         limits = {"eos_token_ids": self._client.manifest.eos_token_ids, "max_new_tokens": self._args.max_new_tokens}
         if names & {"cloud", "exact"}:
             paths = cloud_writes(explorer, begun, **limits)
-            if "exact" in names:
+            if self._args.read_along:
                 device_reads(explorer, paths)
         if "edge" in names:
             device_writes(explorer, begun, **limits)
@@ -188,7 +206,7 @@ class _Study:
         witnesses: list[Witness] = []
 
         def witnessed() -> Gate:
-            witnesses.append(Witness(one.strategy.gate()))
+            witnesses.append(Witness(one.strategy.gate(), self._client.manifest.eos_token_ids))
             return witnesses[-1]
 
         written = write_all(

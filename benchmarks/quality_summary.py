@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.fates import Fate, FateColumns
 from edge_client.fitting import figures, reliability
@@ -45,7 +46,8 @@ def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -
         entry |= _with_interval("pass_at_1", rows, _passed) | _with_interval("gap_closed", rows, gap_closed)
     if rows and rows[0]["fates"] is not None:
         entry |= _with_interval("catch", rows, _catch) | _with_interval("deviation_rate", rows, _deviation_rate)
-        entry |= _gate_figures([fate for row in rows for fate in _columns(row).known()])
+        fates = [fate for row in rows for fate in _columns(row).known()]
+        entry |= _gate_figures(fates, missed=_sum(rows, "deviations"))
     return entry
 
 
@@ -80,17 +82,17 @@ def _columns(row: Row) -> FateColumns:
     return FateColumns(tuple(fates["risk"]), tuple(fates["coupled_margin"]), fates["fired"], fates["overridden"])
 
 
-def _gate_figures(fates: Sequence[Fate]) -> dict[str, Any]:
+def _gate_figures(fates: Sequence[Fate], *, missed: int) -> dict[str, Any]:
     """How good the risks were, and how often a fixed threshold would have asked that misses as few overrides.
 
-    That threshold is chosen in hindsight, on these very tokens.
+    That threshold is chosen in hindsight, on these very tokens. Shares are of the tokens that the device wrote.
     """
     overridden = np.array([fate.overridden for fate in fates], np.bool_)
     fired = np.array([fate.fired for fate in fates], np.bool_)
     risks = np.array([fate.risk for fate in fates])
     told: dict[str, Any] = {
         "fired_share": _share(int(fired.sum()), len(fates)),
-        "fired_share_in_hindsight": fired_share_in_hindsight(risks, overridden, int((overridden & ~fired).sum())),
+        "fired_share_in_hindsight": fired_share_in_hindsight(risks, overridden, missed),
     }
     if 0 < overridden.sum() < len(overridden):
         told["risk"] = figures(risks, overridden, np.array([fate.coupled_margin for fate in fates]))
@@ -100,7 +102,7 @@ def _gate_figures(fates: Sequence[Fate]) -> dict[str, Any]:
     return told
 
 
-def fired_share_in_hindsight(risks: np.ndarray, overridden: np.ndarray, missed: int) -> float | None:
+def fired_share_in_hindsight(risks: NDArray[np.float64], overridden: NDArray[np.bool_], missed: int) -> float | None:
     """The least share of tokens, [tokens], above a threshold on their risks that misses at most so many overrides."""
     if not len(risks):
         return None
@@ -119,7 +121,7 @@ def _with_interval(name: str, rows: Sequence[Row], measure: Measure) -> dict[str
 def _bootstrap(rows: Sequence[Row], measure: Measure) -> list[float] | None:
     dice = Random(0)
     values = sorted(value for _ in range(_DRAWS) if (value := measure(dice.choices(rows, k=len(rows)))) is not None)
-    if len(values) < _DRAWS / 2:
+    if len(values) < _DRAWS * 0.975:  # an interval of those that are left would not be one of 95%
         return None
     return [values[int(len(values) * 0.025)], values[int(len(values) * 0.975)]]
 

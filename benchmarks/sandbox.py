@@ -17,7 +17,7 @@ from pathlib import Path
 # is not run; and it must get to its end, for an answer may leave early.
 _GUARD = """
 import json, resource, sys
-limits, word = json.loads(sys.argv[1]), sys.argv[2]
+limits, word = json.loads(sys.argv[1]), sys.stdin.readline().strip()
 for name, value in limits.items():
     resource.setrlimit(getattr(resource, name), (value, value))
 exec(compile(sys.stdin.read(), "answer", "exec"), {"__name__": "answer"})
@@ -49,9 +49,12 @@ def run_python(source: str, *, timeout_s: float = 10.0, memory_mib: int = 1024) 
         "RLIMIT_CORE": 0,
     }
     word = secrets.token_hex(8)
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as complaints:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,  # what it has made may not let itself go
+        tempfile.TemporaryFile() as complaints,
+    ):
         process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-c", _GUARD, json.dumps(limits), word],
+            [sys.executable, "-I", "-B", "-c", _GUARD, json.dumps(limits)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
@@ -60,17 +63,23 @@ def run_python(source: str, *, timeout_s: float = 10.0, memory_mib: int = 1024) 
             start_new_session=True,
         )
         try:
-            process.communicate(source.encode(errors="replace"), timeout=timeout_s)
+            process.communicate(f"{word}\n{source}".encode(errors="replace"), timeout=timeout_s)
         except subprocess.TimeoutExpired:
             return Outcome(False, f"no end within {timeout_s:g} s")
         finally:
             _end_group(process)
-        said = Path(folder, "word")
-        if said.is_file() and said.read_text(encoding="utf-8", errors="replace") == word:
+        if _said(Path(folder, "word")) == word:
             return Outcome(True)
         complaints.seek(0)
         lines = complaints.read(MEBIBYTE).decode(errors="replace").strip().splitlines()
     return Outcome(False, _complaint(process.returncode, lines[-1] if lines else ""))
+
+
+def _said(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has not got so far, or has closed the folder
+        return ""
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -31,7 +31,8 @@ REASONING = (
 )
 _INSTRUCTION = "\n\nThink briefly, then give the answer alone on the last line, after `Answer:`."
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_ANSWER = re.compile(r"answer\s*:\s*(.*)", re.IGNORECASE)
+_ANSWER = re.compile(r"answer\s*:[\s*`$]*(.*)", re.IGNORECASE)
+_FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def code_of(answer: str) -> str:
 
 def last_answer(answer: str) -> str:
     """What stands behind the last `Answer:`, without decoration; the last line where there is none."""
-    found = _ANSWER.findall(answer)
+    found = [text for text in _ANSWER.findall(answer) if text.strip("*`$ .")]
     lines = [line for line in answer.strip().splitlines() if line.strip()]
     text = found[-1] if found else (lines[-1] if lines else "")
     return text.strip().strip("*`$ ").removesuffix(".").strip()
@@ -80,7 +81,10 @@ def last_answer(answer: str) -> str:
 
 def _passes(problem: Problem, answer: str) -> Outcome:
     """The head stands before the answer for its imports and helpers; what the answer defines again counts."""
-    program = f"{problem.head}    pass\n\n{code_of(answer)}\n\n{problem.test}\n\ncheck({problem.entry_point})\n"
+    code = code_of(answer)
+    first = "\n".join(_FUTURE.findall(code))  # nothing may stand before these
+    body = _FUTURE.sub("", code)
+    program = f"{first}\n{problem.head}    pass\n\n{body}\n\n{problem.test}\n\ncheck({problem.entry_point})\n"
     return run_python(program)
 
 
@@ -94,7 +98,7 @@ def _reasoning() -> Iterator[Task]:
     try:
         import reasoning_gym  # it takes seconds, and is needed here alone
     except ImportError as error:
-        raise ConfigError(f"--suite: reasoning needs {error.name}; install chaperone-llm[bench]") from None
+        raise ConfigError(f"--suite: reasoning needs {error.name}; install chaperone-llm[dev]") from None
     for name in REASONING:
         dataset = reasoning_gym.create_dataset(name, size=REASONING_EACH, seed=REASONING_SEED)
         for index in range(REASONING_EACH):
@@ -104,5 +108,8 @@ def _reasoning() -> Iterator[Task]:
 
 def _answers(dataset: Any, entry: dict[str, Any], answer: str) -> Outcome:
     given = last_answer(answer)
-    passed = float(dataset.score_answer(answer=given, entry=entry)) >= 1.0
+    try:
+        passed = float(dataset.score_answer(answer=given, entry=entry)) >= 1.0
+    except Exception as error:  # scorers expect answers of the right form, and raise anything else
+        return Outcome(False, f"{given[:80]!r} cannot be scored: {error}"[:200])
     return Outcome(passed, "" if passed else f"{given[:80]!r}, expected {str(entry['answer'])[:80]!r}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import common
 from common.config import ModelManifest
-from common.errors import GateMismatch
+from common.errors import GateMismatch, ModelError
 from common.gate import Always, Budgeted, Control, Gate, Never, Promises, Threshold
 from common.messages import Capabilities
 from common.types import Mode, OnDeviation
@@ -25,23 +25,29 @@ class Gates:
     def __init__(self, settings: GateSettings, model: GateModel | None = None) -> None:
         """`model` tells calibrated risks; without one, the signals' own are taken."""
         self._settings = settings
-        self._model = model
+        self._loaded = model
+        self._model = model  # the one in use: the cloud may be another one than it was made for
         self._controls: dict[Promises, Control] = {}
 
     def meet(self, capabilities: Capabilities) -> None:
         """A cloud serves this; raises GateMismatch where the configured gate was made for another model.
 
-        One that merely comes with the pair is done without.
+        One that merely comes with the pair is done without, as long as this cloud is there.
         """
-        if self._model is None:
+        if self._loaded is None:
             return
+        fitting: GateModel | None = self._loaded
         try:
-            self._model.check_cloud(capabilities.model, capabilities.model_digest)
+            self._loaded.check_cloud(capabilities.model, capabilities.model_digest)
         except GateMismatch as error:
             if self._settings.file != "auto":
                 raise
-            _LOG.warning("gated goes on without a calibrated gate: %s", error)
-            self._model = None
+            fitting = None
+            if self._model is not None:
+                _LOG.warning("gated goes on without a calibrated gate: %s", error)
+        if fitting is not self._model:
+            self._model = fitting
+            self._controls.clear()  # another cloud's corrections are another workload
 
     def gate(self, mode: Mode, promises: Promises) -> Gate:
         """A gate for one generation."""
@@ -84,19 +90,21 @@ class Gates:
 def load_gate(settings: GateSettings, manifest: ModelManifest) -> GateModel | None:
     """The configured gate for this device model, or the one that comes with the pair.
 
-    Raises ModelMissing, ModelCorrupt or GateMismatch for a configured file.
+    Raises ModelMissing, ModelCorrupt or GateMismatch for a configured file; one that merely comes with the pair, and
+    cannot be used, is done without.
     """
     if settings.file is None:
         return None
     if settings.file != "auto":
         return GateModel.load(settings.file, manifest)
-    path = _packaged(manifest.pair)
+    path = packaged_gate(manifest.pair)
     try:
         return GateModel.load(path, manifest) if path.is_file() else None
-    except GateMismatch:  # this pair was made by another recipe
+    except (GateMismatch, ModelError) as error:  # of another recipe than this pair, say
+        _LOG.warning("gated goes without a calibrated gate: %s", error)
         return None
 
 
-def _packaged(pair: str) -> Path:
-    """In `configs/gates`, beside the `common` package: in a checkout as in an installed wheel."""
+def packaged_gate(pair: str) -> Path:
+    """Of the gate that comes with a pair: beside the `common` package, in a checkout as in an installed wheel."""
     return Path(common.__file__).resolve().parent.parent / "configs" / "gates" / f"{pair}.onnx"

@@ -99,7 +99,7 @@ class Simulation:
 
 
 def strategy_for(mode: Mode) -> Strategy:
-    """A mode as a device has it by default."""
+    """A mode as a device has it by default, but for a calibrated gate: in `gated` risks are those of the signals."""
     settings = GateSettings()
     promises = Promises(settings.catch, settings.max_deviation)
     return Strategy(str(mode), AdaptivePlanner(mode), partial(Gates(settings).gate, mode, promises))

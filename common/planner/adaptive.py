@@ -20,6 +20,7 @@ from common.session import DeviceSession
 from common.types import Mode
 
 _HOPELESS = 0.005  # chance of being of use below which a draft is not worth the device's energy
+_DOUBTFUL = 0.5  # chance that all stands below which skipped tokens that stay provisional are read (an assumption)
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
 _UPLOAD = 0.08  # tokens, the price of a branch token's bytes: with it, 12 bytes up a token suffice (test_bytes.py)
 _CATCH_UP_TOKENS = 8  # read in one forward while the cloud writes; a chunk costs a fraction of single tokens
@@ -100,8 +101,8 @@ class AdaptivePlanner:
             onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
             return Decision(Send(session.tokens_to_ask, onward), "the gate fired", {"takeover": onward})
         action = self._draft(situation, costs, rate)
-        if isinstance(action, Wait) and session.stranded:
-            return Decision(Send(), "nothing more is worth drafting, and what there is must be read to be final")
+        if session.stranded and (isinstance(action, Wait) or survival(_risks(situation, session.final)) < _DOUBTFUL):
+            return Decision(Send(), "what there is must be read to be final, and may well be taken back")
         return Decision(action, "the gate has not fired")
 
     def _follow(self, situation: Situation, costs: Costs) -> Decision:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.quality import add_arguments, contender, run
 from benchmarks.quality_summary import fired_share_in_hindsight, summarise
-from common.errors import ConfigError
+from common.errors import ConfigError, InvalidRequest
 
 
 def answered(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -58,8 +58,10 @@ def test_what_was_explored_with_other_models_is_refused(tmp_path: Path) -> None:
 
 
 def test_strategies_that_are_none_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'gated' is none of|strategies: 'gate-1'"):
+    with pytest.raises(ConfigError, match="strategies: 'gate-1' is none of"):
         contender("gate-1", None, str)
+    with pytest.raises(InvalidRequest, match="catch: 1.5 is outside"):
+        contender("gated-1.5", None, str)
 
 
 def test_the_best_threshold_is_found_in_hindsight() -> None:

@@ -24,6 +24,8 @@ def test_the_given_solutions_of_humaneval_pass_and_others_do_not() -> None:
     passed, reason = scored(task, f"```python\n{problem.head}    return None\n```")
     assert not passed
     assert reason == "AssertionError"
+    future = f"```python\nfrom __future__ import annotations\n{solution}\n```"
+    assert scored(task, future) == (True, "")
     assert scored(task, "I cannot.") == (False, "SyntaxError: invalid syntax")
 
 
@@ -43,6 +45,12 @@ def test_tasks_of_reasoning_are_seeded_and_scored_by_their_authors() -> None:
     [task] = [task for task in tasks if task.id == "gcd/0"]
     assert not scored(task, "Answer: 10000019")[0]
     assert sum(scored(task, f"We see.\n**Answer: {number}**")[0] for number in range(1, 2000)) == 1
+
+
+def test_whatever_is_answered_is_scored() -> None:
+    for task in tasks_of("reasoning", 40):
+        for answer in ("", "Answer: 2^2 * 3", "Answer: I do not know", "Answer: 1/0", "\ufffd", "Answer: []"):
+            assert isinstance(scored(task, answer)[0], bool)
 
 
 def test_prose_is_not_scored() -> None:
@@ -76,6 +84,8 @@ def test_the_first_block_of_code_is_the_answer(answer: str, code: str) -> None:
         ("Well.\nAnswer: 42.", "42"),
         ("answer: 1\nNo.\n**Answer:** `2`", "2"),
         ("It is\n7\n", "7"),
+        ("**Answer:**\n\n42", "42"),
+        ("Answer: 5\nAnswer:", "5"),
         ("", ""),
     ],
 )

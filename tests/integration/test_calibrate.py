@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,46 +15,21 @@ import pytest
 from cloud_supervisor.torch_model import TorchModel
 from common.config import load_manifest
 from common.errors import GateMismatch, InvalidRequest, ModelCorrupt, ModelMissing
-from common.gate import FEATURES
+from common.gate import Promises
+from common.messages import API_VERSION, Capabilities
 from common.session import Committed, Drafted, Event
-from common.types import Origin
-from edge_client import EdgeClient, EdgeConfig, Failed, Finished
+from common.types import Mode, Origin
+from edge_client import EdgeClient, EdgeConfig, Failed, Finished, gating
 from edge_client.cli import main
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
-from edge_client.fitting import curve, export, figures, fit, judged_tokens
-from edge_client.gate_model import CARD, GateData, GatedModel, GateModel
+from edge_client.fitting import curve, figures, fit, judged_tokens
+from edge_client.gate_model import CARD, GatedModel, GateModel
+from edge_client.gating import Gates, load_gate
+from tests.gate_stage import gate_for, synthetic
 from tests.integration.loopback import serving
 from tests.integration.staging import fake_target, serving_in_thread
 
-DATA = GateData(prompts="p.jsonl", prompts_sha256="0" * 64, texts=1, tokens=1, overrides=1, temperature=0.0, seed=0)
-
-
-def synthetic(texts: int = 24, tokens: int = 120, seed: int = 1) -> tuple[list[list[list[float]]], list[list[bool]]]:
-    """Overrides that the margin foretells, and a feature that has nothing to do with them."""
-    random = np.random.default_rng(seed)
-    features, overridden = [], []
-    for _ in range(texts):
-        rows = random.normal(size=(tokens, len(FEATURES)))
-        rows[:, 0] = random.normal(1.0, 1.5, tokens)
-        features.append(rows.tolist())
-        overridden.append((random.random(tokens) < 1 / (1 + np.exp(2.5 * rows[:, 0]))).tolist())
-    return features, overridden
-
-
-def gate_for(tiny_pair: Path, path: Path) -> GateModel:
-    manifest, cloud = (load_manifest(tiny_pair / role, role=role) for role in ("edge", "cloud"))
-    tokens = judged_tokens(*synthetic())
-    path.write_bytes(
-        export(
-            fit(tokens),
-            tokens,
-            edge=GatedModel(name=manifest.model, digest=manifest.digest),
-            cloud=GatedModel(name=cloud.model, digest=cloud.digest),
-            data=DATA,
-            made_at="2026-01-01",
-        )
-    )
-    return GateModel.load(path, manifest)
+CAPABILITIES = Capabilities(API_VERSION, "some model", "", 100, 100, 16)
 
 
 def test_a_fit_ranks_calibrates_and_survives_its_file(tiny_pair: Path, tmp_path: Path) -> None:
@@ -203,6 +179,43 @@ def test_a_cloud_with_another_model_is_refused_in_gated_alone(tiny_pair: Path, t
     assert isinstance(gated, Failed)
     assert isinstance(gated.error, GateMismatch)
     assert isinstance(exact, Finished)
+
+
+@pytest.mark.parametrize("cloud_digest", ["its own", "of another"])
+def test_the_gate_that_comes_with_a_pair_is_used_where_it_fits(
+    tiny_pair: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cloud_digest: str,
+) -> None:
+    gate = gate_for(tiny_pair, tmp_path / "gate.onnx")
+    monkeypatch.setattr(gating, "packaged_gate", lambda _: tmp_path / "gate.onnx")
+    settings = GateSettings()
+    gates = Gates(settings, load_gate(settings, load_manifest(tiny_pair / "edge", role="edge")))
+    digest = gate.card.cloud.digest if cloud_digest == "its own" else "sha256:of another"
+    begun = gates.control(Promises())
+    gates.meet(replace(CAPABILITIES, model_digest=digest))
+    told = gates.assessor(Mode.GATED, str, 3)
+    assert (told is not None) == (cloud_digest == "its own")
+    assert (gates.control(Promises()) is begun) == (cloud_digest == "its own"), "another workload"
+    assert ("goes on without a calibrated gate" in caplog.text) == (cloud_digest != "its own")
+    gates.meet(replace(CAPABILITIES, model_digest=gate.card.cloud.digest))
+    assert gates.assessor(Mode.GATED, str, 3) is not None, "the right cloud is there again"
+    assert gates.assessor(Mode.EXACT, str, 3) is None
+
+
+def test_a_gate_that_comes_with_a_pair_and_cannot_be_used_is_done_without(
+    tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "gate.onnx").write_text("no")
+    monkeypatch.setattr(gating, "packaged_gate", lambda _: tmp_path / "gate.onnx")
+    manifest = load_manifest(tiny_pair / "edge", role="edge")
+    assert load_gate(GateSettings(), manifest) is None
+    assert "gated goes without a calibrated gate" in caplog.text
+    assert load_gate(GateSettings(file=None), manifest) is None
+    with pytest.raises(ModelCorrupt):
+        load_gate(GateSettings(file=tmp_path / "gate.onnx"), manifest)
 
 
 def test_what_cannot_be_calibrated_on_is_said(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

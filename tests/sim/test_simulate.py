@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, simulate, strategy_for
 from common.gate import Always, Threshold
-from common.planner import FixedPlanner
+from common.planner import AdaptivePlanner, FixedPlanner
 from common.session import Committed
 from common.types import FinishReason, Mode, Origin
 from link_emulator.profile import DirectionProfile, OutageProfile, PeriodicOutages, Profile, ResetProfile
@@ -108,6 +108,20 @@ def test_the_gate_lets_pass_what_it_trusts_and_the_audit_counts_what_was_wrong()
     assert asking.token_ids == (100, 101, 102, 103)
     assert asking.stats.deviations == 0
     assert asking.stats.fired == 1
+
+
+def test_the_cloud_writes_on_behind_overrides_once_they_are_known_to_come_in_clusters() -> None:
+    """Over a satellite asking again takes longer than some tokens of a fast cloud."""
+    trace = trace_of(("---" + 9 * "+") * 12)
+    scenario = Scenario(Profile.fixed(600.0), CloudCosts(read_ms=Curve.of((1, 40.0), (16, 42.0))))
+    written = simulate(trace, scenario, Strategy("gated", AdaptivePlanner(Mode.GATED), partial(Threshold, 0.4)))
+    assert written.error is None
+    assert written.token_ids == trace.token_ids
+    first = written.origins.index(Origin.TAKEOVER)
+    assert first >= 3, "nothing is known before the first overrides"
+    assert 5 <= written.stats.takeover_tokens < 40
+    assert written.stats.overridden_tokens >= 12
+    assert written.stats.deviations == 0
 
 
 def test_the_edge_alone_sends_nothing() -> None:

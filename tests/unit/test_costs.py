@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common.planner import Costs, Estimates
-from common.planner.costs import ReadingTime, Recent, Risks, Share, survival
+from common.planner.costs import Risks, survival
+from common.planner.learning import ReadingTime, Recent, Share
 from common.planner.schedule import schedule_for
 from common.planner.spans import best_span, best_take_back
 

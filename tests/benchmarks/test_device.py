@@ -1,0 +1,30 @@
+"""What signals take of a draft step can be told for any pair, with a gate and without."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from benchmarks.device import signals_share
+from common.config import load_manifest
+from edge_client.onnx_model import OnnxModel
+from edge_client.risk import CalibratedRisk
+from tests.gate_stage import gate_for
+
+
+def test_the_parts_of_a_step_are_told(tiny_pair: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(tiny_pair / "edge", role="edge")
+    model = OnnxModel.load(
+        tiny_pair / "edge",
+        threads=1,
+        allow_spinning=False,
+        vocabulary_size=manifest.vocabulary_size,
+        context_tokens=manifest.context_tokens,
+    )
+    prompt = [5, 6, 7]
+    risk = CalibratedRisk(gate_for(tiny_pair, tmp_path / "gate.onnx"), str, len(prompt))
+    plain, gated = (asyncio.run(signals_share(model, prompt, 8, one)) for one in (None, risk))
+    model.close()
+    assert plain.keys() == gated.keys() == {"step_ms", "signals_ms", "risk_ms", "signals_share"}
+    assert all(value > 0 for value in gated.values())
+    assert gated["risk_ms"] > plain["risk_ms"], "a graph is run for each token"
