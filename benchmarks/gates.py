@@ -4,7 +4,7 @@ After Duo-LLM (arXiv 2410.10846): along the cloud's own texts, a policy may have
 cloud; those that the two models agree on are wasted. An oracle knows which they are. Each signal, and a calibrated
 gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th, and catches as large a share in
 expectation. `fitted_here` is a gate of the same features that is fitted to this very suite (each fifth of its texts is
-scored by trees fitted to the others): it says what the features hold, and is no gate that anybody could have had.
+scored by one fitted to the others): it says what the features hold, and is no gate that anybody could have had.
 
 An override is worth most where it changes the outcome. With `--rollouts`, some overrides of each text are left out:
 the device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right

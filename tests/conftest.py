@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = ("test_identity.py", "test_run.py", "test_identity_links.py", "test_tiny_pair.py", "test_processes.py")
 REAL_PAIR_TESTS = REPOSITORY / "tests" / "models"
 
 # Read when onnxruntime and huggingface_hub are imported, here and in every process that a test starts.
@@ -26,10 +27,14 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever stands in tests/models needs the default pair."""
+    """Whatever stands in tests/models needs the default pair; the longest files come first.
+
+    With several processes a long one that came last would be waited for by all others.
+    """
     for item in items:
         if item.path.is_relative_to(REAL_PAIR_TESTS):
             item.add_marker("models")
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def _digest_of_recipe() -> str:

@@ -3,7 +3,7 @@
 from common.gate.budgeted import Budgeted, Ledger
 from common.gate.calibration import Calibration
 from common.gate.control import Control, Promises, Totals
-from common.gate.features import FEATURES, FEATURES_VERSION, Features
+from common.gate.features import FEATURES, FEATURES_VERSION, Features, TokenKind
 from common.gate.policies import Always, Gate, Never, Threshold
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "Never",
     "Promises",
     "Threshold",
+    "TokenKind",
     "Totals",
 ]
