@@ -6,21 +6,15 @@ import asyncio
 from pathlib import Path
 
 from benchmarks.device import signals_share
+from benchmarks.record import device_model
 from common.config import load_manifest
-from edge_client.onnx_model import OnnxModel
 from edge_client.risk import CalibratedRisk
 from tests.gate_stage import gate_for
 
 
 def test_the_parts_of_a_step_are_told(tiny_pair: Path, tmp_path: Path) -> None:
     manifest = load_manifest(tiny_pair / "edge", role="edge")
-    model = OnnxModel.load(
-        tiny_pair / "edge",
-        threads=1,
-        allow_spinning=False,
-        vocabulary_size=manifest.vocabulary_size,
-        context_tokens=manifest.context_tokens,
-    )
+    model = device_model("tiny", manifest)
     prompt = [5, 6, 7]
     risk = CalibratedRisk(gate_for(tiny_pair, tmp_path / "gate.onnx"), str, len(prompt))
     plain, gated = (asyncio.run(signals_share(model, prompt, 8, one)) for one in (None, risk))
