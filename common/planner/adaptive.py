@@ -20,6 +20,9 @@ from common.session import DeviceSession
 from common.types import Mode
 
 _HOPELESS = 0.005  # chance of being of use below which a draft is not worth the device's energy
+# Tokens between two fires that are judged with them, though nobody asked: with more there are fewer questions, and
+# fewer tokens that are final at once (an assumption).
+_GAP = 2
 _DOUBTFUL = 0.5  # chance that all stands below which skipped tokens that stay provisional are read (an assumption)
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
 _UPLOAD = 0.08  # tokens, the price of a branch token's bytes: with it, 12 bytes up a token suffice (test_bytes.py)
@@ -94,12 +97,13 @@ class AdaptivePlanner:
         """Send what fired, with all before it, as soon as nothing else is on its way.
 
         What fires while the cloud reads is behind a token that may yet be overridden, and would wait for that reading
-        in any case; so it is asked about with the next one, and so is all that fires until then.
+        in any case; so it is asked about with the next one, and so is what fires close behind that.
         """
         session = situation.session
-        if session.tokens_to_ask and not session.spans:
+        asked = session.tokens_to_ask(_GAP)
+        if asked and not session.spans:
             onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
-            return Decision(Send(session.tokens_to_ask, onward), "the gate fired", {"takeover": onward})
+            return Decision(Send(asked, onward), "the gate fired", {"takeover": onward})
         action = self._draft(situation, costs, rate)
         if session.stranded and (isinstance(action, Wait) or survival(_risks(situation, session.final)) < _DOUBTFUL):
             return Decision(Send(), "what there is must be read to be final, and may well be taken back")

@@ -64,11 +64,17 @@ class DeviceSession:
         """Tokens that wait for being sent to the cloud because the gate fired on them."""
         return sum(position >= self.sent for position in self._fired)
 
-    @property
-    def tokens_to_ask(self) -> int:
-        """Unsent tokens up to the last one that the gate fired on; 0 if it fired on none of them."""
-        last = self._fired[-1] if self._fired else -1
-        return max(last + 1 - self.sent, 0)
+    def tokens_to_ask(self, gap: int) -> int:
+        """Unsent tokens up to the first one that the gate fired on, and on to others at most `gap` tokens behind it.
+
+        0 if it fired on none of them.
+        """
+        end = self.sent
+        for position in self._fired:
+            if end > self.sent and position - end > gap:
+                break
+            end = max(end, position + 1)
+        return end - self.sent
 
     @property
     def stranded(self) -> bool:

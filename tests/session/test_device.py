@@ -25,9 +25,20 @@ def test_a_fired_token_is_provisional_and_all_behind_it() -> None:
     assert committed(fire(device, 2)) == []
     assert committed(skip(device, 3)) == []
     assert (device.final, device.unsent_fires, device.tally.fired) == (4, 1, 1)
-    assert device.tokens_to_ask == 2, "what is unread before the fire is audited with it"
+    assert device.tokens_to_ask(9) == 2, "what is unread before the fire is audited with it"
     device.send()
-    assert device.tokens_to_ask == 0
+    assert device.tokens_to_ask(9) == 0
+
+
+def test_fires_close_behind_each_other_are_asked_about_together() -> None:
+    device = session()
+    skip(device, 1)
+    fire(device, 2, 3)
+    skip(device, 4, 5)
+    fire(device, 6)
+    assert [device.tokens_to_ask(gap) for gap in (0, 1, 2, 3)] == [3, 3, 6, 6]
+    device.send(max_tokens=2)
+    assert [device.tokens_to_ask(gap) for gap in (1, 2)] == [1, 4]
 
 
 def test_a_draft_tells_what_is_final() -> None:

@@ -248,7 +248,7 @@ def test_gated_keeps_what_fires_meanwhile_for_the_next_question_and_what_follows
     scene.now_ms += 160
     scene.hear(Verdict(0, stood.end, scene.session.text[stood.end], compute_us=100_000))
     assert scene.session.final == stood.end + 3, "the cloud's own token vouches for the next fire, up to the last one"
-    assert scene.decide(Mode.GATED).action == Send(3), "up to the last fire"
+    assert scene.decide(Mode.GATED).action == Send(3), "up to the next fire"
 
 
 def test_alone_it_drafts_to_the_end_whatever_the_costs() -> None:
