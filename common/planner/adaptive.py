@@ -19,7 +19,7 @@ from common.planner.takeover import takeover_tokens
 from common.session import DeviceSession
 from common.types import Mode
 
-_HOPELESS = 0.005  # chance of being of use below which a draft is not worth the device's energy
+_HOPELESS = 0.01  # chance of being of use below which a draft is not worth the device's energy
 # Tokens between two fires that are judged with them, though nobody asked: with more there are fewer questions, and
 # fewer tokens that are final at once (an assumption).
 _GAP = 2

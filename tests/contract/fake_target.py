@@ -57,6 +57,7 @@ class FakeTarget:
     Two of them with one `seed` agree always. `disturbance` mixes in noise of its own, so that a disturbed twin can
     stand in for a draft model: among 64 ids the two agree on about 70% of the greedy choices at 0.25, 50% at 0.5.
     `before_read` is called with every batch before it is read: a test may block, count or raise there.
+    An id of `unwritten` is never chosen; with the ends of a text there, texts go on to their limit.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class FakeTarget:
         *,
         seed: int = 0,
         disturbance: float = 0.0,
+        unwritten: Sequence[int] = (),
         before_read: Callable[[Sequence[Reading]], None] | None = None,
     ) -> None:
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._seed = seed
         self._disturbance = disturbance
+        self._unwritten = [*unwritten]
         self.before_read = before_read
         self.forwards = 0
         self.tokens_read = 0
@@ -136,4 +139,5 @@ class FakeTarget:
         if self._disturbance:
             own = np.random.default_rng([*words, 1]).standard_normal(self._vocabulary_size)
             logits += 2 * self._disturbance * own
+        logits[self._unwritten] = -np.inf
         return logits.astype(np.float32)
