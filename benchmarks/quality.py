@@ -34,6 +34,7 @@ from benchmarks.gate_option import add_gate_option, chosen_gate
 from benchmarks.provenance import provenance
 from benchmarks.quality_summary import summarise
 from benchmarks.record import device_model, models_of
+from benchmarks.simulation.costs import DraftCosts
 from benchmarks.simulation.simulate import Scenario, Simulation, Strategy
 from benchmarks.strategies import strategy_named
 from benchmarks.suites import SUITES, Task, tasks_of
@@ -50,6 +51,8 @@ from edge_client.risk import CalibratedRisk
 from link_emulator.profile import Profile
 
 RTT_MS = 100.0
+# Branches make overrides cheaper, not others; what they hold, the models would have to be asked for.
+SCENARIO = Scenario(Profile.fixed(RTT_MS), draft=DraftCosts(branches=0))
 GREEDY = SamplingParams()
 _OURS = re.compile(r"(gated|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
 
@@ -211,7 +214,7 @@ class _Study:
 
         written = write_all(
             [self._author(task, one.strategy, explorer) for task in tasks],
-            Scenario(Profile.fixed(RTT_MS)),
+            SCENARIO,
             replace(one.strategy, gate=witnessed),
             estimates=self._estimates.setdefault(one.strategy.name, Estimates()),
             assessor=one.assessor,

@@ -182,8 +182,7 @@ class EdgeClient:
         drafter = ChoosingDrafter(model.new_sequence(), request.params.sampling)
         try:
             proposals = [await drafter.step(request.prompt.token_ids)]
-            for token_id in token_ids[:-1]:
-                proposals.append(await drafter.step([token_id]))
+            proposals += await drafter.read(token_ids[:-1])
         finally:
             drafter.close()
         return proposals[: len(token_ids)]

@@ -41,6 +41,15 @@ class ChoosingDrafter:
         step = await self._model.step(token_ids)
         return self._propose(step, self._model.length)
 
+    async def read(self, token_ids: Sequence[int]) -> list[Proposal]:
+        """Feed the text; what it would write after each token."""
+        position = self._model.length
+        proposals: list[Proposal] = []
+        async for step in self._model.read(token_ids):
+            position += 1
+            proposals.append(self._propose(step, position))
+        return proposals
+
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, Proposal]:
         steps = await self._model.step_rows(token_ids)
         proposals = {}

@@ -62,6 +62,7 @@ class Feed:
     token_ids: dict[int, tuple[int, ...]]  # by row; several rows get one token each
     lengths: tuple[int, ...]  # of all rows, before the step
     copies: tuple[Copy, ...] = ()  # to be made first, unless an earlier step made them
+    every: bool = False  # logits after each token are wanted, not after the last alone; of one row, a chunk at most
     abandoned: bool = False
 
 
@@ -71,7 +72,7 @@ class RowCache:
     def __init__(
         self, session: Any, graph: Graph, chunk_logits: NDArray[Any], *, branches: int, context_tokens: int
     ) -> None:
-        """`chunk_logits` [CHUNK_TOKENS, logits_width] may be shared: only its last row outlives a forward, copied."""
+        """`chunk_logits` [CHUNK_TOKENS, logits_width] may be shared: what outlives a forward is copied."""
         self._session = session
         self._graph = graph
         self._chunk_logits = chunk_logits
@@ -84,7 +85,7 @@ class RowCache:
         self._batches: dict[tuple[int, int], _Batch] = {}
 
     def feed(self, feed: Feed) -> dict[int, NDArray[np.float32]]:
-        """Read the tokens; returns the logits [logits_width] of each row after its last one, until the next feed."""
+        """Read the tokens; returns the logits [wanted, logits_width] of each row, until the next feed."""
         forked = bool(feed.copies) or feed.token_ids.keys() != {TEXT_ROW}
         needed = max(feed.lengths[row] + len(token_ids) for row, token_ids in feed.token_ids.items())
         with_fillers = min(max(feed.lengths) + 1, self._context_tokens)
@@ -93,7 +94,10 @@ class RowCache:
             self._make(copy)
         for first, last in self._neighbours(feed):
             self._forward(feed, first, last)
-        return {row: self._logits[self._rows.index(row)].astype(np.float32, copy=False) for row in feed.token_ids}
+        if feed.every and (count := len(feed.token_ids[TEXT_ROW])) > 1:
+            return {TEXT_ROW: self._chunk_logits[:count].astype(np.float32)}  # a copy: others read in the same buffer
+        places = {row: self._rows.index(row) for row in feed.token_ids}
+        return {row: self._logits[place, np.newaxis].astype(np.float32, copy=False) for row, place in places.items()}
 
     def _forward(self, feed: Feed, first: int, last: int) -> None:
         """Run the rows at places `first` to `last`; one that was not asked for writes behind what it holds."""

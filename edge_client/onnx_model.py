@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
 from edge_client.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph, RowCache
@@ -157,10 +158,18 @@ class OnnxSequence:
         row.forked = False
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
-        return (await self._feed("step", {TEXT_ROW: tuple(token_ids)}))[TEXT_ROW]
+        scores = await self._feed("step", {TEXT_ROW: tuple(token_ids)})
+        return self._step(scores[TEXT_ROW][-1])
+
+    async def read(self, token_ids: Sequence[int]) -> AsyncIterator[DraftStep]:
+        for first in range(0, len(token_ids), CHUNK_TOKENS):
+            chunk = tuple(token_ids[first : first + CHUNK_TOKENS])
+            for scores in (await self._feed("read", {TEXT_ROW: chunk}, every=True))[TEXT_ROW]:
+                yield self._step(scores)
 
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
-        return await self._feed("step_rows", {row: (token_id,) for row, token_id in token_ids.items()})
+        scores = await self._feed("step_rows", {row: (token_id,) for row, token_id in token_ids.items()})
+        return {row: self._step(of_row[-1]) for row, of_row in scores.items()}
 
     def close(self) -> None:
         if self._closed:
@@ -169,7 +178,9 @@ class OnnxSequence:
         self._text.length = 0
         del self._cache  # a step in the worker keeps it alive until it ends
 
-    async def _feed(self, action: str, token_ids: dict[int, tuple[int, ...]]) -> dict[int, DraftStep]:
+    async def _feed(
+        self, action: str, token_ids: dict[int, tuple[int, ...]], *, every: bool = False
+    ) -> dict[int, NDArray[np.float32]]:
         self._check_idle(action)
         if not token_ids or not all(token_ids.values()):
             raise ValueError(f"{action}: no tokens; feed at least one")
@@ -177,11 +188,11 @@ class OnnxSequence:
             self._check_forked(action, row)
             self._check_tokens(self._rows[row].length, fed)
         self._copies = [copy for copy in self._copies if not copy.made]
-        feed = Feed(token_ids, tuple(row.length for row in self._rows), tuple(self._copies))
+        feed = Feed(token_ids, tuple(row.length for row in self._rows), tuple(self._copies), every)
         self._stepping = True
         try:
             loop = asyncio.get_running_loop()
-            logits = await loop.run_in_executor(self._model.worker, self._cache.feed, feed)
+            scores = await loop.run_in_executor(self._model.worker, self._cache.feed, feed)
         except asyncio.CancelledError:
             feed.abandoned = True
             raise
@@ -189,8 +200,10 @@ class OnnxSequence:
             self._stepping = False
         for row, fed in token_ids.items():
             self._rows[row].length = feed.lengths[row] + len(fed)
-        known = self._model.vocabulary_size
-        return {row: DraftStep(scores[:known], None) for row, scores in logits.items()}
+        return scores
+
+    def _step(self, scores: NDArray[np.float32]) -> DraftStep:
+        return DraftStep(scores[: self._model.vocabulary_size], None)
 
     def _copy(self, source: int, target: int, start: int, end: int) -> None:
         if start < end:

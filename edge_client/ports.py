@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -51,6 +51,9 @@ class DraftModel(Protocol):
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
         """Feed the text one token or more without blocking the event loop; raises PromptTooLong past the context."""
+
+    def read(self, token_ids: Sequence[int]) -> AsyncIterator[DraftStep]:
+        """Feed the text, some tokens at once, and tell what follows each; raises PromptTooLong past the context."""
 
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
         """Feed one token to each of these rows, in one forward; raises PromptTooLong past the context."""

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.exploration.text_tree import TextTree
 from benchmarks.simulation.trace import ExtendedProposal, extended
 from cloud_supervisor.kv_store import KvStore
@@ -87,6 +90,16 @@ class Explorer:
             self._answer()
         return tree.proposals[node]
 
+    def propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
+        """Have the device say what it writes next after each of these texts, each the parent of the next.
+
+        It reads many tokens in one forward, and such forwards round apart from single steps.
+        """
+        missing = [place for place, node in enumerate(nodes) if node not in tree.proposals]
+        if missing:
+            along = nodes[missing[0] : missing[-1] + 1]
+            asyncio.run_coroutine_threadsafe(self._propose_along(tree, along), self._loop).result()
+
     def choices(self, tree: TextTree, nodes: Sequence[int]) -> list[int]:
         """What the cloud's model writes next after each of these texts, each the parent of the next."""
         if any(node not in tree.choices for node in nodes):
@@ -128,16 +141,34 @@ class Explorer:
                 tree.propose(node, await self._propose_after(tree, tree.text(node)))
 
     async def _propose_after(self, tree: TextTree, text: list[int]) -> ExtendedProposal:
+        sequence = self._rewound(tree, text, unread=1)
+        step = await sequence.step(text[sequence.length :])
+        return self._proposal(step.logits, len(text))
+
+    async def _propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
+        text = tree.text(nodes[-1])
+        sequence = self._rewound(tree, text, unread=len(nodes))
+        before = len(text) - len(nodes)
+        if sequence.length < before:
+            await sequence.step(text[sequence.length : before])
+        steps = sequence.read(text[before:])
+        for position, node in enumerate(nodes, start=before + 1):
+            tree.propose(node, self._proposal((await anext(steps)).logits, position))
+
+    def _rewound(self, tree: TextTree, text: list[int], *, unread: int) -> OnnxSequence:
+        """A tree's sequence, holding what it can of a text that is to be fed; not the last `unread` tokens."""
         sequence, read = self._sequences.setdefault(tree.id, (self._device.new_sequence(), []))
-        kept = next((at for at, pair in enumerate(zip(read, text, strict=False)) if pair[0] != pair[1]), len(read))
-        kept = min(kept, len(text) - 1)  # the last token is fed again if need be, for its scores
-        sequence.rewind(kept)
-        step = await sequence.step(text[kept:])
+        shared = next((at for at, pair in enumerate(zip(read, text, strict=False)) if pair[0] != pair[1]), len(read))
+        sequence.rewind(min(shared, sequence.length, len(text) - unread))
         self._sequences[tree.id] = sequence, text
-        soft = softmax(step.logits, self._sampling.temperature)
-        choice = choose(soft, self._sampling, len(text))
+        return sequence
+
+    def _proposal(self, logits: NDArray[np.float32], length: int) -> ExtendedProposal:
+        """What is written next, where so many tokens stand before."""
+        soft = softmax(logits, self._sampling.temperature)
+        choice = choose(soft, self._sampling, length)
         proposal = Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
-        return extended(proposal, disagreement(step.logits, proposal.token_id))
+        return extended(proposal, disagreement(logits, proposal.token_id))
 
     # --- The cloud's model -------------------------------------------------------------------------------------------
 

@@ -49,11 +49,7 @@ def device_writes(
 def device_reads(explorer: Explorer, paths: Mapping[TextTree, Sequence[int]]) -> None:
     """Ask the device what it would write at each node of some texts that have a token behind."""
     for tree, nodes in paths.items():
-        for node in nodes[:-1]:
-            explorer.expect_proposal(tree, node)
-    for tree, nodes in paths.items():
-        for node in nodes[:-1]:
-            explorer.proposal(tree, node)
+        explorer.propose_along(tree, nodes[:-1])
 
 
 def _written(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from common.errors import InvalidRequest, PromptTooLong
 from edge_client.ports import TEXT_ROW, DraftStep
@@ -62,6 +62,10 @@ class FakeDraft:
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
         return (await self._feed("step", {TEXT_ROW: token_ids}))[TEXT_ROW]
+
+    async def read(self, token_ids: Sequence[int]) -> AsyncIterator[DraftStep]:
+        for token_id in token_ids:
+            yield (await self._feed("read", {TEXT_ROW: (token_id,)}))[TEXT_ROW]
 
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
         return await self._feed("step_rows", {row: (token_id,) for row, token_id in token_ids.items()})

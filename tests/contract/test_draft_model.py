@@ -42,6 +42,22 @@ def test_tokens_fed_together_or_one_by_one_give_the_same_logits(new_sequence: Ne
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("count", [0, 1, 33, 75])
+def test_reading_tells_what_follows_each_token(new_sequence: NewSequence, count: int) -> None:
+    async def scenario() -> None:
+        prompt, text, other = tokens(3, 9), tokens(6, count), tokens(7, 1)
+        reading, stepping = new_sequence(), new_sequence()
+        await reading.step(prompt)
+        await stepping.step(prompt)
+        read = [step.logits.copy() async for step in reading.read(text)]
+        stepped = [await logits_after(stepping, [token_id]) for token_id in text]
+        assert all(map(close_to, read, stepped))
+        assert (len(read), reading.length) == (count, stepping.length)
+        assert close_to(await logits_after(reading, other), await logits_after(stepping, other))
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("length", [0, 1, 20, 39, 40])
 def test_a_rewound_sequence_equals_a_fresh_one(new_sequence: NewSequence, length: int) -> None:
     async def scenario() -> None:

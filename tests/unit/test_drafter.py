@@ -45,6 +45,20 @@ def test_the_text_s_proposals(sampling: SamplingParams) -> None:
 
 
 @pytest.mark.parametrize("sampling", PARAMS)
+def test_what_follows_each_token_that_is_read(sampling: SamplingParams) -> None:
+    async def scenario() -> None:
+        drafter = ChoosingDrafter(FakeDraft(), sampling)
+        await drafter.step(PROMPT)
+        read = [9, 3, 9]
+        texts = [[*PROMPT, *read[:count]] for count in (1, 2, 3)]
+        assert await drafter.read(read) == [proposal_after(text, sampling) for text in texts]
+        assert await drafter.read([]) == []
+        assert drafter.length == len(texts[-1])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("sampling", PARAMS)
 def test_each_row_proposes_at_its_own_position(sampling: SamplingParams) -> None:
     async def scenario() -> None:
         model = FakeDraft(branches=2)
