@@ -54,17 +54,18 @@ def _cold(profile: str, minutes: float) -> Step:
     return _over_link(f"cold-{profile}", purpose, minutes, options, "cloud,exact,overlap-best")
 
 
-# Estimates: 64 tokens take `cloud` 25 s, the others 9 to 12 s, at 310 to 400 ms for a token of the cloud's.
+# Estimates: 64 tokens take `cloud` 25 s, the others 5 to 12 s, at 310 to 400 ms for a token of the cloud's. Without
+# AVX-512 it is 500 to 600 ms, and all runs take half as long again.
 WARM = (
     _warm(20, 13),
-    _warm(100, 17, f"{_BEST},assisted"),
+    _warm(100, 14, f"{_BEST},gated,edge"),
     _warm(200, 14),
     _over_link(
         "rtt100-peers",
         "the other strategies, 6 prompts over 100 ms",
-        12,
+        11,
         f"--rtt-ms 100 --per-category 3 --max-new-tokens 64 --traces {_TRACES}0.jsonl.gz",
-        "cloud,exact,gated,acespec-best,specedge-best,bild-0.6-2,uhlm-0.1",
+        "cloud,exact,acespec-best,specedge-best,bild-0.6-2,uhlm-0.1",
     ),
     _over_link(
         "rtt100-T0.7",
@@ -74,7 +75,14 @@ WARM = (
     ),
 )
 COLD = (_cold("4g", 7), _cold("satellite", 10), _cold("50kbit", 9))
-_RUNS = (*WARM, *COLD)
+ASSISTED = _over_link(
+    "assisted",
+    "both models in one process on both cores, 4 prompts",
+    4,
+    "--rtt-ms 100 --per-category 2 --max-new-tokens 64",
+    "cloud,assisted",
+)
+_RUNS = (*WARM, ASSISTED, *COLD)
 
 
 def _names(steps: tuple[Step, ...]) -> tuple[str, ...]:
