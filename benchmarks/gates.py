@@ -4,7 +4,8 @@ After Duo-LLM (arXiv 2410.10846): along the cloud's own texts, a policy may have
 cloud; those that the two models agree on are wasted. An oracle knows which they are. Each signal, and a calibrated
 gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th, and catches as large a share in
 expectation. `fitted_here` is a gate of the same features that is fitted to this very suite (each fifth of its texts is
-scored by one fitted to the others): it says what the features hold, and is no gate that anybody could have had.
+scored by one fitted to the others), and `trees_fitted_here` the same by boosted trees, which can put any features
+together: they say what the features hold, and are no gates that anybody could have had.
 
 An override is worth most where it changes the outcome. With `--rollouts`, some overrides of each text are left out:
 the device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from benchmarks.exploration.explorer import Explorer, TellingModel
 from benchmarks.exploration.text_tree import load_trees, save_trees
@@ -36,12 +38,12 @@ from common.config import load_manifest, pair_folder
 from common.errors import ConfigError, InvalidRequest
 from common.types import SamplingParams
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.fitting import figures, fit, judged_tokens
+from edge_client.fitting import KINDS, figures, fit, judged_tokens
 from edge_client.gate_model import GateModel
 
 BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
 HEADLINES = (0.05, 0.1, 0.2)  # of them, with intervals
-ORACLE, PATTERN, GATE, FITTED = "oracle", "pattern", "gate", "fitted_here"
+ORACLE, PATTERN, GATE, FITTED, TREES = "oracle", "pattern", "gate", "fitted_here", "trees_fitted_here"
 TOGETHER = 32  # texts that are written at once
 _DRAWS = 1000
 
@@ -104,13 +106,20 @@ def _scores(texts: Sequence[JudgedText], gate: GateModel | None, read: Callable[
     if gate is not None:
         scores[GATE] = [risks_by(gate, rows) for rows in features]
     tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
-    try:
-        held_out = fit(tokens).held_out
-    except InvalidRequest as error:
-        print(f"{FITTED} is left out: {error}", flush=True)
-    else:
-        scores[FITTED] = np.split(held_out, np.cumsum([len(rows) for rows in features])[:-1])
+    for name, new_classifier in ((FITTED, None), (TREES, _trees)):
+        try:
+            held_out = fit(tokens, new_classifier).held_out
+        except InvalidRequest as error:
+            print(f"{name} is left out: {error}", flush=True)
+        else:
+            scores[name] = np.split(held_out, np.cumsum([len(rows) for rows in features])[:-1])
     return scores
+
+
+def _trees() -> HistGradientBoostingClassifier:
+    return HistGradientBoostingClassifier(
+        learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=40, categorical_features=[*KINDS], random_state=0
+    )
 
 
 # --- Overrides that are left out -------------------------------------------------------------------------------------
@@ -182,7 +191,9 @@ def _summary(
         },
         "headlines": {f"{budget:g}": _headline(budget, scores, overridden) for budget in HEADLINES},
         "risk": {
-            name: figures(np.concatenate(scores[name]), fates, margins) for name in (GATE, FITTED) if name in scores
+            name: figures(np.concatenate(scores[name]), fates, margins)
+            for name in (GATE, FITTED, TREES)
+            if name in scores
         },
     }
     if rescues is not None:

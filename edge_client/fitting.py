@@ -5,7 +5,7 @@ Neither is needed on the device that uses the gate; install the extra `calibrate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +30,7 @@ LEAST_OVERRIDES = 40  # fewer say nothing about which tokens they fall on
 FOLDS = 5
 BINS = 15  # of the calibration error, equally many tokens in each
 REGULARISATION = 0.3  # C of scikit-learn; of little influence
+KINDS = tuple(FEATURES.index(name) for name in ("kind", "kind_before", "runner_up_kind"))  # categories, no numbers
 LEAST, MOST = 1e-5, 0.98  # of a risk
 PACKAGES = ("scikit-learn", "skl2onnx", "onnx", "onnxruntime", "numpy")
 
@@ -55,8 +56,10 @@ class Fit:
     held_out: Floats  # [tokens], the risk of each by a classifier that had not seen its text
 
 
-def fit(tokens: JudgedTokens) -> Fit:
+def fit(tokens: JudgedTokens, new_classifier: Callable[[], Any] | None = None) -> Fit:
     """Fit to all texts, and, five times, to four fifths of them, to calibrate on the rest.
+
+    `new_classifier` makes one of scikit-learn's; None is the kind that gates are made of.
 
     Raises InvalidRequest for too few texts, or too few tokens of either fate.
     """
@@ -68,14 +71,15 @@ def fit(tokens: JudgedTokens) -> Fit:
             f"texts, {LEAST_OVERRIDES} tokens that were overridden and as many that were not. Give more prompts, or "
             "longer texts"
         )
+    made = new_classifier or _classifier
     scores = np.empty(len(tokens.overridden))
     for seen, unseen in GroupKFold(FOLDS).split(tokens.features, groups=tokens.texts):
         if not 0 < int(tokens.overridden[seen].sum()) < len(seen):
             raise InvalidRequest("prompts: all overrides are in a few texts; give more texts")
-        classifier = _classifier().fit(tokens.features[seen], tokens.overridden[seen])
+        classifier = made().fit(tokens.features[seen], tokens.overridden[seen])
         scores[unseen] = classifier.predict_proba(tokens.features[unseen])[:, 1]
     knots = curve(scores, tokens.overridden)
-    classifier = _classifier().fit(tokens.features, tokens.overridden)
+    classifier = made().fit(tokens.features, tokens.overridden)
     return Fit(classifier, *knots, np.interp(scores, *knots))
 
 
@@ -151,13 +155,12 @@ def _classifier() -> Pipeline:
 
     Boosted trees and forests ranked the tokens of the default pair no better.
     """
-    kinds = [FEATURES.index(name) for name in ("kind", "kind_before", "runner_up_kind")]
-    numbers = [index for index in range(len(FEATURES)) if index not in kinds]
-    categories = [[float(kind) for kind in TokenKind]] * len(kinds)
+    numbers = [index for index in range(len(FEATURES)) if index not in KINDS]
+    categories = [[float(kind) for kind in TokenKind]] * len(KINDS)
     columns = ColumnTransformer(
         [
             ("numbers", StandardScaler(), numbers),
-            ("kinds", OneHotEncoder(categories=categories, handle_unknown="ignore", sparse_output=False), kinds),
+            ("kinds", OneHotEncoder(categories=categories, handle_unknown="ignore", sparse_output=False), [*KINDS]),
         ]
     )
     return make_pipeline(columns, LogisticRegression(C=REGULARISATION, max_iter=2000))
