@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from typing import Self
 
 import numpy as np
@@ -37,18 +37,14 @@ class TellingModel(TorchModel):
         return choice
 
 
-@dataclass(slots=True)
-class _Wanted:
-    """What is about to be asked for of one tree: nodes."""
-
-    proposals: set[int]
-    choices: set[int]
+_Wanted = dict[str, tuple[TextTree, set[int]]]  # by a tree's id: it, and those of its nodes that may be asked about
 
 
 class Explorer:
-    """Answers what is asked for, once it is asked; all else that is expected then is answered with it.
+    """Answers what is asked for, once it is asked; all else that is expected of that model then is answered with it.
 
-    Both models work at the same time. Use it as a context manager: it owns a thread.
+    The device's model is asked for each token, the cloud's now and then: what is expected of it waits until then, so
+    that its forwards are few. Both models work at the same time. Use it as a context manager: it owns a thread.
     """
 
     def __init__(
@@ -59,7 +55,8 @@ class Explorer:
         self._sampling = sampling
         self._caches = KvStore(cloud.new_cache, budget_bytes=kv_bytes, bytes_per_token=cloud.kv_bytes_per_token)
         self._sequences: dict[str, tuple[OnnxSequence, list[int]]] = {}  # and what each has read
-        self._wanted: dict[str, tuple[TextTree, _Wanted]] = {}
+        self._wanted_proposals: _Wanted = {}
+        self._wanted_choices: _Wanted = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="exploring device")
 
@@ -75,19 +72,19 @@ class Explorer:
     def expect_proposal(self, tree: TextTree, node: int) -> None:
         """The device's next token after a text may be asked for."""
         if node not in tree.proposals:
-            self._of(tree).proposals.add(node)
+            self._wanted_proposals.setdefault(tree.id, (tree, set()))[1].add(node)
 
     def expect_choices(self, tree: TextTree, nodes: Iterable[int]) -> None:
         """The cloud's next tokens after these texts, each the parent of the next, may be asked for."""
         missing = [node for node in nodes if node not in tree.choices]
         if missing:
-            self._of(tree).choices.update(missing)
+            self._wanted_choices.setdefault(tree.id, (tree, set()))[1].update(missing)
 
     def proposal(self, tree: TextTree, node: int) -> ExtendedProposal:
         """What the device's model writes next after a text."""
         if node not in tree.proposals:
             self.expect_proposal(tree, node)
-            self._answer()
+            self._answer_proposals().result()
         return tree.proposals[node]
 
     def propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
@@ -104,7 +101,7 @@ class Explorer:
         """What the cloud's model writes next after each of these texts, each the parent of the next."""
         if any(node not in tree.choices for node in nodes):
             self.expect_choices(tree, nodes)
-            self._answer()
+            self._answer_choices()
         return [tree.choices[node] for node in nodes]
 
     def cross_entropy(self, tree: TextTree, node: int) -> float:
@@ -121,13 +118,13 @@ class Explorer:
         if sequence is not None:
             sequence[0].close()
 
-    def _of(self, tree: TextTree) -> _Wanted:
-        return self._wanted.setdefault(tree.id, (tree, _Wanted(set(), set())))[1]
+    def _answer_proposals(self) -> Future[None]:
+        wanted, self._wanted_proposals = self._wanted_proposals, {}
+        return asyncio.run_coroutine_threadsafe(self._propose(wanted), self._loop)
 
-    def _answer(self) -> None:
-        """Answer all that is expected, by both models at once."""
-        wanted, self._wanted = [*self._wanted.values()], {}
-        drafting = asyncio.run_coroutine_threadsafe(self._propose(wanted), self._loop)
+    def _answer_choices(self) -> None:
+        wanted, self._wanted_choices = self._wanted_choices, {}
+        drafting = self._answer_proposals()
         try:
             self._read(wanted)
         finally:
@@ -135,9 +132,9 @@ class Explorer:
 
     # --- The device's model ------------------------------------------------------------------------------------------
 
-    async def _propose(self, wanted: Sequence[tuple[TextTree, _Wanted]]) -> None:
-        for tree, of_tree in wanted:
-            for node in sorted(of_tree.proposals):
+    async def _propose(self, wanted: _Wanted) -> None:
+        for tree, nodes in wanted.values():
+            for node in sorted(nodes - tree.proposals.keys()):
                 tree.propose(node, await self._propose_after(tree, tree.text(node)))
 
     async def _propose_after(self, tree: TextTree, text: list[int]) -> ExtendedProposal:
@@ -172,9 +169,9 @@ class Explorer:
 
     # --- The cloud's model -------------------------------------------------------------------------------------------
 
-    def _read(self, wanted: Sequence[tuple[TextTree, _Wanted]]) -> None:
+    def _read(self, wanted: _Wanted) -> None:
         """Read the longest wanted path of each tree, then what that did not cover."""
-        left = [(tree, of_tree.choices) for tree, of_tree in wanted]
+        left = [*wanted.values()]
         while left := [(tree, missing) for tree, nodes in left if (missing := nodes - tree.choices.keys())]:
             paths = [(tree, _covering(tree, missing)) for tree, missing in left]
             for batch in _batches(paths):
