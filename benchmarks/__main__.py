@@ -27,6 +27,7 @@ NAMES = {
     "validate": "virtual time against measured runs",
     "regret": "what exact loses against the best fixed strategy, over a grid in virtual time",
     "quality": "pass@1, and whether gates keep their promises: strategies on suites of tasks",
+    "pooled": "quality on several suites together",
     "gates": "what signals and gates catch at equal budgets, against an oracle, along explored texts",
     "fit-gate": "the gate that comes with a pair, from explored texts",
     "gate-figures": "figures of the results of quality and gates",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import pooled
 from benchmarks.quality import add_arguments, contender, run
 from benchmarks.quality_summary import fired_share_in_hindsight, summarise
 from common.errors import ConfigError, InvalidRequest
@@ -96,3 +97,41 @@ def test_the_gap_that_is_closed_is_paired_by_task() -> None:
     low, high = told["gated"]["gap_closed_95"]
     assert 0.0 <= low < 0.75 < high <= 1.0
     assert told["gated"]["equal_cloud"] == 7 / 8
+
+
+def written(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    path = folder / name
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    return str(path)
+
+
+def pool(*paths: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    pooled.add_arguments(parser)
+    return pooled.run(parser.parse_args(paths))
+
+
+def test_suites_are_pooled_by_the_strategies_that_answered_them_all(tmp_path: Path) -> None:
+    first = [row(name, task, passed=name != "edge") for name in ("edge", "cloud", "gated") for task in range(4)]
+    second = [row(name, task, passed=name == "cloud") for name in ("edge", "gated", "cloud") for task in range(4, 8)]
+    partial = row("uhlm-0.1", 5, passed=True)
+    paths = (written(tmp_path, "a.gz", [*first, partial | {"id": "0"}]), written(tmp_path, "b.gz", [*second, partial]))
+    result = pool(*paths)
+    assert result["settings"] == {"answers": ["a.gz", "b.gz"], "tasks": [4, 4]}
+    assert [*result["summary"]] == ["edge", "cloud", "gated"]
+    assert result["summary"]["gated"]["tasks"] == 8
+    assert result["summary"]["gated"]["gap_closed"] == 0.5
+
+
+def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:
+    rows = [row(name, task, passed=True) for name in ("edge", "cloud") for task in range(2)]
+    path = written(tmp_path, "a.gz", rows)
+    with pytest.raises(ConfigError, match="0 is answered by edge more than once"):
+        pool(path, path)
+    with pytest.raises(ConfigError, match="all files have edge; edge and cloud are needed"):
+        pool(written(tmp_path, "b.gz", rows[:2]))
+    (tmp_path / "none.gz").write_bytes(b"no gzip")
+    with pytest.raises(ConfigError, match=r"none.gz: not a file of answers \("):
+        pool(str(tmp_path / "none.gz"))
+    with pytest.raises(ConfigError, match="odd.gz: not a file of answers;"):
+        pool(written(tmp_path, "odd.gz", [{"id": "0"}]))
