@@ -27,7 +27,8 @@ class Open:
 class Draft:
     """Device to cloud: tokens from position `start` on, and alternatives beside them.
 
-    Those below `final_before` are committed and only audited. No tokens at all asks the cloud to write.
+    Those below `final_before` are committed, or will be if what was sent before stands, and only audited. No tokens at
+    all asks the cloud to write.
     """
 
     revision: int

@@ -179,7 +179,7 @@ class BranchToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of draft tokens that was sent; those below `final_before` are committed and only audited."""
+    """A run of draft tokens that was sent; those below `final_before` are only audited."""
 
     revision: int
     start: int

@@ -23,6 +23,7 @@ _HOPELESS = 0.01  # chance of being of use below which a draft is not worth the 
 # Tokens between two fires that are judged with them, though nobody asked: with more there are fewer questions, and
 # fewer tokens that are final at once (an assumption).
 _GAP = 2
+_LIKELY = 0.7  # chance that what is on its way stands, from which on more is asked meanwhile (chosen on tuning traces)
 _DOUBTFUL = 0.5  # chance that all stands below which skipped tokens that stay provisional are read (an assumption)
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
 _UPLOAD = 0.08  # tokens, the price of a branch token's bytes: with it, 12 bytes up a token suffice (test_bytes.py)
@@ -94,20 +95,42 @@ class AdaptivePlanner:
         return Decision(draft, "the span is worth more with another token", figures)
 
     def _ask(self, situation: Situation, costs: Costs, rate: float) -> Decision:
-        """Send what fired, with all before it, as soon as nothing else is on its way.
+        """Send what fired, with all before it and what fires close behind it.
 
-        What fires while the cloud reads is behind a token that may yet be overridden, and would wait for that reading
-        in any case; so it is asked about with the next one, and so is what fires close behind that.
+        While something is on its way, what fires is asked about only if that will likely stand, and not earlier than
+        the cloud has time for it. Long stretches that nobody asked about are read beforehand, for the next question
+        would have to wait for that.
         """
         session = situation.session
-        asked = session.tokens_to_ask(_GAP)
-        if asked and not session.spans:
-            onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
-            return Decision(Send(asked, onward), "the gate fired", {"takeover": onward})
+        wait_ms = situation.pipeline.wait_ms(situation.now_ms)
         action = self._draft(situation, costs, rate)
+        asked = session.tokens_to_ask(_GAP)
+        ready = isinstance(action, Wait) or self._group_is_whole(situation, costs, rate, asked, wait_ms)
+        if asked and ready and not self._busy(situation, costs, wait_ms):
+            onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
+            return Decision(Send(asked, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})
+        unread = session.final - session.sent
+        if unread > 0 and not session.spans and costs.read_ms(unread) > 2 * (costs.read_ms(1) + costs.rtt_ms):
+            return Decision(Send(unread), "what is unread would hold up the next question")
         if session.stranded and (isinstance(action, Wait) or survival(_risks(situation, session.final)) < _DOUBTFUL):
             return Decision(Send(), "what there is must be read to be final, and may well be taken back")
-        return Decision(action, "the gate has not fired")
+        return Decision(action, "nothing has to be asked now")
+
+    def _group_is_whole(self, situation: Situation, costs: Costs, rate: float, asked: int, wait_ms: float) -> bool:
+        """Whether no fire can join those that are to be asked about, or they are as many as make a good span."""
+        session = situation.session
+        if len(session.text) - session.sent - asked >= _GAP:
+            return True
+        drafts = 0 if session.exhausted else min(session.limit - len(session.text), LONGEST)
+        begin = max(session.final, session.sent)
+        plan = best_span(_risks(situation, begin), drafts, wait_ms, costs, rate)
+        return session.sent + asked - begin >= max(plan.tokens, _GAP + 1)
+
+    def _busy(self, situation: Situation, costs: Costs, wait_ms: float) -> bool:
+        """Whether a question had better wait for what is on its way."""
+        session = situation.session
+        stands = survival([situation.tree.risk(position) for position in range(session.final, session.sent)])
+        return bool(session.spans) and (stands < _LIKELY or wait_ms > costs.draft_ms + costs.row_ms)
 
     def _follow(self, situation: Situation, costs: Costs) -> Decision:
         """While the cloud writes, draft ahead of it, and take back once that is worth more than its writing."""

@@ -59,6 +59,7 @@ class CloudSession:
         self.stale_frames = 0
         self.deadline_ms = 0  # of the latest Draft, told by it or by one before it; 0: none
         self._takeover_left = 0
+        self._vouched = 0  # below, the text was told where the device had nothing final that was not judged
         self._judged_last = False  # the latest frame was judged, and nothing was written since
 
     @property
@@ -180,6 +181,8 @@ class CloudSession:
         further = walk_on(judging.branches, beside, result, length=judging.choices, eos_token_ids=self.eos_token_ids)
         position = judging.start + result.stands
         self.text = [*judging.token_ids[:position], result.token_id, *further]
+        if judging.judged and frame.final_before < frame.start + len(frame.token_ids):
+            self._vouched = len(self.text)
         deviations = tuple(judging.start + index for index in result.deviations)
         own = frame.token_ids[position - frame.start : position - frame.start + 1]
         contradicted = bool(own) and own[0] != result.token_id
@@ -216,10 +219,11 @@ class CloudSession:
         return Closed(deviations, queue_us, compute_us)
 
     def _contradicted(self, frame: Draft) -> bool:
-        """Whether the cloud has written another token where the device asks for a judgement."""
+        """Whether the cloud has written another token where the device asks for a judgement, or has it to come."""
         agreed = self._agreed(frame)
         position = frame.start + agreed
-        return agreed < len(frame.token_ids) and frame.final_before <= position < len(self.text)
+        told = position < self._vouched
+        return agreed < len(frame.token_ids) and position < len(self.text) and (told or frame.final_before <= position)
 
     def _agreed(self, frame: Draft | Close) -> int:
         """How many leading tokens of a frame are already in the text."""

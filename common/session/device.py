@@ -77,6 +77,13 @@ class DeviceSession:
         return end - self.sent
 
     @property
+    def _settled(self) -> int:
+        """Everything below is final, on its way to a judge, or final once that one lets all before it stand."""
+        if not self._skips_are_final or self.following:
+            return self.final
+        return next((position for position in self._fired if position >= self.sent), len(self.text))
+
+    @property
     def stranded(self) -> bool:
         """Some of the text is not final, and nothing is on its way that could make it so."""
         return not self.spans and not self.following and self.final < len(self.text)
@@ -126,7 +133,7 @@ class DeviceSession:
         self.state = step(self.state, Happening.DRAFT)
         end = len(self.text) if max_tokens is None else min(len(self.text), self.sent + max_tokens)
         tokens = tuple(self.text[self.sent : end])
-        final_before = max(self.sent, min(self.final, end))
+        final_before = max(self.sent, min(self._settled, end))
         beside = tuple(branches) if final_before < end else ()
         span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens, beside)
         risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end)) if self._gated else ()
@@ -197,7 +204,7 @@ class DeviceSession:
                 self._reopened = False
             case Verdict() if self.state is State.CLOSING:
                 self._count(frame)
-                self._crossing += frame.deviations
+                self._crossing += tuple(position for position in frame.deviations if position < self.final)
             case Continuation() if self.state is State.CLOSING:
                 self._count(frame)
             case Verdict():
@@ -228,7 +235,8 @@ class DeviceSession:
         self.state = step(self.state, Happening.TAKEOVER if begins else Happening.VERDICT)
         upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
         self._count(verdict)
-        yield from self._audit(span.start, span.final_before, verdict.deviations)
+        unread = min(max(span.start, self.read), span.final_before)
+        yield from self._audit(unread, span.final_before, verdict.deviations)
         self._mark_read(span.end if told else verdict.position + len(tokens))
         while self.final < verdict.position:
             yield from self._commit(Origin.VERIFIED)
@@ -304,7 +312,7 @@ class DeviceSession:
         if not (self._skips_are_final or self._alone):
             return
         while not self.following and self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
-            if self.final < self.sent:
+            if self.final < self.sent and not any(span.start <= self.final < span.final_before for span in self.spans):
                 return
             yield from self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT)
 

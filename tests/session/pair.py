@@ -136,7 +136,9 @@ class Pair:
             return False
         frame = self.down.popleft()
         spans = self.device.spans
-        audited = range(spans[0].start, spans[0].final_before) if isinstance(frame, Verdict) and spans else range(0)
+        audited = range(0)
+        if isinstance(frame, Verdict) and spans:  # what the answer before told is verified, not audited
+            audited = range(max(spans[0].start, self.device.read), spans[0].final_before)
         if isinstance(frame, Closed):
             audited = range(min(self.device.read, self.device.final), self.device.final)
         if isinstance(frame, Verdict) and spans and spans[0].token_ids and spans[0].end < self.device.final:

@@ -98,6 +98,21 @@ def test_audit_only_spans_come_in_chunks() -> None:
     assert answer(cloud, draft(7, 6, 1, final_before=9), [2, 3]) == Verdict(0, 9, 3, (8,))
 
 
+def test_a_bonus_holds_against_what_was_skipped_before_the_device_knew_it() -> None:
+    cloud = session()
+    answer(cloud, draft(3, 1), [1, 2])
+    assert cloud.receive(draft(4, 5, 6, final_before=5)) is None
+    assert (cloud.revision, cloud.stale_frames, cloud.text) == (1, 1, [7, 8, 9, 1, 2])
+
+
+def test_a_token_behind_a_span_that_the_cloud_had_told_may_be_final_already() -> None:
+    cloud = session()
+    answer(cloud, draft(3, 1), [1, 2])
+    assert answer(cloud, draft(4, 2), [3]) == Verdict(0, 5, 3)  # the device has known of the 2 before, and gone on
+    assert answer(cloud, draft(5, 6, 7, final_before=6), [3, 7, 8]) == Verdict(0, 7, 8, (5,))
+    assert cloud.text == [7, 8, 9, 1, 2, 6, 7, 8]
+
+
 def test_choices_and_times_are_passed_on() -> None:
     cloud = session()
     judging = cloud.receive(draft(START, 1))

@@ -41,6 +41,35 @@ def test_fires_close_behind_each_other_are_asked_about_together() -> None:
     assert [device.tokens_to_ask(gap) for gap in (1, 2)] == [1, 4]
 
 
+def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() -> None:
+    device = session()
+    fire(device, 1)
+    device.send()
+    skip(device, 2, 3)
+    fire(device, 4)
+    frame = device.send()
+    assert (frame.start, frame.token_ids, frame.final_before) == (4, (2, 3, 4), 6)
+    assert device.final == 3, "nobody has judged the fire yet"
+    told = [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 3, Origin.DRAFT)]
+    assert committed(device.apply(Verdict(0, 4, 2))) == told, "the bonus confirms the first, the second is skipped"
+    events = list(device.apply(Verdict(0, 7, 8, (5,))))
+    assert events[0] == Audited(5, 6, (5,))
+    assert committed(events) == [(6, 4, Origin.VERIFIED), (7, 8, Origin.BONUS)]
+    assert (device.tally.skipped_tokens, device.tally.audited_tokens, device.tally.deviations) == (1, 1, 1)
+
+
+def test_a_bonus_takes_the_place_of_what_was_skipped_behind_a_fire_on_its_way() -> None:
+    device = session()
+    fire(device, 1)
+    device.send()
+    skip(device, 2, 3)
+    fire(device, 4)
+    device.send()
+    assert committed(device.apply(Verdict(0, 4, 9)))[-1] == (4, 9, Origin.BONUS)
+    assert (device.revision, device.text[3:], len(device.spans)) == (1, [1, 9], 0)
+    assert (device.tally.caught, device.tally.skipped_tokens) == (1, 0)
+
+
 def test_a_draft_tells_what_is_final() -> None:
     device = session()
     skip(device, 1, 2)

@@ -49,7 +49,8 @@ def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
     device = session()
     fire(device, 1)
     device.send()
-    skip(device, 2, 3)
+    fire(device, 2)
+    skip(device, 3)
     device.send()
     list(device.apply(Verdict(0, 4, 2)))  # the bonus confirms the 2, and the 3 is on its way
     assert (device.final, device.unsent_fires) == (5, 0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,11 +234,38 @@ def test_nothing_is_sent_beside_a_span_where_reading_a_token_is_dear() -> None:
 # --- Other modes -----------------------------------------------------------------------------------------------------
 
 
-def test_gated_asks_as_soon_as_the_gate_fires_and_not_before() -> None:
+def test_gated_asks_once_nothing_can_join_what_fired_and_not_before() -> None:
     scene = Scene().drafted(*[0.01] * 30, fires=False)
     assert scene.decide(Mode.GATED).action == Draft()
-    assert isinstance(scene.drafted(0.3).decide(Mode.GATED).action, Send)
+    assert scene.drafted(0.3).decide(Mode.GATED).action == Draft(), "the next one may fire, too"
+    assert scene.drafted(0.01, fires=False).decide(Mode.GATED).action == Draft()
+    assert scene.drafted(0.01, fires=False).decide(Mode.GATED).action == Send(31)
     assert isinstance(scene.sent().decide(Mode.GATED).action, Draft), "and drafts on while it is being asked"
+
+
+def test_gated_asks_before_fires_without_end_are_more_than_a_good_span() -> None:
+    scene = Scene()
+    while isinstance(scene.decide(Mode.GATED).action, Draft):
+        scene.drafted(0.1)
+    assert isinstance(scene.decide(Mode.GATED).action, Send)
+    assert 3 <= len(scene.session.text) - scene.session.final <= 16
+
+
+def test_gated_has_long_stretches_read_before_the_next_question() -> None:
+    scene = Scene(known(rtt_ms=20, read_ms=50, token_ms=5))
+    while isinstance(scene.decide(Mode.GATED).action, Draft):
+        scene.drafted(0.001, fires=False)
+    assert scene.decide(Mode.GATED).action == Send(21), "reading these takes as long as two questions: 50 + 5 + 20 ms"
+    assert scene.sent().decide(Mode.GATED).action == Draft()
+
+
+@pytest.mark.parametrize(("risk", "asks"), [(0.1, True), (0.5, False)])
+def test_gated_asks_on_if_what_is_on_its_way_will_likely_stand(risk: float, asks: bool) -> None:
+    scene = Scene(known(rtt_ms=400)).drafted(risk).sent()
+    scene.drafted(0.2).drafted(0.01, 0.01, fires=False)
+    assert scene.decide(Mode.GATED).action == Draft(), "the cloud has no time for it yet"
+    scene.now_ms += 100
+    assert scene.decide(Mode.GATED).action == (Send(1) if asks else Draft())
 
 
 def test_gated_keeps_what_fires_meanwhile_for_the_next_question_and_what_follows_for_itself() -> None:
