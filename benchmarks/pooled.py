@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     twice = [key for key, count in Counter((row["strategy"], row["id"]) for row in rows).items() if count > 1]
     if twice:
         raise ConfigError(f"answers: {twice[0][1]} is answered by {twice[0][0]} more than once; name each suite once")
+    if len({row["passed"] is None for row in rows}) > 1:
+        raise ConfigError("answers: some suites have right answers and some have none; pool those that have")
     strategies = _common_strategies(suites)
     if not {"edge", "cloud"} <= set(strategies):
         raise ConfigError(f"answers: all files have {', '.join(strategies) or 'nothing'}; edge and cloud are needed")

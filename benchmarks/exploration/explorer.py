@@ -148,9 +148,11 @@ class Explorer:
         before = len(text) - len(nodes)
         if sequence.length < before:
             await sequence.step(text[sequence.length : before])
-        steps = sequence.read(text[before:])
-        for position, node in enumerate(nodes, start=before + 1):
-            tree.propose(node, self._proposal((await anext(steps)).logits, position))
+        places = iter(enumerate(nodes, start=before + 1))
+        async for step in sequence.read(text[before:]):
+            length, node = next(places)
+            if node not in tree.proposals:
+                tree.propose(node, self._proposal(step.logits, length))
 
     def _rewound(self, tree: TextTree, text: list[int], *, unread: int) -> OnnxSequence:
         """A tree's sequence, holding what it can of a text that is to be fed; not the last `unread` tokens."""

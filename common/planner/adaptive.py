@@ -106,7 +106,8 @@ class AdaptivePlanner:
         action = self._draft(situation, costs, rate)
         asked = session.tokens_to_ask(_GAP)
         ready = isinstance(action, Wait) or self._group_is_whole(situation, costs, rate, asked, wait_ms)
-        if asked and ready and not self._busy(situation, costs, wait_ms):
+        busy = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(action, Wait)
+        if asked and ready and not busy and _likely(situation):
             onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
             return Decision(Send(asked, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})
         unread = session.final - session.sent
@@ -114,7 +115,7 @@ class AdaptivePlanner:
             return Decision(Send(unread), "what is unread would hold up the next question")
         if session.stranded and (isinstance(action, Wait) or survival(_risks(situation, session.final)) < _DOUBTFUL):
             return Decision(Send(), "what there is must be read to be final, and may well be taken back")
-        return Decision(action, "nothing has to be asked now")
+        return Decision(action, "a question had better wait" if asked else "the gate has not fired")
 
     def _group_is_whole(self, situation: Situation, costs: Costs, rate: float, asked: int, wait_ms: float) -> bool:
         """Whether no fire can join those that are to be asked about, or they are as many as make a good span."""
@@ -125,12 +126,6 @@ class AdaptivePlanner:
         begin = max(session.final, session.sent)
         plan = best_span(_risks(situation, begin), drafts, wait_ms, costs, rate)
         return session.sent + asked - begin >= max(plan.tokens, _GAP + 1)
-
-    def _busy(self, situation: Situation, costs: Costs, wait_ms: float) -> bool:
-        """Whether a question had better wait for what is on its way."""
-        session = situation.session
-        stands = survival([situation.tree.risk(position) for position in range(session.final, session.sent)])
-        return bool(session.spans) and (stands < _LIKELY or wait_ms > costs.draft_ms + costs.row_ms)
 
     def _follow(self, situation: Situation, costs: Costs) -> Decision:
         """While the cloud writes, draft ahead of it, and take back once that is worth more than its writing."""
@@ -180,6 +175,12 @@ def _send(situation: Situation, tokens: int, continuation_tokens: int, least: fl
     """The oldest unsent tokens, and beside them the branch tokens that are at least so likely to stand."""
     start = situation.session.sent
     return Send(tokens, continuation_tokens, worthy_sprouts(situation.tree, start, start + tokens, least))
+
+
+def _likely(situation: Situation) -> bool:
+    """Whether all that is on its way to be judged will likely stand."""
+    judged = (range(span.final_before, span.end) for span in situation.session.spans)
+    return survival([situation.tree.risk(position) for span in judged for position in span]) >= _LIKELY
 
 
 def _reads_along(costs: Costs, unread: int, value: float) -> bool:

@@ -59,7 +59,7 @@ class CloudSession:
         self.stale_frames = 0
         self.deadline_ms = 0  # of the latest Draft, told by it or by one before it; 0: none
         self._takeover_left = 0
-        self._vouched = 0  # below, the text was told where the device had nothing final that was not judged
+        self._vouched = 0  # below, the device takes the cloud's tokens, whatever Drafts on their way call final
         self._judged_last = False  # the latest frame was judged, and nothing was written since
 
     @property
@@ -219,7 +219,7 @@ class CloudSession:
         return Closed(deviations, queue_us, compute_us)
 
     def _contradicted(self, frame: Draft) -> bool:
-        """Whether the cloud has written another token where the device asks for a judgement, or has it to come."""
+        """Whether the cloud has written another token where the device asks for a judgement, or will take it."""
         agreed = self._agreed(frame)
         position = frame.start + agreed
         told = position < self._vouched

@@ -78,8 +78,11 @@ class DeviceSession:
 
     @property
     def _settled(self) -> int:
-        """Everything below is final, on its way to a judge, or final once that one lets all before it stand."""
-        if not self._skips_are_final or self.following:
+        """Everything below is final, on its way to a judge, or final once that one lets all before it stand.
+
+        Without anything on its way, what is provisional has been kept so by a takeover that was cut off.
+        """
+        if not self._skips_are_final or self.following or self.stranded:
             return self.final
         return next((position for position in self._fired if position >= self.sent), len(self.text))
 
@@ -166,9 +169,9 @@ class DeviceSession:
     def reopen(self) -> Open:
         """Begin a new stream after a failure, from what the cloud is known to have read; a takeover is over with it.
 
-        What is provisional stays so. Tokens that were on their way to a judge wait for being sent again, and skipped
-        ones that are unread are audited by the next Draft. Raises ProtocolViolation unless the last stream failed
-        while the text was being written.
+        What is provisional stays so. All of it that was sent waits for being sent again, and is then judged; skipped
+        tokens that are final and unread are audited by the next Draft. Raises ProtocolViolation unless the last stream
+        failed while the text was being written.
         """
         if self.finish_reason is not None:
             raise ProtocolViolation(f"reopen: the text has ended at {self.final}; nothing is left to write")

@@ -130,6 +130,8 @@ def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:
         pool(path, path)
     with pytest.raises(ConfigError, match="all files have edge; edge and cloud are needed"):
         pool(written(tmp_path, "b.gz", rows[:2]))
+    with pytest.raises(ConfigError, match="some suites have right answers and some have none"):
+        pool(path, written(tmp_path, "c.gz", [one | {"id": "p", "passed": None} for one in rows[1:3]]))
     (tmp_path / "none.gz").write_bytes(b"no gzip")
     with pytest.raises(ConfigError, match=r"none.gz: not a file of answers \("):
         pool(str(tmp_path / "none.gz"))

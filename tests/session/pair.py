@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from common.errors import CloudUnavailable
-from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
+from common.messages import ClientFrame, Close, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from common.planner import Action, CatchUp, FixedPlanner, HandOver, Send, Wait
 from common.planner import Draft as DraftOn
-from common.session import CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
+from common.session import Audited, CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
 from common.types import BranchToken, Mode, OnDeviation, SamplingParams, SessionId, Signal
 
 VOCABULARY = 50
@@ -136,18 +136,11 @@ class Pair:
             return False
         frame = self.down.popleft()
         spans = self.device.spans
-        audited = range(0)
-        if isinstance(frame, Verdict) and spans:  # what the answer before told is verified, not audited
-            audited = range(max(spans[0].start, self.device.read), spans[0].final_before)
-        if isinstance(frame, Closed):
-            audited = range(min(self.device.read, self.device.final), self.device.final)
         if isinstance(frame, Verdict) and spans and spans[0].token_ids and spans[0].end < self.device.final:
             self.overtaken_spans += spans[0].final_before == spans[0].start
-        before = self.device.tally.audited_tokens
         for event in self.device.apply(frame):
             self._note(event)
-        assert self.device.tally.audited_tokens - before == len(audited)
-        self.audits.update(audited)
+        assert self.device.tally.audited_tokens == self.audits.total()
         return True
 
     def _device_moves(self) -> bool:
@@ -232,6 +225,8 @@ class Pair:
 
     def _note(self, event: SessionEvent) -> None:
         self.events.append(event)
+        if isinstance(event, Audited):
+            self.audits.update(range(event.start, event.end))
 
     @property
     def committed(self) -> list[Committed]:

@@ -152,6 +152,21 @@ def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
         list(device.apply(Closed()))
 
 
+def test_a_deviation_behind_a_stop_string_counts_for_nothing() -> None:
+    device = session()
+    fire(device, 1)
+    device.send()
+    skip(device, 2, 3)
+    fire(device, 4)
+    device.send()
+    assert committed(device.apply(Verdict(0, 4, 2)))[-1] == (5, 3, Origin.DRAFT)
+    list(device.finish_at(5))
+    assert device.close() == Close(5, ())
+    assert list(device.apply(Verdict(1, 6, 9, (5,)))) == []
+    list(device.apply(Closed()))
+    assert (device.tally.audited_tokens, device.tally.deviations) == (0, 0)
+
+
 def test_a_share_of_the_texts_that_nothing_was_asked_about_is_audited() -> None:
     audited, passed = session(), session()
     for device in (audited, passed):

@@ -44,6 +44,32 @@ def test_reopening_tells_what_was_read_and_the_rest_is_audited_by_the_next_draft
     assert (device.tally.audited_tokens, device.tally.deviations, device.tally.skipped_tokens) == (2, 1, 2)
 
 
+def test_what_was_skipped_behind_a_fire_is_judged_with_it_after_a_loss() -> None:
+    device = session()
+    fire(device, 1)
+    device.send()
+    skip(device, 2, 3)
+    device.send()
+    lose(device)
+    device.reopen()
+    assert device.unsent_fires == 3
+    assert device.send() == Draft(0, 3, (1, 2, 3), (0.5, 0.0, 0.0), 3)
+
+
+def test_what_a_takeover_kept_provisional_is_judged_once_it_is_cut_off() -> None:
+    device = session()
+    device.send(continuation_tokens=9)
+    list(device.apply(Verdict(0, 3, 5)))
+    assert committed(skip(device, 6)) == [], "the cloud may write something else"
+    frame = device.send()
+    assert (frame.token_ids, frame.final_before) == ((6,), 4), "a take-back is judged"
+    assert committed(skip(device, 7)) == []
+    lose(device)
+    device.reopen()
+    assert device.stranded
+    assert device.send() == Draft(0, 4, (6, 7), (0.0, 0.0), 4)
+
+
 def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
     """The fire before them is decided, so that without the loss only their own verdict was awaited."""
     device = session()

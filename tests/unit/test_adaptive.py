@@ -268,6 +268,12 @@ def test_gated_asks_on_if_what_is_on_its_way_will_likely_stand(risk: float, asks
     assert scene.decide(Mode.GATED).action == (Send(1) if asks else Draft())
 
 
+def test_gated_asks_at_once_where_nothing_is_left_to_draft() -> None:
+    scene = Scene(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.2, token_id=EOS)
+    assert scene.pipeline.wait_ms(scene.now_ms) > 50, "the cloud is busy"
+    assert scene.decide(Mode.GATED).action == Send(1)
+
+
 def test_gated_keeps_what_fires_meanwhile_for_the_next_question_and_what_follows_for_itself() -> None:
     scene = Scene(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
     scene.drafted(0.2).drafted(0.01, 0.01, fires=False).drafted(0.2).drafted(0.01, 0.01, fires=False)
