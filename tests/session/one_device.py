@@ -36,6 +36,17 @@ def skip(device: DeviceSession, *token_ids: int) -> list[SessionEvent]:
     return [event for token_id in token_ids for event in device.draft(token_id, signal, fires=False)]
 
 
+def with_two_questions() -> DeviceSession:
+    """The fires 1 and 4 are on their way, in a span each; 2 and 3 were skipped in between."""
+    device = session()
+    fire(device, 1)
+    device.send()
+    skip(device, 2, 3)
+    fire(device, 4)
+    device.send()
+    return device
+
+
 def lose(device: DeviceSession) -> None:
     with pytest.raises(CloudUnavailable):
         list(device.apply(Failure("UNAVAILABLE", "gone")))

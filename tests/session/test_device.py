@@ -13,8 +13,8 @@ from common.errors import (
 )
 from common.messages import Continuation, Draft, Opened, Verdict
 from common.session import Audited, CloudSession, Committed, Drafted, Retracted
-from common.types import Origin, Signal
-from tests.session.one_device import OPEN, PROMPT, START, committed, fire, session, skip
+from common.types import Origin, Signal, Span
+from tests.session.one_device import OPEN, PROMPT, START, committed, fire, session, skip, with_two_questions
 
 # Drafting and sending
 
@@ -42,13 +42,8 @@ def test_fires_close_behind_each_other_are_asked_about_together() -> None:
 
 
 def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() -> None:
-    device = session()
-    fire(device, 1)
-    device.send()
-    skip(device, 2, 3)
-    fire(device, 4)
-    frame = device.send()
-    assert (frame.start, frame.token_ids, frame.final_before) == (4, (2, 3, 4), 6)
+    device = with_two_questions()
+    assert device.spans[1] == Span(0, 4, (2, 3, 4), final_before=6, continuation_tokens=0)
     assert device.final == 3, "nobody has judged the fire yet"
     told = [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 3, Origin.DRAFT)]
     assert committed(device.apply(Verdict(0, 4, 2))) == told, "the bonus confirms the first, the second is skipped"
@@ -59,12 +54,7 @@ def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() ->
 
 
 def test_a_bonus_takes_the_place_of_what_was_skipped_behind_a_fire_on_its_way() -> None:
-    device = session()
-    fire(device, 1)
-    device.send()
-    skip(device, 2, 3)
-    fire(device, 4)
-    device.send()
+    device = with_two_questions()
     assert committed(device.apply(Verdict(0, 4, 9)))[-1] == (4, 9, Origin.BONUS)
     assert (device.revision, device.text[3:], len(device.spans)) == (1, [1, 9], 0)
     assert (device.tally.caught, device.tally.skipped_tokens) == (1, 0)

@@ -10,7 +10,7 @@ from common.errors import ChaperoneError, CloudTimeout, InternalError, Overloade
 from common.messages import Close, Closed, Continuation, Failure, Open, Opened, Verdict
 from common.session import Audited, Committed, DeviceSession, Retracted, State
 from common.types import FinishReason, OnDeviation, Origin, SamplingParams, SessionId
-from tests.session.one_device import EOS, START, committed, fire, lose, session, skip
+from tests.session.one_device import EOS, START, committed, fire, lose, session, skip, with_two_questions
 
 # Deviations that are retracted
 
@@ -153,12 +153,7 @@ def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
 
 
 def test_a_deviation_behind_a_stop_string_counts_for_nothing() -> None:
-    device = session()
-    fire(device, 1)
-    device.send()
-    skip(device, 2, 3)
-    fire(device, 4)
-    device.send()
+    device = with_two_questions()
     assert committed(device.apply(Verdict(0, 4, 2)))[-1] == (5, 3, Origin.DRAFT)
     list(device.finish_at(5))
     assert device.close() == Close(5, ())
