@@ -37,7 +37,7 @@ test-models: models ## tests of the default pair
 models: $(SETUP) ## fetch and convert the default pair; does nothing if it is there
 	$(BIN)/chaperone-cloud models pull --pair default
 
-bench: models ## all that is reported, made again in 3 to 4 hours; goes on where it was interrupted
+bench: models ## all that is reported, made again in under 3 hours, 4 without AVX-512; goes on where it was interrupted
 	$(BIN)/python -m benchmarks all $(ARGS)
 
 check: check-style check-types check-imports check-proto check-docs ## linters, types, architecture, contract, docs

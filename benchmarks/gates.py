@@ -38,7 +38,7 @@ from common.config import load_manifest, pair_folder
 from common.errors import ConfigError, InvalidRequest
 from common.types import SamplingParams
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.fitting import KINDS, figures, fit, judged_tokens
+from edge_client.fitting import KINDS, figures, hold_out, judged_tokens
 from edge_client.gate_model import GateModel
 
 BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
@@ -108,7 +108,7 @@ def _scores(texts: Sequence[JudgedText], gate: GateModel | None, read: Callable[
     tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
     for name, new_classifier in ((FITTED, None), (TREES, _trees)):
         try:
-            held_out = fit(tokens, new_classifier).held_out
+            _, held_out = hold_out(tokens, new_classifier)
         except InvalidRequest as error:
             print(f"{name} is left out: {error}", flush=True)
         else:

@@ -56,12 +56,19 @@ class Fit:
     held_out: Floats  # [tokens], the risk of each by a classifier that had not seen its text
 
 
-def fit(tokens: JudgedTokens, new_classifier: Callable[[], Any] | None = None) -> Fit:
-    """Fit to all texts, and, five times, to four fifths of them, to calibrate on the rest.
+def fit(tokens: JudgedTokens) -> Fit:
+    """Fit to all texts, with the curve that calibrates what was held out; raises InvalidRequest as `hold_out` does."""
+    knots, risks = hold_out(tokens)
+    return Fit(_classifier().fit(tokens.features, tokens.overridden), *knots, risks)
 
-    `new_classifier` makes one of scikit-learn's; None is the kind that gates are made of.
 
-    Raises InvalidRequest for too few texts, or too few tokens of either fate.
+def hold_out(
+    tokens: JudgedTokens, new_classifier: Callable[[], Any] | None = None
+) -> tuple[tuple[Floats, Floats], Floats]:
+    """Fit five times to four fifths of the texts; the curve over the scores of the rest, and their risks, [tokens].
+
+    `new_classifier` makes one of scikit-learn's; None is the kind that gates are made of. Raises InvalidRequest for too
+    few texts, or too few tokens of either fate.
     """
     texts, overrides = len(np.unique(tokens.texts)), int(tokens.overridden.sum())
     count = len(tokens.overridden)
@@ -79,8 +86,7 @@ def fit(tokens: JudgedTokens, new_classifier: Callable[[], Any] | None = None) -
         classifier = made().fit(tokens.features[seen], tokens.overridden[seen])
         scores[unseen] = classifier.predict_proba(tokens.features[unseen])[:, 1]
     knots = curve(scores, tokens.overridden)
-    classifier = made().fit(tokens.features, tokens.overridden)
-    return Fit(classifier, *knots, np.interp(scores, *knots))
+    return knots, np.interp(scores, *knots)
 
 
 def curve(scores: Floats, overridden: NDArray[np.bool_]) -> tuple[Floats, Floats]:
