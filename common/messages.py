@@ -27,8 +27,8 @@ class Open:
 class Draft:
     """Device to cloud: tokens from position `start` on, and alternatives beside them.
 
-    Those below `final_before` are committed, or will be if what was sent before stands, and only audited. No tokens at
-    all asks the cloud to write.
+    Those below `final_before` are committed, or will be if what was sent before stands, and only audited; the token
+    behind the last may be among them. Else the cloud chooses that one. No tokens at all asks the cloud to write.
     """
 
     revision: int
@@ -39,6 +39,10 @@ class Draft:
     continuation_tokens: int = 0
     deadline_ms: int = 0  # 0: as in the Draft before; none in the first
     branches: tuple[BranchToken, ...] = ()
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class Origin(StrEnum):
     DRAFT = "draft"  # written by the device, skipped by the gate
     VERIFIED = "verified"  # written by the device, confirmed by the cloud before it was final
     OVERRIDE = "override"  # the cloud's token in place of the draft's
-    BONUS = "bonus"  # the cloud's token after a span that stood whole
+    BONUS = "bonus"  # the cloud's token after a span that stood whole, where the device had none yet
     TAKEOVER = "takeover"  # the cloud wrote on by itself
     UNVERIFIED = "unverified"  # written by the device while the cloud was lost
 
@@ -179,7 +179,10 @@ class BranchToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of draft tokens that was sent; those below `final_before` are only audited."""
+    """A run of draft tokens that was sent; those below `final_before` are only audited.
+
+    The cloud's own token behind them takes its place in the text, unless that is below `final_before`, too.
+    """
 
     revision: int
     start: int
@@ -191,6 +194,11 @@ class Span:
     @property
     def end(self) -> int:
         return self.start + len(self.token_ids)
+
+    @property
+    def asks_next(self) -> bool:
+        """Whether the token behind the span is the cloud's to choose, be it drafted meanwhile or not."""
+        return self.final_before <= self.end
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -21,8 +21,9 @@ from common.types import Mode
 
 _HOPELESS = 0.01  # chance of being of use below which a draft is not worth the device's energy
 # Tokens between two fires that are judged with them, though nobody asked: with more there are fewer questions, and
-# fewer tokens that are final at once (an assumption).
-_GAP = 2
+# fewer tokens that are final at once (chosen on tuning traces).
+_GAP = 3
+_LONG = 3  # times a question's time that a reading takes which is worth a request of its own (chosen on tuning traces)
 _LIKELY = 0.7  # chance that what is on its way stands, from which on more is asked meanwhile (chosen on tuning traces)
 _DOUBTFUL = 0.5  # chance that all stands below which skipped tokens that stay provisional are read (an assumption)
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
@@ -109,9 +110,11 @@ class AdaptivePlanner:
         busy = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(action, Wait)
         if asked and ready and not busy and _likely(situation):
             onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
-            return Decision(Send(asked, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})
-        unread = session.final - session.sent
-        if unread > 0 and not session.spans and costs.read_ms(unread) > 2 * (costs.read_ms(1) + costs.rtt_ms):
+            # The cloud chooses behind what it reads: the last of them need not be sent, unless it is to write on there.
+            tokens = asked - (asked > 1 and not onward)
+            return Decision(Send(tokens, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})
+        unread = session.final - session.sent - 1  # behind the last one the cloud would choose
+        if unread > 0 and not session.spans and costs.read_ms(unread) > _LONG * (costs.read_ms(1) + costs.rtt_ms):
             return Decision(Send(unread), "what is unread would hold up the next question")
         if session.stranded and (isinstance(action, Wait) or survival(_risks(situation, session.final)) < _DOUBTFUL):
             return Decision(Send(), "what there is must be read to be final, and may well be taken back")
@@ -179,7 +182,8 @@ def _send(situation: Situation, tokens: int, continuation_tokens: int, least: fl
 
 def _likely(situation: Situation) -> bool:
     """Whether all that is on its way to be judged will likely stand."""
-    judged = (range(span.final_before, span.end) for span in situation.session.spans)
+    session = situation.session
+    judged = (range(span.final_before, min(span.end + 1, len(session.text))) for span in session.spans)
     return survival([situation.tree.risk(position) for span in judged for position in span]) >= _LIKELY
 
 

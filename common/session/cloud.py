@@ -174,6 +174,7 @@ class CloudSession:
         self, judging: Judging, frame: Draft, choices: Sequence[int], queue_us: int, compute_us: int
     ) -> Verdict:
         if not choices:
+            self._vouch(frame)
             return Verdict(self.revision, judging.start, self.text[judging.start])
         audited = max(0, frame.final_before - judging.start)
         beside = choices[judging.choices :]
@@ -181,8 +182,7 @@ class CloudSession:
         further = walk_on(judging.branches, beside, result, length=judging.choices, eos_token_ids=self.eos_token_ids)
         position = judging.start + result.stands
         self.text = [*judging.token_ids[:position], result.token_id, *further]
-        if judging.judged and frame.final_before < frame.start + len(frame.token_ids):
-            self._vouched = len(self.text)
+        self._vouch(frame)
         deviations = tuple(judging.start + index for index in result.deviations)
         own = frame.token_ids[position - frame.start : position - frame.start + 1]
         contradicted = bool(own) and own[0] != result.token_id
@@ -194,6 +194,11 @@ class CloudSession:
             self._take_over(frame)
         self._judged_last = not self.writes
         return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us, further)
+
+    def _vouch(self, frame: Draft) -> None:
+        """Hold to what was answered, unless the device had gone on with a token of its own before it asked."""
+        if frame.final_before <= frame.end:
+            self._vouched = len(self.text)
 
     def _take_over(self, frame: Draft) -> None:
         """Begin to write, as many tokens as are welcome."""
@@ -233,10 +238,10 @@ class CloudSession:
         if frame.revision > self.revision:
             raise ProtocolViolation(f"revision: {frame.revision} was never given, the latest is {self.revision}")
         self._check_place(frame.start, frame.token_ids)
-        if not frame.start <= frame.final_before <= frame.start + len(frame.token_ids):
+        if not frame.start <= frame.final_before <= frame.end + 1:
             raise ProtocolViolation(
-                f"final_before: {frame.final_before} is outside the span from {frame.start} to "
-                f"{frame.start + len(frame.token_ids)}"
+                f"final_before: {frame.final_before} is outside the span from {frame.start} to {frame.end}, and the "
+                "token behind it"
             )
         self._check_branches(frame)
         if not frame.token_ids and (frame.start != len(self.text) or self.ended):
@@ -244,7 +249,7 @@ class CloudSession:
 
     def _check_branches(self, frame: Draft) -> None:
         chain = len(frame.token_ids)
-        if frame.branches and frame.final_before == frame.start + chain:
+        if frame.branches and frame.final_before >= frame.end:
             raise ProtocolViolation(
                 f"parents: {len(frame.branches)} branch tokens beside {chain} tokens of which none is judged"
             )

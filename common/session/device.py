@@ -73,8 +73,14 @@ class DeviceSession:
         for position in self._fired:
             if end > self.sent and position - end > gap:
                 break
-            end = max(end, position + 1)
+            if position >= self._asked:
+                end = position + 1
         return end - self.sent
+
+    @property
+    def _asked(self) -> int:
+        """What stands below has been sent, or is what the cloud chooses behind the last span on its way."""
+        return self.sent + (bool(self.spans) and self.spans[-1].end == self.sent and self.spans[-1].asks_next)
 
     @property
     def _settled(self) -> int:
@@ -84,7 +90,8 @@ class DeviceSession:
         """
         if not self._skips_are_final or self.following or self.stranded:
             return self.final
-        return next((position for position in self._fired if position >= self.sent), len(self.text))
+        fire = next((position for position in self._fired if position >= self._asked), len(self.text))
+        return fire if fire > self._asked else self.final
 
     @property
     def stranded(self) -> bool:
@@ -136,7 +143,7 @@ class DeviceSession:
         self.state = step(self.state, Happening.DRAFT)
         end = len(self.text) if max_tokens is None else min(len(self.text), self.sent + max_tokens)
         tokens = tuple(self.text[self.sent : end])
-        final_before = max(self.sent, min(self._settled, end))
+        final_before = max(self.sent, min(self._settled, end + 1))
         beside = tuple(branches) if final_before < end else ()
         span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens, beside)
         risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end)) if self._gated else ()
@@ -217,7 +224,8 @@ class DeviceSession:
             case Closed():
                 self.state = step(self.state, Happening.CLOSED)
                 self._count(frame)
-                yield from self._audit(*self._tail, (*self._crossing, *frame.deviations), self._tail_weight)
+                deviations = tuple(sorted({*self._crossing, *frame.deviations}))
+                yield from self._audit(*self._tail, deviations, self._tail_weight)
             case Failure():
                 self.state = step(self.state, Happening.FAILURE)
                 raise error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms)
@@ -228,7 +236,7 @@ class DeviceSession:
         if not self.spans:
             raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
         span = self.spans.popleft()
-        check_verdict(verdict, span, self.text)
+        check_verdict(verdict, span, self.text, limit=self.limit)
         vouching = origins(verdict, span)
         tokens = (verdict.token_id, *verdict.further_token_ids)
         told = verdict.position < self.final
@@ -238,8 +246,8 @@ class DeviceSession:
         self.state = step(self.state, Happening.TAKEOVER if begins else Happening.VERDICT)
         upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
         self._count(verdict)
-        unread = min(max(span.start, self.read), span.final_before)
-        yield from self._audit(unread, span.final_before, verdict.deviations)
+        audited = min(span.final_before, span.end)
+        yield from self._audit(min(max(span.start, self.read), audited), audited, verdict.deviations)
         self._mark_read(span.end if told else verdict.position + len(tokens))
         while self.final < verdict.position:
             yield from self._commit(Origin.VERIFIED)
@@ -275,7 +283,7 @@ class DeviceSession:
 
     def _take(self, position: int, token_id: int, origin: Origin) -> Iterator[SessionEvent]:
         """Commit the cloud's own token at a position; if the draft has another one there, it gives way."""
-        if position < self.final:  # an audit-only span: the deviation, if any, is told with the next span
+        if position < self.final:  # it was so when it was sent: the deviation, if any, is told with the next span
             return
         if self.finish_reason is not None:  # nothing follows the end, whatever the cloud says
             return
@@ -290,6 +298,7 @@ class DeviceSession:
             if self.spans and self.spans[0].start <= position < self.sent:
                 self.revision += 1
             yield from self._truncate(position)
+            origin = Origin.OVERRIDE if origin is Origin.BONUS else origin
         self.text.append(token_id)
         self.sent = position + 1
         yield from self._commit(origin)
@@ -308,13 +317,15 @@ class DeviceSession:
         yield Committed(position, token_id, origin)
 
     def _commit_skipped(self) -> Iterator[SessionEvent]:
-        """Commit drafted tokens up to the next fire; those on their way to a judge wait for the verdict.
+        """Commit drafted tokens up to the next fire; those that the cloud is being asked about wait for the verdict.
 
         While the cloud writes, all wait for what it writes there.
         """
         if not (self._skips_are_final or self._alone):
             return
         while not self.following and self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
+            if any(span.end == self.final and span.asks_next for span in self.spans):
+                return
             if self.final < self.sent and not any(span.start <= self.final < span.final_before for span in self.spans):
                 return
             yield from self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT)

@@ -10,13 +10,14 @@ from common.messages import Verdict
 from common.types import Origin, Span
 
 
-def check_verdict(verdict: Verdict, span: Span, text: Sequence[int]) -> None:
-    """Raise ProtocolViolation unless a Verdict can answer a span of the text."""
-    if not span.final_before <= verdict.position <= span.end:
+def check_verdict(verdict: Verdict, span: Span, text: Sequence[int], *, limit: int) -> None:
+    """Raise ProtocolViolation unless a Verdict can answer a span of the text; at `limit` its last token is told."""
+    if not min(span.final_before, span.end, limit - 1) <= verdict.position <= span.end:
         raise ProtocolViolation(
             f"verdict at position {verdict.position} answers a span from {span.final_before} to {span.end}"
         )
-    overridden = verdict.position < span.end and text[verdict.position] != verdict.token_id
+    judged = span.final_before <= verdict.position < span.end
+    overridden = judged and text[verdict.position] != verdict.token_id
     if verdict.revision != span.revision + overridden:
         raise ProtocolViolation(f"verdict of revision {verdict.revision} answers a span of {span.revision}")
 

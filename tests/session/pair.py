@@ -59,12 +59,29 @@ def cloud_text(models: Models, prompt: Sequence[int], limit: int) -> list[int]:
 
 
 @dataclass
+class Whim:
+    """A planner without a plan: it sends as many tokens as it likes whenever it likes, and takes back what it can."""
+
+    random: Random
+    run_ahead_tokens: int
+
+    def next_action(self, session: DeviceSession) -> Action:
+        unsent = len(session.text) - session.sent
+        stuck = session.exhausted or len(session.text) - session.final > self.run_ahead_tokens
+        if session.following and (len(session.text) == session.final or self.random.random() < 0.7):
+            return Wait()
+        if unsent and (stuck or self.random.random() < 0.35):
+            return Send(self.random.randint(1, unsent))
+        return Wait() if stuck else DraftOn()
+
+
+@dataclass
 class Pair:
     """A device and a cloud that take turns in an order drawn from `random`."""
 
     models: Models
     mode: Mode
-    planner: FixedPlanner
+    planner: FixedPlanner | Whim
     random: Random
     max_new_tokens: int = 60
     continuation_tokens: int = 0
@@ -157,8 +174,8 @@ class Pair:
                 gate = self.mode is Mode.EXACT or token_id == EOS or self.models.doubts(device.text)
                 for event in device.draft(token_id, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=gate):
                     self._note(event)
-            case Send():
-                self._send(self.continuation_tokens, self.max_span_tokens)
+            case Send(tokens):
+                self._send(self.continuation_tokens, tokens or self.max_span_tokens)
             case HandOver(tokens):
                 self._send(tokens - 1, None)
             case Wait() | CatchUp():
@@ -233,4 +250,4 @@ class Pair:
         return [event for event in self.events if isinstance(event, Committed)]
 
 
-__all__ = ["EOS", "PROMPT", "Drafted", "Models", "Pair", "Retracted", "cloud_text"]
+__all__ = ["EOS", "PROMPT", "Drafted", "Models", "Pair", "Retracted", "Whim", "cloud_text"]

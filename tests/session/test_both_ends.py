@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.planner import FixedPlanner
 from common.session import Audited, Committed, Drafted, Retracted
 from common.types import FinishReason, Mode, OnDeviation, Origin
-from tests.session.pair import EOS, PROMPT, Models, Pair, cloud_text
+from tests.session.pair import EOS, PROMPT, Models, Pair, Whim, cloud_text
 
 CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
 
@@ -20,12 +20,14 @@ CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
 @st.composite
 def pairs(draw: st.DrawFn, mode: Mode, *, resets: bool = False) -> Pair:
     models = Models(draw(st.integers(0, 2**32)), draw(st.integers(0, 100)), draw(st.integers(5, 200)))
-    planner = FixedPlanner(
+    planner: FixedPlanner | Whim = FixedPlanner(
         mode,
         span_tokens=draw(st.integers(1, 9)),
         spans_in_flight=draw(st.integers(1, 4)),
         run_ahead_tokens=draw(st.integers(10, 40)),
     )
+    if mode is not Mode.CLOUD and draw(st.booleans()):
+        planner = Whim(Random(draw(st.integers(0, 2**32))), draw(st.integers(3, 25)))
     max_new_tokens = draw(st.integers(1, 60))
     resumed = cloud_text(models, PROMPT, len(PROMPT) + draw(st.integers(0, 5)))[len(PROMPT) :] if resets else []
     if len(resumed) >= max_new_tokens or EOS in resumed:
@@ -72,6 +74,8 @@ def test_gated_counts_every_deviation_and_no_other(pair: Pair) -> None:
     assert all(event.origin is Origin.DRAFT for event in differing)
     assert pair.device.tally.deviations == len(differing)
     assert pair.device.tally.audited_tokens == pair.device.tally.skipped_tokens
+    unasked = [text[: event.position] for event in pair.committed if event.origin is Origin.DRAFT]
+    assert not any(pair.models.doubts(before) for before in unasked), "whatever fires is judged"
     skips = [frame for frame in pair.drafts if frame.final_before > frame.start]
     assert all(len(frame.risks) == len(frame.token_ids) for frame in skips)
 

@@ -90,12 +90,12 @@ def test_committed_tokens_are_audited_not_overridden() -> None:
 
 def test_audit_only_spans_come_in_chunks() -> None:
     cloud = session()
-    assert answer(cloud, draft(3, 1, 2, final_before=5), [1, 9, 3]) == Verdict(0, 5, 3, (4,))
+    assert answer(cloud, draft(3, 1, 2, final_before=6), [1, 9, 3]) == Verdict(0, 5, 3, (4,))
     # The cloud's 3 at position 5 is known to be a deviation only when the device's own token is read.
-    assert answer(cloud, draft(5, 4, 5, final_before=7), [3, 5, 6]) == Verdict(0, 7, 6, (5,))
+    assert answer(cloud, draft(5, 4, 5, final_before=8), [3, 5, 6]) == Verdict(0, 7, 6, (5,))
     assert cloud.text == [7, 8, 9, 1, 2, 4, 5, 6]
     # What the cloud has chosen already is not computed again, and no deviation.
-    assert answer(cloud, draft(7, 6, 1, final_before=9), [2, 3]) == Verdict(0, 9, 3, (8,))
+    assert answer(cloud, draft(7, 6, 1, final_before=10), [2, 3]) == Verdict(0, 9, 3, (8,))
 
 
 def test_a_bonus_holds_against_what_was_skipped_before_the_device_knew_it() -> None:
@@ -105,12 +105,21 @@ def test_a_bonus_holds_against_what_was_skipped_before_the_device_knew_it() -> N
     assert (cloud.revision, cloud.stale_frames, cloud.text) == (1, 1, [7, 8, 9, 1, 2])
 
 
-def test_a_token_behind_a_span_that_the_cloud_had_told_may_be_final_already() -> None:
+def test_a_span_that_the_cloud_had_told_asks_for_the_token_behind_it() -> None:
     cloud = session()
     answer(cloud, draft(3, 1), [1, 2])
-    assert answer(cloud, draft(4, 2), [3]) == Verdict(0, 5, 3)  # the device has known of the 2 before, and gone on
-    assert answer(cloud, draft(5, 6, 7, final_before=6), [3, 7, 8]) == Verdict(0, 7, 8, (5,))
-    assert cloud.text == [7, 8, 9, 1, 2, 6, 7, 8]
+    assert answer(cloud, draft(4, 2), [3]) == Verdict(0, 5, 3)
+    assert cloud.receive(draft(5, 6, 7, final_before=6)) is None, "sent before the 3 was known, and void"
+    assert (cloud.text, cloud.revision) == ([7, 8, 9, 1, 2, 3], 1)
+
+
+def test_a_question_may_hold_nothing_but_what_is_final() -> None:
+    """What the device has at 5 is the cloud's to choose, though the cloud has not seen it."""
+    cloud = session()
+    assert answer(cloud, draft(3, 1, 2, final_before=5), [1, 2, 3]) == Verdict(0, 5, 3)
+    assert answer(cloud, draft(5, 3, 4, final_before=7), [4, 6]) == Verdict(0, 7, 6), "skipped behind it: the 3 stands"
+    assert cloud.receive(draft(7, 5, 5, final_before=9)) is None, "the 5 contradicts the 6, which holds"
+    assert (cloud.text, cloud.revision) == ([7, 8, 9, 1, 2, 3, 4, 6], 1)
 
 
 def test_choices_and_times_are_passed_on() -> None:
@@ -177,7 +186,7 @@ def test_a_draft_that_contradicts_the_bonus_is_stale_and_raises_the_revision() -
 
 def test_a_committed_token_that_contradicts_the_bonus_wins_and_is_audited() -> None:
     cloud = session()
-    answer(cloud, draft(3, 1, final_before=4), [1, 2])
+    answer(cloud, draft(3, 1, final_before=5), [1, 2])
     assert answer(cloud, draft(4, 5, 6, final_before=6), [2, 6, 8]) == Verdict(0, 6, 8, (4,))
     assert cloud.text == [7, 8, 9, 1, 5, 6, 8]
 
@@ -327,7 +336,7 @@ def test_nothing_follows_a_close() -> None:
         (draft(2, 1), "start: 2 is outside [3, 3]"),  # into the prompt
         (draft(3, 1, revision=1), "revision: 1 was never given, the latest is 0"),
         (draft(3, 1, 2, final_before=2), "final_before: 2 is outside the span from 3 to 5"),
-        (draft(3, 1, 2, final_before=6), "final_before: 6 is outside the span from 3 to 5"),
+        (draft(3, 1, 2, final_before=7), "final_before: 7 is outside the span from 3 to 5, and the token behind it"),
         (draft(3, 1, 50), "token_ids: 50 is not in a vocabulary of 50"),
         (draft(3, 2**32 - 1), "token_ids: 4294967295 is not in a vocabulary of 50"),
         (draft(3, *[1] * 21), "token_ids: 21 tokens from 3 pass the limit of 23"),

@@ -38,7 +38,7 @@ def test_fires_close_behind_each_other_are_asked_about_together() -> None:
     fire(device, 6)
     assert [device.tokens_to_ask(gap) for gap in (0, 1, 2, 3)] == [3, 3, 6, 6]
     device.send(max_tokens=2)
-    assert [device.tokens_to_ask(gap) for gap in (1, 2)] == [1, 4]
+    assert device.tokens_to_ask(1) == 4, "the first of them is what the cloud chooses behind what it reads"
 
 
 def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() -> None:
@@ -55,7 +55,7 @@ def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() ->
 
 def test_a_bonus_takes_the_place_of_what_was_skipped_behind_a_fire_on_its_way() -> None:
     device = with_two_questions()
-    assert committed(device.apply(Verdict(0, 4, 9)))[-1] == (4, 9, Origin.BONUS)
+    assert committed(device.apply(Verdict(0, 4, 9)))[-1] == (4, 9, Origin.OVERRIDE)
     assert (device.revision, device.text[3:], len(device.spans)) == (1, [1, 9], 0)
     assert (device.tally.caught, device.tally.skipped_tokens) == (1, 0)
 
@@ -77,7 +77,7 @@ def test_a_long_audit_is_sent_in_chunks() -> None:
     fire(device, 5)
     frames = [device.send(max_tokens=2) for _ in range(3)]
     assert [(frame.start, frame.token_ids, frame.final_before) for frame in frames] == [
-        (3, (1, 2), 5),
+        (3, (1, 2), 6),
         (5, (3, 4), 7),
         (7, (5,), 7),
     ]
@@ -98,7 +98,7 @@ def test_chunks_are_audited_once_each_and_only_the_last_is_judged() -> None:
             answers.append(cloud.answer(judging, choices[first : first + judging.choices]))
     assert answers == [Verdict(0, 5, 8), Verdict(0, 7, 6, (5,))]  # the bonus after the second chunk overrides the 5
     events = [event for answer in answers for event in device.apply(answer)]
-    assert events == [Audited(3, 5), Audited(5, 7, (5,)), Retracted(7), Committed(7, 6, Origin.BONUS)]
+    assert events == [Audited(3, 5), Audited(5, 7, (5,)), Retracted(7), Committed(7, 6, Origin.OVERRIDE)]
     assert device.text == cloud.text == [7, 8, 9, 1, 2, 3, 4, 6]
     assert device.revision == cloud.revision == 1
     assert (device.tally.deviations, device.tally.audited_tokens, device.tally.requests) == (1, 4, 3)
@@ -151,7 +151,7 @@ def test_a_wrong_guess_of_the_bonus_raises_the_revision_only_if_it_was_sent() ->
         fire(device, 2)
         if sent:
             device.send()
-        assert list(device.apply(Verdict(0, 4, 6)))[1:] == [Retracted(4), Committed(4, 6, Origin.BONUS)]
+        assert list(device.apply(Verdict(0, 4, 6)))[1:] == [Retracted(4), Committed(4, 6, Origin.OVERRIDE)]
         assert device.revision == int(sent)
         assert not device.spans
 

@@ -72,7 +72,7 @@ def test_an_end_of_text_as_bonus_withdraws_what_was_drafted_on() -> None:
     device.send()
     fire(device, 2, 3)
     events = list(device.apply(Verdict(0, 4, EOS)))
-    assert events[1:] == [Retracted(4), Committed(4, EOS, Origin.BONUS)]
+    assert events[1:] == [Retracted(4), Committed(4, EOS, Origin.OVERRIDE)]
     assert device.finish_reason is FinishReason.STOP
     assert device.text == [7, 8, 9, 1, EOS]
 
@@ -145,7 +145,7 @@ def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
     for frame in (Opened(True, 100), Verdict(0, 5, 3, (4,)), Continuation(6, (1,), handed_back=True)):
         assert list(device.apply(frame)) == []
     assert device.text == text
-    assert list(device.apply(Closed((3,)))) == [Audited(3, 5, (4, 3))]
+    assert list(device.apply(Closed((3,)))) == [Audited(3, 5, (3, 4))]
     assert device.tally.deviations == 2
     assert device.state is State.DONE
     with pytest.raises(ProtocolViolation, match="Closed is not allowed"):

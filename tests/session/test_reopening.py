@@ -71,20 +71,20 @@ def test_what_a_takeover_kept_provisional_is_judged_once_it_is_cut_off() -> None
 
 
 def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
-    """The fire before them is decided, so that without the loss only their own verdict was awaited."""
+    """Skipped ones, too: behind fires on their way they would not be final without that."""
     device = session()
     fire(device, 1)
     device.send()
-    fire(device, 2)
-    skip(device, 3)
+    fire(device, 2, 3)
+    skip(device, 4)
     device.send()
-    list(device.apply(Verdict(0, 4, 2)))  # the bonus confirms the 2, and the 3 is on its way
+    list(device.apply(Verdict(0, 4, 2)))  # the bonus confirms the 2, and the others are on their way
     assert (device.final, device.unsent_fires) == (5, 0)
     lose(device)
     assert device.reopen().committed_token_ids == (1, 2)
-    assert device.unsent_fires == 1
-    assert committed(skip(device, 4)) == []
-    assert device.send() == Draft(0, 5, (3, 4), (0.0, 0.0), 5)
+    assert device.unsent_fires == 2
+    assert committed(skip(device, 5)) == []
+    assert device.send() == Draft(0, 5, (3, 4, 5), (0.5, 0.0, 0.0), 5)
 
 
 @pytest.mark.parametrize("handed_back", [False, True])

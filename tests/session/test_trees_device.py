@@ -106,7 +106,7 @@ def test_a_further_token_that_contradicts_the_text_raises_the_revision_if_that_w
     if is_sent:
         device.send()
     events = list(device.apply(Verdict(0, 6, 9, further_token_ids=(8,))))
-    assert events[-2:] == [Retracted(7), Committed(7, 8, Origin.BONUS)]
+    assert events[-2:] == [Retracted(7), Committed(7, 8, Origin.OVERRIDE)]
     assert (device.revision, len(device.spans), device.tally.caught) == (int(is_sent), 0, 1)
 
 
