@@ -111,7 +111,7 @@ class AdaptivePlanner:
         if asked and ready and not busy and _likely(situation):
             onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
             # The cloud chooses behind what it reads: the last of them need not be sent, unless it is to write on there.
-            tokens = asked - (asked > 1 and not onward)
+            tokens = asked if onward or asked == 1 else asked - 1
             return Decision(Send(tokens, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})
         unread = session.final - session.sent - 1  # behind the last one the cloud would choose
         if unread > 0 and not session.spans and costs.read_ms(unread) > _LONG * (costs.read_ms(1) + costs.rtt_ms):

@@ -119,6 +119,8 @@ async def _compare(pair: Path) -> Counter[str]:
         await asyncio.gather(*(compare(*item) for item in enumerate(requests(random))))
         seen["stale frame"] = server.supervisor.counters.stale_frames
         seen["eviction"] = server.kv_store.stats.evictions
+        inside = sum(count for happening, count in seen.items() if happening.startswith("override at"))
+        seen["bonus that the run-ahead draft missed"] = seen["draft that gave way"] - inside
         assert server.supervisor.counters.refused == 0
     return seen
 
@@ -150,7 +152,7 @@ async def _collect(client: EdgeClient, request: GenerationRequest, seen: Counter
     retracted_at: int | None = None
     async for event in client.stream(request):
         collected.add(event)
-        if isinstance(event, Committed) and event.origin is Origin.BONUS and event.position == retracted_at:
-            seen["bonus that the run-ahead draft missed"] += 1
+        if isinstance(event, Committed) and event.origin is Origin.OVERRIDE and event.position == retracted_at:
+            seen["draft that gave way"] += 1
         retracted_at = event.position if isinstance(event, Retracted) else None
     return collected
