@@ -41,7 +41,7 @@ class Tally:
     skipped_tokens: int = 0
     risk_spent: float = 0.0
     overridden_tokens: int = 0
-    caught: int = 0  # draft tokens that gave way to the cloud's, by override, bonus or takeover
+    caught: int = 0  # draft tokens that gave way to the cloud's, by override or takeover
     bonus_tokens: int = 0
     takeover_tokens: int = 0
     retracted_tokens: int = 0

@@ -9,7 +9,7 @@ gate        the policy that reads signals and decides: keep drafting, skip, or f
 skip, fire  commit without asking; ask the cloud now
 verdict     the cloud's answer on a span: how many tokens stand, and its own token where they stop
 override    the cloud's own token in place of the draft's
-bonus       the cloud's own token after a span that stands whole
+bonus       the cloud's own token after a span that stands whole, where the device has none yet
 takeover    an override of many tokens: the cloud writes on by itself until it hands back
 audit       the cloud's judgement of tokens that were already skipped
 deviation   a committed token that is not the one the cloud would have chosen after the same prefix

@@ -23,7 +23,7 @@ _HOPELESS = 0.01  # chance of being of use below which a draft is not worth the 
 # Tokens between two fires that are judged with them, though nobody asked: with more there are fewer questions, and
 # fewer tokens that are final at once (chosen on tuning traces).
 _GAP = 3
-_LONG = 3  # times a question's time that a reading takes which is worth a request of its own (chosen on tuning traces)
+_LONG = 3  # questions' time that reading a stretch takes which is worth a request of its own (chosen on tuning traces)
 _LIKELY = 0.7  # chance that what is on its way stands, from which on more is asked meanwhile (chosen on tuning traces)
 _DOUBTFUL = 0.5  # chance that all stands below which skipped tokens that stay provisional are read (an assumption)
 _SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
@@ -121,7 +121,7 @@ class AdaptivePlanner:
         return Decision(action, "a question had better wait" if asked else "the gate has not fired")
 
     def _group_is_whole(self, situation: Situation, costs: Costs, rate: float, asked: int, wait_ms: float) -> bool:
-        """Whether no fire can join those that are to be asked about, or they are as many as make a good span."""
+        """Whether nothing fires close behind what is to be asked about, or that is as much as makes a good span."""
         session = situation.session
         if len(session.text) - session.sent - asked >= _GAP:
             return True
@@ -183,8 +183,8 @@ def _send(situation: Situation, tokens: int, continuation_tokens: int, least: fl
 def _likely(situation: Situation) -> bool:
     """Whether all that is on its way to be judged will likely stand."""
     session = situation.session
-    judged = (range(span.final_before, min(span.end + 1, len(session.text))) for span in session.spans)
-    return survival([situation.tree.risk(position) for span in judged for position in span]) >= _LIKELY
+    judged = {position for span in session.spans for position in range(span.final_before, span.end + 1)}
+    return survival([situation.tree.risk(position) for position in judged if position < len(session.text)]) >= _LIKELY
 
 
 def _reads_along(costs: Costs, unread: int, value: float) -> bool:

@@ -145,7 +145,7 @@ class CloudSession:
         """The branch tokens of a Draft that may stand and be followed by a choice, numbered as in `Judging`.
 
         What hangs on a token that the text has settled already, by agreement or because it is committed, cannot stand.
-        Where all of the chain is settled, the device may have committed what it skipped behind it, and nothing can.
+        Where all of the chain is settled, the cloud has told more already, or goes no further than its own token.
         """
         if agreed == len(frame.token_ids):
             return ()

@@ -61,7 +61,7 @@ class DeviceSession:
 
     @property
     def unsent_fires(self) -> int:
-        """Tokens that wait for being sent to the cloud because the gate fired on them."""
+        """Tokens that were not sent to the cloud, and on which the gate fired."""
         return sum(position >= self.sent for position in self._fired)
 
     def tokens_to_ask(self, gap: int) -> int:
@@ -79,14 +79,20 @@ class DeviceSession:
 
     @property
     def _asked(self) -> int:
-        """What stands below has been sent, or is what the cloud chooses behind the last span on its way."""
-        return self.sent + (bool(self.spans) and self.spans[-1].end == self.sent and self.spans[-1].asks_next)
+        """All below was sent, or is what the cloud chooses behind the last span on its way, and need not be.
+
+        Where the cloud may write on it is asked about that token, too: an override there begins with the next span.
+        """
+        last = self.spans[-1] if self.spans else None
+        chosen = last is not None and last.end == self.sent and last.asks_next and not last.continuation_tokens
+        return self.sent + chosen
 
     @property
     def _settled(self) -> int:
         """Everything below is final, on its way to a judge, or final once that one lets all before it stand.
 
-        Without anything on its way, what is provisional has been kept so by a takeover that was cut off.
+        Without anything on its way, what is provisional has been kept so by a takeover that was cut off. Nothing has to
+        be said of a token that the cloud chooses anyway where nothing was skipped behind it.
         """
         if not self._skips_are_final or self.following or self.stranded:
             return self.final

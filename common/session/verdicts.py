@@ -11,11 +11,13 @@ from common.types import Origin, Span
 
 
 def check_verdict(verdict: Verdict, span: Span, text: Sequence[int], *, limit: int) -> None:
-    """Raise ProtocolViolation unless a Verdict can answer a span of the text; at `limit` its last token is told."""
-    if not min(span.final_before, span.end, limit - 1) <= verdict.position <= span.end:
-        raise ProtocolViolation(
-            f"verdict at position {verdict.position} answers a span from {span.final_before} to {span.end}"
-        )
+    """Raise ProtocolViolation unless a Verdict can answer a span of the text.
+
+    Behind a text of `limit` tokens the cloud chooses none: its Verdict is then on the last one, final or not.
+    """
+    first = min(span.final_before, span.end, limit - 1)
+    if not first <= verdict.position <= span.end:
+        raise ProtocolViolation(f"verdict at position {verdict.position} answers a span from {first} to {span.end}")
     judged = span.final_before <= verdict.position < span.end
     overridden = judged and text[verdict.position] != verdict.token_id
     if verdict.revision != span.revision + overridden:

@@ -41,6 +41,16 @@ def test_fires_close_behind_each_other_are_asked_about_together() -> None:
     assert device.tokens_to_ask(1) == 4, "the first of them is what the cloud chooses behind what it reads"
 
 
+@pytest.mark.parametrize(("continuation_tokens", "to_ask"), [(0, 0), (4, 1)])
+def test_a_fire_right_behind_a_span_is_asked_about_already(continuation_tokens: int, to_ask: int) -> None:
+    """Unless the cloud may write on: it would do so only once it has read that token."""
+    device = session()
+    fire(device, 1)
+    device.send(continuation_tokens=continuation_tokens)
+    fire(device, 2)
+    assert device.tokens_to_ask(9) == to_ask
+
+
 def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() -> None:
     device = with_two_questions()
     assert device.spans[1] == Span(0, 4, (2, 3, 4), final_before=6, continuation_tokens=0)

@@ -64,8 +64,8 @@ class Scene:
         self.read = len(self.session.text) - 1
         return self
 
-    def sent(self, *, continuation_tokens: int = 0) -> Scene:
-        frame = self.session.send(continuation_tokens=continuation_tokens)
+    def sent(self, *, max_tokens: int | None = None, continuation_tokens: int = 0) -> Scene:
+        frame = self.session.send(continuation_tokens=continuation_tokens, max_tokens=max_tokens)
         self.pipeline.sent(len(frame.token_ids), self.now_ms)
         return self
 

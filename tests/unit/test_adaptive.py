@@ -275,6 +275,15 @@ def test_gated_has_no_need_to_ask_about_what_the_cloud_chooses_anyway() -> None:
     assert scene.decide(Mode.GATED).action == Wait()
 
 
+def test_gated_reckons_with_each_token_on_its_way_once() -> None:
+    scene = Scene(known(rtt_ms=400)).drafted(0.01, fires=False).drafted(0.15).sent(max_tokens=1)
+    scene.drafted(0.05).sent(max_tokens=1)
+    assert [(span.start, span.final_before, span.end) for span in scene.session.spans] == [(3, 4, 4), (4, 4, 5)]
+    scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 3, fires=False)
+    scene.now_ms += 300
+    assert scene.decide(Mode.GATED).action == Send(2), "0.85 x 0.95 is above 0.7, and 0.85 x 0.85 x 0.95 is not"
+
+
 def test_gated_asks_at_once_where_nothing_is_left_to_draft() -> None:
     scene = Scene(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.01, fires=False).drafted(0.2, token_id=EOS)
     assert scene.pipeline.wait_ms(scene.now_ms) > 50, "the cloud is busy"

@@ -20,8 +20,8 @@ without an answer. This happens at two moments, and both ends notice both:
   1. A Verdict overrides a token of the span that it answers. The Verdict carries the new revision.
   2. The cloud reads a Draft of the current revision that contradicts one that the cloud has already written (the
      bonus of an earlier Verdict or what follows it, or a Continuation), with a token that is to be judged, or with
-     any one where the cloud's is from the Verdict on a Draft that did not call the position behind its chain
-     committed: the device commits nothing there before it has that Verdict. No answer is sent, since the device is
+     any one where the cloud's is from the Verdict on a Draft whose `final_tokens` did not count the position behind
+     its chain: the device commits nothing there before it has that Verdict. No answer is sent, since the device is
      about to receive, or has received, the token. The device raises its own revision when it receives a token that
      contradicts a Draft it has already sent.
 Every other Draft is answered by exactly one Verdict, in the order of the Drafts.
@@ -339,7 +339,7 @@ class Draft(_message.Message):
     final_tokens: _builtins.int
     """How many tokens from `start` on are committed, or will be as soon as the Drafts before stand; at most one more than
     the chain has. Absent means none: all are judged. With the whole chain committed and no more, the Draft asks what the
-    cloud chooses behind it: the device commits nothing there before it knows. With one more, it has done so already.
+    cloud chooses behind it: the device commits nothing there before it knows. With one more, it takes its own token.
     """
     continuation_tokens: _builtins.int
     """How many tokens the cloud may write on by itself after an override. 0 means none."""
