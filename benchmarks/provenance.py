@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of a processor, which decide how fast a matrix is
+WRITTEN = ("results", "explored")  # folders of what benchmarks write
 LIBRARIES = ("numpy", "onnxruntime", "torch", "transformers", "grpcio")
 
 
@@ -46,8 +47,9 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # Results do not count: a suite of benchmarks writes them one after the other.
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+        # What benchmarks write does not count: a suite of them writes one file after the other.
+        written = (f":(top,exclude)benchmarks/{folder}" for folder in WRITTEN)
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written)
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
