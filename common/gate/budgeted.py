@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from common.gate.control import Control
@@ -31,7 +32,7 @@ class Ledger:
         self.caught = 0
         self.audited = 0
         self.deviations = 0
-        self.unread: set[int] = set()  # skipped positions that no audit has reached
+        self.unread: dict[int, float] = {}  # the risks of skipped positions that no audit has reached
         self._drafted: dict[int, _Drafted] = {}  # by position that is not final
         self._gone: tuple[int, _Drafted] | None = None  # with its position, one that was just taken back
 
@@ -54,9 +55,8 @@ class Ledger:
             case Committed(position, token_id, origin):
                 return self._settle(position, token_id, origin)
             case Audited(start, end, deviations):
-                read = self.unread.intersection(range(start, end))
+                read = [position for position in range(start, end) if self.unread.pop(position, None) is not None]
                 self.audited += len(read)
-                self.unread -= read
                 self.deviations += len(deviations)
         return None
 
@@ -68,7 +68,7 @@ class Ledger:
         if drafted is None:  # the cloud wrote it before the device did
             return None
         if origin not in _JUDGED:
-            self.unread.add(position)
+            self.unread[position] = drafted.risk
         elif drafted.token_id != token_id and self._stay_provisional and not drafted.fired:
             self.deviations += 1
         elif drafted.token_id != token_id:
@@ -83,6 +83,7 @@ class Budgeted(Gate):
         """Skipped tokens may `stay_provisional` until they are read; see `Ledger`."""
         self.ledger = Ledger(stay_provisional=stay_provisional)
         self._control = control
+        self._unread = control.opened()
         self._fired = False  # on the token that is drafted next
 
     def fires(self, signal: Signal) -> bool:
@@ -92,9 +93,11 @@ class Budgeted(Gate):
     def follow(self, event: SessionEvent) -> None:
         ledger, control = self.ledger, self._control
         caught, audited, deviations = ledger.caught, ledger.audited, ledger.deviations
+        waiting = len(ledger.unread)
         risk = ledger.follow(event, fired=self._fired)
+        self._unread.tokens, self._unread.risk = len(ledger.unread), math.fsum(ledger.unread.values())
         if risk is not None:
-            control.saw(risk)
+            control.saw(risk, skipped=len(ledger.unread) > waiting)
         if ledger.caught > caught:
             control.caught()
         weight = event.weight if isinstance(event, Audited) else 1.0

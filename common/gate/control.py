@@ -4,14 +4,14 @@ Two promises: a share `catch` of all overrides is caught, and at most `max_devia
 *budget*, in deviations, which audits and verdicts fill and empty:
 
     catch:          + (1 - catch) for each override that was caught,   - catch for each deviation
-    max_deviation:  + max_deviation for each drafted token's place,    - 1     for each deviation
+    max_deviation:  + max_deviation for each token judged or audited,  - 1     for each deviation
 
 so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once a
-budget falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose skipping was
+budget falls below the reserve every token is asked about: deviations can then only come from tokens whose skipping was
 decided before and that are not read yet, and the budget of `catch` grows with each override. This is the long-run bound
 on what the audits find, where every skipped token is audited:
 
-    deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
+    deviations <= (1 - catch) * overrides + reserve + 1 + unread,  reserve = RESERVE + SPREAD * sqrt(risk of unread)
 
 where `unread` are the tokens whose skipping was decided, and that were not read yet, when the budget ran out (online
 risk control: Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the data). Where
@@ -21,7 +21,10 @@ expectation, and the terms behind `RESERVE` grow by as much.
 Within it the threshold follows the workload before any verdict does. Tokens that are final enter a fading histogram of
 risk. If the risk ranks tokens as well here as elsewhere, the threshold below which a share `1 - catch` of all *risk*
 lies misses that share of the overrides, whatever the task is and however wrong the risks are by a common factor.
-That share is multiplied by `exp(GAIN * budget)`, so that feedback corrects what the histogram cannot know.
+That share is multiplied by `exp(GAIN * budget)`, so that feedback corrects what the histogram cannot know. An audit
+may be long in coming, and with many texts at once many tokens wait for one. So what these will do to the budget, if
+their risks are right, is reckoned with beforehand (a Smith predictor, after O. J. M. Smith, 1957): else the threshold
+would go on rising until the first of them are read, and then everything would be asked about.
 
 If a drift makes the gate miss a share x of the overrides instead of `1 - catch`, everything is asked about after
 `RESERVE / (x - (1 - catch))` overrides from an even budget, and `(MOST + RESERVE) / (x - (1 - catch))` from a full one.
@@ -32,6 +35,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +44,7 @@ from common.errors import InvalidRequest
 from common.gate.calibration import ALL, NONE, Calibration
 
 RESERVE = 3.0  # deviations
+SPREAD = 2.0  # standard deviations of how many deviations are found among the unread, if their risks are right
 GAIN = 0.5  # a deviation lowers the share of risk that is let pass by a third
 MOST = 3.0  # deviations that a budget may save up: what was easy is no licence for what comes
 MEMORY = 600.0  # tokens that the histogram remembers
@@ -62,21 +67,27 @@ class Promises:
             raise InvalidRequest(f"max_deviation: {self.max_deviation} is outside [0, 1]; use 1 to switch it off")
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Unread:
+    """How many tokens of one generation were skipped and not read yet, and their risk."""
+
+    tokens: int = 0
+    risk: float = 0.0
+
+
 @dataclass(slots=True)
 class Budget:
     """Of one promise: how many more deviations it allows now."""
 
     left: float = 0.0
 
-    @property
-    def spent(self) -> bool:
+    def spent(self, unread_risk: float) -> bool:
         """Nothing may be skipped until it has recovered."""
-        return self.left < -RESERVE
+        return self.left < -RESERVE - SPREAD * math.sqrt(unread_risk)
 
-    @property
-    def pressure(self) -> float:
-        """What the share of risk that is let pass is multiplied by."""
-        return math.exp(GAIN * self.left)
+    def pressure(self, expected: float) -> float:
+        """What the share of risk that is let pass is multiplied by; `expected` is what the unread will add."""
+        return math.exp(GAIN * min(self.left + expected, MOST))
 
     def add(self, amount: float) -> None:
         self.left = min(self.left + amount, MOST)
@@ -157,6 +168,7 @@ class Control:
         self.totals = Totals()
         self._catch = Budget()
         self._deviation = Budget()
+        self._unread: WeakSet[Unread] = WeakSet()  # nobody waits for what a generation that is gone has left
         self._histogram = RiskHistogram()
         # What is let pass while the budget is even: a share of all risk, and risk a token. What a calibration proves
         # fades as the workload's own tokens come: it is where to begin, and feedback could not undo a share of nothing.
@@ -180,12 +192,19 @@ class Control:
         """The risk from which on tokens are asked about."""
         return min(self._for_catch(), self._for_deviation())
 
-    def saw(self, risk: float) -> None:
-        """A token of the device's, or one in its place, is final."""
+    def opened(self) -> Unread:
+        """A generation begins: it tells there what waits for an audit, and counts as long as it holds that."""
+        unread = Unread()
+        self._unread.add(unread)
+        return unread
+
+    def saw(self, risk: float, *, skipped: bool) -> None:
+        """A token of the device's, or one in its place, is final; a skipped one is to be audited."""
         self.totals.tokens += 1
         self._histogram.add(risk)
         self._proof *= _KEPT
-        self._deviation.add(self.promises.max_deviation)
+        if not skipped:
+            self._deviation.add(self.promises.max_deviation)
 
     def caught(self) -> None:
         """The cloud overrode a token that was not final."""
@@ -197,27 +216,37 @@ class Control:
         self.totals.audited += tokens
         self.totals.deviations += weight * deviations
         self._catch.add(-self.promises.catch * weight * deviations)
-        self._deviation.add(-weight * deviations)
+        self._deviation.add(weight * (self.promises.max_deviation * tokens - deviations))
 
     def _for_catch(self) -> float:
         if self.promises.catch <= 0:
             return ALL
-        if self._catch.spent or self._histogram.tokens < LEAST_KNOWN:
+        tokens, risk = self._waiting()
+        if self._catch.spent(risk) or self._histogram.tokens < LEAST_KNOWN:
             return NONE
-        share = self._share(self._proved_shares[0], 1.0 - self.promises.catch)
+        promised = 1.0 - self.promises.catch
+        share = self._share(self._proved_shares[0], promised)
         if share <= 0:
             return NONE
-        return self._histogram.threshold(share * self._catch.pressure * self._histogram.mass)
+        mass = self._histogram.mass
+        expected = promised * tokens * mass / self._histogram.tokens - risk
+        return self._histogram.threshold(share * self._catch.pressure(expected) * mass)
 
     def _for_deviation(self) -> float:
         if self.promises.max_deviation >= 1:
             return ALL
-        if self._deviation.spent or self._histogram.tokens < LEAST_KNOWN:
+        tokens, risk = self._waiting()
+        if self._deviation.spent(risk) or self._histogram.tokens < LEAST_KNOWN:
             return NONE
         share = self._share(self._proved_shares[1], self.promises.max_deviation)
         if share <= 0:
             return NONE
-        return self._histogram.threshold(share * self._deviation.pressure * self._histogram.tokens)
+        expected = self.promises.max_deviation * tokens - risk
+        return self._histogram.threshold(share * self._deviation.pressure(expected) * self._histogram.tokens)
+
+    def _waiting(self) -> tuple[int, float]:
+        """How many tokens of all generations wait for their audit, and their risk; in whatever order they come."""
+        return sum(one.tokens for one in self._unread), math.fsum(one.risk for one in self._unread)
 
     def _share(self, proved: float, promised: float) -> float:
         return self._proof * proved + (1.0 - self._proof) * promised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, InvalidRequest
 from common.gate import Calibration, Control, Promises
-from common.gate.control import RESERVE
+from common.gate.control import RESERVE, SPREAD, Unread
 
 DELAY = 20  # tokens between a skip and its audit
 
@@ -28,22 +29,28 @@ def stream(
 
 def run(control: Control, tokens: Iterator[tuple[float, bool]], *, delay: int = DELAY) -> tuple[int, int, int]:
     """Let a gate go by the control's threshold; returns asked, caught and missed."""
-    unread: deque[bool] = deque()
+    unread: deque[tuple[float, bool]] = deque()
+    waiting = control.opened()
     asked = caught = missed = 0
+
+    def audit() -> None:
+        control.audited(1, int(unread.popleft()[1]))
+
     for risk, overridden in tokens:
         fires = risk >= control.threshold
-        control.saw(risk)
+        control.saw(risk, skipped=not fires)
         asked += fires
         if fires and overridden:
             caught += 1
             control.caught()
         if not fires:
             missed += overridden
-            unread.append(overridden)
+            unread.append((risk, overridden))
         while len(unread) > delay or (fires and unread):
-            control.audited(1, int(unread.popleft()))
+            audit()
+        waiting.tokens, waiting.risk = len(unread), sum(risk for risk, _ in unread)
     while unread:
-        control.audited(1, int(unread.popleft()))
+        audit()
     return asked, caught, missed
 
 
@@ -80,6 +87,43 @@ def test_no_more_is_asked_than_a_threshold_chosen_in_hindsight_would() -> None:
     assert asked <= 1.25 * sum(risk >= threshold for risk, _ in tokens)
 
 
+@pytest.mark.parametrize("promises", [Promises(0.95, 1.0), Promises(0.8, 1.0), Promises(0.0, 0.005)])
+def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promises: Promises) -> None:
+    """40 texts, each read when something fires in it, or 60 tokens wait: audits come very late."""
+    random = np.random.default_rng(6)
+    control = Control(promises, calibration(1))
+    texts = [(list(stream(random, 800, 0.02)), control.opened(), deque[bool]()) for _ in range(40)]
+    fates: list[tuple[float, bool, bool]] = []
+
+    def audit(unread: Unread, waiting: deque[bool]) -> None:
+        control.audited(len(waiting), sum(waiting))
+        waiting.clear()
+        unread.tokens, unread.risk = 0, 0.0
+
+    for place in range(800):
+        for tokens, unread, waiting in texts:
+            risk, overridden = tokens[place]
+            fires = risk >= control.threshold
+            fates.append((risk, overridden, fires))
+            control.saw(risk, skipped=not fires)
+            if fires and overridden:
+                control.caught()
+            if not fires:
+                waiting.append(overridden)
+                unread.tokens, unread.risk = unread.tokens + 1, unread.risk + risk
+            if fires or len(waiting) >= 60:
+                audit(unread, waiting)
+    for _, unread, waiting in texts:
+        audit(unread, waiting)
+    missed = sum(overridden and not fires for _, overridden, fires in fates)
+    overrides = sum(overridden for _, overridden, _ in fates)
+    assert missed <= (1 - promises.catch) * overrides + 10
+    assert missed <= promises.max_deviation * len(fates) + 10
+    risks = sorted((risk for risk, overridden, _ in fates if overridden), reverse=True)
+    least = risks[overrides - missed - 1]
+    assert sum(fires for _, _, fires in fates) <= 1.5 * sum(risk >= least for risk, _, _ in fates)
+
+
 def test_a_drift_is_followed() -> None:
     """Behind it the gate is told a tenth of the risk, of the likeliest overrides only: the order is wrong, too."""
     control = Control(Promises(0.9, 1.0), calibration(1))
@@ -99,7 +143,8 @@ def test_a_drift_is_followed() -> None:
 def test_the_long_run_bound_holds_for_any_stream(catch: float, fates: list[tuple[float, bool]], delay: int) -> None:
     control = Control(Promises(catch, 1.0), calibration(1, tokens=400))
     _, caught, missed = run(control, iter(fates), delay=delay)
-    assert missed <= (1 - catch) * (caught + missed) + RESERVE + 1 + delay + 1e-9
+    reserve = RESERVE + SPREAD * math.sqrt(delay)
+    assert missed <= (1 - catch) * (caught + missed) + reserve + 1 + delay + 1e-9
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -112,7 +157,7 @@ def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
         skipped = []
         for risk, overridden in stream(random, 20, 0.1):
             fires = risk >= control.threshold
-            control.saw(risk)
+            control.saw(risk, skipped=not fires)
             if fires and overridden:
                 caught += 1
                 control.caught()

@@ -41,7 +41,7 @@ def test_with_deviations_retracted_the_text_is_the_cloud_s() -> None:
 
 
 def test_what_is_audited_after_the_text_is_learned_all_the_same() -> None:
-    control = Control(Promises(0.5, 1.0), TRUSTING)
+    control = Control(Promises(0.2, 1.0), TRUSTING)
     link = FakeLink(cloud_of(TARGET))
     stage = gated(Budgeted(control), link)
 
