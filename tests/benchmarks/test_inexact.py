@@ -48,7 +48,7 @@ def test_bild_has_all_judged_but_the_token_that_it_is_unsure_of() -> None:
     assert simulation.error is None
     assert simulation.token_ids == (100, 101, 102, 103, 104, 105, 106)
     assert drafts(simulation) == [(100, 101), (103, 104, 105)]
-    assert simulation.origins.count(Origin.BONUS) == 2, "where it was unsure, the cloud wrote"
+    assert simulation.origins.count(Origin.OVERRIDE) == 2, "where it was unsure, the cloud wrote"
     assert simulation.stats.decode_ms == pytest.approx(3 * 10 + ANSWER_MS + 4 * 10 + ANSWER_MS)
 
 
