@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from common.errors import InvalidRequest
 from common.gate import Totals
@@ -18,6 +20,7 @@ from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.generation import Generation, GenerationRequest, Prompt
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _LEAVE_SECONDS = 5.0
@@ -49,15 +52,15 @@ class SyncEdgeClient:
         """See `EdgeClient.stream`."""
         events = self._client.stream(prompt, **parameters)
         try:
-            while (event := self._run(_next(events))) is not None:
+            while (event := self._run(_next, events)) is not None:
                 yield event
         finally:
             if not self._loop.is_closed():
-                self._run(events.aclose())
+                self._run(events.aclose)
 
     def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """See `EdgeClient.generate`."""
-        return self._run(self._client.generate(prompt, **parameters))
+        return self._run(self._client.generate, prompt, **parameters)
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """See `EdgeClient.totals`."""
@@ -65,18 +68,18 @@ class SyncEdgeClient:
 
     def capabilities(self) -> Capabilities:
         """See `EdgeClient.capabilities`."""
-        return self._run(self._client.capabilities())
+        return self._run(self._client.capabilities)
 
     def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
         """See `EdgeClient.proposals`."""
-        return self._run(self._client.proposals(request, token_ids))
+        return self._run(self._client.proposals, request, token_ids)
 
     def close(self) -> None:
         """End connection, model worker and loop thread; idempotent."""
         if self._loop.is_closed():
             return
         try:
-            self._run(self._client.aclose())
+            self._run(self._client.aclose)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -90,25 +93,35 @@ class SyncEdgeClient:
     ) -> None:
         self.close()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do `work` on the loop's thread, which begins, cancels and ends it: Ctrl-C strikes only the caller's."""
         if self._loop.is_closed():
-            work.close()
             raise InvalidRequest("client: it is closed; make a new one")
-        ended = threading.Event()
+        task: asyncio.Task[T] | None = None
+        answer: SimpleQueue[asyncio.Task[T]] = SimpleQueue()  # a `Future` waits in Python, and breaks when interrupted
+        gone: SimpleQueue[None] = SimpleQueue()
 
-        async def run() -> T:
-            try:
-                return await work
-            finally:
-                ended.set()
+        def begin() -> None:
+            nonlocal task
+            task = self._loop.create_task(work(*args, **kwargs))
+            task.add_done_callback(answer.put)
 
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        def leave() -> None:
+            if task is None:  # the interrupt came before it was to begin, and it never will
+                gone.put(None)
+            else:
+                task.cancel()
+                task.add_done_callback(lambda _: gone.put(None))
+
         try:
-            return future.result()
-        except BaseException:
-            if future.cancel():  # on Ctrl-C the work must not go on behind the caller's back
-                ended.wait(_LEAVE_SECONDS)
+            self._loop.call_soon_threadsafe(begin)
+            ended = answer.get()
+        except BaseException:  # the work must not go on behind the caller's back
+            self._loop.call_soon_threadsafe(leave)
+            with suppress(Empty):
+                gone.get(timeout=_LEAVE_SECONDS)
             raise
+        return ended.result()
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:

@@ -149,6 +149,33 @@ def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -
     assert asyncio.run(run()) == (0, b"stopped\n", "")
 
 
+INTERRUPTED_ANYWHERE = """
+import random, signal
+from edge_client import SyncEdgeClient
+from tests.integration.staging import config_for
+chance, stopped = random.Random(0), 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
+    whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
+    for _ in range(200):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 2e-2))
+            for event in client.stream("the list", mode="edge", max_new_tokens=8):
+                pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            stopped += 1
+    assert client.generate("the list", mode="edge", max_new_tokens=8).token_ids == whole
+    assert stopped > 50, stopped
+"""
+
+
+def test_an_interrupt_may_strike_the_sync_client_anywhere(tiny_pair: Path) -> None:
+    code, _, err = ended(start_python("-c", INTERRUPTED_ANYWHERE))
+    assert code == 0, err
+    assert "never awaited" not in err  # an interrupt that strikes in a finaliser is told, and ignored, by Python itself
+
+
 def test_a_reader_that_goes_away_is_no_error(tiny_pair: Path) -> None:
     process = start_client("--mode", "edge", "--max-new-tokens", "2000", PROMPT)
     assert process.stdout is not None
