@@ -19,6 +19,14 @@ class _Drafted(NamedTuple):
     fired: bool
 
 
+class Read(NamedTuple):
+    """Skipped tokens that were read since: how many, what was found among them, and how much their risks foretold."""
+
+    tokens: int
+    deviations: int
+    foretold: float
+
+
 class Ledger:
     """What became of the tokens that a device drafted in one generation, from the events of its session.
 
@@ -32,9 +40,14 @@ class Ledger:
         self.caught = 0
         self.audited = 0
         self.deviations = 0
+        self.foretold = 0.0  # the risk of all skipped tokens that were read since
         self.unread: dict[int, float] = {}  # the risks of skipped positions that no audit has reached
         self._drafted: dict[int, _Drafted] = {}  # by position that is not final
         self._gone: tuple[int, _Drafted] | None = None  # with its position, one that was just taken back
+
+    @property
+    def read(self) -> Read:
+        return Read(self.audited, self.deviations, self.foretold)
 
     @property
     def most_deviations(self) -> int:
@@ -55,8 +68,9 @@ class Ledger:
             case Committed(position, token_id, origin):
                 return self._settle(position, token_id, origin)
             case Audited(start, end, deviations):
-                read = [position for position in range(start, end) if self.unread.pop(position, None) is not None]
+                read = [self.unread.pop(position) for position in range(start, end) if position in self.unread]
                 self.audited += len(read)
+                self.foretold += math.fsum(read)
                 self.deviations += len(deviations)
         return None
 
@@ -69,8 +83,9 @@ class Ledger:
             return None
         if origin not in _JUDGED:
             self.unread[position] = drafted.risk
-        elif drafted.token_id != token_id and self._stay_provisional and not drafted.fired:
-            self.deviations += 1
+        elif self._stay_provisional and not drafted.fired:
+            self.foretold += drafted.risk
+            self.deviations += drafted.token_id != token_id
         elif drafted.token_id != token_id:
             self.caught += 1
         return drafted.risk
@@ -92,14 +107,17 @@ class Budgeted(Gate):
 
     def follow(self, event: SessionEvent) -> None:
         ledger, control = self.ledger, self._control
-        caught, audited, deviations = ledger.caught, ledger.audited, ledger.deviations
-        waiting = len(ledger.unread)
+        caught, waiting, read = ledger.caught, len(ledger.unread), ledger.read
         risk = ledger.follow(event, fired=self._fired)
         self._unread.tokens, self._unread.risk = len(ledger.unread), math.fsum(ledger.unread.values())
         if risk is not None:
             control.saw(risk, skipped=len(ledger.unread) > waiting)
         if ledger.caught > caught:
             control.caught()
-        weight = event.weight if isinstance(event, Audited) else 1.0
-        if ledger.audited > audited or ledger.deviations > deviations:
-            control.audited(ledger.audited - audited, ledger.deviations - deviations, weight=weight)
+        if ledger.read != read:
+            control.audited(
+                ledger.audited - read.tokens,
+                ledger.deviations - read.deviations,
+                foretold=ledger.foretold - read.foretold,
+                weight=event.weight if isinstance(event, Audited) else 1.0,
+            )

@@ -11,7 +11,7 @@ budget falls below the reserve every token is asked about: deviations can then o
 decided before and that are not read yet, and the budget of `catch` grows with each override. This is the long-run bound
 on what the audits find, where every skipped token is audited:
 
-    deviations <= (1 - catch) * overrides + reserve + 1 + unread,  reserve = RESERVE + SPREAD * sqrt(risk of unread)
+    deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
 
 where `unread` are the tokens whose skipping was decided, and that were not read yet, when the budget ran out (online
 risk control: Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the data). Where
@@ -20,11 +20,12 @@ expectation, and the terms behind `RESERVE` grow by as much.
 
 Within it the threshold follows the workload before any verdict does. Tokens that are final enter a fading histogram of
 risk. If the risk ranks tokens as well here as elsewhere, the threshold below which a share `1 - catch` of all *risk*
-lies misses that share of the overrides, whatever the task is and however wrong the risks are by a common factor.
-That share is multiplied by `exp(GAIN * budget)`, so that feedback corrects what the histogram cannot know. An audit
+lies misses that share of the overrides, whatever the task is and however wrong the risks are by a common factor. A
+ceiling on deviations needs that factor: it is learned from the audits, as deviations found over those foretold.
+The share is multiplied by `exp(GAIN * budget)`, so that feedback corrects what the histogram cannot know. An audit
 may be long in coming, and with many texts at once many tokens wait for one. So what these will do to the budget, if
-their risks are right, is reckoned with beforehand (a Smith predictor, after O. J. M. Smith, 1957): else the threshold
-would go on rising until the first of them are read, and then everything would be asked about.
+their risks are right but for the factor, is reckoned with beforehand (a Smith predictor, after O. J. M. Smith, 1957):
+else the threshold would go on rising until the first of them are read, and then everything would be asked about.
 
 If a drift makes the gate miss a share x of the overrides instead of `1 - catch`, everything is asked about after
 `RESERVE / (x - (1 - catch))` overrides from an even budget, and `(MOST + RESERVE) / (x - (1 - catch))` from a full one.
@@ -43,12 +44,13 @@ from numpy.typing import NDArray
 from common.errors import InvalidRequest
 from common.gate.calibration import ALL, NONE, Calibration
 
-RESERVE = 3.0  # deviations
-SPREAD = 2.0  # standard deviations of how many deviations are found among the unread, if their risks are right
-GAIN = 0.5  # a deviation lowers the share of risk that is let pass by a third
-MOST = 3.0  # deviations that a budget may save up: what was easy is no licence for what comes
+RESERVE = 6.0  # deviations: what chance alone may use up, or everything would be asked about every so often
+GAIN = 0.25  # a deviation lowers the share of risk that is let pass by a fifth
+MOST = 6.0  # deviations that a budget may save up: what was easy is no licence for what comes
 MEMORY = 600.0  # tokens that the histogram remembers
 LEAST_KNOWN = 30.0  # tokens without which it says nothing: all are asked about
+FORETOLD = 60.0  # deviations that the factor of the risks is learned from
+DOUBT = 10.0  # deviations, found as foretold, that it is thought to have been learned from before
 _KEPT = 1.0 - 1.0 / MEMORY  # of an old token when a new one comes
 _EDGES = np.linspace(-14.0, 14.0, 141)  # log-odds of risk
 
@@ -81,9 +83,10 @@ class Budget:
 
     left: float = 0.0
 
-    def spent(self, unread_risk: float) -> bool:
+    @property
+    def spent(self) -> bool:
         """Nothing may be skipped until it has recovered."""
-        return self.left < -RESERVE - SPREAD * math.sqrt(unread_risk)
+        return self.left < -RESERVE
 
     def pressure(self, expected: float) -> float:
         """What the share of risk that is let pass is multiplied by; `expected` is what the unread will add."""
@@ -91,6 +94,24 @@ class Budget:
 
     def add(self, amount: float) -> None:
         self.left = min(self.left + amount, MOST)
+
+
+@dataclass(slots=True)
+class Foretelling:
+    """How many deviations audits find for each that the risks foretell; old audits fade."""
+
+    foretold: float = 0.0
+    found: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What a risk is to be multiplied by."""
+        return (self.found + DOUBT) / (self.foretold + DOUBT)
+
+    def add(self, foretold: float, found: float) -> None:
+        kept = math.exp(-foretold / FORETOLD)
+        self.foretold = kept * self.foretold + foretold
+        self.found = kept * self.found + found
 
 
 class RiskHistogram:
@@ -169,6 +190,7 @@ class Control:
         self._catch = Budget()
         self._deviation = Budget()
         self._unread: WeakSet[Unread] = WeakSet()  # nobody waits for what a generation that is gone has left
+        self._foretelling = Foretelling()
         self._histogram = RiskHistogram()
         # What is let pass while the budget is even: a share of all risk, and risk a token. What a calibration proves
         # fades as the workload's own tokens come: it is where to begin, and feedback could not undo a share of nothing.
@@ -211,38 +233,40 @@ class Control:
         self.totals.caught += 1
         self._catch.add(1.0 - self.promises.catch)
 
-    def audited(self, tokens: int, deviations: int, *, weight: float = 1.0) -> None:
-        """The cloud has read skipped tokens; each stands for `weight`, where not all are read."""
+    def audited(self, tokens: int, deviations: int, *, foretold: float, weight: float = 1.0) -> None:
+        """The cloud has read skipped tokens, of so much risk; each stands for `weight`, where not all are read."""
         self.totals.audited += tokens
         self.totals.deviations += weight * deviations
+        self._foretelling.add(weight * foretold, weight * deviations)
         self._catch.add(-self.promises.catch * weight * deviations)
         self._deviation.add(weight * (self.promises.max_deviation * tokens - deviations))
 
     def _for_catch(self) -> float:
         if self.promises.catch <= 0:
             return ALL
-        tokens, risk = self._waiting()
-        if self._catch.spent(risk) or self._histogram.tokens < LEAST_KNOWN:
+        if self._catch.spent or self._histogram.tokens < LEAST_KNOWN:
             return NONE
         promised = 1.0 - self.promises.catch
         share = self._share(self._proved_shares[0], promised)
         if share <= 0:
             return NONE
         mass = self._histogram.mass
-        expected = promised * tokens * mass / self._histogram.tokens - risk
+        tokens, risk = self._waiting()
+        expected = self._foretelling.factor * (promised * tokens * mass / self._histogram.tokens - risk)
         return self._histogram.threshold(share * self._catch.pressure(expected) * mass)
 
     def _for_deviation(self) -> float:
         if self.promises.max_deviation >= 1:
             return ALL
-        tokens, risk = self._waiting()
-        if self._deviation.spent(risk) or self._histogram.tokens < LEAST_KNOWN:
+        if self._deviation.spent or self._histogram.tokens < LEAST_KNOWN:
             return NONE
         share = self._share(self._proved_shares[1], self.promises.max_deviation)
         if share <= 0:
             return NONE
-        expected = self.promises.max_deviation * tokens - risk
-        return self._histogram.threshold(share * self._deviation.pressure(expected) * self._histogram.tokens)
+        factor = self._foretelling.factor
+        tokens, risk = self._waiting()
+        pressure = self._deviation.pressure(self.promises.max_deviation * tokens - factor * risk)
+        return self._histogram.threshold(share / factor * pressure * self._histogram.tokens)
 
     def _waiting(self) -> tuple[int, float]:
         """How many tokens of all generations wait for their audit, and their risk; in whatever order they come."""
