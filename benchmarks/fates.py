@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -33,26 +33,19 @@ class Fate(NamedTuple):
 
 @dataclass(slots=True)
 class Witness(Gate):
-    """Decides as another gate does, and notes what becomes of its tokens.
-
-    End-of-text is asked about whatever the gate says, and counts as fired.
-    """
+    """Decides as another gate does, and notes what becomes of its tokens."""
 
     gate: Gate
-    eos_token_ids: Collection[int] = ()
     deviations: set[int] = field(default_factory=set)  # positions that audits have found
     decided: dict[int, Decided] = field(default_factory=dict)  # by position, of the text as it is
-    _fired: bool = False
 
     def fires(self, signal: Signal) -> bool:
-        self._fired = self.gate.fires(signal)
-        return self._fired
+        return self.gate.fires(signal)
 
     def follow(self, event: SessionEvent) -> None:
         self.gate.follow(event)
         match event:
-            case Drafted(position, token_id, signal):
-                fired = self._fired or token_id in self.eos_token_ids
+            case Drafted(position, token_id, signal, fired):
                 self.decided[position] = Decided(token_id, signal.risk, signal.coupled_margin, fired)
             case Retracted(position):  # at the position itself the cloud's token takes the place of the device's
                 self.decided = {at: one for at, one in self.decided.items() if at <= position}

@@ -209,7 +209,7 @@ class _Study:
         witnesses: list[Witness] = []
 
         def witnessed() -> Gate:
-            witnesses.append(Witness(one.strategy.gate(), self._client.manifest.eos_token_ids))
+            witnesses.append(Witness(one.strategy.gate()))
             return witnesses[-1]
 
         written = write_all(

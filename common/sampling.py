@@ -10,11 +10,13 @@ its arguments and nothing else; test vectors stand in `proto/`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import ModelCorrupt
 from common.types import Choice, SamplingParams
 
 Ids = NDArray[np.intp]
@@ -46,8 +48,13 @@ class Softmax:
 
 
 def softmax(logits: NDArray[np.float32], temperature: float) -> Softmax:
-    """Scale logits [vocab] and exponentiate them; ids outside the tokenizer must be cut off before."""
+    """Scale logits [vocab] and exponentiate them; ids outside the tokenizer must be cut off before.
+
+    Raises ModelCorrupt where they are not numbers.
+    """
     top = int(logits.argmax())
+    if not math.isfinite(logits[top]):
+        raise ModelCorrupt("model: its scores are not numbers; its files are damaged, or made for another machine")
     scaled = logits - logits[top]
     if temperature not in (0.0, 1.0):
         coldest, hottest = _TEMPERATURES

@@ -314,6 +314,7 @@ class Engine:
                     await self._wait()
         except ChaperoneError:  # the text is complete without it; `deviation_bound` counts what stays unread
             self.cloud.cancel()
+            self.gate = Never()
         return events
 
     def _close(self) -> Close:
@@ -351,4 +352,5 @@ class Engine:
     def _release(self, *, graceful: bool) -> None:
         if not graceful:
             self.cloud.cancel()
+            self.gate = Never()  # what the other one waits for does not come
         self.speculation.close()

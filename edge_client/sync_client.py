@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from common.errors import InvalidRequest
+from common.errors import Cancelled, InvalidRequest
 from common.gate import Totals
 from common.messages import Capabilities
 from common.session import Event
@@ -31,8 +31,11 @@ class SyncEdgeClient:
 
     def __init__(self, config: EdgeConfig | None = None) -> None:
         self._client = EdgeClient(config)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="chaperone-client", daemon=True)
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
+        self._loop = self._runner.get_loop()
+        self._closing = asyncio.Event()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="chaperone-client", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -55,7 +58,8 @@ class SyncEdgeClient:
             while (event := self._run(_next, events)) is not None:
                 yield event
         finally:
-            if not self._loop.is_closed():
+            # The garbage collector may end a forgotten stream on the loop's own thread; asyncio closes `events` then.
+            if not self._loop.is_closed() and threading.current_thread() is not self._thread:
                 self._run(events.aclose)
 
     def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
@@ -75,15 +79,16 @@ class SyncEdgeClient:
         return self._run(self._client.proposals, request, token_ids)
 
     def close(self) -> None:
-        """End connection, model worker and loop thread; idempotent."""
+        """End connection, model worker and loop thread; idempotent. What still runs in other threads is cancelled."""
         if self._loop.is_closed():
             return
         try:
             self._run(self._client.aclose)
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            with suppress(RuntimeError):  # another thread has closed it meanwhile
+                self._loop.call_soon_threadsafe(self._closing.set)
+            self._ended.get()
+            self._ended.put(None)  # for others who wait
 
     def __enter__(self) -> Self:
         return self
@@ -93,34 +98,53 @@ class SyncEdgeClient:
     ) -> None:
         self.close()
 
-    def _run(self, work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do `work` on the loop's thread, which begins, cancels and ends it: Ctrl-C strikes only the caller's."""
+    def _serve(self) -> None:
+        with self._runner:
+            self._runner.run(self._closing.wait())
+        self._ended.put(None)
+
+    def _run(self, work: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do `work` on the loop's thread, which begins, cancels and ends it: Ctrl-C strikes only the caller's.
+
+        Nothing that waits in Python code stands an interrupt (a `Future` or an `Event`, say); a `SimpleQueue` does.
+        """
         if self._loop.is_closed():
             raise InvalidRequest("client: it is closed; make a new one")
         task: asyncio.Task[T] | None = None
-        answer: SimpleQueue[asyncio.Task[T]] = SimpleQueue()  # a `Future` waits in Python, and breaks when interrupted
+        answer: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
         gone: SimpleQueue[None] = SimpleQueue()
+
+        async def do() -> T:
+            if self._closing.is_set():
+                raise Cancelled("generation: the client was closed")
+            return await work(*args, **kwargs)
 
         def begin() -> None:
             nonlocal task
-            task = self._loop.create_task(work(*args, **kwargs))
+            task = self._loop.create_task(do())
             task.add_done_callback(answer.put)
+
+        def left(ended: asyncio.Task[T]) -> None:
+            ended.cancelled() or ended.exception()  # nobody else asks for it
+            gone.put(None)
 
         def leave() -> None:
             if task is None:  # the interrupt came before it was to begin, and it never will
                 gone.put(None)
             else:
                 task.cancel()
-                task.add_done_callback(lambda _: gone.put(None))
+                task.add_done_callback(left)
 
         try:
             self._loop.call_soon_threadsafe(begin)
             ended = answer.get()
         except BaseException:  # the work must not go on behind the caller's back
-            self._loop.call_soon_threadsafe(leave)
-            with suppress(Empty):
+            with suppress(RuntimeError, Empty):  # closed meanwhile, or slow to leave
+                self._loop.call_soon_threadsafe(leave)
                 gone.get(timeout=_LEAVE_SECONDS)
             raise
+        if ended.cancelled():
+            raise Cancelled("generation: the client was closed")
         return ended.result()
 
 

@@ -1,6 +1,6 @@
 """Gates: the policies that decide, token by token, whether to skip or to fire."""
 
-from common.gate.budgeted import Budgeted, Ledger
+from common.gate.budgeted import Budgeted, Entry, Ledger
 from common.gate.calibration import Calibration
 from common.gate.control import Control, Promises, Totals
 from common.gate.features import FEATURES, FEATURES_VERSION, Features, TokenKind
@@ -13,6 +13,7 @@ __all__ = [
     "Budgeted",
     "Calibration",
     "Control",
+    "Entry",
     "Features",
     "Gate",
     "Ledger",

@@ -19,12 +19,15 @@ class _Drafted(NamedTuple):
     fired: bool
 
 
-class Read(NamedTuple):
-    """Skipped tokens that were read since: how many, what was found among them, and how much their risks foretold."""
+class Entry(NamedTuple):
+    """What one event adds to a ledger."""
 
-    tokens: int
-    deviations: int
-    foretold: float
+    settled: float | None = None  # the risk of a drafted token that is now final
+    skipped: bool = False  # and nobody was asked about it
+    caught: int = 0
+    audited: int = 0  # skipped tokens that the cloud has read
+    deviations: int = 0  # found among them
+    foretold: float = 0.0  # their risk
 
 
 class Ledger:
@@ -40,55 +43,53 @@ class Ledger:
         self.caught = 0
         self.audited = 0
         self.deviations = 0
-        self.foretold = 0.0  # the risk of all skipped tokens that were read since
         self.unread: dict[int, float] = {}  # the risks of skipped positions that no audit has reached
         self._drafted: dict[int, _Drafted] = {}  # by position that is not final
         self._gone: tuple[int, _Drafted] | None = None  # with its position, one that was just taken back
-
-    @property
-    def read(self) -> Read:
-        return Read(self.audited, self.deviations, self.foretold)
 
     @property
     def most_deviations(self) -> int:
         """Those that are known, and all that may yet be found."""
         return self.deviations + len(self.unread)
 
-    def follow(self, event: SessionEvent, *, fired: bool = False) -> float | None:
-        """Take in an event, in order; returns the risk of a token that has become final, if it was drafted.
-
-        `fired` says of a drafted token that the gate fired on it.
-        """
+    def follow(self, event: SessionEvent) -> Entry:
+        """Take in an event, in order; returns what it adds."""
+        entry = Entry()
         match event:
-            case Drafted(position, token_id, signal):
+            case Drafted(position, token_id, signal, fired):
                 self._drafted[position] = _Drafted(token_id, signal.risk, fired)
+                if self._stay_provisional and not fired:
+                    self.unread[position] = signal.risk
             case Retracted(position):
                 void = {at: self._drafted.pop(at) for at in sorted(self._drafted) if at >= position}
                 self._gone = (position, void[position]) if position in void else None
+                for at in void:
+                    self.unread.pop(at, None)
             case Committed(position, token_id, origin):
-                return self._settle(position, token_id, origin)
+                entry = self._settle(position, token_id, origin)
             case Audited(start, end, deviations):
                 read = [self.unread.pop(position) for position in range(start, end) if position in self.unread]
-                self.audited += len(read)
-                self.foretold += math.fsum(read)
-                self.deviations += len(deviations)
-        return None
+                entry = Entry(audited=len(read), deviations=len(deviations), foretold=math.fsum(read))
+        self.caught += entry.caught
+        self.audited += entry.audited
+        self.deviations += entry.deviations
+        return entry
 
-    def _settle(self, position: int, token_id: int, origin: Origin) -> float | None:
+    def _settle(self, position: int, token_id: int, origin: Origin) -> Entry:
         gone, self._gone = self._gone, None
         drafted = self._drafted.pop(position, None)
         if drafted is None and gone is not None and gone[0] == position:
             drafted = gone[1]
         if drafted is None:  # the cloud wrote it before the device did
-            return None
+            return Entry()
+        risk, overridden = drafted.risk, drafted.token_id != token_id
         if origin not in _JUDGED:
-            self.unread[position] = drafted.risk
-        elif self._stay_provisional and not drafted.fired:
-            self.foretold += drafted.risk
-            self.deviations += drafted.token_id != token_id
-        elif drafted.token_id != token_id:
-            self.caught += 1
-        return drafted.risk
+            self.unread[position] = risk
+            return Entry(risk, skipped=True)
+        if self._stay_provisional and not drafted.fired:
+            self.unread.pop(position, None)
+            return Entry(risk, skipped=True, audited=1, deviations=int(overridden), foretold=risk)
+        return Entry(risk, caught=int(overridden))
 
 
 class Budgeted(Gate):
@@ -99,25 +100,18 @@ class Budgeted(Gate):
         self.ledger = Ledger(stay_provisional=stay_provisional)
         self._control = control
         self._unread = control.opened()
-        self._fired = False  # on the token that is drafted next
 
     def fires(self, signal: Signal) -> bool:
-        self._fired = signal.risk >= self._control.threshold
-        return self._fired
+        return signal.risk >= self._control.threshold
 
     def follow(self, event: SessionEvent) -> None:
-        ledger, control = self.ledger, self._control
-        caught, waiting, read = ledger.caught, len(ledger.unread), ledger.read
-        risk = ledger.follow(event, fired=self._fired)
-        self._unread.tokens, self._unread.risk = len(ledger.unread), math.fsum(ledger.unread.values())
-        if risk is not None:
-            control.saw(risk, skipped=len(ledger.unread) > waiting)
-        if ledger.caught > caught:
-            control.caught()
-        if ledger.read != read:
-            control.audited(
-                ledger.audited - read.tokens,
-                ledger.deviations - read.deviations,
-                foretold=ledger.foretold - read.foretold,
-                weight=event.weight if isinstance(event, Audited) else 1.0,
-            )
+        entry, unread = self.ledger.follow(event), self.ledger.unread
+        if len(unread) != self._unread.tokens:
+            self._unread.tokens, self._unread.risk = len(unread), math.fsum(unread.values())
+        if entry.settled is not None:
+            self._control.saw(entry.settled, skipped=entry.skipped)
+        if entry.caught:
+            self._control.caught()
+        if entry.audited or entry.deviations:
+            weight = event.weight if isinstance(event, Audited) else 1.0
+            self._control.audited(entry.audited, entry.deviations, foretold=entry.foretold, weight=weight)

@@ -7,16 +7,17 @@ Two promises: a share `catch` of all overrides is caught, and at most `max_devia
     max_deviation:  + max_deviation for each token judged or audited,  - 1     for each deviation
 
 so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once a
-budget falls below the reserve every token is asked about: deviations can then only come from tokens whose skipping was
+budget falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose skipping was
 decided before and that are not read yet, and the budget of `catch` grows with each override. This is the long-run bound
 on what the audits find, where every skipped token is audited:
 
     deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
 
-where `unread` are the tokens whose skipping was decided, and that were not read yet, when the budget ran out (online
-risk control: Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the data). Where
-only a share of the texts is audited, a deviation in one of them counts for the others: the bound then holds in
-expectation, and the terms behind `RESERVE` grow by as much.
+where `unread` are the tokens whose skipping was decided, and that were not read before the audit in which the budget
+ran out; likewise `deviations <= max_deviation * tokens + RESERVE + 1 + unread` (online risk control: Gibbs and Candes,
+arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the data). Where only a share of the texts is
+audited, a deviation in one of them counts for the others: the bound then holds in expectation, and the terms behind
+`RESERVE` grow by as much.
 
 Within it the threshold follows the workload before any verdict does. Tokens that are final enter a fading histogram of
 risk. If the risk ranks tokens as well here as elsewhere, the threshold below which a share `1 - catch` of all *risk*
@@ -49,8 +50,8 @@ GAIN = 0.25  # a deviation lowers the share of risk that is let pass by a fifth
 MOST = 6.0  # deviations that a budget may save up: what was easy is no licence for what comes
 MEMORY = 600.0  # tokens that the histogram remembers
 LEAST_KNOWN = 30.0  # tokens without which it says nothing: all are asked about
-FORETOLD = 60.0  # deviations that the factor of the risks is learned from
-DOUBT = 10.0  # deviations, found as foretold, that it is thought to have been learned from before
+SCALE_MEMORY = 100.0  # deviations that the factor of the risks is learned from
+SCALE_PRIOR = 10.0  # as if so many had been found where so many were foretold
 _KEPT = 1.0 - 1.0 / MEMORY  # of an old token when a new one comes
 _EDGES = np.linspace(-14.0, 14.0, 141)  # log-odds of risk
 
@@ -89,7 +90,7 @@ class Budget:
         return self.left < -RESERVE
 
     def pressure(self, expected: float) -> float:
-        """What the share of risk that is let pass is multiplied by; `expected` is what the unread will add."""
+        """What the share of risk that is let pass is multiplied by; `expected` is what waits to be added."""
         return math.exp(GAIN * min(self.left + expected, MOST))
 
     def add(self, amount: float) -> None:
@@ -97,8 +98,8 @@ class Budget:
 
 
 @dataclass(slots=True)
-class Foretelling:
-    """How many deviations audits find for each that the risks foretell; old audits fade."""
+class RiskScale:
+    """By what factor the risks of skipped tokens are off: deviations found over those foretold; old ones fade."""
 
     foretold: float = 0.0
     found: float = 0.0
@@ -106,10 +107,10 @@ class Foretelling:
     @property
     def factor(self) -> float:
         """What a risk is to be multiplied by."""
-        return (self.found + DOUBT) / (self.foretold + DOUBT)
+        return (self.found + SCALE_PRIOR) / (self.foretold + SCALE_PRIOR)
 
     def add(self, foretold: float, found: float) -> None:
-        kept = math.exp(-foretold / FORETOLD)
+        kept = math.exp(-max(foretold, found) / SCALE_MEMORY)
         self.foretold = kept * self.foretold + foretold
         self.found = kept * self.found + found
 
@@ -190,7 +191,7 @@ class Control:
         self._catch = Budget()
         self._deviation = Budget()
         self._unread: WeakSet[Unread] = WeakSet()  # nobody waits for what a generation that is gone has left
-        self._foretelling = Foretelling()
+        self._scale = RiskScale()
         self._histogram = RiskHistogram()
         # What is let pass while the budget is even: a share of all risk, and risk a token. What a calibration proves
         # fades as the workload's own tokens come: it is where to begin, and feedback could not undo a share of nothing.
@@ -237,7 +238,7 @@ class Control:
         """The cloud has read skipped tokens, of so much risk; each stands for `weight`, where not all are read."""
         self.totals.audited += tokens
         self.totals.deviations += weight * deviations
-        self._foretelling.add(weight * foretold, weight * deviations)
+        self._scale.add(foretold, deviations)
         self._catch.add(-self.promises.catch * weight * deviations)
         self._deviation.add(weight * (self.promises.max_deviation * tokens - deviations))
 
@@ -252,7 +253,7 @@ class Control:
             return NONE
         mass = self._histogram.mass
         tokens, risk = self._waiting()
-        expected = self._foretelling.factor * (promised * tokens * mass / self._histogram.tokens - risk)
+        expected = self._scale.factor * (promised * tokens * mass / self._histogram.tokens - risk)
         return self._histogram.threshold(share * self._catch.pressure(expected) * mass)
 
     def _for_deviation(self) -> float:
@@ -263,7 +264,7 @@ class Control:
         share = self._share(self._proved_shares[1], self.promises.max_deviation)
         if share <= 0:
             return NONE
-        factor = self._foretelling.factor
+        factor = self._scale.factor
         tokens, risk = self._waiting()
         pressure = self._deviation.pressure(self.promises.max_deviation * tokens - factor * risk)
         return self._histogram.threshold(share / factor * pressure * self._histogram.tokens)

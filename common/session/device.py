@@ -124,7 +124,7 @@ class DeviceSession:
         position = len(self.text)
         self.text.append(token_id)
         self._risks[position] = signal.risk
-        yield Drafted(position, token_id, signal)
+        yield Drafted(position, token_id, signal, fires)
         if fires:
             self.tally.fired += 1
             self._fired.append(position)

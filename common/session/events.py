@@ -20,6 +20,7 @@ class Drafted:
     position: int
     token_id: int
     signal: Signal
+    fired: bool = False  # the cloud is asked before it is final
 
 
 @dataclass(frozen=True, slots=True)

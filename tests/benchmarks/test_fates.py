@@ -14,8 +14,7 @@ UNSURE = replace(SURE, coupled_margin=0.5, risk=0.75)
 
 
 def drafted(witness: Witness, position: int, token_id: int, signal: Signal) -> None:
-    witness.fires(signal)
-    witness.follow(Drafted(position, token_id, signal))
+    witness.follow(Drafted(position, token_id, signal, witness.fires(signal)))
 
 
 def test_each_token_is_told_with_its_risk_and_its_end() -> None:

@@ -155,6 +155,14 @@ from edge_client import SyncEdgeClient
 from tests.integration.staging import config_for
 chance, stopped = random.Random(0), 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
+for _ in range(10):
+    closed = SyncEdgeClient(config_for("127.0.0.1:1"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 2e-3))
+        closed.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        closed.close()
 with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
     whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
     for _ in range(200):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, InvalidRequest
 from common.gate import Calibration, Control, Promises
-from common.gate.control import RESERVE, Foretelling, Unread
+from common.gate.control import RESERVE, RiskScale, Unread
 
 DELAY = 20  # tokens between a skip and its audit
 
@@ -126,14 +126,20 @@ def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promi
 
 
 def test_the_factor_of_the_risks_is_learned_from_audits_and_forgotten_with_them() -> None:
-    foretelling = Foretelling()
-    assert foretelling.factor == 1.0
+    scale = RiskScale()
+    assert scale.factor == 1.0
     for _ in range(400):
-        foretelling.add(0.5, 1)
-    assert foretelling.factor == pytest.approx(2.0, rel=0.1)
+        scale.add(0.5, 1)
+    assert scale.factor == pytest.approx(2.0, rel=0.1)
     for _ in range(400):
-        foretelling.add(0.5, 0)
-    assert foretelling.factor == pytest.approx(0.2, abs=0.1)
+        scale.add(0.5, 0)
+    assert scale.factor == pytest.approx(0.2, abs=0.1)
+    for _ in range(400):
+        scale.add(1e-6, 1)
+    assert scale.factor > 5.0
+    for _ in range(1000):
+        scale.add(0.5, 0.5)
+    assert scale.factor == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_ceiling_is_made_use_of_where_risks_are_twice_or_half_the_truth() -> None:

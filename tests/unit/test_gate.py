@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.gate import Always, Budgeted, Calibration, Control, Ledger, Never, Promises, Threshold, Totals
+from common.gate import Always, Budgeted, Calibration, Control, Entry, Ledger, Never, Promises, Threshold, Totals
 from common.session import Audited, Committed, Drafted, Retracted, SessionEvent
 from common.types import Mode, Origin, Signal
 from edge_client.config import GateSettings
@@ -85,7 +85,7 @@ def test_a_ledger_tells_every_fate_apart() -> None:
         *(Retracted(5), Committed(5, 9, Origin.OVERRIDE), Committed(6, 7, Origin.TAKEOVER)),
         *(Drafted(7, 1, doubt), Committed(7, 1, Origin.DRAFT)),
     ]
-    assert [ledger.follow(event) for event in events] == [
+    assert [ledger.follow(event).settled for event in events] == [
         *(None, 0.25),
         *(None, None, None),
         *(None, 0.25),
@@ -118,11 +118,22 @@ def test_a_ledger_never_counts_too_few(pair: Pair) -> None:
 def test_where_skips_are_provisional_one_that_gives_way_counts_as_a_deviation() -> None:
     for fired, expected in ((True, (1, 0)), (False, (0, 1))):
         ledger = Ledger(stay_provisional=True)
-        ledger.follow(Drafted(3, 1, signal(0.25)), fired=fired)
+        ledger.follow(Drafted(3, 1, signal(0.25), fired))
+        assert list(ledger.unread) == ([] if fired else [3])
         ledger.follow(Retracted(3))
-        ledger.follow(Committed(3, 9, Origin.OVERRIDE))
+        entry = ledger.follow(Committed(3, 9, Origin.OVERRIDE))
         assert (ledger.caught, ledger.deviations) == expected
-    assert Ledger().follow(Drafted(3, 1, signal(0.25))) is None
+        assert (entry.skipped, entry.foretold) == ((False, 0.0) if fired else (True, 0.25))
+        assert ledger.unread == {}
+
+
+def test_where_skips_are_provisional_one_that_stands_was_read_too() -> None:
+    ledger = Ledger(stay_provisional=True)
+    ledger.follow(Drafted(3, 1, signal(0.25)))
+    ledger.follow(Drafted(4, 2, signal(0.5)))
+    assert ledger.follow(Committed(3, 1, Origin.VERIFIED)) == Entry(0.25, skipped=True, audited=1, foretold=0.25)
+    ledger.follow(Retracted(4))
+    assert (ledger.audited, ledger.unread) == (1, {})
 
 
 def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
@@ -140,11 +151,11 @@ def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
 
 
 def test_a_sampled_audit_stands_for_those_that_were_not_made() -> None:
-    """Four deviations empty a budget; one does, where one generation in eight is audited."""
+    """Seven deviations empty a budget; one does, where one generation in eight is audited."""
     spent = []
-    for weight in (1.0, 8.0):
+    for weight, deviations in ((1.0, 6), (1.0, 7), (8.0, 1)):
         control = Control(Promises(0.9, 1.0), Calibration.of([0.01 * number for number in range(1, 61)], [True] * 60))
         gate = Budgeted(control)
-        gate.follow(Audited(3, 5, (3,), weight))
+        gate.follow(Audited(3, 13, tuple(range(3, 3 + deviations)), weight))
         spent.append(control.threshold == 0.0)
-    assert spent == [False, True]
+    assert spent == [False, True, True]
