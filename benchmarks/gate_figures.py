@@ -139,8 +139,8 @@ def quality_figure(results: Sequence[Result]) -> Figure:
             if name not in ("edge", "cloud", "exact"):
                 families.setdefault(name.split("-")[0], []).append(entry)
         for (family, some), (colour, marker) in zip(families.items(), _looks(), strict=False):
-            some = sorted(some, key=lambda entry: float(entry["verified_share"]))
-            shares = [100 * entry["verified_share"] for entry in some]
+            some = sorted(some, key=lambda entry: float(entry["decided_share"]))
+            shares = [100 * entry["decided_share"] for entry in some]
             axes.errorbar(
                 shares,
                 [entry["pass_at_1"] for entry in some],
@@ -153,7 +153,7 @@ def quality_figure(results: Sequence[Result]) -> Figure:
                 label=family,
             )
         axes.set_title(f"{result['settings']['suite']}, {result['settings']['tasks']} tasks", fontsize=9, color=INK)
-        axes.set_xlabel("tokens verified first, or written in takeovers [%]")
+        axes.set_xlabel("tokens that the cloud decided on before they were final [%]")
         tidy(axes)
     panels[0].set_ylabel("pass@1")
     panels[-1].legend(fontsize=7, frameon=False)

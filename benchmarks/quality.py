@@ -74,7 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gate_option(parser)
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
     parser.add_argument("--max-new-tokens", type=int, default=400)
-    parser.add_argument("--together", type=int, default=32, help="texts that are written at once")
+    parser.add_argument("--together", type=int, default=32, help="texts of one group, which are written at once")
+    parser.add_argument(
+        "--apart-s",
+        type=float,
+        default=0.25,
+        help="virtual seconds between the beginnings of a group's texts, so that not all begin easily and end hard",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of each model; they mostly take turns")
     parser.add_argument(
         "--explored", type=Path, required=True, help="what the models said, *.jsonl.gz; made or gone on"
@@ -108,6 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "dtype": study.dtype,
             "max_new_tokens": args.max_new_tokens,
             "together": args.together,
+            "apart_s": args.apart_s,
             "rtt_ms": RTT_MS,
         },
         "summary": summarise(rows, names),
@@ -218,6 +225,7 @@ class _Study:
             replace(one.strategy, gate=witnessed),
             estimates=self._estimates.setdefault(one.strategy.name, Estimates()),
             assessor=one.assessor,
+            apart_s=self._args.apart_s,
         )
         return [
             self._row(task, one.strategy, written_one, witness)

@@ -20,8 +20,9 @@ def write_all(
     *,
     estimates: Estimates | None = None,
     assessor: Callable[[int], Assessor] | None = None,
+    apart_s: float = 0.0,
 ) -> list[Simulation]:
-    """Write all texts, in one virtual time.
+    """Write all texts, in one virtual time; each begins `apart_s` after the one before.
 
     Estimates, and what the strategy's gate learns, are shared by all, as those of one client are. `assessor` makes what
     tells the risks of one text, from the length of its prompt.
@@ -29,6 +30,7 @@ def write_all(
     known = estimates or Estimates()
 
     async def write(index: int, author: ExploringAuthor) -> Simulation:
+        await asyncio.sleep(index * apart_s)
         return await play(author, replace(scenario, seed=scenario.seed + index), strategy, known, assessor)
 
     async def write_them() -> list[Simulation]:
