@@ -20,6 +20,7 @@ from common.errors import (
     ChaperoneError,
     CloudTimeout,
     InvalidRequest,
+    ModelError,
     Overloaded,
     ProtocolViolation,
     Superseded,
@@ -88,6 +89,10 @@ class Supervisor:
         except (asyncio.CancelledError, GeneratorExit):  # the host learned it before the inbox did
             self._cancelled(Cancelled("the host ended the stream"))
             raise
+        except ModelError as error:  # found in reading: nothing that the device could mend
+            _log.error("stream failed: %s", error.message)
+            self.counters.refused += 1
+            failure = Failure("INTERNAL", f"the cloud's {error.message}")
         except ChaperoneError as error:
             _log.info("stream refused: %s: %s", status_of(error), error.message)
             self.counters.refused += 1

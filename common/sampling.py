@@ -54,7 +54,7 @@ def softmax(logits: NDArray[np.float32], temperature: float) -> Softmax:
     """
     top = int(logits.argmax())
     if not math.isfinite(logits[top]):
-        raise ModelCorrupt("model: its scores are not numbers; its files are damaged, or made for another machine")
+        raise ModelCorrupt("model: its scores are not numbers; its files may be damaged: pull it again with --force")
     scaled = logits - logits[top]
     if temperature not in (0.0, 1.0):
         coldest, hottest = _TEMPERATURES

@@ -118,7 +118,7 @@ class Engine:
                 # What the output still holds back, a part of a character, say, is told by the generation that resumes.
                 yield Failed(error, self.watch.stats(self.session, self.cloud))
         except (GeneratorExit, asyncio.CancelledError):
-            ended = self._leave()
+            ended = ended or self._leave()
             raise
         finally:
             self._release(graceful=ended)

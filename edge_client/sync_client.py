@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from common.errors import Cancelled, InvalidRequest
 from common.gate import Totals
 from common.messages import Capabilities
-from common.session import Event
+from common.session import Event, Failed, Finished
 from common.types import PromptInput, Proposal
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
@@ -24,6 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LEAVE_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  # between looks whether the client was closed meanwhile
 
 
 class SyncEdgeClient:
@@ -57,10 +59,14 @@ class SyncEdgeClient:
         try:
             while (event := self._run(_next, events)) is not None:
                 yield event
+                if isinstance(event, Finished | Failed):  # there is nothing behind it; the client may be closed by now
+                    return
         finally:
-            # The garbage collector may end a forgotten stream on the loop's own thread; asyncio closes `events` then.
-            if not self._loop.is_closed() and threading.current_thread() is not self._thread:
-                self._run(events.aclose)
+            # The garbage collector may end a forgotten stream on the loop's own thread, or while Python ends; asyncio
+            # closes `events` then, or nobody need.
+            if threading.current_thread() is not self._thread and not sys.is_finalizing():
+                with suppress(InvalidRequest, Cancelled):  # the client was closed, and has ended it
+                    self._run(events.aclose)
 
     def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """See `EdgeClient.generate`."""
@@ -80,15 +86,11 @@ class SyncEdgeClient:
 
     def close(self) -> None:
         """End connection, model worker and loop thread; idempotent. What still runs in other threads is cancelled."""
-        if self._loop.is_closed():
-            return
-        try:
-            self._run(self._client.aclose)
-        finally:
-            with suppress(RuntimeError):  # another thread has closed it meanwhile
-                self._loop.call_soon_threadsafe(self._closing.set)
-            self._ended.get()
-            self._ended.put(None)  # for others who wait
+        with suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._closing.set)
+        while not self._loop.is_closed():
+            with suppress(Empty):
+                self._ended.get(timeout=_LOOK_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -99,24 +101,26 @@ class SyncEdgeClient:
         self.close()
 
     def _serve(self) -> None:
-        with self._runner:
-            self._runner.run(self._closing.wait())
-        self._ended.put(None)
+        try:
+            with self._runner:
+                self._runner.run(self._until_closed())
+        finally:
+            self._ended.put(None)
+
+    async def _until_closed(self) -> None:
+        await self._closing.wait()
+        await self._client.aclose()
 
     def _run(self, work: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do `work` on the loop's thread, which begins, cancels and ends it: Ctrl-C strikes only the caller's.
 
         Nothing that waits in Python code stands an interrupt (a `Future` or an `Event`, say); a `SimpleQueue` does.
         """
-        if self._loop.is_closed():
-            raise InvalidRequest("client: it is closed; make a new one")
         task: asyncio.Task[T] | None = None
         answer: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
         gone: SimpleQueue[None] = SimpleQueue()
 
         async def do() -> T:
-            if self._closing.is_set():
-                raise Cancelled("generation: the client was closed")
             return await work(*args, **kwargs)
 
         def begin() -> None:
@@ -136,16 +140,29 @@ class SyncEdgeClient:
                 task.add_done_callback(left)
 
         try:
-            self._loop.call_soon_threadsafe(begin)
-            ended = answer.get()
+            self._schedule(begin)
+            ended = self._wait(answer)
         except BaseException:  # the work must not go on behind the caller's back
-            with suppress(RuntimeError, Empty):  # closed meanwhile, or slow to leave
-                self._loop.call_soon_threadsafe(leave)
+            with suppress(InvalidRequest, Empty):  # closed meanwhile, or slow to leave
+                self._schedule(leave)
                 gone.get(timeout=_LEAVE_SECONDS)
             raise
         if ended.cancelled():
             raise Cancelled("generation: the client was closed")
         return ended.result()
+
+    def _schedule(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            raise InvalidRequest("client: it is closed; make a new one") from None
+
+    def _wait(self, answer: SimpleQueue[asyncio.Task[T]]) -> asyncio.Task[T]:
+        while True:
+            with suppress(Empty):
+                return answer.get(timeout=_LOOK_SECONDS)
+            if self._loop.is_closed():  # what came when the loop had all but ended was never begun
+                raise Cancelled("generation: the client was closed")
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:

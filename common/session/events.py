@@ -20,7 +20,7 @@ class Drafted:
     position: int
     token_id: int
     signal: Signal
-    fired: bool = False  # the cloud is asked before it is final
+    fired: bool = False  # the gate has the cloud asked about it; always so at an end of text
 
 
 @dataclass(frozen=True, slots=True)

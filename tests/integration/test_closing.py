@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.errors import Cancelled, InvalidRequest
+from common.errors import Cancelled, ChaperoneError, InvalidRequest
 from common.session import Committed, Drafted, Event, Failed, Finished
 from edge_client import EdgeClient, Mode, PromptInput, SyncEdgeClient
 from tests.integration.loopback import serving
@@ -135,3 +136,32 @@ def test_catch_is_unknown_while_skipped_tokens_are_unread(tiny_pair: Path) -> No
     assert catch is not None
     skipped, audited, catch = asyncio.run(run(closing_audit=False))
     assert (catch is None) == (audited < skipped)
+
+
+def test_threads_may_close_a_sync_client_while_another_streams(tiny_pair: Path) -> None:
+    client = SyncEdgeClient(config_for("127.0.0.1:1"))
+    begun = threading.Event()
+    told: list[Event] = []
+    refused: list[ChaperoneError] = []
+
+    def stream() -> None:
+        try:
+            for event in client.stream(**LONG, mode="edge"):
+                told.append(event)
+                begun.set()
+        except (Cancelled, InvalidRequest) as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=stream, daemon=True)]
+    threads[0].start()
+    assert begun.wait(PATIENCE_S)
+    threads += [threading.Thread(target=client.close, daemon=True) for _ in range(2)]
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    ends = [event for event in told if isinstance(event, Finished | Failed)]
+    assert len(ends) + len(refused) == 1
+    with pytest.raises(InvalidRequest, match="it is closed"):
+        client.generate("the list", mode="edge")

@@ -155,14 +155,6 @@ from edge_client import SyncEdgeClient
 from tests.integration.staging import config_for
 chance, stopped = random.Random(0), 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-for _ in range(10):
-    closed = SyncEdgeClient(config_for("127.0.0.1:1"))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 2e-3))
-        closed.close()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt:
-        closed.close()
 with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
     whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
     for _ in range(200):
@@ -176,6 +168,35 @@ with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
     assert client.generate("the list", mode="edge", max_new_tokens=8).token_ids == whole
     assert stopped > 50, stopped
 """
+
+
+INTERRUPTED_IN_CLOSING = """
+import random, signal, threading
+from edge_client import SyncEdgeClient
+from tests.integration.staging import config_for
+chance, stopped = random.Random(0), 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for _ in range(20):
+    client = SyncEdgeClient(config_for("127.0.0.1:1"))
+    client.generate("the list", mode="edge", max_new_tokens=2)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 1e-3))
+        client.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        stopped += 1
+        client.close()
+    for thread in threading.enumerate():
+        if thread.name == "chaperone-client":
+            thread.join(10)
+            assert not thread.is_alive()
+assert stopped > 5, stopped
+"""
+
+
+def test_an_interrupt_may_strike_the_closing_of_the_sync_client(tiny_pair: Path) -> None:
+    code, _, err = ended(start_python("-c", INTERRUPTED_IN_CLOSING))
+    assert code == 0, err
 
 
 def test_an_interrupt_may_strike_the_sync_client_anywhere(tiny_pair: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.server import Server
 from common.config import load_manifest
-from common.errors import ConfigError
+from common.errors import ConfigError, ModelCorrupt
 from common.messages import Failure, Opened, Verdict
 from edge_client import EdgeClient
 from tests.contract.fake_target import FakeTarget
@@ -169,12 +169,21 @@ def test_a_device_that_vanishes_frees_its_place(tiny_pair: Path, digest: str, bu
     play(tiny_pair, scene, brake=brake)
 
 
-def test_a_bug_in_the_model_costs_one_stream(tiny_pair: Path, digest: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("bug", "message"),
+    [
+        (ZeroDivisionError("a bug in the model"), "the supervisor failed; its log has the details"),
+        (ModelCorrupt("model: a bug in the model"), "the cloud's model: a bug in the model"),
+    ],
+)
+def test_a_bug_in_the_model_costs_one_stream(
+    tiny_pair: Path, digest: str, caplog: pytest.LogCaptureFixture, bug: Exception, message: str
+) -> None:
     mended = threading.Event()
 
     def fail(readings: object) -> None:
         if not mended.is_set():
-            raise ZeroDivisionError("a bug in the model")
+            raise bug
 
     async def run() -> None:
         target = fake_target(tiny_pair, fail)
@@ -182,10 +191,7 @@ def test_a_bug_in_the_model_costs_one_stream(tiny_pair: Path, digest: str, caplo
             stream, other = RawStream(channel), RawStream(channel)
             await stream.send(opening(digest))
             failure = await stream.failure()
-            assert (failure.status, failure.message) == (
-                "INTERNAL",
-                "the supervisor failed; its log has the details",
-            )
+            assert (failure.status, failure.message) == ("INTERNAL", message)
             mended.set()
             await other.send(opening(digest, "other", max_new_tokens=10))
             await write_to_the_end(other, FakeTarget(load_vocabulary(tiny_pair)))

@@ -58,13 +58,15 @@ def test_what_is_audited_after_the_text_is_learned_all_the_same() -> None:
     assert before < control.totals.audited == ending.stats.skipped_tokens
 
 
-def leaving(stage: Stage, after: int) -> None:
+def leaving(stage: Stage, after: int | None) -> None:
+    """Stop listening after so many final tokens; None: at `Finished`."""
+
     async def write() -> None:
         committed = 0
         async with aclosing(stage.engine.stream()) as events:
             async for event in events:
                 committed += isinstance(event, Committed)
-                if committed == after:
+                if committed == after or isinstance(event, Finished):
                     break
         await stage.engine.audit()
 
@@ -79,6 +81,15 @@ def test_a_user_who_leaves_leaves_nothing_unaudited() -> None:
     assert (close.start, len(close.token_ids)) == (len(PROMPT), 10)
     assert control.totals.audited == 10
     assert control.totals.deviations > 0
+    assert not link.cancelled
+
+
+def test_a_user_who_stops_at_the_last_event_leaves_nothing_unaudited() -> None:
+    control = Control(Promises(0.0, 1.0))
+    link = FakeLink(cloud_of(TARGET))
+    stage = gated(Budgeted(control), link)
+    leaving(stage, None)
+    assert control.totals.audited == stage.engine.session.tally.skipped_tokens > 0
     assert not link.cancelled
 
 

@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from common.errors import ModelCorrupt
 from common.sampling import MAX_COUPLED_MARGIN, choose, noise, noise_at, softmax, warp
 from common.types import MAX_SEED, SamplingParams
 from tests import oracle
@@ -141,6 +142,19 @@ def test_top_p_reaches_into_a_long_tail(top_p: float) -> None:
 
 def test_greedy_takes_the_first_of_equals() -> None:
     assert chosen(np.array([1, 5, 5, 5], np.float32), SamplingParams(seed=3), 8) == 1
+
+
+@pytest.mark.parametrize("logits", [[math.nan, 0.0], [0.0, math.nan], [math.inf, 0.0], [-math.inf, -math.inf]])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_scores_that_are_not_numbers_are_refused(logits: list[float], temperature: float) -> None:
+    with pytest.raises(ModelCorrupt, match="its scores are not numbers"):
+        softmax(np.array(logits, np.float32), temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_token_that_is_ruled_out_is_not_chosen(temperature: float) -> None:
+    logits = np.array([-math.inf, 0.0], np.float32)
+    assert {chosen(logits, SamplingParams(temperature=temperature), position) for position in range(50)} == {1}
 
 
 def test_shifting_all_logits_changes_nothing() -> None:
