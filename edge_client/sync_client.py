@@ -24,6 +24,7 @@ from edge_client.generation import Generation, GenerationRequest, Prompt
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CLOSED = "generation: the client was closed"
 _LEAVE_SECONDS = 5.0
 _LOOK_SECONDS = 0.5  # between looks whether the client was closed meanwhile
 
@@ -61,6 +62,7 @@ class SyncEdgeClient:
                 yield event
                 if isinstance(event, Finished | Failed):  # there is nothing behind it; the client may be closed by now
                     return
+            raise Cancelled(_CLOSED)  # while nobody was asking for more
         finally:
             # The garbage collector may end a forgotten stream on the loop's own thread, or while Python ends; asyncio
             # closes `events` then, or nobody need.
@@ -148,7 +150,7 @@ class SyncEdgeClient:
                 gone.get(timeout=_LEAVE_SECONDS)
             raise
         if ended.cancelled():
-            raise Cancelled("generation: the client was closed")
+            raise Cancelled(_CLOSED)
         return ended.result()
 
     def _schedule(self, callback: Callable[[], None]) -> None:
@@ -162,7 +164,7 @@ class SyncEdgeClient:
             with suppress(Empty):
                 return answer.get(timeout=_LOOK_SECONDS)
             if self._loop.is_closed():  # what came when the loop had all but ended was never begun
-                raise Cancelled("generation: the client was closed")
+                raise Cancelled(_CLOSED)
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
