@@ -13,7 +13,6 @@ from benchmarks.fates import Fate, FateColumns
 from edge_client.fitting import figures, reliability
 
 _DRAWS = 2000
-_WRITTEN = ("takeover_tokens", "overridden_tokens", "bonus_tokens")  # by the cloud
 
 Row = Mapping[str, Any]
 Measure = Callable[[Sequence[Row]], float | None]
@@ -38,9 +37,8 @@ def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -
         "tokens": _sum(rows, "completion_tokens"),
         "equal_cloud": _equal(rows, cloud) if cloud else None,
         "verified_share": _per_token(rows, "verified_tokens", "takeover_tokens"),
-        "decided_share": _per_token(rows, "verified_tokens", *_WRITTEN),
         "takeover_share": _per_token(rows, "takeover_tokens"),
-        "cloud_wrote_share": _per_token(rows, *_WRITTEN),
+        "cloud_wrote_share": _per_token(rows, "takeover_tokens", "overridden_tokens", "bonus_tokens"),
         "round_trips_per_100_tokens": _hundredfold(_per_token(rows, "round_trips", "hidden_round_trips")),
         "waited_for_per_100_tokens": _hundredfold(_per_token(rows, "round_trips")),
     }
