@@ -15,8 +15,17 @@ class ServerFailed(RuntimeError):
 
 
 def in_its_own_process(arguments: Sequence[str]) -> int:
-    """Run `python -m benchmarks` with these arguments: benchmarks pin cores and load models, which none may inherit."""
-    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], check=False).returncode
+    """Run `python -m benchmarks` with these arguments: benchmarks pin cores and load models, which none may inherit.
+
+    Whatever interrupts the wait ends the process, and with it what it has started.
+    """
+    with subprocess.Popen([sys.executable, "-m", "benchmarks", *arguments]) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
 
 
 @contextmanager

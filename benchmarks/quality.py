@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import gzip
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -89,7 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Answer, score and summarise."""
+    """Answer, score and summarise; raises ConfigError for options that make no sense."""
+    _check(args)
     names = list(dict.fromkeys(args.strategies.split(",")))
     client = EdgeClient(EdgeConfig(pair=args.pair))
     try:
@@ -119,6 +121,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "summary": summarise(rows, names),
     }
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("max_new_tokens", "together", "threads"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not a number from 1 on")
+    if not 0 <= args.apart_s < math.inf:
+        raise ConfigError(f"--apart-s: {args.apart_s:g} is no number of seconds; 0 lets all begin at once")
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,20 @@ def test_what_was_explored_with_other_models_is_refused(tmp_path: Path) -> None:
         answered(tmp_path, "--suite", "humaneval", "--tasks", "1")
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--apart-s", "-0.1"), "--apart-s: -0.1 is no number of seconds"),
+        (("--apart-s", "nan"), "--apart-s: nan is no number of seconds"),
+        (("--together", "0"), "--together: 0 is not a number from 1 on"),
+        (("--tasks", "0"), "--tasks: 0; at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path: Path, option: tuple[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        answered(tmp_path, "--suite", "prose", *option)
+
+
 def test_strategies_that_are_none_are_refused() -> None:
     with pytest.raises(ConfigError, match="strategies: 'gate-1' is none of"):
         contender("gate-1", None, str)

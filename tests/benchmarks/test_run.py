@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.run import add_arguments, plan_from
 from benchmarks.run_plan import rotated
 from benchmarks.work_file import digest_of
 from common.errors import ChaperoneError, ConfigError
-from tests.integration.staging import ROOT, environment
+from tests.integration.staging import PATIENCE_S, ROOT, environment
 
 STRATEGIES = ("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "specedge-4", "assisted")
 
@@ -32,9 +34,13 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def start(prompts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command_of(prompts: Path, *arguments: str) -> list[str]:
     command = [sys.executable, "-m", "benchmarks", "run", "--prompts", str(prompts), "--pair", "tiny"]
-    command += ["--work", str(prompts.parent / "work"), "--max-new-tokens", "12", "--rtt-ms", "4", *arguments]
+    return [*command, "--work", str(prompts.parent / "work"), "--max-new-tokens", "12", "--rtt-ms", "4", *arguments]
+
+
+def start(prompts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = command_of(prompts, *arguments)
     return subprocess.run(
         command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=150
     )
@@ -67,6 +73,27 @@ def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
     assert set(summary["categories"]) == {"humaneval", "general", "all"}
     assert summary["categories"]["all"]["cloud"]["over_cloud"] == 1.0
     assert 0 < summary["link_cpu_share"] < 1
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path) -> None:
+    command = command_of(prompts, "--strategies", "cloud", "--repeats", "500")
+    with subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        lines = iter(run.stdout)
+        assert "1000 of 1000 generations to make" in next(lines)
+        assert "1 of 1000" in next(lines)
+        children = psutil.Process(run.pid).children()
+        programs = {"cloud_supervisor.cli", "benchmarks.link_process"}
+        assert programs == {part for child in children for part in child.cmdline() if part in programs}
+        run.terminate()
+        for _ in lines:  # until it closes its output
+            pass
+        assert run.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(children, PATIENCE_S)
+    for child in alive:
+        child.kill()
+    assert not alive
 
 
 @pytest.mark.usefixtures("tiny_pair")

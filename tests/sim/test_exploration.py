@@ -175,6 +175,22 @@ def test_gated_texts_are_written_and_audited_to_the_end(
             assert one.stats.audited_tokens == one.stats.skipped_tokens
 
 
+def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, TellingModel], trees: list[TextTree]) -> None:
+    began: list[float] = []
+
+    def beginning() -> Always:
+        began.append(asyncio.get_running_loop().time())
+        return Always()
+
+    strategy = Strategy("exact", AdaptivePlanner(Mode.EXACT), beginning)
+    with Explorer(*models, GREEDY) as explorer:
+        apart = write_all(authors(trees, explorer), Scenario(), strategy, apart_s=0.25)
+        assert began == pytest.approx([0.25 * index for index in range(len(trees))])
+        together = write_all(authors(trees, explorer), Scenario(), strategy)
+    assert began[len(trees) :] == [0.0] * len(trees)
+    assert [one.token_ids for one in apart] == [one.token_ids for one in together]
+
+
 def test_a_lenient_cloud_lets_near_misses_stand(models: tuple[OnnxModel, TellingModel], trees: list[TextTree]) -> None:
     lenient = bild("bild", 0.0, 1e9)
     strict = bild("bild", 0.0, 0.0)
