@@ -174,13 +174,11 @@ def test_the_long_run_bound_holds_for_any_stream(catch: float, fates: list[tuple
     assert missed <= (1 - catch) * (caught + missed) + RESERVE + 1 + delay + 1e-9
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
-    """Texts of 20 tokens, of which a share is audited; what the others hold is not learned."""
-    control = Control(Promises(0.9, 1.0), calibration(1))
+def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tuple[int, int]:
+    """Texts of 20 tokens, of which a share is audited; what the others hold is not learned. Returns caught, missed."""
     random = np.random.default_rng(7)
     caught = missed = 0
-    for _ in range(1500):
+    for _ in range(texts):
         skipped = []
         for risk, overridden in stream(random, 20, 0.1):
             fires = risk >= control.threshold
@@ -194,8 +192,25 @@ def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
         if random.random() < share:
             risks, fates = [risk for risk, _ in skipped], [overridden for _, overridden in skipped]
             control.audited(len(skipped), sum(fates), foretold=sum(risks), weight=1 / share)
+    return caught, missed
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    caught, missed = run_with_sampled_audits(control, texts=1500, share=share)
     assert caught / (caught + missed) == pytest.approx(0.9, abs=0.03)
     assert control.totals.catch == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("most", [0.005, 0.02])
+def test_a_share_of_audits_keeps_the_ceiling_on_average(share: float, most: float) -> None:
+    """Up to three standard deviations of how many of those allowed are found."""
+    control = Control(Promises(0.0, most), calibration(1))
+    _, missed = run_with_sampled_audits(control, texts=1500, share=share)
+    allowed = most * 30_000
+    assert missed == pytest.approx(allowed, rel=3 / np.sqrt(share * allowed))
 
 
 def test_a_calibration_that_proves_nothing_does_not_ask_for_ever() -> None:
