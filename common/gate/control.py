@@ -6,27 +6,30 @@ Two promises: a share `catch` of all overrides is caught, and at most `max_devia
     catch:          + (1 - catch) for each override that was caught,   - catch for each deviation
     max_deviation:  + max_deviation for each token judged or audited,  - 1     for each deviation
 
-so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once a
-budget falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose skipping was
-decided before and that are not read yet, and the budget of `catch` grows with each override. This is the long-run bound
-on what the audits find, where every skipped token is audited:
+so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once
+that of `catch` falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose
+skipping was decided before and that are not read yet, and the budget grows with each override. That of `max_deviation`
+may be lower by what the tokens will add that wait for an audit: they are read in any order, and where many texts are
+written at once, chance finds more deviations among those that come first than a reserve can hold. This is the long-run
+bound on what the audits find, where every skipped token is audited:
 
     deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
+    deviations <= max_deviation * final tokens + RESERVE + 1 + unread
 
 where `unread` are the tokens whose skipping was decided, and that were not read before the audit in which the budget
-ran out; likewise `deviations <= max_deviation * tokens + RESERVE + 1 + unread` (online risk control: Gibbs and Candes,
-arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the data). Where only a share of the texts is
-audited, a deviation in one of them counts for the others: the bound then holds in expectation, and the terms behind
-`RESERVE` grow by as much.
+ran out (online risk control: Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the
+data). Where only a share of the texts is audited, a deviation in one of them counts for the others: the bound then
+holds in expectation, and the terms behind `RESERVE` grow by as much.
 
 Within it the threshold follows the workload before any verdict does. Tokens that are final enter a fading histogram of
 risk. If the risk ranks tokens as well here as elsewhere, the threshold below which a share `1 - catch` of all *risk*
 lies misses that share of the overrides, whatever the task is and however wrong the risks are by a common factor. A
-ceiling on deviations needs that factor: it is learned from the audits, as deviations found over those foretold.
-The share is multiplied by `exp(GAIN * budget)`, so that feedback corrects what the histogram cannot know. An audit
-may be long in coming, and with many texts at once many tokens wait for one. So what these will do to the budget, if
-their risks are right but for the factor, is reckoned with beforehand (a Smith predictor, after O. J. M. Smith, 1957):
-else the threshold would go on rising until the first of them are read, and then everything would be asked about.
+ceiling on deviations needs that factor: it is learned from the audits, as deviations found over those foretold. The
+share is multiplied by `exp(GAIN * budget)`, so that feedback corrects what the histogram cannot know. An audit may be
+long in coming, and with many texts at once many tokens wait for one. So what these will do to the budget, if their
+risks are right but for the factor, is reckoned with beforehand (a Smith predictor, after O. J. M. Smith, 1957): else
+the threshold would go on rising until the first of them are read, and then everything would be asked about. What they
+are expected to take may be saved up for, beyond `MOST`.
 
 If a drift makes the gate miss a share x of the overrides instead of `1 - catch`, everything is asked about after
 `RESERVE / (x - (1 - catch))` overrides from an even budget, and `(MOST + RESERVE) / (x - (1 - catch))` from a full one.
@@ -46,6 +49,7 @@ from common.errors import InvalidRequest
 from common.gate.calibration import ALL, NONE, Calibration
 
 RESERVE = 6.0  # deviations: what chance alone may use up, or everything would be asked about every so often
+CLEARANCE = 3.0  # deviations by which a ceiling is stayed under, so that chance does not lead above it half of the time
 GAIN = 0.25  # a deviation lowers the share of risk that is let pass by a fifth
 MOST = 6.0  # deviations that a budget may save up: what was easy is no licence for what comes
 MEMORY = 600.0  # tokens that the histogram remembers
@@ -84,17 +88,13 @@ class Budget:
 
     left: float = 0.0
 
-    @property
-    def spent(self) -> bool:
-        """Nothing may be skipped until it has recovered."""
-        return self.left < -RESERVE
-
     def pressure(self, expected: float) -> float:
         """What the share of risk that is let pass is multiplied by; `expected` is what waits to be added."""
         return math.exp(GAIN * min(self.left + expected, MOST))
 
-    def add(self, amount: float) -> None:
-        self.left = min(self.left + amount, MOST)
+    def add(self, amount: float, expected: float) -> None:
+        """What is expected to be lost may be saved up beforehand."""
+        self.left = min(self.left + amount, MOST - min(expected, 0.0))
 
 
 @dataclass(slots=True)
@@ -227,47 +227,52 @@ class Control:
         self._histogram.add(risk)
         self._proof *= _KEPT
         if not skipped:
-            self._deviation.add(self.promises.max_deviation)
+            self._deviation.add(self.promises.max_deviation, self._expected_deviation())
 
     def caught(self) -> None:
         """The cloud overrode a token that was not final."""
         self.totals.caught += 1
-        self._catch.add(1.0 - self.promises.catch)
+        self._catch.add(1.0 - self.promises.catch, self._expected_catch())
 
     def audited(self, tokens: int, deviations: int, *, foretold: float, weight: float = 1.0) -> None:
         """The cloud has read skipped tokens, of so much risk; each stands for `weight`, where not all are read."""
         self.totals.audited += tokens
         self.totals.deviations += weight * deviations
         self._scale.add(foretold, deviations)
-        self._catch.add(-self.promises.catch * weight * deviations)
-        self._deviation.add(weight * (self.promises.max_deviation * tokens - deviations))
+        self._catch.add(-self.promises.catch * weight * deviations, self._expected_catch())
+        self._deviation.add(weight * (self.promises.max_deviation * tokens - deviations), self._expected_deviation())
 
     def _for_catch(self) -> float:
         if self.promises.catch <= 0:
             return ALL
-        if self._catch.spent or self._histogram.tokens < LEAST_KNOWN:
+        if self._catch.left < -RESERVE or self._histogram.tokens < LEAST_KNOWN:
             return NONE
-        promised = 1.0 - self.promises.catch
-        share = self._share(self._proved_shares[0], promised)
+        share = self._share(self._proved_shares[0], 1.0 - self.promises.catch)
         if share <= 0:
             return NONE
-        mass = self._histogram.mass
-        tokens, risk = self._waiting()
-        expected = self._scale.factor * (promised * tokens * mass / self._histogram.tokens - risk)
-        return self._histogram.threshold(share * self._catch.pressure(expected) * mass)
+        return self._histogram.threshold(share * self._catch.pressure(self._expected_catch()) * self._histogram.mass)
 
     def _for_deviation(self) -> float:
         if self.promises.max_deviation >= 1:
             return ALL
-        if self._deviation.spent or self._histogram.tokens < LEAST_KNOWN:
+        allowed = self._deviation.left + self.promises.max_deviation * self._waiting()[0]
+        if allowed < -RESERVE or self._histogram.tokens < LEAST_KNOWN:
             return NONE
         share = self._share(self._proved_shares[1], self.promises.max_deviation)
         if share <= 0:
             return NONE
-        factor = self._scale.factor
+        pressure = self._deviation.pressure(self._expected_deviation() - CLEARANCE)
+        return self._histogram.threshold(share / self._scale.factor * pressure * self._histogram.tokens)
+
+    def _expected_catch(self) -> float:
+        """What the tokens that wait for their audit will add to the budget, if their risks are right."""
         tokens, risk = self._waiting()
-        pressure = self._deviation.pressure(self.promises.max_deviation * tokens - factor * risk)
-        return self._histogram.threshold(share / factor * pressure * self._histogram.tokens)
+        overrides = tokens * self._histogram.mass / max(self._histogram.tokens, 1.0)
+        return self._scale.factor * ((1.0 - self.promises.catch) * overrides - risk)
+
+    def _expected_deviation(self) -> float:
+        tokens, risk = self._waiting()
+        return self.promises.max_deviation * tokens - self._scale.factor * risk
 
     def _waiting(self) -> tuple[int, float]:
         """How many tokens of all generations wait for their audit, and their risk; in whatever order they come."""
