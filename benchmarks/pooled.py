@@ -19,6 +19,7 @@ from benchmarks.quality_summary import summarise
 from common.errors import ConfigError
 
 Row = dict[str, Any]
+_NEEDED = {"id", "strategy", "passed", "finish_reason", "token_ids", "stats", "fates"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,7 @@ def _answers(path: Path) -> list[Row]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             rows: list[Row] = [json.loads(line) for line in lines]
-        known = bool(rows) and all({"id", "strategy", "passed", "stats", "fates"} <= row.keys() for row in rows)
+        known = bool(rows) and all(row.keys() >= _NEEDED for row in rows)
     except (OSError, EOFError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not a file of answers ({error}); make it with `quality --answers`") from None
     if not known:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fates import Fate, FateColumns
+from common.types import FinishReason
 from edge_client.fitting import figures, reliability
 
 _DRAWS = 2000
@@ -47,7 +48,7 @@ def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -
     if rows and rows[0]["fates"] is not None:
         entry |= _with_interval("catch", rows, _catch) | _with_interval("deviation_rate", rows, _deviation_rate)
         fates = [fate for row in rows for fate in _columns(row).known()]
-        entry |= _gate_figures(fates, missed=_sum(rows, "deviations"))
+        entry |= _gate_figures(fates, [ends for row in rows for ends in _ends(row)])
     return entry
 
 
@@ -82,17 +83,24 @@ def _columns(row: Row) -> FateColumns:
     return FateColumns(tuple(fates["risk"]), tuple(fates["coupled_margin"]), fates["fired"], fates["overridden"])
 
 
-def _gate_figures(fates: Sequence[Fate], *, missed: int) -> dict[str, Any]:
-    """How good the risks were, and how often a fixed threshold would have asked that misses as few overrides.
+def _ends(row: Row) -> list[bool]:
+    """Of each token that has a fate: whether it ends its text, about which is asked whatever its risk."""
+    last = len(row["token_ids"]) - 1 if row["finish_reason"] == FinishReason.STOP else None
+    return [place == last for place, mark in enumerate(row["fates"]["fired"]) if mark != "-"]
+
+
+def _gate_figures(fates: Sequence[Fate], ends: Sequence[bool]) -> dict[str, Any]:
+    """How good the risks were, and how often a fixed threshold would have asked that lets pass as few overrides.
 
     That threshold is chosen in hindsight, on these very tokens. Shares are of the tokens that the device wrote.
     """
     overridden = np.array([fate.overridden for fate in fates], np.bool_)
     fired = np.array([fate.fired for fate in fates], np.bool_)
     risks = np.array([fate.risk for fate in fates])
+    asked_for = np.where(np.array(ends, np.bool_), np.inf, risks)
     told: dict[str, Any] = {
         "fired_share": _share(int(fired.sum()), len(fates)),
-        "fired_share_in_hindsight": fired_share_in_hindsight(risks, overridden, missed),
+        "fired_share_in_hindsight": fired_share_in_hindsight(asked_for, overridden, int((overridden & ~fired).sum())),
     }
     if 0 < overridden.sum() < len(overridden):
         told["risk"] = figures(risks, overridden, np.array([fate.coupled_margin for fate in fates]))
