@@ -1,7 +1,8 @@
 """Figures of what gates do: `python -m benchmarks gate-figures --gates G.json ... --quality Q.json ... --out FOLDER`.
 
 `catch.png` holds signals and gates against the oracle, `reliability.png` risks against what came of them, `quality.png`
-right answers against what was asked of the cloud, and `promises.png` what was promised against what was kept.
+right answers and `caught.png` caught overrides against what the cloud decided, and `promises.png` what was promised
+against what was kept.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ def run(args: argparse.Namespace) -> None:
         figures |= {
             "reliability": reliability_figure(quality),
             "promises": promises_figure(quality),
+            "caught": share_figure(quality, "catch", "share of overrides caught"),
         }
     scored = [result for result in quality if "pass_at_1" in result["summary"]["cloud"]]
     if scored:
-        figures["quality"] = quality_figure(scored)
+        figures["quality"] = share_figure(scored, "pass_at_1", "pass@1")
     args.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         (args.out / f"{name}.png").write_bytes(png(figure))
@@ -126,25 +128,26 @@ def reliability_figure(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def quality_figure(results: Sequence[Result]) -> Figure:
-    """A panel for each suite with right answers: pass@1 against the share of tokens that the cloud had a say in."""
+def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
+    """A panel for each suite: what strategies reach, and with how much of the cloud, where it is measured."""
     figure, panels = _panels(len(results))
     for axes, result in zip(panels, results, strict=True):
         summary = result["summary"]
         for name in ("edge", "cloud"):
-            axes.axhline(summary[name]["pass_at_1"], color="#BBBBBB", linewidth=0.8)
-            axes.annotate(name, (0.0, summary[name]["pass_at_1"]), fontsize=7, color=INK)
+            if summary[name].get(measure) is not None:
+                axes.axhline(summary[name][measure], color="#BBBBBB", linewidth=0.8)
+                axes.annotate(name, (0.0, summary[name][measure]), fontsize=7, color=INK)
         families: dict[str, list[Mapping[str, Any]]] = {}
         for name, entry in summary.items():
-            if name not in ("edge", "cloud", "exact"):
+            if name not in ("edge", "cloud", "exact") and entry.get(measure) is not None:
                 families.setdefault(name.split("-")[0], []).append(entry)
         for (family, some), (colour, marker) in zip(families.items(), _looks(), strict=False):
             some = sorted(some, key=_decided_share)
             shares = [100 * _decided_share(entry) for entry in some]
             axes.errorbar(
                 shares,
-                [entry["pass_at_1"] for entry in some],
-                yerr=_reaches(some, "pass_at_1"),
+                [entry[measure] for entry in some],
+                yerr=_reaches(some, measure),
                 color=colour,
                 marker=marker,
                 markersize=4,
@@ -153,9 +156,9 @@ def quality_figure(results: Sequence[Result]) -> Figure:
                 label=family,
             )
         axes.set_title(f"{result['settings']['suite']}, {result['settings']['tasks']} tasks", fontsize=9, color=INK)
-        axes.set_xlabel("tokens that the cloud decided on before they were final [%]")
+        axes.set_xlabel("tokens that the cloud decided on [%]")
         tidy(axes)
-    panels[0].set_ylabel("pass@1")
+    panels[0].set_ylabel(label)
     panels[-1].legend(fontsize=7, frameon=False)
     return figure
 

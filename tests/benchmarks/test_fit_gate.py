@@ -55,7 +55,7 @@ def test_from_explored_texts_to_a_gate_and_its_figures(tiny_pair: Path, tmp_path
     results = ("--gates", str(tmp_path / "g.json"), "--quality", str(tmp_path / "q.json"))
     called(gate_figures, *results, "--out", str(figures), pair=())
     assert {path.name for path in figures.iterdir()} == {
-        *("catch.png", "promises.png", "quality.png", "reliability.png")
+        *("catch.png", "caught.png", "promises.png", "quality.png", "reliability.png")
     }
     with pytest.raises(ConfigError, match="not a result of `python -m benchmarks gates`"):
         called(gate_figures, "--gates", str(tmp_path / "q.json"), "--out", str(figures), pair=())
