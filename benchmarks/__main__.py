@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Never
 
 from benchmarks.processes import ServerFailed
 from common.errors import ChaperoneError
@@ -77,12 +75,5 @@ def _run(name: str, options: Sequence[str]) -> int:
     return 0
 
 
-def _end(number: int, _: object) -> Never:
-    """Unwind, so that servers and links are ended too; a signal left to itself would leave them behind."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,11 @@ def catch_figure(results: Sequence[Result]) -> Figure:
 def reliability_figure(results: Sequence[Result]) -> Figure:
     """A panel for each suite: mean risk against the share of overrides, in bins of equally many tokens."""
     figure, panels = _panels(len(results))
+    looks = _looks(name for result in results for name, _ in _promising(result))
     for axes, result in zip(panels, results, strict=True):
         axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8)
-        for (name, entry), (colour, marker) in zip(_promising(result), _looks(), strict=False):
-            bins = entry.get("reliability", [])
+        for name, entry in _promising(result):
+            (colour, marker), bins = looks[name], entry.get("reliability", [])
             axes.plot(
                 [one[0] for one in bins],
                 [one[1] for one in bins],
@@ -124,13 +126,14 @@ def reliability_figure(results: Sequence[Result]) -> Figure:
         axes.set_xlabel("mean risk")
         tidy(axes)
     panels[0].set_ylabel("share overridden")
-    panels[-1].legend(fontsize=7, frameon=False)
+    _legend(panels)
     return figure
 
 
 def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
     """A panel for each suite: what strategies reach, and with how much of the cloud, where it is measured."""
     figure, panels = _panels(len(results))
+    looks = _looks(_family(name) for result in results for name in result["summary"])
     for axes, result in zip(panels, results, strict=True):
         summary = result["summary"]
         for name in ("edge", "cloud"):
@@ -140,9 +143,9 @@ def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
         families: dict[str, list[Mapping[str, Any]]] = {}
         for name, entry in summary.items():
             if name not in ("edge", "cloud", "exact") and entry.get(measure) is not None:
-                families.setdefault(name.split("-")[0], []).append(entry)
-        for (family, some), (colour, marker) in zip(families.items(), _looks(), strict=False):
-            some = sorted(some, key=_decided_share)
+                families.setdefault(_family(name), []).append(entry)
+        for family, some in families.items():
+            (colour, marker), some = looks[family], sorted(some, key=_decided_share)
             shares = [100 * _decided_share(entry) for entry in some]
             axes.errorbar(
                 shares,
@@ -159,8 +162,12 @@ def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
         axes.set_xlabel("tokens that the cloud decided on [%]")
         tidy(axes)
     panels[0].set_ylabel(label)
-    panels[-1].legend(fontsize=7, frameon=False)
+    _legend(panels)
     return figure
+
+
+def _family(name: str) -> str:
+    return name.split("-")[0]
 
 
 def _decided_share(entry: Mapping[str, Any]) -> float:
@@ -171,9 +178,11 @@ def _decided_share(entry: Mapping[str, Any]) -> float:
 def promises_figure(results: Sequence[Result]) -> Figure:
     """What was promised against what was kept, with intervals: `catch` on the left, `max_deviation` on the right."""
     figure, panels = _panels(2, share_y=False)
+    looks = _looks(result["settings"]["suite"] for result in results)
     for axes, kind, measure in zip(panels, ("gated", "deviation"), ("catch", "deviation_rate"), strict=True):
-        lowest, highest = 1.0, 0.0
-        for result, (colour, marker) in zip(results, _looks(), strict=False):
+        promises: set[float] = set()
+        for result in results:
+            colour, marker = looks[result["settings"]["suite"]]
             kept = [
                 (float(name.split("-")[1]), entry)
                 for name, entry in _promising(result, kind)
@@ -193,12 +202,14 @@ def promises_figure(results: Sequence[Result]) -> Figure:
                 capsize=2,
                 label=result["settings"]["suite"],
             )
-            lowest, highest = min([lowest, *x]), max([highest, *x])
-        axes.plot([lowest, highest], [lowest, highest], color="#BBBBBB", linewidth=0.8)
+            promises |= set(x)
+        ticks = sorted(promises)
+        axes.plot(ticks, ticks, color="#BBBBBB", linewidth=0.8)
+        axes.set_xticks(ticks)
         axes.set_xlabel(f"{'catch' if kind == 'gated' else 'max_deviation'}, promised")
         axes.set_ylabel("kept")
         tidy(axes)
-    panels[0].legend(fontsize=7, frameon=False)
+    _legend(panels)
     return figure
 
 
@@ -218,8 +229,14 @@ def _promising(result: Result, kind: str | None = None) -> Iterator[tuple[str, M
             yield name, entry
 
 
-def _looks() -> Iterator[tuple[str, str]]:
-    return zip(COLOURS, MARKERS, strict=False)
+def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each name, the same in all panels."""
+    return dict(zip(dict.fromkeys(names), cycle(zip(COLOURS, MARKERS, strict=False)), strict=False))
+
+
+def _legend(panels: Sequence[Axes]) -> None:
+    """In the panel that shows most."""
+    max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])).legend(fontsize=7, frameon=False)
 
 
 def _panels(count: int, *, share_y: bool = True) -> tuple[Figure, Sequence[Axes]]:

@@ -19,7 +19,7 @@ from benchmarks.quality_summary import summarise
 from common.errors import ConfigError
 
 Row = dict[str, Any]
-_NEEDED = {"id", "strategy", "passed", "finish_reason", "token_ids", "stats", "fates"}
+_NEEDED = {"id", "strategy", "passed", "token_ids", "stats", "fates"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

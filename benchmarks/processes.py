@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Never
+
+PATIENCE_S = 30.0  # until a process that was asked to end is killed
 
 
 class ServerFailed(RuntimeError):
     """The server ended before it served; its log says why."""
 
 
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that what was started is ended too, and not left behind."""
+    before = signal.signal(signal.SIGTERM, _unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _unwind(number: int, _: object) -> Never:
+    signal.signal(number, signal.SIG_IGN)  # what follows is not to be interrupted
+    sys.exit(128 + number)
+
+
 def in_its_own_process(arguments: Sequence[str]) -> int:
     """Run `python -m benchmarks` with these arguments: benchmarks pin cores and load models, which none may inherit.
 
-    Whatever interrupts the wait ends the process, and with it what it has started.
+    SIGTERM ends the process too, and with it what it has started; Ctrl-C reaches it anyway.
     """
-    with subprocess.Popen([sys.executable, "-m", "benchmarks", *arguments]) as process:
+    with unwound_by_sigterm(), subprocess.Popen([sys.executable, "-m", "benchmarks", *arguments]) as process:
         try:
             return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
+        except SystemExit:
+            _end(process)
             raise
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -54,15 +81,11 @@ def cloud_server(
             cwd=Path(__file__).parent.parent if lenient_nats is not None else None,  # where `benchmarks` is found
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
-    try:
-        yield _address(process)
-    finally:
-        process.terminate()
+    with unwound_by_sigterm():
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield _address(process)
+        finally:
+            _end(process)
 
 
 def _address(process: subprocess.Popen[str]) -> str:

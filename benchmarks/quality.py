@@ -43,7 +43,7 @@ from common.config import load_manifest, pair_folder
 from common.errors import ConfigError
 from common.gate import Gate, Promises, Threshold
 from common.planner import AdaptivePlanner, Estimates
-from common.types import FinishReason, Mode, SamplingParams
+from common.types import Mode, SamplingParams
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import GateSettings
 from edge_client.gate_model import GateModel
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _check(args: argparse.Namespace) -> None:
     for name in ("max_new_tokens", "together", "threads"):
         if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not a number from 1 on")
+            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)}; at least 1")
     if not 0 <= args.apart_s < math.inf:
         raise ConfigError(f"--apart-s: {args.apart_s:g} is no number of seconds; 0 lets all begin at once")
 
@@ -263,19 +263,12 @@ class _Study:
             "passed": None if outcome is None else outcome.passed,
             "reason": None if outcome is None else outcome.reason,
             "error": None if written.error is None else written.error.message,
-            "finish_reason": self._finish_reason(written),
             "token_ids": written.token_ids,
             "text": text,
             "decode_tokens_per_s": round(written.decode_tokens_per_s, 3),
             "stats": written.stats.to_json(),
             "fates": FateColumns.of(fates).to_json() if strategy.mode is Mode.GATED else None,
         }
-
-    def _finish_reason(self, written: Simulation) -> FinishReason | None:
-        if written.error is not None:
-            return None
-        ended = written.token_ids[-1:] and written.token_ids[-1] in self._client.manifest.eos_token_ids
-        return FinishReason.STOP if ended else FinishReason.LENGTH
 
     def _tree(self, task: Task) -> TextTree:
         if task.id not in self._trees:

@@ -84,8 +84,8 @@ def _columns(row: Row) -> FateColumns:
 
 
 def _ends(row: Row) -> list[bool]:
-    """Of each token that has a fate: whether it ends its text, about which is asked whatever its risk."""
-    last = len(row["token_ids"]) - 1 if row["finish_reason"] == FinishReason.STOP else None
+    """Of each token that has a fate: whether it ends its text, about which a gate asks whatever the risk."""
+    last = len(row["token_ids"]) - 1 if row["stats"]["finish_reason"] == FinishReason.STOP else None
     return [place == last for place, mark in enumerate(row["fates"]["fired"]) if mark != "-"]
 
 

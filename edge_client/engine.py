@@ -322,7 +322,10 @@ class Engine:
         share = self.settings.audit_share
         if self.session.tally.requests:
             return self.session.close()
-        return self.session.close(audit_share=share if self._random.random() < share else 0.0)
+        if self._random.random() < share:
+            return self.session.close(audit_share=share)
+        self.gate = Never()  # what the other one waits for does not come: it is counted with those that are audited
+        return self.session.close(audit_share=0.0)
 
     def _leave(self) -> bool:
         """The user stops listening: skipped tokens that are final are audited nevertheless; whether there are any."""

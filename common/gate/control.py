@@ -9,30 +9,31 @@ Two promises: a share `catch` of all overrides is caught, and at most `max_devia
 so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once
 that of `catch` falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose
 skipping was decided before and that are not read yet, and the budget grows with each override. That of `max_deviation`
-may be lower by what the tokens will add that wait for an audit: they are read in any order, and where many texts are
+may be lower by what the tokens that wait for an audit will add: they are read in any order, and where many texts are
 written at once, chance finds more deviations among those that come first than a reserve can hold. This is the long-run
 bound on what the audits find, where every skipped token is audited:
 
     deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
     deviations <= max_deviation * final tokens + RESERVE + 1 + unread
 
-where `unread` are the tokens whose skipping was decided, and that were not read before the audit in which the budget
-ran out (online risk control: Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the
-data). Where only a share of the texts is audited, a deviation in one of them counts for the others: the bound then
-holds in expectation, and the terms behind `RESERVE` grow by as much.
+where `unread` are the tokens whose skipping was decided, and that were not read when the last one was skipped (online
+risk control: Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the data). Where
+only a share of the texts is audited, a deviation in one of them counts for the others: the bound then holds in
+expectation, and the terms behind `RESERVE` grow by as much.
 
 Within it the threshold follows the workload before any verdict does. Tokens that are final enter a fading histogram of
 risk. If the risk ranks tokens as well here as elsewhere, the threshold below which a share `1 - catch` of all *risk*
 lies misses that share of the overrides, whatever the task is and however wrong the risks are by a common factor. A
 ceiling on deviations needs that factor: it is learned from the audits, as deviations found over those foretold. The
-share is multiplied by `exp(GAIN * budget)`, so that feedback corrects what the histogram cannot know. An audit may be
-long in coming, and with many texts at once many tokens wait for one. So what these will do to the budget, if their
-risks are right but for the factor, is reckoned with beforehand (a Smith predictor, after O. J. M. Smith, 1957): else
-the threshold would go on rising until the first of them are read, and then everything would be asked about. What they
-are expected to take may be saved up for, beyond `MOST`.
+share is multiplied by `exp(GAIN * budget)`, for the ceiling `exp(GAIN * (budget - CLEARANCE))`, so that feedback
+corrects what the histogram cannot know. An audit may be long in coming, and with many texts at once many tokens wait
+for one. So what these will do to the budget, if their risks are right but for the factor, is reckoned with beforehand
+(a Smith predictor, after O. J. M. Smith, 1957): else the threshold would go on rising until the first of them are read,
+and then everything would be asked about. What they are expected to take may be saved up for, beyond `MOST`.
 
 If a drift makes the gate miss a share x of the overrides instead of `1 - catch`, everything is asked about after
-`RESERVE / (x - (1 - catch))` overrides from an even budget, and `(MOST + RESERVE) / (x - (1 - catch))` from a full one.
+`RESERVE / (x - (1 - catch))` overrides from an even budget, and `(MOST + RESERVE) / (x - (1 - catch))` from a full one,
+where nothing waits for an audit.
 """
 
 from __future__ import annotations
@@ -193,8 +194,9 @@ class Control:
         self._unread: WeakSet[Unread] = WeakSet()  # nobody waits for what a generation that is gone has left
         self._scale = RiskScale()
         self._histogram = RiskHistogram()
-        # What is let pass while the budget is even: a share of all risk, and risk a token. What a calibration proves
-        # fades as the workload's own tokens come: it is where to begin, and feedback could not undo a share of nothing.
+        # What is let pass while a budget is at its aim: a share of all risk, and risk a token. What a calibration
+        # proves fades as the workload's own tokens come: it is where to begin, and feedback could not undo a share of
+        # nothing.
         self._proved_shares = (1.0 - promises.catch, promises.max_deviation)
         self._proof = 0.0  # how much of it is left
         if calibration is not None and calibration.risks.any():

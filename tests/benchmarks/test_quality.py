@@ -40,7 +40,6 @@ def test_all_strategies_answer_all_tasks(tmp_path: Path) -> None:
         assert texts["threshold-1", row["id"]] == texts["edge", row["id"]]
         if row["fates"] is not None:
             assert len(row["fates"]["fired"]) == len(row["token_ids"])
-            assert row["finish_reason"] == ("length" if len(row["token_ids"]) == 16 else "stop")
             overridden = row["fates"]["overridden"].count("1")
             assert row["stats"]["caught"] + row["stats"]["deviations"] == overridden
     summary = result["summary"]
@@ -65,7 +64,7 @@ def test_what_was_explored_with_other_models_is_refused(tmp_path: Path) -> None:
     [
         (("--apart-s", "-0.1"), "--apart-s: -0.1 is no number of seconds"),
         (("--apart-s", "nan"), "--apart-s: nan is no number of seconds"),
-        (("--together", "0"), "--together: 0 is not a number from 1 on"),
+        (("--together", "0"), "--together: 0; at least 1"),
         (("--tasks", "0"), "--tasks: 0; at least 1"),
     ],
 )
@@ -89,29 +88,26 @@ def test_the_best_threshold_is_found_in_hindsight() -> None:
     assert fired_share_in_hindsight(risks, overridden, 2) == 0.0
 
 
-def test_the_threshold_in_hindsight_asks_about_ends_too() -> None:
-    fates = FateColumns((0.3, 0.2, 0.9, 0.1), (1.0,) * 4, "10-11", "10-10").to_json()
-    (entry,) = summarise(
-        [row("gated", 0, passed=True) | {"token_ids": [7, 8, 9, 5, 0], "fates": fates}], ["gated"]
-    ).values()
-    assert entry["fired_share"] == 0.75
-    assert entry["fired_share_in_hindsight"] == 0.75  # the risks of .9 and .3, and the end
-    (entry,) = summarise(
-        [row("gated", 0, passed=True) | {"token_ids": [7, 8, 9, 5, 6], "fates": fates, "finish_reason": "length"}],
-        ["gated"],
-    ).values()
-    assert entry["fired_share_in_hindsight"] == 0.5
+@pytest.mark.parametrize(("finish_reason", "asked"), [("stop", 0.75), ("length", 0.5)])
+def test_the_threshold_in_hindsight_asks_about_ends_too(finish_reason: str, asked: float) -> None:
+    """About the risks of .9 and .3, and the end, if it is one."""
+    one = row("gated", 0, passed=True)
+    one["fates"] = FateColumns((0.3, 0.2, 0.9, 0.1), (1.0,) * 4, "10-11", "10-10").to_json()
+    one["token_ids"] = [7, 8, 9, 5, 0]
+    one["stats"]["finish_reason"] = finish_reason
+    (entry,) = summarise([one], ["gated"]).values()
+    assert (entry["fired_share"], entry["fired_share_in_hindsight"]) == (0.75, asked)
 
 
 def row(name: str, task: int, *, passed: bool) -> dict[str, Any]:
     counted = ("completion_tokens", "verified_tokens", "takeover_tokens", "overridden_tokens", "bonus_tokens")
-    stats = dict.fromkeys((*counted, "round_trips", "hidden_round_trips", "caught", "deviations"), 1)
+    stats: dict[str, Any] = dict.fromkeys((*counted, "round_trips", "hidden_round_trips", "caught", "deviations"), 1)
+    stats["finish_reason"] = "stop"
     return {
         "id": str(task),
         "strategy": name,
         "passed": passed,
         "error": None,
-        "finish_reason": "stop",
         "token_ids": [int(passed)],
         "stats": stats,
         "fates": None,
