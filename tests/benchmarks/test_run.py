@@ -75,14 +75,20 @@ def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
     assert 0 < summary["link_cpu_share"] < 1
 
 
+IN_ITS_OWN = "import sys; from benchmarks.processes import in_its_own_process as run; sys.exit(run(sys.argv[1:]))"
+
+
 @pytest.mark.usefixtures("tiny_pair")
-def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path) -> None:
-    command = command_of(prompts, "--strategies", "cloud", "--repeats", "500")
+@pytest.mark.parametrize("program", [("-m", "benchmarks"), ("-c", IN_ITS_OWN)], ids=["run", "all"])
+def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program: tuple[str, str]) -> None:
+    """Also where the run is a process of another one, as those of `all` are."""
+    _, _, _, *options = command_of(prompts, "--strategies", "cloud", "--repeats", "500")
+    command = [sys.executable, *program, *options]
     with subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         lines = iter(run.stdout)
         first, second = next(lines), next(lines)
-        children = psutil.Process(run.pid).children()
+        children = psutil.Process(run.pid).children(recursive=True)
         run.terminate()
         list(lines)  # until it closes its output
         code = run.wait(PATIENCE_S)

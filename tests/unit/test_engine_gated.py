@@ -113,6 +113,17 @@ def test_a_share_of_the_texts_about_which_nothing_was_asked_is_audited(audited: 
     assert finished(events).stats.audited_tokens == len(close.token_ids)
 
 
+@pytest.mark.parametrize(("share", "held"), [(1.0, Budgeted), (0.0, Never)])
+def test_a_text_that_is_not_audited_is_let_go_of(share: float, held: type[Gate]) -> None:
+    """Else its tokens would count as waiting, for what nobody will read, as long as somebody holds the engine."""
+    link = FakeLink(cloud_of(TARGET))
+    stage = gated(Budgeted(Control(Promises(0.0, 1.0))), link, audit_share=share)
+    stage.run()
+    (close,) = closes(link)
+    assert bool(close.token_ids) == bool(share)
+    assert type(stage.engine.gate) is held
+
+
 # Risks
 
 
