@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,33 @@ HUMANEVAL_PROBLEMS = 164
 PROMPT_SETS = Path(__file__).parent / "prompt_sets"
 REASONING_SEED = 20260101
 REASONING_EACH = 10
-# Of reasoning-gym: kinds that can be answered within some 200 tokens.
-REASONING = (
-    *("basic_arithmetic", "chain_sum", "count_bits", "decimal_arithmetic", "fraction_simplification"),
-    *("gcd", "lcm", "leg_counting", "letter_counting", "number_filtering"),
-    *("number_sequence", "number_sorting", "prime_factorization", "products", "simple_equations"),
-    *("spell_backward", "string_manipulation", "time_intervals", "word_sequence_reversal", "word_sorting"),
-)
-_INSTRUCTION = "\n\nThink briefly, then give the answer alone on the last line, after `Answer:`."
+# Of reasoning-gym: kinds that can be answered within some 200 tokens, of sizes that a small model can reckon with.
+REASONING: Mapping[str, Mapping[str, int]] = {
+    "basic_arithmetic": {"max_terms": 4, "max_digits": 2},
+    "chain_sum": {"max_terms": 5, "max_digits": 3},
+    "count_bits": {"max_n": 1000},
+    "decimal_arithmetic": {"max_terms": 3},
+    "fraction_simplification": {"max_value": 20, "max_factor": 10},
+    "gcd": {"max_value": 100},
+    "lcm": {"max_value": 30},
+    "leg_counting": {"max_animals": 4},
+    "letter_counting": {"max_words": 6},
+    "number_filtering": {"max_numbers": 6},
+    "number_sequence": {"max_complexity": 2},
+    "number_sorting": {"max_numbers": 6},
+    "prime_factorization": {"max_value": 200},
+    "products": {"max_digits": 2},
+    "simple_equations": {"max_terms": 3},
+    "spell_backward": {"max_word_len": 6},
+    "string_manipulation": {"max_string_length": 8, "max_num_rules": 3},
+    "time_intervals": {},
+    "word_sequence_reversal": {"max_words": 6},
+    "word_sorting": {"max_words": 6},
+}
+_INSTRUCTION = "\n\nThink step by step, then give the answer alone on the last line, after `Answer:`."
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"answer\s*:[\s*`$]*(.*)", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")  # where models of this family put what they have reckoned
 _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
@@ -72,11 +89,13 @@ def code_of(answer: str) -> str:
 
 
 def last_answer(answer: str) -> str:
-    """What stands behind the last `Answer:`, without decoration; the last line where there is none."""
+    """What stands behind the last `Answer:`, else the last line; of either what is boxed, without decoration."""
     found = [text for text in _ANSWER.findall(answer) if text.strip("*`$ .")]
-    lines = [line for line in answer.strip().splitlines() if line.strip()]
+    lines = [line for line in answer.strip().splitlines() if line.strip(r"\()[]$ ")]
     text = found[-1] if found else (lines[-1] if lines else "")
-    return text.strip().strip("*`$ ").removesuffix(".").strip()
+    boxed = _BOXED.findall(text)
+    text = boxed[-1] if boxed else text.removesuffix(".")
+    return text.strip().removeprefix(r"\(").removesuffix(r"\)").strip("*`$ ").removesuffix(".").strip()
 
 
 def _passes(problem: Problem, answer: str) -> Outcome:
@@ -99,8 +118,8 @@ def _reasoning() -> Iterator[Task]:
         import reasoning_gym  # it takes seconds, and is needed here alone
     except ImportError as error:
         raise ConfigError(f"--suite: reasoning needs {error.name}; install chaperone-llm[dev]") from None
-    for name in REASONING:
-        dataset = reasoning_gym.create_dataset(name, size=REASONING_EACH, seed=REASONING_SEED)
+    for name, sizes in REASONING.items():
+        dataset = reasoning_gym.create_dataset(name, size=REASONING_EACH, seed=REASONING_SEED, **sizes)
         for index in range(REASONING_EACH):
             entry = dataset[index]
             yield Task(f"{name}/{index}", entry["question"] + _INSTRUCTION, partial(_answers, dataset, dict(entry)))

@@ -86,6 +86,11 @@ def test_the_first_block_of_code_is_the_answer(answer: str, code: str) -> None:
         ("It is\n7\n", "7"),
         ("**Answer:**\n\n42", "42"),
         ("Answer: 5\nAnswer:", "5"),
+        (r"Answer: \(\boxed{13}\).", "13"),
+        (r"Answer: \( -4 \)", "-4"),
+        ("So\n\\[\n\\boxed{x + 1}\n\\]", "x + 1"),
+        (r"$\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
+        (r"\boxed{3}, and so" + "\n4", "4"),
         ("", ""),
     ],
 )
