@@ -138,19 +138,19 @@ def _roll_out(
     cloud = TellingModel.of_manifest(folder, manifest, dtype=header["dtype"], threads=args.threads)
     device = device_model(args.pair, client.manifest)
     answers: dict[Deviation, tuple[int, ...]] = {}
-    with Explorer(device, cloud, SamplingParams()) as explorer:
-        for first in range(0, len(texts), TOGETHER):
-            group = range(first, min(first + TOGETHER, len(texts)))
-            answers |= written_behind(
-                [one for one in left_out if one.text in group],
-                texts,
-                explorer,
-                eos_token_ids=client.manifest.eos_token_ids,
-                max_new_tokens=int(header["max_new_tokens"]),
-            )
-            for index in group:
-                explorer.leave(texts[index].tree)
-            print(f"{len(answers)} of {len(left_out)} overrides were left out", flush=True)
+    explorer = Explorer(device, cloud, SamplingParams())
+    for first in range(0, len(texts), TOGETHER):
+        group = range(first, min(first + TOGETHER, len(texts)))
+        answers |= written_behind(
+            [one for one in left_out if one.text in group],
+            texts,
+            explorer,
+            eos_token_ids=client.manifest.eos_token_ids,
+            max_new_tokens=int(header["max_new_tokens"]),
+        )
+        for index in group:
+            explorer.leave(texts[index].tree)
+        print(f"{len(answers)} of {len(left_out)} overrides were left out", flush=True)
     device.close()
     return answers
 

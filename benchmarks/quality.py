@@ -191,18 +191,18 @@ class _Study:
         self._trees = _explored(self._args.explored, header)
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
         began = time.monotonic()
-        with Explorer(device, cloud, GREEDY) as explorer:
-            names = {one.strategy.name for one in contenders}
-            for tasks in self._groups():
-                self._write_plain_texts(tasks, names, explorer)
+        explorer = Explorer(device, cloud, GREEDY)
+        names = {one.strategy.name for one in contenders}
+        for tasks in self._groups():
+            self._write_plain_texts(tasks, names, explorer)
+            save_trees(self._args.explored, header, self._trees.values())
+            print(f"plain texts up to {tasks[-1].id}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+            for one in contenders:
+                rows += self._answer(tasks, one, explorer)
                 save_trees(self._args.explored, header, self._trees.values())
-                print(f"plain texts up to {tasks[-1].id}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
-                for one in contenders:
-                    rows += self._answer(tasks, one, explorer)
-                    save_trees(self._args.explored, header, self._trees.values())
-                    _report(one.strategy.name, len(rows), len(contenders) * len(self.tasks), began)
-                for task in tasks:
-                    explorer.leave(self._trees[task.id])
+                _report(one.strategy.name, len(rows), len(contenders) * len(self.tasks), began)
+            for task in tasks:
+                explorer.leave(self._trees[task.id])
         device.close()
         return rows
 

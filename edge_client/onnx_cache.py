@@ -94,8 +94,10 @@ class RowCache:
             self._make(copy)
         for first, last in self._neighbours(feed):
             self._forward(feed, first, last)
-        if feed.every and (count := len(feed.token_ids[TEXT_ROW])) > 1:
-            return {TEXT_ROW: self._chunk_logits[:count].astype(np.float32)}  # a copy: others read in the same buffer
+        if feed.every:
+            [(row, token_ids)] = feed.token_ids.items()
+            if len(token_ids) > 1:  # a copy: others read in the same buffer
+                return {row: self._chunk_logits[: len(token_ids)].astype(np.float32)}
         places = {row: self._rows.index(row) for row in feed.token_ids}
         return {row: self._logits[place, np.newaxis].astype(np.float32, copy=False) for row, place in places.items()}
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.exploration.device_texts import DeviceTexts
 from benchmarks.exploration.text_tree import TextTree
 from benchmarks.simulation.trace import ExtendedProposal, extended
 from cloud_supervisor.kv_store import KvStore
@@ -19,7 +18,7 @@ from cloud_supervisor.torch_model import TorchModel
 from common.sampling import Softmax, choose, softmax
 from common.types import Choice, Proposal, SamplingParams
 from common.uncertainty import cross_entropy, disagreement, measure
-from edge_client.onnx_model import OnnxModel, OnnxSequence
+from edge_client.onnx_model import OnnxModel
 
 KV_BYTES = 4 << 30
 FORWARD_TOKENS = 512  # of the cloud's model, all texts together; more are hardly faster, and cost memory
@@ -44,7 +43,7 @@ class Explorer:
     """Answers what is asked for, once it is asked; all else that is expected of that model then is answered with it.
 
     The device's model is asked for each token, the cloud's now and then: what is expected of it waits until then, so
-    that its forwards are few. Both models work at the same time. Use it as a context manager: it owns a thread.
+    that its forwards are few. Both models work at the same time.
     """
 
     def __init__(
@@ -54,20 +53,9 @@ class Explorer:
         self._cloud = cloud
         self._sampling = sampling
         self._caches = KvStore(cloud.new_cache, budget_bytes=kv_bytes, bytes_per_token=cloud.kv_bytes_per_token)
-        self._sequences: dict[str, tuple[OnnxSequence, list[int]]] = {}  # and what each has read
+        self._texts = DeviceTexts(device)
         self._wanted_proposals: _Wanted = {}
         self._wanted_choices: _Wanted = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="exploring device")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     def expect_proposal(self, tree: TextTree, node: int) -> None:
         """The device's next token after a text may be asked for."""
@@ -95,7 +83,7 @@ class Explorer:
         missing = [place for place, node in enumerate(nodes) if node not in tree.proposals]
         if missing:
             along = nodes[missing[0] : missing[-1] + 1]
-            asyncio.run_coroutine_threadsafe(self._propose_along(tree, along), self._loop).result()
+            self._device.worker.submit(self._propose_along, tree, along).result()
 
     def choices(self, tree: TextTree, nodes: Sequence[int]) -> list[int]:
         """What the cloud's model writes next after each of these texts, each the parent of the next."""
@@ -114,13 +102,11 @@ class Explorer:
     def leave(self, tree: TextTree) -> None:
         """Nothing more will be asked about a tree for now: forget what both models hold of it."""
         self._caches.free(tree.id)
-        sequence = self._sequences.pop(tree.id, None)
-        if sequence is not None:
-            sequence[0].close()
+        self._texts.leave(tree.id)
 
     def _answer_proposals(self) -> Future[None]:
         wanted, self._wanted_proposals = self._wanted_proposals, {}
-        return asyncio.run_coroutine_threadsafe(self._propose(wanted), self._loop)
+        return self._device.worker.submit(self._propose, wanted)
 
     def _answer_choices(self) -> None:
         wanted, self._wanted_choices = self._wanted_choices, {}
@@ -130,37 +116,24 @@ class Explorer:
         finally:
             drafting.result()
 
-    # --- The device's model ------------------------------------------------------------------------------------------
+    # --- The device's model, in its worker ---------------------------------------------------------------------------
 
-    async def _propose(self, wanted: _Wanted) -> None:
-        for tree, nodes in wanted.values():
-            for node in sorted(nodes - tree.proposals.keys()):
-                tree.propose(node, await self._propose_after(tree, tree.text(node)))
+    def _propose(self, wanted: _Wanted) -> None:
+        """What is wanted of each tree, one text of each at a time."""
+        left = [(tree, deque(sorted(nodes - tree.proposals.keys()))) for tree, nodes in wanted.values()]
+        while left := [(tree, nodes) for tree, nodes in left if nodes]:
+            places = {tree.id: (tree, nodes.popleft()) for tree, nodes in left}
+            texts = {name: tree.text(node) for name, (tree, node) in places.items()}
+            for name, logits in self._texts.after(texts):
+                tree, node = places[name]
+                tree.propose(node, self._proposal(logits, len(texts[name])))
 
-    async def _propose_after(self, tree: TextTree, text: list[int]) -> ExtendedProposal:
-        sequence = self._rewound(tree, text, unread=1)
-        step = await sequence.step(text[sequence.length :])
-        return self._proposal(step.logits, len(text))
-
-    async def _propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
+    def _propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
         text = tree.text(nodes[-1])
-        sequence = self._rewound(tree, text, unread=len(nodes))
-        before = len(text) - len(nodes)
-        if sequence.length < before:
-            await sequence.step(text[sequence.length : before])
-        places = iter(enumerate(nodes, start=before + 1))
-        async for step in sequence.read(text[before:]):
-            length, node = next(places)
+        lengths = range(len(text) - len(nodes) + 1, len(text) + 1)
+        for node, length, logits in zip(nodes, lengths, self._texts.along(tree.id, text, len(nodes)), strict=True):
             if node not in tree.proposals:
-                tree.propose(node, self._proposal(step.logits, length))
-
-    def _rewound(self, tree: TextTree, text: list[int], *, unread: int) -> OnnxSequence:
-        """A tree's sequence, holding what it can of a text that is to be fed; not the last `unread` tokens."""
-        sequence, read = self._sequences.setdefault(tree.id, (self._device.new_sequence(), []))
-        shared = next((at for at, pair in enumerate(zip(read, text, strict=False)) if pair[0] != pair[1]), len(read))
-        sequence.rewind(min(shared, sequence.length, len(text) - unread))
-        self._sequences[tree.id] = sequence, text
-        return sequence
+                tree.propose(node, self._proposal(logits, length))
 
     def _proposal(self, logits: NDArray[np.float32], length: int) -> ExtendedProposal:
         """What is written next, where so many tokens stand before."""

@@ -8,9 +8,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from benchmarks.exploration.author import ExploringAuthor
+from benchmarks.exploration.device_texts import ROWS, DeviceTexts
 from benchmarks.exploration.explorer import Explorer, TellingModel
 from benchmarks.exploration.plain_texts import cloud_writes, device_reads, device_writes
 from benchmarks.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
@@ -19,7 +21,7 @@ from benchmarks.inexact import bild, uhlm
 from benchmarks.simulation.simulate import Scenario, Strategy, strategy_for
 from cloud_supervisor.ports import Reading
 from common.config import load_manifest
-from common.errors import ConfigError
+from common.errors import ConfigError, PromptTooLong
 from common.gate import Always
 from common.planner import AdaptivePlanner
 from common.types import Mode, SamplingParams
@@ -108,36 +110,36 @@ def test_explored_texts_are_those_that_the_models_write(
 ) -> None:
     device, cloud = models
     scenario = Scenario(Profile.fixed(100.0))
-    with Counting(device, cloud, GREEDY) as explorer:
-        written = {
-            mode: write_all(authors(trees, explorer), scenario, strategy_for(mode))
-            for mode in (Mode.EXACT, Mode.CLOUD, Mode.EDGE)
-        }
-        for index, tree in enumerate(trees):
-            assert written[Mode.EXACT][index].error is None
-            assert written[Mode.EXACT][index].token_ids == cloud_text(cloud, tree.prompt)
-            assert written[Mode.CLOUD][index].token_ids == cloud_text(cloud, tree.prompt)
-            assert written[Mode.EDGE][index].token_ids == edge_text(device, tree.prompt)
-        asked = explorer.asked
-        told = sum(len(tree.proposals) + len(tree.choices) for tree in trees)
-        assert 0 < asked < told / 2, "many texts are answered at once"
-        again = write_all(authors(trees, explorer), scenario, strategy_for(Mode.EXACT))
-        assert explorer.asked == asked, "nothing is asked twice"
-        assert [one.token_ids for one in again] == [one.token_ids for one in written[Mode.EXACT]]
+    explorer = Counting(device, cloud, GREEDY)
+    written = {
+        mode: write_all(authors(trees, explorer), scenario, strategy_for(mode))
+        for mode in (Mode.EXACT, Mode.CLOUD, Mode.EDGE)
+    }
+    for index, tree in enumerate(trees):
+        assert written[Mode.EXACT][index].error is None
+        assert written[Mode.EXACT][index].token_ids == cloud_text(cloud, tree.prompt)
+        assert written[Mode.CLOUD][index].token_ids == cloud_text(cloud, tree.prompt)
+        assert written[Mode.EDGE][index].token_ids == edge_text(device, tree.prompt)
+    asked = explorer.asked
+    told = sum(len(tree.proposals) + len(tree.choices) for tree in trees)
+    assert 0 < asked < told / 2, "many texts are answered at once"
+    again = write_all(authors(trees, explorer), scenario, strategy_for(Mode.EXACT))
+    assert explorer.asked == asked, "nothing is asked twice"
+    assert [one.token_ids for one in again] == [one.token_ids for one in written[Mode.EXACT]]
 
-        save_trees(tmp_path / "trees.gz", {"pair": "tiny"}, trees)
-        header, loaded = load_trees(tmp_path / "trees.gz")
-        assert header["pair"] == "tiny"
-        for tree in trees:
-            known = loaded[tree.id]
-            assert (known.prompt, known.parents, known.tokens) == (tree.prompt, tree.parents, tree.tokens)
-            assert known.choices == tree.choices
-            assert known.nats == pytest.approx(tree.nats, rel=1e-3)
-            assert {node: proposal.token_id for node, proposal in known.proposals.items()} == {
-                node: proposal.token_id for node, proposal in tree.proposals.items()
-            }
-        write_all(authors([*loaded.values()], explorer), scenario, strategy_for(Mode.EXACT))
-        assert explorer.asked == asked, "nor after it was written down"
+    save_trees(tmp_path / "trees.gz", {"pair": "tiny"}, trees)
+    header, loaded = load_trees(tmp_path / "trees.gz")
+    assert header["pair"] == "tiny"
+    for tree in trees:
+        known = loaded[tree.id]
+        assert (known.prompt, known.parents, known.tokens) == (tree.prompt, tree.parents, tree.tokens)
+        assert known.choices == tree.choices
+        assert known.nats == pytest.approx(tree.nats, rel=1e-3)
+        assert {node: proposal.token_id for node, proposal in known.proposals.items()} == {
+            node: proposal.token_id for node, proposal in tree.proposals.items()
+        }
+    write_all(authors([*loaded.values()], explorer), scenario, strategy_for(Mode.EXACT))
+    assert explorer.asked == asked, "nor after it was written down"
 
 
 def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
@@ -145,34 +147,63 @@ def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
 ) -> None:
     device, cloud = models
     begun = dict.fromkeys(trees, ROOT)
-    with Counting(device, cloud, GREEDY) as explorer:
-        clouds = cloud_writes(explorer, begun, eos_token_ids=(0,), max_new_tokens=NEW_TOKENS)
-        device_reads(explorer, clouds)
-        devices = device_writes(explorer, begun, eos_token_ids=(0,), max_new_tokens=NEW_TOKENS)
-        for tree in trees:
-            assert tuple(tree.tokens[node] for node in clouds[tree][1:]) == cloud_text(cloud, tree.prompt)
-            assert tuple(tree.tokens[node] for node in devices[tree][1:]) == edge_text(device, tree.prompt)
-            assert all(node in tree.proposals for node in clouds[tree][:-1])
-        asked = explorer.asked
-        for mode in (Mode.CLOUD, Mode.EDGE):
-            write_all(authors(trees, explorer), Scenario(), strategy_for(mode))
-        assert explorer.asked == asked
+    explorer = Counting(device, cloud, GREEDY)
+    clouds = cloud_writes(explorer, begun, eos_token_ids=(0,), max_new_tokens=NEW_TOKENS)
+    device_reads(explorer, clouds)
+    devices = device_writes(explorer, begun, eos_token_ids=(0,), max_new_tokens=NEW_TOKENS)
+    for tree in trees:
+        assert tuple(tree.tokens[node] for node in clouds[tree][1:]) == cloud_text(cloud, tree.prompt)
+        assert tuple(tree.tokens[node] for node in devices[tree][1:]) == edge_text(device, tree.prompt)
+        assert all(node in tree.proposals for node in clouds[tree][:-1])
+    asked = explorer.asked
+    for mode in (Mode.CLOUD, Mode.EDGE):
+        write_all(authors(trees, explorer), Scenario(), strategy_for(mode))
+    assert explorer.asked == asked
+
+
+def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, TellingModel]) -> None:
+    device, _ = models
+    dice = Random(7)
+    texts = {f"text {index}": dice.choices(range(5, 60), k=dice.randint(2, 40)) for index in range(ROWS + 8)}
+    alone = {name: device.new_sequence() for name in texts}
+    together = DeviceTexts(device)
+    for _ in range(6):
+        for name, logits in together.after(texts):
+            sequence = alone[name]
+            unread = texts[name][sequence.length :]
+            assert np.array_equal(logits, asyncio.run(sequence.step(unread)).logits), name
+        for name, text in texts.items():
+            if dice.random() < 0.2:  # another text, which shares its beginning with what was read
+                kept = dice.randrange(1, len(text))
+                del text[kept:]
+                alone[name].rewind(min(kept, alone[name].length))
+            elif dice.random() < 0.1:  # another one in its place
+                together.leave(name)
+                alone[name].rewind(0)
+            text.append(dice.randrange(5, 60))
+
+
+def test_a_text_that_the_device_cannot_hold_is_refused(models: tuple[OnnxModel, TellingModel]) -> None:
+    device, _ = models
+    texts = DeviceTexts(device)
+    with pytest.raises(PromptTooLong, match=f"holds {device.context_tokens}"):
+        [*texts.after({"long": [5] * (device.context_tokens + 1)})]
+    [(_, logits)] = texts.after({"short": [5]})
+    assert logits.shape == (device.vocabulary_size,)
 
 
 def test_gated_texts_are_written_and_audited_to_the_end(
     models: tuple[OnnxModel, TellingModel], trees: list[TextTree]
 ) -> None:
-    with Explorer(*models, GREEDY) as explorer:
-        for one, tree in zip(
-            write_all(authors(trees, explorer), Scenario(), strategy_for(Mode.GATED)), trees, strict=True
-        ):
-            assert one.error is None
-            text, differing = [*tree.prompt], 0
-            for token_id in one.token_ids:
-                differing += explorer.choices(tree, [tree.node(text)]) != [token_id]
-                text.append(token_id)
-            assert one.stats.deviations == differing
-            assert one.stats.audited_tokens == one.stats.skipped_tokens
+    explorer = Explorer(*models, GREEDY)
+    for one, tree in zip(write_all(authors(trees, explorer), Scenario(), strategy_for(Mode.GATED)), trees, strict=True):
+        assert one.error is None
+        text, differing = [*tree.prompt], 0
+        for token_id in one.token_ids:
+            differing += explorer.choices(tree, [tree.node(text)]) != [token_id]
+            text.append(token_id)
+        assert one.stats.deviations == differing
+        assert one.stats.audited_tokens == one.stats.skipped_tokens
 
 
 def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, TellingModel], trees: list[TextTree]) -> None:
@@ -183,10 +214,10 @@ def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, TellingModel],
         return Always()
 
     strategy = Strategy("exact", AdaptivePlanner(Mode.EXACT), beginning)
-    with Explorer(*models, GREEDY) as explorer:
-        apart = write_all(authors(trees, explorer), Scenario(), strategy, apart_s=0.25)
-        assert began == pytest.approx([0.25 * index for index in range(len(trees))])
-        together = write_all(authors(trees, explorer), Scenario(), strategy)
+    explorer = Explorer(*models, GREEDY)
+    apart = write_all(authors(trees, explorer), Scenario(), strategy, apart_s=0.25)
+    assert began == pytest.approx([0.25 * index for index in range(len(trees))])
+    together = write_all(authors(trees, explorer), Scenario(), strategy)
     assert began[len(trees) :] == [0.0] * len(trees)
     assert [one.token_ids for one in apart] == [one.token_ids for one in together]
 
@@ -194,14 +225,14 @@ def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, TellingModel],
 def test_a_lenient_cloud_lets_near_misses_stand(models: tuple[OnnxModel, TellingModel], trees: list[TextTree]) -> None:
     lenient = bild("bild", 0.0, 1e9)
     strict = bild("bild", 0.0, 0.0)
-    with Explorer(*models, GREEDY) as explorer:
-        exact = write_all(authors(trees, explorer), Scenario(), Strategy("exact", AdaptivePlanner(Mode.EXACT), Always))
-        anything = write_all(authors(trees, explorer, lenient_nats=1e9), Scenario(), lenient)
-        nothing = write_all(authors(trees, explorer, lenient_nats=0.0), Scenario(), strict)
-        assert [one.token_ids for one in nothing] == [one.token_ids for one in exact]
-        assert [one.token_ids for one in anything] != [one.token_ids for one in exact]
-        asking = write_all(authors(trees, explorer, risk_is_disagreement=True), Scenario(), uhlm("uhlm", 0.0))
-        assert [one.token_ids for one in asking] == [one.token_ids for one in exact]
+    explorer = Explorer(*models, GREEDY)
+    exact = write_all(authors(trees, explorer), Scenario(), Strategy("exact", AdaptivePlanner(Mode.EXACT), Always))
+    anything = write_all(authors(trees, explorer, lenient_nats=1e9), Scenario(), lenient)
+    nothing = write_all(authors(trees, explorer, lenient_nats=0.0), Scenario(), strict)
+    assert [one.token_ids for one in nothing] == [one.token_ids for one in exact]
+    assert [one.token_ids for one in anything] != [one.token_ids for one in exact]
+    asking = write_all(authors(trees, explorer, risk_is_disagreement=True), Scenario(), uhlm("uhlm", 0.0))
+    assert [one.token_ids for one in asking] == [one.token_ids for one in exact]
 
 
 def test_a_tree_knows_texts_by_their_tokens() -> None:
