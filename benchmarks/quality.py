@@ -189,6 +189,10 @@ class _Study:
             "max_new_tokens": self._args.max_new_tokens,
         }
         self._trees = _explored(self._args.explored, header)
+        for task in self.tasks:
+            prompt = self._client.prepare(task.message).token_ids
+            if self._trees.setdefault(task.id, TextTree(task.id, prompt)).prompt != tuple(prompt):
+                raise ConfigError(f"{self._args.explored}: {task.id} has another prompt there; name another --explored")
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
         began = time.monotonic()
         explorer = Explorer(device, cloud, GREEDY)
@@ -271,8 +275,6 @@ class _Study:
         }
 
     def _tree(self, task: Task) -> TextTree:
-        if task.id not in self._trees:
-            self._trees[task.id] = TextTree(task.id, self._client.prepare(task.message).token_ids)
         return self._trees[task.id]
 
 

@@ -22,7 +22,7 @@ HUMANEVAL_PROBLEMS = 164
 PROMPT_SETS = Path(__file__).parent / "prompt_sets"
 REASONING_SEED = 20260101
 REASONING_EACH = 10
-# Of reasoning-gym: kinds that can be answered within some 200 tokens, of sizes that a small model can reckon with.
+# Of reasoning-gym: kinds that can mostly be answered within 400 tokens, of sizes that a small model can reckon with.
 REASONING: Mapping[str, Mapping[str, int]] = {
     "basic_arithmetic": {"max_terms": 4, "max_digits": 2},
     "chain_sum": {"max_terms": 5, "max_digits": 3},
@@ -47,8 +47,11 @@ REASONING: Mapping[str, Mapping[str, int]] = {
 }
 _INSTRUCTION = "\n\nThink step by step, then give the answer alone on the last line, after `Answer:`."
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_ANSWER = re.compile(r"answer\s*:[\s*`$]*(.*)", re.IGNORECASE)
+_ANSWER = re.compile(r"answer[*_`]*\s*:(?:[\s*`$]|\\[\[(])*(.*)", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")  # where models of this family put what they have reckoned
+_QUOTED = re.compile(r"`([^`]+)`")
+_DECORATION = re.compile(r"^(?:[\s*`$]|\\[\[(])+|(?:[\s*`$.]|\\[\])])+$")  # Markdown's, and what marks formulas
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
@@ -89,13 +92,16 @@ def code_of(answer: str) -> str:
 
 
 def last_answer(answer: str) -> str:
-    """What stands behind the last `Answer:`, else the last line; of either what is boxed, without decoration."""
-    found = [text for text in _ANSWER.findall(answer) if text.strip("*`$ .")]
-    lines = [line for line in answer.strip().splitlines() if line.strip(r"\()[]$ ")]
-    text = found[-1] if found else (lines[-1] if lines else "")
-    boxed = _BOXED.findall(text)
-    text = boxed[-1] if boxed else text.removesuffix(".")
-    return text.strip().removeprefix(r"\(").removesuffix(r"\)").strip("*`$ ").removesuffix(".").strip()
+    """What stands behind the last `Answer:`, else the last line; of either what is boxed or quoted, undecorated."""
+    lines = [line for line in answer.splitlines() if _bare(line)]
+    told = [text for text in _ANSWER.findall(answer) if _bare(text)]
+    text = ["", *lines, *told][-1]
+    marked = _BOXED.findall(text) or _QUOTED.findall(text)
+    return _bare(marked[-1] if marked else text)
+
+
+def _bare(text: str) -> str:
+    return _TEXT.sub(r"\1", _DECORATION.sub("", text)).replace(r"\times", "×")
 
 
 def _passes(problem: Problem, answer: str) -> Outcome:

@@ -60,7 +60,10 @@ class _Seat:
 
 
 class DeviceTexts:
-    """Scores what may follow texts; whoever calls it is the model's worker."""
+    """Scores what may follow texts, of token ids that the model knows.
+
+    `after` and `along` are called in the model's worker, `leave` while that has nothing to do here.
+    """
 
     def __init__(self, model: OnnxModel) -> None:
         self._model = model

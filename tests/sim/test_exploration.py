@@ -10,6 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.exploration.author import ExploringAuthor
 from benchmarks.exploration.device_texts import ROWS, DeviceTexts
@@ -26,7 +27,7 @@ from common.gate import Always
 from common.planner import AdaptivePlanner
 from common.types import Mode, SamplingParams
 from edge_client.drafter import ChoosingDrafter
-from edge_client.onnx_model import OnnxModel
+from edge_client.onnx_model import OnnxModel, OnnxSequence
 from link_emulator.profile import Profile
 
 GREEDY = SamplingParams()
@@ -183,6 +184,25 @@ def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, Tel
             text.append(dice.randrange(5, 60))
 
 
+def test_a_text_is_read_along_in_chunks_on_any_row(models: tuple[OnnxModel, TellingModel]) -> None:
+    device, _ = models
+    dice = Random(8)
+    texts = DeviceTexts(device)
+    [*texts.after({"another": [5, 6], "and one more": [7]})]
+    for count in (1, 32, 33, 70):
+        text = dice.choices(range(5, 60), k=80)
+        sequence = device.new_sequence()
+        asyncio.run(sequence.step(text[:-count]))
+        expected = asyncio.run(read_by(sequence, text[-count:]))
+        told = [logits.copy() for logits in texts.along("text", text, count)]
+        assert len(told) == count
+        assert all(map(np.array_equal, told, expected))
+
+
+async def read_by(sequence: OnnxSequence, token_ids: list[int]) -> list[NDArray[np.float32]]:
+    return [step.logits.copy() async for step in sequence.read(token_ids)]
+
+
 def test_a_text_that_the_device_cannot_hold_is_refused(models: tuple[OnnxModel, TellingModel]) -> None:
     device, _ = models
     texts = DeviceTexts(device)
@@ -190,6 +210,14 @@ def test_a_text_that_the_device_cannot_hold_is_refused(models: tuple[OnnxModel, 
         [*texts.after({"long": [5] * (device.context_tokens + 1)})]
     [(_, logits)] = texts.after({"short": [5]})
     assert logits.shape == (device.vocabulary_size,)
+    full = [5] * device.context_tokens
+    [*texts.after({"long": full})]
+    with pytest.raises(PromptTooLong, match=f"holds {device.context_tokens}"):
+        [*texts.after({"long": [*full, 5], "short": [5, 6]})]
+    [(_, logits)] = texts.after({"short": [5, 6]})
+    sequence = device.new_sequence()
+    asyncio.run(sequence.step([5]))
+    assert np.array_equal(logits, asyncio.run(sequence.step([6])).logits)
 
 
 def test_gated_texts_are_written_and_audited_to_the_end(
