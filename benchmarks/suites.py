@@ -92,12 +92,12 @@ def code_of(answer: str) -> str:
 
 
 def last_answer(answer: str) -> str:
-    """What stands behind the last `Answer:`, else the last line; of either what is boxed or quoted, undecorated."""
+    """What stands behind the last `Answer:`, or is boxed behind it, else the last line; of that what is quoted."""
+    told = [(found.start(), found[1]) for marks in (_ANSWER, _BOXED) for found in marks.finditer(answer)]
+    marked = [text for _, text in sorted(told) if _bare(text)]
     lines = [line for line in answer.splitlines() if _bare(line)]
-    told = [text for text in _ANSWER.findall(answer) if _bare(text)]
-    text = ["", *lines, *told][-1]
-    marked = _BOXED.findall(text) or _QUOTED.findall(text)
-    return _bare(marked[-1] if marked else text)
+    text = ["", *lines, *marked][-1]
+    return _bare([text, *_QUOTED.findall(text)][-1])
 
 
 def _bare(text: str) -> str:
