@@ -139,7 +139,8 @@ def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
         for name in ("edge", "cloud"):
             if summary[name].get(measure) is not None:
                 axes.axhline(summary[name][measure], color="#BBBBBB", linewidth=0.8)
-                axes.annotate(name, (0.0, summary[name][measure]), fontsize=7, color=INK)
+                place = (0.01, summary[name][measure])
+                axes.annotate(name, place, xycoords=axes.get_yaxis_transform(), fontsize=7, color=INK)
         families: dict[str, list[Mapping[str, Any]]] = {}
         for name, entry in summary.items():
             if name not in ("edge", "cloud", "exact") and entry.get(measure) is not None:
