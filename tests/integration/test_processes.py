@@ -150,16 +150,19 @@ def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -
 
 
 INTERRUPTED_ANYWHERE = """
-import random, signal
+import random, signal, time
 from edge_client import SyncEdgeClient
 from tests.integration.staging import config_for
 chance, stopped = random.Random(0), 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
+    client.generate("the list", mode="edge", max_new_tokens=8)
+    began = time.perf_counter()
     whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
+    took = time.perf_counter() - began
     for _ in range(200):
         try:
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 2e-2))
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.01, 1.0) * took)
             for event in client.stream("the list", mode="edge", max_new_tokens=8):
                 pass
             signal.setitimer(signal.ITIMER_REAL, 0)
