@@ -189,10 +189,7 @@ class _Study:
             "max_new_tokens": self._args.max_new_tokens,
         }
         self._trees = _explored(self._args.explored, header)
-        for task in self.tasks:
-            prompt = self._client.prepare(task.message).token_ids
-            if self._trees.setdefault(task.id, TextTree(task.id, prompt)).prompt != tuple(prompt):
-                raise ConfigError(f"{self._args.explored}: {task.id} has another prompt there; name another --explored")
+        self._check_prompts()
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
         began = time.monotonic()
         explorer = Explorer(device, cloud, GREEDY)
@@ -274,8 +271,19 @@ class _Study:
             "fates": FateColumns.of(fates).to_json() if strategy.mode is Mode.GATED else None,
         }
 
+    def _check_prompts(self) -> None:
+        """Raise ConfigError where a text was explored for what is now another prompt."""
+        for task in self.tasks:
+            if task.id in self._trees and self._trees[task.id].prompt != self._new_tree(task).prompt:
+                raise ConfigError(f"{self._args.explored}: {task.id} has another prompt there; name another --explored")
+
     def _tree(self, task: Task) -> TextTree:
+        if task.id not in self._trees:
+            self._trees[task.id] = self._new_tree(task)
         return self._trees[task.id]
+
+    def _new_tree(self, task: Task) -> TextTree:
+        return TextTree(task.id, tuple(self._client.prepare(task.message).token_ids))
 
 
 def _explored(path: Path, header: dict[str, Any]) -> dict[str, TextTree]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import pooled
+from benchmarks.exploration.text_tree import TextTree, load_trees, save_trees
 from benchmarks.fates import FateColumns
 from benchmarks.quality import add_arguments, contender, run
 from benchmarks.quality_summary import fired_share_in_hindsight, summarise
@@ -57,6 +58,18 @@ def test_what_was_explored_with_other_models_is_refused(tmp_path: Path) -> None:
     answered(tmp_path, "--suite", "prose", "--tasks", "1", "--strategies", "gated-0.9")
     with pytest.raises(ConfigError, match="suite is 'prose' there, not 'humaneval'"):
         answered(tmp_path, "--suite", "humaneval", "--tasks", "1")
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_what_was_explored_for_another_prompt_is_refused(tmp_path: Path) -> None:
+    asked = ("--suite", "prose", "--tasks", "1", "--strategies", "edge")
+    _, [row] = answered(tmp_path, *asked)
+    path = tmp_path / "explored.jsonl.gz"
+    header, trees = load_trees(path)
+    tree = trees[row["id"]]
+    save_trees(path, header, [TextTree(tree.id, tree.prompt[:-1])])
+    with pytest.raises(ConfigError, match=f"{row['id']} has another prompt there; name another --explored"):
+        answered(tmp_path, *asked)
 
 
 @pytest.mark.parametrize(
