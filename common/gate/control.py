@@ -7,11 +7,12 @@ Two promises: a share `catch` of all overrides is caught, and at most `max_devia
     max_deviation:  + max_deviation for each token judged or audited,  - 1     for each deviation
 
 so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once
-that of `catch` falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose
-skipping was decided before and that are not read yet, and the budget grows with each override. That of `max_deviation`
-may be lower by what the tokens that wait for an audit will add: they are read in any order, and where many texts are
-written at once, chance finds more deviations among those that come first than a reserve can hold. This is the long-run
-bound on what the audits find, where every skipped token is audited:
+it falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose skipping was
+decided before and that are not read yet, and the budget grows with each override or token. It may be lower by
+`1 - catch`, or `max_deviation`, for each token that waits for its audit: a deviation found there costs a whole one, of
+which the bound below has allowed for the rest. They are read in any order, and where many texts are written at once,
+chance finds more deviations among those that come first than a reserve can hold. This is the long-run bound on what the
+audits find, where every skipped token is audited:
 
     deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
     deviations <= max_deviation * final tokens + RESERVE + 1 + unread
@@ -247,7 +248,7 @@ class Control:
     def _for_catch(self) -> float:
         if self.promises.catch <= 0:
             return ALL
-        if self._catch.left < -RESERVE or self._histogram.tokens < LEAST_KNOWN:
+        if self._is_spent(self._catch, 1.0 - self.promises.catch) or self._histogram.tokens < LEAST_KNOWN:
             return NONE
         share = self._share(self._proved_shares[0], 1.0 - self.promises.catch)
         if share <= 0:
@@ -257,14 +258,17 @@ class Control:
     def _for_deviation(self) -> float:
         if self.promises.max_deviation >= 1:
             return ALL
-        allowed = self._deviation.left + self.promises.max_deviation * self._waiting()[0]
-        if allowed < -RESERVE or self._histogram.tokens < LEAST_KNOWN:
+        if self._is_spent(self._deviation, self.promises.max_deviation) or self._histogram.tokens < LEAST_KNOWN:
             return NONE
         share = self._share(self._proved_shares[1], self.promises.max_deviation)
         if share <= 0:
             return NONE
         pressure = self._deviation.pressure(self._expected_deviation() - CLEARANCE)
         return self._histogram.threshold(share / self._scale.factor * pressure * self._histogram.tokens)
+
+    def _is_spent(self, budget: Budget, waiting_allows: float) -> bool:
+        """Whether skipping one more token could break the bound, `waiting_allows` so much for each that is unread."""
+        return budget.left + waiting_allows * self._waiting()[0] < -RESERVE
 
     def _expected_catch(self) -> float:
         """What the tokens that wait for their audit will add to the budget, if their risks are right."""

@@ -238,7 +238,7 @@ def test_gated_asks_once_nothing_can_join_what_fired_and_not_before() -> None:
     scene = Scene().drafted(*[0.01] * 30, fires=False)
     assert scene.decide(Mode.GATED).action == Draft()
     assert scene.drafted(0.3).decide(Mode.GATED).action == Draft(), "the next one may fire, too"
-    for _ in range(2):
+    for _ in range(3):
         assert scene.drafted(0.01, fires=False).decide(Mode.GATED).action == Draft()
     question = scene.drafted(0.01, fires=False).decide(Mode.GATED).action
     assert question == Send(30), "what the cloud chooses behind these decides on the one that fired"
@@ -264,7 +264,7 @@ def test_gated_has_long_stretches_read_before_the_next_question() -> None:
 @pytest.mark.parametrize(("risk", "asks"), [(0.1, True), (0.5, False)])
 def test_gated_asks_on_if_what_is_on_its_way_will_likely_stand(risk: float, asks: bool) -> None:
     scene = Scene(known(rtt_ms=400)).drafted(risk).sent()
-    scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 3, fires=False)
+    scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
     assert scene.decide(Mode.GATED).action == Draft(), "the cloud has no time for it yet"
     scene.now_ms += 100
     assert scene.decide(Mode.GATED).action == (Send(1) if asks else Draft())
@@ -279,7 +279,7 @@ def test_gated_reckons_with_each_token_on_its_way_once() -> None:
     scene = Scene(known(rtt_ms=400)).drafted(0.01, fires=False).drafted(0.15).sent(max_tokens=1)
     scene.drafted(0.05).sent(max_tokens=1)
     assert [(span.start, span.final_before, span.end) for span in scene.session.spans] == [(3, 4, 4), (4, 4, 5)]
-    scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 3, fires=False)
+    scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
     scene.now_ms += 300
     assert scene.decide(Mode.GATED).action == Send(2), "0.85 x 0.95 is above 0.7, and 0.85 x 0.85 x 0.95 is not"
 
@@ -292,7 +292,7 @@ def test_gated_asks_at_once_where_nothing_is_left_to_draft() -> None:
 
 def test_gated_keeps_what_fires_meanwhile_for_the_next_question_and_what_follows_for_itself() -> None:
     scene = Scene(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
-    scene.drafted(0.2).drafted(*[0.01] * 4, fires=False).drafted(0.2).drafted(*[0.01] * 3, fires=False)
+    scene.drafted(0.2).drafted(*[0.01] * 4, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
     assert isinstance(scene.decide(Mode.GATED).action, Draft), "the cloud reads another one"
     stood = scene.session.spans[0]
     scene.now_ms += 160
