@@ -5,7 +5,8 @@ cloud; those that the two models agree on are wasted. An oracle knows which they
 gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th, and catches as large a share in
 expectation. `fitted_here` is a gate of the same features that is fitted to this very suite (each fifth of its texts is
 scored by one fitted to the others), and `trees_fitted_here` the same by boosted trees, which can put any features
-together: they say what the features hold, and are no gates that anybody could have had.
+together: they say what the features hold, and are no gates that anybody could have had. With `--hidden-states`,
+`hidden_fitted_here` is `fitted_here` with a projection of the device's last hidden states beside the features.
 
 An override is worth most where it changes the outcome. With `--rollouts`, some overrides of each text are left out:
 the device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right
@@ -20,32 +21,42 @@ import argparse
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.exploration.explorer import Explorer, TellingModel
 from benchmarks.exploration.text_tree import load_trees, save_trees
 from benchmarks.gate_option import add_gate_option, chosen_gate
+from benchmarks.hidden_states import HiddenStates
 from benchmarks.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_behind
 from benchmarks.provenance import provenance
 from benchmarks.record import device_model, models_of
 from benchmarks.suites import SUITES, Task, tasks_of
 from common.config import load_manifest, pair_folder
 from common.errors import ConfigError, InvalidRequest
+from common.gate import FEATURES
 from common.types import SamplingParams
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.fitting import KINDS, figures, hold_out, judged_tokens
+from edge_client.fitting import KINDS, REGULARISATION, encoder, figures, hold_out, judged_tokens
 from edge_client.gate_model import GateModel
 
 BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
 HEADLINES = (0.05, 0.1, 0.2)  # of them, with intervals
 ORACLE, PATTERN, GATE, FITTED, TREES = "oracle", "pattern", "gate", "fitted_here", "trees_fitted_here"
+HIDDEN = "hidden_fitted_here"
 TOGETHER = 32  # texts that are written at once
 _DRAWS = 1000
+_PROJECTED = 32  # dimensions of hidden states; 128 told no more on tuning prompts, and 256 less
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -57,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gate_option(parser)
     parser.add_argument("--pair", default="default")
     parser.add_argument("--rollouts", type=int, default=0, help="overrides of each text that are left out, at most")
+    parser.add_argument("--hidden-states", action="store_true", help="fit to the device's last hidden states, too")
     parser.add_argument("--threads", type=int, default=2)
 
 
@@ -75,7 +87,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         gate = chosen_gate(args.gate, client.manifest)
         eos_token_ids = client.manifest.eos_token_ids
         texts = [JudgedText.of(trees[task.id], eos_token_ids, max_new_tokens) for task in tasks]
-        scores = _scores(texts, gate, client.token_text)
+        reader = HiddenStates(pair_folder(args.pair, "edge"), threads=args.threads) if args.hidden_states else None
+        scores = _scores(texts, gate, client.token_text, reader)
         rescues = None
         if args.rollouts:
             left_out = sampled(texts, args.rollouts)
@@ -99,16 +112,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _scores(texts: Sequence[JudgedText], gate: GateModel | None, read: Callable[[int], str]) -> dict[str, list[Floats]]:
+def _scores(
+    texts: Sequence[JudgedText],
+    gate: GateModel | None,
+    read: Callable[[int], str],
+    reader: HiddenStates | None,
+) -> dict[str, list[Floats]]:
     """By policy, of each text, [tokens]: the higher, the sooner the cloud is asked."""
     scores = {name: [np.array([of(one) for one in text.proposals]) for text in texts] for name, of in SIGNALS.items()}
     features = [text.features(read) for text in texts]
     if gate is not None:
         scores[GATE] = [risks_by(gate, rows) for rows in features]
     tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
-    for name, new_classifier in ((FITTED, None), (TREES, _trees)):
+    fitted = [(FITTED, tokens, None), (TREES, tokens, _trees)]
+    if reader is not None:
+        states = np.concatenate([reader.before(text.token_ids, text.tree.prompt) for text in texts])
+        fitted.append((HIDDEN, replace(tokens, features=np.hstack([tokens.features, states])), _with_hidden_states))
+    for name, known, new_classifier in fitted:
         try:
-            _, held_out = hold_out(tokens, new_classifier)
+            _, held_out = hold_out(known, new_classifier)
         except InvalidRequest as error:
             print(f"{name} is left out: {error}", flush=True)
         else:
@@ -120,6 +142,18 @@ def _trees() -> HistGradientBoostingClassifier:
     return HistGradientBoostingClassifier(
         learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=40, categorical_features=[*KINDS], random_state=0
     )
+
+
+def _with_hidden_states() -> Pipeline:
+    """A gate's own classifier, with a projection of what stands behind the features."""
+    projection = make_pipeline(StandardScaler(), PCA(_PROJECTED, whiten=True, random_state=0))
+    columns = ColumnTransformer(
+        [
+            ("features", encoder(), list(range(len(FEATURES)))),
+            ("hidden", projection, slice(len(FEATURES), None)),
+        ]
+    )
+    return make_pipeline(columns, LogisticRegression(C=REGULARISATION, max_iter=2000))
 
 
 # --- Overrides that are left out -------------------------------------------------------------------------------------
@@ -192,7 +226,7 @@ def _summary(
         "headlines": {f"{budget:g}": _headline(budget, scores, overridden) for budget in HEADLINES},
         "risk": {
             name: figures(np.concatenate(scores[name]), fates, margins)
-            for name in (GATE, FITTED, TREES)
+            for name in (GATE, FITTED, TREES, HIDDEN)
             if name in scores
         },
     }

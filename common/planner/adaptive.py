@@ -21,7 +21,7 @@ from common.types import Mode
 
 _HOPELESS = 0.01  # chance of being of use below which a draft is not worth the device's energy
 # Tokens between two fires that are judged with them, though nobody asked: with more there are fewer questions, and
-# fewer tokens that are final at once (chosen on tuning traces).
+# fewer tokens that are final at once (chosen on tuning prompts).
 _GAP = 4
 _LONG = 3  # questions' time that reading a stretch takes which is worth a request of its own (chosen on tuning traces)
 _LIKELY = 0.7  # chance that what is on its way stands, from which on more is asked meanwhile (chosen on tuning traces)

@@ -45,10 +45,10 @@ def explored(tiny_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_policy_is_held_against_the_oracle(explored: Path) -> None:
-    result = called(gates, "--suite", "humaneval", "--explored", str(explored))
+    result = called(gates, "--suite", "humaneval", "--explored", str(explored), "--hidden-states")
     summary = result["summary"]
     catch = summary["catch"]
-    assert catch.keys() == {"oracle", "pattern", "fitted_here", "trees_fitted_here", *SIGNALS}
+    assert catch.keys() == {"oracle", "pattern", "fitted_here", "trees_fitted_here", "hidden_fitted_here", *SIGNALS}
     for name, curve in catch.items():
         assert curve[0] == 0
         assert curve == sorted(curve)
