@@ -23,7 +23,7 @@ from benchmarks.report import png
 from common.errors import ConfigError
 
 # The other policies are single signals.
-LEADING = ("oracle", "trees_fitted_here", "hidden_fitted_here", "fitted_here", "gate", "pattern")
+LEADING = ("oracle", "trees_fitted_here", "fitted_here", "gate", "pattern", "hidden_fitted_here")
 _PROMISE = re.compile(r"(gated|deviation)-([0-9.]+)", re.ASCII)
 
 Result = Mapping[str, Any]
@@ -89,7 +89,7 @@ def catch_figure(results: Sequence[Result]) -> Figure:
                 markersize=3,
                 label=name.replace("_", " "),
             )
-        for name, colour, line in zip(LEADING, COLOURS, ("-", "-.", (0, (3, 1, 1, 1)), ":", "-", "--"), strict=False):
+        for name, colour, line in zip(LEADING, COLOURS, ("-", "-.", ":", "-", "--", (0, (3, 1, 1, 1))), strict=False):
             if name in summary["catch"]:
                 axes.plot(
                     budgets, summary["catch"][name], line, color=colour, linewidth=2, label=name.replace("_", " ")

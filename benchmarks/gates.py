@@ -56,7 +56,7 @@ ORACLE, PATTERN, GATE, FITTED, TREES = "oracle", "pattern", "gate", "fitted_here
 HIDDEN = "hidden_fitted_here"
 TOGETHER = 32  # texts that are written at once
 _DRAWS = 1000
-_PROJECTED = 32  # dimensions of hidden states; 128 told no more on tuning prompts, and 256 less
+_PROJECTED = 32  # dimensions of hidden states; 128 told no more on tuning prompts
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -87,8 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         gate = chosen_gate(args.gate, client.manifest)
         eos_token_ids = client.manifest.eos_token_ids
         texts = [JudgedText.of(trees[task.id], eos_token_ids, max_new_tokens) for task in tasks]
-        reader = HiddenStates(pair_folder(args.pair, "edge"), threads=args.threads) if args.hidden_states else None
-        scores = _scores(texts, gate, client.token_text, reader)
+        scores = _scores(texts, gate, client.token_text, _hidden_states(args, texts) if args.hidden_states else None)
         rescues = None
         if args.rollouts:
             left_out = sampled(texts, args.rollouts)
@@ -106,6 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "texts": len(texts),
             "gate": None if gate is None else gate.card.data.model_dump(),
             "rollouts": args.rollouts,
+            "hidden_states": args.hidden_states,
             "max_new_tokens": max_new_tokens,
         },
         "summary": _summary(texts, scores, rescues),
@@ -116,18 +116,21 @@ def _scores(
     texts: Sequence[JudgedText],
     gate: GateModel | None,
     read: Callable[[int], str],
-    reader: HiddenStates | None,
+    hidden_states: NDArray[np.float32] | None,
 ) -> dict[str, list[Floats]]:
-    """By policy, of each text, [tokens]: the higher, the sooner the cloud is asked."""
+    """By policy, of each text, [tokens]: the higher, the sooner the cloud is asked.
+
+    `hidden_states` are those of all texts, one after the other, [tokens, width].
+    """
     scores = {name: [np.array([of(one) for one in text.proposals]) for text in texts] for name, of in SIGNALS.items()}
     features = [text.features(read) for text in texts]
     if gate is not None:
         scores[GATE] = [risks_by(gate, rows) for rows in features]
     tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
     fitted = [(FITTED, tokens, None), (TREES, tokens, _trees)]
-    if reader is not None:
-        states = np.concatenate([reader.before(text.token_ids, text.tree.prompt) for text in texts])
-        fitted.append((HIDDEN, replace(tokens, features=np.hstack([tokens.features, states])), _with_hidden_states))
+    if hidden_states is not None:
+        beside = replace(tokens, features=np.hstack([tokens.features, hidden_states]))
+        fitted.append((HIDDEN, beside, _with_hidden_states))
     for name, known, new_classifier in fitted:
         try:
             _, held_out = hold_out(known, new_classifier)
@@ -142,6 +145,11 @@ def _trees() -> HistGradientBoostingClassifier:
     return HistGradientBoostingClassifier(
         learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=40, categorical_features=[*KINDS], random_state=0
     )
+
+
+def _hidden_states(args: argparse.Namespace, texts: Sequence[JudgedText]) -> NDArray[np.float32]:
+    model = HiddenStates(pair_folder(args.pair, "edge"), threads=args.threads)
+    return np.concatenate([model.before(text.token_ids, text.tree.prompt) for text in texts])
 
 
 def _with_hidden_states() -> Pipeline:

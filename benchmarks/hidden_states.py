@@ -5,16 +5,19 @@ The exported graph is cut off before the matrix that turns them into scores, and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from common.errors import ModelCorrupt
 from edge_client.onnx_cache import PAST
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
+import onnxruntime
 
 _SCORING = ("MatMul", "MatMulNBits", "Gemm")
 
@@ -28,7 +31,10 @@ class HiddenStates:
         last = next((node for node in model.graph.node if "logits" in node.output), None)
         if last is None or last.op_type not in _SCORING:
             made_by = "nothing" if last is None else last.op_type
-            raise ModelCorrupt(f"{folder / 'model.onnx'}: logits are made by {made_by}, not one of {_SCORING}")
+            raise ModelCorrupt(
+                f"{folder / 'model.onnx'}: logits are made by {made_by}, not one of {', '.join(_SCORING)}; convert it "
+                "with `chaperone-cloud models pull`"
+            )
         del model.graph.output[:]
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(last.input[0]))
         options = onnxruntime.SessionOptions()
@@ -46,8 +52,8 @@ class HiddenStates:
 
     def before(self, token_ids: Sequence[int], prompt: Sequence[int]) -> NDArray[np.float32]:
         """Those that each of these tokens behind a prompt was scored from, [tokens, width]."""
-        read = np.array([[*prompt, *token_ids[:-1]]], np.int64)
-        fed = {"input_ids": read, "attention_mask": np.ones_like(read), **self._nothing_read}
+        text = np.array([[*prompt, *token_ids[:-1]]], np.int64)
+        fed = {"input_ids": text, "attention_mask": np.ones_like(text), **self._nothing_read}
         [states] = self._session.run(None, fed)
         told: NDArray[np.float32] = states[0, len(prompt) - 1 :].astype(np.float32)
         return told

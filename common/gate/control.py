@@ -9,10 +9,10 @@ Two promises: a share `catch` of all overrides is caught, and at most `max_devia
 so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once
 it falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose skipping was
 decided before and that are not read yet, and the budget grows with each override or token. It may be lower by
-`1 - catch`, or `max_deviation`, for each token that waits for its audit: a deviation found there costs a whole one, of
-which the bound below has allowed for the rest. They are read in any order, and where many texts are written at once,
-chance finds more deviations among those that come first than a reserve can hold. This is the long-run bound on what the
-audits find, where every skipped token is audited:
+`1 - catch`, or `max_deviation`, for each token that waits for its audit: the bound below allows a whole deviation for
+each, and one found there takes only `catch`, or `1 - max_deviation`, from the budget. They are read in any order, and
+where many texts are written at once, chance finds more deviations among those that come first than a reserve can hold.
+This is the long-run bound on what the audits find, where every skipped token is audited:
 
     deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
     deviations <= max_deviation * final tokens + RESERVE + 1 + unread
@@ -266,9 +266,9 @@ class Control:
         pressure = self._deviation.pressure(self._expected_deviation() - CLEARANCE)
         return self._histogram.threshold(share / self._scale.factor * pressure * self._histogram.tokens)
 
-    def _is_spent(self, budget: Budget, waiting_allows: float) -> bool:
-        """Whether skipping one more token could break the bound, `waiting_allows` so much for each that is unread."""
-        return budget.left + waiting_allows * self._waiting()[0] < -RESERVE
+    def _is_spent(self, budget: Budget, allowance: float) -> bool:
+        """Whether skipping one more token could break the bound; each unread token allows for `allowance` more."""
+        return budget.left + allowance * self._waiting()[0] < -RESERVE
 
     def _expected_catch(self) -> float:
         """What the tokens that wait for their audit will add to the budget, if their risks are right."""

@@ -31,11 +31,13 @@ def run(
 ) -> tuple[int, int, int]:
     """Let a gate go by the control's threshold; returns asked, caught and missed."""
     unread: deque[tuple[float, bool]] = deque()
-    waiting = control.opened()
+    generations = (control.opened(), control.opened())  # that take turns
     asked = caught = missed = 0
 
     def wait() -> None:
-        waiting.tokens, waiting.risk = len(unread), sum(risk for risk, _ in unread)
+        risks = [risk for risk, _ in unread]
+        for turn, waiting in enumerate(generations):
+            waiting.tokens, waiting.risk = len(risks[turn::2]), sum(risks[turn::2])
 
     def audit() -> None:
         risk, overridden = unread.popleft()
@@ -234,6 +236,7 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
     caught = missed = 0
     for _ in range(texts):
         skipped = []
+        waiting = control.opened()
         for risk, overridden in stream(random, 20, 0.1):
             fires = risk >= control.threshold
             control.saw(risk, skipped=not fires)
@@ -242,7 +245,9 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
                 control.caught()
             if not fires:
                 skipped.append((risk, overridden))
+                waiting.tokens, waiting.risk = waiting.tokens + 1, waiting.risk + risk
         missed += sum(overridden for _, overridden in skipped)
+        del waiting
         if random.random() < share:
             risks, fates = [risk for risk, _ in skipped], [overridden for _, overridden in skipped]
             control.audited(len(skipped), sum(fates), foretold=sum(risks), weight=1 / share)
