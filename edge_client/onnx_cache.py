@@ -1,11 +1,12 @@
-"""Keys and values of a sequence's rows in buffers that an exported graph runs on, and the forwards over them.
+"""Keys and values of rows in buffers that an exported graph runs on, and the forwards over them.
 
 The exported graph holds GroupQueryAttention nodes, which write new keys and values into the very buffers they read
 the old ones from, as long as both are bound to the same memory. How many tokens of a row count is the number of ones
 in its attention mask alone, so rewinding is setting a number, and what stands behind it in the buffers is never read.
 
-The rows of a sequence are rows of one batch, in the same buffers, and neighbours run as one forward by binding the
-part of the buffers that they share. The kernels give each row the very logits that it would get alone.
+The rows, a text and its branches or texts of their own, are those of one batch, in the same buffers, and neighbours run
+as one forward by binding the part of the buffers that they share. The kernels give each row the very logits that it
+would get alone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Feed:
 
 
 class RowCache:
-    """Keys, values and bound buffers of one sequence; after construction only the worker touches it."""
+    """Keys, values and bound buffers of rows that are read together; after construction only the worker touches it."""
 
     def __init__(
         self, session: Any, graph: Graph, chunk_logits: NDArray[Any], *, branches: int, context_tokens: int
