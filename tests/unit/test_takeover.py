@@ -59,7 +59,7 @@ def asking(estimates: Estimates, limit: int = 200) -> Scene:
     for number in range(60):
         for distance in (1, 2):
             estimates.relapses.settled(distance, overridden=number % 10 < 6)
-    return Scene(estimates, limit=limit).drafted(0.01, fires=False).drafted(0.5).drafted(*[0.01] * 3, fires=False)
+    return Scene(estimates, limit=limit).drafted(0.01, fires=False).drafted(0.5).drafted(*[0.01] * 4, fires=False)
 
 
 def test_gated_says_with_its_question_how_long_the_cloud_may_write_on() -> None:
