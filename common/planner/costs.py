@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.planner.learning import ReadingTime, Recent, Relapses, Share
 
+_UNTRIED = 0.2  # forwards of several rows that are forgotten for each one of a single row (an assumption)
 _LEAST_MS = 0.01  # that anything takes: clocks are coarse, and a cloud may tell what it likes
 
 
@@ -65,7 +66,9 @@ class Estimates:
         self.risks = Risks()
         self.relapses = Relapses()
         self._draft = Recent(prior.draft_ms)
-        self._row = Recent(prior.row_ms)
+        # A further row in the same forward, as a share of a draft's time. While it seems dear, no branch is drafted
+        # beside the text, so what was seen fades: the first such forward takes memory and, once, long.
+        self._row = Share(prior.row_ms / prior.draft_ms, weight=4.0, memory=40.0)
         # Low, since what a link holds back now and then, by a lost segment say, is no part of every round trip.
         self._rtt = Recent(prior.rtt_ms, quantile=0.25)
         # The cloud's own time for a token, and the pace at which they arrive. A link that holds tokens back and then
@@ -83,8 +86,10 @@ class Estimates:
         """A forward of one token in each of some rows took this long."""
         if rows == 1:
             self._draft.add(elapsed_ms)
+            self._row.fade(_UNTRIED)
         else:
-            self._row.add(max(elapsed_ms - self._draft.value, 0.0) / (rows - 1))
+            share = (elapsed_ms / max(self._draft.value, _LEAST_MS) - 1) / (rows - 1)
+            self._row.add(min(max(share, 0.0), 1.0))  # at most 1: a forward of its own would take no longer
 
     def travelled(self, elapsed_ms: float) -> None:
         """A request went there and back, the cloud's own time apart."""
@@ -137,7 +142,7 @@ class Estimates:
         base_ms = max(reading.base_ms, _LEAST_MS)
         return Costs(
             draft_ms=draft_ms,
-            row_ms=self._row.value if self._row.known else draft_ms / 4,
+            row_ms=draft_ms * self._row.value,
             rtt_ms=self._rtt.value,
             read_base_ms=base_ms,
             read_token_ms=reading.token_ms,
