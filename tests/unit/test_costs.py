@@ -167,6 +167,7 @@ def test_a_row_costs_what_it_adds_to_a_forward() -> None:
     assert estimates.costs().row_ms == pytest.approx(5.0), "a guess, for as long as no branch was drafted"
     for _ in range(100):
         estimates.drafted(3, 32.0)
+    assert estimates.costs().draft_ms == 20.0
     assert estimates.costs().row_ms == pytest.approx(6.0, rel=0.05)
     for _ in range(100):
         estimates.drafted(2, 15.0)
