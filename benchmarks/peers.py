@@ -14,11 +14,11 @@ import json
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import worker_pool
 from benchmarks.provenance import provenance
 from benchmarks.replay import replay
 from benchmarks.run_costs import RunCosts
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     spans = [int(tokens) for tokens in args.spans]
     costs = RunCosts.load(args.costs) if args.costs else None
     settings = list(product(by_temperature, args.rtts_ms, FAMILIES, spans))
-    with ProcessPoolExecutor(args.processes) as pool:
+    with worker_pool(args.processes) as pool:
         jobs = [
             pool.submit(speed, by_temperature[temperature], rtt_ms, f"{family}-{tokens}", costs)
             for temperature, rtt_ms, family, tokens in settings

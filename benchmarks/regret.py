@@ -21,13 +21,13 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import TRACES, numbers
+from benchmarks.processes import worker_pool
 from benchmarks.provenance import provenance
 from benchmarks.replay import replay
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     links = [f"{rtt:g}" for rtt in args.rtts_ms] + _profiles(args.profiles)
     cells = [Cell(*values) for values in product(links, args.clouds_ms, args.drafts_ms)]
     names = args.against.split(",")
-    with ProcessPoolExecutor(args.processes) as pool:
+    with worker_pool(args.processes) as pool:
         jobs = [pool.submit(_measure, cell, traces, names, args.seed) for cell in cells]
         rows = []
         for done, job in enumerate(jobs, 1):

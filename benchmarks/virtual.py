@@ -12,13 +12,13 @@ import argparse
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bounds import Costs, clairvoyant_ms
 from benchmarks.peers import BEST, PEERS, RTTS_MS, TRACES, load_peers, numbers, with_best
+from benchmarks.processes import worker_pool
 from benchmarks.provenance import provenance
 from benchmarks.replay import replay
 from benchmarks.simulation.simulate import Scenario
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     families = list(dict.fromkeys(row["family"] for row in load_peers(args.peers)))
     files = [load_traces(path).traces for path in args.traces]
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(args.processes) as pool:
+    with worker_pool(args.processes) as pool:
         settings = []
         for traces, rtt_ms in product(files, args.rtts_ms):
             names = {
