@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ NOT_TOLD = (
 
 @dataclass(frozen=True, slots=True)
 class RunCosts:
-    """Medians over a run, in milliseconds.
+    """Averages over a run, in milliseconds.
 
     `read_ms` is the cloud's time for a forward, by its tokens: those of a span and the one before it. `rows` says what
     further rows of the device's forward cost; chunks cost as many steps as they do by default.
@@ -39,19 +39,21 @@ class RunCosts:
     rows: Curve
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Self | None:
+    def of(cls, rows: Sequence[Row], average: Callable[[Iterable[float]], float] = statistics.median) -> Self | None:
         """Streaming from `cloud`, drafting and reading from all that had drafts judged; None where one is missing.
 
-        Strategies that measure more as they draft, or read elsewhere, do not count.
+        Strategies that measure more as they draft, or read elsewhere, do not count. A median tells what a step usually
+        takes, a mean (`statistics.fmean`) what many of them take together.
         """
         drafting = [row for row in rows if _spans(row) and row["costs"] is not None and _usual(row["strategy"])]
         streaming = [row["costs"] for row in rows if row["strategy"] == BASELINE and row["costs"] is not None]
         if not drafting or not streaming:
             return None
-        stream_ms = statistics.median(costs["stream_ms"] for costs in streaming)
-        draft_ms = statistics.median(row["costs"]["draft_ms"] for row in drafting)
+        stream_ms = average(costs["stream_ms"] for costs in streaming)
+        draft_ms = average(row["costs"]["draft_ms"] for row in drafting)
         readings = [reading for row in drafting for reading in _spans(row)]
-        return cls(draft_ms, stream_ms, {1: stream_ms} | _readings(readings, stream_ms), _rows_of_a_forward(drafting))
+        read_ms = {1: stream_ms} | _readings(readings, stream_ms, average)
+        return cls(draft_ms, stream_ms, read_ms, _rows_of_a_forward(drafting))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -94,15 +96,17 @@ def _usual(name: str) -> bool:
     return strategy.lenient_nats is None and not strategy.risk_is_disagreement
 
 
-def _readings(readings: Sequence[tuple[int, float]], least_ms: float) -> dict[int, float]:
-    """Median times of forwards about as long, by their mean length; a longer forward takes no less than a shorter."""
+def _readings(
+    readings: Sequence[tuple[int, float]], least_ms: float, average: Callable[[Iterable[float]], float]
+) -> dict[int, float]:
+    """What forwards about as long take, by their mean length; a longer forward takes no less than a shorter."""
     alike: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for span_tokens, read_ms in readings:
         alike[round(2 * math.log2(1 + span_tokens))].append((1 + span_tokens, read_ms))
     found: dict[int, float] = {}
     for length in sorted(alike):
         tokens = round(statistics.fmean(tokens for tokens, _ in alike[length]))
-        least_ms = found[tokens] = max(least_ms, statistics.median(read_ms for _, read_ms in alike[length]))
+        least_ms = found[tokens] = max(least_ms, average(read_ms for _, read_ms in alike[length]))
     return found
 
 

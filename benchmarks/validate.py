@@ -1,10 +1,12 @@
 """Virtual time against measured time: `python -m benchmarks validate`.
 
 Every generation of runs of `python -m benchmarks run` is simulated again: its recorded trace, cut where the run cut it,
-its strategy, the run's link, and the run's own costs (medians of what its clients measured of drafting, reading and
-streaming). Strategies keep their estimates from prompt to prompt, as in the run. A setting is a link, a kind of prompts
-and a strategy; the simulator is as good as its medians of tokens a second are near the measured ones. Prompts count
-whose text the run wrote as it was recorded.
+its strategy, the run's link, and the costs that the strategy met with there: means of what its client measured of
+drafting, reading and streaming. (The same forward takes longer while the other model computes, too, since both share
+the machine's memory, and strategies differ in how much of that they do.) Strategies keep their estimates from prompt to
+prompt, as in the run. A setting is a link, a kind of prompts and a strategy; the simulator is as good as its medians of
+tokens a second are near the measured ones. Prompts count whose text the run wrote as it was recorded. `gated` is left
+out: a run's gate is calibrated, and traces do not hold all that it decides by.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,10 @@ from benchmarks.run_costs import NOT_TOLD, RunCosts
 from benchmarks.simulation.simulate import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies import strategy_named
-from benchmarks.summary import Row
+from benchmarks.summary import BASELINE, Row
 from common.errors import ConfigError
 from common.planner import Estimates
+from common.types import Mode
 from link_emulator.profile import Profile
 
 WITHIN = 0.10  # of the measured speed
@@ -63,14 +67,11 @@ def _of_the_same(result: dict[str, Any], traces: Sequence[Trace]) -> dict[str, T
 def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[str, Any]]:
     """One row for each setting of a run; raises ConfigError where the run does not tell its costs."""
     profile = Profile.model_validate(result["settings"]["profile"])
-    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] != ASSISTED]
-    costs = RunCosts.of(rows)
-    if costs is None:
-        raise ConfigError(f"runs: {NOT_TOLD}")
-    scenario = costs.scenario(profile)
+    left_out = (ASSISTED, Mode.GATED)
+    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] not in left_out]
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]
-        simulated = _speeds(mine, traces, scenario)
+        simulated = _speeds(mine, traces, _met(strategy, rows).scenario(profile))
         for category in dict.fromkeys(row["category"] for row in mine):
             pairs = [(row, speed) for row, speed in zip(mine, simulated, strict=True) if row["category"] == category]
             measured = statistics.median(row["decode_tokens_per_s"] for row, _ in pairs)
@@ -86,6 +87,18 @@ def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[s
                 "error": round(virtual / measured - 1, 4),
                 "within_10_percent": abs(virtual / measured - 1) <= WITHIN,
             }
+
+
+def _met(strategy: str, rows: Sequence[Row]) -> RunCosts:
+    """What a strategy met with; of the whole run, what it did not measure itself."""
+    whole = RunCosts.of(rows, statistics.fmean)
+    if whole is None:
+        raise ConfigError(f"runs: {NOT_TOLD}")
+    of_it = [row for row in rows if row["strategy"] == strategy]
+    if strategy == Mode.EDGE:  # which drafts while nobody reads
+        return replace(whole, draft_ms=statistics.fmean(row["costs"]["draft_ms"] for row in of_it))
+    met = RunCosts.of([*of_it, *(row for row in rows if row["strategy"] == BASELINE)], statistics.fmean)
+    return whole if met is None else replace(met, rows=whole.rows)
 
 
 def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario) -> list[float]:

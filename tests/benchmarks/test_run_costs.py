@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def test_costs_are_medians_of_those_who_did_it() -> None:
     assert (costs.draft_ms, costs.stream_ms) == (20.0, 80.0), "who drafts, and who streams"
     assert costs.read_ms == {1: 80.0, 4: 110.0, 17: 220.0}, "the token before the span is read, too"
     assert costs.rows.at(2) == 1.3, "only the planner that wants rows measures them"
+
+
+def test_what_many_steps_take_together_is_told_by_means() -> None:
+    costs = RunCosts.of(rows_by_hand(), statistics.fmean)
+    assert costs is not None
+    assert costs.read_ms == {1: 80.0, 4: 400.0, 17: 400.0}, "a longer forward takes no less"
 
 
 @pytest.mark.parametrize("name", ["bild-0.6-2", "uhlm-0.1"])

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.simulate import Scenario, simulate
+from benchmarks.simulation.trace import Trace
 from benchmarks.strategies import strategy_named
 from benchmarks.validate import compare
 from common.errors import ConfigError
@@ -18,24 +19,26 @@ READ = Curve.of((1, 100), (2, 100), (3, 102), (5, 106), (9, 114), (17, 130), (33
 TRACE = trace_of("+++++++-" * 4)
 
 
-def run_of(*strategies: str, speed: float = 1.0) -> dict[str, Any]:
+def run_of(
+    *strategies: str, trace: Trace = TRACE, speed: float = 1.0, draft_ms: float = 20.0, read: Curve = READ
+) -> dict[str, Any]:
     """What the runner would have written if the real pair were as the simulator takes it to be, or faster."""
-    scenario = Scenario(Profile.fixed(50.0), CloudCosts(read_ms=READ), DraftCosts(step_ms=20))
+    scenario = Scenario(Profile.fixed(50.0), CloudCosts(read_ms=read), DraftCosts(step_ms=draft_ms))
     generations = []
     for strategy in strategies:
         estimates = Estimates()
-        simulation = simulate(TRACE, scenario, strategy_named(strategy), estimates)
+        simulation = simulate(trace, scenario, strategy_named(strategy), estimates)
         generations.append(
             {
-                "id": TRACE.id,
-                "category": TRACE.category,
+                "id": trace.id,
+                "category": trace.category,
                 "strategy": strategy,
                 "repeat": 0,
                 "token_ids": list(simulation.token_ids),
                 "decode_tokens_per_s": simulation.decode_tokens_per_s * speed,
                 "stats": simulation.stats.to_json(),
-                "costs": asdict(estimates.costs()) | {"draft_ms": 20.0, "stream_ms": 100.0},
-                "readings": [] if strategy == "cloud" else [[span, READ.at(1 + span)] for span in (1, 2, 4, 8)],
+                "costs": asdict(estimates.costs()) | {"draft_ms": draft_ms, "stream_ms": 100.0},
+                "readings": [] if strategy == "cloud" else [[span, read.at(1 + span)] for span in (1, 2, 4, 8)],
                 "error": None,
             }
         )
@@ -49,6 +52,28 @@ def test_a_run_of_the_simulators_own_is_found_without_error() -> None:
     assert {row["link"] for row in rows} == {"fixed round trip of 50 ms"}
     assert max(abs(row["error"]) for row in rows) < 0.03
     assert all(row["within_10_percent"] for row in rows)
+
+
+def test_each_strategy_is_taken_at_the_costs_that_it_met_with() -> None:
+    result = run_of("cloud", "sync-8")
+    slower = Curve(tuple((tokens, ms if tokens == 1 else 2 * ms) for tokens, ms in READ.points))
+    result["generations"] += run_of("overlap-4", draft_ms=30.0, read=slower)["generations"]
+    rows = list(compare(result, {TRACE.id: TRACE}))
+    assert [row["strategy"] for row in rows] == ["cloud", "sync-8", "overlap-4"]
+    assert max(abs(row["error"]) for row in rows) < 0.03
+
+
+def test_what_a_device_writes_alone_it_drafts_at_its_own_pace() -> None:
+    agreed = trace_of("++++++++" * 4)
+    result = run_of("cloud", "sync-8", trace=agreed)
+    result["generations"] += run_of("edge", trace=agreed, draft_ms=10.0)["generations"]
+    rows = {row["strategy"]: row for row in compare(result, {agreed.id: agreed})}
+    assert abs(rows["edge"]["error"]) < 0.03
+
+
+def test_a_calibrated_gate_is_left_out() -> None:
+    rows = list(compare(run_of("cloud", "sync-8", "gated"), {TRACE.id: TRACE}))
+    assert [row["strategy"] for row in rows] == ["cloud", "sync-8"]
 
 
 def test_a_run_that_was_faster_is_told_apart() -> None:
