@@ -35,7 +35,7 @@ NAMES = {
     "cloud-profile": "step times of cloud models, on the accelerator that is there",
     "fleet": "many devices on a few replicas: latency, load, cost and energy",
     "docs": "the generated parts of the documentation",
-    "all": "everything that is reported, into benchmarks/results/; goes on where it was interrupted",
+    "all": "every reported speed, and what it rests on, into benchmarks/results/; goes on where it was interrupted",
 }
 MODULES = {"all": "suite"}  # where it is not the benchmark's name
 
@@ -60,8 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, options: Sequence[str]) -> int:
     module = importlib.import_module(f"benchmarks.{MODULES.get(name, name.replace('-', '_'))}")
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
-    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where the result is written: JSON, or a folder for what draws figures"
+    )
     module.add_arguments(parser)
     args = parser.parse_args(options)
     result = module.run(args)

@@ -59,17 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--config", type=Path, help="YAML file; flags override it")
     generate.add_argument("--cloud", metavar="HOST:PORT", help="address of chaperone-cloud")
     generate.add_argument("--pair", metavar="NAME", help="model pair: tiny, default, or another that was pulled")
-    generate.add_argument("--mode", choices=tuple(Mode))
+    generate.add_argument("--mode", choices=tuple(Mode), help="exact by default; see the README")
     generate.add_argument("--catch", type=float, help="gated: share of the large model's corrections to be caught")
     generate.add_argument(
         "--max-deviation", type=float, help="gated: share of tokens that may not be the large model's"
     )
     generate.add_argument("--temperature", type=float, help="0 is greedy")
-    generate.add_argument("--top-p", type=float)
-    generate.add_argument("--top-k", type=int)
-    generate.add_argument("--min-p", type=float)
-    generate.add_argument("--seed", type=int)
-    generate.add_argument("--max-new-tokens", type=int)
+    generate.add_argument("--top-p", type=float, help="keep the likeliest tokens of this probability together")
+    generate.add_argument("--top-k", type=int, help="keep so many tokens; 0 keeps all")
+    generate.add_argument("--min-p", type=float, help="keep tokens of this share of the likeliest's probability")
+    generate.add_argument("--seed", type=int, help="of the noise; 0 by default")
+    generate.add_argument("--max-new-tokens", type=int, help="256 by default")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
     generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
     generate.add_argument("--prompts", type=Path, metavar="IN.jsonl", help="one object a line: id, prompt or messages")
@@ -84,15 +84,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    calibrate = commands.add_parser("calibrate", help="make a gate for this pair of models, with a running cloud")
+    what = "make a gate for this pair of models, with a running cloud"
+    calibrate = commands.add_parser("calibrate", help=what, description=f"{what}; needs the extra `calibrate`")
     calibrate.add_argument("--prompts", type=Path, metavar="IN.jsonl", required=True, help="as for `generate`")
     calibrate.add_argument("--out", type=Path, metavar="GATE.onnx", required=True, help="for gate.file")
     calibrate.add_argument("--config", type=Path, help="YAML file; flags override it")
     calibrate.add_argument("--cloud", metavar="HOST:PORT", help="address of chaperone-cloud")
-    calibrate.add_argument("--pair", metavar="NAME")
+    calibrate.add_argument("--pair", metavar="NAME", help="model pair")
     calibrate.add_argument("--temperature", type=float, help="0 is greedy")
-    calibrate.add_argument("--seed", type=int)
-    calibrate.add_argument("--max-new-tokens", type=int)
+    calibrate.add_argument("--seed", type=int, help="of the noise")
+    calibrate.add_argument("--max-new-tokens", type=int, help="of each text")
     calibrate.set_defaults(run=_run_calibrate, closing_audit=False)
 
 

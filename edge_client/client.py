@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,7 @@ class EdgeClient:
     def prepare(self, prompt: Prompt, *, raw: bool = False) -> PromptInput:
         """Turn a prompt into tokens: one user message, a list of messages, or, if `raw`, text as it is.
 
-        Raises InvalidRequest for an empty prompt or malformed messages.
+        Raises InvalidRequest for an empty prompt, malformed messages, or messages that are to be `raw`.
         """
         if isinstance(prompt, PromptInput):
             return prompt
@@ -103,6 +103,8 @@ class EdgeClient:
             if raw:
                 return self._tokenized(prompt)
             prompt = [{"role": "user", "content": prompt}]
+        elif raw:
+            raise InvalidRequest("raw: messages always go through the chat template; give the prompt as one string")
         return self._tokenized(self._template.render(prompt))
 
     def request(
@@ -145,10 +147,10 @@ class EdgeClient:
     async def stream(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> AsyncGenerator[Event, None]:
         """Yield what happens, token by token; the last event is Finished or Failed.
 
-        `parameters` are those of `request`. Only InvalidRequest, for what cannot be asked, is raised. Leaving the
-        iteration cancels the generation.
+        `parameters` are those of `request`; a GenerationRequest has them already. Only InvalidRequest, for what cannot
+        be asked, is raised. Leaving the iteration cancels the generation.
         """
-        request = prompt if isinstance(prompt, GenerationRequest) else self.request(prompt, **parameters)
+        request = self._asked(prompt, parameters)
         try:
             engine = await self._engine(request)
         except (CloudLost, PeerMismatch, ModelError) as error:
@@ -169,7 +171,7 @@ class EdgeClient:
 
     async def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
         """Generate to the end; raises what a Failed event carries."""
-        request = prompt if isinstance(prompt, GenerationRequest) else self.request(prompt, **parameters)
+        request = self._asked(prompt, parameters)
         collected = Collector(request)
         async with aclosing(self.stream(request)) as events:
             async for event in events:
@@ -221,6 +223,15 @@ class EdgeClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _asked(self, prompt: Prompt | GenerationRequest, parameters: Mapping[str, Any]) -> GenerationRequest:
+        if not isinstance(prompt, GenerationRequest):
+            return self.request(prompt, **parameters)
+        if parameters:
+            raise InvalidRequest(
+                f"{', '.join(parameters)}: a GenerationRequest has all parameters already; give them to `request`"
+            )
+        return prompt
 
     def _tokenized(self, text: str) -> PromptInput:
         try:

@@ -39,7 +39,7 @@ class GateSettings(FrozenModel):
     file: Literal["auto"] | Path | None = "auto"
     catch: float = Field(default=0.95, ge=0, le=1)
     max_deviation: float = Field(default=0.02, ge=0, le=1)
-    on_deviation: OnDeviation = OnDeviation.KEEP
+    on_deviation: OnDeviation = Field(default=OnDeviation.KEEP, strict=False)
     audit_share: float = Field(default=1.0, ge=0.05, le=1)
     risk: float = Field(default=0.1, ge=0, le=1)
 
@@ -63,14 +63,17 @@ class GenerationSettings(FrozenModel):
     min_p: float = Field(default=0.0, ge=0, le=1)
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     max_new_tokens: int = Field(default=256, ge=1, le=MAX_COUNT)
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class EdgeConfig(FrozenModel):
-    """All settings of the device; see `configs/edge.yaml` for what they mean."""
+    """All settings of the device; see `configs/edge.yaml` for what they mean.
+
+    Made in Python, it raises pydantic's ValidationError, a ValueError, for a value that cannot be; `load` ConfigError.
+    """
 
     pair: str = "default"
-    mode: Mode = Mode.EXACT
+    mode: Mode = Field(default=Mode.EXACT, strict=False)
     closing_audit: bool = False
     cloud: CloudSettings = CloudSettings()
     device: DeviceSettings = DeviceSettings()

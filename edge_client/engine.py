@@ -267,7 +267,7 @@ class Engine:
     async def _begin(self) -> None:
         self.watch.start()
         if self.cloud.there:
-            self.pipeline.opened(self._now_ms)
+            self.pipeline.opened(self._now_ms, len(self.session.text))
             await self.cloud.open(self.opening)
         elif self.planner.mode is not Mode.EDGE:
             list(self._go_on_alone())  # the cloud was lost before it was found

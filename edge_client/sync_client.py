@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from common.errors import Cancelled, InvalidRequest
-from common.gate import Totals
+from common.gate import Gate, Totals
 from common.messages import Capabilities
+from common.planner import Decision, Planner
 from common.session import Event, Failed, Finished
-from common.types import PromptInput, Proposal
+from common.types import Mode, PromptInput, Proposal
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.generation import Generation, GenerationRequest, Prompt
@@ -32,8 +33,16 @@ _LOOK_SECONDS = 0.5  # between looks whether the client was closed meanwhile
 class SyncEdgeClient:
     """`EdgeClient` for code without an event loop: one private loop thread, the same methods."""
 
-    def __init__(self, config: EdgeConfig | None = None) -> None:
-        self._client = EdgeClient(config)
+    def __init__(
+        self,
+        config: EdgeConfig | None = None,
+        *,
+        planner: Callable[[Mode], Planner] | None = None,
+        gate: Callable[[Mode], Gate] | None = None,
+        explain: Callable[[Decision], None] | None = None,
+    ) -> None:
+        """See `EdgeClient`; what is given here is called on the loop's thread."""
+        self._client = EdgeClient(config, planner=planner, gate=gate, explain=explain)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
         self._closing = asyncio.Event()

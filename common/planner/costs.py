@@ -76,6 +76,7 @@ class Estimates:
         self._stream = Recent(prior.stream_ms)
         self._arrivals = Recent(0.0, quantile=0.25)
         self._reading = ReadingTime(prior.read_base_ms, prior.read_token_ms)
+        self._prompts = ReadingTime(0.0, 0.0)
         self._hit = Share(0.5, weight=10.0)
         # A promise holds until some twenty tokens speak against it, and again when it was not tried for a hundred.
         self._delivery = Share(prior=1.0, weight=20.0, memory=100.0)
@@ -94,6 +95,10 @@ class Estimates:
     def travelled(self, elapsed_ms: float) -> None:
         """A request went there and back, the cloud's own time apart."""
         self._rtt.add(max(elapsed_ms, 0.0))
+
+    def prefilled(self, tokens: int, elapsed_ms: float) -> None:
+        """The cloud read a prompt, its wait for other devices included."""
+        self._prompts.add(tokens, elapsed_ms)
 
     def read(self, tokens: int, elapsed_ms: float) -> None:
         """The cloud read a span, its wait for other devices included."""
@@ -115,6 +120,10 @@ class Estimates:
         self._foresight.add(foreseen_tokens is not None)
         if foreseen_tokens is not None:
             self._branch_tokens.add(foreseen_tokens)
+
+    def prefill_ms(self, tokens: int) -> float:
+        """The time that the cloud needs for a prompt; nothing while it has not read any."""
+        return self._prompts.base_ms + self._prompts.token_ms * tokens
 
     @property
     def reading_known(self) -> bool:

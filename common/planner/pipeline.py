@@ -31,16 +31,20 @@ class Pipeline:
         self._mode = mode
         self._spans: deque[_Sent] = deque()
         self._opened_ms: float | None = None
+        self._prompt_tokens = 0  # that an Open has the cloud read
         self._prefilled = False
         self._last_answer_ms = 0.0
         self._last_token_ms: float | None = None  # of a takeover
         self._settled: int | None = None  # length of the text up to the last answer
         self.readings: list[tuple[int, float]] = []  # tokens of each span that was answered, and milliseconds
 
-    def opened(self, now_ms: float) -> None:
-        """An Open was sent; nothing else is on its way."""
+    def opened(self, now_ms: float, prompt_tokens: int = 0) -> None:
+        """An Open was sent; nothing else is on its way. What comes behind it waits until the prompt is read."""
         self._spans.clear()
         self._opened_ms = now_ms
+        self._prompt_tokens = prompt_tokens
+        if prompt_tokens:
+            self._last_answer_ms = now_ms + self.estimates.costs().rtt_ms + self.estimates.prefill_ms(prompt_tokens)
         self._prefilled = False
         self._last_token_ms = None
         self._settled = None
@@ -62,6 +66,9 @@ class Pipeline:
             case Opened(prefilled=True):
                 self._prefilled = True
                 self._last_answer_ms = now_ms
+                if self._prompt_tokens:
+                    self.estimates.prefilled(self._prompt_tokens, (frame.queue_us + frame.compute_us) / 1e3)
+                self._expect_again(now_ms)
             case Verdict():
                 self._judged(frame, now_ms)
             case Continuation():

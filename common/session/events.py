@@ -15,7 +15,7 @@ from common.types import FinishReason, Origin, Signal
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A provisional token: show it as such, or wait for `Committed`."""
+    """A provisional token: show `EdgeClient.token_text` of it as such, or wait for `Committed`, which has its text."""
 
     position: int
     token_id: int

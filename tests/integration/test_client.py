@@ -13,9 +13,10 @@ import pytest
 from cloud_supervisor.server import Server
 from cloud_supervisor.torch_model import TorchModel
 from common.errors import InvalidRequest
+from common.planner import FixedPlanner, Send
 from common.session import Committed, Event, Finished
 from common.types import FinishReason, Mode
-from edge_client import EdgeClient, EdgeConfig, Generation, SyncEdgeClient
+from edge_client import Decision, EdgeClient, EdgeConfig, Generation, GenerationSettings, SyncEdgeClient
 from edge_client.config import PlannerSettings
 from edge_client.generation import Collector
 from edge_client.output import CommittedText
@@ -72,6 +73,37 @@ def test_sync_raises_what_async_raises(tiny_pair: Path) -> None:
             client.generate(PROMPT, temperature=-1)
         with pytest.raises(InvalidRequest, match="temperature: -1"):
             next(iter(client.stream(PROMPT, temperature=-1)))
+
+
+def test_parameters_beside_a_request_are_refused_and_not_forgotten(client: EdgeClient) -> None:
+    request = client.request(PROMPT)
+    with pytest.raises(InvalidRequest, match="temperature, seed: a GenerationRequest has all parameters already"):
+        asyncio.run(client.generate(request, temperature=0.7, seed=1))
+    with pytest.raises(InvalidRequest, match="raw: messages always go through the chat template"):
+        client.prepare([{"role": "user", "content": PROMPT}], raw=True)
+
+
+def test_a_client_can_be_set_from_python_by_plain_values() -> None:
+    stop: Any = ["a", "b"]
+    mode: Any = "gated"
+    config = EdgeConfig(mode=mode, generation=GenerationSettings(stop=stop))
+    assert (config.mode, config.generation.stop) == (Mode.GATED, ("a", "b"))
+    with pytest.raises(ValueError, match="mode"):
+        EdgeConfig(mode=mode[:-1])
+
+
+def test_sync_takes_a_planner_of_ones_own_and_explains(tiny_pair: Path, target: TorchModel) -> None:
+    decisions: list[Decision] = []
+    with (
+        serving_in_thread(target, tiny_pair) as (_, address),
+        SyncEdgeClient(
+            config_for(address),
+            planner=lambda mode: FixedPlanner(mode, span_tokens=3, spans_in_flight=1, run_ahead_tokens=3),
+            explain=decisions.append,
+        ) as client,
+    ):
+        assert client.generate(PROMPT, max_new_tokens=12).stats.round_trips >= 3
+    assert any(isinstance(decision.action, Send) for decision in decisions)
 
 
 def test_leaving_the_sync_stream_early_ends_the_session(tiny_pair: Path, target: TorchModel) -> None:

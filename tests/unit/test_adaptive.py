@@ -48,6 +48,18 @@ def test_even_a_span_that_will_not_grow_is_kept_back_while_the_cloud_is_busy() -
     assert isinstance(scene().later(460).decide().action, Send)
 
 
+def test_a_span_is_kept_back_and_branches_are_drafted_while_the_cloud_reads_the_prompt() -> None:
+    estimates = known(read_ms=400, token_ms=10)
+    estimates.prefilled(100, 2000.0)
+    scene = Scene(estimates, rows=2).drafted(*[0.01] * 6, 0.97)
+    assert isinstance(scene.decide().action, Send)
+    scene.pipeline.opened(scene.now_ms, prompt_tokens=100)
+    action = scene.decide().action
+    assert isinstance(action, Draft)
+    assert action.branches, "there is time for them"
+    assert isinstance(scene.later(2000).decide().action, Send), "it comes when the prompt is read"
+
+
 def test_spans_are_longer_where_reading_is_dear() -> None:
     cheap = until_sent(Scene(known(read_ms=20, token_ms=1, stream_ms=400)))
     dear = until_sent(Scene(known(read_ms=400, token_ms=1, stream_ms=400)))

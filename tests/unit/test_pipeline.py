@@ -182,6 +182,52 @@ def test_a_round_trip_is_never_negative() -> None:
     assert pipeline.estimates.costs().rtt_ms == 0.0
 
 
+# --- While the prompt is read -----------------------------------------------------------------------------------------
+
+
+def read_prompts(*prompts: tuple[int, float]) -> Estimates:
+    estimates = known()
+    for tokens, elapsed_ms in prompts:
+        estimates.prefilled(tokens, elapsed_ms)
+    return estimates
+
+
+def test_a_span_waits_for_the_prompt_as_long_as_such_prompts_took() -> None:
+    pipeline = Pipeline(read_prompts((100, 1000.0), (200, 2000.0), (100, 1000.0)))
+    pipeline.opened(500.0, prompt_tokens=150)
+    assert pipeline.wait_ms(500.0) == pytest.approx(1500.0, rel=0.1)
+    assert pipeline.wait_ms(1000.0) == pytest.approx(1000.0, rel=0.15)
+    pipeline.answered(READY, 1200.0)
+    assert pipeline.wait_ms(1200.0) == 0.0, "it took less"
+
+
+def test_a_span_sent_meanwhile_is_read_when_the_prompt_is() -> None:
+    pipeline = Pipeline(read_prompts((100, 1000.0)))
+    pipeline.opened(0.0, prompt_tokens=100)
+    pipeline.sent(4, 10.0)
+    assert pipeline.wait_ms(10.0) == about(990.0 + READ_MS)
+    pipeline.answered(READY, 2000.0)
+    assert pipeline.wait_ms(2000.0) == 0.0, "its answer comes before another span could"
+
+
+@pytest.mark.parametrize("prompt_tokens", [0, 100])
+def test_what_is_not_known_makes_nobody_wait(prompt_tokens: int) -> None:
+    """Nor does a prompt whose KV the cloud may still have: that of a session which is opened anew."""
+    pipeline = Pipeline(read_prompts((100, 1000.0)) if not prompt_tokens else known())
+    pipeline.opened(0.0, prompt_tokens)
+    assert pipeline.wait_ms(0.0) == 0.0
+
+
+def test_a_prompt_tells_how_long_prompts_take_but_not_where_it_was_opened_anew() -> None:
+    pipeline = Pipeline(Estimates())
+    pipeline.opened(0.0, prompt_tokens=100)
+    pipeline.answered(Opened(True, 512, queue_us=100_000, compute_us=700_000), 900.0)
+    assert pipeline.estimates.prefill_ms(100) == pytest.approx(800.0)
+    pipeline.opened(1000.0)
+    pipeline.answered(Opened(True, 512, compute_us=1000), 1100.0)
+    assert pipeline.estimates.prefill_ms(100) == pytest.approx(800.0)
+
+
 # --- What is learned of the cloud -------------------------------------------------------------------------------------
 
 
