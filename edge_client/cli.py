@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--config", type=Path, help="YAML file; flags override it")
     generate.add_argument("--cloud", metavar="HOST:PORT", help="address of chaperone-cloud")
     generate.add_argument("--pair", metavar="NAME", help="model pair: tiny, default, or another that was pulled")
-    generate.add_argument("--mode", choices=tuple(Mode), help="exact by default; see the README")
+    generate.add_argument("--mode", choices=tuple(Mode), help="exact unless configured otherwise; see the README")
     generate.add_argument("--catch", type=float, help="gated: share of the large model's corrections to be caught")
     generate.add_argument(
         "--max-deviation", type=float, help="gated: share of tokens that may not be the large model's"

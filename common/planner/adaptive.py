@@ -163,10 +163,8 @@ class AdaptivePlanner:
         session = situation.session
         text = 0.0 if session.exhausted else survival(_risks(situation, session.final))
         branch, start = max(situation.tree.sites(), default=(0.0, -1))
-        idle = not situation.pipeline.wait_ms(situation.now_ms)
-        if (
-            idle and not session.spans
-        ):  # the cloud waits for the text, and for a branch that is worth its row and reading
+        awaited = not session.spans and not situation.pipeline.wait_ms(situation.now_ms)
+        if awaited:  # the cloud waits for the text, and for a branch if that is worth its row and its reading
             beside = (start,) if branch > rate * (costs.row_ms + costs.read_token_ms) else ()
             return Draft(branches=beside) if text >= _HOPELESS else Wait()
         if max(text, branch) < _HOPELESS:
