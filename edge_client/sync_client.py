@@ -46,6 +46,7 @@ class SyncEdgeClient:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
         self._closing = asyncio.Event()
+        self._over = False  # the loop only cancels what runs on it, and ends
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="chaperone-client", daemon=True)
         self._thread.start()
@@ -121,6 +122,7 @@ class SyncEdgeClient:
     async def _until_closed(self) -> None:
         await self._closing.wait()
         await self._client.aclose()
+        self._over = True
 
     def _run(self, work: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do `work` on the loop's thread, which begins, cancels and ends it: Ctrl-C strikes only the caller's.
@@ -136,8 +138,9 @@ class SyncEdgeClient:
 
         def begin() -> None:
             nonlocal task
-            task = self._loop.create_task(do())
-            task.add_done_callback(answer.put)
+            if not self._over:  # else nobody would end it
+                task = self._loop.create_task(do())
+                task.add_done_callback(answer.put)
 
         def left(ended: asyncio.Task[T]) -> None:
             ended.cancelled() or ended.exception()  # nobody else asks for it

@@ -5,9 +5,10 @@ from __future__ import annotations
 import edge_client
 
 PUBLIC = """
-Audited ChaperoneError Committed Drafted EdgeClient EdgeConfig Event Failed FinishReason Finished Generation
-GenerationParams GenerationRequest GenerationStats Mode Origin PromptInput Retracted SamplingParams Signal
-SyncEdgeClient
+Audited Cancelled ChaperoneError CloudLost CloudSettings Committed ConfigError Decision DeviceSettings Drafted
+EdgeClient EdgeConfig Event Failed FinishReason Finished GateSettings Generation GenerationParams GenerationRequest
+GenerationSettings GenerationStats InvalidRequest Mode OnDeviation Origin PlannerSettings Promises Prompt PromptInput
+Retracted SamplingParams Signal SyncEdgeClient Totals
 """
 
 

@@ -138,6 +138,31 @@ def test_catch_is_unknown_while_skipped_tokens_are_unread(tiny_pair: Path) -> No
     assert (catch is None) == (audited < skipped)
 
 
+def test_what_is_asked_of_a_sync_client_as_it_ends_is_refused(
+    tiny_pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = SyncEdgeClient(config_for("127.0.0.1:1"))
+    refused: list[ChaperoneError] = []
+
+    def ask() -> None:
+        try:
+            client.generate("the list", mode="edge")
+        except (Cancelled, InvalidRequest) as error:
+            refused.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+
+    async def asked_meanwhile() -> None:
+        asking.start()
+        await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(client._loop, "shutdown_asyncgens", asked_meanwhile)  # all that runs has been cancelled by then
+    client.close()
+    asking.join(PATIENCE_S)
+    assert not asking.is_alive()
+    assert len(refused) == 1
+
+
 def test_threads_may_close_a_sync_client_while_another_streams(tiny_pair: Path) -> None:
     client = SyncEdgeClient(config_for("127.0.0.1:1"))
     begun = threading.Event()
