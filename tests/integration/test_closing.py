@@ -138,9 +138,7 @@ def test_catch_is_unknown_while_skipped_tokens_are_unread(tiny_pair: Path) -> No
     assert (catch is None) == (audited < skipped)
 
 
-def test_what_is_asked_of_a_sync_client_as_it_ends_is_refused(
-    tiny_pair: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_asked_of_a_sync_client_as_it_ends_is_refused(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = SyncEdgeClient(config_for("127.0.0.1:1"))
     refused: list[ChaperoneError] = []
 
