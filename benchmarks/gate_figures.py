@@ -91,16 +91,15 @@ def catch_figure(results: Sequence[Result]) -> Figure:
             )
         for name, colour, line in zip(LEADING, COLOURS, ("-", "-.", ":", "-", "--", (0, (3, 1, 1, 1))), strict=False):
             if name in summary["catch"]:
-                axes.plot(
-                    budgets, summary["catch"][name], line, color=colour, linewidth=2, label=name.replace("_", " ")
-                )
+                label = name.replace("_", " ")
+                axes.plot(budgets, summary["catch"][name], linestyle=line, color=colour, linewidth=2, label=label)
         axes.set_title(
             f"{result['settings']['suite']}, {summary['override_rate']:.1%} overridden", fontsize=9, color=INK
         )
         axes.set_xlabel("tokens that the cloud decides [%]")
         tidy(axes)
     panels[0].set_ylabel("share of overrides caught")
-    panels[-1].legend(fontsize=7, frameon=False)
+    max(panels, key=lambda axes: len(axes.lines)).legend(fontsize=7, frameon=False)
     return figure
 
 
