@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, simulate, strategy_for
 from common.gate import Always, Threshold
-from common.planner import AdaptivePlanner, FixedPlanner
+from common.messages import Draft
+from common.planner import AdaptivePlanner, Estimates, FixedPlanner
 from common.session import Committed
 from common.types import FinishReason, Mode, Origin
 from link_emulator.profile import DirectionProfile, OutageProfile, PeriodicOutages, Profile, ResetProfile
@@ -239,3 +240,17 @@ def test_the_timeline_tells_events_and_frames_as_they_come() -> None:
         (170.0, "Committed"),
     ]
     assert [name for _, name in told[-3:]] == ["Close", "Closed", "Finished"]
+
+
+def test_a_client_that_has_seen_a_prompt_read_sends_no_short_span_while_the_next_one_is() -> None:
+    trace = trace_of("+" * 32, prompt_tokens=100)
+    scenario = Scenario(Profile.fixed(50.0), CloudCosts(prefill_ms=40.0), DraftCosts(step_ms=20), warm_start=False)
+    estimates = Estimates()
+    first, second = (simulate(trace, scenario, strategy_for(Mode.EXACT), estimates) for _ in range(2))
+    spans = [
+        [len(moment.event.token_ids) for moment in simulation.timeline if isinstance(moment.event, Draft)]
+        for simulation in (first, second)
+    ]
+    assert len(spans[0]) > 1
+    assert spans[1] == [32], "all of it was drafted before the prompt was read"
+    assert second.stats.total_ms < first.stats.total_ms
