@@ -1,8 +1,9 @@
 """Figures of what gates do: `python -m benchmarks gate-figures --gates G.json ... --quality Q.json ... --out FOLDER`.
 
-`catch.png` holds signals and gates against the oracle, `reliability.png` risks against what came of them, `quality.png`
-right answers and `caught.png` caught overrides against what the cloud decided, and `promises.png` what was promised
-against what was kept.
+`catch.png` holds signals and gates against the oracle by the overrides that they catch, `rescues.png` by those that an
+answer depends on (of `gates --rollouts`). `reliability.png` shows risks against what came of them, `quality.png` right
+answers and `caught.png` caught overrides against what the cloud decided, and `promises.png` what was promised against
+what was kept.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ def run(args: argparse.Namespace) -> None:
     quality = [_loaded(path, "quality") for path in args.quality]
     figures = {}
     if gates:
-        figures["catch"] = catch_figure(gates)
+        curves = [(result, result["summary"]["catch"]) for result in gates]
+        figures["catch"] = budget_figure(curves, "share of overrides caught")
+    rescues = [(result, caught) for result in gates if (caught := result["summary"].get("rescues", {}).get("caught"))]
+    if rescues:
+        figures["rescues"] = budget_figure(rescues, "share of overrides caught that an answer depends on")
     if quality:
         figures |= {
             "reliability": reliability_figure(quality),
@@ -72,17 +77,17 @@ def _loaded(path: Path, benchmark: str) -> Result:
     return dict(result)
 
 
-def catch_figure(results: Sequence[Result]) -> Figure:
-    """A panel for each suite: the share of overrides that each policy catches with a share of the tokens."""
+def budget_figure(results: Sequence[tuple[Result, Mapping[str, Sequence[float]]]], label: str) -> Figure:
+    """A panel for each suite: what each policy reaches with a share of the tokens, [budgets]."""
     figure, panels = _panels(len(results))
-    for axes, result in zip(panels, results, strict=True):
+    for axes, (result, curves) in zip(panels, results, strict=True):
         summary = result["summary"]
         budgets = [100 * budget for budget in summary["budgets"]]
-        singles = [name for name in summary["catch"] if name not in LEADING]
+        singles = [name for name in curves if name not in LEADING]
         for index, name in enumerate(singles):
             axes.plot(
                 budgets,
-                summary["catch"][name],
+                curves[name],
                 color="#999999",
                 linewidth=0.8,
                 marker=MARKERS[index],
@@ -90,15 +95,15 @@ def catch_figure(results: Sequence[Result]) -> Figure:
                 label=name.replace("_", " "),
             )
         for name, colour, line in zip(LEADING, COLOURS, ("-", "-.", ":", "-", "--", (0, (3, 1, 1, 1))), strict=False):
-            if name in summary["catch"]:
+            if name in curves:
                 label = name.replace("_", " ")
-                axes.plot(budgets, summary["catch"][name], linestyle=line, color=colour, linewidth=2, label=label)
+                axes.plot(budgets, curves[name], linestyle=line, color=colour, linewidth=2, label=label)
         axes.set_title(
             f"{result['settings']['suite']}, {summary['override_rate']:.1%} overridden", fontsize=9, color=INK
         )
         axes.set_xlabel("tokens that the cloud decides [%]")
         tidy(axes)
-    panels[0].set_ylabel("share of overrides caught")
+    panels[0].set_ylabel(label)
     max(panels, key=lambda axes: len(axes.lines)).legend(fontsize=7, frameon=False)
     return figure
 

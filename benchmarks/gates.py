@@ -31,6 +31,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -239,7 +240,7 @@ def _summary(
         },
     }
     if rescues is not None:
-        summary["rescues"] = _rescue_curves(texts, rescues, scores)
+        summary["rescues"] = rescue_curves(texts, rescues, scores)
     return summary
 
 
@@ -292,25 +293,38 @@ def _interval(values: Sequence[float]) -> list[float]:
     return [round(float(edge), 4) for edge in np.quantile(values, (0.025, 0.975))]
 
 
-def _rescue_curves(
+def rescue_curves(
     texts: Sequence[JudgedText], rescues: Mapping[Deviation, int], scores: Mapping[str, list[Floats]]
 ) -> dict[str, Any]:
     """How many of the overrides that matter are caught with each budget; null where none does.
 
-    Of texts with many overrides only some were left out: each of these stands for as many as were not.
+    Of texts with many overrides only some were left out: each of these stands for as many as were not. The oracle knows
+    which ones matter.
     """
     drawn = Counter(one.text for one in rescues)
-    matter = [one for one, gain in rescues.items() if gain > 0]
-    weights = np.array([int(texts[one.text].overridden.sum()) / drawn[one.text] for one in matter])
     begins = np.cumsum([0, *(len(text.token_ids) for text in texts)])
-    places = np.array([begins[one.text] + one.place for one in matter], np.int64)
-    return {
+    matters = np.array([gain > 0 for gain in rescues.values()], np.bool_)
+    weights = np.array([int(texts[one.text].overridden.sum()) / drawn[one.text] for one in rescues])
+    places = np.array([begins[one.text] + one.place for one in rescues], np.int64)
+    told = {
         "left_out": len(rescues),
-        "rescues": len(matter),
+        "rescues": int(matters.sum()),
         "harms": sum(gain < 0 for gain in rescues.values()),
+    }
+    if not 0 < told["rescues"] < len(rescues):
+        return {**told, "caught": None, "auc_among_overrides": None}
+    needed = float(weights[matters].sum())
+    all_scores = {name: np.concatenate(of_texts) for name, of_texts in scores.items()}
+    return {
+        **told,
         "caught": {
-            name: _caught(places, weights, np.concatenate(of_texts)) if matter else None
-            for name, of_texts in scores.items()
+            ORACLE: [round(min(budget * int(begins[-1]) / needed, 1.0), 4) for budget in BUDGETS],
+            PATTERN: [*BUDGETS],
+            **{name: _caught(places[matters], weights[matters], ranked) for name, ranked in all_scores.items()},
+        },
+        "auc_among_overrides": {
+            name: round(float(roc_auc_score(matters, ranked[places], sample_weight=weights)), 4)
+            for name, ranked in all_scores.items()
         },
     }
 

@@ -11,10 +11,12 @@ import pytest
 
 from benchmarks import gates, quality
 from benchmarks.exploration.text_tree import TextTree, load_trees, save_trees
-from benchmarks.gates import catch_at
-from benchmarks.judged_texts import SIGNALS, JudgedText, sampled
+from benchmarks.gates import BUDGETS, catch_at, rescue_curves
+from benchmarks.judged_texts import SIGNALS, Deviation, JudgedText, sampled
+from benchmarks.simulation.trace import extended
 from benchmarks.suites import tasks_of
 from common.errors import ConfigError
+from common.types import Proposal, Signal
 from edge_client import EdgeClient, EdgeConfig
 
 
@@ -100,3 +102,31 @@ def test_the_highest_scores_are_taken_first() -> None:
     scores = np.array([0.1, 0.9, 0.5, 0.7])
     overridden = np.array([True, True, False, False])
     assert [catch_at(budget, scores, overridden) for budget in (0, 0.25, 0.5, 0.75, 1)] == [0, 0.5, 0.5, 0.5, 1]
+
+
+def judged(token_ids: tuple[int, ...], proposed: tuple[int, ...]) -> JudgedText:
+    signal = Signal(entropy_nats=0.1, top1_probability=0.9, margin=0.8, coupled_margin=1.0, risk=0.1, varentropy=0.1)
+    proposals = tuple(extended(Proposal(token_id, signal, 0), 0.1) for token_id in proposed)
+    return JudgedText(TextTree("a", (1,)), tuple(range(len(token_ids))), token_ids, proposals)
+
+
+def test_overrides_that_an_answer_depends_on_are_weighed_by_those_they_stand_for() -> None:
+    # The first text has four overrides, of which two were left out; both of the second were.
+    texts = [judged((5,) * 10, (6, 6, 6, 6, *(5,) * 6)), judged((5,) * 10, (6, 6, *(5,) * 8))]
+    rescues = {Deviation(0, 0): 1, Deviation(0, 3): 0, Deviation(1, 0): 1, Deviation(1, 1): -1}
+    scores = {"of_order": [np.arange(20.0, 10.0, -1.0), np.arange(10.0, 0.0, -1.0)]}
+    told = rescue_curves(texts, rescues, scores)
+    assert (told["left_out"], told["rescues"], told["harms"]) == (4, 2, 1)
+    caught = {budget: told["caught"]["of_order"][BUDGETS.index(budget)] for budget in (0.0, 0.05, 0.5)}
+    assert caught == {0.0: 0.0, 0.05: round(2 / 3, 4), 0.5: round(2 / 3, 4)}, "the other one is the eleventh token"
+    oracle = told["caught"]["oracle"]
+    assert oracle[BUDGETS.index(0.05)] == round(1 / 3, 4), "one token of three that matter"
+    assert oracle[BUDGETS.index(0.15)] == oracle[-1] == 1.0
+    # By weight 2, 2, 1, 1: of the pairs of one that matters and one that does not, it ranks all right but 1 x 2.
+    assert told["auc_among_overrides"] == {"of_order": round(7 / 9, 4)}
+
+
+def test_without_overrides_that_matter_there_is_no_curve_of_them() -> None:
+    texts = [judged((5, 5), (6, 6))]
+    told = rescue_curves(texts, {Deviation(0, 0): 0, Deviation(0, 1): 0}, {"of_order": [np.arange(2.0)]})
+    assert told == {"left_out": 2, "rescues": 0, "harms": 0, "caught": None, "auc_among_overrides": None}
