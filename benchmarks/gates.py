@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from common.errors import ConfigError, InvalidRequest
 from common.gate import FEATURES
 from common.types import SamplingParams
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.fitting import KINDS, REGULARISATION, encoder, figures, hold_out, judged_tokens
+from edge_client.fitting import KINDS, REGULARISATION, brier_skill, encoder, figures, hold_out, judged_tokens
 from edge_client.gate_model import GateModel
 
 BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
@@ -234,7 +234,10 @@ def _summary(
         },
         "headlines": {f"{budget:g}": _headline(budget, scores, overridden) for budget in HEADLINES},
         "risk": {
-            name: figures(np.concatenate(scores[name]), fates, margins)
+            name: {
+                **figures(np.concatenate(scores[name]), fates, margins),
+                "brier_skill_95": _skill_interval(scores[name], overridden),
+            }
             for name in (GATE, FITTED, TREES, HIDDEN)
             if name in scores
         },
@@ -269,14 +272,10 @@ def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Seq
     everything = np.concatenate(overridden)
     caught = {name: catch_at(budget, np.concatenate(scores[name]), everything) for name in scores}
     best = max(SIGNALS, key=lambda name: caught[name])
-    dice = np.random.default_rng(0)
     shares, leads = [], []
-    for _ in range(_DRAWS):
-        drawn = dice.integers(len(overridden), size=len(overridden))
-        fates = np.concatenate([overridden[index] for index in drawn])
-        mine, other = (
-            catch_at(budget, np.concatenate([scores[name][index] for index in drawn]), fates) for name in (GATE, best)
-        )
+    for drawn in _draws(len(overridden)):
+        fates = _joined(overridden, drawn)
+        mine, other = (catch_at(budget, _joined(scores[name], drawn), fates) for name in (GATE, best))
         shares.append(mine / max(_oracle_at(budget, fates), 1e-9))
         leads.append(mine - other)
     return {
@@ -287,6 +286,26 @@ def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Seq
         "lead_over_best_signal": round(caught[GATE] - caught[best], 4),
         "lead_over_best_signal_95": _interval(leads),
     }
+
+
+def _skill_interval(risks: Sequence[Floats], overridden: Sequence[Bools]) -> list[float]:
+    """Of the Brier skill; a draw whose tokens share one fate has none."""
+    skills = []
+    for drawn in _draws(len(overridden)):
+        fates = _joined(overridden, drawn)
+        if 0 < fates.sum() < len(fates):
+            skills.append(brier_skill(_joined(risks, drawn), fates))
+    return _interval(skills)
+
+
+def _draws(texts: int) -> Iterator[NDArray[np.int64]]:
+    """The texts of each bootstrap, [texts]."""
+    dice = np.random.default_rng(0)
+    return (dice.integers(texts, size=texts) for _ in range(_DRAWS))
+
+
+def _joined(of_texts: Sequence[NDArray[Any]], drawn: NDArray[np.int64]) -> NDArray[Any]:
+    return np.concatenate([of_texts[index] for index in drawn])
 
 
 def _interval(values: Sequence[float]) -> list[float]:

@@ -102,17 +102,25 @@ def curve(scores: Floats, overridden: NDArray[np.bool_]) -> tuple[Floats, Floats
 
 def figures(risks: Floats, overridden: NDArray[np.bool_], coupled_margins: Floats) -> dict[str, float]:
     """How good risks are: order (AUC), calibration (ECE, over bins of equally many tokens), and both (Brier)."""
-    base = float(overridden.mean())
-    brier = float(np.mean((risks - overridden) ** 2))
     errors = [abs(told - true) * tokens for told, true, tokens in reliability(risks, overridden)]
     return {
-        "override_rate": round(base, 5),
+        "override_rate": round(float(overridden.mean()), 5),
         "auc": round(float(roc_auc_score(overridden, risks)), 5),
         "auc_coupled_margin": round(float(roc_auc_score(overridden, -coupled_margins)), 5),
-        "brier": round(brier, 6),
-        "brier_skill": round(1.0 - brier / (base * (1.0 - base)), 5),
+        "brier": round(_brier(risks, overridden), 6),
+        "brier_skill": round(brier_skill(risks, overridden), 5),
         "expected_calibration_error": round(sum(errors) / len(risks), 5),
     }
+
+
+def brier_skill(risks: Floats, overridden: NDArray[np.bool_]) -> float:
+    """1 for who knows all fates, 0 for who knows no more than how many tokens are overridden, [tokens]."""
+    base = float(overridden.mean())
+    return 1.0 - _brier(risks, overridden) / (base * (1.0 - base))
+
+
+def _brier(risks: Floats, overridden: NDArray[np.bool_]) -> float:
+    return float(np.mean((risks - overridden) ** 2))
 
 
 def reliability(risks: Floats, overridden: NDArray[np.bool_]) -> list[tuple[float, float, int]]:

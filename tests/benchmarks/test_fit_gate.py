@@ -46,17 +46,20 @@ def test_from_explored_texts_to_a_gate_and_its_figures(tiny_pair: Path, tmp_path
 
     held = called(gates, "--suite", "humaneval", "--explored", str(tmp_path / "humaneval.gz"), "--gate", str(gate))
     held["summary"]["catch"]["hidden_fitted_here"] = held["summary"]["catch"]["gate"]  # as `--hidden-states` would add
+    held["summary"]["rescues"] = {"caught": held["summary"]["catch"]}  # these models' answers depend on no override
     (tmp_path / "g.json").write_text(json.dumps(held))
     for headline in held["summary"]["headlines"].values():
         low, high = headline["share_of_oracle_95"]
         assert 0 <= low <= headline["share_of_oracle"] <= high <= 1
         assert headline["best_signal"] in held["summary"]["catch"]
+    risk = held["summary"]["risk"]["gate"]
+    assert risk["brier_skill_95"][0] < risk["brier_skill"] < risk["brier_skill_95"][1]
 
     figures = tmp_path / "figures"
     results = ("--gates", str(tmp_path / "g.json"), "--quality", str(tmp_path / "q.json"))
     called(gate_figures, *results, "--out", str(figures), pair=())
     assert {path.name for path in figures.iterdir()} == {
-        *("catch.png", "caught.png", "promises.png", "quality.png", "reliability.png")
+        *("catch.png", "caught.png", "promises.png", "quality.png", "reliability.png", "rescues.png")
     }
     with pytest.raises(ConfigError, match="not a result of `python -m benchmarks gates`"):
         called(gate_figures, "--gates", str(tmp_path / "q.json"), "--out", str(figures), pair=())
