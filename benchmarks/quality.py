@@ -43,7 +43,7 @@ from common.config import load_manifest, pair_folder
 from common.errors import ConfigError
 from common.gate import Gate, Promises, Threshold
 from common.planner import AdaptivePlanner, Estimates
-from common.types import Mode, SamplingParams
+from common.types import Mode, OnDeviation, SamplingParams
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import GateSettings
 from edge_client.gate_model import GateModel
@@ -55,7 +55,7 @@ RTT_MS = 100.0
 # Branches make overrides cheaper, not others; what they hold, the models would have to be asked for.
 SCENARIO = Scenario(Profile.fixed(RTT_MS), draft=DraftCosts(branches=0))
 GREEDY = SamplingParams()
-_OURS = re.compile(r"(gated|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
+_OURS = re.compile(r"(gated|retract|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategies",
         default="edge,cloud,gated-0.95",
-        help="modes, gated-CATCH, deviation-CEILING, threshold-RISK, bild-FALLBACK-ROLLBACK, uhlm-THRESHOLD",
+        help="modes, gated-CATCH, retract-CATCH, deviation-CEILING, threshold-RISK, bild-FALLBACK-ROLLBACK, "
+        "uhlm-THRESHOLD",
     )
     parser.add_argument(
         "--read-along",
@@ -142,6 +143,8 @@ class Contender:
 def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> Contender:
     """A strategy by name; `gated-C` and `deviation-D` keep one promise alone, `gated` both, as configured.
 
+    `retract-C` is `gated-C` where deviations give way once they are found.
+
     Raises ConfigError for one that is none, InvalidRequest for a promise that nobody can make.
     """
     found = _OURS.fullmatch(name)
@@ -149,18 +152,19 @@ def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str
         return Contender(strategy_named(name))
     kind, value = (found[1], float(found[2])) if found is not None else ("both", 0.0)
     assessor = None if gate is None else partial(CalibratedRisk, gate, token_text)
-    gates = Gates(GateSettings(), gate)
+    on_deviation = OnDeviation.RETRACT if kind == "retract" else OnDeviation.KEEP
+    gates = Gates(GateSettings(on_deviation=on_deviation), gate)
     makes: Callable[[], Gate]
     match kind:
         case "threshold":
             makes = partial(Threshold, value)
-        case "gated":
+        case "gated" | "retract":
             makes = partial(gates.gate, Mode.GATED, Promises(value, 1.0))
         case "deviation":
             makes = partial(gates.gate, Mode.GATED, Promises(0.0, value))
         case _:
             makes = partial(gates.gate, Mode.GATED, Promises())
-    return Contender(Strategy(name, AdaptivePlanner(Mode.GATED), makes), assessor)
+    return Contender(Strategy(name, AdaptivePlanner(Mode.GATED), makes, on_deviation=on_deviation), assessor)
 
 
 class _Study:

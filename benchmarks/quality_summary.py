@@ -42,6 +42,8 @@ def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -
         "cloud_wrote_share": _per_token(rows, "takeover_tokens", "overridden_tokens", "bonus_tokens"),
         "round_trips_per_100_tokens": _hundredfold(_per_token(rows, "round_trips", "hidden_round_trips")),
         "waited_for_per_100_tokens": _hundredfold(_per_token(rows, "round_trips")),
+        "retracted_per_100_tokens": _hundredfold(_per_token(rows, "retracted_tokens")),
+        "decode_tokens_per_s": _speed(rows),
     }
     if rows and rows[0]["passed"] is not None:
         entry |= _with_interval("pass_at_1", rows, _passed) | _with_interval("gap_closed", rows, gap_closed)
@@ -54,6 +56,12 @@ def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -
 
 def _equal(rows: Sequence[Row], cloud: Mapping[str, Row]) -> float | None:
     return _share(sum(row["token_ids"] == cloud[row["id"]]["token_ids"] for row in rows), len(rows))
+
+
+def _speed(rows: Sequence[Row]) -> float | None:
+    """Of all texts, one after the other."""
+    seconds = sum(len(row["token_ids"]) / row["decode_tokens_per_s"] for row in rows if row["token_ids"])
+    return round(_sum(rows, "completion_tokens") / seconds, 3) if seconds else None
 
 
 def _passed(rows: Sequence[Row]) -> float | None:

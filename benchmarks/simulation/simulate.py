@@ -23,7 +23,7 @@ from common.messages import ClientFrame, ServerFrame
 from common.planner import AdaptivePlanner, Estimates, Planner
 from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted
 from common.stats import GenerationStats
-from common.types import Mode, Origin
+from common.types import Mode, OnDeviation, Origin
 from edge_client.config import CloudSettings, GateSettings
 from edge_client.engine import Engine, EngineSettings
 from edge_client.gating import Gates
@@ -58,6 +58,7 @@ class Strategy:
     continue_without_cloud: bool = False
     lenient_nats: float | None = None
     risk_is_disagreement: bool = False
+    on_deviation: OnDeviation = OnDeviation.KEEP
 
     @property
     def mode(self) -> Mode:
@@ -182,6 +183,7 @@ def _engine(
             reconnect_timeout_ms=deadlines.reconnect_timeout_ms,
             max_span_tokens=LimitsConfig().max_span_tokens,
             continue_without_cloud=strategy.continue_without_cloud,
+            on_deviation=strategy.on_deviation,
             closing_audit=True,  # so that all that the cloud computes is counted
             warm_start=scenario.warm_start,
         ),

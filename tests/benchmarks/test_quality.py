@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.fates import FateColumns
 from benchmarks.quality import add_arguments, contender, run
 from benchmarks.quality_summary import fired_share_in_hindsight, summarise
 from common.errors import ConfigError, InvalidRequest
+from common.stats import GenerationStats
 
 
 def answered(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -51,6 +53,18 @@ def test_all_strategies_answer_all_tasks(tmp_path: Path) -> None:
     again, same_rows = answered(tmp_path, *asked)
     assert same_rows == rows
     assert again["summary"] == summary
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_deviations_that_give_way_make_the_text_of_the_cloud_and_cost_time(tmp_path: Path) -> None:
+    asked = ("--suite", "humaneval", "--tasks", "8", "--strategies", "edge,cloud,gated-0.3,retract-0.3")
+    summary = answered(tmp_path, *asked)[0]["summary"]
+    kept, retracted = summary["gated-0.3"], summary["retract-0.3"]
+    assert kept["equal_cloud"] < retracted["equal_cloud"] == 1.0
+    assert kept["catch"] < retracted["catch"] == 1.0
+    assert retracted["fired_share"] < 0.5, "else nothing was there to take back"
+    assert kept["retracted_per_100_tokens"] < retracted["retracted_per_100_tokens"]
+    assert summary["edge"]["decode_tokens_per_s"] > kept["decode_tokens_per_s"] > retracted["decode_tokens_per_s"]
 
 
 @pytest.mark.usefixtures("tiny_pair")
@@ -113,8 +127,7 @@ def test_the_threshold_in_hindsight_asks_about_ends_too(finish_reason: str, aske
 
 
 def row(name: str, task: int, *, passed: bool) -> dict[str, Any]:
-    counted = ("completion_tokens", "verified_tokens", "takeover_tokens", "overridden_tokens", "bonus_tokens")
-    stats: dict[str, Any] = dict.fromkeys((*counted, "round_trips", "hidden_round_trips", "caught", "deviations"), 1)
+    stats: dict[str, Any] = dict.fromkeys((field.name for field in fields(GenerationStats)), 1)
     stats["finish_reason"] = "stop"
     return {
         "id": str(task),
@@ -122,6 +135,7 @@ def row(name: str, task: int, *, passed: bool) -> dict[str, Any]:
         "passed": passed,
         "error": None,
         "token_ids": [int(passed)],
+        "decode_tokens_per_s": 4.0,
         "stats": stats,
         "fates": None,
     }
@@ -133,6 +147,7 @@ def test_the_gap_that_is_closed_is_paired_by_task() -> None:
     told = summarise(rows, [*solved])
     assert told["gated"]["pass_at_1"] == 0.5
     assert told["gated"]["gap_closed"] == 0.75
+    assert told["gated"]["decode_tokens_per_s"] == 4.0
     assert told["edge"]["gap_closed"] == 0.0
     low, high = told["gated"]["gap_closed_95"]
     assert 0.0 <= low < 0.75 < high <= 1.0
