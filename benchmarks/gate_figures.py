@@ -2,8 +2,8 @@
 
 `catch.png` holds signals and gates against the oracle by the overrides that they catch, `rescues.png` by those that an
 answer depends on (of `gates --rollouts`). `reliability.png` shows risks against what came of them, `quality.png` right
-answers and `caught.png` caught overrides against what the cloud decided, and `promises.png` what was promised against
-what was kept.
+answers and `caught.png` caught overrides against what the cloud decided, `caught_by_round_trips.png` the latter against
+how often it was asked, and `promises.png` what was promised against what was kept.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +28,31 @@ LEADING = ("oracle", "trees_fitted_here", "fitted_here", "gate", "pattern", "hid
 _PROMISE = re.compile(r"(gated|deviation)-([0-9.]+)", re.ASCII)
 
 Result = Mapping[str, Any]
+
+
+class Measure(NamedTuple):
+    """What a strategy reaches: a field of its summary."""
+
+    name: str
+    label: str
+
+
+class Cost(NamedTuple):
+    """What a strategy asks of the cloud for that, out of its summary."""
+
+    of: Callable[[Mapping[str, Any]], float]
+    label: str
+
+
+def _decided_percent(entry: Mapping[str, Any]) -> float:
+    """Of all tokens, those that the cloud decided on before they were final; takeovers are in both shares."""
+    return 100 * float(entry["verified_share"] + entry["cloud_wrote_share"] - entry["takeover_share"])
+
+
+CAUGHT = Measure("catch", "share of overrides caught")
+PASSED = Measure("pass_at_1", "pass@1")
+DECIDED = Cost(_decided_percent, "tokens that the cloud decided on [%]")
+ROUND_TRIPS = Cost(lambda entry: float(entry["round_trips_per_100_tokens"]), "round trips per 100 tokens")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +77,12 @@ def run(args: argparse.Namespace) -> None:
         figures |= {
             "reliability": reliability_figure(quality),
             "promises": promises_figure(quality),
-            "caught": share_figure(quality, "catch", "share of overrides caught"),
+            "caught": reached_figure(quality, CAUGHT, DECIDED),
+            "caught_by_round_trips": reached_figure(quality, CAUGHT, ROUND_TRIPS),
         }
     scored = [result for result in quality if "pass_at_1" in result["summary"]["cloud"]]
     if scored:
-        figures["quality"] = share_figure(scored, "pass_at_1", "pass@1")
+        figures["quality"] = reached_figure(scored, PASSED, DECIDED)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         (args.out / f"{name}.png").write_bytes(png(figure))
@@ -135,8 +161,9 @@ def reliability_figure(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
+def reached_figure(results: Sequence[Result], reached: Measure, spent: Cost) -> Figure:
     """A panel for each suite: what strategies reach, and with how much of the cloud, where it is measured."""
+    measure = reached.name
     figure, panels = _panels(len(results))
     looks = _looks(_family(name) for result in results for name in result["summary"])
     for axes, result in zip(panels, results, strict=True):
@@ -151,10 +178,9 @@ def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
             if name not in ("edge", "cloud", "exact") and entry.get(measure) is not None:
                 families.setdefault(_family(name), []).append(entry)
         for family, some in families.items():
-            (colour, marker), some = looks[family], sorted(some, key=_decided_share)
-            shares = [100 * _decided_share(entry) for entry in some]
+            (colour, marker), some = looks[family], sorted(some, key=spent.of)
             axes.errorbar(
-                shares,
+                [spent.of(entry) for entry in some],
                 [entry[measure] for entry in some],
                 yerr=_reaches(some, measure),
                 color=colour,
@@ -165,20 +191,15 @@ def share_figure(results: Sequence[Result], measure: str, label: str) -> Figure:
                 label=family,
             )
         axes.set_title(f"{result['settings']['suite']}, {result['settings']['tasks']} tasks", fontsize=9, color=INK)
-        axes.set_xlabel("tokens that the cloud decided on [%]")
+        axes.set_xlabel(spent.label)
         tidy(axes)
-    panels[0].set_ylabel(label)
+    panels[0].set_ylabel(reached.label)
     _legend(panels)
     return figure
 
 
 def _family(name: str) -> str:
     return name.split("-")[0]
-
-
-def _decided_share(entry: Mapping[str, Any]) -> float:
-    """Of all tokens, those that the cloud decided on before they were final; takeovers are in both shares."""
-    return float(entry["verified_share"] + entry["cloud_wrote_share"] - entry["takeover_share"])
 
 
 def promises_figure(results: Sequence[Result]) -> Figure:

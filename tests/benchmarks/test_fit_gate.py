@@ -59,7 +59,8 @@ def test_from_explored_texts_to_a_gate_and_its_figures(tiny_pair: Path, tmp_path
     results = ("--gates", str(tmp_path / "g.json"), "--quality", str(tmp_path / "q.json"))
     called(gate_figures, *results, "--out", str(figures), pair=())
     assert {path.name for path in figures.iterdir()} == {
-        *("catch.png", "caught.png", "promises.png", "quality.png", "reliability.png", "rescues.png")
+        *("catch.png", "rescues.png", "reliability.png", "promises.png"),
+        *("quality.png", "caught.png", "caught_by_round_trips.png"),
     }
     with pytest.raises(ConfigError, match="not a result of `python -m benchmarks gates`"):
         called(gate_figures, "--gates", str(tmp_path / "q.json"), "--out", str(figures), pair=())
