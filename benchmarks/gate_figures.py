@@ -122,8 +122,8 @@ def budget_figure(results: Sequence[tuple[Result, Mapping[str, Sequence[float]]]
             )
         for name, colour, line in zip(LEADING, COLOURS, ("-", "-.", ":", "-", "--", (0, (3, 1, 1, 1))), strict=False):
             if name in curves:
-                label = name.replace("_", " ")
-                axes.plot(budgets, curves[name], linestyle=line, color=colour, linewidth=2, label=label)
+                known_as = name.replace("_", " ")
+                axes.plot(budgets, curves[name], linestyle=line, color=colour, linewidth=2, label=known_as)
         axes.set_title(
             f"{result['settings']['suite']}, {summary['override_rate']:.1%} overridden", fontsize=9, color=INK
         )

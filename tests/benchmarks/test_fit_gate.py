@@ -62,6 +62,9 @@ def test_from_explored_texts_to_a_gate_and_its_figures(tiny_pair: Path, tmp_path
         *("catch.png", "rescues.png", "reliability.png", "promises.png"),
         *("quality.png", "caught.png", "caught_by_round_trips.png"),
     }
+    [panel] = gate_figures.budget_figure([(held, held["summary"]["catch"])], "caught").axes
+    assert panel.get_ylabel() == "caught"
+    assert {line.get_label() for line in panel.lines} == {name.replace("_", " ") for name in held["summary"]["catch"]}
     with pytest.raises(ConfigError, match="not a result of `python -m benchmarks gates`"):
         called(gate_figures, "--gates", str(tmp_path / "q.json"), "--out", str(figures), pair=())
 
