@@ -138,7 +138,8 @@ class GrpcLink:
 
     async def wait(self, timeout_ms: float) -> bool:
         try:
-            await asyncio.wait_for(self._arrived.wait(), timeout_ms / 1e3)
+            async with asyncio.timeout(timeout_ms / 1e3):  # `wait_for` loses a cancellation that meets a frame
+                await self._arrived.wait()
         except TimeoutError:
             return False
         return True

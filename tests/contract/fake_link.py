@@ -71,7 +71,8 @@ class FakeLink:
     async def wait(self, timeout_ms: float) -> bool:
         self.waits += 1
         try:
-            await asyncio.wait_for(self._arrived.wait(), timeout_ms / 1e3)
+            async with asyncio.timeout(timeout_ms / 1e3):
+                await self._arrived.wait()
         except TimeoutError:
             return False
         return True

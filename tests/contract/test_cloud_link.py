@@ -196,6 +196,29 @@ def test_wait_tells_whether_something_is_there_and_takes_nothing(rig_factory: Ri
     play(rig_factory, scene)
 
 
+@pytest.mark.parametrize("moments", range(5))
+def test_who_is_cancelled_as_a_frame_comes_waits_no_longer_and_is_cancelled(
+    rig_factory: RigFactory, moments: int
+) -> None:
+    """`moments` are turns of the event loop since the frame came; after some of them nobody waits any more."""
+
+    async def scene(rig: Rig) -> None:
+        waiting = asyncio.create_task(rig.link.wait(PATIENCE_S * 1e3))
+        await asyncio.sleep(0.02)
+        before = rig.link.bytes_down
+        await rig.deliver(OPENED[0])
+        while rig.link.bytes_down == before:  # noqa: ASYNC110 - the very turn of the loop matters
+            await asyncio.sleep(0)
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        asked = waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled() is asked
+        assert await take(rig.link, 1) == [OPENED[0]]
+
+    play(rig_factory, scene)
+
+
 def test_a_frame_comes_when_it_comes_and_not_when_it_is_taken(rig_factory: RigFactory) -> None:
     async def scene(rig: Rig) -> None:
         loop = asyncio.get_running_loop()  # whose clock is the engine's, virtual or not
