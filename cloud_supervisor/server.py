@@ -48,6 +48,7 @@ class Server:
                 ("grpc.max_receive_message_length", limits.max_message_kib << 10),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.so_reuseport", 0),

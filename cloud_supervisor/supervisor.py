@@ -21,6 +21,7 @@ from common.errors import (
     CloudTimeout,
     InvalidRequest,
     ModelError,
+    ModelMismatch,
     Overloaded,
     ProtocolViolation,
     Superseded,
@@ -147,7 +148,7 @@ class Supervisor:
 
     async def _converse(self, opening: Open, session: CloudSession, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
         context_tokens = self.capabilities.context_tokens
-        yield Opened(prefilled=False, context_tokens=context_tokens)
+        yield Opened(False, context_tokens, max_span_tokens=self._limits.max_span_tokens)
         prefill = await self._prefill(opening, session, inbox)
         yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us)
         while True:
@@ -201,6 +202,12 @@ class Supervisor:
             raise TokenizerMismatch(
                 f"tokenizer_digest: the device has {opening.tokenizer_digest[:MAX_DIGEST_SHOWN]!r}, this cloud "
                 f"{self.capabilities.tokenizer_digest}; pull the same model pair on both ends"
+            )
+        if opening.model_digest not in ("", self.capabilities.model_digest):
+            raise ModelMismatch(
+                f"model_digest: the text was begun with {opening.model_digest[:MAX_DIGEST_SHOWN]!r}, this cloud serves "
+                f"{self.capabilities.model} with {self.capabilities.model_digest!r}; begin the text again, or serve "
+                "the model that began it"
             )
         session = CloudSession(
             opening,

@@ -9,6 +9,7 @@
     │   └── ModelCorrupt          present, but not what its manifest says
     ├── PeerMismatch              the two ends cannot work together
     │   ├── TokenizerMismatch     different vocabularies
+    │   ├── ModelMismatch         a text that another model began
     │   ├── GateMismatch          a gate that was calibrated for other models
     │   └── VersionMismatch       different API versions
     ├── ProtocolViolation         a frame that the protocol does not allow here
@@ -18,6 +19,7 @@
     │   ├── CloudUnavailable      unreachable, or it went away
     │   └── CloudTimeout          a verification missed its deadline
     ├── Cancelled                 the user stopped the generation
+    │   └── GenerationTimeout     it took longer than its `timeout`
     └── InternalError             a bug on the other end
 
 Messages name the field, the value and the remedy. gRPC statuses are mapped by name in `STATUS_OF` and
@@ -26,9 +28,19 @@ Messages name the field, the value and the remedy. gRPC statuses are mapped by n
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.partial import PartialGeneration
+
 
 class ChaperoneError(Exception):
-    """Root of the tree; `str(error)` is meant for the person who can mend it."""
+    """Root of the tree; `str(error)` is meant for the person who can fix it.
+
+    `partial` holds the text before the failure where a generation failed with this error, else None.
+    """
+
+    partial: PartialGeneration | None = None
 
     def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
         super().__init__(message)
@@ -68,6 +80,10 @@ class TokenizerMismatch(PeerMismatch):
     """Device and cloud read different vocabularies."""
 
 
+class ModelMismatch(PeerMismatch):
+    """Another large model began this text; one text is never written by two models."""
+
+
 class GateMismatch(PeerMismatch):
     """A gate was calibrated for other models than those that are used."""
 
@@ -102,6 +118,10 @@ class CloudTimeout(CloudLost):
 
 class Cancelled(ChaperoneError):
     """The user stopped the generation."""
+
+
+class GenerationTimeout(Cancelled):
+    """The generation did not end within its `timeout`."""
 
 
 class InternalError(ChaperoneError):

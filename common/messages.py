@@ -20,6 +20,7 @@ class Open:
     eos_token_ids: tuple[int, ...]
     prompt_token_ids: tuple[int, ...]
     committed_token_ids: tuple[int, ...] = ()  # of a generation that is resumed
+    model_digest: str = ""  # of the model that is to write the text; "" takes any
     api_version: int = API_VERSION
 
 
@@ -61,6 +62,7 @@ class Opened:
     context_tokens: int
     queue_us: int = 0
     compute_us: int = 0
+    max_span_tokens: int = 0  # that one Draft may carry, branches included; 0 where the cloud does not tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ class GenerationStats:
     streams after the first on which the cloud answered; a request whose answer was lost with its stream counts once, as
     it was asked again. `prefill_ms` is the cloud's compute on the prompt, of all streams together, a part of
     `cloud_compute_ms`. `decode_ms` runs from the moment when both ends held the prompt's KV, where the generation
-    waited for that. `energy_j` follows the declared `EnergyModel`.
+    waited for that. `seed` keyed the noise, and `model_digest` names the large model that the text was begun with, ""
+    where no cloud was asked: a generation is resumed with both. `energy_j` follows the declared `EnergyModel`.
     """
 
     prompt_tokens: int = 0
@@ -116,6 +117,8 @@ class GenerationStats:
     cloud_compute_ms: float = 0.0
     cloud_queue_ms: float = 0.0
     energy_j: float = 0.0
+    seed: int = 0
+    model_digest: str = ""
 
     def to_json(self) -> dict[str, int | float | str | None]:
         """The fields by name, as `chaperone generate` writes them."""

@@ -98,6 +98,7 @@ def encode_server(frame: ServerFrame) -> bytes:
                     context_tokens=frame.context_tokens,
                     queue_us=frame.queue_us,
                     compute_us=frame.compute_us,
+                    max_span_tokens=frame.max_span_tokens,
                 )
             )
         case Verdict():
@@ -145,7 +146,9 @@ def decode_server(data: bytes) -> ServerFrame:
     match message.WhichOneof("frame"):
         case "opened":
             opened = message.opened
-            return Opened(opened.prefilled, opened.context_tokens, opened.queue_us, opened.compute_us)
+            return Opened(
+                opened.prefilled, opened.context_tokens, opened.queue_us, opened.compute_us, opened.max_span_tokens
+            )
         case "verdict":
             verdict = message.verdict
             return Verdict(
@@ -231,6 +234,7 @@ def _open(frame: Open) -> pb.Open:
         eos_token_ids=frame.eos_token_ids,
         prompt_token_ids=frame.prompt_token_ids,
         committed_token_ids=frame.committed_token_ids,
+        model_digest=frame.model_digest,
     )
 
 
@@ -256,6 +260,7 @@ def _read_open(message: pb.Open) -> Open:
         eos_token_ids=tuple(message.eos_token_ids),
         prompt_token_ids=tuple(message.prompt_token_ids),
         committed_token_ids=tuple(message.committed_token_ids),
+        model_digest=message.model_digest,
         api_version=message.api_version,
     )
 

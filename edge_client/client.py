@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 from common.clock import MonotonicClock
 from common.config import ModelManifest, load_manifest, pair_folder
-from common.errors import CloudLost, InvalidRequest, ModelError, PeerMismatch, TokenizerMismatch, VersionMismatch
+from common.errors import Cancelled, CloudLost, InvalidRequest, ModelError, PeerMismatch
 from common.gate import Gate, Totals
-from common.messages import API_VERSION, Capabilities, Open
+from common.messages import Capabilities, Open
+from common.partial import PartialGeneration
 from common.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
 from common.session import Event, Failed
 from common.stats import GenerationStats
 from common.types import Mode, OnDeviation, PromptInput, Proposal, SessionId
+from edge_client.cancellation import Cancellation, Interrupt
 from edge_client.config import EdgeConfig, PlannerSettings
 from edge_client.drafter import ChoosingDrafter
 from edge_client.engine import Engine, EngineSettings
@@ -29,14 +32,18 @@ from edge_client.generation import (
     Generation,
     GenerationRequest,
     Prompt,
+    RequestParameters,
+    check_names,
+    check_promised,
     generation_params,
     mode_of,
     promises,
+    resumed,
     text_limit,
 )
-from edge_client.grpc_link import GrpcCloud
 from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
+from edge_client.peer import Peer
 from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer
 
@@ -49,7 +56,8 @@ class EdgeClient:
     """Writes on the device, supervised by the cloud.
 
     Models and connections are made when they are first needed and shared by all generations; generations may run at
-    the same time. Use it as an async context manager, or call `aclose`.
+    the same time, on one event loop. Use it as an async context manager, or call `aclose`. A client may be used again
+    on another event loop once the first has ended, and not in a process that was forked off.
     """
 
     def __init__(
@@ -73,8 +81,7 @@ class EdgeClient:
         self.tokenizer = Tokenizer.load(self._folder, self.manifest)
         self._template = ChatTemplate.load(self._folder, self.tokenizer)
         self._model: OnnxModel | None = None
-        self._cloud = cloud
-        self._capabilities: Capabilities | None = None
+        self._peer = Peer(self.config.cloud, self.manifest, cloud)
         self._planner = planner or partial(_planner, self.config.planner)
         self._own_gate = gate
         self._gates = Gates(self.config.gate, load_gate(self.config.gate, self.manifest))
@@ -84,6 +91,8 @@ class EdgeClient:
         self._loading = asyncio.Lock()
         self._running: set[Engine] = set()
         self._audits: set[asyncio.Task[object]] = set()  # of texts that have been told
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it was used on last
+        self._process = os.getpid()
 
     @classmethod
     def from_config(cls, path: Path | str) -> Self:
@@ -107,79 +116,100 @@ class EdgeClient:
             raise InvalidRequest("raw: messages always go through the chat template; give the prompt as one string")
         return self._tokenized(self._template.render(prompt))
 
-    def request(
-        self,
-        prompt: Prompt,
-        *,
-        mode: Mode | str | None = None,
-        catch: float | None = None,
-        max_deviation: float | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        max_new_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        raw: bool = False,
-        committed_token_ids: Sequence[int] = (),
-        warm_start: bool = False,
-    ) -> GenerationRequest:
-        """Check parameters and fill in the configured defaults; raises InvalidRequest, naming the field."""
-        given = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "seed": seed,
-            "max_new_tokens": max_new_tokens,
-            "stop": stop,
-        }
+    def request(self, prompt: Prompt | PartialGeneration, **parameters: Unpack[RequestParameters]) -> GenerationRequest:
+        """Check parameters and fill in the configured defaults; see `RequestParameters`.
+
+        `prompt` is as in `prepare`, or the `partial` of an error, whose generation then goes on as if nothing had
+        happened; what its text was begun with need not be given, and cannot be changed. Raises InvalidRequest, naming
+        the field.
+        """
+        check_names(parameters)
+        model_digest = ""
+        if isinstance(prompt, PartialGeneration):
+            parameters = resumed(prompt, parameters)
+            model_digest = prompt.model_digest
+            prompt = PromptInput(prompt.prompt_token_ids)
+        mode = mode_of(parameters.get("mode"), self.config.mode)
+        check_promised(parameters, mode)
         return GenerationRequest(
-            self.prepare(prompt, raw=raw),
-            generation_params(given, self.config.generation),
-            mode_of(mode, self.config.mode),
-            promises({"catch": catch, "max_deviation": max_deviation}, self.config.gate),
-            tuple(committed_token_ids),
-            warm_start,
+            self.prepare(prompt, raw=bool(parameters.get("raw"))),
+            generation_params(parameters, self.config.generation),
+            mode,
+            promises(parameters, self.config.gate),
+            tuple(parameters.get("committed_token_ids", ())),
+            parameters.get("warm_start", False),
+            model_digest,
         )
 
-    async def stream(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> AsyncGenerator[Event, None]:
         """Yield what happens, token by token; the last event is Finished or Failed.
 
-        `parameters` are those of `request`; a GenerationRequest has them already. Only InvalidRequest, for what cannot
-        be asked, is raised. Leaving the iteration cancels the generation.
+        The generation may take `timeout` seconds, and ends with Failed(GenerationTimeout) after them; `cancellation`
+        ends it from elsewhere, and leaving the iteration does so, too. `parameters` are those of `request`; a
+        GenerationRequest has them already. Raises only InvalidRequest, for what cannot be asked.
         """
-        request = self._asked(prompt, parameters)
+        self._enter_loop()
+        interrupt = Interrupt(timeout)
+        request = await self._asked(prompt, parameters)
+        collected = Collector(request)
+        with (cancellation or Cancellation()).stopping(interrupt.canceller()):
+            async with aclosing(self._events(request, interrupt)) as events:
+                async for event in events:
+                    collected.add(event)
+                    if isinstance(event, Failed):
+                        event.error.partial = collected.partial()
+                        self._peer.forget()  # the cloud may not be the one it was
+                    yield event
+
+    async def generate(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Generation:
+        """Generate to the end; see `stream`.
+
+        Raises what a Failed event carries. Its `partial` holds what was final: `generate(error.partial)` resumes it.
+        """
+        self._enter_loop()
+        request = await self._asked(prompt, parameters)
+        collected = Collector(request)
+        async with aclosing(self.stream(request, timeout=timeout, cancellation=cancellation)) as events:
+            async for event in events:
+                collected.add(event)
+        return collected.result()
+
+    async def _events(self, request: GenerationRequest, interrupt: Interrupt) -> AsyncGenerator[Event, None]:
         try:
-            engine = await self._engine(request)
-        except (CloudLost, PeerMismatch, ModelError) as error:
-            self._capabilities = None  # the cloud may be another one the next time
-            yield Failed(error, GenerationStats(prompt_tokens=len(request.prompt.token_ids)))
+            engine = await interrupt.bounded(self._engine(request, interrupt))
+        except (CloudLost, PeerMismatch, ModelError, Cancelled) as error:
+            yield Failed(
+                error,
+                GenerationStats(prompt_tokens=len(request.prompt.token_ids), seed=request.params.sampling.seed),
+            )
             return
         self._running.add(engine)
         try:
             async with aclosing(engine.stream()) as events:
                 async for event in events:
-                    if isinstance(event, Failed):
-                        self._capabilities = None  # the cloud may not be the one it was
                     yield event
         finally:
             self._running.discard(engine)
             if request.mode is Mode.GATED and engine.audit_pending:
                 self._hear_audit(engine)
 
-    async def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
-        """Generate to the end; raises what a Failed event carries."""
-        request = self._asked(prompt, parameters)
-        collected = Collector(request)
-        async with aclosing(self.stream(request)) as events:
-            async for event in events:
-                collected.add(event)
-        return collected.result()
-
     async def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
         """What the device's model would write at each place of a text that follows the prompt; nothing is asked."""
+        self._enter_loop()
         model = await self._load_model()
         drafter = ChoosingDrafter(model.new_sequence(), request.params.sampling)
         try:
@@ -191,7 +221,8 @@ class EdgeClient:
 
     async def capabilities(self) -> Capabilities:
         """What the cloud serves; raises CloudLost or PeerMismatch."""
-        return (await self._connect())[1]
+        self._enter_loop()
+        return (await self._peer.connect())[1]
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """What became of the tokens of all generations in `gated` that were promised this; None is as configured."""
@@ -203,15 +234,16 @@ class EdgeClient:
 
         Audits that are on their way get a moment to arrive.
         """
+        if self._process != os.getpid():  # what it holds belongs to the process that made it
+            return
+        self._enter_loop()
         for engine in tuple(self._running):
             engine.cancel()
         if self._audits:
             await asyncio.wait(tuple(self._audits), timeout=_AUDIT_PATIENCE_S)
         for audit in tuple(self._audits):
             audit.cancel()
-        if self._cloud is not None:
-            await self._cloud.close()
-            self._cloud = self._capabilities = None
+        await self._peer.close()
         if self._model is not None:
             await asyncio.to_thread(self._model.close)
             self._model = None
@@ -224,9 +256,28 @@ class EdgeClient:
     ) -> None:
         await self.aclose()
 
-    def _asked(self, prompt: Prompt | GenerationRequest, parameters: Mapping[str, Any]) -> GenerationRequest:
+    def _enter_loop(self) -> None:
+        """Belong to the running event loop; raises InvalidRequest where another one has the client."""
+        if self._process != os.getpid():
+            raise InvalidRequest("client: it was made in another process; make a new one after the fork")
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            if self._loop.is_running():
+                raise InvalidRequest("client: another event loop is using it; make one client for each, or close it")
+            self._loading = asyncio.Lock()
+            self._running.clear()
+            self._audits.clear()
+            self._peer.leave_loop()
+        self._loop = loop
+
+    async def _asked(
+        self, prompt: Prompt | PartialGeneration | GenerationRequest, parameters: RequestParameters
+    ) -> GenerationRequest:
         if not isinstance(prompt, GenerationRequest):
-            return self.request(prompt, **parameters)
+            # A long prompt takes seconds to become tokens, and other generations are to go on meanwhile.
+            return await asyncio.to_thread(self.request, prompt, **parameters)
         if parameters:
             raise InvalidRequest(
                 f"{', '.join(parameters)}: a GenerationRequest has all parameters already; give them to `request`"
@@ -240,25 +291,28 @@ class EdgeClient:
             raise InvalidRequest(f"prompt: character {error.start} is a lone surrogate; give valid Unicode") from None
         return PromptInput(self.tokenizer.encode(text))
 
-    async def _engine(self, request: GenerationRequest) -> Engine:
+    async def _engine(self, request: GenerationRequest, interrupt: Interrupt) -> Engine:
         context_tokens = self.manifest.context_tokens
         cloud: Cloud | None = None
+        capabilities: Capabilities | None = None
+        lost: CloudLost | None = None
         if request.mode is not Mode.EDGE:
             try:
-                cloud, capabilities = await self._connect()
+                cloud, capabilities = await self._peer.connect(request.model_digest)
                 if request.mode is Mode.GATED:
                     self._gates.meet(capabilities)
                 context_tokens = min(context_tokens, capabilities.context_tokens)
-            except CloudLost:
+            except CloudLost as error:
                 if not self._continues_alone(request.mode):
                     raise
+                lost = error
         limit = text_limit(request, self.manifest, context_tokens)
         model = await self._load_model() if request.mode is not Mode.CLOUD else None
         return Engine(
-            self._opening(request),
+            self._opening(request, capabilities),
             limit=limit,
             drafter=self._drafter(model, request) if model else None,
-            connect=cloud.link if cloud else None,
+            connect=self._peer.links(cloud) if cloud else None,
             gate=self._gate(request),
             planner=self._planner(request.mode),
             estimates=self._estimates,
@@ -267,7 +321,9 @@ class EdgeClient:
             ),
             output=CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids),
             clock=MonotonicClock(),
-            settings=self._settings(request),
+            settings=self._settings(request, capabilities),
+            interrupt=interrupt,
+            cloud_lost=lost,
             explain=self._explain,
         )
 
@@ -293,12 +349,12 @@ class EdgeClient:
         branches = 0 if request.mode is Mode.EDGE else _BRANCHES
         return ChoosingDrafter(model.new_sequence(branches=branches), request.params.sampling)
 
-    def _settings(self, request: GenerationRequest) -> EngineSettings:
+    def _settings(self, request: GenerationRequest, capabilities: Capabilities | None) -> EngineSettings:
         cloud = self.config.cloud
         return EngineSettings(
             open_deadline_ms=cloud.open_deadline_ms,
             verification_deadline_ms=cloud.verification_deadline_ms,
-            max_span_tokens=self._capabilities.max_span_tokens if self._capabilities else 1,
+            max_span_tokens=capabilities.max_span_tokens if capabilities else 1,
             reconnect_timeout_ms=cloud.reconnect_timeout_ms,
             continue_without_cloud=self._continues_alone(request.mode),
             closing_audit=self.config.closing_audit,
@@ -312,7 +368,7 @@ class EdgeClient:
         on_loss = self.config.cloud.on_loss
         return mode is not Mode.CLOUD and (on_loss == "continue" or (on_loss == "default" and mode is Mode.GATED))
 
-    def _opening(self, request: GenerationRequest) -> Open:
+    def _opening(self, request: GenerationRequest, capabilities: Capabilities | None) -> Open:
         return Open(
             session_id=SessionId(uuid.uuid4().hex),
             tokenizer_digest=self.manifest.tokenizer_digest,
@@ -321,30 +377,8 @@ class EdgeClient:
             eos_token_ids=self.manifest.eos_token_ids,
             prompt_token_ids=request.prompt.token_ids,
             committed_token_ids=request.committed_token_ids,
+            model_digest=capabilities.model_digest if capabilities else "",
         )
-
-    async def _connect(self) -> tuple[Cloud, Capabilities]:
-        """The channel and what is behind it; asked once, and again after a failure."""
-        if self._cloud is None:
-            self._cloud = GrpcCloud(self.config.cloud.address)
-        if self._capabilities is None:
-            capabilities = await self._cloud.capabilities(self.config.cloud.connect_timeout_ms)
-            self._check_peer(capabilities)
-            self._capabilities = capabilities
-        return self._cloud, self._capabilities
-
-    def _check_peer(self, capabilities: Capabilities) -> None:
-        if capabilities.api_version != API_VERSION:
-            raise VersionMismatch(
-                f"api_version: {self.config.cloud.address} speaks {capabilities.api_version}, this device "
-                f"{API_VERSION}; update the {'cloud' if capabilities.api_version < API_VERSION else 'device'}"
-            )
-        if capabilities.tokenizer_digest != self.manifest.tokenizer_digest:
-            raise TokenizerMismatch(
-                f"tokenizer_digest: {self.config.cloud.address} serves {capabilities.model} with "
-                f"{capabilities.tokenizer_digest}, this device has {self.manifest.tokenizer_digest}; "
-                "use the same --pair on both ends"
-            )
 
     async def _load_model(self) -> OnnxModel:
         async with self._loading:

@@ -61,7 +61,7 @@ class GenerationSettings(FrozenModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, le=MAX_COUNT)
     min_p: float = Field(default=0.0, ge=0, le=1)
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     max_new_tokens: int = Field(default=256, ge=1, le=MAX_COUNT)
     stop: tuple[str, ...] = Field(default=(), strict=False)
 

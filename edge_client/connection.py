@@ -23,6 +23,7 @@ class Connection:
         self._clock = clock
         self._reconnection = Reconnection(clock, random, timeout_ms=reconnect_timeout_ms)
         self._link = connect() if connect is not None else None
+        self._reopened = False
         self._bytes_before = (0, 0)  # up and down, of the links before this one
 
     @property
@@ -34,6 +35,11 @@ class Connection:
     def seeking(self) -> bool:
         """The cloud was lost, and has not been heard of on the new stream."""
         return self._reconnection.seeking
+
+    @property
+    def reopened(self) -> bool:
+        """The stream is not the first one."""
+        return self._reopened
 
     @property
     def bytes_up(self) -> int:
@@ -58,6 +64,7 @@ class Connection:
         """Give up the stream, and start another after a pause."""
         assert self._connect is not None, "a pause is only told where there is a way"
         self.hang_up()
+        self._reopened = True
         self._link = DelayedLink(self._connect(), after_ms, self._clock)
         await self._link.open(frame)
 

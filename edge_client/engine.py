@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from common.clock import Clock
-from common.errors import Cancelled, ChaperoneError, CloudLost, CloudTimeout, InternalError, Overloaded, status_of
+from common.errors import (
+    Cancelled,
+    ChaperoneError,
+    CloudLost,
+    CloudTimeout,
+    CloudUnavailable,
+    InternalError,
+    InvalidRequest,
+    ModelMismatch,
+    Overloaded,
+    PeerMismatch,
+    status_of,
+)
 from common.gate import Gate, Never
 from common.messages import Close, Failure, Open, ServerFrame, Verdict
 from common.planner import CatchUp, Decision, Draft, Estimates, HandOver, Pipeline, Planner, Send, Situation, Wait
@@ -24,8 +36,10 @@ from common.session import (
     Retracted,
     SessionEvent,
     State,
+    Unverified,
 )
 from common.types import Mode, OnDeviation, Proposal
+from edge_client.cancellation import Interrupt
 from edge_client.connection import Connection
 from edge_client.measurement import Stopwatch
 from edge_client.ports import Assessor, CloudLink, Drafter, OutputText
@@ -64,10 +78,13 @@ class Engine:
         output: OutputText,
         clock: Clock,
         settings: EngineSettings,
+        interrupt: Interrupt | None = None,
+        cloud_lost: CloudLost | None = None,
         explain: Callable[[Decision], None] | None = None,
     ) -> None:
         """`connect` makes a link to the cloud, not yet opened, whenever one is needed; None if there is no cloud.
 
+        `interrupt` bounds the generation's time; `cloud_lost` says why there is no cloud where there should be one.
         `estimates` are shared by the generations of a client. `explain` is told every decision; `position` and `at_ms`
         among its figures are the length of the text, prompt included, and the time since the engine was made.
         """
@@ -87,7 +104,8 @@ class Engine:
         # Session ids differ, so devices that lose one cloud together do not come back together.
         self._random = Random(opening.session_id)  # noqa: S311
         self.cloud = Connection(connect, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
-        self._cancelled = False
+        self._interrupt = interrupt or Interrupt()
+        self._cloud_lost = cloud_lost
 
     @property
     def audit_pending(self) -> bool:
@@ -95,8 +113,8 @@ class Engine:
         return self.session.audit_pending
 
     def cancel(self) -> None:
-        """End the generation from outside: it fails with Cancelled at its next step."""
-        self._cancelled = True
+        """End the generation from outside, and its stream at once: it fails with Cancelled."""
+        self._interrupt.stop(Cancelled("generation: the client was closed"))
         self.cloud.cancel()
 
     async def stream(self) -> AsyncGenerator[Event, None]:
@@ -104,7 +122,8 @@ class Engine:
         ended = False
         try:
             try:
-                await self._begin()
+                for event in await self._begin():
+                    yield event
                 async with aclosing(self._write()) as events:
                     async for event in events:
                         yield event
@@ -115,6 +134,8 @@ class Engine:
                 assert reason is not None, "the loop ends only when the session has"
                 yield Finished(reason, self.watch.stats(self.session, self.cloud), self.output.flush())
             except ChaperoneError as error:
+                if isinstance(error, Cancelled):
+                    ended = ended or self._leave()
                 # What the output still holds back, a part of a character, say, is told by the generation that resumes.
                 yield Failed(error, self.watch.stats(self.session, self.cloud))
         except (GeneratorExit, asyncio.CancelledError):
@@ -123,23 +144,39 @@ class Engine:
         finally:
             self._release(graceful=ended)
 
-    async def _write(self) -> AsyncGenerator[SessionEvent, None]:
+    async def _write(self) -> AsyncGenerator[Event, None]:
         while self.session.finish_reason is None:
-            if self._cancelled:
-                raise Cancelled("generation: the client was closed")
+            self._interrupt.check()
             try:
-                for event in self._receive():
-                    yield event
+                for received in self._receive():
+                    yield received
                 if self.session.finish_reason is None:
-                    for event in await self._act():
-                        yield event
-            except (CloudLost, Overloaded, InternalError) as error:
-                if await self._reconnect(error):
+                    for acted in await self._act():
+                        yield acted
+            except (CloudLost, Overloaded, InternalError, InvalidRequest, PeerMismatch) as error:
+                lost = self._loss(error)
+                if await self._reconnect(lost):
                     continue
+                outcome = self.cloud.outcome(lost)
                 if not self.settings.continue_without_cloud or self.speculation.drafter is None:
-                    raise self.cloud.outcome(error) from None
-                for event in self._go_on_alone():
+                    raise outcome from None
+                for event in self._go_on_alone(outcome):
                     yield event
+
+    def _loss(self, error: ChaperoneError) -> ChaperoneError:
+        """Return the error as a loss of the cloud where it is one; raises any other.
+
+        A cloud that comes back in mid-text may take smaller spans than before, or be another model.
+        """
+        match error:
+            case InvalidRequest() if self.session.outgrown:
+                return CloudUnavailable(error.message)
+            case PeerMismatch() if self.cloud.reopened:
+                return ModelMismatch(error.message)
+            case InvalidRequest() | PeerMismatch():
+                raise error
+            case _:
+                return error
 
     async def _act(self) -> list[SessionEvent]:
         decision = self.planner.decide(self._situation())
@@ -168,18 +205,23 @@ class Engine:
 
     @property
     def _patience_ms(self) -> float:
-        """How long an answer may take; the first ones wait until the cloud has read the prompt."""
+        """How long the next frame may take: the answer to the Open comes at once, the one after the prompt was read."""
+        return self._answer_ms if self.session.opened else self.settings.verification_deadline_ms
+
+    @property
+    def _answer_ms(self) -> float:
+        """How long an answer to a Draft may take; the first ones wait until the cloud has read the prompt."""
         settings = self.settings
         return settings.verification_deadline_ms if self.session.prefilled else settings.open_deadline_ms
 
     async def _draft(self, action: Draft) -> list[SessionEvent]:
         with self.watch.edge_compute():
-            proposal = await self.speculation.draft(self.session.text, action)
+            proposal = await self._interrupt.bounded(self.speculation.draft(self.session.text, action))
         return list(self._append(proposal)) if proposal is not None else []
 
     async def _catch_up(self) -> None:
         with self.watch.edge_compute():
-            await self.speculation.catch_up(self.session.text)
+            await self._interrupt.bounded(self.speculation.catch_up(self.session.text))
 
     def _append(self, proposal: Proposal) -> Iterator[SessionEvent]:
         if self.assessor is not None:
@@ -191,14 +233,15 @@ class Engine:
         yield from self._observe(self.session.draft(proposal.token_id, proposal.signal, fires=fires), proposal)
 
     def _send(self, action: Send) -> None:
-        session, most = self.session, self.settings.max_span_tokens
+        session = self.session
+        most = session.max_span_tokens or self.settings.max_span_tokens
         unsent = len(session.text) - session.sent
         tokens = min(most, unsent if action.tokens is None else min(action.tokens, unsent))
         branches = self.speculation.tree.branch_tokens(session.sent, session.sent + tokens, action.branches)
         frame = session.send(
             continuation_tokens=action.continuation_tokens,
             max_tokens=tokens,
-            deadline_ms=int(self._patience_ms),
+            deadline_ms=int(self._answer_ms),
             branches=branches[: most - tokens],  # a parent comes before its child, so the rest is whole
         )
         self.pipeline.sent(len(frame.token_ids) + len(frame.branches), self._now_ms)
@@ -227,7 +270,7 @@ class Engine:
 
     async def _wait(self) -> None:
         self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
-        in_vain_ms = await self.cloud.wait(self._patience_ms)
+        in_vain_ms = await self._interrupt.bounded(self.cloud.wait(self._patience_ms))
         if in_vain_ms is not None:
             message = (
                 f"cloud: no answer within {in_vain_ms:.0f} ms at position {self.session.final}; it is overloaded or "
@@ -264,18 +307,19 @@ class Engine:
         if self.assessor is not None:
             self.assessor.follow(event)
 
-    async def _begin(self) -> None:
+    async def _begin(self) -> list[Event]:
         self.watch.start()
+        events: list[Event] = []
         if self.cloud.there:
             self.pipeline.opened(self._now_ms, len(self.session.text))
             await self.cloud.open(self.opening)
         elif self.planner.mode is not Mode.EDGE:
-            list(self._go_on_alone())  # the cloud was lost before it was found
+            events = self._go_on_alone(self._cloud_lost or CloudUnavailable("cloud: there is none"))
         if not self.settings.warm_start:
-            return
+            return events
         if self.speculation.drafter is not None and len(self.session.text) > 1:
             with self.watch.edge_compute():
-                await self.speculation.read_on(self.session.text[:-1])
+                await self._interrupt.bounded(self.speculation.read_on(self.session.text[:-1]))
         while self.cloud.there and not self.session.prefilled:
             try:
                 list(self._receive())
@@ -285,6 +329,7 @@ class Engine:
                 if not await self._reconnect(error):
                     raise self.cloud.outcome(error) from None
         self.watch.warm()
+        return events
 
     async def _end(self) -> list[SessionEvent]:
         """Close the stream; returns what the closing audit says, if that is waited for."""
@@ -335,6 +380,7 @@ class Engine:
             return False
         self.cloud.send(session.close())
         self.cloud.close()
+        self._interrupt = Interrupt()  # nobody waits for the audit, so the user's time does not count for it
         return True
 
     async def _reconnect(self, error: ChaperoneError) -> bool:
@@ -346,11 +392,11 @@ class Engine:
         await self.cloud.reopen(self.session.reopen(), after_ms=pause_ms)
         return True
 
-    def _go_on_alone(self) -> Iterator[SessionEvent]:
+    def _go_on_alone(self, error: ChaperoneError) -> list[Event]:
         self.cloud.hang_up()
         self.gate = Never()
         self.planner = self.planner.alone()
-        yield from self._observe(self.session.lose_cloud())
+        return [Unverified(self.session.final, error), *self._observe(self.session.lose_cloud())]
 
     def _release(self, *, graceful: bool) -> None:
         if not graceful:

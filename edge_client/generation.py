@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
 
 from common.config import ModelManifest
-from common.errors import InvalidRequest, PromptTooLong
+from common.errors import ChaperoneError, InvalidRequest, PromptTooLong
 from common.gate import Promises
-from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted
+from common.partial import PartialGeneration
+from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
 from common.stats import GenerationStats
 from common.types import (
     FinishReason,
@@ -23,6 +26,33 @@ from edge_client.config import GateSettings, GenerationSettings
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
 
+_SEED_BITS = 32  # of a seed that is drawn; every JSON reader keeps such a number whole
+_RULES = ("temperature", "top_p", "top_k", "min_p", "seed", "committed_token_ids")  # that a resumed text keeps
+
+
+class RequestParameters(TypedDict, total=False):
+    """What a generation may be asked for, by the names of Hugging Face and OpenAI; what is absent is as configured.
+
+    `catch` and `max_deviation` are promises of `gated`. `seed` keys the noise; where `temperature` is above 0 and no
+    seed is given or configured, one is drawn, and `stats.seed` tells it. `raw` reads a prompt that is a string without
+    the chat template. `committed_token_ids` go on with a text that was begun earlier. `warm_start` drafts nothing until
+    both ends hold the prompt's KV, for measurements.
+    """
+
+    mode: Mode | str | None
+    catch: float | None
+    max_deviation: float | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    seed: int | None
+    max_new_tokens: int | None
+    stop: str | Sequence[str] | None
+    raw: bool | None
+    committed_token_ids: Sequence[int]
+    warm_start: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -34,10 +64,11 @@ class Generation:
     origins: tuple[Origin, ...]
     finish_reason: FinishReason
     stats: GenerationStats
+    unverified: ChaperoneError | None = None  # why the device went on alone, if it did
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, as `chaperone generate` writes them."""
-        return {
+        """Return the fields by name, as `chaperone generate` writes them; `unverified` only if the cloud was lost."""
+        fields = {
             "prompt_token_ids": list(self.prompt_token_ids),
             "token_ids": list(self.token_ids),
             "text": self.text,
@@ -45,6 +76,9 @@ class Generation:
             "finish_reason": str(self.finish_reason),
             "stats": self.stats.to_json(),
         }
+        if self.unverified is not None:
+            fields["unverified"] = error_json(self.unverified)
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +91,7 @@ class GenerationRequest:
     promises: Promises = Promises()  # of gated
     committed_token_ids: tuple[int, ...] = ()  # of a failed generation that is resumed
     warm_start: bool = False  # for measurements: draft nothing until both ends hold the prompt's KV
+    model_digest: str = ""  # of the large model that began the text that is resumed; "" takes any
 
 
 @dataclass
@@ -67,6 +102,7 @@ class Collector:
     token_ids: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     text: str = ""
+    unverified: ChaperoneError | None = None
     ending: Finished | Failed | None = None
 
     def add(self, event: Event) -> None:
@@ -79,6 +115,8 @@ class Collector:
             case Finished() | Failed():
                 self.text += event.text
                 self.ending = event
+            case Unverified():
+                self.unverified = event.error
             case Drafted() | Retracted() | Audited():
                 pass
 
@@ -93,11 +131,32 @@ class Collector:
                     tuple(self.origins),
                     finished.finish_reason,
                     finished.stats,
+                    self.unverified,
                 )
             case Failed(error):
                 raise error
             case None:
                 raise RuntimeError("the generation has not ended")
+
+    def partial(self) -> PartialGeneration:
+        """What is final, to be resumed from once Failed came."""
+        request = self.request
+        begun_with = self.ending.stats.model_digest if self.ending is not None else ""
+        return PartialGeneration(
+            request.prompt.token_ids,
+            (*request.committed_token_ids, *self.token_ids),
+            self.text,
+            tuple(self.origins),
+            request.params,
+            request.mode,
+            request.promises,
+            begun_with or request.model_digest,
+        )
+
+
+def error_json(error: ChaperoneError) -> dict[str, str]:
+    """An error as `chaperone generate` writes it."""
+    return {"type": type(error).__name__, "message": error.message}
 
 
 def text_limit(request: GenerationRequest, manifest: ModelManifest, context_tokens: int) -> int:
@@ -108,8 +167,11 @@ def text_limit(request: GenerationRequest, manifest: ModelManifest, context_toke
     length = len(request.prompt.token_ids) + len(committed)
     if length >= context_tokens:
         raise PromptTooLong(f"prompt: {length} tokens leave no room in a context of {context_tokens}; shorten it")
-    if committed and committed[-1] in manifest.eos_token_ids:
-        raise InvalidRequest("committed_token_ids: the text ends with end-of-text; nothing is left to write")
+    ends = [index for index, token_id in enumerate(committed) if token_id in manifest.eos_token_ids]
+    if ends:
+        raise InvalidRequest(
+            f"committed_token_ids[{ends[0]}]: {committed[ends[0]]} is end-of-text; nothing is left to write after it"
+        )
     limit = min(len(request.prompt.token_ids) + request.params.max_new_tokens, context_tokens)
     if length >= limit:
         raise InvalidRequest(
@@ -132,8 +194,10 @@ def generation_params(given: Mapping[str, Any], defaults: GenerationSettings) ->
         top_p=_number("top_p", given.get("top_p"), defaults.top_p),
         top_k=_integer("top_k", given.get("top_k"), defaults.top_k),
         min_p=_number("min_p", given.get("min_p"), defaults.min_p),
-        seed=_integer("seed", given.get("seed"), defaults.seed),
+        seed=_integer("seed", given.get("seed"), defaults.seed or 0),
     )
+    if sampling.temperature > 0 and given.get("seed") is None and defaults.seed is None:
+        sampling = replace(sampling, seed=secrets.randbits(_SEED_BITS))
     max_new_tokens = _integer("max_new_tokens", given.get("max_new_tokens"), defaults.max_new_tokens)
     return GenerationParams(sampling, max_new_tokens, _stop(given.get("stop"), defaults.stop))
 
@@ -144,6 +208,47 @@ def promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises:
         _number("catch", given.get("catch"), defaults.catch),
         _number("max_deviation", given.get("max_deviation"), defaults.max_deviation),
     )
+
+
+def check_promised(given: Mapping[str, Any], mode: Mode) -> None:
+    """Refuse promises that the mode does not make; raises InvalidRequest."""
+    for name in ("catch", "max_deviation"):
+        if given.get(name) is not None and mode is not Mode.GATED:
+            raise InvalidRequest(f"{name}: {given[name]!r} is a promise of gated, and the mode is {mode}; leave it out")
+
+
+def check_names(parameters: Mapping[str, Any]) -> None:
+    """Refuse names that are no parameter; raises InvalidRequest with the nearest one."""
+    known = RequestParameters.__annotations__
+    for name in parameters:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise InvalidRequest(f"{name}: unknown parameter ({hint})")
+
+
+def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestParameters:
+    """Parameters that go on with a failed generation; raises InvalidRequest for those that its text has settled."""
+    for name in _RULES:
+        if given.get(name) is not None:
+            raise InvalidRequest(f"{name}: a resumed text keeps what it was begun with; leave it out")
+    sampling, params = partial.params.sampling, partial.params
+    kept = RequestParameters(
+        mode=partial.mode,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        max_new_tokens=params.max_new_tokens,
+        stop=params.stop,
+        committed_token_ids=partial.token_ids,
+    )
+    kept.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
+    if mode_of(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
+        kept.setdefault("catch", partial.promises.catch)
+        kept.setdefault("max_deviation", partial.promises.max_deviation)
+    return kept
 
 
 def mode_of(value: Mode | str | None, default: Mode) -> Mode:

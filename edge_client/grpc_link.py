@@ -34,6 +34,7 @@ from edge_client.ports import Arrived
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 1 << 20),
     # Without TLS nothing leaves this machine, to a proxy least of all.
@@ -62,13 +63,24 @@ class GrpcCloud:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._draining: set[asyncio.Task[None]] = set()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands; a server that ends takes it along."""
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+
     async def capabilities(self, timeout_ms: float) -> Capabilities:
-        """Ask what the cloud serves; raises CloudLost."""
+        """Ask what the cloud serves; waits for a connection until the time is up. Raises CloudLost."""
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         method = self._channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
         try:
-            answer: bytes = await method(encode_capabilities_request(), timeout=timeout_ms / 1e3)
+            # Ready: a channel backs off after a cloud was away, and would refuse at once although it is there again.
+            answer: bytes = await method(encode_capabilities_request(), timeout=timeout_ms / 1e3, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not self.connected:
+                raise CloudUnavailable(
+                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms (cloud.connect_timeout_ms); "
+                    "start it with `chaperone-cloud serve`, or correct cloud.address"
+                ) from None
             raise _from_grpc(error, self.address) from None
         return decode_capabilities(answer)
 
@@ -116,11 +128,16 @@ class GrpcLink:
         return self._bytes_down
 
     async def open(self, frame: Open) -> None:
-        self._call = self._method()
-        for work in (self._write(self._call), self._read(self._call)):
-            task = asyncio.create_task(work)
+        self._call = call = self._method()
+        writer, reader = asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))
+        for task in (writer, reader):
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
+
+        def ended(_: object) -> None:
+            writer.cancel()  # grpc.aio never wakes a write that waits for the metadata of a call that ends before
+
+        call.add_done_callback(ended)
         self.send(frame)
 
     def send(self, frame: ClientFrame) -> None:
@@ -162,7 +179,7 @@ class GrpcLink:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             return  # the stream is over; the reader says why
         except asyncio.CancelledError:
-            if not call.cancelled():  # this task is cancelled, not the stream
+            if not call.done():  # this task is cancelled, not the stream
                 raise
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:

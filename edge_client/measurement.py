@@ -108,6 +108,8 @@ class Stopwatch:
             edge_compute_ms=self._edge_compute_ms,
             cloud_compute_ms=cloud_ms,
             cloud_queue_ms=tally.cloud_queue_us / 1e3,
+            seed=session.opening.sampling.seed,
+            model_digest=session.opening.model_digest,
             energy_j=self._energy.joules(
                 device_ms=self._edge_compute_ms,
                 cloud_ms=cloud_ms,

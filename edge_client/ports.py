@@ -152,8 +152,12 @@ class CloudLink(Protocol):
 class Cloud(Protocol):
     """The way to one cloud, shared by all generations of a client."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands over which the cloud was last asked."""
+
     async def capabilities(self, timeout_ms: float) -> Capabilities:
-        """Ask what the cloud serves; raises CloudLost."""
+        """Ask what the cloud serves; waits for a connection until the time is up. Raises CloudLost."""
 
     def link(self) -> CloudLink:
         """A new stream, not yet opened."""

@@ -15,13 +15,14 @@ from edge_client.ports import Arrived, CloudLink
 # assumptions: a reset connection is usually back at once, and a cloud that restarts takes seconds.
 _FIRST_PAUSE_MS = 100.0
 _LONGEST_PAUSE_MS = 5_000.0
+_LAST_MS = 500.0  # before the time is over no pause ends later than this, and then they are short
 
 
 class Reconnection:
     """How the losses of one generation's cloud are met.
 
     A loss begins with an error and is over with the cloud's next answer; in between there are attempts, until
-    `timeout_ms` have passed since the loss.
+    `timeout_ms` have passed since the loss, the last of them right before that.
     """
 
     def __init__(self, clock: Clock, random: Random, *, timeout_ms: float) -> None:
@@ -44,13 +45,16 @@ class Reconnection:
             return None
         if self._loss is None:
             self._loss, self._lost_at, self._attempts = error, self._clock.now(), 0
-        pause_ms = self._random.random() * min(_LONGEST_PAUSE_MS, _FIRST_PAUSE_MS * 2.0**self._attempts)
-        pause_ms += error.retry_after_ms or 0
-        if pause_ms >= self.left_ms:
+        asked_ms = error.retry_after_ms or 0
+        left_ms = self.left_ms - asked_ms
+        shortest_ms = min(_FIRST_PAUSE_MS, 0.1 * self._timeout_ms)
+        if left_ms <= shortest_ms:
             return None
+        pause_ms = self._random.random() * min(_LONGEST_PAUSE_MS, _FIRST_PAUSE_MS * 2.0**self._attempts)
+        pause_ms = min(pause_ms, max(shortest_ms, left_ms - _LAST_MS))
         self._attempts += 1
         self.seeking = True
-        return pause_ms
+        return asked_ms + pause_ms
 
     def heard(self, *, caught_up: bool) -> None:
         """The cloud is there; once it has also done what it was asked, the loss is over and the next one a new one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -10,17 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import ParamSpec, Self, TypeVar, Unpack
 
 from common.errors import Cancelled, InvalidRequest
 from common.gate import Gate, Totals
 from common.messages import Capabilities
+from common.partial import PartialGeneration
 from common.planner import Decision, Planner
 from common.session import Event, Failed, Finished
 from common.types import Mode, PromptInput, Proposal
+from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
-from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.generation import Generation, GenerationRequest, Prompt, RequestParameters
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +48,7 @@ class SyncEdgeClient:
         self._client = EdgeClient(config, planner=planner, gate=gate, explain=explain)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
+        self._process = os.getpid()
         self._closing = asyncio.Event()
         self._over = False  # the loop only cancels what runs on it, and ends
         self._ended: SimpleQueue[None] = SimpleQueue()
@@ -60,13 +64,20 @@ class SyncEdgeClient:
         """See `EdgeClient.prepare`."""
         return self._client.prepare(prompt, raw=raw)
 
-    def request(self, prompt: Prompt, **parameters: Any) -> GenerationRequest:
+    def request(self, prompt: Prompt | PartialGeneration, **parameters: Unpack[RequestParameters]) -> GenerationRequest:
         """See `EdgeClient.request`."""
         return self._client.request(prompt, **parameters)
 
-    def stream(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Iterator[Event]:
-        """See `EdgeClient.stream`."""
-        events = self._client.stream(prompt, **parameters)
+    def stream(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Iterator[Event]:
+        """See `EdgeClient.stream`; another thread ends it by `cancellation`."""
+        events = self._client.stream(prompt, timeout=timeout, cancellation=cancellation, **parameters)
         try:
             while (event := self._run(_next, events)) is not None:
                 yield event
@@ -80,9 +91,16 @@ class SyncEdgeClient:
                 with suppress(InvalidRequest, Cancelled):  # the client was closed, and has ended it
                     self._run(events.aclose)
 
-    def generate(self, prompt: Prompt | GenerationRequest, **parameters: Any) -> Generation:
-        """See `EdgeClient.generate`."""
-        return self._run(self._client.generate, prompt, **parameters)
+    def generate(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Generation:
+        """See `EdgeClient.generate`; another thread ends it by `cancellation`."""
+        return self._run(self._generate, prompt, timeout, cancellation, parameters)
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """See `EdgeClient.totals`."""
@@ -98,11 +116,22 @@ class SyncEdgeClient:
 
     def close(self) -> None:
         """End connection, model worker and loop thread; idempotent. What still runs in other threads is cancelled."""
+        if self._process != os.getpid():  # the loop's thread is not there
+            return
         with suppress(RuntimeError):  # it is closed
             self._loop.call_soon_threadsafe(self._closing.set)
         while not self._loop.is_closed():
             with suppress(Empty):
                 self._ended.get(timeout=_LOOK_SECONDS)
+
+    async def _generate(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        timeout: float | None,
+        cancellation: Cancellation | None,
+        parameters: RequestParameters,
+    ) -> Generation:
+        return await self._client.generate(prompt, timeout=timeout, cancellation=cancellation, **parameters)
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +195,8 @@ class SyncEdgeClient:
         return ended.result()
 
     def _schedule(self, callback: Callable[[], None]) -> None:
+        if self._process != os.getpid():
+            raise InvalidRequest("client: it was made in another process; make a new one after the fork")
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:

@@ -78,6 +78,10 @@ class SimulatedCloud:
         self._loop = asyncio.get_running_loop()
         self._reset_alarm: asyncio.TimerHandle | None = None
 
+    @property
+    def connected(self) -> bool:
+        return True
+
     async def capabilities(self, timeout_ms: float) -> Capabilities:
         now_s = self._loop.time()
         there_s = self._model.up.arrival(now_s, FRAME_HEADER_BYTES, next(self._flows))

@@ -21,7 +21,7 @@ from common.errors import ChaperoneError
 from common.gate import Gate, Promises
 from common.messages import ClientFrame, ServerFrame
 from common.planner import AdaptivePlanner, Estimates, Planner
-from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted
+from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
 from common.stats import GenerationStats
 from common.types import Mode, OnDeviation, Origin
 from edge_client.config import CloudSettings, GateSettings
@@ -214,7 +214,7 @@ class _Follower:
                 self._author.keep(position)
             case Retracted(position):
                 self._author.drop(position)
-            case Audited() | Finished() | Failed():
+            case Audited() | Unverified() | Finished() | Failed():
                 pass
 
 

@@ -2,7 +2,17 @@
 
 from common.session.cloud import CloudSession, Judging
 from common.session.device import DeviceSession
-from common.session.events import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, SessionEvent
+from common.session.events import (
+    Audited,
+    Committed,
+    Drafted,
+    Event,
+    Failed,
+    Finished,
+    Retracted,
+    SessionEvent,
+    Unverified,
+)
 from common.session.transitions import TRANSITIONS, Happening, State, mermaid, step
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "Retracted",
     "SessionEvent",
     "State",
+    "Unverified",
     "mermaid",
     "step",
 ]

@@ -30,7 +30,7 @@ class DeviceSession:
 
         With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them as it does fired ones.
         """
-        self._opening = open_frame
+        self.opening = open_frame
         self.text = [*open_frame.prompt_token_ids, *open_frame.committed_token_ids]
         self.prompt_length = len(open_frame.prompt_token_ids)
         self.first_new = self.final = self.sent = self.read = len(self.text)
@@ -39,7 +39,9 @@ class DeviceSession:
         self.state = step(State.NEW, Happening.OPEN)
         self.revision = 0
         self.spans: deque[Span] = deque()
+        self.opened = False  # the cloud has answered the Open of this stream
         self.prefilled = False
+        self.max_span_tokens: int | None = None  # of a Draft on this stream, as the cloud told in its Opened
         self.prefill_us = 0
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
@@ -103,6 +105,12 @@ class DeviceSession:
     def stranded(self) -> bool:
         """Some of the text is not final, and nothing is on its way that could make it so."""
         return not self.spans and not self.following and self.final < len(self.text)
+
+    @property
+    def outgrown(self) -> bool:
+        """A span on its way is larger than this cloud takes: it came back with another limit."""
+        most = self.max_span_tokens
+        return most is not None and any(len(span.token_ids) + len(span.branches) > most for span in self.spans)
 
     @property
     def audit_pending(self) -> bool:
@@ -195,10 +203,10 @@ class DeviceSession:
         self.tally.requests -= len(self.spans)  # each is asked again
         self.spans.clear()
         self.revision = 0
-        self.prefilled = False
+        self.opened = self.prefilled = False
         self._deadline_ms = 0
         self._reopened = True
-        return replace(self._opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read]))
+        return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read]))
 
     def lose_cloud(self) -> Iterator[SessionEvent]:
         """Go on without the cloud: what is provisional becomes final, and so does all that follows, unverified."""
@@ -213,7 +221,9 @@ class DeviceSession:
         match frame:
             case Opened():
                 self.state = step(self.state, Happening.OPENED)
+                self.opened = True
                 self.prefilled = self.prefilled or frame.prefilled
+                self.max_span_tokens = frame.max_span_tokens or self.max_span_tokens
                 self._count(frame)
                 self.prefill_us += frame.compute_us
                 self.tally.reconnects += self._reopened

@@ -1,12 +1,13 @@
-"""What happens to a generation, for those who watch it.
+"""The events of a generation.
 
-`Drafted`, `Committed`, `Retracted` and `Audited` follow each other in any number; exactly one `Finished` or `Failed`
-ends it.
+`Drafted`, `Committed`, `Retracted`, `Audited` and `Unverified` follow each other in any number; exactly one `Finished`
+or `Failed` ends it. Each has a `text`, which is empty where the event adds none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common.errors import ChaperoneError
 from common.stats import GenerationStats
@@ -15,18 +16,23 @@ from common.types import FinishReason, Origin, Signal
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A provisional token: show `EdgeClient.token_text` of it as such, or wait for `Committed`, which has its text."""
+    """A provisional token; `text` is what it adds to the provisional text, whole characters only.
+
+    Show it as such, or wait for `Committed`, which brings the text again once it is final.
+    """
 
     position: int
     token_id: int
     signal: Signal
     fired: bool = False  # the gate has the cloud asked about it; always so at an end of text
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Retracted:
-    """Provisional tokens from `position` on are withdrawn."""
+    """Provisional tokens from `position` on are withdrawn, and their text with them."""
 
+    text: ClassVar[str] = ""
     position: int
 
 
@@ -47,10 +53,20 @@ class Audited:
     Where only a share of the generations is audited, each of them stands for `weight`.
     """
 
+    text: ClassVar[str] = ""
     start: int
     end: int
     deviations: tuple[int, ...] = ()  # positions
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unverified:
+    """The cloud is lost, and the device goes on alone: tokens from `position` on are final, and nobody checks them."""
+
+    text: ClassVar[str] = ""
+    position: int
+    error: ChaperoneError  # how the cloud was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The generation ended early; all `Committed` tokens stand and can be resumed from."""
+    """The generation ended early; all `Committed` tokens stand, and `error.partial` is what to resume from."""
 
     error: ChaperoneError
     stats: GenerationStats
@@ -72,4 +88,4 @@ class Failed:
 
 
 SessionEvent = Drafted | Retracted | Committed | Audited
-Event = SessionEvent | Finished | Failed
+Event = SessionEvent | Unverified | Finished | Failed

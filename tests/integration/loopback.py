@@ -46,6 +46,10 @@ class RecordingCloud:
         self._random = random
         self._seen = seen
 
+    @property
+    def connected(self) -> bool:
+        return self._cloud.connected
+
     async def capabilities(self, timeout_ms: float) -> Capabilities:
         return await self._cloud.capabilities(timeout_ms)
 

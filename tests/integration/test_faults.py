@@ -49,7 +49,7 @@ def seed(tiny_pair: Path, target: TargetModel) -> int:
     return asyncio.run(search())
 
 
-async def collect(client: EdgeClient, **parameters: object) -> list[Event]:
+async def collect(client: EdgeClient, **parameters: Any) -> list[Event]:
     events = [event async for event in client.stream(PROMPT, **parameters)]
     ending_of(events)
     return events

@@ -68,6 +68,10 @@ def test_the_numbers_add_up(tiny_pair: Path, target: TorchModel, mode: Mode, pla
 class Unreachable:
     """A cloud that must not be asked."""
 
+    @property
+    def connected(self) -> NoReturn:
+        raise AssertionError("edge mode asked for the connection")
+
     async def capabilities(self, timeout_ms: float) -> NoReturn:
         raise AssertionError("edge mode asked for capabilities")
 

@@ -299,7 +299,7 @@ def test_a_device_that_comes_back_does_not_pay_for_its_prompt_again(tiny_pair: P
             assert read == len(prompt)
             stream = RawStream(channel)
             await stream.send(opening(digest, prompt=prompt, committed_token_ids=(own,)))
-            assert await stream.read() == Opened(False, 4096)
+            assert await stream.read() == Opened(False, 4096, max_span_tokens=256)
             assert isinstance(await stream.read(), Opened)
             assert model.tokens_read == read, "the prompt is there"
             await stream.send(draft(start=len(prompt) + 1))

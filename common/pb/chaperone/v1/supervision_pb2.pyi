@@ -262,6 +262,7 @@ class Open(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     COMMITTED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol that the device speaks. The cloud MUST refuse another one with UNIMPLEMENTED."""
     session_id: _builtins.str
@@ -272,6 +273,11 @@ class Open(_message.Message):
     """As in GetCapabilitiesResponse. The cloud MUST refuse another one with FAILED_PRECONDITION, naming both."""
     max_new_tokens: _builtins.int
     """>= 1. The text ends at the latest this many tokens after the prompt, resumed ones included."""
+    model_digest: _builtins.str
+    """The large model that is to write the text: `model_digest` of GetCapabilitiesResponse, as the device was told when it
+    began the text. The cloud MUST refuse another one than its own with FAILED_PRECONDITION, naming both: a text that one
+    model began is never finished by another. Absent takes any model.
+    """
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """How tokens are chosen. Absent means greedy."""
@@ -299,10 +305,11 @@ class Open(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         committed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        model_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,6 +431,7 @@ class Opened(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
+    MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
     prefilled: _builtins.bool
     """The prompt's KV is ready. False in the first Opened, true in the second."""
     context_tokens: _builtins.int
@@ -431,6 +439,10 @@ class Opened(_message.Message):
     queue_us: _builtins.int
     """Microseconds that the prefill waited, and computed."""
     compute_us: _builtins.int
+    max_span_tokens: _builtins.int
+    """As in GetCapabilitiesResponse; set in the first Opened, so that a device that comes back after a restart sends no
+    Draft that is too large. Absent, or 0, means as in GetCapabilitiesResponse.
+    """
     def __init__(
         self,
         *,
@@ -438,10 +450,11 @@ class Opened(_message.Message):
         context_tokens: _builtins.int = ...,
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
+        max_span_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "context_tokens", b"context_tokens", "prefilled", b"prefilled", "queue_us", b"queue_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "prefilled", b"prefilled", "queue_us", b"queue_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
