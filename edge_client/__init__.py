@@ -5,12 +5,47 @@ async with EdgeClient.from_config("configs/edge.yaml") as client:
         ...
 """
 
-from common.errors import Cancelled, ChaperoneError, CloudLost, ConfigError, InvalidRequest
-from common.gate import Promises, Totals
-from common.planner import Decision
-from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted
+from common.errors import (
+    Cancelled,
+    ChaperoneError,
+    CloudLost,
+    CloudTimeout,
+    CloudUnavailable,
+    ConfigError,
+    GateMismatch,
+    GenerationTimeout,
+    InternalError,
+    InvalidRequest,
+    ModelCorrupt,
+    ModelError,
+    ModelMismatch,
+    ModelMissing,
+    Overloaded,
+    PeerMismatch,
+    PromptTooLong,
+    ProtocolViolation,
+    Superseded,
+    TokenizerMismatch,
+    VersionMismatch,
+)
+from common.gate import Gate, Promises, Totals
+from common.messages import Capabilities
+from common.partial import PartialGeneration
+from common.planner import Decision, Planner
+from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
 from common.stats import GenerationStats
-from common.types import FinishReason, GenerationParams, Mode, OnDeviation, Origin, PromptInput, SamplingParams, Signal
+from common.types import (
+    FinishReason,
+    GenerationParams,
+    Mode,
+    OnDeviation,
+    Origin,
+    PromptInput,
+    Proposal,
+    SamplingParams,
+    Signal,
+)
+from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
 from edge_client.config import (
     CloudSettings,
@@ -20,15 +55,21 @@ from edge_client.config import (
     GenerationSettings,
     PlannerSettings,
 )
-from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.generation import Generation, GenerationRequest, Prompt, RequestParameters
+from edge_client.ports import Cloud
 from edge_client.sync_client import SyncEdgeClient
 
 __all__ = [
     "Audited",
+    "Cancellation",
     "Cancelled",
+    "Capabilities",
     "ChaperoneError",
+    "Cloud",
     "CloudLost",
     "CloudSettings",
+    "CloudTimeout",
+    "CloudUnavailable",
     "Committed",
     "ConfigError",
     "Decision",
@@ -40,23 +81,43 @@ __all__ = [
     "Failed",
     "FinishReason",
     "Finished",
+    "Gate",
+    "GateMismatch",
     "GateSettings",
     "Generation",
     "GenerationParams",
     "GenerationRequest",
     "GenerationSettings",
     "GenerationStats",
+    "GenerationTimeout",
+    "InternalError",
     "InvalidRequest",
     "Mode",
+    "ModelCorrupt",
+    "ModelError",
+    "ModelMismatch",
+    "ModelMissing",
     "OnDeviation",
     "Origin",
+    "Overloaded",
+    "PartialGeneration",
+    "PeerMismatch",
+    "Planner",
     "PlannerSettings",
     "Promises",
     "Prompt",
     "PromptInput",
+    "PromptTooLong",
+    "Proposal",
+    "ProtocolViolation",
+    "RequestParameters",
     "Retracted",
     "SamplingParams",
     "Signal",
+    "Superseded",
     "SyncEdgeClient",
+    "TokenizerMismatch",
     "Totals",
+    "Unverified",
+    "VersionMismatch",
 ]

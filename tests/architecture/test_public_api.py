@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import inspect
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import common.errors
 import edge_client
+from edge_client import ChaperoneError, EdgeClient, RequestParameters, SyncEdgeClient
 
 PUBLIC = """
-Audited Cancelled ChaperoneError CloudLost CloudSettings Committed ConfigError Decision DeviceSettings Drafted
-EdgeClient EdgeConfig Event Failed FinishReason Finished GateSettings Generation GenerationParams GenerationRequest
-GenerationSettings GenerationStats InvalidRequest Mode OnDeviation Origin PlannerSettings Promises Prompt PromptInput
-Retracted SamplingParams Signal SyncEdgeClient Totals
+Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudTimeout CloudUnavailable
+Committed ConfigError Decision DeviceSettings Drafted EdgeClient EdgeConfig Event Failed FinishReason Finished Gate
+GateMismatch GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats
+GenerationTimeout InternalError InvalidRequest Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation
+Origin Overloaded PartialGeneration PeerMismatch Planner PlannerSettings Promises Prompt PromptInput PromptTooLong
+Proposal ProtocolViolation RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient TokenizerMismatch
+Totals Unverified VersionMismatch
 """
+OURS = ("common", "edge_client")
 
 
 def test_public_names() -> None:
     assert sorted(edge_client.__all__) == sorted(PUBLIC.split())
     assert all(hasattr(edge_client, name) for name in edge_client.__all__)
+
+
+def test_every_error_that_can_be_met_is_exported() -> None:
+    errors = [value for value in vars(common.errors).values() if isinstance(value, type)]
+    names = {error.__name__ for error in errors if issubclass(error, ChaperoneError)}
+    assert names <= {*edge_client.__all__}
+
+
+def named_types(annotation: Any) -> Iterator[type]:
+    """Our own classes in an annotation, however deep."""
+    if isinstance(annotation, type) and annotation.__module__.partition(".")[0] in OURS:
+        yield annotation
+    for part in typing.get_args(annotation):
+        for inner in part if isinstance(part, list) else [part]:
+            yield from named_types(inner)
+
+
+@pytest.mark.parametrize("client", [EdgeClient, SyncEdgeClient])
+def test_every_type_that_a_method_takes_or_returns_is_exported(client: type) -> None:
+    methods = [getattr(client, name) for name in vars(client) if name == "__init__" or not name.startswith("_")]
+    for method in methods:
+        hints = typing.get_type_hints(getattr(method, "fget", None) or method)
+        missing = {found.__name__ for hint in hints.values() for found in named_types(hint)} - {*edge_client.__all__}
+        assert not missing, f"{client.__name__}.{getattr(method, '__name__', method)}: {missing}"
+
+
+@pytest.mark.parametrize("method", ["request", "stream", "generate"])
+def test_both_clients_take_the_same_typed_parameters(method: str) -> None:
+    mine, twin = (inspect.signature(getattr(client, method)) for client in (EdgeClient, SyncEdgeClient))
+    assert mine.parameters == twin.parameters
+    hints = typing.get_type_hints(getattr(EdgeClient, method))
+    assert hints["parameters"] == typing.Unpack[RequestParameters]  # what editors complete and type checkers check

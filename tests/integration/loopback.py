@@ -12,7 +12,7 @@ from random import Random
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.ports import TargetModel
 from cloud_supervisor.server import Server
-from common.config import load_manifest
+from common.config import ModelManifest, load_manifest
 from common.messages import Capabilities, ClientFrame, Continuation, Draft, Open, ServerFrame, Verdict
 from edge_client.grpc_link import GrpcCloud, GrpcLink
 from edge_client.ports import Arrived
@@ -20,16 +20,21 @@ from edge_client.ports import Arrived
 
 @asynccontextmanager
 async def serving(
-    model: TargetModel, pair: Path, config: CloudConfig | None = None, *, reconnect_grace_s: float = 0.0
+    model: TargetModel,
+    pair: Path,
+    config: CloudConfig | None = None,
+    *,
+    reconnect_grace_s: float = 0.0,
+    manifest: ModelManifest | None = None,
 ) -> AsyncIterator[tuple[Server, str]]:
-    """Serve a model on a free port; yields the server and its address.
+    """Serve a model on a free port; yields the server and its address. `manifest` is the pair's unless it is given.
 
     Unless a test asks for a grace, nothing is kept for devices that come back, so that leaks show at once.
     """
     config = config or CloudConfig()
     limits = config.limits.model_copy(update={"reconnect_grace_s": reconnect_grace_s})
     config = config.model_copy(update={"listen": "127.0.0.1:0", "limits": limits})
-    server = Server(config, model, load_manifest(pair / "cloud", role="cloud"))
+    server = Server(config, model, manifest or load_manifest(pair / "cloud", role="cloud"))
     address = await server.start()
     try:
         yield server, address

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from common.types import Origin
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
 from tests.contract.fake_target import FakeTarget
+from tests.integration.forwarder import forwarding
 from tests.integration.loopback import serving
 from tests.integration.raw import RawStream, opening, raw_channel
 from tests.integration.scene import draft
@@ -27,68 +27,6 @@ from tests.integration.staging import PATIENCE_S, config_for, ending_of, fake_ta
 
 PROMPT = "the list of a number is"
 NEW_TOKENS = 120
-
-
-class Forwarder:
-    """A TCP proxy whose connections can be broken."""
-
-    def __init__(self, upstream: str) -> None:
-        self.upstream: str | None = upstream  # None: whoever comes is sent away
-        self._server: asyncio.Server | None = None
-        self._ends: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []  # device's and cloud's
-        self._carrying: set[asyncio.Task[None]] = set()
-
-    @property
-    def address(self) -> str:
-        assert self._server is not None
-        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.reset()
-        if self._carrying:
-            await asyncio.wait(self._carrying)
-
-    def reset(self, *, tell_cloud: bool = True) -> None:
-        """Break all connections; without `tell_cloud`, the cloud's ends stay open and silent."""
-        for device, cloud in self._ends:
-            device.transport.abort()
-            if tell_cloud:
-                cloud.transport.abort()
-        if tell_cloud:
-            self._ends.clear()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.upstream is None:
-            writer.transport.abort()
-            return
-        host, _, port = self.upstream.rpartition(":")
-        cloud_reader, cloud_writer = await asyncio.open_connection(host, int(port))
-        self._ends.append((writer, cloud_writer))
-        for source, sink in ((reader, cloud_writer), (cloud_reader, writer)):
-            task = asyncio.create_task(self._carry(source, sink))
-            self._carrying.add(task)
-            task.add_done_callback(self._carrying.discard)
-
-    @staticmethod
-    async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await source.read(1 << 16):
-                sink.write(data)
-
-
-@asynccontextmanager
-async def forwarding(address: str) -> AsyncIterator[Forwarder]:
-    forwarder = Forwarder(address)
-    await forwarder.start()
-    try:
-        yield forwarder
-    finally:
-        await forwarder.stop()
 
 
 @pytest.fixture(scope="module")
