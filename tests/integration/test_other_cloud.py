@@ -57,6 +57,10 @@ class _Scene:
         self._forwarder = forwarder
         self.address = forwarder.address
 
+    def leave(self) -> None:
+        self._forwarder.upstream = None
+        self._forwarder.reset()
+
     def swap(self) -> None:
         self._forwarder.upstream = self._other
         self._forwarder.reset()
@@ -172,3 +176,44 @@ def test_a_cloud_that_comes_back_with_smaller_spans_gets_smaller_spans(tiny_pair
     assert isinstance(events[-1], Finished)
     assert [event.token_id for event in events if isinstance(event, Committed)] == whole
     assert events[-1].stats.reconnects >= 1
+
+
+def test_a_generation_waits_for_a_cloud_that_is_restarting(tiny_pair: Path) -> None:
+    """The channel has backed off by then, and would refuse at once."""
+
+    async def run() -> tuple[int, float]:
+        async with two_clouds(tiny_pair) as scene, EdgeClient(config_for(scene.address)) as client:
+            await client.generate(PROMPT, max_new_tokens=4)
+            scene.leave()
+            patience = CloudSettings(connect_timeout_ms=300.0)
+            async with EdgeClient(config_for(scene.address, cloud=patience)) as hasty:
+                gone = [event async for event in hasty.stream(PROMPT)][-1]
+                assert isinstance(gone, Failed)
+                assert "cannot be reached within 300 ms (cloud.connect_timeout_ms)" in gone.error.message
+            asyncio.get_running_loop().call_later(0.7, scene.swap)
+            began = asyncio.get_running_loop().time()
+            written = await client.generate(PROMPT, max_new_tokens=4)
+            return len(written.token_ids), asyncio.get_running_loop().time() - began
+
+    count, seconds = asyncio.run(run())
+    assert count == 4
+    assert seconds > 0.6
+
+
+@pytest.mark.parametrize("mode", ["gated", "exact"])
+def test_going_on_without_a_cloud_is_said(tiny_pair: Path, mode: str) -> None:
+    async def run() -> list[Event]:
+        cloud = CloudSettings(connect_timeout_ms=50.0, on_loss="continue")
+        async with EdgeClient(config_for("127.0.0.1:1", cloud=cloud)) as client:
+            result = await client.generate(PROMPT, max_new_tokens=4, mode=mode)
+            assert result.to_json()["unverified"]["type"] == "CloudUnavailable"
+            return [event async for event in client.stream(PROMPT, max_new_tokens=4, mode=mode)]
+
+    events = asyncio.run(run())
+    first, *rest = events
+    assert isinstance(first, Unverified)
+    assert "cannot be reached" in first.error.message
+    assert not any(isinstance(event, Unverified) for event in rest)
+    final = [event for event in events if isinstance(event, Committed)]
+    assert final[0].position == first.position
+    assert {event.origin for event in final} == {"unverified"}
