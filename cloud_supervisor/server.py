@@ -25,6 +25,14 @@ from common.wire import SERVICE
 _log = logging.getLogger(__name__)
 
 MAX_PORT = 65_535  # gRPC would take a higher one, and listen on what is left of it after the 16th bit
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
 
 
 class Server:
@@ -44,15 +52,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=limits.max_streams,
-            options=(
-                ("grpc.max_receive_message_length", limits.max_message_kib << 10),
-                ("grpc.keepalive_time_ms", 20_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.so_reuseport", 0),
-            ),
+            options=(*_OPTIONS, ("grpc.max_receive_message_length", limits.max_message_kib << 10)),
         )
 
     async def start(self) -> str:

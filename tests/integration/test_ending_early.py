@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import signal
 import threading
@@ -34,7 +35,6 @@ from edge_client import (
     SyncEdgeClient,
 )
 from edge_client.config import CloudSettings
-from edge_client.grpc_link import _OPTIONS
 from tests.contract.fake_target import FakeTarget
 from tests.integration.loopback import serving
 from tests.integration.staging import (
@@ -45,7 +45,9 @@ from tests.integration.staging import (
     fake_target,
     server_process,
     serving_in_thread,
+    start_python,
     until,
+    wait_until,
 )
 
 PROMPT = "the list of a number is"
@@ -263,11 +265,42 @@ def test_deadlines_hold_when_the_cloud_is_stopped(tiny_pair: Path) -> None:
                 os.kill(process.pid, signal.SIGCONT)
 
 
-def test_a_stopped_cloud_is_noticed_after_the_keepalive(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time and patience of the keepalive, divided by 20; gRPC's own patience with a ping is a minute."""
+def faster(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    """Divide time and patience of the keepalive by 20; gRPC's own patience with a ping is a minute."""
     waits = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
-    faster = tuple((name, value // 20 if name in waits else value) for name, value in _OPTIONS)
-    monkeypatch.setattr("edge_client.grpc_link._OPTIONS", faster)
+    module, _, name = options.rpartition(".")
+    kept = getattr(importlib.import_module(module), name)
+    monkeypatch.setattr(options, tuple((name, value // 20 if name in waits else value) for name, value in kept))
+
+
+STOPPED_DEVICE = """
+import sys
+from edge_client import CloudSettings, DeviceSettings, EdgeConfig, SyncEdgeClient
+
+device = DeviceSettings(threads=1, allow_spinning=False)
+config = EdgeConfig(pair="tiny", cloud=CloudSettings(address=sys.argv[1]), device=device)
+with SyncEdgeClient(config) as client:
+    for event in client.stream("the list of a number is", max_new_tokens=3000):
+        print("writing", flush=True)
+"""
+
+
+def test_a_stopped_device_is_noticed_after_the_keepalive(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faster(monkeypatch, "cloud_supervisor.server._OPTIONS")
+    with serving_in_thread(endless(tiny_pair), tiny_pair) as (server, address):
+        device = start_python("-c", STOPPED_DEVICE, address)
+        try:
+            assert device.stdout is not None
+            assert device.stdout.readline() == b"writing\n"
+            os.kill(device.pid, signal.SIGSTOP)
+            wait_until(lambda: server.supervisor.sessions == 0, "the stream ended")
+        finally:
+            device.kill()
+            device.communicate()
+
+
+def test_a_stopped_cloud_is_noticed_after_the_keepalive(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faster(monkeypatch, "edge_client.grpc_link._OPTIONS")
     cloud = CloudSettings(reconnect_timeout_ms=0.0)
     with server_process() as (process, address), SyncEdgeClient(config_for(address, cloud=cloud)) as client:
         client.generate(PROMPT, max_new_tokens=2)
