@@ -88,4 +88,4 @@ def test_a_dial_beyond_its_ends_is_refused(name: str, value: float) -> None:
     for wrong, complaint in ((value, "is outside"), ("a", "is not a number")):
         parameters: dict[str, Any] = {name: wrong}
         with pytest.raises(InvalidRequest, match=f"{name}: .* {complaint}"):
-            client.request(PROMPT, **parameters)
+            client.request(PROMPT, mode="gated", **parameters)

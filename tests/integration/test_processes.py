@@ -60,7 +60,7 @@ def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
 
 
 def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--mode", "edge", "--max-new-tokens", "20", "--temperature", "0.8", PROMPT)
+    arguments = ("--mode", "edge", "--max-new-tokens", "20", "--temperature", "0.8", "--seed", "0", PROMPT)
     assert generate(*arguments) == 0
     plain = capsys.readouterr().out
     code, coloured = on_a_terminal(*arguments)

@@ -27,7 +27,7 @@ def test_more_sessions_than_allowed_are_told_when_to_come_back(tiny_pair: Path, 
     async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         first, second, third = (RawStream(channel) for _ in range(3))
         await first.send(opening(digest, "first"))
-        assert await first.read() == Opened(False, 4096)
+        assert await first.read() == Opened(False, 4096, max_span_tokens=256)
         await second.send(opening(digest, "second"))
         failure = await second.failure()
         assert failure.status == "RESOURCE_EXHAUSTED"
@@ -36,7 +36,7 @@ def test_more_sessions_than_allowed_are_told_when_to_come_back(tiny_pair: Path, 
         first.cancel()
         await until(lambda: server.supervisor.sessions == 0, "the slot is free again")
         await third.send(opening(digest, "third"))
-        assert await third.read() == Opened(False, 4096)
+        assert await third.read() == Opened(False, 4096, max_span_tokens=256)
         third.cancel()
 
     play(tiny_pair, scene, LimitsConfig(max_sessions=1))
@@ -49,7 +49,7 @@ def test_a_full_queue_is_told_when_to_come_back(tiny_pair: Path, digest: str) ->
         running, waiting, refused = (RawStream(channel) for _ in range(3))
         for name, stream in (("running", running), ("waiting", waiting), ("refused", refused)):
             await stream.send(opening(digest, name, prompt=(5,)))
-            assert await stream.read() == Opened(False, 4096)
+            assert await stream.read() == Opened(False, 4096, max_span_tokens=256)
             assert isinstance(await stream.read(), Opened)
         await running.send(draft(start=1))
         await until(brake.reached.is_set, "the model is busy")
@@ -116,7 +116,7 @@ def test_a_newer_stream_of_a_session_takes_over(tiny_pair: Path, digest: str, bu
     async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         older, newer = RawStream(channel), RawStream(channel)
         await older.send(opening(digest, "same", prompt=tuple(range(5, 25)), max_new_tokens=3000))
-        assert await older.read() == Opened(False, 4096)
+        assert await older.read() == Opened(False, 4096, max_span_tokens=16)
         if busy == "in its prefill":
             await until(brake.reached.is_set, "the prompt is being read")
         elif busy == "in a takeover":
@@ -124,7 +124,7 @@ def test_a_newer_stream_of_a_session_takes_over(tiny_pair: Path, digest: str, bu
             for _ in range(4):
                 await older.read()
         await newer.send(opening(digest, "same", max_new_tokens=10))
-        assert await newer.read() == Opened(False, 4096)
+        assert await newer.read() == Opened(False, 4096, max_span_tokens=16)
         brake.let_go.set()
         failure = await older.failure()
         assert failure == Failure("ABORTED", "session_id: a newer stream of this session took over")

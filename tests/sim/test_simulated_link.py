@@ -99,7 +99,7 @@ def test_a_reset_ends_open_streams_at_once_and_a_new_one_works() -> None:
         opening = Script(trace_of("++++")).opening()
         link, unopened = cloud.link(), cloud.link()
         await link.open(opening)
-        assert await contract.take(link, 1) == [Opened(False, CONTEXT_TOKENS)]
+        assert await contract.take(link, 1) == [Opened(False, CONTEXT_TOKENS, max_span_tokens=256)]
         (failure,) = await contract.take(link, 1)
         assert isinstance(failure, Failure)
         assert failure.status == "UNAVAILABLE"

@@ -72,7 +72,7 @@ def drafts(draw: st.DrawFn) -> Draft:
 
 
 SERVER_FRAMES: st.SearchStrategy[ServerFrame] = st.one_of(
-    st.builds(Opened, st.booleans(), U32, U64, U64),
+    st.builds(Opened, st.booleans(), U32, U64, U64, U32),
     st.builds(Verdict, U32, U32, U32, IDS, U64, U64),
     st.builds(Continuation, U32, IDS, st.booleans(), U64, U64),
     st.builds(Closed, IDS, U64, U64),
