@@ -51,6 +51,7 @@ OPENS = st.builds(
     prompt_token_ids=IDS,
     committed_token_ids=IDS,
     api_version=U32,
+    model_digest=TEXT,
 )
 STATUSES = ["UNKNOWN", "INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "OUT_OF_RANGE", "INTERNAL", "UNAUTHENTICATED"]
 
