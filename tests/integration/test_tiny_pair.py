@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from cloud_supervisor.models.pull import list_pairs
+from cloud_supervisor.models.listing import list_pairs
 from common.config import ROLES, ModelManifest, Role, load_manifest
 from common.errors import ModelCorrupt, ModelMissing
 

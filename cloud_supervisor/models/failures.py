@@ -1,0 +1,71 @@
+"""The border to the libraries that convert models, and to the disk: they raise anything, and we raise ModelError."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import ChaperoneError, ModelError
+
+_LOG = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_LONGEST = 300  # characters of a foreign message that are shown
+
+
+@contextmanager
+def as_model_errors(what: str, home: Path) -> Iterator[None]:
+    """Raise ModelError, in one line, for every failure in the block that is not ours yet.
+
+    `what` says what did not succeed; `home` is the folder to name where the disk is the reason.
+    """
+    try:
+        yield
+    except (BrokenPipeError, ChaperoneError):  # a pipe is of whoever reads our words
+        raise
+    except Exception as error:
+        _LOG.debug("%s", what, exc_info=True)
+        raise ModelError(_message(error, what, home)) from None
+
+
+def disk_problem(text: str) -> int | None:
+    """Return the number of the operating system's error that a foreign message speaks of, if the disk is the reason."""
+    for number in (*_FULL, errno.EROFS):
+        if re.search(rf"{re.escape(os.strerror(number))}|\bos error {number}\b", text):
+            return number
+    return None
+
+
+def disk_message(number: int, path: Path | str) -> str:
+    """Say what is wrong with the disk, and what helps."""
+    reason = os.strerror(number)
+    if number in _FULL:
+        return f"{path}: no room to write: {reason}; free some, or set CHAPERONE_HOME to a folder with more"
+    return f"{path}: cannot be written: {reason}; set CHAPERONE_HOME to a folder of yours"
+
+
+def first_line(text: str) -> str:
+    """Shorten a foreign message."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def _message(error: Exception, what: str, home: Path) -> str:
+    if isinstance(error, MemoryError):
+        return f"{what}: not enough memory"
+    if isinstance(error, OSError) and error.errno in (*_FULL, *_FORBIDDEN):
+        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else home
+        if path.is_relative_to(home):  # a file in a scratch folder means nothing to a reader
+            return disk_message(error.errno, home)
+        return f"{path}: {os.strerror(error.errno)}"
+    if (number := disk_problem(str(error))) is not None:
+        return disk_message(number, home)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{what}: {error.filename}: {error.strerror}"
+    return f"{what}: {type(error).__name__}: {first_line(str(error))}"
