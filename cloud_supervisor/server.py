@@ -156,7 +156,7 @@ def check_free(address: str) -> None:
         wheres = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"listen: {address!r} cannot be bound ({error.strerror}); use 127.0.0.1:PORT") from None
-    problem = ""
+    problem: str | None = None
     for family, kind, protocol, _, where in wheres:
         try:
             with socket.socket(family, kind, protocol) as probe:

@@ -15,7 +15,6 @@ from common.errors import ChaperoneError, ModelError
 _LOG = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _LONGEST = 300  # characters of a foreign message that are shown
 
 
@@ -59,13 +58,12 @@ def first_line(text: str) -> str:
 def _message(error: Exception, what: str, home: Path) -> str:
     if isinstance(error, MemoryError):
         return f"{what}: not enough memory"
-    if isinstance(error, OSError) and error.errno in (*_FULL, *_FORBIDDEN):
-        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else home
-        if path.is_relative_to(home):  # a file in a scratch folder means nothing to a reader
-            return disk_message(error.errno, home)
-        return f"{path}: {os.strerror(error.errno)}"
-    if (number := disk_problem(str(error))) is not None:
+    if (number := disk_problem(str(error))) is not None and not isinstance(error, OSError):
         return disk_message(number, home)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{what}: {error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        named = isinstance(error.filename, str | bytes)
+        path = Path(os.fsdecode(error.filename)) if named else home if error.errno in _FULL else None
+        if path is not None and (path.is_relative_to(home) or home.is_relative_to(path)):
+            return disk_message(error.errno, home)  # a file in a scratch folder means nothing to a reader
+        return f"{what}: {path}: {os.strerror(error.errno)}" if path else f"{what}: {first_line(str(error))}"
     return f"{what}: {type(error).__name__}: {first_line(str(error))}"
