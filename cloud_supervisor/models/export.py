@@ -12,9 +12,7 @@ import importlib.metadata
 import io
 import json
 import logging
-import re
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from cloud_supervisor.models.failures import disk_problem
+from cloud_supervisor.models.failures import disk_problem, reason_in
 from cloud_supervisor.models.registry import EdgeRecipe
 from cloud_supervisor.models.sources import Origin
 from cloud_supervisor.models.tokenizer import strip_padding
@@ -35,7 +33,6 @@ from common.errors import ModelError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
-_LOG_TAIL_LINES = 4
 _COMPARED_ROWS = 4096
 _SAME_MATRIX = 0.98  # cosine of two roundings of one matrix; 0.99 even with four bits on one side
 
@@ -177,20 +174,6 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str
     for name in ("model.onnx", "model.onnx.data"):
         (built / name).replace(folder / name)
     shutil.rmtree(scratch)
-
-
-def reason_in(log: str, returncode: int, scratch: Path) -> str:
-    """Return the last words of a log, without the traceback and without the paths of folders that are gone soon."""
-    if returncode < 0:
-        return f"it was ended by {signal.Signals(-returncode).name}, which a lack of memory may cause"
-    lines = [line for line in log.splitlines() if line.strip()]
-    frames = [index for index, line in enumerate(lines) if line.startswith((" ", "Traceback (most recent call last)"))]
-    if lines and frames and frames[-1] + 1 < len(lines):
-        lines = lines[frames[-1] + 1 :]
-    words = " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:])
-    return (
-        re.sub(re.escape(str(scratch)) + r"[\w/.-]*", "the model", words) or f"it said nothing, exit code {returncode}"
-    )
 
 
 def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:

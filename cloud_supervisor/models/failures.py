@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from common.errors import ChaperoneError, ModelError
 _LOG = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOG_TAIL_LINES = 4
 _LONGEST = 300  # characters of a foreign message that are shown
 
 
@@ -47,6 +49,19 @@ def disk_message(number: int, path: Path | str) -> str:
     if number in _FULL:
         return f"{path}: no room to write: {reason}; free some, or set CHAPERONE_HOME to a folder with more"
     return f"{path}: cannot be written: {reason}; set CHAPERONE_HOME to a folder of yours"
+
+
+def reason_in(log: str, returncode: int, scratch: Path) -> str:
+    """Return the last words of a log, without the traceback and without the paths of folders that are gone soon."""
+    if returncode < 0:
+        return f"it was ended by {signal.Signals(-returncode).name}, which a lack of memory may cause"
+    lines = [line for line in log.splitlines() if line.strip()]
+    frames = [index for index, line in enumerate(lines) if line.startswith((" ", "Traceback (most recent call last)"))]
+    if frames and frames[-1] + 1 < len(lines):
+        lines = lines[frames[-1] + 1 :]
+    words = " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:])
+    words = re.sub(re.escape(str(scratch)) + r"[\w/.-]*", "the model", words)
+    return words or f"it said nothing, exit code {returncode}"
 
 
 def first_line(text: str) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from common.errors import ChaperoneError
+
 Say = Callable[[str], None]
 
 _LINE_EVERY_S = 30.0
@@ -30,8 +32,8 @@ def signs_of_life(title: str, say: Say, *, on_terminal: bool, every_s: float | N
                     continue
                 try:
                     say(f"{title}: at work for {time.monotonic() - began_s:.0f} s")
-                except (OSError, ValueError):
-                    return  # nobody reads any more; the main thread will find that out by itself
+                except (ChaperoneError, OSError, ValueError):
+                    return  # nobody reads any more; the main thread finds that out by itself
 
         ticking = threading.Thread(target=tick, name="signs-of-life", daemon=True)
         ticking.start()
