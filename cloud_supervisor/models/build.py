@@ -91,7 +91,7 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
     from cloud_supervisor.models import export  # torch and transformers: seconds, and only needed from here on
     from cloud_supervisor.models.tokenizer import read_vocabulary
 
-    found = {role: _checked(spec.of(role), role, weights) for role, weights in found.items()}
+    found = {role: _checked(spec.of(role), role, weights, tools) for role, weights in found.items()}
     cloud, edge = building / "cloud", building / "edge"
     contexts: dict[Role, int] = {}
 
@@ -168,18 +168,21 @@ def _find(model: EdgeModel | CloudModel, tools: Tools) -> _Found:
             return _Found(None)
 
 
-def _checked(model: EdgeModel | CloudModel, role: Role, found: _Found) -> _Found:
+def _checked(model: EdgeModel | CloudModel, role: Role, found: _Found, tools: Tools) -> _Found:
     """Refuse a model by its configuration, before anything is built; of a hub's model, fix the commit."""
     if found.origin is None:
         return found
     from cloud_supervisor.models import export
 
     source = model.weights
+    on_hub = isinstance(source, PretrainedSource) and source.folder is None
+    if on_hub:
+        tools.say(f"{model.model}: looking for {found.origin.name} on the hub")
     try:
         config = export.read_config(found.origin)
     except (ImportError, KeyError, OSError, ValueError) as error:
-        if isinstance(source, PretrainedSource) and source.folder is None:
-            raise sources.absent_on_hub(source, model.model, first_line(str(error))) from None
+        if on_hub:
+            raise sources.absent_on_hub(found.origin.name, model.model, first_line(str(error))) from None
         raise ModelError(f"{model.model}: {found.origin.name}: {first_line(str(error))}") from None
     refuse_unsupported(config, role, model.model)
     commit = getattr(config, "_commit_hash", None)

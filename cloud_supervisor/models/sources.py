@@ -61,8 +61,8 @@ def refuse_absent(weights: Weights, model: str) -> None:
         raise ModelError(f"{model}: weights.name: {weights.name!r} does not exist; name a folder, or a model on a hub")
 
 
-def absent_on_hub(source: PretrainedSource, model: str, problem: str) -> ModelError:
+def absent_on_hub(name: str, model: str, problem: str) -> ModelError:
     """Return the error for a name that is no folder, and that no hub gave either."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}  # as the hub's client reads it
     hub = "HF_HUB_OFFLINE turns the hub off" if offline else f"the hub did not give it ({problem})"
-    return ModelError(f"{model}: weights.name: {source.name!r}: there is no such folder here, and {hub}")
+    return ModelError(f"{model}: weights.name: {name!r}: there is no such folder here, and {hub}")
