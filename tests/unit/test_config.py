@@ -23,7 +23,7 @@ from common.config import (
     pair_folder,
     vocabulary_digest,
 )
-from common.errors import ConfigError, ModelCorrupt, ModelMissing
+from common.errors import ConfigError, ModelCorrupt, ModelError, ModelMissing
 
 
 class Gate(FrozenModel):
@@ -232,6 +232,16 @@ def test_a_damaged_file_is_named_with_the_command(artefact: Path, content: bytes
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ModelCorrupt, match=f"model.onnx: {problem}; .*pull --pair some-pair --force"):
         load_manifest(artefact, role="edge")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+def test_a_file_that_cannot_be_read_is_not_corrupt(artefact: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CHAPERONE_HOME", str(artefact))
+    (artefact / name).unlink()
+    (artefact / name).symlink_to(name)  # in a circle: root may read anything else
+    with pytest.raises(ModelError, match=f"{name}: cannot be read: .*; CHAPERONE_HOME is {artefact}$") as caught:
+        load_manifest(artefact, role="edge")
+    assert not isinstance(caught.value, ModelCorrupt)
 
 
 def test_the_digest_names_what_was_made_from_what(artefact: Path) -> None:
