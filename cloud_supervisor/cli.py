@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
 
-from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.config import CloudConfig, check_address, check_pair_name
 from common.config import load_yaml
 from common.errors import ChaperoneError, ConfigError, InvalidRequest
 
 OWN_PACKAGES = ("cloud_supervisor", "common")
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_SIGNAL = 128  # plus the signal's number, as shells count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C.
 
-    For `serve`, Ctrl-C and SIGTERM are how it is meant to end: it lets its streams finish, and returns 0.
+    For `serve`, Ctrl-C and SIGTERM are how it is meant to end: it lets its streams finish, and returns 0. A second one
+    ends it at once. `models pull` removes what it has begun when Ctrl-C, SIGTERM or SIGHUP end it.
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("torch").setLevel(logging.WARNING)  # it would tell of its caches when the process ends
     try:
         arguments.run(arguments)
     except ChaperoneError as error:
-        print(f"chaperone-cloud: {error}", file=sys.stderr)
+        _say(f"chaperone-cloud: {error}", error=True)
         return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_ERROR
     except ImportError as error:
         if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug, which needs its traceback
             raise
         remedy = f"pip install 'chaperone-llm[{arguments.extras}]'"
-        print(f"chaperone-cloud: {error}; this command needs more packages: {remedy}", file=sys.stderr)
+        _say(f"chaperone-cloud: {error}; this command needs more packages: {remedy}", error=True)
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except _Ended as ended:
+        return ended.exit_code
     return EXIT_OK
 
 
@@ -52,9 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="supervise devices with one large model")
-    serve.add_argument("--config", type=Path, help="YAML file; flags override it")
-    serve.add_argument("--listen", metavar="HOST:PORT", help="port 0 takes a free one")
-    serve.add_argument("--pair", metavar="NAME", help="model pair: tiny, default, or another name of models.yaml")
+    serve.add_argument("--config", type=_file, help="YAML file; flags override it")
+    serve.add_argument("--listen", metavar="HOST:PORT", type=_checked(check_address), help="port 0 takes a free one")
+    serve.add_argument(
+        "--pair",
+        metavar="NAME",
+        type=_checked(check_pair_name),
+        help="model pair: tiny, default, or another name of models.yaml",
+    )
     serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
     serve.add_argument("--threads", type=int, help="CPU threads of the model")
     serve.set_defaults(run=_serve)
@@ -62,14 +74,38 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="fetch, convert and list models")
     model_commands = models.add_subparsers(required=True, metavar="COMMAND")
     pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
-    pull.add_argument("--pair", default="default", metavar="NAME")
-    pull.add_argument("--registry", type=Path, help="another models.yaml")
+    pull.add_argument("--pair", default="default", metavar="NAME", type=_checked(check_pair_name))
+    pull.add_argument("--registry", type=_file, help="another models.yaml")
     pull.add_argument("--force", action="store_true", help="build it again")
     pull.set_defaults(run=_pull, extras="cloud,build")
     listing = model_commands.add_parser("list", help="which pairs are known, and which are here")
-    listing.add_argument("--registry", type=Path, help="another models.yaml")
+    listing.add_argument("--registry", type=_file, help="another models.yaml")
     listing.set_defaults(run=_list)
     return parser
+
+
+def _checked(check: Callable[[str], str]) -> Callable[[str], str]:
+    """Turn a setting's own check into one of a flag: argparse names the flag, and ends with the code of wrong usage."""
+
+    def convert(text: str) -> str:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+    return convert
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    try:
+        problem = "it is empty" if not text else "a folder, not a file" if path.is_dir() else ""
+        problem = problem or ("" if path.exists() else "no such file")
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read: {error}"
+    if problem:
+        raise argparse.ArgumentTypeError(f"{text!r}: {problem}; give a YAML file")
+    return path
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -77,32 +113,55 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     config = load_yaml(arguments.config, CloudConfig) if arguments.config else CloudConfig()
     config = _override(config, arguments, ("listen", "pair", "dtype", "threads"))
-
-    def announce(address: str) -> None:
-        print(f"chaperone-cloud: serving {config.pair} on {address}", flush=True)
-
-    asyncio.run(serve(config, announce))
+    serve(config, lambda address: _say(f"chaperone-cloud: serving {config.pair} on {address}"))
 
 
 def _pull(arguments: argparse.Namespace) -> None:
     from cloud_supervisor.models.pull import pull
 
-    pull(arguments.pair, registry_path=arguments.registry, force=arguments.force, say=_say)
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    with _ended_by(signal.SIGTERM, signal.SIGHUP):
+        pull(arguments.pair, registry_path=arguments.registry, force=arguments.force, progress=on_terminal, say=_say)
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from cloud_supervisor.models.pull import list_pairs
+    from cloud_supervisor.models.listing import list_pairs
 
     for state in list_pairs(arguments.registry):
-        for role, model, present in (
-            ("edge", state.edge_model, state.edge_present),
-            ("cloud", state.cloud_model, state.cloud_present),
-        ):
-            _say(f"{state.pair:12} {role:6} {'here' if present else 'not pulled':11} {model}")
+        for artefact in (state.edge, state.cloud):
+            line = f"{state.pair:12} {artefact.role:6} {artefact.presence:11} {artefact.model}"
+            line += "" if state.registered else "  (of another registry)"
+            _say(line + (f"  {artefact.problem}" if artefact.problem else ""))
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+class _Ended(BaseException):
+    """A signal ended the command; as KeyboardInterrupt, nothing on its way up may take it for an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = EXIT_SIGNAL + number
+
+
+@contextmanager
+def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Within the block let signals end the command in order, so that it leaves nothing behind."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise _Ended(number)
+
+    kept = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` ignores SIGHUP
+    for number in kept:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in kept:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    """Write a line: everything that this command prints comes through here."""
+    print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _override(config: CloudConfig, arguments: argparse.Namespace, names: Sequence[str]) -> CloudConfig:
@@ -110,7 +169,10 @@ def _override(config: CloudConfig, arguments: argparse.Namespace, names: Sequenc
     try:
         return CloudConfig.model_validate({**config.model_dump(), **given})
     except ValidationError as error:
-        flags = (f"--{details['loc'][0]}: {details['input']!r}: {details['msg']}" for details in error.errors())
+        flags = (
+            f"--{details['loc'][0]}: {details['input']!r}: {details['msg'].removeprefix('Value error, ')}"
+            for details in error.errors()
+        )
         raise ConfigError("\n".join(flags)) from None
 
 

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from common.config import FrozenModel
+from common.config import PAIR_NAME, FrozenModel
+
+
+def check_address(address: str) -> str:
+    """Return the address; raise ValueError unless it is `HOST:PORT` or `unix:PATH`."""
+    if not address:
+        raise ValueError("it is empty; give HOST:PORT, such as 127.0.0.1:50151")
+    if address.startswith("unix:"):
+        if address == "unix:":
+            raise ValueError("it has no path; give unix:PATH")
+        return address
+    host, colon, port = address.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")) or (host.startswith("[") and not host.endswith("]")):
+        raise ValueError("it has no port; give HOST:PORT, such as 127.0.0.1:50151")
+    if not host or not (port.isascii() and port.isdecimal()):
+        raise ValueError("it is not HOST:PORT, such as 127.0.0.1:50151")
+    return address
+
+
+def check_pair_name(name: str) -> str:
+    """Return the name of a pair; raise ValueError for what is none, such as a path."""
+    if not re.fullmatch(PAIR_NAME, name):
+        raise ValueError("it is not a name of lower-case letters, digits, '-' and '_'; `models list` shows all")
+    return name
 
 
 class LimitsConfig(FrozenModel):
@@ -31,8 +55,8 @@ class LimitsConfig(FrozenModel):
 class CloudConfig(FrozenModel):
     """All settings of `chaperone-cloud serve`; see `configs/cloud.yaml` for what they mean."""
 
-    listen: str = "127.0.0.1:50151"
-    pair: str = "default"
+    listen: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50151"
+    pair: Annotated[str, AfterValidator(check_pair_name)] = "default"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)

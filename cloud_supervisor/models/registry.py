@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 import common
-from common.config import FrozenModel, load_yaml
+from common.config import FrozenModel, Role, load_yaml
 from common.errors import ConfigError
 
 PAIR_NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -34,6 +34,15 @@ class PretrainedSource(FrozenModel):
 
     source: Literal["pretrained"]
     name: str = Field(min_length=1)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the name stands for; None where there is no such folder."""
+        try:
+            folder = Path(self.name).expanduser()
+            return folder if folder.is_dir() else None
+        except (OSError, RuntimeError, ValueError):  # no folder can have this name
+            return None
 
 
 class TinySource(FrozenModel):
@@ -86,6 +95,10 @@ class Pair(FrozenModel):
 
     edge: EdgeModel
     cloud: CloudModel
+
+    def of(self, role: Role) -> EdgeModel | CloudModel:
+        """The model of one end."""
+        return self.edge if role == "edge" else self.cloud
 
 
 class Registry(FrozenModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from common.config import vocabulary_digest
-from common.errors import ModelCorrupt
+from common.errors import ModelCorrupt, ModelError
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ class Vocabulary:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Read the vocabulary of a `tokenizer.json`: byte-level, or with `▁` and `<0x0A>` as SentencePiece writes them."""
+    """Read the vocabulary of a `tokenizer.json`: byte-level, or with `▁` and `<0x0A>` as SentencePiece writes them.
+
+    Raises ModelError for a token that is neither.
+    """
     tokenizer = Tokenizer.from_file(str(path))
     added = tokenizer.get_added_tokens_decoder()
     byte_level = _is_byte_level(json.loads(tokenizer.to_str()))
@@ -51,6 +57,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if token_id in added:
             id_to_bytes[token_id] = added[token_id].content.encode()
         elif byte_level:
+            if not table.keys() >= set(token):
+                raise ModelError(f"tokenizer: its tokens stand for bytes, but {token!r} does not; it is not supported")
             id_to_bytes[token_id] = bytes(table[character] for character in token)
         else:
             id_to_bytes[token_id] = _sentencepiece_bytes(token)
@@ -91,6 +99,6 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def _sentencepiece_bytes(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+    if _BYTE_TOKEN.fullmatch(token):
         return bytes([int(token[3:5], 16)])
     return token.replace("▁", " ").encode()

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+from asyncio import to_thread
 from importlib.metadata import version
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from cloud_supervisor.cli import main as cloud_main
+from common.config import load_manifest
 from edge_client.cli import main
 from tests.integration.loopback import serving
+from tests.integration.raw import RawStream, opening
 from tests.integration.staging import (
     PATIENCE_S,
     Brake,
@@ -231,6 +237,56 @@ def test_serve_prints_its_address_and_stops_cleanly(
     assert (code, out) == (0, b"")
     assert "Traceback" not in err
     assert "stopping: open streams have 5.0 s to finish" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_server_at_once(tiny_pair: Path, tmp_path: Path, number: signal.Signals) -> None:
+    config = tmp_path / "cloud.yaml"
+    config.write_text("grace_seconds: 60\n")
+
+    async def interrupt(process: subprocess.Popen[bytes], address: str) -> float:
+        """Seconds from the second signal to the end of a process whose stream stays open."""
+        async with grpc.aio.insecure_channel(address) as channel:
+            stream = RawStream(channel)
+            await stream.send(opening(load_manifest(tiny_pair / "cloud", role="cloud").tokenizer_digest))
+            assert await stream.read() is not None
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            while b"stopping: open streams have 60.0 s" not in (line := await to_thread(process.stderr.readline)):
+                assert line, "it ended at the first signal"
+            began_s = asyncio.get_running_loop().time()
+            process.send_signal(number)
+            await to_thread(process.wait, PATIENCE_S)
+            return asyncio.get_running_loop().time() - began_s
+
+    with server_process("--config", str(config)) as (process, address):
+        assert asyncio.run(interrupt(process, address)) < 30
+        assert process.returncode == 128 + number
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+from cloud_supervisor.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_is_cheap_is_checked_before_the_model_is_loaded(tiny_pair: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(tiny_pair, tmp_path / "models" / "tiny")
+    (damaged / "cloud" / "config.json").write_text("{}")
+    home = {"CHAPERONE_HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for listen, code, words in (
+            (f"127.0.0.1:{port}", 2, f"listen: '127.0.0.1:{port}' cannot be bound (Address already in use)"),
+            ("unix:/nowhere/x", 2, "listen: 'unix:/nowhere/x' cannot be bound: /nowhere is not a folder"),
+            ("127.0.0.1:0", 1, "config.json: 2 bytes, the manifest says"),
+        ):
+            process = start_python("-c", WITHOUT_TORCH, "serve", "--pair", "tiny", "--listen", listen, **home)
+            told, _, err = ended(process)
+            assert (told, err.count("\n")) == (code, 1), err
+            assert words in err
 
 
 SERVE = [

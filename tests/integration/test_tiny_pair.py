@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from cloud_supervisor.models.pull import list_pairs
+from cloud_supervisor.models.listing import list_pairs
 from common.config import ROLES, ModelManifest, Role, load_manifest
 from common.errors import ModelCorrupt, ModelMissing
 
@@ -109,7 +109,8 @@ def test_a_killed_pull_leaves_nothing_that_loads(killed: Killed) -> None:
 
 def test_a_pull_after_it_is_whole_and_clean(pair: Path) -> None:
     edge, cloud = (load_manifest(pair / role, role=role, verify=True) for role in ROLES)
-    assert set(edge.files) == {"model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"}
+    texts = {"tokenizer.json", "chat_template.jinja", "special_tokens.json"}
+    assert set(edge.files) == {"model.onnx", "model.onnx.data", *texts}
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(cloud.files)
     assert (edge.tokenizer_digest, edge.vocabulary_size) == (cloud.tokenizer_digest, cloud.vocabulary_size)
     assert edge.files["chat_template.jinja"] == cloud.files["chat_template.jinja"]
@@ -127,8 +128,7 @@ def test_a_second_pull_does_nothing(home: Path, pair: Path) -> None:
     assert time.monotonic() - started < 10  # no torch is imported
     assert {path: path.stat().st_mtime_ns for path in pair.rglob("*")} == before
     state = next(state for state in list_pairs() if state.pair == "tiny")
-    assert state.edge_present
-    assert state.cloud_present
+    assert (state.edge.presence, state.cloud.presence) == ("here", "here")
 
 
 def write_registry(path: Path, edge: Path | str, cloud: Path) -> Path:

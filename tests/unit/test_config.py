@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pwd
 import struct
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +23,7 @@ from common.config import (
     pair_folder,
     vocabulary_digest,
 )
-from common.errors import ConfigError, ModelCorrupt, ModelMissing
+from common.errors import ConfigError, ModelCorrupt, ModelError, ModelMissing
 
 
 class Gate(FrozenModel):
@@ -147,6 +148,46 @@ def test_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     assert chaperone_home() == Path.home() / ".cache" / "chaperone"
 
 
+HOMES = [
+    ({"CHAPERONE_HOME": "/dev/null/x"}, "CHAPERONE_HOME: '/dev/null/x' cannot be used: /dev/null is not a folder"),
+    ({"CHAPERONE_HOME": "models"}, "CHAPERONE_HOME: 'models' is relative; give the whole path, such as /"),
+    ({"CHAPERONE_HOME": "~nobody_such/x"}, "CHAPERONE_HOME: '~nobody_such/x' names a user who is not known here"),
+    (
+        {"CHAPERONE_HOME": f"/{'x' * 300}"},
+        "cannot be used: File name too long; set CHAPERONE_HOME to a folder of yours",
+    ),
+    (
+        {"XDG_CACHE_HOME": "/dev/null"},
+        "the user's cache folder: '/dev/null/chaperone' cannot be used: /dev/null is not",
+    ),
+    ({"HOME": ""}, "CHAPERONE_HOME: not set, and this user has no home folder; set it to a folder"),
+]
+
+
+@pytest.mark.parametrize(("variables", "words"), HOMES, ids=[words for _, words in HOMES])
+def test_a_home_that_cannot_be_is_named_by_its_setting(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
+) -> None:
+    for name in ("CHAPERONE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as in a container with a number for a user
+    with pytest.raises(ConfigError) as caught:
+        pair_folder("tiny", "edge")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_relative_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHAPERONE_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert chaperone_home() == Path.home() / ".cache" / "chaperone"
+
+
 @pytest.fixture
 def artefact(tmp_path: Path) -> Path:
     folder = tmp_path / "some-pair" / "edge"
@@ -191,6 +232,27 @@ def test_a_damaged_file_is_named_with_the_command(artefact: Path, content: bytes
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ModelCorrupt, match=f"model.onnx: {problem}; .*pull --pair some-pair --force"):
         load_manifest(artefact, role="edge")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+def test_a_file_that_cannot_be_read_is_not_corrupt(artefact: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CHAPERONE_HOME", str(artefact))
+    (artefact / name).unlink()
+    (artefact / name).symlink_to(name)  # in a circle: root may read anything else
+    with pytest.raises(ModelError, match=f"{name}: cannot be read: .*; CHAPERONE_HOME is {artefact}$") as caught:
+        load_manifest(artefact, role="edge")
+    assert not isinstance(caught.value, ModelCorrupt)
+
+
+def test_the_digest_names_what_was_made_from_what(artefact: Path) -> None:
+    manifest = load_manifest(artefact, role="edge")
+    expected = json.dumps(["edge", "some-model", {"source": "tiny"}, {}, manifest.tokenizer_digest], sort_keys=True)
+    assert manifest.digest == f"sha256:{hashlib.sha256(expected.encode()).hexdigest()}", "gates are bound to it"
+    contents = (None, f"sha256:{'1' * 64}", f"sha256:{'2' * 64}")
+    copies = [manifest.model_copy(update={"content": content}) for content in contents]
+    assert len({copy.digest for copy in copies}) == 3
+    moved = copies[1].model_copy(update={"source": {"source": "pretrained", "name": "elsewhere"}})
+    assert moved.digest == copies[1].digest
 
 
 def test_checksums_of_large_files_are_left_to_verify(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from cloud_supervisor.models.fetch import fetch, pip_download
-from cloud_supervisor.models.pull import list_pairs, pull
+from cloud_supervisor.models.listing import list_pairs
+from cloud_supervisor.models.pull import pull
 from cloud_supervisor.models.registry import TinySource, WheelsSource, default_registry, load_registry
 from cloud_supervisor.models.tokenizer import read_vocabulary, strip_padding
 from common.errors import ConfigError, ModelCorrupt, ModelError
@@ -117,6 +118,15 @@ def test_a_part_that_never_ends_is_not_written_to_its_end(tmp_path: Path, shelf:
     assert not [path for path in (tmp_path / "d").rglob("*") if path.is_file()]
 
 
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, shelf: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / f"{WHOLE.sha256[:16]}.unfinished").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False)
+    assert [path.suffix for path in (tmp_path / "d").iterdir()] == [".parts"], "which a later pull resumes"
+    assert fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False).exists()
+
+
 def test_a_damaged_joined_file_is_fetched_anew(tmp_path: Path, shelf: Path) -> None:
     joined = fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False)
     joined.write_bytes(b"x" * WHOLE.bytes)
@@ -162,7 +172,7 @@ def test_nothing_is_present_before_the_first_pull(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path))
     states = list_pairs()
     assert [state.pair for state in states] == sorted(state.pair for state in states)
-    assert not any(state.edge_present or state.cloud_present for state in states)
+    assert {state.edge.presence for state in states} == {state.cloud.presence for state in states} == {"not pulled"}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,6 +195,18 @@ def test_sentencepiece_tokens_become_bytes(tmp_path: Path) -> None:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert read_vocabulary(tmp_path / "tokenizer.json").id_to_bytes == {0: b"\n", 1: b" the", 2: "é".encode()}
+
+
+def test_tokens_that_stand_for_no_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizer = Tokenizer(models.BPE(vocab={"<0xZZ>": 0}, merges=[]))
+    tokenizer.save(str(path))
+    assert read_vocabulary(path).id_to_bytes == {0: b"<0xZZ>"}
+    tokenizer = Tokenizer(models.BPE(vocab={"▁the": 0}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path))
+    with pytest.raises(ModelError, match=r"tokenizer: its tokens stand for bytes, but '▁the' does not"):
+        read_vocabulary(path)
 
 
 def test_padding_of_a_gguf_vocabulary_is_dropped(tmp_path: Path) -> None:
