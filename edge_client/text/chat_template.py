@@ -17,7 +17,7 @@ from edge_client.text.messages import Chat, checked_chat, quoted
 from edge_client.text.tokenizer import FETCH, Tokenizer
 
 SpecialTokens = Mapping[str, str | list[str]]
-_PROBE = "\ufdd0"
+_PROBE = "zqprobezq"  # no filter changes letters
 _REFUSAL = 200  # characters of a template's own words
 # Templates leave contents of other roles out on purpose: Llama 3's that of an assistant who calls a tool, for example.
 _MAY_BE_LEFT_OUT = ("user", "assistant")
@@ -132,7 +132,7 @@ class ChatTemplate:
     def _refuse_left_out(self, chat: Chat) -> None:
         """Some templates pass over roles they do not know: a prompt without what the user said."""
         probes = {
-            index: chr(0xF0000 + index)
+            index: f"{_PROBE}{index}zq"
             for index, message in enumerate(chat.messages)
             if message["role"] not in _MAY_BE_LEFT_OUT and message.get("content")
         }

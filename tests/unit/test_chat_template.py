@@ -30,7 +30,8 @@ TRICKY_TEMPLATES = {
     "loop controls": "{% for m in messages %}{% if m.role == 'assistant' %}{% continue %}{% endif %}{{ m.content }}"
     "{% if loop.index > 1 %}{% break %}{% endif %}{% endfor %}",
     "generation": "{% for m in messages %}\n{% generation %}\n{{ m.content }}\n{% endgeneration %}\n{% endfor %}x",
-    "undefined": "{{ messages }}{{ tools }}{{ documents }}{% if not tools is defined or tools is none %}none{% endif %}{{ nothing }}",
+    "undefined": "{{ messages }}{{ tools }}{{ documents }}"
+    "{% if not tools is defined or tools is none %}none{% endif %}{{ nothing }}",
     "clock": "{{ messages }}{{ strftime_now('%Y') }}",
 }
 
@@ -103,7 +104,7 @@ CALLING = {"role": "assistant", "content": None}
         ([{**USER, "zzz": 1}], "messages[0]: 'zzz' is an unknown key (known are role, content, name"),
         ([{**USER, "tool_call": []}], "messages[0]: 'tool_call' is an unknown key (did you mean 'tool_calls'?)"),
         ([{**USER, "name": 1}], "messages[0].name: expected a string, got int"),
-        ([{**USER, 3: 1}], "messages[0]: key: expected a string, got int"),
+        ([{"role": "user", 3: 1}], "messages[0]: key: expected a string, got int"),
         ([{**USER, "content": "a\ud800"}], "messages[0].content: character 1 is a lone surrogate"),
         ([{**USER, "x" * 500: 1}], "messages[0]: 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... is an unknown key"),
         ([{**CALLING, "tool_calls": CALL}], "messages[0].tool_calls: expected a list, got dict"),

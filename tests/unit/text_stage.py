@@ -51,11 +51,9 @@ KINDS = ("byte-level", "prepend", "metaspace", "metaspace-always", "unigram")
 def library_tokenizer(kind: str) -> str:
     """A `tokenizer.json` of one kind, with all control tokens of all families."""
     made = {"byte-level": _byte_level, "unigram": _unigram}.get(kind, lambda: _sentence_piece(kind))()
-    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in CONTROL_TOKENS])
-    made.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True, rstrip=True) for text in STRIPPING_TOKENS]
-    )
-    made.add_tokens([AddedToken(text, normalized=False, special=False) for text in ADDED_TEXT])
+    made.add_special_tokens([AddedToken(text, normalized=False) for text in CONTROL_TOKENS])
+    made.add_special_tokens([AddedToken(text, normalized=False, rstrip=True) for text in STRIPPING_TOKENS])
+    made.add_tokens([AddedToken(text, normalized=False) for text in ADDED_TEXT])
     return str(made.to_str())
 
 
