@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import InvalidRequest
 from edge_client.text import chat_tokens
-from tests.unit.text_stage import CONVERSATIONS, KINDS, SPECIAL_TOKENS, reference, template_of, tokenizer_of
+from tests.unit.text_stage import CONVERSATIONS, KINDS, SPECIAL_TOKENS, TEMPLATES, reference, template_of, tokenizer_of
 
 # transformers writes these prompts without the tools, calls or results.
 WITH_TOOLS = ("tools", "a call", "a call without content", "calls")
@@ -42,3 +42,7 @@ def ids_of_transformers(kind: str, family: str, chat: dict[str, Any]) -> list[in
     except (jinja2.TemplateError, TypeError):
         return None
     return ids
+
+
+def test_every_template_is_tried() -> None:
+    assert {path.stem for path in TEMPLATES.glob("*.jinja")} == SPECIAL_TOKENS.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,25 @@ def test_nothing_comes_after_a_stop_string() -> None:
     assert scanner.push("axb") == ("a", True)
     assert scanner.push("c") == ("", True)
     assert scanner.flush() == ""
+
+
+def test_long_stop_strings_cost_no_more_than_short_ones() -> None:
+    """In processor time, which does not count what else the machine does."""
+    scanner = StopScanner([f"{'ab' * 127}{number:02d}" for number in range(16)])
+    began_s = time.process_time()
+    shown = "".join(scanner.push("abababab")[0] for _ in range(10_000)) + scanner.flush()
+    assert time.process_time() - began_s < 5
+    assert shown == "ab" * 40_000
+
+
+def test_a_stop_string_may_be_met_by_the_last_of_several_that_compete() -> None:
+    scanner = StopScanner(("abcx", "bc", "c"))
+    assert scanner.push("abc") == ("", False)  # "abcx" starts first and may still come
+    assert scanner.flush() == "a"
+    assert scanner.stopped
+    scanner = StopScanner(("abcx", "bc"))
+    assert scanner.push("abc") == ("", False)
+    assert scanner.push("d") == ("a", True)
 
 
 def test_the_output_of_a_generation_joins_both(tokenizer: Tokenizer) -> None:
