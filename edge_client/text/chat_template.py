@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -114,13 +115,13 @@ class ChatTemplate:
             return None
 
     def _content_forms(self) -> tuple[bool, bool]:
-        """Whether contents may be strings, and whether they may be lists of parts, with the same outcome."""
+        """Whether the template writes contents that are strings, and contents that are lists of parts."""
         as_text = self.attempt(Chat([{"role": "user", "content": _PROBE}]))
         as_parts = self.attempt(Chat([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]))
         takes_text = as_text is None or _PROBE in as_text
-        if takes_text:
-            return True, as_text is not None and as_parts == as_text
-        return False, as_parts is not None and _PROBE in as_parts
+        if as_parts is None or _PROBE not in as_parts:
+            return takes_text, False
+        return takes_text, re.search(f"""text['"]: *['"]{_PROBE}""", as_parts) is None  # the list itself was written
 
     def _in_form(self, content: str | list[dict[str, str]] | None) -> str | list[dict[str, str]] | None:
         if isinstance(content, list) and not self._takes_parts:
