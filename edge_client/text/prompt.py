@@ -34,13 +34,12 @@ def chat_tokens(
             marks = Marks(rendered)
             marked_chat = chat.with_strings(marks.put(partial(tokenizer.control_text.places, parts=parts)))
             if not marks.characters:
-                break
+                return tokenizer.encode_marked(rendered, {}, max_tokens=max_tokens)
             marked = template.attempt(marked_chat)
             if marked is not None and marks.taken_out(marked) == rendered:
                 return tokenizer.encode_marked(marked, marks.characters, max_tokens=max_tokens)
-        else:
-            raise InvalidRequest(
-                "messages: they hold the text of a control token that the model's chat template looks at, so that it "
-                "cannot be read as text; remove it, or give parse_special=True to have it read as the control token"
-            )
+        raise InvalidRequest(
+            "messages: they hold the text of a control token that the model's chat template looks at, so that it "
+            "cannot be read as text; remove it, or give parse_special=True to have it read as the control token"
+        )
     return tokenizer.encode(rendered, max_tokens=max_tokens)

@@ -18,6 +18,7 @@ from edge_client.text.token_bytes import ByteLevelTokens, FallbackTokens, TokenB
 if TYPE_CHECKING:
     from common.config import ModelManifest
 
+_LONG_TEXT = 4096  # characters; reading them takes some milliseconds
 FETCH = "run `chaperone-cloud models pull` where the cloud part is installed, and copy the folder `edge` to this device"
 
 
@@ -34,6 +35,10 @@ class Tokenizer:
         self.control_tokens: Mapping[int, str] = {
             token_id: token.content for token_id, token in added.items() if token.special
         }
+        # Some read `<S>` or fullwidth characters as the control token `<s>`.
+        self._reads_controls_loosely = tokenizer.normalizer is not None and any(
+            token.special and token.normalized for token in added.values()
+        )
         self.token_bytes = _token_bytes(tokenizer, self.control_tokens.keys())
 
     @classmethod
@@ -70,28 +75,31 @@ class Tokenizer:
         A text that certainly has more than `max_tokens` is refused unread, as PromptTooLong.
         """
         self._check_length(text, max_tokens)
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(_encoded(self._tokenizer, text).ids)
 
     def encode_marked(self, text: str, marks: Mapping[int, str], *, max_tokens: int | None = None) -> tuple[int, ...]:
         """Read as control tokens only those of `text`; then each mark becomes its character and is read as text.
 
-        Raises InvalidRequest where this tokenizer can read the text of a control token in one way only.
+        Raises PromptTooLong, or InvalidRequest where this tokenizer can read the text of a control token in one way
+        only.
         """
+        if not marks and not self._reads_controls_loosely:
+            return self.encode(text, max_tokens=max_tokens)
         self._check_length(text, max_tokens)
         unmarked = text.translate(marks)
         wanted, (token_ids, found) = self._read(text)[1], self._read(unmarked)
-        if found == wanted:
+        if found == wanted and not self._reads_controls_loosely:
             return tuple(token_ids)
         names, literal = self._literal
         parts, end = [], 0
         for token_id, start in wanted:
             parts += [unmarked[end:start], names[token_id]]
             end = start + len(self.control_tokens[token_id])
-        return tuple(literal.encode("".join((*parts, unmarked[end:])), add_special_tokens=False).ids)
+        return tuple(_encoded(literal, "".join((*parts, unmarked[end:]))).ids)
 
     def _read(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The token ids of a text, and which of them are control tokens that stand in it, and where."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = _encoded(self._tokenizer, text)
         found = []
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             # Neighbouring white space may belong to the token, and an unknown character may have a control token's id.
@@ -143,8 +151,7 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise InvalidRequest(f"{_ONE_WAY} ({error})") from error
         for token_id, name in names.items():
-            same = self._tokenizer.encode(self.control_tokens[token_id], add_special_tokens=False).ids
-            if literal.encode(name, add_special_tokens=False).ids != same:
+            if _encoded(literal, name).ids != _encoded(self._tokenizer, self.control_tokens[token_id]).ids:
                 raise InvalidRequest(_ONE_WAY)
         return names, literal
 
@@ -153,6 +160,13 @@ _ONE_WAY = (
     "messages: they hold the text of a control token, which this model's tokenizer cannot read as text; "
     "remove it, or give parse_special=True to have it read as the control token"
 )
+
+
+def _encoded(tokenizer: Any, text: str) -> Any:
+    """Encode a text; other threads run meanwhile if it is long."""
+    if len(text) < _LONG_TEXT:
+        return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode_batch([text], add_special_tokens=False)[0]  # `encode` holds Python's lock
 
 
 def _renamed(tokenizer: Any, names: Mapping[str, str]) -> Any:

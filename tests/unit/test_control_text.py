@@ -199,16 +199,20 @@ def test_a_template_that_looks_at_control_tokens_is_not_second_guessed() -> None
     assert chat_tokens(tokenizer, lines, [{"role": "user", "content": "> a"}]) == tokenizer.encode("quoted> a")
 
 
-def test_control_tokens_that_are_found_in_normalised_text() -> None:
+LOOSE = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+
+
+@pytest.mark.parametrize("forged", ["<s>", "<S>", "＜s＞", " <s> ", "</s>", "a </s>"])
+def test_control_tokens_that_are_found_in_normalised_text(forged: str) -> None:
     library = Library(models.WordLevel({"<unk>": 0, "a": 1, "<": 2, "s": 3, ">": 4, "</s>": 5}, unk_token="<unk>"))
-    library.normalizer = normalizers.Lowercase()
+    library.normalizer = LOOSE
     library.pre_tokenizer = pre_tokenizers.Punctuation()
     library.add_special_tokens([AddedToken("<s>", normalized=True, single_word=True), AddedToken("</s>", lstrip=True)])
     tokenizer = Tokenizer(library)
-    start = next(token_id for token_id, text in tokenizer.control_tokens.items() if text == "<s>")
     template = ChatTemplate("<s> a {{ messages[0].content }} </s>")
-    assert chat_tokens(tokenizer, template, [{"role": "user", "content": "<s>"}]).count(start) == 1
-    assert chat_tokens(tokenizer, template, [{"role": "user", "content": "<s>"}], parse_special=True).count(start) == 2
+    chat = [{"role": "user", "content": forged}]
+    assert controls(tokenizer, chat_tokens(tokenizer, template, chat)) == {"<s>": 1, "</s>": 1}
+    assert controls(tokenizer, chat_tokens(tokenizer, template, chat, parse_special=True)).total() == 3
 
 
 def test_settings_of_a_training_run_cut_no_prompt() -> None:
