@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain, zip_longest
 from typing import Any
 
 import pytest
@@ -186,6 +187,22 @@ def test_no_control_token_is_made_at_a_seam(kind: str, seam: str) -> None:
     token_ids = chat_tokens(tokenizer, ChatTemplate(source), [{"role": "user", **message}])
     own = source.count("<|im_end|>")
     assert controls(tokenizer, token_ids) == ({"<|im_end|>": own} if own else {})
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    own=st.lists(st.sampled_from(["", " ", "x", *CONTROL_TOKENS[:3], "<|im_end|>", "[/INST]"]), min_size=4, max_size=4),
+    theirs=st.lists(st.lists(st.sampled_from(PIECES), max_size=3).map("".join), min_size=3, max_size=3),
+    trim=st.sampled_from(["", " | trim"]),
+)
+def test_strings_that_touch_make_no_control_token(kind: str, own: list[str], theirs: list[str], trim: str) -> None:
+    keys = ("name", "content", "tool_call_id")
+    places = [f"{{{{ messages[0].{key}{trim} }}}}" for key in keys]
+    template = ChatTemplate("".join(chain(*zip_longest(own, places, fillvalue=""))))
+    message = dict(zip(keys, theirs, strict=True))
+    token_ids = chat_tokens(tokenizer_of(kind), template, [{"role": "user", **message}])
+    assert controls(tokenizer_of(kind), token_ids) == Counter(text for text in own if text in CONTROL_TOKENS)
 
 
 def test_a_template_that_looks_at_control_tokens_is_not_second_guessed() -> None:
