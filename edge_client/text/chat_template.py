@@ -60,7 +60,10 @@ class ChatTemplate:
             raise ModelCorrupt(f"{path}: it cannot be read as UTF-8 text: {error}; {FETCH}") from error
 
     def checked(self, messages: Any, tools: Any = None) -> Chat:
-        """Check messages and tools, and that the template leaves none of them out; raises InvalidRequest."""
+        """Check messages and tools, and that the template leaves none of them out; raises InvalidRequest.
+
+        What a template makes of `name`, `tool_call_id` and `reasoning_content` is left to it, as in transformers.
+        """
         if self._template is None:
             raise InvalidRequest(
                 "messages: this model has no chat template (chat_template.jinja); "
@@ -139,14 +142,21 @@ class ChatTemplate:
         }
         if not probes:
             return
-        rendered = self.attempt(chat.with_contents({index: self._in_form(probe) for index, probe in probes.items()}))
+        probed = chat.with_contents({index: self._in_form(probe) for index, probe in probes.items()})
+        rendered = self.attempt(probed)
         for index, probe in probes.items():
-            if rendered is not None and probe not in rendered:
-                role = chat.messages[index]["role"]
-                raise InvalidRequest(
-                    f"messages[{index}].role: this model's chat template leaves {role!r} messages at this place out; "
-                    "give its content in a message of another role"
-                )
+            role = chat.messages[index]["role"]
+            if rendered is None or probe in rendered or (index == 0 and self._begins_with(probed.messages[0], probe)):
+                continue
+            raise InvalidRequest(
+                f"messages[{index}].role: this model's chat template leaves {role!r} messages at this place out; "
+                "give its content in a message of another role"
+            )
+
+    def _begins_with(self, message: dict[str, Any], probe: str) -> bool:
+        """Whether a chat may begin with this: Mistral's leaves a system prompt out while a tool's result comes last."""
+        rendered = self.attempt(Chat([message, {"role": "user", "content": self._in_form("x")}]))
+        return rendered is not None and probe in rendered
 
 
 class _GenerationTag(Extension):

@@ -167,7 +167,9 @@ def _plain(value: Any, field: str, depth: int = 0) -> Any:
         case Mapping():
             for key in value:
                 _check_text(key, f"{field}: key")
-            return {_unicode(key, field): _plain(item, f"{field}.{key}", depth + 1) for key, item in value.items()}
+            return {
+                _unicode(key, field): _plain(item, f"{field}.{key[:_QUOTED]}", depth + 1) for key, item in value.items()
+            }
         case list() | tuple():
             return [_plain(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(value)]
         case _:

@@ -12,11 +12,12 @@ from edge_client.text import chat_tokens
 from tests.unit.text_stage import CONVERSATIONS, KINDS, SPECIAL_TOKENS, TEMPLATES, reference, template_of, tokenizer_of
 
 # transformers writes these prompts without the tools, calls or results.
-WITH_TOOLS = ("tools", "a call", "a call without content", "calls")
+WITH_TOOLS = ("tools", "a call", "system and a call", "a call without content", "calls")
 LEFT_OUT = {
     ("gemma3", "tools"),
     ("smollm", "tools"),
     ("smollm", "calls"),
+    ("smollm", "system and a call"),
     *(("phi3", name) for name in WITH_TOOLS),
     *(("bos_list", name) for name in WITH_TOOLS),
 }

@@ -176,6 +176,10 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT],
         "tools": [WEATHER],
     },
+    "system and a call": {
+        "messages": [SYSTEM, USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, RESULT],
+        "tools": [WEATHER],
+    },
     "a call without content": {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, RESULT]},
     "calls": {
         "messages": [
