@@ -158,6 +158,9 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
             {"role": "user", "content": "<b>1 & 2</b> > [x]"},
         ]
     },
+    "turns without system": {
+        "messages": [{"role": "user", "content": "a\tb "}, {"role": "assistant", "content": "\n語 "}, USER],
+    },
     "rims": {"messages": [{"role": "user", "content": "> quoted <"}, {"role": "assistant", "content": "|>"}, USER]},
     "empty": {"messages": [{"role": "user", "content": ""}]},
     "spaces": {"messages": [{"role": "user", "content": " \n a \t"}, {"role": "assistant", "content": " "}, USER]},
