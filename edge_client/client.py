@@ -45,7 +45,7 @@ from edge_client.onnx_model import OnnxModel
 from edge_client.output import CommittedText
 from edge_client.peer import Peer
 from edge_client.ports import Cloud
-from edge_client.text import ChatTemplate, Tokenizer
+from edge_client.text import ChatTemplate, Tokenizer, chat_tokens
 
 # A second row costs a quarter of a forward and a fourth doubles it; more branches than these are seldom likely.
 _BRANCHES = 3
@@ -99,11 +99,23 @@ class EdgeClient:
         """Build a client from a YAML file such as `configs/edge.yaml`."""
         return cls(EdgeConfig.load(path))
 
-    def prepare(self, prompt: Prompt, *, raw: bool = False) -> PromptInput:
+    def prepare(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        parse_special: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> PromptInput:
         """Turn a prompt into tokens: one user message, a list of messages, or, if `raw`, text as it is.
 
-        Raises InvalidRequest for an empty prompt, malformed messages, or messages that are to be `raw`.
+        Messages and `tools` are what transformers' `apply_chat_template` takes. The text of a control token in them,
+        such as `<|im_end|>`, is text. With `parse_special` it is the control token, as it always is in a `raw` prompt.
+        Any thread may call this. Raises InvalidRequest for an empty prompt, malformed messages or tools, what the
+        model's chat template has no place for, or messages that are to be `raw`.
         """
+        if tools is not None and (raw or isinstance(prompt, PromptInput)):
+            raise InvalidRequest("tools: the chat template writes them; give messages, or one message that is not raw")
         if isinstance(prompt, PromptInput):
             return prompt
         if isinstance(prompt, str):
@@ -114,7 +126,12 @@ class EdgeClient:
             prompt = [{"role": "user", "content": prompt}]
         elif raw:
             raise InvalidRequest("raw: messages always go through the chat template; give the prompt as one string")
-        return self._tokenized(self._template.render(prompt))
+        limit = self.manifest.context_tokens
+        return PromptInput(
+            chat_tokens(
+                self.tokenizer, self._template, prompt, tools=tools, parse_special=parse_special, max_tokens=limit
+            )
+        )
 
     def request(self, prompt: Prompt | PartialGeneration, **parameters: Unpack[RequestParameters]) -> GenerationRequest:
         """Check parameters and fill in the configured defaults; see `RequestParameters`.
@@ -289,7 +306,7 @@ class EdgeClient:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"prompt: character {error.start} is a lone surrogate; give valid Unicode") from None
-        return PromptInput(self.tokenizer.encode(text))
+        return PromptInput(self.tokenizer.encode(text, max_tokens=self.manifest.context_tokens))
 
     async def _engine(self, request: GenerationRequest, interrupt: Interrupt) -> Engine:
         context_tokens = self.manifest.context_tokens

@@ -110,7 +110,7 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
         ("edge_client/engine.py", "import torch", "edge_client.engine -> torch"),
         ("cloud_supervisor/worker.py", "import torch", "cloud_supervisor.worker -> torch"),
         ("cloud_supervisor/service.py", "import transformers", "cloud_supervisor.service -> transformers"),
-        ("edge_client/text.py", "import onnxruntime", "edge_client.text -> onnxruntime"),
+        ("edge_client/text/prompt.py", "import onnxruntime", "edge_client.text.prompt -> onnxruntime"),
         ("edge_client/engine.py", "import grpc", "edge_client.engine -> grpc"),
         ("cloud_supervisor/supervisor.py", "import grpc.aio", "cloud_supervisor.supervisor -> grpc"),
         ("edge_client/client.py", "import tokenizers", "edge_client.client -> tokenizers"),

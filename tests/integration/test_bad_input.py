@@ -49,8 +49,12 @@ BAD = [
     ({"prompt": " \n"}, "prompt: it is empty; give some text"),
     ({"prompt": "\ud800"}, "is a lone surrogate; give valid Unicode"),
     ({"prompt": []}, "messages: expected a list of at least one message"),
-    ({"prompt": [{"role": "user"}]}, "messages[0].content: expected a string, got NoneType"),
-    ({"prompt": [{"role": "boss", "content": "x"}]}, "messages[0].role: 'boss' is none of system, user"),
+    ({"prompt": [{"role": "user"}]}, "messages[0].content: expected a string, or a list of text parts, got nothing"),
+    ({"prompt": [{"role": "boss", "content": "x"}]}, "messages[0].role: 'boss' is none of system, developer, user"),
+    (
+        {"prompt": [{"role": "user", "content": "x", "nmae": "y"}]},
+        "messages[0]: 'nmae' is an unknown key (did you mean",
+    ),
     ({"prompt": ["x"]}, "messages[0]: expected an object with role and content, got str"),
 ]
 

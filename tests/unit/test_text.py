@@ -1,39 +1,18 @@
-"""Text in and out: templates against transformers, streams against whole strings."""
+"""Tokens to text and stop strings: streams against whole strings."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import ModelManifest, load_manifest
-from common.errors import InvalidRequest, ModelCorrupt, ModelMissing
+from common.errors import ModelCorrupt, ModelMissing
 from edge_client.output import CommittedText
-from edge_client.text import ChatTemplate, DetokenizerStream, StopScanner, Tokenizer
-
-CHATS: list[list[dict[str, str]]] = [
-    [{"role": "user", "content": "Hello"}],
-    [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "naïve 語 🙂\n\n"}],
-    [
-        {"role": "user", "content": "<b>1 & 2</b>"},
-        {"role": "assistant", "content": "3"},
-        {"role": "user", "content": ""},
-    ],
-]
-TRICKY_TEMPLATES = {
-    "blocks": "{% for m in messages %}\n  {% if loop.first %}\n{{ bos_token }}[{{ m.role }}]\n  {% endif %}\n"
-    "{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}\n{% if add_generation_prompt %}>{% endif %}",
-    "json": "{{ messages | tojson }}\n{{ messages | tojson(indent=2) }}"
-    "{{ {'b': 1, 'a': '<é>'} | tojson(sort_keys=true) }}",
-    "loop controls": "{% for m in messages %}{% if m.role == 'assistant' %}{% continue %}{% endif %}{{ m.content }}"
-    "{% if loop.index > 1 %}{% break %}{% endif %}{% endfor %}",
-    "generation": "{% for m in messages %}\n{% generation %}\n{{ m.content }}\n{% endgeneration %}\n{% endfor %}x",
-    "undefined": "{{ tools }}{{ documents }}{% if not tools is defined or tools is none %}none{% endif %}{{ nothing }}",
-    "clock": "{{ strftime_now('%Y') }}",
-}
+from edge_client.text import DetokenizerStream, StopScanner, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +28,6 @@ def manifest(folder: Path) -> ModelManifest:
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path, manifest: ModelManifest) -> Tokenizer:
     return Tokenizer.load(folder, manifest)
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        chat_template=(folder / "chat_template.jinja").read_text(),
-    )
 
 
 # --- tokenizer ------------------------------------------------------------------------------------------------------
@@ -82,61 +52,6 @@ def test_a_tokenizer_that_is_missing_broken_or_another(tmp_path: Path, folder: P
         Tokenizer.load(tmp_path, manifest)
     with pytest.raises(ModelCorrupt, match="manifest says 7"):
         Tokenizer.load(folder, manifest.model_copy(update={"vocabulary_size": 7}))
-
-
-# --- chat template --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("chat", CHATS)
-def test_the_models_template_gives_what_transformers_gives(
-    folder: Path, tokenizer: Tokenizer, reference: Any, chat: list[dict[str, str]]
-) -> None:
-    text = ChatTemplate.load(folder, tokenizer).render(chat)
-    assert text == reference.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert list(tokenizer.encode(text)) == reference.apply_chat_template(chat, add_generation_prompt=True)
-
-
-@pytest.mark.parametrize("name", TRICKY_TEMPLATES)
-@pytest.mark.parametrize("chat", CHATS)
-def test_other_templates_give_what_transformers_gives(name: str, chat: list[dict[str, str]], reference: Any) -> None:
-    ours = ChatTemplate(TRICKY_TEMPLATES[name], bos_token="<s>", eos_token="</s>").render(chat)
-    theirs = reference.apply_chat_template(
-        chat,
-        chat_template=TRICKY_TEMPLATES[name],
-        tokenize=False,
-        add_generation_prompt=True,
-        bos_token="<s>",
-        eos_token="</s>",
-    )
-    assert ours == theirs
-
-
-@pytest.mark.parametrize(
-    ("messages", "complaint"),
-    [
-        ([], "messages: expected a list"),
-        ("hello", "messages: expected a list"),
-        (["hello"], r"messages\[0\]: expected an object"),
-        ([{"role": "user"}], r"messages\[0\]\.content: expected a string, got NoneType"),
-        ([*CHATS[0], {"role": "user", "content": [1]}], r"messages\[1\]\.content: expected a string, got list"),
-        ([{"role": "root", "content": ""}], r"messages\[0\]\.role: 'root' is none of system, user"),
-        ([{"role": ["user"], "content": ""}], r"messages\[0\]\.role"),
-    ],
-)
-def test_messages_that_are_none_are_named(messages: Any, complaint: str) -> None:
-    with pytest.raises(InvalidRequest, match=complaint):
-        ChatTemplate("").render(messages)
-
-
-def test_a_template_may_refuse_and_may_be_broken(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(InvalidRequest, match="roles must alternate"):
-        ChatTemplate("{{ raise_exception('roles must alternate') }}").render(CHATS[0])
-    with pytest.raises(InvalidRequest, match="unsafe"):
-        ChatTemplate("{{ messages.append(1) }}{{ ''.__class__.__mro__ }}").render(CHATS[0])
-    with pytest.raises(ModelCorrupt, match="chat template"):
-        ChatTemplate("{% for %}")
-    with pytest.raises(ModelMissing, match=r"chat_template\.jinja"):
-        ChatTemplate.load(tmp_path, tokenizer)
 
 
 # --- streamed text --------------------------------------------------------------------------------------------------
@@ -221,6 +136,25 @@ def test_nothing_comes_after_a_stop_string() -> None:
     assert scanner.push("axb") == ("a", True)
     assert scanner.push("c") == ("", True)
     assert scanner.flush() == ""
+
+
+def test_long_stop_strings_cost_no_more_than_short_ones() -> None:
+    """In processor time, which does not count what else the machine does."""
+    scanner = StopScanner([f"{'ab' * 127}{number:02d}" for number in range(16)])
+    began_s = time.process_time()
+    shown = "".join(scanner.push("abababab")[0] for _ in range(10_000)) + scanner.flush()
+    assert time.process_time() - began_s < 5
+    assert shown == "ab" * 40_000
+
+
+def test_a_stop_string_may_be_met_by_the_last_of_several_that_compete() -> None:
+    scanner = StopScanner(("abcx", "bc", "c"))
+    assert scanner.push("abc") == ("", False)  # "abcx" starts first and may still come
+    assert scanner.flush() == "a"
+    assert scanner.stopped
+    scanner = StopScanner(("abcx", "bc"))
+    assert scanner.push("abc") == ("", False)
+    assert scanner.push("d") == ("a", True)
 
 
 def test_the_output_of_a_generation_joins_both(tokenizer: Tokenizer) -> None:
