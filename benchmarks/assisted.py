@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contenders import Measured, Wish
 from benchmarks.processes import ServerFailed
 from cloud_supervisor.models.registry import PretrainedSource, TinySource, Weights, WheelsSource, load_registry
+from cloud_supervisor.models.sources import Origin
 from common.config import chaperone_home, load_manifest, pair_folder
 from common.errors import ModelMissing
 from common.stats import GenerationStats
@@ -138,8 +139,8 @@ class _Arrivals:
         pass
 
 
-def _joined(weights: WheelsSource) -> Path:
-    return chaperone_home() / "downloads" / f"{weights.sha256[:16]}.gguf"
+def _joined(weights: WheelsSource) -> Origin:
+    return Origin(str(chaperone_home() / "downloads"), gguf_file=f"{weights.sha256[:16]}.gguf")
 
 
 def _draft_model(weights: Weights, dtype: str) -> Any:
@@ -148,9 +149,9 @@ def _draft_model(weights: Weights, dtype: str) -> Any:
 
     match weights:
         case WheelsSource():
-            return export.load_gguf(_joined(weights), dtype, progress=False).model
+            return export.load(_joined(weights), dtype, progress=False).model
         case PretrainedSource():
-            return export.load_pretrained(weights.name, dtype).model
+            return export.load(Origin(weights.name), dtype, progress=False).model
         case TinySource():
             return build_tiny(weights).model
 
@@ -172,7 +173,7 @@ def main() -> None:
     torch.set_num_threads(len(cores))
     folder = pair_folder(args.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
-    target = export.load_pretrained(str(folder), args.dtype).model
+    target = export.load(Origin(str(folder)), args.dtype, progress=False).model
     draft = _draft_model(load_registry().pair(args.pair).edge.weights, args.dtype)
     padding = list(range(manifest.vocabulary_size, target.config.vocab_size))
     for line in sys.stdin:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from common.clock import MonotonicClock
 from common.config import ModelManifest, load_manifest, pair_folder
@@ -42,7 +42,7 @@ from edge_client.generation import (
     text_limit,
 )
 from edge_client.onnx_model import OnnxModel
-from edge_client.output import CommittedText
+from edge_client.output import CommittedText, ProvisionalText
 from edge_client.peer import Peer
 from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer, chat_tokens
@@ -149,7 +149,12 @@ class EdgeClient:
         mode = mode_of(parameters.get("mode"), self.config.mode)
         check_promised(parameters, mode)
         return GenerationRequest(
-            self.prepare(prompt, raw=bool(parameters.get("raw"))),
+            self.prepare(
+                prompt,
+                raw=parameters.get("raw") or False,
+                parse_special=parameters.get("parse_special") or False,
+                tools=parameters.get("tools"),
+            ),
             generation_params(parameters, self.config.generation),
             mode,
             promises(parameters, self.config.gate),
@@ -324,6 +329,11 @@ class EdgeClient:
                     raise
                 lost = error
         limit = text_limit(request, self.manifest, context_tokens)
+        output = CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids)
+        if output.stopped:
+            raise InvalidRequest(
+                "committed_token_ids: their text already holds a stop string; nothing is left to write after it"
+            )
         model = await self._load_model() if request.mode is not Mode.CLOUD else None
         return Engine(
             self._opening(request, capabilities),
@@ -336,7 +346,10 @@ class EdgeClient:
             assessor=self._gates.assessor(
                 request.mode, self.token_text, len(request.prompt.token_ids), request.committed_token_ids
             ),
-            output=CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids),
+            output=output,
+            provisional=ProvisionalText(
+                self.tokenizer, len(request.prompt.token_ids), resumed=request.committed_token_ids
+            ),
             clock=MonotonicClock(),
             settings=self._settings(request, capabilities),
             interrupt=interrupt,

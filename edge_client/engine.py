@@ -38,12 +38,14 @@ from common.session import (
     State,
     Unverified,
 )
-from common.types import Mode, OnDeviation, Proposal
+from common.types import FinishReason, Mode, OnDeviation, Origin, Proposal
 from edge_client.cancellation import Interrupt
 from edge_client.connection import Connection
 from edge_client.measurement import Stopwatch
-from edge_client.ports import Assessor, CloudLink, Drafter, OutputText
+from edge_client.ports import Assessor, CloudLink, Drafter, DraftText, OutputText
 from edge_client.speculation import Speculation
+
+_CLOUDS_OWN = (Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER)  # tokens that the device has not drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Engine:
         estimates: Estimates,
         assessor: Assessor | None = None,
         output: OutputText,
+        provisional: DraftText | None = None,
         clock: Clock,
         settings: EngineSettings,
         interrupt: Interrupt | None = None,
@@ -96,6 +99,7 @@ class Engine:
         self.assessor = assessor
         self.planner = planner
         self.output = output
+        self.provisional = provisional
         self.settings = settings
         self.explain = explain
         self.watch = Stopwatch(clock)
@@ -130,9 +134,12 @@ class Engine:
                 for event in await self._end():
                     yield event
                 ended = True
+                rest = self.output.flush()
+                if self.output.stopped:  # a stop string may be complete only with the text
+                    self.session.finish_reason = FinishReason.STOP
                 reason = self.session.finish_reason
                 assert reason is not None, "the loop ends only when the session has"
-                yield Finished(reason, self.watch.stats(self.session, self.cloud), self.output.flush())
+                yield Finished(reason, self.watch.stats(self.session, self.cloud), rest)
             except ChaperoneError as error:
                 if isinstance(error, Cancelled):
                     ended = ended or self._leave()
@@ -285,12 +292,14 @@ class Engine:
             self.speculation.follow(self.session, event, proposal)
             self._tell(event)
             match event:
-                case Drafted():
+                case Drafted(position, token_id):
                     self.watch.token_shown()
-                    yield event
+                    yield replace(event, text=self._drafted_text(position, token_id))
                 case Retracted() | Audited():
                     yield event
                 case Committed():
+                    if event.origin in _CLOUDS_OWN:
+                        self._drafted_text(event.position, event.token_id)
                     self.watch.token_shown()
                     self.watch.token_committed()
                     text, stopped = self.output.push(event.token_id)
@@ -300,6 +309,9 @@ class Engine:
                             self._tell(withdrawn)
                             yield withdrawn
                         return
+
+    def _drafted_text(self, position: int, token_id: int) -> str:
+        return self.provisional.push(position, token_id) if self.provisional is not None else ""
 
     def _tell(self, event: SessionEvent) -> None:
         """Let gate and risk know what became of the text."""

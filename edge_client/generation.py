@@ -35,7 +35,7 @@ class RequestParameters(TypedDict, total=False):
 
     `catch` and `max_deviation` are promises of `gated`. `seed` keys the noise; where `temperature` is above 0 and no
     seed is given or configured, one is drawn, and `stats.seed` tells it. `raw` reads a prompt that is a string without
-    the chat template. `committed_token_ids` go on with a text that was begun earlier. `warm_start` drafts nothing until
+    the chat template; `parse_special` and `tools` are those of `EdgeClient.prepare`. `committed_token_ids` go on with a text that was begun earlier. `warm_start` drafts nothing until
     both ends hold the prompt's KV, for measurements.
     """
 
@@ -50,6 +50,8 @@ class RequestParameters(TypedDict, total=False):
     max_new_tokens: int | None
     stop: str | Sequence[str] | None
     raw: bool | None
+    parse_special: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
     committed_token_ids: Sequence[int]
     warm_start: bool
 

@@ -111,6 +111,20 @@ class OutputText(Protocol):
     def flush(self) -> str:
         """The rest of the text, once no token follows."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met; also in the rest that `flush` gave."""
+
+
+class DraftText(Protocol):
+    """Turns provisional tokens into text; a position that is taken again forgets what stood from there on."""
+
+    def push(self, position: int, token_id: int) -> str:
+        """The text that a token completes."""
+
+    def retract(self, position: int) -> None:
+        """Forget the tokens from a position on."""
+
 
 class Arrived(NamedTuple):
     """A frame, and when it came: a device that drafts takes it up later."""

@@ -38,6 +38,10 @@ class Numbers:
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at = stop_at
 
+    @property
+    def stopped(self) -> bool:
+        return False
+
     def push(self, token_id: int) -> tuple[str, bool]:
         return f"{token_id} ", token_id == self.stop_at
 
