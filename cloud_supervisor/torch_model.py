@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from cloud_supervisor.batched_forward import ATTENTION, Sequences
+from cloud_supervisor.batched_forward import ATTENTION, Sequences, View
 from cloud_supervisor.packed_linear import pack
 from cloud_supervisor.ports import KvCache, Reading
 from cloud_supervisor.token_tree import deepest, positions, shifted
 from common.config import ModelManifest
 from common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from common.sampling import Softmax, choose, softmax
-from common.types import BranchToken, Choice, SamplingParams
+from common.types import Choice, SamplingParams
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -86,7 +86,6 @@ class TorchModel:
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
-        self._sees_all = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
     @classmethod
     def load(
@@ -159,7 +158,7 @@ class TorchModel:
         return TorchCache()
 
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        """One forward for all readings, or one for each where the model has a sliding window.
+        """Run one forward for all readings.
 
         All are checked before anything runs, and each must be of another sequence. Raises `ValueError` for a reading
         that asks for nothing sensible and `PromptTooLong` beyond the context.
@@ -169,10 +168,7 @@ class TorchModel:
         if len({id(reading.cache) for reading in readings}) < len(readings):
             raise ValueError("cache: two readings of one sequence; the later one must wait for the other")
         lengths = [reading.cache.length for reading in readings]
-        if len(readings) > 1 and self._sees_all:
-            rows = self._scores_together(readings)
-        else:
-            rows = [self.scores(reading) for reading in readings]
+        rows = self._scores(readings) if readings else []
         return [self._choices(*each) for each in zip(readings, lengths, rows, strict=True)]
 
     def _check(self, reading: Reading) -> None:
@@ -204,55 +200,38 @@ class TorchModel:
         """
         return choose(soft, sampling, position)
 
-    @torch.inference_mode()
     def scores(self, reading: Reading) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.
 
         What `read` chooses from; it is checked there.
         """
-        cache = cast(TorchCache, reading.cache)
-        held, length = cache.length, cache.length + len(reading.token_ids)
-        branches = shifted(reading.branches, length - reading.choices)
-        inputs: dict[str, Any] = {"past_key_values": cache.layers, "use_cache": True}
-        inputs["input_ids"] = self._tensor([*reading.token_ids, *(token_id for _, token_id in branches)])
-        if branches:
-            inputs["position_ids"] = self._tensor([*range(held, length), *positions(length, branches)])
-            inputs["attention_mask"] = _tree_mask(held, length, branches).to(self._model.device)
-        wanted = reading.choices + len(branches)
-        if not wanted:  # a chunk of a prompt: no logits at all
-            self._model.base_model(**inputs)
-            return np.empty((0, self._vocabulary_size), np.float32)
-        output = self._model(**inputs, logits_to_keep=wanted)
-        logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
-        return logits
+        return self._scores([reading])[0]
 
     @torch.inference_mode()
-    def _scores_together(self, readings: Sequence[Reading]) -> list[NDArray[np.float32]]:
+    def _scores(self, readings: Sequence[Reading]) -> list[NDArray[np.float32]]:
         """`scores` of each reading, in one forward."""
         token_ids: list[int] = []
         place_ids: list[int] = []
         wanted: list[int] = []  # rows of the forward
-        fed, masks, counts = [], [], []
+        views, counts = [], []
         for reading in readings:
             held, length = reading.cache.length, reading.cache.length + len(reading.token_ids)
             branches = shifted(reading.branches, length - reading.choices)
+            views.append(View(held, length, branches, self._model.device))
             token_ids += [*reading.token_ids, *(token_id for _, token_id in branches)]
-            place_ids += [*range(held, length), *positions(length, branches)]
-            fed.append(len(reading.token_ids) + len(branches))
+            place_ids += views[-1].places[held:]
             counts.append(reading.choices + len(branches))
             wanted += range(len(token_ids) - counts[-1], len(token_ids))
-            plain = not branches and (not held or fed[-1] == 1)  # nothing is to be hidden but what `sdpa` hides itself
-            masks.append(None if plain else _tree_mask(held, length, branches).to(self._model.device))
         caches = [cast(TorchCache, reading.cache).layers for reading in readings]
         inputs: dict[str, Any] = {
             "input_ids": self._tensor(token_ids),
             "position_ids": self._tensor(place_ids),
             "cache_position": self._tensor(place_ids)[0],
-            "past_key_values": Sequences(caches, fed, masks),
+            "past_key_values": Sequences(caches, views),
             "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions are taken for a ready mask
             "use_cache": True,
         }
-        if not wanted:
+        if not wanted:  # chunks of prompts: no logits at all
             self._model.base_model(**inputs)
             return [np.empty((0, self._vocabulary_size), np.float32) for _ in readings]
         output = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._model.device))
@@ -276,19 +255,6 @@ def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
 
 def _is_processor(device: str) -> bool:
     return torch.device(device).type == "cpu"
-
-
-def _tree_mask(held: int, length: int, branches: Sequence[BranchToken]) -> torch.Tensor:
-    """Which tokens each token after the first `held` sees: all before it on its path, and itself.
-
-    [1, 1, fed, held + fed] bool, as transformers makes the mask of a chain for `sdpa`, which takes it as it is.
-    """
-    indices = torch.arange(length + len(branches))
-    rows = [indices <= index for index in range(held, length)]
-    for index, (parent, _) in enumerate(branches, start=length):
-        before = indices <= parent if parent < length else rows[parent - held]
-        rows.append(before | (indices == index))
-    return torch.stack(rows)[None, None]
 
 
 def _kv_bytes_per_token(config: Any, itemsize: int) -> int:
