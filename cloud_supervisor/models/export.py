@@ -24,8 +24,10 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from cloud_supervisor.models.architectures import context_tokens, layer_windows
 from cloud_supervisor.models.registry import EdgeRecipe
 from cloud_supervisor.models.tokenizer import strip_padding
+from cloud_supervisor.models.windows import set_windows
 from common.errors import ModelError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,7 +46,7 @@ class LoadedModel:
 
     @property
     def context_tokens(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        return context_tokens(self.model.config)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -157,6 +159,7 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe) -> None:
     if done.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         raise ModelError("the ONNX builder failed:\n" + "\n".join(lines[-_LOG_TAIL_LINES:]))
+    set_windows(built / "model.onnx", layer_windows(loaded.model.config))
     for name in ("model.onnx", "model.onnx.data"):
         (built / name).replace(folder / name)
     shutil.rmtree(scratch)
