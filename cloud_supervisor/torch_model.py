@@ -1,4 +1,4 @@
-"""The large model by torch and transformers; only `batched_forward` and `packed_linear` import them as well.
+"""The large model by torch and transformers; `batched_forward`, `devices` and `packed_linear` import them as well.
 
 In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt; in bfloat16 near ties
 may flip, because kernels round differently for different numbers of rows.
@@ -11,7 +11,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import: models come from the folder, never from a hub
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from cloud_supervisor.batched_forward import ATTENTION, Sequences, View
+from cloud_supervisor.devices import check_device
+from cloud_supervisor.models import architectures
 from cloud_supervisor.packed_linear import pack
 from cloud_supervisor.ports import KvCache, Reading
 from cloud_supervisor.token_tree import deepest, positions, shifted
@@ -78,10 +81,9 @@ class TorchModel:
         config = model.config
         if config.vocab_size < vocabulary_size:
             raise ConfigError(f"vocabulary_size: {vocabulary_size}, but the model knows {config.vocab_size} ids")
-        if config.max_position_embeddings < context_tokens:
-            raise ConfigError(
-                f"context_tokens: {context_tokens}, but the model holds {config.max_position_embeddings}; lower it"
-            )
+        if architectures.context_tokens(config) < context_tokens:
+            most = architectures.context_tokens(config)
+            raise ConfigError(f"context_tokens: {context_tokens}, but the model holds {most}; lower it")
         self._model = model
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
@@ -101,23 +103,24 @@ class TorchModel:
         """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
 
         `vocabulary_size` is the tokenizer's (the model's may be padded; the ids beyond are never chosen), `threads`
-        sets torch's number for the whole process. Raises `ModelMissing`, `ModelCorrupt` or `ConfigError`.
+        sets torch's number for the whole process. Raises `ModelMissing`, `ModelCorrupt`, `ConfigError`, or `ModelError`
+        for an architecture that cannot be supervised.
         """
+        place = check_device(device)
         if not (Path(folder) / "config.json").is_file():
             raise ModelMissing(f"{folder}: no model there; run `chaperone-cloud models pull`")
+        with _loading(folder):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        architectures.refuse_unsupported(config, "cloud", str(folder))
         if threads is not None:
             torch.set_num_threads(threads)
-        try:
-            chosen = fastest_dtype(folder, device) if dtype == "auto" else dtype
+        chosen = _fastest_dtype(config, place) if dtype == "auto" else dtype
+        with _loading(folder):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=_DTYPES[chosen], attn_implementation=ATTENTION, local_files_only=True
             )
-        except ImportError:  # a package is missing, and the files may be fine
-            raise
-        except Exception as error:  # transformers, safetensors and json each raise their own kinds
-            raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
-        model = model.to(device).eval()
-        if _is_processor(device) and chosen == "float32":
+        model = model.to(place).eval()
+        if place.type == "cpu" and chosen == "float32":
             pack(model)
         return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
 
@@ -248,13 +251,22 @@ def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
     Without AVX-512 a forward of 8 tokens of bfloat16 takes a processor as long as 8 forwards. With it, but without the
     instructions for bfloat16 themselves, it is taken to be no slower than float32, which needs twice the memory.
     """
-    kept = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
-    wide = not _is_processor(device) or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return "bfloat16" if kept == torch.bfloat16 and wide else "float32"
+    return _fastest_dtype(AutoConfig.from_pretrained(folder, local_files_only=True), check_device(device))
 
 
-def _is_processor(device: str) -> bool:
-    return torch.device(device).type == "cpu"
+def _fastest_dtype(config: Any, device: torch.device) -> Dtype:
+    wide = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "bfloat16" if config.dtype == torch.bfloat16 and wide else "float32"
+
+
+@contextmanager
+def _loading(folder: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError:  # a package is missing, and the files may be fine
+        raise
+    except Exception as error:  # transformers, safetensors and json each raise their own kinds
+        raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
 
 
 def _kv_bytes_per_token(config: Any, itemsize: int) -> int:

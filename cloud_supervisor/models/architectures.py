@@ -31,6 +31,7 @@ _ROPE_TYPES = {
     "cloud": frozenset({"default", "dynamic", "linear", "llama3", "longrope", "yarn"}),
     "edge": frozenset({"default", "dynamic", "linear", "llama3", "longrope"}),
 }
+_GEMMA3_ROPE_TYPES = frozenset({"default"})  # on the device: the builder would scale the local layers, too
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _HEADS = ("ForCausalLM", "LMHeadModel")  # how the names of classes end that write text
 _GEMMA3_PERIOD = 6  # layers; the builder takes every sixth for one of full attention, with another rotary base
@@ -48,8 +49,8 @@ def refuse_unsupported(config: Any, role: Role, name: str) -> None:
             f"{name}: architecture {config.model_type!r} is not supported {_PLACES[role]}{_inner(config, known)}; "
             f"tested are {', '.join(sorted(known))}"
         )
-    for obstacle in (*_obstacles(config, role), *(_edge_obstacles(config) if role == "edge" else ())):
-        raise ModelError(f"{name}: architecture {config.model_type!r} with {obstacle} {_PLACES[role]}")
+    for obstacle in _obstacles(config, role):
+        raise ModelError(f"{name}: architecture {config.model_type!r} is not supported {_PLACES[role]} with {obstacle}")
 
 
 def context_tokens(config: Any) -> int:
@@ -84,32 +85,32 @@ def _inner(config: Any, known: frozenset[str]) -> str:
 def _obstacles(config: Any, role: Role) -> Iterator[str]:
     classes = getattr(config, "architectures", None) or ()
     if classes and not any(each.endswith(_HEADS) for each in classes):
-        yield f"{', '.join(classes)} does not write text; only {' or '.join(_HEADS)} can be used"
+        yield f"class {', '.join(classes)}, which writes no text; take one that ends with {' or '.join(_HEADS)}"
     if getattr(config, "quantization_config", None):
-        yield "quantised weights is not supported; take the unquantised ones, Chaperone quantises what it runs"
+        yield "quantised weights; take the weights that they were made of"
     if getattr(config, "use_bidirectional_attention", None):
-        yield "use_bidirectional_attention is not supported"
+        yield "use_bidirectional_attention; tested is attention to earlier tokens alone"
     if unknown := {*(getattr(config, "layer_types", None) or ())} - _LAYER_TYPES:
-        yield f"layer_types {', '.join(sorted(unknown))} is not supported"
-    if (rope_type := _rope_type(config)) not in _ROPE_TYPES[role]:
-        yield f"rope_scaling {rope_type!r} is not supported; {', '.join(sorted(_ROPE_TYPES[role]))} are"
+        yield f"layer_types {', '.join(sorted(unknown))}; tested are {', '.join(sorted(_LAYER_TYPES))}"
+    rope_types = _ROPE_TYPES[role]
+    if role == "edge":
+        yield from _edge_obstacles(config)
+        if config.model_type == "gemma3_text":
+            rope_types = _GEMMA3_ROPE_TYPES
+    if (rope_type := _rope_type(config)) not in rope_types:
+        yield f"rope_scaling {rope_type!r}; tested are {', '.join(sorted(rope_types))}"
 
 
 def _edge_obstacles(config: Any) -> Iterator[str]:
-    """Where the builder writes a graph that computes something else, or that onnxruntime cannot run."""
+    """Where the builder writes a graph that computes something else, or one that onnxruntime cannot run."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotated = int(head_dim * getattr(config, "partial_rotary_factor", 1.0))
     if rotated % _ROTARY_STEP:
-        yield f"rotary embeddings of {rotated} numbers is not supported; multiples of {_ROTARY_STEP} are"
-    if config.model_type != "gemma3_text":
-        return
-    if _rope_type(config) != "default":
-        yield f"rope_scaling {_rope_type(config)!r} is not supported"
-    if any(
-        (kind == "full_attention") != (index % _GEMMA3_PERIOD == 0)
-        for index, kind in enumerate(config.layer_types, start=1)
-    ):
-        yield f"layer_types other than full attention in every layer number {_GEMMA3_PERIOD} is not supported"
+        yield f"rotary embeddings of {rotated} numbers; a multiple of {_ROTARY_STEP} can be run"
+    if config.model_type == "gemma3_text":
+        full = [number for number, kind in enumerate(config.layer_types, start=1) if kind == "full_attention"]
+        if full != [*range(_GEMMA3_PERIOD, len(config.layer_types) + 1, _GEMMA3_PERIOD)]:
+            yield f"full attention in layers {full}; every layer number {_GEMMA3_PERIOD} can be exported"
 
 
 def _rope_type(config: Any) -> str:
