@@ -130,7 +130,7 @@ def _attend_capped(
 def _paths(held: int, length: int, branches: Sequence[BranchToken]) -> torch.Tensor:
     """Which tokens are on the path to each token after the first `held`: [fed, held + fed] bool."""
     indices = torch.arange(length + len(branches))
-    rows = [indices <= index for index in range(held, length)]
+    rows = [*(indices <= indices[held:length, None])]
     for index, (parent, _) in enumerate(branches, start=length):
         before = indices <= parent if parent < length else rows[parent - held]
         rows.append(before | (indices == index))

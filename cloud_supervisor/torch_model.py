@@ -87,6 +87,8 @@ class TorchModel:
         self._model = model
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
+        # Models take four dimensions for a mask that is ready, and make none; `attend` has its own.
+        self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
         self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
 
     @classmethod
@@ -231,7 +233,7 @@ class TorchModel:
             "position_ids": self._tensor(place_ids),
             "cache_position": self._tensor(place_ids)[0],
             "past_key_values": Sequences(caches, views),
-            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions are taken for a ready mask
+            "attention_mask": self._ready_mask,
             "use_cache": True,
         }
         if not wanted:  # chunks of prompts: no logits at all

@@ -16,7 +16,7 @@ from common.errors import ModelError
 
 _ATTENTION = "GroupQueryAttention"
 _PAST_KEY = re.compile(r"past_key_values\.(\d+)\.key")
-_UNLIMITED = -1
+_WINDOW, _UNLIMITED = "local_window_size", -1
 
 
 def set_windows(path: Path, windows: Sequence[int | None]) -> None:
@@ -25,16 +25,12 @@ def set_windows(path: Path, windows: Sequence[int | None]) -> None:
     Raises ModelError for a graph with other layers.
     """
     model = onnx.load(str(path), load_external_data=False)
-    found = []
-    for node in model.graph.node:
-        if node.op_type == _ATTENTION:
-            [layer] = [int(match[1]) for match in map(_PAST_KEY.fullmatch, node.input) if match]
-            found.append(layer)
-            kept = [attribute for attribute in node.attribute if attribute.name != "local_window_size"]
-            del node.attribute[:]
-            node.attribute.extend(
-                [*kept, onnx.helper.make_attribute("local_window_size", windows[layer] or _UNLIMITED)]
-            )
-    if sorted(found) != [*range(len(windows))]:
-        raise ModelError(f"the ONNX builder wrote attention for layers {found}, not for all {len(windows)}")
+    attention = [node for node in model.graph.node if node.op_type == _ATTENTION]
+    nodes = {int(match[1]): node for node in attention for match in map(_PAST_KEY.fullmatch, node.input) if match}
+    if sorted(nodes) != [*range(len(windows))]:
+        raise ModelError(f"the ONNX builder wrote attention for layers {sorted(nodes)}, not for all {len(windows)}")
+    for layer, window in enumerate(windows):
+        kept = [attribute for attribute in nodes[layer].attribute if attribute.name != _WINDOW]
+        del nodes[layer].attribute[:]
+        nodes[layer].attribute.extend([*kept, onnx.helper.make_attribute(_WINDOW, window or _UNLIMITED)])
     onnx.save(model, str(path))
