@@ -139,8 +139,8 @@ class _Arrivals:
         pass
 
 
-def _joined(weights: WheelsSource) -> Origin:
-    return Origin(str(chaperone_home() / "downloads"), gguf_file=f"{weights.sha256[:16]}.gguf")
+def _joined(weights: WheelsSource) -> Path:
+    return chaperone_home() / "downloads" / f"{weights.sha256[:16]}.gguf"
 
 
 def _draft_model(weights: Weights, dtype: str) -> Any:
@@ -149,7 +149,8 @@ def _draft_model(weights: Weights, dtype: str) -> Any:
 
     match weights:
         case WheelsSource():
-            return export.load(_joined(weights), dtype, progress=False).model
+            joined = _joined(weights)
+            return export.load(Origin(str(joined.parent), gguf_file=joined.name), dtype, progress=False).model
         case PretrainedSource():
             return export.load(Origin(weights.name), dtype, progress=False).model
         case TinySource():

@@ -33,6 +33,9 @@ def check_pair_name(name: str) -> str:
     return name
 
 
+MAX_THREADS = 1024  # torch starts any number, and each costs memory and a place in the scheduler
+
+
 class LimitsConfig(FrozenModel):
     """What devices may ask for."""
 
@@ -59,7 +62,7 @@ class CloudConfig(FrozenModel):
     pair: Annotated[str, AfterValidator(check_pair_name)] = "default"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     kv_budget_mib: float = Field(default=2048.0, gt=0)
     grace_seconds: float = Field(default=5.0, ge=0)
     limits: LimitsConfig = LimitsConfig()

@@ -1,4 +1,4 @@
-"""The large model by torch and transformers; only `batched_forward` and `packed_linear` import them as well.
+"""The large model by torch and transformers; `batched_forward`, `devices` and `packed_linear` import them as well.
 
 In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt; in bfloat16 near ties
 may flip, because kernels round differently for different numbers of rows.
@@ -11,7 +11,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import: models come from the folder, never from a hub
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -20,14 +21,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from cloud_supervisor.batched_forward import ATTENTION, Sequences
+from cloud_supervisor.batched_forward import ATTENTION, Sequences, View
+from cloud_supervisor.devices import check_device
+from cloud_supervisor.models import architectures
 from cloud_supervisor.packed_linear import pack
 from cloud_supervisor.ports import KvCache, Reading
 from cloud_supervisor.token_tree import deepest, positions, shifted
 from common.config import ModelManifest
 from common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from common.sampling import Softmax, choose, softmax
-from common.types import BranchToken, Choice, SamplingParams
+from common.types import Choice, SamplingParams
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -78,15 +81,15 @@ class TorchModel:
         config = model.config
         if config.vocab_size < vocabulary_size:
             raise ConfigError(f"vocabulary_size: {vocabulary_size}, but the model knows {config.vocab_size} ids")
-        if config.max_position_embeddings < context_tokens:
-            raise ConfigError(
-                f"context_tokens: {context_tokens}, but the model holds {config.max_position_embeddings}; lower it"
-            )
+        if architectures.context_tokens(config) < context_tokens:
+            most = architectures.context_tokens(config)
+            raise ConfigError(f"context_tokens: {context_tokens}, but the model holds {most}; lower it")
         self._model = model
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
+        # Models take four dimensions for a mask that is ready, and make none; `attend` has its own.
+        self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
         self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
-        self._sees_all = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
     @classmethod
     def load(
@@ -102,23 +105,24 @@ class TorchModel:
         """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
 
         `vocabulary_size` is the tokenizer's (the model's may be padded; the ids beyond are never chosen), `threads`
-        sets torch's number for the whole process. Raises `ModelMissing`, `ModelCorrupt` or `ConfigError`.
+        sets torch's number for the whole process. Raises `ModelMissing`, `ModelCorrupt`, `ConfigError`, or `ModelError`
+        for an architecture that cannot be supervised.
         """
+        place = check_device(device)
         if not (Path(folder) / "config.json").is_file():
             raise ModelMissing(f"{folder}: no model there; run `chaperone-cloud models pull`")
+        with _loading(folder):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        architectures.refuse_unsupported(config, "cloud", str(folder))
         if threads is not None:
             torch.set_num_threads(threads)
-        try:
-            chosen = fastest_dtype(folder, device) if dtype == "auto" else dtype
+        chosen = _fastest_dtype(config, place) if dtype == "auto" else dtype
+        with _loading(folder):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=_DTYPES[chosen], attn_implementation=ATTENTION, local_files_only=True
             )
-        except ImportError:  # a package is missing, and the files may be fine
-            raise
-        except Exception as error:  # transformers, safetensors and json each raise their own kinds
-            raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
-        model = model.to(device).eval()
-        if _is_processor(device) and chosen == "float32":
+        model = model.to(place).eval()
+        if place.type == "cpu" and chosen == "float32":
             pack(model)
         return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
 
@@ -159,7 +163,7 @@ class TorchModel:
         return TorchCache()
 
     def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        """One forward for all readings, or one for each where the model has a sliding window.
+        """Run one forward for all readings.
 
         All are checked before anything runs, and each must be of another sequence. Raises `ValueError` for a reading
         that asks for nothing sensible and `PromptTooLong` beyond the context.
@@ -169,10 +173,7 @@ class TorchModel:
         if len({id(reading.cache) for reading in readings}) < len(readings):
             raise ValueError("cache: two readings of one sequence; the later one must wait for the other")
         lengths = [reading.cache.length for reading in readings]
-        if len(readings) > 1 and self._sees_all:
-            rows = self._scores_together(readings)
-        else:
-            rows = [self.scores(reading) for reading in readings]
+        rows = self._scores(readings) if readings else []
         return [self._choices(*each) for each in zip(readings, lengths, rows, strict=True)]
 
     def _check(self, reading: Reading) -> None:
@@ -204,55 +205,38 @@ class TorchModel:
         """
         return choose(soft, sampling, position)
 
-    @torch.inference_mode()
     def scores(self, reading: Reading) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.
 
         What `read` chooses from; it is checked there.
         """
-        cache = cast(TorchCache, reading.cache)
-        held, length = cache.length, cache.length + len(reading.token_ids)
-        branches = shifted(reading.branches, length - reading.choices)
-        inputs: dict[str, Any] = {"past_key_values": cache.layers, "use_cache": True}
-        inputs["input_ids"] = self._tensor([*reading.token_ids, *(token_id for _, token_id in branches)])
-        if branches:
-            inputs["position_ids"] = self._tensor([*range(held, length), *positions(length, branches)])
-            inputs["attention_mask"] = _tree_mask(held, length, branches).to(self._model.device)
-        wanted = reading.choices + len(branches)
-        if not wanted:  # a chunk of a prompt: no logits at all
-            self._model.base_model(**inputs)
-            return np.empty((0, self._vocabulary_size), np.float32)
-        output = self._model(**inputs, logits_to_keep=wanted)
-        logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
-        return logits
+        return self._scores([reading])[0]
 
     @torch.inference_mode()
-    def _scores_together(self, readings: Sequence[Reading]) -> list[NDArray[np.float32]]:
+    def _scores(self, readings: Sequence[Reading]) -> list[NDArray[np.float32]]:
         """`scores` of each reading, in one forward."""
         token_ids: list[int] = []
         place_ids: list[int] = []
         wanted: list[int] = []  # rows of the forward
-        fed, masks, counts = [], [], []
+        views, counts = [], []
         for reading in readings:
             held, length = reading.cache.length, reading.cache.length + len(reading.token_ids)
             branches = shifted(reading.branches, length - reading.choices)
+            views.append(View(held, length, branches, self._model.device))
             token_ids += [*reading.token_ids, *(token_id for _, token_id in branches)]
-            place_ids += [*range(held, length), *positions(length, branches)]
-            fed.append(len(reading.token_ids) + len(branches))
+            place_ids += views[-1].places[held:]
             counts.append(reading.choices + len(branches))
             wanted += range(len(token_ids) - counts[-1], len(token_ids))
-            plain = not branches and (not held or fed[-1] == 1)  # nothing is to be hidden but what `sdpa` hides itself
-            masks.append(None if plain else _tree_mask(held, length, branches).to(self._model.device))
         caches = [cast(TorchCache, reading.cache).layers for reading in readings]
         inputs: dict[str, Any] = {
             "input_ids": self._tensor(token_ids),
             "position_ids": self._tensor(place_ids),
             "cache_position": self._tensor(place_ids)[0],
-            "past_key_values": Sequences(caches, fed, masks),
-            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions are taken for a ready mask
+            "past_key_values": Sequences(caches, views),
+            "attention_mask": self._ready_mask,
             "use_cache": True,
         }
-        if not wanted:
+        if not wanted:  # chunks of prompts: no logits at all
             self._model.base_model(**inputs)
             return [np.empty((0, self._vocabulary_size), np.float32) for _ in readings]
         output = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._model.device))
@@ -269,26 +253,22 @@ def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
     Without AVX-512 a forward of 8 tokens of bfloat16 takes a processor as long as 8 forwards. With it, but without the
     instructions for bfloat16 themselves, it is taken to be no slower than float32, which needs twice the memory.
     """
-    kept = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
-    wide = not _is_processor(device) or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return "bfloat16" if kept == torch.bfloat16 and wide else "float32"
+    return _fastest_dtype(AutoConfig.from_pretrained(folder, local_files_only=True), check_device(device))
 
 
-def _is_processor(device: str) -> bool:
-    return torch.device(device).type == "cpu"
+def _fastest_dtype(config: Any, device: torch.device) -> Dtype:
+    wide = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "bfloat16" if config.dtype == torch.bfloat16 and wide else "float32"
 
 
-def _tree_mask(held: int, length: int, branches: Sequence[BranchToken]) -> torch.Tensor:
-    """Which tokens each token after the first `held` sees: all before it on its path, and itself.
-
-    [1, 1, fed, held + fed] bool, as transformers makes the mask of a chain for `sdpa`, which takes it as it is.
-    """
-    indices = torch.arange(length + len(branches))
-    rows = [indices <= index for index in range(held, length)]
-    for index, (parent, _) in enumerate(branches, start=length):
-        before = indices <= parent if parent < length else rows[parent - held]
-        rows.append(before | (indices == index))
-    return torch.stack(rows)[None, None]
+@contextmanager
+def _loading(folder: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError:  # a package is missing, and the files may be fine
+        raise
+    except Exception as error:  # transformers, safetensors and json each raise their own kinds
+        raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
 
 
 def _kv_bytes_per_token(config: Any, itemsize: int) -> int:

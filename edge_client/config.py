@@ -27,7 +27,7 @@ class CloudSettings(FrozenModel):
 class DeviceSettings(FrozenModel):
     """How the small model runs."""
 
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=2, ge=1, le=1024)
     allow_spinning: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 

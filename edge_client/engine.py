@@ -38,14 +38,12 @@ from common.session import (
     State,
     Unverified,
 )
-from common.types import FinishReason, Mode, OnDeviation, Origin, Proposal
+from common.types import FinishReason, Mode, OnDeviation, Proposal
 from edge_client.cancellation import Interrupt
 from edge_client.connection import Connection
 from edge_client.measurement import Stopwatch
 from edge_client.ports import Assessor, CloudLink, Drafter, DraftText, OutputText
 from edge_client.speculation import Speculation
-
-_CLOUDS_OWN = (Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER)  # tokens that the device has not drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +293,15 @@ class Engine:
                 case Drafted(position, token_id):
                     self.watch.token_shown()
                     yield replace(event, text=self._drafted_text(position, token_id))
-                case Retracted() | Audited():
+                case Retracted(position):
+                    if self.provisional is not None:
+                        self.provisional.retract(position)
+                    yield event
+                case Audited():
                     yield event
                 case Committed():
-                    if event.origin in _CLOUDS_OWN:
-                        self._drafted_text(event.position, event.token_id)
+                    if self.provisional is not None and event.position == self.provisional.end:  # the cloud's own
+                        self.provisional.push(event.position, event.token_id)
                     self.watch.token_shown()
                     self.watch.token_committed()
                     text, stopped = self.output.push(event.token_id)

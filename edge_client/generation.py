@@ -35,8 +35,8 @@ class RequestParameters(TypedDict, total=False):
 
     `catch` and `max_deviation` are promises of `gated`. `seed` keys the noise; where `temperature` is above 0 and no
     seed is given or configured, one is drawn, and `stats.seed` tells it. `raw` reads a prompt that is a string without
-    the chat template; `parse_special` and `tools` are those of `EdgeClient.prepare`. `committed_token_ids` go on with a text that was begun earlier. `warm_start` drafts nothing until
-    both ends hold the prompt's KV, for measurements.
+    the chat template; `parse_special` and `tools` are those of `EdgeClient.prepare`. `committed_token_ids` go on with a
+    text that was begun earlier. `warm_start` drafts nothing until both ends hold the prompt's KV, for measurements.
     """
 
     mode: Mode | str | None

@@ -42,6 +42,11 @@ class ProvisionalText:
         for token_id in resumed:
             self._detokenizer.push(token_id)
 
+    @property
+    def end(self) -> int:
+        """The position of the next token."""
+        return self._start + len(self._detokenizer)
+
     def push(self, position: int, token_id: int) -> str:
         """Return the text that a token completes, after the tokens before its position; later ones are forgotten.
 
@@ -52,4 +57,4 @@ class ProvisionalText:
 
     def retract(self, position: int) -> None:
         """Forget the tokens from a position on; raises ValueError for one before the first or beyond the next."""
-        self._detokenizer.rewind(self._start + len(self._detokenizer) - position)
+        self._detokenizer.rewind(self.end - position)

@@ -119,6 +119,10 @@ class OutputText(Protocol):
 class DraftText(Protocol):
     """Turns provisional tokens into text; a position that is taken again forgets what stood from there on."""
 
+    @property
+    def end(self) -> int:
+        """The position of the next token."""
+
     def push(self, position: int, token_id: int) -> str:
         """The text that a token completes."""
 

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LONGEST = ("test_identity.py", "test_run.py", "test_identity_links.py", "test_tiny_pair.py", "test_processes.py")
+LONGEST = (
+    *("test_identity.py", "test_run.py", "test_device_architectures.py", "test_architectures.py"),
+    *("test_identity_links.py", "test_tiny_pair.py", "test_processes.py"),
+)
 REAL_PAIR_TESTS = REPOSITORY / "tests" / "models"
 
 # Read when onnxruntime and huggingface_hub are imported, here and in every process that a test starts.

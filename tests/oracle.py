@@ -61,8 +61,8 @@ def choice(
     return max(kept, key=lambda v: math.log(p[v]) - math.log(-math.log(uniform(seed, position, v))))
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+def load(folder: Path, dtype: torch.dtype = torch.float32, *, attention: str | None = None) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
 
 
 def write(

@@ -221,6 +221,8 @@ class _Follower:
 class _NoText:
     """An `OutputText` for tokens that have none."""
 
+    stopped = False
+
     def push(self, token_id: int) -> tuple[str, bool]:
         return "", False
 

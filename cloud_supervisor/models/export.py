@@ -25,10 +25,12 @@ from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from cloud_supervisor.models.architectures import context_tokens, layer_windows
 from cloud_supervisor.models.failures import disk_problem, reason_in
 from cloud_supervisor.models.registry import EdgeRecipe
 from cloud_supervisor.models.sources import Origin
 from cloud_supervisor.models.tokenizer import strip_padding
+from cloud_supervisor.models.windows import set_windows
 from common.errors import ModelError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,7 +48,7 @@ class LoadedModel:
 
     @property
     def context_tokens(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        return context_tokens(self.model.config)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -171,6 +173,7 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str
             f"{name}: the ONNX builder failed on this {loaded.model.config.model_type} model: "
             f"{reason_in(said, done.returncode, scratch)}"
         )
+    set_windows(built / "model.onnx", layer_windows(loaded.model.config))
     for name in ("model.onnx", "model.onnx.data"):
         (built / name).replace(folder / name)
     shutil.rmtree(scratch)

@@ -14,7 +14,7 @@ from cloud_supervisor.server import Server
 from cloud_supervisor.torch_model import TorchModel
 from common.errors import InvalidRequest
 from common.planner import FixedPlanner, Send
-from common.session import Committed, Event, Finished
+from common.session import Committed, Drafted, Event, Finished, Retracted
 from common.types import FinishReason, Mode
 from edge_client import Decision, EdgeClient, EdgeConfig, Generation, GenerationSettings, SyncEdgeClient
 from edge_client.config import PlannerSettings
@@ -178,7 +178,8 @@ def test_the_text_is_that_of_the_tokens(tiny_pair: Path, target: TorchModel, mod
                 collected.add(event)
             result = collected.result()
             assert result.text == client.tokenizer.decode(result.token_ids)
-            assert "".join(getattr(event, "text", "") for event in events) == result.text
+            final = [event for event in events if isinstance(event, Committed | Finished)]
+            assert "".join(event.text for event in final) == result.text
             assert len(result.origins) == len(result.token_ids)
             assert result.prompt_token_ids == client.prepare(PROMPT).token_ids
 
@@ -212,3 +213,35 @@ def test_a_cut_text_and_its_rest_make_the_whole(client: EdgeClient) -> None:
         before, after = (CommittedText(client.tokenizer, ["stop!"], resumed=token_ids[:length]) for length in (0, cut))
         shown = "".join(before.push(token_id)[0] for token_id in token_ids[:cut])
         assert shown + "".join(after.push(token_id)[0] for token_id in token_ids[cut:]) + after.flush() == text
+
+
+@pytest.mark.parametrize("mode", ["exact", "gated", "edge"])
+def test_drafted_text_is_shown_in_whole_characters_and_becomes_the_final_one(
+    tiny_pair: Path, target: TorchModel, mode: str
+) -> None:
+    async def scene(client: EdgeClient, server: Server) -> None:
+        retracted = 0
+        for seed in range(6):
+            shown: dict[int, str] = {}
+            final: dict[int, str] = {}
+            drafted: dict[int, tuple[int, str]] = {}
+            async for event in client.stream(PROMPT, temperature=1.2, seed=seed, max_new_tokens=60, mode=mode):
+                match event:
+                    case Drafted():
+                        shown[event.position] = event.text
+                        drafted[event.position] = (event.token_id, event.text)
+                    case Retracted():
+                        retracted += 1
+                        shown = {position: text for position, text in shown.items() if position < event.position}
+                    case Committed():
+                        shown[event.position] = final[event.position] = event.text
+                        token_id, text = drafted.get(event.position, (None, ""))
+                        assert token_id != event.token_id or text == event.text
+                    case Finished():
+                        assert "".join(shown.values()) == "".join(final.values())
+                    case _:
+                        pass
+            assert any(text for _, text in drafted.values())
+        assert retracted or mode == "edge"
+
+    run(target, tiny_pair, scene)
