@@ -8,7 +8,7 @@ import queue
 import stat
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 
@@ -59,7 +59,7 @@ class PromptFile:
         except OSError as error:
             raise self._failure(error) from None
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    async def lines(self) -> AsyncGenerator[bytes, None]:
         """Yield lines as they come, and leave the event loop free meanwhile.
 
         The thread that reads is a daemon without locks: one that waits for a silent pipe delays neither Ctrl-C nor

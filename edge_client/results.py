@@ -52,7 +52,7 @@ def open_results(name: str, console: Console, prompts: os.stat_result, *, overwr
     Raises InvalidRequest for what cannot be written, or would destroy something.
     """
     try:
-        status = None if name == STANDARD else os.stat(name)
+        status = None if name == STANDARD else Path(name).stat()
     except OSError:
         status = None  # it is not there, or opening will say why not
     if name == STANDARD or (status is not None and console.out.samestat(status)):

@@ -222,7 +222,7 @@ def test_what_cannot_be_calibrated_on_is_said(address: str, tmp_path: Path, caps
     options = ("--pair", "tiny", "--cloud", address, "--out", str(tmp_path / "gate.onnx"))
     prompts = tmp_path / "prompts.jsonl"
     for content, message in (
-        (None, "cannot be read"),
+        (None, "No such file or directory"),
         ("", "no prompts"),
         ("{", "line 1: not valid JSON"),
         ('{"id": 1, "prompt": "a"}', "a gate needs at least 5 texts"),
