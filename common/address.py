@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 MAX_PORT = 65_535
 
@@ -39,13 +39,13 @@ def _host(written: str) -> str:
     """The host without its brackets."""
     bracketed = re.fullmatch(r"\[(.*)\]", written)
     host = bracketed[1] if bracketed else written
-    if ":" in host:
-        if not bracketed:
-            raise ValueError("it has several colons; write HOST:PORT, or [HOST]:PORT for an IPv6 address")
+    if bracketed:
         try:
-            ip_address(host)
+            IPv6Address(host)
         except ValueError:
-            raise ValueError(f"{host!r} is no IPv6 address; write it as [::1]:50151") from None
+            raise ValueError(f"{host!r} is no IPv6 address; write one as [::1]:50151") from None
+    elif ":" in host:
+        raise ValueError("it has several colons; write HOST:PORT, or [HOST]:PORT for an IPv6 address")
     elif not _NAME.fullmatch(host):
         raise ValueError(f"{host!r} is no host; {_EXAMPLE}")
     return host

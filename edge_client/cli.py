@@ -109,6 +109,7 @@ def _run_generate(console: Console, arguments: argparse.Namespace) -> int:
     if prompt is None:  # read outside the event loop, which would not hear Ctrl-C meanwhile
         _hint(console, "the prompt")
         prompt = read_prompt()
+    _check_characters("prompt", prompt)
     return asyncio.run(_one(console, config, prompt, parameters, arguments))
 
 
@@ -193,11 +194,20 @@ def _parameters(arguments: argparse.Namespace, config: EdgeConfig, names: Sequen
     """The parameters that flags gave, checked before any work is done for them."""
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     try:
+        for text in given.get("stop", ()):
+            _check_characters("stop", text)
         generation_params(given, config.generation)
         promises({name: given.get(name) for name in PROMISES}, config.gate)
     except InvalidRequest as error:
         raise as_flags(error, given) from None
     return given
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Refuse bytes of an argument that are not UTF-8; Python keeps them as halves of characters."""
+    for position, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise InvalidRequest(f"{name}: character {position} is a lone surrogate, from bytes that are not UTF-8")
 
 
 def _hint(console: Console, what: str) -> None:

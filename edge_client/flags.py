@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.address import check_address, host_and_port
 from common.config import PAIR_NAME
 from common.console import Console
 from common.errors import InvalidRequest
 from common.types import Mode
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 Run = Callable[[Console, argparse.Namespace], int]
 MAX_CONCURRENCY = 256
@@ -47,6 +50,14 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
 
+    def error(self, message: str) -> NoReturn:
+        Console.standard(self.prog).say(f"{self.format_usage()}{self.prog}: error: {message}")
+        raise SystemExit(2)
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Write help as all else is written; argparse would not mind a full disk."""
+        Console.standard(self.prog).text(message)
+
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -57,7 +68,9 @@ def _add_generate(commands: Commands[_Parser], epilog: str, run: Run) -> None:
     )
     generate.add_argument("prompt", nargs="?", help="one user message; read from standard input if absent")
     _add_settings(generate)
-    generate.add_argument("--mode", choices=tuple(Mode), help="exact unless configured otherwise; see the README")
+    generate.add_argument(
+        "--mode", choices=[str(mode) for mode in Mode], help="exact unless configured otherwise; see the README"
+    )
     generate.add_argument("--catch", type=float, help="gated: share of the large model's corrections to be caught")
     generate.add_argument(
         "--max-deviation", type=float, help="gated: share of tokens that may not be the large model's"
