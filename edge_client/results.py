@@ -196,24 +196,25 @@ class ResultFile:
 
     def _read(self) -> int:
         """Note the results that are there; returns where the next one goes."""
-        start = 0
+        start, line = 0, b"\n"
         with Path(self._name).open("rb") as file:
             for number, line in enumerate(file, start=1):
                 result = _result(line)
-                if result is None and not line.endswith(b"\n") and _is_half(line):
+                if result is not None:
+                    self._note(result, _Record(start, len(line.removesuffix(b"\n")) + 1, _prompt(result)))
+                elif not line.endswith(b"\n") and _is_half(line):
                     self._cut(start)
-                    break
-                if result is None:
+                    return start
+                elif line.strip():
                     raise InvalidRequest(
                         f"--out: {self._name}: line {number} is no result of an earlier run; name another file, or "
                         "give --overwrite to lose this one"
                     )
-                if not line.endswith(b"\n"):
-                    self._finish_line()
-                    line += b"\n"
-                self._note(result, _Record(start, len(line), _prompt(result)))
                 start += len(line)
-        return start
+        if line.endswith(b"\n"):
+            return start
+        self._end_line()
+        return start + 1
 
     def _note(self, result: dict[str, Any], record: _Record) -> None:
         self._written.append(record)
@@ -223,7 +224,7 @@ class ResultFile:
         if key not in self._records or self._records[key].prompt is None or record.prompt is not None:
             self._records[key] = record
 
-    def _finish_line(self) -> None:
+    def _end_line(self) -> None:
         try:
             _write(self._descriptor, b"\n")
         except OSError as error:
