@@ -139,7 +139,7 @@ def _check_keys(fields: dict[str, Any]) -> None:
     for key in fields:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
-            raise InvalidRequest(f"{key}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            raise InvalidRequest(f"{key or repr(key)}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if fields.get("id") is None:
         raise InvalidRequest("id: missing; give each line one, so that results can be matched")
     if ("prompt" in fields) == ("messages" in fields):

@@ -96,7 +96,7 @@ class Batch:
     def _check_id(self, line: Line) -> None:
         key = key_of(line.id)
         if key in self._ids:
-            raise InvalidRequest(f"id: {line.id!r} is that of an earlier line too; give each line its own")
+            raise InvalidRequest(f"id: {key} is that of an earlier line too; give each line its own")
         self._ids.add(key)
 
     def _deliver(self, outcome: Outcome) -> None:

@@ -69,7 +69,7 @@ class OnnxModel:
             )
         except Exception as error:  # onnxruntime's errors have no common base class
             raise ModelCorrupt(f"{path}: onnxruntime cannot load it: {error}") from error
-        _check_running(providers, session.get_providers())
+        check_running(providers, session.get_providers())
         graph = _read_graph(session, path)
         if vocabulary_size > graph.logits_width:
             raise ModelCorrupt(
@@ -251,7 +251,7 @@ def check_providers(providers: Sequence[str]) -> None:
             raise ConfigError(f"device.providers: {provider!r} is named twice; remove one")
 
 
-def _check_running(wanted: Sequence[str], running: Sequence[str]) -> None:
+def check_running(wanted: Sequence[str], running: Sequence[str]) -> None:
     """Raise ConfigError for a provider that onnxruntime has, but could not start: it goes on with another one."""
     for provider in wanted:
         if provider not in running:
