@@ -158,7 +158,7 @@ def _json_of(collected: Collector) -> dict[str, Any]:
 def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConfig, parameters: dict[str, Any]) -> int:
     """Check all that can be checked, then work. Files are opened here, since the event loop would not hear Ctrl-C."""
     if arguments.prompts == STANDARD:
-        _hint(console, "lines")
+        _hint(console, "a batch")
     with PromptFile(arguments.prompts) as prompts:
         explainer = Explainer(console.explain) if arguments.explain else None
         client = EdgeClient(config, explain=explainer)
@@ -212,7 +212,7 @@ def _check_characters(name: str, text: str) -> None:
 
 def _hint(console: Console, what: str) -> None:
     if sys.stdin is not None and sys.stdin.isatty():
-        console.complain(f"reading {what} from standard input; end with Ctrl-D")
+        console.complain(f"reading {what} from standard input; end it with Ctrl-D")
 
 
 def _summarise(console: Console, collected: Collector, stats: GenerationStats) -> None:

@@ -128,8 +128,13 @@ REFUSED: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[words for _, words in REFUSED])
+@pytest.mark.parametrize(
+    ("arguments", "words", "overwrite"),
+    [
+        *((arguments, words, []) for arguments, words in REFUSED),
+        *((arguments, words, ["--overwrite"]) for arguments, words in REFUSED if "notes" not in words),
+    ],
+)
 def test_what_is_wrong_is_refused_before_anything_is_written(
     prompts: Path,
     out: Path,
@@ -146,8 +151,6 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     out.write_text('{"id": 9, "prompt_token_ids": [1], "token_ids": [2]}\n')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     given = [argument.format(folder=folder) for argument in arguments]
-    if overwrite and "notes" in arguments[-1]:
-        pytest.skip("the wish is granted")
     assert generate("--prompts", prompts, "--out", out, "--mode", "edge", *given, *overwrite) == 2
     assert words.format(folder=folder) in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
