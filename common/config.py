@@ -14,13 +14,14 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError, ModelCorrupt, ModelError, ModelMissing
+from common.resources import found_config, packaged_configs
 
 Role = Literal["edge", "cloud"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -33,12 +34,28 @@ MANIFEST_FORMAT = 1
 CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
 
 _READ_BLOCK_BYTES = 4 * 1024 * 1024
+_MAX_YAML_BYTES = 1024 * 1024
+_FOLDER = "folder"  # key of what validators are told: where the file lies
 
 
 class FrozenModel(BaseModel):
-    """A configuration value: no unknown keys, no guessing of types, no change after loading."""
+    """A configuration value: no unknown keys, no guessing of types, no change after loading.
+
+    Made in Python, it raises ConfigError with field and value, as `load_yaml` does.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            lines = dict.fromkeys(_locations(values, ()), 0)
+            complaints = [_complaint(details, type(self), lines).in_python for details in error.errors()]
+            raise ConfigError("\n".join(dict.fromkeys(complaints))) from None
+
+    # Pydantic then leaves nested models to its own validation, which knows where in the whole a mistake is.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -49,8 +66,11 @@ Location = tuple[int | str, ...]
 
 
 def load_yaml(path: Path | str, model: type[ModelT]) -> ModelT:
-    """Read a YAML file into `model`; raises ConfigError, which lists every mistake, one a line."""
-    path = Path(path)
+    """Read a YAML file into `model`; raises ConfigError, which lists every mistake, one a line.
+
+    Where there is no such file, one that comes along may be meant, such as `edge.yaml`; see `common.resources`.
+    """
+    path = found_config(path)
     lines: dict[Location, int] = {}
     try:
         node = _compose(path, _read_text(path))
@@ -58,17 +78,32 @@ def load_yaml(path: Path | str, model: type[ModelT]) -> ModelT:
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     try:
-        return model.model_validate_json(json.dumps(data))  # JSON mode: strict, yet lists may become tuples
+        # JSON mode: strict, yet lists may become tuples.
+        return model.model_validate_json(json.dumps(data), context={_FOLDER: path.parent})
     except ValidationError as error:
-        complaints = sorted({_complaint(path, details, model, lines) for details in error.errors()})
-        raise ConfigError("\n".join(text for _, text in complaints)) from None
+        complaints = sorted({_complaint(details, model, lines) for details in error.errors()})
+        raise ConfigError("\n".join(complaint.in_file(path) for complaint in complaints)) from None
+
+
+def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
+    if path == Path():
+        raise ValueError("no file is named; give a path")
+    return info.context[_FOLDER] / path if info.context else path
+
+
+# A path in a YAML file is relative to that file; one that is given in Python, to the working directory.
+PathBesideFile = Annotated[Path, AfterValidator(_beside_the_file)]
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_MAX_YAML_BYTES + 1)
+        if len(content) > _MAX_YAML_BYTES:
+            raise ConfigError(f"{path}: more than {_MAX_YAML_BYTES} bytes, this is no configuration file")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raise ConfigError(f"{path}: no such file; those that come along: {', '.join(packaged_configs())}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -146,10 +181,22 @@ _EXPECTED = {
 }
 
 
-def _complaint(
-    path: Path, details: ErrorDetails, model: type[BaseModel], lines: Mapping[Location, int]
-) -> tuple[int, str]:
-    """One mistake as (line, message)."""
+class _Complaint(NamedTuple):
+    """One mistake."""
+
+    line: int
+    location: Location
+    problem: str
+
+    def in_file(self, path: Path) -> str:
+        return f"{path}:{self.line}: {_dotted(self.location)}: {self.problem}"
+
+    @property
+    def in_python(self) -> str:
+        return f"{_dotted(self.location)}: {self.problem}" if self.location else self.problem
+
+
+def _complaint(details: ErrorDetails, model: type[BaseModel], lines: Mapping[Location, int]) -> _Complaint:
     location = details["loc"]
     known = _known_prefix(location, lines)
     named = known
@@ -182,7 +229,15 @@ def _complaint(
         case _:
             message = details["msg"].removeprefix("Value error, ")
             problem = f"{_shown(value)}: {message[:1].lower()}{message[1:]}"
-    return line, f"{path}:{line}: {_dotted(named)}: {problem}"
+    return _Complaint(line, named, problem)
+
+
+def _locations(value: Any, location: Location) -> Iterator[Location]:
+    """Where all plain values of nested tables and lists stand."""
+    yield location
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from _locations(item, (*location, key))
 
 
 def _known_prefix(location: Location, lines: Mapping[Location, int]) -> Location:

@@ -18,6 +18,7 @@
     ├── CloudLost                 no answer to be had; what was final so far is kept
     │   ├── CloudUnavailable      unreachable, or it went away
     │   └── CloudTimeout          a verification missed its deadline
+    ├── OutputLost                results that cannot be written: a full disk, a closed output
     ├── Cancelled                 the user stopped the generation
     │   └── GenerationTimeout     it took longer than its `timeout`
     └── InternalError             a bug on the other end
@@ -114,6 +115,10 @@ class CloudUnavailable(CloudLost):
 
 class CloudTimeout(CloudLost):
     """The cloud did not answer within the deadline."""
+
+
+class OutputLost(ChaperoneError):
+    """A result cannot be written; what was written before is whole."""
 
 
 class Cancelled(ChaperoneError):

@@ -1,20 +1,24 @@
-"""Prompts from a JSON Lines file, results into another: one line in, one line out, whatever happens to it."""
+"""Lines of JSON as requests, and what becomes of them as JSON."""
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import aclosing
+import math
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from common.errors import ChaperoneError, InvalidRequest
+from common.types import Mode
 from edge_client.client import EdgeClient
-from edge_client.generation import Collector, GenerationRequest, Prompt
+from edge_client.generation import Collector, GenerationRequest, Prompt, mode_of
+from edge_client.prompt_file import MAX_LINE_BYTES
 
+PROMISES = ("catch", "max_deviation")  # of gated
 PARAMETERS = (
-    *("mode", "catch", "max_deviation"),
+    *("mode", *PROMISES),
     *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw"),
 )
 _KEYS = ("id", "prompt", "messages", *PARAMETERS)
@@ -33,34 +37,17 @@ class Line:
 def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
     """Parse lines; blank ones are skipped, bad ones carry what is wrong with them."""
     for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
-        try:
-            fields = _parse(raw)
-            yield Line(number, fields.get("id"), fields)
-        except InvalidRequest as error:
-            yield Line(number, None, {}, error)
+        if raw.strip():
+            yield line_of(number, raw)
 
 
-async def run_batch(
-    client: EdgeClient, lines: Iterable[Line], defaults: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
-    """Generate line by line; yields what to write: the result, or an `error` with what was final before it."""
-    for line in lines:
-        try:
-            request = request_of(client, line, defaults)
-        except ChaperoneError as error:
-            message = f"line {line.number}: {error.message}"
-            yield {"id": line.id, "error": {"type": type(error).__name__, "message": message}}
-            continue
-        collected = Collector(request)
-        try:
-            async with aclosing(client.stream(request)) as events:
-                async for event in events:
-                    collected.add(event)
-            yield {"id": line.id, **collected.result().to_json()}
-        except ChaperoneError as error:
-            yield {"id": line.id, **failure_json(collected, error, where=f"line {line.number}: ")}
+def line_of(number: int, raw: bytes) -> Line:
+    """Parse one line."""
+    try:
+        fields = _parse(raw)
+        return Line(number, fields.get("id"), fields)
+    except InvalidRequest as error:
+        return Line(number, None, {}, error)
 
 
 def failure_json(collected: Collector, error: ChaperoneError, *, where: str = "") -> dict[str, Any]:
@@ -78,20 +65,50 @@ def failure_json(collected: Collector, error: ChaperoneError, *, where: str = ""
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_LINE_BYTES:
+        raise InvalidRequest(f"more than {MAX_LINE_BYTES} bytes; shorten the prompt")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InvalidRequest("this is UTF-16; save the file as UTF-8")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
         json.dumps(fields, ensure_ascii=False).encode()  # an escape may stand for half a character
     except UnicodeEncodeError:
         raise InvalidRequest("not valid JSON: lone surrogate; write characters as they are, or as a pair") from None
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        raise InvalidRequest(f"not valid JSON: {error}{_hint(raw)}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(f"a JSON object is expected, this is {type(fields).__name__}")
     return fields
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"{key!r} is given twice; remove one")
+        fields[key] = value
+    return fields
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is no finite number")
+    return value
+
+
+def _hint(raw: bytes) -> str:
+    if b"\0" in raw:
+        return "; there are NUL bytes, as in UTF-16: save the file as UTF-8"
+    if b"\r" in raw.strip():
+        return "; there are carriage returns: end lines with line feeds"
+    return ""
 
 
 def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> GenerationRequest:
@@ -101,14 +118,28 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
     _check_keys(line.fields)
     given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
     prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
-    return client.request(prompt, **{**defaults, **given})
+    asked = {**defaults, **given}
+    mode = mode_of(asked.get("mode"), client.config.mode)
+    if mode is not Mode.GATED:
+        check_promises(given, mode)
+        asked = {name: value for name, value in asked.items() if name not in PROMISES}
+    return client.request(prompt, **asked)
+
+
+def check_promises(given: Container[str], mode: Mode) -> None:
+    """Raise InvalidRequest for promises that are asked of a mode other than gated."""
+    for name in PROMISES:
+        if mode is not Mode.GATED and name in given:
+            raise InvalidRequest(
+                f"{name}: mode is {mode}, and only gated keeps promises; ask for gated, or leave it out"
+            )
 
 
 def _check_keys(fields: dict[str, Any]) -> None:
     for key in fields:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
-            raise InvalidRequest(f"{key}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            raise InvalidRequest(f"{key or repr(key)}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if fields.get("id") is None:
         raise InvalidRequest("id: missing; give each line one, so that results can be matched")
     if ("prompt" in fields) == ("messages" in fields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, InvalidRequest
+from common.files import replace_file
 from common.gate import Features
 from common.messages import Capabilities
 from common.types import Mode, Proposal, SamplingParams
@@ -18,29 +20,32 @@ from edge_client.batch import Line, read_lines, request_of
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.gate_model import GateData, GatedModel
+from edge_client.prompt_file import PromptFile, split_lines
 
 Say = Callable[[str], None]
 
 
-def calibrate(config: EdgeConfig, prompts: Path, out: Path, parameters: Mapping[str, Any], say: Say) -> None:
-    """Write a gate file from the prompts of a JSON Lines file, with a running cloud.
+def calibrate(config: EdgeConfig, prompts: str, out: Path, parameters: Mapping[str, Any], say: Say) -> None:
+    """Write a gate file from the prompts of a JSON Lines file, or of standard input (`-`), with a running cloud.
 
     `parameters` are those of `EdgeClient.request` for lines that name none. Raises InvalidRequest for prompts that
-    cannot be used, ConfigError where a package is missing, or what fails.
+    cannot be used, ConfigError where a package is missing or the gate could not be written, OutputLost, or what fails.
+    A gate that is there stays until its successor is whole.
     """
     try:
         from edge_client.fitting import export, fit, judged_tokens  # not on devices that only use a gate
     except ImportError as error:
         raise ConfigError(f"calibrate: {error.name} is missing; install chaperone-llm[calibrate]") from None
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: {out.parent} is no folder; make it first")
+    with PromptFile(prompts) as source:
+        _check_out(out, source)
+        content = b"".join(iter(source.read, b""))
     config = config.model_copy(update={"gate": config.gate.model_copy(update={"file": None})})  # it is made here
-    recording = _Recording(config, _lines(prompts), parameters, say)
+    recording = _Recording(config, _lines(prompts, content), parameters, say)
     asyncio.run(recording.make())
     tokens = judged_tokens(recording.features, recording.overridden)
     data = GateData(
-        prompts=prompts.name,
-        prompts_sha256=hashlib.sha256(prompts.read_bytes()).hexdigest(),
+        prompts=Path(prompts).name,
+        prompts_sha256=hashlib.sha256(content).hexdigest(),
         texts=len(recording.features),
         tokens=len(tokens.overridden),
         overrides=int(tokens.overridden.sum()),
@@ -55,9 +60,7 @@ def calibrate(config: EdgeConfig, prompts: Path, out: Path, parameters: Mapping[
         data=data,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    unfinished = out.with_name(out.name + ".part")
-    unfinished.write_bytes(gate)
-    unfinished.replace(out)
+    replace_file(out, [gate])
     say(f"{out}: {data.tokens} tokens of {data.texts} texts, {data.overrides} overridden")
 
 
@@ -109,12 +112,23 @@ def features_of(
     return rows
 
 
-def _lines(prompts: Path) -> list[Line]:
-    try:
-        with prompts.open("rb") as file:
-            lines = list(read_lines(file))
-    except OSError as error:
-        raise ConfigError(f"--prompts: {prompts} cannot be read ({error.strerror}); give a JSON Lines file") from None
+def _check_out(out: Path, source: PromptFile) -> None:
+    """Refuse a file that could not be replaced, before an hour of work is done for it."""
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: {out.parent} is no folder; make it first")
+    if not os.access(Path(os.path.realpath(out)).parent, os.W_OK):
+        raise ConfigError(f"--out: {out.parent} cannot be written to; name another folder")
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise ConfigError(f"--out: {out} is no file; name one")
+    if os.path.samestat(out.stat(), source.status):
+        raise ConfigError(f"--out: {out} is the file that --prompts reads; name another one")
+
+
+def _lines(prompts: str, content: bytes) -> list[Line]:
+    blocks = iter([content, b""])
+    lines = list(read_lines(split_lines(lambda: next(blocks))))
     for line in lines:
         if line.error is not None:
             raise InvalidRequest(f"{prompts}, line {line.number}: {line.error.message}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from common.config import FrozenModel, load_yaml
+from common.address import check_address
+from common.config import FrozenModel, PathBesideFile, load_yaml
 from common.types import MAX_COUNT, MAX_SEED, Mode, OnDeviation
 
 MAX_DEADLINE_MS = 86_400_000.0  # a day
+MAX_THREADS = 1024
 
 
 class CloudSettings(FrozenModel):
@@ -23,20 +25,26 @@ class CloudSettings(FrozenModel):
     reconnect_timeout_ms: float = Field(default=30_000.0, ge=0, le=MAX_DEADLINE_MS)
     on_loss: Literal["default", "fail", "continue"] = "default"
 
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        check_address(address)
+        return address
+
 
 class DeviceSettings(FrozenModel):
     """How the small model runs."""
 
-    threads: int = Field(default=2, ge=1, le=1024)
+    threads: int = Field(default=2, ge=1, le=MAX_THREADS)
     allow_spinning: bool = True
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = Field(default=("CPUExecutionProvider",), strict=False)
 
 
 class GateSettings(FrozenModel):
     """Which tokens `gated` asks the cloud about; `risk` is that of the policy `threshold`."""
 
     policy: Literal["budgeted", "threshold", "always", "never"] = "budgeted"
-    file: Literal["auto"] | Path | None = "auto"
+    file: Literal["auto"] | PathBesideFile | None = "auto"
     catch: float = Field(default=0.95, ge=0, le=1)
     max_deviation: float = Field(default=0.02, ge=0, le=1)
     on_deviation: OnDeviation = Field(default=OnDeviation.KEEP, strict=False)
@@ -69,7 +77,7 @@ class GenerationSettings(FrozenModel):
 class EdgeConfig(FrozenModel):
     """All settings of the device; see `configs/edge.yaml` for what they mean.
 
-    Made in Python, it raises pydantic's ValidationError, a ValueError, for a value that cannot be; `load` ConfigError.
+    Raises ConfigError for a value that cannot be, made in Python as read by `load`.
     """
 
     pair: str = "default"
@@ -83,5 +91,8 @@ class EdgeConfig(FrozenModel):
 
     @classmethod
     def load(cls, path: Path | str) -> EdgeConfig:
-        """Read a YAML file; raises ConfigError with file, line and key."""
+        """Read a YAML file, such as `configs/edge.yaml`, which comes along; raises ConfigError with file, line and key.
+
+        Paths in the file are relative to it.
+        """
         return load_yaml(path, cls)

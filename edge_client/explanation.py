@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any
 
 from common.planner import Decision
-from edge_client.batch import Line
 
 _SIGNIFICANT_DIGITS = 4
 
 
 class Explainer:
-    """Writes each decision to standard error; of a batch, with the `id` of the line that it is about.
+    """Says each decision; of a batch, with the `id` of the line that it is about.
 
     It is told lengths, times and chances, and never a token or a text.
     """
 
-    def __init__(self) -> None:
-        self._line: dict[str, Any] = {}
+    def __init__(self, say: Callable[[Any], None]) -> None:
+        """`say` takes an object of JSON."""
+        self._say = say
+        self._line: ContextVar[dict[str, Any]] = ContextVar("line")
 
     def __call__(self, decision: Decision) -> None:
-        sys.stderr.write(json.dumps(self._line | decision_json(decision), ensure_ascii=False) + "\n")
+        self._say(self._line.get({}) | decision_json(decision))
 
-    def following(self, lines: Iterable[Line]) -> Iterator[Line]:
-        """The same lines; what is decided until the next one is asked for is about the last."""
-        for line in lines:
-            self._line = {"id": line.id}
-            yield line
+    def begin(self, line_id: Any) -> None:
+        """Whatever is decided from now on in this task is about this line."""
+        self._line.set({"id": line_id})
 
 
 def decision_json(decision: Decision) -> dict[str, Any]:

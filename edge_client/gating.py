@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import common
 from common.config import ModelManifest
 from common.errors import GateMismatch, ModelError
 from common.gate import Always, Budgeted, Control, Gate, Never, Promises, Threshold
 from common.messages import Capabilities
+from common.resources import packaged_path
 from common.types import Mode, OnDeviation
 from edge_client.config import GateSettings
 from edge_client.gate_model import GateModel
@@ -106,5 +106,5 @@ def load_gate(settings: GateSettings, manifest: ModelManifest) -> GateModel | No
 
 
 def packaged_gate(pair: str) -> Path:
-    """Of the gate that comes with a pair: beside the `common` package, in a checkout as in an installed wheel."""
-    return Path(common.__file__).resolve().parent.parent / "configs" / "gates" / f"{pair}.onnx"
+    """Where the gate lies that comes with a pair, if there is one."""
+    return packaged_path(f"gates/{pair}.onnx")

@@ -8,6 +8,7 @@ keys and values lie, is told in `onnx_cache`.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
+from common.errors import ConfigError, InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
 from edge_client.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph, RowCache
 from edge_client.ports import TEXT_ROW, DraftStep
 
@@ -54,10 +55,11 @@ class OnnxModel:
         context_tokens: int,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> OnnxModel:
-        """Load `model.onnx` from a folder; raises ModelMissing or ModelCorrupt.
+        """Load `model.onnx` from a folder; raises ModelMissing, ModelCorrupt, or ConfigError for the providers.
 
         `allow_spinning` keeps the compute threads awake between kernels: fastest on idle cores, slow on shared ones.
         """
+        check_providers(providers)
         path = Path(folder) / "model.onnx"
         if not path.is_file():
             raise ModelMissing(f"{path}: there is no such file; fetch the model with `chaperone-cloud models pull`")
@@ -67,6 +69,7 @@ class OnnxModel:
             )
         except Exception as error:  # onnxruntime's errors have no common base class
             raise ModelCorrupt(f"{path}: onnxruntime cannot load it: {error}") from error
+        check_running(providers, session.get_providers())
         graph = _read_graph(session, path)
         if vocabulary_size > graph.logits_width:
             raise ModelCorrupt(
@@ -229,6 +232,33 @@ class OnnxSequence:
         # The graph would read a negative id from the end of the embedding without complaint.
         if min(token_ids) < 0 or max(token_ids) >= self._model.vocabulary_size:
             raise InvalidRequest(f"prompt: a token id is outside [0, {self._model.vocabulary_size})")
+
+
+def check_providers(providers: Sequence[str]) -> None:
+    """Raise ConfigError for execution providers that this onnxruntime does not have, which it would do without."""
+    available = onnxruntime.get_available_providers()
+    if not providers:
+        raise ConfigError(f"device.providers: there is none; name at least one of {', '.join(available)}")
+    for index, provider in enumerate(providers):
+        if provider not in available:
+            close = difflib.get_close_matches(provider, available, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ConfigError(
+                f"device.providers: {provider!r} is not available here{hint}; available: {', '.join(available)}; "
+                "others come with other builds of onnxruntime"
+            )
+        if provider in providers[:index]:
+            raise ConfigError(f"device.providers: {provider!r} is named twice; remove one")
+
+
+def check_running(wanted: Sequence[str], running: Sequence[str]) -> None:
+    """Raise ConfigError for a provider that onnxruntime has, but could not start: it goes on with another one."""
+    for provider in wanted:
+        if provider not in running:
+            raise ConfigError(
+                f"device.providers: {provider!r} could not be started, and {', '.join(running)} would run instead; "
+                "install what it needs, or leave it out"
+            )
 
 
 def _session_options(threads: int, allow_spinning: bool) -> Any:

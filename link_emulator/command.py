@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
-from collections.abc import Callable
 
-from pydantic import ValidationError
-
+from common.console import Console
 from common.errors import ConfigError
 from link_emulator.profile import DirectionProfile, Profile, load_profile, profile_names
 from link_emulator.proxy import LinkProxy
@@ -20,27 +17,28 @@ def chosen_profile(name_or_path: str | None, rtt_ms: float | None) -> Profile:
         return load_profile(name_or_path)
     try:
         return Profile.fixed(rtt_ms or 0.0)
-    except ValidationError:
+    except ConfigError:
         raise ConfigError(f"--rtt-ms: {rtt_ms} is not a time from 0 to 120000 ms") from None
 
 
-def run_link(profile: Profile, *, listen: str, to: str, seed: int) -> None:
+def run_link(profile: Profile, console: Console, *, listen: str, to: str, seed: int) -> None:
     """Run a link until SIGTERM or Ctrl-C; the first line of output is its address, the last of errors a summary."""
+    console.out.check()
     if seed < 0:
         raise ConfigError(f"--seed: {seed} is negative; give a whole number from 0 on")
-    asyncio.run(_serve(LinkProxy(profile, listen=listen, to=to, seed=seed), print_line))
+    asyncio.run(_serve(LinkProxy(profile, listen=listen, to=to, seed=seed), console))
 
 
-async def _serve(proxy: LinkProxy, announce: Callable[[str], None]) -> None:
+async def _serve(proxy: LinkProxy, console: Console) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     try:
         async with proxy:
-            announce(proxy.address)
+            console.line(proxy.address)
             await ended.wait()
     finally:
         if proxy.connections:
-            sys.stderr.write(summary(proxy) + "\n")
+            console.say(summary(proxy))
 
 
 def summary(proxy: LinkProxy) -> str:
@@ -51,19 +49,13 @@ def summary(proxy: LinkProxy) -> str:
     )
 
 
-def list_profiles() -> None:
+def list_profiles(console: Console) -> None:
     """Print a line for each profile that comes along."""
-    print_line(f"{'name':20} {'label':10} {'rtt':>8} {'up':>12} {'down':>12}  what it is like")
+    console.line(f"{'name':20} {'label':10} {'rtt':>8} {'up':>12} {'down':>12}  what it is like")
     for name in profile_names():
         profile = load_profile(name)
         columns = f"{name:20} {profile.label:10} {profile.rtt_ms:5g} ms"
-        print_line(f"{columns} {_rate(profile.up):>12} {_rate(profile.down):>12}  {profile.description}")
-
-
-def print_line(text: str) -> None:
-    """Write a line to standard output at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+        console.line(f"{columns} {_rate(profile.up):>12} {_rate(profile.down):>12}  {profile.description}")
 
 
 def _rate(way: DirectionProfile) -> str:

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-import common
 from common.config import FrozenModel, load_yaml
 from common.errors import ConfigError
+from common.resources import packaged_path
 from link_emulator.mahimahi import load_trace, mean_rate_kbit_s
 
 DAY_S = 86_400.0
@@ -131,8 +131,8 @@ class Profile(FrozenModel):
 
 
 def profiles_folder() -> Path:
-    """`configs/links` beside the `common` package: in a checkout as in an installed wheel."""
-    return Path(common.__file__).resolve().parent.parent / "configs" / "links"
+    """Where the profiles lie that come along."""
+    return packaged_path("links")
 
 
 def profile_names() -> list[str]:

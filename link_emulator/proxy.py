@@ -7,7 +7,7 @@ import itertools
 import time
 from types import TracebackType
 
-from common.address import is_loopback
+from common.address import host_and_port, is_loopback
 from common.errors import ConfigError
 from link_emulator.alarm import Alarm
 from link_emulator.connection import Connection
@@ -34,10 +34,8 @@ class LinkProxy:
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.profile = profile
-        self._listen = _host_and_port("listen", listen)
+        self._listen = _host_and_port("listen", listen, any_port=True)
         self._server_address = _host_and_port("to", to)
-        if self._server_address[1] == 0:
-            raise ConfigError(f"to: {to!r} has port 0; give the server's port")
         self._max_connections = max_connections
         self._link = Link(profile, seed)
         self._connections: dict[int, Connection] = {}
@@ -174,11 +172,14 @@ class _Refusal(asyncio.Protocol):
         transport.abort()
 
 
-def _host_and_port(name: str, address: str) -> tuple[str, int]:
-    if address.startswith("unix:") or not is_loopback(address):
+def _host_and_port(name: str, address: str, *, any_port: bool = False) -> tuple[str, int]:
+    try:
+        host, port = host_and_port(address, any_port=any_port)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {address!r}: {error}") from None
+    if not is_loopback(address):
         raise ConfigError(
             f"{name}: {address!r} is not HOST:PORT of this machine; the emulator has no TLS, so it stays on loopback "
             "addresses such as 127.0.0.1:50151"
         )
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
+    return host, port

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +30,7 @@ from edge_client.gate_model import CARD, GatedModel, GateModel
 from edge_client.gating import Gates, load_gate
 from tests.gate_stage import gate_for, synthetic
 from tests.integration.loopback import serving
-from tests.integration.staging import fake_target, serving_in_thread
+from tests.integration.staging import environment, fake_target, serving_in_thread
 
 CAPABILITIES = Capabilities(API_VERSION, "some model", "", 100, 100, 16)
 
@@ -218,11 +221,52 @@ def test_a_gate_that_comes_with_a_pair_and_cannot_be_used_is_done_without(
         load_gate(GateSettings(file=tmp_path / "gate.onnx"), manifest)
 
 
+OUT: list[tuple[str, str]] = [
+    ("{folder}", "--out: {folder} is no file; name one"),
+    ("{folder}/nothere/gate.onnx", "--out: {folder}/nothere is no folder; make it first"),
+    ("{folder}/prompts.jsonl", "prompts.jsonl is the file that --prompts reads; name another one"),
+    ("{folder}/symbolic", "symbolic is the file that --prompts reads; name another one"),
+]
+
+
+@pytest.mark.parametrize(("out", "words"), OUT, ids=[words for _, words in OUT])
+def test_where_a_gate_cannot_go_is_said_before_the_work(
+    tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: str
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"id": 1, "prompt": "a"}')
+    (tmp_path / "symbolic").symlink_to(prompts)
+    options = ("--pair", "tiny", "--cloud", "127.0.0.1:1", "--prompts", str(prompts))
+    assert main(["calibrate", *options, "--out", out.format(folder=tmp_path)]) == 2
+    assert words.format(folder=tmp_path) in capsys.readouterr().err
+    assert prompts.read_text() == '{"id": 1, "prompt": "a"}'
+
+
+def test_a_gate_that_is_there_stays_until_the_new_one_is_whole(address: str, made: Path, tmp_path: Path) -> None:
+    old = tmp_path / "gate.onnx"
+    old.write_bytes(b"the old one")
+    arguments = ("--pair", "tiny", "--cloud", address, "--prompts", "-", "--out", str(old), "--max-new-tokens", "32")
+    process = subprocess.run(
+        [sys.executable, "-m", "edge_client.cli", "calibrate", *arguments],
+        input=(made.parent / "prompts.jsonl").read_bytes(),
+        capture_output=True,
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+        check=False,
+    )
+    assert (process.returncode, process.stderr.decode()) == (
+        1,
+        f"chaperone: {old}: cannot be written: File too large\n",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["gate.onnx"]
+    assert old.read_bytes() == b"the old one"
+
+
 def test_what_cannot_be_calibrated_on_is_said(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--pair", "tiny", "--cloud", address, "--out", str(tmp_path / "gate.onnx"))
     prompts = tmp_path / "prompts.jsonl"
     for content, message in (
-        (None, "cannot be read"),
+        (None, "No such file or directory"),
         ("", "no prompts"),
         ("{", "line 1: not valid JSON"),
         ('{"id": 1, "prompt": "a"}', "a gate needs at least 5 texts"),

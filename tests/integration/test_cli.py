@@ -94,11 +94,11 @@ def test_flags_reach_the_request(address: str, capsys: pytest.CaptureFixture[str
 # --- Wrong usage and failures ----------------------------------------------------------------------------------------
 
 USAGE = [
-    (["--temperature", "-1", PROMPT], "temperature: -1.0 is not a finite number >= 0; use 0 for greedy"),
-    (["--top-p", "1.5", PROMPT], "top_p: 1.5 is outside (0, 1]; use 1 to switch it off"),
-    (["--max-new-tokens", "0", PROMPT], "max_new_tokens: 0 is less than 1"),
-    (["--seed", "-1", PROMPT], "seed: -1 is outside [0, 2**64 - 1]"),
-    (["--stop", "", PROMPT], "stop: '' must have 1 to 256 characters"),
+    (["--temperature", "-1", PROMPT], "--temperature: -1.0 is not a finite number >= 0; use 0 for greedy"),
+    (["--top-p", "1.5", PROMPT], "--top-p: 1.5 is outside (0, 1]; use 1 to switch it off"),
+    (["--max-new-tokens", "0", PROMPT], "--max-new-tokens: 0 is less than 1"),
+    (["--seed", "-1", PROMPT], "--seed: -1 is outside [0, 2**64 - 1]"),
+    (["--stop", "", PROMPT], "--stop: '' must have 1 to 256 characters"),
     ([""], "prompt: it is empty; give some text"),
     (["the list " * 4096], "tokens leave no room in a context of 4096; shorten it"),
     (["--mode", "exact", "--cloud", "cloud.example.com:443", PROMPT], "cloud.address: 'cloud.example.com:443' is not"),

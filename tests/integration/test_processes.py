@@ -73,7 +73,9 @@ def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytes
     text, _, summary = re.sub(r"\x1b\[[0-9;]*m", "", coloured).rpartition("[")
     assert (code, text) == (0, plain)
     assert "\x1b[36m" in coloured, "drafted, and skipped by the gate"
-    assert re.fullmatch(r"\d+ tokens, [\d.]+ tokens/s, 0 round trips waited for, 0 hidden, 0 overrides\]\n", summary)
+    assert re.fullmatch(
+        r"\d+ tokens, [\d.]+ tokens/s, 0 round trips waited for, 0 hidden, 0 overrides\]\ncolours: draft\n", summary
+    )
     code, uncoloured = on_a_terminal(*arguments, NO_COLOR="1")
     assert (code, uncoloured.rpartition("[")[0]) == (0, plain)
     assert "\x1b" not in uncoloured

@@ -7,7 +7,7 @@ import json
 import pwd
 import struct
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
@@ -16,6 +16,7 @@ from common.config import (
     FrozenModel,
     ManifestFile,
     ModelManifest,
+    PathBesideFile,
     chaperone_home,
     file_sha256,
     load_manifest,
@@ -24,6 +25,7 @@ from common.config import (
     vocabulary_digest,
 )
 from common.errors import ConfigError, ModelCorrupt, ModelError, ModelMissing
+from common.resources import found_config, packaged_path
 
 
 class Gate(FrozenModel):
@@ -136,6 +138,71 @@ def test_another_encoding_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
         load_yaml(tmp_path / "absent.yaml", Settings)
+
+
+PYTHON: list[tuple[dict[str, Any], str]] = [
+    ({"threads": "two"}, "threads: 'two' is not a whole number"),
+    ({"thraeds": 2}, "thraeds: unknown key (did you mean 'threads'?)"),
+    ({"gate": {"max_deviation": 2}}, "gate.max_deviation: 2: input should be less than or equal to 1"),
+    ({"gate": 5}, "gate: 5 is not a table of keys"),
+    ({"links": {"a": {"kind": "wier"}}}, "links.a.kind: 'wier' is not 'wire' or 'air'"),
+    ({"links": {"a": {"kind": "air", "watts": "hot"}}}, "links.a.watts: 'hot' is not a number"),
+    ({"threads": "x", "spinning": 1}, "threads: 'x' is not a whole number\nspinning: 1 is not true or false"),
+]
+
+
+@pytest.mark.parametrize(("values", "expected"), PYTHON, ids=[expected for _, expected in PYTHON])
+def test_settings_made_in_python_are_refused_with_field_and_value(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings(**values)
+    assert caught.value.message == expected
+
+
+def test_a_required_setting_is_named_in_python() -> None:
+    with pytest.raises(ConfigError, match=r"^model: this key is required$"):
+        Required()  # type: ignore[call-arg]  # that is the point
+
+
+class Paths(FrozenModel):
+    gate: Literal["auto"] | PathBesideFile | None = None
+
+
+def test_a_path_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
+    assert load_yaml(write(tmp_path, "gate: gates/mine.onnx\n"), Paths).gate == tmp_path / "gates" / "mine.onnx"
+    assert load_yaml(write(tmp_path, "gate: /mine.onnx\n"), Paths).gate == Path("/mine.onnx")
+    assert load_yaml(write(tmp_path, "gate: auto\n"), Paths).gate == "auto"
+    assert load_yaml(write(tmp_path, ""), Paths).gate is None
+    assert Paths(gate=Path("mine.onnx")).gate == Path("mine.onnx"), "made in Python, to the working directory"
+    assert complaint(tmp_path, "gate: ''\n", Paths).endswith(": no file is named; give a path")
+
+
+@pytest.mark.parametrize("name", ["edge.yaml", "configs/edge.yaml", "configs/links/4g.yaml", "links/4g.yaml"])
+def test_what_comes_along_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert found_config(name) == packaged_path(name.removeprefix("configs/"))
+    mine = tmp_path / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("threads: 7\n")
+    assert found_config(name) == Path(name), "a file that is there comes first"
+    assert load_yaml(name, Settings).threads == 7
+
+
+@pytest.mark.parametrize("name", ["egde.yaml", "configs/../edge.yaml", "/edge.yaml", "configs", "", "."])
+def test_what_does_not_come_along_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert found_config(name) == Path(name)
+    with pytest.raises(ConfigError):
+        load_yaml(name, Settings)
+
+
+def test_an_absent_file_lists_what_comes_along(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file; those that come along: cloud\.yaml, edge\.yaml, links/"):
+        load_yaml(tmp_path / "egde.yaml", Settings)
+
+
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: more than 1048576 bytes, this is no configuration file"):
+        load_yaml("/dev/zero", Settings)
 
 
 def test_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+from typing import Any
 
 import pytest
 
 from common.planner import Action, CatchUp, Decision, Draft, HandOver, Send, Sprout, Wait
-from edge_client.batch import Line
 from edge_client.explanation import Explainer, decision_json
 
 ACTIONS: list[tuple[Action, dict[str, object]]] = [
@@ -40,23 +40,34 @@ def test_figures_are_rounded_to_what_can_be_read() -> None:
     }
 
 
-def test_lines_of_a_batch_carry_their_id(capsys: pytest.CaptureFixture[str]) -> None:
-    explain = Explainer()
-    for line in explain.following([Line(1, "a", {}), Line(3, {"any": "caf\u00e9"}, {})]):
-        explain(Decision(Wait(), f"line {line.number}"))
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [(row["id"], row["reason"]) for row in told] == [("a", "line 1"), ({"any": "caf\u00e9"}, "line 3")]
+def test_lines_that_run_at_once_carry_their_own_id() -> None:
+    told: list[Any] = []
+    explain = Explainer(told.append)
+
+    async def line(line_id: object) -> None:
+        explain.begin(line_id)
+        for step in range(3):
+            await asyncio.sleep(0)  # the others' turn
+            explain(Decision(Wait(), f"{line_id} {step}"))
+
+    async def all_lines() -> None:
+        await asyncio.gather(line("a"), line({"any": "caf\u00e9"}), line(3))
+
+    asyncio.run(all_lines())
+    assert len(told) == 9
+    assert all(row["reason"].startswith(f"{row['id']} ") for row in told)
 
 
-def test_a_lone_generation_has_no_id(capsys: pytest.CaptureFixture[str]) -> None:
-    Explainer()(Decision(Send(2), "because", {"position": 7}))
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert json.loads(output.err) == {
-        "action": "Send",
-        "tokens": 2,
-        "continuation_tokens": 0,
-        "branches": [],
-        "reason": "because",
-        "figures": {"position": 7},
-    }
+def test_a_lone_generation_has_no_id() -> None:
+    told: list[Any] = []
+    Explainer(told.append)(Decision(Send(2), "because", {"position": 7}))
+    assert told == [
+        {
+            "action": "Send",
+            "tokens": 2,
+            "continuation_tokens": 0,
+            "branches": (),
+            "reason": "because",
+            "figures": {"position": 7},
+        }
+    ]
