@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -15,10 +15,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cloud_supervisor.config import CloudConfig, check_address, check_pair_name
+from cloud_supervisor.config import CloudConfig, check_listen, check_pair_name
+from common.command_line import CommandParser
 from common.config import load_yaml
-from common.errors import ChaperoneError, ConfigError, InvalidRequest
+from common.console import Console, ReaderGone
+from common.errors import ChaperoneError, ConfigError, InvalidRequest, OutputLost
+from common.resources import found_config
 
+PROGRAM = "chaperone-cloud"
 OWN_PACKAGES = ("cloud_supervisor", "common")
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 EXIT_SIGNAL = 128  # plus the signal's number, as shells count
@@ -30,19 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     For `serve`, Ctrl-C and SIGTERM are how it is meant to end: it lets its streams finish, and returns 0. A second one
     ends it at once. `models pull` removes what it has begun when Ctrl-C, SIGTERM or SIGHUP end it.
     """
-    arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("torch").setLevel(logging.WARNING)  # it would tell of its caches when the process ends
+    console = Console.standard(PROGRAM)
     try:
-        arguments.run(arguments)
+        return console.finished(_run(argv, console))
+    except SystemExit as ended:  # of argparse, which has said why
+        raise SystemExit(console.finished(EXIT_OK if ended.code is None else int(ended.code))) from None
+
+
+def _run(argv: Sequence[str] | None, console: Console) -> int:
+    extras = "cloud"
+    try:
+        arguments = _parser().parse_args(argv)
+        extras = arguments.extras
+        logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("torch").setLevel(logging.WARNING)  # it would tell of its caches when the process ends
+        arguments.run(console, arguments)
+    except ReaderGone:
+        return EXIT_OK
     except ChaperoneError as error:
-        _say(f"chaperone-cloud: {error}", error=True)
+        console.complain(error.message)
         return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_ERROR
     except ImportError as error:
         if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug, which needs its traceback
             raise
-        remedy = f"pip install 'chaperone-llm[{arguments.extras}]'"
-        _say(f"chaperone-cloud: {error}; this command needs more packages: {remedy}", error=True)
+        console.complain(f"{error}; this command needs more packages: pip install 'chaperone-llm[{extras}]'")
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -52,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="chaperone-cloud", description=__doc__)
+    parser = CommandParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('chaperone-llm')}")
     parser.set_defaults(extras="cloud")
@@ -60,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="supervise devices with one large model")
     serve.add_argument("--config", type=_file, help="YAML file; flags override it")
-    serve.add_argument("--listen", metavar="HOST:PORT", type=_checked(check_address), help="port 0 takes a free one")
+    serve.add_argument("--listen", metavar="HOST:PORT", type=_checked(check_listen), help="port 0 takes a free one")
     serve.add_argument(
         "--pair",
         metavar="NAME",
@@ -97,7 +112,7 @@ def _checked(check: Callable[[str], str]) -> Callable[[str], str]:
 
 
 def _file(text: str) -> Path:
-    path = Path(text)
+    path = found_config(text)
     try:
         problem = "it is empty" if not text else "a folder, not a file" if path.is_dir() else ""
         problem = problem or ("" if path.exists() else "no such file")
@@ -108,30 +123,40 @@ def _file(text: str) -> Path:
     return path
 
 
-def _serve(arguments: argparse.Namespace) -> None:
+def _serve(console: Console, arguments: argparse.Namespace) -> None:
     from cloud_supervisor.server import serve
 
     config = load_yaml(arguments.config, CloudConfig) if arguments.config else CloudConfig()
     config = _override(config, arguments, ("listen", "pair", "dtype", "threads"))
-    serve(config, lambda address: _say(f"chaperone-cloud: serving {config.pair} on {address}"))
+
+    def announce(address: str) -> None:
+        with suppress(OutputLost):  # a service may run without anybody reading its output
+            console.line(f"{PROGRAM}: serving {config.pair} on {address}")
+
+    serve(config, announce)
 
 
-def _pull(arguments: argparse.Namespace) -> None:
+def _pull(console: Console, arguments: argparse.Namespace) -> None:
     from cloud_supervisor.models.pull import pull
 
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
     with _ended_by(signal.SIGTERM, signal.SIGHUP):
-        pull(arguments.pair, registry_path=arguments.registry, force=arguments.force, progress=on_terminal, say=_say)
+        pull(
+            arguments.pair,
+            registry_path=arguments.registry,
+            force=arguments.force,
+            progress=console.err.is_terminal,
+            say=console.line,
+        )
 
 
-def _list(arguments: argparse.Namespace) -> None:
+def _list(console: Console, arguments: argparse.Namespace) -> None:
     from cloud_supervisor.models.listing import list_pairs
 
     for state in list_pairs(arguments.registry):
         for artefact in (state.edge, state.cloud):
             line = f"{state.pair:12} {artefact.role:6} {artefact.presence:11} {artefact.model}"
             line += "" if state.registered else "  (of another registry)"
-            _say(line + (f"  {artefact.problem}" if artefact.problem else ""))
+            console.line(line + (f"  {artefact.problem}" if artefact.problem else ""))
 
 
 class _Ended(BaseException):
@@ -157,11 +182,6 @@ def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number in kept:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _say(text: str, *, error: bool = False) -> None:
-    """Write a line: everything that this command prints comes through here."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _override(config: CloudConfig, arguments: argparse.Namespace, names: Sequence[str]) -> CloudConfig:

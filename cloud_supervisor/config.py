@@ -7,22 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from common.address import check_address
 from common.config import PAIR_NAME, FrozenModel
 
 
-def check_address(address: str) -> str:
+def check_listen(address: str) -> str:
     """Return the address; raise ValueError unless it is `HOST:PORT` or `unix:PATH`."""
-    if not address:
-        raise ValueError("it is empty; give HOST:PORT, such as 127.0.0.1:50151")
-    if address.startswith("unix:"):
-        if address == "unix:":
-            raise ValueError("it has no path; give unix:PATH")
-        return address
-    host, colon, port = address.rpartition(":")
-    if not colon or (":" in host and not host.startswith("[")) or (host.startswith("[") and not host.endswith("]")):
-        raise ValueError("it has no port; give HOST:PORT, such as 127.0.0.1:50151")
-    if not host or not (port.isascii() and port.isdecimal()):
-        raise ValueError("it is not HOST:PORT, such as 127.0.0.1:50151")
+    check_address(address, any_port=True)
     return address
 
 
@@ -58,7 +49,7 @@ class LimitsConfig(FrozenModel):
 class CloudConfig(FrozenModel):
     """All settings of `chaperone-cloud serve`; see `configs/cloud.yaml` for what they mean."""
 
-    listen: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50151"
+    listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:50151"
     pair: Annotated[str, AfterValidator(check_pair_name)] = "default"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"

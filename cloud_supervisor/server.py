@@ -16,7 +16,7 @@ from types import FrameType
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.config import CloudConfig, check_listen
 from cloud_supervisor.kv_store import KvStore
 from cloud_supervisor.ports import TargetModel
 from cloud_supervisor.service import SupervisionService
@@ -31,7 +31,6 @@ from common.wire import SERVICE
 _log = logging.getLogger(__name__)
 
 EXIT_SIGNAL = 128  # plus the signal's number, as shells count
-MAX_PORT = 65_535  # gRPC would take a higher one, and listen on what is left of it after the 16th bit
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -46,7 +45,7 @@ class Server:
     """A supervisor behind a listening port."""
 
     def __init__(self, config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> None:
-        check_listen(config.listen)
+        refuse_elsewhere(config.listen)
         self.kv_store = KvStore(
             model.new_cache, budget_bytes=int(config.kv_budget_mib * 2**20), bytes_per_token=model.kv_bytes_per_token
         )
@@ -82,11 +81,12 @@ class Server:
         await self._worker.close()
 
 
-def check_listen(address: str) -> None:
-    """Refuse an address that other machines can reach, or that is none; raises ConfigError."""
-    port = address.rpartition(":")[2]
-    if port.isdecimal() and int(port) > MAX_PORT and not address.startswith("unix:"):
-        raise ConfigError(f"listen: {address!r} has port {port}, the highest is {MAX_PORT}; 0 takes a free one")
+def refuse_elsewhere(address: str) -> None:
+    """Raise ConfigError for an address that other machines can reach, or that is none."""
+    try:
+        check_listen(address)
+    except ValueError as error:
+        raise ConfigError(f"listen: {address!r}: {error}") from None
     if not is_loopback(address):
         raise ConfigError(
             f"listen: {address!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT "
@@ -100,7 +100,7 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     What is cheap is checked first. Until the address is announced, Ctrl-C raises KeyboardInterrupt. After that the
     first signal lets streams end; a second one ends the process at once, with exit code 128 plus its number.
     """
-    check_listen(config.listen)
+    refuse_elsewhere(config.listen)
     check_free(config.listen)
     folder = pair_folder(config.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")

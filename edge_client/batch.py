@@ -6,20 +6,27 @@ import codecs
 import difflib
 import json
 import math
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from common.errors import ChaperoneError, InvalidRequest
 from common.types import Mode
 from edge_client.client import EdgeClient
-from edge_client.generation import Collector, GenerationRequest, Prompt, mode_of
+from edge_client.generation import (
+    PROMISES,
+    Collector,
+    GenerationRequest,
+    Prompt,
+    check_promised,
+    error_json,
+    mode_of,
+)
 from edge_client.prompt_file import MAX_LINE_BYTES
 
-PROMISES = ("catch", "max_deviation")  # of gated
 PARAMETERS = (
     *("mode", *PROMISES),
-    *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw", "parse_special", "tools"),
 )
 _KEYS = ("id", "prompt", "messages", *PARAMETERS)
 
@@ -54,7 +61,7 @@ def failure_json(collected: Collector, error: ChaperoneError, *, where: str = ""
     """What went wrong, and what was final before, so that it can be resumed."""
     ending = collected.ending
     return {
-        "error": {"type": type(error).__name__, "message": f"{where}{error.message}"},
+        "error": error_json(error, where=where),
         "prompt_token_ids": list(collected.request.prompt.token_ids),
         "token_ids": list(collected.token_ids),
         "text": collected.text,
@@ -120,19 +127,10 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
     prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
     asked = {**defaults, **given}
     mode = mode_of(asked.get("mode"), client.config.mode)
+    check_promised(given, mode)
     if mode is not Mode.GATED:
-        check_promises(given, mode)
         asked = {name: value for name, value in asked.items() if name not in PROMISES}
     return client.request(prompt, **asked)
-
-
-def check_promises(given: Container[str], mode: Mode) -> None:
-    """Raise InvalidRequest for promises that are asked of a mode other than gated."""
-    for name in PROMISES:
-        if mode is not Mode.GATED and name in given:
-            raise InvalidRequest(
-                f"{name}: mode is {mode}, and only gated keeps promises; ask for gated, or leave it out"
-            )
 
 
 def _check_keys(fields: dict[str, Any]) -> None:
@@ -150,5 +148,6 @@ def _check_keys(fields: dict[str, Any]) -> None:
         raise InvalidRequest(f"messages: {fields['messages']!r} is not a list")
     if fields.get("raw") and "messages" in fields:
         raise InvalidRequest("raw: messages always go through the chat template; give prompt instead")
-    if not isinstance(fields.get("raw", False), bool):
-        raise InvalidRequest(f"raw: {fields['raw']!r} is neither true nor false")
+    for key in ("raw", "parse_special"):
+        if not isinstance(fields.get(key, False), bool):
+            raise InvalidRequest(f"{key}: {fields[key]!r} is neither true nor false")

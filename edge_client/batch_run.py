@@ -14,7 +14,7 @@ from common.session import Committed
 from edge_client.batch import Line, failure_json, line_of, request_of
 from edge_client.client import EdgeClient
 from edge_client.explanation import Explainer
-from edge_client.generation import Collector
+from edge_client.generation import Collector, error_json, unverified_warning
 from edge_client.results import Results, key_of
 
 _WINDOW = 4  # lines under way or waiting for their turn, in multiples of those that run
@@ -27,6 +27,7 @@ class Outcome:
     line: Line
     result: dict[str, Any] | None
     complaint: str | None = None
+    warning: str | None = None
 
 
 @dataclass
@@ -51,8 +52,10 @@ class Batch:
     defaults: dict[str, Any]  # of lines that name none
     results: Results
     complain: Callable[[str], None]
+    warn: Callable[[str], None]
     watch: Callable[[Tally], None] = lambda _: None
     explainer: Explainer | None = None
+    timeout_s: float | None = None  # of each line
     tally: Tally = field(default_factory=Tally)
     _ids: set[str] = field(default_factory=set)
 
@@ -60,8 +63,10 @@ class Batch:
         """Write a result for every line that is not blank.
 
         Raises OutputLost or InvalidRequest where results cannot be written, or lines not be read. Whatever ends it,
-        all results that are finished are written.
+        all results that are finished are written. The device's model is loaded before the first line is begun, and
+        what is wrong with it raised.
         """
+        await self.client.load()
         await in_order(_parsed(lines), self._outcome, self._deliver, limit=concurrency)
         self.results.complete()
         return self.tally
@@ -72,7 +77,7 @@ class Batch:
             self._check_id(line)
         except ChaperoneError as error:
             message = f"line {line.number}: {error.message}"
-            result = {"id": line.id, "error": {"type": type(error).__name__, "message": message}}
+            result = {"id": line.id, "error": error_json(error, where=f"line {line.number}: ")}
             return Outcome(line, result, message)
         try:
             if self.results.kept(line.id, request.prompt.token_ids):
@@ -83,12 +88,15 @@ class Batch:
             self.explainer.begin(line.id)
         collected = Collector(request)
         try:
-            async with aclosing(self.client.stream(request)) as events:
+            async with aclosing(self.client.stream(request, timeout=self.timeout_s)) as events:
                 async for event in events:
                     collected.add(event)
                     self.tally.tokens += isinstance(event, Committed)
                     self.watch(self.tally)
-            return Outcome(line, {"id": line.id, **collected.result().to_json()})
+            result = {"id": line.id, **collected.result().to_json()}
+            if (alone := collected.unverified) is not None:
+                return Outcome(line, result, warning=f"line {line.number}: {unverified_warning(alone)}")
+            return Outcome(line, result)
         except ChaperoneError as error:
             result = {"id": line.id, **failure_json(collected, error, where=f"line {line.number}: ")}
             return Outcome(line, result, result["error"]["message"])
@@ -104,6 +112,8 @@ class Batch:
             self.results.keep(outcome.line.id)
         else:
             self.results.add(outcome.result)
+        if outcome.warning is not None:
+            self.warn(outcome.warning)
         if outcome.complaint is not None:
             self.tally.failed += 1
             self.complain(outcome.complaint)

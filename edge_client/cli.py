@@ -16,15 +16,23 @@ from typing import Any
 from common.clock import MonotonicClock
 from common.console import Console, ReaderGone
 from common.errors import ChaperoneError, InvalidRequest
-from common.session import Committed, Failed
+from common.session import Committed, Failed, Finished, Unverified
 from common.stats import GenerationStats
-from edge_client.batch import PARAMETERS, PROMISES, check_promises, failure_json
+from edge_client.batch import PARAMETERS, failure_json
 from edge_client.batch_run import Batch, Tally
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.explanation import Explainer
 from edge_client.flags import as_flags, parser
-from edge_client.generation import Collector, generation_params, mode_of, promises
+from edge_client.generation import (
+    PROMISES,
+    Collector,
+    check_promised,
+    generation_params,
+    mode_of,
+    promises,
+    unverified_warning,
+)
 from edge_client.onnx_model import check_providers
 from edge_client.prompt_file import STANDARD, PromptFile, read_prompt
 from edge_client.results import open_results
@@ -102,7 +110,7 @@ def _run_generate(console: Console, arguments: argparse.Namespace) -> int:
         return _run_batch(console, arguments, config, parameters)
     console.out.check()
     try:
-        check_promises(parameters, mode_of(parameters.get("mode"), config.mode))
+        check_promised(parameters, mode_of(parameters.get("mode"), config.mode))
     except InvalidRequest as error:
         raise as_flags(error, parameters) from None
     prompt = arguments.prompt
@@ -131,12 +139,18 @@ async def _one(
     async with EdgeClient(config, explain=explainer) as client:
         request = client.request(prompt, **parameters)
         collected = Collector(request)
-        async with aclosing(client.stream(request)) as events:
+        async with aclosing(client.stream(request, timeout=arguments.timeout)) as events:
             async for event in events:
                 collected.add(event)
-                if not arguments.json:
-                    colour = colour_of(event.origin) if isinstance(event, Committed) else None
-                    console.text(getattr(event, "text", ""), colour)
+                match event:
+                    case Unverified(error=error):
+                        console.warn(unverified_warning(error))
+                    case Committed(text=text, origin=origin) if not arguments.json:
+                        console.text(text, colour_of(origin))
+                    case Finished(text=text) if not arguments.json:
+                        console.text(text)
+                    case _:
+                        pass
         if arguments.json:
             console.result(_json_of(collected))
         elif collected.token_ids:
@@ -165,7 +179,16 @@ def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConf
         total = prompts.count() if console.err.is_smart else None
         with closing(open_results(arguments.out, console, prompts.status, overwrite=arguments.overwrite)) as results:
             progress = Progress(console, MonotonicClock(), total)
-            batch = Batch(client, parameters, results, console.complain, progress, explainer)
+            batch = Batch(
+                client,
+                parameters,
+                results,
+                console.complain,
+                console.warn,
+                progress,
+                explainer,
+                timeout_s=arguments.timeout,
+            )
             tally = asyncio.run(_batch(batch, prompts, arguments.concurrency or 1))
         console.progress("")
         console.note(progress.told(tally))

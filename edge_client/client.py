@@ -229,6 +229,11 @@ class EdgeClient:
             if request.mode is Mode.GATED and engine.audit_pending:
                 self._hear_audit(engine)
 
+    async def load(self) -> None:
+        """Load the device's model now, rather than with the first generation; raises ModelError or ConfigError."""
+        self._enter_loop()
+        await self._load_model()
+
     async def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
         """What the device's model would write at each place of a text that follows the prompt; nothing is asked."""
         self._enter_loop()

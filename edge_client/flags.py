@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from common.address import check_address, host_and_port
+from common.command_line import CommandParser
 from common.config import PAIR_NAME
 from common.console import Console
 from common.errors import InvalidRequest
 from common.types import Mode
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
+from edge_client.cancellation import MAX_TIMEOUT_S
 
 Run = Callable[[Console, argparse.Namespace], int]
 MAX_CONCURRENCY = 256
@@ -35,7 +35,7 @@ batches:
 
 def parser(description: str, exit_codes: str, runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     """The command line; `runs` has what each command does."""
-    top = _Parser(prog="chaperone", description=description)
+    top = CommandParser(prog="chaperone", description=description)
     top.add_argument("--version", action="version", version=f"%(prog)s {version('chaperone-llm')}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands, f"{BATCHES}\n{exit_codes}", runs["generate"])
@@ -44,25 +44,10 @@ def parser(description: str, exit_codes: str, runs: Mapping[str, Run]) -> argpar
     return top
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes flags by their whole names: `--prompt` is none, and not short for `--prompts`."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        Console.standard(self.prog).say(f"{self.format_usage()}{self.prog}: error: {message}")
-        raise SystemExit(2)
-
-    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
-        """Write help as all else is written; argparse would not mind a full disk."""
-        Console.standard(self.prog).text(message)
-
-
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
-def _add_generate(commands: Commands[_Parser], epilog: str, run: Run) -> None:
+def _add_generate(commands: Commands[CommandParser], epilog: str, run: Run) -> None:
     generate = commands.add_parser(
         "generate", help="write a text", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=epilog
     )
@@ -83,6 +68,11 @@ def _add_generate(commands: Commands[_Parser], epilog: str, run: Run) -> None:
     generate.add_argument("--max-new-tokens", type=int, help="256 by default")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
     generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
+    generate.add_argument(
+        "--parse-special", action="store_true", default=None, help="read control tokens in messages as such"
+    )
+    generate.add_argument("--tools", type=tools, metavar="FILE.json", help="a list of JSON schemas for the template")
+    generate.add_argument("--timeout", type=seconds, metavar="SECONDS", help="that each text may take")
     generate.add_argument("--prompts", type=file_name, metavar="IN.jsonl", help="a batch; see below")
     generate.add_argument("--out", type=file_name, metavar="OUT.jsonl", help="results of the batch")
     generate.add_argument("--overwrite", action="store_true", help="lose the results that OUT.jsonl holds")
@@ -93,7 +83,7 @@ def _add_generate(commands: Commands[_Parser], epilog: str, run: Run) -> None:
     generate.set_defaults(run=run, wrong_usage=generate.error)
 
 
-def _add_calibrate(commands: Commands[_Parser], run: Run) -> None:
+def _add_calibrate(commands: Commands[CommandParser], run: Run) -> None:
     what = "make a gate for this pair of models, with a running cloud"
     calibrate = commands.add_parser("calibrate", help=what, description=f"{what}; needs the extra `calibrate`")
     calibrate.add_argument(
@@ -116,7 +106,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_link(commands: Commands[_Parser], run_it: Run, list_profiles: Run) -> None:
+def _add_link(commands: Commands[CommandParser], run_it: Run, list_profiles: Run) -> None:
     link = commands.add_parser("link", help="emulate a network link on this machine")
     link_commands = link.add_subparsers(required=True, metavar="COMMAND")
     run = link_commands.add_parser("run", help="carry connections across an emulated link, until Ctrl-C or SIGTERM")
@@ -174,6 +164,30 @@ def tcp_address(text: str) -> str:
 def listening_address(text: str) -> str:
     """Where a server may be put."""
     return _checked(text, lambda: host_and_port(text, any_port=True))
+
+
+def tools(text: str) -> list[Any]:
+    """The tools that a file of JSON lists."""
+    try:
+        listed = json.loads(Path(file_name(text)).read_bytes())
+    except OSError as error:
+        _refuse(text, f"cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        _refuse(text, f"not JSON: {error}")
+    if not isinstance(listed, list):
+        _refuse(text, "not a list of JSON schemas")
+    return listed
+
+
+def seconds(text: str) -> float:
+    """A time above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= MAX_TIMEOUT_S:
+        _refuse(text, "not a number of seconds above 0, up to a year")
+    return value
 
 
 def concurrency(text: str) -> int:

@@ -26,6 +26,7 @@ from edge_client.config import GateSettings, GenerationSettings
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
 
+PROMISES = ("catch", "max_deviation")  # of gated
 _SEED_BITS = 32  # of a seed that is drawn; every JSON reader keeps such a number whole
 _RULES = ("temperature", "top_p", "top_k", "min_p", "seed", "committed_token_ids")  # that a resumed text keeps
 
@@ -156,9 +157,14 @@ class Collector:
         )
 
 
-def error_json(error: ChaperoneError) -> dict[str, str]:
-    """An error as `chaperone generate` writes it."""
-    return {"type": type(error).__name__, "message": error.message}
+def error_json(error: ChaperoneError, *, where: str = "") -> dict[str, str]:
+    """Return an error as `chaperone generate` writes it; `where` stands before the message."""
+    return {"type": type(error).__name__, "message": f"{where}{error.message}"}
+
+
+def unverified_warning(error: ChaperoneError) -> str:
+    """Return what to say of a text that the device wrote on alone."""
+    return f"the cloud is lost, and tokens from here on are the device's own, which nobody verifies: {error.message}"
 
 
 def text_limit(request: GenerationRequest, manifest: ModelManifest, context_tokens: int) -> int:
@@ -214,9 +220,11 @@ def promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises:
 
 def check_promised(given: Mapping[str, Any], mode: Mode) -> None:
     """Refuse promises that the mode does not make; raises InvalidRequest."""
-    for name in ("catch", "max_deviation"):
+    for name in PROMISES:
         if given.get(name) is not None and mode is not Mode.GATED:
-            raise InvalidRequest(f"{name}: {given[name]!r} is a promise of gated, and the mode is {mode}; leave it out")
+            raise InvalidRequest(
+                f"{name}: mode is {mode}, and only gated keeps promises; ask for gated, or leave it out"
+            )
 
 
 def check_names(parameters: Mapping[str, Any]) -> None:

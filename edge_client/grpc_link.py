@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import grpc
 import grpc.aio
 
-from common.address import is_loopback
+from common.address import check_address, is_loopback
 from common.clock import Clock, MonotonicClock
 from common.errors import ChaperoneError, CloudTimeout, CloudUnavailable, ConfigError, error_from_status, status_of
 from common.messages import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
@@ -53,6 +53,10 @@ class GrpcCloud:
     """The channel to one cloud."""
 
     def __init__(self, address: str, clock: Clock | None = None) -> None:
+        try:
+            check_address(address)
+        except ValueError as error:
+            raise ConfigError(f"cloud.address: {address!r}: {error}") from None
         if not is_loopback(address):
             raise ConfigError(
                 f"cloud.address: {address!r} is not on this machine, and without TLS nothing leaves it; "

@@ -110,6 +110,10 @@ class SyncEdgeClient:
         """See `EdgeClient.capabilities`."""
         return self._run(self._client.capabilities)
 
+    def load(self) -> None:
+        """See `EdgeClient.load`."""
+        self._run(self._client.load)
+
     def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
         """See `EdgeClient.proposals`."""
         return self._run(self._client.proposals, request, token_ids)

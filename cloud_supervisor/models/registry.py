@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-import common
 from common.config import FrozenModel, Role, load_yaml
 from common.errors import ConfigError
+from common.resources import packaged_path
 
 PAIR_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 
@@ -114,8 +114,8 @@ class Registry(FrozenModel):
 
 
 def default_registry() -> Path:
-    """`configs/models.yaml` beside the `common` package: in a checkout as in an installed wheel."""
-    return Path(common.__file__).resolve().parent.parent / "configs" / "models.yaml"
+    """Return the packaged `models.yaml`."""
+    return packaged_path("models.yaml")
 
 
 def load_registry(path: Path | None = None) -> Registry:
