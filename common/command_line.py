@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from common.console import Console
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -21,6 +18,6 @@ class CommandParser(argparse.ArgumentParser):
         Console.standard(self.prog).say(f"{self.format_usage()}{self.prog}: error: {message}")
         raise SystemExit(2)
 
-    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """Write help as all else is written; argparse would not mind a full disk."""
         Console.standard(self.prog).text(message)

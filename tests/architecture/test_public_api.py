@@ -31,9 +31,10 @@ def test_public_names() -> None:
 
 
 def test_every_error_that_can_be_met_is_exported() -> None:
+    """All but what the commands meet when they write."""
     errors = [value for value in vars(common.errors).values() if isinstance(value, type)]
     names = {error.__name__ for error in errors if issubclass(error, ChaperoneError)}
-    assert names <= {*edge_client.__all__}
+    assert names - {*edge_client.__all__} == {"OutputLost"}
 
 
 def named_types(annotation: Any) -> Iterator[type]:

@@ -264,9 +264,9 @@ WRONG = [
     (["serve", "--config", ""], "--config: '': it is empty"),
     (["serve", "--pair", ""], "--pair: '': it is not a name"),
     (["serve", "--listen", ""], "--listen: '': it is empty"),
-    (["serve", "--listen", "127.0.0.1"], "--listen: '127.0.0.1': it has no port"),
-    (["serve", "--listen", "::1"], "--listen: '::1': it has no port"),
-    (["serve", "--listen", "127.0.0.1:x"], "--listen: '127.0.0.1:x': it is not HOST:PORT"),
+    (["serve", "--listen", "127.0.0.1"], "--listen: '127.0.0.1': there is no port"),
+    (["serve", "--listen", "::1"], "--listen: '::1': it has several colons"),
+    (["serve", "--listen", "127.0.0.1:x"], "--listen: '127.0.0.1:x': 'x' is no port"),
 ]
 
 
@@ -288,4 +288,4 @@ def test_the_same_settings_in_a_file_are_named_with_the_line(
     assert main(["serve", "--config", str(path)]) == 2
     complaints = capsys.readouterr().err
     assert f"{path}:1: pair: '': it is not a name" in complaints
-    assert f"{path}:2: listen: '127.0.0.1': it has no port" in complaints
+    assert f"{path}:2: listen: '127.0.0.1': there is no port" in complaints
