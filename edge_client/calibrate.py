@@ -73,7 +73,8 @@ class _Recording:
     def __init__(self, config: EdgeConfig, lines: Sequence[Line], parameters: Mapping[str, Any], say: Say) -> None:
         self._config = config
         self._lines = lines
-        self._parameters = dict(parameters)
+        # One seed for all texts: a gate is made of one way to sample, and is to be made again alike.
+        self._parameters = {"seed": config.generation.seed or 0, **parameters}
         self._say = say
         self.features: list[list[list[float]]] = []
         self.overridden: list[list[bool]] = []

@@ -92,7 +92,7 @@ def _add_calibrate(commands: Commands[CommandParser], run: Run) -> None:
     calibrate.add_argument("--out", type=path, metavar="GATE.onnx", required=True, help="for gate.file")
     _add_settings(calibrate)
     calibrate.add_argument("--temperature", type=float, help="0 is greedy")
-    calibrate.add_argument("--seed", type=int, help="of the noise")
+    calibrate.add_argument("--seed", type=int, help="of the noise; 0 unless configured otherwise")
     calibrate.add_argument("--max-new-tokens", type=int, help="of each text")
     calibrate.set_defaults(run=run, closing_audit=False)
 

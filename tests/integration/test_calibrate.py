@@ -107,14 +107,17 @@ def address(tiny_pair: Path, target: TorchModel) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def made(tiny_pair: Path, address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gate")
+def make(address: str, folder: Path, *flags: str) -> Path:
     prompts = [{"id": number, "prompt": f"the list of {number} is sorted"} for number in range(16)]
     (folder / "prompts.jsonl").write_text("\n".join(json.dumps(line) for line in prompts))
     arguments = ("--prompts", str(folder / "prompts.jsonl"), "--out", str(folder / "gate.onnx"))
-    assert main(["calibrate", "--pair", "tiny", "--cloud", address, "--max-new-tokens", "32", *arguments]) == 0
+    assert main(["calibrate", "--pair", "tiny", "--cloud", address, "--max-new-tokens", "32", *arguments, *flags]) == 0
     return folder / "gate.onnx"
+
+
+@pytest.fixture(scope="module")
+def made(tiny_pair: Path, address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(address, tmp_path_factory.mktemp("gate"))
 
 
 def config(address: str, gate: Path | None) -> EdgeConfig:
@@ -136,6 +139,13 @@ def test_a_gate_knows_what_it_was_made_from(tiny_pair: Path, made: Path) -> None
     assert card.data.tokens == len(card.held_out_risks)
     assert card.data.overrides == len(card.held_out_overrides) >= 40
     assert {"scikit-learn", "skl2onnx"} <= card.versions.keys()
+
+
+def test_sampled_texts_without_a_seed_share_one(tiny_pair: Path, address: str, tmp_path: Path) -> None:
+    card = GateModel.load(
+        make(address, tmp_path, "--temperature", "0.7"), load_manifest(tiny_pair / "edge", role="edge")
+    ).card
+    assert (card.data.temperature, card.data.seed) == (0.7, 0)
 
 
 def test_gated_goes_by_the_calibrated_risk(address: str, made: Path) -> None:
