@@ -6,7 +6,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -88,7 +88,7 @@ class EdgeClient:
         self._token_texts: dict[int, str] = {}  # that risks were asked of
         self._explain = explain
         self._estimates = Estimates()
-        self._loading = asyncio.Lock()
+        self._loading: asyncio.Task[OnnxModel] | None = None
         self._running: set[Engine] = set()
         self._audits: set[asyncio.Task[object]] = set()  # of texts that have been told
         self._loop: asyncio.AbstractEventLoop | None = None  # that it was used on last
@@ -271,6 +271,10 @@ class EdgeClient:
         for audit in tuple(self._audits):
             audit.cancel()
         await self._peer.close()
+        if self._loading is not None:
+            with suppress(ModelError, InvalidRequest):
+                self._model = await asyncio.shield(self._loading)
+            self._loading = None
         if self._model is not None:
             await asyncio.to_thread(self._model.close)
             self._model = None
@@ -293,7 +297,7 @@ class EdgeClient:
         if self._loop is not None:
             if self._loop.is_running():
                 raise InvalidRequest("client: another event loop is using it; make one client for each, or close it")
-            self._loading = asyncio.Lock()
+            self._loading = None
             self._running.clear()
             self._audits.clear()
             self._peer.leave_loop()
@@ -416,19 +420,35 @@ class EdgeClient:
         )
 
     async def _load_model(self) -> OnnxModel:
-        async with self._loading:
-            if self._model is None:
-                device = self.config.device
-                self._model = await asyncio.to_thread(
-                    OnnxModel.load,
-                    self._folder,
-                    threads=device.threads,
-                    allow_spinning=device.allow_spinning,
-                    vocabulary_size=self.manifest.vocabulary_size,
-                    context_tokens=self.manifest.context_tokens,
-                    providers=device.providers,
-                )
-            return self._model
+        """Load the model once, for all that wait for it; those that are cancelled meanwhile do not stop it."""
+        if self._model is None:
+            if self._loading is None:
+                self._loading = asyncio.create_task(asyncio.to_thread(self._read_model))
+                self._loading.add_done_callback(_retrieved)
+            loading = self._loading
+            try:
+                self._model = await asyncio.shield(loading)
+            finally:
+                if loading.done() and self._loading is loading:
+                    self._loading = None
+        return self._model
+
+    def _read_model(self) -> OnnxModel:
+        device = self.config.device
+        return OnnxModel.load(
+            self._folder,
+            threads=device.threads,
+            allow_spinning=device.allow_spinning,
+            vocabulary_size=self.manifest.vocabulary_size,
+            context_tokens=self.manifest.context_tokens,
+            providers=device.providers,
+        )
+
+
+def _retrieved(loading: asyncio.Task[OnnxModel]) -> None:
+    """Take the error of a loading for which nobody waits any more; the next one meets it again."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 def _planner(planner: PlannerSettings, mode: Mode) -> Planner:

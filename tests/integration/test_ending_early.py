@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from edge_client import (
     SyncEdgeClient,
 )
 from edge_client.config import CloudSettings
+from edge_client.onnx_model import OnnxModel
 from tests.contract.fake_target import FakeTarget
 from tests.integration.loopback import serving
 from tests.integration.staging import (
@@ -115,6 +116,53 @@ def test_cancelling_at_every_keystroke_leaves_nothing_behind(tiny_pair: Path) ->
             assert time.monotonic() - began < 2.0
 
     asyncio.run(run())
+
+
+class SlowLoading:
+    """Loads of the device's model that wait until they are let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = 0
+        self.closed: list[OnnxModel] = []
+        self.let_go = threading.Event()
+        load, close = OnnxModel.load, OnnxModel.close
+
+        def slowly(*args: Any, **settings: Any) -> OnnxModel:
+            self.begun += 1
+            assert self.let_go.wait(PATIENCE_S)
+            return load(*args, **settings)
+
+        def closing(model: OnnxModel) -> None:
+            self.closed.append(model)
+            close(model)
+
+        monkeypatch.setattr(OnnxModel, "load", slowly)
+        monkeypatch.setattr(OnnxModel, "close", closing)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_the_model_is_loaded_once_however_many_are_cancelled_meanwhile(
+    tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    loading = SlowLoading(monkeypatch)
+
+    async def run() -> None:
+        client = EdgeClient(config_for("127.0.0.1:1"))
+        for _ in range(20):
+            task = asyncio.create_task(client.generate(PROMPT, mode="edge"))
+            await until(lambda: loading.begun > 0, "the model is being loaded")
+            task.cancel()
+            await asyncio.wait([task])
+        last: Awaitable[object]
+        last = client.generate(PROMPT, mode="edge", max_new_tokens=2) if goes_on else client.aclose()
+        ending = asyncio.ensure_future(last)
+        loading.let_go.set()
+        await asyncio.wait_for(ending, PATIENCE_S)
+        await client.aclose()
+
+    asyncio.run(run())
+    assert loading.begun == 1
+    assert len(loading.closed) == 1, "what was loaded is given back"
 
 
 @pytest.mark.parametrize("mode", MODES)
