@@ -12,7 +12,7 @@ import pytest
 
 from cloud_supervisor.server import Server
 from cloud_supervisor.torch_model import TorchModel
-from common.errors import InvalidRequest
+from common.errors import ConfigError, InvalidRequest
 from common.planner import FixedPlanner, Send
 from common.session import Committed, Drafted, Event, Finished, Retracted
 from common.types import FinishReason, Mode
@@ -88,7 +88,7 @@ def test_a_client_can_be_set_from_python_by_plain_values() -> None:
     mode: Any = "gated"
     config = EdgeConfig(mode=mode, generation=GenerationSettings(stop=stop))
     assert (config.mode, config.generation.stop) == (Mode.GATED, ("a", "b"))
-    with pytest.raises(ValueError, match="mode"):
+    with pytest.raises(ConfigError, match="mode: 'gate' is not 'exact'"):
         EdgeConfig(mode=mode[:-1])
 
 

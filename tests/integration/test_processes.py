@@ -293,7 +293,7 @@ def test_what_is_cheap_is_checked_before_the_model_is_loaded(tiny_pair: Path, tm
 
 SERVE = [
     (["--listen", "0.0.0.0:0"], 2, "listen: '0.0.0.0:0' can be reached from other machines, which needs TLS"),
-    (["--listen", "127.0.0.1:99999"], 2, "listen: '127.0.0.1:99999' has port 99999, the highest is 65535"),
+    (["--listen", "127.0.0.1:99999"], 2, "--listen: '127.0.0.1:99999': there is no port 99999"),
     (["--threads", "0"], 2, "--threads: 0: Input should be greater than or equal to 1"),
     (["--pair", "nothere"], 1, "chaperone-cloud models pull --pair nothere"),
 ]
@@ -303,7 +303,11 @@ SERVE = [
 def test_serve_refuses(
     tiny_pair: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
 ) -> None:
-    assert cloud_main(["serve", "--pair", "tiny", "--dtype", "float32", *arguments]) == code
+    try:
+        ended_with: int | str | None = cloud_main(["serve", "--pair", "tiny", "--dtype", "float32", *arguments])
+    except SystemExit as ended:  # wrong usage, from argparse
+        ended_with = ended.code
+    assert ended_with == code
     assert words in capsys.readouterr().err
 
 

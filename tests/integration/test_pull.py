@@ -179,7 +179,7 @@ def test_a_signal_leaves_nothing_and_nobody(tmp_path: Path, number: signal.Signa
     while "quantising" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     children: list[psutil.Process] = []
-    while not children:
+    while not any(child.cpu_times().user > 0.1 for child in children):  # it is at work, not just being started
         assert process.poll() is None, "the builder was never seen"
         children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
