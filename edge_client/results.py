@@ -134,7 +134,8 @@ class ResultFile:
     def __init__(self, name: str, descriptor: int, *, overwrite: bool) -> None:
         self._name = name
         self._descriptor = descriptor
-        self._overwrite = overwrite  # when the first result is there
+        self._cut_to = 0 if overwrite else None  # when the first result is there: until then nothing is written
+        self._ends_line = True  # the last line that is kept has its line feed
         self._order: list[_Record] = []  # of this run's lines
         self._records: dict[str, _Record] = {}  # of an earlier run, by id; a finished one wins
         self._written: list[_Record] = []  # all lines as they stand in the file
@@ -162,9 +163,7 @@ class ResultFile:
         self._order.append(self._records.pop(key_of(line_id)))
 
     def add(self, result: dict[str, Any]) -> None:
-        if self._overwrite:
-            self._overwrite = False
-            self._cut(0)
+        self._begin()
         line = encoded(result)
         record = _Record(self._end, len(line))
         try:
@@ -181,8 +180,7 @@ class ResultFile:
 
     def complete(self) -> None:
         """Put the lines in order: those that this input does not name first, then as the input names them."""
-        if self._overwrite:
-            self._cut(0)  # there was nothing to write
+        self._begin()
         wanted = [*self._records.values(), *self._order]
         if wanted != self._written:
             _put_in_order(self._name, self._blocks(wanted))
@@ -203,7 +201,7 @@ class ResultFile:
                 if result is not None:
                     self._note(result, _Record(start, len(line.removesuffix(b"\n")) + 1, _prompt(result)))
                 elif not line.endswith(b"\n") and _is_half(line):
-                    self._cut(start)
+                    self._cut_to = start
                     return start
                 elif line.strip():
                     raise InvalidRequest(
@@ -211,10 +209,8 @@ class ResultFile:
                         "give --overwrite to lose this one"
                     )
                 start += len(line)
-        if line.endswith(b"\n"):
-            return start
-        self._end_line()
-        return start + 1
+        self._ends_line = line.endswith(b"\n")
+        return start if self._ends_line else start + 1
 
     def _note(self, result: dict[str, Any], record: _Record) -> None:
         self._written.append(record)
@@ -224,11 +220,17 @@ class ResultFile:
         if key not in self._records or self._records[key].prompt is None or record.prompt is not None:
             self._records[key] = record
 
-    def _end_line(self) -> None:
-        try:
-            _write(self._descriptor, b"\n")
-        except OSError as error:
-            raise _lost(self._name, error) from None
+    def _begin(self) -> None:
+        """Drop what is to be dropped, and end the last line, before the first result is written."""
+        if self._cut_to is not None:
+            self._cut(self._cut_to)
+            self._cut_to = None
+        if not self._ends_line:
+            try:
+                _write(self._descriptor, b"\n")
+            except OSError as error:
+                raise _lost(self._name, error) from None
+            self._ends_line = True
 
     def _cut(self, size: int) -> None:
         try:
@@ -274,7 +276,12 @@ def _prompt(result: dict[str, Any]) -> int | None:
 
 
 def _is_half(line: bytes) -> bool:
-    return line.startswith(_BEGINNING) or _BEGINNING.startswith(line) or not line.strip(b"\0")
+    """Whether a last line without its line feed is a part of a result; whole JSON that is no result is a user's own."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return line.startswith(_BEGINNING) or _BEGINNING.startswith(line) or not line.strip(b"\0")
+    return False
 
 
 def _write(descriptor: int, line: bytes) -> None:

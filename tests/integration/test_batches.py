@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.console import Console
 from edge_client.cli import main
+from edge_client.results import open_results
 from tests.integration.staging import PATIENCE_S, environment, fake_target, serving_in_thread, wait_until
 
 NOBODY = "127.0.0.1:1"
@@ -154,6 +157,43 @@ def test_what_is_wrong_is_refused_before_anything_is_written(
     assert generate("--prompts", prompts, "--out", out, "--mode", "edge", *given, *overwrite) == 2
     assert words.format(folder=folder) in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+RESULT = '{"id": 9, "prompt_token_ids": [1], "token_ids": [2]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"id": 1, "prompt": "x"}',
+        '{"id": 1, "prompt": "x"}\n',
+        f'{RESULT}\n{{"id": 7, "note": "mine"}}',
+        "{}",
+        "mine",
+        "[1]",
+    ],
+)
+def test_a_file_of_the_users_own_is_refused_and_left_as_it_is(
+    prompts: Path, out: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    out.write_text(content)
+    assert generate("--prompts", prompts, "--out", out, "--mode", "edge") == 2
+    assert "is no result of an earlier run" in capsys.readouterr().err
+    assert out.read_text() == content
+
+
+@pytest.mark.parametrize("content", [f'{RESULT}\n{{"id": 1, "pro', RESULT, f"{RESULT}\n{{"])
+def test_nothing_is_written_before_there_is_a_result(
+    prompts: Path, out: Path, tmp_path_factory: pytest.TempPathFactory, content: str
+) -> None:
+    """A half line of a killed run is dropped, and a last line ended, when the first result is there."""
+    out.write_text(content)
+    with closing(open_results(str(out), Console.standard("test"), prompts.stat(), overwrite=False)) as results:
+        assert out.read_text() == content
+        results.add({"id": 1, "error": {}})
+    first, second = out.read_text().splitlines()
+    assert first == RESULT
+    assert json.loads(second)["id"] == 1
 
 
 def test_promises_are_for_gated_lines(
