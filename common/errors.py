@@ -166,6 +166,15 @@ def status_of(error: ChaperoneError) -> str:
     return next(STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF)
 
 
+# A message begins with the field that it is about, and that tells apart what one status stands for.
+ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
+    ("FAILED_PRECONDITION", "model_digest"): ModelMismatch,
+    ("FAILED_PRECONDITION", "tokenizer_digest"): TokenizerMismatch,
+}
+
+
 def error_from_status(status: str, message: str, *, retry_after_ms: int | None = None) -> ChaperoneError:
     """Build the error that a gRPC status, given by name, stands for; unknown ones are the other end's bug."""
-    return ERROR_OF.get(status, InternalError)(message, retry_after_ms=retry_after_ms)
+    field = message.partition(":")[0]
+    kind = ERROR_OF_FIELD.get((status, field)) or ERROR_OF.get(status, InternalError)
+    return kind(message, retry_after_ms=retry_after_ms)

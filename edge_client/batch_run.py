@@ -73,8 +73,8 @@ class Batch:
 
     async def _outcome(self, line: Line) -> Outcome:
         try:
-            request = request_of(self.client, line, self.defaults)
-            self._check_id(line)
+            self._check_id(line)  # in the order of the lines, so before anything is awaited
+            request = await asyncio.to_thread(request_of, self.client, line, self.defaults)
         except ChaperoneError as error:
             message = f"line {line.number}: {error.message}"
             result = {"id": line.id, "error": error_json(error, where=f"line {line.number}: ")}
@@ -102,6 +102,8 @@ class Batch:
             return Outcome(line, result, result["error"]["message"])
 
     def _check_id(self, line: Line) -> None:
+        if line.id is None:
+            return  # it is refused for that
         key = key_of(line.id)
         if key in self._ids:
             raise InvalidRequest(f"id: {key} is that of an earlier line too; give each line its own")

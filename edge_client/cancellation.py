@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -92,9 +93,12 @@ class Interrupt:
 
     async def bounded(self, work: Awaitable[T]) -> T:
         """Await `work`; raises GenerationTimeout when the time is over, and what `stop` was given."""
-        deadline_at = self._deadline_at if self._reason is None else 0.0  # long ago
+        if self._reason is not None:
+            if inspect.iscoroutine(work):
+                work.close()  # it is not even begun
+            raise self._reason
         try:
-            async with asyncio.timeout_at(deadline_at) as self._scope:
+            async with asyncio.timeout_at(self._deadline_at) as self._scope:
                 return await work
         except TimeoutError:
             raise self._reason or self._too_late() from None

@@ -14,12 +14,21 @@ from typing import Any, Self, Unpack
 
 from common.clock import MonotonicClock
 from common.config import ModelManifest, load_manifest, pair_folder
-from common.errors import Cancelled, CloudLost, InvalidRequest, ModelError, PeerMismatch
+from common.errors import (
+    Cancelled,
+    ChaperoneError,
+    CloudLost,
+    InternalError,
+    InvalidRequest,
+    ModelError,
+    ModelMismatch,
+    Overloaded,
+)
 from common.gate import Gate, Totals
 from common.messages import Capabilities, Open
 from common.partial import PartialGeneration
 from common.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
-from common.session import Event, Failed
+from common.session import Event, Failed, Retracted
 from common.stats import GenerationStats
 from common.types import Mode, OnDeviation, PromptInput, Proposal, SessionId
 from edge_client.cancellation import Cancellation, Interrupt
@@ -35,6 +44,8 @@ from edge_client.generation import (
     RequestParameters,
     check_names,
     check_promised,
+    committed,
+    flag,
     generation_params,
     mode_of,
     promises,
@@ -90,13 +101,14 @@ class EdgeClient:
         self._estimates = Estimates()
         self._loading: asyncio.Task[OnnxModel] | None = None
         self._running: set[Engine] = set()
+        self._interrupts: set[Interrupt] = set()  # of all generations, those that are only beginning as well
         self._audits: set[asyncio.Task[object]] = set()  # of texts that have been told
         self._loop: asyncio.AbstractEventLoop | None = None  # that it was used on last
         self._process = os.getpid()
 
     @classmethod
     def from_config(cls, path: Path | str) -> Self:
-        """Build a client from a YAML file such as `configs/edge.yaml`."""
+        """Build a client from a YAML file such as `edge.yaml`."""
         return cls(EdgeConfig.load(path))
 
     def prepare(
@@ -117,6 +129,8 @@ class EdgeClient:
         if tools is not None and (raw or isinstance(prompt, PromptInput)):
             raise InvalidRequest("tools: the chat template writes them; give messages, or one message that is not raw")
         if isinstance(prompt, PromptInput):
+            if raw or parse_special:
+                raise InvalidRequest("raw, parse_special: they say how text is read, and the prompt is tokens already")
             return prompt
         if isinstance(prompt, str):
             if not prompt.strip():
@@ -151,15 +165,15 @@ class EdgeClient:
         return GenerationRequest(
             self.prepare(
                 prompt,
-                raw=parameters.get("raw") or False,
-                parse_special=parameters.get("parse_special") or False,
+                raw=flag("raw", parameters.get("raw")),
+                parse_special=flag("parse_special", parameters.get("parse_special")),
                 tools=parameters.get("tools"),
             ),
             generation_params(parameters, self.config.generation),
             mode,
             promises(parameters, self.config.gate),
-            tuple(parameters.get("committed_token_ids", ())),
-            parameters.get("warm_start", False),
+            committed(parameters.get("committed_token_ids")),
+            flag("warm_start", parameters.get("warm_start")),
             model_digest,
         )
 
@@ -177,18 +191,9 @@ class EdgeClient:
         ends it from elsewhere, and leaving the iteration does so, too. `parameters` are those of `request`; a
         GenerationRequest has them already. Raises only InvalidRequest, for what cannot be asked.
         """
-        self._enter_loop()
-        interrupt = Interrupt(timeout)
-        request = await self._asked(prompt, parameters)
-        collected = Collector(request)
-        with (cancellation or Cancellation()).stopping(interrupt.canceller()):
-            async with aclosing(self._events(request, interrupt)) as events:
-                async for event in events:
-                    collected.add(event)
-                    if isinstance(event, Failed):
-                        event.error.partial = collected.partial()
-                        self._peer.forget()  # the cloud may not be the one it was
-                    yield event
+        async with aclosing(self._run(prompt, timeout, cancellation, parameters, [])) as events:
+            async for event in events:
+                yield event
 
     async def generate(
         self,
@@ -202,23 +207,76 @@ class EdgeClient:
 
         Raises what a Failed event carries. Its `partial` holds what was final: `generate(error.partial)` resumes it.
         """
-        self._enter_loop()
-        request = await self._asked(prompt, parameters)
-        collected = Collector(request)
-        async with aclosing(self.stream(request, timeout=timeout, cancellation=cancellation)) as events:
+        asked: list[Collector] = []
+        async with aclosing(self._run(prompt, timeout, cancellation, parameters, asked)) as events:
             async for event in events:
-                collected.add(event)
-        return collected.result()
+                if isinstance(event, Failed):
+                    raise event.error
+        return asked[0].result()
 
-    async def _events(self, request: GenerationRequest, interrupt: Interrupt) -> AsyncGenerator[Event, None]:
+    async def _run(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        timeout: float | None,
+        cancellation: Cancellation | None,
+        parameters: RequestParameters,
+        asked: list[Collector],
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events of a generation, whose time runs from here on; `asked` gets what collects them."""
+        self._enter_loop()
+        interrupt = Interrupt(timeout)
+        self._interrupts.add(interrupt)
         try:
-            engine = await interrupt.bounded(self._engine(request, interrupt))
-        except (CloudLost, PeerMismatch, ModelError, Cancelled) as error:
-            yield Failed(
-                error,
-                GenerationStats(prompt_tokens=len(request.prompt.token_ids), seed=request.params.sampling.seed),
-            )
-            return
+            with (cancellation or Cancellation()).stopping(interrupt.canceller()):
+                try:
+                    request = await interrupt.bounded(self._asked(prompt, parameters))
+                except Cancelled as error:
+                    yield Failed(error, GenerationStats())
+                    return
+                collected = Collector(request)
+                asked.append(collected)
+                async with aclosing(self._events(request, interrupt, collected)) as events:
+                    async for event in events:
+                        collected.add(event)
+                        if isinstance(event, Failed):
+                            event.error.partial = collected.partial()
+                            if not isinstance(event.error, Cancelled):
+                                self._peer.forget()  # the cloud may not be the one it was
+                        yield event
+        finally:
+            self._interrupts.discard(interrupt)
+
+    async def _events(
+        self, request: GenerationRequest, interrupt: Interrupt, collected: Collector
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events; begins again where the cloud was replaced after it was asked what it serves."""
+        prompt_tokens = len(request.prompt.token_ids)
+        for may_begin_again in (True, False):
+            try:
+                engine = await interrupt.bounded(self._engine(request, interrupt))
+            except InvalidRequest:
+                raise
+            except ChaperoneError as error:
+                yield Failed(error, GenerationStats(prompt_tokens=prompt_tokens, seed=request.params.sampling.seed))
+                return
+            async with aclosing(self._written(engine, request)) as events:
+                async for event in events:
+                    if may_begin_again and isinstance(event, Failed) and self._begins_again(event, request, collected):
+                        break
+                    yield event
+                else:
+                    return
+            self._peer.forget()
+            if collected.drafted:
+                yield Retracted(prompt_tokens)
+
+    @staticmethod
+    def _begins_again(failed: Failed, request: GenerationRequest, collected: Collector) -> bool:
+        """Whether the cloud refused a text that it had yet to begin, for another model's sake."""
+        begun = request.model_digest or request.committed_token_ids or collected.token_ids
+        return isinstance(failed.error, ModelMismatch) and not begun
+
+    async def _written(self, engine: Engine, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self._running.add(engine)
         try:
             async with aclosing(engine.stream()) as events:
@@ -264,6 +322,8 @@ class EdgeClient:
         if self._process != os.getpid():  # what it holds belongs to the process that made it
             return
         self._enter_loop()
+        for interrupt in tuple(self._interrupts):
+            interrupt.stop(Cancelled("generation: the client was closed"))
         for engine in tuple(self._running):
             engine.cancel()
         if self._audits:
@@ -299,6 +359,7 @@ class EdgeClient:
                 raise InvalidRequest("client: another event loop is using it; make one client for each, or close it")
             self._loading = None
             self._running.clear()
+            self._interrupts.clear()
             self._audits.clear()
             self._peer.leave_loop()
         self._loop = loop
@@ -326,14 +387,14 @@ class EdgeClient:
         context_tokens = self.manifest.context_tokens
         cloud: Cloud | None = None
         capabilities: Capabilities | None = None
-        lost: CloudLost | None = None
+        lost: ChaperoneError | None = None
         if request.mode is not Mode.EDGE:
             try:
                 cloud, capabilities = await self._peer.connect(request.model_digest)
                 if request.mode is Mode.GATED:
                     self._gates.meet(capabilities)
                 context_tokens = min(context_tokens, capabilities.context_tokens)
-            except CloudLost as error:
+            except (CloudLost, Overloaded, InternalError) as error:  # as in mid-text
                 if not self._continues_alone(request.mode):
                     raise
                 lost = error

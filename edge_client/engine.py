@@ -80,7 +80,7 @@ class Engine:
         clock: Clock,
         settings: EngineSettings,
         interrupt: Interrupt | None = None,
-        cloud_lost: CloudLost | None = None,
+        cloud_lost: ChaperoneError | None = None,
         explain: Callable[[Decision], None] | None = None,
     ) -> None:
         """`connect` makes a link to the cloud, not yet opened, whenever one is needed; None if there is no cloud.
@@ -176,8 +176,8 @@ class Engine:
         match error:
             case InvalidRequest() if self.session.outgrown:
                 return CloudUnavailable(error.message)
-            case PeerMismatch() if self.cloud.reopened:
-                return ModelMismatch(error.message)
+            case ModelMismatch() if self.cloud.reopened:
+                return error
             case InvalidRequest() | PeerMismatch():
                 raise error
             case _:
@@ -359,6 +359,8 @@ class Engine:
         self.cloud.close()
         if self.settings.closing_audit:
             events += await self.audit()
+        else:
+            self._interrupt = Interrupt()  # nobody waits for the audit, so the user's time does not count for it
         return events
 
     async def audit(self) -> list[SessionEvent]:

@@ -28,7 +28,7 @@ Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
 
 PROMISES = ("catch", "max_deviation")  # of gated
 _SEED_BITS = 32  # of a seed that is drawn; every JSON reader keeps such a number whole
-_RULES = ("temperature", "top_p", "top_k", "min_p", "seed", "committed_token_ids")  # that a resumed text keeps
+_RULES = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "committed_token_ids")  # that a resumed text keeps
 
 
 class RequestParameters(TypedDict, total=False):
@@ -53,8 +53,8 @@ class RequestParameters(TypedDict, total=False):
     raw: bool | None
     parse_special: bool | None
     tools: Sequence[Mapping[str, Any]] | None
-    committed_token_ids: Sequence[int]
-    warm_start: bool
+    committed_token_ids: Sequence[int] | None
+    warm_start: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ class Collector:
     token_ids: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     text: str = ""
+    drafted: bool = False  # something provisional was shown
     unverified: ChaperoneError | None = None
     ending: Finished | Failed | None = None
 
@@ -120,7 +121,9 @@ class Collector:
                 self.ending = event
             case Unverified():
                 self.unverified = event.error
-            case Drafted() | Retracted() | Audited():
+            case Drafted():
+                self.drafted = True
+            case Retracted() | Audited():
                 pass
 
     def result(self) -> Generation:
@@ -259,6 +262,22 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
         kept.setdefault("catch", partial.promises.catch)
         kept.setdefault("max_deviation", partial.promises.max_deviation)
     return kept
+
+
+def flag(name: str, value: object) -> bool:
+    """Check a switch, which is off where it is absent; raises InvalidRequest."""
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"{name}: {value!r} is neither True nor False")
+    return bool(value)
+
+
+def committed(value: object) -> tuple[int, ...]:
+    """Check that a resumed text is a list; its ids are checked with the vocabulary. Raises InvalidRequest."""
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidRequest(f"committed_token_ids: {value!r} is not a list of token ids")
+    return tuple(value)
 
 
 def mode_of(value: Mode | str | None, default: Mode) -> Mode:

@@ -18,7 +18,16 @@ import grpc.aio
 
 from common.address import check_address, is_loopback
 from common.clock import Clock, MonotonicClock
-from common.errors import ChaperoneError, CloudTimeout, CloudUnavailable, ConfigError, error_from_status, status_of
+from common.errors import (
+    ChaperoneError,
+    CloudTimeout,
+    CloudUnavailable,
+    ConfigError,
+    InvalidRequest,
+    ProtocolViolation,
+    error_from_status,
+    status_of,
+)
 from common.messages import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from common.wire import (
     GET_CAPABILITIES,
@@ -85,7 +94,14 @@ class GrpcCloud:
                     f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms (cloud.connect_timeout_ms); "
                     "start it with `chaperone-cloud serve`, or correct cloud.address"
                 ) from None
-            raise _from_grpc(error, self.address) from None
+            mapped = _from_grpc(error, self.address)
+            # Nothing was asked of it that the caller could correct.
+            raise ProtocolViolation(mapped.message) if isinstance(mapped, InvalidRequest) else mapped from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise CloudUnavailable(f"cloud: the channel to {self.address} was closed meanwhile") from None
         return decode_capabilities(answer)
 
     def link(self) -> GrpcLink:

@@ -6,12 +6,12 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar, Unpack
+from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 from common.errors import Cancelled, InvalidRequest
 from common.gate import Gate, Totals
@@ -60,9 +60,16 @@ class SyncEdgeClient:
         """Build a client from a YAML file such as `configs/edge.yaml`."""
         return cls(EdgeConfig.load(path))
 
-    def prepare(self, prompt: Prompt, *, raw: bool = False) -> PromptInput:
+    def prepare(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        parse_special: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> PromptInput:
         """See `EdgeClient.prepare`."""
-        return self._client.prepare(prompt, raw=raw)
+        return self._client.prepare(prompt, raw=raw, parse_special=parse_special, tools=tools)
 
     def request(self, prompt: Prompt | PartialGeneration, **parameters: Unpack[RequestParameters]) -> GenerationRequest:
         """See `EdgeClient.request`."""
