@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cloud_supervisor.config import CloudConfig, check_listen, check_pair_name
+from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen, check_pair_name
 from common.command_line import CommandParser
 from common.config import load_yaml
 from common.console import Console, ReaderGone
@@ -25,7 +25,6 @@ from common.resources import found_config
 PROGRAM = "chaperone-cloud"
 OWN_PACKAGES = ("cloud_supervisor", "common")
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-EXIT_SIGNAL = 128  # plus the signal's number, as shells count
 
 
 def main(argv: Sequence[str] | None = None) -> int:

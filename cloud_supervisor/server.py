@@ -16,7 +16,7 @@ from types import FrameType
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cloud_supervisor.config import CloudConfig, check_listen
+from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen
 from cloud_supervisor.kv_store import KvStore
 from cloud_supervisor.ports import TargetModel
 from cloud_supervisor.service import SupervisionService
@@ -30,7 +30,6 @@ from common.wire import SERVICE
 
 _log = logging.getLogger(__name__)
 
-EXIT_SIGNAL = 128  # plus the signal's number, as shells count
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),

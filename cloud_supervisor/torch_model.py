@@ -83,7 +83,10 @@ class TorchModel:
             raise ConfigError(f"vocabulary_size: {vocabulary_size}, but the model knows {config.vocab_size} ids")
         if architectures.context_tokens(config) < context_tokens:
             most = architectures.context_tokens(config)
-            raise ConfigError(f"context_tokens: {context_tokens}, but the model holds {most}; lower it")
+            raise ConfigError(
+                f"context_tokens: {context_tokens}, but the model holds {most}; run "
+                "`chaperone-cloud models pull --force`, or lower it"
+            )
         self._model = model
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens

@@ -28,8 +28,8 @@ _MODEL_TYPES = {"cloud": CLOUD_MODEL_TYPES, "edge": EDGE_MODEL_TYPES}
 _PLACES = {"cloud": "in the cloud", "edge": "on the device"}
 
 _ROPE_TYPES = {
-    "cloud": frozenset({"default", "dynamic", "linear", "llama3", "longrope", "yarn"}),
-    "edge": frozenset({"default", "dynamic", "linear", "llama3", "longrope"}),
+    "cloud": frozenset({"default", "linear", "llama3", "longrope", "yarn"}),
+    "edge": frozenset({"default", "linear", "llama3", "longrope"}),
 }
 _GEMMA3_ROPE_TYPES = frozenset({"default"})  # on the device: the builder would scale the local layers, too
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})

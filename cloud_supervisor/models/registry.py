@@ -7,11 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.config import FrozenModel, Role, load_yaml
+from common.config import PAIR_NAME, FrozenModel, Role, load_yaml
 from common.errors import ConfigError
 from common.resources import packaged_path
-
-PAIR_NAME = r"^[a-z0-9][a-z0-9_-]*$"
 
 
 class WheelsSource(FrozenModel):
@@ -104,7 +102,7 @@ class Pair(FrozenModel):
 class Registry(FrozenModel):
     """All pairs, by name."""
 
-    pairs: dict[Annotated[str, Field(pattern=PAIR_NAME)], Pair]
+    pairs: dict[Annotated[str, Field(pattern=f"^{PAIR_NAME}$")], Pair]
 
     def pair(self, name: str) -> Pair:
         """The pair of that name; raises ConfigError that lists the known ones."""

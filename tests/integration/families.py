@@ -54,6 +54,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "LlamaConfig",
         {"rope_scaling": _LLAMA3 | {"original_max_position_embeddings": 64}},
     ),
+    "llama with linear rope": ("LlamaConfig", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "mistral": ("MistralConfig", {"sliding_window": None}),
     "mistral with a window": ("MistralConfig", {"sliding_window": WINDOW}),
     "mixtral with a window": ("MixtralConfig", {"sliding_window": WINDOW, "num_local_experts": 4}),

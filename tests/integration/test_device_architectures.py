@@ -33,7 +33,7 @@ from tests.integration.loopback import serving
 
 FAMILIES = (
     *("ernie4_5", "gemma", "gemma2", "gemma3", "granite", "llama with rope of llama3", "mistral with a window"),
-    *("phi3 with a window", "phi3 with longrope", "qwen2 with a window in half", "qwen3"),
+    *("llama with linear rope", "phi3 with a window", "phi3 with longrope", "qwen2 with a window in half", "qwen3"),
 )
 REFUSED = (
     *("exaone4", "glm4", "gpt2", "mixtral with a window", "olmo", "olmo2", "olmo3", "phi", "qwen2 with yarn"),

@@ -71,7 +71,7 @@ def test_an_untested_architecture_is_refused_with_the_tested_ones(
         ("cloud", config(quantization_config={"quant_method": "gptq"}), "quantised weights"),
         ("cloud", gemma3(FULL, use_bidirectional_attention=True), "use_bidirectional_attention"),
         ("cloud", config(layer_types=[FULL, "linear_attention"]), "layer_types linear_attention; tested are full_att"),
-        ("cloud", config(rope_scaling={"rope_type": "new"}), "rope_scaling 'new'; tested are default, dynamic,"),
+        ("cloud", config(rope_scaling={"rope_type": "new"}), "rope_scaling 'new'; tested are default, linear,"),
         ("edge", config(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_scaling 'yarn'; tested are default,"),
         ("edge", config(head_dim=100), "rotary embeddings of 100 numbers; a multiple of 16"),
         ("edge", config(head_dim=64, partial_rotary_factor=0.4), "rotary embeddings of 25 numbers"),
