@@ -1,6 +1,6 @@
 """The device SDK of Chaperone.
 
-async with EdgeClient.from_config("configs/edge.yaml") as client:
+async with EdgeClient.from_config("edge.yaml") as client:
     async for event in client.stream("Write a haiku."):
         ...
 """

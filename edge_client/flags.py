@@ -62,7 +62,7 @@ def _add_generate(commands: Commands[CommandParser], epilog: str, run: Run) -> N
     )
     generate.add_argument("--temperature", type=float, help="0 is greedy")
     generate.add_argument("--top-p", type=float, help="keep the likeliest tokens of this probability together")
-    generate.add_argument("--top-k", type=int, help="keep so many tokens; 0 keeps all")
+    generate.add_argument("--top-k", type=int, help="keep this number of the likeliest tokens; 0 keeps all")
     generate.add_argument("--min-p", type=float, help="keep tokens of this share of the likeliest's probability")
     generate.add_argument("--seed", type=int, help="of the noise; a fresh one by default where temperature is above 0")
     generate.add_argument("--max-new-tokens", type=int, help="256 by default")

@@ -57,7 +57,7 @@ class SyncEdgeClient:
 
     @classmethod
     def from_config(cls, path: Path | str) -> Self:
-        """Build a client from a YAML file such as `configs/edge.yaml`."""
+        """Build a client from a YAML file such as `edge.yaml`."""
         return cls(EdgeConfig.load(path))
 
     def prepare(
