@@ -24,7 +24,7 @@ from common.config import load_manifest
 from common.errors import ModelError
 from common.types import Origin
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import CloudSettings, DeviceSettings
+from edge_client.config import CloudSettings, DeviceSettings, PlannerSettings
 from edge_client.onnx_model import OnnxModel, OnnxSequence
 from tests import oracle
 from tests.integration import families
@@ -159,6 +159,7 @@ def _config(pair: PulledPair, address: str) -> EdgeConfig:
         pair=pair.name,
         cloud=CloudSettings(address=address),
         device=DeviceSettings(threads=1, allow_spinning=False),
+        planner=PlannerSettings(policy="fixed", span_tokens=8),  # adaptive, it may leave a slow device out
     )
 
 
