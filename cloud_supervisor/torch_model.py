@@ -75,7 +75,10 @@ class TorchCache:
 
 
 class TorchModel:
-    """A causal language model of transformers as a `TargetModel`; use `load`."""
+    """A causal language model of transformers as a `TargetModel`; use `load`.
+
+    Its attention must be `ATTENTION`, as `load` and `set_attn_implementation` of transformers make it.
+    """
 
     def __init__(self, model: Any, *, vocabulary_size: int, context_tokens: int) -> None:
         config = model.config

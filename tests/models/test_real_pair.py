@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.prompts import Problem, humaneval
+from cloud_supervisor.batched_forward import ATTENTION
 from cloud_supervisor.torch_model import TorchModel
 from common.config import load_manifest, pair_folder
 from common.messages import Draft, Verdict
@@ -99,20 +100,25 @@ def test_a_user_cannot_forge_a_turn(pair: Path) -> None:
 async def _generate(
     pair: Path, reference: Any, problems: Sequence[Problem], modes: Sequence[str]
 ) -> list[list[Generation]]:
+    """Texts of the oracle's own weights, of which there is room for one copy: between them its attention is ours."""
     manifest = load_manifest(pair / "cloud", role="cloud")
+    attention = reference.config._attn_implementation
+    reference.set_attn_implementation(ATTENTION)
     model = TorchModel(reference, vocabulary_size=manifest.vocabulary_size, context_tokens=manifest.context_tokens)
     # Both models share the cores here, so the device's threads must not spin.
     device = DeviceSettings(threads=1, allow_spinning=False)
     async with serving(model, pair) as (_, address):
         config = EdgeConfig(cloud=CloudSettings(address=address), device=device)
         async with EdgeClient(config) as client:
-            return [
+            results = [
                 [
                     await client.generate(problem.message, mode=mode, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
                     for mode in modes
                 ]
                 for problem in problems
             ]
+    reference.set_attn_implementation(attention)
+    return results
 
 
 def _oracle_choices(pair: Path, reference: Any, result: Generation) -> list[int]:
