@@ -392,7 +392,9 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> Mo
         problem = f"{_dotted(first['loc'])}: {first['msg']}" if first["loc"] else first["msg"]
         raise ModelCorrupt(f"{folder / MANIFEST_NAME}: {problem}; {forced}") from None
     if manifest.role != role:
-        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: role: {manifest.role!r}, but the {role} model is wanted")
+        raise ModelCorrupt(
+            f"{folder / MANIFEST_NAME}: role: {manifest.role!r}, but the {role} model is wanted; {forced}"
+        )
     for name, expected in manifest.files.items():
         try:
             problem_of_file = _file_problem(folder / name, expected, verify=verify)

@@ -138,6 +138,10 @@ class EdgeClient:
             if raw:
                 return self._tokenized(prompt)
             prompt = [{"role": "user", "content": prompt}]
+        elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+            raise InvalidRequest(
+                f"prompt: {type(prompt).__name__} is not text, a list of messages, a PromptInput or an error's partial"
+            )
         elif raw:
             raise InvalidRequest("raw: messages always go through the chat template; give the prompt as one string")
         limit = self.manifest.context_tokens
@@ -224,6 +228,8 @@ class EdgeClient:
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of a generation, whose time runs from here on; `asked` gets what collects them."""
         self._enter_loop()
+        if cancellation is not None and not isinstance(cancellation, Cancellation):
+            raise InvalidRequest(f"cancellation: {cancellation!r} is not a Cancellation")
         interrupt = Interrupt(timeout)
         self._interrupts.add(interrupt)
         try:

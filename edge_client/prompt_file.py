@@ -16,6 +16,7 @@ from common.errors import InvalidRequest
 
 STANDARD = "-"  # the name of standard input, or output
 MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_SKIPPED_BYTES = 16 * MAX_LINE_BYTES  # of a line that is too long, before its end is given up
 _BLOCK_BYTES = 64 * 1024
 
 
@@ -108,8 +109,11 @@ class PromptFile:
 
 
 def split_lines(read: Callable[[], bytes]) -> Iterator[bytes]:
-    """Cut blocks into lines; a longer one than MAX_LINE_BYTES is cut after that much and a byte."""
-    pending = bytearray()
+    """Cut blocks into lines; a longer one than MAX_LINE_BYTES is cut after that much and a byte.
+
+    Raises InvalidRequest for a line that does not end within MAX_SKIPPED_BYTES: such as /dev/zero have no lines.
+    """
+    pending, length = bytearray(), 0
     while block := read():
         *ended, rest = block.split(b"\n")
         for part in ended:
@@ -117,6 +121,9 @@ def split_lines(read: Callable[[], bytes]) -> Iterator[bytes]:
             yield bytes(pending) + b"\n"
             pending.clear()
         _extend(pending, rest)
+        length = len(rest) if ended else length + len(rest)
+        if length > MAX_SKIPPED_BYTES:
+            raise InvalidRequest(f"--prompts: a line has no end within {MAX_SKIPPED_BYTES} bytes; give a text file")
     if pending:
         yield bytes(pending)
 

@@ -176,6 +176,10 @@ def test_the_audit_of_a_text_that_ended_in_time_may_take_longer(tiny_pair: Path)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"prompt": 5}, "prompt: int is not text, a list of messages"),
+        ({"prompt": b"hi"}, "prompt: bytes is not text"),
+        ({"prompt": None}, "prompt: NoneType is not text"),
+        ({"prompt": {"role": "user", "content": "hi"}}, "prompt: dict is not text"),
         ({"committed_token_ids": 7}, "committed_token_ids: 7 is not a list"),
         ({"committed_token_ids": "ab"}, "committed_token_ids: 'ab' is not a list"),
         ({"raw": "no"}, "raw: 'no' is neither True nor False"),
@@ -190,3 +194,9 @@ def test_what_is_of_another_kind_is_refused_by_name(tiny_pair: Path, changes: di
     with pytest.raises(InvalidRequest, match=words):
         client.request(**{"prompt": PROMPT, "mode": "edge", **changes})
     assert client.request(PROMPT, mode="edge", committed_token_ids=None, raw=None).committed_token_ids == ()
+
+
+def test_a_handle_that_is_none_is_refused(tiny_pair: Path) -> None:
+    handle: Any = 5
+    with pytest.raises(InvalidRequest, match="cancellation: 5 is not a Cancellation"):
+        asyncio.run(EdgeClient(config_for("127.0.0.1:1")).generate(PROMPT, mode="edge", cancellation=handle))

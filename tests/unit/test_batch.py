@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from common.errors import InvalidRequest
 from edge_client.batch import Line, read_lines
 from edge_client.prompt_file import MAX_LINE_BYTES, split_lines
 
@@ -75,6 +76,12 @@ def test_a_pair_of_surrogates_is_a_character() -> None:
 def test_blocks_are_cut_into_lines_as_python_cuts_them(content: bytes, size: int) -> None:
     blocks = iter([content[start : start + size] for start in range(0, len(content), size)])
     assert list(split_lines(lambda: next(blocks, b""))) == content.splitlines(keepends=True)
+
+
+def test_a_source_without_line_ends_is_given_up() -> None:
+    zeros = bytes(MAX_LINE_BYTES)
+    with pytest.raises(InvalidRequest, match="--prompts: a line has no end within"):
+        list(split_lines(lambda: zeros))
 
 
 def test_a_line_without_end_takes_no_more_memory_than_is_allowed() -> None:
