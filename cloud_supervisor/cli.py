@@ -54,6 +54,8 @@ def _run(argv: Sequence[str] | None, console: Console) -> int:
         console.complain(error.message)
         return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_ERROR
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # libraries make this of Ctrl-C while they are imported
+            return EXIT_INTERRUPTED
         if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug, which needs its traceback
             raise
         console.complain(f"{error}; this command needs more packages: pip install 'chaperone-llm[{extras}]'")

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from asyncio import to_thread
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -264,6 +265,25 @@ def test_a_second_signal_ends_the_server_at_once(tiny_pair: Path, tmp_path: Path
     with server_process("--config", str(config)) as (process, address):
         assert asyncio.run(interrupt(process, address)) < PATIENCE_S / 2, "long before the streams' 60 s are over"
         assert process.returncode == 128 + number
+
+
+READY = "import sys, common.entry; print('ready', flush=True); sys.exit(common.entry.{}())"
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.15, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(("command", "arguments"), [("device", ["generate", "hi"]), ("cloud", ["models", "list"])])
+def test_control_c_while_the_command_is_imported_ends_it_without_a_word(
+    command: str, arguments: list[str], delay_s: float
+) -> None:
+    process = start_python("-c", READY.format(command), *arguments)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(delay_s)  # whatever it is at then, there is to be no traceback
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode in (130, -signal.SIGINT, 0, 1), "interrupted, or done before"
+    assert b"Traceback" not in errors
 
 
 WITHOUT_TORCH = """
