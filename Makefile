@@ -3,8 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SETUP := .venv/.setup-done
 PROTO := proto/chaperone/v1/supervision.proto
-STUBS := common/pb
-CODE := common link_emulator edge_client cloud_supervisor benchmarks tests
+STUBS := common/chaperone_common/pb
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ORT_DISABLE_TELEMETRY := 1
@@ -25,7 +24,7 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(SETUP) ## the default pair, cloud and device as two processes, side by side with plain streaming
-	$(BIN)/python -m benchmarks demo
+	$(BIN)/python -m examples.demo
 
 # A file is the unit, since its tests share servers and models; more processes than cores would only be slower.
 test: $(SETUP) ## all tests that need no download
@@ -67,9 +66,9 @@ check-proto: $(SETUP)
 	diff -r -x __init__.py -x __pycache__ $(STUBS) "$$work/stubs" || { echo 'stale stubs: run make proto' >&2; exit 1; }
 
 check-docs: $(SETUP)
-	$(BIN)/python -m benchmarks docs --check
+	$(BIN)/python -m tools.docs --check
 
-proto: $(SETUP) ## regenerate the stubs in common/pb
+proto: $(SETUP) ## regenerate the stubs in $(STUBS)
 	$(call protoc,$(STUBS))
 
 protoc = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --mypy_out=quiet:$(1) $(PROTO)

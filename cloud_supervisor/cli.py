@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from chaperone_common.command.console import Console, ReaderGone
+from chaperone_common.command.parser import CommandParser
+from chaperone_common.errors import ChaperoneError, ConfigError, InvalidRequest, OutputLost
+from chaperone_common.resources import found_config
+from chaperone_common.settings import load_yaml
 from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen, check_pair_name
-from common.command_line import CommandParser
-from common.config import load_yaml
-from common.console import Console, ReaderGone
-from common.errors import ChaperoneError, ConfigError, InvalidRequest, OutputLost
-from common.resources import found_config
 
 PROGRAM = "chaperone-cloud"
 OWN_PACKAGES = ("cloud_supervisor", "common")
@@ -138,7 +138,7 @@ def _serve(console: Console, arguments: argparse.Namespace) -> None:
 
 
 def _pull(console: Console, arguments: argparse.Namespace) -> None:
-    from cloud_supervisor.models.pull import pull
+    from cloud_supervisor.export.pull import pull
 
     with _ended_by(signal.SIGTERM, signal.SIGHUP):
         pull(
@@ -151,7 +151,7 @@ def _pull(console: Console, arguments: argparse.Namespace) -> None:
 
 
 def _list(console: Console, arguments: argparse.Namespace) -> None:
-    from cloud_supervisor.models.listing import list_pairs
+    from cloud_supervisor.export.listing import list_pairs
 
     for state in list_pairs(arguments.registry):
         for artefact in (state.edge, state.cloud):

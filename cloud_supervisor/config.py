@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from common.address import check_address
-from common.config import PAIR_NAME, FrozenModel
+from chaperone_common.address import check_address
+from chaperone_common.artefacts.folders import PAIR_NAME
+from chaperone_common.settings import FrozenModel
 
 
 def check_listen(address: str) -> str:

@@ -7,9 +7,9 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from common.clock import Clock
-from common.errors import Cancelled, ChaperoneError, InternalError
-from common.messages import ClientFrame, Close
+from chaperone_common.clock import Clock
+from chaperone_common.errors import Cancelled, ChaperoneError, InternalError
+from chaperone_common.frames import ClientFrame, Close
 
 _log = logging.getLogger(__name__)
 

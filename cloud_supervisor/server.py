@@ -16,17 +16,18 @@ from types import FrameType
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from chaperone_common.address import is_loopback
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.errors import ConfigError
+from chaperone_common.frames import API_VERSION, Capabilities
+from chaperone_common.wire import SERVICE
 from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen
-from cloud_supervisor.kv_store import KvStore
-from cloud_supervisor.ports import TargetModel
+from cloud_supervisor.kv.store import KvStore
+from cloud_supervisor.model.ports import TargetModel
+from cloud_supervisor.scheduling.worker import ModelWorker
 from cloud_supervisor.service import SupervisionService
 from cloud_supervisor.supervisor import Supervisor
-from cloud_supervisor.worker import ModelWorker
-from common.address import is_loopback
-from common.config import ModelManifest, load_manifest, pair_folder
-from common.errors import ConfigError
-from common.messages import API_VERSION, Capabilities
-from common.wire import SERVICE
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     check_free(config.listen)
     folder = pair_folder(config.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
-    from cloud_supervisor.torch_model import TorchModel  # takes seconds to import
+    from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import
 
     model = TorchModel.of_manifest(folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device)
     _log.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)

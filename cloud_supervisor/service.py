@@ -11,9 +11,16 @@ from contextlib import aclosing
 import grpc
 import grpc.aio
 
+from chaperone_common.frames import ClientFrame, Failure
+from chaperone_common.wire import (
+    GET_CAPABILITIES,
+    SERVICE,
+    SUPERVISE,
+    decode_client,
+    encode_capabilities,
+    encode_server,
+)
 from cloud_supervisor.supervisor import Supervisor
-from common.messages import ClientFrame, Failure
-from common.wire import GET_CAPABILITIES, SERVICE, SUPERVISE, decode_client, encode_capabilities, encode_server
 
 
 class SupervisionService:

@@ -11,11 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.inbox import Arrival, Inbox
-from cloud_supervisor.ports import Reader
-from common.clock import Clock, MonotonicClock
-from common.errors import (
+from chaperone_common.clock import Clock, MonotonicClock
+from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
     CloudTimeout,
@@ -29,9 +26,22 @@ from common.errors import (
     VersionMismatch,
     status_of,
 )
-from common.messages import API_VERSION, Capabilities, ClientFrame, Closed, Draft, Failure, Open, Opened, ServerFrame
-from common.session import CloudSession, Judging
-from common.types import SessionId
+from chaperone_common.frames import (
+    API_VERSION,
+    Capabilities,
+    ClientFrame,
+    Closed,
+    Draft,
+    Failure,
+    Open,
+    Opened,
+    ServerFrame,
+)
+from chaperone_common.session import CloudSession, Judging
+from chaperone_common.types import SessionId
+from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.inbox import Arrival, Inbox
+from cloud_supervisor.model.ports import Reader
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ async with EdgeClient.from_config("edge.yaml") as client:
         ...
 """
 
-from common.errors import (
+from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
     CloudLost,
@@ -28,18 +28,17 @@ from common.errors import (
     TokenizerMismatch,
     VersionMismatch,
 )
-from common.gate import Gate, Promises, Totals
-from common.messages import Capabilities
-from common.partial import PartialGeneration
-from common.planner import Decision, Planner
-from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
-from common.stats import GenerationStats
-from common.types import (
+from chaperone_common.frames import Capabilities
+from chaperone_common.partial import PartialGeneration
+from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import (
     FinishReason,
     GenerationParams,
     Mode,
     OnDeviation,
     Origin,
+    Promises,
     PromptInput,
     Proposal,
     SamplingParams,
@@ -55,7 +54,9 @@ from edge_client.config import (
     GenerationSettings,
     PlannerSettings,
 )
+from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt, RequestParameters
+from edge_client.planner import Decision, Planner
 from edge_client.ports import Cloud
 from edge_client.sync_client import SyncEdgeClient
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from common.errors import Cancelled, ChaperoneError, GenerationTimeout, InvalidRequest
+from chaperone_common.errors import Cancelled, ChaperoneError, GenerationTimeout, InvalidRequest
 
 T = TypeVar("T")
 

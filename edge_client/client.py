@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from common.clock import MonotonicClock
-from common.config import ModelManifest, load_manifest, pair_folder
-from common.errors import (
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.clock import MonotonicClock
+from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
     CloudLost,
@@ -24,18 +25,16 @@ from common.errors import (
     ModelMismatch,
     Overloaded,
 )
-from common.gate import Gate, Totals
-from common.messages import Capabilities, Open
-from common.partial import PartialGeneration
-from common.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
-from common.session import Event, Failed, Retracted
-from common.stats import GenerationStats
-from common.types import Mode, OnDeviation, PromptInput, Proposal, SessionId
+from chaperone_common.frames import Capabilities, Open
+from chaperone_common.partial import PartialGeneration
+from chaperone_common.session import Event, Failed, Retracted
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import Mode, OnDeviation, PromptInput, Proposal, SessionId
 from edge_client.cancellation import Cancellation, Interrupt
 from edge_client.config import EdgeConfig, PlannerSettings
-from edge_client.drafter import ChoosingDrafter
-from edge_client.engine import Engine, EngineSettings
-from edge_client.gating import Gates, load_gate
+from edge_client.engine.engine import Engine, EngineSettings
+from edge_client.gate import Gate, Totals
+from edge_client.gate.gating import Gates, load_gate
 from edge_client.generation import (
     Collector,
     Generation,
@@ -52,11 +51,13 @@ from edge_client.generation import (
     resumed,
     text_limit,
 )
-from edge_client.onnx_model import OnnxModel
-from edge_client.output import CommittedText, ProvisionalText
-from edge_client.peer import Peer
+from edge_client.link.peer import Peer
+from edge_client.model.drafter import ChoosingDrafter
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
 from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer, chat_tokens
+from edge_client.text.output import CommittedText, ProvisionalText
 
 # A second row costs a quarter of a forward and a fourth doubles it; more branches than these are seldom likely.
 _BRANCHES = 3

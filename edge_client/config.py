@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from common.address import check_address
-from common.config import FrozenModel, PathBesideFile, load_yaml
-from common.types import MAX_COUNT, MAX_SEED, Mode, OnDeviation
+from chaperone_common.address import check_address
+from chaperone_common.settings import FrozenModel, PathBesideFile, load_yaml
+from chaperone_common.types import MAX_COUNT, MAX_SEED, Mode, OnDeviation
 
 MAX_DEADLINE_MS = 86_400_000.0  # a day
 MAX_THREADS = 1024

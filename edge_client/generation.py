@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
-from common.config import ModelManifest
-from common.errors import ChaperoneError, InvalidRequest, PromptTooLong
-from common.gate import Promises
-from common.partial import PartialGeneration
-from common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
-from common.stats import GenerationStats
-from common.types import (
+from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.errors import ChaperoneError, InvalidRequest, PromptTooLong
+from chaperone_common.partial import PartialGeneration
+from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import (
     FinishReason,
     GenerationParams,
     Mode,
     Origin,
+    Promises,
     PromptInput,
     SamplingParams,
 )

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.messages import Capabilities, ClientFrame, Open, ServerFrame
-from common.session import SessionEvent
-from common.types import Proposal
+from chaperone_common.frames import Capabilities, ClientFrame, Open, ServerFrame
+from chaperone_common.session import SessionEvent
+from chaperone_common.types import Proposal
 
 TEXT_ROW = 0
 

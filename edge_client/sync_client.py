@@ -13,17 +13,17 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
-from common.errors import Cancelled, InvalidRequest
-from common.gate import Gate, Totals
-from common.messages import Capabilities
-from common.partial import PartialGeneration
-from common.planner import Decision, Planner
-from common.session import Event, Failed, Finished
-from common.types import Mode, PromptInput, Proposal
+from chaperone_common.errors import Cancelled, InvalidRequest
+from chaperone_common.frames import Capabilities
+from chaperone_common.partial import PartialGeneration
+from chaperone_common.session import Event, Failed, Finished
+from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt, RequestParameters
+from edge_client.planner import Decision, Planner
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from common.console import Console
-from common.errors import ConfigError
+from chaperone_common.command.console import Console
+from chaperone_common.errors import ConfigError
 from link_emulator.profile import DirectionProfile, Profile, load_profile, profile_names
 from link_emulator.proxy import LinkProxy
 

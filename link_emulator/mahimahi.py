@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import ConfigError
+from chaperone_common.errors import ConfigError
 
 OPPORTUNITY_BYTES = 1500
 MAX_OPPORTUNITIES = 1_000_000

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config import FrozenModel, load_yaml
-from common.errors import ConfigError
-from common.resources import packaged_path
+from chaperone_common.errors import ConfigError
+from chaperone_common.resources import packaged_path
+from chaperone_common.settings import FrozenModel, load_yaml
 from link_emulator.mahimahi import load_trace, mean_rate_kbit_s
 
 DAY_S = 86_400.0

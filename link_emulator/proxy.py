@@ -7,8 +7,8 @@ import itertools
 import time
 from types import TracebackType
 
-from common.address import host_and_port, is_loopback
-from common.errors import ConfigError
+from chaperone_common.address import host_and_port, is_loopback
+from chaperone_common.errors import ConfigError
 from link_emulator.alarm import Alarm
 from link_emulator.connection import Connection
 from link_emulator.model import Link

@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _digest_of_recipe() -> str:
     """Of all that decides what the tiny pair becomes."""
-    recipe = [*(REPOSITORY / "cloud_supervisor" / "models").glob("*.py")]
+    recipe = [*(REPOSITORY / "cloud_supervisor" / "export").glob("*.py")]
+    recipe += [*(REPOSITORY / "common" / "chaperone_common" / "artefacts").glob("*.py")]
     recipe += [REPOSITORY / "configs" / "models.yaml", REPOSITORY / "constraints.txt"]
     digest = hashlib.sha256()
     for path in sorted(recipe):

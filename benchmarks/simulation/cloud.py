@@ -10,13 +10,13 @@ from random import Random
 from benchmarks.simulation.costs import CloudCosts
 from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, Author
 from benchmarks.simulation.virtual_time import LoopClock
+from chaperone_common.errors import CloudTimeout
+from chaperone_common.frames import API_VERSION, Capabilities
+from chaperone_common.token_tree import longest_path, paths, shifted
+from chaperone_common.types import BranchToken, Choice, SamplingParams
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.ports import ReadResult
+from cloud_supervisor.model.ports import ReadResult
 from cloud_supervisor.supervisor import Supervisor
-from cloud_supervisor.token_tree import longest_path, paths, shifted
-from common.errors import CloudTimeout
-from common.messages import API_VERSION, Capabilities
-from common.types import BranchToken, Choice, SamplingParams
 
 
 class SimulatedWorker:

@@ -54,7 +54,7 @@ class DraftCosts:
     chunk: Curve = DRAFT_CHUNK  # times a step
     rows: Curve = DRAFT_ROWS  # times a step
     branches: int = 3
-    disagreement_ms: float = 3.0  # measured, of a proposal whose gate is told it; see `common.uncertainty`
+    disagreement_ms: float = 3.0  # measured, of a proposal whose gate is told it; see `edge_client.model.uncertainty`
 
     def chunk_ms(self, tokens: int) -> float:
         """Reading some tokens of one text at once."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.simulation.costs import DraftCosts
 from benchmarks.simulation.script import Author
-from common.types import Proposal
+from chaperone_common.types import Proposal
 from edge_client.ports import TEXT_ROW
 
 

@@ -11,8 +11,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
-from common.messages import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
-from common.wire import decode_client, decode_server, encode_client, encode_server
+from chaperone_common.frames import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
+from chaperone_common.wire import decode_client, decode_server, encode_client, encode_server
 from edge_client.ports import Arrived
 
 # Around every frame: the length prefix of a gRPC message (5) and the header of an HTTP/2 DATA frame (9). Headers of TCP

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from benchmarks.simulation.trace import Trace, lacking
-from common.messages import Open
-from common.types import Proposal, SessionId, Signal, common_prefix
+from chaperone_common.frames import Open
+from chaperone_common.types import Proposal, SessionId, Signal, common_prefix
 
 # Ids that no tokenizer has, so that they equal nothing in a trace; as long on the wire as those of a large vocabulary.
 PROMPT_TOKEN = 2**20

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
-from common.types import Proposal, SamplingParams, Signal
-from common.uncertainty import risk
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import Proposal, SamplingParams, Signal
+from edge_client.model.uncertainty import risk
 
 FORMAT = 2
 _UNCALIBRATED = 1  # an older format, which holds a doubt in the place of the risk
@@ -30,7 +30,7 @@ _DISAGREEMENT_DIGITS = 3  # as many as its quadrature has
 
 @dataclass(frozen=True, slots=True)
 class ExtendedProposal(Proposal):
-    """A proposal, and what `common.uncertainty.disagreement` says of it."""
+    """A proposal, and what `edge_client.model.uncertainty.disagreement` says of it."""
 
     disagreement: float
 

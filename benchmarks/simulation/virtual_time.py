@@ -36,7 +36,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class LoopClock:
-    """A `common.clock.Clock` that shows the time of the running event loop."""
+    """A `chaperone_common.clock.Clock` that shows the time of the running event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from common.errors import InvalidRequest, ModelCorrupt
+from chaperone_common.errors import InvalidRequest, ModelCorrupt
 from edge_client.text.messages import Chat, checked_chat, quoted
 from edge_client.text.tokenizer import FETCH, Tokenizer
 

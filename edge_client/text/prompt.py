@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from common.errors import InvalidRequest
+from chaperone_common.errors import InvalidRequest
 from edge_client.text.chat_template import ChatTemplate
 from edge_client.text.control_text import Marks
 from edge_client.text.tokenizer import Tokenizer

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from common.errors import InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
+from chaperone_common.errors import InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
 from edge_client.text.control_text import ControlText
 from edge_client.text.token_bytes import ByteLevelTokens, FallbackTokens, TokenBytes
 
 if TYPE_CHECKING:
-    from common.config import ModelManifest
+    from chaperone_common.artefacts.manifest import ModelManifest
 
 _LONG_TEXT = 4096  # characters; reading them takes some milliseconds
 FETCH = "run `chaperone-cloud models pull` where the cloud part is installed, and copy the folder `edge` to this device"

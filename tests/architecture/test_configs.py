@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from chaperone_common.artefacts.registry import Registry
+from chaperone_common.errors import ConfigError
+from chaperone_common.settings import FrozenModel, load_yaml
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.models.registry import Registry
-from common.config import FrozenModel, load_yaml
-from common.errors import ConfigError
 from edge_client.config import EdgeConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -20,8 +20,8 @@ DEVICE = DATA | {"google", "grpc", "jinja2", "markupsafe", "numpy", "onnxruntime
 OF_GRPC = {"grpc_health", "grpc_reflection", "grpc_tools"}  # it loads these by itself where they are installed
 
 IMPORT_SDK = "import edge_client"
-DEVICE_HELP = "from edge_client.cli import main; main(['generate', '--help'])"
-LINK_HELP = "from edge_client.cli import main; main(['link', 'run', '--help'])"
+DEVICE_HELP = "from edge_client.apps.cli.main import main; main(['generate', '--help'])"
+LINK_HELP = "from edge_client.apps.cli.main import main; main(['link', 'run', '--help'])"
 SERVE_HELP = "from cloud_supervisor.cli import main; main(['serve', '--help'])"
 PULL_HELP = "from cloud_supervisor.cli import main; main(['models', 'pull', '--help'])"
 
@@ -60,11 +60,11 @@ def packages_loaded(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("statement", "own", "libraries"),
     [
-        (IMPORT_SDK, {"common", "edge_client"}, DEVICE),
-        (DEVICE_HELP, {"common", "edge_client"}, DEVICE),
-        (LINK_HELP, {"common", "edge_client"}, DEVICE),
-        (SERVE_HELP, {"common", "cloud_supervisor"}, DATA),
-        (PULL_HELP, {"common", "cloud_supervisor"}, DATA),
+        (IMPORT_SDK, {"chaperone_common", "edge_client"}, DEVICE),
+        (DEVICE_HELP, {"chaperone_common", "edge_client"}, DEVICE),
+        (LINK_HELP, {"chaperone_common", "edge_client"}, DEVICE),
+        (SERVE_HELP, {"chaperone_common", "cloud_supervisor"}, DATA),
+        (PULL_HELP, {"chaperone_common", "cloud_supervisor"}, DATA),
     ],
     ids=["sdk", "chaperone generate", "chaperone link", "chaperone-cloud serve", "chaperone-cloud models"],
 )

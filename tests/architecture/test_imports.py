@@ -2,7 +2,7 @@
 
 `lint-imports` checks the layers and one library per adapter. It has no word for "nothing but the standard library and
 NumPy", which is the rule of common/ outside its rim: that is checked here. Clocks and randomness are banned from
-common/ by its ruff.toml.
+common/, edge_client/planner/ and edge_client/gate/ by their ruff.toml.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("common", "edge_client", "cloud_supervisor", "link_emulator")
-RIM = ("clock", "config", "wire", "pb")
-PURE = {*sys.stdlib_module_names, "numpy", "common"}
-IMPURE = re.compile(r"common\.(config|wire|pb)\b")
+COMMON = "common/chaperone_common"
+PACKAGES = (COMMON, "edge_client", "cloud_supervisor", "link_emulator")
+RIM = ("clock", "settings", "artefacts", "wire", "pb")
+PURE = {*sys.stdlib_module_names, "numpy", "chaperone_common"}
+IMPURE = re.compile(r"chaperone_common\.(settings|artefacts|wire|pb)\b")
 
 
 def foreign_imports(common: Path) -> Iterator[str]:
@@ -41,7 +42,7 @@ def foreign_imports(common: Path) -> Iterator[str]:
                     continue
             for module in modules:
                 if module.partition(".")[0] not in PURE or IMPURE.match(module):
-                    yield f"common/{relative}:{node.lineno}: {module}"
+                    yield f"{COMMON}/{relative}:{node.lineno}: {module}"
 
 
 def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
@@ -49,7 +50,7 @@ def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "common")]), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
@@ -71,7 +72,7 @@ def plant(tree: Path, file: str, line: str) -> None:
 
 
 def test_common_is_standard_library_and_numpy() -> None:
-    assert list(foreign_imports(REPOSITORY / "common")) == []
+    assert list(foreign_imports(REPOSITORY / COMMON)) == []
 
 
 def test_contracts_hold(tree: Path) -> None:
@@ -85,14 +86,14 @@ def test_contracts_hold(tree: Path) -> None:
         ("import requests", "requests"),
         ("import pydantic.fields", "pydantic.fields"),
         ("def f() -> None:\n    from torch import nn", "torch.nn"),
-        ("from common import wire", "common.wire"),
-        ("from common.config import load_yaml", "common.config.load_yaml"),
+        ("from chaperone_common import wire", "chaperone_common.wire"),
+        ("from chaperone_common.settings import load_yaml", "chaperone_common.settings.load_yaml"),
     ],
 )
 def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: str) -> None:
-    plant(tree, "common/session/device.py", line)
-    (found,) = foreign_imports(tree / "common")
-    assert found.startswith("common/session/device.py:")
+    plant(tree, "common/chaperone_common/session/device.py", line)
+    (found,) = foreign_imports(tree / COMMON)
+    assert found.startswith("common/chaperone_common/session/device.py:")
     assert found.endswith(f" {culprit}")
 
 
@@ -100,27 +101,35 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
     ("file", "line", "culprit"),
     [
         ("cloud_supervisor/supervisor.py", "import edge_client", "cloud_supervisor.supervisor -> edge_client"),
-        ("edge_client/engine.py", "import cloud_supervisor.ports", "edge_client.engine -> cloud_supervisor.ports"),
-        ("common/planner/adaptive.py", "import edge_client.ports", "common.planner.adaptive -> edge_client.ports"),
+        (
+            "edge_client/engine/engine.py",
+            "import cloud_supervisor.model.ports",
+            "edge_client.engine.engine -> cloud_supervisor.model.ports",
+        ),
+        (
+            "edge_client/planner/adaptive.py",
+            "import edge_client.ports",
+            "edge_client.planner.adaptive -> edge_client.ports",
+        ),
         ("link_emulator/proxy.py", "import edge_client.ports", "link_emulator.proxy -> edge_client.ports"),
         ("link_emulator/proxy.py", "import grpc", "link_emulator.proxy -> grpc"),
-        ("common/planner/adaptive.py", "import link_emulator.model", "common.planner.adaptive -> link_emulator.model"),
+        (f"{COMMON}/sampling.py", "import link_emulator.model", "chaperone_common.sampling -> link_emulator.model"),
         ("edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),
-        ("common/planner/adaptive.py", "import tests.conftest", "common.planner.adaptive -> tests"),
-        ("edge_client/engine.py", "import torch", "edge_client.engine -> torch"),
-        ("cloud_supervisor/worker.py", "import torch", "cloud_supervisor.worker -> torch"),
+        ("edge_client/planner/adaptive.py", "import tests.conftest", "edge_client.planner.adaptive -> tests"),
+        ("edge_client/engine/engine.py", "import torch", "edge_client.engine.engine -> torch"),
+        ("cloud_supervisor/scheduling/worker.py", "import torch", "cloud_supervisor.scheduling.worker -> torch"),
         ("cloud_supervisor/service.py", "import transformers", "cloud_supervisor.service -> transformers"),
         ("edge_client/text/prompt.py", "import onnxruntime", "edge_client.text.prompt -> onnxruntime"),
-        ("edge_client/engine.py", "import grpc", "edge_client.engine -> grpc"),
+        ("edge_client/engine/engine.py", "import grpc", "edge_client.engine.engine -> grpc"),
         ("cloud_supervisor/supervisor.py", "import grpc.aio", "cloud_supervisor.supervisor -> grpc"),
         ("edge_client/client.py", "import tokenizers", "edge_client.client -> tokenizers"),
         ("cloud_supervisor/service.py", "import jinja2", "cloud_supervisor.service -> jinja2"),
         (
-            "edge_client/grpc_link.py",
-            "from common.pb.chaperone.v1 import supervision_pb2",
-            "edge_client.grpc_link -> common.pb.chaperone.v1.supervision_pb2",
+            "edge_client/link/grpc_link.py",
+            "from chaperone_common.pb.chaperone.v1 import supervision_pb2",
+            "edge_client.link.grpc_link -> chaperone_common.pb.chaperone.v1.supervision_pb2",
         ),
-        ("common/messages.py", "import google.protobuf", "common.messages -> google"),
+        ("common/chaperone_common/frames.py", "import google.protobuf", "chaperone_common.frames -> google"),
     ],
 )
 def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit: str) -> None:
@@ -141,11 +150,14 @@ def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit
         ("import numpy as np\n\nnp.random.Philox(key=[1, 0], counter=[0, 0, 0, 0])", None),
     ],
 )
-def test_clocks_and_randomness_in_common_are_caught(tree: Path, line: str, rule: str | None) -> None:
-    plant(tree, "common/planner/adaptive.py", line)
+@pytest.mark.parametrize(
+    "file", [f"{COMMON}/sampling.py", "edge_client/planner/adaptive.py", "edge_client/gate/control.py"]
+)
+def test_clocks_and_randomness_in_pure_code_are_caught(tree: Path, file: str, line: str, rule: str | None) -> None:
+    plant(tree, file, line)
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251,NPY", "--output-format=concise"]
-    linted = subprocess.run([*command, "common"], cwd=tree, capture_output=True, text=True, check=False)
+    linted = subprocess.run([*command, "common", "edge_client"], cwd=tree, capture_output=True, text=True, check=False)
     assert linted.returncode == (0 if rule is None else 1), linted.stdout + linted.stderr
     if rule is not None:
-        assert "common/planner/adaptive.py" in linted.stdout
+        assert file in linted.stdout
         assert rule in linted.stdout

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import common.errors
+import chaperone_common.errors
 import edge_client
 from edge_client import ChaperoneError, EdgeClient, RequestParameters, SyncEdgeClient
 
@@ -22,7 +22,7 @@ Origin Overloaded PartialGeneration PeerMismatch Planner PlannerSettings Promise
 Proposal ProtocolViolation RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient TokenizerMismatch
 Totals Unverified VersionMismatch
 """
-OURS = ("common", "edge_client")
+OURS = ("chaperone_common", "edge_client")
 
 
 def test_public_names() -> None:
@@ -32,7 +32,7 @@ def test_public_names() -> None:
 
 def test_every_error_that_can_be_met_is_exported() -> None:
     """All but what the commands meet when they write."""
-    errors = [value for value in vars(common.errors).values() if isinstance(value, type)]
+    errors = [value for value in vars(chaperone_common.errors).values() if isinstance(value, type)]
     names = {error.__name__ for error in errors if issubclass(error, ChaperoneError)}
     assert names - {*edge_client.__all__} == {"OutputLost"}
 

@@ -9,38 +9,49 @@ from pathlib import Path
 
 import pytest
 
-from cloud_supervisor.ports import TargetModel
-from common.config import load_manifest
-from tests.contract import drafts, targets
-from tests.contract.drafts import NewSequence
-from tests.contract.fake_target import FakeTarget
-from tests.contract.fakes import FakeDraft
+from chaperone_common.artefacts.manifest import load_manifest
+from cloud_supervisor.model.ports import TargetModel
+from tests.support import contract_drafts, contract_targets
+from tests.support.contract_drafts import NewSequence
+from tests.support.fake_draft import FakeDraft
+from tests.support.fake_target import FakeTarget
 
 
 @pytest.fixture(params=["fake", "torch"], scope="module")
 def target(request: pytest.FixtureRequest) -> TargetModel:
     if request.param == "fake":
-        return FakeTarget(vocabulary_size=targets.USED_IDS, context_tokens=targets.CONTEXT_TOKENS)
-    from cloud_supervisor.torch_model import TorchModel  # slow to import; the fake's tests don't wait for it
+        return FakeTarget(vocabulary_size=contract_targets.USED_IDS, context_tokens=contract_targets.CONTEXT_TOKENS)
+    from cloud_supervisor.model.torch_model import TorchModel  # slow to import; the fake's tests don't wait for it
 
     folder: Path = request.getfixturevalue("tiny_pair") / "cloud"
     vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     return TorchModel.load(
-        folder, dtype="float32", threads=1, vocabulary_size=vocabulary_size, context_tokens=targets.CONTEXT_TOKENS
+        folder,
+        dtype="float32",
+        threads=1,
+        vocabulary_size=vocabulary_size,
+        context_tokens=contract_targets.CONTEXT_TOKENS,
     )
 
 
 @pytest.fixture(params=["fake", "onnx"], scope="module")
 def new_sequence(request: pytest.FixtureRequest) -> Iterator[NewSequence]:
     if request.param == "fake":
-        yield partial(FakeDraft, FakeTarget(vocabulary_size=drafts.USED_IDS, context_tokens=drafts.CONTEXT_TOKENS))
+        yield partial(
+            FakeDraft,
+            FakeTarget(vocabulary_size=contract_drafts.USED_IDS, context_tokens=contract_drafts.CONTEXT_TOKENS),
+        )
         return
-    from edge_client.onnx_model import OnnxModel  # slow to import; the fake's tests don't wait for it
+    from edge_client.model.onnx_model import OnnxModel  # slow to import; the fake's tests don't wait for it
 
     folder: Path = request.getfixturevalue("tiny_pair") / "edge"
     vocabulary_size = load_manifest(folder, role="edge").vocabulary_size
     model = OnnxModel.load(
-        folder, threads=1, allow_spinning=False, vocabulary_size=vocabulary_size, context_tokens=drafts.CONTEXT_TOKENS
+        folder,
+        threads=1,
+        allow_spinning=False,
+        vocabulary_size=vocabulary_size,
+        context_tokens=contract_drafts.CONTEXT_TOKENS,
     )
     yield model.new_sequence
     model.close()

@@ -11,14 +11,14 @@ import grpc
 import grpc.aio
 import pytest
 
-from common.clock import MonotonicClock
-from common.messages import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
-from common.types import BranchToken, SamplingParams, SessionId
-from common.wire import SERVICE, SUPERVISE, decode_client, encode_client, encode_server
-from edge_client.grpc_link import GrpcCloud
+from chaperone_common.clock import MonotonicClock
+from chaperone_common.frames import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
+from chaperone_common.types import BranchToken, SamplingParams, SessionId
+from chaperone_common.wire import SERVICE, SUPERVISE, decode_client, encode_client, encode_server
+from edge_client.link.grpc_link import GrpcCloud
+from edge_client.link.reconnection import DelayedLink
 from edge_client.ports import CloudLink
-from edge_client.reconnection import DelayedLink
-from tests.contract.fake_link import FakeLink
+from tests.support.fake_link import FakeLink
 
 OPEN = Open(SessionId("s"), "sha256:0", SamplingParams(), 9, (0,), (5, 6, 7))
 DRAFTS = [Draft(0, 3 + index, (index,), (0.0,), 3 + index, branches=(BranchToken(index % 2, 9),)) for index in range(5)]

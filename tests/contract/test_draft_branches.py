@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from numpy.typing import NDArray
 
-from common.errors import InvalidRequest, PromptTooLong
+from chaperone_common.errors import InvalidRequest, PromptTooLong
 from edge_client.ports import TEXT_ROW, DraftModel
-from tests.contract.drafts import CONTEXT_TOKENS, NewSequence, close_to, fresh_logits, logits_after, tokens
+from tests.support.contract_drafts import CONTEXT_TOKENS, NewSequence, close_to, fresh_logits, logits_after, tokens
 
 BRANCHES = 4
 

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from cloud_supervisor.ports import Reading, TargetModel
-from common.errors import PromptTooLong
-from common.types import BranchToken, Choice, SamplingParams
-from tests.contract.targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
+from chaperone_common.errors import PromptTooLong
+from chaperone_common.types import BranchToken, Choice, SamplingParams
+from cloud_supervisor.model.ports import Reading, TargetModel
+from tests.support.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
 ALL_SAMPLINGS = [GREEDY, SAMPLED, TRUNCATED]
 

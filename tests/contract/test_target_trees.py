@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from cloud_supervisor.ports import KvCache, Reading, TargetModel
-from common.errors import PromptTooLong
-from common.types import BranchToken, SamplingParams
-from tests.contract.targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
+from chaperone_common.errors import PromptTooLong
+from chaperone_common.types import BranchToken, SamplingParams
+from cloud_supervisor.model.ports import KvCache, Reading, TargetModel
+from tests.support.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
 #   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices wanted begin behind it
 #   |   |   |   + - 7 - 9

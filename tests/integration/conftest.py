@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud_supervisor.torch_model import TorchModel
-from common.config import load_manifest
+from chaperone_common.artefacts.manifest import load_manifest
+from cloud_supervisor.model.torch_model import TorchModel
 
 
 @pytest.fixture(scope="session")

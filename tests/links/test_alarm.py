@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from link_emulator.alarm import Alarm
-from tests.links.linked import run
+from tests.support.emulated_link import run
 
 
 @pytest.mark.parametrize("precise", [True, False])

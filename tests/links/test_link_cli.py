@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from edge_client.cli import main
+from edge_client.apps.cli.main import main
 from link_emulator import profile_names
 
 UNUSED = "127.0.0.1:1"
@@ -38,7 +38,7 @@ def echo_server() -> Iterator[str]:
 
 @pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_it_carries_bytes_and_ends_by_a_signal(ending: signal.Signals, code: int) -> None:
-    command = [sys.executable, "-m", "edge_client.cli", "link", "run", "--profile", "lan", "--seed", "3"]
+    command = [sys.executable, "-m", "edge_client.apps.cli.main", "link", "run", "--profile", "lan", "--seed", "3"]
     with echo_server() as address:
         process = subprocess.Popen(
             [*command, "--to", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -97,6 +97,6 @@ def test_a_link_is_named_once(capsys: pytest.CaptureFixture[str], arguments: tup
 
 
 def test_generating_does_not_load_the_emulator() -> None:
-    program = "import sys, edge_client.cli; edge_client.cli._parser(); print('link_emulator' in sys.modules)"
+    program = "import sys; from edge_client.apps.cli import main; main._parser(); print('link_emulator' in sys.modules)"
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "False\n"

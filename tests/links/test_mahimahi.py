@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from chaperone_common.errors import ConfigError
 from link_emulator.mahimahi import MAX_FILE_BYTES, MAX_OPPORTUNITIES, load_trace, parse_trace
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from chaperone_common.errors import ConfigError
 from link_emulator import Link, Profile, load_profile, profile_names
 from link_emulator.profile import profiles_folder
 

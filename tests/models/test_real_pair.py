@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.prompts import Problem, humaneval
-from cloud_supervisor.batched_forward import ATTENTION
-from cloud_supervisor.torch_model import TorchModel
-from common.config import load_manifest, pair_folder
-from common.messages import Draft, Verdict
-from common.wire import encode_client, encode_server
+from benchmarks.kit.prompts import Problem, humaneval
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.frames import Draft, Verdict
+from chaperone_common.wire import encode_client, encode_server
+from cloud_supervisor.model.batched_forward import ATTENTION
+from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings, DeviceSettings
-from tests import oracle
-from tests.integration.loopback import serving
+from tests.support import oracle
+from tests.support.loopback import serving
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(1800)]
 

@@ -9,10 +9,10 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.planner import FixedPlanner
-from common.session import Audited, Committed, Drafted, Retracted
-from common.types import FinishReason, Mode, OnDeviation, Origin
-from tests.session.pair import EOS, PROMPT, Models, Pair, Whim, cloud_text
+from chaperone_common.session import Audited, Committed, Drafted, Retracted
+from chaperone_common.types import FinishReason, Mode, OnDeviation, Origin
+from edge_client.planner import FixedPlanner
+from tests.support.session_pair import EOS, PROMPT, Models, Pair, Whim, cloud_text
 
 CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
 

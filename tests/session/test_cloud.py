@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ChaperoneError, InvalidRequest, PromptTooLong, ProtocolViolation
-from common.messages import Close, Closed, Continuation, Draft, Open, Verdict
-from common.session import CloudSession, State
-from tests.session.one_cloud import answer, draft, opening, session
-from tests.session.one_device import EOS, PROMPT, START
+from chaperone_common.errors import ChaperoneError, InvalidRequest, PromptTooLong, ProtocolViolation
+from chaperone_common.frames import Close, Closed, Continuation, Draft, Open, Verdict
+from chaperone_common.session import CloudSession, State
+from tests.support.cloud_session import answer, draft, opening, session
+from tests.support.device_session import EOS, PROMPT, START
 
 # Opening
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import (
+from chaperone_common.errors import (
     ProtocolViolation,
 )
-from common.messages import Continuation, Draft, Opened, Verdict
-from common.session import Audited, CloudSession, Committed, Drafted, Retracted
-from common.types import Origin, Signal, Span
-from tests.session.one_device import OPEN, PROMPT, START, committed, fire, session, skip, with_two_questions
+from chaperone_common.frames import Continuation, Draft, Opened, Verdict
+from chaperone_common.session import Audited, CloudSession, Committed, Drafted, Retracted
+from chaperone_common.types import Origin, Signal, Span
+from tests.support.device_session import OPEN, PROMPT, START, committed, fire, session, skip, with_two_questions
 
 # Drafting and sending
 

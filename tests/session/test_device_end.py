@@ -6,11 +6,18 @@ import re
 
 import pytest
 
-from common.errors import ChaperoneError, CloudTimeout, InternalError, Overloaded, ProtocolViolation, Superseded
-from common.messages import Close, Closed, Continuation, Failure, Open, Opened, Verdict
-from common.session import Audited, Committed, DeviceSession, Retracted, State
-from common.types import FinishReason, OnDeviation, Origin, SamplingParams, SessionId
-from tests.session.one_device import EOS, START, committed, fire, lose, session, skip, with_two_questions
+from chaperone_common.errors import (
+    ChaperoneError,
+    CloudTimeout,
+    InternalError,
+    Overloaded,
+    ProtocolViolation,
+    Superseded,
+)
+from chaperone_common.frames import Close, Closed, Continuation, Failure, Open, Opened, Verdict
+from chaperone_common.session import Audited, Committed, DeviceSession, Retracted, State
+from chaperone_common.types import FinishReason, OnDeviation, Origin, SamplingParams, SessionId
+from tests.support.device_session import EOS, START, committed, fire, lose, session, skip, with_two_questions
 
 # Deviations that are retracted
 

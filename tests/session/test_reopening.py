@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from common.errors import ProtocolViolation
-from common.messages import Continuation, Draft, Opened, Verdict
-from common.types import Origin
-from tests.session.one_device import OPEN, PROMPT, committed, fire, lose, session, skip
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.frames import Continuation, Draft, Opened, Verdict
+from chaperone_common.types import Origin
+from tests.support.device_session import OPEN, PROMPT, committed, fire, lose, session, skip
 
 
 def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:

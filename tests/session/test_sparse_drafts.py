@@ -7,11 +7,8 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 
 import pytest
 
-from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.ports import ReadResult
-from cloud_supervisor.supervisor import Supervisor
-from common.errors import CloudUnavailable
-from common.messages import (
+from chaperone_common.errors import CloudUnavailable
+from chaperone_common.frames import (
     API_VERSION,
     Capabilities,
     ClientFrame,
@@ -24,8 +21,11 @@ from common.messages import (
     ServerFrame,
     Verdict,
 )
-from common.session import CloudSession, DeviceSession
-from common.types import BranchToken, Choice, SamplingParams, SessionId, Signal
+from chaperone_common.session import CloudSession, DeviceSession
+from chaperone_common.types import BranchToken, Choice, SamplingParams, SessionId, Signal
+from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.model.ports import ReadResult
+from cloud_supervisor.supervisor import Supervisor
 
 PROMPT = (7, 8, 9)
 START = len(PROMPT)

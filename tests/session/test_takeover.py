@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from common.errors import ProtocolViolation
-from common.messages import Continuation, Draft, Verdict
-from common.session import CloudSession, DeviceSession, Retracted
-from common.types import BranchToken, FinishReason, Origin
-from tests.session.one_device import EOS, OPEN, committed, fire, session, skip
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.frames import Continuation, Draft, Verdict
+from chaperone_common.session import CloudSession, DeviceSession, Retracted
+from chaperone_common.types import BranchToken, FinishReason, Origin
+from tests.support.device_session import EOS, OPEN, committed, fire, session, skip
 
 
 def test_the_cloud_writes_on_until_it_hands_back() -> None:

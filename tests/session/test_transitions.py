@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from common.errors import ProtocolViolation
-from common.session import TRANSITIONS, Happening, State, mermaid, step
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.session import TRANSITIONS, Happening, State, mermaid, step
 
 TERMINAL = {State.DONE, State.FAILED}
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ProtocolViolation
-from common.messages import Close, Closed, Continuation, Draft, Verdict
-from common.session import CloudSession
-from common.types import BranchToken
-from tests.session.one_cloud import answer, draft, session
-from tests.session.one_device import EOS, PROMPT, START
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
+from chaperone_common.session import CloudSession
+from chaperone_common.types import BranchToken
+from tests.support.cloud_session import answer, draft, session
+from tests.support.device_session import EOS, PROMPT, START
 
 # The Draft that most examples send: the chain 1 2 3 from position 3 on, and beside it
 #     4: 5 in place of the 2,   5: 6 behind that 5,   6: 7 in place of the 6,   7: 9 behind the 3, where the bonus goes

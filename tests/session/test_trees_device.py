@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ProtocolViolation
-from common.messages import Close, Closed, Continuation, Draft, Verdict
-from common.session import CloudSession, Committed, DeviceSession, Retracted, SessionEvent
-from common.types import BranchToken, FinishReason, Origin, Signal, Span
-from tests.session.one_device import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
+from chaperone_common.session import CloudSession, Committed, DeviceSession, Retracted, SessionEvent
+from chaperone_common.types import BranchToken, FinishReason, Origin, Signal, Span
+from tests.support.device_session import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip
 
 # Beside the chain 1 2 3 from position 3 on: a 5 in place of the 2, behind it a 6 or a 7, and a 9 behind the 3.
 TREE = (BranchToken(1, 5), BranchToken(4, 6), BranchToken(4, 7), BranchToken(3, 9))

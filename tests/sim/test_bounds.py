@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.bounds import Costs, clairvoyant_ms, physical_floor_ms, streaming_ms
-from common.errors import ConfigError
+from benchmarks.simulation.bounds import Costs, clairvoyant_ms, physical_floor_ms, streaming_ms
+from chaperone_common.errors import ConfigError
 
 ONE_CORE_EACH = Costs(22.5, 100.0, 310.0, {1: 310, 2: 310, 4: 323, 8: 380, 16: 500, 32: 747})
 

@@ -9,11 +9,11 @@ from random import Random
 import pytest
 
 from benchmarks.simulation.link import FRAME_HEADER_BYTES
-from benchmarks.simulation.simulate import Scenario, simulate, strategy_for
+from benchmarks.simulation.simulator import Scenario, simulate, strategy_for
 from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, load_traces
-from common.messages import Close, Draft, Open
-from common.types import Mode, Proposal, SamplingParams, Signal
-from common.wire import encode_client
+from chaperone_common.frames import Close, Draft, Open
+from chaperone_common.types import Mode, Proposal, SamplingParams, Signal
+from chaperone_common.wire import encode_client
 from link_emulator.profile import Profile
 
 MOST_BYTES_UP = 12.0  # of payload, for a committed token

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.simulate import curve
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
+from benchmarks.virtual.simulate import curve
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 10), (1, 10), (2, 10), (3, 15), (4, 20), (6, 40), (8, 60), (10, 80)])

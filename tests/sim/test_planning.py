@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, simulate, strategy_for
+from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, simulate, strategy_for
 from benchmarks.simulation.trace import Trace
-from common.gate import Always
-from common.messages import Draft
-from common.planner import Estimates, FixedPlanner
-from common.types import Mode, Origin
+from chaperone_common.frames import Draft
+from chaperone_common.types import Mode, Origin
+from edge_client.gate import Always
+from edge_client.planner import Estimates, FixedPlanner
 from link_emulator.profile import DirectionProfile, OutageProfile, Profile, RandomOutages, ResetProfile
-from tests.sim.traces import LOST, trace_of
+from tests.support.traces import LOST, trace_of
 
 EXACT, CLOUD = strategy_for(Mode.EXACT), strategy_for(Mode.CLOUD)
 CLOUD_READ_MS = Curve.of((1, 100), (32, 162))  # 2 ms a token

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.simulation.script import CLOUD_FILLER, DEVICE_FILLER, PROMPT_TOKEN, VOCABULARY_SIZE, Script
-from common.errors import ConfigError
-from tests.sim.traces import EOS, LOST, UNSURE, extended_trace, trace_of
+from chaperone_common.errors import ConfigError
+from tests.support.traces import EOS, LOST, UNSURE, extended_trace, trace_of
 
 PROMPT = [PROMPT_TOKEN] * 4
 TRACE = trace_of("++-+-+")

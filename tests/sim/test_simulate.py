@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, simulate, strategy_for
-from common.gate import Always, Threshold
-from common.messages import Draft
-from common.planner import AdaptivePlanner, Estimates, FixedPlanner
-from common.session import Committed
-from common.types import FinishReason, Mode, Origin
+from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, simulate, strategy_for
+from chaperone_common.frames import Draft
+from chaperone_common.session import Committed
+from chaperone_common.types import FinishReason, Mode, Origin
+from edge_client.gate import Always, Threshold
+from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner
 from link_emulator.profile import DirectionProfile, OutageProfile, PeriodicOutages, Profile, ResetProfile
-from tests.sim.traces import EOS, SURE, trace_of
+from tests.support.traces import EOS, SURE, trace_of
 
 # Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
 SCENARIO = Scenario(

@@ -10,10 +10,10 @@ from benchmarks.simulation.cloud import SimulatedWorker
 from benchmarks.simulation.costs import CloudCosts, Curve
 from benchmarks.simulation.script import PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
-from cloud_supervisor.ports import Reader
-from common.errors import CloudTimeout
-from common.types import SamplingParams
-from tests.sim.traces import trace_of
+from chaperone_common.errors import CloudTimeout
+from chaperone_common.types import SamplingParams
+from cloud_supervisor.model.ports import Reader
+from tests.support.traces import trace_of
 
 COSTS = CloudCosts(read_ms=Curve.of((1, 50), (2, 60)), prefill_ms=10)
 TEXT = (PROMPT_TOKEN,) * 4 + (100, 101, 102)

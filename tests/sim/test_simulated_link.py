@@ -13,14 +13,14 @@ from benchmarks.simulation.costs import CloudCosts
 from benchmarks.simulation.link import FRAME_HEADER_BYTES, SimulatedCloud
 from benchmarks.simulation.script import CONTEXT_TOKENS, Script
 from benchmarks.simulation.virtual_time import run
-from common.messages import Failure, Opened
-from common.wire import encode_client
+from chaperone_common.frames import Failure, Opened
+from chaperone_common.wire import encode_client
 from edge_client.ports import Cloud
 from link_emulator.model import Link
 from link_emulator.profile import Profile, ResetProfile
 from tests.contract import test_cloud_link as contract
-from tests.sim.rig import SimulatedRig, simulated_rig
-from tests.sim.traces import trace_of
+from tests.support.simulated_link import SimulatedRig, simulated_rig
+from tests.support.traces import trace_of
 
 PROMISES = [
     promise

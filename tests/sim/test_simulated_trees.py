@@ -8,8 +8,8 @@ from benchmarks.simulation.cloud import SimulatedWorker
 from benchmarks.simulation.costs import CloudCosts, Curve
 from benchmarks.simulation.script import CLOUD_FILLER, PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
-from common.types import BranchToken, SamplingParams
-from tests.sim.traces import trace_of
+from chaperone_common.types import BranchToken, SamplingParams
+from tests.support.traces import trace_of
 
 COSTS = CloudCosts(read_ms=Curve.of((1, 1), (100, 100)), prefill_ms=1)  # a millisecond for each token
 PROMPT = (PROMPT_TOKEN,) * 4

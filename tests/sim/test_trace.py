@@ -11,9 +11,9 @@ import pytest
 
 import benchmarks
 from benchmarks.simulation.trace import ASTRAY_TOKENS, TraceFile, load_traces, save_traces, with_disagreement_as_risk
-from common.errors import ConfigError
-from common.types import SamplingParams
-from tests.sim.traces import extended_trace, trace_of
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import SamplingParams
+from tests.support.traces import extended_trace, trace_of
 
 FOLDER = Path(benchmarks.__path__[0]) / "traces"
 COMMITTED = sorted(FOLDER.glob("*.jsonl.gz"))

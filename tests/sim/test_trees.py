@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulate import Scenario, Simulation, Strategy, simulate
+from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, simulate
 from benchmarks.simulation.trace import Trace
-from benchmarks.strategies import strategy_named
-from common.gate import Always
-from common.messages import Draft, Verdict
-from common.planner import FixedPlanner
-from common.session import Drafted
-from common.types import Mode, Origin
+from benchmarks.strategies.families import strategy_named
+from chaperone_common.frames import Draft, Verdict
+from chaperone_common.session import Drafted
+from chaperone_common.types import Mode, Origin
+from edge_client.gate import Always
+from edge_client.planner import FixedPlanner
 from link_emulator.profile import Profile, ResetProfile
-from tests.sim.traces import trace_of
-from tests.sprouting import SproutingPlanner
+from tests.support.branches import SproutingPlanner
+from tests.support.traces import trace_of
 
 # Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
 SCENARIO = Scenario(

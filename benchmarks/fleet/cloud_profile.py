@@ -1,0 +1,227 @@
+"""How long a forward of a cloud model takes: `python -m benchmarks cloud-profile --out FILE`.
+
+A step reads some tokens in each of several sequences that already hold a context: one token is plain decoding, more
+of them a verification. Weights are random, since time does not depend on them; shapes are those of Qwen2.5. Rows are
+measured from the smallest to the largest and written one by one, so that a run which was stopped goes on
+where it was: give it the same --out. What does not fit into memory, or into the budget, is skipped, and why is noted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.kit.provenance import provenance
+from chaperone_common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from benchmarks.fleet.cloud_steps import Plan
+
+FORMAT = 1
+MIN_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder of the Qwen2 kind, as in the `config.json` that Qwen published."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary_size: int
+    tied: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Weights, embeddings and biases included."""
+        h, kv = self.hidden_size, self.hidden_size // self.heads * self.kv_heads
+        attention = 2 * h * h + 2 * h * kv + h + 2 * kv  # biases on q, k and v
+        layer = attention + 3 * h * self.intermediate_size + 2 * h
+        return (1 if self.tied else 2) * self.vocabulary_size * h + self.layers * layer + h
+
+
+SHAPES: Mapping[str, Shape] = {
+    "qwen2.5-1.5b": Shape(1536, 8960, 28, 12, 2, 151_936, tied=True),
+    "qwen2.5-7b": Shape(3584, 18_944, 28, 28, 4, 152_064),
+    "qwen2.5-14b": Shape(5120, 13_824, 48, 40, 8, 152_064),
+    "qwen2.5-32b": Shape(5120, 27_648, 64, 40, 8, 152_064),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of step; times are in milliseconds."""
+
+    shape: str
+    dtype: str
+    batch: int
+    context: int  # tokens that each sequence holds before the step
+    tokens: int  # that each sequence reads in it
+    median_ms: float
+    p10: float
+    p90: float
+    repeats: int = 0
+
+
+@dataclass(frozen=True)
+class CloudProfile:
+    """What a file of rows says, and what lies between them."""
+
+    header: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def load(cls, path: Path | str) -> CloudProfile:
+        """Read a file; raises ConfigError where it is not a profile."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise ConfigError(f"{path}: format {data['format']!r}, expected {FORMAT}; measure it again")
+            return cls(
+                {key: value for key, value in data.items() if key != "rows"}, tuple(Row(**row) for row in data["rows"])
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: not a cloud profile ({error}); measure one with `python -m benchmarks cloud-profile`"
+            ) from None
+
+    def step_ms(self, shape: str, tokens: int, batch: int = 1, context: int = 512) -> float:
+        """Milliseconds of a step in which each of `batch` sequences reads `tokens`, after `context` tokens.
+
+        Linear between measured rows, in each of the three. Below them the nearest counts; above the most tokens or
+        the largest batch time grows in proportion, which a saturated machine does, and above the longest context the
+        nearest counts. Raises ConfigError for a shape that was not measured.
+        """
+        if tokens < 1 or batch < 1:
+            raise ConfigError(f"tokens {tokens}, batch {batch}: a step reads at least one token of one sequence")
+        times = self._times.get(shape)
+        if times is None:
+            raise ConfigError(f"shape: {shape!r} was not measured; the profile has {', '.join(self._times) or 'none'}")
+        return _along(times, (batch, context, tokens))
+
+    @cached_property
+    def _times(self) -> dict[str, dict[int, Any]]:
+        times: dict[str, dict[int, Any]] = {}
+        for row in self.rows:
+            by_batch = times.setdefault(row.shape, {})
+            by_batch.setdefault(row.batch, {}).setdefault(row.context, {})[row.tokens] = row.median_ms
+        return times
+
+
+_GROWS = (True, False, True)  # batch, context, tokens: whether time grows in proportion beyond what was measured
+
+
+def _along(times: Mapping[int, Any], wanted: Sequence[int], axis: int = 0) -> float:
+    """Interpolate in nested tables, batch outermost; each may have rows of its own, as some did not fit."""
+
+    def at(key: int) -> float:
+        value = times[key]
+        return _along(value, wanted, axis + 1) if isinstance(value, Mapping) else float(value)
+
+    keys, value = sorted(times), wanted[axis]
+    index = bisect_left(keys, value)
+    if index == len(keys):
+        return at(keys[-1]) * (value / keys[-1] if _GROWS[axis] else 1.0)
+    if keys[index] == value or index == 0:
+        return at(keys[index])
+    low, high = keys[index - 1], keys[index]
+    share = (value - low) / (high - low)
+    return (1 - share) * at(low) + share * at(high)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `python -m benchmarks cloud-profile`."""
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="separated by commas")
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64")
+    parser.add_argument("--contexts", default="512,2048,8192")
+    parser.add_argument("--tokens", default="1,8,16,32", help="tokens that each sequence reads in a step")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--budget-s", type=float, default=1200.0, help="no new step is begun after so many seconds")
+    parser.add_argument("--device", help="cuda, xpu, mps or cpu; default: what is there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns the whole profile, and writes it after every row if there is an --out."""
+    from benchmarks.fleet.cloud_steps import Accelerator, measure  # torch, which readers of profiles do without
+
+    plan = _plan(args)
+    accelerator = Accelerator(args.device)
+    header = {
+        "benchmark": "cloud-profile",
+        "format": FORMAT,
+        **provenance(),
+        "accelerator": {"kind": accelerator.name, "name": accelerator.describe(), "weights": "random"},
+        "shapes": {name: asdict(shape) for name, shape in plan.shapes.items()},
+        "settings": {"repeats": plan.repeats, "budget_s": plan.budget_s, "dtype": plan.dtype},
+    }
+    begun = _begun(args.out, header)
+
+    def keep(rows: list[Row], skipped: list[dict[str, Any]]) -> None:
+        if args.out is not None:
+            _write(args.out, _result(header, rows, skipped))
+
+    rows, skipped = measure(plan, accelerator, begun, time.perf_counter, keep)
+    result = _result(header, rows, skipped)
+    return {**result, "summary": {"rows": len(rows), "measured_now": len(rows) - len(begun), "skipped": len(skipped)}}
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from benchmarks.fleet.cloud_steps import Plan
+
+    names = args.shapes.split(",")
+    if unknown := [name for name in names if name not in SHAPES]:
+        raise ConfigError(f"--shapes: {', '.join(unknown)}: unknown; there are {', '.join(SHAPES)}")
+    if args.repeats < MIN_REPEATS:
+        raise ConfigError(f"--repeats: {args.repeats}; give at least {MIN_REPEATS}")
+    return Plan(
+        {name: SHAPES[name] for name in names},
+        _counts("--batches", args.batches),
+        _counts("--contexts", args.contexts),
+        _counts("--tokens", args.tokens),
+        args.repeats,
+        args.budget_s,
+    )
+
+
+def _counts(flag: str, text: str) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = [0]
+    if counts[0] < 1:
+        raise ConfigError(f"{flag}: {text!r}; give whole numbers of at least 1, separated by commas")
+    return counts
+
+
+def _begun(path: Path | None, header: Mapping[str, Any]) -> tuple[Row, ...]:
+    """Rows of an earlier run; raises ConfigError if another machine measured them."""
+    if path is None or not path.exists():
+        return ()
+    earlier = CloudProfile.load(path)
+    for name in ("machine", "accelerator"):
+        if earlier.header.get(name) != header[name]:
+            raise ConfigError(f"{path}: measured on another {name}; give another --out, or remove the file")
+    return earlier.rows
+
+
+def _result(header: Mapping[str, Any], rows: Sequence[Row], skipped: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {**header, "skipped": list(skipped), "rows": [asdict(row) for row in rows]}
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)

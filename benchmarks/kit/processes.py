@@ -1,0 +1,116 @@
+"""Benchmarks, and a cloud server, as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, Never
+
+PATIENCE_S = 30.0  # until a process that was asked to end is killed
+
+
+class ServerFailed(RuntimeError):
+    """The server ended before it served; its log says why."""
+
+
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that what was started is ended too, and not left behind."""
+    before = signal.signal(signal.SIGTERM, _unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _unwind(number: int, _: object) -> Never:
+    signal.signal(number, signal.SIG_IGN)  # what follows is not to be interrupted
+    sys.exit(128 + number)
+
+
+def in_its_own_process(arguments: Sequence[str]) -> int:
+    """Run `python -m benchmarks` with these arguments: benchmarks pin cores and load models, which none may inherit.
+
+    SIGTERM ends the process too, and with it what it has started; Ctrl-C reaches it anyway.
+    """
+    with unwound_by_sigterm(), subprocess.Popen([sys.executable, "-m", "benchmarks", *arguments]) as process:
+        try:
+            return process.wait()
+        except SystemExit:
+            _end(process)
+            raise
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def worker_pool(processes: int | None) -> ProcessPoolExecutor:
+    """Of so many processes, by default one a core; they end with the one that made them, however that ends."""
+    return ProcessPoolExecutor(processes, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Without this, a worker whose parent was killed waits for jobs for ever."""
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def cloud_server(
+    pair: str,
+    *,
+    arguments: Sequence[str] = (),
+    cores: Sequence[int] | None = None,
+    log: Path | None = None,
+    lenient_nats: float | None = None,
+) -> Iterator[str]:
+    """Start `chaperone-cloud serve` on a free port and yield its address; `cores` pins it to some cores.
+
+    With `lenient_nats` it is `benchmarks.strategies.lenient_server` instead.
+    """
+    program = ["cloud_supervisor.cli", "--log-level", "warning", "serve"]
+    if lenient_nats is not None:
+        program = ["benchmarks.strategies.lenient_server", "--within-nats", str(lenient_nats)]
+    command = [sys.executable, "-m", *program, "--pair", pair, "--listen", "127.0.0.1:0", *arguments]
+    with (log or Path(os.devnull)).open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors if log else None,
+            text=True,
+            cwd=Path(__file__).parents[2] if lenient_nats is not None else None,  # where `benchmarks` is found
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+        )
+    with unwound_by_sigterm():
+        try:
+            yield _address(process)
+        finally:
+            _end(process)
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " on " in line:
+            return line.rsplit(" on ", 1)[1].strip()
+    raise ServerFailed(f"the cloud ended with exit code {process.wait()}")

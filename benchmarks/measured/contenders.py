@@ -1,0 +1,188 @@
+"""Who writes in a run: a device with a strategy, or both models in one process; each generation is measured alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self
+
+from benchmarks.simulation.simulator import Strategy
+from chaperone_common.errors import ChaperoneError
+from chaperone_common.session import Committed, Failed, Finished
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import Mode, PromptInput, Proposal
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.generation import GenerationRequest
+from edge_client.model.drafter import ChoosingDrafter
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.model.uncertainty import disagreement
+from edge_client.planner import Decision, Pipeline, Planner, Situation
+from edge_client.ports import DraftStep
+
+_UNAUDITED = ("deviations", "deviation_bound", "catch")  # where the cloud lets deviations stand without a word
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be generated."""
+
+    prompt: PromptInput
+    temperature: float
+    seed: int
+    max_new_tokens: int
+    warm: bool  # decoding starts when both models hold the prompt's KV
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Milliseconds that a device has learned of its steps and the cloud's; see `edge_client.planner.Costs`."""
+
+    draft_ms: float
+    row_ms: float
+    rtt_ms: float
+    read_base_ms: float
+    read_token_ms: float
+    stream_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of it; `commit_ms` says when each token was final, from the request on.
+
+    `untimed_tokens` were written before the clock of `stats.decode_ms` started; `unmeasured` names fields of `stats`
+    that say nothing. `readings` are the cloud's: draft and branch tokens of a span, and milliseconds.
+    """
+
+    token_ids: tuple[int, ...]
+    commit_ms: tuple[float, ...]
+    stats: GenerationStats
+    untimed_tokens: int = 0
+    unmeasured: tuple[str, ...] = ()
+    costs: StepCosts | None = None
+    readings: tuple[tuple[int, float], ...] = ()
+    error: ChaperoneError | None = None
+
+
+class Contender(Protocol):
+    """Writes one text at a time."""
+
+    def prepare(self, text: str) -> PromptInput:
+        """A user's message as tokens."""
+
+    async def generate(self, wish: Wish) -> Measured:
+        """Write to the end; a failure is told in the result."""
+
+    async def aclose(self) -> None:
+        """Let go of models and connections."""
+
+
+class WatchedPlanner:
+    """Decides as another planner does, and lets its owner see what it decides by."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        self._pipeline: Pipeline | None = None  # of the generation that was decided on last
+
+    @property
+    def mode(self) -> Mode:
+        return self._planner.mode
+
+    def decide(self, situation: Situation) -> Decision:
+        self._pipeline = situation.pipeline
+        return self._planner.decide(situation)
+
+    def alone(self) -> Self:
+        return type(self)(self._planner.alone())
+
+    def costs(self) -> StepCosts | None:
+        """What has been learned, and the planner's priors for what has not."""
+        if self._pipeline is None:
+            return None
+        known = self._pipeline.estimates.costs()
+        return StepCosts(**{field.name: getattr(known, field.name) for field in fields(StepCosts)})
+
+    def readings(self) -> tuple[tuple[int, float], ...]:
+        """Of the last generation."""
+        return tuple(self._pipeline.readings) if self._pipeline is not None else ()
+
+
+class DisagreementDrafter(ChoosingDrafter):
+    """Proposes what the device's model chooses, with its disagreement as the risk: what U-HLM's gate goes by."""
+
+    def _propose(self, step: DraftStep, position: int) -> Proposal:
+        proposal = super()._propose(step, position)
+        risk = disagreement(step.logits, proposal.token_id)
+        return replace(proposal, signal=replace(proposal.signal, risk=risk))
+
+
+class DisagreementClient(EdgeClient):
+    """A client that drafts so, and measures it within the step's time."""
+
+    def _drafter(self, model: OnnxModel, request: GenerationRequest) -> ChoosingDrafter:
+        return DisagreementDrafter(model.new_sequence(), request.params.sampling)
+
+
+class Device:
+    """An `EdgeClient` of its own for one strategy, so that no strategy learns from another's generations.
+
+    It also loads a model of its own, when it first drafts; strategies that draft nothing load none.
+    """
+
+    def __init__(self, strategy: Strategy, config: EdgeConfig) -> None:
+        self._strategy = strategy
+        self._planner = WatchedPlanner(strategy.planner)
+        settings = config.model_copy(update={"mode": strategy.mode})
+        if strategy.name in tuple(Mode):  # as users have it, with the gate that comes with the pair
+            self._client = EdgeClient(settings, planner=lambda _: self._planner)
+            return
+        settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"file": None})})
+        client = DisagreementClient if strategy.risk_is_disagreement else EdgeClient
+        self._client = client(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate())
+
+    def prepare(self, text: str) -> PromptInput:
+        return self._client.prepare(text)
+
+    async def generate(self, wish: Wish) -> Measured:
+        request = self._client.request(
+            wish.prompt,
+            temperature=wish.temperature,
+            seed=wish.seed,
+            max_new_tokens=wish.max_new_tokens,
+            warm_start=wish.warm,
+        )
+        token_ids: list[int] = []
+        commit_ms: list[float] = []
+        began_s = time.perf_counter()
+        async for event in self._client.stream(request):
+            match event:
+                case Committed(token_id=token_id):
+                    commit_ms.append((time.perf_counter() - began_s) * 1e3)
+                    token_ids.append(token_id)
+                case Finished(stats=stats):
+                    return self._measured(token_ids, commit_ms, stats)
+                case Failed(error, stats):
+                    return self._measured(token_ids, commit_ms, stats, error)
+                case _:
+                    pass
+        raise RuntimeError("a generation ends in Finished or Failed")
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    def _measured(
+        self,
+        token_ids: Sequence[int],
+        commit_ms: Sequence[float],
+        stats: GenerationStats,
+        error: ChaperoneError | None = None,
+    ) -> Measured:
+        return Measured(
+            tuple(token_ids),
+            tuple(commit_ms),
+            stats,
+            unmeasured=_UNAUDITED if self._strategy.lenient_nats is not None else (),
+            costs=self._planner.costs(),
+            readings=self._planner.readings(),
+            error=error,
+        )

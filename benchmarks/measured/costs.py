@@ -1,0 +1,116 @@
+"""What drafting, reading and streaming took in a run, for bounds and simulations of that very machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.measured.summary import BASELINE, Row
+from benchmarks.simulation.bounds import Costs
+from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
+from benchmarks.simulation.simulator import Scenario
+from benchmarks.strategies.families import strategy_named
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import Mode
+from link_emulator.profile import Profile
+
+NOT_TOLD = (
+    "the costs come from `cloud` and from spans that were read; run both, anew if this run is older than `readings`"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunCosts:
+    """Averages over a run, in milliseconds.
+
+    `read_ms` is the cloud's time for a forward, by its tokens: those of a span and the one before it. `rows` says what
+    further rows of the device's forward cost; chunks cost as many steps as they do by default.
+    """
+
+    draft_ms: float
+    stream_ms: float
+    read_ms: Mapping[int, float]
+    rows: Curve
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], average: Callable[[Iterable[float]], float] = statistics.median) -> Self | None:
+        """Streaming from `cloud`, drafting and reading from all that had drafts judged; None where one is missing.
+
+        Strategies that measure more as they draft, or read elsewhere, do not count. A median tells what a step usually
+        takes, a mean (`statistics.fmean`) what many of them take together.
+        """
+        drafting = [row for row in rows if _spans(row) and row["costs"] is not None and _usual(row["strategy"])]
+        streaming = [row["costs"] for row in rows if row["strategy"] == BASELINE and row["costs"] is not None]
+        if not drafting or not streaming:
+            return None
+        stream_ms = average(costs["stream_ms"] for costs in streaming)
+        draft_ms = average(row["costs"]["draft_ms"] for row in drafting)
+        readings = [reading for row in drafting for reading in _spans(row)]
+        read_ms = {1: stream_ms} | _readings(readings, stream_ms, average)
+        return cls(draft_ms, stream_ms, read_ms, _rows_of_a_forward(drafting))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Those of a result of `python -m benchmarks run`; raises ConfigError where it does not tell them."""
+        try:
+            rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["generations"]
+            costs = cls.of(rows)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not a result of `python -m benchmarks run` ({error!r})") from None
+        if costs is None:
+            raise ConfigError(f"{path}: {NOT_TOLD}")
+        return costs
+
+    def bounds(self, rtt_ms: float) -> Costs:
+        """As the bounds reckon with them."""
+        return Costs(self.draft_ms, rtt_ms, self.stream_ms, dict(self.read_ms))
+
+    def scenario(self, profile: Profile) -> Scenario:
+        """A simulation of this machine, over any link."""
+        cloud = CloudCosts(read_ms=Curve(tuple(sorted(self.read_ms.items()))))
+        return Scenario(profile, cloud, DraftCosts(step_ms=self.draft_ms, rows=self.rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """For a result."""
+        return {
+            "draft_ms": round(self.draft_ms, 2),
+            "stream_ms": round(self.stream_ms, 2),
+            "read_ms": {str(tokens): round(ms, 1) for tokens, ms in self.read_ms.items()},
+            "rows": [[rows, round(steps, 3)] for rows, steps in self.rows.points],
+        }
+
+
+def _spans(row: Row) -> list[tuple[int, float]]:
+    """The cloud's readings of spans; a hand-over, which is an empty one, tells nothing."""
+    return [(tokens, read_ms) for tokens, read_ms in row.get("readings", ()) if tokens]
+
+
+def _usual(name: str) -> bool:
+    strategy = strategy_named(name)
+    return strategy.lenient_nats is None and not strategy.risk_is_disagreement
+
+
+def _readings(
+    readings: Sequence[tuple[int, float]], least_ms: float, average: Callable[[Iterable[float]], float]
+) -> dict[int, float]:
+    """What forwards about as long take, by their mean length; a longer forward takes no less than a shorter."""
+    alike: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for span_tokens, read_ms in readings:
+        alike[round(2 * math.log2(1 + span_tokens))].append((1 + span_tokens, read_ms))
+    found: dict[int, float] = {}
+    for length in sorted(alike):
+        tokens = round(statistics.fmean(tokens for tokens, _ in alike[length]))
+        least_ms = found[tokens] = max(least_ms, average(read_ms for _, read_ms in alike[length]))
+    return found
+
+
+def _rows_of_a_forward(rows: Sequence[Row]) -> Curve:
+    """What further rows of the device's forward cost, as `exact` measured it; as by default where it did not."""
+    shares = [row["costs"]["row_ms"] / row["costs"]["draft_ms"] for row in rows if row["strategy"] == str(Mode.EXACT)]
+    return Curve.of((1, 1.0), (2, 1.0 + statistics.median(shares))) if shares else DraftCosts().rows

@@ -1,0 +1,108 @@
+"""An emulated link in a process of its own, which tells on demand what has crossed it and what that cost.
+
+Where it runs: a thread of the device's process would take the interpreter's lock from the engine, and the event loop
+between two drafts. As a process of its own, tied to no core, it runs on whichever one has nothing to do, and on a
+machine of two that is mostly the one whose end waits. What it takes of a processor is counted, and is in every result.
+
+The process writes its address, then a line of JSON for each line that it reads; at the end of its input it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.kit.processes import ServerFailed
+from link_emulator import LinkProxy, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What has crossed the link so far: bytes with their headers, and the link's own processor time."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    cpu_ms: float = 0.0
+
+    def since(self, earlier: Traffic) -> Traffic:
+        """What came on top."""
+        return Traffic(
+            self.bytes_up - earlier.bytes_up,
+            self.bytes_down - earlier.bytes_down,
+            self.cpu_ms - earlier.cpu_ms,
+        )
+
+
+class LinkProcess:
+    """The running process, from outside."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.address = self._line()
+
+    def traffic(self) -> Traffic:
+        """Ask it; takes a fraction of a millisecond."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return Traffic(**json.loads(self._line()))
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ServerFailed(f"the link's process ended with exit code {self._process.wait()}")
+        return line.strip()
+
+
+@contextmanager
+def link_process(profile: Profile, to: str, *, seed: int, cores: Sequence[int]) -> Iterator[LinkProcess]:
+    """Run a link to a server on this machine."""
+    command = [sys.executable, "-m", "benchmarks.measured.link_process", "--to", to, "--seed", str(seed)]
+    process = subprocess.Popen(
+        [*command, "--profile", profile.model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    with process:
+        try:
+            yield LinkProcess(process)
+        finally:
+            process.terminate()
+
+
+async def _serve(profile: Profile, to: str, seed: int) -> None:
+    async with LinkProxy(profile, to=to, seed=seed) as proxy:
+        print(proxy.address, flush=True)
+        questions = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(questions), sys.stdin)
+        while await questions.readline():
+            traffic = Traffic(proxy.wire_bytes_up, proxy.wire_bytes_down, time.process_time() * 1e3)
+            print(json.dumps(asdict(traffic)), flush=True)
+
+
+def main() -> None:
+    """Serve until nobody asks any more."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.measured.link_process")
+    parser.add_argument("--profile", required=True, help="as JSON")
+    parser.add_argument("--to", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    args = parser.parse_args()
+    asyncio.run(_serve(Profile.model_validate_json(args.profile), args.to, args.seed))
+
+
+if __name__ == "__main__":
+    main()

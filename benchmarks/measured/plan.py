@@ -1,0 +1,102 @@
+"""What a run measures, in which order, and on which cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.work_file import Key, digest_of_source
+from benchmarks.traces.record import Prompt
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
+from link_emulator.profile import Profile
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured."""
+
+    prompts: tuple[Prompt, ...]
+    strategies: Mapping[str, tuple[str, ...]]  # by class of prompts: a peer has its own best span for each
+    profile: Profile
+    pair: str
+    dtype: str  # that the large model computes in
+    max_new_tokens: int
+    temperature: float
+    repeats: int
+    seed: int
+    cold: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All strategies."""
+        return tuple(dict.fromkeys(name for names in self.strategies.values() for name in names))
+
+    def keys(self) -> list[Key]:
+        """Every generation, in the order in which they are made: interleaved, and rotating."""
+        return [
+            (prompt.id, name, repeat)
+            for repeat in range(self.repeats)
+            for index, prompt in enumerate(self.prompts)
+            for name in rotated(self.strategies[prompt.category], index + repeat)
+        ]
+
+    def identity(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """All that a generation's measurement depends on; see `benchmarks.kit.work_file`."""
+        manifests = [load_manifest(pair_folder(self.pair, role), role=role) for role in ("edge", "cloud")]
+        return {
+            "prompts": [asdict(prompt) for prompt in self.prompts],
+            "strategies": self.strategies,
+            "link": self.profile.model_dump(mode="json"),
+            "dtype": self.dtype,
+            "models": [manifest.model_dump(mode="json") for manifest in manifests],
+            "asked": [self.max_new_tokens, self.temperature, self.seed, self.cold],
+            "source": digest_of_source(ROOT),
+            "versions": measured["versions"],
+            "machine": measured["machine"],
+        }
+
+
+def with_dtype(plan: Plan) -> Plan:
+    """The plan with what `auto` means on this machine; torch, which knows, stays out of this process.
+
+    Raises ModelMissing, with the remedy.
+    """
+    if plan.dtype != "auto":
+        return plan
+    load_manifest(pair_folder(plan.pair, "cloud"), role="cloud")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return replace(plan, dtype=pool.submit(_fastest_dtype, plan.pair).result())
+
+
+def _fastest_dtype(pair: str) -> str:
+    from cloud_supervisor.model.torch_model import fastest_dtype
+
+    return fastest_dtype(pair_folder(pair, "cloud"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Where the two ends run; the same core for both where there is but one."""
+
+    device: int
+    cloud: int
+    every: tuple[int, ...]
+
+    @classmethod
+    def allowed(cls) -> Cores:
+        cores = sorted(os.sched_getaffinity(0))
+        return cls(cores[0], cores[1 % len(cores)], tuple(cores))
+
+
+def rotated(names: Sequence[str], turns: int) -> list[str]:
+    """The same order, begun somewhere else each time, so that none is always first."""
+    shift = turns % len(names)
+    return [*names[shift:], *names[:shift]]

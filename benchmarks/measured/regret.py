@@ -1,0 +1,88 @@
+"""What `exact` lost in a run against the best fixed strategy, chosen in hindsight for each class of prompts.
+
+The measure is the best strategy's median time over that of `exact`, over the same prompts and repeats: 1 is as good as
+the best, under 1 is a loss. The time is that of the whole request in a cold run, else that from the warm start on. The
+interval of 95% is a bootstrap over prompts x repeats, which are drawn together for all strategies; in each draw the
+best strategy is chosen anew.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from benchmarks.measured.summary import ALL, Row
+
+EXACT = "exact"
+LIMIT = 0.97  # a regret is told as one where even the upper end of the interval is under it
+_DRAWS = 2000
+
+Times = Mapping[str, Sequence[float]]  # of each strategy, over the same prompts and repeats, in milliseconds
+
+
+def measured_regret(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, Any] | None:
+    """By category; None where `exact` or every one of the `fixed` strategies is missing."""
+    categories = dict.fromkeys([*(row["category"] for row in rows), ALL])
+    found = {
+        category: _entry(times)
+        for category in categories
+        if (times := _times([row for row in rows if category in (row["category"], ALL)], fixed))
+    }
+    return {"limit": LIMIT, "categories": found} if found else None
+
+
+def ratio(times: Times) -> tuple[float, str]:
+    """The best fixed strategy's median time over that of `exact`, and its name."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best = min((name for name in medians if name != EXACT), key=lambda name: medians[name])
+    return medians[best] / medians[EXACT], best
+
+
+def bootstrap(times: Times, draws: int = _DRAWS) -> list[float] | None:
+    """Interval of 95% of the ratio; None for fewer than two generations a strategy."""
+    count = len(times[EXACT])
+    if count < 2:
+        return None
+    dice = Random(0)
+    ratios = []
+    for _ in range(draws):
+        chosen = dice.choices(range(count), k=count)
+        ratios.append(ratio({name: [values[index] for index in chosen] for name, values in times.items()})[0])
+    ratios.sort()
+    return [round(ratios[int(draws * 0.025)], 4), round(ratios[int(draws * 0.975)], 4)]
+
+
+def _times(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, list[float]] | None:
+    """Where all of them finished; None where that is nowhere."""
+    by_strategy: dict[str, dict[tuple[str, int], float]] = {}
+    for row in rows:
+        spent = _time_ms(row)
+        if row["strategy"] in {EXACT, *fixed} and row["error"] is None and spent:
+            by_strategy.setdefault(row["strategy"], {})[row["id"], row["repeat"]] = spent
+    kinds = {row["category"] for row in rows}
+    met = {name: {row["category"] for row in rows if row["strategy"] == name} for name in by_strategy}
+    by_strategy = {name: found for name, found in by_strategy.items() if met[name] == kinds}  # of one kind: no rival
+    if EXACT not in by_strategy or len(by_strategy) < 2:
+        return None
+    common = [key for key in by_strategy[EXACT] if all(key in found for found in by_strategy.values())]
+    return {name: [found[key] for key in common] for name, found in by_strategy.items()} if common else None
+
+
+def _time_ms(row: Row) -> float | None:
+    spent: float | None = row["cold_total_ms"] or row["stats"]["decode_ms"]
+    return spent
+
+
+def _entry(times: Times) -> dict[str, Any]:
+    value, best = ratio(times)
+    within = bootstrap(times)
+    return {
+        "best": best,
+        "ratio": round(value, 4),
+        "ratio_95": within,
+        "upper_bound_under_limit": within is not None and within[1] < LIMIT,
+        "generations": len(times[EXACT]),
+        "median_ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
+    }

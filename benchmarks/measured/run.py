@@ -1,0 +1,133 @@
+"""Strategies against each other on real processes: `python -m benchmarks run`; docs/benchmarks.md says what is written.
+
+Device and cloud are two processes with a core each, and speak gRPC across an emulated link, a third process
+(`benchmarks/measured/link_process.py`). Prompt by prompt each strategy generates in turn, the first one another each
+time. A strategy has a client of its own, which learns from its own generations, and first writes a warm-up that is
+thrown away. Finished generations are kept at once; the same command goes on with a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.provenance import provenance
+from benchmarks.kit.work_file import WorkFile, digest_of
+from benchmarks.measured.assisted import ASSISTED, require_draft
+from benchmarks.measured.bounds import summarise_bounds
+from benchmarks.measured.plan import ROOT, Cores, Plan, with_dtype
+from benchmarks.measured.regret import measured_regret
+from benchmarks.measured.runner import measure
+from benchmarks.measured.summary import BASELINE, summarise
+from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.strategies.families import strategy_named
+from benchmarks.traces.record import Prompt, read_prompts
+from benchmarks.virtual.peers import PEERS, with_best
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import Mode
+from link_emulator.command import chosen_profile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=Path, required=True, help="a prompt set: JSON lines of id, class and prompt")
+    parser.add_argument("--first", type=int, help="only so many prompts, from the top")
+    parser.add_argument("--per-category", type=int, help="only so many prompts of each class, from the top")
+    parser.add_argument("--strategies", required=True, help="by name, separated by commas; see docs/benchmarks.md")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="says what N is in sync-best and the like")
+    link = parser.add_mutually_exclusive_group()
+    link.add_argument("--link", metavar="PROFILE", help="a link by the name of its profile, or by the path of one")
+    link.add_argument("--rtt-ms", type=float, default=0.0, help="a link with this round trip and nothing else")
+    parser.add_argument("--pair", default="default")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the large model")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--repeats", type=int, default=1, help="of every prompt, each with a seed of its own")
+    parser.add_argument("--seed", type=int, default=1, help="of the first repeat, and of the link")
+    parser.add_argument("--cold", action="store_true", help="time whole requests, prefill included")
+    parser.add_argument("--traces", type=Path, nargs="*", default=[], help="of these prompts, for the bounds")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "benchmarks", help="where unfinished runs are")
+    parser.add_argument("--fresh", action="store_true", help="start over, even if there is an unfinished run")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what is not measured yet; returns all of it."""
+    measured = provenance()
+    plan = with_dtype(plan_from(args))
+    traces = [trace for path in args.traces for trace in load_traces(path).traces]
+    work = WorkFile(args.work / f"{digest_of(plan.identity(measured))}.jsonl", fresh=args.fresh)
+    keys = plan.keys()
+    missing = work.missing(keys)
+    failed: list[dict[str, Any]] = []
+    if missing:
+        print(f"{len(missing)} of {len(keys)} generations to make; kept in {work.path}", flush=True)
+        failed = measure(plan, missing, work)
+    rows = [work.rows[key] for key in keys if key in work.rows] + failed
+    return result_of(plan, measured, rows, traces)
+
+
+def plan_from(args: argparse.Namespace) -> Plan:
+    """Check the command line; raises ConfigError."""
+    for name in ("max_new_tokens", "repeats", "first", "per_category"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not a number from 1 on")
+    profile = chosen_profile(args.link, args.rtt_ms)
+    prompts = tuple(_of_each(read_prompts(args.prompts), args.per_category))[: args.first]
+    if not prompts or len({prompt.id for prompt in prompts}) < len(prompts):
+        raise ConfigError(f"{args.prompts}: {len(prompts)} prompts, not each with an id of its own; give each one")
+    asked = args.strategies.split(",")
+    strategies = {
+        category: with_best(asked, args.peers, profile.rtt_ms, args.temperature, category)
+        for category in dict.fromkeys(prompt.category for prompt in prompts)
+    }
+    for names in strategies.values():
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--strategies: {args.strategies!r} names one twice; give each once")
+        for name in names:
+            if name == ASSISTED:
+                require_draft(args.pair)
+            else:
+                strategy_named(name)
+    return Plan(
+        prompts=prompts,
+        strategies=strategies,
+        profile=profile,
+        pair=args.pair,
+        dtype=args.dtype,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        repeats=args.repeats,
+        seed=args.seed,
+        cold=args.cold,
+    )
+
+
+def _of_each(prompts: Iterable[Prompt], count: int | None) -> Iterator[Prompt]:
+    """The first so many of each class, as they stand; all of them without a count."""
+    met: Counter[str] = Counter()
+    for prompt in prompts:
+        met[prompt.category] += 1
+        if count is None or met[prompt.category] <= count:
+            yield prompt
+
+
+def result_of(
+    plan: Plan, measured: dict[str, Any], rows: Sequence[dict[str, Any]], traces: Sequence[Trace]
+) -> dict[str, Any]:
+    """The run as it is written."""
+    exact = {name for name in plan.names if name != ASSISTED and strategy_named(name).exact}
+    summary = summarise(rows, exact)
+    summary["regret"] = measured_regret(rows, fixed=exact - {str(Mode.EXACT)} | {BASELINE})
+    if traces:
+        summary["bounds"] = summarise_bounds(rows, traces, plan.profile.rtt_ms)
+    cores = Cores.allowed()
+    settings = asdict(plan) | {
+        "prompts": [prompt.id for prompt in plan.prompts],
+        "profile": plan.profile.model_dump(mode="json", exclude_defaults=True),
+        "rtt_ms": plan.profile.rtt_ms,
+        "cores": {"device": cores.device, "cloud": cores.cloud, "link": cores.every},
+    }
+    return {"benchmark": "run", **measured, "settings": settings, "generations": list(rows), "summary": summary}

@@ -1,0 +1,173 @@
+"""How the generations of a run are made: a cloud, a link and a client for each strategy, prompt by prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from benchmarks.kit.processes import ServerFailed, cloud_server
+from benchmarks.kit.work_file import Key, WorkFile
+from benchmarks.measured.assisted import ASSISTED, Assisted
+from benchmarks.measured.contenders import Contender, Device, Measured, Wish
+from benchmarks.measured.link_process import LinkProcess, Traffic, link_process
+from benchmarks.measured.plan import Cores, Plan
+from benchmarks.measured.summary import rounded
+from benchmarks.strategies.families import strategy_named
+from benchmarks.traces.record import Prompt
+from edge_client import EdgeConfig
+from edge_client.config import CloudSettings, DeviceSettings
+
+WARM_UP = "Say hello, then count from one to ten."
+WARM_UP_TOKENS = 32
+MAX_FAILURES = 3  # in a row
+QUIET_MS = 20.0  # and a round trip, without a byte: what was on its way has come
+MAX_SETTLING = 20
+
+
+def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
+    """Make the generations; returns those that failed, which are not kept and so are tried again by the next run."""
+    cores = Cores.allowed()
+    with ExitStack() as stack:
+        links = {
+            lenient_nats: stack.enter_context(_cloud_behind_link(plan, cores, lenient_nats))
+            for lenient_nats in dict.fromkeys(_lenient_nats(name) for _, name, _ in missing)
+        }
+        stack.enter_context(_on_core(cores.device))
+        return asyncio.run(_Runner(plan, links, cores).make(missing, work))
+
+
+def _lenient_nats(name: str) -> float | None:
+    """What the strategy's cloud lets stand; None for the cloud that all others share."""
+    return None if name == ASSISTED else strategy_named(name).lenient_nats
+
+
+@contextmanager
+def _cloud_behind_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
+    """Every cloud has the cloud's core, since only one is busy at a time."""
+    server = ("--threads", "1", "--dtype", plan.dtype)
+    with (
+        cloud_server(plan.pair, arguments=server, cores=(cores.cloud,), lenient_nats=lenient_nats) as address,
+        link_process(plan.profile, address, seed=plan.seed, cores=cores.every) as link,
+    ):
+        yield link
+
+
+@contextmanager
+def _on_core(core: int) -> Iterator[None]:
+    """Hold this process, and the threads that it starts meanwhile, to one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class _Runner:
+    """Contenders, and the links between them and their clouds."""
+
+    def __init__(self, plan: Plan, links: Mapping[float | None, LinkProcess], cores: Cores) -> None:
+        """`links` are those to the clouds, by what each lets stand."""
+        self._plan = plan
+        self._links = links
+        self._cores = cores
+
+    async def make(self, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
+        prompts = {prompt.id: prompt for prompt in self._plan.prompts}
+        failed: list[dict[str, Any]] = []
+        in_a_row = 0
+        async with AsyncExitStack() as stack:
+            contenders = {}
+            for name in dict.fromkeys(name for _, name, _ in missing):
+                contenders[name] = self._contender(name)
+                stack.push_async_callback(contenders[name].aclose)
+                await self._generate(contenders[name], self._link(name), WARM_UP, self._plan.seed, WARM_UP_TOKENS)
+            for done, (prompt_id, name, repeat) in enumerate(missing, start=1):
+                row = await self._row(contenders[name], prompts[prompt_id], name, repeat)
+                in_a_row = 0 if row["error"] is None else in_a_row + 1
+                if row["error"] is None:
+                    work.add(row)
+                else:
+                    failed.append(row)
+                if in_a_row == MAX_FAILURES:
+                    raise ServerFailed(f"{MAX_FAILURES} generations in a row failed, the last one so: {row['error']}")
+                print(f"{done:4} of {len(missing)}  {_line(row)}", flush=True)
+        return failed
+
+    def _contender(self, name: str) -> Contender:
+        if name == ASSISTED:
+            return Assisted(self._plan.pair, self._plan.dtype, self._cores.every)
+        config = EdgeConfig(
+            pair=self._plan.pair,
+            closing_audit=True,  # so that what the cloud computes after the text is there is counted too
+            cloud=CloudSettings(address=self._link(name).address),
+            device=DeviceSettings(threads=1, allow_spinning=False),
+        )
+        return Device(strategy_named(name), config)
+
+    def _link(self, name: str) -> LinkProcess:
+        return self._links[_lenient_nats(name)]
+
+    async def _row(self, contender: Contender, prompt: Prompt, name: str, repeat: int) -> dict[str, Any]:
+        measured, traffic = await self._generate(
+            contender, self._link(name), prompt.text, self._plan.seed + repeat, self._plan.max_new_tokens
+        )
+        if name == ASSISTED:
+            traffic = Traffic()  # it uses no link; what crossed it are the other clients' keep-alives
+        return row_of(prompt, name, repeat, measured, traffic)
+
+    async def _generate(
+        self, contender: Contender, link: LinkProcess, text: str, seed: int, max_new_tokens: int
+    ) -> tuple[Measured, Traffic]:
+        plan = self._plan
+        most = min(max_new_tokens, plan.max_new_tokens)
+        wish = Wish(contender.prepare(text), plan.temperature, seed, most, warm=not plan.cold)
+        before = await self._settled(link)
+        measured = await contender.generate(wish)
+        cpu_ms = link.traffic().cpu_ms
+        return measured, replace((await self._settled(link)).since(before), cpu_ms=cpu_ms - before.cpu_ms)
+
+    async def _settled(self, link: LinkProcess) -> Traffic:
+        """The link's counters once it is quiet: acknowledgements and audits still travel when a text has ended."""
+        traffic = link.traffic()
+        for _ in range(MAX_SETTLING):
+            await asyncio.sleep((self._plan.profile.rtt_ms + QUIET_MS) / 1e3)
+            earlier, traffic = traffic, link.traffic()
+            if (earlier.bytes_up, earlier.bytes_down) == (traffic.bytes_up, traffic.bytes_down):
+                break
+        return traffic
+
+
+def row_of(prompt: Prompt, name: str, repeat: int, measured: Measured, traffic: Traffic) -> dict[str, Any]:
+    """One generation, as it is kept; docs/benchmarks.md describes the fields."""
+    stats = measured.stats
+    timed = len(measured.token_ids) - measured.untimed_tokens
+    return {
+        "id": prompt.id,
+        "category": prompt.category,
+        "strategy": name,
+        "repeat": repeat,
+        "decode_tokens_per_s": rounded(1e3 * timed / stats.decode_ms, 4) if stats.decode_ms and timed else None,
+        "cold_total_ms": None if stats.decode_ms is not None else rounded(stats.total_ms),
+        "token_ids": list(measured.token_ids),
+        "commit_ms": [round(at_ms, 2) for at_ms in measured.commit_ms],
+        "stats": stats.to_json() | dict.fromkeys(measured.unmeasured),
+        "costs": asdict(measured.costs) if measured.costs is not None else None,
+        "readings": [[tokens, round(read_ms, 1)] for tokens, read_ms in measured.readings],
+        "link_bytes_up": traffic.bytes_up,
+        "link_bytes_down": traffic.bytes_down,
+        "link_cpu_ms": round(traffic.cpu_ms, 3),
+        "error": measured.error.message if measured.error is not None else None,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["error"] is not None:
+        return f"{row['id']:20} {row['strategy']:12} failed: {row['error']}"
+    speed = row["decode_tokens_per_s"]
+    told = f"{speed:8.2f} tokens/s" if speed is not None else f"{row['stats']['total_ms']:8.0f} ms"
+    return f"{row['id']:20} {row['strategy']:12} {told}"

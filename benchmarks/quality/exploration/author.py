@@ -1,0 +1,90 @@
+"""One text of an explored prompt, as the simulation plays it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.quality.exploration.explorer import Explorer
+from benchmarks.quality.exploration.text_tree import TextTree
+from benchmarks.simulation.script import TOKENIZER_DIGEST, Author
+from chaperone_common.frames import Open
+from chaperone_common.types import Proposal, SamplingParams, SessionId, Signal
+
+_SURE = Signal(entropy_nats=0.0, top1_probability=1.0, margin=1.0, coupled_margin=30.0, risk=0.0)
+
+
+class ExploringAuthor(Author):
+    """Says what the models say, whatever the text becomes."""
+
+    def __init__(
+        self,
+        tree: TextTree,
+        explorer: Explorer,
+        sampling: SamplingParams,
+        *,
+        eos_token_ids: tuple[int, ...],
+        max_new_tokens: int,
+        lenient_nats: float | None = None,
+        risk_is_disagreement: bool = False,
+    ) -> None:
+        """With `lenient_nats` the cloud chooses the text's own token where its cross-entropy is no more than that."""
+        self._tree = tree
+        self._explorer = explorer
+        self._sampling = sampling
+        self._eos_token_ids = eos_token_ids
+        self._max_new_tokens = max_new_tokens
+        self._lenient_nats = lenient_nats
+        self._risk_is_disagreement = risk_is_disagreement
+
+    @property
+    def limit(self) -> int:
+        return len(self._tree.prompt) + self._max_new_tokens
+
+    def opening(self) -> Open:
+        return Open(
+            session_id=SessionId(self._tree.id),
+            tokenizer_digest=TOKENIZER_DIGEST,
+            sampling=self._sampling,
+            max_new_tokens=self._max_new_tokens,
+            eos_token_ids=self._eos_token_ids,
+            prompt_token_ids=self._tree.prompt,
+        )
+
+    def keep(self, position: int) -> None:
+        return  # the models know what they say behind a deviation
+
+    def drop(self, position: int) -> None:
+        return
+
+    def expect_proposal(self, token_ids: Sequence[int]) -> None:
+        if len(token_ids) >= len(self._tree.prompt):
+            self._explorer.expect_proposal(self._tree, self._tree.node(token_ids))
+
+    def proposal(self, token_ids: Sequence[int]) -> Proposal:
+        if len(token_ids) < len(self._tree.prompt):  # the prompt is read; nobody wants to know how it might go on
+            return Proposal(self._tree.prompt[len(token_ids)], _SURE, self._tree.prompt[0])
+        proposal = self._explorer.proposal(self._tree, self._tree.node(token_ids))
+        if not self._risk_is_disagreement:
+            return proposal
+        return replace(proposal, signal=replace(proposal.signal, risk=proposal.disagreement))
+
+    def expect_choices(self, token_ids: Sequence[int], count: int) -> None:
+        if count:
+            self._explorer.expect_choices(self._tree, self._nodes(token_ids, count))
+
+    def choices(self, token_ids: Sequence[int], count: int) -> list[int]:
+        if not count:
+            return []
+        nodes = self._nodes(token_ids, count)
+        chosen = self._explorer.choices(self._tree, nodes)
+        if self._lenient_nats is None:
+            return chosen
+        for place, node in enumerate(nodes[1:]):
+            own = self._tree.tokens[node]
+            if own != chosen[place] and self._explorer.cross_entropy(self._tree, node) <= self._lenient_nats:
+                chosen[place] = own
+        return chosen
+
+    def _nodes(self, token_ids: Sequence[int], count: int) -> list[int]:
+        return self._tree.path(self._tree.node(token_ids))[-count:]

@@ -1,0 +1,195 @@
+"""Both models of a pair, asked in batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality.exploration.device_texts import DeviceTexts
+from benchmarks.quality.exploration.text_tree import TextTree
+from benchmarks.simulation.trace import ExtendedProposal, extended
+from chaperone_common.sampling import Softmax, choose, softmax
+from chaperone_common.types import Choice, Proposal, SamplingParams
+from cloud_supervisor.kv.store import KvStore
+from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.model.torch_model import TorchModel
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.model.uncertainty import cross_entropy, disagreement, measure
+
+KV_BYTES = 4 << 30
+FORWARD_TOKENS = 512  # of the cloud's model, all texts together; more are hardly faster, and cost memory
+
+
+class TellingModel(TorchModel):
+    """Chooses as any, and notes the cross-entropy of the token that stands where another one was chosen."""
+
+    noted: list[float | None]  # for each choice, in order, since the list was emptied
+
+    def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+        choice = super().choose(soft, sampling, position, drafted)
+        differs = drafted is not None and drafted != choice.token_id
+        self.noted.append(cross_entropy(soft, drafted) if differs and drafted is not None else None)
+        return choice
+
+
+_Wanted = dict[str, tuple[TextTree, set[int]]]  # by a tree's id: it, and those of its nodes that may be asked about
+
+
+class Explorer:
+    """Answers what is asked for, once it is asked; all else that is expected of that model then is answered with it.
+
+    The device's model is asked for each token, the cloud's now and then: what is expected of it waits until then, so
+    that its forwards are few. Both models work at the same time.
+    """
+
+    def __init__(
+        self, device: OnnxModel, cloud: TellingModel, sampling: SamplingParams, *, kv_bytes: int = KV_BYTES
+    ) -> None:
+        self._device = device
+        self._cloud = cloud
+        self._sampling = sampling
+        self._caches = KvStore(cloud.new_cache, budget_bytes=kv_bytes, bytes_per_token=cloud.kv_bytes_per_token)
+        self._texts = DeviceTexts(device)
+        self._wanted_proposals: _Wanted = {}
+        self._wanted_choices: _Wanted = {}
+
+    def expect_proposal(self, tree: TextTree, node: int) -> None:
+        """The device's next token after a text may be asked for."""
+        if node not in tree.proposals:
+            self._wanted_proposals.setdefault(tree.id, (tree, set()))[1].add(node)
+
+    def expect_choices(self, tree: TextTree, nodes: Iterable[int]) -> None:
+        """The cloud's next tokens after these texts, each the parent of the next, may be asked for."""
+        missing = [node for node in nodes if node not in tree.choices]
+        if missing:
+            self._wanted_choices.setdefault(tree.id, (tree, set()))[1].update(missing)
+
+    def proposal(self, tree: TextTree, node: int) -> ExtendedProposal:
+        """What the device's model writes next after a text."""
+        if node not in tree.proposals:
+            self.expect_proposal(tree, node)
+            self._answer_proposals().result()
+        return tree.proposals[node]
+
+    def propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
+        """Have the device say what it writes next after each of these texts, each the parent of the next.
+
+        It reads many tokens in one forward, and such forwards round apart from single steps.
+        """
+        missing = [place for place, node in enumerate(nodes) if node not in tree.proposals]
+        if missing:
+            along = nodes[missing[0] : missing[-1] + 1]
+            self._device.worker.submit(self._propose_along, tree, along).result()
+
+    def choices(self, tree: TextTree, nodes: Sequence[int]) -> list[int]:
+        """What the cloud's model writes next after each of these texts, each the parent of the next."""
+        if any(node not in tree.choices for node in nodes):
+            self.expect_choices(tree, nodes)
+            self._answer_choices()
+        return [tree.choices[node] for node in nodes]
+
+    def cross_entropy(self, tree: TextTree, node: int) -> float:
+        """That of a text's last token under the cloud's model, which has chosen another one there; in nats."""
+        if node not in tree.nats:  # the choice was known before there was this text
+            self._read_together([(tree, [tree.parents[node], node])])
+        # Where a near tie is now decided for the token, it is as near as can be.
+        return tree.nats.setdefault(node, 0.0)
+
+    def leave(self, tree: TextTree) -> None:
+        """Nothing more will be asked about a tree for now: forget what both models hold of it."""
+        self._caches.free(tree.id)
+        self._texts.leave(tree.id)
+
+    def _answer_proposals(self) -> Future[None]:
+        wanted, self._wanted_proposals = self._wanted_proposals, {}
+        return self._device.worker.submit(self._propose, wanted)
+
+    def _answer_choices(self) -> None:
+        wanted, self._wanted_choices = self._wanted_choices, {}
+        drafting = self._answer_proposals()
+        try:
+            self._read(wanted)
+        finally:
+            drafting.result()
+
+    # --- The device's model, in its worker ---------------------------------------------------------------------------
+
+    def _propose(self, wanted: _Wanted) -> None:
+        """What is wanted of each tree, one text of each at a time."""
+        left = [(tree, deque(sorted(nodes - tree.proposals.keys()))) for tree, nodes in wanted.values()]
+        while left := [(tree, nodes) for tree, nodes in left if nodes]:
+            places = {tree.id: (tree, nodes.popleft()) for tree, nodes in left}
+            texts = {name: tree.text(node) for name, (tree, node) in places.items()}
+            for name, logits in self._texts.after(texts):
+                tree, node = places[name]
+                tree.propose(node, self._proposal(logits, len(texts[name])))
+
+    def _propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
+        text = tree.text(nodes[-1])
+        lengths = range(len(text) - len(nodes) + 1, len(text) + 1)
+        for node, length, logits in zip(nodes, lengths, self._texts.along(tree.id, text, len(nodes)), strict=True):
+            if node not in tree.proposals:
+                tree.propose(node, self._proposal(logits, length))
+
+    def _proposal(self, logits: NDArray[np.float32], length: int) -> ExtendedProposal:
+        """What is written next, where so many tokens stand before."""
+        soft = softmax(logits, self._sampling.temperature)
+        choice = choose(soft, self._sampling, length)
+        proposal = Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
+        return extended(proposal, disagreement(logits, proposal.token_id))
+
+    # --- The cloud's model -------------------------------------------------------------------------------------------
+
+    def _read(self, wanted: _Wanted) -> None:
+        """Read the longest wanted path of each tree, then what that did not cover."""
+        left = [*wanted.values()]
+        while left := [(tree, missing) for tree, nodes in left if (missing := nodes - tree.choices.keys())]:
+            paths = [(tree, _covering(tree, missing)) for tree, missing in left]
+            for batch in _batches(paths):
+                self._read_together(batch)
+
+    def _read_together(self, paths: Sequence[tuple[TextTree, list[int]]]) -> None:
+        readings, wholes = [], []
+        for tree, nodes in paths:
+            text = tree.text(nodes[-1])
+            cache, todo = self._caches.prepare(tree.id, text, keep_last=len(nodes))
+            readings.append(Reading(cache, todo, len(nodes), self._sampling))
+            wholes.append(text)
+        self._cloud.noted = []
+        answers = self._cloud.read(readings)
+        noted = iter(self._cloud.noted)
+        for (tree, nodes), text, choices in zip(paths, wholes, answers, strict=True):
+            self._caches.commit(tree.id, text)
+            for place, (node, choice) in enumerate(zip(nodes, choices, strict=True)):
+                tree.choices.setdefault(node, choice.token_id)
+                nats = next(noted)
+                if nats is not None:
+                    tree.nats[nodes[place + 1]] = nats
+
+
+def _covering(tree: TextTree, missing: set[int]) -> list[int]:
+    """The nodes of one path from the first missing one on, to the deepest one that is missing."""
+    path = tree.path(max(missing))  # children come after their parents, so this one is a leaf among the missing
+    first = next(place for place, node in enumerate(path) if node in missing)
+    return path[first:]
+
+
+def _batches(
+    paths: Sequence[tuple[TextTree, list[int]]],
+) -> Iterator[list[tuple[TextTree, list[int]]]]:
+    """In the given order, so many at a time that a forward stays small; a tree whose prompt is unread counts whole."""
+    batch: list[tuple[TextTree, list[int]]] = []
+    tokens = 0
+    for tree, nodes in paths:
+        size = len(nodes) + (0 if tree.choices else len(tree.prompt))
+        if batch and tokens + size > FORWARD_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch.append((tree, nodes))
+        tokens += size
+    if batch:
+        yield batch

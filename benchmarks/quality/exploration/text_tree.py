@@ -1,0 +1,150 @@
+"""What both models have said after all texts that begin with one prompt."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.simulation.trace import ExtendedProposal, extended
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import Proposal, Signal
+from edge_client.model.uncertainty import risk
+
+FORMAT = 1
+_DIGITS = 4  # significant ones, of a signal
+_SIGNAL = ("entropy_nats", "top1_probability", "margin", "coupled_margin", "varentropy")  # the risk follows from them
+ROOT = 0  # the end of the prompt
+
+
+@dataclass(slots=True, eq=False)
+class TextTree:
+    """A node is a text: its parent's, and one token more. `ROOT` is the prompt."""
+
+    id: str
+    prompt: tuple[int, ...]
+    parents: list[int] = field(default_factory=lambda: [ROOT])
+    tokens: list[int] = field(default_factory=lambda: [-1])  # the last one of each text
+    proposals: dict[int, ExtendedProposal] = field(default_factory=dict)  # what the device's model writes next
+    choices: dict[int, int] = field(default_factory=dict)  # what the cloud's model writes next
+    # Cross-entropy of a node's last token, where the cloud's choice is another one.
+    nats: dict[int, float] = field(default_factory=dict)
+    _children: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def node(self, text: Sequence[int]) -> int:
+        """The node of a text, prompt included; raises ValueError for one that does not begin with the prompt."""
+        if tuple(text[: len(self.prompt)]) != self.prompt:
+            raise ValueError(f"text: its first {len(self.prompt)} tokens are not the prompt of {self.id}")
+        node = ROOT
+        for token_id in text[len(self.prompt) :]:
+            node = self.child(node, token_id)
+        return node
+
+    def child(self, node: int, token_id: int) -> int:
+        """The node of a text with one token more."""
+        found = self._children.get((node, token_id))
+        if found is None:
+            found = len(self.parents)
+            self.parents.append(node)
+            self.tokens.append(token_id)
+            self._children[node, token_id] = found
+        return found
+
+    def propose(self, node: int, proposal: ExtendedProposal) -> None:
+        """The device's model has said what it writes next; kept as exactly as a file keeps it."""
+        measured = {name: _short(getattr(proposal.signal, name)) for name in _SIGNAL}
+        kept = Signal(risk=risk(measured["entropy_nats"], measured["coupled_margin"]), **measured)
+        known = Proposal(proposal.token_id, kept, proposal.runner_up)
+        self.proposals[node] = extended(known, _short(proposal.disagreement))
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from `ROOT` to this one, both included."""
+        nodes = [node]
+        while nodes[-1] != ROOT:
+            nodes.append(self.parents[nodes[-1]])
+        return nodes[::-1]
+
+    def text(self, node: int) -> list[int]:
+        """The tokens of a node, prompt included."""
+        return [*self.prompt, *(self.tokens[at] for at in self.path(node)[1:])]
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of a file; parents are told as the distance back, mostly 1."""
+        nodes = sorted(self.proposals)
+        proposals = [self.proposals[node] for node in nodes]
+        signals = [proposal.signal for proposal in proposals]
+        return {
+            "id": self.id,
+            "prompt": self.prompt,
+            "back": [node - parent for node, parent in enumerate(self.parents)][1:],
+            "tokens": self.tokens[1:],
+            "choices": _sparse(self.choices),
+            "nats": _sparse({node: _short(nats) for node, nats in self.nats.items()}),
+            "proposals": {
+                "node": _differences(nodes),
+                "token_id": [proposal.token_id for proposal in proposals],
+                "runner_up": [proposal.runner_up for proposal in proposals],
+                **{name: [getattr(signal, name) for signal in signals] for name in _SIGNAL},
+                "disagreement": [proposal.disagreement for proposal in proposals],
+            },
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> TextTree:
+        """Read one line of a file."""
+        tree = cls(row["id"], tuple(row["prompt"]))
+        for node, (back, token_id) in enumerate(zip(row["back"], row["tokens"], strict=True), start=1):
+            tree.child(node - back, token_id)
+        tree.choices = dict(zip(_sums(row["choices"]["node"]), row["choices"]["value"], strict=True))
+        tree.nats = dict(zip(_sums(row["nats"]["node"]), row["nats"]["value"], strict=True))
+        columns = row["proposals"]
+        for index, node in enumerate(_sums(columns["node"])):
+            signal = Signal(risk=0.0, **{name: float(columns[name][index]) for name in _SIGNAL})
+            proposal = Proposal(columns["token_id"][index], signal, columns["runner_up"][index])
+            tree.propose(node, extended(proposal, columns["disagreement"][index]))
+        return tree
+
+
+def load_trees(path: Path) -> tuple[dict[str, Any], dict[str, TextTree]]:
+    """The header of a file, and its trees by id; raises ConfigError where it is none."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            header, *rows = map(json.loads, lines)
+        if header.get("format") != FORMAT:
+            raise ConfigError(f"{path}: format {header.get('format')!r}, expected {FORMAT}; explore again")
+        return header, {row["id"]: TextTree.from_json(row) for row in rows}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"{path}: not a file of explored texts ({error}); explore again") from None
+
+
+def save_trees(path: Path, header: Mapping[str, Any], trees: Iterable[TextTree]) -> None:
+    """Write a file anew; an interruption leaves the old one whole."""
+    unfinished = path.with_name(path.name + ".part")
+    lines = [{**header, "format": FORMAT}, *(tree.to_json() for tree in trees)]
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+    unfinished.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
+    unfinished.replace(path)
+
+
+def _sparse(values: Mapping[int, Any]) -> dict[str, list[Any]]:
+    nodes = sorted(values)
+    return {"node": _differences(nodes), "value": [values[node] for node in nodes]}
+
+
+def _differences(numbers: Sequence[int]) -> list[int]:
+    return [number - before for before, number in zip((0, *numbers), numbers, strict=False)]
+
+
+def _sums(differences: Sequence[int]) -> list[int]:
+    total, numbers = 0, []
+    for difference in differences:
+        total += difference
+        numbers.append(total)
+    return numbers
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

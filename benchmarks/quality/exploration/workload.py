@@ -1,0 +1,39 @@
+"""Many texts at once in virtual time, as one client would write them, by models that are asked in batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from benchmarks.quality.exploration.author import ExploringAuthor
+from benchmarks.simulation import virtual_time
+from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, play
+from edge_client.planner import Estimates
+from edge_client.ports import Assessor
+
+
+def write_all(
+    authors: Sequence[ExploringAuthor],
+    scenario: Scenario,
+    strategy: Strategy,
+    *,
+    estimates: Estimates | None = None,
+    assessor: Callable[[int], Assessor] | None = None,
+    apart_s: float = 0.0,
+) -> list[Simulation]:
+    """Write all texts, in one virtual time; each begins `apart_s` after the one before.
+
+    Estimates, and what the strategy's gate learns, are shared by all, as those of one client are. `assessor` makes what
+    tells the risks of one text, from the length of its prompt.
+    """
+    known = estimates or Estimates()
+
+    async def write(index: int, author: ExploringAuthor) -> Simulation:
+        await asyncio.sleep(index * apart_s)
+        return await play(author, replace(scenario, seed=scenario.seed + index), strategy, known, assessor)
+
+    async def write_them() -> list[Simulation]:
+        return await asyncio.gather(*(write(index, author) for index, author in enumerate(authors)))
+
+    return virtual_time.run(write_them())

@@ -1,0 +1,109 @@
+"""What became of each token that a gate decided on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
+from chaperone_common.types import Signal
+from edge_client.gate import Gate
+
+_DIGITS = 4  # significant ones, of what is written down
+
+
+class Decided(NamedTuple):
+    """A token that the device wrote, and what the gate said of it."""
+
+    token_id: int
+    risk: float
+    coupled_margin: float
+    fired: bool
+
+
+class Fate(NamedTuple):
+    """Of a token that the device wrote at a place of the final text: whether the cloud chose another one there."""
+
+    risk: float
+    coupled_margin: float
+    fired: bool
+    overridden: bool
+
+
+@dataclass(slots=True)
+class Witness(Gate):
+    """Decides as another gate does, and notes what becomes of its tokens."""
+
+    gate: Gate
+    deviations: set[int] = field(default_factory=set)  # positions that audits have found
+    decided: dict[int, Decided] = field(default_factory=dict)  # by position, of the text as it is
+
+    def fires(self, signal: Signal) -> bool:
+        return self.gate.fires(signal)
+
+    def follow(self, event: SessionEvent) -> None:
+        self.gate.follow(event)
+        match event:
+            case Drafted(position, token_id, signal, fired):
+                self.decided[position] = Decided(token_id, signal.risk, signal.coupled_margin, fired)
+            case Retracted(position):  # at the position itself the cloud's token takes the place of the device's
+                self.decided = {at: one for at, one in self.decided.items() if at <= position}
+            case Audited():
+                self.deviations.update(event.deviations)
+            case Committed():
+                pass
+
+    def fates(self, token_ids: Sequence[int], prompt_length: int) -> list[Fate | None]:
+        """Of each token of the final text, [tokens]; None where the cloud wrote before the device did.
+
+        All skipped tokens must have been audited.
+        """
+        return [self._fate(position, token_id) for position, token_id in enumerate(token_ids, start=prompt_length)]
+
+    def _fate(self, position: int, token_id: int) -> Fate | None:
+        one = self.decided.get(position)
+        if one is None:
+            return None
+        overridden = one.token_id != token_id or position in self.deviations
+        return Fate(one.risk, one.coupled_margin, one.fired, overridden)
+
+
+@dataclass(frozen=True, slots=True)
+class FateColumns:
+    """The fates of one text as a file keeps them; `-` in a string where there is none."""
+
+    risks: tuple[float, ...]
+    coupled_margins: tuple[float, ...]
+    fired: str
+    overridden: str
+
+    @classmethod
+    def of(cls, fates: Sequence[Fate | None]) -> Self:
+        """From the fates of a text's tokens."""
+        known = [fate for fate in fates if fate is not None]
+        return cls(
+            tuple(_short(fate.risk) for fate in known),
+            tuple(_short(fate.coupled_margin) for fate in known),
+            "".join("-" if fate is None else str(int(fate.fired)) for fate in fates),
+            "".join("-" if fate is None else str(int(fate.overridden)) for fate in fates),
+        )
+
+    def known(self) -> list[Fate]:
+        """Of all tokens that have one, in order."""
+        fired = (mark == "1" for mark in self.fired if mark != "-")
+        overridden = (mark == "1" for mark in self.overridden if mark != "-")
+        return [Fate(*columns) for columns in zip(self.risks, self.coupled_margins, fired, overridden, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        """By name."""
+        return {
+            "risk": self.risks,
+            "coupled_margin": self.coupled_margins,
+            "fired": self.fired,
+            "overridden": self.overridden,
+        }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,357 @@
+"""What gates can catch, at equal budgets of interventions: `python -m benchmarks gates --suite humaneval`.
+
+After Duo-LLM (arXiv 2410.10846): along the cloud's own texts, a policy may have a share of the tokens decided by the
+cloud; those that the two models agree on are wasted. An oracle knows which they are. Each signal, and a calibrated
+gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th, and catches as large a share in
+expectation. `fitted_here` is a gate of the same features that is fitted to this very suite (each fifth of its texts is
+scored by one fitted to the others), and `trees_fitted_here` the same by boosted trees, which can put any features
+together: they say what the features hold, and are no gates that anybody could have had. With `--hidden-states`,
+`hidden_fitted_here` is `fitted_here` with a projection of the device's last hidden states beside the features.
+
+An override is worth most where it changes the outcome. With `--rollouts`, some overrides of each text are left out:
+the device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right
+answer becomes a wrong one.
+
+The texts are those that `python -m benchmarks quality --read-along` has explored, with `cloud` among its strategies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.kit.provenance import provenance
+from benchmarks.quality.exploration.explorer import Explorer, TellingModel
+from benchmarks.quality.exploration.text_tree import load_trees, save_trees
+from benchmarks.quality.gate_option import add_gate_option, chosen_gate
+from benchmarks.quality.hidden_states import HiddenStates
+from benchmarks.quality.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_behind
+from benchmarks.quality.task_suites import SUITES, Task, tasks_of
+from benchmarks.traces.record import device_model, models_of
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.errors import ConfigError, InvalidRequest
+from chaperone_common.types import SamplingParams
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.apps.fitting import KINDS, REGULARISATION, brier_skill, encoder, figures, hold_out, judged_tokens
+from edge_client.gate import FEATURES
+from edge_client.gate.gate_model import GateModel
+
+BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
+HEADLINES = (0.05, 0.1, 0.2)  # of them, with intervals
+ORACLE, PATTERN, GATE, FITTED, TREES = "oracle", "pattern", "gate", "fitted_here", "trees_fitted_here"
+HIDDEN = "hidden_fitted_here"
+TOGETHER = 32  # texts that are written at once
+_DRAWS = 1000
+_PROJECTED = 32  # dimensions of hidden states; 128 told no more on tuning prompts
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--explored", type=Path, required=True, help="what the models said: *.jsonl.gz")
+    add_gate_option(parser)
+    parser.add_argument("--pair", default="default")
+    parser.add_argument("--rollouts", type=int, default=0, help="overrides of each text that are left out, at most")
+    parser.add_argument("--hidden-states", action="store_true", help="fit to the device's last hidden states, too")
+    parser.add_argument("--threads", type=int, default=2)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    header, trees = load_trees(args.explored)
+    if header.get("suite") != args.suite or header.get("models") != models_of(args.pair):
+        raise ConfigError(f"{args.explored}: explored on another suite, or with other models; name another --explored")
+    tasks = [task for task in tasks_of(args.suite) if task.id in trees]
+    if not tasks:
+        raise ConfigError(f"{args.explored}: none of the tasks of {args.suite}; explore them first")
+    if args.rollouts and tasks[0].score is None:
+        raise ConfigError(f"--rollouts: there are no right answers in {args.suite}; leave it out")
+    max_new_tokens = int(header["max_new_tokens"])
+    client = EdgeClient(EdgeConfig(pair=args.pair))
+    try:
+        gate = chosen_gate(args.gate, client.manifest)
+        eos_token_ids = client.manifest.eos_token_ids
+        texts = [JudgedText.of(trees[task.id], eos_token_ids, max_new_tokens) for task in tasks]
+        scores = _scores(texts, gate, client.token_text, _hidden_states(args, texts) if args.hidden_states else None)
+        rescues = None
+        if args.rollouts:
+            left_out = sampled(texts, args.rollouts)
+            answers = _roll_out(args, header, left_out, texts, client)
+            save_trees(args.explored, header, trees.values())
+            rescues = _rescues(tasks, texts, answers, client.tokenizer.decode)
+    finally:
+        asyncio.run(client.aclose())
+    return {
+        "benchmark": "gates",
+        **provenance(),
+        "settings": {
+            "suite": args.suite,
+            "pair": args.pair,
+            "texts": len(texts),
+            "gate": None if gate is None else gate.card.data.model_dump(),
+            "rollouts": args.rollouts,
+            "hidden_states": args.hidden_states,
+            "max_new_tokens": max_new_tokens,
+        },
+        "summary": _summary(texts, scores, rescues),
+    }
+
+
+def _scores(
+    texts: Sequence[JudgedText],
+    gate: GateModel | None,
+    read: Callable[[int], str],
+    hidden_states: NDArray[np.float32] | None,
+) -> dict[str, list[Floats]]:
+    """By policy, of each text, [tokens]: the higher, the sooner the cloud is asked.
+
+    `hidden_states` are those of all texts, one after the other, [tokens, width].
+    """
+    scores = {name: [np.array([of(one) for one in text.proposals]) for text in texts] for name, of in SIGNALS.items()}
+    features = [text.features(read) for text in texts]
+    if gate is not None:
+        scores[GATE] = [risks_by(gate, rows) for rows in features]
+    tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
+    fitted = [(FITTED, tokens, None), (TREES, tokens, _trees)]
+    if hidden_states is not None:
+        beside = replace(tokens, features=np.hstack([tokens.features, hidden_states]))
+        fitted.append((HIDDEN, beside, _with_hidden_states))
+    for name, known, new_classifier in fitted:
+        try:
+            _, held_out = hold_out(known, new_classifier)
+        except InvalidRequest as error:
+            print(f"{name} is left out: {error}", flush=True)
+        else:
+            scores[name] = np.split(held_out, np.cumsum([len(rows) for rows in features])[:-1])
+    return scores
+
+
+def _trees() -> HistGradientBoostingClassifier:
+    return HistGradientBoostingClassifier(
+        learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=40, categorical_features=[*KINDS], random_state=0
+    )
+
+
+def _hidden_states(args: argparse.Namespace, texts: Sequence[JudgedText]) -> NDArray[np.float32]:
+    model = HiddenStates(pair_folder(args.pair, "edge"), threads=args.threads)
+    return np.concatenate([model.before(text.token_ids, text.tree.prompt) for text in texts])
+
+
+def _with_hidden_states() -> Pipeline:
+    """A gate's own classifier, with a projection of what stands behind the features."""
+    projection = make_pipeline(StandardScaler(), PCA(_PROJECTED, whiten=True, random_state=0))
+    columns = ColumnTransformer(
+        [
+            ("features", encoder(), list(range(len(FEATURES)))),
+            ("hidden", projection, slice(len(FEATURES), None)),
+        ]
+    )
+    return make_pipeline(columns, LogisticRegression(C=REGULARISATION, max_iter=2000))
+
+
+# --- Overrides that are left out -------------------------------------------------------------------------------------
+
+
+def _roll_out(
+    args: argparse.Namespace,
+    header: Mapping[str, Any],
+    left_out: Sequence[Deviation],
+    texts: Sequence[JudgedText],
+    client: EdgeClient,
+) -> dict[Deviation, tuple[int, ...]]:
+    """What comes of leaving them out, by the cloud's model as it was when the texts were explored."""
+    folder = pair_folder(args.pair, "cloud")
+    manifest = load_manifest(folder, role="cloud")
+    cloud = TellingModel.of_manifest(folder, manifest, dtype=header["dtype"], threads=args.threads)
+    device = device_model(args.pair, client.manifest)
+    answers: dict[Deviation, tuple[int, ...]] = {}
+    explorer = Explorer(device, cloud, SamplingParams())
+    for first in range(0, len(texts), TOGETHER):
+        group = range(first, min(first + TOGETHER, len(texts)))
+        answers |= written_behind(
+            [one for one in left_out if one.text in group],
+            texts,
+            explorer,
+            eos_token_ids=client.manifest.eos_token_ids,
+            max_new_tokens=int(header["max_new_tokens"]),
+        )
+        for index in group:
+            explorer.leave(texts[index].tree)
+        print(f"{len(answers)} of {len(left_out)} overrides were left out", flush=True)
+    device.close()
+    return answers
+
+
+def _rescues(
+    tasks: Sequence[Task],
+    texts: Sequence[JudgedText],
+    answers: Mapping[Deviation, tuple[int, ...]],
+    decode: Callable[[Sequence[int]], str],
+) -> dict[Deviation, int]:
+    """Of each override that was left out: 1 where the answer is wrong only without it, -1 where only with it."""
+    own = [_passes(task, decode(text.token_ids)) for task, text in zip(tasks, texts, strict=True)]
+    return {one: own[one.text] - _passes(tasks[one.text], decode(answer)) for one, answer in answers.items()}
+
+
+def _passes(task: Task, answer: str) -> int:
+    assert task.score is not None, "checked before anything was written"
+    return int(task.score(answer).passed)
+
+
+# --- What it comes to ------------------------------------------------------------------------------------------------
+
+
+def _summary(
+    texts: Sequence[JudgedText], scores: Mapping[str, list[Floats]], rescues: Mapping[Deviation, int] | None
+) -> dict[str, Any]:
+    overridden = [text.overridden for text in texts]
+    fates, margins = np.concatenate(overridden), -np.concatenate(scores["coupled_margin"])
+    rate = float(fates.mean())
+    summary: dict[str, Any] = {
+        "tokens": len(fates),
+        "override_rate": round(rate, 5),
+        "budgets": BUDGETS,
+        "catch": {
+            ORACLE: [round(_oracle_at(budget, fates), 4) for budget in BUDGETS],
+            PATTERN: [*BUDGETS],
+            **{name: _curve(of_texts, overridden) for name, of_texts in scores.items()},
+        },
+        "headlines": {f"{budget:g}": _headline(budget, scores, overridden) for budget in HEADLINES},
+        "risk": {
+            name: {
+                **figures(np.concatenate(scores[name]), fates, margins),
+                "brier_skill_95": _skill_interval(scores[name], overridden),
+            }
+            for name in (GATE, FITTED, TREES, HIDDEN)
+            if name in scores
+        },
+    }
+    if rescues is not None:
+        summary["rescues"] = rescue_curves(texts, rescues, scores)
+    return summary
+
+
+def _curve(scores: Sequence[Floats], overridden: Sequence[Bools]) -> list[float]:
+    return [round(catch_at(budget, np.concatenate(scores), np.concatenate(overridden)), 4) for budget in BUDGETS]
+
+
+def catch_at(budget: float, scores: Floats, overridden: Bools) -> float:
+    """The share of overrides among the share `budget` of all tokens, [tokens], that have the highest scores."""
+    taken = np.argsort(-scores, kind="stable")[: round(budget * len(scores))]
+    return float(overridden[taken].sum() / max(int(overridden.sum()), 1))
+
+
+def _oracle_at(budget: float, overridden: Bools) -> float:
+    """What is caught with a share of all tokens by who knows them."""
+    return catch_at(budget, overridden.astype(np.float64), overridden)
+
+
+def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Sequence[Bools]) -> dict[str, Any]:
+    """Of the gate: its share of what the oracle catches, and its lead over the best single signal.
+
+    Intervals are bootstraps of 95% over texts; the best signal is the best on all of them.
+    """
+    if GATE not in scores:
+        return {}
+    everything = np.concatenate(overridden)
+    caught = {name: catch_at(budget, np.concatenate(scores[name]), everything) for name in scores}
+    best = max(SIGNALS, key=lambda name: caught[name])
+    shares, leads = [], []
+    for drawn in _draws(len(overridden)):
+        fates = _joined(overridden, drawn)
+        mine, other = (catch_at(budget, _joined(scores[name], drawn), fates) for name in (GATE, best))
+        shares.append(mine / max(_oracle_at(budget, fates), 1e-9))
+        leads.append(mine - other)
+    return {
+        "gate": round(caught[GATE], 4),
+        "share_of_oracle": round(caught[GATE] / max(_oracle_at(budget, everything), 1e-9), 4),
+        "share_of_oracle_95": _interval(shares),
+        "best_signal": best,
+        "lead_over_best_signal": round(caught[GATE] - caught[best], 4),
+        "lead_over_best_signal_95": _interval(leads),
+    }
+
+
+def _skill_interval(risks: Sequence[Floats], overridden: Sequence[Bools]) -> list[float]:
+    """Of the Brier skill; a draw whose tokens share one fate has none."""
+    skills = []
+    for drawn in _draws(len(overridden)):
+        fates = _joined(overridden, drawn)
+        if 0 < fates.sum() < len(fates):
+            skills.append(brier_skill(_joined(risks, drawn), fates))
+    return _interval(skills)
+
+
+def _draws(texts: int) -> Iterator[NDArray[np.int64]]:
+    """The texts of each bootstrap, [texts]."""
+    dice = np.random.default_rng(0)
+    return (dice.integers(texts, size=texts) for _ in range(_DRAWS))
+
+
+def _joined(of_texts: Sequence[NDArray[Any]], drawn: NDArray[np.int64]) -> NDArray[Any]:
+    return np.concatenate([of_texts[index] for index in drawn])
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    return [round(float(edge), 4) for edge in np.quantile(values, (0.025, 0.975))]
+
+
+def rescue_curves(
+    texts: Sequence[JudgedText], rescues: Mapping[Deviation, int], scores: Mapping[str, list[Floats]]
+) -> dict[str, Any]:
+    """How many of the overrides that matter are caught with each budget; null where none does.
+
+    Of texts with many overrides only some were left out: each of these stands for as many as were not. The oracle knows
+    which ones matter.
+    """
+    drawn = Counter(one.text for one in rescues)
+    begins = np.cumsum([0, *(len(text.token_ids) for text in texts)])
+    matters = np.array([gain > 0 for gain in rescues.values()], np.bool_)
+    weights = np.array([int(texts[one.text].overridden.sum()) / drawn[one.text] for one in rescues])
+    places = np.array([begins[one.text] + one.place for one in rescues], np.int64)
+    told = {
+        "left_out": len(rescues),
+        "rescues": int(matters.sum()),
+        "harms": sum(gain < 0 for gain in rescues.values()),
+    }
+    if not 0 < told["rescues"] < len(rescues):
+        return {**told, "caught": None, "auc_among_overrides": None}
+    needed = float(weights[matters].sum())
+    all_scores = {name: np.concatenate(of_texts) for name, of_texts in scores.items()}
+    return {
+        **told,
+        "caught": {
+            ORACLE: [round(min(budget * int(begins[-1]) / needed, 1.0), 4) for budget in BUDGETS],
+            PATTERN: [*BUDGETS],
+            **{name: _caught(places[matters], weights[matters], ranked) for name, ranked in all_scores.items()},
+        },
+        "auc_among_overrides": {
+            name: round(float(roc_auc_score(matters, ranked[places], sample_weight=weights)), 4)
+            for name, ranked in all_scores.items()
+        },
+    }
+
+
+def _caught(places: NDArray[np.int64], weights: Floats, scores: Floats) -> list[float]:
+    """By budget, the weight of the tokens at some places among those of the highest scores, of all their weight."""
+    ranks = np.empty(len(scores), np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    taken = [weights[ranks[places] < round(budget * len(scores))].sum() for budget in BUDGETS]
+    return [round(float(weight / weights.sum()), 4) for weight in taken]

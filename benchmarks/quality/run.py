@@ -1,0 +1,308 @@
+"""Whether answers are right, and promises kept: `python -m benchmarks quality --suite humaneval`.
+
+Every strategy answers every task; code is run in a sandbox, other answers are scored by reasoning-gym, prose not at
+all. Quality does not depend on the link, but on what was asked when, and on what the gate learned before. So real
+engines write in virtual time, over 100 ms and at the declared costs of the default pair, and the models are asked for
+many texts at once (`benchmarks.quality.exploration`). What they said is kept in `--explored`: the same command goes on
+where it was interrupted, and further strategies ask only where their texts are new.
+
+All generations of a strategy are one client's: its gate goes on learning from task to task. Everything that is skipped
+is audited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.provenance import provenance
+from benchmarks.quality.exploration.author import ExploringAuthor
+from benchmarks.quality.exploration.explorer import Explorer, TellingModel
+from benchmarks.quality.exploration.plain_texts import cloud_writes, device_reads, device_writes
+from benchmarks.quality.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
+from benchmarks.quality.exploration.workload import write_all
+from benchmarks.quality.fates import FateColumns, Witness
+from benchmarks.quality.gate_option import add_gate_option, chosen_gate
+from benchmarks.quality.summary import summarise
+from benchmarks.quality.task_suites import SUITES, Task, tasks_of
+from benchmarks.simulation.costs import DraftCosts
+from benchmarks.simulation.simulator import Scenario, Simulation, Strategy
+from benchmarks.strategies.families import strategy_named
+from benchmarks.traces.record import device_model, models_of
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import Mode, OnDeviation, Promises, SamplingParams
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.config import GateSettings
+from edge_client.gate import Gate, Threshold
+from edge_client.gate.gate_model import GateModel
+from edge_client.gate.gating import Gates
+from edge_client.gate.risk import CalibratedRisk
+from edge_client.planner import AdaptivePlanner, Estimates
+from link_emulator.profile import Profile
+
+RTT_MS = 100.0
+# Branches make overrides cheaper, not others; what they hold, the models would have to be asked for.
+SCENARIO = Scenario(Profile.fixed(RTT_MS), draft=DraftCosts(branches=0))
+GREEDY = SamplingParams()
+_OURS = re.compile(r"(gated|retract|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument(
+        "--strategies",
+        default="edge,cloud,gated-0.95",
+        help="modes, gated-CATCH, retract-CATCH, deviation-CEILING, threshold-RISK, bild-FALLBACK-ROLLBACK, "
+        "uhlm-THRESHOLD",
+    )
+    parser.add_argument(
+        "--read-along",
+        action="store_true",
+        help="ask the device along the cloud's texts, too; `gates` and `fit-gate` need it, and `cloud` as a strategy",
+    )
+    parser.add_argument("--tasks", type=int, help="so many, spread evenly over the suite; default: all")
+    parser.add_argument("--pair", default="default")
+    add_gate_option(parser)
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
+    parser.add_argument("--max-new-tokens", type=int, default=400)
+    parser.add_argument("--together", type=int, default=32, help="texts of one group, which are written at once")
+    parser.add_argument(
+        "--apart-s",
+        type=float,
+        default=0.25,
+        help="virtual seconds between the beginnings of a group's texts, so that not all begin easily and end hard",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of each model; they mostly take turns")
+    parser.add_argument(
+        "--explored", type=Path, required=True, help="what the models said, *.jsonl.gz; made or gone on"
+    )
+    parser.add_argument("--answers", type=Path, help="where to write the answers themselves: *.jsonl.gz")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Answer, score and summarise; raises ConfigError for options that make no sense."""
+    _check(args)
+    names = list(dict.fromkeys(args.strategies.split(",")))
+    client = EdgeClient(EdgeConfig(pair=args.pair))
+    try:
+        gate = chosen_gate(args.gate, client.manifest)
+        contenders = [contender(name, gate, client.token_text) for name in names]
+        study = _Study(args, tasks_of(args.suite, args.tasks), client)
+        rows = study.answers(contenders)
+    finally:
+        asyncio.run(client.aclose())
+    if args.answers is not None:
+        lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        args.answers.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    return {
+        "benchmark": "quality",
+        **provenance(),
+        "settings": {
+            "suite": args.suite,
+            "tasks": len(study.tasks),
+            "strategies": names,
+            "pair": args.pair,
+            "gate": None if gate is None else gate.card.data.model_dump(),
+            "dtype": study.dtype,
+            "max_new_tokens": args.max_new_tokens,
+            "together": args.together,
+            "apart_s": args.apart_s,
+            "rtt_ms": RTT_MS,
+        },
+        "summary": summarise(rows, names),
+    }
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("max_new_tokens", "together", "threads"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)}; at least 1")
+    if not 0 <= args.apart_s < math.inf:
+        raise ConfigError(f"--apart-s: {args.apart_s:g} is no number of seconds; 0 lets all begin at once")
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A strategy, and what its engines tell risks by: a calibrated gate for a prompt's length, or the signals alone."""
+
+    strategy: Strategy
+    assessor: Callable[[int], CalibratedRisk] | None = None
+
+
+def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> Contender:
+    """A strategy by name; `gated-C` and `deviation-D` keep one promise alone, `gated` both, as configured.
+
+    `retract-C` is `gated-C` where deviations give way once they are found.
+
+    Raises ConfigError for one that is none, InvalidRequest for a promise that nobody can make.
+    """
+    found = _OURS.fullmatch(name)
+    if found is None and name != Mode.GATED:
+        return Contender(strategy_named(name))
+    kind, value = (found[1], float(found[2])) if found is not None else ("both", 0.0)
+    assessor = None if gate is None else partial(CalibratedRisk, gate, token_text)
+    on_deviation = OnDeviation.RETRACT if kind == "retract" else OnDeviation.KEEP
+    gates = Gates(GateSettings(on_deviation=on_deviation), gate)
+    makes: Callable[[], Gate]
+    match kind:
+        case "threshold":
+            makes = partial(Threshold, value)
+        case "gated" | "retract":
+            makes = partial(gates.gate, Mode.GATED, Promises(value, 1.0))
+        case "deviation":
+            makes = partial(gates.gate, Mode.GATED, Promises(0.0, value))
+        case _:
+            makes = partial(gates.gate, Mode.GATED, Promises())
+    return Contender(Strategy(name, AdaptivePlanner(Mode.GATED), makes, on_deviation=on_deviation), assessor)
+
+
+class _Study:
+    """Tasks, and what the models say on them."""
+
+    dtype: str  # of the cloud's model
+
+    def __init__(self, args: argparse.Namespace, tasks: Sequence[Task], client: EdgeClient) -> None:
+        self.tasks = tasks
+        self._args = args
+        self._client = client
+        self._trees: dict[str, TextTree] = {}
+        self._estimates: dict[str, Estimates] = {}  # of each strategy's client
+
+    def answers(self, contenders: Sequence[Contender]) -> list[dict[str, Any]]:
+        """Of all strategies, some tasks after the others."""
+        rows: list[dict[str, Any]] = []
+        folder = pair_folder(self._args.pair, "cloud")
+        manifest = load_manifest(folder, role="cloud")
+        cloud = TellingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
+        self.dtype = cloud.dtype
+        header = {
+            "suite": self._args.suite,
+            "models": models_of(self._args.pair),
+            "dtype": self.dtype,
+            "max_new_tokens": self._args.max_new_tokens,
+        }
+        self._trees = _explored(self._args.explored, header)
+        self._check_prompts()
+        device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
+        began = time.monotonic()
+        explorer = Explorer(device, cloud, GREEDY)
+        names = {one.strategy.name for one in contenders}
+        for tasks in self._groups():
+            self._write_plain_texts(tasks, names, explorer)
+            save_trees(self._args.explored, header, self._trees.values())
+            print(f"plain texts up to {tasks[-1].id}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+            for one in contenders:
+                rows += self._answer(tasks, one, explorer)
+                save_trees(self._args.explored, header, self._trees.values())
+                _report(one.strategy.name, len(rows), len(contenders) * len(self.tasks), began)
+            for task in tasks:
+                explorer.leave(self._trees[task.id])
+        device.close()
+        return rows
+
+    def _groups(self) -> Iterator[Sequence[Task]]:
+        together: int = self._args.together
+        for first in range(0, len(self.tasks), together):
+            yield self.tasks[first : first + together]
+
+    def _write_plain_texts(self, tasks: Sequence[Task], names: Set[str], explorer: Explorer) -> None:
+        """What one model writes alone, in the quickest way; other strategies write much of the same."""
+        begun = {self._tree(task): ROOT for task in tasks}
+        limits = {"eos_token_ids": self._client.manifest.eos_token_ids, "max_new_tokens": self._args.max_new_tokens}
+        if names & {"cloud", "exact"}:
+            paths = cloud_writes(explorer, begun, **limits)
+            if self._args.read_along:
+                device_reads(explorer, paths)
+        if "edge" in names:
+            device_writes(explorer, begun, **limits)
+
+    def _answer(self, tasks: Sequence[Task], one: Contender, explorer: Explorer) -> list[dict[str, Any]]:
+        witnesses: list[Witness] = []
+
+        def witnessed() -> Gate:
+            witnesses.append(Witness(one.strategy.gate()))
+            return witnesses[-1]
+
+        written = write_all(
+            [self._author(task, one.strategy, explorer) for task in tasks],
+            SCENARIO,
+            replace(one.strategy, gate=witnessed),
+            estimates=self._estimates.setdefault(one.strategy.name, Estimates()),
+            assessor=one.assessor,
+            apart_s=self._args.apart_s,
+        )
+        return [
+            self._row(task, one.strategy, written_one, witness)
+            for task, written_one, witness in zip(tasks, written, witnesses, strict=True)
+        ]
+
+    def _author(self, task: Task, strategy: Strategy, explorer: Explorer) -> ExploringAuthor:
+        return ExploringAuthor(
+            self._tree(task),
+            explorer,
+            GREEDY,
+            eos_token_ids=self._client.manifest.eos_token_ids,
+            max_new_tokens=self._args.max_new_tokens,
+            lenient_nats=strategy.lenient_nats,
+            risk_is_disagreement=strategy.risk_is_disagreement,
+        )
+
+    def _row(self, task: Task, strategy: Strategy, written: Simulation, witness: Witness) -> dict[str, Any]:
+        text = self._client.tokenizer.decode(written.token_ids)
+        outcome = task.score(text) if task.score is not None else None
+        fates = witness.fates(written.token_ids, len(self._tree(task).prompt))
+        return {
+            "id": task.id,
+            "strategy": strategy.name,
+            "passed": None if outcome is None else outcome.passed,
+            "reason": None if outcome is None else outcome.reason,
+            "error": None if written.error is None else written.error.message,
+            "token_ids": written.token_ids,
+            "text": text,
+            "decode_tokens_per_s": round(written.decode_tokens_per_s, 3),
+            "stats": written.stats.to_json(),
+            "fates": FateColumns.of(fates).to_json() if strategy.mode is Mode.GATED else None,
+        }
+
+    def _check_prompts(self) -> None:
+        """Raise ConfigError where a text was explored for what is now another prompt."""
+        for task in self.tasks:
+            if task.id in self._trees and self._trees[task.id].prompt != self._new_tree(task).prompt:
+                raise ConfigError(f"{self._args.explored}: {task.id} has another prompt there; name another --explored")
+
+    def _tree(self, task: Task) -> TextTree:
+        if task.id not in self._trees:
+            self._trees[task.id] = self._new_tree(task)
+        return self._trees[task.id]
+
+    def _new_tree(self, task: Task) -> TextTree:
+        return TextTree(task.id, tuple(self._client.prepare(task.message).token_ids))
+
+
+def _explored(path: Path, header: dict[str, Any]) -> dict[str, TextTree]:
+    """What was explored before, if it was with the same models; raises ConfigError if with others."""
+    if not path.exists():
+        return {}
+    known, trees = load_trees(path)
+    for name, value in header.items():
+        if known.get(name) != value:
+            raise ConfigError(f"{path}: {name} is {known.get(name)!r} there, not {value!r}; name another --explored")
+    return trees
+
+
+def _report(strategy: str, done: int, of: int, began: float) -> None:
+    elapsed_s = time.monotonic() - began
+    left_min = elapsed_s / done * (of - done) / 60
+    print(f"{done:5} of {of} answers, {strategy}; {elapsed_s / 60:.1f} min, about {left_min:.0f} to go", flush=True)

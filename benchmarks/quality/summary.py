@@ -1,0 +1,158 @@
+"""What the answers of several strategies say together, task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality.fates import Fate, FateColumns
+from chaperone_common.types import FinishReason
+from edge_client.apps.fitting import figures, reliability
+
+_DRAWS = 2000
+
+Row = Mapping[str, Any]
+Measure = Callable[[Sequence[Row]], float | None]
+
+
+def summarise(rows: Sequence[Row], strategies: Sequence[str]) -> dict[str, Any]:
+    """By strategy; intervals are bootstraps of 95% over tasks, the same draws for all strategies."""
+    by_strategy = {name: {row["id"]: row for row in rows if row["strategy"] == name} for name in strategies}
+    return {name: _entry(by_strategy[name], by_strategy) for name in strategies}
+
+
+def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
+    rows = list(mine.values())
+    edge, cloud = all_rows.get("edge"), all_rows.get("cloud", all_rows.get("exact"))
+
+    def gap_closed(some: Sequence[Row]) -> float | None:
+        return _gap_closed(some, edge, cloud) if edge and cloud else None
+
+    entry = {
+        "tasks": len(rows),
+        "failed": sum(row["error"] is not None for row in rows),
+        "tokens": _sum(rows, "completion_tokens"),
+        "equal_cloud": _equal(rows, cloud) if cloud else None,
+        "verified_share": _per_token(rows, "verified_tokens", "takeover_tokens"),
+        "takeover_share": _per_token(rows, "takeover_tokens"),
+        "cloud_wrote_share": _per_token(rows, "takeover_tokens", "overridden_tokens", "bonus_tokens"),
+        "round_trips_per_100_tokens": _hundredfold(_per_token(rows, "round_trips", "hidden_round_trips")),
+        "waited_for_per_100_tokens": _hundredfold(_per_token(rows, "round_trips")),
+        "retracted_per_100_tokens": _hundredfold(_per_token(rows, "retracted_tokens")),
+        "decode_tokens_per_s": _speed(rows),
+    }
+    if rows and rows[0]["passed"] is not None:
+        entry |= _with_interval("pass_at_1", rows, _passed) | _with_interval("gap_closed", rows, gap_closed)
+    if rows and rows[0]["fates"] is not None:
+        entry |= _with_interval("catch", rows, _catch) | _with_interval("deviation_rate", rows, _deviation_rate)
+        fates = [fate for row in rows for fate in _columns(row).known()]
+        entry |= _gate_figures(fates, [ends for row in rows for ends in _ends(row)])
+    return entry
+
+
+def _equal(rows: Sequence[Row], cloud: Mapping[str, Row]) -> float | None:
+    return _share(sum(row["token_ids"] == cloud[row["id"]]["token_ids"] for row in rows), len(rows))
+
+
+def _speed(rows: Sequence[Row]) -> float | None:
+    """Of all texts, one after the other."""
+    seconds = sum(len(row["token_ids"]) / row["decode_tokens_per_s"] for row in rows if row["token_ids"])
+    return round(_sum(rows, "completion_tokens") / seconds, 3) if seconds else None
+
+
+def _passed(rows: Sequence[Row]) -> float | None:
+    return _share(sum(row["passed"] for row in rows), len(rows))
+
+
+def _gap_closed(rows: Sequence[Row], edge: Mapping[str, Row], cloud: Mapping[str, Row]) -> float | None:
+    """The share of what `cloud` solves more than `edge` that this strategy solves more; None without a gap."""
+    mine, low, high = (
+        sum(row["passed"] for row in some)
+        for some in (rows, [edge[row["id"]] for row in rows], [cloud[row["id"]] for row in rows])
+    )
+    return round((mine - low) / (high - low), 4) if high > low else None
+
+
+def _catch(rows: Sequence[Row]) -> float | None:
+    caught = _sum(rows, "caught")
+    return _share(caught, caught + _sum(rows, "deviations"))
+
+
+def _deviation_rate(rows: Sequence[Row]) -> float | None:
+    return _per_token(rows, "deviations")
+
+
+def _columns(row: Row) -> FateColumns:
+    fates = row["fates"]
+    return FateColumns(tuple(fates["risk"]), tuple(fates["coupled_margin"]), fates["fired"], fates["overridden"])
+
+
+def _ends(row: Row) -> list[bool]:
+    """Of each token that has a fate: whether it ends its text, about which a gate asks whatever the risk."""
+    last = len(row["token_ids"]) - 1 if row["stats"]["finish_reason"] == FinishReason.STOP else None
+    return [place == last for place, mark in enumerate(row["fates"]["fired"]) if mark != "-"]
+
+
+def _gate_figures(fates: Sequence[Fate], ends: Sequence[bool]) -> dict[str, Any]:
+    """How good the risks were, and how often a fixed threshold would have asked that lets pass as few overrides.
+
+    That threshold is chosen in hindsight, on these very tokens. Shares are of the tokens that the device wrote.
+    """
+    overridden = np.array([fate.overridden for fate in fates], np.bool_)
+    fired = np.array([fate.fired for fate in fates], np.bool_)
+    risks = np.array([fate.risk for fate in fates])
+    asked_for = np.where(np.array(ends, np.bool_), np.inf, risks)
+    told: dict[str, Any] = {
+        "fired_share": _share(int(fired.sum()), len(fates)),
+        "fired_share_in_hindsight": fired_share_in_hindsight(asked_for, overridden, int((overridden & ~fired).sum())),
+    }
+    if 0 < overridden.sum() < len(overridden):
+        told["risk"] = figures(risks, overridden, np.array([fate.coupled_margin for fate in fates]))
+        told["reliability"] = [
+            [round(mean, 5), round(share, 5), count] for mean, share, count in reliability(risks, overridden)
+        ]
+    return told
+
+
+def fired_share_in_hindsight(risks: NDArray[np.float64], overridden: NDArray[np.bool_], missed: int) -> float | None:
+    """The least share of tokens, [tokens], above a threshold on their risks that misses at most so many overrides."""
+    if not len(risks):
+        return None
+    order = np.argsort(risks, kind="stable")
+    below = np.concatenate(([0], np.cumsum(overridden[order])))  # overrides among the k tokens of least risk
+    ranked = risks[order]
+    ends = np.concatenate(([True], ranked[1:] > ranked[:-1], [True]))  # a threshold does not part equal risks
+    skipped = int(np.flatnonzero(ends & (below <= missed)).max())
+    return _share(len(risks) - skipped, len(risks))
+
+
+def _with_interval(name: str, rows: Sequence[Row], measure: Measure) -> dict[str, Any]:
+    return {name: measure(rows), f"{name}_95": _bootstrap(rows, measure)}
+
+
+def _bootstrap(rows: Sequence[Row], measure: Measure) -> list[float] | None:
+    dice = Random(0)
+    values = sorted(value for _ in range(_DRAWS) if (value := measure(dice.choices(rows, k=len(rows)))) is not None)
+    if len(values) < _DRAWS * 0.975:  # an interval of those that are left would not be one of 95%
+        return None
+    return [values[int(len(values) * 0.025)], values[int(len(values) * 0.975)]]
+
+
+def _sum(rows: Sequence[Row], *names: str) -> int:
+    return sum(int(row["stats"][name]) for row in rows for name in names)
+
+
+def _per_token(rows: Sequence[Row], *names: str) -> float | None:
+    return _share(_sum(rows, *names), _sum(rows, "completion_tokens"))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 5) if whole else None
+
+
+def _hundredfold(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 3)

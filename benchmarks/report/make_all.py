@@ -1,0 +1,179 @@
+"""Everything that is reported, made again: `python -m benchmarks all`, or `make bench`.
+
+The steps run one after the other, each in a process of its own, since they pin cores and load models. A step whose
+result is there and was made by the same source, arguments and files is skipped, so that the same command goes on where
+an earlier one was interrupted; a `run` goes on with its very generations. A step that fails holds up only those that
+need it. The exit code is 1 if anything failed or was left out for that reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.processes import in_its_own_process
+from benchmarks.kit.work_file import digest_of, digest_of_files, digest_of_source
+from benchmarks.report.steps import STEPS, Step
+from chaperone_common.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = Path(".cache/benchmarks")
+UNMEASURING = (
+    "suite.py",
+    "report.py",
+    "figures.py",
+    "heat_map.py",
+    "speed_figure.py",
+    "demo.py",
+    "docs.py",
+    "__main__.py",
+    "extend.py",
+)
+
+Launch = Callable[[Sequence[str]], int]  # runs `python -m benchmarks` with these arguments; the exit code
+
+
+class Outcome(StrEnum):
+    """What became of a step."""
+
+    MADE = "made"
+    SKIPPED = "skipped"  # its result was made by the same source, arguments and files
+    INCOMPLETE = "incomplete"  # some of its generations failed; they are tried again the next time
+    FAILED = "failed"
+    LEFT_OUT = "left out"  # what it needs is not there, or failed
+
+
+# --- The command line -----------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help="steps by name, separated by commas; default: all")
+    parser.add_argument("--list", action="store_true", help="say what there is to do, and how long it takes")
+    parser.add_argument("--fresh", action="store_true", help="make everything again, unfinished runs too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make what is not there; raises SystemExit if that failed anywhere."""
+    steps = chosen(STEPS, args.only)
+    if args.list:
+        print(as_text(steps))
+        return
+    outcomes = Suite(ROOT, in_its_own_process).make(steps, fresh=args.fresh)
+    if not set(outcomes.values()) <= {Outcome.MADE, Outcome.SKIPPED}:
+        sys.exit(1)
+
+
+def chosen(steps: Sequence[Step], only: str | None) -> tuple[Step, ...]:
+    """Some of the steps, in their own order; raises ConfigError for a name that is none."""
+    if only is None:
+        return tuple(steps)
+    names = only.split(",")
+    if unknown := [name for name in names if name not in {step.name for step in steps}]:
+        known = ", ".join(step.name for step in steps)
+        raise ConfigError(f"--only: {', '.join(map(repr, unknown))}: no such step; there are {known}")
+    return tuple(step for step in steps if step.name in names)
+
+
+def as_text(steps: Sequence[Step]) -> str:
+    """What there is to do, a line or two for each step."""
+    lines = []
+    for step in steps:
+        needs = f"; needs {', '.join(step.needs)}" if step.needs else ""
+        lines.append(f"{step.name:15} {step.minutes:4g} min  {step.purpose}; writes {step.path}{needs}")
+        lines.append(f"{'':25} python -m benchmarks {' '.join(step.line)}")
+    minutes = sum(step.minutes for step in steps)
+    return "\n".join([*lines, f"{'together':15} {minutes:4g} min, on two cores that nothing else uses (an estimate)"])
+
+
+# --- Making them ----------------------------------------------------------------------------------------------------
+
+
+class Suite:
+    """Makes steps in a checkout, and remembers under `WORK` what made each result."""
+
+    def __init__(self, root: Path, launch: Launch, *, steps: Sequence[Step] = STEPS) -> None:
+        self._root = root
+        self._launch = launch
+        self._steps = {step.name: step for step in steps}
+        self._record = root / WORK / "suite.json"
+
+    def make(self, steps: Iterable[Step], *, fresh: bool = False) -> dict[str, Outcome]:
+        """One after the other; says what it does, and how long each took."""
+        outcomes: dict[str, Outcome] = {}
+        took_s: dict[str, float] = {}
+        for step in steps:
+            began_s = time.perf_counter()
+            outcomes[step.name] = self._step(step, outcomes, fresh=fresh)
+            took_s[step.name] = time.perf_counter() - began_s
+            print(f"{step.name}: {outcomes[step.name]}, {took_s[step.name] / 60:.1f} min", flush=True)
+        print("\n".join(f"{name:15} {took_s[name] / 60:6.1f} min  {outcome}" for name, outcome in outcomes.items()))
+        return outcomes
+
+    def _step(self, step: Step, outcomes: Mapping[str, Outcome], *, fresh: bool) -> Outcome:
+        if missing := [name for name in step.needs if not self._usable(name, outcomes)]:
+            print(f"{step.name}: needs {', '.join(missing)}", flush=True)
+            return Outcome.LEFT_OUT
+        made_by = self._made_by(step)
+        known = self._known().get(step.name)
+        if not fresh and known is not None and known == self._entry(step, made_by):
+            return Outcome.SKIPPED
+        print(f"\n=== {step.name}: {step.purpose}; about {step.minutes:g} min\n{' '.join(step.line)}", flush=True)
+        further = ("--fresh",) if fresh and step.command == "run" else ()
+        if self._launch((*step.line, *further)) != 0 or not (self._root / step.path).exists():
+            return Outcome.FAILED
+        if _failed_generations(self._root / step.path):
+            return Outcome.INCOMPLETE
+        self._remember(step.name, self._entry(step, made_by))
+        return Outcome.MADE
+
+    def _usable(self, name: str, outcomes: Mapping[str, Outcome]) -> bool:
+        if outcomes.get(name) in (Outcome.FAILED, Outcome.LEFT_OUT):
+            return False
+        return (self._root / self._steps[name].path).exists()
+
+    def _made_by(self, step: Step) -> str:
+        """A digest of all that a result depends on: source, profiles, arguments, and the files that those name."""
+        folder = self._root / "benchmarks"
+        source = [str(path.relative_to(folder)) for path in folder.glob("**/*.py")]
+        if step.command != "report":
+            source = [name for name in source if name not in UNMEASURING]
+        named = [path for path in map(self._root.joinpath, step.options.split()) if path.is_file()]
+        return digest_of(
+            {
+                "source": digest_of_source(self._root, source),
+                "profiles": digest_of_files((self._root / "configs" / "links").glob("*.yaml"), self._root),
+                "line": step.line,
+                "files": digest_of_files(named, self._root),
+            }
+        )
+
+    def _entry(self, step: Step, made_by: str) -> dict[str, str]:
+        """What is remembered: what made the result, and what it then was."""
+        path = self._root / step.path
+        files = [path] if path.is_file() else [file for file in path.glob("**/*") if file.is_file()]
+        return {"made_by": made_by, "result": digest_of_files(files, self._root)}
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            known: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # nothing was made here yet, or an interruption cut the file
+            return {}
+        return known
+
+    def _remember(self, name: str, entry: dict[str, str]) -> None:
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        known = self._known() | {name: entry}
+        self._record.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def _failed_generations(path: Path) -> bool:
+    if path.suffix != ".json":
+        return False
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return any(row.get("error") for row in result.get("generations", ()))

@@ -1,0 +1,230 @@
+"""One generation in virtual time: real engine, session, gate, planner and supervisor; simulated models and link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+
+from benchmarks.simulation import virtual_time
+from benchmarks.simulation.cloud import simulated_supervisor
+from benchmarks.simulation.costs import CloudCosts, DraftCosts
+from benchmarks.simulation.drafter import SimulatedDrafter
+from benchmarks.simulation.link import SimulatedCloud
+from benchmarks.simulation.script import Author, Script
+from benchmarks.simulation.trace import Trace, with_disagreement_as_risk
+from benchmarks.simulation.virtual_time import LoopClock
+from chaperone_common.errors import ChaperoneError
+from chaperone_common.frames import ClientFrame, ServerFrame
+from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import Mode, OnDeviation, Origin, Promises
+from cloud_supervisor.config import LimitsConfig
+from edge_client.config import CloudSettings, GateSettings
+from edge_client.engine.engine import Engine, EngineSettings
+from edge_client.gate import Gate
+from edge_client.gate.gating import Gates
+from edge_client.planner import AdaptivePlanner, Estimates, Planner
+from edge_client.ports import Assessor
+from link_emulator.model import Link
+from link_emulator.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Where a generation takes place. `seed` draws what the link does; the traces hold all else."""
+
+    profile: Profile = field(default_factory=lambda: Profile.fixed(0.0))
+    cloud: CloudCosts = field(default_factory=CloudCosts)
+    draft: DraftCosts = field(default_factory=DraftCosts)
+    seed: int = 0
+    warm_start: bool = True  # both ends hold the prompt's KV before anything is drafted
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How a generation is made: all that the engine is given to decide with, and what models must tell it.
+
+    `gate` makes that of one generation; those of `gated` share what they learn, as generations of one client do.
+    With `lenient_nats` the cloud lets a draft token stand whose cross-entropy under its model is no more; with
+    `risk_is_disagreement` the gate is told `edge_client.model.uncertainty.disagreement` as the risk.
+    """
+
+    name: str
+    planner: Planner
+    gate: Callable[[], Gate]
+    continue_without_cloud: bool = False
+    lenient_nats: float | None = None
+    risk_is_disagreement: bool = False
+    on_deviation: OnDeviation = OnDeviation.KEEP
+
+    @property
+    def mode(self) -> Mode:
+        """How a device is set for the strategy."""
+        return self.planner.mode
+
+    @property
+    def exact(self) -> bool:
+        """Whether it promises the cloud's own text."""
+        return self.mode is Mode.EXACT and self.lenient_nats is None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When an event came out of the engine, or a frame left or reached the device; milliseconds since the beginning."""
+
+    at_ms: float
+    event: Event | ClientFrame | ServerFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What came of it. `link_bytes_*` are all bytes on the link, headers included."""
+
+    stats: GenerationStats
+    token_ids: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    error: ChaperoneError | None
+    timeline: tuple[Moment, ...]
+    link_bytes_up: int
+    link_bytes_down: int
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """From a warm start where there was one, else from the request on."""
+        stats = self.stats
+        elapsed_ms = stats.total_ms if stats.decode_ms is None else stats.decode_ms
+        return stats.completion_tokens / elapsed_ms * 1e3 if elapsed_ms else 0.0
+
+
+def strategy_for(mode: Mode) -> Strategy:
+    """A mode as a device has it by default, but for a calibrated gate: in `gated` risks are those of the signals."""
+    settings = GateSettings()
+    promises = Promises(settings.catch, settings.max_deviation)
+    return Strategy(str(mode), AdaptivePlanner(mode), partial(Gates(settings).gate, mode, promises))
+
+
+def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates | None = None) -> Simulation:
+    """Generate one trace's text; it depends on the arguments alone, and on what the strategy's gate has learned.
+
+    `estimates` are those of a client that has generated before, and learn from this generation too. Raises ConfigError
+    where the trace does not tell what the strategy decides by.
+    """
+    if strategy.risk_is_disagreement:
+        trace = with_disagreement_as_risk(trace)
+    return virtual_time.run(play(Script(trace, strategy.lenient_nats), scenario, strategy, estimates or Estimates()))
+
+
+async def play(
+    author: Author,
+    scenario: Scenario,
+    strategy: Strategy,
+    estimates: Estimates,
+    assessor: Callable[[int], Assessor] | None = None,
+) -> Simulation:
+    """Generate one text inside a virtual loop, where others may be generated at the same time, each with its cloud.
+
+    `assessor` makes what tells the risks, from the length of the prompt.
+    """
+    supervisor = simulated_supervisor({author.opening().session_id: author}, scenario.cloud)
+    link = Link(scenario.profile, scenario.seed)
+    loop = asyncio.get_running_loop()
+    timeline: list[Moment] = []
+    cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(Moment(loop.time() * 1e3, frame)))
+    engine = _engine(author, cloud, scenario, strategy, estimates, assessor)
+    follower = _Follower(author, engine)
+    ending: Event | None = None
+    async with aclosing(engine.stream()) as events:
+        async for event in events:
+            timeline.append(Moment(loop.time() * 1e3, event))
+            follower.follow(event)
+            ending = event
+    await cloud.close()
+    assert isinstance(ending, Finished | Failed), "every generation ends in exactly one of them"
+    committed = [moment.event for moment in timeline if isinstance(moment.event, Committed)]
+    return Simulation(
+        ending.stats,
+        tuple(event.token_id for event in committed),
+        tuple(event.origin for event in committed),
+        ending.error if isinstance(ending, Failed) else None,
+        tuple(timeline),
+        link.up.wire_bytes,
+        link.down.wire_bytes,
+    )
+
+
+def _engine(
+    author: Author,
+    cloud: SimulatedCloud,
+    scenario: Scenario,
+    strategy: Strategy,
+    estimates: Estimates,
+    assessor: Callable[[int], Assessor] | None,
+) -> Engine:
+    """The one place that knows how an engine is put together."""
+    deadlines = CloudSettings()
+    opening = author.opening()
+    return Engine(
+        opening,
+        limit=author.limit,
+        drafter=_drafter(author, scenario.draft, strategy) if strategy.mode is not Mode.CLOUD else None,
+        connect=cloud.link if strategy.mode is not Mode.EDGE else None,
+        gate=strategy.gate(),
+        planner=strategy.planner,
+        estimates=estimates,
+        assessor=assessor(len(opening.prompt_token_ids)) if assessor is not None else None,
+        output=_NoText(),
+        clock=LoopClock(),
+        settings=EngineSettings(
+            open_deadline_ms=deadlines.open_deadline_ms,
+            verification_deadline_ms=deadlines.verification_deadline_ms,
+            reconnect_timeout_ms=deadlines.reconnect_timeout_ms,
+            max_span_tokens=LimitsConfig().max_span_tokens,
+            continue_without_cloud=strategy.continue_without_cloud,
+            on_deviation=strategy.on_deviation,
+            closing_audit=True,  # so that all that the cloud computes is counted
+            warm_start=scenario.warm_start,
+        ),
+    )
+
+
+def _drafter(author: Author, costs: DraftCosts, strategy: Strategy) -> SimulatedDrafter:
+    return SimulatedDrafter(author, costs, measuring_ms=costs.disagreement_ms if strategy.risk_is_disagreement else 0.0)
+
+
+class _Follower:
+    """Tells the author which of the device's tokens are there to stay: those that the gate skipped."""
+
+    def __init__(self, author: Author, engine: Engine) -> None:
+        self._author = author
+        self._engine = engine
+        self._fired = 0
+
+    def follow(self, event: Event) -> None:
+        """Take the next event, before the engine goes on."""
+        match event:
+            case Drafted(position):
+                fired = self._engine.session.tally.fired
+                if fired == self._fired:
+                    self._author.keep(position)
+                self._fired = fired
+            case Committed(position):
+                self._author.keep(position)
+            case Retracted(position):
+                self._author.drop(position)
+            case Audited() | Unverified() | Finished() | Failed():
+                pass
+
+
+class _NoText:
+    """An `OutputText` for tokens that have none."""
+
+    stopped = False
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        return "", False
+
+    def flush(self) -> str:
+        return ""

@@ -1,0 +1,234 @@
+"""Strategies by name: ours and the published ones, as objects that serve real devices and virtual time alike.
+
+A name is one of `NAMES`, where N stands for a number of tokens: `sync-8`, `overlap-16`, `acespec-8`, `specedge-32`.
+`bild-0.6-2` and `uhlm-0.1` take thresholds (`benchmarks.strategies.inexact`), and do not promise the cloud's own text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from math import prod
+from typing import NamedTuple, Self
+
+from benchmarks.simulation.simulator import Strategy, strategy_for
+from benchmarks.strategies.inexact import bild, uhlm
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import Mode
+from edge_client.gate import Always
+from edge_client.planner import Decision, Draft, FixedPlanner, Planner, Send, Situation, Sprout, Wait
+from edge_client.planner.draft_tree import DraftTree
+
+MAX_SPAN_TOKENS = 64  # that a name may ask for
+_BRANCH_ROWS = 3  # that a device keeps beside its text
+
+
+@dataclass(frozen=True, slots=True)
+class BranchingPlanner:
+    """AceSpec (arXiv 2609.02514): while the span is verified, draft several branches, more of them at unsure depths.
+
+    The span is `span_tokens` long and one is on its way at a time, as in synchronous speculative decoding. Meanwhile
+    the device drafts the next span behind it, and branches that begin with the draft's second choice where an override
+    is most likely. If the cloud overrides with that choice, the branch is the next span, or its beginning.
+
+    Simplified: a depth has one branch, so that "more at unsure depths" becomes "at the most unsure depths"; there are
+    three, each as long as a span, all drafted in one forward with the text; and the branch cache lives for one span.
+    How unsure a depth is, is told by our calibrated risk, which favours it over entropy. The paper is known from a
+    summary alone, which does not give its thresholds.
+    """
+
+    mode: Mode
+    span_tokens: int
+
+    def decide(self, situation: Situation) -> Decision:
+        session = situation.session
+        unsent = len(session.text) - session.sent
+        complete = session.exhausted or unsent >= self.span_tokens
+        if complete and unsent and not session.spans:
+            return Decision(Send(), "the span is complete")
+        branches = self._branches(situation) if session.spans else ()
+        if branches or not complete:
+            return Decision(Draft(not complete, branches), "until the cloud answers, or the span is complete")
+        return Decision(Wait(), "the next span and all branches are there")
+
+    def alone(self) -> Self:
+        return replace(self, mode=Mode.EDGE)
+
+    def _branches(self, situation: Situation) -> tuple[int, ...]:
+        """Where branches begin that are not as long as a span yet."""
+        session, tree = situation.session, situation.tree
+        reached, chances = 1.0, {}
+        for position in range(session.final, session.sent):
+            chances[position] = reached * tree.risk(position)
+            reached *= 1.0 - tree.risk(position)
+        unsure = sorted(chances, key=lambda position: -chances[position])[:_BRANCH_ROWS]
+        growing = {start for _, start in tree.sites()}  # those that have not ended
+        return tuple(
+            start
+            for start in unsure
+            if start in growing
+            and (start not in tree.branches or len(tree.branches[start].proposals) < self.span_tokens)
+        )
+
+
+class _Node(NamedTuple):
+    chance: float  # that the cloud writes all up to this token; of a chain's, or that its second choice is written
+    start: int | None  # where its branch begins; None in the chain
+    drafted: bool  # else it is foretold
+
+
+@dataclass(frozen=True, slots=True)
+class TreePlanner:
+    """SpecEdge (arXiv 2505.17052): draft a tree of `tree_tokens` tokens, send it, wait for it, and draft on meanwhile.
+
+    The tree's tokens are those of the highest cumulative probability under the draft, here by our calibrated chances.
+    Each forward drafts one more token of the text, and of each branch whose next token promises to be among them; what
+    is not drafted yet is foretold at the risk that is typical of late. While the cloud verifies, the device drafts on
+    at the likeliest leaf ("proactive drafting"), a bonus and as many tokens as a tree has at most; what of it is still
+    true after the verdict begins the next tree.
+
+    Simplified: branches only leave the chain, one a depth, which begins with the draft's second choice; at most three
+    are longer than that one token, since the device has so many rows for them; a token stands if it equals the cloud's
+    coupled choice. An unlikely token of the chain is sent where its second choice is among the likeliest.
+    """
+
+    mode: Mode
+    tree_tokens: int
+
+    def decide(self, situation: Situation) -> Decision:
+        session = situation.session
+        if self.mode is Mode.EDGE:
+            return Decision(Wait() if session.exhausted else Draft(), "the device writes alone")
+        if session.spans:
+            return self._draft_ahead(situation)
+        # Sorting is stable, so that no child comes before its parent, which is as likely at least.
+        tree = sorted(_nodes(situation), key=lambda node: -node.chance)[: self.tree_tokens]
+        wanted = {node.start for node in tree if not node.drafted}
+        if wanted:
+            return Decision(_drafting(wanted), "a likelier token can be drafted")
+        tokens = Counter(node.start for node in tree)
+        branches = tuple(Sprout(start, count) for start, count in tokens.items() if start is not None)
+        return Decision(Send(tokens[None], branches=branches), "the likeliest tokens are there")
+
+    def alone(self) -> Self:
+        return replace(self, mode=Mode.EDGE)
+
+    def _draft_ahead(self, situation: Situation) -> Decision:
+        session, tree = situation.session, situation.tree
+        leaves: list[tuple[float, int | None]] = [*_growing(tree)]
+        if not session.exhausted:
+            stands = prod(1.0 - tree.risk(position) for position in range(session.final, len(session.text)))
+            leaves.append((stands, None))
+        if leaves:
+            _, start = max(leaves, key=lambda leaf: leaf[0])
+            behind = len(session.text) - session.sent if start is None else len(tree.chances(start)) - 1
+            if behind <= self.tree_tokens:
+                return Decision(_drafting({start}), "until the cloud answers")
+        return Decision(Wait(), "enough is drafted behind the likeliest leaf")
+
+
+def _drafting(starts: Set[int | None]) -> Draft:
+    """One token more of the text, where None is among them, and of the branches that begin at these positions."""
+    return Draft(None in starts, tuple(sorted(start for start in starts if start is not None)))
+
+
+def _growing(tree: DraftTree) -> list[tuple[float, int]]:
+    """The sites of the tree where no other branch has to give way, the likeliest first."""
+    sites = sorted(tree.sites(), reverse=True)
+    beginning = [start for _, start in sites if start not in tree.branches][: tree.free_rows]
+    return [(chance, start) for chance, start in sites if start in tree.branches or start in beginning]
+
+
+def _nodes(situation: Situation) -> Iterator[_Node]:
+    """All that is drafted and not judged, and what can be drafted next and behind that; the chain first."""
+    session, tree, estimates = situation.session, situation.tree, situation.pipeline.estimates
+    typical, reached, branches = estimates.risks.typical, 1.0, []
+    for position in range(session.final, len(session.text)):
+        chances = tree.chances(position)
+        yield _Node(reached * max(1.0 - tree.risk(position), chances[0]), None, drafted=True)
+        branches += [_Node(reached * chance, position, drafted=True) for chance in chances]
+        reached *= 1.0 - tree.risk(position)
+    for _ in range(0 if session.exhausted else min(session.limit - len(session.text), MAX_SPAN_TOKENS)):
+        branches.append(_Node(reached * typical * estimates.hit, None, drafted=False))  # beside a token not drafted
+        reached *= 1.0 - typical
+        yield _Node(reached, None, drafted=False)
+    yield from branches
+    for chance, start in _growing(tree):
+        room = session.limit - start - len(tree.chances(start))
+        yield from (
+            _Node(chance * (1.0 - typical) ** depth, start, drafted=False)
+            for depth in range(1, min(room + 1, MAX_SPAN_TOKENS))
+        )
+
+
+def synchronous(span_tokens: int) -> FixedPlanner:
+    """Speculative decoding as published (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
+
+    Draft N tokens, send them, wait, repeat; nothing is drafted while the cloud reads. Instead of the ratio test a
+    draft stands if it equals the cloud's coupled choice, as for all strategies here.
+    """
+    return FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight=1, run_ahead_tokens=span_tokens)
+
+
+def overlapping(span_tokens: int) -> FixedPlanner:
+    """A single chain that is drafted on while it is verified: PEARL (arXiv 2408.11850), PicoSpec (arXiv 2603.19133).
+
+    Spans of N tokens: while one is verified the next is drafted and sent, so that two are on their way. PEARL's
+    "pre-verify", a request for the first token of a span alone while the rest is drafted, is left out; its span adapts
+    to the ratio of speeds, which here is N.
+    """
+    return FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight=2, run_ahead_tokens=2 * span_tokens)
+
+
+def branching(span_tokens: int) -> BranchingPlanner:
+    """AceSpec; see `BranchingPlanner`."""
+    return BranchingPlanner(Mode.EXACT, span_tokens)
+
+
+def treewise(tree_tokens: int) -> TreePlanner:
+    """SpecEdge; see `TreePlanner`."""
+    return TreePlanner(Mode.EXACT, tree_tokens)
+
+
+FAMILIES: Mapping[str, Callable[[int], Planner]] = {
+    "sync": synchronous,
+    "overlap": overlapping,
+    "acespec": branching,
+    "specedge": treewise,
+}
+INEXACT = ("bild-FALLBACK-ROLLBACK", "uhlm-THRESHOLD")
+NAMES = (*(str(mode) for mode in Mode), *(f"{family}-N" for family in FAMILIES), *INEXACT)
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+
+
+def strategy_named(name: str) -> Strategy:
+    """The strategy of that name; raises ConfigError, which lists what there is."""
+    if name in tuple(Mode):
+        return strategy_for(Mode(name))
+    if match := re.fullmatch(rf"bild-{_NUMBER}-{_NUMBER}", name, re.ASCII):
+        return bild(name, _probability(name, match[1]), float(match[2]))
+    if match := re.fullmatch(rf"uhlm-{_NUMBER}", name, re.ASCII):
+        return uhlm(name, _probability(name, match[1]))
+    family, span_tokens = _parsed(name)
+    return Strategy(name, FAMILIES[family](span_tokens), Always)
+
+
+def _probability(name: str, text: str) -> float:
+    if float(text) > 1:
+        raise ConfigError(f"strategies: {name!r}: {text} is a probability; give at most 1")
+    return float(text)
+
+
+def _parsed(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([a-z]+)-([1-9][0-9]*)", name)
+    if match is None or match[1] not in FAMILIES:
+        raise ConfigError(
+            f"strategies: {name!r} is none of {', '.join(NAMES)}, with N tokens a span, such as sync-8, or thresholds, "
+            "such as bild-0.6-2 and uhlm-0.1"
+        )
+    span_tokens = int(match[2])
+    if span_tokens > MAX_SPAN_TOKENS:
+        raise ConfigError(f"strategies: {name!r}: a span has at most {MAX_SPAN_TOKENS} tokens; give fewer")
+    return match[1], span_tokens

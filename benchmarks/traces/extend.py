@@ -1,0 +1,152 @@
+"""Add to traces what some strategies decide by: `python -m benchmarks extend FILE...`.
+
+Both models read the recorded texts again, and nothing that was recorded changes. The device's model tells the
+`disagreement` of each of its proposals (U-HLM's gate goes by it; it never drafts on behind a token that it asks about,
+so that none is needed astray); the cloud's model tells the cross-entropy of the device's token wherever the two
+differed (BiLD lets it stand by that).
+
+A file is written anew after each trace; run the same command again to go on with one that was interrupted. The models
+must be those that were recorded, but kernels differ between processors and dtypes: the file's header says of how many
+tokens each model still thought as it was recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.kit.provenance import provenance
+from benchmarks.simulation.trace import Trace, TraceFile, extended, load_traces, save_traces
+from benchmarks.traces.record import device_model, models_of, read_prompts, sha256_of
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.errors import ConfigError
+from chaperone_common.sampling import choose, softmax
+from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.model.torch_model import Dtype, TorchModel
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.model.uncertainty import cross_entropy, disagreement
+from edge_client.ports import DraftModel
+
+PROMPT_SETS = Path(__file__).parents[1] / "prompt_sets"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("traces", type=Path, nargs="+", help="files of `python -m benchmarks record`; all of one pair")
+    parser.add_argument("--prompt-sets", type=Path, default=PROMPT_SETS, help="the folder of the recorded prompts")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    pairs = {load_traces(path).header["pair"] for path in args.traces}
+    if len(pairs) > 1:
+        raise ConfigError(f"traces: they are of the pairs {', '.join(sorted(pairs))}; extend those of one at a time")
+    with _Readers(pairs.pop(), args.dtype) as readers:
+        summary = {path.name: readers.extend(path, args.prompt_sets) for path in args.traces}
+    return {"benchmark": "extend", **provenance(), "summary": summary}
+
+
+class _Readers:
+    """Both models of a pair."""
+
+    def __init__(self, pair: str, dtype: Dtype | Literal["auto"]) -> None:
+        self._pair = pair
+        self._client = EdgeClient(EdgeConfig(pair=pair))
+        self._device = device_model(pair, self._client.manifest)
+        self._cloud = _cloud_model(pair, load_manifest(pair_folder(pair, "cloud"), role="cloud"), dtype)
+
+    def __enter__(self) -> _Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._device.close()
+        asyncio.run(self._client.aclose())
+
+    def extend(self, path: Path, prompt_sets: Path) -> dict[str, int]:
+        """Extend one file; returns how many tokens were read, and of how many each model thinks as it was recorded."""
+        file = load_traces(path)
+        self._check(path, file, prompt_sets)
+        texts = {prompt.id: prompt.text for prompt in read_prompts(prompt_sets / file.header["prompts"])}
+        told = {"tokens": 0, "same_proposals": 0, "same_tokens": 0}
+        told |= file.header.get("extended", {}).get("read", {})
+        made_by = {key: value for key, value in provenance().items() if key != "commit"}
+        traces = list(file.traces)
+        for place, trace in enumerate(traces):
+            if trace.cross_entropies is None:
+                prompt = self._prompt(path, trace, texts)
+                traces[place] = self._extended(trace, prompt, told)
+                header = {**file.header, "extended": {**made_by, "dtype": self._cloud.dtype, "read": told}}
+                save_traces(path, TraceFile(header, tuple(traces)))
+                print(f"{path.name}: {place + 1:3} of {len(traces)}: {trace.id}", flush=True)
+        return told
+
+    def _check(self, path: Path, file: TraceFile, prompt_sets: Path) -> None:
+        if file.header["models"] != models_of(self._pair):
+            raise ConfigError(f"{path}: models are others than those of pair {self._pair!r} here; record it again")
+        made_by = file.header.get("extended", {})
+        left = any(trace.cross_entropies is None for trace in file.traces)
+        if left and made_by and (made_by["dtype"], made_by["machine"]) != (self._cloud.dtype, provenance()["machine"]):
+            raise ConfigError(
+                f"{path}: it was begun in {made_by['dtype']} on another machine or in another dtype; finish it there, "
+                "or begin anew with the file as it was recorded"
+            )
+        prompts = prompt_sets / file.header["prompts"]
+        if not prompts.is_file() or sha256_of(prompts) != file.header["prompts_sha256"]:
+            raise ConfigError(f"{prompts}: it is not the prompt set that {path} was recorded with; give --prompt-sets")
+
+    def _prompt(self, path: Path, trace: Trace, texts: dict[str, str]) -> tuple[int, ...]:
+        token_ids = self._client.prepare(texts[trace.id]).token_ids
+        if len(token_ids) != trace.prompt_tokens:
+            raise ConfigError(
+                f"{path}: trace {trace.id} has a prompt of {trace.prompt_tokens} tokens, which are {len(token_ids)} by "
+                "the chat template that is here; record it again"
+            )
+        return token_ids
+
+    def _extended(self, trace: Trace, prompt: Sequence[int], told: dict[str, int]) -> Trace:
+        disagreements, same_proposals = asyncio.run(read_disagreements(self._device.new_sequence(), trace, prompt))
+        cross_entropies, same_tokens = read_cross_entropies(self._cloud, trace, prompt)
+        told["tokens"] += len(trace.token_ids)
+        told["same_proposals"] += same_proposals
+        told["same_tokens"] += same_tokens
+        proposals = tuple(map(extended, trace.proposals, disagreements))
+        return replace(trace, proposals=proposals, cross_entropies=cross_entropies)
+
+
+async def read_disagreements(model: DraftModel, trace: Trace, prompt: Sequence[int]) -> tuple[list[float], int]:
+    """Those of the proposals along the text, and how many of these the device's model would make again."""
+    found, same = [], 0
+    feed: Sequence[int] = prompt
+    for token_id, proposal in zip(trace.token_ids, trace.proposals, strict=True):
+        logits = (await model.step(feed)).logits
+        choice = choose(softmax(logits, trace.sampling.temperature), trace.sampling, model.length)
+        same += choice.token_id == proposal.token_id
+        found.append(disagreement(logits, proposal.token_id))
+        feed = (token_id,)
+    model.close()
+    return found, same
+
+
+def read_cross_entropies(model: TorchModel, trace: Trace, prompt: Sequence[int]) -> tuple[dict[int, float], int]:
+    """Those of the device's tokens where the two models differ, and how many tokens the cloud would choose again.
+
+    All in one forward: the cloud's own text is known.
+    """
+    tokens = len(trace.token_ids)
+    reading = Reading(model.new_cache(), [*prompt, *trace.token_ids[:-1]], tokens, trace.sampling)
+    cross_entropies, same = {}, 0
+    for index, row in enumerate(model.scores(reading)):
+        soft = softmax(row, trace.sampling.temperature)
+        choice = choose(soft, trace.sampling, len(prompt) + index)
+        same += choice.token_id == trace.token_ids[index]
+        if not trace.matches[index]:
+            cross_entropies[index] = cross_entropy(soft, trace.proposals[index].token_id)
+    return cross_entropies, same
+
+
+def _cloud_model(pair: str, manifest: ModelManifest, dtype: Dtype | Literal["auto"]) -> TorchModel:
+    return TorchModel.of_manifest(pair_folder(pair, "cloud"), manifest, dtype=dtype, threads=1)

@@ -1,0 +1,161 @@
+"""The best span length of each published strategy, by round trip: `python -m benchmarks peers`, in virtual time.
+
+So that nobody is compared with a rival out of tune: every family of `benchmarks.strategies.families` gets, for each
+temperature, round trip and kind of prompt, the N with which it is fastest on the tuning traces of that kind. The
+measure is the geometric mean of the tokens a second over prompts, in which each prompt counts alike, however long or
+slow. The costs are the declared ones of the default pair (`benchmarks.simulation.costs`), for `virtual`, or with
+`--costs` those that a run measured, for other runs on that machine. Both look the answer up for names such as
+`sync-best`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.processes import worker_pool
+from benchmarks.kit.provenance import provenance
+from benchmarks.measured.costs import RunCosts
+from benchmarks.simulation.simulator import Scenario
+from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.strategies.families import FAMILIES
+from benchmarks.virtual.replay import replay
+from chaperone_common.errors import ConfigError
+from link_emulator.profile import Profile
+
+RTTS_MS = (0.0, 20.0, 50.0, 100.0, 200.0, 400.0)
+SPANS = (2, 4, 8, 16, 24, 32)
+TRACES = Path(__file__).parents[1] / "traces"
+PEERS = Path(__file__).parents[1] / "results" / "peers.json"
+BEST = "best"
+
+Row = Mapping[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    tuning = [TRACES / "tuning-T0.jsonl.gz", TRACES / "tuning-T0.7.jsonl.gz"]
+    parser.add_argument("--traces", type=Path, nargs="+", default=tuning, help="never those that are reported on")
+    parser.add_argument("--rtts-ms", type=numbers, default=RTTS_MS)
+    parser.add_argument("--costs", type=Path, help="a result of `python -m benchmarks run`; without: the declared ones")
+    parser.add_argument("--spans", type=numbers, default=SPANS, help="the N that are tried")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Try every N; returns one row for each temperature, round trip, family and kind of prompt."""
+    measured = provenance()
+    by_temperature = {file[0].sampling.temperature: file for file in (load_traces(path).traces for path in args.traces)}
+    spans = [int(tokens) for tokens in args.spans]
+    costs = RunCosts.load(args.costs) if args.costs else None
+    settings = list(product(by_temperature, args.rtts_ms, FAMILIES, spans))
+    with worker_pool(args.processes) as pool:
+        jobs = [
+            pool.submit(speed, by_temperature[temperature], rtt_ms, f"{family}-{tokens}", costs)
+            for temperature, rtt_ms, family, tokens in settings
+        ]
+        speeds = {}
+        for done, ((temperature, rtt_ms, family, tokens), job) in enumerate(zip(settings, jobs, strict=True), 1):
+            for category, value in job.result().items():
+                speeds[temperature, rtt_ms, family, category, tokens] = value
+            print(f"{done} of {len(jobs)} settings", end="\r", flush=True)
+    rows = list(best_spans(speeds))
+    print(as_text(rows))
+    told = {
+        "traces": [path.name for path in args.traces],
+        "spans": spans,
+        "costs": {"run": args.costs.name} | costs.to_json() if costs else "declared",
+    }
+    return {"benchmark": "peers", **measured, "settings": told, "rows": rows}
+
+
+def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str, costs: RunCosts | None = None) -> dict[str, float]:
+    """By kind, the geometric mean of the tokens a second over its traces, from a warm start.
+
+    Without `costs` at the declared ones. One client writes all of them.
+    """
+    profile = Profile.fixed(rtt_ms)
+    simulations = replay(traces, costs.scenario(profile) if costs else Scenario(profile), strategy, warm_up=traces[-1])
+    speeds: dict[str, list[float]] = {}
+    for trace, simulation in zip(traces, simulations, strict=True):
+        speeds.setdefault(trace.category, []).append(simulation.decode_tokens_per_s)
+    return {category: statistics.geometric_mean(values) for category, values in speeds.items()}
+
+
+def best_spans(speeds: Mapping[tuple[float, float, str, str, int], float]) -> Iterator[dict[str, Any]]:
+    """From speeds by (temperature, round trip, family, kind, N) the rows of the result; of equal ones the shorter."""
+    for (temperature, rtt_ms, family, category), group in groupby(sorted(speeds), key=lambda setting: setting[:4]):
+        tried = {setting[4]: speeds[setting] for setting in group}
+        yield {
+            "temperature": temperature,
+            "rtt_ms": rtt_ms,
+            "family": family,
+            "category": category,
+            "best": max(sorted(tried), key=lambda tokens: tried[tokens]),
+            "tokens_per_s": {str(tokens): round(tried[tokens], 3) for tokens in sorted(tried)},
+        }
+
+
+def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: float, category: str) -> tuple[str, ...]:
+    """Names as they are, but `sync-best` with the N of the nearest temperature and round trip, of two the longer.
+
+    Raises ConfigError where the file does not tell, of this kind of prompt.
+    """
+    if not any(name.endswith(f"-{BEST}") for name in names):
+        return tuple(names)
+    rows = [row for row in load_peers(path) if row["category"] == category]
+    if not rows:
+        raise ConfigError(f"strategies: {path} knows no prompts of the class {category!r}; name each N yourself")
+    return tuple(_resolved(name, rows, rtt_ms, temperature, path) for name in names)
+
+
+def load_peers(path: Path) -> list[Row]:
+    """The rows of a result of this benchmark; raises ConfigError."""
+    try:
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        for row in rows:
+            row["temperature"], row["rtt_ms"], row["family"], row["category"], row["best"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a result of `python -m benchmarks peers` ({error!r}); make it first") from None
+    return rows
+
+
+def _resolved(name: str, rows: Sequence[Row], rtt_ms: float, temperature: float, path: Path) -> str:
+    family, _, tokens = name.rpartition("-")
+    if tokens != BEST:
+        return name
+    mine = [row for row in rows if row["family"] == family]
+    if not mine:
+        known = ", ".join(sorted({row["family"] for row in rows}))
+        raise ConfigError(f"strategies: {name!r}: {path} knows no {family!r}, only {known}; make it anew")
+    nearest = min(
+        mine,
+        key=lambda row: (abs(row["temperature"] - temperature), abs(row["rtt_ms"] - rtt_ms), -row["rtt_ms"]),
+    )
+    return f"{family}-{nearest['best']}"
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The best N, a line for each temperature, kind and family, a column for each round trip."""
+    rtts = sorted({row["rtt_ms"] for row in rows})
+    lines = [f"{'best N at a round trip of':37}" + "".join(f"{rtt:>8g}" for rtt in rtts) + " ms"]
+    best: dict[tuple[float, str, str], dict[float, int]] = {}
+    for row in rows:
+        best.setdefault((row["temperature"], row["category"], row["family"]), {})[row["rtt_ms"]] = row["best"]
+    for (temperature, category, family), tokens in best.items():
+        cells = "".join(f"{tokens.get(rtt, '-'):>8}" for rtt in rtts)
+        lines.append(f"{family:10} {category:10} temperature {temperature:<3g}" + cells)
+    return "\n".join(lines)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers, separated by commas") from None

@@ -1,0 +1,193 @@
+"""The planner's fixed constants of risk, fitted anew: `python -m benchmarks risk`, on the tuning traces.
+
+The chance of an override is taken to be scale x doubt ^ power, within [1e-4, 0.98] (`edge_client/model/uncertainty.py`;
+the planner goes on to correct it by a factor that it learns from each client's texts). Both are fitted by maximum
+likelihood over all tokens that the cloud judged, on a grid, with bootstrap intervals of 95% over traces. The share of
+overrides that are the draft's runner-up is a share of counts. Beside them stand the constants in use, and how reliable
+each set is: tokens in bins of the predicted chance, and the share of them that were overridden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.kit.provenance import provenance
+from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.virtual.peers import TRACES
+from edge_client.model.uncertainty import RISK_POWER, RISK_SCALE, doubt
+from edge_client.planner import Estimates
+
+POWERS = np.round(np.arange(0.2, 1.51, 0.02), 2)
+SCALES = np.round(np.geomspace(0.25, 6.0, 160), 4)
+LEAST, MOST = 1e-4, 0.98
+BINS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+_DRAWS = 500
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The chance of an override as a power of the doubt."""
+
+    power: float
+    scale: float
+
+    def chance(self, doubts: Floats) -> Floats:
+        """Of tokens with these doubts."""
+        return np.clip(self.scale * doubts**self.power, LEAST, MOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the cloud said of one trace: doubts, overrides, and which of those were the runner-up; all [tokens]."""
+
+    group: str
+    doubts: Floats
+    overridden: NDArray[np.bool_]
+    by_runner_up: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, trace: Trace) -> Judged:
+        signals = [proposal.signal for proposal in trace.proposals]
+        overridden = ~np.array(trace.matches, dtype=bool)
+        runners_up = np.array([proposal.runner_up for proposal in trace.proposals])
+        return cls(
+            f"{trace.category}, temperature {trace.sampling.temperature:g}",
+            np.array([doubt(signal.entropy_nats, signal.coupled_margin) for signal in signals]),
+            overridden,
+            overridden & (runners_up == np.array(trace.token_ids)),
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    tuning = [TRACES / "tuning-T0.jsonl.gz", TRACES / "tuning-T0.7.jsonl.gz"]
+    parser.add_argument("--traces", type=Path, nargs="+", default=tuning, help="never those that are reported on")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Fit, compare, and print the tables."""
+    measured = provenance()
+    judged = [Judged.of(trace) for path in args.traces for trace in load_traces(path).traces]
+    used, fitted = in_use(), fit(judged)
+    groups = {name: [one for one in judged if one.group == name] for name in dict.fromkeys(one.group for one in judged)}
+    summary = {
+        "in_use": {"power": round(used.power, 3), "scale": round(used.scale, 3), "runner_up": Estimates().hit},
+        "fitted": {"power": fitted.power, "scale": fitted.scale, "runner_up": runner_up_share(judged)},
+        "fitted_95": intervals(judged),
+        "log_loss": {"in_use": log_loss(judged, used), "fitted": log_loss(judged, fitted)},
+        "groups": {
+            name: {
+                "tokens": sum(len(one.doubts) for one in group),
+                "overrides": int(sum(one.overridden.sum() for one in group)),
+                "runner_up": runner_up_share(group),
+                "scale_at_power_in_use": fit(group, powers=np.array([used.power])).scale,
+                "scale_at_fitted_power": fit(group, powers=np.array([fitted.power])).scale,
+                **{f"fitted_{name}": value for name, value in _constants(fit(group)).items()},
+            }
+            for name, group in groups.items()
+        },
+    }
+    tables = {"in_use": list(reliability(judged, used)), "fitted": list(reliability(judged, fitted))}
+    for name, table in tables.items():
+        print(f"{name.replace('_', ' ')}:\n{as_text(table)}")
+    traces = [path.name for path in args.traces]
+    return {
+        "benchmark": "risk",
+        **measured,
+        "settings": {"traces": traces, "tokens": sum(len(one.doubts) for one in judged)},
+        "reliability": tables,
+        "summary": summary,
+    }
+
+
+def in_use() -> Curve:
+    """The curve of a device that has learned nothing yet."""
+    return Curve(RISK_POWER, RISK_SCALE)
+
+
+def fit(judged: Sequence[Judged], *, powers: Floats = POWERS, scales: Floats = SCALES) -> Curve:
+    """The likeliest curve of the grid."""
+    return _likeliest(losses(judged, powers, scales).sum(axis=-1), powers, scales)
+
+
+def losses(judged: Sequence[Judged], powers: Floats, scales: Floats) -> Floats:
+    """Minus the log-likelihood of each trace at each point of the grid: [powers, scales, traces]."""
+    table = np.empty((len(powers), len(scales), len(judged)))
+    for place, one in enumerate(judged):
+        for row, power in enumerate(powers):
+            chances = np.clip(scales[:, None] * one.doubts**power, LEAST, MOST)  # [scales, tokens]
+            table[row, :, place] = -np.log(np.where(one.overridden, chances, 1 - chances)).sum(axis=-1)
+    return table
+
+
+def intervals(judged: Sequence[Judged], draws: int = _DRAWS) -> dict[str, list[float]]:
+    """Of power, scale and the share of the runner-up: bootstrap over traces."""
+    table, dice = losses(judged, POWERS, SCALES), Random(0)
+    found: dict[str, list[float]] = {"power": [], "scale": [], "runner_up": []}
+    for _ in range(draws):
+        chosen = dice.choices(range(len(judged)), k=len(judged))
+        times = np.bincount(chosen, minlength=len(judged)).astype(np.float64)
+        curve = _likeliest(table @ times, POWERS, SCALES)
+        share = runner_up_share([judged[place] for place in chosen])
+        for name, value in (_constants(curve) | {"runner_up": share}).items():
+            if value is not None:
+                found[name].append(value)
+    return {name: [round(float(np.quantile(values, q)), 4) for q in (0.025, 0.975)] for name, values in found.items()}
+
+
+def runner_up_share(judged: Sequence[Judged]) -> float | None:
+    """Of the overrides those that the draft had second; None where there was none."""
+    overrides = sum(int(one.overridden.sum()) for one in judged)
+    return round(sum(int(one.by_runner_up.sum()) for one in judged) / overrides, 4) if overrides else None
+
+
+def log_loss(judged: Sequence[Judged], curve: Curve) -> float:
+    """Nats a token."""
+    table = losses(judged, np.array([curve.power]), np.array([curve.scale]))
+    return round(float(table.sum()) / sum(len(one.doubts) for one in judged), 5)
+
+
+def reliability(judged: Sequence[Judged], curve: Curve) -> Iterator[dict[str, Any]]:
+    """Tokens by predicted chance, and what came of them."""
+    doubts = np.concatenate([one.doubts for one in judged])
+    overridden = np.concatenate([one.overridden for one in judged])
+    chances = curve.chance(doubts)
+    places = np.clip(np.digitize(chances, BINS) - 1, 0, len(BINS) - 2)
+    for place, (low, high) in enumerate(itertools.pairwise(BINS)):
+        mine = places == place
+        if mine.any():
+            yield {
+                "from": low,
+                "to": high,
+                "tokens": int(mine.sum()),
+                "predicted": round(float(chances[mine].mean()), 4),
+                "observed": round(float(overridden[mine].mean()), 4),
+            }
+
+
+def as_text(table: Sequence[Mapping[str, Any]]) -> str:
+    """One line a bin."""
+    lines = [f"{'predicted chance':>18} {'tokens':>7} {'mean':>7} {'overridden':>11}"]
+    for row in table:
+        bounds = f"{row['from']:g} to {row['to']:g}"
+        lines.append(f"{bounds:>18} {row['tokens']:7} {row['predicted']:7.3f} {row['observed']:11.3f}")
+    return "\n".join(lines)
+
+
+def _likeliest(table: Floats, powers: Floats, scales: Floats) -> Curve:
+    row, column = np.unravel_index(int(table.argmin()), table.shape)
+    return Curve(float(powers[row]), float(scales[column]))
+
+
+def _constants(curve: Curve) -> dict[str, float | None]:
+    return {"power": curve.power, "scale": curve.scale}

@@ -1,0 +1,169 @@
+"""Everyone against everyone, by round trip: `python -m benchmarks virtual`, in virtual time.
+
+`exact`, `cloud` and the published strategies, each with its best span length (`python -m benchmarks peers`), on the
+reporting traces, at the declared costs of the default pair; beside them the clairvoyant bound
+(`benchmarks.simulation.bounds`) and the share of it that `exact` reached. The bound is one of a chain without branches,
+so that a share may exceed 1. For each temperature, round trip and kind of prompt it says whether `exact` is ahead of
+each strategy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.processes import worker_pool
+from benchmarks.kit.provenance import provenance
+from benchmarks.measured.summary import BASELINE
+from benchmarks.simulation.bounds import Costs, clairvoyant_ms
+from benchmarks.simulation.simulator import Scenario
+from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.virtual.peers import BEST, PEERS, RTTS_MS, TRACES, load_peers, numbers, with_best
+from benchmarks.virtual.replay import replay
+from link_emulator.profile import Profile
+
+EXACT, BOUND = "exact", "bound"
+
+Speeds = Mapping[str, Sequence[float]]  # tokens a second of each strategy, and of the bound, trace by trace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    reporting = [TRACES / "reporting-T0.jsonl.gz", TRACES / "reporting-T0.7.jsonl.gz"]
+    parser.add_argument("--traces", type=Path, nargs="+", default=reporting)
+    parser.add_argument("--warm-up", type=Path, default=TRACES / "tuning-T0.jsonl.gz", help="its last trace is it")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="a result of `python -m benchmarks peers`")
+    parser.add_argument("--rtts-ms", type=numbers, default=RTTS_MS)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Simulate all of it; returns a row for each temperature, round trip and kind."""
+    measured = provenance()
+    warm_up = load_traces(args.warm_up).traces[-1]
+    families = list(dict.fromkeys(row["family"] for row in load_peers(args.peers)))
+    files = [load_traces(path).traces for path in args.traces]
+    rows: list[dict[str, Any]] = []
+    with worker_pool(args.processes) as pool:
+        settings = []
+        for traces, rtt_ms in product(files, args.rtts_ms):
+            names = {
+                category: _names(families, args.peers, rtt_ms, traces[0].sampling.temperature, category)
+                for category in dict.fromkeys(trace.category for trace in traces)
+            }
+            wanted = dict.fromkeys(name for mine in names.values() for name in mine.values())
+            jobs = {name: pool.submit(speeds_of, traces, rtt_ms, name, warm_up) for name in wanted}
+            settings.append((traces, rtt_ms, names, jobs))
+        for done, (traces, rtt_ms, names, jobs) in enumerate(settings, 1):
+            speeds = {name: job.result() for name, job in jobs.items()} | {BOUND: bounds_of(traces, rtt_ms)}
+            rows += entries(traces, rtt_ms, names, speeds)
+            print(f"{done} of {len(settings)} settings", end="\r", flush=True)
+    print(as_text(rows))
+    return {
+        "benchmark": "virtual",
+        **measured,
+        "settings": {"traces": [path.name for path in args.traces], "warm_up": warm_up.id},
+        "rows": rows,
+        "summary": summarise(rows),
+    }
+
+
+def _names(families: Sequence[str], peers: Path, rtt_ms: float, temperature: float, category: str) -> dict[str, str]:
+    """The strategies by family, each peer with the span that is best for this kind of prompt."""
+    best = with_best([f"{family}-{BEST}" for family in families], peers, rtt_ms, temperature, category)
+    return {BASELINE: BASELINE, EXACT: EXACT, **dict(zip(families, best, strict=True))}
+
+
+def speeds_of(traces: Sequence[Trace], rtt_ms: float, strategy: str, warm_up: Trace) -> list[float]:
+    """Tokens a second, trace by trace, of one client from a warm start."""
+    simulations = replay(traces, Scenario(Profile.fixed(rtt_ms)), strategy, warm_up)
+    return [simulation.decode_tokens_per_s for simulation in simulations]
+
+
+def bounds_of(traces: Sequence[Trace], rtt_ms: float) -> list[float]:
+    """The clairvoyant bound, as tokens a second, at the costs of the simulation."""
+    scenario = Scenario()
+    read = scenario.cloud.read_ms
+    costs = Costs(scenario.draft.step_ms, rtt_ms, read.at(1), {int(tokens): ms for tokens, ms in read.points})
+    return [1e3 * len(trace.token_ids) / clairvoyant_ms(trace.matches, costs) for trace in traces]
+
+
+def entries(
+    traces: Sequence[Trace], rtt_ms: float, names: Mapping[str, Mapping[str, str]], speeds: Speeds
+) -> Iterator[dict[str, Any]]:
+    """One row for each kind of prompt; `names` are those of the strategies in `speeds`, by kind and family.
+
+    Ratios are taken trace by trace; all numbers are medians over traces.
+    """
+    for category in dict.fromkeys(trace.category for trace in traces):
+        places = [place for place, trace in enumerate(traces) if trace.category == category]
+        chosen = names[category]
+        mine = {key: [speeds[name][place] for place in places] for key, name in (*chosen.items(), (BOUND, BOUND))}
+        yield {
+            "temperature": traces[0].sampling.temperature,
+            "rtt_ms": rtt_ms,
+            "category": category,
+            "strategies": {
+                key: {
+                    "strategy": name,
+                    "tokens_per_s": _median(mine[key]),
+                    "over_cloud": _ratio(mine[key], mine[BASELINE]),
+                }
+                for key, name in chosen.items()
+            },
+            "bound": {
+                "tokens_per_s": _median(mine[BOUND]),
+                "over_cloud": _ratio(mine[BOUND], mine[BASELINE]),
+                "share_of_exact": _ratio(mine[EXACT], mine[BOUND]),
+            },
+            "exact_over": {key: _ratio(mine[EXACT], mine[key]) for key in chosen if key != EXACT},
+            "exact_ahead_of_all": all(_ratio(mine[EXACT], mine[key]) > 1 for key in chosen if key != EXACT),
+        }
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """In how many settings `exact` is ahead, and where it is not."""
+    return {
+        "settings": len(rows),
+        "exact_ahead_of_all": sum(row["exact_ahead_of_all"] for row in rows),
+        "not_ahead": [
+            {key: row[key] for key in ("temperature", "rtt_ms", "category")}
+            | {"strategy": row["strategies"][key]["strategy"], "exact_over": value}
+            for row in rows
+            for key, value in row["exact_over"].items()
+            if value <= 1
+        ],
+        "least_share_of_bound": min(row["bound"]["share_of_exact"] for row in rows),
+    }
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Speeds over cloud streaming, a line for each row; an exclamation mark where `exact` is not ahead."""
+    keys = [key for key in rows[0]["strategies"] if key != BASELINE] if rows else []
+    heads = "".join(f"{key:>16}" for key in keys)
+    lines = [f"{'T':>4}{'rtt':>5}  {'kind':10}{'cloud/s':>8}{heads}{'bound':>8}{'share':>7}  over cloud"]
+    for row in rows:
+        strategies, bound = row["strategies"], row["bound"]
+        cells = "".join(f"{_cell(strategies[key], row['exact_over'].get(key)):>16}" for key in keys)
+        lines.append(
+            f"{row['temperature']:4g}{row['rtt_ms']:5g}  {row['category']:10}"
+            f"{strategies[BASELINE]['tokens_per_s']:8.2f}{cells}{bound['over_cloud']:8.2f}{bound['share_of_exact']:7.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _cell(entry: Mapping[str, Any], exact_over: float | None) -> str:
+    name = entry["strategy"] if entry["strategy"] != EXACT else ""
+    return f"{name} {entry['over_cloud']:.2f}{'!' if exact_over is not None and exact_over <= 1 else ''}"
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 3)
+
+
+def _ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    return round(statistics.median(mine / other for mine, other in zip(values, base, strict=True)), 4)

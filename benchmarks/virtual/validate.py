@@ -1,0 +1,124 @@
+"""Virtual time against measured time: `python -m benchmarks validate`.
+
+Every generation of runs of `python -m benchmarks run` is simulated again: its recorded trace, cut where the run cut it,
+its strategy, the run's link, and the costs that the strategy met with there: means of what its client measured of
+drafting, reading and streaming. (The same forward takes longer while the other model computes, too, since both share
+the machine's memory, and strategies differ in how much of that they do.) Strategies keep their estimates from prompt to
+prompt, as in the run. A setting is a link, a kind of prompts and a strategy; the simulator is as good as its medians of
+tokens a second are near the measured ones. Prompts count whose text the run wrote as it was recorded. `gated` is left
+out: a run's gate is calibrated, and traces do not hold all that it decides by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.provenance import provenance
+from benchmarks.measured.assisted import ASSISTED
+from benchmarks.measured.costs import NOT_TOLD, RunCosts
+from benchmarks.measured.summary import BASELINE, Row
+from benchmarks.simulation.simulator import Scenario, simulate
+from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.strategies.families import strategy_named
+from benchmarks.virtual.replay import cut
+from chaperone_common.errors import ConfigError
+from chaperone_common.types import Mode
+from edge_client.planner import Estimates
+from link_emulator.profile import Profile
+
+WITHIN = 0.10  # of the measured speed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="results of `python -m benchmarks run`")
+    parser.add_argument("--traces", type=Path, nargs="+", required=True, help="of the same prompts and temperatures")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    measured = provenance()
+    traces = [trace for path in args.traces for trace in load_traces(path).traces]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in args.runs]
+    settings = [row for result in results for row in compare(result, _of_the_same(result, traces))]
+    print(_table(settings))
+    return {
+        "benchmark": "validate",
+        **measured,
+        "settings": settings,
+        "summary": {
+            "settings": len(settings),
+            "within_10_percent": sum(row["within_10_percent"] for row in settings),
+            "largest_error": max((abs(row["error"]) for row in settings), default=None),
+        },
+    }
+
+
+def _of_the_same(result: dict[str, Any], traces: Sequence[Trace]) -> dict[str, Trace]:
+    """The traces of a run's temperature, by prompt."""
+    temperature = result["settings"]["temperature"]
+    return {trace.id: trace for trace in traces if trace.sampling.temperature == temperature}
+
+
+def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[str, Any]]:
+    """One row for each setting of a run; raises ConfigError where the run does not tell its costs."""
+    profile = Profile.model_validate(result["settings"]["profile"])
+    left_out = (ASSISTED, Mode.GATED)
+    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] not in left_out]
+    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+        mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]
+        simulated = _speeds(mine, traces, _met(strategy, rows).scenario(profile))
+        for category in dict.fromkeys(row["category"] for row in mine):
+            pairs = [(row, speed) for row, speed in zip(mine, simulated, strict=True) if row["category"] == category]
+            measured = statistics.median(row["decode_tokens_per_s"] for row, _ in pairs)
+            virtual = statistics.median(speed for _, speed in pairs)
+            yield {
+                "link": profile.description,
+                "temperature": result["settings"]["temperature"],
+                "category": category,
+                "strategy": strategy,
+                "prompts": len(pairs),
+                "measured_tokens_per_s": round(measured, 3),
+                "simulated_tokens_per_s": round(virtual, 3),
+                "error": round(virtual / measured - 1, 4),
+                "within_10_percent": abs(virtual / measured - 1) <= WITHIN,
+            }
+
+
+def _met(strategy: str, rows: Sequence[Row]) -> RunCosts:
+    """What a strategy met with; of the whole run, what it did not measure itself."""
+    whole = RunCosts.of(rows, statistics.fmean)
+    if whole is None:
+        raise ConfigError(f"runs: {NOT_TOLD}")
+    of_it = [row for row in rows if row["strategy"] == strategy]
+    if strategy == Mode.EDGE:  # which drafts while nobody reads
+        return replace(whole, draft_ms=statistics.fmean(row["costs"]["draft_ms"] for row in of_it))
+    met = RunCosts.of([*of_it, *(row for row in rows if row["strategy"] == BASELINE)], statistics.fmean)
+    return whole if met is None else replace(met, rows=whole.rows)
+
+
+def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario) -> list[float]:
+    estimates, speeds = Estimates(), []
+    for row in rows:
+        trace = cut(traces[row["id"]], len(row["token_ids"]))
+        speeds.append(simulate(trace, scenario, strategy_named(row["strategy"]), estimates).decode_tokens_per_s)
+    return speeds
+
+
+def _recorded(row: Row, traces: dict[str, Trace]) -> bool:
+    trace = traces.get(row["id"])
+    return trace is not None and tuple(row["token_ids"]) == trace.token_ids[: len(row["token_ids"])]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{'link':27} {'category':10} {'strategy':10} {'measured':>9} {'simulated':>9} {'error':>7}"]
+    for row in rows:
+        lines.append(
+            f"{row['link'][:27]:27} {row['category']:10} {row['strategy']:10} {row['measured_tokens_per_s']:9.2f} "
+            f"{row['simulated_tokens_per_s']:9.2f} {row['error']:+7.1%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Pull weights and convert them into the models of a pair."""

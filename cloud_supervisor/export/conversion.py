@@ -1,0 +1,210 @@
+"""From weights to artefacts: dequantise once, tie, then int4 ONNX for the device and safetensors for the cloud."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a GGUF load warns, falsely, of a Mistral regex
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader, TokenType
+from tokenizers import AddedToken
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from chaperone_common.artefacts.registry import EdgeRecipe
+from chaperone_common.artefacts.sources import Origin
+from chaperone_common.errors import ModelError
+from cloud_supervisor.export.failures import disk_problem, reason_in
+from cloud_supervisor.export.tokenizer import strip_padding
+from cloud_supervisor.export.windows import set_windows
+from cloud_supervisor.model.architectures import context_tokens, layer_windows
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
+_COMPARED_ROWS = 4096
+_SAME_MATRIX = 0.98  # cosine of two roundings of one matrix; 0.99 even with four bits on one side
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model of transformers, and its fast tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def context_tokens(self) -> int:
+        return context_tokens(self.model.config)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """End-of-text ids of the model's own generation configuration; empty where it names none."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            return ()
+        return (int(ids),) if isinstance(ids, int) else tuple(int(token_id) for token_id in ids)
+
+
+def read_config(origin: Origin) -> Any:
+    """Read the configuration alone; raises what the libraries raise."""
+    _be_quiet()
+    return AutoConfig.from_pretrained(origin.name, **origin.options)
+
+
+def load(origin: Origin, dtype: str, *, progress: bool) -> LoadedModel:
+    """Load weights and tokenizer; of a GGUF file dequantised, its embedding tied. Raises what the libraries raise."""
+    _be_quiet()
+    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(origin.name, **origin.options)
+        if not tokenizer.is_fast:
+            raise ModelError(f"{origin.name}: its tokenizer has no tokenizer.json, and cannot be turned into one")
+        model = AutoModelForCausalLM.from_pretrained(origin.name, dtype=_DTYPES[dtype], **origin.options)
+    loaded = LoadedModel(model.eval(), tokenizer)
+    if origin.gguf_file is not None:
+        _tie(loaded.model)
+        add_control_tokens(loaded.tokenizer, Path(origin.name) / origin.gguf_file)
+    return loaded
+
+
+def _be_quiet() -> None:
+    """Keep the libraries' warnings and bars away: failures are told once, by their exception."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+
+
+def add_control_tokens(tokenizer: Any, path: Path) -> None:
+    """Tell the tokenizer which of its ids are control tokens: transformers reads only the few that GGUF gives a role.
+
+    Without this `<tool_call>` in a prompt would be spelled out, and `<|fim_pad|>` would be shown as text.
+    """
+    fields = GGUFReader(path).fields
+    types = fields["tokenizer.ggml.token_type"].contents()
+    texts = fields["tokenizer.ggml.tokens"].contents()
+    for kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
+        special = kind is TokenType.CONTROL
+        found = [text for text, type_ in zip(texts, types, strict=True) if type_ == kind]
+        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in found], special)
+
+
+def _tie(model: Any) -> None:
+    """Read tokens with the matrix that writes them, where the two are one matrix rounded twice.
+
+    Small models are published with the two tied; a GGUF file holds them apart, the output matrix with more bits per
+    weight. That one is the better copy of both, and tied it is stored once. Models that never tied them stay as is.
+    """
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if output.weight is embedding.weight:
+        return
+    rows = slice(0, _COMPARED_ROWS)
+    likeness = torch.cosine_similarity(
+        output.weight[rows].float().flatten(), embedding.weight[rows].float().flatten(), 0
+    )
+    if likeness > _SAME_MATRIX:
+        embedding.weight = output.weight
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+
+
+def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ...]) -> None:
+    """Write the folder that `from_pretrained` reads: safetensors, tokenizer, chat template."""
+    config = loaded.model.generation_config
+    loaded.model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        eos_token_id=list(eos_token_ids),
+    )
+    loaded.model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # written for their owner alone, and a service runs as another user
+    save_tokenizer(loaded, folder)
+
+
+def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str) -> None:
+    """Write `model.onnx` and `model.onnx.data` into `folder`; raises ModelError with the builder's own reason.
+
+    `name` is what the message calls the model.
+
+    The builder runs in a process of its own: it prints a line per tensor, and its memory is given back at the end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / "scratch"
+    weights, built, log = scratch / "weights", scratch / "built", scratch / "builder.log"
+    weights.mkdir(parents=True)
+    loaded.model.save_pretrained(weights)
+    save_tokenizer(loaded, weights)
+    options = {
+        "int4_accuracy_level": recipe.accuracy_level,
+        "int4_block_size": recipe.block_size,
+        "int4_algo_config": recipe.algorithm,
+        # k_quant writes zero points; taken for symmetric, the shared embedding would be read without them
+        "int4_is_symmetric": "true" if recipe.algorithm.startswith("rtn") else "false",
+        "shared_embeddings": "true" if loaded.model.config.tie_word_embeddings else "false",
+        "hf_token": "false",
+        "hf_remote": "false",  # the builder would trust code that comes with the weights
+    }
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(weights), "-o", str(built)]
+    command += ["-p", "int4", "-e", "cpu", "-c", str(scratch / "cache"), "--extra_options"]
+    command += [f"{name}={value}" for name, value in options.items()]
+    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    with log.open("wb") as output:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode != 0 or not (built / "model.onnx").exists():
+        said = log.read_text(encoding="utf-8", errors="replace")
+        if (number := disk_problem(said)) is not None:
+            raise OSError(number, os.strerror(number))
+        raise ModelError(
+            f"{name}: the ONNX builder failed on this {loaded.model.config.model_type} model: "
+            f"{reason_in(said, done.returncode, scratch)}"
+        )
+    set_windows(built / "model.onnx", layer_windows(loaded.model.config))
+    for name in ("model.onnx", "model.onnx.data"):
+        (built / name).replace(folder / name)
+    shutil.rmtree(scratch)
+
+
+def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, and nothing that only repeats them.
+
+    Without a template there is no such file. Of several named templates the one called "default" stays, which is what
+    transformers takes where no tools are given.
+    """
+    loaded.tokenizer.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    strip_padding(folder / "tokenizer.json")
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    decoder = config.get("added_tokens_decoder", {})
+    kept = {key: value for key, value in decoder.items() if value["content"] != f"[PAD{key}]"}
+    config_path.write_text(json.dumps(config | {"added_tokens_decoder": kept}, indent=2), encoding="utf-8")
+
+
+def special_tokens(loaded: LoadedModel) -> dict[str, str | list[str]]:
+    """Return the texts that transformers hands to a chat template: `bos_token` and so on, extra named ones too."""
+    return {
+        name: [str(text) for text in value] if isinstance(value, list | tuple) else str(value)
+        for name, value in loaded.tokenizer.special_tokens_map.items()
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape an artefact."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}

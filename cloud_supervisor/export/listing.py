@@ -1,0 +1,79 @@
+"""Which pairs there are: those of the registry, and those on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from chaperone_common.artefacts.folders import PAIR_NAME, ROLES, Role, chaperone_home, pair_folder
+from chaperone_common.artefacts.manifest import MANIFEST_NAME, load_manifest
+from chaperone_common.artefacts.registry import Pair, load_registry
+from chaperone_common.errors import ModelError, ModelMissing
+
+Presence = Literal["here", "not pulled", "broken"]
+
+
+@dataclass(frozen=True)
+class ArtefactState:
+    """One model of a pair, and whether it can be loaded; `problem` says why it cannot."""
+
+    role: Role
+    model: str
+    presence: Presence
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class PairState:
+    """The artefacts of a pair on this machine; `registered` is False for a pair that is only on disk."""
+
+    pair: str
+    registered: bool
+    edge: ArtefactState
+    cloud: ArtefactState
+
+
+def list_pairs(registry_path: Path | None = None) -> list[PairState]:
+    """Return every pair of the registry and every other pair on disk, by name; raise ConfigError or ModelError."""
+    registry = load_registry(registry_path)
+    return [_state_of(name, registry.pairs.get(name)) for name in sorted({*registry.pairs, *_names_on_disk()})]
+
+
+def _names_on_disk() -> list[str]:
+    models = chaperone_home() / "models"
+    try:
+        return [path.name for path in models.iterdir() if re.fullmatch(PAIR_NAME, path.name) and path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ModelError(f"{models}: cannot be read: {error.strerror}; CHAPERONE_HOME names its folder") from None
+
+
+def _state_of(name: str, pair: Pair | None) -> PairState:
+    models: dict[Role, str] = {} if pair is None else {"edge": pair.edge.model, "cloud": pair.cloud.model}
+    edge, cloud = (_artefact(name, role, models.get(role)) for role in ROLES)
+    return PairState(name, pair is not None, edge, cloud)
+
+
+def _artefact(name: str, role: Role, registered: str | None) -> ArtefactState:
+    folder = pair_folder(name, role)
+    try:
+        manifest = load_manifest(folder, role=role)
+    except ModelMissing as error:
+        if registered is not None and not folder.is_dir():
+            return ArtefactState(role, registered, "not pulled")
+        return ArtefactState(role, registered or "?", "broken", str(error))
+    except ModelError as error:
+        return ArtefactState(role, registered or _name_in(folder / MANIFEST_NAME), "broken", str(error))
+    return ArtefactState(role, manifest.model, "here")
+
+
+def _name_in(manifest: Path) -> str:
+    """The model that a broken artefact says it is."""
+    try:
+        return str(json.loads(manifest.read_bytes())["model"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return "?"

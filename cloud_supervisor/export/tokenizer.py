@@ -1,0 +1,104 @@
+"""What the ids of a tokenizer mean, byte for byte; the only reader of `tokenizer.json` on this side."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from chaperone_common.artefacts.vocabulary import vocabulary_digest
+from chaperone_common.errors import ModelCorrupt, ModelError
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids a tokenizer knows, what they stand for, and which of them are special (never text)."""
+
+    id_to_bytes: Mapping[int, bytes]
+    special_ids: frozenset[int]
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id; a model's logits from here on are padding."""
+        return max(self.id_to_bytes) + 1
+
+    @property
+    def digest(self) -> str:
+        """Name of the vocabulary: equal digests make token ids interchangeable."""
+        return vocabulary_digest(self.id_to_bytes, self.special_ids)
+
+    def id_of(self, text: str) -> int:
+        """Id of the token that stands for `text`; raises ModelCorrupt where there is none."""
+        wanted = text.encode()
+        for token_id, content in self.id_to_bytes.items():
+            if content == wanted:
+                return token_id
+        raise ModelCorrupt(f"tokenizer: {text!r} is not one of its tokens")
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """Read the vocabulary of a `tokenizer.json`: byte-level, or with `▁` and `<0x0A>` as SentencePiece writes them.
+
+    Raises ModelError for a token that is neither.
+    """
+    tokenizer = Tokenizer.from_file(str(path))
+    added = tokenizer.get_added_tokens_decoder()
+    byte_level = _is_byte_level(json.loads(tokenizer.to_str()))
+    table = _byte_of_character()
+    id_to_bytes: dict[int, bytes] = {}
+    for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
+        if token_id in added:
+            id_to_bytes[token_id] = added[token_id].content.encode()
+        elif byte_level:
+            if not table.keys() >= set(token):
+                raise ModelError(f"tokenizer: its tokens stand for bytes, but {token!r} does not; it is not supported")
+            id_to_bytes[token_id] = bytes(table[character] for character in token)
+        else:
+            id_to_bytes[token_id] = _sentencepiece_bytes(token)
+    return Vocabulary(id_to_bytes, frozenset(token_id for token_id, token in added.items() if token.special))
+
+
+def strip_padding(path: Path) -> None:
+    """Drop the `[PAD151665]` entries with which a GGUF file pads its vocabulary to the size of the matrix.
+
+    They are no tokens: the models were never trained on them, and families pad differently in different sizes.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = data["model"]["vocab"]
+    if not isinstance(vocabulary, dict):
+        return  # a unigram model: a list of scored pieces, never padded this way
+    padding = {token for token, token_id in vocabulary.items() if token == f"[PAD{token_id}]"}
+    padding |= {entry["content"] for entry in data["added_tokens"] if entry["content"] == f"[PAD{entry['id']}]"}
+    if not padding:
+        return
+    data["model"]["vocab"] = {token: token_id for token, token_id in vocabulary.items() if token not in padding}
+    data["added_tokens"] = [entry for entry in data["added_tokens"] if entry["content"] not in padding]
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+
+
+def _is_byte_level(part: Any) -> bool:
+    """Whether the decoder (or one of a sequence) maps printable stand-ins back to bytes."""
+    decoder = part.get("decoder") or {}
+    members = decoder.get("decoders", [decoder])
+    return any(member.get("type") == "ByteLevel" for member in members)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes: printable ones stand for themselves, the rest follow 255."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    if _BYTE_TOKEN.fullmatch(token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()

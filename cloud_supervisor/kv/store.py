@@ -1,0 +1,189 @@
+"""Which session's keys and values are in memory, and who has to leave when it is full.
+
+State is only ever a cache of the token list: a caller names the whole list each time, the store finds out how much
+of it is already read, and whatever was evicted is read again without anybody noticing more than the time it takes.
+Branch tokens that were read beside a list are held until the next one, which may go on along them.
+
+The store is not locked: one thread uses it (the worker's), and only `stats` may be read from others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from chaperone_common.errors import ConfigError, InternalError, Overloaded
+from chaperone_common.token_tree import longest_path
+from chaperone_common.types import BranchToken
+from cloud_supervisor.model.ports import KvCache
+
+
+@dataclass(frozen=True, slots=True)
+class KvStats:
+    """What the store did so far, and what it holds now; `bytes_used` counts tokens planned by a running reading."""
+
+    sessions: int
+    bytes_used: int
+    budget_bytes: int
+    evictions: int
+    rebuilt_tokens: int  # read a second time because an eviction had thrown them away
+
+
+@dataclass(slots=True)
+class _Entry:
+    cache: KvCache
+    token_ids: tuple[int, ...] = ()  # what the cache represents
+    branches: tuple[BranchToken, ...] = ()  # beside them; a parent is an index
+    planned_tokens: int = 0  # what the budget is charged for; more than is held only while pinned
+    pinned: bool = False  # a reading is using the cache
+    doomed: bool = False  # freed while pinned; goes when the reading ends
+
+
+class KvStore:
+    """Caches by session, least recently used first, within a budget of bytes.
+
+    Call `prepare`, feed what it asks for, then `commit`; or `abandon` if the feeding failed.
+    """
+
+    def __init__(self, new_cache: Callable[[], KvCache], *, budget_bytes: int, bytes_per_token: int) -> None:
+        if budget_bytes < bytes_per_token or bytes_per_token < 1:
+            raise ConfigError(f"kv budget: {budget_bytes} bytes hold no token of {bytes_per_token} bytes; raise it")
+        self._new_cache = new_cache
+        self._budget_bytes = budget_bytes
+        self._bytes_per_token = bytes_per_token
+        self._entries: dict[Hashable, _Entry] = {}  # in order of last use
+        self._lost_tokens: dict[Hashable, int] = {}  # held when evicted and not read again since; gone with `free`
+        self._used_tokens = 0
+        self._evictions = 0
+        self._rebuilt_tokens = 0
+
+    @property
+    def stats(self) -> KvStats:
+        """A snapshot; safe to take from any thread."""
+        return KvStats(
+            sessions=len(self._entries),
+            bytes_used=self._used_tokens * self._bytes_per_token,
+            budget_bytes=self._budget_bytes,
+            evictions=self._evictions,
+            rebuilt_tokens=self._rebuilt_tokens,
+        )
+
+    def covers(self, key: Hashable, token_ids: Sequence[int]) -> bool:
+        """Whether a session's cache has all of these tokens on one path, so that reading them would only crop it.
+
+        A session that is unknown, or was evicted, covers nothing, not even no tokens.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        length, indices = longest_path(entry.token_ids, entry.branches, tuple(token_ids))
+        return length + len(indices) == len(token_ids)
+
+    def prepare(
+        self, key: Hashable, token_ids: Sequence[int], keep_last: int, *, branch_tokens: int = 0
+    ) -> tuple[KvCache, list[int]]:
+        """Make room and return the session's cache, and the rest of `token_ids` to feed.
+
+        The cache keeps the longest path, held branch tokens included, that the list follows. Its last `keep_last`
+        tokens are always to be fed, because choices need their logits; so are the `branch_tokens` beside it, for which
+        there will be room. Raises `Overloaded`, with nothing changed, when all that cannot fit beside the readings that
+        are running.
+        """
+        token_ids = tuple(token_ids)
+        if not 0 <= keep_last <= len(token_ids):
+            raise ValueError(f"keep_last: {keep_last} is outside [0, {len(token_ids)}], the number of tokens")
+        if key in self._entries and self._entries[key].pinned:
+            raise ValueError(f"session {key!r}: a reading of it is already running")
+        planned = len(token_ids) + branch_tokens
+        self._make_room(key, planned)
+        entry = self._entries.pop(key, None) or _Entry(self._new_cache())
+        self._entries[key] = entry  # last in the order: most recently used
+        kept = _keep(entry, token_ids, len(token_ids) - keep_last)
+        entry.pinned = True
+        self._charge(entry, planned)
+        self._count_rebuilt(key, kept, len(token_ids))
+        return entry.cache, list(token_ids[kept:])
+
+    def commit(self, key: Hashable, token_ids: Sequence[int], branches: Sequence[BranchToken] = ()) -> None:
+        """Record that the reading ended well and the cache now represents `token_ids` and the branches beside them.
+
+        A parent is an index: that of one of the `token_ids` or, beyond their end, of a branch token.
+        """
+        entry = self._running(key)
+        held = len(token_ids) + len(branches)
+        if entry.cache.length != held:
+            self._drop(key)
+            raise InternalError(f"the cache holds {entry.cache.length} tokens after a reading of {held}")
+        entry.token_ids, entry.branches = tuple(token_ids), tuple(branches)
+        entry.pinned = False
+        self._charge(entry, held)
+        if entry.doomed:
+            self._drop(key)
+
+    def abandon(self, key: Hashable) -> None:
+        """Record that the reading failed; its cache may hold anything, so it goes."""
+        self._running(key)
+        self._drop(key)
+
+    def free(self, key: Hashable) -> None:
+        """Forget a session; one that is being read goes when its reading ends. Unknown sessions are no error."""
+        self._lost_tokens.pop(key, None)
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        if entry.pinned:
+            entry.doomed = True
+        else:
+            self._drop(key)
+
+    def _make_room(self, key: Hashable, tokens: int) -> None:
+        """Evict others, least recently used first, until `tokens` fit for this session."""
+        own = self._entries.get(key)
+        pinned_tokens = sum(entry.planned_tokens for entry in self._entries.values() if entry.pinned)
+        capacity_tokens = self._budget_bytes // self._bytes_per_token
+        if pinned_tokens + tokens > capacity_tokens:
+            raise Overloaded(
+                f"kv budget: {tokens} tokens need {tokens * self._bytes_per_token} bytes, and"
+                f" {(capacity_tokens - pinned_tokens) * self._bytes_per_token} of {self._budget_bytes} can be had;"
+                " shorten the conversation or raise the budget"
+            )
+        needed_tokens = tokens - (own.planned_tokens if own else 0)
+        for other, entry in list(self._entries.items()):
+            if self._used_tokens + needed_tokens <= capacity_tokens:
+                break
+            if entry is not own and not entry.pinned:
+                self._lost_tokens[other] = max(len(entry.token_ids), self._lost_tokens.get(other, 0))
+                self._evictions += 1
+                self._drop(other)
+
+    def _count_rebuilt(self, key: Hashable, kept: int, planned: int) -> None:
+        """Count what this reading repeats; a rebuild may come in several chunks."""
+        lost = self._lost_tokens.get(key, 0)
+        self._rebuilt_tokens += max(0, min(lost, planned) - kept)
+        if planned >= lost:
+            self._lost_tokens.pop(key, None)
+
+    def _running(self, key: Hashable) -> _Entry:
+        entry = self._entries.get(key)
+        if entry is None or not entry.pinned:
+            raise ValueError(f"session {key!r}: no reading of it is running; call prepare first")
+        return entry
+
+    def _charge(self, entry: _Entry, tokens: int) -> None:
+        self._used_tokens += tokens - entry.planned_tokens
+        entry.planned_tokens = tokens
+
+    def _drop(self, key: Hashable) -> None:
+        self._charge(self._entries.pop(key), 0)
+
+
+def _keep(entry: _Entry, token_ids: tuple[int, ...], most: int) -> int:
+    """Have a cache forget all but what is held of `token_ids`, at most so many of them; how many these are."""
+    length, indices = longest_path(entry.token_ids, entry.branches, token_ids[:most])
+    if indices:
+        entry.cache.select(length, indices)
+    elif length < len(entry.token_ids) or entry.branches:
+        entry.cache.crop(length)
+    kept = length + len(indices)
+    entry.token_ids, entry.branches = token_ids[:kept], ()
+    return kept

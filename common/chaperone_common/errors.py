@@ -1,0 +1,180 @@
+"""Every error a user of Chaperone can meet.
+
+    ChaperoneError
+    ├── InvalidRequest            a parameter, prompt or input line that cannot be served
+    │   ├── PromptTooLong         more tokens than the context holds
+    │   └── ConfigError           a configuration file or flag
+    ├── ModelError                the artefacts on disk
+    │   ├── ModelMissing          not pulled yet
+    │   └── ModelCorrupt          present, but not what its manifest says
+    ├── PeerMismatch              the two ends cannot work together
+    │   ├── TokenizerMismatch     different vocabularies
+    │   ├── ModelMismatch         a text that another model began
+    │   ├── GateMismatch          a gate that was calibrated for other models
+    │   └── VersionMismatch       different API versions
+    ├── ProtocolViolation         a frame that the protocol does not allow here
+    ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
+    ├── Superseded                a newer stream of the same session took over
+    ├── CloudLost                 no answer to be had; what was final so far is kept
+    │   ├── CloudUnavailable      unreachable, or it went away
+    │   └── CloudTimeout          a verification missed its deadline
+    ├── OutputLost                results that cannot be written: a full disk, a closed output
+    ├── Cancelled                 the user stopped the generation
+    │   └── GenerationTimeout     it took longer than its `timeout`
+    └── InternalError             a bug on the other end
+
+Messages name the field, the value and the remedy. gRPC statuses are mapped by name in `STATUS_OF` and
+`error_from_status`, so that this module needs no gRPC.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chaperone_common.partial import PartialGeneration
+
+
+class ChaperoneError(Exception):
+    """Root of the tree; `str(error)` is meant for the person who can fix it.
+
+    `partial` holds the text before the failure where a generation failed with this error, else None.
+    """
+
+    partial: PartialGeneration | None = None
+
+    def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+
+
+class InvalidRequest(ChaperoneError):
+    """A parameter, prompt or input line that cannot be served."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room for a new token in the model's context."""
+
+
+class ConfigError(InvalidRequest):
+    """A configuration file or flag that cannot be used."""
+
+
+class ModelError(ChaperoneError):
+    """Something about the model files on disk."""
+
+
+class ModelMissing(ModelError):
+    """The model was not pulled yet, or is looked for in the wrong place."""
+
+
+class ModelCorrupt(ModelError):
+    """A model file differs from what its manifest says."""
+
+
+class PeerMismatch(ChaperoneError):
+    """Device and cloud cannot work together."""
+
+
+class TokenizerMismatch(PeerMismatch):
+    """Device and cloud read different vocabularies."""
+
+
+class ModelMismatch(PeerMismatch):
+    """Another large model began this text; one text is never written by two models."""
+
+
+class GateMismatch(PeerMismatch):
+    """A gate was calibrated for other models than those that are used."""
+
+
+class VersionMismatch(PeerMismatch):
+    """Device and cloud speak different API versions."""
+
+
+class ProtocolViolation(ChaperoneError):
+    """A frame that the protocol does not allow in this state."""
+
+
+class Overloaded(ChaperoneError):
+    """The cloud has no room now; `retry_after_ms` says when to try again."""
+
+
+class Superseded(ChaperoneError):
+    """A newer stream of the same session took over."""
+
+
+class CloudLost(ChaperoneError):
+    """The cloud gives no answer; the final tokens so far can be resumed from."""
+
+
+class CloudUnavailable(CloudLost):
+    """The cloud cannot be reached, or went away in mid-stream."""
+
+
+class CloudTimeout(CloudLost):
+    """The cloud did not answer within the deadline."""
+
+
+class OutputLost(ChaperoneError):
+    """A result cannot be written; what was written before is whole."""
+
+
+class Cancelled(ChaperoneError):
+    """The user stopped the generation."""
+
+
+class GenerationTimeout(Cancelled):
+    """The generation did not end within its `timeout`."""
+
+
+class InternalError(ChaperoneError):
+    """A bug on the other end; its log has the details."""
+
+
+# First match along the class's method resolution order wins.
+STATUS_OF: dict[type[ChaperoneError], str] = {
+    InvalidRequest: "INVALID_ARGUMENT",
+    ModelError: "FAILED_PRECONDITION",
+    PeerMismatch: "FAILED_PRECONDITION",
+    VersionMismatch: "UNIMPLEMENTED",
+    ProtocolViolation: "OUT_OF_RANGE",
+    Overloaded: "RESOURCE_EXHAUSTED",
+    Superseded: "ABORTED",
+    CloudTimeout: "DEADLINE_EXCEEDED",
+    CloudLost: "UNAVAILABLE",
+    Cancelled: "CANCELLED",
+    ChaperoneError: "INTERNAL",
+}
+
+ERROR_OF: dict[str, type[ChaperoneError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "FAILED_PRECONDITION": PeerMismatch,
+    "UNIMPLEMENTED": VersionMismatch,
+    "OUT_OF_RANGE": ProtocolViolation,
+    "RESOURCE_EXHAUSTED": Overloaded,
+    "ABORTED": Superseded,
+    "DEADLINE_EXCEEDED": CloudTimeout,
+    "UNAVAILABLE": CloudUnavailable,
+    "CANCELLED": Cancelled,
+}
+
+
+def status_of(error: ChaperoneError) -> str:
+    """Name the gRPC status that stands for this error."""
+    return next(STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF)
+
+
+# A message begins with the field that it is about, and that tells apart what one status stands for.
+ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
+    ("FAILED_PRECONDITION", "model_digest"): ModelMismatch,
+    ("FAILED_PRECONDITION", "tokenizer_digest"): TokenizerMismatch,
+}
+
+
+def error_from_status(status: str, message: str, *, retry_after_ms: int | None = None) -> ChaperoneError:
+    """Build the error that a gRPC status, given by name, stands for; unknown ones are the other end's bug."""
+    field = message.partition(":")[0]
+    kind = ERROR_OF_FIELD.get((status, field)) or ERROR_OF.get(status, InternalError)
+    return kind(message, retry_after_ms=retry_after_ms)

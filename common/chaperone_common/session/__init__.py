@@ -1,0 +1,36 @@
+"""One generation as a state machine without I/O, both ends: frames and tokens in, events and frames out."""
+
+from chaperone_common.session.cloud import CloudSession, Judging
+from chaperone_common.session.device import DeviceSession
+from chaperone_common.session.events import (
+    Audited,
+    Committed,
+    Drafted,
+    Event,
+    Failed,
+    Finished,
+    Retracted,
+    SessionEvent,
+    Unverified,
+)
+from chaperone_common.session.transitions import TRANSITIONS, Happening, State, mermaid, step
+
+__all__ = [
+    "TRANSITIONS",
+    "Audited",
+    "CloudSession",
+    "Committed",
+    "DeviceSession",
+    "Drafted",
+    "Event",
+    "Failed",
+    "Finished",
+    "Happening",
+    "Judging",
+    "Retracted",
+    "SessionEvent",
+    "State",
+    "Unverified",
+    "mermaid",
+    "step",
+]

@@ -1,0 +1,273 @@
+"""The cloud's end of one generation: which tokens to read, and what to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chaperone_common.branches import depths
+from chaperone_common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
+from chaperone_common.frames import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
+from chaperone_common.session.transitions import Happening, State, step
+from chaperone_common.types import BranchToken, common_prefix
+from chaperone_common.verification import judge, walk_on
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """A reading that the session waits for: choices after the last `choices` of `token_ids`, and after each branch.
+
+    `start` is the position of the first choice wanted; `judged` are the tokens that the choices are held against. The
+    parents of `branches` count from `token_ids[-choices]`, which is 0, on through the branch tokens, from `choices` on.
+    """
+
+    token_ids: tuple[int, ...]
+    choices: int
+    start: int
+    judged: tuple[int, ...]
+    frame: Draft | Close | None  # None: the cloud writes by itself
+    branches: tuple[BranchToken, ...] = ()
+
+
+class CloudSession:
+    """The text as the cloud knows it, and the revision; all else is derived.
+
+    `receive` takes a frame and returns the reading to be made, or None; `answer` takes its choices and returns the
+    frames to send. `writing` is the next reading of a takeover.
+    """
+
+    def __init__(self, frame: Open, *, context_tokens: int, vocabulary_size: int) -> None:
+        """Start from an Open; raises InvalidRequest or PromptTooLong."""
+        self.text = [*frame.prompt_token_ids, *frame.committed_token_ids]
+        if not frame.prompt_token_ids:
+            raise InvalidRequest("prompt_token_ids: empty; give at least one token")
+        if frame.max_new_tokens < 1:
+            raise InvalidRequest(f"max_new_tokens: {frame.max_new_tokens} is less than 1")
+        if len(self.text) >= context_tokens:
+            raise PromptTooLong(
+                f"prompt: {len(self.text)} tokens leave no room in a context of {context_tokens}; shorten it"
+            )
+        self.vocabulary_size = vocabulary_size
+        for token_id in self.text:
+            if not 0 <= token_id < vocabulary_size:
+                raise InvalidRequest(f"prompt_token_ids: {token_id} is not in a vocabulary of {vocabulary_size}")
+        self.prompt_length = len(frame.prompt_token_ids)
+        self.limit = min(self.prompt_length + frame.max_new_tokens, context_tokens)
+        self.eos_token_ids = frozenset(frame.eos_token_ids)
+        self.state = step(State.NEW, Happening.OPEN)
+        self.revision = 0
+        self.stale_frames = 0
+        self.deadline_ms = 0  # of the latest Draft, told by it or by one before it; 0: none
+        self._takeover_left = 0
+        self._vouched = 0  # below, the device takes the cloud's tokens, whatever Drafts on their way call final
+        self._judged_last = False  # the latest frame was judged, and nothing was written since
+
+    @property
+    def writes(self) -> bool:
+        """A takeover is going on."""
+        return self.state is State.CLOUD_WRITES
+
+    @property
+    def ended(self) -> bool:
+        """The text is complete."""
+        return len(self.text) >= self.limit or (
+            len(self.text) > self.prompt_length and self.text[-1] in self.eos_token_ids
+        )
+
+    def receive(self, frame: Draft | Close) -> Judging | None:
+        """Take a frame; None means that it is stale. Raises ProtocolViolation."""
+        match frame:
+            case Draft():
+                return self._receive_draft(frame)
+            case Close():
+                self.state = step(self.state, Happening.CLOSE)
+                return self._receive_tail(frame)
+
+    def writing(self) -> Judging:
+        """The next reading of a takeover."""
+        return Judging(tuple(self.text), 1, len(self.text), (), None)
+
+    def hands_back(self, frame: Draft) -> bool:
+        """Whether a Draft ends the takeover: the device writes again, unless what it writes is already contradicted."""
+        return self.writes and frame.revision == self.revision and not self._contradicted(frame)
+
+    def hand_back(self) -> Continuation:
+        """End a takeover now."""
+        self.state = step(self.state, Happening.HAND_BACK)
+        self._takeover_left = 0
+        return Continuation(len(self.text), (), handed_back=True)
+
+    def answer(self, judging: Judging, choices: Sequence[int], queue_us: int = 0, compute_us: int = 0) -> ServerFrame:
+        """Turn the choices of a reading into the frame to send, and move on.
+
+        `choices` has one id for each of the reading's last `choices` tokens, and then one for each branch token.
+        """
+        match judging.frame:
+            case None:
+                return self._continue(choices[0], queue_us, compute_us)
+            case Draft():
+                return self._verdict(judging, judging.frame, choices, queue_us, compute_us)
+            case Close():
+                return self._closed(judging, choices, queue_us, compute_us)
+
+    def _receive_draft(self, frame: Draft) -> Judging | None:
+        self.deadline_ms = frame.deadline_ms or self.deadline_ms
+        if frame.revision < self.revision:
+            self.stale_frames += 1
+            return None
+        self._check(frame)
+        self.state = step(self.state, Happening.DRAFT)
+        after_verdict, self._judged_last = self._judged_last, False
+        if self._contradicted(frame):
+            # The cloud has written another token there, and said so: the device is about to learn of it.
+            self.revision += 1
+            self.stale_frames += 1
+            if after_verdict and not self.ended:  # it does so as it takes that very Verdict
+                self._take_over(frame)
+            return None
+        agreed = self._agreed(frame)
+        if agreed < len(frame.token_ids):
+            del self.text[frame.start + agreed :]  # committed on the device: its text wins, and is audited
+        known = self.text[frame.start + agreed :] if agreed == len(frame.token_ids) else []
+        if known:
+            return Judging((), 0, frame.start + agreed, (), frame)
+        judged = frame.token_ids[agreed:]
+        start = frame.start + agreed
+        if not judged and self.ended:  # it only repeats the end, which the device is about to learn of
+            self.stale_frames += 1
+            return None
+        if start + len(judged) >= self.limit:  # no choice beyond the limit: the last token is the cloud's own
+            judged = judged[:-1]
+        branches = self._open_branches(frame, agreed, len(judged) + 1)
+        return Judging((*self.text[:start], *judged), len(judged) + 1, start, judged, frame, branches)
+
+    def _open_branches(self, frame: Draft, agreed: int, choices: int) -> tuple[BranchToken, ...]:
+        """The branch tokens of a Draft that may stand and be followed by a choice, numbered as in `Judging`.
+
+        What hangs on a token that the text has settled already, by agreement or because it is committed, cannot stand.
+        Where all of the chain is settled, the cloud has told more already, or goes no further than its own token.
+        """
+        if agreed == len(frame.token_ids):
+            return ()
+        length = 1 + len(frame.token_ids)  # with the token before the chain
+        settled = max(agreed, frame.final_before - frame.start)
+        numbers = {node: node - agreed for node in range(settled, length)}
+        kept: list[BranchToken] = []
+        beside = zip(frame.branches, depths(length, frame.branches), strict=True)
+        for number, (branch, depth) in enumerate(beside, length):
+            if branch.parent in numbers and frame.start + depth < self.limit:
+                numbers[number] = choices + len(kept)
+                kept.append(BranchToken(numbers[branch.parent], branch.token_id))
+        return tuple(kept)
+
+    def _receive_tail(self, frame: Close) -> Judging:
+        self._check_place(frame.start, frame.token_ids)
+        agreed = self._agreed(frame)
+        start = frame.start + agreed
+        unread = frame.token_ids[agreed:]
+        del self.text[start:]
+        if not unread:
+            return Judging((), 0, start, (), frame)
+        return Judging((*self.text, *unread[:-1]), len(unread), start, unread, frame)
+
+    def _verdict(
+        self, judging: Judging, frame: Draft, choices: Sequence[int], queue_us: int, compute_us: int
+    ) -> Verdict:
+        if not choices:
+            self._vouch(frame)
+            return Verdict(self.revision, judging.start, self.text[judging.start])
+        audited = max(0, frame.final_before - judging.start)
+        beside = choices[judging.choices :]
+        result = judge(judging.judged, choices[: judging.choices], audited=audited, eos_token_ids=self.eos_token_ids)
+        further = walk_on(judging.branches, beside, result, length=judging.choices, eos_token_ids=self.eos_token_ids)
+        position = judging.start + result.stands
+        self.text = [*judging.token_ids[:position], result.token_id, *further]
+        self._vouch(frame)
+        deviations = tuple(judging.start + index for index in result.deviations)
+        own = frame.token_ids[position - frame.start : position - frame.start + 1]
+        contradicted = bool(own) and own[0] != result.token_id
+        if contradicted and position < frame.final_before:  # the last token before the limit, committed already
+            deviations += (position,)
+        elif contradicted:
+            self.revision += 1
+        if (contradicted or not frame.token_ids) and not self.ended:
+            self._take_over(frame)
+        self._judged_last = not self.writes
+        return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us, further)
+
+    def _vouch(self, frame: Draft) -> None:
+        """Hold to what was answered, unless the device had gone on with a token of its own before it asked."""
+        if frame.final_before <= frame.end:
+            self._vouched = len(self.text)
+
+    def _take_over(self, frame: Draft) -> None:
+        """Begin to write, as many tokens as are welcome."""
+        if frame.continuation_tokens:
+            self.state = step(self.state, Happening.TAKEOVER)
+            self._takeover_left = frame.continuation_tokens
+
+    def _continue(self, token_id: int, queue_us: int, compute_us: int) -> Continuation:
+        start = len(self.text)
+        self.text.append(token_id)
+        self._takeover_left -= 1
+        handed_back = self._takeover_left == 0 or self.ended
+        self.state = step(self.state, Happening.HAND_BACK if handed_back else Happening.CONTINUATION)
+        return Continuation(start, (token_id,), handed_back, queue_us, compute_us)
+
+    def _closed(self, judging: Judging, choices: Sequence[int], queue_us: int, compute_us: int) -> Closed:
+        self.state = step(self.state, Happening.CLOSED)
+        deviations = tuple(
+            judging.start + index
+            for index, (token_id, choice) in enumerate(zip(judging.judged, choices, strict=True))
+            if token_id != choice
+        )
+        return Closed(deviations, queue_us, compute_us)
+
+    def _contradicted(self, frame: Draft) -> bool:
+        """Whether the cloud has written another token where the device asks for a judgement, or will take it."""
+        agreed = self._agreed(frame)
+        position = frame.start + agreed
+        told = position < self._vouched
+        return agreed < len(frame.token_ids) and position < len(self.text) and (told or frame.final_before <= position)
+
+    def _agreed(self, frame: Draft | Close) -> int:
+        """How many leading tokens of a frame are already in the text."""
+        return common_prefix(self.text[frame.start : frame.start + len(frame.token_ids)], [*frame.token_ids])
+
+    def _check(self, frame: Draft) -> None:
+        if frame.revision > self.revision:
+            raise ProtocolViolation(f"revision: {frame.revision} was never given, the latest is {self.revision}")
+        self._check_place(frame.start, frame.token_ids)
+        if not frame.start <= frame.final_before <= frame.end + 1:
+            raise ProtocolViolation(
+                f"final_before: {frame.final_before} is outside the span from {frame.start} to {frame.end}, and the "
+                "token behind it"
+            )
+        self._check_branches(frame)
+        if not frame.token_ids and (frame.start != len(self.text) or self.ended):
+            raise ProtocolViolation(f"start: {frame.start} is not where the cloud can write on, {len(self.text)} is")
+
+    def _check_branches(self, frame: Draft) -> None:
+        chain = len(frame.token_ids)
+        if frame.branches and frame.final_before >= frame.end:
+            raise ProtocolViolation(
+                f"parents: {len(frame.branches)} branch tokens beside {chain} tokens of which none is judged"
+            )
+        deepest = max(depths(1 + chain, frame.branches), default=0)
+        if frame.start + deepest > self.limit:
+            raise ProtocolViolation(
+                f"parents: a branch token at {frame.start + deepest - 1} is not below the limit of {self.limit}"
+            )
+        self._check_ids([branch.token_id for branch in frame.branches])
+
+    def _check_place(self, start: int, token_ids: Sequence[int]) -> None:
+        if not self.prompt_length <= start <= len(self.text):
+            raise ProtocolViolation(f"start: {start} is outside [{self.prompt_length}, {len(self.text)}]")
+        if start + len(token_ids) > self.limit:
+            raise ProtocolViolation(f"token_ids: {len(token_ids)} tokens from {start} pass the limit of {self.limit}")
+        self._check_ids(token_ids)
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocabulary_size:
+                raise ProtocolViolation(f"token_ids: {token_id} is not in a vocabulary of {self.vocabulary_size}")

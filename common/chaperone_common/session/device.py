@@ -1,0 +1,376 @@
+"""The device's end of one generation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from chaperone_common.errors import ProtocolViolation, error_from_status
+from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
+from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
+from chaperone_common.session.transitions import Happening, State, step
+from chaperone_common.session.verdicts import begins_takeover, check_verdict, origins
+from chaperone_common.stats import Tally
+from chaperone_common.types import BranchToken, FinishReason, OnDeviation, Origin, Signal, Span
+
+
+class DeviceSession:
+    """Prompt, final and provisional tokens, and the spans on their way.
+
+        text:  [ prompt | final ............ | provisional ................ ]
+        sent:  everything below was read by the cloud or is on its way to it
+        read:  everything below was read by the cloud, as its answers tell, and audited where it was skipped
+
+    The methods that change it return or yield `SessionEvent`s; frames to send are returned, never sent.
+    """
+
+    def __init__(self, open_frame: Open, *, limit: int, on_deviation: OnDeviation = OnDeviation.KEEP) -> None:
+        """Start from an Open; `limit` is the length at which the text is full, prompt included.
+
+        With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them as it does fired ones.
+        """
+        self.opening = open_frame
+        self.text = [*open_frame.prompt_token_ids, *open_frame.committed_token_ids]
+        self.prompt_length = len(open_frame.prompt_token_ids)
+        self.first_new = self.final = self.sent = self.read = len(self.text)
+        self.limit = limit
+        self.eos_token_ids = frozenset(open_frame.eos_token_ids)
+        self.state = step(State.NEW, Happening.OPEN)
+        self.revision = 0
+        self.spans: deque[Span] = deque()
+        self.opened = False  # the cloud has answered the Open of this stream
+        self.prefilled = False
+        self.max_span_tokens: int | None = None  # of a Draft on this stream, as the cloud told in its Opened
+        self.prefill_us = 0
+        self.finish_reason: FinishReason | None = None
+        self.tally = Tally()
+        self._risks: dict[int, float] = {}  # of drafted positions that the cloud has not read
+        self._fired: deque[int] = deque()  # provisional positions that the gate wants judged
+        self._gated = False  # the gate has let a token pass, so that risks tell the cloud something
+        self._skips_are_final = on_deviation is OnDeviation.KEEP
+        self._deadline_ms = 0  # that the cloud was told on this stream; 0: none yet
+        self._tail = (0, 0)  # what the closing audit is about, begin and end
+        self._tail_weight = 1.0
+        self._crossing: tuple[int, ...] = ()  # deviations in it that verdicts told while it was on its way
+        self._alone = False  # the cloud is lost
+        self._reopened = False  # and the cloud has not answered yet
+
+    @property
+    def exhausted(self) -> bool:
+        """No token can be drafted any more: the text is full, or ends in end-of-text."""
+        return len(self.text) >= self.limit or (len(self.text) > self.first_new and self.text[-1] in self.eos_token_ids)
+
+    @property
+    def unsent_fires(self) -> int:
+        """Tokens that were not sent to the cloud, and on which the gate fired."""
+        return sum(position >= self.sent for position in self._fired)
+
+    def tokens_to_ask(self, gap: int) -> int:
+        """Unsent tokens up to the first one that the gate fired on, and on to others at most `gap` tokens behind it.
+
+        0 if it fired on none of them.
+        """
+        end = self.sent
+        for position in self._fired:
+            if end > self.sent and position - end > gap:
+                break
+            if position >= self._asked:
+                end = position + 1
+        return end - self.sent
+
+    @property
+    def _asked(self) -> int:
+        """All below was sent, or is what the cloud chooses behind the last span on its way, and need not be.
+
+        Where the cloud may write on it is asked about that token, too: an override there begins with the next span.
+        """
+        last = self.spans[-1] if self.spans else None
+        chosen = last is not None and last.end == self.sent and last.asks_next and not last.continuation_tokens
+        return self.sent + chosen
+
+    @property
+    def _settled(self) -> int:
+        """Everything below is final, on its way to a judge, or final once that one lets all before it stand.
+
+        Without anything on its way, what is provisional has been kept so by a takeover that was cut off. Nothing has to
+        be said of a token that the cloud chooses anyway where nothing was skipped behind it.
+        """
+        if not self._skips_are_final or self.following or self.stranded:
+            return self.final
+        fire = next((position for position in self._fired if position >= self._asked), len(self.text))
+        return fire if fire > self._asked else self.final
+
+    @property
+    def stranded(self) -> bool:
+        """Some of the text is not final, and nothing is on its way that could make it so."""
+        return not self.spans and not self.following and self.final < len(self.text)
+
+    @property
+    def outgrown(self) -> bool:
+        """A span on its way is larger than this cloud takes: it came back with another limit."""
+        most = self.max_span_tokens
+        return most is not None and any(len(span.token_ids) + len(span.branches) > most for span in self.spans)
+
+    @property
+    def audit_pending(self) -> bool:
+        """A Close was sent with tokens to be audited, and is not answered."""
+        return self.state is State.CLOSING and self._tail[0] < self._tail[1]
+
+    @property
+    def closed(self) -> bool:
+        """The cloud has answered the Close."""
+        return self.state is State.DONE
+
+    @property
+    def following(self) -> bool:
+        """The cloud writes."""
+        return self.state is State.CLOUD_WRITES
+
+    def draft(self, token_id: int, signal: Signal, *, fires: bool) -> Iterator[SessionEvent]:
+        """Append a drafted token: provisional behind a fire, else final at once, unless deviations are retracted."""
+        position = len(self.text)
+        self.text.append(token_id)
+        self._risks[position] = signal.risk
+        yield Drafted(position, token_id, signal, fires)
+        if fires:
+            self.tally.fired += 1
+            self._fired.append(position)
+        else:
+            self._gated = self._skips_are_final
+        yield from self._commit_skipped()
+
+    def send(
+        self,
+        *,
+        continuation_tokens: int = 0,
+        max_tokens: int | None = None,
+        deadline_ms: int = 0,
+        branches: Sequence[BranchToken] = (),
+    ) -> Draft:
+        """Put all unsent tokens, at most `max_tokens`, into a Draft; without any, ask the cloud to write.
+
+        `branches` stand beside these tokens, parents before their children; where none of the tokens is to be judged
+        they could not be reached, and are left out. `deadline_ms` is told where it differs from that of the Draft
+        before; 0 leaves it as it is.
+        """
+        self.state = step(self.state, Happening.DRAFT)
+        end = len(self.text) if max_tokens is None else min(len(self.text), self.sent + max_tokens)
+        tokens = tuple(self.text[self.sent : end])
+        final_before = max(self.sent, min(self._settled, end + 1))
+        beside = tuple(branches) if final_before < end else ()
+        span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens, beside)
+        risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end)) if self._gated else ()
+        self.spans.append(span)
+        self.sent = end
+        self.tally.requests += 1
+        told_ms = 0 if deadline_ms == self._deadline_ms else deadline_ms
+        self._deadline_ms = deadline_ms or self._deadline_ms
+        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, told_ms, beside)
+
+    def close(self, *, audit_share: float = 1.0) -> Close:
+        """End the stream, with the committed tokens that the cloud has not read.
+
+        Those are audited; `audit_share` says in how many of such generations, and 0 not to audit this one.
+        """
+        self.state = step(self.state, Happening.CLOSE)
+        start = min(self.read, self.final)
+        end = self.final if audit_share else start
+        self._tail, self._tail_weight = (start, end), 1.0 / (audit_share or 1.0)
+        return Close(start, tuple(self.text[start:end]))
+
+    def finish_at(self, length: int) -> Iterator[SessionEvent]:
+        """End the text at `length` because a stop string was completed there; later tokens are withdrawn."""
+        self.finish_reason = FinishReason.STOP
+        if len(self.text) > length:
+            yield from self._truncate(length)
+            self.spans.clear()
+        self.final = length
+
+    def reopen(self) -> Open:
+        """Begin a new stream after a failure, from what the cloud is known to have read; a takeover is over with it.
+
+        What is provisional stays so. All of it that was sent waits for being sent again, and is then judged; skipped
+        tokens that are final and unread are audited by the next Draft. Raises ProtocolViolation unless the last stream
+        failed while the text was being written.
+        """
+        if self.finish_reason is not None:
+            raise ProtocolViolation(f"reopen: the text has ended at {self.final}; nothing is left to write")
+        self.state = step(self.state, Happening.REOPEN)
+        provisional_and_sent = range(self.final, self.sent)
+        self._fired = deque([*provisional_and_sent, *(position for position in self._fired if position >= self.sent)])
+        self.sent = self.read = min(self.read, self.final)
+        self.tally.requests -= len(self.spans)  # each is asked again
+        self.spans.clear()
+        self.revision = 0
+        self.opened = self.prefilled = False
+        self._deadline_ms = 0
+        self._reopened = True
+        return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read]))
+
+    def lose_cloud(self) -> Iterator[SessionEvent]:
+        """Go on without the cloud: what is provisional becomes final, and so does all that follows, unverified."""
+        self._alone = True
+        self.spans.clear()
+        self._fired.clear()
+        while self.final < len(self.text):
+            yield from self._commit(Origin.UNVERIFIED)
+
+    def apply(self, frame: ServerFrame) -> Iterator[SessionEvent]:
+        """Take a frame from the cloud; raises ProtocolViolation, or the error that a Failure stands for."""
+        match frame:
+            case Opened():
+                self.state = step(self.state, Happening.OPENED)
+                self.opened = True
+                self.prefilled = self.prefilled or frame.prefilled
+                self.max_span_tokens = frame.max_span_tokens or self.max_span_tokens
+                self._count(frame)
+                self.prefill_us += frame.compute_us
+                self.tally.reconnects += self._reopened
+                self._reopened = False
+            case Verdict() if self.state is State.CLOSING:
+                self._count(frame)
+                self._crossing += tuple(position for position in frame.deviations if position < self.final)
+            case Continuation() if self.state is State.CLOSING:
+                self._count(frame)
+            case Verdict():
+                yield from self._apply_verdict(frame)
+            case Continuation():
+                yield from self._apply_continuation(frame)
+            case Closed():
+                self.state = step(self.state, Happening.CLOSED)
+                self._count(frame)
+                deviations = tuple(sorted({*self._crossing, *frame.deviations}))
+                yield from self._audit(*self._tail, deviations, self._tail_weight)
+            case Failure():
+                self.state = step(self.state, Happening.FAILURE)
+                raise error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms)
+
+    def _apply_verdict(self, verdict: Verdict) -> Iterator[SessionEvent]:
+        if self._is_replay(verdict):
+            return
+        if not self.spans:
+            raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
+        span = self.spans.popleft()
+        check_verdict(verdict, span, self.text, limit=self.limit)
+        vouching = origins(verdict, span)
+        tokens = (verdict.token_id, *verdict.further_token_ids)
+        told = verdict.position < self.final
+        if told and verdict.further_token_ids:
+            raise ProtocolViolation(f"further_token_ids: they follow {verdict.position}, which is final already")
+        begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
+        self.state = step(self.state, Happening.TAKEOVER if begins else Happening.VERDICT)
+        upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
+        self._count(verdict)
+        audited = min(span.final_before, span.end)
+        yield from self._audit(min(max(span.start, self.read), audited), audited, verdict.deviations)
+        self._mark_read(span.end if told else verdict.position + len(tokens))
+        while self.final < verdict.position:
+            yield from self._commit(Origin.VERIFIED)
+        for position, (token_id, origin) in enumerate(zip(tokens, vouching, strict=True), verdict.position):
+            yield from self._take(position, token_id, origin)
+        if upcoming is not None and not self.spans and not begins:
+            self._follow_contradicted(upcoming)
+        self.revision = max(self.revision, verdict.revision)
+        yield from self._commit_skipped()
+
+    def _follow_contradicted(self, span: Span) -> None:
+        """The cloud's token behind a span has contradicted the next one: it is taken for an override of that one.
+
+        The cloud reads that span next, finds it contradicted, and writes on if tokens are welcome there. A span behind
+        others that still stand begins no takeover: too much may happen before the cloud reads it.
+        """
+        if span.continuation_tokens and self.finish_reason is None:
+            self.state = step(self.state, Happening.TAKEOVER)
+
+    def _apply_continuation(self, frame: Continuation) -> Iterator[SessionEvent]:
+        end = frame.start + len(frame.token_ids)
+        if frame.token_ids and end <= self.final and tuple(self.text[frame.start : end]) == frame.token_ids:
+            return  # a replay
+        if frame.token_ids and frame.start != self.final:
+            raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final}")
+        self.state = step(self.state, Happening.HAND_BACK if frame.handed_back else Happening.CONTINUATION)
+        self._count(frame)
+        for token_id in frame.token_ids:
+            yield from self._take(self.final, token_id, Origin.TAKEOVER)
+        self._mark_read(max(self.read, min(end, self.final)))
+        if frame.handed_back:
+            yield from self._commit_skipped()
+
+    def _take(self, position: int, token_id: int, origin: Origin) -> Iterator[SessionEvent]:
+        """Commit the cloud's own token at a position; if the draft has another one there, it gives way."""
+        if position < self.final:  # it was so when it was sent: the deviation, if any, is told with the next span
+            return
+        if self.finish_reason is not None:  # nothing follows the end, whatever the cloud says
+            return
+        if position < len(self.text) and self.text[position] == token_id:
+            self.sent = max(self.sent, position + 1)
+            yield from self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)
+            return
+        if position < len(self.text):
+            self.tally.caught += 1
+            # Spans on their way that hold the position contradict what the cloud wrote there; on reading the first
+            # of them the cloud raises the revision as well, so both ends agree without a word.
+            if self.spans and self.spans[0].start <= position < self.sent:
+                self.revision += 1
+            yield from self._truncate(position)
+            origin = Origin.OVERRIDE if origin is Origin.BONUS else origin
+        self.text.append(token_id)
+        self.sent = position + 1
+        yield from self._commit(origin)
+
+    def _commit(self, origin: Origin) -> Iterator[SessionEvent]:
+        position = self.final
+        token_id = self.text[position]
+        self.final += 1
+        while self._fired and self._fired[0] < self.final:
+            self._fired.popleft()
+        self.tally.committed(origin, self._risks.get(position, 0.0))
+        if token_id in self.eos_token_ids:
+            self.finish_reason = FinishReason.STOP
+        elif self.final >= self.limit:
+            self.finish_reason = FinishReason.LENGTH
+        yield Committed(position, token_id, origin)
+
+    def _commit_skipped(self) -> Iterator[SessionEvent]:
+        """Commit drafted tokens up to the next fire; those that the cloud is being asked about wait for the verdict.
+
+        While the cloud writes, all wait for what it writes there.
+        """
+        if not (self._skips_are_final or self._alone):
+            return
+        while not self.following and self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
+            if any(span.end == self.final and span.asks_next for span in self.spans):
+                return
+            if self.final < self.sent and not any(span.start <= self.final < span.final_before for span in self.spans):
+                return
+            yield from self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT)
+
+    def _truncate(self, length: int) -> Iterator[SessionEvent]:
+        self.tally.retracted_tokens += len(self.text) - max(length, self.final)
+        del self.text[length:]
+        self.sent = min(self.sent, length)
+        self.spans = deque(span for span in self.spans if span.end <= length)  # these are answered nevertheless
+        self._fired = deque(position for position in self._fired if position < length)
+        self._risks = {position: risk for position, risk in self._risks.items() if position < length}
+        yield Retracted(length)
+
+    def _mark_read(self, length: int) -> None:
+        for position in range(self.read, length):
+            self._risks.pop(position, None)
+        self.read = max(self.read, length)
+
+    def _is_replay(self, verdict: Verdict) -> bool:
+        """Whether it answers a span that is answered: an answer to the next one with tokens lies behind its start."""
+        old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
+        return old and verdict.position < self.final
+
+    def _audit(self, start: int, end: int, deviations: tuple[int, ...], weight: float = 1.0) -> Iterator[SessionEvent]:
+        self.tally.audited_tokens += end - start
+        self.tally.deviations += len(deviations)
+        if start < end:
+            yield Audited(start, end, deviations, weight)
+
+    def _count(self, frame: Opened | Verdict | Continuation | Closed) -> None:
+        self.tally.cloud_queue_us += frame.queue_us
+        self.tally.cloud_compute_us += frame.compute_us

@@ -1,0 +1,57 @@
+"""What the device's end makes of a Verdict: whether it answers the span, and who vouches for its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from chaperone_common.branches import child
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.frames import Verdict
+from chaperone_common.types import Origin, Span
+
+
+def check_verdict(verdict: Verdict, span: Span, text: Sequence[int], *, limit: int) -> None:
+    """Raise ProtocolViolation unless a Verdict can answer a span of the text.
+
+    Behind a text of `limit` tokens the cloud chooses none: its Verdict is then on the last one, final or not.
+    """
+    first = min(span.final_before, span.end, limit - 1)
+    if not first <= verdict.position <= span.end:
+        raise ProtocolViolation(f"verdict at position {verdict.position} answers a span from {first} to {span.end}")
+    judged = span.final_before <= verdict.position < span.end
+    overridden = judged and text[verdict.position] != verdict.token_id
+    if verdict.revision != span.revision + overridden:
+        raise ProtocolViolation(f"verdict of revision {verdict.revision} answers a span of {span.revision}")
+
+
+def origins(verdict: Verdict, span: Span) -> list[Origin]:
+    """Who vouches for each of a Verdict's own tokens, where the device has not written the same in its text.
+
+    Raises ProtocolViolation if they do not follow the branches of the span.
+    """
+    length = 1 + len(span.token_ids)  # with the token before the span
+    node, token_id = verdict.position - span.start, verdict.token_id
+    own = Origin.OVERRIDE if verdict.position < span.end else Origin.BONUS
+    if not verdict.further_token_ids:
+        return [own]
+    for further in verdict.further_token_ids:
+        found = child(length, span.branches, node, token_id)
+        if found is None:
+            raise ProtocolViolation(
+                f"further_token_ids: {further} follows {token_id}, which is no branch token there of the span from "
+                f"{span.start} to {span.end}"
+            )
+        node, token_id = found, further
+    if child(length, span.branches, node, token_id) is not None:  # the text ends with a branch token
+        last = Origin.VERIFIED
+    else:
+        last = Origin.OVERRIDE if any(branch.parent == node for branch in span.branches) else Origin.BONUS
+    return [own, *[Origin.VERIFIED] * (len(verdict.further_token_ids) - 1), last]
+
+
+def begins_takeover(verdict: Verdict, span: Span, *, limit: int, eos_token_ids: Container[int]) -> bool:
+    """Whether the cloud writes on by itself after a Verdict."""
+    overridden = verdict.revision > span.revision or not span.token_ids
+    last = (verdict.token_id, *verdict.further_token_ids)[-1]
+    ended = last in eos_token_ids or verdict.position + 1 + len(verdict.further_token_ids) >= limit
+    return overridden and span.continuation_tokens > 0 and not ended

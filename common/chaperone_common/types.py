@@ -1,0 +1,223 @@
+"""The values that the parts of Chaperone exchange, and what its words mean.
+
+draft       tokens that the device's small model proposed and nobody has checked
+span        a run of consecutive draft tokens, sent or not
+branch      tokens beside a span: alternatives to its own tokens, its chain, that are judged in the same reading
+signal      per-token uncertainty of the small model
+risk        probability that the cloud would have chosen another token here
+gate        the policy that reads signals and decides: keep drafting, skip, or fire
+skip, fire  commit without asking; ask the cloud now
+verdict     the cloud's answer on a span: how many tokens stand, and its own token where they stop
+override    the cloud's own token in place of the draft's
+bonus       the cloud's own token after a span that stands whole, where the device has none yet
+takeover    an override of many tokens: the cloud writes on by itself until it hands back
+audit       the cloud's judgement of tokens that were already skipped
+deviation   a committed token that is not the one the cloud would have chosen after the same prefix
+catch       share of would-be overrides that the gate did not let pass: caught / (caught + deviations)
+commit, retract   make output final; take provisional output back
+round trip  one request on the link that the device had to wait for; a hidden one overlaps with drafting
+
+A position counts tokens from the start of the conversation, prompt included, from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, NewType
+
+from chaperone_common.errors import InvalidRequest
+
+TokenId = NewType("TokenId", int)
+Position = NewType("Position", int)
+Revision = NewType("Revision", int)
+SessionId = NewType("SessionId", str)
+
+MAX_SEED = 2**64 - 1
+MAX_COUNT = 2**32 - 1  # the wire's whole numbers
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256
+
+
+class Mode(StrEnum):
+    """What is final, and what is promised about it."""
+
+    EXACT = "exact"
+    GATED = "gated"
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+
+class OnDeviation(StrEnum):
+    """What becomes of a skipped token that the cloud would have chosen otherwise."""
+
+    KEEP = "keep"  # it is final as soon as it is skipped
+    RETRACT = "retract"  # it stays provisional until it is audited, and then gives way
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What a user asks for. 0 switches `catch` off, and 1 `max_deviation`; then only end-of-text is asked about."""
+
+    catch: float = 0.95
+    max_deviation: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.catch <= 1:
+            raise InvalidRequest(f"catch: {self.catch} is outside [0, 1]; use 0 to switch it off")
+        if not 0 <= self.max_deviation <= 1:
+            raise InvalidRequest(f"max_deviation: {self.max_deviation} is outside [0, 1]; use 1 to switch it off")
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended, in OpenAI's words."""
+
+    STOP = "stop"  # end-of-text token or a stop string
+    LENGTH = "length"  # max_new_tokens, or the context is full
+
+
+class Origin(StrEnum):
+    """Who vouches for a committed token."""
+
+    DRAFT = "draft"  # written by the device, skipped by the gate
+    VERIFIED = "verified"  # written by the device, confirmed by the cloud before it was final
+    OVERRIDE = "override"  # the cloud's token in place of the draft's
+    BONUS = "bonus"  # the cloud's token after a span that stood whole, where the device had none yet
+    TAKEOVER = "takeover"  # the cloud wrote on by itself
+    UNVERIFIED = "unverified"  # written by the device while the cloud was lost
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a token is chosen; the names are those of Hugging Face and OpenAI.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filters off. `seed` keys the noise
+    that device and cloud share.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidRequest(f"temperature: {self.temperature} is not a finite number >= 0; use 0 for greedy")
+        if not 0 < self.top_p <= 1:
+            raise InvalidRequest(f"top_p: {self.top_p} is outside (0, 1]; use 1 to switch it off")
+        if self.top_k < 0:
+            raise InvalidRequest(f"top_k: {self.top_k} is negative; use 0 to switch it off")
+        if self.top_k > MAX_COUNT:
+            raise InvalidRequest(f"top_k: {self.top_k} is more than {MAX_COUNT}; use 0 to switch it off")
+        if not 0 <= self.min_p <= 1:
+            raise InvalidRequest(f"min_p: {self.min_p} is outside [0, 1]; use 0 to switch it off")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InvalidRequest(f"seed: {self.seed} is outside [0, 2**64 - 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """One request: how to sample, and when to stop."""
+
+    sampling: SamplingParams = SamplingParams()
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InvalidRequest(f"max_new_tokens: {self.max_new_tokens} is less than 1")
+        if self.max_new_tokens > MAX_COUNT:
+            raise InvalidRequest(f"max_new_tokens: {self.max_new_tokens} is more than {MAX_COUNT}")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(f"stop: {len(self.stop)} strings, at most {MAX_STOP_STRINGS} are allowed")
+        for text in self.stop:
+            if not 0 < len(text) <= MAX_STOP_LENGTH:
+                raise InvalidRequest(f"stop: {text!r} must have 1 to {MAX_STOP_LENGTH} characters")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInput:
+    """What the models read before they write; `conditioning` is reserved for an encoded prompt."""
+
+    token_ids: tuple[int, ...]
+    conditioning: None = None
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise InvalidRequest("prompt: it is empty; give at least one token")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The token a model chose, the one that came second, and how near it came (log-score gap, `sampling.choose`)."""
+
+    token_id: int
+    coupled_margin: float
+    runner_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Uncertainty of the small model at one position."""
+
+    entropy_nats: float
+    top1_probability: float
+    margin: float  # top-1 minus top-2 probability
+    coupled_margin: float  # best minus second-best coupled score
+    risk: float  # in [0, 1]
+    varentropy: float = 0.0  # variance of the surprisal, in square nats; 0 where it was not measured
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What the small model would write next, how unsure that is, and what it would write otherwise."""
+
+    token_id: int
+    signal: Signal
+    runner_up: int
+
+
+class BranchToken(NamedTuple):
+    """A token beside a span's chain: an alternative that is judged in the same reading.
+
+    `parent` is the token that it follows: 0 is the token before the span, k the k-th token of chain and branch tokens
+    together, the chain first, counted from 1. In a whole text it is an index; see `branches`.
+    """
+
+    parent: int
+    token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of draft tokens that was sent; those below `final_before` are only audited.
+
+    The cloud's own token behind them takes its place in the text, unless that is below `final_before`, too.
+    """
+
+    revision: int
+    start: int
+    token_ids: tuple[int, ...]
+    final_before: int
+    continuation_tokens: int
+    branches: tuple[BranchToken, ...] = ()
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.token_ids)
+
+    @property
+    def asks_next(self) -> bool:
+        """Whether the token behind the span is the cloud's to choose, be it drafted meanwhile or not."""
+        return self.final_before <= self.end
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Count the leading tokens that two sequences share."""
+    shortest = min(len(left), len(right))
+    if left[:shortest] == right[:shortest]:
+        return shortest
+    return next((index for index in range(shortest) if left[index] != right[index]), shortest)

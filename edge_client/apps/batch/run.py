@@ -1,0 +1,182 @@
+"""Many lines, several at once: each becomes a result, in the order of the input, whatever happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from chaperone_common.errors import ChaperoneError, InvalidRequest, OutputLost
+from chaperone_common.session import Committed
+from edge_client.apps.batch.lines import Line, failure_json, line_of, request_of
+from edge_client.apps.batch.results import Results, key_of
+from edge_client.apps.explanation import Explainer
+from edge_client.client import EdgeClient
+from edge_client.generation import Collector, error_json, unverified_warning
+
+_WINDOW = 4  # lines under way or waiting for their turn, in multiples of those that run
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a line: a result to write, or None for one that is there already."""
+
+    line: Line
+    result: dict[str, Any] | None
+    complaint: str | None = None
+    warning: str | None = None
+
+
+@dataclass
+class Tally:
+    """What became of the lines so far."""
+
+    done: int = 0
+    kept: int = 0
+    failed: int = 0
+    tokens: int = 0
+
+    @property
+    def lines(self) -> int:
+        return self.done + self.kept + self.failed
+
+
+@dataclass
+class Batch:
+    """One run over a file of prompts."""
+
+    client: EdgeClient
+    defaults: dict[str, Any]  # of lines that name none
+    results: Results
+    complain: Callable[[str], None]
+    warn: Callable[[str], None]
+    watch: Callable[[Tally], None] = lambda _: None
+    explainer: Explainer | None = None
+    timeout_s: float | None = None  # of each line
+    tally: Tally = field(default_factory=Tally)
+    _ids: set[str] = field(default_factory=set)
+
+    async def run(self, lines: AsyncIterator[bytes], *, concurrency: int = 1) -> Tally:
+        """Write a result for every line that is not blank.
+
+        Raises OutputLost or InvalidRequest where results cannot be written, or lines not be read. Whatever ends it,
+        all results that are finished are written. The device's model is loaded before the first line is begun, and
+        what is wrong with it raised.
+        """
+        await self.client.load()
+        await in_order(_parsed(lines), self._outcome, self._deliver, limit=concurrency)
+        self.results.complete()
+        return self.tally
+
+    async def _outcome(self, line: Line) -> Outcome:
+        try:
+            self._check_id(line)  # in the order of the lines, so before anything is awaited
+            request = await asyncio.to_thread(request_of, self.client, line, self.defaults)
+        except ChaperoneError as error:
+            message = f"line {line.number}: {error.message}"
+            result = {"id": line.id, "error": error_json(error, where=f"line {line.number}: ")}
+            return Outcome(line, result, message)
+        try:
+            if self.results.kept(line.id, request.prompt.token_ids):
+                return Outcome(line, None)
+        except InvalidRequest as error:
+            return Outcome(line, None, f"line {line.number}: {error.message}")
+        if self.explainer is not None:
+            self.explainer.begin(line.id)
+        collected = Collector(request)
+        try:
+            async with aclosing(self.client.stream(request, timeout=self.timeout_s)) as events:
+                async for event in events:
+                    collected.add(event)
+                    self.tally.tokens += isinstance(event, Committed)
+                    self.watch(self.tally)
+            result = {"id": line.id, **collected.result().to_json()}
+            if (alone := collected.unverified) is not None:
+                return Outcome(line, result, warning=f"line {line.number}: {unverified_warning(alone)}")
+            return Outcome(line, result)
+        except ChaperoneError as error:
+            result = {"id": line.id, **failure_json(collected, error, where=f"line {line.number}: ")}
+            return Outcome(line, result, result["error"]["message"])
+
+    def _check_id(self, line: Line) -> None:
+        if line.id is None:
+            return  # it is refused for that
+        key = key_of(line.id)
+        if key in self._ids:
+            raise InvalidRequest(f"id: {key} is that of an earlier line too; give each line its own")
+        self._ids.add(key)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        if outcome.result is None:
+            self.results.keep(outcome.line.id)
+        else:
+            self.results.add(outcome.result)
+        if outcome.warning is not None:
+            self.warn(outcome.warning)
+        if outcome.complaint is not None:
+            self.tally.failed += 1
+            self.complain(outcome.complaint)
+        elif outcome.result is None:
+            self.tally.kept += 1
+        else:
+            self.tally.done += 1
+        self.watch(self.tally)
+
+
+async def _parsed(lines: AsyncIterator[bytes]) -> AsyncIterator[Line]:
+    number = 0
+    async for raw in lines:
+        number += 1
+        if raw.strip():
+            yield line_of(number, raw)
+
+
+async def in_order(
+    lines: AsyncIterator[Line],
+    start: Callable[[Line], Coroutine[Any, Any, Outcome]],
+    deliver: Callable[[Outcome], None],
+    *,
+    limit: int,
+) -> None:
+    """Work on up to `limit` lines at once, and deliver their outcomes in the order of the lines.
+
+    When it is cancelled, or a task raises, what others have finished is delivered nevertheless.
+    """
+    window: deque[asyncio.Task[Outcome]] = deque()
+    reading: asyncio.Task[Line | None] | None = None
+    ended = False
+    try:
+        while window or not ended:
+            running = [task for task in window if not task.done()]
+            if reading is None and not ended and len(running) < limit and len(window) < _WINDOW * limit:
+                reading = asyncio.create_task(_next(lines))
+            await asyncio.wait([*running, *([reading] if reading else [])], return_when=asyncio.FIRST_COMPLETED)
+            if reading is not None and reading.done():
+                line, reading = reading.result(), None
+                if line is None:
+                    ended = True
+                else:
+                    window.append(asyncio.create_task(start(line)))
+            while window and window[0].done():
+                deliver(window.popleft().result())
+    except BaseException as error:
+        await _end([*window, reading])
+        for task in window:
+            if not isinstance(error, OutputLost) and not task.cancelled() and task.exception() is None:
+                deliver(task.result())
+        raise
+
+
+async def _next(lines: AsyncIterator[Line]) -> Line | None:
+    return await anext(lines, None)
+
+
+async def _end(tasks: list[asyncio.Task[Any] | None]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    still = [task for task in tasks if task is not None]
+    for task in still:
+        task.cancel()
+    await asyncio.gather(*still, return_exceptions=True)

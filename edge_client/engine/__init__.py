@@ -1,0 +1,1 @@
+"""The loop that writes one text."""

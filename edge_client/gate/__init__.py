@@ -1,0 +1,24 @@
+"""Gates: the policies that decide, token by token, whether to skip or to fire."""
+
+from edge_client.gate.budgeted import Budgeted, Entry, Ledger
+from edge_client.gate.control import Control, Totals
+from edge_client.gate.features import FEATURES, FEATURES_VERSION, Features, TokenKind
+from edge_client.gate.policies import Always, Gate, Never, Threshold
+from edge_client.gate.risk_histogram import Calibration
+
+__all__ = [
+    "FEATURES",
+    "FEATURES_VERSION",
+    "Always",
+    "Budgeted",
+    "Calibration",
+    "Control",
+    "Entry",
+    "Features",
+    "Gate",
+    "Ledger",
+    "Never",
+    "Threshold",
+    "TokenKind",
+    "Totals",
+]

@@ -1,0 +1,117 @@
+"""The gate that keeps its promises: one generation's ledger, under the control of its workload."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
+from chaperone_common.types import Origin, Signal
+from edge_client.gate.control import Control
+from edge_client.gate.policies import Gate
+
+_JUDGED = (Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER)
+
+
+class _Drafted(NamedTuple):
+    token_id: int
+    risk: float
+    fired: bool
+
+
+class Entry(NamedTuple):
+    """What one event adds to a ledger."""
+
+    settled: float | None = None  # the risk of a drafted token that is now final
+    skipped: bool = False  # and nobody was asked about it
+    caught: int = 0
+    audited: int = 0  # skipped tokens that the cloud has read
+    deviations: int = 0  # found among them
+    foretold: float = 0.0  # their risk
+
+
+class Ledger:
+    """What became of the tokens that a device drafted in one generation, from the events of its session.
+
+    A token that nobody asked about and that was overridden all the same, since another was asked about before it was
+    final, is caught. Not so where skipped tokens `stay_provisional` until they are read (`OnDeviation.RETRACT`): there
+    it is a deviation that was taken back, and counts as one.
+    """
+
+    def __init__(self, *, stay_provisional: bool = False) -> None:
+        self._stay_provisional = stay_provisional
+        self.caught = 0
+        self.audited = 0
+        self.deviations = 0
+        self.unread: dict[int, float] = {}  # the risks of skipped positions that no audit has reached
+        self._drafted: dict[int, _Drafted] = {}  # by position that is not final
+        self._gone: tuple[int, _Drafted] | None = None  # with its position, one that was just taken back
+
+    @property
+    def most_deviations(self) -> int:
+        """Those that are known, and all that may yet be found."""
+        return self.deviations + len(self.unread)
+
+    def follow(self, event: SessionEvent) -> Entry:
+        """Take in an event, in order; returns what it adds."""
+        entry = Entry()
+        match event:
+            case Drafted(position, token_id, signal, fired):
+                self._drafted[position] = _Drafted(token_id, signal.risk, fired)
+                if self._stay_provisional and not fired:
+                    self.unread[position] = signal.risk
+            case Retracted(position):
+                void = {at: self._drafted.pop(at) for at in sorted(self._drafted) if at >= position}
+                self._gone = (position, void[position]) if position in void else None
+                for at in void:
+                    self.unread.pop(at, None)
+            case Committed(position, token_id, origin):
+                entry = self._settle(position, token_id, origin)
+            case Audited(start, end, deviations):
+                read = [self.unread.pop(position) for position in range(start, end) if position in self.unread]
+                entry = Entry(audited=len(read), deviations=len(deviations), foretold=math.fsum(read))
+        self.caught += entry.caught
+        self.audited += entry.audited
+        self.deviations += entry.deviations
+        return entry
+
+    def _settle(self, position: int, token_id: int, origin: Origin) -> Entry:
+        gone, self._gone = self._gone, None
+        drafted = self._drafted.pop(position, None)
+        if drafted is None and gone is not None and gone[0] == position:
+            drafted = gone[1]
+        if drafted is None:  # the cloud wrote it before the device did
+            return Entry()
+        risk, overridden = drafted.risk, drafted.token_id != token_id
+        if origin not in _JUDGED:
+            self.unread[position] = risk
+            return Entry(risk, skipped=True)
+        if self._stay_provisional and not drafted.fired:
+            self.unread.pop(position, None)
+            return Entry(risk, skipped=True, audited=1, deviations=int(overridden), foretold=risk)
+        return Entry(risk, caught=int(overridden))
+
+
+class Budgeted(Gate):
+    """Asks about every token whose risk is at or above the threshold of its workload."""
+
+    def __init__(self, control: Control, *, stay_provisional: bool = False) -> None:
+        """Skipped tokens may `stay_provisional` until they are read; see `Ledger`."""
+        self.ledger = Ledger(stay_provisional=stay_provisional)
+        self._control = control
+        self._unread = control.opened()
+
+    def fires(self, signal: Signal) -> bool:
+        return signal.risk >= self._control.threshold
+
+    def follow(self, event: SessionEvent) -> None:
+        entry, unread = self.ledger.follow(event), self.ledger.unread
+        if len(unread) != self._unread.tokens:
+            self._unread.tokens, self._unread.risk = len(unread), math.fsum(unread.values())
+        if entry.settled is not None:
+            self._control.saw(entry.settled, skipped=entry.skipped)
+        if entry.caught:
+            self._control.caught()
+        if entry.audited or entry.deviations:
+            weight = event.weight if isinstance(event, Audited) else 1.0
+            self._control.audited(entry.audited, entry.deviations, foretold=entry.foretold, weight=weight)

@@ -1,0 +1,142 @@
+"""What a calibrated risk is made of: the signals of a token, those just before it, and where in the text it stands.
+
+Nothing here depends on what the cloud has said: a gate meets its tokens before that, and most of them unjudged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+from chaperone_common.types import Signal
+
+FEATURES_VERSION = 1  # a gate that was trained on others is refused
+
+FEATURES = (
+    "log_coupled_margin",
+    "log_entropy",
+    "log_doubted",  # of 1 - top-1 probability
+    "margin",
+    "log_varentropy",
+    "log_entropy_before",  # of the token before
+    "log_margin_before",
+    "mean_entropy_4",  # over the last tokens, this one not among them
+    "mean_entropy_16",
+    "entropy_rise",  # this one over the mean of the last 16
+    "position",  # log of tokens since the begin of the text
+    "line_position",  # log of tokens since the last line break
+    "fenced",  # inside a block of code, as Markdown marks it
+    "kind",  # of the token, as `TokenKind` numbers them
+    "kind_before",
+    "runner_up_kind",
+)
+
+_LEAST = 1e-6
+_FENCE = "```"
+
+
+class TokenKind(IntEnum):
+    """What a token looks like."""
+
+    WORD = 0  # begins a word
+    PIECE = 1  # goes on with one
+    NUMBER = 2
+    OPERATOR = 3
+    SPACE = 4
+    NEWLINE = 5
+    SPECIAL = 6  # nothing that can be seen, or no whole character
+
+
+def kind_of(text: str) -> TokenKind:
+    """The kind of a token that decodes to this text."""
+    stripped = text.strip(" \t")
+    if not text or "\ufffd" in text:
+        return TokenKind.SPECIAL
+    if "\n" in text:
+        return TokenKind.NEWLINE
+    if not stripped:
+        return TokenKind.SPACE
+    if stripped[0].isdigit():
+        return TokenKind.NUMBER
+    if stripped[0].isalpha() or stripped[0] == "_":
+        return TokenKind.WORD if text[0] in " \t" or text[0].isupper() else TokenKind.PIECE
+    return TokenKind.OPERATOR
+
+
+class _Place(NamedTuple):
+    """Where a token would stand."""
+
+    line_tokens: int = 0  # since the last line break
+    fences: int = 0  # that have ended
+    backticks: int = 0  # at the end of the text, which may become a fence
+
+    @property
+    def fenced(self) -> bool:
+        """An odd number of fences stands before."""
+        return (self.fences + self.backticks // len(_FENCE)) % 2 == 1
+
+    def after(self, text: str) -> _Place:
+        """The place behind a token of this text."""
+        fences, backticks = self.fences, self.backticks
+        for character in text:
+            if character == _FENCE[0]:
+                backticks += 1
+            else:
+                fences, backticks = fences + backticks // len(_FENCE), 0
+        return _Place(0 if "\n" in text else self.line_tokens + 1, fences, backticks)
+
+
+class Features:
+    """The features of one text's tokens, in order; `read` gives a token's text."""
+
+    def __init__(self, read: Callable[[int], str]) -> None:
+        self._read = read
+        self._entropies: list[float] = []  # of each position, in nats; 0 where the cloud wrote
+        self._margins: list[float] = []
+        self._texts: list[str] = []
+        self._places = [_Place()]  # before each token, and behind the last one
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def of(self, token_id: int, runner_up: int, signal: Signal) -> list[float]:
+        """Those of the token that the device would write next, in the order of `FEATURES`."""
+        recent, lately = self._entropies[-16:], self._entropies[-4:]
+        mean = sum(recent) / len(recent) if recent else signal.entropy_nats
+        place = self._places[-1]
+        return [
+            _log(signal.coupled_margin),
+            _log(signal.entropy_nats),
+            _log(1.0 - signal.top1_probability),
+            signal.margin,
+            _log(signal.varentropy),
+            _log(self._entropies[-1]) if self._entropies else 0.0,
+            _log(self._margins[-1]) if self._margins else 0.0,
+            sum(lately) / len(lately) if lately else signal.entropy_nats,
+            mean,
+            signal.entropy_nats - mean,
+            math.log1p(len(self._texts)),
+            math.log1p(place.line_tokens),
+            float(place.fenced),
+            float(kind_of(self._read(token_id))),
+            float(kind_of(self._texts[-1])) if self._texts else float(TokenKind.NEWLINE),
+            float(kind_of(self._read(runner_up))),
+        ]
+
+    def append(self, token_id: int, signal: Signal | None) -> None:
+        """The text goes on with a token; `signal` is the device's there, None where it drafted nothing."""
+        text = self._read(token_id)
+        self._texts.append(text)
+        self._places.append(self._places[-1].after(text))
+        self._entropies.append(signal.entropy_nats if signal is not None else 0.0)
+        self._margins.append(signal.coupled_margin if signal is not None else 0.0)
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first tokens of the text."""
+        del self._texts[length:], self._entropies[length:], self._margins[length:], self._places[length + 1 :]
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, _LEAST))

@@ -1,0 +1,46 @@
+"""What a gate is, and three that need no calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from chaperone_common.session import SessionEvent
+from chaperone_common.types import Signal
+
+
+class Gate(Protocol):
+    """Decides on one token of a generation at a time, and may learn from what becomes of them."""
+
+    def fires(self, signal: Signal) -> bool:
+        """True: ask the cloud before this token is final. False: skip."""
+
+    def follow(self, event: SessionEvent) -> None:
+        """Take in what happened to the generation, in order; a gate that learns nothing need not."""
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class Always(Gate):
+    """Ask about every token: the gate of `exact`."""
+
+    def fires(self, signal: Signal) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Never(Gate):
+    """Ask about no token: the gate of `edge`."""
+
+    def fires(self, signal: Signal) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold(Gate):
+    """Ask where the risk is at or above `risk`, in [0, 1]."""
+
+    risk: float
+
+    def fires(self, signal: Signal) -> bool:
+        return signal.risk >= self.risk

@@ -1,0 +1,111 @@
+"""One generation's way to its cloud: the stream that is open, and those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+from chaperone_common.clock import Clock
+from chaperone_common.errors import ChaperoneError
+from chaperone_common.frames import ClientFrame, Open
+from edge_client.link.reconnection import DelayedLink, Reconnection
+from edge_client.ports import Arrived, CloudLink
+
+
+class Connection:
+    """A link, made anew when it breaks; without `connect`, or once it was given up, there is none."""
+
+    def __init__(
+        self, connect: Callable[[], CloudLink] | None, clock: Clock, random: Random, *, reconnect_timeout_ms: float
+    ) -> None:
+        """`connect` makes a link, not yet opened. A cloud that is lost is sought again for `reconnect_timeout_ms`."""
+        self._connect = connect
+        self._clock = clock
+        self._reconnection = Reconnection(clock, random, timeout_ms=reconnect_timeout_ms)
+        self._link = connect() if connect is not None else None
+        self._reopened = False
+        self._bytes_before = (0, 0)  # up and down, of the links before this one
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a cloud to ask."""
+        return self._link is not None
+
+    @property
+    def seeking(self) -> bool:
+        """The cloud was lost, and has not been heard of on the new stream."""
+        return self._reconnection.seeking
+
+    @property
+    def reopened(self) -> bool:
+        """The stream is not the first one."""
+        return self._reopened
+
+    @property
+    def bytes_up(self) -> int:
+        """Payload bytes sent, on all streams."""
+        return self._bytes_before[0] + (self._link.bytes_up if self._link is not None else 0)
+
+    @property
+    def bytes_down(self) -> int:
+        """Payload bytes received, on all streams."""
+        return self._bytes_before[1] + (self._link.bytes_down if self._link is not None else 0)
+
+    async def open(self, frame: Open) -> None:
+        """Start the stream."""
+        if self._link is not None:
+            await self._link.open(frame)
+
+    def pause_ms(self, error: ChaperoneError) -> float | None:
+        """How long to wait before the next attempt after such a loss; None if the cloud is to be given up."""
+        return self._reconnection.pause_ms(error) if self._connect is not None else None
+
+    async def reopen(self, frame: Open, *, after_ms: float) -> None:
+        """Give up the stream, and start another after a pause."""
+        assert self._connect is not None, "a pause is only told where there is a way"
+        self.hang_up()
+        self._reopened = True
+        self._link = DelayedLink(self._connect(), after_ms, self._clock)
+        await self._link.open(frame)
+
+    def outcome(self, error: ChaperoneError) -> ChaperoneError:
+        """What to tell of a cloud that was given up with this error."""
+        return self._reconnection.outcome(error)
+
+    def send(self, frame: ClientFrame) -> None:
+        """Queue a frame."""
+        assert self._link is not None, "the planner sends only where there is a cloud"
+        self._link.send(frame)
+
+    def ready(self) -> Sequence[Arrived]:
+        """Take the frames that have arrived, oldest first."""
+        return self._link.ready() if self._link is not None else ()
+
+    def heard(self, *, caught_up: bool) -> None:
+        """The cloud has answered; `caught_up` if it owes nothing more."""
+        self._reconnection.heard(caught_up=caught_up)
+
+    async def wait(self, patience_ms: float) -> float | None:
+        """Sleep until a frame is there; returns the milliseconds that were waited in vain, or None.
+
+        A cloud that is sought is waited for only as long as it may be sought.
+        """
+        assert self._link is not None, "the planner waits only for a cloud"
+        timeout_ms = self._reconnection.left_ms if self.seeking else patience_ms
+        return None if await self._link.wait(timeout_ms) else timeout_ms
+
+    def close(self) -> None:
+        """Send no more; what the cloud still answers can be taken."""
+        if self._link is not None:
+            self._link.close()
+
+    def cancel(self) -> None:
+        """End the stream at once."""
+        if self._link is not None:
+            self._link.cancel()
+
+    def hang_up(self) -> None:
+        """End the stream at once, and be without a cloud."""
+        self.cancel()
+        self._bytes_before = (self.bytes_up, self.bytes_down)
+        self._link = None

@@ -1,0 +1,248 @@
+"""gRPC on the device: one channel to the cloud, one stream a generation.
+
+Frames cross as bytes; `wire` alone knows what they mean. gRPC's errors become Failure frames here and go no further.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a cloud that goes away is our news to tell, not the library's
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from chaperone_common.address import check_address, is_loopback
+from chaperone_common.clock import Clock, MonotonicClock
+from chaperone_common.errors import (
+    ChaperoneError,
+    CloudTimeout,
+    CloudUnavailable,
+    ConfigError,
+    InvalidRequest,
+    ProtocolViolation,
+    error_from_status,
+    status_of,
+)
+from chaperone_common.frames import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
+from chaperone_common.wire import (
+    GET_CAPABILITIES,
+    SERVICE,
+    SUPERVISE,
+    decode_capabilities,
+    decode_server,
+    encode_capabilities_request,
+    encode_client,
+)
+from edge_client.ports import Arrived
+
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 1 << 20),
+    # Without TLS nothing leaves this machine, to a proxy least of all.
+    ("grpc.enable_http_proxy", 0),
+    # Every client has its own connection, so that closing one cannot disturb another.
+    ("grpc.use_local_subchannel_pool", 1),
+    # The engine decides when to try again, and how long; a channel that backs off by itself would only get in its way.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # also the patience with one attempt to connect
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+_DRAIN_SECONDS = 5.0
+
+
+class GrpcCloud:
+    """The channel to one cloud."""
+
+    def __init__(self, address: str, clock: Clock | None = None) -> None:
+        try:
+            check_address(address)
+        except ValueError as error:
+            raise ConfigError(f"cloud.address: {address!r}: {error}") from None
+        if not is_loopback(address):
+            raise ConfigError(
+                f"cloud.address: {address!r} is not on this machine, and without TLS nothing leaves it; "
+                "use 127.0.0.1:PORT and a tunnel"
+            )
+        self.address = address
+        self._clock = clock or MonotonicClock()
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._draining: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands; a server that ends takes it along."""
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+
+    async def capabilities(self, timeout_ms: float) -> Capabilities:
+        """Ask what the cloud serves; waits for a connection until the time is up. Raises CloudLost."""
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        method = self._channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
+        try:
+            # Ready: a channel backs off after a cloud was away, and would refuse at once although it is there again.
+            answer: bytes = await method(encode_capabilities_request(), timeout=timeout_ms / 1e3, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not self.connected:
+                raise CloudUnavailable(
+                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms (cloud.connect_timeout_ms); "
+                    "start it with `chaperone-cloud serve`, or correct cloud.address"
+                ) from None
+            mapped = _from_grpc(error, self.address)
+            # Nothing was asked of it that the caller could correct.
+            raise ProtocolViolation(mapped.message) if isinstance(mapped, InvalidRequest) else mapped from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise CloudUnavailable(f"cloud: the channel to {self.address} was closed meanwhile") from None
+        return decode_capabilities(answer)
+
+    def link(self) -> GrpcLink:
+        """A new stream, not yet opened."""
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+        method = self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
+        return GrpcLink(method, self.address, self._draining, self._clock)
+
+    async def close(self) -> None:
+        """Give ended streams a moment to be answered, then close the channel."""
+        if self._draining:
+            await asyncio.wait(self._draining, timeout=_DRAIN_SECONDS)
+        await self._channel.close()
+
+
+class GrpcLink:
+    """The `CloudLink` port over one gRPC stream."""
+
+    def __init__(
+        self,
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes],
+        address: str,
+        draining: set[asyncio.Task[None]],
+        clock: Clock,
+    ) -> None:
+        self._method = method
+        self._clock = clock
+        self._address = address
+        self._draining = draining
+        self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._inbox: deque[Arrived] = deque()
+        self._arrived = asyncio.Event()
+        self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = None
+        self._closed = False
+        self._bytes_up = 0
+        self._bytes_down = 0
+
+    @property
+    def bytes_up(self) -> int:
+        return self._bytes_up
+
+    @property
+    def bytes_down(self) -> int:
+        return self._bytes_down
+
+    async def open(self, frame: Open) -> None:
+        self._call = call = self._method()
+        writer, reader = asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))
+        for task in (writer, reader):
+            self._draining.add(task)
+            task.add_done_callback(self._draining.discard)
+
+        def ended(_: object) -> None:
+            writer.cancel()  # grpc.aio never wakes a write that waits for the metadata of a call that ends before
+
+        call.add_done_callback(ended)
+        self.send(frame)
+
+    def send(self, frame: ClientFrame) -> None:
+        if self._closed:
+            return
+        data = encode_client(frame)
+        self._bytes_up += len(data)
+        self._outbox.put_nowait(data)
+
+    def ready(self) -> Sequence[Arrived]:
+        self._arrived.clear()
+        frames = tuple(self._inbox)
+        self._inbox.clear()
+        return frames
+
+    async def wait(self, timeout_ms: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_ms / 1e3):  # `wait_for` loses a cancellation that meets a frame
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._outbox.put_nowait(None)
+
+    def cancel(self) -> None:
+        self.close()
+        if self._call is not None:
+            self._call.cancel()
+
+    async def _write(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        try:
+            while (data := await self._outbox.get()) is not None:
+                await call.write(data)
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            return  # the stream is over; the reader says why
+        except asyncio.CancelledError:
+            if not call.done():  # this task is cancelled, not the stream
+                raise
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        ended = False
+        try:
+            # Not `call.read()`: that forgets what has arrived once a write has met the stream's end, and with it why.
+            async for data in call:
+                self._bytes_down += len(data)
+                if not ended:  # nothing follows the last word
+                    frame = decode_server(data)
+                    ended = isinstance(frame, Failure | Closed)
+                    self._put(frame)
+            if not ended:
+                self._put(Failure("UNAVAILABLE", f"cloud: {self._address} ended the stream without a last word"))
+        except ChaperoneError as error:
+            self._put(Failure(status_of(error), error.message))
+            call.cancel()
+        except grpc.aio.AioRpcError as error:
+            if not ended:
+                mapped = _from_grpc(error, self._address)
+                self._put(Failure(status_of(mapped), mapped.message))
+        except asyncio.CancelledError:
+            if not ended:
+                self._put(Failure("CANCELLED", "generation: it was cancelled on this device"))
+            if not call.cancelled():
+                raise
+
+    def _put(self, frame: ServerFrame) -> None:
+        self._inbox.append(Arrived(frame, self._clock.now()))
+        self._arrived.set()
+
+
+def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> ChaperoneError:
+    details = error.details() or "no details"
+    match error.code():
+        # CANCELLED is what a stopping server leaves behind. INTERNAL is what grpc.aio makes of a write that meets the
+        # stream's end; a bug in our own server is told by a Failure frame.
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
+            return CloudUnavailable(
+                f"cloud: {address} cannot be reached, or went away ({details}); start it with `chaperone-cloud serve`, "
+                "or correct cloud.address"
+            )
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return CloudTimeout(f"cloud: {address} did not answer in time; raise cloud.connect_timeout_ms")
+        case code:
+            return error_from_status(code.name, f"cloud: {address}: {details}")

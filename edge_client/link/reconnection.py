@@ -1,0 +1,140 @@
+"""Seeking a lost cloud again: when to try, for how long, and a link that begins after a pause."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+from chaperone_common.clock import Clock
+from chaperone_common.errors import ChaperoneError, CloudLost, Overloaded
+from chaperone_common.frames import ClientFrame, Failure, Open
+from edge_client.ports import Arrived, CloudLink
+
+# Full jitter, as in Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The two constants are
+# assumptions: a reset connection is usually back at once, and a cloud that restarts takes seconds.
+_FIRST_PAUSE_MS = 100.0
+_LONGEST_PAUSE_MS = 5_000.0
+_LAST_MS = 500.0  # before the time is over no pause ends later than this, and then they are short
+
+
+class Reconnection:
+    """How the losses of one generation's cloud are met.
+
+    A loss begins with an error and is over with the cloud's next answer; in between there are attempts, until
+    `timeout_ms` have passed since the loss, the last of them right before that.
+    """
+
+    def __init__(self, clock: Clock, random: Random, *, timeout_ms: float) -> None:
+        self._clock = clock
+        self._random = random
+        self._timeout_ms = timeout_ms
+        self._loss: ChaperoneError | None = None
+        self._lost_at = 0.0
+        self._attempts = 0
+        self.seeking = False  # an attempt is under way, and the cloud has not been heard of
+
+    @property
+    def left_ms(self) -> float:
+        """For how long the cloud may still be sought."""
+        return max(0.0, self._timeout_ms - (self._clock.now() - self._lost_at) * 1e3)
+
+    def pause_ms(self, error: ChaperoneError) -> float | None:
+        """How long to wait before the next attempt; None if the cloud is to be given up."""
+        if not isinstance(error, CloudLost | Overloaded):
+            return None
+        if self._loss is None:
+            self._loss, self._lost_at, self._attempts = error, self._clock.now(), 0
+        asked_ms = error.retry_after_ms or 0
+        left_ms = self.left_ms - asked_ms
+        shortest_ms = min(_FIRST_PAUSE_MS, 0.1 * self._timeout_ms)
+        if left_ms <= shortest_ms:
+            return None
+        pause_ms = self._random.random() * min(_LONGEST_PAUSE_MS, _FIRST_PAUSE_MS * 2.0**self._attempts)
+        pause_ms = min(pause_ms, max(shortest_ms, left_ms - _LAST_MS))
+        self._attempts += 1
+        self.seeking = True
+        return asked_ms + pause_ms
+
+    def heard(self, *, caught_up: bool) -> None:
+        """The cloud is there; once it has also done what it was asked, the loss is over and the next one a new one."""
+        self.seeking = False
+        if caught_up:
+            self._loss = None
+
+    def outcome(self, error: ChaperoneError) -> ChaperoneError:
+        """What to tell of a cloud that was given up with this error: the loss, and that it was sought in vain."""
+        loss = self._loss
+        if loss is None or not self._attempts or not isinstance(error, CloudLost | Overloaded):
+            return error
+        message = (
+            f"{loss.message}; {self._attempts} attempts to reconnect within {self._timeout_ms:.0f} ms "
+            f"(cloud.reconnect_timeout_ms) failed, the last one with: {error.message}"
+        )
+        return type(loss)(message, retry_after_ms=error.retry_after_ms)
+
+
+class DelayedLink:
+    """A `CloudLink` whose stream begins after a pause; what is sent before then goes up behind the Open."""
+
+    def __init__(self, link: CloudLink, pause_ms: float, clock: Clock) -> None:
+        self._link = link
+        self._clock = clock
+        self._pause_ms = pause_ms
+        self._unsent: list[ClientFrame] = []
+        self._beginning: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()
+        self._closed = False
+        self._last_word: tuple[Arrived, ...] = ()  # of a stream that never began
+
+    @property
+    def bytes_up(self) -> int:
+        return self._link.bytes_up
+
+    @property
+    def bytes_down(self) -> int:
+        return self._link.bytes_down
+
+    async def open(self, frame: Open) -> None:
+        self._beginning = asyncio.create_task(self._begin(frame))
+
+    def send(self, frame: ClientFrame) -> None:
+        if self._begun.is_set():
+            self._link.send(frame)
+        elif not self._closed:
+            self._unsent.append(frame)
+
+    def ready(self) -> Sequence[Arrived]:
+        last_word, self._last_word = self._last_word, ()
+        return last_word or self._link.ready()
+
+    async def wait(self, timeout_ms: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_ms / 1e3):
+                await self._begun.wait()
+                return bool(self._last_word) or await self._link.wait(timeout_ms)
+        except TimeoutError:
+            return False
+
+    def close(self) -> None:
+        self._closed = True
+        if self._begun.is_set():
+            self._link.close()
+
+    def cancel(self) -> None:
+        self._closed = True
+        if self._beginning is not None and not self._begun.is_set():
+            self._beginning.cancel()
+            failure = Failure("CANCELLED", "generation: it was cancelled on this device")
+            self._last_word = (Arrived(failure, self._clock.now()),)
+            self._begun.set()
+        self._link.cancel()
+
+    async def _begin(self, frame: Open) -> None:
+        await asyncio.sleep(self._pause_ms / 1e3)
+        await self._link.open(frame)
+        for unsent in self._unsent:
+            self._link.send(unsent)
+        if self._closed:
+            self._link.close()
+        self._begun.set()

@@ -1,0 +1,1 @@
+"""The small model on ONNX Runtime, and how uncertain it is."""

@@ -1,0 +1,53 @@
+"""A planner with knobs, for those who compare: it knows neither costs nor risks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from chaperone_common.session import DeviceSession
+from chaperone_common.types import Mode
+from edge_client.planner.actions import Action, Decision, Draft, HandOver, Send, Wait
+from edge_client.planner.situation import Situation
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPlanner:
+    """Send whenever `span_tokens` tokens wait for the cloud, with at most `spans_in_flight` spans on their way.
+
+    Drafting runs on meanwhile, up to `run_ahead_tokens` provisional tokens. After an override the cloud may write on
+    for `takeover_tokens`.
+    """
+
+    mode: Mode
+    span_tokens: int
+    spans_in_flight: int
+    run_ahead_tokens: int
+    takeover_tokens: int = 0
+
+    def decide(self, situation: Situation) -> Decision:
+        return Decision(self.next_action(situation.session), "as set")
+
+    def next_action(self, session: DeviceSession) -> Action:
+        """Decide from the session's state alone."""
+        if session.following:
+            return Wait()
+        if self.mode is Mode.CLOUD:
+            return Wait() if session.spans else HandOver(session.limit - len(session.text))
+        if self._worth_sending(session):
+            return Send(continuation_tokens=self.takeover_tokens)
+        return Wait() if self._must_stop(session) else Draft()
+
+    def alone(self) -> Self:
+        return replace(self, mode=Mode.EDGE)
+
+    def _must_stop(self, session: DeviceSession) -> bool:
+        return session.exhausted or len(session.text) - session.final >= self.run_ahead_tokens
+
+    def _worth_sending(self, session: DeviceSession) -> bool:
+        if session.stranded and self._must_stop(session):
+            return True
+        waiting = session.unsent_fires
+        if not waiting or len(session.spans) >= self.spans_in_flight:
+            return False
+        return waiting >= self.span_tokens or self._must_stop(session)

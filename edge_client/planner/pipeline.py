@@ -1,0 +1,145 @@
+"""What is on its way to the cloud, and when it will be answered."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from chaperone_common.frames import Continuation, Opened, ServerFrame, Verdict
+from chaperone_common.types import Mode
+from edge_client.planner.costs import Estimates
+from edge_client.planner.schedule import schedule_for
+
+
+@dataclass(slots=True)
+class _Sent:
+    at_ms: float
+    tokens: int
+    alone: bool  # nothing was on its way before it
+    answer_ms: float  # when the answer is expected
+
+
+class Pipeline:
+    """The spans of one generation on their way; what their answers tell of link and cloud goes into the estimates.
+
+    A span sent at t is answered at max(the answer before it, t + round trip) + reading time: the cloud reads one after
+    the other, and the link's two halves overlap with the readings of others.
+    """
+
+    def __init__(self, estimates: Estimates, mode: Mode = Mode.EXACT) -> None:
+        self.estimates = estimates
+        self._mode = mode
+        self._spans: deque[_Sent] = deque()
+        self._opened_ms: float | None = None
+        self._prompt_tokens = 0  # that an Open has the cloud read
+        self._prefilled = False
+        self._last_answer_ms = 0.0
+        self._last_token_ms: float | None = None  # of a takeover
+        self._settled: int | None = None  # length of the text up to the last answer
+        self.readings: list[tuple[int, float]] = []  # tokens of each span that was answered, and milliseconds
+
+    def opened(self, now_ms: float, prompt_tokens: int = 0) -> None:
+        """An Open was sent; nothing else is on its way. What comes behind it waits until the prompt is read."""
+        self._spans.clear()
+        self._opened_ms = now_ms
+        self._prompt_tokens = prompt_tokens
+        if prompt_tokens:
+            self._last_answer_ms = now_ms + self.estimates.costs().rtt_ms + self.estimates.prefill_ms(prompt_tokens)
+        self._prefilled = False
+        self._last_token_ms = None
+        self._settled = None
+
+    def sent(self, tokens: int, now_ms: float) -> None:
+        """A span was sent."""
+        costs = self.estimates.costs()
+        before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
+        answer_ms = max(before, now_ms + costs.rtt_ms) + costs.read_ms(tokens)
+        if not tokens:  # the cloud begins to write when this arrives
+            self._last_token_ms = now_ms + costs.rtt_ms
+        self._spans.append(_Sent(now_ms, tokens, not self._spans and self._prefilled, answer_ms))
+
+    def answered(self, frame: ServerFrame, now_ms: float) -> None:
+        """A frame came."""
+        match frame:
+            case Opened(prefilled=False) if self._opened_ms is not None:
+                self.estimates.travelled(now_ms - self._opened_ms)
+            case Opened(prefilled=True):
+                self._prefilled = True
+                self._last_answer_ms = now_ms
+                if self._prompt_tokens:
+                    self.estimates.prefilled(self._prompt_tokens, (frame.queue_us + frame.compute_us) / 1e3)
+                self._expect_again(now_ms)
+            case Verdict():
+                self._judged(frame, now_ms)
+            case Continuation():
+                self._written(frame, now_ms)
+            case _:
+                pass
+
+    def keep(self, spans: int, *, begins_takeover: bool = False) -> None:
+        """Only so many spans are still on their way: an override has voided the others.
+
+        With `begins_takeover` the cloud writes on once the first of these comes, and not at once.
+        """
+        while len(self._spans) > spans:
+            voided = self._spans.pop()
+            if begins_takeover and self._last_token_ms is not None and len(self._spans) == spans:
+                self._last_token_ms = max(self._last_token_ms, voided.at_ms + self.estimates.costs().rtt_ms)
+
+    def wait_ms(self, now_ms: float) -> float:
+        """How long a span sent now would wait in the cloud for those before it.
+
+        While nothing is known of the cloud's reading, an answer that is late is expected to be as late again.
+        """
+        before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
+        if self._spans and not self.estimates.reading_known:
+            before += 2 * max(now_ms - self._spans[0].answer_ms, 0.0)
+        return max(before - self.estimates.costs().rtt_ms - now_ms, 0.0)
+
+    def written_by(self, now_ms: float) -> int:
+        """Tokens of a takeover that the cloud will have written, beyond those that came, when a span sent now comes."""
+        costs = self.estimates.costs()
+        since_ms = 0.0 if self._last_token_ms is None else now_ms - self._last_token_ms
+        return max(int((since_ms + costs.rtt_ms) / costs.stream_ms), 0)
+
+    def _judged(self, frame: Verdict, now_ms: float) -> None:
+        cloud_ms = (frame.queue_us + frame.compute_us) / 1e3
+        settled = frame.position + 1 + len(frame.further_token_ids)
+        if self._spans:
+            span = self._spans.popleft()
+            if span.alone:
+                self.estimates.travelled(now_ms - span.at_ms - cloud_ms)
+            if cloud_ms:
+                self.readings.append((span.tokens, cloud_ms))
+                self.estimates.read(span.tokens, cloud_ms)
+            if span.tokens:
+                self._compare(settled, now_ms)
+        self._settled = settled
+        self._last_answer_ms = self._last_token_ms = now_ms
+        self._expect_again(now_ms)
+
+    def _compare(self, settled: int, now_ms: float) -> None:
+        """Hold what was settled since the answer before this one against what the long view promises for that time.
+
+        It promises nothing where tokens are final without the cloud.
+        """
+        schedule = schedule_for(self.estimates.costs())
+        if self._settled is not None and self._mode is Mode.EXACT and not schedule.streams:
+            promised = schedule.rate * (now_ms - self._last_answer_ms)
+            self.estimates.delivered(max(settled - self._settled, 0), promised)
+
+    def _expect_again(self, now_ms: float) -> None:
+        """An answer that came early or late moves those behind it."""
+        costs, before = self.estimates.costs(), now_ms
+        for span in self._spans:
+            span.answer_ms = before = max(before, span.at_ms + costs.rtt_ms) + costs.read_ms(span.tokens)
+
+    def _written(self, frame: Continuation, now_ms: float) -> None:
+        if not frame.token_ids:
+            return
+        if self._last_token_ms is not None:
+            tokens, cloud_ms = len(frame.token_ids), (frame.queue_us + frame.compute_us) / 1e3
+            self.estimates.streamed((now_ms - self._last_token_ms) / tokens, cloud_ms / tokens)
+        self._last_token_ms = now_ms
+        self._last_answer_ms = now_ms
+        self._settled = frame.start + len(frame.token_ids)

@@ -1,0 +1,26 @@
+"""How long the cloud had better write on once it has stepped in.
+
+Overrides come in clusters: right behind one, the device is often wrong again. Each further override costs a round trip
+and a reading before the text can go on, while the cloud, which is at it anyway, writes a token in `stream_ms`.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+from edge_client.planner.costs import Costs
+from edge_client.planner.learning import Relapses
+
+# Chance of a further override below which the device writes, however fast the cloud is: for the cloud's time costs
+# something, too (an assumption).
+_LEAST_CHANCE = 0.25
+
+
+def takeover_tokens(relapses: Relapses, costs: Costs) -> int:
+    """How many tokens behind an override the cloud had better write itself."""
+    again_ms = costs.rtt_ms + costs.read_ms(1)
+
+    def better_written(chance: float) -> bool:
+        return chance >= _LEAST_CHANCE and costs.draft_ms + chance * again_ms > costs.stream_ms
+
+    return sum(1 for _ in takewhile(better_written, relapses.chances()))

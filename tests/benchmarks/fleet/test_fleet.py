@@ -1,0 +1,300 @@
+"""The fleet simulator against queueing theory, and what it must keep whatever happens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.fleet import run as command
+from benchmarks.fleet.cloud_profile import CloudProfile, Row
+from benchmarks.fleet.model import Demand, Fleet, Segment, StepTime, affine_step, load_demands, profiled_step
+from benchmarks.fleet.run import report
+from benchmarks.fleet.simulation import Outcome, Simulation, part_of
+from chaperone_common.errors import ConfigError
+from chaperone_common.stats import EnergyModel, GenerationStats
+
+SERVICE_MS = 10.0
+CHAT = Demand("chat", completion_tokens=100, round_trips=4, hidden_round_trips=6, tokens_per_forward=10, device_ms=2000)
+
+
+def one_server(load: float, generations: int) -> Fleet:
+    """An open loop that offers so much of one server's time, without link or device."""
+    per_s = load / SERVICE_MS * 1e3
+    return Fleet(
+        devices=1,
+        replicas=1,
+        think_s=1 / per_s,
+        closed=False,
+        rtts_ms=(0.0,),
+        max_batch=1,
+        warmup_s=20,
+        window_s=generations / per_s,
+    )
+
+
+def simulate(fleet: Fleet, demand: Demand, step: StepTime, seed: int = 1) -> Outcome:
+    return Simulation(fleet, demand, step, seed).run()
+
+
+# --- queueing theory ------------------------------------------------------------------------------------------------
+
+
+def test_constant_service_waits_as_m_d_1() -> None:
+    load = 0.7
+    outcome = simulate(one_server(load, 40_000), Demand("one", 1, round_trips=1), affine_step(SERVICE_MS, 0))
+    assert np.mean(outcome.waits_ms) == pytest.approx(load * SERVICE_MS / (2 * (1 - load)), rel=0.06)
+    assert outcome.utilisation == pytest.approx(load, rel=0.02)
+
+
+def test_exponential_service_waits_as_m_m_1() -> None:
+    load, rng = 0.6, np.random.default_rng(5)
+    outcome = simulate(
+        one_server(load, 40_000), Demand("one", 1, round_trips=1), lambda *_: float(rng.exponential(SERVICE_MS))
+    )
+    assert np.mean(outcome.waits_ms) == pytest.approx(load * SERVICE_MS / (1 - load), rel=0.08)
+    # Time in the system is exponential, so its percentiles are known too.
+    assert np.percentile(outcome.total_ms, 95) == pytest.approx(SERVICE_MS / (1 - load) * math.log(20), rel=0.08)
+
+
+def test_utilisation_is_throughput_times_service_time() -> None:
+    fleet = replace(one_server(0.5, 4000), replicas=3, devices=9, think_s=0.12)
+    demand = Demand("two", 1, round_trips=1, forwards_per_request=2)
+    outcome = simulate(fleet, demand, affine_step(SERVICE_MS, 0))
+    assert outcome.steps == pytest.approx(2 * len(outcome.total_ms), abs=20)  # those under way at the ends
+    per_ms = outcome.steps / (fleet.window_s * 1e3) / fleet.replicas
+    assert outcome.utilisation == pytest.approx(per_ms * SERVICE_MS, rel=1e-3)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_littles_law_holds_for_generations_and_for_the_queue(closed: bool) -> None:
+    fleet = Fleet(devices=400, replicas=2, think_s=10, closed=closed, window_s=120, warmup_s=30, max_batch=8)
+    outcome = simulate(fleet, CHAT, affine_step(15, 0.2))
+    rate = outcome.measured / (fleet.window_s * 1e3)
+    assert outcome.in_flight == pytest.approx(rate * np.mean(outcome.total_ms), rel=0.03)
+    forwards = len(outcome.waits_ms) / (fleet.window_s * 1e3) / fleet.replicas
+    assert outcome.waiting == pytest.approx(forwards * np.mean(outcome.waits_ms), rel=0.03)
+
+
+def test_a_closed_loop_keeps_its_cycle() -> None:
+    fleet = Fleet(devices=300, replicas=2, think_s=10, window_s=150, warmup_s=30)
+    outcome = simulate(fleet, CHAT, affine_step(15, 0.2))
+    cycle_s = fleet.think_s + np.mean(outcome.total_ms) / 1e3  # the interactive response time law
+    assert outcome.measured / fleet.window_s == pytest.approx(fleet.devices / cycle_s, rel=0.03)
+
+
+# --- one generation -------------------------------------------------------------------------------------------------
+
+
+def alone(demand: Demand, **changes: Any) -> Outcome:
+    """A single device, so that nothing queues."""
+    fleet = Fleet(devices=1, replicas=1, think_s=50, rtts_ms=(100.0,), speed_sigma=0.0, warmup_s=0, window_s=500)
+    return simulate(replace(fleet, **changes), demand, affine_step(20, 1))
+
+
+def test_round_trips_add_up_and_hidden_ones_hide() -> None:
+    waited = alone(Demand("waits", 40, round_trips=4, tokens_per_forward=10, device_ms=1000))
+    assert waited.total_ms == pytest.approx([1000 + 4 * (100 + 30)] * len(waited.total_ms))
+    assert waited.ttft_ms == pytest.approx([250 + 130] * len(waited.ttft_ms))
+    hidden = alone(Demand("hides", 40, hidden_round_trips=4, tokens_per_forward=10, device_ms=1000))
+    assert hidden.total_ms == pytest.approx([1000 + 130] * len(hidden.total_ms))  # the last one has nothing to hide in
+    assert hidden.ttft_ms == pytest.approx([250 + 130] * len(hidden.ttft_ms))
+
+
+def test_the_cloud_writes_on_by_itself_and_its_first_token_comes_early() -> None:
+    streamed = alone(Demand("cloud", 10, round_trips=1, forwards_per_request=10, prompt_tokens=600))
+    prompt = (20 + 512) + (20 + 88)
+    assert streamed.ttft_ms == pytest.approx([prompt + 21 + 100] * len(streamed.ttft_ms))
+    assert streamed.total_ms == pytest.approx([prompt + 10 * 21 + 100] * len(streamed.total_ms))
+
+
+def test_a_device_alone_asks_nobody() -> None:
+    outcome = alone(Demand("edge", 50, device_ms=1000))
+    assert outcome.total_ms == pytest.approx([1000] * len(outcome.total_ms))
+    assert outcome.ttft_ms == pytest.approx([20] * len(outcome.ttft_ms))
+    assert (outcome.requests, outcome.steps, outcome.utilisation) == (0, 0, 0)
+
+
+def test_waiting_requests_share_a_forward() -> None:
+    fleet = Fleet(devices=200, replicas=1, think_s=5, window_s=60, max_batch=16)
+    together = simulate(fleet, CHAT, affine_step(30, 0))
+    one_by_one = simulate(replace(fleet, max_batch=1), CHAT, affine_step(30, 0))
+    assert len(together.waits_ms) > 3 * together.steps
+    assert len(one_by_one.waits_ms) == one_by_one.steps
+    assert np.median(together.total_ms) < np.median(one_by_one.total_ms)
+
+
+# --- whatever happens -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_every_generation_ends_even_under_overload(closed: bool, replicas: int) -> None:
+    fleet = Fleet(
+        devices=300, replicas=replicas, think_s=2, closed=closed, max_batch=2, warmup_s=2, window_s=10, think_sigma=2
+    )
+    outcome = simulate(fleet, replace(CHAT, length_variation=0.5), affine_step(40, 1))
+    assert outcome.utilisation > 0.95
+    assert outcome.began == outcome.ended > outcome.measured > 0
+    assert len(outcome.total_ms) == len(outcome.ttft_ms) == outcome.measured
+    assert all(0 < first <= total for first, total in zip(outcome.ttft_ms, outcome.total_ms, strict=True))
+
+
+def test_a_seed_reproduces_and_another_one_does_not() -> None:
+    fleet, step = Fleet(devices=100, replicas=2, window_s=60), affine_step(15, 0.2)
+    demand = replace(CHAT, length_variation=0.5)
+    assert simulate(fleet, demand, step, seed=3) == simulate(fleet, demand, step, seed=3)
+    assert simulate(fleet, demand, step, seed=3) != simulate(fleet, demand, step, seed=4)
+
+
+def test_a_part_stands_for_the_whole() -> None:
+    fleet, step = Fleet(devices=2000, replicas=8, think_s=20, window_s=60), affine_step(15, 0.2)
+    part = part_of(fleet, CHAT, step, max_work=100_000)
+    assert part.replicas < fleet.replicas
+    assert part.devices / part.replicas == fleet.devices / fleet.replicas
+    assert part.window_s == fleet.window_s
+    numbers = report(fleet, part, CHAT, simulate(part, CHAT, step), 1.0)
+    whole = report(fleet, fleet, CHAT, simulate(fleet, CHAT, step), 1.0)
+    assert numbers["tokens_per_s"] == pytest.approx(whole["tokens_per_s"], rel=0.1)
+    assert numbers["total_ms"]["p50"] == pytest.approx(whole["total_ms"]["p50"], rel=0.05)
+    assert numbers["usd_per_1000_tokens"] == pytest.approx(whole["usd_per_1000_tokens"], rel=0.1)
+
+
+def test_a_small_fleet_is_simulated_whole_and_a_single_replica_for_a_shorter_time() -> None:
+    step = affine_step(15, 0.2)
+    small = Fleet(devices=10, replicas=2)
+    assert part_of(small, CHAT, step, max_work=100_000) is small
+    crowd = part_of(Fleet(devices=100_000, replicas=1), CHAT, step, max_work=100_000)
+    assert (crowd.devices, crowd.replicas) == (100_000, 1)
+    assert crowd.window_s < 5
+
+
+# --- demands, steps and reports -------------------------------------------------------------------------------------
+
+
+def test_a_demand_keeps_the_means_it_is_given() -> None:
+    demand = Demand("d", 50, round_trips=2.5, hidden_round_trips=1.25, forwards_per_request=1.5, device_ms=700)
+    rng = np.random.default_rng(2)
+    drawn: list[list[Segment]] = [list(demand.segments(1.0, rng)) for _ in range(4000)]
+    count = len(drawn)
+    assert sum(not s.hidden for d in drawn for s in d) / count == pytest.approx(2.5, rel=0.02)
+    assert sum(s.hidden for d in drawn for s in d) / count == pytest.approx(1.25, rel=0.03)
+    assert sum(len(s.forwards) for d in drawn for s in d) / count == pytest.approx(3.75 * 1.5, rel=0.02)
+    assert all(sum(s.device_ms for s in d) == pytest.approx(700) for d in drawn)
+    lengths = [replace(demand, length_variation=0.5).draw_length(rng) for _ in range(20_000)]
+    assert np.mean(lengths) == pytest.approx(1, rel=0.02)
+    assert np.std(lengths) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_demand_is_taken_from_the_stats_of_generations() -> None:
+    rows = [
+        GenerationStats(completion_tokens=20, prompt_tokens=30, round_trips=2, hidden_round_trips=2, verified_tokens=16,
+                        overridden_tokens=1, bonus_tokens=3, edge_compute_ms=500, bytes_up=200, bytes_down=80),
+        GenerationStats(completion_tokens=40, prompt_tokens=50, round_trips=2, hidden_round_trips=4, verified_tokens=30,
+                        overridden_tokens=2, bonus_tokens=4, takeover_tokens=4, edge_compute_ms=900, bytes_up=400,
+                        bytes_down=160),
+    ]  # fmt: skip
+    demand = Demand.from_stats("exact", rows)
+    assert (demand.completion_tokens, demand.prompt_tokens, demand.device_ms) == (30, 40, 700)
+    assert (demand.round_trips, demand.hidden_round_trips) == (2, 3)
+    assert demand.forwards_per_request == pytest.approx((5 + 2) / 5)
+    assert demand.tokens_per_forward == pytest.approx((28 + 2) / 7)
+    assert (demand.bytes_up, demand.bytes_down) == (300, 120)
+    assert demand.length_variation == pytest.approx(10 / 30)
+
+
+def test_the_rest_of_a_thinking_time_is_the_stationary_one() -> None:
+    fleet = Fleet(devices=1, replicas=1, think_s=10, think_sigma=0.5)
+    rest = fleet.draw_rest_of_thinking(200_000, np.random.default_rng(3))
+    assert np.mean(rest) == pytest.approx(10 / 2 * math.exp(0.5**2), rel=0.02)  # E[T^2] / 2 E[T]
+
+
+def test_steps_come_from_a_profile() -> None:
+    rows = tuple(Row("m", "bfloat16", b, 512, k, float(b + k), 0, 0) for b in (1, 4) for k in (1, 8))
+    step = profiled_step(CloudProfile({}, rows), "m", 512)
+    assert step(1, 8) == 9
+    assert step(4, 4) == 5
+    assert step(4, 29) == 12  # as four spans of eight
+
+
+def test_cost_and_energy_are_those_of_the_window() -> None:
+    fleet = Fleet(devices=10, replicas=2, window_s=10)
+    demand = Demand("d", 10, round_trips=1, bytes_up=100)
+    outcome = Outcome(
+        measured=2, ttft_ms=[1, 2], total_ms=[3, 4], per_token_ms=[1, 1], tokens_in_window=40, tokens=20,
+        device_ms=4000, radio_ms=200, requests=2, utilisation=0.25, waits_ms=[0.0], steps=1,
+    )  # fmt: skip
+    numbers = report(fleet, fleet, demand, outcome, usd_per_replica_hour=3.6)
+    assert numbers["tokens_per_s"] == 4
+    assert numbers["usd_per_1000_tokens"] == pytest.approx(2 * 0.001 / 4 * 1000)
+    model = EnergyModel()
+    device = (model.device_watts * 4 + model.radio_watts * 0.2 + model.joules_per_byte_up * 200) / 20
+    cloud = model.cloud_watts * 0.25 * 2 * 10 / 40
+    assert numbers["joules_per_1000_tokens"] == pytest.approx((device + cloud) * 1000, abs=0.01)
+    overloaded = report(fleet, fleet, demand, replace(outcome, tokens_in_window=0.0), 3.6)
+    assert overloaded["usd_per_1000_tokens"] is None
+    with pytest.raises(ConfigError, match="no generation of d began"):
+        report(fleet, fleet, demand, Outcome(), 3.6)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def run(*options: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(options))
+
+
+def demands_file(folder: Path) -> Path:
+    path = folder / "demands.json"
+    rows = [{"name": "sync", "completion_tokens": 20, "round_trips": 3}, {"name": "edge", "completion_tokens": 20}]
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def test_the_command_reports_each_strategy_and_every_assumption(tmp_path: Path) -> None:
+    small = ("--devices", "50", "--replicas", "2", "--window-s", "60", "--demand", str(demands_file(tmp_path)))
+    result = run(*small)
+    assert list(result["summary"]) == ["sync", "edge"]
+    assert result["summary"]["sync"]["simulated"]["devices"] == 50
+    assert result["step"] == {"assumption": "affine", "base_ms": 20.0, "ms_per_token": 0.05}
+    assert {"usd_per_replica_hour", "energy", "seed"} <= result["assumptions"].keys()
+    json.dumps(result)  # it can be written
+    assert list(run(*small, "--strategies", "edge")["summary"]) == ["edge"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--strategies", "none"), "--strategies: none: unknown; demands.json has sync, edge"),
+        (("--rtt-ms", "fast"), "--rtt-ms: 'fast'"),
+        (("--devices", "0"), "devices: 0; give 1 or more"),
+        (("--think-s", "0"), "think_s and window_s must be above 0"),
+        (("--step-base-ms", "-1"), "--step-base-ms"),
+        (("--profile", "missing.json"), "not a cloud profile"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("--demand", str(demands_file(tmp_path)), *options)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '[{"name": "x"}]', '[{"name": "x", "completion_tokens": 0}]'])
+def test_a_file_without_demands_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "demands.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load_demands(path)
+
+
+def test_demands_are_read_from_a_measured_result() -> None:
+    demands = {demand.name: demand for demand in load_demands(command.MEASURED)}
+    assert demands.keys() >= {"exact", "cloud"}
+    assert demands["cloud"].forwards_per_request > 10 * demands["exact"].forwards_per_request

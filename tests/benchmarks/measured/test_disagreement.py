@@ -1,0 +1,65 @@
+"""What U-HLM's gate is told: the disagreement, where it finds the risk; on the device, and read again for traces."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measured.contenders import DisagreementDrafter
+from benchmarks.strategies.lenient_server import lenient_model
+from benchmarks.traces.extend import read_cross_entropies, read_disagreements
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.sampling import softmax
+from chaperone_common.types import SamplingParams
+from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.model.ports import Reading
+from edge_client.model.drafter import ChoosingDrafter
+from edge_client.model.uncertainty import cross_entropy, disagreement
+from tests.support.fake_draft import FakeDraft
+from tests.support.fake_target import FakeTarget
+from tests.support.traces import trace_of
+
+PROMPT = (3, 1, 4, 1)
+SAMPLED = SamplingParams(temperature=0.8, seed=11)
+
+
+def test_the_drafter_proposes_as_any_and_tells_the_disagreement_as_the_risk() -> None:
+    async def scenario() -> None:
+        plain, measuring = (kind(FakeDraft(), SAMPLED) for kind in (ChoosingDrafter, DisagreementDrafter))
+        for text in (PROMPT, (5,), (6,)):
+            expected, proposal = await plain.step(text), await measuring.step(text)
+            fed = (*PROMPT, 5, 6)[: plain.length]
+            risk = disagreement(FakeTarget().logits(fed), expected.token_id)
+            assert proposal == replace(expected, signal=replace(expected.signal, risk=risk))
+
+    asyncio.run(scenario())
+
+
+def test_disagreements_are_read_again_along_the_text() -> None:
+    trace = replace(trace_of("+-+"), token_ids=(5, 6, 7), sampling=SAMPLED)
+    proposals = tuple(replace(proposal, token_id=9) for proposal in trace.proposals)
+    found, same = asyncio.run(read_disagreements(FakeDraft(), replace(trace, proposals=proposals), PROMPT))
+    texts = [(*PROMPT, *trace.token_ids[:index]) for index in range(3)]
+    assert found == [disagreement(FakeTarget().logits(text), 9) for text in texts]
+    drafter = ChoosingDrafter(FakeDraft(), SAMPLED)
+    fed = (PROMPT, (5,), (6,))
+    assert same == sum([asyncio.run(drafter.step(tokens)).token_id == 9 for tokens in fed])
+
+
+def test_cross_entropies_are_read_where_the_two_differ(tiny_pair: Path) -> None:
+    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+    model = lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), manifest, within_nats=0.0)
+    [choices] = model.read([Reading(model.new_cache(), PROMPT, 1, SAMPLED)])
+    trace = replace(trace_of("-+-"), token_ids=(choices[0].token_id, 6, 7), sampling=SAMPLED)
+    trace = replace(
+        trace,
+        proposals=tuple(replace(trace.proposals[0], token_id=token_id) for token_id in (9, 6, 11)),
+    )
+    found, same = read_cross_entropies(model, trace, PROMPT)
+    assert found.keys() == {0, 2}
+    assert same >= 1
+    row = model.scores(Reading(model.new_cache(), [*PROMPT, *trace.token_ids[:2]], 1, SAMPLED))[0]
+    assert found[2] == pytest.approx(cross_entropy(softmax(row, 0.8), 11), abs=1e-4)

@@ -1,0 +1,218 @@
+"""The runner on the tiny pair: real processes, a link between them, and a run that is gone on with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks.kit.work_file import digest_of
+from benchmarks.measured.plan import rotated
+from benchmarks.measured.run import add_arguments, plan_from
+from chaperone_common.errors import ChaperoneError, ConfigError
+from tests.support.staging import PATIENCE_S, ROOT, environment
+
+STRATEGIES = ("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "specedge-4", "assisted")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"id": "one", "class": "humaneval", "prompt": "the list of a number is"},
+        {"id": "two", "class": "general", "prompt": "write a letter"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def command_of(prompts: Path, *arguments: str) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks", "run", "--prompts", str(prompts), "--pair", "tiny"]
+    return [*command, "--work", str(prompts.parent / "work"), "--max-new-tokens", "12", "--rtt-ms", "4", *arguments]
+
+
+def start(prompts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = command_of(prompts, *arguments)
+    return subprocess.run(
+        command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=150
+    )
+
+
+def plan_of(prompts: Path, *arguments: str) -> Any:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return plan_from(parser.parse_args(["--prompts", str(prompts), "--pair", "tiny", *arguments]))
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    done = start(prompts, "--strategies", ",".join(STRATEGIES), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    rows = result["generations"]
+    assert Counter(row["strategy"] for row in rows) == dict.fromkeys(STRATEGIES, 2)
+    assert [row["strategy"] for row in rows[len(STRATEGIES) :]] == rotated(STRATEGIES, 1)
+    for row in rows:
+        assert row["error"] is None
+        assert len(row["commit_ms"]) == len(row["token_ids"]) == row["stats"]["completion_tokens"]
+        assert row["commit_ms"] == sorted(row["commit_ms"])
+        linked = row["strategy"] not in ("edge", "assisted")
+        assert (row["link_bytes_up"] > row["stats"]["bytes_up"] > 0) == linked
+        assert (row["link_bytes_down"] > row["stats"]["bytes_down"] > 0) == linked
+    summary = result["summary"]
+    assert summary["exact_output_equals_cloud"] == {"equal": 10, "of": 10}
+    assert set(summary["categories"]) == {"humaneval", "general", "all"}
+    assert summary["categories"]["all"]["cloud"]["over_cloud"] == 1.0
+    assert 0 < summary["link_cpu_share"] < 1
+
+
+IN_ITS_OWN = "import sys; from benchmarks.kit.processes import in_its_own_process as run; sys.exit(run(sys.argv[1:]))"
+
+
+@pytest.mark.usefixtures("tiny_pair")
+@pytest.mark.parametrize("program", [("-m", "benchmarks"), ("-c", IN_ITS_OWN)], ids=["run", "all"])
+def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program: tuple[str, str]) -> None:
+    """Also where the run is a process of another one, as those of `all` are."""
+    _, _, _, *options = command_of(prompts, "--strategies", "cloud", "--repeats", "500")
+    command = [sys.executable, *program, *options]
+    with subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        lines = iter(run.stdout)
+        first, second = next(lines), next(lines)
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.terminate()
+        list(lines)  # until it closes its output
+        code = run.wait(PATIENCE_S)
+        ended, alive = psutil.wait_procs(children, PATIENCE_S)
+        for child in alive:
+            child.kill()
+    assert "1000 of 1000 generations to make" in first
+    assert "1 of 1000" in second
+    assert code == 128 + signal.SIGTERM
+    assert len(ended) >= 2  # the cloud and the link
+    assert not alive
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_a_run_is_gone_on_with_unless_it_is_another_one(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    both = ("--strategies", "cloud,sync-4", "--dtype", "float32", "--out", str(out))
+    first = start(prompts, *both)
+    assert first.returncode == 0, first.stderr
+    assert "4 of 4 generations to make" in first.stdout
+    (work,) = (tmp_path / "work").iterdir()
+    measured = json.loads(out.read_text(encoding="utf-8"))["generations"]
+
+    lines = work.read_bytes().splitlines(keepends=True)
+    work.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as if it had been killed
+    again = start(prompts, *both)
+    assert "2 of 4 generations to make" in again.stdout
+    resumed = json.loads(out.read_text(encoding="utf-8"))["generations"]
+    assert resumed[:2] == measured[:2]
+    assert [row["token_ids"] for row in resumed] == [row["token_ids"] for row in measured]
+
+    assert "generations to make" not in start(prompts, *both).stdout
+    assert "4 of 4 generations to make" in start(prompts, *both, "--fresh", "--cold").stdout
+    cold = json.loads(out.read_text(encoding="utf-8"))["generations"]
+    assert all(row["cold_total_ms"] > 0 and row["decode_tokens_per_s"] is None for row in cold)
+    assert all(row["costs"]["row_ms"] > 0 for row in cold)
+    assert json.loads(out.read_text(encoding="utf-8"))["summary"]["regret"] is None, "exact was not there"
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_what_makes_a_run_another_one(prompts: Path) -> None:
+    def identity(*arguments: str) -> str:
+        plan = plan_of(prompts, "--strategies", "cloud,exact", *arguments)
+        return digest_of(plan.identity({"versions": {}, "machine": {}}))
+
+    same = identity()
+    assert identity("--repeats", "5") == same
+    assert identity("--rtt-ms", "0") == same
+    changes = ("--rtt-ms=20", "--seed=2", "--temperature=0.5", "--max-new-tokens=9", "--cold", "--first=1")
+    others = [identity(change) for change in (*changes, "--strategies=cloud", "--strategies=cloud,edge")]
+    assert len({same, *others}) == 1 + len(others)
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_a_best_length_is_part_of_the_plan(prompts: Path, tmp_path: Path) -> None:
+    rows = [
+        {"temperature": 0.0, "rtt_ms": rtt_ms, "family": "sync", "category": category, "best": best}
+        for rtt_ms, category, best in (
+            (20, "humaneval", 4),
+            (200, "humaneval", 16),
+            (20, "general", 2),
+            (200, "general", 4),
+        )
+    ]
+    peers = tmp_path / "peers.json"
+    peers.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    arguments = ("--strategies", "cloud,sync-best", "--peers", str(peers))
+    near = plan_of(prompts, *arguments, "--rtt-ms", "30")
+    assert near.strategies == {"humaneval": ("cloud", "sync-4"), "general": ("cloud", "sync-2")}
+    made = near.keys()
+    assert [(prompt, name) for prompt, name, _ in made] == [
+        ("one", "cloud"),
+        ("one", "sync-4"),
+        ("two", "sync-2"),
+        ("two", "cloud"),
+    ]
+    assert plan_of(prompts, *arguments, "--link", "satellite").names == ("cloud", "sync-16", "sync-4")
+    with pytest.raises(ConfigError, match="names one twice"):
+        plan_of(prompts, "--strategies", "sync-best,sync-4", "--peers", str(peers))
+
+
+def test_so_many_prompts_of_each_class(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"id": str(index), "class": "ab"[index % 2], "prompt": "x"} for index in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    chosen = plan_of(path, "--strategies", "cloud", "--per-category", "2").prompts
+    assert [prompt.id for prompt in chosen] == ["0", "1", "2", "3"]
+    assert len(plan_of(path, "--strategies", "cloud", "--per-category", "2", "--first", "3").prompts) == 3
+
+
+def test_every_strategy_is_first_as_often() -> None:
+    assert [rotated("abc", turns)[0] for turns in range(6)] == list("abcabc")
+    assert rotated("abc", 4) == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--strategies", "cloud,pearl-8"), "'pearl-8' is none of"),
+        (("--strategies", "cloud,exact,cloud"), "names one twice"),
+        (("--strategies", ""), "'' is none of"),
+        (("--strategies", "cloud", "--repeats", "0"), "--repeats: 0"),
+        (("--strategies", "cloud", "--per-category", "0"), "--per-category: 0"),
+        (("--strategies", "cloud", "--max-new-tokens", "-1"), "--max-new-tokens: -1"),
+        (("--strategies", "cloud", "--link", "moon"), "'moon' is not known"),
+        (("--strategies", "cloud", "--rtt-ms", "-1"), "--rtt-ms: -1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_starts(
+    prompts: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(prompts, *arguments)
+
+
+def test_ids_must_differ(prompts: Path) -> None:
+    prompts.write_text(prompts.read_text(encoding="utf-8").replace("two", "one"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="not each with an id of its own"):
+        plan_of(prompts, "--strategies", "cloud")
+
+
+def test_assisted_needs_the_weights_as_they_were_fetched(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path))
+    with pytest.raises(ChaperoneError, match="models pull --pair default --force"):
+        plan_of(prompts, "--strategies", "cloud,assisted", "--pair", "default")

@@ -1,0 +1,170 @@
+"""The suite: what is made, what is skipped, and what a failure holds up."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import NAMES
+from benchmarks.kit.work_file import MEASURED
+from benchmarks.report.make_all import Suite, as_text, chosen
+from benchmarks.report.steps import RESULTS, STEPS, Step
+from chaperone_common.errors import ConfigError
+from tests.support.staging import ROOT
+
+A = Step("a", "the first", "peers", "a.json", 1.0, "--traces traces.gz")
+B = Step("b", "of the first", "run", "links/b.json", 2.0, f"--peers {RESULTS}/a.json", needs=("a",))
+C = Step("c", "of nothing", "risk", "c.json", 3.0)
+PAGE = Step("page", "of all", "report", "page", 4.0, needs=("b", "c"))
+ABC = (A, B, C, PAGE)
+
+
+class Bench:
+    """A checkout in a folder of its own, whose benchmarks write what they are told to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.launched: list[Sequence[str]] = []
+        self.fails: set[str] = set()
+        self.generations: list[dict[str, object]] = []
+        self.content = "1"
+        for package in (*MEASURED, "benchmarks", "configs/links"):
+            (root / package).mkdir(parents=True)
+        self.write("common/chaperone_common/types.py", "1")
+        self.write("traces.gz", "1")
+
+    def write(self, path: str, text: str) -> None:
+        (self.root / path).write_text(text, encoding="utf-8")
+
+    def launch(self, arguments: Sequence[str]) -> int:
+        self.launched.append(arguments)
+        command, path = arguments[0], self.root / arguments[list(arguments).index("--out") + 1]
+        if command in self.fails:
+            return 1
+        if command == "report":
+            path.mkdir(parents=True, exist_ok=True)
+            path /= "index.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"content": self.content, "generations": self.generations}), encoding="utf-8")
+        return 0
+
+    def make(self, steps: Sequence[Step] = ABC, *, fresh: bool = False) -> str:
+        """The commands that were launched, and by their first letters what became of each step."""
+        self.launched.clear()
+        outcomes = Suite(self.root, self.launch, steps=ABC).make(steps, fresh=fresh)
+        return " ".join(line[0] for line in self.launched) + ": " + " ".join(outcomes.values())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_steps_run_in_order_and_are_skipped_when_nothing_has_changed(bench: Bench) -> None:
+    assert bench.make() == "peers run risk report: made made made made"
+    assert bench.launched[0] == ("peers", "--traces", "traces.gz", "--out", "benchmarks/results/a.json")
+    assert bench.make() == ": skipped skipped skipped skipped"
+    assert bench.make((C,), fresh=True) == "risk: made"
+
+
+def test_fresh_goes_down_to_unfinished_runs_alone(bench: Bench) -> None:
+    bench.make(fresh=True)
+    assert [line[-1] == "--fresh" for line in bench.launched] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "path", ["common/chaperone_common/types.py", "benchmarks/virtual/peers.py", "configs/links/moon.yaml"]
+)
+def test_another_source_or_link_makes_everything_again(bench: Bench, path: str) -> None:
+    bench.make()
+    bench.write(path, "2")
+    assert bench.make() == "peers run risk report: made made made made"
+
+
+def test_what_only_draws_makes_only_the_page_again(bench: Bench) -> None:
+    bench.make()
+    bench.write("benchmarks/report/figures.py", "2")
+    assert bench.make() == "report: skipped skipped skipped made"
+
+
+def test_a_file_that_is_read_counts_with_its_content(bench: Bench) -> None:
+    bench.make()
+    bench.write("traces.gz", "2")
+    assert bench.make() == "peers: made skipped skipped skipped", "the answer was the same"
+    bench.write("traces.gz", "3")
+    bench.content = "2"
+    assert bench.make() == "peers run: made made skipped skipped"
+
+
+def test_a_result_that_is_gone_or_was_changed_is_made_again(bench: Bench) -> None:
+    bench.make()
+    (bench.root / C.path).unlink()
+    bench.write(str(PAGE.path / "index.html"), "changed")
+    assert bench.make() == "risk report: skipped skipped made made"
+
+
+def test_a_failure_holds_up_only_what_needs_it(bench: Bench) -> None:
+    bench.fails = {"peers"}
+    assert bench.make() == "peers risk: failed left out made left out"
+    bench.fails = set()
+    assert bench.make() == "peers run report: made made skipped made"
+    bench.fails = {"peers"}
+    assert bench.make(fresh=True) == "peers risk: failed left out made left out", "the old result is not used"
+
+
+def test_a_step_alone_needs_what_is_there(bench: Bench) -> None:
+    assert bench.make((B,)) == ": left out"
+    bench.make((A,))
+    assert bench.make((B,)) == "run: made"
+
+
+def test_a_run_whose_generations_failed_is_gone_on_with(bench: Bench) -> None:
+    bench.generations = [{"error": None}, {"error": "lost"}]
+    assert bench.make((A,)) == "peers: incomplete"
+    bench.generations = []
+    assert bench.make((A,)) == "peers: made"
+
+
+def test_a_record_that_was_cut_is_begun_anew(bench: Bench) -> None:
+    bench.make((A,))
+    bench.write(".cache/benchmarks/suite.json", '{"a": ')
+    assert bench.make((A,)) == "peers: made"
+
+
+def test_the_steps_can_be_done() -> None:
+    names = [step.name for step in STEPS]
+    assert len(set(names)) == len(names)
+    assert len({step.path for step in STEPS}) == len(STEPS)
+    for index, step in enumerate(STEPS):
+        assert step.command in NAMES
+        assert set(step.needs) <= set(names[:index]), "what is needed comes first"
+        made = {str(needed.path) for needed in STEPS[:index] if needed.name in step.needs}
+        read = {word for word in step.options.split() if word.startswith("benchmarks/")}
+        assert {path for path in read - made if not (ROOT / path).exists()} == set()
+    assert sum(step.minutes for step in STEPS) < 180
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_the_options_of_a_step_are_understood(step: Step) -> None:
+    command, *options = step.line
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path)
+    importlib.import_module(f"benchmarks.{command}").add_arguments(parser)
+    assert parser.parse_args(options).out == step.path
+
+
+def test_they_are_listed_with_their_time() -> None:
+    assert as_text((A, B)).splitlines()[-1].split()[:3] == ["together", "3", "min,"]
+    assert "needs a" in as_text((B,))
+
+
+def test_a_choice_keeps_the_order_and_refuses_what_there_is_not() -> None:
+    assert chosen(ABC, "c,a") == (A, C)
+    assert chosen(ABC, None) == ABC
+    with pytest.raises(ConfigError, match="'d': no such step; there are a, b, c, page"):
+        chosen(ABC, "a,d")

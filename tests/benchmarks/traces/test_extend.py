@@ -1,0 +1,108 @@
+"""Traces of the tiny pair, read again: what is added, what stays, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.simulation.simulator import Scenario, simulate
+from benchmarks.simulation.trace import ExtendedProposal, TraceFile, load_traces, save_traces
+from benchmarks.strategies.families import strategy_named
+from benchmarks.traces.extend import add_arguments, run
+from benchmarks.traces.record import models_of, sha256_of
+from chaperone_common.errors import ConfigError
+from edge_client import EdgeClient, EdgeConfig
+from tests.support.traces import trace_of
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, tiny_pair: Path) -> Path:
+    """A file of two traces, whose tokens are the first of the vocabulary."""
+    prompts = tmp_path / "some.jsonl"
+    rows = [{"id": name, "class": "general", "prompt": f"write {name}"} for name in ("one", "two")]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    client = EdgeClient(EdgeConfig(pair="tiny"))
+    traces = []
+    for row in rows:
+        trace = trace_of("+-+-")
+        proposals = tuple(replace(proposal, token_id=proposal.token_id % 100) for proposal in trace.proposals)
+        traces.append(
+            replace(
+                trace,
+                id=row["id"],
+                prompt_tokens=len(client.prepare(row["prompt"]).token_ids),
+                token_ids=(0, 50, 2, 60),
+                proposals=proposals,
+            )
+        )
+    header = {
+        "pair": "tiny",
+        "prompts": prompts.name,
+        "prompts_sha256": sha256_of(prompts),
+        "models": models_of("tiny"),
+    }
+    path = tmp_path / "some.jsonl.gz"
+    save_traces(path, TraceFile(header, tuple(traces)))
+    return path
+
+
+def extend(path: Path) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args([str(path), "--prompt-sets", str(path.parent)]))
+
+
+def test_columns_are_added_and_nothing_else_changes(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = [json.loads(line) for line in gzip.decompress(recorded.read_bytes()).splitlines()]
+    told = extend(recorded)["summary"]["some.jsonl.gz"]
+    assert told["tokens"] == 8
+    after = [json.loads(line) for line in gzip.decompress(recorded.read_bytes()).splitlines()]
+    assert after[0].pop("extended")["read"] == told
+    for row in after[1:]:
+        assert row.pop("cross_entropies").keys() == {"1", "3"}
+        assert all(0 < value <= 1 for value in row["proposals"].pop("disagreement"))
+    assert after == before
+
+    trace = load_traces(recorded).traces[0]
+    assert all(isinstance(proposal, ExtendedProposal) for proposal in trace.proposals)
+    for name in ("bild-0.6-2", "uhlm-0.1"):
+        assert simulate(trace, Scenario(), strategy_named(name)).error is None
+
+    capsys.readouterr()
+    whole = recorded.read_bytes()
+    extend(recorded)
+    assert recorded.read_bytes() == whole
+    assert capsys.readouterr().out == "", "nothing is read twice"
+
+
+def test_other_prompts_or_models_are_refused(recorded: Path) -> None:
+    file = load_traces(recorded)
+    longer = replace(file.traces[0], prompt_tokens=99)
+    save_traces(recorded, TraceFile(file.header, (longer,)))
+    with pytest.raises(ConfigError, match="trace one has a prompt of 99 tokens, which are"):
+        extend(recorded)
+    save_traces(recorded, TraceFile({**file.header, "models": {}}, file.traces))
+    with pytest.raises(ConfigError, match="models are others than those of pair 'tiny' here"):
+        extend(recorded)
+    save_traces(recorded, file)
+    (recorded.parent / "some.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="it is not the prompt set that .* was recorded with; give --prompt-sets"):
+        extend(recorded)
+
+
+def test_a_file_is_finished_where_it_was_begun_and_then_left_alone_anywhere(recorded: Path) -> None:
+    extend(recorded)
+    whole = load_traces(recorded)
+    begun = {**whole.header, "extended": {**whole.header["extended"], "dtype": "bfloat16"}}
+    save_traces(recorded, TraceFile(begun, whole.traces))
+    extend(recorded)
+    assert load_traces(recorded).header["extended"] == begun["extended"], "there was nothing to do"
+    save_traces(recorded, TraceFile(begun, (whole.traces[0], replace(whole.traces[1], cross_entropies=None))))
+    with pytest.raises(ConfigError, match="begun in bfloat16"):
+        extend(recorded)

@@ -1,0 +1,84 @@
+"""The regret grid: every cell and kind of prompt once, against the best of what was tried, chosen in hindsight."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.simulation.trace import TraceFile, save_traces
+from benchmarks.virtual import regret
+from benchmarks.virtual.regret import Cell, summarise
+from tests.support.traces import trace_of
+
+
+def measured(folder: Path, *options: str) -> dict[str, Any]:
+    """A grid of one link and one device over two texts that agree but once, and one that never does."""
+    kinds = {"humaneval": ["+" * 20 + "-" + "+" * 19, "+" * 40], "general": ["-" * 30]}
+    traces = [
+        replace(trace_of(pattern), id=f"{category}/{index}", category=category)
+        for category, patterns in kinds.items()
+        for index, pattern in enumerate(patterns)
+    ]
+    path = folder / "traces.jsonl.gz"
+    save_traces(path, TraceFile({}, tuple(traces)))
+    parser = argparse.ArgumentParser()
+    regret.add_arguments(parser)
+    grid = ["--rtts-ms", "50", "--profiles", "none", "--clouds-ms", "20,310", "--drafts-ms", "20", "--processes", "1"]
+    return regret.run(parser.parse_args(["--traces", str(path), *grid, *options]))
+
+
+def rows_of(result: dict[str, Any], category: str) -> dict[float, dict[str, Any]]:
+    rows: Sequence[dict[str, Any]] = result["rows"]
+    return {row["cloud_ms"]: row for row in rows if row["category"] == category}
+
+
+def test_the_best_in_hindsight_is_streaming_where_nothing_agrees_and_spans_where_nearly_all_does(
+    tmp_path: Path,
+) -> None:
+    result = measured(tmp_path, "--against", "cloud,sync-8,overlap-8")
+    assert len(result["rows"]) == 4
+    assert {row["best"] for row in rows_of(result, "general").values()} == {"cloud"}
+    sure = rows_of(result, "humaneval")[310.0]
+    assert sure["best"] == "overlap-8"
+    assert sure["over_cloud"] > 3, "a forward settles many tokens there"
+
+
+def test_a_ratio_is_the_time_of_the_best_over_that_of_exact(tmp_path: Path) -> None:
+    """Against `exact` itself it is 1, and the more is tried, the less it can be."""
+    itself = measured(tmp_path, "--against", "exact")
+    assert {row[measure] for row in itself["rows"] for measure in ("settled", "whole")} == {1.0}
+    few, many = (measured(tmp_path, "--against", names) for names in ("sync-8", "sync-8,cloud,overlap-8"))
+    for less, more in zip(few["rows"], many["rows"], strict=True):
+        assert more["whole"] <= less["whole"]
+
+
+def test_the_summary_counts_the_cells_under_the_mark_and_names_the_worst() -> None:
+    rows = [
+        {
+            "link": "5",
+            "cloud_ms": 10.0,
+            "draft_ms": 5.0,
+            "category": "general",
+            "best": "cloud",
+            "settled": value,
+            "whole": 1,
+        }
+        for value in (1.2, 0.9, 0.97, 0.96)
+    ]
+    summary = summarise(rows)["settled"]
+    assert (summary["cells"], summary["under_0.97"], summary["least"]) == (4, 2, 0.9)
+    assert [row["settled"] for row in summary["worst"]] == [0.9, 0.96, 0.97, 1.2]
+
+
+@pytest.mark.parametrize(("cloud_ms", "of_64_tokens"), [(310.0, 310 * (1 + 0.046 * 63)), (40.0, 40 * (1 + 0.002 * 63))])
+def test_further_tokens_of_a_forward_are_dear_on_a_cpu_and_next_to_free_on_an_accelerator(
+    cloud_ms: float, of_64_tokens: float
+) -> None:
+    scenario = Cell("100", cloud_ms, 20.0).scenario(seed=1)
+    assert scenario.cloud.read_ms.at(1) == cloud_ms
+    assert scenario.cloud.read_ms.at(64) == pytest.approx(of_64_tokens)

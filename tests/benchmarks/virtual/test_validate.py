@@ -1,0 +1,94 @@
+"""The validation finds no error in a run that the simulator itself has made, and the error of one that it has not."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
+from benchmarks.simulation.simulator import Scenario, simulate
+from benchmarks.simulation.trace import Trace
+from benchmarks.strategies.families import strategy_named
+from benchmarks.virtual.validate import compare
+from chaperone_common.errors import ConfigError
+from edge_client.planner import Estimates
+from link_emulator.profile import Profile
+from tests.support.traces import trace_of
+
+READ = Curve.of((1, 100), (2, 100), (3, 102), (5, 106), (9, 114), (17, 130), (33, 162))
+TRACE = trace_of("+++++++-" * 4)
+
+
+def run_of(
+    *strategies: str, trace: Trace = TRACE, speed: float = 1.0, draft_ms: float = 20.0, read: Curve = READ
+) -> dict[str, Any]:
+    """What the runner would have written if the real pair were as the simulator takes it to be, or faster."""
+    scenario = Scenario(Profile.fixed(50.0), CloudCosts(read_ms=read), DraftCosts(step_ms=draft_ms))
+    generations = []
+    for strategy in strategies:
+        estimates = Estimates()
+        simulation = simulate(trace, scenario, strategy_named(strategy), estimates)
+        generations.append(
+            {
+                "id": trace.id,
+                "category": trace.category,
+                "strategy": strategy,
+                "repeat": 0,
+                "token_ids": list(simulation.token_ids),
+                "decode_tokens_per_s": simulation.decode_tokens_per_s * speed,
+                "stats": simulation.stats.to_json(),
+                "costs": asdict(estimates.costs()) | {"draft_ms": draft_ms, "stream_ms": 100.0},
+                "readings": [] if strategy == "cloud" else [[span, read.at(1 + span)] for span in (1, 2, 4, 8)],
+                "error": None,
+            }
+        )
+    profile = Profile.fixed(50.0).model_dump(exclude_defaults=True)
+    return {"settings": {"profile": profile, "temperature": 0.0}, "generations": generations}
+
+
+def test_a_run_of_the_simulators_own_is_found_without_error() -> None:
+    rows = list(compare(run_of("cloud", "sync-8", "overlap-4"), {TRACE.id: TRACE}))
+    assert [row["strategy"] for row in rows] == ["cloud", "sync-8", "overlap-4"]
+    assert {row["link"] for row in rows} == {"fixed round trip of 50 ms"}
+    assert max(abs(row["error"]) for row in rows) < 0.03
+    assert all(row["within_10_percent"] for row in rows)
+
+
+def test_each_strategy_is_taken_at_the_costs_that_it_met_with() -> None:
+    result = run_of("cloud", "sync-8")
+    slower = Curve(tuple((tokens, ms if tokens == 1 else 2 * ms) for tokens, ms in READ.points))
+    result["generations"] += run_of("overlap-4", draft_ms=30.0, read=slower)["generations"]
+    rows = list(compare(result, {TRACE.id: TRACE}))
+    assert [row["strategy"] for row in rows] == ["cloud", "sync-8", "overlap-4"]
+    assert max(abs(row["error"]) for row in rows) < 0.03
+
+
+def test_what_a_device_writes_alone_it_drafts_at_its_own_pace() -> None:
+    agreed = trace_of("++++++++" * 4)
+    result = run_of("cloud", "sync-8", trace=agreed)
+    result["generations"] += run_of("edge", trace=agreed, draft_ms=10.0)["generations"]
+    rows = {row["strategy"]: row for row in compare(result, {agreed.id: agreed})}
+    assert abs(rows["edge"]["error"]) < 0.03
+
+
+def test_a_calibrated_gate_is_left_out() -> None:
+    rows = list(compare(run_of("cloud", "sync-8", "gated"), {TRACE.id: TRACE}))
+    assert [row["strategy"] for row in rows] == ["cloud", "sync-8"]
+
+
+def test_a_run_that_was_faster_is_told_apart() -> None:
+    rows = list(compare(run_of("cloud", "sync-8", speed=1.25), {TRACE.id: TRACE}))
+    assert [row["within_10_percent"] for row in rows] == [False, False]
+    assert rows[0]["error"] == pytest.approx(-0.2, abs=0.01)
+
+
+def test_a_run_without_its_baseline_is_refused() -> None:
+    with pytest.raises(ConfigError, match="run both"):
+        list(compare(run_of("sync-8"), {TRACE.id: TRACE}))
+
+
+def test_a_text_that_was_not_recorded_is_left_out() -> None:
+    result = run_of("cloud", "sync-8")
+    for row in result["generations"]:
+        row["token_ids"][0] += 1
+    assert list(compare(result, {TRACE.id: TRACE})) == []

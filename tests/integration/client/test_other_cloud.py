@@ -1,0 +1,218 @@
+"""A cloud that comes back as another one: with another model, or with smaller limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.session import Committed, Event, Failed, Finished, Unverified
+from cloud_supervisor.config import CloudConfig, LimitsConfig
+from cloud_supervisor.server import Server
+from edge_client import EdgeClient, ModelMismatch, PartialGeneration
+from edge_client.config import CloudSettings, PlannerSettings
+from tests.support.fake_target import FakeTarget
+from tests.support.forwarder import Forwarder, forwarding
+from tests.support.loopback import serving
+from tests.support.raw_stream import RawStream, opening, raw_channel
+from tests.support.staging import config_for, ending_of
+
+PROMPT = "the list of a number is"
+SMALL_SPANS = CloudConfig(limits=LimitsConfig(max_span_tokens=2))
+
+
+def manifest_of(pair: Path, **changes: Any) -> ModelManifest:
+    return load_manifest(pair / "cloud", role="cloud").model_copy(update=changes)
+
+
+def endless(pair: Path, seed: int = 0) -> FakeTarget:
+    """A model that never ends a text, in the pair's vocabulary."""
+    manifest = manifest_of(pair)
+    ends = manifest.eos_token_ids
+    return FakeTarget(manifest.vocabulary_size, manifest.context_tokens, seed=seed, unwritten=ends)
+
+
+@asynccontextmanager
+async def two_clouds(pair: Path, second: CloudConfig | None = None, **changes: Any) -> AsyncIterator[_Scene]:
+    """A client in front of a cloud, and another one that takes its place when the test says so."""
+    manifest = manifest_of(pair, **changes)
+    async with (
+        serving(endless(pair), pair) as (first, address),
+        serving(endless(pair, seed=bool(changes)), pair, second, manifest=manifest) as (_, other),
+        forwarding(address) as forwarder,
+    ):
+        yield _Scene(first, other, forwarder)
+
+
+class _Scene:
+    def __init__(self, first: Server, other: str, forwarder: Forwarder) -> None:
+        self.first = first
+        self._other = other
+        self._forwarder = forwarder
+        self.address = forwarder.address
+
+    def leave(self) -> None:
+        self._forwarder.upstream = None
+        self._forwarder.reset()
+
+    def swap(self) -> None:
+        self._forwarder.upstream = self._other
+        self._forwarder.reset()
+
+
+async def written(client: EdgeClient, scene: _Scene, *, swap_after: int, **parameters: Any) -> list[Event]:
+    events: list[Event] = []
+    count = 0
+    async for event in client.stream(PROMPT, max_new_tokens=60, **parameters):
+        events.append(event)
+        count += isinstance(event, Committed)
+        if count == swap_after and isinstance(event, Committed):
+            scene.swap()
+    ending_of(events)
+    return events
+
+
+@pytest.mark.parametrize("mode", ["exact", "cloud", "gated"])
+def test_a_text_that_one_model_began_is_never_finished_by_another(tiny_pair: Path, mode: str) -> None:
+    async def run() -> tuple[list[Event], str]:
+        async with two_clouds(tiny_pair, model="another") as scene:
+            planner = PlannerSettings(policy="fixed", span_tokens=4)
+            async with EdgeClient(config_for(scene.address, planner=planner, risk=0.0)) as client:
+                digest = (await client.capabilities()).model_digest
+                return await written(client, scene, swap_after=8, mode=mode), digest
+
+    events, digest = asyncio.run(run())
+    if mode == "gated":
+        (unverified,) = [event for event in events if isinstance(event, Unverified)]
+        error = unverified.error
+        assert isinstance(events[-1], Finished)
+        unchecked = [
+            event.position for event in events if isinstance(event, Committed) and event.origin == "unverified"
+        ]
+        assert unchecked[0] == unverified.position
+    else:
+        ending = events[-1]
+        assert isinstance(ending, Failed)
+        error = ending.error
+        assert isinstance(error.partial, PartialGeneration)
+        assert error.partial.model_digest == digest
+    assert isinstance(error, ModelMismatch)
+    other = manifest_of(tiny_pair, model="another").digest
+    assert digest in error.message
+    assert other in error.message
+
+
+def test_the_next_text_is_written_with_the_model_that_is_there(tiny_pair: Path) -> None:
+    """Capabilities are asked for again after a loss, also after one between two generations."""
+
+    async def run() -> list[str]:
+        async with two_clouds(tiny_pair, model="another") as scene, EdgeClient(config_for(scene.address)) as client:
+            first = await client.generate(PROMPT, max_new_tokens=4)
+            scene.swap()
+            second = await client.generate(PROMPT, max_new_tokens=4)
+            return [first.stats.model_digest, second.stats.model_digest]
+
+    assert asyncio.run(run()) == [manifest_of(tiny_pair).digest, manifest_of(tiny_pair, model="another").digest]
+
+
+def test_a_failed_text_is_not_resumed_by_another_model(tiny_pair: Path) -> None:
+    async def run() -> Event:
+        async with two_clouds(tiny_pair, model="another") as scene:
+            cloud = CloudSettings(reconnect_timeout_ms=0.0)
+            async with EdgeClient(config_for(scene.address, cloud=cloud)) as client:
+                failed = (await written(client, scene, swap_after=8))[-1]
+                assert isinstance(failed, Failed)
+                partial = failed.error.partial
+                assert partial is not None
+                again = [event async for event in client.stream(partial)][-1]
+                whole = [event async for event in client.stream(replace(partial, model_digest=""))][-1]
+                assert isinstance(whole, Finished), "who gives no digest takes any model"
+                return again
+
+    again = asyncio.run(run())
+    assert isinstance(again, Failed)
+    assert isinstance(again.error, ModelMismatch)
+    for digest in (manifest_of(tiny_pair).digest, manifest_of(tiny_pair, model="another").digest):
+        assert digest in again.error.message
+
+
+@pytest.mark.parametrize(("given", "refused"), [("", False), ("own", False), ("sha256:other", True)])
+def test_the_cloud_refuses_a_text_of_another_model(tiny_pair: Path, given: str, refused: bool) -> None:
+    async def run() -> str | None:
+        async with serving(endless(tiny_pair), tiny_pair) as (server, address), raw_channel(address) as channel:
+            own = server.supervisor.capabilities
+            stream = RawStream(channel)
+            digest = own.model_digest if given == "own" else given
+            await stream.send(opening(own.tokenizer_digest, model_digest=digest))
+            if not refused:
+                assert await stream.read() is not None
+                stream.cancel()
+                return None
+            failure = await stream.failure()
+            assert failure.status == "FAILED_PRECONDITION"
+            assert own.model_digest in failure.message
+            return failure.message
+
+    message = asyncio.run(run())
+    assert message is None or given in message
+
+
+def test_a_cloud_that_comes_back_with_smaller_spans_gets_smaller_spans(tiny_pair: Path) -> None:
+    async def run() -> tuple[list[Event], list[int]]:
+        async with two_clouds(tiny_pair, SMALL_SPANS) as scene:
+            planner = PlannerSettings(policy="fixed", span_tokens=16)
+            async with EdgeClient(config_for(scene.address, planner=planner)) as client:
+                whole = await client.generate(PROMPT, max_new_tokens=60, mode="exact")
+                return await written(client, scene, swap_after=8, mode="exact"), [*whole.token_ids]
+
+    events, whole = asyncio.run(run())
+    assert isinstance(events[-1], Finished)
+    assert [event.token_id for event in events if isinstance(event, Committed)] == whole
+    assert events[-1].stats.reconnects >= 1
+
+
+def test_a_generation_waits_for_a_cloud_that_is_restarting(tiny_pair: Path) -> None:
+    """The channel has backed off by then, and would refuse at once."""
+
+    async def run() -> tuple[int, float]:
+        async with two_clouds(tiny_pair) as scene, EdgeClient(config_for(scene.address)) as client:
+            await client.generate(PROMPT, max_new_tokens=4)
+            scene.leave()
+            patience = CloudSettings(connect_timeout_ms=300.0)
+            async with EdgeClient(config_for(scene.address, cloud=patience)) as hasty:
+                gone = [event async for event in hasty.stream(PROMPT)][-1]
+                assert isinstance(gone, Failed)
+                assert "cannot be reached within 300 ms (cloud.connect_timeout_ms)" in gone.error.message
+            asyncio.get_running_loop().call_later(0.7, scene.swap)
+            began = asyncio.get_running_loop().time()
+            written = await client.generate(PROMPT, max_new_tokens=4)
+            return len(written.token_ids), asyncio.get_running_loop().time() - began
+
+    count, seconds = asyncio.run(run())
+    assert count == 4
+    assert seconds > 0.6
+
+
+@pytest.mark.parametrize("mode", ["gated", "exact"])
+def test_going_on_without_a_cloud_is_said(tiny_pair: Path, mode: str) -> None:
+    async def run() -> list[Event]:
+        cloud = CloudSettings(connect_timeout_ms=50.0, on_loss="continue")
+        async with EdgeClient(config_for("127.0.0.1:1", cloud=cloud)) as client:
+            result = await client.generate(PROMPT, max_new_tokens=4, mode=mode)
+            assert result.to_json()["unverified"]["type"] == "CloudUnavailable"
+            return [event async for event in client.stream(PROMPT, max_new_tokens=4, mode=mode)]
+
+    events = asyncio.run(run())
+    first, *rest = events
+    assert isinstance(first, Unverified)
+    assert "cannot be reached" in first.error.message
+    assert not any(isinstance(event, Unverified) for event in rest)
+    final = [event for event in events if isinstance(event, Committed)]
+    assert final[0].position == first.position
+    assert {event.origin for event in final} == {"unverified"}

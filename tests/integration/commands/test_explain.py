@@ -1,0 +1,100 @@
+"""`chaperone generate --explain`: every decision on standard error, and nothing of what was asked or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_client.apps.cli.main import main
+from tests.support.staging import fake_target, serving_in_thread
+
+PROMPT = "the quetzal of a number is"
+ACTIONS = {"Draft", "CatchUp", "Send", "Wait", "HandOver"}
+WORDS = {"id", "action", "reason", "figures", "text", "branches", "tokens", "continuation_tokens"}
+
+
+@pytest.fixture(scope="module")
+def address(tiny_pair: Path) -> Iterator[str]:
+    with serving_in_thread(fake_target(tiny_pair), tiny_pair) as (_, address):
+        yield address
+
+
+def generate(*arguments: str) -> int:
+    return main(["generate", "--pair", "tiny", "--seed", "1", *arguments])
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[dict[str, Any]]]:
+    output = capsys.readouterr()
+    return output.out, [json.loads(line) for line in output.err.splitlines()]
+
+
+@pytest.mark.parametrize("mode", ["exact", "gated", "cloud", "edge"])
+def test_every_decision_is_a_line_and_the_text_is_as_without(
+    address: str, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    options = ("--cloud", address, "--mode", mode, "--max-new-tokens", "16", PROMPT)
+    assert generate(*options) == 0
+    text, told = lines(capsys)
+    assert told == []
+    assert generate(*options, "--explain") == 0
+    explained, told = lines(capsys)
+    assert explained == text
+    assert {row["action"] for row in told} <= ACTIONS
+    assert all(row["reason"] for row in told)
+    assert all(row.keys() <= WORDS - {"id"} for row in told)
+    moments = [row["figures"]["at_ms"] for row in told]
+    assert moments == sorted(moments)
+    assert moments[0] >= 0
+    first = told[0]["figures"]["position"]
+    assert first > 1, "the prompt counts"
+    assert all(first <= row["figures"]["position"] <= first + 16 for row in told)
+    if mode in ("exact", "edge"):
+        assert "Draft" in {row["action"] for row in told}
+    if mode == "cloud":
+        assert told[0]["action"] == "HandOver"
+        assert told[0]["tokens"] == 16
+
+
+def test_lines_hold_numbers_and_reasons_and_nothing_of_prompt_or_text(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--cloud", address, "--max-new-tokens", "16", "--explain")
+    assert generate(*options, PROMPT) == 0
+    _, told = lines(capsys)
+    assert generate(*options, "another thing to ask about") == 0
+    _, others = lines(capsys)
+    reasons = {row["reason"] for row in told + others}
+    assert not any(word in reason for reason in reasons for word in ("quetzal", "another thing"))
+    for row in told + others:
+        assert all(isinstance(figure, int | float) for figure in row["figures"].values())
+        assert isinstance(row.get("text", True), bool), "whether the text is drafted, not which"
+
+
+def test_a_batch_tells_which_line_a_decision_is_about(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text(
+        '{"id": "first", "prompt": "x"}\n{"id": "bad"}\n{"id": 3, "prompt": "y", "mode": "cloud"}\n', encoding="utf-8"
+    )
+    options = ("--prompts", str(prompts), "--out", str(out), "--cloud", address, "--max-new-tokens", "4", "--explain")
+    assert generate(*options) == 1
+    rows = capsys.readouterr().err.splitlines()
+    told = [json.loads(row) for row in rows if row.startswith("{")]
+    assert [row for row in rows if not row.startswith("{")] == [
+        "chaperone: line 2: prompt, messages: give exactly one of them"
+    ]
+    ids = [row["id"] for row in told]
+    assert set(ids) == {"first", 3}
+    assert ids == sorted(ids, key=["first", 3].index), "one after the other"
+
+
+def test_with_json_only_the_result_is_on_standard_output(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("--cloud", address, "--max-new-tokens", "4", "--json", "--explain", PROMPT) == 0
+    text, told = lines(capsys)
+    assert json.loads(text)["stats"]["completion_tokens"] == 4
+    assert told

@@ -1,0 +1,361 @@
+"""The two commands as processes: terminals, signals, and how the server starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from asyncio import to_thread
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from chaperone_common.artefacts.manifest import load_manifest
+from cloud_supervisor.cli import main as cloud_main
+from edge_client.apps.cli.main import main
+from tests.support.loopback import serving
+from tests.support.raw_stream import RawStream, opening
+from tests.support.staging import (
+    PATIENCE_S,
+    Brake,
+    environment,
+    fake_target,
+    server_process,
+    start_client,
+    start_python,
+    until,
+)
+
+PROMPT = "the list of a number is"
+
+
+def generate(*arguments: str) -> int:
+    return main(["generate", "--pair", "tiny", *arguments])
+
+
+# --- Terminals -------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
+    """Run `chaperone generate` with its output on a pseudo-terminal."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(**extra),
+    )
+    os.close(theirs)
+    output = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            output += chunk
+    except OSError:  # how a pseudo-terminal tells that the other end is closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(PATIENCE_S), output.decode().replace("\r\n", "\n")
+
+
+def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--mode", "edge", "--max-new-tokens", "20", "--temperature", "0.8", "--seed", "0", PROMPT)
+    assert generate(*arguments) == 0
+    plain = capsys.readouterr().out
+    code, coloured = on_a_terminal(*arguments)
+    text, _, summary = re.sub(r"\x1b\[[0-9;]*m", "", coloured).rpartition("[")
+    assert (code, text) == (0, plain)
+    assert "\x1b[36m" in coloured, "drafted, and skipped by the gate"
+    assert re.fullmatch(
+        r"\d+ tokens, [\d.]+ tokens/s, 0 round trips waited for, 0 hidden, 0 overrides\]\ncolours: draft\n", summary
+    )
+    code, uncoloured = on_a_terminal(*arguments, NO_COLOR="1")
+    assert (code, uncoloured.rpartition("[")[0]) == (0, plain)
+    assert "\x1b" not in uncoloured
+
+
+# --- Signals ---------------------------------------------------------------------------------------------------------
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
+    """Exit code, output and complaints."""
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err.decode()
+
+
+def test_control_c_is_130_and_frees_the_session(tiny_pair: Path) -> None:
+    brake = Brake()
+
+    async def run() -> tuple[int, bytes, str]:
+        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
+            try:
+                process = start_client("--cloud", address, PROMPT)
+                await until(brake.reached.is_set, "the cloud reads")
+                process.send_signal(signal.SIGINT)
+                result = await asyncio.to_thread(ended, process)
+                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            finally:
+                brake.let_go.set()
+            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            return result
+
+    code, out, err = asyncio.run(run())
+    assert (code, err) == (130, "")
+    assert out.strip() == b"", "nothing was final yet"
+
+
+def test_control_c_at_the_prompt_is_130(tiny_pair: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", "--mode", "edge"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    try:
+        assert process.stderr is not None
+        assert b"end it with Ctrl-D" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (130, b"", "")
+    finally:
+        process.kill()
+        os.close(ours)
+        os.close(theirs)
+
+
+SCRIPT = """
+import sys
+from edge_client import SyncEdgeClient
+from tests.support.staging import config_for
+with SyncEdgeClient(config_for(sys.argv[1])) as client:
+    try:
+        for event in client.stream("the list"):
+            pass
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -> None:
+    brake = Brake()
+
+    async def run() -> tuple[int, bytes, str]:
+        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
+            try:
+                process = start_python("-c", SCRIPT, address)
+                await until(brake.reached.is_set, "the cloud reads")
+                process.send_signal(signal.SIGINT)
+                result = await asyncio.to_thread(ended, process)
+                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            finally:
+                brake.let_go.set()
+            return result
+
+    assert asyncio.run(run()) == (0, b"stopped\n", "")
+
+
+INTERRUPTED_ANYWHERE = """
+import random, signal, time
+from edge_client import SyncEdgeClient
+from tests.support.staging import config_for
+chance, stopped = random.Random(0), 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
+    client.generate("the list", mode="edge", max_new_tokens=8)
+    began = time.perf_counter()
+    whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
+    took = time.perf_counter() - began
+    for _ in range(200):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.01, 1.0) * took)
+            for event in client.stream("the list", mode="edge", max_new_tokens=8):
+                pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            stopped += 1
+    assert client.generate("the list", mode="edge", max_new_tokens=8).token_ids == whole
+    assert stopped > 50, stopped
+"""
+
+
+INTERRUPTED_IN_CLOSING = """
+import random, signal, threading
+from edge_client import SyncEdgeClient
+from tests.support.staging import config_for
+chance, stopped = random.Random(0), 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for _ in range(20):
+    client = SyncEdgeClient(config_for("127.0.0.1:1"))
+    client.generate("the list", mode="edge", max_new_tokens=2)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 1e-3))
+        client.close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        stopped += 1
+        client.close()
+    for thread in threading.enumerate():
+        if thread.name == "chaperone-client":
+            thread.join(10)
+            assert not thread.is_alive()
+assert stopped > 5, stopped
+"""
+
+
+def test_an_interrupt_may_strike_the_closing_of_the_sync_client(tiny_pair: Path) -> None:
+    code, _, err = ended(start_python("-c", INTERRUPTED_IN_CLOSING))
+    assert code == 0, err
+
+
+def test_an_interrupt_may_strike_the_sync_client_anywhere(tiny_pair: Path) -> None:
+    code, _, err = ended(start_python("-c", INTERRUPTED_ANYWHERE))
+    assert code == 0, err
+    assert "never awaited" not in err  # an interrupt that strikes in a finaliser is told, and ignored, by Python itself
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_pair: Path) -> None:
+    process = start_client("--mode", "edge", "--max-new-tokens", "2000", PROMPT)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.stdout.close()
+    process.stdout = None
+    assert ended(process)[::2] == (0, "")
+
+
+# --- The server's command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_prints_its_address_and_stops_cleanly(
+    tiny_pair: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server_process() as (process, address):
+        assert generate("--cloud", address, "--max-new-tokens", "3", PROMPT) == 0
+        process.send_signal(number)
+        code, out, err = ended(process)
+    assert (code, out) == (0, b"")
+    assert "Traceback" not in err
+    assert "stopping: open streams have 5.0 s to finish" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_server_at_once(tiny_pair: Path, tmp_path: Path, number: signal.Signals) -> None:
+    config = tmp_path / "cloud.yaml"
+    config.write_text("grace_seconds: 60\n")
+
+    async def interrupt(process: subprocess.Popen[bytes], address: str) -> float:
+        """Seconds from the second signal to the end of a process whose stream stays open."""
+        async with grpc.aio.insecure_channel(address) as channel:
+            stream = RawStream(channel)
+            await stream.send(opening(load_manifest(tiny_pair / "cloud", role="cloud").tokenizer_digest))
+            assert await stream.read() is not None
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            while b"stopping: open streams have 60.0 s" not in (line := await to_thread(process.stderr.readline)):
+                assert line, "it ended at the first signal"
+            began_s = asyncio.get_running_loop().time()
+            process.send_signal(number)
+            await to_thread(process.wait, PATIENCE_S)
+            return asyncio.get_running_loop().time() - began_s
+
+    with server_process("--config", str(config)) as (process, address):
+        assert asyncio.run(interrupt(process, address)) < PATIENCE_S / 2, "long before the streams' 60 s are over"
+        assert process.returncode == 128 + number
+
+
+READY = "import sys; from chaperone_common.command import entry; print('ready', flush=True); sys.exit(entry.{}())"
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.15, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(("command", "arguments"), [("device", ["generate", "hi"]), ("cloud", ["models", "list"])])
+def test_control_c_while_the_command_is_imported_ends_it_without_a_word(
+    command: str, arguments: list[str], delay_s: float
+) -> None:
+    process = start_python("-c", READY.format(command), *arguments)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(delay_s)  # whatever it is at then, there is to be no traceback
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode in (130, -signal.SIGINT, 0, 1), "interrupted, or done before"
+    assert b"Traceback" not in errors
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+from cloud_supervisor.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_is_cheap_is_checked_before_the_model_is_loaded(tiny_pair: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(tiny_pair, tmp_path / "models" / "tiny")
+    (damaged / "cloud" / "config.json").write_text("{}")
+    home = {"CHAPERONE_HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for listen, code, words in (
+            (f"127.0.0.1:{port}", 2, f"listen: '127.0.0.1:{port}' cannot be bound (Address already in use)"),
+            ("unix:/nowhere/x", 2, "listen: 'unix:/nowhere/x' cannot be bound: /nowhere is not a folder"),
+            ("127.0.0.1:0", 1, "config.json: 2 bytes, the manifest says"),
+        ):
+            process = start_python("-c", WITHOUT_TORCH, "serve", "--pair", "tiny", "--listen", listen, **home)
+            told, _, err = ended(process)
+            assert (told, err.count("\n")) == (code, 1), err
+            assert words in err
+
+
+SERVE = [
+    (["--listen", "0.0.0.0:0"], 2, "listen: '0.0.0.0:0' can be reached from other machines, which needs TLS"),
+    (["--listen", "127.0.0.1:99999"], 2, "--listen: '127.0.0.1:99999': there is no port 99999"),
+    (["--threads", "0"], 2, "--threads: 0: Input should be greater than or equal to 1"),
+    (["--pair", "nothere"], 1, "chaperone-cloud models pull --pair nothere"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), SERVE, ids=[words for _, _, words in SERVE])
+def test_serve_refuses(
+    tiny_pair: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    try:
+        ended_with: int | str | None = cloud_main(["serve", "--pair", "tiny", "--dtype", "float32", *arguments])
+    except SystemExit as ended:  # wrong usage, from argparse
+        ended_with = ended.code
+    assert ended_with == code
+    assert words in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cloud_main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"chaperone-cloud {version('chaperone-llm')}\n"
+
+
+MISSING = [
+    (["serve", "--pair", "tiny"], "torch", "[cloud]"),
+    (["serve", "--pair", "tiny"], "grpc", "[cloud]"),
+    (["models", "pull"], "tqdm", "[cloud,build]"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "package", "extras"), MISSING)
+def test_a_missing_package_is_named_with_its_remedy(arguments: list[str], package: str, extras: str) -> None:
+    script = f"import sys; sys.modules[{package!r}] = None; from cloud_supervisor.cli import main; sys.exit(main())"
+    code, _, err = ended(start_python("-c", script, *arguments))
+    assert (code, "Traceback" in err) == (1, False)
+    assert package in err
+    assert f"pip install 'chaperone-llm{extras}'" in err
+
+
+def test_serve_names_a_mistake_in_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("pair: tiny\nlimits:\n  max_sesions: 3\n")
+    assert cloud_main(["serve", "--config", str(config)]) == 2
+    assert f"{config}:3: limits.max_sesions: unknown key (did you mean 'max_sessions'?)" in capsys.readouterr().err

@@ -1,0 +1,198 @@
+"""`models pull` as a command: what it refuses, what it leaves behind, and pairs that are unlike the tiny one."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chaperone_common.artefacts.folders import ROLES
+from chaperone_common.artefacts.manifest import load_manifest
+
+pytestmark = pytest.mark.timeout(300)
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PATIENCE_S = 120
+BOS = "<|im_start|>"
+
+
+def start(home: Path, *arguments: str, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cloud_supervisor.cli", "models", "pull", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "CHAPERONE_HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
+    )
+
+
+def pull(home: Path, *arguments: str, before: Callable[[], None] | None = None) -> tuple[int, str, str]:
+    process = start(home, *arguments, before=before)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def nothing_but_the_lock(home: Path) -> bool:
+    return [path.name for path in (home / "models").iterdir()] in ([".mine.lock"], [".tiny.lock"])
+
+
+def write_registry(folder: Path, edge: Path, cloud: Path) -> str:
+    models = [
+        f"    {role}: {{model: my-{role}, licence: none, weights: {{source: pretrained, name: {name}}}}}\n"
+        for role, name in (("edge", edge), ("cloud", cloud))
+    ]
+    path = folder / "models.yaml"
+    path.write_text("pairs:\n  mine:\n" + "".join(models))
+    return str(path)
+
+
+@pytest.fixture
+def weights(tiny_pair: Path, tmp_path: Path) -> Path:
+    """A folder that `from_pretrained` takes, to be changed."""
+    return Path(shutil.copytree(tiny_pair / "cloud", tmp_path / "weights"))
+
+
+def rewrite(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+# --- Pairs that are unlike the tiny one -------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_chat_template_is_pulled(weights: Path, tmp_path: Path) -> None:
+    (weights / "chat_template.jinja").unlink()
+    code, out, err = pull(tmp_path, "--pair", "mine", "--registry", write_registry(tmp_path, weights, weights))
+    assert (code, err) == (0, "")
+    assert "mine: ready in" in out
+    edge = load_manifest(tmp_path / "models" / "mine" / "edge", role="edge", verify=True)
+    assert set(edge.files) == {"model.onnx", "model.onnx.data", "tokenizer.json", "special_tokens.json"}
+    load_manifest(tmp_path / "models" / "mine" / "cloud", role="cloud", verify=True)
+
+
+def test_named_templates_and_special_tokens_reach_the_device(weights: Path, tmp_path: Path) -> None:
+    template = (weights / "chat_template.jinja").read_text()
+    (weights / "chat_template.jinja").unlink()
+    named = [{"name": "default", "template": "{{ bos_token }}" + template}, {"name": "tool_use", "template": template}]
+    extra = {"extra_special_tokens": {"image_token": "<|endoftext|>"}}
+    rewrite(weights / "tokenizer_config.json", chat_template=named, bos_token=BOS, **extra)
+    registry = write_registry(tmp_path, weights, weights)
+    assert pull(tmp_path, "--pair", "mine", "--registry", registry)[::2] == (0, "")
+    folder = tmp_path / "models" / "mine" / "edge"
+    first = load_manifest(folder, role="edge", verify=True)
+    assert {path.name for path in folder.iterdir()} == {*first.files, "manifest.json"}
+    assert (folder / "chat_template.jinja").read_text() == "{{ bos_token }}" + template
+    tokens = json.loads((folder / "special_tokens.json").read_text())
+    assert tokens == {
+        "bos_token": BOS,
+        "eos_token": "<|im_end|>",
+        "image_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+
+    said = "mine: already there\n"
+    assert pull(tmp_path, "--pair", "mine", "--registry", registry) == (0, said, "")
+    rewrite(weights / "config.json", rms_norm_eps=1e-5)
+    code, out, _ = pull(tmp_path, "--pair", "mine", "--registry", registry)
+    assert (code, said in out) == (0, False), "the folder holds other weights now"
+    assert load_manifest(folder, role="edge").digest != first.digest
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_unknown_architecture_is_refused_before_anything_is_built(
+    tiny_pair: Path, weights: Path, tmp_path: Path, role: str
+) -> None:
+    rewrite(weights / "config.json", model_type="lfm2", architectures=["Lfm2ForCausalLM"])
+    edge, cloud = (weights, tiny_pair / "cloud") if role == "edge" else (tiny_pair / "cloud", weights)
+    code, out, err = pull(tmp_path, "--pair", "mine", "--registry", write_registry(tmp_path, edge, cloud))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"chaperone-cloud: my-{role}: ")
+    assert "'lfm2'" in err
+    assert err.count("\n") == 1
+    assert nothing_but_the_lock(tmp_path)
+
+
+NOT_THERE = [
+    ("someone/a-model", "there is no such folder here, and HF_HUB_OFFLINE turns the hub off"),
+    ("EMPTY", "my-edge: "),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), NOT_THERE)
+def test_a_source_without_a_model_is_named(tmp_path: Path, name: str, words: str) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    source = Path(name.replace("EMPTY", str(empty)))
+    code, out, err = pull(tmp_path, "--pair", "mine", "--registry", write_registry(tmp_path, source, source))
+    assert (code, "preparing" in out) == (1, False)
+    assert words in err
+    assert err.count("\n") == 1
+    assert nothing_but_the_lock(tmp_path)
+
+
+def code_that_comes_along(folder: Path, trap: Path) -> None:
+    rewrite(folder / "config.json", model_type="mine", auto_map={"AutoConfig": "configuration.Mine"})
+    (folder / "configuration.py").write_text(f"from pathlib import Path\nPath({str(trap)!r}).touch()\n")
+
+
+def test_code_that_comes_with_weights_is_not_run(weights: Path, tmp_path: Path) -> None:
+    code_that_comes_along(weights, tmp_path / "trapped")
+    code, _, err = pull(tmp_path, "--pair", "mine", "--registry", write_registry(tmp_path, weights, weights))
+    assert (code, err.count("\n")) == (1, 1), err
+    assert not (tmp_path / "trapped").exists()
+
+
+# --- Full disks and signals -------------------------------------------------------------------------------------------
+
+
+def test_a_disk_without_room_is_one_line(tmp_path: Path) -> None:
+    most = 300 * 1024  # bytes: room for the tokenizer, but not for the weights
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    code, _, err = pull(tmp_path, "--pair", "tiny", before=limit)
+    assert (code, err) == (
+        1,
+        f"chaperone-cloud: {tmp_path}: no room to write: File too large; "
+        "free some, or set CHAPERONE_HOME to a folder with more\n",
+    )
+    assert nothing_but_the_lock(tmp_path)
+
+
+def at_work(process: psutil.Process) -> bool:
+    """Whether a process runs; one that has ended may wait for a while until the system takes note of it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+def test_a_signal_leaves_nothing_and_nobody(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = start(tmp_path, "--pair", "tiny")
+    assert process.stdout is not None
+    while "quantising" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    children: list[psutil.Process] = []
+    while not any(child.cpu_times().user > 0.1 for child in children):  # it is at work, not just being started
+        assert process.poll() is None, "the builder was never seen"
+        children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (code, "")
+    assert not [child for child in children if at_work(child)]
+    assert nothing_but_the_lock(tmp_path)

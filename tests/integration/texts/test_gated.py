@@ -1,0 +1,91 @@
+"""`gated` against a real server: its dial, what is learned after the text, and deviations that are retracted."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaperone_common.errors import InvalidRequest
+from chaperone_common.types import OnDeviation, Origin
+from cloud_supervisor.model.torch_model import TorchModel
+from edge_client import EdgeClient, EdgeConfig, Generation
+from edge_client.config import CloudSettings, DeviceSettings, GateSettings
+from edge_client.gate import Totals
+from tests.support.loopback import serving
+from tests.support.staging import until
+
+PROMPT = "the list of a number is"
+
+
+def config(address: str, gate: GateSettings, *, closing_audit: bool = False) -> EdgeConfig:
+    return EdgeConfig(
+        pair="tiny",
+        closing_audit=closing_audit,
+        cloud=CloudSettings(address=address),
+        device=DeviceSettings(threads=1, allow_spinning=False),
+        gate=gate,
+    )
+
+
+def test_with_deviations_retracted_gated_writes_as_exact_and_edge_as_ever(tiny_pair: Path, target: TorchModel) -> None:
+    async def write() -> list[list[Generation]]:
+        async with serving(target, tiny_pair) as (_, address):
+            texts = []
+            for gate in (GateSettings(on_deviation=OnDeviation.RETRACT), GateSettings()):
+                async with EdgeClient(config(address, gate, closing_audit=True)) as client:
+                    modes = ("gated", "exact", "edge")
+                    texts.append([await client.generate(PROMPT, mode=mode, max_new_tokens=40) for mode in modes])
+            return texts
+
+    (gated, exact, edge), (_, _, edge_as_ever) = asyncio.run(write())
+    assert gated.token_ids == exact.token_ids
+    assert gated.stats.skipped_tokens == 0
+    assert edge.token_ids == edge_as_ever.token_ids
+    assert set(edge.origins) == {Origin.DRAFT}
+
+
+def test_the_gate_learns_from_audits_that_nobody_waits_for(tiny_pair: Path, target: TorchModel) -> None:
+    async def write() -> tuple[int, Totals]:
+        async with (
+            serving(target, tiny_pair) as (_, address),
+            EdgeClient(config(address, GateSettings(catch=0.3, max_deviation=1.0))) as client,
+        ):
+            skipped = 0
+            for seed in range(4):
+                written = await client.generate(PROMPT, mode="gated", temperature=0.8, seed=seed, max_new_tokens=60)
+                skipped += written.stats.skipped_tokens
+            await until(lambda: client.totals().audited == skipped, "audits of what was skipped")
+            return skipped, client.totals()
+
+    skipped, totals = asyncio.run(write())
+    assert skipped > 0
+    assert totals.deviations > 0
+    assert totals.caught > 0
+
+
+def test_each_promise_has_totals_of_its_own(tiny_pair: Path, target: TorchModel) -> None:
+    async def write() -> tuple[Totals, Totals, Totals]:
+        async with (
+            serving(target, tiny_pair) as (_, address),
+            EdgeClient(config(address, GateSettings(), closing_audit=True)) as client,
+        ):
+            await client.generate(PROMPT, mode="gated", max_new_tokens=8)
+            await client.generate(PROMPT, mode="gated", catch=0.5, max_deviation=0.5, max_new_tokens=16)
+            return client.totals(), client.totals(catch=0.5, max_deviation=0.5), client.totals(catch=0.7)
+
+    default, own, other = asyncio.run(write())
+    assert 0 < default.tokens <= 8 < own.tokens <= 16
+    assert other == Totals()
+
+
+@pytest.mark.parametrize(("name", "value"), [("catch", 1.5), ("catch", float("nan")), ("max_deviation", -0.1)])
+@pytest.mark.usefixtures("tiny_pair")
+def test_a_dial_beyond_its_ends_is_refused(name: str, value: float) -> None:
+    client = EdgeClient(EdgeConfig(pair="tiny"))
+    for wrong, complaint in ((value, "is outside"), ("a", "is not a number")):
+        parameters: dict[str, Any] = {name: wrong}
+        with pytest.raises(InvalidRequest, match=f"{name}: .* {complaint}"):
+            client.request(PROMPT, mode="gated", **parameters)

@@ -1,0 +1,39 @@
+"""A planner for tests that sends branches wherever it can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from chaperone_common.types import Mode
+from edge_client.planner import Decision, Draft, FixedPlanner, Send, Situation, Sprout
+
+
+@dataclass(frozen=True, slots=True)
+class SproutingPlanner:
+    """Does as another planner, but every token that it sends has a branch beside it of up to `tokens` tokens.
+
+    Whenever it drafts, the likeliest branch grows too.
+    """
+
+    planner: FixedPlanner
+    tokens: int = 3
+
+    @property
+    def mode(self) -> Mode:
+        return self.planner.mode
+
+    def decide(self, situation: Situation) -> Decision:
+        session, decision = situation.session, self.planner.decide(situation)
+        match decision.action:
+            case Send():
+                sprouts = tuple(Sprout(start, self.tokens) for start in range(session.sent, len(session.text)))
+                return replace(decision, action=replace(decision.action, branches=sprouts))
+            case Draft():
+                likeliest = max(situation.tree.sites(), default=None)
+                return replace(decision, action=Draft(branches=() if likeliest is None else (likeliest[1],)))
+            case _:
+                return decision
+
+    def alone(self) -> Self:
+        return replace(self, planner=self.planner.alone())

@@ -1,0 +1,56 @@
+"""A device's end alone, with a few words for what a draft model and a gate do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from chaperone_common.errors import CloudUnavailable
+from chaperone_common.frames import Failure, Open, Opened
+from chaperone_common.session import Committed, DeviceSession, SessionEvent
+from chaperone_common.types import OnDeviation, Origin, SamplingParams, SessionId, Signal
+
+EOS = 0
+PROMPT = (7, 8, 9)
+START = len(PROMPT)
+OPEN = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT)
+
+
+def session(
+    *, limit: int = 23, committed: tuple[int, ...] = (), on_deviation: OnDeviation = OnDeviation.KEEP
+) -> DeviceSession:
+    opening = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT, committed)
+    device = DeviceSession(opening, limit=limit, on_deviation=on_deviation)
+    assert list(device.apply(Opened(prefilled=True, context_tokens=100))) == []
+    return device
+
+
+def fire(device: DeviceSession, *token_ids: int, risk: float = 0.5) -> list[SessionEvent]:
+    signal = Signal(1.0, 0.5, 0.1, 1.0, risk)
+    return [event for token_id in token_ids for event in device.draft(token_id, signal, fires=True)]
+
+
+def skip(device: DeviceSession, *token_ids: int) -> list[SessionEvent]:
+    signal = Signal(0.0, 1.0, 1.0, 9.0, 0.0)
+    return [event for token_id in token_ids for event in device.draft(token_id, signal, fires=False)]
+
+
+def with_two_questions() -> DeviceSession:
+    """The fires 1 and 4 are on their way, in a span each; 2 and 3 were skipped in between."""
+    device = session()
+    fire(device, 1)
+    device.send()
+    skip(device, 2, 3)
+    fire(device, 4)
+    device.send()
+    return device
+
+
+def lose(device: DeviceSession) -> None:
+    with pytest.raises(CloudUnavailable):
+        list(device.apply(Failure("UNAVAILABLE", "gone")))
+
+
+def committed(events: Iterable[SessionEvent]) -> list[tuple[int, int, Origin]]:
+    return [(event.position, event.token_id, event.origin) for event in events if isinstance(event, Committed)]

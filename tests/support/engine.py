@@ -1,0 +1,158 @@
+"""An engine with everything around it, for its tests: a draft model without a model, and texts of numbers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from chaperone_common.clock import Clock
+from chaperone_common.frames import Open, Opened
+from chaperone_common.session import Committed, Event, Failed, Finished
+from chaperone_common.types import Mode, Origin, SamplingParams, SessionId
+from edge_client.engine.engine import Engine, EngineSettings
+from edge_client.gate import Always, Gate, Never
+from edge_client.model.drafter import ChoosingDrafter
+from edge_client.planner import Estimates, FixedPlanner, Planner
+from edge_client.ports import TEXT_ROW, DraftStep
+from tests.support.fake_draft import FakeDraft
+from tests.support.fake_link import FakeLink
+from tests.support.fake_target import FakeTarget
+
+PROMPT = (5, 6, 7)
+TARGET = FakeTarget()
+OPENED = Opened(prefilled=True, context_tokens=512)
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return self.seconds
+
+
+class Numbers:
+    """The text of a token is its number; one of them may complete a stop string."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+
+    @property
+    def stopped(self) -> bool:
+        return False
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        return f"{token_id} ", token_id == self.stop_at
+
+    def flush(self) -> str:
+        return "."
+
+
+class Watched(FakeDraft):
+    """A draft model that takes time, remembers what it was fed, and lets a test act while it steps."""
+
+    def __init__(self, clock: Clock, *, disturbance: float = 0.0, step_s: float = 0.010, branches: int = 0) -> None:
+        super().__init__(FakeTarget(disturbance=disturbance), branches=branches)
+        self._clock = clock
+        self._takes_s = step_s
+        self.fed: list[tuple[int, tuple[int, ...]]] = []  # (position, tokens)
+        self.rewinds: list[int] = []
+        self.during_step: Callable[[int], None] = lambda step: None
+        self.was_closed = False
+
+    async def step(self, token_ids: Sequence[int]) -> DraftStep:
+        self._note(token_ids)
+        return await super().step(token_ids)
+
+    async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
+        self._note([token_id for row, token_id in token_ids.items() if row == TEXT_ROW])
+        return await super().step_rows(token_ids)
+
+    def _note(self, token_ids: Sequence[int]) -> None:
+        self.fed.append((self.length, tuple(token_ids)))
+        if isinstance(self._clock, ManualClock):
+            self._clock.seconds += self._takes_s
+        self.during_step(len(self.fed))
+
+    def rewind(self, length: int) -> None:
+        self.rewinds.append(length)
+        super().rewind(length)
+
+    def close(self) -> None:
+        self.was_closed = True
+        super().close()
+
+
+class Stage:
+    """An engine with everything around it."""
+
+    def __init__(
+        self,
+        *links: FakeLink | None,
+        mode: Mode = Mode.EXACT,
+        gate: Gate | None = None,
+        planner: Planner | None = None,
+        span: int = 4,
+        in_flight: int = 2,
+        run_ahead: int = 16,
+        takeover_tokens: int = 0,
+        new_tokens: int = 40,
+        disturbance: float = 0.5,
+        step_s: float = 0.010,
+        branches: int = 0,
+        eos: tuple[int, ...] = (),
+        stop_at: int | None = None,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        self.clock = ManualClock()
+        self.model = Watched(clock or self.clock, disturbance=disturbance, step_s=step_s, branches=branches)
+        opening = Open(SessionId("s"), "", SamplingParams(), new_tokens, eos, PROMPT)
+        deadlines = {"open_deadline_ms": 2_000.0, "verification_deadline_ms": 1_000.0}
+        self.engine = Engine(
+            opening,
+            limit=len(PROMPT) + new_tokens,
+            drafter=None if mode is Mode.CLOUD else ChoosingDrafter(self.model, SamplingParams()),
+            connect=None if links == (None,) else iter([link for link in links if link is not None]).__next__,
+            gate=gate or (Never() if mode is Mode.EDGE else Always()),
+            planner=planner or FixedPlanner(mode, span, in_flight, run_ahead, takeover_tokens),
+            estimates=Estimates(),
+            output=Numbers(stop_at),
+            clock=clock or self.clock,
+            settings=EngineSettings(**{**deadlines, **settings}),
+        )
+
+    def run(self) -> list[Event]:
+        async def collect() -> list[Event]:
+            return [event async for event in self.engine.stream()]
+
+        events = asyncio.run(collect())
+        assert [isinstance(event, Finished | Failed) for event in events] == [False] * (len(events) - 1) + [True]
+        assert self.model.was_closed or self.engine.speculation.drafter is None
+        return events
+
+
+def written(events: Sequence[Event]) -> list[int]:
+    return [event.token_id for event in events if isinstance(event, Committed)]
+
+
+def origins(events: Sequence[Event]) -> set[Origin]:
+    return {event.origin for event in events if isinstance(event, Committed)}
+
+
+def cloud_text(count: int) -> list[int]:
+    text = list(PROMPT)
+    for _ in range(count):
+        text.append(int(TARGET.logits(text).argmax()))
+    return text[len(PROMPT) :]
+
+
+def failed(events: Sequence[Event]) -> Failed:
+    assert isinstance(events[-1], Failed)
+    return events[-1]
+
+
+def finished(events: Sequence[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]

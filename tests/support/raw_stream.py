@@ -1,0 +1,74 @@
+"""A device that does not keep to the rules: any bytes, in any order, on a stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import grpc
+import grpc.aio
+
+from chaperone_common.frames import ClientFrame, Failure, Open, ServerFrame
+from chaperone_common.types import SamplingParams, SessionId
+from chaperone_common.wire import SERVICE, SUPERVISE, decode_server, encode_client
+
+
+def opening(digest: str, session: str = "raw", *, prompt: tuple[int, ...] = (5, 6, 7), **fields: object) -> Open:
+    """A valid Open, but for what `fields` say."""
+    valid: dict[str, object] = {
+        "session_id": SessionId(session),
+        "tokenizer_digest": digest,
+        "sampling": SamplingParams(),
+        "max_new_tokens": 50,
+        "eos_token_ids": (),
+        "prompt_token_ids": prompt,
+    }
+    return Open(**{**valid, **fields})  # type: ignore[arg-type]
+
+
+class RawStream:
+    """One `Supervise` call."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")()
+
+    async def send(self, *frames: ClientFrame | bytes) -> None:
+        for frame in frames:
+            await self._call.write(frame if isinstance(frame, bytes) else encode_client(frame))
+
+    async def half_close(self) -> None:
+        await self._call.done_writing()
+
+    async def read(self) -> ServerFrame | None:
+        """The next frame, or None at the end."""
+        data = await self._call.read()
+        return decode_server(data) if isinstance(data, bytes) else None
+
+    async def answered(self) -> bool:
+        """Whether another frame comes before the end, however that looks."""
+        with suppress(grpc.aio.AioRpcError):
+            return await self.read() is not None
+        return False
+
+    async def failure(self) -> Failure:
+        """Read on to the Failure, which must be mirrored in the status and be the last frame."""
+        while not isinstance(frame := await self.read(), Failure):
+            assert frame is not None, "the stream ended without a Failure"
+        assert (await self._call.code()).name == frame.status
+        assert await self._call.details() == frame.message
+        return frame
+
+    async def status(self) -> str:
+        """How gRPC ended the stream."""
+        return (await self._call.code()).name
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+@asynccontextmanager
+async def raw_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel with a connection of its own."""
+    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        yield channel

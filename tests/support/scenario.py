@@ -1,0 +1,70 @@
+"""Scenes on a raw channel: a server with a fake model, and what has to be left of it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.frames import Close, Closed, Draft, Opened, Verdict
+from cloud_supervisor.config import CloudConfig, LimitsConfig
+from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.server import Server
+from tests.support.fake_target import FakeTarget
+from tests.support.loopback import serving
+from tests.support.raw_stream import RawStream, raw_channel
+from tests.support.staging import Brake, fake_target, until
+
+SMALL = LimitsConfig(max_span_tokens=16, max_message_kib=16, prefill_chunk_tokens=4)
+BeforeRead = Callable[[Sequence[Reading]], None]
+Scene = Callable[[Server, grpc.aio.Channel, str], Awaitable[None]]
+
+
+def play(
+    pair: Path, scene: Scene, limits: LimitsConfig = SMALL, brake: BeforeRead | None = None, **settings: float
+) -> None:
+    """Run a scene against a server with a fake model; afterwards nothing of it may be left there."""
+    config = CloudConfig(limits=limits, **settings)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        async with (
+            serving(fake_target(pair, brake), pair, config) as (server, address),
+            raw_channel(address) as channel,
+        ):
+            try:
+                await scene(server, channel, address)
+            finally:
+                if isinstance(brake, Brake):
+                    brake.let_go.set()
+            await until(lambda: server.supervisor.sessions == 0, "all sessions ended")
+            await until(lambda: server.kv_store.stats.bytes_used == 0, "all KV freed")
+
+    asyncio.run(run())
+
+
+def draft(*token_ids: int, start: int = 3, revision: int = 0, **fields: Any) -> Draft:
+    return Draft(revision, start, token_ids, (0.0,) * len(token_ids), fields.pop("final_before", start), **fields)
+
+
+def load_vocabulary(pair: Path) -> int:
+    return load_manifest(pair / "cloud", role="cloud").vocabulary_size
+
+
+async def write_to_the_end(stream: RawStream, twin: FakeTarget) -> None:
+    """Let the cloud write ten tokens one by one, on an open stream after the prompt 5, 6, 7."""
+    text = [5, 6, 7]
+    for _ in range(10):
+        await stream.send(draft(start=len(text)))
+        while not isinstance(verdict := await stream.read(), Verdict):
+            assert isinstance(verdict, Opened)
+        text.append(int(twin.logits(text).argmax()))
+        assert (verdict.position, verdict.token_id) == (len(text) - 1, text[-1])
+    await stream.send(Close(len(text), ()))
+    await stream.half_close()
+    assert await stream.read() == Closed()
+    assert await stream.read() is None
+    assert await stream.status() == "OK"

@@ -1,0 +1,107 @@
+"""One generation without engine, planner or link, for the tests of what the device drafts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from chaperone_common.frames import Open, Opened, ServerFrame, Verdict
+from chaperone_common.session import DeviceSession, SessionEvent
+from chaperone_common.types import Proposal, SamplingParams, SessionId
+from edge_client.engine.speculation import Speculation
+from edge_client.model.drafter import ChoosingDrafter
+from edge_client.planner import Draft, Estimates, Sprout
+from tests.support.fake_draft import FakeDraft
+from tests.support.fake_target import FakeTarget
+
+PROMPT = (5, 6, 7)
+START = len(PROMPT)
+SOURCE = FakeTarget(vocabulary_size=16)
+
+
+class StillClock:
+    def now(self) -> float:
+        return 0.0
+
+
+def greedy(text: Iterable[int]) -> int:
+    """What the small model writes after a text, without cache or rows."""
+    return int(SOURCE.logits(list(text)).argmax())
+
+
+def second(text: Iterable[int]) -> int:
+    """What it would write otherwise."""
+    return int(SOURCE.logits(list(text)).argsort()[-2])
+
+
+class Desk:
+    """One generation without engine, planner or link: a test says what is drafted and what the cloud answers."""
+
+    def __init__(self, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> None:
+        self.model = FakeDraft(SOURCE, branches=branches)
+        self.estimates = Estimates()
+        opening = Open(SessionId("s"), "", SamplingParams(), limit - START, eos, PROMPT)
+        self.session = DeviceSession(opening, limit=limit)
+        self.speculation = Speculation(
+            ChoosingDrafter(self.model, SamplingParams()), self.estimates, StillClock(), limit=limit, eos_token_ids=eos
+        )
+        self.events: list[SessionEvent] = []
+        self.hear(Opened(prefilled=True, context_tokens=512))
+
+    @property
+    def text(self) -> list[int]:
+        return self.session.text
+
+    def draft(self, tokens: int = 1, *, branches: tuple[int, ...] = (), text: bool = True) -> None:
+        for _ in range(tokens):
+            proposal = asyncio.run(self.speculation.draft(self.text, Draft(text, branches)))
+            if proposal is not None:
+                self._append(proposal)
+
+    def branch(self, start: int, tokens: int = 1) -> None:
+        self.draft(tokens, branches=(start,), text=False)
+
+    def catch_up(self) -> None:
+        asyncio.run(self.speculation.read_on(self.text[self.speculation.read :]))
+
+    def send(self, *sprouts: Sprout, continuation_tokens: int = 0) -> None:
+        branches = self.speculation.tree.branch_tokens(self.session.sent, len(self.text), sprouts)
+        self.session.send(continuation_tokens=continuation_tokens, branches=branches)
+
+    def hear(self, frame: ServerFrame) -> None:
+        self._follow(self.session.apply(frame))
+        for proposal in self.speculation.foreseen(self.session):
+            if not self.session.exhausted:
+                self._append(proposal)
+
+    def override(self, position: int, token_id: int, *further: int) -> None:
+        """The cloud's verdict on the oldest span: all before the position stands, and then it goes on like this."""
+        revision = self.session.spans[0].revision + 1
+        self.hear(Verdict(revision, position, token_id, further_token_ids=further))
+
+    def _append(self, proposal: Proposal) -> None:
+        self._follow(self.session.draft(proposal.token_id, proposal.signal, fires=True), proposal)
+
+    def _follow(self, events: Iterable[SessionEvent], proposal: Proposal | None = None) -> None:
+        for event in events:
+            self.events.append(event)
+            self.speculation.follow(self.session, event, proposal)
+
+    def check(self) -> None:
+        """Whatever happened, what is provisional is what the small model writes after the text before it."""
+        for position in range(self.session.final, len(self.text)):
+            assert self.text[position] == greedy(self.text[:position])
+            proposal = self.speculation.tree.proposal(position)
+            assert proposal is not None
+            assert proposal.token_id == self.text[position]
+        tree = self.speculation.tree
+        assert all(tree.proposal(position) is None for position in (*range(self.session.final), len(self.text)))
+        assert self.speculation.read <= len(self.text)
+
+
+def drafted(tokens: int = 4, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> Desk:
+    """A desk whose span of some tokens is on its way."""
+    desk = Desk(branches=branches, limit=limit, eos=eos)
+    desk.draft(tokens)
+    desk.send()
+    return desk

@@ -1,0 +1,80 @@
+"""What tests of the worker share: a model that blocks, a clock that is set by hand, and an oracle; no sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+from chaperone_common.types import Choice, SamplingParams
+from cloud_supervisor.kv.store import KvStore
+from cloud_supervisor.model.ports import Reading, ReadResult
+from cloud_supervisor.scheduling.worker import ModelWorker
+from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
+
+SAMPLED = SamplingParams(temperature=0.9, seed=3)
+
+
+class HandClock:
+    """Shows what the test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now(self) -> float:
+        return self.seconds
+
+
+class Gate:
+    """Holds every reading in the model's thread until it is opened; records the order of the readings."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, readings: Sequence[Reading]) -> None:
+        self.order.append(readings[0].token_ids[0])
+        self.entered.set()
+        assert self.opened.wait(30)
+
+    async def until_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, 30)
+
+
+def worker_of(
+    model: FakeTarget,
+    *,
+    max_queue: int = 8,
+    budget_tokens: int = 10_000,
+    chunk_tokens: int = 256,
+    clock: HandClock | None = None,
+) -> ModelWorker:
+    kv_store = KvStore(
+        model.new_cache, budget_bytes=budget_tokens * KV_BYTES_PER_TOKEN, bytes_per_token=KV_BYTES_PER_TOKEN
+    )
+    return ModelWorker(model, kv_store, max_queue=max_queue, chunk_tokens=chunk_tokens, clock=clock)
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+async def started(awaitable: Coroutine[Any, Any, ReadResult]) -> asyncio.Task[ReadResult]:
+    """A task that has run up to its first wait."""
+    task = asyncio.create_task(awaitable)
+    await asyncio.sleep(0)
+    return task
+
+
+async def error_of(awaitable: Awaitable[object]) -> BaseException:
+    [outcome] = await asyncio.gather(awaitable, return_exceptions=True)
+    assert isinstance(outcome, BaseException)
+    return outcome
+
+
+def oracle(model: FakeTarget, tokens: Sequence[int], choices: int) -> list[Choice]:
+    """What the model chooses after the last `choices` of these tokens, from nothing."""
+    reading = Reading(model.new_cache(), tokens, choices, SAMPLED)
+    return FakeTarget(model.vocabulary_size, model.context_tokens).read([reading])[0]

@@ -1,0 +1,236 @@
+"""The store's promises: what it hands out represents the request, and the budget holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from chaperone_common.errors import ConfigError, InternalError, Overloaded
+from chaperone_common.types import common_prefix
+from cloud_supervisor.kv.store import KvStore
+
+BYTES_PER_TOKEN = 10
+
+
+@dataclass
+class ListCache:
+    """A cache that is the list of tokens fed to it."""
+
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.length * BYTES_PER_TOKEN
+
+    def crop(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        del self.tokens[length:]
+
+    def select(self, length: int, indices: Sequence[int]) -> None:
+        raise AssertionError("there were no branches")
+
+
+def store(budget_tokens: int) -> KvStore:
+    return KvStore(ListCache, budget_bytes=budget_tokens * BYTES_PER_TOKEN, bytes_per_token=BYTES_PER_TOKEN)
+
+
+def feed(kv: KvStore, key: str, tokens: list[int], keep_last: int = 0) -> list[int]:
+    """One whole reading; what had to be fed."""
+    cache, todo = kv.prepare(key, tokens, keep_last)
+    assert isinstance(cache, ListCache)
+    cache.tokens += todo
+    assert cache.tokens == tokens
+    kv.commit(key, tokens)
+    return todo
+
+
+def test_only_what_is_missing_is_fed() -> None:
+    kv = store(100)
+    assert feed(kv, "a", [1, 2, 3]) == [1, 2, 3]
+    assert feed(kv, "a", [1, 2, 3, 4]) == [4]
+    assert feed(kv, "a", [1, 9, 3]) == [9, 3]
+    assert feed(kv, "a", [1, 9]) == []
+    assert feed(kv, "a", [1, 9, 3]) == [3], "what was cropped is gone"
+
+
+def test_tokens_whose_choices_are_wanted_are_fed_again() -> None:
+    kv = store(100)
+    feed(kv, "a", [1, 2, 3, 4])
+    assert feed(kv, "a", [1, 2, 3, 4], keep_last=1) == [4]
+    assert feed(kv, "a", [1, 2, 3, 4], keep_last=4) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"keep_last: 5 is outside \[0, 4\]"):
+        kv.prepare("a", [1, 2, 3, 4], keep_last=5)
+
+
+def test_what_is_held_already_is_covered_and_kept() -> None:
+    kv = store(100)
+    assert not kv.covers("a", [])
+    feed(kv, "a", [1, 2, 3])
+    assert [kv.covers("a", tokens) for tokens in ([], [1, 2], [1, 2, 3])] == [True] * 3
+    assert [kv.covers("a", tokens) for tokens in ([1, 3], [1, 2, 3, 4])] == [False] * 2
+    assert feed(kv, "a", [1, 2, 3, 4]) == [4], "asking changed nothing"
+    kv.free("a")
+    assert not kv.covers("a", [])
+
+
+def test_the_least_recently_used_leaves_first_and_comes_back_whole() -> None:
+    kv = store(9)
+    for key in ("a", "b", "c"):
+        feed(kv, key, [1, 2, 3])
+    feed(kv, "a", [1, 2, 3], keep_last=1)  # "b" is the oldest now
+    feed(kv, "d", [5, 6])
+    assert not kv.covers("b", [])
+    assert kv.stats.evictions == 1
+    assert feed(kv, "b", [1, 2, 3, 4]) == [1, 2, 3, 4]
+    assert kv.stats.rebuilt_tokens == 3
+    assert not kv.covers("c", [])
+
+
+def test_a_rebuild_in_chunks_is_counted_once() -> None:
+    kv = store(6)
+    feed(kv, "a", [1, 2, 3, 4])
+    feed(kv, "b", [1, 2, 3, 4])
+    feed(kv, "a", [1, 2])
+    assert kv.stats.rebuilt_tokens == 2
+    feed(kv, "a", [1, 2, 3, 4, 5])
+    feed(kv, "a", [1, 2, 3, 4, 5, 6])
+    assert kv.stats.rebuilt_tokens == 4
+
+
+def test_a_running_reading_is_never_evicted_and_its_growth_is_counted() -> None:
+    kv = store(8)
+    feed(kv, "a", [1])
+    kv.prepare("a", [1, 2, 3, 4, 5], keep_last=1)
+    assert kv.stats.bytes_used == 5 * BYTES_PER_TOKEN
+    with pytest.raises(Overloaded, match="4 tokens need 40 bytes, and 30 of 80 can be had"):
+        kv.prepare("b", [1, 2, 3, 4], keep_last=1)
+    with pytest.raises(ValueError, match="already running"):
+        kv.prepare("a", [1], keep_last=1)
+    feed(kv, "b", [1, 2, 3])
+    assert kv.stats.evictions == 0
+
+
+def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
+    kv = store(4)
+    feed(kv, "a", [1, 2])
+    with pytest.raises(Overloaded, match="5 tokens need 50 bytes, and 40 of 40 can be had"):
+        kv.prepare("b", [1, 2, 3, 4, 5], keep_last=1)
+    assert kv.covers("a", [1, 2])
+    with pytest.raises(ConfigError, match="9 bytes hold no token"):
+        KvStore(ListCache, budget_bytes=9, bytes_per_token=BYTES_PER_TOKEN)
+
+
+def test_a_failed_reading_leaves_nothing_behind() -> None:
+    kv = store(10)
+    feed(kv, "a", [1, 2])
+    kv.prepare("a", [1, 2, 3], keep_last=1)
+    kv.abandon("a")
+    assert kv.stats.bytes_used == 0
+    assert feed(kv, "a", [1, 2, 3]) == [1, 2, 3]
+
+
+def test_a_model_that_read_something_else_is_found_out() -> None:
+    kv = store(10)
+    kv.prepare("a", [1, 2], keep_last=1)
+    with pytest.raises(InternalError, match="holds 0 tokens after a reading of 2"):
+        kv.commit("a", [1, 2])
+    assert kv.stats.sessions == 0
+    with pytest.raises(ValueError, match="call prepare first"):
+        kv.commit("a", [1, 2])
+
+
+def test_freeing_during_a_reading_waits_for_its_end() -> None:
+    kv = store(10)
+    cache, todo = kv.prepare("a", [1, 2], keep_last=1)
+    kv.free("a")
+    assert kv.stats.sessions == 1
+    assert isinstance(cache, ListCache)
+    cache.tokens += todo
+    kv.commit("a", [1, 2])
+    assert kv.stats.sessions == 0
+    assert kv.stats.bytes_used == 0
+    kv.free("nobody")
+
+
+token_lists = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+
+
+@given(st.lists(token_lists, min_size=1, max_size=6), st.integers(0, 9))
+def test_feeding_starts_where_the_lists_part(lists: list[list[int]], keep: int) -> None:
+    kv, before = store(9), list[int]()
+    for tokens in lists:
+        keep_last = min(keep, len(tokens))
+        todo = feed(kv, "a", tokens, keep_last)
+        assert len(tokens) - len(todo) == min(common_prefix(before, tokens), len(tokens) - keep_last)
+        before = tokens
+
+
+class Interleaving(RuleBasedStateMachine):
+    """Sessions prepare, commit, fail and are freed in any order, several at once."""
+
+    BUDGET_TOKENS = 20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kv = store(self.BUDGET_TOKENS)
+        self.running: dict[str, tuple[ListCache, list[int], list[int]]] = {}
+        self.committed: dict[str, list[int]] = {}  # the last list of each session, though it may have been evicted
+
+    keys = st.sampled_from("abcd")
+
+    @rule(key=keys, tokens=token_lists, keep=st.integers(0, 9))
+    def prepare(self, key: str, tokens: list[int], keep: int) -> None:
+        if key in self.running:
+            return
+        try:
+            cache, todo = self.kv.prepare(key, tokens, min(keep, len(tokens)))
+        except Overloaded:
+            assert sum(len(other) for _, _, other in self.running.values()) + len(tokens) > self.BUDGET_TOKENS
+            return
+        assert isinstance(cache, ListCache)
+        assert cache.tokens + todo == tokens
+        assert len(todo) >= min(keep, len(tokens))
+        self.running[key] = cache, todo, tokens
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.running)))
+        cache, todo, tokens = self.running.pop(key)
+        cache.tokens += todo
+        self.kv.commit(key, tokens)
+        self.committed[key] = tokens
+        assert self.kv.covers(key, []) == self.kv.covers(key, tokens), "all is held, or nothing"
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.running)))
+        del self.running[key]
+        self.kv.abandon(key)
+        assert not self.kv.covers(key, [])
+
+    @rule(key=keys)
+    def free(self, key: str) -> None:
+        self.kv.free(key)
+
+    @invariant()
+    def budget_holds(self) -> None:
+        stats = self.kv.stats
+        assert 0 <= stats.bytes_used <= stats.budget_bytes
+        held = sum(len(tokens) for _, _, tokens in self.running.values())
+        idle = self.committed.keys() - self.running.keys()
+        held += sum(len(self.committed[key]) for key in idle if self.kv.covers(key, self.committed[key]))
+        assert stats.bytes_used == held * BYTES_PER_TOKEN
+
+
+TestInterleaving = Interleaving.TestCase

@@ -1,0 +1,137 @@
+"""The store's promises where branch tokens are held: no path is read twice, and the budget counts them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chaperone_common.errors import InternalError, Overloaded
+from chaperone_common.types import BranchToken
+from cloud_supervisor.kv.store import KvStore
+
+BYTES_PER_TOKEN = 10
+
+Path = tuple[int, ...]
+
+
+@dataclass
+class PathCache:
+    """A cache that knows of each token the whole path that ends with it, as keys and values depend on it."""
+
+    paths: list[Path] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.paths)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.length * BYTES_PER_TOKEN
+
+    def crop(self, length: int) -> None:
+        self.select(length, ())
+
+    def select(self, length: int, indices: Sequence[int]) -> None:
+        assert [*indices] == sorted({*indices})
+        assert all(length <= index < self.length for index in indices)
+        self.paths = self.paths[:length] + [self.paths[index] for index in indices]
+
+    def append(self, parent: int, token_id: int) -> None:
+        self.paths.append((*self.paths[parent], token_id) if parent >= 0 else (token_id,))
+
+
+def store(budget_tokens: int) -> KvStore:
+    return KvStore(PathCache, budget_bytes=budget_tokens * BYTES_PER_TOKEN, bytes_per_token=BYTES_PER_TOKEN)
+
+
+def feed(kv: KvStore, token_ids: Path, branches: Sequence[BranchToken] = (), keep_last: int = 0) -> int:
+    """One whole reading, which finds a path in the cache and leaves a tree; how many tokens the path had."""
+    cache, todo = kv.prepare("a", token_ids, keep_last, branch_tokens=len(branches))
+    assert isinstance(cache, PathCache)
+    held = len(token_ids) - len(todo)
+    assert cache.paths == [token_ids[: end + 1] for end in range(held)]
+    assert todo == [*token_ids[held:]]
+    for parent, token_id in enumerate(todo, start=held - 1):
+        cache.append(parent, token_id)
+    for branch in branches:
+        cache.append(*branch)
+    kv.commit("a", token_ids, branches)
+    return held
+
+
+def test_branch_tokens_that_stood_are_not_read_again() -> None:
+    kv = store(20)
+    branches = [BranchToken(1, 7), BranchToken(3, 8), BranchToken(4, 9)]
+    feed(kv, (1, 2, 3), branches)
+    assert feed(kv, (1, 2, 7, 8, 5), branches) == 4
+    assert feed(kv, (1, 2, 7, 8, 5)) == 5, "the branches beside it are dropped"
+    assert feed(kv, (1, 2, 7, 9)) == 3
+
+
+def test_what_has_to_be_fed_is_fed_though_a_branch_holds_it() -> None:
+    kv = store(20)
+    feed(kv, (1, 2, 3), [BranchToken(1, 7), BranchToken(3, 8)])
+    assert feed(kv, (1, 2, 7, 8), keep_last=1) == 3
+
+
+def test_a_branch_covers_what_it_holds() -> None:
+    kv = store(20)
+    feed(kv, (1, 2, 3), [BranchToken(1, 7), BranchToken(3, 8)])
+    assert [kv.covers("a", path) for path in [(1, 2), (1, 2, 7), (1, 2, 7, 8)]] == [True] * 3
+    assert [kv.covers("a", path) for path in [(1, 2, 8), (1, 2, 3, 8), (1, 2, 7, 8, 9)]] == [False] * 3
+    assert feed(kv, (1, 2, 7, 8, 9)) == 4, "asking changed nothing"
+
+
+def test_branch_tokens_count_while_they_are_planned_and_held() -> None:
+    kv = store(6)
+    branches = [BranchToken(0, 7), BranchToken(0, 8)]
+    kv.prepare("b", [1, 2], 0, branch_tokens=2)
+    assert kv.stats.bytes_used == 4 * BYTES_PER_TOKEN
+    with pytest.raises(Overloaded, match="3 tokens need 30 bytes, and 20 of 60 can be had"):
+        kv.prepare("a", [1], 0, branch_tokens=2)
+    kv.abandon("b")
+    feed(kv, (1, 2), branches)
+    assert kv.stats.bytes_used == 4 * BYTES_PER_TOKEN
+    feed(kv, (1, 2))
+    assert kv.stats.bytes_used == 2 * BYTES_PER_TOKEN
+
+
+def test_a_model_that_forgot_the_branches_is_found_out() -> None:
+    kv = store(6)
+    cache, _ = kv.prepare("a", [1], 0, branch_tokens=1)
+    assert isinstance(cache, PathCache)
+    cache.append(-1, 1)
+    with pytest.raises(InternalError, match="holds 1 tokens after a reading of 2"):
+        kv.commit("a", [1], [BranchToken(0, 7)])
+    assert kv.stats.sessions == 0
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> tuple[Path, list[BranchToken]]:
+    token_ids = draw(st.lists(st.integers(0, 1), min_size=1, max_size=6))
+    branches: list[BranchToken] = []
+    for index in range(draw(st.integers(0, 5))):
+        parent = draw(st.integers(0, len(token_ids) + index - 1))
+        branches.append(BranchToken(parent, draw(st.integers(0, 1))))
+    return tuple(token_ids), branches
+
+
+@given(st.lists(st.tuples(trees(), st.integers(0, 6)), min_size=1, max_size=6))
+def test_feeding_starts_behind_the_longest_path_that_is_held(
+    readings: list[tuple[tuple[Path, list[BranchToken]], int]],
+) -> None:
+    kv = store(11)
+    held: set[Path] = {()}
+    for (token_ids, branches), keep in readings:
+        keep_last = min(keep, len(token_ids))
+        ends = range(len(token_ids) - keep_last + 1)
+        assert feed(kv, token_ids, branches, keep_last) == max(end for end in ends if token_ids[:end] in held)
+        assert kv.stats.bytes_used == (len(token_ids) + len(branches)) * BYTES_PER_TOKEN
+        found = [token_ids[: end + 1] for end in range(len(token_ids))]
+        for parent, token_id in branches:
+            found.append((*found[parent], token_id))
+        held = {(), *found}

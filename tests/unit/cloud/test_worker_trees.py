@@ -1,0 +1,149 @@
+"""The worker with branches beside the list: in which order their choices come, and in which piece they are read."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from chaperone_common.errors import Overloaded, PromptTooLong
+from chaperone_common.token_tree import paths, shifted
+from chaperone_common.types import BranchToken, Choice
+from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.scheduling.worker import ModelWorker
+from tests.support.fake_target import FakeTarget
+from tests.support.worker import SAMPLED, error_of, oracle, run, worker_of
+
+TOKENS = list(range(15))
+CHOICES = 6
+# Parents from the first to the last of the six, and branch tokens among them; two siblings follow the first.
+BRANCHES = tuple(BranchToken(*pair) for pair in [(0, 30), (0, 31), (6, 32), (3, 33), (8, 34), (5, 35)])
+
+
+def tree_oracle(
+    model: FakeTarget, tokens: Sequence[int], choices: int, branches: Sequence[BranchToken]
+) -> list[Choice]:
+    """Chain first, then each branch token as the end of a text of its own."""
+    texts = paths(tokens, shifted(branches, len(tokens) - choices))
+    return oracle(model, tokens, choices) + [oracle(model, text, 1)[0] for text in texts]
+
+
+def test_the_choices_of_the_chain_come_first_and_then_those_of_the_branches() -> None:
+    async def scenario() -> None:
+        model = FakeTarget()
+        worker = worker_of(model)
+        result = await worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        assert result.choices == tree_oracle(model, TOKENS, CHOICES, BRANCHES)
+        assert model.forwards == 1
+        await worker.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 4, 14])
+def test_branches_are_read_with_the_last_piece(chunk_tokens: int) -> None:
+    async def scenario() -> None:
+        fed: list[int] = []
+        model = FakeTarget(before_read=lambda readings: fed.append(len(readings[0].branches)))
+        worker = worker_of(model, chunk_tokens=chunk_tokens)
+        result = await worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        assert result.choices == tree_oracle(model, TOKENS, CHOICES, BRANCHES)
+        assert fed == [0] * (len(fed) - 1) + [len(BRANCHES)]
+        assert len(fed) > 1
+        assert model.tokens_read == len(TOKENS) + len(BRANCHES)
+        await worker.close()
+
+    run(scenario)
+
+
+def test_branch_tokens_that_stood_are_never_read_twice() -> None:
+    async def scenario() -> None:
+        model = FakeTarget()
+        worker = worker_of(model)
+        await worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        text = [*TOKENS[:10], 30, 32, 34, 40, 41]  # the branch that stood, and two tokens behind it
+        before = model.tokens_read
+        result = await worker.read("a", text, 2, SAMPLED, branches=[BranchToken(1, 50)])
+        assert model.tokens_read == before + 3
+        assert result.choices == tree_oracle(model, text, 2, [BranchToken(1, 50)])
+        await worker.close()
+
+    run(scenario)
+
+
+def test_the_context_limits_the_depth_and_the_memory_all_tokens() -> None:
+    async def scenario() -> None:
+        worker = worker_of(FakeTarget(context_tokens=4), budget_tokens=8)
+        wide = [BranchToken(1, token_id) for token_id in range(5)]
+        assert len((await worker.read("a", [1, 2, 3], 2, SAMPLED, branches=wide)).choices) == 7
+        deep = [BranchToken(1, 9), BranchToken(2, 9)]
+        refused = await error_of(worker.read("a", [1, 2, 3], 2, SAMPLED, branches=deep))
+        assert isinstance(refused, PromptTooLong)
+        assert refused.message == "5 tokens; the context holds 4"
+        assert isinstance(await error_of(worker.read("b", [1, 2, 3], 1, SAMPLED, branches=wide * 2)), ValueError)
+        wide.append(BranchToken(1, 6))
+        assert isinstance(await error_of(worker.read("a", [1, 2, 3], 2, SAMPLED, branches=wide)), Overloaded)
+        await worker.close()
+
+    run(scenario)
+
+
+def test_branches_that_follow_nothing_are_refused() -> None:
+    async def scenario() -> None:
+        worker = worker_of(FakeTarget())
+        error = await error_of(worker.read("a", [1, 2], 0, SAMPLED, branches=[BranchToken(0, 1)]))
+        assert isinstance(error, ValueError)
+        assert "1 beside a list that is only read ahead" in str(error)
+        error = await error_of(worker.read("a", [1, 2], 1, SAMPLED, branches=[BranchToken(1, 1)]))
+        assert isinstance(error, ValueError)
+        assert "token 0 follows number 2 of the 2 before it" in str(error)
+        await worker.close()
+
+    run(scenario)
+
+
+def test_a_failed_reading_of_a_tree_leaves_nothing_behind() -> None:
+    async def scenario() -> None:
+        def fail(readings: Sequence[Reading]) -> None:
+            if readings[0].branches:
+                raise RuntimeError("out of memory")
+
+        model = FakeTarget(before_read=fail)
+        worker = worker_of(model, chunk_tokens=4)
+        assert isinstance(await error_of(worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)), RuntimeError)
+        assert worker.kv_stats.bytes_used == 0
+        assert (await worker.read("a", TOKENS, CHOICES, SAMPLED)).choices == oracle(model, TOKENS, CHOICES)
+        await worker.close()
+
+    run(scenario)
+
+
+def test_evictions_go_unnoticed_where_many_send_trees() -> None:
+    """Eight conversations go on along a path of their last tree, or another way, with room for about three of them."""
+
+    async def converse(worker: ModelWorker, model: FakeTarget, key: int) -> None:
+        dice = random.Random(key)
+        tokens: tuple[int, ...] = tuple(dice.randrange(64) for _ in range(8))
+        for _ in range(15):
+            choices = dice.randint(1, len(tokens))
+            branches = [
+                BranchToken(dice.randrange(choices + index), dice.randrange(64)) for index in range(dice.randint(0, 6))
+            ]
+            result = await worker.read(key, tokens, choices, SAMPLED, branches=branches)
+            assert result.choices == tree_oracle(model, tokens, choices, branches)
+            text = dice.choice([tokens, *paths(tokens, shifted(branches, len(tokens) - choices))])
+            kept = dice.randint(max(1, len(text) - 3), len(text))
+            tokens = (*text[:kept], *(dice.randrange(64) for _ in range(dice.randint(1, 5))))
+
+    async def scenario() -> None:
+        model = FakeTarget()
+        worker = worker_of(model, budget_tokens=100, chunk_tokens=9)
+        await asyncio.gather(*(converse(worker, model, key) for key in range(8)))
+        stats = worker.kv_stats
+        assert stats.evictions > 8
+        assert stats.bytes_used <= stats.budget_bytes
+        await worker.close()
+
+    run(scenario)

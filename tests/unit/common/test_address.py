@@ -1,0 +1,84 @@
+"""Addresses are read in one place; only what stays on this machine may go without TLS."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from chaperone_common.address import check_address, host_and_port, is_loopback
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:50151", "127.8.9.10:0", "localhost:1", "[::1]:50151", "unix:/run/c.sock"]
+)
+def test_loopback(address: str) -> None:
+    assert is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0:50151",
+        "[::]:50151",
+        "127.0.0.1.example.com:1",
+        "localhost.example.com:1",
+        "10.0.0.1:1",
+        "dns:127.0.0.1:1",
+        "127.0.0.1",
+        "127.0.0.1:70000",
+        "::1:50151",
+        "",
+    ],
+)
+def test_not_loopback(address: str) -> None:
+    assert not is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:50151", ("127.0.0.1", 50151)),
+        ("cloud.example.com:443", ("cloud.example.com", 443)),
+        ("a_b-c.local.:1", ("a_b-c.local.", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("[fe80::1%eth0]:1", ("fe80::1%eth0", 1)),
+    ],
+)
+def test_an_address_is_host_and_port(address: str, expected: tuple[str, int]) -> None:
+    assert host_and_port(address) == expected
+    check_address(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("", "it is empty"),
+        ("127.0.0.1", "there is no port"),
+        ("[::1]", "there is no port"),
+        ("127.0.0.1:", "'' is no port"),
+        ("127.0.0.1:http", "'http' is no port"),
+        ("127.0.0.1:-1", "'-1' is no port"),
+        ("127.0.0.1:\u0661", "is no port"),
+        ("127.0.0.1:99999", "there is no port 99999, the highest is 65535"),
+        ("127.0.0.1:" + "9" * 5000, "there is no port 99999999999999999999, the highest is 65535"),
+        ("127.0.0.1:0", "nobody listens on port 0"),
+        (":50151", "there is no host"),
+        ("a b:1", "'a b' is no host"),
+        ("-x:1", "'-x' is no host"),
+        ("host:1:2", "it has several colons"),
+        ("::1:50151", "it has several colons"),
+        ("[127.0.0.1]:1", "'127.0.0.1' is no IPv6 address"),
+        ("[zz]:1", "'zz' is no IPv6 address"),
+        ("http://127.0.0.1:1", "this is a URL"),
+        ("unix:", "there is no path"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said(address: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        check_address(address)
+
+
+def test_a_server_may_take_a_free_port_and_a_cloud_may_have_a_socket() -> None:
+    assert host_and_port("localhost:0", any_port=True) == ("localhost", 0)
+    check_address("unix:/run/c.sock")

@@ -1,0 +1,135 @@
+"""The engine that sends branches beside its text, against a scripted cloud; no gRPC, no files, no real time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import pytest
+
+from chaperone_common.errors import CloudTimeout
+from chaperone_common.frames import ClientFrame, Draft, Open, ServerFrame, Verdict
+from chaperone_common.session import Committed, Drafted
+from chaperone_common.types import BranchToken, Mode, Origin
+from edge_client.planner import Action, Decision, Estimates, Pipeline, Send, Situation, Sprout, Wait
+from edge_client.planner import Draft as DraftOn
+from tests.support.engine import OPENED, PROMPT, Stage, failed, written
+from tests.support.fake_link import FakeLink
+from tests.support.fake_target import FakeTarget
+
+AT = len(PROMPT)
+DRAFT = FakeTarget(disturbance=0.5)  # what the stage's small model thinks
+FOREIGN = 63  # nothing that it would write here
+
+
+class AsTold:
+    """A planner that plays a list of actions, and then waits."""
+
+    mode = Mode.EXACT
+
+    def __init__(self, *actions: Action) -> None:
+        self._actions = list(actions)
+
+    def decide(self, situation: Situation) -> Decision:
+        return Decision(self._actions.pop(0) if self._actions else Wait(), "as told")
+
+    def alone(self) -> Self:
+        return self
+
+
+class NotingPipeline(Pipeline):
+    """Remembers how long the spans were that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(Estimates())
+        self.told: list[int] = []
+
+    def sent(self, tokens: int, now_ms: float) -> None:
+        self.told.append(tokens)
+        super().sent(tokens, now_ms)
+
+
+def ranked(text: Iterable[int], place: int) -> int:
+    """The draft's choice after a text, or, at place 1, its second."""
+    return int(DRAFT.logits(list(text)).argsort()[-1 - place])
+
+
+FIRST, OTHER = ranked(PROMPT, 0), ranked(PROMPT, 1)
+SECOND = ranked((*PROMPT, FIRST), 0)
+BEHIND = ranked((*PROMPT, OTHER), 0)
+TREE = (BranchToken(0, OTHER), BranchToken(3, BEHIND), BranchToken(1, ranked((*PROMPT, FIRST), 1)))
+DRAFTING = (DraftOn(), DraftOn(True, (AT,)))  # two tokens of the text, and one behind the branch at its first
+SPROUTS = (Sprout(AT, 2), Sprout(AT + 1, 1))
+
+
+def staged(link: FakeLink, *actions: Action, **settings: Any) -> Stage:
+    return Stage(link, planner=AsTold(*actions), branches=2, verification_deadline_ms=1.0, **settings)
+
+
+def drafts(link: FakeLink) -> list[Draft]:
+    return [frame for frame in link.sent if isinstance(frame, Draft)]
+
+
+def silent() -> FakeLink:
+    link = FakeLink()
+    link.deliver(OPENED)
+    return link
+
+
+def test_branches_go_beside_the_text_in_one_draft() -> None:
+    link = silent()
+    stage = staged(link, *DRAFTING, Send(branches=SPROUTS))
+    stage.engine.pipeline = pipeline = NotingPipeline()
+    assert isinstance(failed(stage.run()).error, CloudTimeout)
+    (draft,) = drafts(link)
+    assert draft.token_ids == (FIRST, SECOND)
+    assert draft.branches == TREE
+    assert pipeline.told == [5], "the cloud reads the branches too"
+
+
+@pytest.mark.parametrize(
+    ("most", "tokens", "branches"), [(5, 2, TREE), (4, 2, TREE[:2]), (3, 2, TREE[:1]), (2, 2, ()), (1, 1, ())]
+)
+def test_what_the_cloud_does_not_allow_is_left_out_branches_first_and_from_the_back(
+    most: int, tokens: int, branches: tuple[BranchToken, ...]
+) -> None:
+    link = silent()
+    staged(link, *DRAFTING, Send(branches=SPROUTS), max_span_tokens=most).run()
+    (draft,) = drafts(link)
+    assert len(draft.token_ids) == tokens
+    assert draft.branches == branches
+
+
+def test_branches_stand_beside_what_is_sent_and_not_behind_it() -> None:
+    link = silent()
+    staged(link, *DRAFTING, Send(1, branches=SPROUTS), Send(branches=SPROUTS)).run()
+    first, second = drafts(link)
+    assert (first.token_ids, first.branches) == ((FIRST,), (BranchToken(0, OTHER), BranchToken(2, BEHIND)))
+    assert (second.token_ids, second.branches) == ((SECOND,), (BranchToken(0, TREE[2].token_id),))
+
+
+@pytest.mark.parametrize("own", [ranked((*PROMPT, OTHER, BEHIND), 0), FOREIGN])
+def test_a_branch_that_stands_is_committed_at_once_and_drafted_on(own: int) -> None:
+    def cloud(frame: ClientFrame) -> Iterable[ServerFrame]:
+        match frame:
+            case Open():
+                yield OPENED
+            case Draft():
+                yield Verdict(1, AT, OTHER, further_token_ids=(BEHIND, own))
+            case _:
+                pass
+
+    stage = staged(FakeLink(cloud), *DRAFTING, Send(branches=SPROUTS), DraftOn(), DraftOn())
+    events = stage.run()
+    assert written(events) == [OTHER, BEHIND, own]
+    assert [event.origin for event in events if isinstance(event, Committed)] == [
+        Origin.OVERRIDE,
+        Origin.VERIFIED,
+        Origin.BONUS,
+    ]
+    text = [*PROMPT, OTHER, BEHIND, own]
+    for event in [event for event in events if isinstance(event, Drafted)][2:]:
+        assert (event.position, event.token_id) == (len(text), ranked(text, 0))
+        text.append(event.token_id)
+    assert len(text) == AT + 3 + 2
+    assert len(stage.model.fed) == 2 + 2, "neither the branch nor the text before it is read again"

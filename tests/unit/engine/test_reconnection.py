@@ -1,0 +1,55 @@
+"""How long a lost cloud is sought: all of the time, and no longer."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from chaperone_common.errors import CloudUnavailable, InvalidRequest, Overloaded, PeerMismatch
+from edge_client.link.reconnection import Reconnection
+from tests.support.engine import ManualClock
+
+
+def attempts(seed: int, timeout_ms: float, *, takes_ms: float = 0.0) -> list[float]:
+    """When attempts begin, in milliseconds since the loss; each is refused after `takes_ms`."""
+    clock = ManualClock()
+    reconnection = Reconnection(clock, Random(seed), timeout_ms=timeout_ms)
+    begun: list[float] = []
+    while (pause_ms := reconnection.pause_ms(CloudUnavailable("gone"))) is not None:
+        clock.seconds += pause_ms / 1e3
+        begun.append(clock.seconds * 1e3)
+        clock.seconds += takes_ms / 1e3
+    return begun
+
+
+@pytest.mark.parametrize("timeout_ms", [50.0, 400.0, 3_000.0, 30_000.0])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_cloud_is_sought_until_the_time_is_over(seed: int, timeout_ms: float) -> None:
+    begun = attempts(seed, timeout_ms)
+    shortest_ms = min(100.0, timeout_ms / 10)
+    assert timeout_ms - shortest_ms <= begun[-1] <= timeout_ms
+    pauses = [after - before for before, after in zip([0.0, *begun], begun, strict=False)]
+    assert all(pause <= 5_000 for pause in pauses)
+    assert len(begun) < 60, "pauses grow"
+
+
+def test_the_last_attempt_leaves_time_for_an_answer() -> None:
+    for seed in range(20):
+        begun = attempts(seed, 3_000.0, takes_ms=450.0)
+        assert begun[-1] <= 3_000.0
+        assert any(2_000.0 <= at <= 2_550.0 for at in begun), "one that can be answered before the time is over"
+
+
+def test_nothing_is_sought_without_time_or_reason() -> None:
+    assert attempts(0, 0.0) == []
+    for error in (InvalidRequest("bad"), PeerMismatch("another")):
+        assert Reconnection(ManualClock(), Random(0), timeout_ms=9e9).pause_ms(error) is None
+
+
+def test_a_cloud_that_wants_to_be_asked_later_is_asked_later_or_not_at_all() -> None:
+    reconnection = Reconnection(ManualClock(), Random(0), timeout_ms=3_000.0)
+    pause_ms = reconnection.pause_ms(Overloaded("full", retry_after_ms=1_000))
+    assert pause_ms is not None
+    assert 1_000 <= pause_ms <= 3_000
+    assert reconnection.pause_ms(Overloaded("full", retry_after_ms=3_000)) is None

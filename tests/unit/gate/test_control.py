@@ -1,0 +1,394 @@
+"""What the control promises, on streams of tokens whose risk is known: with drift, with delay, and for any stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chaperone_common.errors import ConfigError, InvalidRequest
+from chaperone_common.types import Promises
+from edge_client.gate import Calibration, Control
+from edge_client.gate.control import RESERVE, RiskScale, Unread
+
+DELAY = 20  # tokens between a skip and its audit
+
+
+def stream(
+    random: np.random.Generator, tokens: int, level: float, *, told: float = 1.0
+) -> Iterator[tuple[float, bool]]:
+    """Risks as a gate is told them, and fates; `level` is their mean, `told` the factor by which risks are off."""
+    risks = np.minimum(random.gamma(0.25, level / 0.25, tokens), 0.95)
+    for risk, dice in zip(risks, random.random(tokens), strict=True):
+        yield min(float(risk) * told, 1.0), bool(dice < risk)
+
+
+def run(
+    control: Control, tokens: Iterator[tuple[float, bool]], *, delay: int = DELAY, read_on_firing: bool = True
+) -> tuple[int, int, int]:
+    """Let a gate go by the control's threshold; returns asked, caught and missed."""
+    unread: deque[tuple[float, bool]] = deque()
+    generations = (control.opened(), control.opened())  # that take turns
+    asked = caught = missed = 0
+
+    def wait() -> None:
+        risks = [risk for risk, _ in unread]
+        for turn, waiting in enumerate(generations):
+            waiting.tokens, waiting.risk = len(risks[turn::2]), sum(risks[turn::2])
+
+    def audit() -> None:
+        risk, overridden = unread.popleft()
+        wait()
+        control.audited(1, int(overridden), foretold=risk)
+
+    for risk, overridden in tokens:
+        fires = risk >= control.threshold
+        control.saw(risk, skipped=not fires)
+        asked += fires
+        if fires and overridden:
+            caught += 1
+            control.caught()
+        if not fires:
+            missed += overridden
+            unread.append((risk, overridden))
+        while len(unread) > delay or (read_on_firing and fires and unread):
+            audit()
+        wait()
+    while unread:
+        audit()
+    return asked, caught, missed
+
+
+def asked_in_hindsight(tokens: Sequence[tuple[float, bool]], missed: int) -> int:
+    """How many a fixed threshold asks about that misses as many."""
+    risks = sorted((risk for risk, overridden in tokens if overridden), reverse=True)
+    threshold = risks[len(risks) - missed - 1]
+    return sum(risk >= threshold for risk, _ in tokens)
+
+
+def calibration(seed: int, *, level: float = 0.05, tokens: int = 4000) -> Calibration:
+    drawn = list(stream(np.random.default_rng(seed), tokens, level))
+    return Calibration.of([risk for risk, _ in drawn], [overridden for _, overridden in drawn])
+
+
+@pytest.mark.parametrize("catch", [0.8, 0.9, 0.95])
+@pytest.mark.parametrize(("level", "told"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3), (0.02, 3.0)])
+def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: float, told: float) -> None:
+    """On a task like that of the calibration, on a harder one, and where the risks are wrong by a factor."""
+    control = Control(Promises(catch, 1.0), calibration(1))
+    _, caught, missed = run(control, stream(np.random.default_rng(2), 30_000, level, told=told))
+    assert caught / (caught + missed) == pytest.approx(catch, abs=0.02)
+    assert control.totals.catch == caught / (caught + missed)
+
+
+@pytest.mark.parametrize("most", [0.005, 0.01, 0.02])
+@pytest.mark.parametrize(("level", "told"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3)])
+def test_deviations_stay_under_their_ceiling_and_make_use_of_it(most: float, level: float, told: float) -> None:
+    control = Control(Promises(0.0, most), calibration(1))
+    _, _, missed = run(control, stream(np.random.default_rng(3), 30_000, level, told=told))
+    assert 0.8 * most <= missed / 30_000 <= most + (RESERVE + 1) / 30_000
+
+
+def test_no_more_is_asked_than_a_threshold_chosen_in_hindsight_would() -> None:
+    tokens = list(stream(np.random.default_rng(4), 30_000, 0.1))
+    control = Control(Promises(0.95, 1.0), calibration(1))
+    asked, caught, missed = run(control, iter(tokens))
+    reached = caught / (caught + missed)
+    assert asked <= 1.25 * asked_in_hindsight(tokens, missed)
+    assert reached == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize("most", [0.01, 0.02])
+def test_what_waits_for_its_audit_for_long_is_no_reason_to_ask_about_everything(most: float) -> None:
+    """As where many texts are written at once: chance alone then finds more deviations at once than a budget holds."""
+    tokens = list(stream(np.random.default_rng(4), 30_000, 0.03))
+    control = Control(Promises(0.0, most), calibration(1))
+    asked, _, missed = run(control, iter(tokens), delay=1500, read_on_firing=False)
+    assert 0.8 * most <= missed / 30_000 <= 1.1 * most
+    assert asked <= 1.5 * asked_in_hindsight(tokens, missed)
+
+
+def run_many(control: Control, texts: Sequence[Sequence[tuple[float, bool]]]) -> list[tuple[float, bool, bool]]:
+    """Texts side by side, each read when something fires in it, or 60 tokens wait: audits come very late.
+
+    Returns of each token its risk, whether it was overridden, and whether the gate fired.
+    """
+    fates: list[tuple[float, bool, bool]] = []
+    readers = [(tokens, control.opened(), deque[bool]()) for tokens in texts]
+
+    def audit(unread: Unread, waiting: deque[bool]) -> None:
+        foretold, unread.tokens, unread.risk = unread.risk, 0, 0.0
+        control.audited(len(waiting), sum(waiting), foretold=foretold)
+        waiting.clear()
+
+    for place in range(len(texts[0])):
+        for tokens, unread, waiting in readers:
+            risk, overridden = tokens[place]
+            fires = risk >= control.threshold
+            fates.append((risk, overridden, fires))
+            control.saw(risk, skipped=not fires)
+            if fires and overridden:
+                control.caught()
+            if not fires:
+                waiting.append(overridden)
+                unread.tokens, unread.risk = unread.tokens + 1, unread.risk + risk
+            if fires or len(waiting) >= 60:
+                audit(unread, waiting)
+    for _, unread, waiting in readers:
+        audit(unread, waiting)
+    return fates
+
+
+def asked_over_hindsight(fates: Sequence[tuple[float, bool, bool]]) -> float:
+    missed = sum(overridden and not fires for _, overridden, fires in fates)
+    asked = sum(fires for _, _, fires in fates)
+    return asked / asked_in_hindsight([(risk, overridden) for risk, overridden, _ in fates], missed)
+
+
+@pytest.mark.parametrize("told", [1.0, 0.5])
+@pytest.mark.parametrize("promises", [Promises(0.95, 1.0), Promises(0.8, 1.0), Promises(0.0, 0.005)])
+def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promises: Promises, told: float) -> None:
+    random = np.random.default_rng(6)
+    texts = [list(stream(random, 800, 0.02, told=told)) for _ in range(40)]
+    fates = run_many(Control(promises, calibration(1)), texts)
+    missed = sum(overridden and not fires for _, overridden, fires in fates)
+    overrides = sum(overridden for _, overridden, _ in fates)
+    assert missed <= (1 - promises.catch) * overrides + 10
+    assert missed <= promises.max_deviation * len(fates) + 10
+    assert asked_over_hindsight(fates) <= 1.5
+
+
+@pytest.mark.parametrize("seed", [6, 7, 8])
+def test_deviations_that_come_in_clusters_are_no_reason_to_ask_about_everything(seed: int) -> None:
+    """In half of all stretches of 100 tokens the risks are told too low, so that many deviations are found at once."""
+    random = np.random.default_rng(seed)
+    texts = [
+        [token for _ in range(3) for token in stream(random, 100, 0.1, told=random.choice([0.3, 2.0]))]
+        for _ in range(40)
+    ]
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    fates = run_many(control, texts)
+    assert control.totals.catch == pytest.approx(0.9, abs=0.02)
+    assert asked_over_hindsight(fates) <= 1.1
+
+
+def test_the_factor_of_the_risks_is_learned_from_audits_and_forgotten_with_them() -> None:
+    scale = RiskScale()
+    assert scale.factor == 1.0
+    for _ in range(400):
+        scale.add(0.5, 1)
+    assert scale.factor == pytest.approx(2.0, rel=0.1)
+    for _ in range(400):
+        scale.add(0.5, 0)
+    assert scale.factor == pytest.approx(0.2, abs=0.1)
+    for _ in range(400):
+        scale.add(1e-6, 1)
+    assert scale.factor > 5.0
+    for _ in range(1000):
+        scale.add(0.5, 0.5)
+    assert scale.factor == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_ceiling_is_made_use_of_where_risks_are_twice_or_half_the_truth() -> None:
+    """Behind what the factor takes to learn, as much is asked as where they are right."""
+    asked = []
+    for told in (0.5, 1.0, 2.0):
+        control, random = Control(Promises(0.0, 0.01), calibration(1)), np.random.default_rng(9)
+        run(control, stream(random, 10_000, 0.05, told=told))
+        asked.append(run(control, stream(random, 20_000, 0.05, told=told))[0])
+    assert max(asked) <= 1.1 * min(asked)
+
+
+def test_a_drift_is_followed() -> None:
+    """Behind it the gate is told a tenth of the risk, of the likeliest overrides only: the order is wrong, too."""
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    random = np.random.default_rng(5)
+    run(control, stream(random, 5000, 0.05))
+    drifted = [(risk / 10 if risk > 0.2 else risk, overridden) for risk, overridden in stream(random, 20_000, 0.1)]
+    _, caught, missed = run(control, iter(drifted))
+    assert caught / (caught + missed) == pytest.approx(0.9, abs=0.02)
+
+
+# Long streams that repeat what little is drawn: deviations must come by the dozen to use a budget up.
+FATES = st.tuples(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=8), st.integers(1, 60)).map(
+    lambda drawn: drawn[0] * drawn[1]
+)
+
+
+@settings(max_examples=100)
+@given(
+    catch=st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]),
+    fates=FATES,
+    delay=st.integers(0, 30),
+)
+def test_the_long_run_bound_holds_for_any_stream(catch: float, fates: list[tuple[float, bool]], delay: int) -> None:
+    control = Control(Promises(catch, 1.0), calibration(1, tokens=400))
+    _, caught, missed = run(control, iter(fates), delay=delay)
+    assert missed <= (1 - catch) * (caught + missed) + RESERVE + 1 + delay + 1e-9
+
+
+def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tuple[int, int]:
+    """Texts of 20 tokens, of which a share is audited; what the others hold is not learned. Returns caught, missed."""
+    random = np.random.default_rng(7)
+    caught = missed = 0
+    for _ in range(texts):
+        skipped = []
+        waiting = control.opened()
+        for risk, overridden in stream(random, 20, 0.1):
+            fires = risk >= control.threshold
+            control.saw(risk, skipped=not fires)
+            if fires and overridden:
+                caught += 1
+                control.caught()
+            if not fires:
+                skipped.append((risk, overridden))
+                waiting.tokens, waiting.risk = waiting.tokens + 1, waiting.risk + risk
+        missed += sum(overridden for _, overridden in skipped)
+        del waiting
+        if random.random() < share:
+            risks, fates = [risk for risk, _ in skipped], [overridden for _, overridden in skipped]
+            control.audited(len(skipped), sum(fates), foretold=sum(risks), weight=1 / share)
+    return caught, missed
+
+
+@settings(max_examples=100)
+@given(
+    most=st.sampled_from([0.0, 0.01, 0.1, 0.5]),
+    fates=FATES,
+    delay=st.integers(0, 30),
+)
+def test_the_ceiling_holds_for_any_stream(most: float, fates: list[tuple[float, bool]], delay: int) -> None:
+    control = Control(Promises(0.0, most), calibration(1, tokens=400))
+    _, _, missed = run(control, iter(fates), delay=delay)
+    assert missed <= most * len(fates) + RESERVE + 1 + delay + 1e-9
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    caught, missed = run_with_sampled_audits(control, texts=1500, share=share)
+    assert caught / (caught + missed) == pytest.approx(0.9, abs=0.03)
+    assert control.totals.catch == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("most", [0.005, 0.02])
+def test_a_share_of_audits_keeps_the_ceiling_on_average(share: float, most: float) -> None:
+    """Up to three standard deviations of how many of those allowed are found."""
+    control = Control(Promises(0.0, most), calibration(1))
+    _, missed = run_with_sampled_audits(control, texts=1500, share=share)
+    allowed = most * 30_000
+    assert missed == pytest.approx(allowed, rel=3 / np.sqrt(share * allowed))
+
+
+def test_a_calibration_that_proves_nothing_does_not_ask_for_ever() -> None:
+    """With 60 overrides, no threshold can be shown to catch 0.99 of them; the workload's own tokens can."""
+    known = Calibration.of([0.01] * 140 + [0.5] * 60, [False] * 140 + [True] * 60)
+    control = Control(Promises(0.99, 1.0), known)
+    assert control.threshold == 0.0
+    run(control, stream(np.random.default_rng(8), 3000, 0.1))
+    assert control.threshold > 0.0
+
+
+def test_promises_of_everything_ask_about_everything() -> None:
+    tame = Calibration.of([0.2 + number / 1000 for number in range(100)], [number % 5 == 0 for number in range(100)])
+    for promises in (Promises(1.0, 1.0), Promises(0.0, 0.0)):
+        control = Control(promises, tame)
+        run(control, iter([(0.3, False)] * 200))
+        assert control.threshold == 0.0
+
+
+def test_where_no_risk_was_seen_any_risk_is_asked_about() -> None:
+    control = Control(Promises(0.9, 1.0))
+    run(control, iter([(0.0, False)] * 50))
+    assert 0.0 < control.threshold < 1e-5
+
+
+def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -> None:
+    control = Control(Promises(0.9, 1.0), calibration(1))
+    control.audited(7, 7, foretold=0.7)
+    assert control.threshold == 0.0
+    for _ in range(20):
+        control.caught()
+    assert control.threshold > 0.0
+
+
+@pytest.mark.parametrize("promises", [Promises(0.9, 1.0), Promises(0.0, 0.1)])
+def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(promises: Promises) -> None:
+    control = Control(promises, calibration(1))
+    control.audited(7, 7, foretold=0.7)  # 6.3 over
+    assert control.threshold == 0.0
+    waiting = control.opened()
+    waiting.tokens = 10
+    assert control.threshold > 0.0
+    del waiting  # its generation is gone, and will add nothing
+    assert control.threshold == 0.0
+
+
+def test_without_a_calibration_everything_is_asked_about_at_first() -> None:
+    control = Control(Promises())
+    assert control.threshold == 0.0
+    run(control, stream(np.random.default_rng(6), 200, 0.05))
+    assert 0.0 < control.threshold < 1.0
+
+
+def test_promises_are_checked_and_can_be_switched_off() -> None:
+    with pytest.raises(InvalidRequest, match="catch: 1.5 is outside"):
+        Promises(catch=1.5)
+    with pytest.raises(InvalidRequest, match="max_deviation: -1 is outside"):
+        Promises(max_deviation=-1)
+    free = Control(Promises(0.0, 1.0))
+    assert free.threshold > 1.0
+    strict = Control(Promises(catch=1.0), calibration(1))
+    assert strict.threshold == 0.0
+    none_may_deviate = Control(Promises(0.0, 0.0), calibration(1))
+    assert none_may_deviate.threshold == 0.0
+
+
+# Conformal risk control
+
+
+def test_calibrated_thresholds_by_hand() -> None:
+    """Overrides at .4, .6 and .8; the loss of one more token is always reckoned with."""
+    known = Calibration.of([0.8, 0.1, 0.2, 0.4, 0.6, 0.9], [True, False, False, True, True, False])
+    assert known.for_catch(1.0) == 0.0
+    assert known.for_catch(0.5) == 0.6  # one missed: 1 - 0.5 * 3 + 0.5 <= 0; two would be 0.5 + 0.5
+    assert known.for_deviation(2 / 7) == 0.6  # (1 + 1) / 7
+    assert known.for_deviation(0.1) == 0.0
+    assert known.for_deviation(1.0) > 1.0
+
+
+def test_tokens_of_one_risk_are_asked_about_together() -> None:
+    known = Calibration.of([0.1, 0.3, 0.3, 0.3], [False, False, False, True])
+    assert known.for_deviation(0.2) == 0.3
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 1000), catch=st.sampled_from([0.8, 0.9, 0.95]))
+def test_a_calibrated_threshold_keeps_its_promise_where_it_was_made(seed: int, catch: float) -> None:
+    known = calibration(seed, tokens=2000)
+    threshold = known.for_catch(catch)
+    missed = int(known.overridden[known.risks < threshold].sum())
+    assert missed + catch <= (1 - catch) * int(known.overridden.sum()) + 1e-9
+
+
+def test_calibrated_thresholds_keep_the_promise_on_average_elsewhere() -> None:
+    """The mean loss of fresh streams is at most 0, up to four standard errors."""
+    losses = []
+    for seed in range(60):
+        threshold = calibration(seed, tokens=1000).for_catch(0.9)
+        fates = list(stream(np.random.default_rng(10_000 + seed), 1000, 0.05))
+        missed = sum(overridden for risk, overridden in fates if risk < threshold)
+        losses.append((missed - 0.1 * sum(overridden for _, overridden in fates)) / 1000)
+    assert np.mean(losses) <= 4 * np.std(losses) / np.sqrt(len(losses))
+
+
+def test_a_calibration_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2 risks of 1 tokens"):
+        Calibration.of([0.1, 0.2], [True])
+    with pytest.raises(ConfigError, match="outside"):
+        Calibration.of([1.2], [True])

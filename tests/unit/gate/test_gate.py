@@ -1,0 +1,161 @@
+"""Gates decide from a signal and from what became of those before, and every mode has one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
+from chaperone_common.types import Mode, Origin, Promises, Signal
+from edge_client.config import GateSettings
+from edge_client.gate import Always, Budgeted, Calibration, Control, Entry, Ledger, Never, Threshold, Totals
+from edge_client.gate.gating import Gates
+from tests.session.test_both_ends import pairs
+from tests.support.session_pair import PROMPT, Pair
+
+SIGNALS = st.builds(
+    Signal,
+    entropy_nats=st.floats(0, 12),
+    top1_probability=st.floats(0, 1),
+    margin=st.floats(0, 1),
+    coupled_margin=st.floats(0, 30),
+    risk=st.floats(0, 1),
+)
+
+
+def signal(risk: float) -> Signal:
+    return Signal(1.0, 0.5, 0.1, 1.0, risk)
+
+
+@given(signal=SIGNALS)
+def test_always_and_never(signal: Signal) -> None:
+    assert Always().fires(signal)
+    assert not Never().fires(signal)
+
+
+@given(signal=SIGNALS, low=st.floats(0, 1), high=st.floats(0, 1))
+def test_a_lower_threshold_fires_wherever_a_higher_one_does(signal: Signal, low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    assert Threshold(low).fires(signal) or not Threshold(high).fires(signal)
+
+
+def test_a_threshold_fires_at_its_value() -> None:
+    assert [Threshold(0.5).fires(signal(risk)) for risk in (0.0, 0.49, 0.5, 1.0)] == [False, False, True, True]
+    assert Threshold(0.0).fires(signal(0.0))
+
+
+@pytest.mark.parametrize(
+    ("policy", "risks_that_fire"),
+    [("threshold", [0.9]), ("always", [0.0, 0.1, 0.9]), ("never", []), ("budgeted", [0.0, 0.1, 0.9])],
+)
+def test_the_gate_of_a_policy(policy: str, risks_that_fire: list[float]) -> None:
+    """The budgeted one knows nothing yet, and so asks about everything."""
+    gate = Gates(GateSettings.model_validate({"policy": policy, "risk": 0.3})).gate(Mode.GATED, Promises())
+    assert [risk for risk in (0.0, 0.1, 0.9) if gate.fires(signal(risk))] == risks_that_fire
+
+
+def test_every_mode_has_a_gate() -> None:
+    gates = Gates(GateSettings())
+    assert {mode: type(gates.gate(mode, Promises())) for mode in Mode} == {
+        Mode.EXACT: Always,
+        Mode.GATED: Budgeted,
+        Mode.EDGE: Never,
+        Mode.CLOUD: Never,
+    }
+
+
+def test_generations_of_one_promise_share_its_control() -> None:
+    gates = Gates(GateSettings())
+    assert gates.control(Promises()) is gates.control(Promises(0.95, 0.02))
+    assert gates.control(Promises(0.9)) is not gates.control(Promises())
+
+
+# The ledger
+
+
+def test_a_ledger_tells_every_fate_apart() -> None:
+    """Skipped, fired and confirmed, fired and overridden, written by the cloud; then read."""
+    ledger = Ledger()
+    doubt = signal(0.25)
+    events: list[SessionEvent] = [
+        *(Drafted(3, 1, doubt), Committed(3, 1, Origin.DRAFT)),
+        *(Drafted(4, 2, doubt), Drafted(5, 6, doubt), Drafted(6, 7, doubt)),
+        *(Audited(3, 4, (3,)), Committed(4, 2, Origin.VERIFIED)),
+        *(Retracted(5), Committed(5, 9, Origin.OVERRIDE), Committed(6, 7, Origin.TAKEOVER)),
+        *(Drafted(7, 1, doubt), Committed(7, 1, Origin.DRAFT)),
+    ]
+    assert [ledger.follow(event).settled for event in events] == [
+        *(None, 0.25),
+        *(None, None, None),
+        *(None, 0.25),
+        *(None, 0.25, None),
+        *(None, 0.25),
+    ]
+    assert ledger.caught == 1
+    assert (ledger.audited, ledger.deviations, ledger.most_deviations) == (1, 1, 2)
+    assert list(ledger.unread) == [7]
+
+
+@settings(max_examples=200)
+@given(pair=pairs(Mode.GATED, resets=True))
+def test_a_ledger_never_counts_too_few(pair: Pair) -> None:
+    """At no moment are there more deviations in the final text than it allows for; at the end it knows them all."""
+    pair.run()
+    ledger, text, deviations = Ledger(), list(PROMPT), 0
+    text += pair.resumed
+    for event in pair.events:
+        ledger.follow(event)
+        if isinstance(event, Committed):
+            deviations += pair.models.cloud(text) != event.token_id
+            text.append(event.token_id)
+        assert ledger.most_deviations >= deviations
+    assert (ledger.deviations, ledger.unread) == (deviations, {})
+    assert ledger.caught == pair.device.tally.caught
+    assert ledger.audited == pair.device.tally.skipped_tokens
+
+
+def test_where_skips_are_provisional_one_that_gives_way_counts_as_a_deviation() -> None:
+    for fired, expected in ((True, (1, 0)), (False, (0, 1))):
+        ledger = Ledger(stay_provisional=True)
+        ledger.follow(Drafted(3, 1, signal(0.25), fired))
+        assert list(ledger.unread) == ([] if fired else [3])
+        ledger.follow(Retracted(3))
+        entry = ledger.follow(Committed(3, 9, Origin.OVERRIDE))
+        assert (ledger.caught, ledger.deviations) == expected
+        assert (entry.skipped, entry.foretold) == ((False, 0.0) if fired else (True, 0.25))
+        assert ledger.unread == {}
+
+
+def test_where_skips_are_provisional_one_that_stands_was_read_too() -> None:
+    ledger = Ledger(stay_provisional=True)
+    ledger.follow(Drafted(3, 1, signal(0.25)))
+    ledger.follow(Drafted(4, 2, signal(0.5)))
+    assert ledger.follow(Committed(3, 1, Origin.VERIFIED)) == Entry(0.25, skipped=True, audited=1, foretold=0.25)
+    ledger.follow(Retracted(4))
+    assert (ledger.audited, ledger.unread) == (1, {})
+
+
+def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
+    control = Control(Promises(0.5, 1.0))
+    gate = Budgeted(control)
+    missed: list[SessionEvent] = [Drafted(3, 1, signal(0.2)), Committed(3, 1, Origin.DRAFT), Audited(3, 4, (3,))]
+    for event in missed:
+        gate.follow(event)
+    assert control.totals == Totals(tokens=1, caught=0, audited=1, deviations=1)
+    asked: list[SessionEvent] = [Drafted(4, 2, signal(0.2)), Retracted(4), Committed(4, 5, Origin.OVERRIDE)]
+    for event in asked:
+        gate.follow(event)
+    assert control.totals == Totals(tokens=2, caught=1, audited=1, deviations=1)
+    assert control.totals.catch == 0.5
+
+
+def test_a_sampled_audit_stands_for_those_that_were_not_made() -> None:
+    """Seven deviations empty a budget; one does, where one generation in eight is audited."""
+    spent = []
+    for weight, deviations in ((1.0, 6), (1.0, 7), (8.0, 1)):
+        control = Control(Promises(0.9, 1.0), Calibration.of([0.01 * number for number in range(1, 61)], [True] * 60))
+        gate = Budgeted(control)
+        gate.follow(Audited(3, 13, tuple(range(3, 3 + deviations)), weight))
+        spent.append(control.threshold == 0.0)
+    assert spent == [False, True, True]

@@ -1,0 +1,76 @@
+"""How long the cloud writes on once it has stepped in: as long as asking again would take longer, and no further."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaperone_common.types import Mode
+from edge_client.planner import CatchUp, Estimates, Send, Wait
+from edge_client.planner.costs import Costs
+from edge_client.planner.learning import Relapses
+from edge_client.planner.takeover import takeover_tokens
+from tests.support.planner import Scene, known
+
+SLOW_LINK = Costs(draft_ms=20.0, rtt_ms=600.0, read_base_ms=80.0, read_token_ms=0.0, stream_ms=80.0)
+
+
+def clustered(*chances: float) -> Relapses:
+    """What is known after a hundred overrides that were followed by others so often."""
+    relapses = Relapses()
+    for number in range(1, 101):
+        for distance, chance in enumerate(chances, start=1):
+            relapses.settled(distance, overridden=int(number * chance) > int((number - 1) * chance))
+    return relapses
+
+
+def test_nothing_is_known_at_first_and_the_device_writes() -> None:
+    assert takeover_tokens(Relapses(), SLOW_LINK) == 0
+
+
+def test_the_cloud_writes_on_as_far_as_overrides_come_in_a_cluster() -> None:
+    relapses = clustered(0.9, 0.7, 0.5, 0.02, 0.9)
+    assert takeover_tokens(relapses, SLOW_LINK) == 3
+
+
+@pytest.mark.parametrize(
+    "costs",
+    [
+        Costs(draft_ms=20.0, rtt_ms=20.0, read_base_ms=310.0, read_token_ms=0.0, stream_ms=310.0),
+        Costs(draft_ms=20.0, rtt_ms=0.0, read_base_ms=10.0, read_token_ms=0.0, stream_ms=80.0),
+    ],
+)
+def test_it_does_not_where_asking_again_is_no_dearer_than_a_token_of_the_clouds(costs: Costs) -> None:
+    assert takeover_tokens(clustered(0.5, 0.5), costs) == 0
+
+
+def test_a_device_that_is_mostly_right_writes_however_fast_the_cloud_is() -> None:
+    assert takeover_tokens(clustered(0.1, 0.1), Costs(draft_ms=40.0, rtt_ms=600.0, stream_ms=5.0)) == 0
+
+
+def test_what_nobody_tried_for_long_is_forgotten() -> None:
+    relapses = clustered(0.9)
+    assert takeover_tokens(relapses, SLOW_LINK) == 1
+    for _ in range(400):
+        relapses.unknown(1)
+    assert takeover_tokens(relapses, SLOW_LINK) == 0
+
+
+def asking(estimates: Estimates, limit: int = 200) -> Scene:
+    for number in range(60):
+        for distance in (1, 2):
+            estimates.relapses.settled(distance, overridden=number % 10 < 6)
+    return Scene(estimates, limit=limit).drafted(0.01, fires=False).drafted(0.5).drafted(*[0.01] * 4, fires=False)
+
+
+def test_gated_says_with_its_question_how_long_the_cloud_may_write_on() -> None:
+    far = asking(known(rtt_ms=600, read_ms=80, token_ms=0, stream_ms=80)).decide(Mode.GATED)
+    assert far.action == Send(2, 2)
+    assert far.figures["takeover"] == 2
+    near = asking(known(rtt_ms=5, read_ms=80, token_ms=0, stream_ms=80)).decide(Mode.GATED)
+    assert near.action == Send(1, 0), "behind the first one the cloud chooses, and no more"
+
+
+def test_gated_reads_along_in_chunks_and_takes_nothing_back() -> None:
+    scene = Scene(known(rtt_ms=60, stream_ms=80)).taken_over(continuation_tokens=12)
+    assert scene.decide(Mode.GATED).action == Wait()
+    assert scene.written(8, each_ms=80).decide(Mode.GATED).action == CatchUp()
