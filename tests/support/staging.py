@@ -129,7 +129,7 @@ def run(
 def environment(**extra: str) -> dict[str, str]:
     """For a child process: this checkout, this CHAPERONE_HOME, no colours asked for."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    return {**inherited, "PYTHONPATH": str(ROOT), **extra}
+    return {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "common")]), **extra}
 
 
 def start_client(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:

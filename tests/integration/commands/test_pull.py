@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -17,10 +16,11 @@ import pytest
 
 from chaperone_common.artefacts.folders import ROLES
 from chaperone_common.artefacts.manifest import load_manifest
+from tests.support.staging import ROOT, environment
 
 pytestmark = pytest.mark.timeout(300)
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+
 PATIENCE_S = 120
 BOS = "<|im_start|>"
 
@@ -28,8 +28,8 @@ BOS = "<|im_start|>"
 def start(home: Path, *arguments: str, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "cloud_supervisor.cli", "models", "pull", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "CHAPERONE_HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
+        cwd=ROOT,
+        env=environment(CHAPERONE_HOME=str(home)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

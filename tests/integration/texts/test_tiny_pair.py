@@ -23,6 +23,7 @@ from chaperone_common.artefacts.folders import ROLES, Role
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ModelCorrupt, ModelMissing
 from cloud_supervisor.export.listing import list_pairs
+from tests.support.staging import ROOT, environment
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -32,7 +33,7 @@ from pathlib import Path
 from cloud_supervisor.export.pull import pull
 pull(sys.argv[1], registry_path=Path(sys.argv[2]) if len(sys.argv) > 2 else None, say=print, progress=False)
 """
-REPOSITORY = Path(__file__).resolve().parents[3]
+
 PATIENCE_S = 120
 TOKENS = 100
 QUESTIONS = ("What is the time?", "Count from one to ten.", "Why is the sky blue?")
@@ -41,8 +42,8 @@ QUESTIONS = ("What is the time?", "Count from one to ten.", "Why is the sky blue
 def start_pull(home: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PULL, *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "CHAPERONE_HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
+        cwd=ROOT,
+        env=environment(CHAPERONE_HOME=str(home)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
