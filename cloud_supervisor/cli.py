@@ -23,7 +23,7 @@ from chaperone_common.settings import load_yaml
 from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen, check_pair_name
 
 PROGRAM = "chaperone-cloud"
-OWN_PACKAGES = ("cloud_supervisor", "common")
+OWN_PACKAGES = ("cloud_supervisor", "chaperone_common")
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 

@@ -346,12 +346,21 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("arguments", "package", "extras"), MISSING)
-def test_a_missing_package_is_named_with_its_remedy(arguments: list[str], package: str, extras: str) -> None:
+def test_a_missing_package_is_named_with_its_remedy(
+    tiny_pair: Path, arguments: list[str], package: str, extras: str
+) -> None:
     script = f"import sys; sys.modules[{package!r}] = None; from cloud_supervisor.cli import main; sys.exit(main())"
     code, _, err = ended(start_python("-c", script, *arguments))
     assert (code, "Traceback" in err) == (1, False)
     assert package in err
     assert f"pip install 'chaperone-llm{extras}'" in err
+
+
+@pytest.mark.parametrize("module", ["chaperone_common.artefacts.registry", "cloud_supervisor.export.listing"])
+def test_a_missing_module_of_our_own_is_a_bug_with_its_traceback(module: str) -> None:
+    script = f"import sys; sys.modules[{module!r}] = None; from cloud_supervisor.cli import main; sys.exit(main())"
+    code, _, err = ended(start_python("-c", script, "models", "list"))
+    assert (code, "Traceback" in err, "pip install" in err) == (1, True, False)
 
 
 def test_serve_names_a_mistake_in_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

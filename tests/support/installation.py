@@ -1,0 +1,83 @@
+"""Built distributions, and environments that hold nothing except them and the libraries of a device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import venv
+from collections.abc import Iterable
+from importlib.metadata import distribution, requires
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support.staging import ROOT
+
+
+class Distribution(NamedTuple):
+    """The two files of one built distribution."""
+
+    sdist: Path
+    wheel: Path
+
+
+def build(project: Path, folder: Path) -> Distribution:
+    """Build the sdist of a project, and the wheel from that sdist alone, without a package index."""
+    _run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(folder), cwd=project)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    source = folder / sdist.name.removesuffix(".tar.gz")
+    _pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(source))
+    (wheel,) = folder.glob("*.whl")
+    return Distribution(sdist, wheel)
+
+
+def fresh_environment(folder: Path) -> Path:
+    """Make an environment without any package; return its interpreter."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    return folder / "bin" / "python"
+
+
+def install(python: Path, *arguments: str) -> None:
+    """Run `pip install` for the environment of `python`."""
+    _pip("--python", str(python), "install", "--no-compile", *arguments)
+
+
+def link_libraries(python: Path, requirements: Iterable[str]) -> None:
+    """Link the installed libraries that these requirements pull in, and no others; a download takes half a minute."""
+    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    for name in closure(requirements):
+        library = distribution(name)
+        tops = {file.parts[0] for file in library.files or ()} - {"..", "__pycache__"}
+        for top in tops:
+            (packages / top).symlink_to(Path(str(library.locate_file(top))))
+
+
+def closure(requirements: Iterable[str]) -> set[str]:
+    """Canonical names of all distributions that these requirements pull in on this machine."""
+    seen: set[tuple[str, str]] = set()
+    pending = [(Requirement(text), "") for text in requirements]
+    while pending:
+        requirement, of_extra = pending.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": of_extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                pending += [(Requirement(text), extra) for text in requires(name) or ()]
+    return {name for name, _ in seen}
+
+
+def _pip(*arguments: str) -> None:
+    _run(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments, cwd=ROOT)
+
+
+def _run(*command: str, cwd: Path) -> None:
+    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{ended.stdout}{ended.stderr}")
