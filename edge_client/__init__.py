@@ -55,7 +55,8 @@ from edge_client.config import (
     PlannerSettings,
 )
 from edge_client.gate import Gate, Totals
-from edge_client.generation import Generation, GenerationRequest, Prompt, RequestParameters
+from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
 from edge_client.ports import Cloud
 from edge_client.sync_client import SyncEdgeClient

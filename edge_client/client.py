@@ -35,25 +35,11 @@ from edge_client.config import EdgeConfig, PlannerSettings
 from edge_client.engine.engine import Engine, EngineSettings
 from edge_client.gate import Gate, Totals
 from edge_client.gate.gating import Gates, load_gate
-from edge_client.generation import (
-    Collector,
-    Generation,
-    GenerationRequest,
-    Prompt,
-    RequestParameters,
-    check_names,
-    check_promised,
-    committed,
-    flag,
-    generation_params,
-    mode_of,
-    promises,
-    resumed,
-    text_limit,
-)
+from edge_client.generation import Collector, Generation, GenerationRequest, Prompt
 from edge_client.link.peer import Peer
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.onnx_model import OnnxModel
+from edge_client.parameters import RequestParameters, parse_promises, parse_request, text_limit
 from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
 from edge_client.ports import Cloud
 from edge_client.text import ChatTemplate, Tokenizer, chat_tokens
@@ -159,28 +145,7 @@ class EdgeClient:
         happened; what its text was begun with need not be given, and cannot be changed. Raises InvalidRequest, naming
         the field.
         """
-        check_names(parameters)
-        model_digest = ""
-        if isinstance(prompt, PartialGeneration):
-            parameters = resumed(prompt, parameters)
-            model_digest = prompt.model_digest
-            prompt = PromptInput(prompt.prompt_token_ids)
-        mode = mode_of(parameters.get("mode"), self.config.mode)
-        check_promised(parameters, mode)
-        return GenerationRequest(
-            self.prepare(
-                prompt,
-                raw=flag("raw", parameters.get("raw")),
-                parse_special=flag("parse_special", parameters.get("parse_special")),
-                tools=parameters.get("tools"),
-            ),
-            generation_params(parameters, self.config.generation),
-            mode,
-            promises(parameters, self.config.gate),
-            committed(parameters.get("committed_token_ids")),
-            flag("warm_start", parameters.get("warm_start")),
-            model_digest,
-        )
+        return parse_request(prompt, parameters, self.config, self.prepare)
 
     async def stream(
         self,
@@ -318,7 +283,7 @@ class EdgeClient:
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """What became of the tokens of all generations in `gated` that were promised this; None is as configured."""
-        wanted = promises({"catch": catch, "max_deviation": max_deviation}, self.config.gate)
+        wanted = parse_promises({"catch": catch, "max_deviation": max_deviation}, self.config.gate)
         return self._gates.control(wanted).totals
 
     async def aclose(self) -> None:

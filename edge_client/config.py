@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from chaperone_common.address import check_address
+from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem
 from chaperone_common.settings import FrozenModel, PathBesideFile, load_yaml
-from chaperone_common.types import MAX_COUNT, MAX_SEED, Mode, OnDeviation
+from chaperone_common.types import Mode, OnDeviation
 
 MAX_DEADLINE_MS = 86_400_000.0  # a day
 MAX_THREADS = 1024
+
+
+def _in_range(name: str) -> AfterValidator:
+    """Return a validator for the range of a generation parameter."""
+    return AfterValidator(lambda value: _accept(value, RANGES[name].problem(value)))
+
+
+def _as_stop_strings(value: Any) -> Any:
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, list | tuple) or not all(isinstance(text, str) for text in strings):
+        _accept(value, f"{value!r} is neither a string nor a list of strings")
+    return _accept(tuple(strings), stop_problem(strings))
+
+
+def _accept(value: Any, problem: str | None) -> Any:
+    if problem is not None:
+        raise PydanticCustomError("parameter", "{problem}", {"problem": problem})
+    return value
+
+
+# Types of generation parameters: these fields are defaults, and requests are checked against the same fields.
+Temperature = Annotated[float, _in_range("temperature")]
+TopP = Annotated[float, _in_range("top_p")]
+TopK = Annotated[int, _in_range("top_k")]
+MinP = Annotated[float, _in_range("min_p")]
+Seed = Annotated[int, _in_range("seed")]
+MaxNewTokens = Annotated[int, _in_range("max_new_tokens")]
+Stop = Annotated[tuple[str, ...], BeforeValidator(_as_stop_strings)]
+Catch = Annotated[float, _in_range("catch")]
+MaxDeviation = Annotated[float, _in_range("max_deviation")]
 
 
 class CloudSettings(FrozenModel):
@@ -45,8 +77,8 @@ class GateSettings(FrozenModel):
 
     policy: Literal["budgeted", "threshold", "always", "never"] = "budgeted"
     file: Literal["auto"] | PathBesideFile | None = "auto"
-    catch: float = Field(default=0.95, ge=0, le=1)
-    max_deviation: float = Field(default=0.02, ge=0, le=1)
+    catch: Catch = 0.95
+    max_deviation: MaxDeviation = 0.02
     on_deviation: OnDeviation = Field(default=OnDeviation.KEEP, strict=False)
     audit_share: float = Field(default=1.0, ge=0.05, le=1)
     risk: float = Field(default=0.1, ge=0, le=1)
@@ -65,13 +97,13 @@ class PlannerSettings(FrozenModel):
 class GenerationSettings(FrozenModel):
     """Defaults of the generation parameters."""
 
-    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, le=MAX_COUNT)
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    max_new_tokens: int = Field(default=256, ge=1, le=MAX_COUNT)
-    stop: tuple[str, ...] = Field(default=(), strict=False)
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    seed: Seed | None = None
+    max_new_tokens: MaxNewTokens = 256
+    stop: Stop = ()
 
 
 class EdgeConfig(FrozenModel):

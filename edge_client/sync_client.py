@@ -22,7 +22,8 @@ from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.gate import Gate, Totals
-from edge_client.generation import Generation, GenerationRequest, Prompt, RequestParameters
+from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
 
 P = ParamSpec("P")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from chaperone_common.errors import ConfigError
 from chaperone_common.resources import packaged_path
 from chaperone_common.settings import FrozenModel, load_yaml
+from chaperone_common.suggestion import nearest
 from link_emulator.mahimahi import load_trace, mean_rate_kbit_s
 
 DAY_S = 86_400.0
@@ -151,10 +151,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
         return _load(profiles_folder() / f"{given}.yaml")
     if isinstance(name_or_path, Path) or "/" in given or given.endswith((".yaml", ".yml")):
         return _load(Path(given))
-    close = difflib.get_close_matches(given, names, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
     raise ConfigError(
-        f"profile: {given!r} is not known{hint}; known: {', '.join(names)}; or give the path of a YAML file"
+        f"profile: {given!r} is not known{nearest(given, names)}; known: {', '.join(names)}; "
+        "or give the path of a YAML file"
     )
 
 

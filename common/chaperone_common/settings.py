@@ -6,7 +6,6 @@ file open in an editor and nothing else.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from chaperone_common.errors import ConfigError
 from chaperone_common.resources import found_config, packaged_configs
+from chaperone_common.suggestion import did_you_mean
 
 _MAX_YAML_BYTES = 1024 * 1024
 _FOLDER = "folder"  # key of what validators are told: where the file lies
@@ -188,10 +188,7 @@ def _complaint(details: ErrorDetails, model: type[BaseModel], lines: Mapping[Loc
     match details["type"]:
         case "extra_forbidden":
             siblings = _field_names(model, location[:-1])
-            close = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.6)
-            known_keys = f" (known: {', '.join(siblings)})" if siblings else ""
-            hint = f" (did you mean '{close[0]}'?)" if close else known_keys
-            problem = f"unknown key{hint}"
+            problem = f"unknown key{did_you_mean(str(location[-1]), siblings)}"
         case "missing":
             named = (*known, location[-1])
             problem = "this key is required"
@@ -204,9 +201,13 @@ def _complaint(details: ErrorDetails, model: type[BaseModel], lines: Mapping[Loc
             problem = f"{details['ctx']['tag']!r} is not {details['ctx']['expected_tags'].replace(', ', ' or ')}"
         case "string_type" if isinstance(value, (bool, int, float)):
             problem = f"{_shown(value)} is not text; put it in quotes"
+        case "float_type" if isinstance(value, int) and not isinstance(value, bool):
+            problem = f"{_shown(value)} is too large a number"
         case "literal_error" | "enum":
             expected = str(details.get("ctx", {}).get("expected", "an allowed value"))
             problem = f"{_shown(value)} is not {expected}"
+        case "parameter":
+            problem = details["msg"]  # it names the value
         case kind if kind in _EXPECTED:
             problem = f"{_shown(value)} is not {_EXPECTED[kind]}"
         case _:

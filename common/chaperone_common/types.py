@@ -22,23 +22,18 @@ A position counts tokens from the start of the conversation, prompt included, fr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, NewType
 
 from chaperone_common.errors import InvalidRequest
+from chaperone_common.ranges import check_ranges, stop_problem
 
 TokenId = NewType("TokenId", int)
 Position = NewType("Position", int)
 Revision = NewType("Revision", int)
 SessionId = NewType("SessionId", str)
-
-MAX_SEED = 2**64 - 1
-MAX_COUNT = 2**32 - 1  # the wire's whole numbers
-MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 256
 
 
 class Mode(StrEnum):
@@ -65,10 +60,7 @@ class Promises:
     max_deviation: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0 <= self.catch <= 1:
-            raise InvalidRequest(f"catch: {self.catch} is outside [0, 1]; use 0 to switch it off")
-        if not 0 <= self.max_deviation <= 1:
-            raise InvalidRequest(f"max_deviation: {self.max_deviation} is outside [0, 1]; use 1 to switch it off")
+        check_ranges(self, "catch", "max_deviation")
 
 
 class FinishReason(StrEnum):
@@ -104,18 +96,7 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InvalidRequest(f"temperature: {self.temperature} is not a finite number >= 0; use 0 for greedy")
-        if not 0 < self.top_p <= 1:
-            raise InvalidRequest(f"top_p: {self.top_p} is outside (0, 1]; use 1 to switch it off")
-        if self.top_k < 0:
-            raise InvalidRequest(f"top_k: {self.top_k} is negative; use 0 to switch it off")
-        if self.top_k > MAX_COUNT:
-            raise InvalidRequest(f"top_k: {self.top_k} is more than {MAX_COUNT}; use 0 to switch it off")
-        if not 0 <= self.min_p <= 1:
-            raise InvalidRequest(f"min_p: {self.min_p} is outside [0, 1]; use 0 to switch it off")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequest(f"seed: {self.seed} is outside [0, 2**64 - 1]")
+        check_ranges(self, "temperature", "top_p", "top_k", "min_p", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +108,9 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InvalidRequest(f"max_new_tokens: {self.max_new_tokens} is less than 1")
-        if self.max_new_tokens > MAX_COUNT:
-            raise InvalidRequest(f"max_new_tokens: {self.max_new_tokens} is more than {MAX_COUNT}")
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest(f"stop: {len(self.stop)} strings, at most {MAX_STOP_STRINGS} are allowed")
-        for text in self.stop:
-            if not 0 < len(text) <= MAX_STOP_LENGTH:
-                raise InvalidRequest(f"stop: {text!r} must have 1 to {MAX_STOP_LENGTH} characters")
+        check_ranges(self, "max_new_tokens")
+        if problem := stop_problem(self.stop):
+            raise InvalidRequest(f"stop: {problem}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ keys and values lie, is told in `onnx_cache`.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chaperone_common.errors import ConfigError, InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
+from chaperone_common.suggestion import nearest
 from edge_client.model.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph, RowCache
 from edge_client.ports import TEXT_ROW, DraftStep
 
@@ -241,11 +241,9 @@ def check_providers(providers: Sequence[str]) -> None:
         raise ConfigError(f"device.providers: there is none; name at least one of {', '.join(available)}")
     for index, provider in enumerate(providers):
         if provider not in available:
-            close = difflib.get_close_matches(provider, available, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ConfigError(
-                f"device.providers: {provider!r} is not available here{hint}; available: {', '.join(available)}; "
-                "others come with other builds of onnxruntime"
+                f"device.providers: {provider!r} is not available here{nearest(provider, available)}; "
+                f"available: {', '.join(available)}; others come with other builds of onnxruntime"
             )
         if provider in providers[:index]:
             raise ConfigError(f"device.providers: {provider!r} is named twice; remove one")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from chaperone_common.errors import InvalidRequest
+from chaperone_common.suggestion import did_you_mean
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
@@ -130,12 +130,10 @@ def _checked_tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def check_keys(value: Mapping[str, Any], field: str, known: Sequence[str], further: Collection[str] = ()) -> None:
-    """Refuse a key that nobody reads; raises InvalidRequest with a suggestion."""
+    """Raise InvalidRequest, with a suggestion, for a key that is not known."""
     for key in value:
         if key not in known and key not in further:
-            near = difflib.get_close_matches(key, known, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise InvalidRequest(f"{field}: {quoted(key)} is an unknown key ({remedy})")
+            raise InvalidRequest(f"{field}: {quoted(key)} is an unknown key{did_you_mean(key, known)}")
 
 
 def quoted(value: Any) -> str:

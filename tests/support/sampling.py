@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from chaperone_common.ranges import MAX_SEED
 from chaperone_common.sampling import noise, warp
-from chaperone_common.types import MAX_SEED, SamplingParams
+from chaperone_common.types import SamplingParams
 
 Logits = NDArray[np.float32]
 Float64s = NDArray[np.float64]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -11,18 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaperone_common.errors import ChaperoneError, InvalidRequest
+from chaperone_common.suggestion import did_you_mean
 from chaperone_common.types import Mode
 from edge_client.apps.batch.prompt_file import MAX_LINE_BYTES
 from edge_client.client import EdgeClient
-from edge_client.generation import (
-    PROMISES,
-    Collector,
-    GenerationRequest,
-    Prompt,
-    check_promised,
-    error_json,
-    mode_of,
-)
+from edge_client.generation import Collector, GenerationRequest, Prompt, error_json
+from edge_client.parameters import PROMISES, check_promised, parse_mode
 
 PARAMETERS = (
     *("mode", *PROMISES),
@@ -126,7 +119,7 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
     given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
     prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
     asked = {**defaults, **given}
-    mode = mode_of(asked.get("mode"), client.config.mode)
+    mode = parse_mode(asked.get("mode"), client.config.mode)
     check_promised(given, mode)
     if mode is not Mode.GATED:
         asked = {name: value for name, value in asked.items() if name not in PROMISES}
@@ -136,8 +129,7 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
 def _check_keys(fields: dict[str, Any]) -> None:
     for key in fields:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            raise InvalidRequest(f"{key or repr(key)}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else ""))
+            raise InvalidRequest(f"{key or repr(key)}: unknown key{did_you_mean(key, _KEYS)}")
     if fields.get("id") is None:
         raise InvalidRequest("id: missing; give each line one, so that results can be matched")
     if ("prompt" in fields) == ("messages" in fields):
@@ -146,8 +138,3 @@ def _check_keys(fields: dict[str, Any]) -> None:
         raise InvalidRequest(f"prompt: {fields['prompt']!r} is not text")
     if "messages" in fields and not isinstance(fields["messages"], list):
         raise InvalidRequest(f"messages: {fields['messages']!r} is not a list")
-    if fields.get("raw") and "messages" in fields:
-        raise InvalidRequest("raw: messages always go through the chat template; give prompt instead")
-    for key in ("raw", "parse_special"):
-        if not isinstance(fields.get(key, False), bool):
-            raise InvalidRequest(f"{key}: {fields[key]!r} is neither true nor false")

@@ -27,16 +27,9 @@ from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.explanation import Explainer
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
-from edge_client.generation import (
-    PROMISES,
-    Collector,
-    check_promised,
-    generation_params,
-    mode_of,
-    promises,
-    unverified_warning,
-)
+from edge_client.generation import Collector, unverified_warning
 from edge_client.model.onnx_model import check_providers
+from edge_client.parameters import PROMISES, check_promised, parse_mode, parse_params, parse_promises
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -110,7 +103,7 @@ def _run_generate(console: Console, arguments: argparse.Namespace) -> int:
         return _run_batch(console, arguments, config, parameters)
     console.out.check()
     try:
-        check_promised(parameters, mode_of(parameters.get("mode"), config.mode))
+        check_promised(parameters, parse_mode(parameters.get("mode"), config.mode))
     except InvalidRequest as error:
         raise as_flags(error, parameters) from None
     prompt = arguments.prompt
@@ -219,8 +212,8 @@ def _parameters(arguments: argparse.Namespace, config: EdgeConfig, names: Sequen
     try:
         for text in given.get("stop", ()):
             _check_characters("stop", text)
-        generation_params(given, config.generation)
-        promises({name: given.get(name) for name in PROMISES}, config.gate)
+        parse_params(given, config.generation)
+        parse_promises({name: given.get(name) for name in PROMISES}, config.gate)
     except InvalidRequest as error:
         raise as_flags(error, given) from None
     return given

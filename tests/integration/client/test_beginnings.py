@@ -182,7 +182,7 @@ def test_the_audit_of_a_text_that_ended_in_time_may_take_longer(tiny_pair: Path)
         ({"prompt": {"role": "user", "content": "hi"}}, "prompt: dict is not text"),
         ({"committed_token_ids": 7}, "committed_token_ids: 7 is not a list"),
         ({"committed_token_ids": "ab"}, "committed_token_ids: 'ab' is not a list"),
-        ({"raw": "no"}, "raw: 'no' is neither True nor False"),
+        ({"raw": "no"}, "raw: 'no' is neither true nor false"),
         ({"parse_special": 7}, "parse_special: 7 is neither"),
         ({"warm_start": "x"}, "warm_start: 'x' is neither"),
         ({"prompt": PromptInput((5,)), "raw": True}, "the prompt is tokens already"),

@@ -116,7 +116,7 @@ def test_an_id_is_given_once(prompts: Path, out: Path, capsys: pytest.CaptureFix
 REFUSED: list[tuple[list[str], str]] = [
     (["--temperature", "nan"], "--temperature: nan is not a finite number"),
     (["--top-p", "2"], "--top-p: 2.0 is outside (0, 1]"),
-    (["--max-new-tokens", "0"], "--max-new-tokens: 0 is less than 1"),
+    (["--max-new-tokens", "0"], "--max-new-tokens: 0 is outside [1, 4294967295]"),
     (["--stop", ""], "--stop: '' must have 1 to 256 characters"),
     (["--catch", "7"], "--catch: 7.0 is outside [0, 1]"),
     (["--config", "/nothere.yaml"], "/nothere.yaml: no such file"),

@@ -96,7 +96,7 @@ def test_flags_reach_the_request(address: str, capsys: pytest.CaptureFixture[str
 USAGE = [
     (["--temperature", "-1", PROMPT], "--temperature: -1.0 is not a finite number >= 0; use 0 for greedy"),
     (["--top-p", "1.5", PROMPT], "--top-p: 1.5 is outside (0, 1]; use 1 to switch it off"),
-    (["--max-new-tokens", "0", PROMPT], "--max-new-tokens: 0 is less than 1"),
+    (["--max-new-tokens", "0", PROMPT], "--max-new-tokens: 0 is outside [1, 4294967295]"),
     (["--seed", "-1", PROMPT], "--seed: -1 is outside [0, 2**64 - 1]"),
     (["--stop", "", PROMPT], "--stop: '' must have 1 to 256 characters"),
     ([""], "prompt: it is empty; give some text"),

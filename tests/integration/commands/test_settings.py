@@ -61,7 +61,7 @@ PYTHON: list[tuple[Callable[[], Any], str]] = [
     (lambda: DeviceSettings(threads=100_000), "threads: 100000: input should be less than or equal to 1024"),
     (lambda: DeviceSettings(threads=0), "threads: 0: input should be greater than or equal to 1"),
     (lambda: GateSettings(file=Path()), "file: "),
-    (lambda: GenerationSettings(temperature=float("nan")), "temperature: nan: input should be a finite number"),
+    (lambda: GenerationSettings(temperature=float("nan")), "temperature: nan is not a finite number"),
 ]
 
 

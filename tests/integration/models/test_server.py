@@ -204,7 +204,7 @@ OPENINGS = [
     ({"prompt_token_ids": ()}, "INVALID_ARGUMENT", "prompt_token_ids: empty; give at least one token"),
     ({"prompt_token_ids": (5,) * 4096}, "INVALID_ARGUMENT", "4096 tokens leave no room in a context of 4096; shorten"),
     ({"prompt_token_ids": (40_000,)}, "INVALID_ARGUMENT", "token_ids: 40000 is not in a vocabulary of"),
-    ({"max_new_tokens": 0}, "INVALID_ARGUMENT", "max_new_tokens: 0 is less than 1"),
+    ({"max_new_tokens": 0}, "INVALID_ARGUMENT", "max_new_tokens: 0 is outside [1, 4294967295]"),
     ({"session_id": ""}, "INVALID_ARGUMENT", "session_id: 0 characters; it must have 1 to 64"),
     ({"session_id": "s" * 65}, "INVALID_ARGUMENT", "session_id: 65 characters; it must have 1 to 64"),
     ({"eos_token_ids": (1,) * 65}, "INVALID_ARGUMENT", "eos_token_ids: 65 ids, at most 64 allowed"),

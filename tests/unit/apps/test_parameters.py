@@ -11,14 +11,8 @@ from chaperone_common.errors import InvalidRequest
 from chaperone_common.types import GenerationParams, Mode, Origin, Promises, PromptInput, SamplingParams
 from edge_client import PartialGeneration, RequestParameters
 from edge_client.config import GenerationSettings
-from edge_client.generation import (
-    GenerationRequest,
-    check_names,
-    check_promised,
-    generation_params,
-    resumed,
-    text_limit,
-)
+from edge_client.generation import GenerationRequest
+from edge_client.parameters import check_names, check_promised, parse_params, resumed, text_limit
 
 
 @pytest.mark.parametrize(
@@ -35,7 +29,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, words: str) -> N
 
 
 def seed_of(configured: int | None = None, **given: Any) -> int:
-    return generation_params(given, GenerationSettings(seed=configured)).sampling.seed
+    return parse_params(given, GenerationSettings(seed=configured)).sampling.seed
 
 
 def test_a_seed_is_drawn_where_it_matters_and_none_is_given() -> None:
@@ -77,7 +71,7 @@ PARTIAL = PartialGeneration(
 
 def test_a_resumed_text_keeps_what_it_was_begun_with() -> None:
     parameters = resumed(PARTIAL, RequestParameters())
-    assert generation_params(parameters, GenerationSettings()) == PARTIAL.params
+    assert parse_params(parameters, GenerationSettings()) == PARTIAL.params
     assert parameters["committed_token_ids"] == (7, 8, 9)
     assert (parameters["mode"], parameters["catch"], parameters["max_deviation"]) == (Mode.GATED, 0.9, 0.1)
 

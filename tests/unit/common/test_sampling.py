@@ -21,8 +21,9 @@ from transformers.generation.logits_process import (
 )
 
 from chaperone_common.errors import ModelCorrupt
+from chaperone_common.ranges import MAX_SEED
 from chaperone_common.sampling import MAX_COUPLED_MARGIN, choose, noise, noise_at, softmax, warp
-from chaperone_common.types import MAX_SEED, SamplingParams
+from chaperone_common.types import SamplingParams
 from tests.support import oracle
 from tests.support.sampling import EXAMPLE, FILTERS, POSITIONS, SEEDS, Float64s, Logits, brute_choice, make_logits
 

@@ -26,7 +26,8 @@ from chaperone_common.frames import (
     Verdict,
 )
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
-from chaperone_common.types import MAX_SEED, SamplingParams, SessionId
+from chaperone_common.ranges import MAX_SEED
+from chaperone_common.types import SamplingParams, SessionId
 
 VOCABULARY = 151_665
 U32 = st.integers(0, 2**32 - 1)

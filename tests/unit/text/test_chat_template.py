@@ -101,7 +101,7 @@ CALLING = {"role": "assistant", "content": None}
         ([{"role": ["user"], "content": ""}], "messages[0].role: ['user'] is none of"),
         ([{"content": ""}], "messages[0].role: None is none of"),
         ([{**USER, "nmae": "x"}], "messages[0]: 'nmae' is an unknown key (did you mean 'name'?)"),
-        ([{**USER, "zzz": 1}], "messages[0]: 'zzz' is an unknown key (known are role, content, name"),
+        ([{**USER, "zzz": 1}], "messages[0]: 'zzz' is an unknown key (known: role, content, name"),
         ([{**USER, "tool_call": []}], "messages[0]: 'tool_call' is an unknown key (did you mean 'tool_calls'?)"),
         ([{**USER, "name": 1}], "messages[0].name: expected a string, got int"),
         ([{"role": "user", 3: 1}], "messages[0]: key: expected a string, got int"),

@@ -1,0 +1,60 @@
+"""The values that the parameters of a generation may take: defined here once, for settings, requests and the wire."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chaperone_common.errors import InvalidRequest
+
+MAX_SEED = 2**64 - 1
+MAX_COUNT = 2**32 - 1  # the wire's whole numbers
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An interval of finite numbers. `expected` completes the sentence "the value is ..." for a value outside it."""
+
+    lowest: float
+    highest: float
+    expected: str
+    includes_lowest: bool = True
+
+    def problem(self, value: float) -> str | None:
+        """Return what is wrong with the value, as a message for users, or None."""
+        allowed = self.lowest <= value <= self.highest and value != math.inf  # False for NaN
+        if allowed and (self.includes_lowest or value != self.lowest):
+            return None
+        return f"{value} is {self.expected}"
+
+
+RANGES: Mapping[str, Range] = {
+    "temperature": Range(0, math.inf, "not a finite number >= 0; use 0 for greedy"),
+    "top_p": Range(0, 1, "outside (0, 1]; use 1 to switch it off", includes_lowest=False),
+    "top_k": Range(0, MAX_COUNT, f"outside [0, {MAX_COUNT}]; use 0 to switch it off"),
+    "min_p": Range(0, 1, "outside [0, 1]; use 0 to switch it off"),
+    "seed": Range(0, MAX_SEED, "outside [0, 2**64 - 1]"),
+    "max_new_tokens": Range(1, MAX_COUNT, f"outside [1, {MAX_COUNT}]; give a number of tokens"),
+    "catch": Range(0, 1, "outside [0, 1]; use 0 to switch it off"),
+    "max_deviation": Range(0, 1, "outside [0, 1]; use 1 to switch it off"),
+}
+
+
+def check_ranges(parameters: object, *names: str) -> None:
+    """Raise InvalidRequest for the first of these attributes that is out of its range."""
+    for name in names:
+        if problem := RANGES[name].problem(getattr(parameters, name)):
+            raise InvalidRequest(f"{name}: {problem}")
+
+
+def stop_problem(stop: Sequence[str]) -> str | None:
+    """Return what is wrong with a list of stop strings, as a message for users, or None."""
+    if len(stop) > MAX_STOP_STRINGS:
+        return f"{len(stop)} strings, at most {MAX_STOP_STRINGS} are allowed"
+    for text in stop:
+        if not 0 < len(text) <= MAX_STOP_LENGTH:
+            return f"{text!r} must have 1 to {MAX_STOP_LENGTH} characters"
+    return None

@@ -1,0 +1,213 @@
+"""The parameters of a request: parsed, checked, and completed with the configured defaults."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar, cast
+
+from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.errors import ConfigError, InvalidRequest, PromptTooLong
+from chaperone_common.partial import PartialGeneration
+from chaperone_common.settings import FrozenModel
+from chaperone_common.suggestion import did_you_mean
+from chaperone_common.types import GenerationParams, Mode, Promises, PromptInput, SamplingParams
+from edge_client.config import EdgeConfig, GateSettings, GenerationSettings
+from edge_client.generation import GenerationRequest, Prompt
+
+PROMISES = ("catch", "max_deviation")  # parameters of `gated` alone
+_SEED_BITS = 32  # of a drawn seed: every JSON reader keeps such a number whole
+_SETTLED = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "committed_token_ids")  # by a resumed text
+
+SettingsT = TypeVar("SettingsT", bound=FrozenModel)
+
+
+class RequestParameters(TypedDict, total=False):
+    """The parameters of a generation, named as by Hugging Face and OpenAI.
+
+    A parameter that is absent or None has its configured value.
+    """
+
+    # The mode, and the promises of `gated`.
+    mode: Mode | str | None
+    catch: float | None  # share of the cloud's corrections that must be applied, in [0, 1]
+    max_deviation: float | None  # share of tokens that may differ from the cloud's choice, in [0, 1]
+
+    # Sampling.
+    temperature: float | None  # 0 is greedy
+    top_p: float | None  # in (0, 1]; 1 switches it off
+    top_k: int | None  # 0 switches it off
+    min_p: float | None  # in [0, 1]; 0 switches it off
+    seed: int | None  # drawn if `temperature` is above 0 and none is configured; `stats.seed` reports it
+
+    # The end of the text.
+    max_new_tokens: int | None
+    stop: str | Sequence[str] | None  # the text ends before any of these
+
+    # The prompt; see `EdgeClient.prepare`.
+    raw: bool | None
+    parse_special: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+
+    # The tokens that an earlier generation has already written after the prompt.
+    committed_token_ids: Sequence[int] | None
+
+    # For measurements: draft nothing until both ends hold the prompt's KV cache.
+    warm_start: bool | None
+
+
+def parse_request(
+    prompt: Prompt | PartialGeneration,
+    parameters: RequestParameters,
+    config: EdgeConfig,
+    prepare: Callable[..., PromptInput],
+) -> GenerationRequest:
+    """Check parameters and fill in the configured defaults.
+
+    `prepare` turns a prompt into tokens, as `EdgeClient.prepare` does. Raises InvalidRequest, naming the field.
+    """
+    check_names(parameters)
+    model_digest = ""
+    if isinstance(prompt, PartialGeneration):
+        parameters = resumed(prompt, parameters)
+        model_digest = prompt.model_digest
+        prompt = PromptInput(prompt.prompt_token_ids)
+    mode = parse_mode(parameters.get("mode"), config.mode)
+    check_promised(parameters, mode)
+    return GenerationRequest(
+        prepare(
+            prompt,
+            raw=_parse_flag("raw", parameters.get("raw")),
+            parse_special=_parse_flag("parse_special", parameters.get("parse_special")),
+            tools=parameters.get("tools"),
+        ),
+        parse_params(parameters, config.generation),
+        mode,
+        parse_promises(parameters, config.gate),
+        _parse_committed_ids(parameters.get("committed_token_ids")),
+        _parse_flag("warm_start", parameters.get("warm_start")),
+        model_digest,
+    )
+
+
+def parse_params(given: Mapping[str, Any], defaults: GenerationSettings) -> GenerationParams:
+    """Check the parameters of sampling and length, and fill in defaults; raises InvalidRequest."""
+    settings = _overridden(defaults, given)
+    seed = settings.seed
+    if seed is None:
+        seed = secrets.randbits(_SEED_BITS) if settings.temperature > 0 else 0
+    sampling = SamplingParams(settings.temperature, settings.top_p, settings.top_k, settings.min_p, seed)
+    return GenerationParams(sampling, settings.max_new_tokens, settings.stop)
+
+
+def parse_promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises:
+    """Check the promises of `gated`, and fill in defaults; raises InvalidRequest."""
+    settings = _overridden(defaults, {name: given.get(name) for name in PROMISES})
+    return Promises(settings.catch, settings.max_deviation)
+
+
+def parse_mode(value: Mode | str | None, default: Mode) -> Mode:
+    """Return a mode by its name; raises InvalidRequest, which lists the names."""
+    try:
+        return default if value is None else Mode(value)
+    except ValueError:
+        raise InvalidRequest(f"mode: {value!r} is none of {', '.join(Mode)}") from None
+
+
+def check_names(parameters: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest for a name that is no parameter, and suggest the nearest one."""
+    known = RequestParameters.__annotations__
+    for name in parameters:
+        if name not in known:
+            raise InvalidRequest(f"{name}: unknown parameter{did_you_mean(name, known)}")
+
+
+def check_promised(given: Mapping[str, Any], mode: Mode) -> None:
+    """Raise InvalidRequest for a promise that the mode does not make."""
+    for name in PROMISES:
+        if given.get(name) is not None and mode is not Mode.GATED:
+            raise InvalidRequest(
+                f"{name}: mode is {mode}, and only gated keeps promises; ask for gated, or leave it out"
+            )
+
+
+def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestParameters:
+    """Return the parameters that resume a failed generation.
+
+    Raises InvalidRequest for a parameter that its text has settled, such as the seed.
+    """
+    for name in _SETTLED:
+        if given.get(name) is not None:
+            raise InvalidRequest(f"{name}: a resumed text keeps what it was begun with; leave it out")
+    sampling, params = partial.params.sampling, partial.params
+    kept = RequestParameters(
+        mode=partial.mode,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        max_new_tokens=params.max_new_tokens,
+        stop=params.stop,
+        committed_token_ids=partial.token_ids,
+    )
+    kept.update(cast(RequestParameters, {name: value for name, value in given.items() if value is not None}))
+    if parse_mode(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
+        kept.setdefault("catch", partial.promises.catch)
+        kept.setdefault("max_deviation", partial.promises.max_deviation)
+    return kept
+
+
+def text_limit(request: GenerationRequest, manifest: ModelManifest, context_tokens: int) -> int:
+    """Return the length at which the text is full, prompt included; raises PromptTooLong or InvalidRequest."""
+    _check_ids("prompt", request.prompt.token_ids, manifest.vocabulary_size)
+    _check_ids("committed_token_ids", request.committed_token_ids, manifest.vocabulary_size)
+    committed_ids = request.committed_token_ids
+    length = len(request.prompt.token_ids) + len(committed_ids)
+    if length >= context_tokens:
+        raise PromptTooLong(f"prompt: {length} tokens leave no room in a context of {context_tokens}; shorten it")
+    ends = [index for index, token_id in enumerate(committed_ids) if token_id in manifest.eos_token_ids]
+    if ends:
+        raise InvalidRequest(
+            f"committed_token_ids[{ends[0]}]: {committed_ids[ends[0]]} is end-of-text; nothing is left to write after "
+            "it"
+        )
+    limit = min(len(request.prompt.token_ids) + request.params.max_new_tokens, context_tokens)
+    if length >= limit:
+        raise InvalidRequest(
+            f"committed_token_ids: {len(committed_ids)} tokens are as many as max_new_tokens, "
+            f"{request.params.max_new_tokens}; nothing is left to write"
+        )
+    return limit
+
+
+def _overridden(defaults: SettingsT, given: Mapping[str, Any]) -> SettingsT:
+    """Return the settings with the given values in place of their own, checked; raises InvalidRequest."""
+    values = {name: getattr(defaults, name) for name in type(defaults).model_fields}
+    values |= {name: given[name] for name in values if given.get(name) is not None}
+    try:
+        return type(defaults)(**values)
+    except ConfigError as error:
+        raise InvalidRequest(error.message.partition("\n")[0]) from None
+
+
+def _parse_flag(name: str, value: object) -> bool:
+    """Return a switch, which is off if it is absent; raises InvalidRequest."""
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"{name}: {value!r} is neither true nor false")
+    return bool(value)
+
+
+def _parse_committed_ids(value: object) -> tuple[int, ...]:
+    """Return a list of token ids as a tuple; `text_limit` checks the ids. Raises InvalidRequest."""
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidRequest(f"committed_token_ids: {value!r} is not a list of token ids")
+    return tuple(value)
+
+
+def _check_ids(name: str, token_ids: Sequence[int], vocabulary_size: int) -> None:
+    for token_id in token_ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary_size:
+            raise InvalidRequest(f"{name}: {token_id!r} is not a token id of a vocabulary of {vocabulary_size}")
