@@ -172,7 +172,10 @@ def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, Tel
         for name, logits in together.after(texts):
             sequence = alone[name]
             unread = texts[name][sequence.length :]
-            assert np.array_equal(logits, asyncio.run(sequence.step(unread)).logits), name
+            expected = asyncio.run(sequence.step(unread)).logits
+            # With AVX2 alone, kernels round differently for other numbers of rows; the choice stays the same.
+            assert np.allclose(logits, expected, rtol=0, atol=1e-4), name
+            assert np.argmax(logits) == np.argmax(expected), name
         for name, text in texts.items():
             if dice.random() < 0.2:  # another text, which shares its beginning with what was read
                 kept = dice.randrange(1, len(text))
