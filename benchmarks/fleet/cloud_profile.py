@@ -16,37 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.fleet.profile_types import MIN_REPEATS, Plan, Row, Shape
 from benchmarks.kit.provenance import provenance
 from chaperone_common.errors import ConfigError
 
-if TYPE_CHECKING:
-    from benchmarks.fleet.cloud_steps import Plan
-
 FORMAT = 1
-MIN_REPEATS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A decoder of the Qwen2 kind, as in the `config.json` that Qwen published."""
-
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary_size: int
-    tied: bool = False
-
-    @property
-    def parameters(self) -> int:
-        """Weights, embeddings and biases included."""
-        h, kv = self.hidden_size, self.hidden_size // self.heads * self.kv_heads
-        attention = 2 * h * h + 2 * h * kv + h + 2 * kv  # biases on q, k and v
-        layer = attention + 3 * h * self.intermediate_size + 2 * h
-        return (1 if self.tied else 2) * self.vocabulary_size * h + self.layers * layer + h
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -55,21 +31,6 @@ SHAPES: Mapping[str, Shape] = {
     "qwen2.5-14b": Shape(5120, 13_824, 48, 40, 8, 152_064),
     "qwen2.5-32b": Shape(5120, 27_648, 64, 40, 8, 152_064),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One kind of step; times are in milliseconds."""
-
-    shape: str
-    dtype: str
-    batch: int
-    context: int  # tokens that each sequence holds before the step
-    tokens: int  # that each sequence reads in it
-    median_ms: float
-    p10: float
-    p90: float
-    repeats: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,8 +139,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from benchmarks.fleet.cloud_steps import Plan
-
     names = args.shapes.split(",")
     if unknown := [name for name in names if name not in SHAPES]:
         raise ConfigError(f"--shapes: {', '.join(unknown)}: unknown; there are {', '.join(SHAPES)}")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import psutil
 import torch
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.fleet.cloud_profile import MIN_REPEATS, Row, Shape
+from benchmarks.fleet.profile_types import MIN_REPEATS, Plan, Row, Shape
 
 HEADROOM = 0.85  # of free memory; the rest is for what the estimate does not see
 PREFILL_CHUNK = 512
@@ -56,19 +55,6 @@ class Accelerator:
 def _present(kind: str) -> bool:
     backend: Any = torch.backends.mps if kind == "mps" else getattr(torch, kind)
     return bool(backend.is_available())
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to measure, and for how long."""
-
-    shapes: Mapping[str, Shape]
-    batches: Sequence[int]
-    contexts: Sequence[int]
-    tokens: Sequence[int]
-    repeats: int
-    budget_s: float
-    dtype: str = "bfloat16"
 
 
 def measure(

@@ -14,6 +14,8 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Never
 
+ROOT = Path(__file__).parents[2]
+SERVE = ("cloud_supervisor.cli", "--log-level", "warning", "serve")
 PATIENCE_S = 30.0  # until a process that was asked to end is killed
 
 
@@ -82,15 +84,13 @@ def cloud_server(
     arguments: Sequence[str] = (),
     cores: Sequence[int] | None = None,
     log: Path | None = None,
-    lenient_nats: float | None = None,
+    program: Sequence[str] = SERVE,
 ) -> Iterator[str]:
-    """Start `chaperone-cloud serve` on a free port and yield its address; `cores` pins it to some cores.
+    """Start a cloud server on a free port and yield its address; end it afterwards.
 
-    With `lenient_nats` it is `benchmarks.strategies.lenient_server` instead.
+    `cores` pins it to some cores. `program` is a module with its first arguments: another server than
+    `chaperone-cloud serve`, with the same options and the same line of output.
     """
-    program = ["cloud_supervisor.cli", "--log-level", "warning", "serve"]
-    if lenient_nats is not None:
-        program = ["benchmarks.strategies.lenient_server", "--within-nats", str(lenient_nats)]
     command = [sys.executable, "-m", *program, "--pair", pair, "--listen", "127.0.0.1:0", *arguments]
     with (log or Path(os.devnull)).open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
@@ -98,7 +98,7 @@ def cloud_server(
             stdout=subprocess.PIPE,
             stderr=errors if log else None,
             text=True,
-            cwd=Path(__file__).parents[2] if lenient_nats is not None else None,  # where `benchmarks` is found
+            cwd=ROOT if program is not SERVE else None,  # the folder that holds `benchmarks`
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
     with unwound_by_sigterm():

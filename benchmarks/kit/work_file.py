@@ -9,38 +9,12 @@ change with what is not committed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-MEASURED = ("common", "edge_client", "cloud_supervisor", "link_emulator")
-MEASURING = (
-    *("run_plan.py", "runner.py", "contenders.py", "strategies.py", "assisted.py", "link_process.py", "processes.py"),
-    *("inexact.py", "lenient_server.py"),
-)
-
 Key = tuple[str, str, int]
-
-
-def digest_of(parts: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def digest_of_source(root: Path, measuring: Iterable[str] = MEASURING) -> str:
-    """Of all our code that runs in a measurement; `measuring` are those of our own folder, of a run's if not given."""
-    files = [path for package in MEASURED for path in (root / package).glob("**/*.py")]
-    return digest_of_files([*files, *(root / "benchmarks" / name for name in measuring)], root)
-
-
-def digest_of_files(paths: Iterable[Path], root: Path) -> str:
-    """Of names, relative to a folder, and contents."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 class WorkFile:

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.kit.statistics import rounded
 from benchmarks.measured.costs import NOT_TOLD, RunCosts
-from benchmarks.measured.summary import ALL, BASELINE, Row, ratios, rounded, speeds
+from benchmarks.measured.summary import ALL, BASELINE, Row, ratios, speeds
 from benchmarks.simulation.bounds import Costs, clairvoyant_ms, physical_floor_ms
 from benchmarks.simulation.trace import Trace
 

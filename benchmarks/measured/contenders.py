@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
-from benchmarks.simulation.simulator import Strategy
+from benchmarks.simulation.strategy import Strategy
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.session import Committed, Failed, Finished
 from chaperone_common.stats import GenerationStats

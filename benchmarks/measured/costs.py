@@ -14,7 +14,7 @@ from typing import Any, Self
 from benchmarks.measured.summary import BASELINE, Row
 from benchmarks.simulation.bounds import Costs
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario
+from benchmarks.simulation.scenario import Scenario
 from benchmarks.strategies.families import strategy_named
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode

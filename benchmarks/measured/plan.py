@@ -10,13 +10,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kit.work_file import Key, digest_of_source
-from benchmarks.traces.record import Prompt
+from benchmarks.kit.digests import digest_of_source
+from benchmarks.kit.prompts import Prompt
+from benchmarks.kit.work_file import Key
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from link_emulator.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
+MEASURING = "benchmarks.measured.runner"  # makes the generations; other modules summarise them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Plan:
             "dtype": self.dtype,
             "models": [manifest.model_dump(mode="json") for manifest in manifests],
             "asked": [self.max_new_tokens, self.temperature, self.seed, self.cold],
-            "source": digest_of_source(ROOT),
+            "source": digest_of_source(ROOT, MEASURING),
             "versions": measured["versions"],
             "machine": measured["machine"],
         }

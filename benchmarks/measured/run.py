@@ -15,8 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kit.digests import digest_of
+from benchmarks.kit.prompts import Prompt, read_prompts
 from benchmarks.kit.provenance import provenance
-from benchmarks.kit.work_file import WorkFile, digest_of
+from benchmarks.kit.work_file import WorkFile
 from benchmarks.measured.assisted import ASSISTED, require_draft
 from benchmarks.measured.bounds import summarise_bounds
 from benchmarks.measured.plan import ROOT, Cores, Plan, with_dtype
@@ -24,9 +26,8 @@ from benchmarks.measured.regret import measured_regret
 from benchmarks.measured.runner import measure
 from benchmarks.measured.summary import BASELINE, summarise
 from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.strategies.best_spans import PEERS, with_best
 from benchmarks.strategies.families import strategy_named
-from benchmarks.traces.record import Prompt, read_prompts
-from benchmarks.virtual.peers import PEERS, with_best
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from link_emulator.command import chosen_profile

@@ -9,20 +9,21 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from benchmarks.kit.processes import ServerFailed, cloud_server
+from benchmarks.kit.processes import SERVE, ServerFailed, cloud_server
+from benchmarks.kit.prompts import Prompt
+from benchmarks.kit.statistics import rounded
 from benchmarks.kit.work_file import Key, WorkFile
 from benchmarks.measured.assisted import ASSISTED, Assisted
 from benchmarks.measured.contenders import Contender, Device, Measured, Wish
 from benchmarks.measured.link_process import LinkProcess, Traffic, link_process
 from benchmarks.measured.plan import Cores, Plan
-from benchmarks.measured.summary import rounded
 from benchmarks.strategies.families import strategy_named
-from benchmarks.traces.record import Prompt
 from edge_client import EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings
 
 WARM_UP = "Say hello, then count from one to ten."
 WARM_UP_TOKENS = 32
+LENIENT_SERVER = ("benchmarks.strategies.lenient_server", "--within-nats")
 MAX_FAILURES = 3  # in a row
 QUIET_MS = 20.0  # and a round trip, without a byte: what was on its way has come
 MAX_SETTLING = 20
@@ -48,9 +49,10 @@ def _lenient_nats(name: str) -> float | None:
 @contextmanager
 def _cloud_behind_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
     """Every cloud has the cloud's core, since only one is busy at a time."""
-    server = ("--threads", "1", "--dtype", plan.dtype)
+    arguments = ("--threads", "1", "--dtype", plan.dtype)
+    program = SERVE if lenient_nats is None else (*LENIENT_SERVER, str(lenient_nats))
     with (
-        cloud_server(plan.pair, arguments=server, cores=(cores.cloud,), lenient_nats=lenient_nats) as address,
+        cloud_server(plan.pair, arguments=arguments, cores=(cores.cloud,), program=program) as address,
         link_process(plan.profile, address, seed=plan.seed, cores=cores.every) as link,
     ):
         yield link

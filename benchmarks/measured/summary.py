@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from random import Random
 from typing import Any
 
+from benchmarks.kit.statistics import rounded
+
 BASELINE = "cloud"
 ALL = "all"
 GAP_PERCENTILES = (50, 95, 99)
@@ -82,11 +84,6 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 def gaps_ms(rows: Sequence[Row]) -> list[float]:
     """Times between one final token and the next, within each generation; tokens that come together are 0 apart."""
     return [later - earlier for row in rows for earlier, later in itertools.pairwise(row["commit_ms"])]
-
-
-def rounded(value: float | None, digits: int = 3) -> float | None:
-    """For files that people read."""
-    return None if value is None else round(value, digits)
 
 
 def _chosen(rows: Sequence[Row], category: str) -> list[Row]:

@@ -38,7 +38,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.kit.provenance import provenance
 from benchmarks.quality.exploration.explorer import Explorer, TellingModel
 from benchmarks.quality.exploration.text_tree import load_trees, save_trees
-from benchmarks.quality.gate_option import add_gate_option, chosen_gate
+from benchmarks.quality.gate_outcomes import add_gate_option, chosen_gate
 from benchmarks.quality.hidden_states import HiddenStates
 from benchmarks.quality.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_behind
 from benchmarks.quality.task_suites import SUITES, Task, tasks_of

@@ -31,12 +31,12 @@ from benchmarks.quality.exploration.explorer import Explorer, TellingModel
 from benchmarks.quality.exploration.plain_texts import cloud_writes, device_reads, device_writes
 from benchmarks.quality.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.quality.exploration.workload import write_all
-from benchmarks.quality.fates import FateColumns, Witness
-from benchmarks.quality.gate_option import add_gate_option, chosen_gate
+from benchmarks.quality.gate_outcomes import FateColumns, Witness, add_gate_option, chosen_gate
 from benchmarks.quality.summary import summarise
 from benchmarks.quality.task_suites import SUITES, Task, tasks_of
 from benchmarks.simulation.costs import DraftCosts
-from benchmarks.simulation.simulator import Scenario, Simulation, Strategy
+from benchmarks.simulation.scenario import Scenario, Simulation
+from benchmarks.simulation.strategy import Strategy
 from benchmarks.strategies.families import strategy_named
 from benchmarks.traces.record import device_model, models_of
 from chaperone_common.artefacts.folders import pair_folder

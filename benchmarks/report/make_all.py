@@ -17,25 +17,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import COMMANDS
+from benchmarks.kit.digests import digest_of, digest_of_files, digest_of_source
 from benchmarks.kit.processes import in_its_own_process
-from benchmarks.kit.work_file import digest_of, digest_of_files, digest_of_source
 from benchmarks.report.steps import STEPS, Step
 from chaperone_common.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(".cache/benchmarks")
-UNMEASURING = (
-    "suite.py",
-    "report.py",
-    "figures.py",
-    "heat_map.py",
-    "speed_figure.py",
-    "demo.py",
-    "docs.py",
-    "__main__.py",
-    "extend.py",
-)
-
 Launch = Callable[[Sequence[str]], int]  # runs `python -m benchmarks` with these arguments; the exit code
 
 
@@ -138,15 +127,11 @@ class Suite:
         return (self._root / self._steps[name].path).exists()
 
     def _made_by(self, step: Step) -> str:
-        """A digest of all that a result depends on: source, profiles, arguments, and the files that those name."""
-        folder = self._root / "benchmarks"
-        source = [str(path.relative_to(folder)) for path in folder.glob("**/*.py")]
-        if step.command != "report":
-            source = [name for name in source if name not in UNMEASURING]
+        """Return a digest of all that a result depends on: source, profiles, arguments and the files they name."""
         named = [path for path in map(self._root.joinpath, step.options.split()) if path.is_file()]
         return digest_of(
             {
-                "source": digest_of_source(self._root, source),
+                "source": digest_of_source(self._root, COMMANDS[step.command].module),
                 "profiles": digest_of_files((self._root / "configs" / "links").glob("*.yaml"), self._root),
                 "line": step.line,
                 "files": digest_of_files(named, self._root),

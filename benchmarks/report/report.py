@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.report.figures import FIGURES, Result, entries, label_of
-from benchmarks.report.heat_map import heat_map
-from benchmarks.report.speed_figure import speed_figure
+from benchmarks.report.speed_figures import heat_map, speed_figure
 from chaperone_common.errors import ConfigError
 
 COLUMNS = {

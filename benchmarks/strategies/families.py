@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple, Self
 
-from benchmarks.simulation.simulator import Strategy, strategy_for
+from benchmarks.simulation.strategy import Strategy, strategy_for
 from benchmarks.strategies.inexact import bild, uhlm
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode

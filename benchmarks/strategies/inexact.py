@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
-from benchmarks.simulation.simulator import Strategy
+from benchmarks.simulation.strategy import Strategy
 from chaperone_common.types import Mode
 from edge_client.gate import Always, Threshold
 from edge_client.planner import Decision, Draft, FixedPlanner, Planner, Send, Situation, Wait

@@ -19,9 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.kit.prompts import read_prompts
 from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.trace import Trace, TraceFile, extended, load_traces, save_traces
-from benchmarks.traces.record import device_model, models_of, read_prompts, sha256_of
+from benchmarks.traces.record import device_model, models_of, sha256_of
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ConfigError

@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.kit.processes import cloud_server
+from benchmarks.kit.prompts import Prompt, read_prompts
 from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, TraceFile, load_traces, save_traces
 from chaperone_common.artefacts.folders import pair_folder
@@ -40,15 +39,6 @@ from edge_client.model.uncertainty import measure
 from edge_client.ports import DraftModel, DraftStep
 
 DIFFERENT = ("prompts_sha256", "pair", "models", "settings")  # of two headers: their traces must not be mixed
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One line of a prompt set."""
-
-    id: str
-    category: str
-    text: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,15 +61,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             asyncio.run(_record(args, address, prompts, missing, file))
     file = load_traces(args.traces)
     return {"benchmark": "record", **file.header, "summary": _summary(file)}
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read a prompt set; raises ConfigError."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Prompt(row["id"], row["class"], row["prompt"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a prompt set ({error}); give JSON lines of id, class and prompt") from None
 
 
 async def _record(

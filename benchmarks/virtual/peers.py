@@ -11,7 +11,6 @@ slow. The costs are the declared ones of the default pair (`benchmarks.simulatio
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +21,15 @@ from typing import Any
 from benchmarks.kit.processes import worker_pool
 from benchmarks.kit.provenance import provenance
 from benchmarks.measured.costs import RunCosts
-from benchmarks.simulation.simulator import Scenario
+from benchmarks.simulation.scenario import Scenario
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.families import FAMILIES
 from benchmarks.virtual.replay import replay
-from chaperone_common.errors import ConfigError
 from link_emulator.profile import Profile
 
 RTTS_MS = (0.0, 20.0, 50.0, 100.0, 200.0, 400.0)
 SPANS = (2, 4, 8, 16, 24, 32)
 TRACES = Path(__file__).parents[1] / "traces"
-PEERS = Path(__file__).parents[1] / "results" / "peers.json"
-BEST = "best"
 
 Row = Mapping[str, Any]
 
@@ -99,45 +95,6 @@ def best_spans(speeds: Mapping[tuple[float, float, str, str, int], float]) -> It
             "best": max(sorted(tried), key=lambda tokens: tried[tokens]),
             "tokens_per_s": {str(tokens): round(tried[tokens], 3) for tokens in sorted(tried)},
         }
-
-
-def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: float, category: str) -> tuple[str, ...]:
-    """Names as they are, but `sync-best` with the N of the nearest temperature and round trip, of two the longer.
-
-    Raises ConfigError where the file does not tell, of this kind of prompt.
-    """
-    if not any(name.endswith(f"-{BEST}") for name in names):
-        return tuple(names)
-    rows = [row for row in load_peers(path) if row["category"] == category]
-    if not rows:
-        raise ConfigError(f"strategies: {path} knows no prompts of the class {category!r}; name each N yourself")
-    return tuple(_resolved(name, rows, rtt_ms, temperature, path) for name in names)
-
-
-def load_peers(path: Path) -> list[Row]:
-    """The rows of a result of this benchmark; raises ConfigError."""
-    try:
-        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        for row in rows:
-            row["temperature"], row["rtt_ms"], row["family"], row["category"], row["best"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a result of `python -m benchmarks peers` ({error!r}); make it first") from None
-    return rows
-
-
-def _resolved(name: str, rows: Sequence[Row], rtt_ms: float, temperature: float, path: Path) -> str:
-    family, _, tokens = name.rpartition("-")
-    if tokens != BEST:
-        return name
-    mine = [row for row in rows if row["family"] == family]
-    if not mine:
-        known = ", ".join(sorted({row["family"] for row in rows}))
-        raise ConfigError(f"strategies: {name!r}: {path} knows no {family!r}, only {known}; make it anew")
-    nearest = min(
-        mine,
-        key=lambda row: (abs(row["temperature"] - temperature), abs(row["rtt_ms"] - rtt_ms), -row["rtt_ms"]),
-    )
-    return f"{family}-{nearest['best']}"
 
 
 def as_text(rows: Sequence[Row]) -> str:

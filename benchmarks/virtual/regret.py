@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.kit.processes import worker_pool
 from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario, Simulation
+from benchmarks.simulation.scenario import Scenario, Simulation
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.families import FAMILIES
 from benchmarks.virtual.peers import TRACES, numbers

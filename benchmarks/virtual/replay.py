@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from benchmarks.simulation.simulator import Scenario, Simulation, simulate
+from benchmarks.simulation.scenario import Scenario, Simulation, simulate
 from benchmarks.simulation.trace import Trace
 from benchmarks.strategies.families import strategy_named
 from edge_client.planner import Estimates

@@ -21,9 +21,10 @@ from benchmarks.kit.processes import worker_pool
 from benchmarks.kit.provenance import provenance
 from benchmarks.measured.summary import BASELINE
 from benchmarks.simulation.bounds import Costs, clairvoyant_ms
-from benchmarks.simulation.simulator import Scenario
+from benchmarks.simulation.scenario import Scenario
 from benchmarks.simulation.trace import Trace, load_traces
-from benchmarks.virtual.peers import BEST, PEERS, RTTS_MS, TRACES, load_peers, numbers, with_best
+from benchmarks.strategies.best_spans import BEST, PEERS, load_peers, with_best
+from benchmarks.virtual.peers import RTTS_MS, TRACES, numbers
 from benchmarks.virtual.replay import replay
 from link_emulator.profile import Profile
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, simulate
+from benchmarks.simulation.scenario import Scenario, Simulation, simulate
+from benchmarks.simulation.strategy import Strategy
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.families import strategy_named
 from chaperone_common.types import Mode

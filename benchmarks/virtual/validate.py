@@ -23,7 +23,7 @@ from benchmarks.kit.provenance import provenance
 from benchmarks.measured.assisted import ASSISTED
 from benchmarks.measured.costs import NOT_TOLD, RunCosts
 from benchmarks.measured.summary import BASELINE, Row
-from benchmarks.simulation.simulator import Scenario, simulate
+from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.families import strategy_named
 from benchmarks.virtual.replay import cut

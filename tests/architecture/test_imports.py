@@ -20,7 +20,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 COMMON = "common/chaperone_common"
-PACKAGES = (COMMON, "edge_client", "cloud_supervisor", "link_emulator")
+PACKAGES = (COMMON, "edge_client", "cloud_supervisor", "link_emulator", "benchmarks")
 RIM = ("clock", "settings", "artefacts", "wire", "pb")
 PURE = {*sys.stdlib_module_names, "numpy", "chaperone_common"}
 IMPURE = re.compile(r"chaperone_common\.(settings|artefacts|wire|pb)\b")
@@ -62,7 +62,9 @@ def tree(tmp_path: Path) -> Path:
     """A copy of the packages, to plant a violation in."""
     shutil.copyfile(REPOSITORY / "pyproject.toml", tmp_path / "pyproject.toml")
     for package in PACKAGES:
-        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "*.gz", "results")
+        )
     return tmp_path
 
 
@@ -130,6 +132,16 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
             "edge_client.link.grpc_link -> chaperone_common.pb.chaperone.v1.supervision_pb2",
         ),
         ("common/chaperone_common/frames.py", "import google.protobuf", "chaperone_common.frames -> google"),
+        (
+            "benchmarks/strategies/inexact.py",
+            "import benchmarks.virtual.peers",
+            "benchmarks.strategies.inexact -> benchmarks.virtual.peers",
+        ),
+        (
+            "benchmarks/fleet/profile_types.py",
+            "import benchmarks.fleet.cloud_profile",
+            ".profile_types -> .cloud_profile",
+        ),
     ],
 )
 def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit: str) -> None:

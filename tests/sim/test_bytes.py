@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from benchmarks.simulation.link import FRAME_HEADER_BYTES
-from benchmarks.simulation.simulator import Scenario, simulate, strategy_for
+from benchmarks.simulation.scenario import Scenario, simulate
+from benchmarks.simulation.strategy import strategy_for
 from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, load_traces
 from chaperone_common.frames import Close, Draft, Open
 from chaperone_common.types import Mode, Proposal, SamplingParams, Signal

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, simulate, strategy_for
+from benchmarks.simulation.scenario import Scenario, Simulation, simulate
+from benchmarks.simulation.strategy import Strategy, strategy_for
 from benchmarks.simulation.trace import Trace
 from chaperone_common.frames import Draft
 from chaperone_common.types import Mode, Origin

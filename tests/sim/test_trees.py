@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, simulate
+from benchmarks.simulation.scenario import Scenario, Simulation, simulate
+from benchmarks.simulation.strategy import Strategy
 from benchmarks.simulation.trace import Trace
 from benchmarks.strategies.families import strategy_named
 from chaperone_common.frames import Draft, Verdict

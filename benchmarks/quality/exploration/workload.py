@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from benchmarks.quality.exploration.author import ExploringAuthor
 from benchmarks.simulation import virtual_time
-from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, play
+from benchmarks.simulation.scenario import Scenario, Simulation, play
+from benchmarks.simulation.strategy import Strategy
 from edge_client.planner import Estimates
 from edge_client.ports import Assessor
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from benchmarks.fleet import cloud_profile
-from benchmarks.fleet.cloud_profile import SHAPES, CloudProfile, Row, Shape
-from benchmarks.fleet.cloud_steps import Accelerator, Plan, measure, step_bytes
+from benchmarks.fleet.cloud_profile import SHAPES, CloudProfile
+from benchmarks.fleet.cloud_steps import Accelerator, measure, step_bytes
+from benchmarks.fleet.profile_types import Plan, Row, Shape
 from chaperone_common.errors import ConfigError
 
 TINY = Shape(hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2, vocabulary_size=100)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from benchmarks.fleet import run as command
-from benchmarks.fleet.cloud_profile import CloudProfile, Row
+from benchmarks.fleet.cloud_profile import CloudProfile
 from benchmarks.fleet.model import Demand, Fleet, Segment, StepTime, affine_step, load_demands, profiled_step
+from benchmarks.fleet.profile_types import Row
 from benchmarks.fleet.run import report
 from benchmarks.fleet.simulation import Outcome, Simulation, part_of
 from chaperone_common.errors import ConfigError

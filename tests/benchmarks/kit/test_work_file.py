@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.kit.work_file import MEASURED, MEASURING, WorkFile, digest_of, digest_of_source
+from benchmarks.kit.work_file import WorkFile
 from tests.support.rows import row_by_hand
 
 A, B = row_by_hand("a", "exact", 1.0), row_by_hand("b", "exact", 2.0)
@@ -36,20 +36,3 @@ def test_fresh_forgets(tmp_path: Path) -> None:
     WorkFile(path).add(A)
     assert WorkFile(path, fresh=True).rows == {}
     assert WorkFile(path).rows == {}
-
-
-def test_the_digest_follows_the_parts_and_not_their_order() -> None:
-    assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})
-    assert digest_of({"a": 1, "b": [2]}) != digest_of({"a": 1, "b": [3]})
-
-
-def test_the_source_counts_where_it_runs(tmp_path: Path) -> None:
-    for package in (*MEASURED, "benchmarks"):
-        (tmp_path / package).mkdir()
-    for name in (*MEASURING, "report.py"):
-        (tmp_path / "benchmarks" / name).write_text("")
-    before = digest_of_source(tmp_path)
-    (tmp_path / "benchmarks" / "report.py").write_text("another report")
-    assert digest_of_source(tmp_path) == before
-    (tmp_path / "edge_client" / "engine.py").write_text("another engine")
-    assert digest_of_source(tmp_path) != before

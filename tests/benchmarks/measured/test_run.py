@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.kit.work_file import digest_of
+from benchmarks.kit.digests import digest_of
 from benchmarks.measured.plan import rotated
 from benchmarks.measured.run import add_arguments, plan_from
 from chaperone_common.errors import ChaperoneError, ConfigError

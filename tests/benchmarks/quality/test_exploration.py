@@ -18,7 +18,8 @@ from benchmarks.quality.exploration.explorer import Explorer, TellingModel
 from benchmarks.quality.exploration.plain_texts import cloud_writes, device_reads, device_writes
 from benchmarks.quality.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.quality.exploration.workload import write_all
-from benchmarks.simulation.simulator import Scenario, Strategy, strategy_for
+from benchmarks.simulation.scenario import Scenario
+from benchmarks.simulation.strategy import Strategy, strategy_for
 from benchmarks.strategies.inexact import bild, uhlm
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError, PromptTooLong

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import quality
 from benchmarks.quality import fit_gate, gates
+from benchmarks.quality import run as quality
 from benchmarks.quality.gates import _caught
 from benchmarks.report import gate_figures
 from chaperone_common.artefacts.manifest import load_manifest

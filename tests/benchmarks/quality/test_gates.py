@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import quality
 from benchmarks.quality import gates
+from benchmarks.quality import run as quality
 from benchmarks.quality.exploration.text_tree import TextTree, load_trees, save_trees
 from benchmarks.quality.gates import BUDGETS, catch_at, rescue_curves
 from benchmarks.quality.judged_texts import SIGNALS, Deviation, JudgedText, sampled

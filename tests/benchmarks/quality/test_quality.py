@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality import pooled
+from benchmarks.quality import summary
 from benchmarks.quality.exploration.text_tree import TextTree, load_trees, save_trees
-from benchmarks.quality.fates import FateColumns
+from benchmarks.quality.gate_outcomes import FateColumns
 from benchmarks.quality.run import add_arguments, contender, run
 from benchmarks.quality.summary import fired_share_in_hindsight, summarise
 from chaperone_common.errors import ConfigError, InvalidRequest
@@ -162,8 +162,8 @@ def written(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
 
 def pool(*paths: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
-    pooled.add_arguments(parser)
-    return pooled.run(parser.parse_args(paths))
+    summary.add_arguments(parser)
+    return summary.run(parser.parse_args(paths))
 
 
 def test_suites_are_pooled_by_the_strategies_that_answered_them_all(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from matplotlib.patches import Rectangle
 from benchmarks.__main__ import main
 from benchmarks.measured.summary import summarise
 from benchmarks.report.figures import FIGURES
-from benchmarks.report.heat_map import heat_map
 from benchmarks.report.report import cell, load_result, write_report
-from benchmarks.report.speed_figure import speed_figure
+from benchmarks.report.speed_figures import heat_map, speed_figure
 from chaperone_common.errors import ConfigError
 from tests.support.rows import result_by_hand, row_by_hand
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import NAMES
-from benchmarks.kit.work_file import MEASURED
+from benchmarks.commands import COMMANDS
+from benchmarks.kit.digests import PRODUCT
 from benchmarks.report.make_all import Suite, as_text, chosen
 from benchmarks.report.steps import RESULTS, STEPS, Step
 from chaperone_common.errors import ConfigError
@@ -24,6 +24,10 @@ PAGE = Step("page", "of all", "report", "page", 4.0, needs=("b", "c"))
 ABC = (A, B, C, PAGE)
 
 
+def source_of(command: str) -> str:
+    return COMMANDS[command].module.replace(".", "/") + ".py"
+
+
 class Bench:
     """A checkout in a folder of its own, whose benchmarks write what they are told to."""
 
@@ -33,12 +37,18 @@ class Bench:
         self.fails: set[str] = set()
         self.generations: list[dict[str, object]] = []
         self.content = "1"
-        for package in (*MEASURED, "benchmarks", "configs/links"):
+        for package in (*PRODUCT, "configs/links"):
             (root / package).mkdir(parents=True)
+        for command in ("peers", "run", "risk", "report"):
+            self.write(source_of(command), "from benchmarks.kit import provenance")
+        self.write(source_of("peers"), "from benchmarks.kit import provenance\nfrom benchmarks.virtual import replay")
+        self.write("benchmarks/virtual/replay.py", "")
+        self.write("benchmarks/kit/provenance.py", "")
         self.write("common/chaperone_common/types.py", "1")
         self.write("traces.gz", "1")
 
     def write(self, path: str, text: str) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_text(text, encoding="utf-8")
 
     def launch(self, arguments: Sequence[str]) -> int:
@@ -78,7 +88,7 @@ def test_fresh_goes_down_to_unfinished_runs_alone(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["common/chaperone_common/types.py", "benchmarks/virtual/peers.py", "configs/links/moon.yaml"]
+    "path", ["common/chaperone_common/types.py", "benchmarks/kit/provenance.py", "configs/links/moon.yaml"]
 )
 def test_another_source_or_link_makes_everything_again(bench: Bench, path: str) -> None:
     bench.make()
@@ -86,10 +96,25 @@ def test_another_source_or_link_makes_everything_again(bench: Bench, path: str) 
     assert bench.make() == "peers run risk report: made made made made"
 
 
-def test_what_only_draws_makes_only_the_page_again(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("command", "outcome"),
+    [
+        ("peers", "peers: made skipped skipped skipped"),
+        ("risk", "risk: skipped skipped made skipped"),
+        ("report", "report: skipped skipped skipped made"),
+        ("fleet", ": skipped skipped skipped skipped"),
+    ],
+)
+def test_another_study_leaves_all_others_current(bench: Bench, command: str, outcome: str) -> None:
     bench.make()
-    bench.write("benchmarks/report/figures.py", "2")
-    assert bench.make() == "report: skipped skipped skipped made"
+    bench.write(source_of(command), "CHANGED = True")
+    assert bench.make() == outcome
+
+
+def test_a_module_makes_again_only_the_studies_that_import_it(bench: Bench) -> None:
+    bench.make()
+    bench.write("benchmarks/virtual/replay.py", "CHANGED = True")
+    assert bench.make() == "peers: made skipped skipped skipped"
 
 
 def test_a_file_that_is_read_counts_with_its_content(bench: Bench) -> None:
@@ -141,7 +166,7 @@ def test_the_steps_can_be_done() -> None:
     assert len(set(names)) == len(names)
     assert len({step.path for step in STEPS}) == len(STEPS)
     for index, step in enumerate(STEPS):
-        assert step.command in NAMES
+        assert step.command in COMMANDS
         assert set(step.needs) <= set(names[:index]), "what is needed comes first"
         made = {str(needed.path) for needed in STEPS[:index] if needed.name in step.needs}
         read = {word for word in step.options.split() if word.startswith("benchmarks/")}
@@ -154,7 +179,7 @@ def test_the_options_of_a_step_are_understood(step: Step) -> None:
     command, *options = step.line
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
-    importlib.import_module(f"benchmarks.{command}").add_arguments(parser)
+    importlib.import_module(COMMANDS[command].module).add_arguments(parser)
     assert parser.parse_args(options).out == step.path
 
 

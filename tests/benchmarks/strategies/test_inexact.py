@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario, Simulation, simulate
+from benchmarks.simulation.scenario import Scenario, Simulation, simulate
 from benchmarks.strategies.families import strategy_named
 from benchmarks.strategies.inexact import BILD_TOKENS
 from benchmarks.virtual.replay import cut

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Moment, Scenario, Simulation, simulate
+from benchmarks.simulation.scenario import Moment, Scenario, Simulation, simulate
 from benchmarks.strategies.families import FAMILIES, NAMES, strategy_named
 from chaperone_common.errors import ConfigError
 from chaperone_common.frames import Draft, Verdict

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.simulation.simulator import Scenario, simulate
+from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import ExtendedProposal, TraceFile, load_traces, save_traces
 from benchmarks.strategies.families import strategy_named
 from benchmarks.traces.extend import add_arguments, run

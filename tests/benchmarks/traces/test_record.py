@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.kit.prompts import Prompt, read_prompts
 from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, TraceFile, save_traces
-from benchmarks.traces.record import Prompt, TracingReader, begun, read_prompts
+from benchmarks.traces.record import TracingReader, begun
 from chaperone_common.errors import ConfigError
 from chaperone_common.sampling import choose, noise, softmax
 from chaperone_common.stats import GenerationStats

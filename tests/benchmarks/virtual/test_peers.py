@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.simulation.simulator import Scenario
-from benchmarks.virtual.peers import as_text, best_spans, load_peers, speed, with_best
+from benchmarks.simulation.scenario import Scenario
+from benchmarks.strategies.best_spans import load_peers, with_best
+from benchmarks.virtual.peers import as_text, best_spans, speed
 from benchmarks.virtual.replay import cut, replay
 from benchmarks.virtual.run import as_text as table_of
 from benchmarks.virtual.run import bounds_of, entries, summarise

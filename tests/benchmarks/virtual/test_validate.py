@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario, simulate
+from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import Trace
 from benchmarks.strategies.families import strategy_named
 from benchmarks.virtual.validate import compare

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.quality.fates import Fate, FateColumns, Witness
+from benchmarks.quality.gate_outcomes import Fate, FateColumns, Witness
 from chaperone_common.session import Audited, Committed, Drafted, Retracted
 from chaperone_common.types import Origin, Signal
 from edge_client.gate import Threshold

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 
 from benchmarks.simulation import virtual_time
 from benchmarks.simulation.cloud import simulated_supervisor
@@ -14,19 +13,18 @@ from benchmarks.simulation.costs import CloudCosts, DraftCosts
 from benchmarks.simulation.drafter import SimulatedDrafter
 from benchmarks.simulation.link import SimulatedCloud
 from benchmarks.simulation.script import Author, Script
+from benchmarks.simulation.strategy import Strategy
 from benchmarks.simulation.trace import Trace, with_disagreement_as_risk
 from benchmarks.simulation.virtual_time import LoopClock
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.frames import ClientFrame, ServerFrame
 from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
 from chaperone_common.stats import GenerationStats
-from chaperone_common.types import Mode, OnDeviation, Origin, Promises
+from chaperone_common.types import Mode, Origin
 from cloud_supervisor.config import LimitsConfig
-from edge_client.config import CloudSettings, GateSettings
+from edge_client.config import CloudSettings
 from edge_client.engine.engine import Engine, EngineSettings
-from edge_client.gate import Gate
-from edge_client.gate.gating import Gates
-from edge_client.planner import AdaptivePlanner, Estimates, Planner
+from edge_client.planner import Estimates
 from edge_client.ports import Assessor
 from link_emulator.model import Link
 from link_emulator.profile import Profile
@@ -41,34 +39,6 @@ class Scenario:
     draft: DraftCosts = field(default_factory=DraftCosts)
     seed: int = 0
     warm_start: bool = True  # both ends hold the prompt's KV before anything is drafted
-
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """How a generation is made: all that the engine is given to decide with, and what models must tell it.
-
-    `gate` makes that of one generation; those of `gated` share what they learn, as generations of one client do.
-    With `lenient_nats` the cloud lets a draft token stand whose cross-entropy under its model is no more; with
-    `risk_is_disagreement` the gate is told `edge_client.model.uncertainty.disagreement` as the risk.
-    """
-
-    name: str
-    planner: Planner
-    gate: Callable[[], Gate]
-    continue_without_cloud: bool = False
-    lenient_nats: float | None = None
-    risk_is_disagreement: bool = False
-    on_deviation: OnDeviation = OnDeviation.KEEP
-
-    @property
-    def mode(self) -> Mode:
-        """How a device is set for the strategy."""
-        return self.planner.mode
-
-    @property
-    def exact(self) -> bool:
-        """Whether it promises the cloud's own text."""
-        return self.mode is Mode.EXACT and self.lenient_nats is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +67,6 @@ class Simulation:
         stats = self.stats
         elapsed_ms = stats.total_ms if stats.decode_ms is None else stats.decode_ms
         return stats.completion_tokens / elapsed_ms * 1e3 if elapsed_ms else 0.0
-
-
-def strategy_for(mode: Mode) -> Strategy:
-    """A mode as a device has it by default, but for a calibrated gate: in `gated` risks are those of the signals."""
-    settings = GateSettings()
-    promises = Promises(settings.catch, settings.max_deviation)
-    return Strategy(str(mode), AdaptivePlanner(mode), partial(Gates(settings).gate, mode, promises))
 
 
 def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates | None = None) -> Simulation:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.simulator import Scenario, Simulation, Strategy, simulate, strategy_for
+from benchmarks.simulation.scenario import Scenario, Simulation, simulate
+from benchmarks.simulation.strategy import Strategy, strategy_for
 from chaperone_common.frames import Draft
 from chaperone_common.session import Committed
 from chaperone_common.types import FinishReason, Mode, Origin

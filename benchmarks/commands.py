@@ -1,0 +1,60 @@
+"""The commands of `python -m benchmarks`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """Where a benchmark lies below `benchmarks`, and what it measures."""
+
+    module: str
+    purpose: str
+
+
+COMMANDS = {
+    "run": Command("benchmarks.measured.run", "strategies against each other: real processes, an emulated link"),
+    "report": Command("benchmarks.report.report", "figures and a page of the results of `run`"),
+    "device": Command(
+        "benchmarks.measured.device", "the device's overhead over bare onnxruntime, and the longest event-loop gap"
+    ),
+    "agreement": Command(
+        "benchmarks.measured.agreement",
+        "how often the device model agrees with the cloud model, against another export",
+    ),
+    "record": Command("benchmarks.traces.record", "traces of the pair for the simulator"),
+    "extend": Command("benchmarks.traces.extend", "what BiLD and U-HLM decide by, added to traces"),
+    "simulate": Command("benchmarks.virtual.simulate", "strategies on recorded traces, on a virtual clock"),
+    "calibration": Command("benchmarks.emulator.check", "whether the link emulator does what its profiles say"),
+    "peers": Command(
+        "benchmarks.virtual.peers", "the best span length of each published strategy, by round trip, in virtual time"
+    ),
+    "virtual": Command(
+        "benchmarks.virtual.run", "all strategies and the clairvoyant bound, by round trip, in virtual time"
+    ),
+    "validate": Command("benchmarks.virtual.validate", "virtual time against measured runs"),
+    "regret": Command(
+        "benchmarks.virtual.regret", "what exact loses against the best fixed strategy, over a grid in virtual time"
+    ),
+    "quality": Command(
+        "benchmarks.quality.run", "pass@1, and whether gates keep their promises: strategies on suites of tasks"
+    ),
+    "pooled": Command("benchmarks.quality.summary", "quality on several suites together"),
+    "gates": Command(
+        "benchmarks.quality.gates",
+        "what signals and gates catch at equal budgets, against an oracle, along explored texts",
+    ),
+    "fit-gate": Command("benchmarks.quality.fit_gate", "the gate that comes with a pair, from explored texts"),
+    "gate-figures": Command("benchmarks.report.gate_figures", "figures of the results of quality and gates"),
+    "risk": Command(
+        "benchmarks.virtual.risk_constants", "the planner's fixed constants of risk, fitted on the tuning traces"
+    ),
+    "cloud-profile": Command(
+        "benchmarks.fleet.cloud_profile", "step times of cloud models, on the accelerator that is there"
+    ),
+    "fleet": Command("benchmarks.fleet.run", "many devices on a few replicas: latency, load, cost and energy"),
+    "all": Command(
+        "benchmarks.report.make_all",
+        "every reported speed, and what it rests on, into benchmarks/results/; goes on where it was interrupted",
+    ),
+}
