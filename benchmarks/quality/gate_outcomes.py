@@ -64,6 +64,9 @@ class Witness(Gate):
     def fires(self, signal: Signal) -> bool:
         return self.gate.fires(signal)
 
+    def close(self) -> None:
+        self.gate.close()
+
     def follow(self, event: SessionEvent) -> None:
         self.gate.follow(event)
         match event:

@@ -97,7 +97,7 @@ async def play(
     timeline: list[Moment] = []
     cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(Moment(loop.time() * 1e3, frame)))
     engine = _engine(author, cloud, scenario, strategy, estimates, assessor)
-    follower = _Follower(author, engine)
+    follower = _Follower(author)
     ending: Event | None = None
     async with aclosing(engine.stream()) as events:
         async for event in events:
@@ -160,19 +160,15 @@ def _drafter(author: Author, costs: DraftCosts, strategy: Strategy) -> Simulated
 class _Follower:
     """Tells the author which of the device's tokens are there to stay: those that the gate skipped."""
 
-    def __init__(self, author: Author, engine: Engine) -> None:
+    def __init__(self, author: Author) -> None:
         self._author = author
-        self._engine = engine
-        self._fired = 0
 
     def follow(self, event: Event) -> None:
         """Take the next event, before the engine goes on."""
         match event:
-            case Drafted(position):
-                fired = self._engine.session.tally.fired
-                if fired == self._fired:
+            case Drafted(position, fired=fired):
+                if not fired:
                     self._author.keep(position)
-                self._fired = fired
             case Committed(position):
                 self._author.keep(position)
             case Retracted(position):

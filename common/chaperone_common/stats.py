@@ -52,8 +52,15 @@ class Tally:
     cloud_queue_us: int = 0
     cloud_compute_us: int = 0
 
-    def committed(self, origin: Origin, risk: float) -> None:
-        """A token became final."""
+    def forget_committed(self) -> None:
+        """Count no token as final, to count those again that are."""
+        self.skipped_tokens = self.verified_tokens = self.overridden_tokens = 0
+        self.bonus_tokens = self.takeover_tokens = self.unverified_tokens = self.caught = 0
+        self.risk_spent = 0.0
+
+    def committed(self, origin: Origin, risk: float, *, caught: bool) -> None:
+        """Count a token that became final; `caught` if it took the place of the device's."""
+        self.caught += caught
         match origin:
             case Origin.DRAFT:
                 self.skipped_tokens += 1

@@ -80,6 +80,11 @@ class Origin(StrEnum):
     TAKEOVER = "takeover"  # the cloud wrote on by itself
     UNVERIFIED = "unverified"  # written by the device while the cloud was lost
 
+    @property
+    def judged(self) -> bool:
+        """True if the cloud confirmed or chose the token before it was final."""
+        return self not in (Origin.DRAFT, Origin.UNVERIFIED)
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:

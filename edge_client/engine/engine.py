@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from random import Random
@@ -20,9 +20,8 @@ from chaperone_common.errors import (
     ModelMismatch,
     Overloaded,
     PeerMismatch,
-    status_of,
 )
-from chaperone_common.frames import Close, Failure, Open, ServerFrame, Verdict
+from chaperone_common.frames import Close, Open, ServerFrame, Verdict
 from chaperone_common.session import (
     Audited,
     Committed,
@@ -40,7 +39,7 @@ from chaperone_common.types import FinishReason, Mode, OnDeviation, Proposal
 from edge_client.cancellation import Interrupt
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.speculation import Speculation
-from edge_client.gate import Gate, Never
+from edge_client.gate import Gate
 from edge_client.link.connection import Connection
 from edge_client.planner import CatchUp, Decision, Draft, Estimates, HandOver, Pipeline, Planner, Send, Situation, Wait
 from edge_client.ports import Assessor, CloudLink, Drafter, DraftText, OutputText
@@ -94,6 +93,7 @@ class Engine:
         self.speculation = Speculation(drafter, estimates, clock, limit=limit, eos_token_ids=self.session.eos_token_ids)
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = gate
+        self._gate_is_open = True
         self.assessor = assessor
         self.planner = planner
         self.output = output
@@ -111,7 +111,10 @@ class Engine:
 
     @property
     def audit_pending(self) -> bool:
-        """Nothing more is written, and the cloud has yet to audit what it had not read."""
+        """True if nothing more is written, and the cloud has yet to audit some of it.
+
+        Call `audit` then: until it returns, the gate stays open and counts these tokens as unread.
+        """
         return self.session.audit_pending
 
     def cancel(self) -> None:
@@ -153,11 +156,13 @@ class Engine:
         while self.session.finish_reason is None:
             self._interrupt.check()
             try:
-                for received in self._receive():
-                    yield received
-                if self.session.finish_reason is None:
-                    for acted in await self._act():
-                        yield acted
+                for frame, at in self.cloud.ready():
+                    for received in self._receive(frame, at):
+                        yield received
+                    if self.session.finish_reason is not None:
+                        return
+                for acted in await self._act():
+                    yield acted
             except (CloudLost, Overloaded, InternalError, InvalidRequest, PeerMismatch) as error:
                 lost = self._loss(error)
                 if await self._reconnect(lost):
@@ -222,20 +227,20 @@ class Engine:
     async def _draft(self, action: Draft) -> list[SessionEvent]:
         with self.watch.edge_compute():
             proposal = await self._interrupt.bounded(self.speculation.draft(self.session.text, action))
-        return list(self._append(proposal)) if proposal is not None else []
+        return self._append(proposal) if proposal is not None else []
 
     async def _catch_up(self) -> None:
         with self.watch.edge_compute():
             await self._interrupt.bounded(self.speculation.catch_up(self.session.text))
 
-    def _append(self, proposal: Proposal) -> Iterator[SessionEvent]:
+    def _append(self, proposal: Proposal) -> list[SessionEvent]:
         if self.assessor is not None:
             with self.watch.edge_compute():
                 proposal = self.assessor.assess(proposal)
         ends = proposal.token_id in self.session.eos_token_ids
         # End-of-text cannot be taken back, so nobody but the cloud may skip it. Without a cloud there is nobody to ask.
         fires = self.cloud.there and (self.gate.fires(proposal.signal) or ends)
-        yield from self._observe(self.session.draft(proposal.token_id, proposal.signal, fires=fires), proposal)
+        return self._observe(self.session.draft(proposal, fires=fires))
 
     def _send(self, action: Send) -> None:
         session = self.session
@@ -252,26 +257,25 @@ class Engine:
         self.pipeline.sent(len(frame.token_ids) + len(frame.branches), self._now_ms)
         self.cloud.send(frame)
 
-    def _receive(self) -> Iterator[SessionEvent]:
-        for frame, at in self.cloud.ready():
-            if isinstance(frame, Verdict):
-                self.watch.answered()
-            yield from self._observe(self._apply(frame, at))
-            for proposal in self.speculation.foreseen(self.session):
-                if not self.session.exhausted and self.session.finish_reason is None:
-                    yield from self._append(proposal)
-            if self.session.finish_reason is not None:
-                return
+    def _receive(self, frame: ServerFrame, at: float) -> list[SessionEvent]:
+        if isinstance(frame, Verdict):
+            self.watch.answered()
+        events = self._apply(frame, at)
+        for proposal in self.speculation.foreseen(self.session):
+            if not self.session.exhausted and self.session.finish_reason is None:
+                events += self._append(proposal)
+        return events
 
-    def _apply(self, frame: ServerFrame, at: float) -> Iterator[SessionEvent]:
+    def _apply(self, frame: ServerFrame, at: float) -> list[SessionEvent]:
         session, revision = self.session, self.session.revision
         span = session.spans[0] if session.spans and session.spans[0].token_ids else None
         self.pipeline.answered(frame, at * 1e3)
-        yield from session.apply(frame)
+        events = self._observe(session.apply(frame))
         stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
         self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
         owed = bool(self.session.spans) or not self.session.prefilled
         self.cloud.heard(caught_up=isinstance(frame, Verdict) or not owed)
+        return events
 
     async def _wait(self) -> None:
         self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
@@ -282,42 +286,48 @@ class Engine:
                 "the link is down. Raise cloud.verification_deadline_ms (or cloud.open_deadline_ms for long prompts), "
                 "or resume from the committed tokens"
             )
-            list(self.session.apply(Failure(status_of(CloudTimeout(message)), message)))  # raises CloudTimeout
+            self.session.fail(CloudTimeout(message))
 
-    def _observe(self, events: Iterable[SessionEvent], proposal: Proposal | None = None) -> Iterator[SessionEvent]:
-        """Keep model, clock and text in step with the session; a completed stop string ends it."""
+    def _observe(self, events: Iterable[SessionEvent]) -> list[SessionEvent]:
+        """Keep model, gate, clock and text in step with the session; return the events with their text.
+
+        A completed stop string ends the text, and events after it are dropped.
+        """
+        shown: list[SessionEvent] = []
         for event in events:
-            self.speculation.follow(self.session, event, proposal)
+            self.speculation.follow(self.session, event)
             self._tell(event)
             match event:
                 case Drafted(position, token_id):
                     self.watch.token_shown()
-                    yield replace(event, text=self._drafted_text(position, token_id))
+                    shown.append(replace(event, text=self._drafted_text(position, token_id)))
                 case Retracted(position):
                     if self.provisional is not None:
                         self.provisional.retract(position)
-                    yield event
+                    shown.append(event)
                 case Audited():
-                    yield event
+                    shown.append(event)
                 case Committed():
                     if self.provisional is not None and event.position == self.provisional.end:  # the cloud's own
                         self.provisional.push(event.position, event.token_id)
                     self.watch.token_shown()
                     self.watch.token_committed()
                     text, stopped = self.output.push(event.token_id)
-                    yield replace(event, text=text)
+                    shown.append(replace(event, text=text))
                     if stopped:
-                        for withdrawn in self.session.finish_at(event.position + 1):
-                            self._tell(withdrawn)
-                            yield withdrawn
-                        return
+                        withdrawn = self.session.finish_at(event.position + 1)
+                        for one in withdrawn:
+                            self._tell(one)
+                        return shown + withdrawn
+        return shown
 
     def _drafted_text(self, position: int, token_id: int) -> str:
         return self.provisional.push(position, token_id) if self.provisional is not None else ""
 
     def _tell(self, event: SessionEvent) -> None:
         """Let gate and risk know what became of the text."""
-        self.gate.follow(event)
+        if self._gate_is_open:
+            self.gate.follow(event)
         if self.assessor is not None:
             self.assessor.follow(event)
 
@@ -336,7 +346,8 @@ class Engine:
                 await self._interrupt.bounded(self.speculation.read_on(self.session.text[:-1]))
         while self.cloud.there and not self.session.prefilled:
             try:
-                list(self._receive())
+                for frame, at in self.cloud.ready():
+                    self._receive(frame, at)
                 if not self.session.prefilled:
                     await self._wait()
             except (CloudLost, Overloaded) as error:
@@ -375,7 +386,8 @@ class Engine:
                     await self._wait()
         except ChaperoneError:  # the text is complete without it; `deviation_bound` counts what stays unread
             self.cloud.cancel()
-            self.gate = Never()
+        finally:
+            self._close_gate()
         return events
 
     def _close(self) -> Close:
@@ -385,7 +397,7 @@ class Engine:
             return self.session.close()
         if self._random.random() < share:
             return self.session.close(audit_share=share)
-        self.gate = Never()  # what the other one waits for does not come: it is counted with those that are audited
+        self._close_gate()  # no audit comes: these tokens are counted with those of the texts that are audited
         return self.session.close(audit_share=0.0)
 
     def _leave(self) -> bool:
@@ -410,12 +422,19 @@ class Engine:
 
     def _go_on_alone(self, error: ChaperoneError) -> list[Event]:
         self.cloud.hang_up()
-        self.gate = Never()
+        self._close_gate()
         self.planner = self.planner.alone()
         return [Unverified(self.session.final, error), *self._observe(self.session.lose_cloud())]
 
     def _release(self, *, graceful: bool) -> None:
         if not graceful:
             self.cloud.cancel()
-            self.gate = Never()  # what the other one waits for does not come
+        if not (graceful and self.audit_pending):
+            self._close_gate()
         self.speculation.close()
+
+    def _close_gate(self) -> None:
+        """Report nothing more to the gate, so that it waits for no audit."""
+        if self._gate_is_open:
+            self._gate_is_open = False
+            self.gate.close()

@@ -10,12 +10,10 @@ from collections.abc import Collection, Sequence
 
 from chaperone_common.clock import Clock
 from chaperone_common.session import Audited, Committed, DeviceSession, Drafted, Retracted, SessionEvent
-from chaperone_common.types import Origin, Proposal
+from chaperone_common.types import Proposal
 from edge_client.planner import Draft, Estimates
 from edge_client.planner.draft_tree import Branch, DraftTree
 from edge_client.ports import TEXT_ROW, Drafter
-
-_JUDGED = (Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER)
 
 
 class Speculation:
@@ -42,7 +40,6 @@ class Speculation:
         self._relapses = estimates.relapses
         self._clock = clock
         self._ahead: tuple[int, Proposal] | None = None  # proposed for a position that the text has not reached
-        self._cut: int | None = None  # where the cloud has just overridden the text
         self._overridden_at: int | None = None  # for the last time
         self._foreseen: Branch | None = None  # that the text has just become
 
@@ -95,23 +92,23 @@ class Speculation:
             return []
         return branch.proposals[agreed:]
 
-    def follow(self, session: DeviceSession, event: SessionEvent, proposal: Proposal | None = None) -> None:
-        """Keep model and tree in step with what happens to the text; `proposal` is the one that was drafted."""
+    def follow(self, session: DeviceSession, event: SessionEvent) -> None:
+        """Keep model and tree in step with what happens to the text."""
         match event:
-            case Drafted(position):
-                assert proposal is not None, "a drafted token was proposed"
-                self.tree.add(position, proposal)
-                self._estimates.risks.drafted(proposal.signal.risk)
+            case Drafted(position, _, signal):
+                proposal = session.proposal(position)
+                if proposal is not None:  # else it is final already
+                    self.tree.add(position, proposal)
+                self._estimates.risks.drafted(signal.risk)
             case Retracted(position):
                 if self.drafter is not None:
                     self.drafter.rewind(min(self.drafter.length, position))
                 if self._ahead is not None and self._ahead[0] > position:
                     self._ahead = None
-                self._cut = position
             case Committed():
                 self._learn(session, event)
-                if self._cut is not None:
-                    self._cut_back(self._cut, event)
+                if event.replaced is not None:
+                    self._cut_back(event, event.replaced)
                 self.tree.settle(event.position + 1)
             case Audited():
                 pass
@@ -132,8 +129,8 @@ class Speculation:
 
     def _learn(self, session: DeviceSession, event: Committed) -> None:
         """What the cloud chose tells how much the risk is worth."""
-        proposal = self._proposed(session, event.position)
-        judged = event.origin in _JUDGED
+        proposal = event.proposal or self._unwritten(session, event.position)
+        judged = event.origin.judged
         overridden = judged and proposal is not None and proposal.token_id != event.token_id
         if proposal is not None and judged:
             self._estimates.risks.judged(proposal.signal.risk, agreed=not overridden)
@@ -146,26 +143,23 @@ class Speculation:
         if overridden:
             self._overridden_at = event.position
 
-    def _proposed(self, session: DeviceSession, position: int) -> Proposal | None:
-        """What the model proposed after the text before a position that has just become final."""
-        proposal, branch = self.tree.proposal(position), self._foreseen
-        if proposal is None and self._ahead is not None and self._ahead[0] == position:
-            proposal = self._ahead[1]
-        if proposal is None and branch is not None:
-            behind = position - branch.start - 1
-            if branch.agreed(session.text[:position]) == behind < len(branch.proposals):
-                proposal = branch.proposals[behind]
-        return proposal
+    def _unwritten(self, session: DeviceSession, position: int) -> Proposal | None:
+        """What the model proposed for a position that the cloud wrote before the device did."""
+        if self._ahead is not None and self._ahead[0] == position:
+            return self._ahead[1]
+        branch = self._foreseen
+        if branch is None:
+            return None
+        behind = position - branch.start - 1
+        found = branch.agreed(session.text[:position]) == behind < len(branch.proposals)
+        return branch.proposals[behind] if found else None
 
-    def _cut_back(self, position: int, event: Committed) -> None:
+    def _cut_back(self, event: Committed, replaced: Proposal) -> None:
         """Void the text from an override on; a branch that begins with the override takes its place."""
-        self._cut = None
-        proposal = self.tree.proposal(position)
-        branch = self.tree.take(position, event.token_id) if event.position == position else None
-        self.tree.cut(position)
-        if proposal is not None:
-            hit = proposal.runner_up == event.token_id
-            self._estimates.overridden(by_runner_up=hit, foreseen_tokens=len(branch.proposals) if branch else None)
+        branch = self.tree.take(event.position, event.token_id)
+        self.tree.cut(event.position)
+        hit = replaced.runner_up == event.token_id
+        self._estimates.overridden(by_runner_up=hit, foreseen_tokens=len(branch.proposals) if branch else None)
         if branch is not None and branch.proposals and self.drafter is not None:
             self.drafter.adopt(branch.row)
             self._foreseen = branch

@@ -6,17 +6,9 @@ import math
 from typing import NamedTuple
 
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
-from chaperone_common.types import Origin, Signal
+from chaperone_common.types import Signal
 from edge_client.gate.control import Control
 from edge_client.gate.policies import Gate
-
-_JUDGED = (Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER)
-
-
-class _Drafted(NamedTuple):
-    token_id: int
-    risk: float
-    fired: bool
 
 
 class Entry(NamedTuple):
@@ -44,8 +36,6 @@ class Ledger:
         self.audited = 0
         self.deviations = 0
         self.unread: dict[int, float] = {}  # the risks of skipped positions that no audit has reached
-        self._drafted: dict[int, _Drafted] = {}  # by position that is not final
-        self._gone: tuple[int, _Drafted] | None = None  # with its position, one that was just taken back
 
     @property
     def most_deviations(self) -> int:
@@ -56,17 +46,13 @@ class Ledger:
         """Take in an event, in order; returns what it adds."""
         entry = Entry()
         match event:
-            case Drafted(position, token_id, signal, fired):
-                self._drafted[position] = _Drafted(token_id, signal.risk, fired)
+            case Drafted(position, _, signal, fired):
                 if self._stay_provisional and not fired:
                     self.unread[position] = signal.risk
             case Retracted(position):
-                void = {at: self._drafted.pop(at) for at in sorted(self._drafted) if at >= position}
-                self._gone = (position, void[position]) if position in void else None
-                for at in void:
-                    self.unread.pop(at, None)
-            case Committed(position, token_id, origin):
-                entry = self._settle(position, token_id, origin)
+                self.unread = {at: risk for at, risk in self.unread.items() if at < position}
+            case Committed():
+                entry = self._settle(event)
             case Audited(start, end, deviations):
                 read = [self.unread.pop(position) for position in range(start, end) if position in self.unread]
                 entry = Entry(audited=len(read), deviations=len(deviations), foretold=math.fsum(read))
@@ -75,18 +61,14 @@ class Ledger:
         self.deviations += entry.deviations
         return entry
 
-    def _settle(self, position: int, token_id: int, origin: Origin) -> Entry:
-        gone, self._gone = self._gone, None
-        drafted = self._drafted.pop(position, None)
-        if drafted is None and gone is not None and gone[0] == position:
-            drafted = gone[1]
-        if drafted is None:  # the cloud wrote it before the device did
+    def _settle(self, event: Committed) -> Entry:
+        if event.proposal is None:  # the cloud wrote it before the device did
             return Entry()
-        risk, overridden = drafted.risk, drafted.token_id != token_id
-        if origin not in _JUDGED:
+        position, risk, overridden = event.position, event.proposal.signal.risk, event.replaced is not None
+        if not event.origin.judged:
             self.unread[position] = risk
             return Entry(risk, skipped=True)
-        if self._stay_provisional and not drafted.fired:
+        if self._stay_provisional and not event.fired:
             self.unread.pop(position, None)
             return Entry(risk, skipped=True, audited=1, deviations=int(overridden), foretold=risk)
         return Entry(risk, caught=int(overridden))
@@ -99,7 +81,7 @@ class Budgeted(Gate):
         """Skipped tokens may `stay_provisional` until they are read; see `Ledger`."""
         self.ledger = Ledger(stay_provisional=stay_provisional)
         self._control = control
-        self._unread = control.opened()
+        self._unread = control.register()
 
     def fires(self, signal: Signal) -> bool:
         return signal.risk >= self._control.threshold
@@ -115,3 +97,6 @@ class Budgeted(Gate):
         if entry.audited or entry.deviations:
             weight = event.weight if isinstance(event, Audited) else 1.0
             self._control.audited(entry.audited, entry.deviations, foretold=entry.foretold, weight=weight)
+
+    def close(self) -> None:
+        self._control.unregister(self._unread)

@@ -42,7 +42,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Self
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +61,7 @@ _KEPT = 1.0 - 1.0 / MEMORY  # of an old token when a new one comes
 _EDGES = np.linspace(-14.0, 14.0, 141)  # log-odds of risk
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class Unread:
     """How many tokens of one generation were skipped and not read yet, and their risk."""
 
@@ -178,7 +177,7 @@ class Control:
         self.totals = Totals()
         self._catch = Budget()
         self._deviation = Budget()
-        self._unread: WeakSet[Unread] = WeakSet()  # nobody waits for what a generation that is gone has left
+        self._unread: set[Unread] = set()  # of the gates that are open
         self._scale = RiskScale()
         self._histogram = RiskHistogram()
         # What is let pass while a budget is at its aim: a share of all risk, and risk a token. What a calibration
@@ -204,11 +203,15 @@ class Control:
         """The risk from which on tokens are asked about."""
         return min(self._for_catch(), self._for_deviation())
 
-    def opened(self) -> Unread:
-        """A generation begins: it tells there what waits for an audit, and counts as long as it holds that."""
+    def register(self) -> Unread:
+        """Return the count of a new generation's unread tokens; it is included until `unregister`."""
         unread = Unread()
         self._unread.add(unread)
         return unread
+
+    def unregister(self, unread: Unread) -> None:
+        """Leave out a generation's unread tokens: nothing will audit them. Idempotent."""
+        self._unread.discard(unread)
 
     def saw(self, risk: float, *, skipped: bool) -> None:
         """A token of the device's, or one in its place, is final; a skipped one is to be audited."""

@@ -10,13 +10,20 @@ from chaperone_common.types import Signal
 
 
 class Gate(Protocol):
-    """Decides on one token of a generation at a time, and may learn from what becomes of them."""
+    """A policy that decides on one token of a generation at a time, and may learn from the session's events.
+
+    Derive from this class: `follow` and `close` then do nothing, unless you override them.
+    """
 
     def fires(self, signal: Signal) -> bool:
         """True: ask the cloud before this token is final. False: skip."""
 
     def follow(self, event: SessionEvent) -> None:
-        """Take in what happened to the generation, in order; a gate that learns nothing need not."""
+        """Take in the next event of the generation."""
+        return
+
+    def close(self) -> None:
+        """Wait for nothing more: no event follows. The engine calls this once, however the generation ends."""
         return
 
 

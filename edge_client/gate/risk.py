@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
-from chaperone_common.types import Proposal, Signal
+from chaperone_common.types import Proposal
 from edge_client.gate import Features
 from edge_client.gate.gate_model import GateModel
 
@@ -23,8 +23,6 @@ class CalibratedRisk:
         self._begin = prompt_length
         for token_id in committed_token_ids:
             self._features.append(token_id, None)
-        self._signals: dict[int, Signal] = {}  # of drafted positions
-        self._gone: tuple[int, Signal] | None = None  # of a token that was just taken back
 
     def assess(self, proposal: Proposal) -> Proposal:
         features = self._features.of(proposal.token_id, proposal.runner_up, proposal.signal)
@@ -32,19 +30,12 @@ class CalibratedRisk:
 
     def follow(self, event: SessionEvent) -> None:
         match event:
-            case Drafted(position, token_id, signal):
-                self._signals[position] = signal
+            case Drafted(_, token_id, signal):
                 self._features.append(token_id, signal)
             case Retracted(position):
-                gone = self._signals.get(position)
-                self._gone = (position, gone) if gone is not None else None
-                self._signals = {at: known for at, known in self._signals.items() if at < position}
                 self._features.cut(position - self._begin)
             case Committed(position, token_id):
                 if position - self._begin == len(self._features):  # the cloud's own
-                    overridden = self._gone is not None and self._gone[0] == position
-                    self._features.append(token_id, self._gone[1] if self._gone is not None and overridden else None)
-                self._signals.pop(position, None)
-                self._gone = None
+                    self._features.append(token_id, event.replaced.signal if event.replaced is not None else None)
             case Audited():
                 pass

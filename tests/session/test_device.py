@@ -13,7 +13,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import Continuation, Draft, Opened, Verdict
 from chaperone_common.session import Audited, CloudSession, Committed, Drafted, Retracted
-from chaperone_common.types import Origin, Signal, Span
+from chaperone_common.types import Origin, Span
 from tests.support.device_session import OPEN, PROMPT, START, committed, fire, session, skip, with_two_questions
 
 # Drafting and sending
@@ -57,7 +57,7 @@ def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() ->
     assert device.final == 3, "nobody has judged the fire yet"
     told = [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 3, Origin.DRAFT)]
     assert committed(device.apply(Verdict(0, 4, 2))) == told, "the bonus confirms the first, the second is skipped"
-    events = list(device.apply(Verdict(0, 7, 8, (5,))))
+    events = device.apply(Verdict(0, 7, 8, (5,)))
     assert events[0] == Audited(5, 6, (5,))
     assert committed(events) == [(6, 4, Origin.VERIFIED), (7, 8, Origin.BONUS)]
     assert (device.tally.skipped_tokens, device.tally.audited_tokens, device.tally.deviations) == (1, 1, 1)
@@ -135,7 +135,7 @@ def test_an_override_retracts_what_hangs_on_the_token() -> None:
     device.send()
     fire(device, 4)
     device.send()
-    events = list(device.apply(Verdict(1, 4, 8)))
+    events = device.apply(Verdict(1, 4, 8))
     assert events == [Committed(3, 1, Origin.VERIFIED), Retracted(4), Committed(4, 8, Origin.OVERRIDE)]
     assert device.text == [7, 8, 9, 1, 8]
     assert (device.revision, len(device.spans), device.tally.retracted_tokens) == (1, 0, 3)
@@ -161,7 +161,7 @@ def test_a_wrong_guess_of_the_bonus_raises_the_revision_only_if_it_was_sent() ->
         fire(device, 2)
         if sent:
             device.send()
-        assert list(device.apply(Verdict(0, 4, 6)))[1:] == [Retracted(4), Committed(4, 6, Origin.OVERRIDE)]
+        assert device.apply(Verdict(0, 4, 6))[1:] == [Retracted(4), Committed(4, 6, Origin.OVERRIDE)]
         assert device.revision == int(sent)
         assert not device.spans
 
@@ -183,9 +183,9 @@ def test_a_replayed_verdict_is_harmless(verdict: Verdict) -> None:
     device = session()
     fire(device, 1, 2)
     device.send()
-    list(device.apply(verdict))
+    device.apply(verdict)
     before = (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally))
-    assert list(device.apply(verdict)) == []
+    assert device.apply(verdict) == []
     assert (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally)) == before
 
 
@@ -195,8 +195,8 @@ def test_a_replayed_verdict_does_not_answer_the_next_span() -> None:
     device.send()
     fire(device, 2, 3)
     device.send()
-    list(device.apply(Verdict(0, 4, 2)))
-    assert list(device.apply(Verdict(0, 4, 2))) == []
+    device.apply(Verdict(0, 4, 2))
+    assert device.apply(Verdict(0, 4, 2)) == []
     assert len(device.spans) == 1
     assert committed(device.apply(Verdict(0, 6, 4))) == [(5, 3, Origin.VERIFIED), (6, 4, Origin.BONUS)]
 
@@ -207,9 +207,9 @@ def test_a_replayed_audit_is_not_counted_twice() -> None:
     device.send(max_tokens=2)
     device.send()
     audit = Verdict(0, 5, 9, deviations=(4,))  # the bonus contradicts a token that is final; the next span tells
-    assert list(device.apply(audit)) == [Audited(3, 5, (4,))]
-    assert list(device.apply(audit)) == []
-    assert list(device.apply(Verdict(0, 6, 4, deviations=(5,)))) == [Audited(5, 6, (5,)), Committed(6, 4, Origin.BONUS)]
+    assert device.apply(audit) == [Audited(3, 5, (4,))]
+    assert device.apply(audit) == []
+    assert device.apply(Verdict(0, 6, 4, deviations=(5,))) == [Audited(5, 6, (5,)), Committed(6, 4, Origin.BONUS)]
     assert (device.tally.deviations, device.tally.audited_tokens) == (2, 3)
 
 
@@ -227,7 +227,7 @@ def test_a_verdict_that_fits_no_span_is_refused(verdict: Verdict, message: str) 
     fire(device, 1, 2)
     device.send()
     with pytest.raises(ProtocolViolation, match=re.escape(message)):
-        list(device.apply(verdict))
+        device.apply(verdict)
 
 
 def test_a_verdict_may_not_touch_what_is_final() -> None:
@@ -236,22 +236,22 @@ def test_a_verdict_may_not_touch_what_is_final() -> None:
     fire(device, 3)
     device.send()
     with pytest.raises(ProtocolViolation, match="verdict at position 4 answers a span from 5 to 6"):
-        list(device.apply(Verdict(1, 4, 6)))
+        device.apply(Verdict(1, 4, 6))
 
 
 def test_a_verdict_without_a_span_is_refused() -> None:
     device = session()
     fire(device, 1)
     with pytest.raises(ProtocolViolation, match="verdict at position 3 answers no span"):
-        list(device.apply(Verdict(0, 3, 1)))
+        device.apply(Verdict(0, 3, 1))
 
 
 def test_times_of_the_cloud_add_up() -> None:
     device = session()
-    list(device.apply(Opened(prefilled=True, context_tokens=100, queue_us=1, compute_us=10)))
+    device.apply(Opened(prefilled=True, context_tokens=100, queue_us=1, compute_us=10))
     fire(device, 1)
     device.send()
-    list(device.apply(Verdict(0, 4, 2, (), 100, 1000)))
+    device.apply(Verdict(0, 4, 2, (), 100, 1000))
     assert (device.tally.cloud_queue_us, device.tally.cloud_compute_us, device.prefill_us) == (101, 1010, 10)
 
 
@@ -292,11 +292,11 @@ def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Opened | Ve
         try:
             if move in ("fire", "skip"):
                 if not device.exhausted and not device.following:
-                    list(device.draft(number % 4, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=move == "fire"))
+                    (fire if move == "fire" else skip)(device, number % 4)
             elif isinstance(move, str):
                 device.send(continuation_tokens=2 if move == "hand over" else 0)
             else:
-                list(device.apply(move))
+                device.apply(move)
         except ProtocolViolation:
             break
         assert device.text[: len(final)] == final

@@ -28,7 +28,7 @@ def test_skipped_tokens_that_may_be_retracted_are_final_when_they_are_read() -> 
     fire(device, 4)
     frame = device.send()
     assert (frame.token_ids, frame.final_before) == ((1, 2, 3, 4), 3)
-    events = list(device.apply(Verdict(1, 5, 9)))
+    events = device.apply(Verdict(1, 5, 9))
     assert committed(events) == [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 9, Origin.OVERRIDE)]
     assert (device.tally.skipped_tokens, device.tally.deviations, device.tally.caught) == (0, 0, 1)
 
@@ -68,7 +68,7 @@ def test_an_end_of_text_that_falls_lets_the_text_go_on() -> None:
     device = session()
     fire(device, EOS)
     device.send()
-    list(device.apply(Verdict(1, 3, 5)))
+    device.apply(Verdict(1, 3, 5))
     assert device.finish_reason is None
     assert not device.exhausted
 
@@ -78,7 +78,7 @@ def test_an_end_of_text_as_bonus_withdraws_what_was_drafted_on() -> None:
     fire(device, 1)
     device.send()
     fire(device, 2, 3)
-    events = list(device.apply(Verdict(0, 4, EOS)))
+    events = device.apply(Verdict(0, 4, EOS))
     assert events[1:] == [Retracted(4), Committed(4, EOS, Origin.OVERRIDE)]
     assert device.finish_reason is FinishReason.STOP
     assert device.text == [7, 8, 9, 1, EOS]
@@ -111,17 +111,67 @@ def test_a_stop_string_ends_the_text_where_it_was_completed() -> None:
     device.send()
     skip(device, 4)
     events = device.apply(Verdict(0, 6, 4))
-    assert [next(events), next(events)] == [Committed(3, 1, Origin.VERIFIED), Committed(4, 2, Origin.VERIFIED)]
-    assert list(device.finish_at(5)) == [Retracted(5)]
+    assert events[:2] == [Committed(3, 1, Origin.VERIFIED), Committed(4, 2, Origin.VERIFIED)]
+    assert device.finish_at(5) == [Retracted(5)]
     assert (device.finish_reason, device.text, device.final) == (FinishReason.STOP, [7, 8, 9, 1, 2], 5)
     assert not device.spans
     assert device.close() == Close(5, ())  # the cloud has read it all
 
 
+def test_a_stop_string_before_an_override_undoes_the_override() -> None:
+    """The counts are those of a text that ended at the stop string."""
+    device = session()
+    fire(device, 1, 2, 3, 4)
+    device.send()
+    assert committed(device.apply(Verdict(1, 5, 9)))[-1] == (5, 9, Origin.OVERRIDE)
+    assert device.finish_at(4) == [Retracted(4)]
+    assert (device.finish_reason, device.text, device.final) == (FinishReason.STOP, [7, 8, 9, 1], 4)
+    tally = device.tally
+    assert (tally.verified_tokens, tally.overridden_tokens, tally.caught, tally.retracted_tokens) == (1, 0, 0, 3)
+    assert device.close() == Close(4, ())
+
+
+def test_a_stop_string_in_a_takeover_undoes_what_the_cloud_wrote_behind_it() -> None:
+    device = session()
+    fire(device, 1)
+    device.send(continuation_tokens=10)
+    device.apply(Verdict(1, 3, 9))
+    device.apply(Continuation(4, (5, 6, 7), handed_back=False))
+    assert device.finish_at(5) == [], "the device had drafted nothing there"
+    assert (device.text, device.tally.takeover_tokens, device.tally.overridden_tokens) == ([7, 8, 9, 9, 5], 1, 1)
+    assert device.close() == Close(5, ())
+
+
+def test_a_deadline_that_passed_ends_the_stream() -> None:
+    device = session()
+    error = CloudTimeout("cloud: no answer within 5 ms")
+    with pytest.raises(CloudTimeout) as raised:
+        device.fail(error)
+    assert raised.value is error
+    assert device.state is State.FAILED
+
+
+def test_each_token_has_a_record_of_what_became_of_it() -> None:
+    device = session()
+    skip(device, 1)
+    fire(device, 2, 3)
+    device.send()
+    (_, override) = [event for event in device.apply(Verdict(1, 4, 6)) if not isinstance(event, Audited)]
+    assert isinstance(override, Committed)
+    assert override.replaced is not None
+    assert (override.replaced.token_id, override.fired) == (2, True)
+    first, second = device.token(3), device.token(4)
+    assert first is not None
+    assert second is not None
+    assert (first.token_id, first.origin, first.overridden) == (1, Origin.DRAFT, False)
+    assert (second.token_id, second.origin, second.overridden) == (6, Origin.OVERRIDE, True)
+    assert device.token(2) is None, "a token of the prompt"
+
+
 def test_a_stop_string_at_the_end_of_the_text_retracts_nothing() -> None:
     device = session()
     skip(device, 1, 2)
-    assert list(device.finish_at(5)) == []
+    assert device.finish_at(5) == []
     assert device.close() == Close(3, (1, 2))
 
 
@@ -133,12 +183,12 @@ def test_the_close_carries_what_was_never_read() -> None:
     skip(device, 1)
     fire(device, 2)
     device.send()
-    list(device.apply(Verdict(0, 5, 3)))
+    device.apply(Verdict(0, 5, 3))
     skip(device, 4, 5)
     fire(device, 6)  # provisional when the text is cut: withdrawn, not audited
-    list(device.finish_at(8))
+    device.finish_at(8)
     assert device.close() == Close(6, (4, 5))
-    assert list(device.apply(Closed((7,), queue_us=1, compute_us=2))) == [Audited(6, 8, (7,))]
+    assert device.apply(Closed((7,), queue_us=1, compute_us=2)) == [Audited(6, 8, (7,))]
     assert device.closed
     assert (device.tally.audited_tokens, device.tally.deviations, device.tally.cloud_compute_us) == (3, 1, 2)
 
@@ -150,22 +200,22 @@ def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
     device.close()
     text = list(device.text)
     for frame in (Opened(True, 100), Verdict(0, 5, 3, (4,)), Continuation(6, (1,), handed_back=True)):
-        assert list(device.apply(frame)) == []
+        assert device.apply(frame) == []
     assert device.text == text
-    assert list(device.apply(Closed((3,)))) == [Audited(3, 5, (3, 4))]
+    assert device.apply(Closed((3,))) == [Audited(3, 5, (3, 4))]
     assert device.tally.deviations == 2
     assert device.state is State.DONE
     with pytest.raises(ProtocolViolation, match="Closed is not allowed"):
-        list(device.apply(Closed()))
+        device.apply(Closed())
 
 
 def test_a_deviation_behind_a_stop_string_counts_for_nothing() -> None:
     device = with_two_questions()
     assert committed(device.apply(Verdict(0, 4, 2)))[-1] == (5, 3, Origin.DRAFT)
-    list(device.finish_at(5))
+    device.finish_at(5)
     assert device.close() == Close(5, ())
-    assert list(device.apply(Verdict(1, 6, 9, (5,)))) == []
-    list(device.apply(Closed()))
+    assert device.apply(Verdict(1, 6, 9, (5,))) == []
+    device.apply(Closed())
     assert (device.tally.audited_tokens, device.tally.deviations) == (0, 0)
 
 
@@ -174,9 +224,9 @@ def test_a_share_of_the_texts_that_nothing_was_asked_about_is_audited() -> None:
     for device in (audited, passed):
         skip(device, 1, 2)
     assert audited.close(audit_share=0.25) == Close(3, (1, 2))
-    assert list(audited.apply(Closed((4,)))) == [Audited(3, 5, (4,), weight=4.0)]
+    assert audited.apply(Closed((4,))) == [Audited(3, 5, (4,), weight=4.0)]
     assert passed.close(audit_share=0.0) == Close(3, ())
-    assert list(passed.apply(Closed())) == []
+    assert passed.apply(Closed()) == []
     assert passed.tally.audited_tokens == 0
 
 
@@ -223,7 +273,7 @@ def test_a_failure_is_an_error_and_never_an_end_of_text(failure: Failure, error:
     fire(device, 1)
     device.send()
     with pytest.raises(error, match=re.escape(failure.message)) as caught:
-        list(device.apply(failure))
+        device.apply(failure)
     assert caught.value.retry_after_ms == failure.retry_after_ms
     assert device.state is State.FAILED
     assert device.finish_reason is None

@@ -19,7 +19,7 @@ def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:
     assert device.reopen() == OPEN
     assert (device.text, device.final, device.sent, device.read) == ([7, 8, 9, 1, 2, 3], 3, 3, 3)
     assert (device.revision, len(device.spans), device.prefilled, device.unsent_fires) == (0, 0, False, 3)
-    list(device.apply(Opened(prefilled=True, context_tokens=100)))
+    device.apply(Opened(prefilled=True, context_tokens=100))
     assert device.send() == Draft(0, 3, (1, 2, 3), (), 3)
     assert committed(device.apply(Verdict(0, 6, 4)))[-1] == (6, 4, Origin.BONUS)
     assert (device.tally.fired, device.tally.requests, device.tally.reconnects) == (3, 1, 1)
@@ -29,7 +29,7 @@ def test_reopening_tells_what_was_read_and_the_rest_is_audited_by_the_next_draft
     device = session(committed=(4,))
     fire(device, 1)
     device.send()
-    list(device.apply(Verdict(0, 5, 2)))
+    device.apply(Verdict(0, 5, 2))
     skip(device, 3, 6)
     fire(device, 5)
     device.send()
@@ -40,7 +40,7 @@ def test_reopening_tells_what_was_read_and_the_rest_is_audited_by_the_next_draft
     assert (device.sent, device.final) == (6, 8)
     frame = device.send()
     assert (frame.start, frame.token_ids, frame.final_before) == (6, (3, 6, 5), 8)
-    list(device.apply(Verdict(0, 9, 1, (7,))))
+    device.apply(Verdict(0, 9, 1, (7,)))
     assert (device.tally.audited_tokens, device.tally.deviations, device.tally.skipped_tokens) == (2, 1, 2)
 
 
@@ -59,7 +59,7 @@ def test_what_was_skipped_behind_a_fire_is_judged_with_it_after_a_loss() -> None
 def test_what_a_takeover_kept_provisional_is_judged_once_it_is_cut_off() -> None:
     device = session()
     device.send(continuation_tokens=9)
-    list(device.apply(Verdict(0, 3, 5)))
+    device.apply(Verdict(0, 3, 5))
     assert committed(skip(device, 6)) == [], "the cloud may write something else"
     frame = device.send()
     assert (frame.token_ids, frame.final_before) == ((6,), 4), "a take-back is judged"
@@ -78,7 +78,7 @@ def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
     fire(device, 2, 3)
     skip(device, 4)
     device.send()
-    list(device.apply(Verdict(0, 4, 2)))  # the bonus confirms the 2, and the others are on their way
+    device.apply(Verdict(0, 4, 2))  # the bonus confirms the 2, and the others are on their way
     assert (device.final, device.unsent_fires) == (5, 0)
     lose(device)
     assert device.reopen().committed_token_ids == (1, 2)
@@ -91,8 +91,8 @@ def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
 def test_an_interrupted_takeover_is_over(handed_back: bool) -> None:
     device = session()
     device.send(continuation_tokens=9)
-    list(device.apply(Verdict(0, 3, 5)))
-    list(device.apply(Continuation(4, (6, 7), handed_back=handed_back)))
+    device.apply(Verdict(0, 3, 5))
+    device.apply(Continuation(4, (6, 7), handed_back=handed_back))
     lose(device)
     assert device.reopen().committed_token_ids == (5, 6, 7)
     assert not device.following
@@ -104,8 +104,8 @@ def test_a_stream_on_which_the_cloud_never_answered_is_no_reconnect() -> None:
     for _ in range(3):
         lose(device)
         device.reopen()
-    list(device.apply(Opened(prefilled=False, context_tokens=100)))
-    list(device.apply(Opened(prefilled=True, context_tokens=100)))
+    device.apply(Opened(prefilled=False, context_tokens=100))
+    device.apply(Opened(prefilled=True, context_tokens=100))
     assert device.tally.reconnects == 1
 
 
@@ -114,7 +114,7 @@ def test_only_a_lost_stream_is_reopened_and_only_while_there_is_something_to_wri
     with pytest.raises(ProtocolViolation, match="Open of the same session on a new stream is not allowed"):
         device.reopen()
     skip(device, 1)
-    list(device.finish_at(4))
+    device.finish_at(4)
     device.close()
     lose(device)
     with pytest.raises(ProtocolViolation, match="reopen: the text has ended at 4"):

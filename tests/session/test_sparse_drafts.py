@@ -22,7 +22,7 @@ from chaperone_common.frames import (
     Verdict,
 )
 from chaperone_common.session import CloudSession, DeviceSession
-from chaperone_common.types import BranchToken, Choice, SamplingParams, SessionId, Signal
+from chaperone_common.types import BranchToken, Choice, Proposal, SamplingParams, SessionId, Signal
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.model.ports import ReadResult
 from cloud_supervisor.supervisor import Supervisor
@@ -35,21 +35,21 @@ SURE, UNSURE = Signal(0.0, 1.0, 1.0, 9.0, 0.0), Signal(1.0, 0.5, 0.1, 1.0, 0.5)
 
 def device_session() -> DeviceSession:
     device = DeviceSession(OPEN, limit=23)
-    list(device.apply(Opened(prefilled=True, context_tokens=100)))
+    device.apply(Opened(prefilled=True, context_tokens=100))
     return device
 
 
 def fire(device: DeviceSession, token_id: int) -> None:
-    list(device.draft(token_id, UNSURE, fires=True))
+    device.draft(Proposal(token_id, UNSURE, 99), fires=True)
 
 
 def skip(device: DeviceSession, token_id: int) -> None:
-    list(device.draft(token_id, SURE, fires=False))
+    device.draft(Proposal(token_id, SURE, 99), fires=False)
 
 
 def reopen(device: DeviceSession) -> None:
     with pytest.raises(CloudUnavailable):
-        list(device.apply(Failure("UNAVAILABLE", "gone")))
+        device.apply(Failure("UNAVAILABLE", "gone"))
     device.reopen()
 
 

@@ -15,7 +15,7 @@ def test_the_cloud_writes_on_until_it_hands_back() -> None:
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=3)
-    list(device.apply(Verdict(1, 3, 5)))
+    device.apply(Verdict(1, 3, 5))
     assert device.following
     assert committed(device.apply(Continuation(4, (6, 7), handed_back=False))) == [
         (4, 6, Origin.TAKEOVER),
@@ -29,7 +29,7 @@ def test_the_cloud_writes_on_until_it_hands_back() -> None:
 def test_what_is_skipped_while_the_cloud_writes_is_final_only_when_it_has_handed_back() -> None:
     device = session()
     device.send(continuation_tokens=3)
-    list(device.apply(Verdict(0, 3, 5)))
+    device.apply(Verdict(0, 3, 5))
     assert committed(skip(device, 6, 7, 8)) == []
     assert committed(device.apply(Continuation(4, (6,), handed_back=False))) == [(4, 6, Origin.TAKEOVER)]
     assert committed(device.apply(Continuation(5, (7,), handed_back=True))) == [
@@ -50,7 +50,7 @@ def test_no_takeover_without_an_override(continuation_tokens: int) -> None:
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=continuation_tokens)
-    list(device.apply(Verdict(0, 4, 5)))
+    device.apply(Verdict(0, 4, 5))
     assert not device.following
 
 
@@ -58,7 +58,7 @@ def test_no_takeover_begins_when_the_override_ends_the_text() -> None:
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=3)
-    list(device.apply(Verdict(1, 3, EOS)))
+    device.apply(Verdict(1, 3, EOS))
     assert not device.following
     assert device.finish_reason is FinishReason.STOP
 
@@ -66,8 +66,8 @@ def test_no_takeover_begins_when_the_override_ends_the_text() -> None:
 def test_a_takeover_ends_with_an_end_of_text() -> None:
     device = session()
     device.send(continuation_tokens=3)
-    list(device.apply(Verdict(0, 3, 5)))
-    list(device.apply(Continuation(4, (EOS,), handed_back=True)))
+    device.apply(Verdict(0, 3, 5))
+    device.apply(Continuation(4, (EOS,), handed_back=True))
     assert device.finish_reason is FinishReason.STOP
 
 
@@ -79,7 +79,7 @@ def told(device: DeviceSession, cloud: CloudSession, frame: Draft, choices: list
     """The cloud judges a Draft, and the device takes the Verdict."""
     judging = cloud.receive(frame)
     assert judging is not None
-    list(device.apply(cloud.answer(judging, choices)))
+    device.apply(cloud.answer(judging, choices))
 
 
 @pytest.mark.parametrize("welcome", [0, 9])
@@ -145,7 +145,7 @@ def test_what_a_takeover_contradicts_begins_no_other_one() -> None:
     told(device, cloud, device.send(continuation_tokens=1), [5])
     fire(device, 2)
     crossing = device.send(continuation_tokens=9)
-    list(device.apply(cloud.answer(cloud.writing(), [6])))
+    device.apply(cloud.answer(cloud.writing(), [6]))
     assert cloud.receive(crossing) is None
     assert not device.following
     assert not cloud.writes
@@ -157,7 +157,7 @@ def test_a_draft_takes_the_takeover_back_and_its_tokens_in_flight_stand() -> Non
     device, cloud = both_ends()
     judging = cloud.receive(device.send(continuation_tokens=9))
     assert judging is not None
-    list(device.apply(cloud.answer(judging, [5])))
+    device.apply(cloud.answer(judging, [5]))
     in_flight = [cloud.answer(cloud.writing(), [6]), cloud.answer(cloud.writing(), [7])]
     fire(device, 6, 1)
     frame = device.send()
@@ -183,8 +183,8 @@ def test_a_draft_takes_the_takeover_back_and_its_tokens_in_flight_stand() -> Non
 def test_nothing_follows_the_end_of_a_takeover(token_ids: tuple[int, ...], kept: list[int], reason: str) -> None:
     device = session(limit=7)
     device.send(continuation_tokens=9)
-    list(device.apply(Verdict(0, 3, 5)))
-    events = list(device.apply(Continuation(4, token_ids, handed_back=True)))
+    device.apply(Verdict(0, 3, 5))
+    events = device.apply(Continuation(4, token_ids, handed_back=True))
     assert [token_id for _, token_id, _ in committed(events)] == kept
     assert device.text == [7, 8, 9, 5, *kept]
     assert device.finish_reason == reason
@@ -201,20 +201,20 @@ def test_no_bonus_follows_an_end_of_text() -> None:
 def test_a_replayed_continuation_is_harmless() -> None:
     device = session()
     device.send(continuation_tokens=2)
-    list(device.apply(Verdict(0, 3, 1)))
+    device.apply(Verdict(0, 3, 1))
     written = Continuation(4, (2, 5), handed_back=True)
     assert committed(device.apply(written)) == [(4, 2, Origin.TAKEOVER), (5, 5, Origin.TAKEOVER)]
     state = device.state
-    assert list(device.apply(written)) == []
+    assert device.apply(written) == []
     assert (device.state, device.text[-2:], device.tally.takeover_tokens) == (state, [2, 5], 2)
 
 
 def test_a_continuation_must_follow_the_text() -> None:
     device = session()
     device.send(continuation_tokens=3)
-    list(device.apply(Verdict(0, 3, 5)))
+    device.apply(Verdict(0, 3, 5))
     with pytest.raises(ProtocolViolation, match="continuation starts at 5, the final text ends at 4"):
-        list(device.apply(Continuation(5, (6,), handed_back=False)))
+        device.apply(Continuation(5, (6,), handed_back=False))
 
 
 def test_a_continuation_without_a_takeover_is_refused() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
-from chaperone_common.session import CloudSession, Committed, DeviceSession, Retracted, SessionEvent
-from chaperone_common.types import BranchToken, FinishReason, Origin, Signal, Span
+from chaperone_common.session import CloudSession, Committed, DeviceSession, Retracted
+from chaperone_common.types import BranchToken, FinishReason, Origin, Span
 from tests.support.device_session import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip
 
 # Beside the chain 1 2 3 from position 3 on: a 5 in place of the 2, behind it a 6 or a 7, and a 9 behind the 3.
@@ -82,7 +82,7 @@ def test_an_override_retracts_once_however_far_it_reaches() -> None:
     device = sent()
     fire(device, 4)
     device.send()
-    events = list(device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))))
+    events = device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8)))
     assert [event for event in events if isinstance(event, Retracted)] == [Retracted(4)]
     assert device.text == [7, 8, 9, 1, 5, 6, 8]
     assert (device.revision, len(device.spans), device.tally.retracted_tokens, device.tally.caught) == (1, 0, 3, 1)
@@ -105,7 +105,7 @@ def test_a_further_token_that_contradicts_the_text_raises_the_revision_if_that_w
     fire(device, 9, 4)
     if is_sent:
         device.send()
-    events = list(device.apply(Verdict(0, 6, 9, further_token_ids=(8,))))
+    events = device.apply(Verdict(0, 6, 9, further_token_ids=(8,)))
     assert events[-2:] == [Retracted(7), Committed(7, 8, Origin.OVERRIDE)]
     assert (device.revision, len(device.spans), device.tally.caught) == (int(is_sent), 0, 1)
 
@@ -121,11 +121,11 @@ def test_a_span_before_the_contradiction_is_answered_nevertheless() -> None:
         if judging is not None:
             down.append(cloud.answer(judging, [1, 9, 8][: judging.choices + len(judging.branches)]))
     assert down == [Verdict(0, 4, 9, further_token_ids=(8,)), Verdict(0, 5, 8)]
-    list(device.apply(down[0]))
+    device.apply(down[0])
     assert [span.start for span in device.spans] == [4]
     fire(device, 6)
     up.append(device.send())
-    assert list(device.apply(down[1])) == []
+    assert device.apply(down[1]) == []
     assert [span.start for span in device.spans] == [6]
     assert (device.read, device.final) == (6, 6), "an answer that tells nothing new takes nothing back"
     assert device.text[:6] == cloud.text == [7, 8, 9, 1, 9, 8]
@@ -143,7 +143,7 @@ def test_committed_tokens_before_the_branch_are_audited_once() -> None:
         (7, 8, Origin.BONUS),
     ]
     assert (device.tally.audited_tokens, device.tally.deviations) == (2, 1)
-    list(device.finish_at(8))
+    device.finish_at(8)
     assert device.close() == Close(8, ())
 
 
@@ -152,11 +152,11 @@ def test_committed_tokens_before_the_branch_are_audited_once() -> None:
 )
 def test_a_replayed_verdict_is_harmless(verdict: Verdict) -> None:
     device = sent()
-    list(device.apply(verdict))
+    device.apply(verdict)
     fire(device, 4)
     device.send()
     before = (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally))
-    assert list(device.apply(verdict)) == []
+    assert device.apply(verdict) == []
     assert len(device.spans) == 1
     assert (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally)) == before
 
@@ -188,12 +188,9 @@ def test_the_limit_inside_a_branch_ends_the_text() -> None:
 
 def test_a_stop_string_may_be_completed_by_a_further_token() -> None:
     device = sent()
-    seen: list[SessionEvent] = []
-    for event in device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))):
-        seen.append(event)
-        if isinstance(event, Committed) and event.position == 5:
-            seen += device.finish_at(6)
-    assert committed(seen)[-1] == (5, 6, Origin.VERIFIED)
+    assert committed(device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))))[-2] == (5, 6, Origin.VERIFIED)
+    assert device.finish_at(6) == [], "nothing of the device's stands behind it"
+    assert (device.tally.overridden_tokens, device.tally.verified_tokens, device.tally.bonus_tokens) == (1, 2, 0)
     assert device.text == [7, 8, 9, 1, 5, 6]
     assert device.close() == Close(6, ()), "the cloud has read it all"
 
@@ -201,8 +198,8 @@ def test_a_stop_string_may_be_completed_by_a_further_token() -> None:
 def test_a_verdict_that_crosses_the_close_changes_nothing() -> None:
     device = sent()
     device.close()
-    assert list(device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8)))) == []
-    list(device.apply(Closed()))
+    assert device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))) == []
+    device.apply(Closed())
     assert (device.text, device.final) == ([7, 8, 9, 1, 2, 3], 3)
 
 
@@ -211,17 +208,17 @@ def test_a_verdict_that_crosses_the_close_changes_nothing() -> None:
 
 def test_a_takeover_begins_behind_the_further_tokens() -> None:
     device = sent(continuation_tokens=2)
-    list(device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))))
+    device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8)))
     assert device.following
     assert committed(device.apply(Continuation(7, (1,), handed_back=True))) == [(7, 1, Origin.TAKEOVER)]
     stands = sent(continuation_tokens=2)
-    list(stands.apply(Verdict(0, 6, 9, further_token_ids=(8,))))
+    stands.apply(Verdict(0, 6, 9, further_token_ids=(8,)))
     assert not stands.following
 
 
 def test_further_tokens_were_read_when_the_session_is_opened_anew() -> None:
     device = sent()
-    list(device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))))
+    device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8)))
     fire(device, 4)
     device.send(branches=[BranchToken(0, 2)])
     lose(device)
@@ -249,7 +246,7 @@ def test_further_tokens_were_read_when_the_session_is_opened_anew() -> None:
 def test_further_tokens_that_follow_no_branch_are_refused(verdict: Verdict, message: str) -> None:
     device = sent()
     with pytest.raises(ProtocolViolation, match=re.escape(message)):
-        list(device.apply(verdict))
+        device.apply(verdict)
 
 
 def test_further_tokens_may_not_follow_what_is_final() -> None:
@@ -257,9 +254,9 @@ def test_further_tokens_may_not_follow_what_is_final() -> None:
     fire(device, 1, 9, 8)
     device.send(max_tokens=1, branches=[BranchToken(1, 9)])
     device.send(max_tokens=1, branches=[BranchToken(1, 8)])
-    list(device.apply(Verdict(0, 4, 9, further_token_ids=(8,))))
+    device.apply(Verdict(0, 4, 9, further_token_ids=(8,)))
     with pytest.raises(ProtocolViolation, match="further_token_ids: they follow 5, which is final already"):
-        list(device.apply(Verdict(0, 5, 8, further_token_ids=(2,))))
+        device.apply(Verdict(0, 5, 8, further_token_ids=(2,)))
 
 
 TOKENS = st.integers(0, 3)
@@ -286,14 +283,14 @@ def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Verdict], d
             break
         try:
             if isinstance(move, Verdict):
-                list(device.apply(move))
+                device.apply(move)
             elif move == "send":
                 unsent = len(device.text) - device.sent
                 ids = data.draw(st.lists(TOKENS, max_size=4))
                 parents = [data.draw(st.integers(0, unsent + index)) for index in range(len(ids))]
                 device.send(branches=[BranchToken(*branch) for branch in zip(parents, ids, strict=True)])
             elif not device.exhausted:
-                list(device.draft(number % 4, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=move == "fire"))
+                (fire if move == "fire" else skip)(device, number % 4)
         except ProtocolViolation:
             break
         assert device.text[: len(final)] == final

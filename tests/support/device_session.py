@@ -9,11 +9,12 @@ import pytest
 from chaperone_common.errors import CloudUnavailable
 from chaperone_common.frames import Failure, Open, Opened
 from chaperone_common.session import Committed, DeviceSession, SessionEvent
-from chaperone_common.types import OnDeviation, Origin, SamplingParams, SessionId, Signal
+from chaperone_common.types import OnDeviation, Origin, Proposal, SamplingParams, SessionId, Signal
 
 EOS = 0
 PROMPT = (7, 8, 9)
 START = len(PROMPT)
+RUNNER_UP = 99
 OPEN = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT)
 
 
@@ -22,18 +23,21 @@ def session(
 ) -> DeviceSession:
     opening = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT, committed)
     device = DeviceSession(opening, limit=limit, on_deviation=on_deviation)
-    assert list(device.apply(Opened(prefilled=True, context_tokens=100))) == []
+    assert device.apply(Opened(prefilled=True, context_tokens=100)) == []
     return device
 
 
 def fire(device: DeviceSession, *token_ids: int, risk: float = 0.5) -> list[SessionEvent]:
-    signal = Signal(1.0, 0.5, 0.1, 1.0, risk)
-    return [event for token_id in token_ids for event in device.draft(token_id, signal, fires=True)]
+    return _draft(device, token_ids, Signal(1.0, 0.5, 0.1, 1.0, risk), fires=True)
 
 
 def skip(device: DeviceSession, *token_ids: int) -> list[SessionEvent]:
-    signal = Signal(0.0, 1.0, 1.0, 9.0, 0.0)
-    return [event for token_id in token_ids for event in device.draft(token_id, signal, fires=False)]
+    return _draft(device, token_ids, Signal(0.0, 1.0, 1.0, 9.0, 0.0), fires=False)
+
+
+def _draft(device: DeviceSession, token_ids: Iterable[int], signal: Signal, *, fires: bool) -> list[SessionEvent]:
+    proposals = [Proposal(token_id, signal, RUNNER_UP) for token_id in token_ids]
+    return [event for proposal in proposals for event in device.draft(proposal, fires=fires)]
 
 
 def with_two_questions() -> DeviceSession:
@@ -49,7 +53,7 @@ def with_two_questions() -> DeviceSession:
 
 def lose(device: DeviceSession) -> None:
     with pytest.raises(CloudUnavailable):
-        list(device.apply(Failure("UNAVAILABLE", "gone")))
+        device.apply(Failure("UNAVAILABLE", "gone"))
 
 
 def committed(events: Iterable[SessionEvent]) -> list[tuple[int, int, Origin]]:

@@ -58,8 +58,9 @@ class Scene:
         for risk in risks:
             signal = Signal(1.0, 0.5, 0.1, 1.0, risk)
             position = len(self.session.text)
-            list(self.session.draft(token_id, signal, fires=fires))
-            self.tree.add(position, Proposal(token_id, signal, RUNNER_UP))
+            proposal = Proposal(token_id, signal, RUNNER_UP)
+            self.session.draft(proposal, fires=fires)
+            self.tree.add(position, proposal)
             self.tree.settle(self.session.final)
         self.read = len(self.session.text) - 1
         return self
@@ -98,7 +99,7 @@ class Scene:
     def hear(self, frame: Opened | Verdict | Continuation) -> Scene:
         """A frame comes from the cloud, now."""
         self.pipeline.answered(frame, self.now_ms)
-        list(self.session.apply(frame))
+        self.session.apply(frame)
         self.pipeline.keep(len(self.session.spans))
         self.tree.settle(self.session.final)
         self.tree.cut(len(self.session.text))

@@ -16,12 +16,13 @@ from random import Random
 from chaperone_common.errors import CloudUnavailable
 from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session import Audited, CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
-from chaperone_common.types import BranchToken, Mode, OnDeviation, SamplingParams, SessionId, Signal
+from chaperone_common.types import BranchToken, Mode, OnDeviation, Proposal, SamplingParams, SessionId, Signal
 from edge_client.planner import Action, CatchUp, FixedPlanner, HandOver, Send, Wait
 from edge_client.planner import Draft as DraftOn
 
 VOCABULARY = 50
 EOS = 0
+SIGNAL = Signal(1.0, 0.5, 0.1, 1.0, 0.5)
 PROMPT = (7, 8, 9)
 
 
@@ -145,7 +146,7 @@ class Pair:
         self.wanted_ms.clear()
         self.down.clear()
         with suppress(CloudUnavailable):
-            list(self.device.apply(Failure("UNAVAILABLE", "cut")))
+            self.device.apply(Failure("UNAVAILABLE", "cut"))
         self._open(self.device.reopen())
 
     def _receive(self) -> bool:
@@ -172,7 +173,7 @@ class Pair:
             case DraftOn():
                 token_id = self.models.draft(device.text)
                 gate = self.mode is Mode.EXACT or token_id == EOS or self.models.doubts(device.text)
-                for event in device.draft(token_id, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=gate):
+                for event in device.draft(Proposal(token_id, SIGNAL, VOCABULARY), fires=gate):
                     self._note(event)
             case Send(tokens):
                 self._send(self.continuation_tokens, tokens or self.max_span_tokens)

@@ -80,12 +80,12 @@ class Desk:
         self.hear(Verdict(revision, position, token_id, further_token_ids=further))
 
     def _append(self, proposal: Proposal) -> None:
-        self._follow(self.session.draft(proposal.token_id, proposal.signal, fires=True), proposal)
+        self._follow(self.session.draft(proposal, fires=True))
 
-    def _follow(self, events: Iterable[SessionEvent], proposal: Proposal | None = None) -> None:
+    def _follow(self, events: Iterable[SessionEvent]) -> None:
         for event in events:
             self.events.append(event)
-            self.speculation.follow(self.session, event, proposal)
+            self.speculation.follow(self.session, event)
 
     def check(self) -> None:
         """Whatever happened, what is provisional is what the small model writes after the text before it."""

@@ -13,6 +13,7 @@ from chaperone_common.session.events import (
     SessionEvent,
     Unverified,
 )
+from chaperone_common.session.text_token import TextToken
 from chaperone_common.session.transitions import TRANSITIONS, Happening, State, mermaid, step
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Retracted",
     "SessionEvent",
     "State",
+    "TextToken",
     "Unverified",
     "mermaid",
     "step",

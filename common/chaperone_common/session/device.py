@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
+from typing import NoReturn
 
-from chaperone_common.errors import ProtocolViolation, error_from_status
+from chaperone_common.errors import ChaperoneError, ProtocolViolation, error_from_status
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
+from chaperone_common.session.text_token import TextToken
 from chaperone_common.session.transitions import Happening, State, step
 from chaperone_common.session.verdicts import begins_takeover, check_verdict, origins
 from chaperone_common.stats import Tally
-from chaperone_common.types import BranchToken, FinishReason, OnDeviation, Origin, Signal, Span
+from chaperone_common.types import BranchToken, FinishReason, OnDeviation, Origin, Proposal, Span
 
 
 class DeviceSession:
@@ -22,7 +25,7 @@ class DeviceSession:
         sent:  everything below was read by the cloud or is on its way to it
         read:  everything below was read by the cloud, as its answers tell, and audited where it was skipped
 
-    The methods that change it return or yield `SessionEvent`s; frames to send are returned, never sent.
+    Methods that change it return the list of `SessionEvent`s, or the frame to send; they send nothing themselves.
     """
 
     def __init__(self, open_frame: Open, *, limit: int, on_deviation: OnDeviation = OnDeviation.KEEP) -> None:
@@ -45,8 +48,7 @@ class DeviceSession:
         self.prefill_us = 0
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
-        self._risks: dict[int, float] = {}  # of drafted positions that the cloud has not read
-        self._fired: deque[int] = deque()  # provisional positions that the gate wants judged
+        self._tokens: list[TextToken] = []  # of the text from `first_new` on
         self._gated = False  # the gate has let a token pass, so that risks tell the cloud something
         self._skips_are_final = on_deviation is OnDeviation.KEEP
         self._deadline_ms = 0  # that the cloud was told on this stream; 0: none yet
@@ -64,7 +66,7 @@ class DeviceSession:
     @property
     def unsent_fires(self) -> int:
         """Tokens that were not sent to the cloud, and on which the gate fired."""
-        return sum(position >= self.sent for position in self._fired)
+        return sum(1 for _ in self._to_judge(self.sent))
 
     def tokens_to_ask(self, gap: int) -> int:
         """Unsent tokens up to the first one that the gate fired on, and on to others at most `gap` tokens behind it.
@@ -72,11 +74,10 @@ class DeviceSession:
         0 if it fired on none of them.
         """
         end = self.sent
-        for position in self._fired:
+        for position in self._to_judge(self._asked):
             if end > self.sent and position - end > gap:
                 break
-            if position >= self._asked:
-                end = position + 1
+            end = position + 1
         return end - self.sent
 
     @property
@@ -98,7 +99,7 @@ class DeviceSession:
         """
         if not self._skips_are_final or self.following or self.stranded:
             return self.final
-        fire = next((position for position in self._fired if position >= self._asked), len(self.text))
+        fire = next(self._to_judge(self._asked), len(self.text))
         return fire if fire > self._asked else self.final
 
     @property
@@ -127,18 +128,24 @@ class DeviceSession:
         """The cloud writes."""
         return self.state is State.CLOUD_WRITES
 
-    def draft(self, token_id: int, signal: Signal, *, fires: bool) -> Iterator[SessionEvent]:
+    def token(self, position: int) -> TextToken | None:
+        """Return the record of a token of the text; None for one of the prompt or of a resumed text."""
+        return self._tokens[position - self.first_new] if position >= self.first_new else None
+
+    def proposal(self, position: int) -> Proposal | None:
+        """Return the device's proposal that the text holds provisionally at a position, if it holds one there."""
+        return self._tokens[position - self.first_new].proposal if self.final <= position < len(self.text) else None
+
+    def draft(self, proposal: Proposal, *, fires: bool) -> list[SessionEvent]:
         """Append a drafted token: provisional behind a fire, else final at once, unless deviations are retracted."""
-        position = len(self.text)
-        self.text.append(token_id)
-        self._risks[position] = signal.risk
-        yield Drafted(position, token_id, signal, fires)
+        position, token_id = len(self.text), proposal.token_id
+        self._append(TextToken(token_id, proposal, fired=fires, to_judge=fires))
         if fires:
             self.tally.fired += 1
-            self._fired.append(position)
         else:
             self._gated = self._skips_are_final
-        yield from self._commit_skipped()
+        drafted = Drafted(position, token_id, proposal.signal, fires)
+        return [drafted, *self._commit_skipped()]
 
     def send(
         self,
@@ -160,7 +167,7 @@ class DeviceSession:
         final_before = max(self.sent, min(self._settled, end + 1))
         beside = tuple(branches) if final_before < end else ()
         span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens, beside)
-        risks = tuple(self._risks.get(position, 0.0) for position in range(span.start, end)) if self._gated else ()
+        risks = tuple(self._unread_risk(position) for position in range(span.start, end)) if self._gated else ()
         self.spans.append(span)
         self.sent = end
         self.tally.requests += 1
@@ -179,13 +186,22 @@ class DeviceSession:
         self._tail, self._tail_weight = (start, end), 1.0 / (audit_share or 1.0)
         return Close(start, tuple(self.text[start:end]))
 
-    def finish_at(self, length: int) -> Iterator[SessionEvent]:
-        """End the text at `length` because a stop string was completed there; later tokens are withdrawn."""
+    def finish_at(self, length: int) -> list[SessionEvent]:
+        """End the text at `length`, because a stop string was completed there; tokens behind it are undone.
+
+        Those may be final: the string is found only after the frame that completed it was applied.
+        """
         self.finish_reason = FinishReason.STOP
-        if len(self.text) > length:
-            yield from self._truncate(length)
-            self.spans.clear()
         self.final = length
+        self.spans.clear()
+        # Only the device's tokens are retracted. The cloud's own behind `length` were never shown.
+        drafted = [token for token in self._tokens[length - self.first_new :] if token.proposal is not None]
+        self.tally.retracted_tokens += sum(not token.overridden for token in drafted)
+        self._cut(length)
+        self.tally.forget_committed()
+        for token in self._tokens:
+            self._count_committed(token)
+        return [Retracted(length)] if drafted else []
 
     def reopen(self) -> Open:
         """Begin a new stream after a failure, from what the cloud is known to have read; a takeover is over with it.
@@ -197,8 +213,8 @@ class DeviceSession:
         if self.finish_reason is not None:
             raise ProtocolViolation(f"reopen: the text has ended at {self.final}; nothing is left to write")
         self.state = step(self.state, Happening.REOPEN)
-        provisional_and_sent = range(self.final, self.sent)
-        self._fired = deque([*provisional_and_sent, *(position for position in self._fired if position >= self.sent)])
+        for token in self._tokens[self.final - self.first_new : self.sent - self.first_new]:
+            token.to_judge = True
         self.sent = self.read = min(self.read, self.final)
         self.tally.requests -= len(self.spans)  # each is asked again
         self.spans.clear()
@@ -208,15 +224,18 @@ class DeviceSession:
         self._reopened = True
         return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read]))
 
-    def lose_cloud(self) -> Iterator[SessionEvent]:
+    def lose_cloud(self) -> list[SessionEvent]:
         """Go on without the cloud: what is provisional becomes final, and so does all that follows, unverified."""
         self._alone = True
         self.spans.clear()
-        self._fired.clear()
-        while self.final < len(self.text):
-            yield from self._commit(Origin.UNVERIFIED)
+        return [self._commit(Origin.UNVERIFIED) for _ in range(self.final, len(self.text))]
 
-    def apply(self, frame: ServerFrame) -> Iterator[SessionEvent]:
+    def fail(self, error: ChaperoneError) -> NoReturn:
+        """End the stream with an error, such as a deadline that passed on the device, and raise it."""
+        self.state = step(self.state, Happening.FAILURE)
+        raise error
+
+    def apply(self, frame: ServerFrame) -> list[SessionEvent]:
         """Take a frame from the cloud; raises ProtocolViolation, or the error that a Failure stands for."""
         match frame:
             case Opened():
@@ -234,21 +253,21 @@ class DeviceSession:
             case Continuation() if self.state is State.CLOSING:
                 self._count(frame)
             case Verdict():
-                yield from self._apply_verdict(frame)
+                return self._apply_verdict(frame)
             case Continuation():
-                yield from self._apply_continuation(frame)
+                return self._apply_continuation(frame)
             case Closed():
                 self.state = step(self.state, Happening.CLOSED)
                 self._count(frame)
                 deviations = tuple(sorted({*self._crossing, *frame.deviations}))
-                yield from self._audit(*self._tail, deviations, self._tail_weight)
+                return self._audit(*self._tail, deviations, self._tail_weight)
             case Failure():
-                self.state = step(self.state, Happening.FAILURE)
-                raise error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms)
+                self.fail(error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms))
+        return []
 
-    def _apply_verdict(self, verdict: Verdict) -> Iterator[SessionEvent]:
+    def _apply_verdict(self, verdict: Verdict) -> list[SessionEvent]:
         if self._is_replay(verdict):
-            return
+            return []
         if not self.spans:
             raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
         span = self.spans.popleft()
@@ -263,16 +282,16 @@ class DeviceSession:
         upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
         self._count(verdict)
         audited = min(span.final_before, span.end)
-        yield from self._audit(min(max(span.start, self.read), audited), audited, verdict.deviations)
+        events = self._audit(min(max(span.start, self.read), audited), audited, verdict.deviations)
         self._mark_read(span.end if told else verdict.position + len(tokens))
         while self.final < verdict.position:
-            yield from self._commit(Origin.VERIFIED)
+            events.append(self._commit(Origin.VERIFIED))
         for position, (token_id, origin) in enumerate(zip(tokens, vouching, strict=True), verdict.position):
-            yield from self._take(position, token_id, origin)
+            events += self._take(position, token_id, origin)
         if upcoming is not None and not self.spans and not begins:
             self._follow_contradicted(upcoming)
         self.revision = max(self.revision, verdict.revision)
-        yield from self._commit_skipped()
+        return events + self._commit_skipped()
 
     def _follow_contradicted(self, span: Span) -> None:
         """The cloud's token behind a span has contradicted the next one: it is taken for an override of that one.
@@ -283,81 +302,110 @@ class DeviceSession:
         if span.continuation_tokens and self.finish_reason is None:
             self.state = step(self.state, Happening.TAKEOVER)
 
-    def _apply_continuation(self, frame: Continuation) -> Iterator[SessionEvent]:
+    def _apply_continuation(self, frame: Continuation) -> list[SessionEvent]:
         end = frame.start + len(frame.token_ids)
         if frame.token_ids and end <= self.final and tuple(self.text[frame.start : end]) == frame.token_ids:
-            return  # a replay
+            return []  # a replay
         if frame.token_ids and frame.start != self.final:
             raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final}")
         self.state = step(self.state, Happening.HAND_BACK if frame.handed_back else Happening.CONTINUATION)
         self._count(frame)
+        events: list[SessionEvent] = []
         for token_id in frame.token_ids:
-            yield from self._take(self.final, token_id, Origin.TAKEOVER)
-        self._mark_read(max(self.read, min(end, self.final)))
+            events += self._take(self.final, token_id, Origin.TAKEOVER)
+        self._mark_read(min(end, self.final))
         if frame.handed_back:
-            yield from self._commit_skipped()
+            events += self._commit_skipped()
+        return events
 
-    def _take(self, position: int, token_id: int, origin: Origin) -> Iterator[SessionEvent]:
+    def _take(self, position: int, token_id: int, origin: Origin) -> list[SessionEvent]:
         """Commit the cloud's own token at a position; if the draft has another one there, it gives way."""
         if position < self.final:  # it was so when it was sent: the deviation, if any, is told with the next span
-            return
+            return []
         if self.finish_reason is not None:  # nothing follows the end, whatever the cloud says
-            return
+            return []
         if position < len(self.text) and self.text[position] == token_id:
             self.sent = max(self.sent, position + 1)
-            yield from self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)
-            return
+            return [self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)]
+        events: list[SessionEvent] = []
+        token = TextToken(token_id)
         if position < len(self.text):
-            self.tally.caught += 1
+            replaced = self._tokens[position - self.first_new]
+            token = TextToken(token_id, replaced.proposal, fired=replaced.fired)
             # Spans on their way that hold the position contradict what the cloud wrote there; on reading the first
             # of them the cloud raises the revision as well, so both ends agree without a word.
             if self.spans and self.spans[0].start <= position < self.sent:
                 self.revision += 1
-            yield from self._truncate(position)
+            events.append(self._truncate(position))
             origin = Origin.OVERRIDE if origin is Origin.BONUS else origin
-        self.text.append(token_id)
+        self._append(token)
         self.sent = position + 1
-        yield from self._commit(origin)
+        return [*events, self._commit(origin)]
 
-    def _commit(self, origin: Origin) -> Iterator[SessionEvent]:
+    def _append(self, token: TextToken) -> None:
+        self.text.append(token.token_id)
+        self._tokens.append(token)
+
+    def _commit(self, origin: Origin) -> Committed:
         position = self.final
-        token_id = self.text[position]
+        token = self._tokens[position - self.first_new]
         self.final += 1
-        while self._fired and self._fired[0] < self.final:
-            self._fired.popleft()
-        self.tally.committed(origin, self._risks.get(position, 0.0))
-        if token_id in self.eos_token_ids:
+        token.origin, token.to_judge = origin, False
+        token.risk = self._unread_risk(position)
+        self._count_committed(token)
+        if token.token_id in self.eos_token_ids:
             self.finish_reason = FinishReason.STOP
         elif self.final >= self.limit:
             self.finish_reason = FinishReason.LENGTH
-        yield Committed(position, token_id, origin)
+        return Committed(position, token.token_id, origin, proposal=token.proposal, fired=token.fired)
 
-    def _commit_skipped(self) -> Iterator[SessionEvent]:
+    def _count_committed(self, token: TextToken) -> None:
+        assert token.origin is not None, "a final token has an origin"
+        self.tally.committed(token.origin, token.risk, caught=token.overridden)
+
+    def _commit_skipped(self) -> list[SessionEvent]:
         """Commit drafted tokens up to the next fire; those that the cloud is being asked about wait for the verdict.
 
         While the cloud writes, all wait for what it writes there.
         """
-        if not (self._skips_are_final or self._alone):
-            return
-        while not self.following and self.final < len(self.text) and (not self._fired or self.final < self._fired[0]):
+        events: list[SessionEvent] = []
+        if self.following or not (self._skips_are_final or self._alone):
+            return events
+        end = next(self._to_judge(self.final), len(self.text))
+        while self.final < end:
             if any(span.end == self.final and span.asks_next for span in self.spans):
-                return
+                break
             if self.final < self.sent and not any(span.start <= self.final < span.final_before for span in self.spans):
-                return
-            yield from self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT)
+                break
+            events.append(self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT))
+        return events
 
-    def _truncate(self, length: int) -> Iterator[SessionEvent]:
-        self.tally.retracted_tokens += len(self.text) - max(length, self.final)
-        del self.text[length:]
-        self.sent = min(self.sent, length)
+    def _truncate(self, length: int) -> Retracted:
+        """Withdraw the tokens from `length` on, all of them provisional."""
+        self.tally.retracted_tokens += len(self.text) - length
+        self._cut(length)
         self.spans = deque(span for span in self.spans if span.end <= length)  # these are answered nevertheless
-        self._fired = deque(position for position in self._fired if position < length)
-        self._risks = {position: risk for position, risk in self._risks.items() if position < length}
-        yield Retracted(length)
+        return Retracted(length)
+
+    def _cut(self, length: int) -> None:
+        del self.text[length:]
+        del self._tokens[length - self.first_new :]
+        self.sent = min(self.sent, length)
+
+    def _to_judge(self, start: int) -> Iterator[int]:
+        """Provisional positions from `start` on that the cloud has to judge."""
+        begin = max(start, self.final)
+        tokens = islice(self._tokens, begin - self.first_new, None)
+        return (position for position, token in enumerate(tokens, begin) if token.to_judge)
+
+    def _unread_risk(self, position: int) -> float:
+        """The risk of a drafted token that the cloud has not read; 0 of any other."""
+        token = self.token(position)
+        if token is None or token.proposal is None or token.overridden or position < self.read:
+            return 0.0
+        return token.proposal.signal.risk
 
     def _mark_read(self, length: int) -> None:
-        for position in range(self.read, length):
-            self._risks.pop(position, None)
         self.read = max(self.read, length)
 
     def _is_replay(self, verdict: Verdict) -> bool:
@@ -365,11 +413,10 @@ class DeviceSession:
         old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
         return old and verdict.position < self.final
 
-    def _audit(self, start: int, end: int, deviations: tuple[int, ...], weight: float = 1.0) -> Iterator[SessionEvent]:
+    def _audit(self, start: int, end: int, deviations: tuple[int, ...], weight: float = 1.0) -> list[SessionEvent]:
         self.tally.audited_tokens += end - start
         self.tally.deviations += len(deviations)
-        if start < end:
-            yield Audited(start, end, deviations, weight)
+        return [Audited(start, end, deviations, weight)] if start < end else []
 
     def _count(self, frame: Opened | Verdict | Continuation | Closed) -> None:
         self.tally.cloud_queue_us += frame.queue_us

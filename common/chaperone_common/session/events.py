@@ -6,12 +6,12 @@ or `Failed` ends it. Each has a `text`, which is empty where the event adds none
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.stats import GenerationStats
-from chaperone_common.types import FinishReason, Origin, Signal
+from chaperone_common.types import FinishReason, Origin, Proposal, Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,24 @@ class Retracted:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A final token; `text` is what it adds to the output, whole characters only."""
+    """A final token; `text` is what it adds to the output, whole characters only.
+
+    Events are equal if they say the same about the text, whatever the device had proposed.
+    """
 
     position: int
     token_id: int
     origin: Origin
     text: str = ""
+    # The device's proposal for this position. None if the cloud wrote here first.
+    proposal: Proposal | None = field(default=None, compare=False, repr=False)
+    # The gate asked the cloud about the proposal.
+    fired: bool = field(default=False, compare=False, repr=False)
+
+    @property
+    def replaced(self) -> Proposal | None:
+        """The device's proposal, if the cloud's token took its place."""
+        return self.proposal if self.proposal is not None and self.proposal.token_id != self.token_id else None
 
 
 @dataclass(frozen=True, slots=True)

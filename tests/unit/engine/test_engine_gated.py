@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 
-from chaperone_common.frames import ClientFrame, Close, Draft, Open, ServerFrame, Verdict
+from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, ServerFrame, Verdict
 from chaperone_common.session import Audited, Committed, Drafted, Event, Finished, Retracted, SessionEvent
 from chaperone_common.types import Mode, OnDeviation, Origin, Promises, Proposal, Signal
 from edge_client.gate import Budgeted, Calibration, Control, Gate, Never, Threshold
@@ -113,15 +113,108 @@ def test_a_share_of_the_texts_about_which_nothing_was_asked_is_audited(audited: 
     assert finished(events).stats.audited_tokens == len(close.token_ids)
 
 
-@pytest.mark.parametrize(("share", "held"), [(1.0, Budgeted), (0.0, Never)])
-def test_a_text_that_is_not_audited_is_let_go_of(share: float, held: type[Gate]) -> None:
-    """Else its tokens would count as waiting, for what nobody will read, as long as somebody holds the engine."""
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_the_gate_of_a_text_that_is_not_audited_is_closed(share: float) -> None:
+    """Else its tokens would count as waiting for an audit that does not come."""
     link = FakeLink(cloud_of(TARGET))
-    stage = gated(Budgeted(Control(Promises(0.0, 1.0))), link, audit_share=share)
-    stage.run()
+    gate = Skipping()
+    gated(gate, link, audit_share=share).run()
     (close,) = closes(link)
     assert bool(close.token_ids) == bool(share)
-    assert type(stage.engine.gate) is held
+    assert gate.times_closed == (0 if share else 1), "an audit is on its way, and the gate waits for it"
+
+
+# The end of a gate
+
+
+class Skipping(Gate):
+    """A gate that asks about no token, and checks that nothing is reported after it was closed."""
+
+    def __init__(self) -> None:
+        self.times_closed = 0
+        self.events = 0
+
+    def fires(self, signal: Signal) -> bool:
+        return False
+
+    def follow(self, event: SessionEvent) -> None:
+        assert not self.times_closed
+        self.events += 1
+
+    def close(self) -> None:
+        self.times_closed += 1
+
+
+def silent_after(frames: int) -> Callable[[ClientFrame], Iterable[ServerFrame]]:
+    """A cloud that answers some frames, and none after them."""
+    answer, left = cloud_of(TARGET), [frames]
+
+    def cloud(frame: ClientFrame) -> Iterable[ServerFrame]:
+        left[0] -= 1
+        return answer(frame) if left[0] >= 0 else ()
+
+    return cloud
+
+
+def refusing(frame: ClientFrame) -> Iterable[ServerFrame]:
+    return [Failure("UNAVAILABLE", "the cloud is down")]
+
+
+async def _to_the_end(stage: Stage) -> None:
+    async for _ in stage.engine.stream():
+        pass
+
+
+async def _audited(stage: Stage) -> None:
+    await _to_the_end(stage)
+    assert stage.engine.audit_pending
+    await stage.engine.audit()
+
+
+async def _left(stage: Stage) -> None:
+    async with aclosing(stage.engine.stream()) as events:
+        async for event in events:
+            if isinstance(event, Committed):
+                break
+    await stage.engine.audit()
+
+
+async def _cancelled(stage: Stage) -> None:
+    async for event in stage.engine.stream():
+        if isinstance(event, Committed):
+            stage.engine.cancel()
+    await stage.engine.audit()
+
+
+async def _audit_cancelled(stage: Stage) -> None:
+    await _to_the_end(stage)
+    audit = asyncio.create_task(stage.engine.audit())
+    await asyncio.sleep(0)
+    audit.cancel()
+    with suppress(asyncio.CancelledError):
+        await audit
+
+
+ENDINGS: dict[str, tuple[Callable[[Stage], Awaitable[None]], FakeLink, dict[str, Any]]] = {
+    "audited with the text": (_to_the_end, FakeLink(cloud_of(TARGET)), {"closing_audit": True}),
+    "audited after the text": (_audited, FakeLink(cloud_of(TARGET)), {}),
+    "not audited": (_to_the_end, FakeLink(cloud_of(TARGET)), {"audit_share": 0.0}),
+    "an audit that is cancelled": (_audit_cancelled, FakeLink(silent_after(1)), {"closing_audit": False}),
+    "an audit that never comes": (_to_the_end, FakeLink(silent_after(1)), {"closing_audit": True}),
+    "left early": (_left, FakeLink(cloud_of(TARGET)), {}),
+    "cancelled": (_cancelled, FakeLink(cloud_of(TARGET)), {}),
+    "failed": (_to_the_end, FakeLink(refusing), {}),
+    "gone on alone": (_to_the_end, FakeLink(refusing), {"continue_without_cloud": True}),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_ending_closes_the_gate_once(ending: str) -> None:
+    run, link, settings = ENDINGS[ending]
+    gate = Skipping()
+    stage = gated(gate, link, **settings)
+    asyncio.run(run(stage))  # type: ignore[arg-type]
+    assert gate.times_closed == 1
 
 
 # Risks

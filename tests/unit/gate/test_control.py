@@ -32,7 +32,7 @@ def run(
 ) -> tuple[int, int, int]:
     """Let a gate go by the control's threshold; returns asked, caught and missed."""
     unread: deque[tuple[float, bool]] = deque()
-    generations = (control.opened(), control.opened())  # that take turns
+    generations = (control.register(), control.register())  # that take turns
     asked = caught = missed = 0
 
     def wait() -> None:
@@ -118,7 +118,7 @@ def run_many(control: Control, texts: Sequence[Sequence[tuple[float, bool]]]) ->
     Returns of each token its risk, whether it was overridden, and whether the gate fired.
     """
     fates: list[tuple[float, bool, bool]] = []
-    readers = [(tokens, control.opened(), deque[bool]()) for tokens in texts]
+    readers = [(tokens, control.register(), deque[bool]()) for tokens in texts]
 
     def audit(unread: Unread, waiting: deque[bool]) -> None:
         foretold, unread.tokens, unread.risk = unread.risk, 0, 0.0
@@ -237,7 +237,7 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
     caught = missed = 0
     for _ in range(texts):
         skipped = []
-        waiting = control.opened()
+        waiting = control.register()
         for risk, overridden in stream(random, 20, 0.1):
             fires = risk >= control.threshold
             control.saw(risk, skipped=not fires)
@@ -248,7 +248,7 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
                 skipped.append((risk, overridden))
                 waiting.tokens, waiting.risk = waiting.tokens + 1, waiting.risk + risk
         missed += sum(overridden for _, overridden in skipped)
-        del waiting
+        control.unregister(waiting)
         if random.random() < share:
             risks, fates = [risk for risk, _ in skipped], [overridden for _, overridden in skipped]
             control.audited(len(skipped), sum(fates), foretold=sum(risks), weight=1 / share)
@@ -322,10 +322,10 @@ def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(
     control = Control(promises, calibration(1))
     control.audited(7, 7, foretold=0.7)  # 6.3 over
     assert control.threshold == 0.0
-    waiting = control.opened()
+    waiting = control.register()
     waiting.tokens = 10
     assert control.threshold > 0.0
-    del waiting  # its generation is gone, and will add nothing
+    control.unregister(waiting)  # no audit will read them
     assert control.threshold == 0.0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
-from chaperone_common.types import Mode, Origin, Promises, Signal
+from chaperone_common.types import Mode, Origin, Promises, Proposal, Signal
 from edge_client.config import GateSettings
 from edge_client.gate import Always, Budgeted, Calibration, Control, Entry, Ledger, Never, Threshold, Totals
 from edge_client.gate.gating import Gates
@@ -26,6 +28,14 @@ SIGNALS = st.builds(
 
 def signal(risk: float) -> Signal:
     return Signal(1.0, 0.5, 0.1, 1.0, risk)
+
+
+def committed(
+    position: int, token_id: int, origin: Origin, risk: float, *, drafted: int | None = None, fired: bool = False
+) -> Committed:
+    """A final token where the device had drafted, the same token unless `drafted` is another one."""
+    proposal = Proposal(token_id if drafted is None else drafted, signal(risk), 99)
+    return Committed(position, token_id, origin, proposal=proposal, fired=fired)
 
 
 @given(signal=SIGNALS)
@@ -79,11 +89,11 @@ def test_a_ledger_tells_every_fate_apart() -> None:
     ledger = Ledger()
     doubt = signal(0.25)
     events: list[SessionEvent] = [
-        *(Drafted(3, 1, doubt), Committed(3, 1, Origin.DRAFT)),
+        *(Drafted(3, 1, doubt), committed(3, 1, Origin.DRAFT, 0.25)),
         *(Drafted(4, 2, doubt), Drafted(5, 6, doubt), Drafted(6, 7, doubt)),
-        *(Audited(3, 4, (3,)), Committed(4, 2, Origin.VERIFIED)),
-        *(Retracted(5), Committed(5, 9, Origin.OVERRIDE), Committed(6, 7, Origin.TAKEOVER)),
-        *(Drafted(7, 1, doubt), Committed(7, 1, Origin.DRAFT)),
+        *(Audited(3, 4, (3,)), committed(4, 2, Origin.VERIFIED, 0.25)),
+        *(Retracted(5), committed(5, 9, Origin.OVERRIDE, 0.25, drafted=6), Committed(6, 7, Origin.TAKEOVER)),
+        *(Drafted(7, 1, doubt), committed(7, 1, Origin.DRAFT, 0.25)),
     ]
     assert [ledger.follow(event).settled for event in events] == [
         *(None, 0.25),
@@ -121,7 +131,7 @@ def test_where_skips_are_provisional_one_that_gives_way_counts_as_a_deviation() 
         ledger.follow(Drafted(3, 1, signal(0.25), fired))
         assert list(ledger.unread) == ([] if fired else [3])
         ledger.follow(Retracted(3))
-        entry = ledger.follow(Committed(3, 9, Origin.OVERRIDE))
+        entry = ledger.follow(committed(3, 9, Origin.OVERRIDE, 0.25, drafted=1, fired=fired))
         assert (ledger.caught, ledger.deviations) == expected
         assert (entry.skipped, entry.foretold) == ((False, 0.0) if fired else (True, 0.25))
         assert ledger.unread == {}
@@ -131,7 +141,7 @@ def test_where_skips_are_provisional_one_that_stands_was_read_too() -> None:
     ledger = Ledger(stay_provisional=True)
     ledger.follow(Drafted(3, 1, signal(0.25)))
     ledger.follow(Drafted(4, 2, signal(0.5)))
-    assert ledger.follow(Committed(3, 1, Origin.VERIFIED)) == Entry(0.25, skipped=True, audited=1, foretold=0.25)
+    assert ledger.follow(committed(3, 1, Origin.VERIFIED, 0.25)) == Entry(0.25, skipped=True, audited=1, foretold=0.25)
     ledger.follow(Retracted(4))
     assert (ledger.audited, ledger.unread) == (1, {})
 
@@ -139,15 +149,46 @@ def test_where_skips_are_provisional_one_that_stands_was_read_too() -> None:
 def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
     control = Control(Promises(0.5, 1.0))
     gate = Budgeted(control)
-    missed: list[SessionEvent] = [Drafted(3, 1, signal(0.2)), Committed(3, 1, Origin.DRAFT), Audited(3, 4, (3,))]
+    missed: list[SessionEvent] = [Drafted(3, 1, signal(0.2)), committed(3, 1, Origin.DRAFT, 0.2), Audited(3, 4, (3,))]
     for event in missed:
         gate.follow(event)
     assert control.totals == Totals(tokens=1, caught=0, audited=1, deviations=1)
-    asked: list[SessionEvent] = [Drafted(4, 2, signal(0.2)), Retracted(4), Committed(4, 5, Origin.OVERRIDE)]
+    asked: list[SessionEvent] = [
+        Drafted(4, 2, signal(0.2)),
+        Retracted(4),
+        committed(4, 5, Origin.OVERRIDE, 0.2, drafted=2),
+    ]
     for event in asked:
         gate.follow(event)
     assert control.totals == Totals(tokens=2, caught=1, audited=1, deviations=1)
     assert control.totals.catch == 0.5
+
+
+def test_an_open_gate_counts_and_a_closed_one_does_not_whoever_holds_it() -> None:
+    """Closing decides, not garbage collection: both gates are alive all the time, and then none is."""
+    spent = Calibration.of([0.01 * number for number in range(1, 61)], [True] * 60)
+    control = Control(Promises(0.9, 1.0), spent)
+    control.audited(7, 7, foretold=0.7)
+    assert control.threshold == 0.0, "the budget is spent"
+    gates = [Budgeted(control), Budgeted(control)]
+    for gate in gates:
+        for position in range(3, 13):
+            gate.follow(committed(position, 1, Origin.DRAFT, 0.001))
+    assert control.threshold > 0.0, "unread tokens allow for more"
+    gates[0].close()
+    assert control.threshold > 0.0
+    gates[1].close()
+    assert control.threshold == 0.0
+    gates[1].close()  # again
+
+    def abandoned() -> None:
+        gate = Budgeted(control)
+        for position in range(3, 13):
+            gate.follow(committed(position, 1, Origin.DRAFT, 0.001))
+
+    abandoned()
+    gc.collect()
+    assert control.threshold > 0.0, "a gate that nobody closed counts, even if nobody holds it"
 
 
 def test_a_sampled_audit_stands_for_those_that_were_not_made() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from chaperone_common.frames import Open, Verdict
 from chaperone_common.session import DeviceSession
-from chaperone_common.types import Mode, SamplingParams, SessionId, Signal
+from chaperone_common.types import Mode, Proposal, SamplingParams, SessionId, Signal
 from edge_client.planner import Action, CatchUp, Draft, FixedPlanner, HandOver, Send, Wait
 
 EOS = 0
@@ -19,7 +19,7 @@ def session(limit: int = 30) -> DeviceSession:
 
 def draft(device: DeviceSession, *token_ids: int, fires: bool = True) -> None:
     for token_id in token_ids:
-        list(device.draft(token_id, SIGNAL, fires=fires))
+        device.draft(Proposal(token_id, SIGNAL, 99), fires=fires)
 
 
 def planner(
@@ -62,7 +62,7 @@ def test_a_verdict_frees_the_way() -> None:
     device = session()
     plan = planner(spans_in_flight=1, run_ahead_tokens=3)
     run(plan, device, steps=99)
-    list(device.apply(Verdict(0, 6, 5)))
+    device.apply(Verdict(0, 6, 5))
     assert plan.next_action(device) == Draft()
 
 
@@ -103,7 +103,7 @@ def test_cloud_mode_hands_over_all_that_is_left_once() -> None:
     device = session(limit=30)
     plan = planner(Mode.CLOUD)
     assert run(plan, device, steps=99) == [HandOver(27), Wait()]
-    list(device.apply(Verdict(0, 3, 5)))
+    device.apply(Verdict(0, 3, 5))
     assert device.following
     assert plan.next_action(device) == Wait()
 
@@ -113,5 +113,5 @@ def test_while_the_cloud_writes_the_device_waits(mode: Mode) -> None:
     device = session()
     draft(device, 1)
     device.send(continuation_tokens=4)
-    list(device.apply(Verdict(1, 3, 5)))
+    device.apply(Verdict(1, 3, 5))
     assert planner(mode).next_action(device) == Wait()
