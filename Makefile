@@ -18,9 +18,10 @@ help: ## this list
 
 setup: $(SETUP) ## .venv with everything, pinned by constraints.txt
 
-$(SETUP): pyproject.toml constraints.txt
+$(SETUP): pyproject.toml link_emulator/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[edge,cloud,build,calibrate,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
+	  -e '.[edge,cloud,build,calibrate,dev]' -e ./link_emulator
 	touch $@
 
 demo: $(SETUP) ## the default pair, cloud and device as two processes, side by side with plain streaming

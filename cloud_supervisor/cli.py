@@ -6,7 +6,7 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +15,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from chaperone_common.command.console import Console, ReaderGone
-from chaperone_common.command.parser import CommandParser
-from chaperone_common.errors import ChaperoneError, ConfigError, InvalidRequest, OutputLost
+from chaperone_common.command.console import Console
+from chaperone_common.command.parser import CommandParser, checked
+from chaperone_common.command.program import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, run_program
+from chaperone_common.errors import ConfigError, OutputLost
 from chaperone_common.resources import found_config
 from chaperone_common.settings import load_yaml
 from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen, check_pair_name
 
 PROGRAM = "chaperone-cloud"
 OWN_PACKAGES = ("cloud_supervisor", "chaperone_common")
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,34 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     ends it at once. `models pull` removes what it has begun when Ctrl-C, SIGTERM or SIGHUP end it.
     """
     console = Console.standard(PROGRAM)
-    try:
-        return console.finished(_run(argv, console))
-    except SystemExit as ended:  # of argparse, which has said why
-        raise SystemExit(console.finished(EXIT_OK if ended.code is None else int(ended.code))) from None
+    return run_program(console, lambda: _run(argv, console))
 
 
 def _run(argv: Sequence[str] | None, console: Console) -> int:
-    extras = "cloud"
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("torch").setLevel(logging.WARNING)  # it would tell of its caches when the process ends
     try:
-        arguments = _parser().parse_args(argv)
-        extras = arguments.extras
-        logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("torch").setLevel(logging.WARNING)  # it would tell of its caches when the process ends
         arguments.run(console, arguments)
-    except ReaderGone:
-        return EXIT_OK
-    except ChaperoneError as error:
-        console.complain(error.message)
-        return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_ERROR
     except ImportError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # libraries make this of Ctrl-C while they are imported
             return EXIT_INTERRUPTED
         if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug, which needs its traceback
             raise
-        console.complain(f"{error}; this command needs more packages: pip install 'chaperone-llm[{extras}]'")
+        console.complain(f"{error}; this command needs more packages: pip install 'chaperone-llm[{arguments.extras}]'")
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except _Ended as ended:
         return ended.exit_code
     return EXIT_OK
@@ -76,11 +64,11 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="supervise devices with one large model")
     serve.add_argument("--config", type=_file, help="YAML file; flags override it")
-    serve.add_argument("--listen", metavar="HOST:PORT", type=_checked(check_listen), help="port 0 takes a free one")
+    serve.add_argument("--listen", metavar="HOST:PORT", type=checked(check_listen), help="port 0 takes a free one")
     serve.add_argument(
         "--pair",
         metavar="NAME",
-        type=_checked(check_pair_name),
+        type=checked(check_pair_name),
         help="model pair: tiny, default, or another name of models.yaml",
     )
     serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
@@ -90,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="fetch, convert and list models")
     model_commands = models.add_subparsers(required=True, metavar="COMMAND")
     pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
-    pull.add_argument("--pair", default="default", metavar="NAME", type=_checked(check_pair_name))
+    pull.add_argument("--pair", default="default", metavar="NAME", type=checked(check_pair_name))
     pull.add_argument("--registry", type=_file, help="another models.yaml")
     pull.add_argument("--force", action="store_true", help="build it again")
     pull.set_defaults(run=_pull, extras="cloud,build")
@@ -98,18 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--registry", type=_file, help="another models.yaml")
     listing.set_defaults(run=_list)
     return parser
-
-
-def _checked(check: Callable[[str], str]) -> Callable[[str], str]:
-    """Turn a setting's own check into one of a flag: argparse names the flag, and ends with the code of wrong usage."""
-
-    def convert(text: str) -> str:
-        try:
-            return check(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-    return convert
 
 
 def _file(text: str) -> Path:

@@ -1,6 +1,6 @@
 """Whether the link emulator does what its profiles say: `python -m benchmarks calibration`.
 
-For each profile, and for plain links of 20, 100 and 200 ms, `chaperone link run` is started and measured from outside:
+For each profile, and for plain links of 20, 100 and 200 ms, `chaperone-link run` is started and measured from outside:
 
 round trip   an echo of 32 bytes, one after another. The same link, built from the same seed, is run in virtual time
              beside it; both draw the same jitter and losses, so that their quantiles compare pair by pair.
@@ -90,8 +90,8 @@ def across(profile: Profile, seed: int, to: str) -> Iterator[socket.socket]:
 
 @contextmanager
 def link_process(profile: Path, to: str, seed: int) -> Iterator[str]:
-    """Run `chaperone link run`; yields its address."""
-    command = [sys.executable, "-m", "edge_client.apps.cli.main", "link", "run"]
+    """Run `chaperone-link run`; yields its address."""
+    command = [sys.executable, "-m", "link_emulator.command", "run"]
     command += ["--profile", str(profile), "--to", to, "--seed", str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:

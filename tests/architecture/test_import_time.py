@@ -21,7 +21,7 @@ OF_GRPC = {"grpc_health", "grpc_reflection", "grpc_tools"}  # it loads these by 
 
 IMPORT_SDK = "import edge_client"
 DEVICE_HELP = "from edge_client.apps.cli.main import main; main(['generate', '--help'])"
-LINK_HELP = "from edge_client.apps.cli.main import main; main(['link', 'run', '--help'])"
+LINK_HELP = "from link_emulator.command import main; main(['run', '--help'])"
 SERVE_HELP = "from cloud_supervisor.cli import main; main(['serve', '--help'])"
 PULL_HELP = "from cloud_supervisor.cli import main; main(['models', 'pull', '--help'])"
 
@@ -62,11 +62,11 @@ def packages_loaded(statement: str) -> set[str]:
     [
         (IMPORT_SDK, {"chaperone_common", "edge_client"}, DEVICE),
         (DEVICE_HELP, {"chaperone_common", "edge_client"}, DEVICE),
-        (LINK_HELP, {"chaperone_common", "edge_client"}, DEVICE),
+        (LINK_HELP, {"chaperone_common", "link_emulator"}, DATA | {"numpy"}),
         (SERVE_HELP, {"chaperone_common", "cloud_supervisor"}, DATA),
         (PULL_HELP, {"chaperone_common", "cloud_supervisor"}, DATA),
     ],
-    ids=["sdk", "chaperone generate", "chaperone link", "chaperone-cloud serve", "chaperone-cloud models"],
+    ids=["sdk", "chaperone generate", "chaperone-link", "chaperone-cloud serve", "chaperone-cloud models"],
 )
 def test_nothing_is_loaded_that_is_not_needed(statement: str, own: set[str], libraries: set[str]) -> None:
     loaded = packages_loaded(statement)

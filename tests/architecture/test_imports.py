@@ -114,6 +114,8 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
             "edge_client.planner.adaptive -> edge_client.ports",
         ),
         ("link_emulator/proxy.py", "import edge_client.ports", "link_emulator.proxy -> edge_client.ports"),
+        ("edge_client/client.py", "import link_emulator.model", "edge_client.client -> link_emulator.model"),
+        ("cloud_supervisor/service.py", "import link_emulator", "cloud_supervisor.service -> link_emulator"),
         ("link_emulator/proxy.py", "import grpc", "link_emulator.proxy -> grpc"),
         (f"{COMMON}/sampling.py", "import link_emulator.model", "chaperone_common.sampling -> link_emulator.model"),
         ("edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),

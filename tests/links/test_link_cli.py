@@ -1,8 +1,8 @@
-"""`chaperone link`: a link in a process of its own, how it ends, and what it refuses."""
+"""`chaperone-link`: a link in a process of its own, how it ends, and what it refuses."""
 
 from __future__ import annotations
 
-import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from edge_client.apps.cli.main import main
+from edge_client.apps.cli.main import main as device_main
 from link_emulator import profile_names
+from link_emulator.command import main
 
 UNUSED = "127.0.0.1:1"
 
@@ -38,7 +39,7 @@ def echo_server() -> Iterator[str]:
 
 @pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_it_carries_bytes_and_ends_by_a_signal(ending: signal.Signals, code: int) -> None:
-    command = [sys.executable, "-m", "edge_client.apps.cli.main", "link", "run", "--profile", "lan", "--seed", "3"]
+    command = [sys.executable, "-m", "link_emulator.command", "run", "--profile", "lan", "--seed", "3"]
     with echo_server() as address:
         process = subprocess.Popen(
             [*command, "--to", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -59,7 +60,7 @@ def test_it_carries_bytes_and_ends_by_a_signal(ending: signal.Signals, code: int
 
 
 def test_profiles_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["link", "profiles"]) == 0
+    assert main(["profiles"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["name", "label", "rtt"]
     assert [line.split()[0] for line in lines] == profile_names()
@@ -77,26 +78,29 @@ def test_profiles_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_wrong_flags_are_two(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str) -> None:
-    assert main(["link", "run", "--to", UNUSED, *arguments]) == 2
+    assert main(["run", "--to", UNUSED, *arguments]) == 2
     assert complaint in capsys.readouterr().err
 
 
 def test_a_taken_port_is_two(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        assert main(["link", "run", "--rtt-ms", "20", "--to", UNUSED, "--listen", address]) == 2
+        assert main(["run", "--rtt-ms", "20", "--to", UNUSED, "--listen", address]) == 2
     assert f"listen: {address} cannot be listened on: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [(), ("--profile", "lan", "--rtt-ms", "20")])
 def test_a_link_is_named_once(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["link", "run", "--to", UNUSED, *arguments])
+        main(["run", "--to", UNUSED, *arguments])
     assert ended.value.code == 2
     assert "--rtt-ms" in capsys.readouterr().err
 
 
-def test_generating_does_not_load_the_emulator() -> None:
-    program = "import sys; from edge_client.apps.cli import main; main._parser(); print('link_emulator' in sys.modules)"
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "False\n"
+@pytest.mark.parametrize("rest", [[], ["profiles"], ["run", "--rtt-ms", "5", "--to", "a b"], ["--help"]])
+def test_chaperone_link_names_the_script_that_replaced_it(capsys: pytest.CaptureFixture[str], rest: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        device_main(["link", *rest])
+    assert ended.value.code == 2
+    expected = f"chaperone: error: `chaperone link` is now `{shlex.join(['chaperone-link', *rest])}`\n"
+    assert capsys.readouterr().err.endswith(expected)

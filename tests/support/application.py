@@ -17,7 +17,7 @@ from edge_client import EdgeConfig
 import chaperone_common
 import cloud_supervisor
 
-found = {{name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers")}}
+found = {{name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "link_emulator")}}
 print(json.dumps({{
     "own": [common.OWNER, configs.OWNER],
     "installed": [package.__file__ for package in (chaperone_common, cloud_supervisor, edge_client)],
@@ -50,7 +50,7 @@ def check_application(folder: Path, python: Path) -> None:
         assert all(file.startswith(packages) for file in report["installed"])
         assert report["defaults"]
         assert report["packaged"] == [True] * 3
-        assert report["found"] == {"torch": False, "transformers": False}
+        assert report["found"] == {"torch": False, "transformers": False, "link_emulator": False}
     assert "usage: chaperone generate" in _output(folder, str(python.parent / "chaperone"), "generate", "--help")
     assert "usage: chaperone-cloud serve" in _output(folder, str(python.parent / "chaperone-cloud"), "serve", "--help")
 

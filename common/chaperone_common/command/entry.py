@@ -1,7 +1,8 @@
-"""Where the two commands begin: small, so that Ctrl-C while the rest is being imported ends them without a traceback.
+"""The functions that the installed scripts call.
 
-The packages of the ends are imported by name: this file stands above all layers, though it lies in the lowest folder,
-whose own import takes no time.
+Importing a command takes up to a second. Ctrl-C in that time ends the process without a traceback, so this module must
+run before any of our packages is imported: `edge_client` and `link_emulator` import all their parts. Therefore it lies
+here, in the package that imports nothing, and imports the commands by name.
 """
 
 from __future__ import annotations
@@ -13,29 +14,34 @@ EXIT_INTERRUPTED = 130
 
 
 def device() -> int:
-    """Run `chaperone`; return its exit code."""
+    """Run `chaperone` and return its exit code."""
     return _run("edge_client.apps.cli.main")
 
 
 def cloud() -> int:
-    """Run `chaperone-cloud`; return its exit code."""
+    """Run `chaperone-cloud` and return its exit code."""
     return _run("cloud_supervisor.cli")
 
 
-def _run(module: str) -> int:
-    """Import a command and run it. Before and after that, Ctrl-C ends the process as the system does, without a word.
+def link() -> int:
+    """Run `chaperone-link` and return its exit code."""
+    return _run("link_emulator.command")
 
-    As a KeyboardInterrupt it would pass through libraries that make errors of their own of it.
+
+def _run(module: str) -> int:
+    """Import a command and run it. Before and after that, Ctrl-C ends the process by the signal itself.
+
+    A KeyboardInterrupt would pass through libraries that turn it into errors of their own.
     """
     handler = signal.getsignal(signal.SIGINT)
-    told = handler is signal.default_int_handler  # or the process was started so that it ignores Ctrl-C
-    if told:
+    raises_interrupt = handler is signal.default_int_handler  # False if the parent process ignores Ctrl-C
+    if raises_interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     main = import_module(module).main
     try:
         signal.signal(signal.SIGINT, handler)
         exit_code: int = main()
-        if told:
+        if raises_interrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

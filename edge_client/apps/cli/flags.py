@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from chaperone_common.address import check_address, host_and_port
+from chaperone_common.address import check_address
 from chaperone_common.artefacts.folders import PAIR_NAME
 from chaperone_common.command.console import Console
-from chaperone_common.command.parser import CommandParser
+from chaperone_common.command.parser import CommandParser, checked, refuse
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.types import Mode
 from edge_client.cancellation import MAX_TIMEOUT_S
@@ -40,7 +41,7 @@ def parser(description: str, exit_codes: str, runs: Mapping[str, Run]) -> argpar
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands, f"{BATCHES}\n{exit_codes}", runs["generate"])
     _add_calibrate(commands, runs["calibrate"])
-    _add_link(commands, runs["link run"], runs["link profiles"])
+    _add_link(commands, top)
     return top
 
 
@@ -100,33 +101,21 @@ def _add_calibrate(commands: Commands[CommandParser], run: Run) -> None:
 def _add_settings(command: argparse.ArgumentParser) -> None:
     """Whose flags `generate` and `calibrate` share."""
     command.add_argument("--config", type=path, help="YAML file; flags override it")
-    command.add_argument("--cloud", type=address, metavar="HOST:PORT", help="address of chaperone-cloud")
+    command.add_argument("--cloud", type=checked(check_address), metavar="HOST:PORT", help="address of chaperone-cloud")
     command.add_argument(
         "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
     )
 
 
-def _add_link(commands: Commands[CommandParser], run_it: Run, list_profiles: Run) -> None:
-    link = commands.add_parser("link", help="emulate a network link on this machine")
-    link_commands = link.add_subparsers(required=True, metavar="COMMAND")
-    run = link_commands.add_parser("run", help="carry connections across an emulated link, until Ctrl-C or SIGTERM")
-    kind = run.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--profile", metavar="NAME|PATH", help="see `chaperone link profiles`, or a YAML file")
-    kind.add_argument("--rtt-ms", type=float, help="a plain link of this round trip")
-    run.add_argument(
-        "--listen",
-        type=listening_address,
-        metavar="HOST:PORT",
-        default="127.0.0.1:0",
-        help="port 0, as by default, takes a free one",
-    )
-    run.add_argument(
-        "--to", type=tcp_address, metavar="HOST:PORT", required=True, help="the server, on this machine too"
-    )
-    run.add_argument("--seed", type=int, default=0, help="of jitter, loss, outages and resets")
-    run.set_defaults(run=run_it)
-    profiles = link_commands.add_parser("profiles", help="list the profiles that come along")
-    profiles.set_defaults(run=list_profiles)
+def _add_link(commands: Commands[CommandParser], top: CommandParser) -> None:
+    """Answer `chaperone link` with the name of the script that replaced it."""
+    link = commands.add_parser("link", add_help=False, prefix_chars="\0")  # no argument is a flag to this parser
+    link.add_argument("rest", nargs=argparse.REMAINDER)
+
+    def refuse_link(console: Console, arguments: argparse.Namespace) -> int:
+        top.error(f"`chaperone link` is now `{shlex.join(['chaperone-link', *arguments.rest])}`")
+
+    link.set_defaults(run=refuse_link)
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------
@@ -135,7 +124,7 @@ def _add_link(commands: Commands[CommandParser], run_it: Run, list_profiles: Run
 def file_name(text: str) -> str:
     """The name of a file, or `-`."""
     if not text:
-        _refuse(text, "it is empty; give the name of a file")
+        refuse(text, "it is empty; give the name of a file")
     return text
 
 
@@ -147,23 +136,8 @@ def path(text: str) -> Path:
 def pair(text: str) -> str:
     """The name of a model pair."""
     if not re.fullmatch(PAIR_NAME, text):
-        _refuse(text, "not a name of lower-case letters, digits, '-' and '_', such as tiny or default")
+        refuse(text, "not a name of lower-case letters, digits, '-' and '_', such as tiny or default")
     return text
-
-
-def address(text: str) -> str:
-    """Where a cloud may be."""
-    return _checked(text, lambda: check_address(text))
-
-
-def tcp_address(text: str) -> str:
-    """Where a server may be that speaks TCP."""
-    return _checked(text, lambda: host_and_port(text))
-
-
-def listening_address(text: str) -> str:
-    """Where a server may be put."""
-    return _checked(text, lambda: host_and_port(text, any_port=True))
 
 
 def tools(text: str) -> list[Any]:
@@ -171,11 +145,11 @@ def tools(text: str) -> list[Any]:
     try:
         listed = json.loads(Path(file_name(text)).read_bytes())
     except OSError as error:
-        _refuse(text, f"cannot be read: {error.strerror}")
+        refuse(text, f"cannot be read: {error.strerror}")
     except (ValueError, RecursionError) as error:
-        _refuse(text, f"not JSON: {error}")
+        refuse(text, f"not JSON: {error}")
     if not isinstance(listed, list):
-        _refuse(text, "not a list of JSON schemas")
+        refuse(text, "not a list of JSON schemas")
     return listed
 
 
@@ -186,27 +160,15 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= MAX_TIMEOUT_S:
-        _refuse(text, "not a number of seconds above 0, up to a year")
+        refuse(text, "not a number of seconds above 0, up to a year")
     return value
 
 
 def concurrency(text: str) -> int:
     """How many lines of a batch may be worked on at once."""
     if not (text.isascii() and text.isdecimal() and len(text) < 5 and 1 <= int(text) <= MAX_CONCURRENCY):
-        _refuse(text, f"not a whole number from 1 to {MAX_CONCURRENCY}")
+        refuse(text, f"not a whole number from 1 to {MAX_CONCURRENCY}")
     return int(text)
-
-
-def _checked(text: str, check: Callable[[], object]) -> str:
-    try:
-        check()
-    except ValueError as error:
-        _refuse(text, str(error))
-    return text
-
-
-def _refuse(text: str, why: str) -> NoReturn:
-    raise argparse.ArgumentTypeError(f"{text!r}: {why}")
 
 
 def as_flags(error: InvalidRequest, given: Mapping[str, object]) -> InvalidRequest:

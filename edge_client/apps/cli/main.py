@@ -1,4 +1,4 @@
-"""`chaperone`: generate text on this device, supervised by the cloud; or emulate the link between them.
+"""`chaperone`: generate text on this device, supervised by the cloud.
 
 Exit codes: 0 done; 1 the generation failed, or a line of a batch did, or results could not be written; 2 wrong usage,
 configuration or parameters; 130 stopped by Ctrl-C.
@@ -14,8 +14,9 @@ from contextlib import aclosing, closing
 from typing import Any
 
 from chaperone_common.clock import MonotonicClock
-from chaperone_common.command.console import Console, ReaderGone
-from chaperone_common.errors import ChaperoneError, InvalidRequest
+from chaperone_common.command.console import Console
+from chaperone_common.command.program import EXIT_ERROR, EXIT_OK, run_program
+from chaperone_common.errors import InvalidRequest
 from chaperone_common.session import Committed, Failed, Finished, Unverified
 from chaperone_common.stats import GenerationStats
 from edge_client.apps.batch.lines import PARAMETERS, failure_json
@@ -31,33 +32,17 @@ from edge_client.generation import Collector, unverified_warning
 from edge_client.model.onnx_model import check_providers
 from edge_client.parameters import PROMISES, check_promised, parse_mode, parse_params, parse_promises
 
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     console = Console.standard("chaperone")
-    try:
-        return console.finished(_run(argv, console))
-    except SystemExit as ended:  # of argparse, which has said why
-        raise SystemExit(console.finished(EXIT_OK if ended.code is None else int(ended.code))) from None
+    return run_program(console, lambda: _run(argv, console))
 
 
 def _run(argv: Sequence[str] | None, console: Console) -> int:
-    try:
-        arguments = _parser().parse_args(argv)
-        exit_code: int = arguments.run(console, arguments)
-        return exit_code
-    except InvalidRequest as error:
-        console.complain(error.message)
-        return EXIT_USAGE
-    except ReaderGone:
-        return EXIT_OK
-    except ChaperoneError as error:
-        console.complain(error.message)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    arguments = _parser().parse_args(argv)
+    exit_code: int = arguments.run(console, arguments)
+    return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,8 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = {
         "generate": _run_generate,
         "calibrate": _run_calibrate,
-        "link run": _run_link,
-        "link profiles": _list_profiles,
     }
     return parser(description, exit_codes, commands)
 
@@ -77,21 +60,6 @@ def _run_calibrate(console: Console, arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     parameters = _parameters(arguments, config, ("temperature", "seed", "max_new_tokens"))
     calibrate(config, arguments.prompts, arguments.out, parameters, console.line)
-    return EXIT_OK
-
-
-def _run_link(console: Console, arguments: argparse.Namespace) -> int:
-    from link_emulator.command import chosen_profile, run_link
-
-    profile = chosen_profile(arguments.profile, arguments.rtt_ms)
-    run_link(profile, console, listen=arguments.listen, to=arguments.to, seed=arguments.seed)
-    return EXIT_OK
-
-
-def _list_profiles(console: Console, arguments: argparse.Namespace) -> int:
-    from link_emulator.command import list_profiles
-
-    list_profiles(console)
     return EXIT_OK
 
 

@@ -22,8 +22,10 @@ CLOSED = f"{UNWRITTEN}it is closed\n"
 
 
 def shell(command: str, **extra: str) -> tuple[int, str, str]:
-    """Run `chaperone` with redirections."""
-    script = command.replace("chaperone", f"{shlex.quote(sys.executable)} -m edge_client.apps.cli.main")
+    """Run `chaperone` or `chaperone-link` with redirections."""
+    python = shlex.quote(sys.executable)
+    script = command.replace("chaperone-link", f"{python} -m link_emulator.command")
+    script = script.replace("chaperone", f"{python} -m edge_client.apps.cli.main")
     ended = subprocess.run(
         ["/bin/bash", "-c", script],
         stdin=subprocess.DEVNULL,
@@ -65,10 +67,10 @@ ENDS: list[tuple[str, int, str | None, str]] = [  # command, exit code, output (
     ("chaperone --version >/dev/full", 1, "", FULL),
     ("chaperone generate --help >/dev/full", 1, "", FULL),
     ("chaperone generate --help >&-", 1, "", CLOSED),
-    ("chaperone link profiles >/dev/full", 1, "", FULL),
-    ("chaperone link profiles >&-", 1, "", CLOSED),
-    ("chaperone link run --rtt-ms 5 --to 127.0.0.1:1 >/dev/full", 1, "", FULL),
-    ("chaperone link run --rtt-ms 5 --to 127.0.0.1:1 >&-", 1, "", CLOSED),
+    ("chaperone-link profiles >/dev/full", 1, "", FULL.replace("chaperone", "chaperone-link")),
+    ("chaperone-link profiles >&-", 1, "", CLOSED.replace("chaperone", "chaperone-link")),
+    ("chaperone-link run --rtt-ms 5 --to 127.0.0.1:1 >/dev/full", 1, "", FULL.replace("chaperone", "chaperone-link")),
+    ("chaperone-link run --rtt-ms 5 --to 127.0.0.1:1 >&-", 1, "", CLOSED.replace("chaperone", "chaperone-link")),
     ("chaperone generate --help | head -c 0; exit ${PIPESTATUS[0]}", 0, "", ""),
     (f"chaperone {TINY} --json hi | true; exit ${{PIPESTATUS[0]}}", 0, "", ""),
 ]

@@ -271,7 +271,10 @@ READY = "import sys; from chaperone_common.command import entry; print('ready', 
 
 
 @pytest.mark.parametrize("delay_s", [0.05, 0.15, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize(("command", "arguments"), [("device", ["generate", "hi"]), ("cloud", ["models", "list"])])
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [("device", ["generate", "hi"]), ("cloud", ["models", "list"]), ("link", ["profiles"])],
+)
 def test_control_c_while_the_command_is_imported_ends_it_without_a_word(
     command: str, arguments: list[str], delay_s: float
 ) -> None:

@@ -13,6 +13,7 @@ from chaperone_common.errors import ConfigError, ModelMissing
 from edge_client import CloudSettings, DeviceSettings, EdgeClient, EdgeConfig, GateSettings, GenerationSettings
 from edge_client.apps.cli.main import main
 from edge_client.model.onnx_model import OnnxModel, check_providers, check_running
+from link_emulator.command import main as link_main
 
 PROVIDERS: list[tuple[tuple[str, ...], str]] = [
     ((), "device.providers: there is none; name at least one of "),
@@ -119,7 +120,6 @@ LINK_FLAGS = [
 COMMANDS = [
     *((["generate", *flags, "x"], words) for flags, words in FLAGS),
     *((["calibrate", "--prompts", "in", "--out", "out", *flags], words) for flags, words in FLAGS),
-    *((["link", "run", "--rtt-ms", "5", "--to", "127.0.0.1:1", *flags], words) for flags, words in LINK_FLAGS),
     (["generate", "--concurrency", "0", "x"], "argument --concurrency: '0': not a whole number from 1 to 256"),
     (
         ["generate", "--concurrency", "2", "x"],
@@ -135,8 +135,22 @@ COMMANDS = [
 def test_flags_that_cannot_be_are_refused_by_name(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
+    refuses(main, arguments, words, capsys)
+
+
+@pytest.mark.parametrize(("flags", "words"), LINK_FLAGS, ids=[" ".join(flags) for flags, _ in LINK_FLAGS])
+def test_flags_of_a_link_that_cannot_be_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    refuses(link_main, ["run", "--rtt-ms", "5", "--to", "127.0.0.1:1", *flags], words, capsys)
+
+
+def refuses(
+    command: Callable[[list[str]], int], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check that the command ends as for wrong usage, with these words on standard error alone."""
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        command(arguments)
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
