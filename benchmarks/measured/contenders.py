@@ -17,7 +17,7 @@ from edge_client.generation import GenerationRequest
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.uncertainty import disagreement
-from edge_client.planner import Decision, Pipeline, Planner, Situation
+from edge_client.planner import Decision, Estimates, Pipeline, Planner, Situation
 from edge_client.ports import DraftStep
 
 _UNAUDITED = ("deviations", "deviation_bound", "catch")  # where the cloud lets deviations stand without a word
@@ -83,14 +83,25 @@ class WatchedPlanner:
     def __init__(self, planner: Planner) -> None:
         self._planner = planner
         self._pipeline: Pipeline | None = None  # of the generation that was decided on last
+        self._estimates: Estimates | None = None  # observed ones
+        self._readings: list[tuple[int, float]] = []  # of that generation
 
     @property
     def mode(self) -> Mode:
         return self._planner.mode
 
     def decide(self, situation: Situation) -> Decision:
-        self._pipeline = situation.pipeline
+        self._watch(situation.pipeline)
         return self._planner.decide(situation)
+
+    def _watch(self, pipeline: Pipeline) -> None:
+        """Observe a client's estimates; the first decision of a generation comes before its first reading."""
+        if pipeline is not self._pipeline:
+            self._pipeline = pipeline
+            self._readings = []
+        if pipeline.estimates is not self._estimates:
+            self._estimates = pipeline.estimates
+            self._estimates.observe(lambda tokens, read_ms: self._readings.append((tokens, read_ms)))
 
     def alone(self) -> Self:
         return type(self)(self._planner.alone())
@@ -104,7 +115,7 @@ class WatchedPlanner:
 
     def readings(self) -> tuple[tuple[int, float], ...]:
         """Of the last generation."""
-        return tuple(self._pipeline.readings) if self._pipeline is not None else ()
+        return tuple(self._readings)
 
 
 class DisagreementDrafter(ChoosingDrafter):

@@ -90,7 +90,7 @@ class Engine:
         """
         self.opening = opening
         self.session = DeviceSession(opening, limit=limit, on_deviation=settings.on_deviation)
-        self.speculation = Speculation(drafter, estimates, clock, limit=limit, eos_token_ids=self.session.eos_token_ids)
+        self.speculation = Speculation(self.session, drafter, estimates, clock)
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = gate
         self._gate_is_open = True
@@ -226,12 +226,12 @@ class Engine:
 
     async def _draft(self, action: Draft) -> list[SessionEvent]:
         with self.watch.edge_compute():
-            proposal = await self._interrupt.bounded(self.speculation.draft(self.session.text, action))
+            proposal = await self._interrupt.bounded(self.speculation.draft(action))
         return self._append(proposal) if proposal is not None else []
 
     async def _catch_up(self) -> None:
         with self.watch.edge_compute():
-            await self._interrupt.bounded(self.speculation.catch_up(self.session.text))
+            await self._interrupt.bounded(self.speculation.catch_up())
 
     def _append(self, proposal: Proposal) -> list[SessionEvent]:
         if self.assessor is not None:
@@ -261,7 +261,7 @@ class Engine:
         if isinstance(frame, Verdict):
             self.watch.answered()
         events = self._apply(frame, at)
-        for proposal in self.speculation.foreseen(self.session):
+        for proposal in self.speculation.foreseen():
             if not self.session.exhausted and self.session.finish_reason is None:
                 events += self._append(proposal)
         return events
@@ -295,7 +295,7 @@ class Engine:
         """
         shown: list[SessionEvent] = []
         for event in events:
-            self.speculation.follow(self.session, event)
+            self.speculation.follow(event)
             self._tell(event)
             match event:
                 case Drafted(position, token_id):

@@ -6,7 +6,7 @@ finds its continuation ready, in the model's cache as well.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from chaperone_common.clock import Clock
 from chaperone_common.session import Audited, Committed, DeviceSession, Drafted, Retracted, SessionEvent
@@ -21,21 +21,21 @@ class Speculation:
 
     def __init__(
         self,
+        session: DeviceSession,
         drafter: Drafter | None,
         estimates: Estimates,
         clock: Clock,
-        *,
-        limit: int,
-        eos_token_ids: Collection[int],
     ) -> None:
         self.drafter = drafter
         self.tree = DraftTree(
             drafter.branches if drafter is not None else 0,
-            limit=limit,
-            eos_token_ids=eos_token_ids,
+            session.proposal,
+            limit=session.limit,
+            eos_token_ids=session.eos_token_ids,
             risk=estimates.risks.corrected,
             hit=lambda: estimates.hit,
         )
+        self._session = session
         self._estimates = estimates
         self._relapses = estimates.relapses
         self._clock = clock
@@ -54,18 +54,18 @@ class Speculation:
         proposal = await self.drafter.step(token_ids)
         self._ahead = (self.drafter.length, proposal)
 
-    async def catch_up(self, text: Sequence[int]) -> None:
+    async def catch_up(self) -> None:
         """Read what the cloud has written; the one proposal that comes of it stands for as many tokens."""
-        unread = text[self.read :]
+        unread = self._session.text[self.read :]
         await self.read_on(unread)
         assert self._ahead is not None
         self._estimates.risks.drafted(self._ahead[1].signal.risk, tokens=len(unread))
 
-    async def draft(self, text: Sequence[int], action: Draft) -> Proposal | None:
+    async def draft(self, action: Draft) -> Proposal | None:
         """Draft one token of the text, of branches, or of both; returns the text's."""
         drafter = self.drafter
         assert drafter is not None, "the planner drafts only where there is a model"
-        unread = text[drafter.length :]
+        unread = self._session.text[drafter.length :]
         if action.text and len(unread) != 1:  # behind after a takeover, or ahead after reading on
             if unread:
                 await self.read_on(unread)
@@ -81,8 +81,9 @@ class Speculation:
             self.tree.grow(start, proposals[row])
         return proposals.get(TEXT_ROW)
 
-    def foreseen(self, session: DeviceSession) -> list[Proposal]:
+    def foreseen(self) -> list[Proposal]:
         """What was drafted behind the end of the text, in the branch that the cloud has just made the text."""
+        session = self._session
         branch, self._foreseen = self._foreseen, None
         if branch is None or self.drafter is None:
             return []
@@ -92,13 +93,12 @@ class Speculation:
             return []
         return branch.proposals[agreed:]
 
-    def follow(self, session: DeviceSession, event: SessionEvent) -> None:
+    def follow(self, event: SessionEvent) -> None:
         """Keep model and tree in step with what happens to the text."""
         match event:
             case Drafted(position, _, signal):
-                proposal = session.proposal(position)
-                if proposal is not None:  # else it is final already
-                    self.tree.add(position, proposal)
+                if position >= self._session.final:
+                    self.tree.add(position)
                 self._estimates.risks.drafted(signal.risk)
             case Retracted(position):
                 if self.drafter is not None:
@@ -106,7 +106,7 @@ class Speculation:
                 if self._ahead is not None and self._ahead[0] > position:
                     self._ahead = None
             case Committed():
-                self._learn(session, event)
+                self._learn(event)
                 if event.replaced is not None:
                     self._cut_back(event, event.replaced)
                 self.tree.settle(event.position + 1)
@@ -127,9 +127,9 @@ class Speculation:
             self.drafter.fork(branch.row, start)
         return branch.row
 
-    def _learn(self, session: DeviceSession, event: Committed) -> None:
+    def _learn(self, event: Committed) -> None:
         """What the cloud chose tells how much the risk is worth."""
-        proposal = event.proposal or self._unwritten(session, event.position)
+        proposal = event.proposal or self._unwritten(event.position)
         judged = event.origin.judged
         overridden = judged and proposal is not None and proposal.token_id != event.token_id
         if proposal is not None and judged:
@@ -143,7 +143,7 @@ class Speculation:
         if overridden:
             self._overridden_at = event.position
 
-    def _unwritten(self, session: DeviceSession, position: int) -> Proposal | None:
+    def _unwritten(self, position: int) -> Proposal | None:
         """What the model proposed for a position that the cloud wrote before the device did."""
         if self._ahead is not None and self._ahead[0] == position:
             return self._ahead[1]
@@ -151,7 +151,7 @@ class Speculation:
         if branch is None:
             return None
         behind = position - branch.start - 1
-        found = branch.agreed(session.text[:position]) == behind < len(branch.proposals)
+        found = branch.agreed(self._session.text[:position]) == behind < len(branch.proposals)
         return branch.proposals[behind] if found else None
 
     def _cut_back(self, event: Committed, replaced: Proposal) -> None:

@@ -88,54 +88,64 @@ class _Place(NamedTuple):
         return _Place(0 if "\n" in text else self.line_tokens + 1, fences, backticks)
 
 
+class _Written(NamedTuple):
+    """A token of the text, as the features of the next ones need it."""
+
+    text: str
+    entropy_nats: float  # 0 where the cloud wrote
+    coupled_margin: float  # 0 where the cloud wrote
+    place_after: _Place
+
+
 class Features:
     """The features of one text's tokens, in order; `read` gives a token's text."""
 
     def __init__(self, read: Callable[[int], str]) -> None:
         self._read = read
-        self._entropies: list[float] = []  # of each position, in nats; 0 where the cloud wrote
-        self._margins: list[float] = []
-        self._texts: list[str] = []
-        self._places = [_Place()]  # before each token, and behind the last one
+        self._tokens: list[_Written] = []
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._tokens)
 
     def of(self, token_id: int, runner_up: int, signal: Signal) -> list[float]:
         """Those of the token that the device would write next, in the order of `FEATURES`."""
-        recent, lately = self._entropies[-16:], self._entropies[-4:]
+        recent = [token.entropy_nats for token in self._tokens[-16:]]
+        lately, last = recent[-4:], self._tokens[-1] if self._tokens else None
         mean = sum(recent) / len(recent) if recent else signal.entropy_nats
-        place = self._places[-1]
+        place = self._place
         return [
             _log(signal.coupled_margin),
             _log(signal.entropy_nats),
             _log(1.0 - signal.top1_probability),
             signal.margin,
             _log(signal.varentropy),
-            _log(self._entropies[-1]) if self._entropies else 0.0,
-            _log(self._margins[-1]) if self._margins else 0.0,
+            _log(last.entropy_nats) if last is not None else 0.0,
+            _log(last.coupled_margin) if last is not None else 0.0,
             sum(lately) / len(lately) if lately else signal.entropy_nats,
             mean,
             signal.entropy_nats - mean,
-            math.log1p(len(self._texts)),
+            math.log1p(len(self._tokens)),
             math.log1p(place.line_tokens),
             float(place.fenced),
             float(kind_of(self._read(token_id))),
-            float(kind_of(self._texts[-1])) if self._texts else float(TokenKind.NEWLINE),
+            float(kind_of(last.text)) if last is not None else float(TokenKind.NEWLINE),
             float(kind_of(self._read(runner_up))),
         ]
 
     def append(self, token_id: int, signal: Signal | None) -> None:
         """The text goes on with a token; `signal` is the device's there, None where it drafted nothing."""
         text = self._read(token_id)
-        self._texts.append(text)
-        self._places.append(self._places[-1].after(text))
-        self._entropies.append(signal.entropy_nats if signal is not None else 0.0)
-        self._margins.append(signal.coupled_margin if signal is not None else 0.0)
+        entropy_nats, margin = (signal.entropy_nats, signal.coupled_margin) if signal is not None else (0.0, 0.0)
+        self._tokens.append(_Written(text, entropy_nats, margin, self._place.after(text)))
 
     def cut(self, length: int) -> None:
         """Forget all but the first tokens of the text."""
-        del self._texts[length:], self._entropies[length:], self._margins[length:], self._places[length + 1 :]
+        del self._tokens[length:]
+
+    @property
+    def _place(self) -> _Place:
+        """The place behind the last token."""
+        return self._tokens[-1].place_after if self._tokens else _Place()
 
 
 def _log(value: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edge_client.planner.learning import ReadingTime, Recent, Relapses, Share
@@ -81,6 +81,7 @@ class Estimates:
         # A promise holds until some twenty tokens speak against it, and again when it was not tried for a hundred.
         self._delivery = Share(prior=1.0, weight=20.0, memory=100.0)
         self._foresight = Share(prior.foresight, weight=2.0, memory=50.0)
+        self._observers: list[Callable[[int, float], None]] = []
         self._branch_tokens = Share(4.0, weight=2.0, memory=20.0)
 
     def drafted(self, rows: int, elapsed_ms: float) -> None:
@@ -100,9 +101,18 @@ class Estimates:
         """The cloud read a prompt, its wait for other devices included."""
         self._prompts.add(tokens, elapsed_ms)
 
+    def observe(self, verified: Callable[[int, float], None]) -> None:
+        """Call `verified` from now on with the tokens of each span that the cloud has verified, and the milliseconds.
+
+        For studies: the estimates themselves keep no single samples.
+        """
+        self._observers.append(verified)
+
     def read(self, tokens: int, elapsed_ms: float) -> None:
         """The cloud read a span, its wait for other devices included."""
         self._reading.add(tokens, elapsed_ms)
+        for observer in self._observers:
+            observer(tokens, elapsed_ms)
 
     def streamed(self, elapsed_ms: float, cloud_ms: float) -> None:
         """A token of a takeover came this long after the one before it; the cloud says what it took for it."""

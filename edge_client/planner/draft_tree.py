@@ -43,6 +43,7 @@ class DraftTree:
     def __init__(
         self,
         rows: int,
+        proposal: Callable[[int], Proposal | None],
         *,
         limit: int,
         eos_token_ids: Collection[int],
@@ -51,26 +52,26 @@ class DraftTree:
     ) -> None:
         """Have `rows` for branches, numbered from 1, which end with the text at `limit` or with end-of-text.
 
-        `risk` makes a chance of a signal's risk; `hit` is the chance that an override is the runner-up.
+        `proposal` gives the text's provisional proposal at a position, such as `DeviceSession.proposal`. `risk` makes a
+        chance of a signal's risk. `hit` is the chance that an override is the runner-up.
         """
         self.branches: dict[int, Branch] = {}
         self._rows = rows
         self._limit = limit
         self._eos_token_ids = eos_token_ids
-        self._proposals: dict[int, Proposal] = {}
-        self._risks: dict[int, float] = {}  # corrected, by position
+        self._proposal = proposal
+        self._risks: dict[int, float] = {}  # of provisional positions, as corrected when they were drafted
         self._free = list(range(rows, 0, -1))
         self._risk = risk
         self._hit = hit
 
-    def add(self, position: int, proposal: Proposal) -> None:
+    def add(self, position: int) -> None:
         """The text goes on with a proposal."""
-        self._proposals[position] = proposal
-        self._risks[position] = self._risk(proposal.signal.risk)
+        self._risks[position] = self._risk(self._proposed(position).signal.risk)
 
     def proposal(self, position: int) -> Proposal | None:
         """What was proposed at a position of the text that is not settled."""
-        return self._proposals.get(position)
+        return self._proposal(position) if position in self._risks else None
 
     def risk(self, position: int) -> float:
         """The chance of an override there; 0 where nothing was proposed."""
@@ -95,11 +96,11 @@ class DraftTree:
         """
         tokens: list[BranchToken] = []
         for position, wanted in sprouts:
-            if not start <= position < end or position not in self._proposals:
+            if not start <= position < end or position not in self._risks:
                 continue
             branch = self.branches.get(position)
             behind = branch.proposals if branch is not None else ()
-            token_ids = [self._proposals[position].runner_up, *(proposal.token_id for proposal in behind)]
+            token_ids = [self._proposed(position).runner_up, *(proposal.token_id for proposal in behind)]
             parent = position - start
             for token_id in takewhile(self._goes_on, token_ids[: min(wanted, self._limit - position)]):
                 tokens.append(BranchToken(parent, token_id))
@@ -108,15 +109,13 @@ class DraftTree:
 
     def settle(self, final: int) -> None:
         """Positions below `final` are judged."""
-        for position in [position for position in self._proposals if position < final]:
-            del self._proposals[position], self._risks[position]
+        self._risks = {position: risk for position, risk in self._risks.items() if position >= final}
         for start in [start for start in self.branches if start < final]:
             self._drop(start)
 
     def cut(self, length: int) -> None:
         """The text's proposals from `length` on are void; so are branches that begin behind it."""
-        for position in [position for position in self._proposals if position >= length]:
-            del self._proposals[position], self._risks[position]
+        self._risks = {position: risk for position, risk in self._risks.items() if position < length}
         for start in [start for start in self.branches if start >= length]:
             self._drop(start)
 
@@ -139,7 +138,7 @@ class DraftTree:
         """Begin a branch; if no row is free, the least likely one gives way."""
         if not self._free:
             self._drop(self._least_likely()[1])
-        branch = Branch(self._free.pop(), start, self._proposals[start].runner_up, [*self.chances(start)])
+        branch = Branch(self._free.pop(), start, self._proposed(start).runner_up, [*self.chances(start)])
         self.branches[start] = branch
         return branch
 
@@ -155,7 +154,7 @@ class DraftTree:
         for reached, start in self._reached():
             branch = self.branches.get(start)
             length = start + 1 + (len(branch.proposals) if branch is not None else 0)
-            last = branch.unread if branch is not None else self._proposals[start].runner_up
+            last = branch.unread if branch is not None else self._proposed(start).runner_up
             if length < self._limit and last not in self._eos_token_ids:
                 chance = self.chances(start)[-1]
                 if branch is not None or reached * chance > bar:
@@ -175,6 +174,11 @@ class DraftTree:
         for position in sorted(self._risks):
             yield reached, position
             reached *= 1.0 - self._risks[position]
+
+    def _proposed(self, position: int) -> Proposal:
+        proposal = self._proposal(position)
+        assert proposal is not None, "a provisional token was proposed"
+        return proposal
 
     def _goes_on(self, token_id: int) -> bool:
         return token_id not in self._eos_token_ids

@@ -36,7 +36,6 @@ class Pipeline:
         self._last_answer_ms = 0.0
         self._last_token_ms: float | None = None  # of a takeover
         self._settled: int | None = None  # length of the text up to the last answer
-        self.readings: list[tuple[int, float]] = []  # tokens of each span that was answered, and milliseconds
 
     def opened(self, now_ms: float, prompt_tokens: int = 0) -> None:
         """An Open was sent; nothing else is on its way. What comes behind it waits until the prompt is read."""
@@ -110,7 +109,6 @@ class Pipeline:
             if span.alone:
                 self.estimates.travelled(now_ms - span.at_ms - cloud_ms)
             if cloud_ms:
-                self.readings.append((span.tokens, cloud_ms))
                 self.estimates.read(span.tokens, cloud_ms)
             if span.tokens:
                 self._compare(settled, now_ms)

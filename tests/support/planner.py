@@ -48,7 +48,9 @@ class Scene:
     ) -> None:
         self.session = DeviceSession(Open(SessionId("s"), "", SamplingParams(), limit - 3, (EOS,), PROMPT), limit=limit)
         self.pipeline = Pipeline(estimates or known())
-        self.tree = DraftTree(rows, limit=limit, eos_token_ids=(EOS,), risk=lambda raw: raw, hit=lambda: hit)
+        self.tree = DraftTree(
+            rows, self.session.proposal, limit=limit, eos_token_ids=(EOS,), risk=lambda raw: raw, hit=lambda: hit
+        )
         self.now_ms = 1000.0
         self.read = len(PROMPT) - 1
         self.pipeline.opened(0.0)
@@ -60,7 +62,8 @@ class Scene:
             position = len(self.session.text)
             proposal = Proposal(token_id, signal, RUNNER_UP)
             self.session.draft(proposal, fires=fires)
-            self.tree.add(position, proposal)
+            if position >= self.session.final:
+                self.tree.add(position)
             self.tree.settle(self.session.final)
         self.read = len(self.session.text) - 1
         return self

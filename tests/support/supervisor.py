@@ -43,7 +43,7 @@ class Desk:
         opening = Open(SessionId("s"), "", SamplingParams(), limit - START, eos, PROMPT)
         self.session = DeviceSession(opening, limit=limit)
         self.speculation = Speculation(
-            ChoosingDrafter(self.model, SamplingParams()), self.estimates, StillClock(), limit=limit, eos_token_ids=eos
+            self.session, ChoosingDrafter(self.model, SamplingParams()), self.estimates, StillClock()
         )
         self.events: list[SessionEvent] = []
         self.hear(Opened(prefilled=True, context_tokens=512))
@@ -54,7 +54,7 @@ class Desk:
 
     def draft(self, tokens: int = 1, *, branches: tuple[int, ...] = (), text: bool = True) -> None:
         for _ in range(tokens):
-            proposal = asyncio.run(self.speculation.draft(self.text, Draft(text, branches)))
+            proposal = asyncio.run(self.speculation.draft(Draft(text, branches)))
             if proposal is not None:
                 self._append(proposal)
 
@@ -70,7 +70,7 @@ class Desk:
 
     def hear(self, frame: ServerFrame) -> None:
         self._follow(self.session.apply(frame))
-        for proposal in self.speculation.foreseen(self.session):
+        for proposal in self.speculation.foreseen():
             if not self.session.exhausted:
                 self._append(proposal)
 
@@ -85,7 +85,7 @@ class Desk:
     def _follow(self, events: Iterable[SessionEvent]) -> None:
         for event in events:
             self.events.append(event)
-            self.speculation.follow(self.session, event)
+            self.speculation.follow(event)
 
     def check(self) -> None:
         """Whatever happened, what is provisional is what the small model writes after the text before it."""

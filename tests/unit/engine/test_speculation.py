@@ -299,11 +299,11 @@ def test_what_came_to_mind_behind_a_text_that_was_cut_teaches_nothing() -> None:
 
 
 def test_without_a_model_there_is_nothing_to_keep_in_step() -> None:
-    speculation = Speculation(None, Estimates(), StillClock(), limit=60, eos_token_ids=())
     session = DeviceSession(Open(SessionId("s"), "", SamplingParams(), 57, (), PROMPT), limit=60)
-    speculation.follow(session, Committed(START, 4, Origin.TAKEOVER))
+    speculation = Speculation(session, None, Estimates(), StillClock())
+    speculation.follow(Committed(START, 4, Origin.TAKEOVER))
     assert speculation.read == 0
-    assert speculation.foreseen(session) == []
+    assert speculation.foreseen() == []
     assert list(speculation.tree.sites()) == []
     speculation.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -21,11 +21,23 @@ def proposal(token_id: int, risk: float, runner_up: int = 99) -> Proposal:
     return Proposal(token_id, Signal(1.0, 0.5, 0.1, 1.0, risk), runner_up)
 
 
-def tree_of(risks: Sequence[float], *, rows: int = 2, limit: int = 100, first: int = 10) -> DraftTree:
+class Tree(DraftTree):
+    """A tree above a text that is given by hand."""
+
+    def __init__(self, rows: int, *, limit: int, risk: Callable[[float], float] = lambda raw: raw) -> None:
+        self.text: dict[int, Proposal] = {}
+        super().__init__(rows, self.text.get, limit=limit, eos_token_ids=(EOS,), risk=risk, hit=lambda: HIT)
+
+    def draft(self, position: int, proposal: Proposal) -> None:
+        self.text[position] = proposal
+        self.add(position)
+
+
+def tree_of(risks: Sequence[float], *, rows: int = 2, limit: int = 100, first: int = 10) -> Tree:
     """A text whose tokens from `first` on were proposed at these risks; risks are chances as they are."""
-    tree = DraftTree(rows, limit=limit, eos_token_ids=(EOS,), risk=lambda raw: raw, hit=lambda: HIT)
+    tree = Tree(rows, limit=limit)
     for offset, risk in enumerate(risks):
-        tree.add(first + offset, proposal(50 + offset, risk, runner_up=80 + offset))
+        tree.draft(first + offset, proposal(50 + offset, risk, runner_up=80 + offset))
     return tree
 
 
@@ -60,8 +72,8 @@ def test_what_the_cloud_confirms_before_a_branch_makes_it_likelier() -> None:
 
 
 def test_chances_are_those_of_the_calibration_when_the_token_was_drafted() -> None:
-    tree = DraftTree(1, limit=100, eos_token_ids=(), risk=lambda raw: raw / 2, hit=lambda: HIT)
-    tree.add(4, proposal(50, 0.8))
+    tree = Tree(1, limit=100, risk=lambda raw: raw / 2)
+    tree.draft(4, proposal(50, 0.8))
     assert tree.risk(4) == pytest.approx(0.4)
     assert tree.risk(5) == 0.0, "nothing was proposed there"
     assert sites(tree) == {4: 0.4 * HIT}
@@ -84,7 +96,7 @@ def test_a_branch_that_has_reached_end_of_text_is_not_drafted_on() -> None:
 
 def test_a_branch_that_would_begin_with_end_of_text_is_never_begun() -> None:
     tree = tree_of([0.5])
-    tree.add(11, proposal(51, 0.5, runner_up=EOS))
+    tree.draft(11, proposal(51, 0.5, runner_up=EOS))
     assert list(sites(tree)) == [10]
 
 
@@ -242,7 +254,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(token_id=st.integers(0, 5), risk=st.floats(0.0, 1.0), runner_up=st.integers(0, 5))
     def draft(self, token_id: int, risk: float, runner_up: int) -> None:
-        self.tree.add(self.length, proposal(token_id, risk, runner_up))
+        self.tree.draft(self.length, proposal(token_id, risk, runner_up))
         self.length += 1
 
     @precondition(lambda self: any(self.tree.sites()))
@@ -310,7 +322,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree.take(self.length, 0)
         self.tree.cut(0)
         for position in range(self.ROWS):
-            self.tree.add(position, proposal(1, 0.5))
+            self.tree.draft(position, proposal(1, 0.5))
         assert {self.tree.plant(position).row for position in range(self.ROWS)} == set(range(1, self.ROWS + 1))
 
 
