@@ -37,11 +37,12 @@ from chaperone_common.frames import (
     Opened,
     ServerFrame,
 )
-from chaperone_common.session import CloudSession, Judging
+from chaperone_common.session import CloudSession, VerificationRequest
+from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.inbox import Arrival, Inbox
-from cloud_supervisor.model.ports import Reader
+from cloud_supervisor.model.ports import ForwardQueue
 
 _log = logging.getLogger(__name__)
 
@@ -71,11 +72,11 @@ class Supervisor:
     """All sessions of one large model."""
 
     def __init__(
-        self, worker: Reader, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
+        self, queue: ForwardQueue, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
     ) -> None:
         self.capabilities = capabilities
         self.counters = Counters()
-        self._worker = worker
+        self._queue = queue
         self._limits = limits
         self._clock = clock or MonotonicClock()
         self._inboxes: dict[SessionId, Inbox] = {}
@@ -134,11 +135,16 @@ class Supervisor:
                     closed = isinstance(frame, Closed)
                     yield frame
         finally:
-            self.counters.stale_frames += session.stale_frames
+            self._count(session)
             if self._inboxes.get(opening.session_id) is inbox:
                 del self._inboxes[opening.session_id]
             if opening.session_id not in self._inboxes:  # an older stream may outlive the newer one by a reading
                 self._free(opening.session_id, after_s=0.0 if closed else self._limits.reconnect_grace_s)
+
+    def _count(self, session: CloudSession) -> None:
+        self.counters.stale_frames += session.stale_frames
+        self.counters.takeovers += session.takeovers
+        self.counters.hand_backs += session.hand_backs
 
     def _free(self, session_id: SessionId, *, after_s: float) -> None:
         """Let a session's KV go, after a grace in which a device that was cut off may open the session anew."""
@@ -146,11 +152,11 @@ class Supervisor:
         if after_s > 0:
             self._graces[session_id] = asyncio.get_running_loop().call_later(after_s, self._free_now, session_id)
         else:
-            self._worker.free(session_id)
+            self._queue.free(session_id)
 
     def _free_now(self, session_id: SessionId) -> None:
         del self._graces[session_id]
-        self._worker.free(session_id)
+        self._queue.free(session_id)
 
     def _end_grace(self, session_id: SessionId) -> None:
         if (grace := self._graces.pop(session_id, None)) is not None:
@@ -162,10 +168,10 @@ class Supervisor:
         prefill = await self._prefill(opening, session, inbox)
         yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us)
         while True:
-            judging: Judging | None
+            request: VerificationRequest | None
             arrived_at = self._clock.now()
             if session.writes and inbox.empty:
-                judging = session.writing()
+                request = session.writing()
             else:
                 arrival = await self._next(inbox, self._limits.idle_timeout_s, "idle_timeout_s: no frame came")
                 frame, arrived_at = arrival.frame, arrival.at
@@ -176,18 +182,12 @@ class Supervisor:
                     if inbox.closing:  # the device needs no more verdicts; what it kept comes with the Close
                         continue
                     if session.hands_back(frame):
-                        self.counters.hand_backs += 1
                         yield session.hand_back()
-                wrote_before = session.writes
-                judging = session.receive(frame)
-                self.counters.takeovers += session.writes and not wrote_before
-            if judging is None:
+                request = session.receive(frame)
+            if request is None:
                 continue
-            wrote_before = session.writes
-            answer = await self._read(opening, session, judging, arrived_at)
-            reply = session.answer(judging, answer.choices, answer.queue_us, answer.compute_us)
-            self.counters.takeovers += session.writes and not wrote_before
-            self.counters.hand_backs += wrote_before and not session.writes and not isinstance(reply, Closed)
+            answer = await self._forward(opening, session, request, arrived_at)
+            reply = session.answer(request, answer.choices, answer.queue_us, answer.compute_us)
             yield reply
             if isinstance(reply, Closed):
                 return
@@ -243,23 +243,24 @@ class Supervisor:
         for start in range(0, length, chunk):
             if inbox.closing:
                 break
-            result = await self._worker.read(
-                opening.session_id, session.text[: min(start + chunk, length)], 0, opening.sampling
+            result = await self._queue.forward(
+                opening.session_id, TokenTree(tuple(session.text[: min(start + chunk, length)])), 0, opening.sampling
             )
             queue_us += result.queue_us
             compute_us += result.compute_us
         return _Answer((), queue_us, compute_us)
 
-    async def _read(self, opening: Open, session: CloudSession, judging: Judging, arrived_at: float) -> _Answer:
-        if not judging.choices:
+    async def _forward(
+        self, opening: Open, session: CloudSession, request: VerificationRequest, arrived_at: float
+    ) -> _Answer:
+        if not request.num_choices:
             return _Answer((), 0, 0)
-        deadline_ms = session.deadline_ms if isinstance(judging.frame, Draft) else 0
-        result = await self._worker.read(
+        deadline_ms = session.deadline_ms if isinstance(request.frame, Draft) else 0
+        result = await self._queue.forward(
             opening.session_id,
-            judging.token_ids,
-            judging.choices,
+            request.tree,
+            request.num_choices,
             opening.sampling,
-            branches=judging.branches,
             deadline_ms=self._time_left_ms(deadline_ms, arrived_at),
         )
         return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)

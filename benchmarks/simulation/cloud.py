@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from random import Random
 
 from benchmarks.simulation.costs import CloudCosts
@@ -12,15 +12,15 @@ from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCAB
 from benchmarks.simulation.virtual_time import LoopClock
 from chaperone_common.errors import CloudTimeout
 from chaperone_common.frames import API_VERSION, Capabilities
-from chaperone_common.token_tree import longest_path, paths, shifted
-from chaperone_common.types import BranchToken, Choice, SamplingParams
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.model.ports import ReadResult
+from cloud_supervisor.model.ports import ForwardResult
 from cloud_supervisor.supervisor import Supervisor
 
 
 class SimulatedWorker:
-    """A `Reader` that chooses what each session's author says, one reading after the other.
+    """A `ForwardQueue` that chooses what each session's author says, one reading after the other.
 
     A session's cache holds what was read last, with its branches. A reading whose stream ends meanwhile is still done;
     the real worker takes one that only waits out of the queue.
@@ -30,46 +30,44 @@ class SimulatedWorker:
         self._authors = authors
         self._costs = costs
         self._others = _Others(costs)
-        self._held: dict[Hashable, tuple[tuple[int, ...], tuple[BranchToken, ...]]] = {}
+        self._held: dict[Hashable, TokenTree] = {}
         self._busy_until_s = 0.0
 
-    async def read(
+    async def forward(
         self,
         key: Hashable,
-        token_ids: Sequence[int],
-        choices: int,
+        tree: TokenTree,
+        num_choices: int,
         sampling: SamplingParams,
         *,
-        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
-    ) -> ReadResult:
+    ) -> ForwardResult:
         now_s = asyncio.get_running_loop().time()
         start_s = max(now_s, self._others.done_s(now_s, self._busy_until_s))
         queue_ms = (start_s - now_s) * 1e3
         if deadline_ms is not None and queue_ms >= deadline_ms:
             await asyncio.sleep(deadline_ms / 1e3)
             raise CloudTimeout(f"deadline: the reading waited {deadline_ms:.0f} ms in the queue and was not started")
-        token_ids, branches = tuple(token_ids), shifted(branches, len(token_ids) - choices)
-        compute_ms = self._compute_ms(key, token_ids, choices, len(branches))
+        compute_ms = self._compute_ms(key, tree, num_choices)
         self._busy_until_s = start_s + compute_ms / 1e3
-        self._held[key] = token_ids, branches
-        wanted = [(token_ids, choices), *((path, 1) for path in paths(token_ids, branches))]
+        self._held[key] = tree
+        wanted = [(tree.token_ids, num_choices), *((path, 1) for path in tree.paths())]
         author = self._authors[key]
         for text, count in wanted:
             author.expect_choices(text, count)
         await asyncio.sleep(self._busy_until_s - now_s)
         chosen = [choice for text, count in wanted for choice in author.choices(text, count)]
         told = [Choice(token_id, 0.0, token_id) for token_id in chosen]
-        return ReadResult(told, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
+        return ForwardResult(told, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
 
     def free(self, key: Hashable) -> None:
         self._held.pop(key, None)
 
-    def _compute_ms(self, key: Hashable, token_ids: tuple[int, ...], choices: int, branch_tokens: int) -> float:
-        """Only what the cache lacks is computed, but always the tokens whose choices are wanted."""
-        length, indices = longest_path(*self._held.get(key, ((), ())), token_ids[: len(token_ids) - choices])
-        new = len(token_ids) - length - len(indices) + branch_tokens
-        return self._costs.read_ms.at(new) if choices else self._costs.prefill_ms * new
+    def _compute_ms(self, key: Hashable, tree: TokenTree, num_choices: int) -> float:
+        """Return the price of the tokens that the cache lacks, and always of those whose choices are wanted."""
+        length, indices = self._held.get(key, TokenTree(())).longest_path(tree.token_ids[: tree.end - num_choices])
+        new = tree.size - length - len(indices)
+        return self._costs.read_ms.at(new) if num_choices else self._costs.prefill_ms * new
 
 
 class _Others:

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from benchmarks.simulation.trace import Trace, lacking
 from chaperone_common.frames import Open
-from chaperone_common.types import Proposal, SessionId, Signal, common_prefix
+from chaperone_common.token_tree import common_prefix
+from chaperone_common.types import Proposal, SessionId, Signal
 
 # Ids that no tokenizer has, so that they equal nothing in a trace; as long on the wire as those of a large vocabulary.
 PROMPT_TOKEN = 2**20

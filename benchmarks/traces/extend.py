@@ -27,7 +27,8 @@ from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ConfigError
 from chaperone_common.sampling import choose, softmax
-from cloud_supervisor.model.ports import Reading
+from chaperone_common.token_tree import TokenTree
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import Dtype, TorchModel
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.model.uncertainty import cross_entropy, disagreement
@@ -138,9 +139,10 @@ def read_cross_entropies(model: TorchModel, trace: Trace, prompt: Sequence[int])
     All in one forward: the cloud's own text is known.
     """
     tokens = len(trace.token_ids)
-    reading = Reading(model.new_cache(), [*prompt, *trace.token_ids[:-1]], tokens, trace.sampling)
+    text = TokenTree((*prompt, *trace.token_ids[:-1]))
+    request = ForwardRequest(model.new_cache(), text, tokens, trace.sampling)
     cross_entropies, same = {}, 0
-    for index, row in enumerate(model.scores(reading)):
+    for index, row in enumerate(model.scores(request)):
         soft = softmax(row, trace.sampling.temperature)
         choice = choose(soft, trace.sampling, len(prompt) + index)
         same += choice.token_id == trace.token_ids[index]

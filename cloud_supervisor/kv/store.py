@@ -13,9 +13,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from chaperone_common.errors import ConfigError, InternalError, Overloaded
-from chaperone_common.token_tree import longest_path
-from chaperone_common.types import BranchToken
+from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.model.ports import KvCache
+
+_NOTHING = TokenTree(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,7 @@ class KvStats:
 @dataclass(slots=True)
 class _Entry:
     cache: KvCache
-    token_ids: tuple[int, ...] = ()  # what the cache represents
-    branches: tuple[BranchToken, ...] = ()  # beside them; a parent is an index
+    tree: TokenTree = _NOTHING  # the tokens that the cache holds
     planned_tokens: int = 0  # what the budget is charged for; more than is held only while pinned
     pinned: bool = False  # a reading is using the cache
     doomed: bool = False  # freed while pinned; goes when the reading ends
@@ -76,47 +76,39 @@ class KvStore:
         entry = self._entries.get(key)
         if entry is None:
             return False
-        length, indices = longest_path(entry.token_ids, entry.branches, tuple(token_ids))
+        length, indices = entry.tree.longest_path(token_ids)
         return length + len(indices) == len(token_ids)
 
-    def prepare(
-        self, key: Hashable, token_ids: Sequence[int], keep_last: int, *, branch_tokens: int = 0
-    ) -> tuple[KvCache, list[int]]:
-        """Make room and return the session's cache, and the rest of `token_ids` to feed.
+    def prepare(self, key: Hashable, tree: TokenTree, *, num_choices: int) -> tuple[KvCache, int]:
+        """Make room for a tree, and return the session's cache and how many of the chain's tokens it holds.
 
-        The cache keeps the longest path, held branch tokens included, that the list follows. Its last `keep_last`
-        tokens are always to be fed, because choices need their logits; so are the `branch_tokens` beside it, for which
-        there will be room. Raises `Overloaded`, with nothing changed, when all that cannot fit beside the readings that
-        are running.
+        The rest of the tree has to be fed. The cache keeps the longest path that the chain follows, through branch
+        tokens that it holds as well. The chain's last `num_choices` tokens are always fed, since the choices need their
+        logits, and so are all branch tokens.
+        Raises `Overloaded`, with nothing changed, if the tree does not fit next to the forwards that are running.
         """
-        token_ids = tuple(token_ids)
-        if not 0 <= keep_last <= len(token_ids):
-            raise ValueError(f"keep_last: {keep_last} is outside [0, {len(token_ids)}], the number of tokens")
+        if not 0 <= num_choices <= tree.end:
+            raise ValueError(f"num_choices: {num_choices} is outside [0, {tree.end}], the number of tokens")
         if key in self._entries and self._entries[key].pinned:
-            raise ValueError(f"session {key!r}: a reading of it is already running")
-        planned = len(token_ids) + branch_tokens
-        self._make_room(key, planned)
+            raise ValueError(f"session {key!r}: a forward of it is already running")
+        self._make_room(key, tree.size)
         entry = self._entries.pop(key, None) or _Entry(self._new_cache())
         self._entries[key] = entry  # last in the order: most recently used
-        kept = _keep(entry, token_ids, len(token_ids) - keep_last)
+        held = _keep(entry, tree.token_ids[: tree.end - num_choices])
         entry.pinned = True
-        self._charge(entry, planned)
-        self._count_rebuilt(key, kept, len(token_ids))
-        return entry.cache, list(token_ids[kept:])
+        self._charge(entry, tree.size)
+        self._count_rebuilt(key, held, tree.end)
+        return entry.cache, held
 
-    def commit(self, key: Hashable, token_ids: Sequence[int], branches: Sequence[BranchToken] = ()) -> None:
-        """Record that the reading ended well and the cache now represents `token_ids` and the branches beside them.
-
-        A parent is an index: that of one of the `token_ids` or, beyond their end, of a branch token.
-        """
+    def commit(self, key: Hashable, tree: TokenTree) -> None:
+        """Record that the forward succeeded, and that the cache now holds `tree`."""
         entry = self._running(key)
-        held = len(token_ids) + len(branches)
-        if entry.cache.length != held:
+        if entry.cache.length != tree.size:
             self._drop(key)
-            raise InternalError(f"the cache holds {entry.cache.length} tokens after a reading of {held}")
-        entry.token_ids, entry.branches = tuple(token_ids), tuple(branches)
+            raise InternalError(f"the cache holds {entry.cache.length} tokens after a forward of {tree.size}")
+        entry.tree = tree
         entry.pinned = False
-        self._charge(entry, held)
+        self._charge(entry, tree.size)
         if entry.doomed:
             self._drop(key)
 
@@ -152,7 +144,7 @@ class KvStore:
             if self._used_tokens + needed_tokens <= capacity_tokens:
                 break
             if entry is not own and not entry.pinned:
-                self._lost_tokens[other] = max(len(entry.token_ids), self._lost_tokens.get(other, 0))
+                self._lost_tokens[other] = max(entry.tree.end, self._lost_tokens.get(other, 0))
                 self._evictions += 1
                 self._drop(other)
 
@@ -177,13 +169,13 @@ class KvStore:
         self._charge(self._entries.pop(key), 0)
 
 
-def _keep(entry: _Entry, token_ids: tuple[int, ...], most: int) -> int:
-    """Have a cache forget all but what is held of `token_ids`, at most so many of them; how many these are."""
-    length, indices = longest_path(entry.token_ids, entry.branches, token_ids[:most])
+def _keep(entry: _Entry, token_ids: tuple[int, ...]) -> int:
+    """Let a cache forget all but the longest path that `token_ids` follow; return the length of that path."""
+    length, indices = entry.tree.longest_path(token_ids)
     if indices:
         entry.cache.select(length, indices)
-    elif length < len(entry.token_ids) or entry.branches:
+    elif length < entry.tree.size:
         entry.cache.crop(length)
-    kept = length + len(indices)
-    entry.token_ids, entry.branches = token_ids[:kept], ()
-    return kept
+    held = length + len(indices)
+    entry.tree = TokenTree(token_ids[:held])
+    return held

@@ -18,42 +18,41 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from chaperone_common.token_tree import positions
-from chaperone_common.types import BranchToken
+from chaperone_common.token_tree import TokenTree
 
 ATTENTION = "chaperone_sequences"  # the name by which a model's configuration knows `attend`
 
 
 class View:
-    """Which tokens are seen by each token fed after the first `held` of a sequence."""
+    """The tokens that each token fed may see: its path, within the window of the layer."""
 
-    def __init__(self, held: int, length: int, branches: Sequence[BranchToken], device: torch.device) -> None:
-        """`length` counts the chain, the tokens held included; a parent of `branches` is an index."""
-        self.places = [*range(length), *positions(length, branches)]  # of all tokens, by index
-        self.fed = len(self.places) - held
-        self._held = held
-        self._branches = branches
+    def __init__(self, tree: TokenTree, device: torch.device) -> None:
+        """Feed `tree` after the `tree.start` tokens that the cache holds."""
+        self.positions = [*range(tree.end), *tree.positions]  # of all tokens, by index
+        self.fed = tree.size - tree.start
+        self._tree = tree
         self._device = device
-        self._masks: dict[int | None, torch.Tensor | None] = {}  # by the window's width; made when first asked for
+        self._masks: dict[int | None, torch.Tensor | None] = {}  # by the window's width; made when first needed
 
     def mask(self, window: int | None) -> torch.Tensor | None:
-        """[1, 1, fed, held + fed] bool, as `sdpa` takes it; None where `sdpa` itself hides what is to be hidden.
+        """Return a mask [1, 1, fed, held + fed] bool as `sdpa` takes it, or None where `sdpa` needs none.
 
-        `window` is the number of tokens that the layer sees, a token itself included; None is all of its path.
+        `window` is the number of tokens that the layer sees, a token itself included. None means the whole path.
         """
-        if window is not None and window > max(self.places):
+        if window is not None and window > max(self.positions):
             window = None
         if window not in self._masks:
             self._masks[window] = self._make(window)
         return self._masks[window]
 
     def _make(self, window: int | None) -> torch.Tensor | None:
-        if window is None and not self._branches and (not self._held or self.fed == 1):
+        start = self._tree.start
+        if window is None and not self._tree.branches and (not start or self.fed == 1):
             return None
-        seen = _paths(self._held, len(self.places) - len(self._branches), self._branches)
+        seen = torch.from_numpy(self._tree.visible())
         if window is not None:
-            places = torch.tensor(self.places)
-            seen &= places > places[self._held :, None] - window
+            positions = torch.tensor(self.positions)
+            seen &= positions > positions[start:, None] - window
         return seen.to(self._device)[None, None]
 
 
@@ -125,16 +124,6 @@ def _attend_capped(
         mask = torch.ones(fed, tokens, dtype=torch.bool, device=query.device).tril(tokens - fed)
     weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous()
-
-
-def _paths(held: int, length: int, branches: Sequence[BranchToken]) -> torch.Tensor:
-    """Which tokens are on the path to each token after the first `held`: [fed, held + fed] bool."""
-    indices = torch.arange(length + len(branches))
-    rows = [*(indices <= indices[held:length, None])]
-    for index, (parent, _) in enumerate(branches, start=length):
-        before = indices <= parent if parent < length else rows[parent - held]
-        rows.append(before | (indices == index))
-    return torch.stack(rows)
 
 
 AttentionInterface.register(ATTENTION, attend)

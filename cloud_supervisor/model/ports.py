@@ -6,111 +6,103 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from chaperone_common.types import BranchToken, Choice, SamplingParams
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import Choice, SamplingParams
 
 
 class KvCache(Protocol):
-    """Keys and values of one sequence, on whatever device the model uses.
+    """Keys and values of one sequence, on the device that the model uses.
 
-    It holds one entry for each token that was read, in the order of the readings: of each the chain, and then the
-    branch tokens. While the entries are one path, an entry's index is its token's position; behind a tree it is not.
+    It holds one entry for each token, in the order of the forwards: of each forward the chain, then the branch tokens.
+    So an entry's index is its token's absolute index in the last tree. A model accepts only caches of its own
+    `new_cache`, since only it knows how they hold keys and values.
     """
 
     @property
     def length(self) -> int:
-        """Entries held, those of branch tokens among them; so it may be more than any path has tokens."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory held."""
+        """Entries held, branch tokens included; so it may be more than any path has tokens."""
 
     def crop(self, length: int) -> None:
         """Keep the first `length` entries, which must be one path; forget the others.
 
-        Raises ValueError unless so many are held.
+        Raises ValueError unless `length` entries are held.
         """
 
     def select(self, length: int, indices: Sequence[int]) -> None:
-        """Keep the first `length` entries and then those at these indices; forget the others, and close the gaps.
+        """Keep the first `length` entries, and then those at `indices`; forget the others, and close the gaps.
 
-        What is kept must be one path: the next reading goes on behind it. Raises ValueError for indices that are below
-        `length`, not held or not in ascending order.
+        The kept entries must be one path: the next forward continues it. Raises ValueError unless all indices are at
+        least `length`, held, and in ascending order.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One session's part in a forward: a chain of tokens, and branch tokens beside it.
+class ForwardRequest:
+    """One session's part in a forward.
 
-    `token_ids` follow the `cache.length` tokens that are already read, which are a chain themselves. Choices are wanted
-    for the last `choices` positions: the token after `token_ids[-choices]`, ..., the token after `token_ids[-1]`; and
-    for each branch token.
-
-    A branch token sees what its parent sees, and itself. Parents count from `token_ids[-choices]`, which is 0, on to
-    the chain's last token, `choices - 1`, and then through the branch tokens; -1 is the token before, and so on, for a
-    list that is read in pieces may have its branches' parents in an earlier one.
+    The cache must hold `tree.start` entries, one path. A branch token sees what its parent sees, and itself. Its parent
+    may be a token that the cache holds.
     """
 
     cache: KvCache
-    token_ids: Sequence[int]
-    choices: int
+    tree: TokenTree  # the tokens to feed: a chain after the entries held, and branch tokens
+    num_choices: int  # choices wanted after the last tokens of the chain; there is one more for each branch token
     sampling: SamplingParams
-    branches: Sequence[BranchToken] = ()
 
 
 class TargetModel(Protocol):
-    """The large model; blocking, called from one worker thread."""
+    """The large model; blocking, called from one thread."""
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that fit at most on one path."""
+        """The longest path, in tokens."""
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Cache memory of one token, for budgeting before it is allocated."""
+        """Cache memory of one token, for a budget before it is allocated."""
 
     def new_cache(self) -> KvCache:
-        """An empty cache."""
+        """Return an empty cache."""
 
-    def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        """Extend the caches, each another one, by chain and branch tokens, and return each reading's choices.
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        """Feed the tokens of all requests, extend their caches, and return each request's choices.
 
-        Those along the chain come first, oldest position first, then one for each branch token. The noise is that of
-        the position after the token. A cache that holds branch tokens must be told by `select` or `crop` which path
-        stands before it is used again. All readings are checked before anything runs: raises ValueError for one that
-        makes no sense, or for two of one cache, and PromptTooLong.
+        The choices along the chain come first, oldest position first. Then comes one after each branch token. A choice
+        is drawn with the noise of the position that the chosen token will have.
+        A cache that holds branch tokens must be reduced to one path, by `select` or `crop`, before it is used again.
+        All requests are checked before anything runs. Raises ValueError for an impossible request or for two requests
+        with one cache, and PromptTooLong.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class ReadResult:
-    """The cloud's choices, oldest position first and then for each branch token, and what they cost."""
+class ForwardResult:
+    """The cloud's choices, oldest position first and then one after each branch token, and their cost."""
 
     choices: list[Choice]
     queue_us: int
     compute_us: int
 
 
-class Reader(Protocol):
-    """What reads for the supervisor, for many sessions at once: a queue in front of a model, or a stand-in."""
+class ForwardQueue(Protocol):
+    """The queue in front of the model, as the supervisor sees it."""
 
-    async def read(
+    async def forward(
         self,
         key: Hashable,
-        token_ids: Sequence[int],
-        choices: int,
+        tree: TokenTree,
+        num_choices: int,
         sampling: SamplingParams,
         *,
-        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
-    ) -> ReadResult:
-        """Read a session's whole token list and return the choices after its last `choices` tokens and its branches.
+    ) -> ForwardResult:
+        """Read a session's whole text, and return the choices after its last `num_choices` tokens and its branches.
 
-        The parents of `branches` count from `token_ids[-choices]`, which is 0; see `Judging`.
-
-        Raises Overloaded, CloudTimeout if `deadline_ms` passes before the reading starts, PromptTooLong, or
+        `tree` holds the text from position 0 on. Only the tokens that the session's cache lacks are computed. With
+        `num_choices` 0 the text is only read ahead, as a prompt is.
+        Raises Overloaded, CloudTimeout if `deadline_ms` passes before the forward starts, PromptTooLong, or
         CloudUnavailable. Cancelling gives up the answer, not necessarily the work.
         """
 
     def free(self, key: Hashable) -> None:
-        """Forget a session; unknown ones are no error."""
+        """Forget a session; unknown sessions are no error."""

@@ -24,13 +24,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from chaperone_common.sampling import Softmax, choose, softmax
-from chaperone_common.token_tree import deepest, positions, shifted
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.model import architectures
 from cloud_supervisor.model.batched_forward import ATTENTION, Sequences, View
 from cloud_supervisor.model.devices import check_device
 from cloud_supervisor.model.packed_linear import pack
-from cloud_supervisor.model.ports import KvCache, Reading
+from cloud_supervisor.model.ports import ForwardRequest, KvCache
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -46,14 +45,6 @@ class TorchCache:
     @property
     def length(self) -> int:
         return int(self.layers.get_seq_length())
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory held; what `crop` cut off is only given back by the next reading."""
-        tensors = (
-            tensor for layer in self.layers.layers if layer.is_initialized for tensor in (layer.keys, layer.values)
-        )
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def crop(self, length: int) -> None:
         if not 0 <= length <= self.length:
@@ -168,40 +159,36 @@ class TorchModel:
     def new_cache(self) -> KvCache:
         return TorchCache()
 
-    def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        """Run one forward for all readings.
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        """Run one forward for all requests; raises as `TargetModel.forward` does."""
+        for request in requests:
+            self._check(request)
+        if len({id(request.cache) for request in requests}) < len(requests):
+            raise ValueError("cache: two requests with one cache; the later one must wait for the other")
+        rows = self._scores(requests) if requests else []
+        return [self._choices(*each) for each in zip(requests, rows, strict=True)]
 
-        All are checked before anything runs, and each must be of another sequence. Raises `ValueError` for a reading
-        that asks for nothing sensible and `PromptTooLong` beyond the context.
-        """
-        for reading in readings:
-            self._check(reading)
-        if len({id(reading.cache) for reading in readings}) < len(readings):
-            raise ValueError("cache: two readings of one sequence; the later one must wait for the other")
-        lengths = [reading.cache.length for reading in readings]
-        rows = self._scores(readings) if readings else []
-        return [self._choices(*each) for each in zip(readings, lengths, rows, strict=True)]
+    def _check(self, request: ForwardRequest) -> None:
+        tree = request.tree
+        if not tree.token_ids:
+            raise ValueError("token_ids: a request needs at least one token")
+        if not 0 <= request.num_choices <= len(tree.token_ids):
+            raise ValueError(
+                f"num_choices: {request.num_choices} is outside [0, {len(tree.token_ids)}], the tokens fed"
+            )
+        if tree.start != request.cache.length:
+            raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
+        if tree.depth > self._context_tokens:
+            raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
 
-    def _check(self, reading: Reading) -> None:
-        tokens = len(reading.token_ids)
-        if not tokens:
-            raise ValueError("token_ids: a reading needs at least one token")
-        if not 0 <= reading.choices <= tokens:
-            raise ValueError(f"choices: {reading.choices} is outside [0, {tokens}], the tokens read")
-        length = reading.cache.length + tokens
-        depth = deepest(length, shifted(reading.branches, length - reading.choices))
-        if depth > self._context_tokens:
-            raise PromptTooLong(f"{depth} tokens; the context holds {self._context_tokens}")
-
-    def _choices(self, reading: Reading, held: int, rows: NDArray[np.float32]) -> list[Choice]:
-        """What follows from the logits of a reading behind the first `held` tokens."""
-        tokens, length = len(reading.token_ids), held + len(reading.token_ids)
-        first = length - reading.choices
-        places = [*range(first, length), *positions(length, shifted(reading.branches, first))]
-        drafted = [*reading.token_ids[1:], None][tokens - reading.choices :] + [None] * len(reading.branches)
+    def _choices(self, request: ForwardRequest, rows: NDArray[np.float32]) -> list[Choice]:
+        """Choose from the logits [choices + branches, vocab] of a request."""
+        tree, count = request.tree, request.num_choices
+        positions = [*range(tree.end - count, tree.end), *tree.positions]
+        drafted = [*tree.token_ids[1:], None][len(tree.token_ids) - count :] + [None] * len(tree.branches)
         return [  # a row's noise is that of the position its token will have
-            self.choose(softmax(row, reading.sampling.temperature), reading.sampling, place + 1, token_id)
-            for row, place, token_id in zip(rows, places, drafted, strict=True)
+            self.choose(softmax(row, request.sampling.temperature), request.sampling, position + 1, token_id)
+            for row, position, token_id in zip(rows, positions, drafted, strict=True)
         ]
 
     def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
@@ -211,40 +198,38 @@ class TorchModel:
         """
         return choose(soft, sampling, position)
 
-    def scores(self, reading: Reading) -> NDArray[np.float32]:
+    def scores(self, request: ForwardRequest) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.
 
-        What `read` chooses from; it is checked there.
+        `forward` chooses from them. They are checked there, not here.
         """
-        return self._scores([reading])[0]
+        return self._scores([request])[0]
 
     @torch.inference_mode()
-    def _scores(self, readings: Sequence[Reading]) -> list[NDArray[np.float32]]:
-        """`scores` of each reading, in one forward."""
+    def _scores(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32]]:
+        """Return the `scores` of each request, from one forward."""
         token_ids: list[int] = []
-        place_ids: list[int] = []
+        position_ids: list[int] = []
         wanted: list[int] = []  # rows of the forward
         views, counts = [], []
-        for reading in readings:
-            held, length = reading.cache.length, reading.cache.length + len(reading.token_ids)
-            branches = shifted(reading.branches, length - reading.choices)
-            views.append(View(held, length, branches, self._model.device))
-            token_ids += [*reading.token_ids, *(token_id for _, token_id in branches)]
-            place_ids += views[-1].places[held:]
-            counts.append(reading.choices + len(branches))
+        for request in requests:
+            views.append(View(request.tree, self._model.device))
+            token_ids += [*request.tree.token_ids, *(token_id for _, token_id in request.tree.branches)]
+            position_ids += views[-1].positions[request.tree.start :]
+            counts.append(request.num_choices + len(request.tree.branches))
             wanted += range(len(token_ids) - counts[-1], len(token_ids))
-        caches = [cast(TorchCache, reading.cache).layers for reading in readings]
+        caches = [cast(TorchCache, request.cache).layers for request in requests]
         inputs: dict[str, Any] = {
             "input_ids": self._tensor(token_ids),
-            "position_ids": self._tensor(place_ids),
-            "cache_position": self._tensor(place_ids)[0],
+            "position_ids": self._tensor(position_ids),
+            "cache_position": self._tensor(position_ids)[0],
             "past_key_values": Sequences(caches, views),
             "attention_mask": self._ready_mask,
             "use_cache": True,
         }
         if not wanted:  # chunks of prompts: no logits at all
             self._model.base_model(**inputs)
-            return [np.empty((0, self._vocabulary_size), np.float32) for _ in readings]
+            return [np.empty((0, self._vocabulary_size), np.float32) for _ in requests]
         output = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._model.device))
         logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
         return np.split(logits, np.cumsum(counts)[:-1])

@@ -15,17 +15,17 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
-from chaperone_common.token_tree import deepest, shifted
-from chaperone_common.types import BranchToken, Choice, SamplingParams
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.store import KvStats, KvStore
-from cloud_supervisor.model.ports import Reading, ReadResult, TargetModel
+from cloud_supervisor.model.ports import ForwardRequest, ForwardResult, TargetModel
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +36,12 @@ _FIRST_RETRY_MS = 500  # before any reading has been timed
 @dataclass(slots=True, eq=False)
 class _Job:
     key: Hashable
-    token_ids: tuple[int, ...]
-    choices: int
-    branches: tuple[BranchToken, ...]  # a parent is an index
+    tree: TokenTree
+    num_choices: int
     sampling: SamplingParams
     queued_at: float
     deadline_at: float | None
-    answer: asyncio.Future[ReadResult]
+    answer: asyncio.Future[ForwardResult]
     begun: bool = False
     reached: int = 0  # tokens that an earlier piece has read, though they may have been evicted since
     found: list[Choice] = field(default_factory=list)
@@ -51,11 +50,11 @@ class _Job:
 
     @property
     def finished(self) -> bool:
-        return self.reached == len(self.token_ids)
+        return self.reached == self.tree.end
 
     @property
-    def result(self) -> ReadResult:
-        return ReadResult(self.found, queue_us=round(self.queue_s * 1e6), compute_us=round(self.compute_s * 1e6))
+    def result(self) -> ForwardResult:
+        return ForwardResult(self.found, queue_us=round(self.queue_s * 1e6), compute_us=round(self.compute_s * 1e6))
 
 
 class ModelWorker:
@@ -99,30 +98,28 @@ class ModelWorker:
     def kv_stats(self) -> KvStats:
         return self._kv_store.stats
 
-    async def read(
+    async def forward(
         self,
         key: Hashable,
-        token_ids: Sequence[int],
-        choices: int,
+        tree: TokenTree,
+        num_choices: int,
         sampling: SamplingParams,
         *,
-        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
-    ) -> ReadResult:
-        """Read a session's whole token list and return the choices after its last `choices` tokens and its branches.
+    ) -> ForwardResult:
+        """Read a session's whole text and return the choices after its last `num_choices` tokens and its branches.
 
-        Only what the session's cache lacks is computed. With `choices` 0 the list is merely read ahead (a chunk of a
-        prompt). Raises `Overloaded` at once when the queue is full, `CloudTimeout` if `deadline_ms` passes before the
+        Only what the session's cache lacks is computed. With `num_choices` 0 the text is only read ahead.
+        Raises `Overloaded` at once when the queue is full, `CloudTimeout` if `deadline_ms` passes before the
         reading starts (one that has started is finished), `PromptTooLong`, `CloudUnavailable` once closed, and
         whatever the model raises. Cancelling takes a waiting reading out of the queue; a running piece is finished,
         and its work is kept for the session's next reading.
         """
-        branches = shifted(branches, len(token_ids) - choices)
-        self._check(token_ids, choices, branches)
+        self._check(tree, num_choices)
         loop = asyncio.get_running_loop()
         now = self._clock.now()
         deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
-        job = _Job(key, tuple(token_ids), choices, branches, sampling, now, deadline_at, loop.create_future())
+        job = _Job(key, tree, num_choices, sampling, now, deadline_at, loop.create_future())
         alarm = None if deadline_ms is None else loop.call_later(deadline_ms / 1000, self._expire, job)
         self._queue.append(job)
         self._start_next()
@@ -151,17 +148,16 @@ class ModelWorker:
             await asyncio.wait([self._running])
         await asyncio.to_thread(self._thread.shutdown)
 
-    def _check(self, token_ids: Sequence[int], choices: int, branches: Sequence[BranchToken]) -> None:
+    def _check(self, tree: TokenTree, num_choices: int) -> None:
         """Refuse what cannot or must not be queued."""
         if self._closed:
             raise _shutting_down()
-        if not token_ids or not 0 <= choices <= len(token_ids):
-            raise ValueError(f"choices: {choices} of {len(token_ids)} tokens; there must be tokens, and as many")
-        if branches and not choices:
-            raise ValueError(f"branches: {len(branches)} beside a list that is only read ahead; ask for a choice")
-        depth = deepest(len(token_ids), branches)
-        if depth > self._model.context_tokens:
-            raise PromptTooLong(f"{depth} tokens; the context holds {self._model.context_tokens}")
+        if tree.start or not tree.token_ids or not 0 <= num_choices <= tree.end:
+            raise ValueError(f"num_choices: {num_choices} of {tree.end} tokens; there must be tokens, and as many")
+        if tree.branches and not num_choices:
+            raise ValueError(f"branches: {len(tree.branches)} next to a text that is only read ahead; ask for a choice")
+        if tree.depth > self._model.context_tokens:
+            raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._model.context_tokens}")
         if len(self._queue) >= self._max_queue:
             raise Overloaded(
                 f"queue: {len(self._queue)} readings wait and {self._max_queue} may; try again later",
@@ -226,29 +222,26 @@ class ModelWorker:
         """Read one piece and return its seconds. Runs in the model's thread; a batch of one until they are batched."""
         started_at = self._clock.now()
         job.queue_s += started_at - job.queued_at
-        if not job.choices and self._kv_store.covers(job.key, job.token_ids):  # a prompt that is resumed from
-            job.reached = len(job.token_ids)
+        length = job.tree.end
+        if not job.num_choices and self._kv_store.covers(job.key, job.tree.token_ids):  # a prompt that is resumed from
+            job.reached = length
             return 0.0
-        wanted = job.choices - len(job.found)
-        cache, todo = self._kv_store.prepare(job.key, job.token_ids, keep_last=wanted, branch_tokens=len(job.branches))
-        length = len(job.token_ids)
-        held = length - len(todo)
+        wanted = job.num_choices - len(job.found)
+        cache, held = self._kv_store.prepare(job.key, job.tree, num_choices=wanted)
         # Evicted between two pieces, a reading starts from nothing, yet each piece ends beyond the last one: two
         # conversations that evict each other would otherwise never get to their ends.
         end = min(max(held, job.reached) + self._chunk_tokens, length)
-        choices = max(0, end - (length - wanted))
-        branches = job.branches if end == length else ()
+        num_choices = max(0, end - (length - wanted))
         try:
             if end > held:
-                beside = shifted(branches, choices - length)  # the model counts from the first choice of this piece
-                reading = Reading(cache, todo[: end - held], choices, job.sampling, beside)
-                job.found += self._model.read([reading])[0]
+                request = ForwardRequest(cache, job.tree.piece(held, end), num_choices, job.sampling)
+                job.found += self._model.forward([request])[0]
         except BaseException as error:
             self._kv_store.abandon(job.key)
             if isinstance(error, StopIteration):  # a future cannot carry it, and its caller would wait for ever
                 raise RuntimeError("the model raised StopIteration") from error
             raise
-        self._kv_store.commit(job.key, job.token_ids[:end], branches)
+        self._kv_store.commit(job.key, job.tree.piece(0, end))
         job.reached = end
         elapsed_s = self._clock.now() - started_at
         job.compute_s += elapsed_s

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chaperone_common.types import BranchToken, SamplingParams, SessionId
+from chaperone_common.token_tree import BranchToken, TokenTree
+from chaperone_common.types import SamplingParams, SessionId
 
 API_VERSION = 1
 
@@ -43,7 +44,13 @@ class Draft:
 
     @property
     def end(self) -> int:
+        """The position after the last token of the chain."""
         return self.start + len(self.token_ids)
+
+    @property
+    def tree(self) -> TokenTree:
+        """The chain, with its branches next to it; raises ValueError for a frame that starts before any token."""
+        return TokenTree(self.token_ids, self.branches, self.start)
 
 
 @dataclass(frozen=True, slots=True)

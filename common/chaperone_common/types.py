@@ -22,17 +22,14 @@ A position counts tokens from the start of the conversation, prompt included, fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, NewType
+from typing import NewType
 
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.ranges import check_ranges, stop_problem
+from chaperone_common.token_tree import BranchToken, TokenTree
 
-TokenId = NewType("TokenId", int)
-Position = NewType("Position", int)
-Revision = NewType("Revision", int)
 SessionId = NewType("SessionId", str)
 
 
@@ -120,10 +117,9 @@ class GenerationParams:
 
 @dataclass(frozen=True, slots=True)
 class PromptInput:
-    """What the models read before they write; `conditioning` is reserved for an encoded prompt."""
+    """The tokens that the models read before they write; raises InvalidRequest if there are none."""
 
     token_ids: tuple[int, ...]
-    conditioning: None = None
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -160,17 +156,6 @@ class Proposal:
     runner_up: int
 
 
-class BranchToken(NamedTuple):
-    """A token beside a span's chain: an alternative that is judged in the same reading.
-
-    `parent` is the token that it follows: 0 is the token before the span, k the k-th token of chain and branch tokens
-    together, the chain first, counted from 1. In a whole text it is an index; see `branches`.
-    """
-
-    parent: int
-    token_id: int
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
     """A run of draft tokens that was sent; those below `final_before` are only audited.
@@ -190,14 +175,11 @@ class Span:
         return self.start + len(self.token_ids)
 
     @property
+    def tree(self) -> TokenTree:
+        """The span as a chain, with its branches next to it."""
+        return TokenTree(self.token_ids, self.branches, self.start)
+
+    @property
     def asks_next(self) -> bool:
         """Whether the token behind the span is the cloud's to choose, be it drafted meanwhile or not."""
         return self.final_before <= self.end
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Count the leading tokens that two sequences share."""
-    shortest = min(len(left), len(right))
-    if left[:shortest] == right[:shortest]:
-        return shortest
-    return next((index for index in range(shortest) if left[index] != right[index]), shortest)

@@ -25,7 +25,8 @@ from chaperone_common.frames import (
     Verdict,
 )
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
-from chaperone_common.types import BranchToken, SamplingParams, SessionId
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import SamplingParams, SessionId
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SupervisionService"].full_name
 SUPERVISE = "Supervise"
@@ -274,7 +275,7 @@ def _draft(frame: Draft) -> pb.Draft:
         final_tokens=frame.final_before - frame.start or None,
         continuation_tokens=frame.continuation_tokens,
         deadline_ms=frame.deadline_ms,
-        parents=[branch.parent for branch in frame.branches],
+        parents=[branch.parent - _first_parent(frame.start) for branch in frame.branches],
     )
 
 
@@ -297,8 +298,16 @@ def _read_draft(message: pb.Draft) -> Draft:
         final_before=message.start + message.final_tokens,
         continuation_tokens=message.continuation_tokens,
         deadline_ms=message.deadline_ms,
-        branches=tuple(map(BranchToken, message.parents, message.token_ids[chain:])),
+        branches=tuple(
+            BranchToken(parent + _first_parent(message.start), token_id)
+            for parent, token_id in zip(message.parents, message.token_ids[chain:], strict=True)
+        ),
     )
+
+
+def _first_parent(start: int) -> int:
+    """Return the absolute index of the token that a Draft's `parents` call 0: the token before the chain."""
+    return start - 1
 
 
 def _pack_risks(risks: Sequence[float]) -> bytes:

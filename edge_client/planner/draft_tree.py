@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from chaperone_common.types import BranchToken, Proposal, common_prefix
+from chaperone_common.token_tree import BranchToken, common_prefix
+from chaperone_common.types import Proposal
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ class DraftTree:
         return branch.chances if branch is not None else (self._risks[start] * self._hit(),)
 
     def branch_tokens(self, start: int, end: int, sprouts: Iterable[tuple[int, int]]) -> tuple[BranchToken, ...]:
-        """The branch tokens of a span [start, end), as the wire numbers them.
+        """Return the branch tokens next to a span [start, end), with absolute indices.
 
         Each sprout is the position where a branch begins, and how many tokens of it are wanted: of those that are
         there, the runner-up and the proposals behind it, so many are given, none at or past the limit, nor an
@@ -101,10 +102,10 @@ class DraftTree:
             branch = self.branches.get(position)
             behind = branch.proposals if branch is not None else ()
             token_ids = [self._proposed(position).runner_up, *(proposal.token_id for proposal in behind)]
-            parent = position - start
+            parent = position - 1
             for token_id in takewhile(self._goes_on, token_ids[: min(wanted, self._limit - position)]):
                 tokens.append(BranchToken(parent, token_id))
-                parent = end - start + len(tokens)
+                parent = end + len(tokens) - 1
         return tuple(tokens)
 
     def settle(self, final: int) -> None:

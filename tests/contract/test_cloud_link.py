@@ -13,7 +13,8 @@ import pytest
 
 from chaperone_common.clock import MonotonicClock
 from chaperone_common.frames import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame, Verdict
-from chaperone_common.types import BranchToken, SamplingParams, SessionId
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import SamplingParams, SessionId
 from chaperone_common.wire import SERVICE, SUPERVISE, decode_client, encode_client, encode_server
 from edge_client.link.grpc_link import GrpcCloud
 from edge_client.link.reconnection import DelayedLink
@@ -21,7 +22,10 @@ from edge_client.ports import CloudLink
 from tests.support.fake_link import FakeLink
 
 OPEN = Open(SessionId("s"), "sha256:0", SamplingParams(), 9, (0,), (5, 6, 7))
-DRAFTS = [Draft(0, 3 + index, (index,), (0.0,), 3 + index, branches=(BranchToken(index % 2, 9),)) for index in range(5)]
+DRAFTS = [
+    Draft(0, 3 + index, (index,), (0.0,), 3 + index, branches=(BranchToken(2 + index + index % 2, 9),))
+    for index in range(5)
+]
 OPENED = [Opened(False, 64), Opened(True, 64)]
 VERDICTS = [Verdict(0, 3 + index, index, further_token_ids=(9,) * index) for index in range(5)]
 PATIENCE_S = 10.0

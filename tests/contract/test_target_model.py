@@ -7,9 +7,11 @@ import random
 import pytest
 
 from chaperone_common.errors import PromptTooLong
-from chaperone_common.types import BranchToken, Choice, SamplingParams
-from cloud_supervisor.model.ports import Reading, TargetModel
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import Choice, SamplingParams
+from cloud_supervisor.model.ports import TargetModel
 from tests.support.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
+from tests.support.forward import bytes_held, feeding
 
 ALL_SAMPLINGS = [GREEDY, SAMPLED, TRUNCATED]
 
@@ -21,7 +23,7 @@ def prompt(seed: int, length: int) -> list[int]:
 
 def whole(target: TargetModel, tokens: list[int], choices: int, sampling: SamplingParams) -> list[Choice]:
     """Read everything at once with a fresh cache."""
-    return target.read([Reading(target.new_cache(), tokens, choices, sampling)])[0]
+    return target.forward([feeding(target.new_cache(), tokens, choices, sampling)])[0]
 
 
 def ids(choices: list[Choice]) -> list[int]:
@@ -42,18 +44,18 @@ def test_chunks_crops_and_rebuilds_choose_the_same(target: TargetModel, sampling
             chunk = tokens[at : at + dice.randint(1, 9)]
             wanted = dice.randint(0, len(chunk))
             at += len(chunk)
-            got = target.read([Reading(cache, chunk, wanted, sampling)])[0]
+            got = target.forward([feeding(cache, chunk, wanted, sampling)])[0]
             assert ids(got) == expected[at - wanted : at]
             assert cache.length == at
 
 
 def test_what_was_cropped_leaves_no_trace(target: TargetModel) -> None:
     cache = target.new_cache()
-    target.read([Reading(cache, prompt(3, 20), 0, GREEDY)])
-    target.read([Reading(cache, prompt(4, 10), 1, GREEDY)])
+    target.forward([feeding(cache, prompt(3, 20), 0, GREEDY)])
+    target.forward([feeding(cache, prompt(4, 10), 1, GREEDY)])
     cache.crop(20)
     tail = prompt(5, 6)
-    assert ids(target.read([Reading(cache, tail, 6, SAMPLED)])[0]) == ids(
+    assert ids(target.forward([feeding(cache, tail, 6, SAMPLED)])[0]) == ids(
         whole(target, prompt(3, 20) + tail, 6, SAMPLED)
     )
 
@@ -61,42 +63,47 @@ def test_what_was_cropped_leaves_no_trace(target: TargetModel) -> None:
 def test_readings_of_one_call_do_not_touch_each_other(target: TargetModel) -> None:
     prompts = [prompt(seed, 5 + 3 * seed) for seed in range(5)]
     alone = [ids(whole(target, tokens, 4, SAMPLED)) for tokens in prompts]
-    together = target.read([Reading(target.new_cache(), tokens, 4, SAMPLED) for tokens in prompts])
+    together = target.forward([feeding(target.new_cache(), tokens, 4, SAMPLED) for tokens in prompts])
     assert [ids(choices) for choices in together] == alone
-    assert target.read([]) == []
+    assert target.forward([]) == []
 
 
 def test_sequences_of_any_length_go_on_together_as_they_do_alone(target: TargetModel) -> None:
     """Some new, some held, one token or many, choices or none, chains and trees; the caches serve on."""
     dice = random.Random(9)
-    branches = (BranchToken(0, 3), BranchToken(1, 4), BranchToken(3, 5))
+    branches = ((0, 3), (1, 4), (3, 5))  # parents count from the first token whose choice is wanted
     for _ in range(10):
         texts = [prompt(dice.randrange(1000), dice.randint(2, 40)) for _ in range(6)]
         held = [dice.choice((0, len(text) - 1, dice.randrange(len(text)))) for text in texts]
         wanted = [dice.randint(0, len(text) - length) for text, length in zip(texts, held, strict=True)]
-        trees = [branches if choices >= 2 and dice.random() < 0.5 else () for choices in wanted]
+        trees = [
+            [BranchToken(len(text) - choices + parent, token_id) for parent, token_id in branches]
+            if choices >= 2 and dice.random() < 0.5
+            else []
+            for text, choices in zip(texts, wanted, strict=True)
+        ]
         told = []
         for together in (False, True):
             caches = [target.new_cache() for _ in texts]
             for cache, text, length in zip(caches, texts, held, strict=True):
                 if length:
-                    target.read([Reading(cache, text[:length], 0, SAMPLED)])
+                    target.forward([feeding(cache, text[:length], 0, SAMPLED)])
             readings = [
-                Reading(cache, text[length:], choices, SAMPLED, tree)
+                feeding(cache, text[length:], choices, SAMPLED, tree)
                 for cache, text, length, choices, tree in zip(caches, texts, held, wanted, trees, strict=True)
             ]
-            answers = target.read(readings) if together else [target.read([reading])[0] for reading in readings]
+            answers = target.forward(readings) if together else [target.forward([reading])[0] for reading in readings]
             for cache, text in zip(caches, texts, strict=True):
                 cache.crop(len(text))
-            answers += [target.read([Reading(cache, [7], 1, SAMPLED)])[0] for cache in caches]
+            answers += [target.forward([feeding(cache, [7], 1, SAMPLED)])[0] for cache in caches]
             told.append([ids(choices) for choices in answers])
         assert told[0] == told[1]
 
 
 def test_two_readings_of_one_sequence_are_refused(target: TargetModel) -> None:
     cache = target.new_cache()
-    with pytest.raises(ValueError, match="two readings of one sequence"):
-        target.read([Reading(cache, [1], 1, GREEDY), Reading(cache, [2], 1, GREEDY)])
+    with pytest.raises(ValueError, match="two requests with one cache"):
+        target.forward([feeding(cache, [1], 1, GREEDY), feeding(cache, [2], 1, GREEDY)])
     assert cache.length == 0
 
 
@@ -112,40 +119,42 @@ def test_the_noise_is_that_of_the_chosen_tokens_position(target: TargetModel) ->
 def test_reading_ahead_gives_no_choices_but_is_remembered(target: TargetModel) -> None:
     cache = target.new_cache()
     assert cache.length == 0
-    assert target.read([Reading(cache, prompt(1, 12), 0, GREEDY)]) == [[]]
+    assert target.forward([feeding(cache, prompt(1, 12), 0, GREEDY)]) == [[]]
     assert cache.length == 12
-    assert cache.size_bytes == 12 * target.kv_bytes_per_token
+    assert bytes_held(cache) == 12 * target.kv_bytes_per_token
     cache.crop(12)
     assert cache.length == 12
     cache.crop(0)
     assert cache.length == 0
-    assert ids(target.read([Reading(cache, prompt(2, 3), 1, GREEDY)])[0]) == ids(whole(target, prompt(2, 3), 1, GREEDY))
+    assert ids(target.forward([feeding(cache, prompt(2, 3), 1, GREEDY)])[0]) == ids(
+        whole(target, prompt(2, 3), 1, GREEDY)
+    )
 
 
 @pytest.mark.parametrize("length", [-1, 6])
 def test_a_crop_must_lie_within_the_cache(target: TargetModel, length: int) -> None:
     cache = target.new_cache()
-    target.read([Reading(cache, prompt(1, 5), 0, GREEDY)])
+    target.forward([feeding(cache, prompt(1, 5), 0, GREEDY)])
     with pytest.raises(ValueError, match="crop"):
         cache.crop(length)
 
 
 def test_a_senseless_reading_is_refused_and_nothing_is_read(target: TargetModel) -> None:
     good, bad = target.new_cache(), target.new_cache()
-    fine = Reading(good, prompt(1, 5), 1, GREEDY)
+    fine = feeding(good, prompt(1, 5), 1, GREEDY)
     with pytest.raises(ValueError, match="token"):
-        target.read([fine, Reading(bad, [], 0, GREEDY)])
+        target.forward([fine, feeding(bad, [], 0, GREEDY)])
     for choices in (-1, 4):
         with pytest.raises(ValueError, match="choices"):
-            target.read([fine, Reading(bad, [1, 2, 3], choices, GREEDY)])
+            target.forward([fine, feeding(bad, [1, 2, 3], choices, GREEDY)])
     with pytest.raises(PromptTooLong, match=f"the context holds {CONTEXT_TOKENS}"):
-        target.read([fine, Reading(bad, prompt(1, CONTEXT_TOKENS + 1), 1, GREEDY)])
+        target.forward([fine, feeding(bad, prompt(1, CONTEXT_TOKENS + 1), 1, GREEDY)])
     assert good.length == bad.length == 0
 
 
 def test_the_context_can_be_filled_to_the_last_token(target: TargetModel) -> None:
     cache = target.new_cache()
-    target.read([Reading(cache, prompt(1, CONTEXT_TOKENS - 1), 0, GREEDY)])
-    assert len(target.read([Reading(cache, [1], 1, GREEDY)])[0]) == 1
+    target.forward([feeding(cache, prompt(1, CONTEXT_TOKENS - 1), 0, GREEDY)])
+    assert len(target.forward([feeding(cache, [1], 1, GREEDY)])[0]) == 1
     with pytest.raises(PromptTooLong):
-        target.read([Reading(cache, [1], 1, GREEDY)])
+        target.forward([feeding(cache, [1], 1, GREEDY)])

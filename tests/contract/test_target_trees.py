@@ -8,23 +8,30 @@ from collections.abc import Sequence
 import pytest
 
 from chaperone_common.errors import PromptTooLong
-from chaperone_common.types import BranchToken, SamplingParams
-from cloud_supervisor.model.ports import KvCache, Reading, TargetModel
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import SamplingParams
+from cloud_supervisor.model.ports import KvCache, TargetModel
 from tests.support.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
+from tests.support.forward import feeding
 
-#   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices wanted begin behind it
+#   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices wanted begin after it
 #   |   |   |   + - 7 - 9
 #   |   |   + - 8
 #   |   + - 6
 #   + - 10 - 11
 CHAIN = (20, 21, 22, 23, 24)
-BRANCHES = tuple(BranchToken(*pair) for pair in [(1, 30), (3, 31), (2, 32), (7, 33), (0, 34), (10, 35)])
+BRANCHES = ((1, 30), (3, 31), (2, 32), (7, 33), (0, 34), (10, 35))
 PATHS = ((20, 30), (20, 21, 22, 31), (20, 21, 32), (20, 21, 22, 31, 33), (34,), (34, 35))
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:
     dice = random.Random(seed)
     return tuple(dice.randrange(USED_IDS) for _ in range(length))
+
+
+def branches_after(before: Sequence[int]) -> tuple[BranchToken, ...]:
+    """The branches next to CHAIN, if it follows these tokens."""
+    return tuple(BranchToken(len(before) - 1 + parent, token_id) for parent, token_id in BRANCHES)
 
 
 def read(
@@ -35,8 +42,8 @@ def read(
     branches: Sequence[BranchToken] = (),
     sampling: SamplingParams = SAMPLED,
 ) -> list[int]:
-    reading = Reading(cache, tokens, choices, sampling, branches)
-    return [choice.token_id for choice in target.read([reading])[0]]
+    request = feeding(cache, tokens, choices, sampling, branches)
+    return [choice.token_id for choice in target.forward([request])[0]]
 
 
 def chosen(
@@ -58,29 +65,30 @@ def test_a_branch_token_chooses_what_its_path_chooses_as_a_chain(
     if ahead:
         read(target, cache, before + CHAIN, 1)
         cache.crop(ahead)  # as between two rounds
-    assert read(target, cache, before[ahead:] + CHAIN, 6, BRANCHES, sampling) == expected
+    assert read(target, cache, before[ahead:] + CHAIN, 6, branches_after(before), sampling) == expected
     assert cache.length == 12 + len(CHAIN) + len(BRANCHES)
 
 
 def test_the_chain_and_the_siblings_do_not_see_each_other(target: TargetModel) -> None:
     before = prompt(2, 9)
     alone = chosen(target, before + CHAIN, 6)
-    siblings = [BranchToken(2, token_id) for token_id in (40, 41, 42, 41)]
+    siblings = [BranchToken(len(before) + 1, token_id) for token_id in (40, 41, 42, 41)]
     choices = read(target, target.new_cache(), before + CHAIN, 6, siblings)
     assert choices[:6] == alone
     assert choices[6:] == [chosen(target, (*before, 20, 21, token_id))[0] for token_id in (40, 41, 42, 41)]
-    other = read(target, target.new_cache(), before + CHAIN, 6, [siblings[0], BranchToken(2, 50), siblings[2]])
+    other = read(
+        target, target.new_cache(), before + CHAIN, 6, [siblings[0], BranchToken(len(before) + 1, 50), siblings[2]]
+    )
     assert [other[6], other[8]] == [choices[6], choices[8]]
 
 
 def test_a_parent_may_have_been_read_before(target: TargetModel) -> None:
-    """A list that is read in pieces has the parents of its branches in any of them."""
+    """A text that is fed in chunks has the parents of its branches in any of them."""
     before = prompt(3, 10)
     cache = target.new_cache()
     read(target, cache, before + CHAIN[:2], 3)
-    branches = [BranchToken(parent - 3, token_id) for parent, token_id in BRANCHES]
     expected = chosen(target, before + CHAIN, 3) + [chosen(target, before + path)[0] for path in PATHS]
-    assert read(target, cache, CHAIN[2:], 3, branches) == expected
+    assert read(target, cache, CHAIN[2:], 3, branches_after(before)) == expected
 
 
 @pytest.mark.parametrize(("indices", "path"), [((14, 16), PATHS[1] + (33,)), ((17,), (34,)), ((17, 18), (34, 35))])
@@ -89,13 +97,13 @@ def test_what_is_selected_is_the_text_that_goes_on(
 ) -> None:
     before = prompt(4, 8)
     cache = target.new_cache()
-    read(target, cache, before + CHAIN, 6, BRANCHES)
+    read(target, cache, before + CHAIN, 6, branches_after(before))
     cache.select(8 + len(path) - len(indices), indices)
     assert cache.length == 8 + len(path)
     tail = prompt(5, 4)
     assert read(target, cache, tail, 4) == chosen(target, before + path + tail, 4)
     cache.crop(8 + len(path))
-    again = read(target, cache, tail, 1, [BranchToken(0, 1)])
+    again = read(target, cache, tail, 1, [BranchToken(8 + len(path) + 3, 1)])
     assert again == chosen(target, before + path + tail) + chosen(target, before + path + tail + (1,))
 
 
@@ -104,7 +112,7 @@ def test_branches_that_were_thrown_away_leave_no_trace(target: TargetModel) -> N
     expected = chosen(target, before + CHAIN[:3] + tail, 5)
     for cut in (True, False):
         cache = target.new_cache()
-        read(target, cache, before + CHAIN, 6, BRANCHES)
+        read(target, cache, before + CHAIN, 6, branches_after(before))
         if cut:
             cache.crop(11)
         else:
@@ -123,9 +131,10 @@ def test_trees_in_a_row_choose_what_chains_choose(target: TargetModel) -> None:
         indices: list[list[int]] = [[] for _ in paths]
         branches: list[BranchToken] = []
         for index in range(dice.randint(1, 5)):
-            branches.append(BranchToken(dice.randrange(len(paths)), dice.randrange(USED_IDS)))
-            paths.append((*paths[branches[-1].parent], branches[-1].token_id))
-            indices.append([*indices[branches[-1].parent], len(text) + len(chain) + index])
+            number = dice.randrange(len(paths))
+            branches.append(BranchToken(len(text) - 1 + number, dice.randrange(USED_IDS)))
+            paths.append((*paths[number], branches[-1].token_id))
+            indices.append([*indices[number], len(text) + len(chain) + index])
         choices = read(target, cache, (text + chain)[held:], len(chain) + 1, branches)
         assert choices == [chosen(target, path)[0] for path in paths]
         stood = dice.randrange(len(paths))
@@ -137,13 +146,13 @@ def test_trees_in_a_row_choose_what_chains_choose(target: TargetModel) -> None:
 def test_the_context_limits_the_depth_alone(target: TargetModel) -> None:
     tokens = prompt(9, CONTEXT_TOKENS - 1)
     cache = target.new_cache()
-    assert len(read(target, cache, tokens, 1, [BranchToken(0, 1), BranchToken(0, 2), BranchToken(0, 3)])) == 4
+    assert len(read(target, cache, tokens, 1, [BranchToken(len(tokens) - 1, token_id) for token_id in (1, 2, 3)])) == 4
     assert cache.length == CONTEXT_TOKENS + 2
     with pytest.raises(PromptTooLong, match=f"the context holds {CONTEXT_TOKENS}"):
-        read(target, target.new_cache(), tokens, 1, [BranchToken(0, 1), BranchToken(1, 2)])
+        read(target, target.new_cache(), tokens, 1, [BranchToken(len(tokens) - 1, 1), BranchToken(len(tokens), 2)])
 
 
-@pytest.mark.parametrize("parents", [(2,), (0, 3), (-4,)])
+@pytest.mark.parametrize("parents", [(3,), (1, 4), (-3,)])
 def test_a_parent_that_does_not_come_before_its_child_is_refused(target: TargetModel, parents: tuple[int, ...]) -> None:
     cache = target.new_cache()
     with pytest.raises(ValueError, match="branches: token"):
@@ -156,7 +165,7 @@ def test_only_held_tokens_can_be_selected_and_in_order(
     target: TargetModel, length: int, indices: tuple[int, ...]
 ) -> None:
     cache = target.new_cache()
-    read(target, cache, [1, 2, 3], 1, [BranchToken(0, 1), BranchToken(0, 2)])
+    read(target, cache, [1, 2, 3], 1, [BranchToken(2, 1), BranchToken(2, 2)])
     with pytest.raises(ValueError, match=r"select|crop"):
         cache.select(length, indices)
     assert cache.length == 5

@@ -20,10 +20,10 @@ from tests.support.device_session import EOS, PROMPT, START
 def test_the_cloud_reads_prompt_and_resumed_tokens() -> None:
     cloud = session(committed=(1, 2))
     assert cloud.text == [7, 8, 9, 1, 2]
-    judging = cloud.receive(draft(5, 3))
-    assert judging is not None
-    assert judging.token_ids == (7, 8, 9, 1, 2, 3)
-    assert (judging.choices, judging.start, judging.judged) == (2, 5, (3,))
+    request = cloud.receive(draft(5, 3))
+    assert request is not None
+    assert request.tree.token_ids == (7, 8, 9, 1, 2, 3)
+    assert (request.num_choices, request.start, request.judged) == (2, 5, (3,))
 
 
 def test_resumed_tokens_count_towards_the_limit() -> None:
@@ -66,7 +66,7 @@ def test_a_bad_opening_is_refused(frame: Open, context_tokens: int, error: type[
         CloudSession(frame, context_tokens=context_tokens, vocabulary_size=50)
 
 
-# Judging
+# VerificationRequest
 
 
 def test_a_span_that_stands_whole_gets_a_bonus() -> None:
@@ -124,17 +124,17 @@ def test_a_question_may_hold_nothing_but_what_is_final() -> None:
 
 def test_choices_and_times_are_passed_on() -> None:
     cloud = session()
-    judging = cloud.receive(draft(START, 1))
-    assert judging is not None
-    assert cloud.answer(judging, [1, 2], queue_us=5, compute_us=7) == Verdict(0, 4, 2, (), 5, 7)
+    request = cloud.receive(draft(START, 1))
+    assert request is not None
+    assert cloud.answer(request, [1, 2], queue_us=5, compute_us=7) == Verdict(0, 4, 2, (), 5, 7)
 
 
 def test_a_bonus_that_the_device_guessed_is_not_computed_again() -> None:
     cloud = session()
     answer(cloud, draft(3, 1), [1, 2])
-    judging = cloud.receive(draft(4, 2, 3))
-    assert judging is not None
-    assert (judging.token_ids, judging.choices, judging.judged) == ((7, 8, 9, 1, 2, 3), 2, (3,))
+    request = cloud.receive(draft(4, 2, 3))
+    assert request is not None
+    assert (request.tree.token_ids, request.num_choices, request.judged) == ((7, 8, 9, 1, 2, 3), 2, (3,))
 
 
 # Replays and stale drafts
@@ -216,10 +216,10 @@ def test_drafts_after_the_end_are_stale() -> None:
 
 def test_no_choice_is_made_beyond_the_limit() -> None:
     cloud = session(max_new_tokens=2)
-    judging = cloud.receive(draft(START, 1, 2))
-    assert judging is not None
-    assert (judging.token_ids, judging.choices) == ((7, 8, 9, 1), 2)
-    assert cloud.answer(judging, [1, 2]) == Verdict(0, 4, 2)
+    request = cloud.receive(draft(START, 1, 2))
+    assert request is not None
+    assert (request.tree.token_ids, request.num_choices) == ((7, 8, 9, 1), 2)
+    assert cloud.answer(request, [1, 2]) == Verdict(0, 4, 2)
     assert cloud.ended
 
 
@@ -237,7 +237,7 @@ def test_a_takeover_follows_an_override_and_hands_back_when_done() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, continuation_tokens=2), [5, 2])
     assert cloud.writes
-    assert cloud.writing().token_ids == (7, 8, 9, 5)
+    assert cloud.writing().tree.token_ids == (7, 8, 9, 5)
     assert cloud.answer(cloud.writing(), [6], 1, 2) == Continuation(4, (6,), False, queue_us=1, compute_us=2)
     assert cloud.answer(cloud.writing(), [7]) == Continuation(5, (7,), handed_back=True)
     assert cloud.state is State.DEVICE_WRITES
@@ -297,10 +297,10 @@ def test_the_closing_audit_reads_what_is_unread() -> None:
 def test_the_closing_audit_reads_nothing_twice() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, 2, final_before=5), [4, 2, 3])
-    judging = cloud.receive(Close(START, (1, 2, 3, 6)))
-    assert judging is not None
-    assert (judging.start, judging.judged) == (6, (6,))
-    assert cloud.answer(judging, [8], 3, 4) == Closed((6,), 3, 4)
+    request = cloud.receive(Close(START, (1, 2, 3, 6)))
+    assert request is not None
+    assert (request.start, request.judged) == (6, (6,))
+    assert cloud.answer(request, [8], 3, 4) == Closed((6,), 3, 4)
 
 
 @pytest.mark.parametrize("close", [Close(START, ()), Close(START, (1, 2)), Close(START + 2, ())])
@@ -384,15 +384,15 @@ def test_a_hostile_device_meets_only_named_refusals(frames: list[Draft | Close |
     for number, frame in enumerate(frames):
         try:
             if frame is None:
-                judging = cloud.writing() if cloud.writes else None
+                request = cloud.writing() if cloud.writes else None
             else:
                 if cloud.writes and isinstance(frame, Draft) and frame.revision == cloud.revision:
                     cloud.hand_back()
-                judging = cloud.receive(frame)
+                request = cloud.receive(frame)
         except ProtocolViolation:
             break  # the stream ends here
-        if judging is not None:
-            assert len(judging.token_ids) < cloud.limit
-            cloud.answer(judging, [(seed + number * position) % 4 for position in range(judging.choices)])
+        if request is not None:
+            assert len(request.tree.token_ids) < cloud.limit
+            cloud.answer(request, [(seed + number * position) % 4 for position in range(request.num_choices)])
         assert tuple(cloud.text[:START]) == PROMPT
         assert len(cloud.text) <= cloud.limit

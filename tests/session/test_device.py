@@ -102,10 +102,10 @@ def test_chunks_are_audited_once_each_and_only_the_last_is_judged() -> None:
     choices = [1, 2, 8, 4, 6, 7]
     answers = []
     for frame in [device.send(max_tokens=2) for _ in range(3)]:
-        judging = cloud.receive(frame)
-        if judging is not None:
-            first = judging.start - START
-            answers.append(cloud.answer(judging, choices[first : first + judging.choices]))
+        request = cloud.receive(frame)
+        if request is not None:
+            first = request.start - START
+            answers.append(cloud.answer(request, choices[first : first + request.num_choices]))
     assert answers == [Verdict(0, 5, 8), Verdict(0, 7, 6, (5,))]  # the bonus after the second chunk overrides the 5
     events = [event for answer in answers for event in device.apply(answer)]
     assert events == [Audited(3, 5), Audited(5, 7, (5,)), Retracted(7), Committed(7, 6, Origin.OVERRIDE)]

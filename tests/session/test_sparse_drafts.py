@@ -22,9 +22,10 @@ from chaperone_common.frames import (
     Verdict,
 )
 from chaperone_common.session import CloudSession, DeviceSession
-from chaperone_common.types import BranchToken, Choice, Proposal, SamplingParams, SessionId, Signal
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import Choice, Proposal, SamplingParams, SessionId, Signal
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.model.ports import ReadResult
+from cloud_supervisor.model.ports import ForwardResult
 from cloud_supervisor.supervisor import Supervisor
 
 PROMPT = (7, 8, 9)
@@ -149,19 +150,18 @@ class NotingReader:
     def __init__(self) -> None:
         self.deadlines_ms: list[float | None] = []
 
-    async def read(
+    async def forward(
         self,
         key: Hashable,
-        token_ids: Sequence[int],
-        choices: int,
+        tree: TokenTree,
+        num_choices: int,
         sampling: SamplingParams,
         *,
-        branches: Sequence[BranchToken] = (),
         deadline_ms: float | None = None,
-    ) -> ReadResult:
-        if choices:
+    ) -> ForwardResult:
+        if num_choices:
             self.deadlines_ms.append(deadline_ms)
-        return ReadResult([Choice(1, 1.0, 2)] * (choices + len(branches)), 0, 0)
+        return ForwardResult([Choice(1, 1.0, 2)] * (num_choices + len(tree.branches)), 0, 0)
 
     def free(self, key: Hashable) -> None:
         """Nothing is kept."""

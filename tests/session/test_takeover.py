@@ -7,7 +7,8 @@ import pytest
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Continuation, Draft, Verdict
 from chaperone_common.session import CloudSession, DeviceSession, Retracted
-from chaperone_common.types import BranchToken, FinishReason, Origin
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import FinishReason, Origin
 from tests.support.device_session import EOS, OPEN, committed, fire, session, skip
 
 
@@ -102,7 +103,7 @@ def test_a_bonus_that_contradicts_the_next_span_is_taken_for_an_override_of_it(w
 def test_further_tokens_may_contradict_the_next_span_in_the_same_way() -> None:
     device, cloud = both_ends()
     fire(device, 1)
-    first = device.send(branches=[BranchToken(1, 5)])
+    first = device.send(branches=[BranchToken(3, 5)])
     fire(device, 5, 2)
     second = device.send(continuation_tokens=9)
     told(device, cloud, first, [1, 5, 6])
@@ -114,7 +115,7 @@ def test_further_tokens_may_contradict_the_next_span_in_the_same_way() -> None:
 def test_a_contradicted_span_behind_one_that_stands_begins_no_takeover() -> None:
     device, cloud = both_ends()
     fire(device, 1)
-    first = device.send(branches=[BranchToken(1, 5)])
+    first = device.send(branches=[BranchToken(3, 5)])
     fire(device, 5)
     stands = device.send(continuation_tokens=9)
     fire(device, 2)

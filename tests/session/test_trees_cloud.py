@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
 from chaperone_common.session import CloudSession
-from chaperone_common.types import BranchToken
+from chaperone_common.token_tree import BranchToken
 from tests.support.cloud_session import answer, draft, session
 from tests.support.device_session import EOS, PROMPT, START
 
 # The Draft that most examples send: the chain 1 2 3 from position 3 on, and beside it
-#     4: 5 in place of the 2,   5: 6 behind that 5,   6: 7 in place of the 6,   7: 9 behind the 3, where the bonus goes
-TREE = ((1, 5), (4, 6), (4, 7), (3, 9))
+#     6: 5 in place of the 2,   7: 6 after that 5,   8: 7 in place of the 6,   9: 9 after the 3, where the bonus goes
+TREE = ((3, 5), (6, 6), (6, 7), (5, 9))
 
 
 def read(cloud: CloudSession, frame: Draft) -> tuple[tuple[int, ...], int, tuple[BranchToken, ...]]:
     """What the cloud wants to be read for a Draft."""
-    judging = cloud.receive(frame)
-    assert judging is not None
-    return judging.judged, judging.choices, judging.branches
+    request = cloud.receive(frame)
+    assert request is not None
+    return request.judged, request.num_choices, request.tree.branches
 
 
 # What it answers
@@ -60,26 +60,26 @@ def test_the_text_goes_on_behind_the_further_tokens() -> None:
 
 def test_of_siblings_with_one_id_the_first_counts() -> None:
     cloud = session()
-    frame = draft(START, 1, branches=((0, 5), (0, 5), (2, 6), (3, 7)))
+    frame = draft(START, 1, branches=((2, 5), (2, 5), (4, 6), (5, 7)))
     assert answer(cloud, frame, [5, 0, 7, 6, 0, 0]) == Verdict(1, 3, 5, further_token_ids=(7,))
     chain_first = session()
-    assert answer(chain_first, draft(START, 1, branches=((0, 1), (2, 6))), [1, 9, 6, 8]) == Verdict(0, 4, 9)
+    assert answer(chain_first, draft(START, 1, branches=((2, 1), (4, 6))), [1, 9, 6, 8]) == Verdict(0, 4, 9)
 
 
 def test_an_end_of_text_in_a_branch_is_the_last_token() -> None:
     for choices in ([5, 0, EOS, 8], [5, 0, 4, 8]):
         cloud = session()
-        frame = draft(START, 1, branches=((0, 5), (2, EOS)), continuation_tokens=4)
+        frame = draft(START, 1, branches=((2, 5), (4, EOS)), continuation_tokens=4)
         assert answer(cloud, frame, choices) == Verdict(1, 3, 5, further_token_ids=(choices[2],))
         assert cloud.ended == (choices[2] == EOS)
         assert cloud.writes != cloud.ended
     first = session()
-    assert answer(first, draft(START, 1, branches=((0, EOS), (2, 6))), [EOS, 0, 6, 8]) == Verdict(1, 3, EOS)
+    assert answer(first, draft(START, 1, branches=((2, EOS), (4, 6))), [EOS, 0, 6, 8]) == Verdict(1, 3, EOS)
 
 
 def test_committed_tokens_before_the_branch_are_audited() -> None:
     cloud = session()
-    frame = draft(START, 1, 2, 3, final_before=5, branches=((2, 5), (4, 6)))
+    frame = draft(START, 1, 2, 3, final_before=5, branches=((4, 5), (6, 6)))
     verdict = Verdict(1, 5, 5, (3,), further_token_ids=(6, 8))
     assert answer(cloud, frame, [9, 2, 5, 0, 6, 8]) == verdict
     assert cloud.text == [7, 8, 9, 1, 2, 5, 6, 8]
@@ -89,7 +89,7 @@ def test_a_takeover_begins_behind_the_further_tokens() -> None:
     cloud = session()
     frame = draft(START, 1, 2, 3, branches=TREE, continuation_tokens=1)
     answer(cloud, frame, [1, 5, 3, 4, 6, 8, 0, 0])
-    assert cloud.writing().token_ids == (7, 8, 9, 1, 5, 6, 8)
+    assert cloud.writing().tree.token_ids == (7, 8, 9, 1, 5, 6, 8)
     assert cloud.answer(cloud.writing(), [2]) == Continuation(7, (2,), handed_back=True)
 
 
@@ -102,7 +102,7 @@ def test_a_bonus_that_was_foreseen_begins_no_takeover() -> None:
 def test_a_draft_with_branches_takes_back_a_takeover() -> None:
     cloud = session()
     answer(cloud, draft(START, continuation_tokens=9), [5])
-    frame = draft(4, 6, 1, branches=((1, 2), (3, 3)))
+    frame = draft(4, 6, 1, branches=((4, 2), (6, 3)))
     assert cloud.hands_back(frame)
     assert cloud.hand_back() == Continuation(4, (), handed_back=True)
     assert answer(cloud, frame, [6, 2, 0, 3, 4]) == Verdict(1, 5, 2, further_token_ids=(3, 4))
@@ -137,15 +137,15 @@ def test_the_closing_audit_begins_behind_the_further_tokens() -> None:
 # What it reads
 
 
-def test_a_branch_is_numbered_from_the_first_choice_that_is_wanted() -> None:
+def test_all_branches_are_read_next_to_a_chain_that_is_new() -> None:
     assert read(session(), draft(START, 1, 2, 3, branches=TREE)) == ((1, 2, 3), 4, TREE)
 
 
 def test_what_hangs_on_tokens_that_the_cloud_knows_is_not_read() -> None:
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
-    frame = draft(4, 2, 3, branches=((0, 5), (3, 6), (1, 7), (5, 8), (2, 9)))
-    assert read(cloud, frame) == ((3,), 2, ((0, 7), (2, 8), (1, 9)))
+    frame = draft(4, 2, 3, branches=((3, 5), (6, 6), (4, 7), (8, 8), (5, 9)))
+    assert read(cloud, frame) == ((3,), 2, ((4, 7), (6, 8), (5, 9)))
     assert answer(cloud, frame, [7, 0, 8, 4, 0]) == Verdict(1, 5, 7, further_token_ids=(8, 4))
 
 
@@ -153,22 +153,22 @@ def test_nothing_is_read_beside_a_chain_that_the_cloud_knows_whole() -> None:
     """The device may have committed what it skipped behind it, so nothing may follow the bonus."""
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
-    assert read(cloud, draft(4, 2, branches=((1, 5), (2, 6)))) == ((), 1, ())
+    assert read(cloud, draft(4, 2, branches=((4, 5), (5, 6)))) == ((), 1, ())
 
 
 def test_what_hangs_on_tokens_before_the_last_committed_one_is_not_read() -> None:
-    frame = draft(START, 1, 2, 3, final_before=5, branches=((0, 5), (1, 6), (4, 7), (2, 8), (7, 9)))
-    assert read(session(), frame) == ((1, 2, 3), 4, ((2, 8), (4, 9)))
+    frame = draft(START, 1, 2, 3, final_before=5, branches=((2, 5), (3, 6), (6, 7), (4, 8), (9, 9)))
+    assert read(session(), frame) == ((1, 2, 3), 4, ((4, 8), (6, 9)))
 
 
 def test_no_choice_is_made_at_the_limit() -> None:
-    frame = draft(START, 1, 2, branches=((0, 5), (3, 6), (4, 7), (1, 8)))
-    assert read(session(max_new_tokens=3), frame) == ((1, 2), 3, ((0, 5), (3, 6), (1, 8)))
+    frame = draft(START, 1, 2, branches=((2, 5), (5, 6), (6, 7), (3, 8)))
+    assert read(session(max_new_tokens=3), frame) == ((1, 2), 3, ((2, 5), (5, 6), (3, 8)))
     cloud = session(max_new_tokens=3)
     assert answer(cloud, frame, [5, 0, 0, 6, 7, 0]) == Verdict(1, 3, 5, further_token_ids=(6, 7))
     assert cloud.ended
     full = session(max_new_tokens=2)
-    filling = draft(START, 1, 2, branches=((0, 5), (3, 6), (1, 8)))
+    filling = draft(START, 1, 2, branches=((2, 5), (5, 6), (3, 8)))
     assert answer(full, filling, [5, 0, 6]) == Verdict(1, 3, 5, further_token_ids=(6,))
     assert full.ended
     last = session(max_new_tokens=2)
@@ -181,16 +181,16 @@ def test_no_choice_is_made_at_the_limit() -> None:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (draft(3, 1, branches=((0, 50),)), "token_ids: 50 is not in a vocabulary of 50"),
-        (draft(3, 1, branches=((1, 2**32 - 1),)), "token_ids: 4294967295 is not in a vocabulary of 50"),
-        (draft(3, *[1] * 20, branches=((20, 1),)), "parents: a branch token at 23 is not below the limit of 23"),
+        (draft(3, 1, branches=((2, 50),)), "token_ids: 50 is not in a vocabulary of 50"),
+        (draft(3, 1, branches=((3, 2**32 - 1),)), "token_ids: 4294967295 is not in a vocabulary of 50"),
+        (draft(3, *[1] * 20, branches=((22, 1),)), "parents: a branch token at 23 is not below the limit of 23"),
         (
-            draft(3, *[1] * 19, branches=((19, 1), (20, 1))),
+            draft(3, *[1] * 19, branches=((21, 1), (22, 1))),
             "parents: a branch token at 23 is not below the limit of 23",
         ),
-        (draft(3, branches=((0, 1),)), "parents: 1 branch tokens beside 0 tokens of which none is judged"),
+        (draft(3, branches=((2, 1),)), "parents: 1 branch tokens beside 0 tokens of which none is judged"),
         (
-            draft(3, 1, 2, final_before=5, branches=((2, 1), (3, 1))),
+            draft(3, 1, 2, final_before=5, branches=((4, 1), (5, 1))),
             "parents: 2 branch tokens beside 2 tokens of which none is judged",
         ),
     ],
@@ -206,11 +206,12 @@ def test_bad_branches_are_refused_with_the_value(frame: Draft, message: str) -> 
 def hostile(draw: st.DrawFn) -> Draft:
     """Anything that the wire lets through."""
     chain = draw(st.lists(st.integers(0, 3), max_size=4))
-    branches = [
-        (draw(st.integers(0, number - 1)), draw(st.integers(0, 3)))
-        for number in range(len(chain) + 1, len(chain) + 1 + draw(st.integers(0, 5)))
-    ]
     start = draw(st.integers(2, 9))
+    end = start + len(chain)
+    branches = [
+        (draw(st.integers(start - 1, index - 1)), draw(st.integers(0, 3)))
+        for index in range(end, end + draw(st.integers(0, 5)))
+    ]
     final = draw(st.sampled_from([start, start, start + len(chain), draw(st.integers(2, 9))]))
     revision, more = draw(st.integers(0, 2)), draw(st.sampled_from([0, 2]))
     return draft(start, *chain, revision=revision, final_before=final, continuation_tokens=more, branches=branches)
@@ -222,15 +223,15 @@ def in_short(cloud: CloudSession, frames: Sequence[Draft], seed: int) -> None:
         try:
             if cloud.hands_back(frame):
                 cloud.hand_back()
-            judging = cloud.receive(frame)
+            request = cloud.receive(frame)
         except ProtocolViolation:
             return
-        if judging is not None:
-            wanted = judging.choices + len(judging.branches)
-            reply = cloud.answer(judging, [(seed + number * place) % 4 for place in range(wanted)])
+        if request is not None:
+            wanted = request.num_choices + len(request.tree.branches)
+            reply = cloud.answer(request, [(seed + number * place) % 4 for place in range(wanted)])
             assert isinstance(reply, Verdict)
             further = reply.further_token_ids
-            if judging.choices:
+            if request.num_choices:
                 assert cloud.text[reply.position :] == [reply.token_id, *further]
             assert EOS not in (reply.token_id, *further)[: len(further)], "nothing follows the end"
         assert tuple(cloud.text[:START]) == PROMPT

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
 from chaperone_common.session import CloudSession, Committed, DeviceSession, Retracted
-from chaperone_common.types import BranchToken, FinishReason, Origin, Span
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import FinishReason, Origin, Span
 from tests.support.device_session import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip
 
 # Beside the chain 1 2 3 from position 3 on: a 5 in place of the 2, behind it a 6 or a 7, and a 9 behind the 3.
-TREE = (BranchToken(1, 5), BranchToken(4, 6), BranchToken(4, 7), BranchToken(3, 9))
+TREE = (BranchToken(3, 5), BranchToken(6, 6), BranchToken(6, 7), BranchToken(5, 9))
 
 
 def sent(*, continuation_tokens: int = 0, limit: int = 23, branches: tuple[BranchToken, ...] = TREE) -> DeviceSession:
@@ -39,12 +40,12 @@ def test_branches_go_with_the_span() -> None:
 
 def test_branches_are_left_out_where_nothing_is_judged() -> None:
     device = session()
-    assert device.send(branches=[BranchToken(0, 5)]).branches == ()
+    assert device.send(branches=[BranchToken(2, 5)]).branches == ()
     device = session()
     skip(device, 1, 2)
     fire(device, 3)
-    assert device.send(max_tokens=2, branches=[BranchToken(2, 5)]).branches == ()
-    assert device.send(branches=[BranchToken(0, 5)]).branches == (BranchToken(0, 5),)
+    assert device.send(max_tokens=2, branches=[BranchToken(4, 5)]).branches == ()
+    assert device.send(branches=[BranchToken(4, 5)]).branches == (BranchToken(4, 5),)
 
 
 # What becomes of the further tokens
@@ -114,12 +115,12 @@ def test_a_span_before_the_contradiction_is_answered_nevertheless() -> None:
     """Both ends: what the first Verdict tells confirms the second span and contradicts the third."""
     device, cloud = session(), CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
     fire(device, 1, 9, 4)
-    up = [device.send(max_tokens=1, branches=[BranchToken(1, 9)]), device.send(max_tokens=1), device.send()]
+    up = [device.send(max_tokens=1, branches=[BranchToken(3, 9)]), device.send(max_tokens=1), device.send()]
     down = []
     for frame in up:
-        judging = cloud.receive(frame)
-        if judging is not None:
-            down.append(cloud.answer(judging, [1, 9, 8][: judging.choices + len(judging.branches)]))
+        request = cloud.receive(frame)
+        if request is not None:
+            down.append(cloud.answer(request, [1, 9, 8][: request.num_choices + len(request.tree.branches)]))
     assert down == [Verdict(0, 4, 9, further_token_ids=(8,)), Verdict(0, 5, 8)]
     device.apply(down[0])
     assert [span.start for span in device.spans] == [4]
@@ -136,7 +137,7 @@ def test_committed_tokens_before_the_branch_are_audited_once() -> None:
     device = session()
     skip(device, 1, 2)
     fire(device, 3)
-    device.send(branches=[BranchToken(2, 5), BranchToken(4, 6)])
+    device.send(branches=[BranchToken(4, 5), BranchToken(6, 6)])
     assert committed(device.apply(Verdict(1, 5, 5, (4,), further_token_ids=(6, 8)))) == [
         (5, 5, Origin.OVERRIDE),
         (6, 6, Origin.VERIFIED),
@@ -165,7 +166,7 @@ def test_a_replayed_verdict_is_harmless(verdict: Verdict) -> None:
 
 
 def test_an_end_of_text_in_a_branch_ends_the_text() -> None:
-    device = sent(branches=(BranchToken(1, 5), BranchToken(4, EOS)), continuation_tokens=4)
+    device = sent(branches=(BranchToken(3, 5), BranchToken(6, EOS)), continuation_tokens=4)
     assert committed(device.apply(Verdict(1, 4, 5, further_token_ids=(EOS,))))[-1] == (5, EOS, Origin.VERIFIED)
     assert device.finish_reason is FinishReason.STOP
     assert not device.following
@@ -220,7 +221,7 @@ def test_further_tokens_were_read_when_the_session_is_opened_anew() -> None:
     device = sent()
     device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8)))
     fire(device, 4)
-    device.send(branches=[BranchToken(0, 2)])
+    device.send(branches=[BranchToken(6, 2)])
     lose(device)
     assert device.reopen().committed_token_ids == (1, 5, 6, 8)
     assert device.send() == Draft(0, 7, (4,), (), 7), "branches are not kept"
@@ -252,8 +253,8 @@ def test_further_tokens_that_follow_no_branch_are_refused(verdict: Verdict, mess
 def test_further_tokens_may_not_follow_what_is_final() -> None:
     device = session()
     fire(device, 1, 9, 8)
-    device.send(max_tokens=1, branches=[BranchToken(1, 9)])
-    device.send(max_tokens=1, branches=[BranchToken(1, 8)])
+    device.send(max_tokens=1, branches=[BranchToken(3, 9)])
+    device.send(max_tokens=1, branches=[BranchToken(4, 8)])
     device.apply(Verdict(0, 4, 9, further_token_ids=(8,)))
     with pytest.raises(ProtocolViolation, match="further_token_ids: they follow 5, which is final already"):
         device.apply(Verdict(0, 5, 8, further_token_ids=(2,)))
@@ -287,7 +288,7 @@ def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Verdict], d
             elif move == "send":
                 unsent = len(device.text) - device.sent
                 ids = data.draw(st.lists(TOKENS, max_size=4))
-                parents = [data.draw(st.integers(0, unsent + index)) for index in range(len(ids))]
+                parents = [data.draw(st.integers(0, unsent + index)) + device.sent - 1 for index in range(len(ids))]
                 device.send(branches=[BranchToken(*branch) for branch in zip(parents, ids, strict=True)])
             elif not device.exhausted:
                 (fire if move == "fire" else skip)(device, number % 4)

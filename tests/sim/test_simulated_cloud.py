@@ -11,15 +11,16 @@ from benchmarks.simulation.costs import CloudCosts, Curve
 from benchmarks.simulation.script import PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
 from chaperone_common.errors import CloudTimeout
+from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
-from cloud_supervisor.model.ports import Reader
+from cloud_supervisor.model.ports import ForwardQueue
 from tests.support.traces import trace_of
 
 COSTS = CloudCosts(read_ms=Curve.of((1, 50), (2, 60)), prefill_ms=10)
 TEXT = (PROMPT_TOKEN,) * 4 + (100, 101, 102)
 
 
-def worker(costs: CloudCosts = COSTS) -> Reader:
+def worker(costs: CloudCosts = COSTS) -> ForwardQueue:
     return SimulatedWorker({name: Script(trace_of("++++++")) for name in ("a", "b")}, costs)
 
 
@@ -27,7 +28,9 @@ def test_only_what_the_cache_lacks_is_paid_for() -> None:
     async def scenario() -> list[int]:
         reader = worker()
         readings = [(TEXT[:3], 0), (TEXT[:5], 1), (TEXT[:5], 1), (TEXT[:5], 2), (TEXT[:6], 1)]
-        return [(await reader.read("a", text, count, SamplingParams())).compute_us for text, count in readings]
+        return [
+            (await reader.forward("a", TokenTree(text), count, SamplingParams())).compute_us for text, count in readings
+        ]
 
     assert run(scenario()) == [30_000, 60_000, 50_000, 60_000, 50_000]
 
@@ -35,10 +38,10 @@ def test_only_what_the_cache_lacks_is_paid_for() -> None:
 def test_a_session_that_was_freed_is_read_anew() -> None:
     async def scenario() -> int:
         reader = worker()
-        await reader.read("a", TEXT[:3], 0, SamplingParams())
+        await reader.forward("a", TokenTree(TEXT[:3]), 0, SamplingParams())
         reader.free("a")
         reader.free("never seen")
-        return (await reader.read("a", TEXT[:3], 0, SamplingParams())).compute_us
+        return (await reader.forward("a", TokenTree(TEXT[:3]), 0, SamplingParams())).compute_us
 
     assert run(scenario()) == 30_000
 
@@ -46,7 +49,9 @@ def test_a_session_that_was_freed_is_read_anew() -> None:
 def test_readings_are_done_one_after_the_other() -> None:
     async def scenario() -> list[tuple[int, int, list[int]]]:
         reader = worker()
-        results = await asyncio.gather(*(reader.read(name, TEXT, 1, SamplingParams()) for name in ("a", "b")))
+        results = await asyncio.gather(
+            *(reader.forward(name, TokenTree(TEXT), 1, SamplingParams()) for name in ("a", "b"))
+        )
         assert asyncio.get_running_loop().time() == pytest.approx(0.22)
         return [(row.queue_us, row.compute_us, [choice.token_id for choice in row.choices]) for row in results]
 
@@ -56,10 +61,10 @@ def test_readings_are_done_one_after_the_other() -> None:
 def test_a_deadline_that_passes_in_the_queue_is_told_when_it_passes() -> None:
     async def scenario() -> float:
         reader = worker()
-        first = asyncio.create_task(reader.read("a", TEXT, 1, SamplingParams()))
+        first = asyncio.create_task(reader.forward("a", TokenTree(TEXT), 1, SamplingParams()))
         await asyncio.sleep(0)
         with pytest.raises(CloudTimeout, match="waited 20 ms"):
-            await reader.read("b", TEXT, 1, SamplingParams(), deadline_ms=20)
+            await reader.forward("b", TokenTree(TEXT), 1, SamplingParams(), deadline_ms=20)
         when = asyncio.get_running_loop().time()
         await first
         return when
@@ -74,7 +79,7 @@ def test_others_take_their_share_of_the_time() -> None:
         reader, total = worker(load), 0.0
         for _ in range(2000):
             await asyncio.sleep(1)
-            total += (await reader.read("a", TEXT, 1, SamplingParams())).queue_us / 1e3
+            total += (await reader.forward("a", TokenTree(TEXT), 1, SamplingParams())).queue_us / 1e3
         return total / 2000
 
     assert run(waited_ms(COSTS)) == 0

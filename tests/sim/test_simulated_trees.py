@@ -8,7 +8,8 @@ from benchmarks.simulation.cloud import SimulatedWorker
 from benchmarks.simulation.costs import CloudCosts, Curve
 from benchmarks.simulation.script import CLOUD_FILLER, PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
-from chaperone_common.types import BranchToken, SamplingParams
+from chaperone_common.token_tree import BranchToken, TokenTree
+from chaperone_common.types import SamplingParams
 from tests.support.traces import trace_of
 
 COSTS = CloudCosts(read_ms=Curve.of((1, 1), (100, 100)), prefill_ms=1)  # a millisecond for each token
@@ -21,12 +22,12 @@ def play(*rounds: Round) -> list[tuple[int, list[int]]]:
     """Of each reading (written tokens, choices, branches) the tokens that it had to read, and what was chosen."""
 
     async def scenario() -> list[tuple[int, list[int]]]:
-        reader = SimulatedWorker({"a": Script(trace_of("++++++"))}, COSTS)
-        await reader.read("a", PROMPT[:-1], 0, SamplingParams())
+        worker = SimulatedWorker({"a": Script(trace_of("++++++"))}, COSTS)
+        await worker.forward("a", TokenTree(PROMPT[:-1]), 0, SamplingParams())
         found = []
         for written, choices, pairs in rounds:
-            branches = [BranchToken(*pair) for pair in pairs]
-            result = await reader.read("a", PROMPT + written, choices, SamplingParams(), branches=branches)
+            branches = tuple(BranchToken(*pair) for pair in pairs)
+            result = await worker.forward("a", TokenTree(PROMPT + written, branches), choices, SamplingParams())
             found.append((result.compute_us // 1000, [choice.token_id for choice in result.choices]))
         return found
 
@@ -35,18 +36,18 @@ def play(*rounds: Round) -> list[tuple[int, list[int]]]:
 
 def test_the_script_goes_on_along_the_branch_that_is_the_clouds() -> None:
     # The draft goes astray at its second token; the branch there is the cloud's own, and so is the one behind it.
-    branches = [(1, 101), (4, 102), (4, 109), (0, 108)]
+    branches = [(4, 101), (7, 102), (7, 109), (3, 108)]
     [(_, choices)] = play(((100, 201, 300), 4, branches))
     assert choices == [100, 101, CLOUD_FILLER, CLOUD_FILLER, 102, 103, CLOUD_FILLER, CLOUD_FILLER]
 
 
 def test_chain_and_branch_tokens_cost_the_same() -> None:
-    assert [cost for cost, _ in play(((100, 101), 3, ()), ((100, 101), 3, [(0, 108), (3, 109)]))] == [3, 5]
+    assert [cost for cost, _ in play(((100, 101), 3, ()), ((100, 101), 3, [(3, 108), (6, 109)]))] == [3, 5]
 
 
 def test_branch_tokens_that_stood_are_not_paid_for_again() -> None:
-    first = ((100, 201, 300), 4, [(1, 101), (4, 102)])
+    first = ((100, 201, 300), 4, [(4, 101), (7, 102)])
     text = (100, 101, 102, 103)
     assert [cost for cost, _ in play(first, (text, 1, ()))] == [6, 1]
-    assert [cost for cost, _ in play(first, (text, 1, [(0, 104)]), ((*text, 104, 105), 1, ()))] == [6, 2, 1]
+    assert [cost for cost, _ in play(first, (text, 1, [(7, 104)]), ((*text, 104, 105), 1, ()))] == [6, 2, 1]
     assert [cost for cost, _ in play(first, ((100, 109, 102), 1, ()))] == [6, 2], "another branch was not read"

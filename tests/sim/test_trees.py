@@ -92,7 +92,9 @@ def test_the_likeliest_tokens_are_chosen() -> None:
     unsure = drafts(simulate(trace_of("-" * 40), SCENARIO, strategy_named("specedge-8")))
     assert (len(sure[0].token_ids), len(sure[0].branches)) == (8, 0)
     assert max(len(draft.token_ids) for draft in unsure) < 8
-    assert all(draft.branches[0].parent == 0 for draft in unsure[:-1]), "first of all where the first token is wrong"
+    assert all(draft.branches[0].parent == draft.start - 1 for draft in unsure[:-1]), (
+        "first of all where the first token is wrong"
+    )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -101,11 +103,9 @@ def test_branches_leave_the_chain_once_a_depth_and_at_most_three_go_on(pattern: 
     for draft in drafts(simulation):
         parents = [branch.parent for branch in draft.branches]
         assert len(set(parents)) == len(parents), "no token has two branch tokens behind it"
-        runner_ups = {
-            number for number, parent in enumerate(parents, len(draft.token_ids) + 1) if parent < len(draft.token_ids)
-        }
+        runner_ups = {index for index, parent in enumerate(parents, draft.end) if parent < draft.end - 1}
         assert len(runner_ups & set(parents)) <= 3
-    assert any(parent > len(draft.token_ids) for draft in drafts(simulation) for parent, _ in draft.branches)
+    assert any(parent >= draft.end for draft in drafts(simulation) for parent, _ in draft.branches)
 
 
 def test_the_device_drafts_on_while_a_tree_is_verified() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from chaperone_common.frames import Close, Draft, Open, ServerFrame
 from chaperone_common.session import CloudSession
-from chaperone_common.types import BranchToken, SamplingParams, SessionId
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import SamplingParams, SessionId
 from tests.support.device_session import EOS, PROMPT
 
 
@@ -27,7 +28,7 @@ def draft(
     continuation_tokens: int = 0,
     branches: Sequence[tuple[int, int]] = (),
 ) -> Draft:
-    """A Draft with a risk for each token; `branches` are pairs of parent and id."""
+    """A Draft with a risk for each token; `branches` are pairs of an absolute parent and an id."""
     final = start if final_before is None else final_before
     beside = tuple(BranchToken(*branch) for branch in branches)
     return Draft(revision, start, token_ids, (0.5,) * len(token_ids), final, continuation_tokens, branches=beside)
@@ -35,7 +36,7 @@ def draft(
 
 def answer(cloud: CloudSession, frame: Draft | Close, choices: Sequence[int]) -> ServerFrame:
     """Let the cloud read a frame, choosing these tokens from the start of what is new to it, then after each branch."""
-    judging = cloud.receive(frame)
-    assert judging is not None
-    assert judging.choices + len(judging.branches) == len(choices), judging
-    return cloud.answer(judging, choices)
+    request = cloud.receive(frame)
+    assert request is not None
+    assert request.num_choices + len(request.tree.branches) == len(choices), request
+    return cloud.answer(request, choices)

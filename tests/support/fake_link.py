@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.frames import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame
-from chaperone_common.session import CloudSession, Judging
+from chaperone_common.session import CloudSession, VerificationRequest
 from chaperone_common.wire import encode_client, encode_server
-from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.model.ports import ForwardRequest
 from edge_client.ports import Arrived
 from tests.support.fake_target import FakeTarget
 
@@ -112,12 +112,12 @@ def cloud_of(target: FakeTarget) -> Cloud:
     """A cloud that answers every frame at once with the choices of `target`."""
     sessions: list[tuple[Open, CloudSession]] = []
 
-    def choices(judging: Judging) -> list[int]:
+    def choices(wanted: VerificationRequest) -> list[int]:
         opening, _ = sessions[0]
-        if not judging.choices:
+        if not wanted.num_choices:
             return []
-        reading = Reading(target.new_cache(), judging.token_ids, judging.choices, opening.sampling, judging.branches)
-        return [choice.token_id for choice in target.read([reading])[0]]
+        forward = ForwardRequest(target.new_cache(), wanted.tree, wanted.num_choices, opening.sampling)
+        return [choice.token_id for choice in target.forward([forward])[0]]
 
     def serve(frame: ClientFrame) -> Iterable[ServerFrame]:
         if isinstance(frame, Open):
@@ -128,9 +128,9 @@ def cloud_of(target: FakeTarget) -> Cloud:
             return
         assert isinstance(frame, Draft | Close)
         _, session = sessions[0]
-        judging = session.receive(frame)
-        if judging is not None:
-            yield session.answer(judging, choices(judging))
+        request = session.receive(frame)
+        if request is not None:
+            yield session.answer(request, choices(request))
         while session.writes:
             writing = session.writing()
             yield session.answer(writing, choices(writing))

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from chaperone_common.errors import PromptTooLong
 from chaperone_common.sampling import choose, softmax
-from chaperone_common.token_tree import deepest, positions, shifted
 from chaperone_common.types import Choice
-from cloud_supervisor.model.ports import KvCache, Reading
+from cloud_supervisor.model.ports import ForwardRequest, KvCache
 
 KV_BYTES_PER_TOKEN = 64
 _ROOT = bytes(16)
@@ -28,10 +27,6 @@ class FakeCache:
     @property
     def length(self) -> int:
         return len(self.digests)
-
-    @property
-    def size_bytes(self) -> int:
-        return self.length * KV_BYTES_PER_TOKEN
 
     def crop(self, length: int) -> None:
         if not 0 <= length <= self.length:
@@ -56,7 +51,7 @@ class FakeTarget:
 
     Two of them with one `seed` agree always. `disturbance` mixes in noise of its own, so that a disturbed twin can
     stand in for a draft model: among 64 ids the two agree on about 70% of the greedy choices at 0.25, 50% at 0.5.
-    `before_read` is called with every batch before it is read: a test may block, count or raise there.
+    `before_forward` is called with every batch before it is fed: a test may block, count or raise there.
     An id of `unwritten` is never chosen; with the ends of a text there, texts go on to their limit.
     """
 
@@ -68,14 +63,14 @@ class FakeTarget:
         seed: int = 0,
         disturbance: float = 0.0,
         unwritten: Sequence[int] = (),
-        before_read: Callable[[Sequence[Reading]], None] | None = None,
+        before_forward: Callable[[Sequence[ForwardRequest]], None] | None = None,
     ) -> None:
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._seed = seed
         self._disturbance = disturbance
         self._unwritten = [*unwritten]
-        self.before_read = before_read
+        self.before_forward = before_forward
         self.forwards = 0
         self.tokens_read = 0
 
@@ -94,14 +89,14 @@ class FakeTarget:
     def new_cache(self) -> KvCache:
         return FakeCache()
 
-    def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
-        for reading in readings:
-            self._check(reading)
-        if len({id(reading.cache) for reading in readings}) < len(readings):
-            raise ValueError("cache: two readings of one sequence")
-        if self.before_read is not None:
-            self.before_read(readings)
-        return [self._read_one(reading) for reading in readings]
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        for request in requests:
+            self._check(request)
+        if len({id(request.cache) for request in requests}) < len(requests):
+            raise ValueError("cache: two requests with one cache")
+        if self.before_forward is not None:
+            self.before_forward(requests)
+        return [self._feed(request) for request in requests]
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits [vocab] after a prefix, straight from the whole list: an oracle without cache."""
@@ -110,27 +105,28 @@ class FakeTarget:
             cache.append(token_id)
         return self._logits(cache.digests[-1])
 
-    def _check(self, reading: Reading) -> None:
-        if not reading.token_ids or not 0 <= reading.choices <= len(reading.token_ids):
-            raise ValueError(f"choices: {reading.choices} of {len(reading.token_ids)} tokens")
-        length = reading.cache.length + len(reading.token_ids)
-        if deepest(length, shifted(reading.branches, length - reading.choices)) > self._context_tokens:
+    def _check(self, request: ForwardRequest) -> None:
+        tree = request.tree
+        if not tree.token_ids or not 0 <= request.num_choices <= len(tree.token_ids):
+            raise ValueError(f"num_choices: {request.num_choices} of {len(tree.token_ids)} tokens")
+        if tree.start != request.cache.length:
+            raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
+        if tree.depth > self._context_tokens:
             raise PromptTooLong(f"the context holds {self._context_tokens} tokens")
 
-    def _read_one(self, reading: Reading) -> list[Choice]:
-        cache = cast(FakeCache, reading.cache)
-        length = cache.length + len(reading.token_ids)
-        branches = shifted(reading.branches, length - reading.choices)
-        for token_id in reading.token_ids:
+    def _feed(self, request: ForwardRequest) -> list[Choice]:
+        cache, tree = cast(FakeCache, request.cache), request.tree
+        for token_id in tree.token_ids:
             cache.append(token_id)
-        for parent, token_id in branches:
+        for parent, token_id in tree.branches:
             cache.append(token_id, parent)
         self.forwards += 1
-        self.tokens_read += len(reading.token_ids) + len(branches)
-        places = [*range(length - reading.choices, length), *positions(length, branches)]
+        self.tokens_read += tree.size - tree.start
+        first = tree.end - request.num_choices
+        positions = [*range(first, tree.end), *tree.positions]
         return [
-            choose(softmax(self._logits(digest), reading.sampling.temperature), reading.sampling, place + 1)
-            for digest, place in zip(cache.digests[length - reading.choices :], places, strict=True)
+            choose(softmax(self._logits(digest), request.sampling.temperature), request.sampling, position + 1)
+            for digest, position in zip(cache.digests[first:], positions, strict=True)
         ]
 
     def _logits(self, digest: bytes) -> NDArray[np.float32]:

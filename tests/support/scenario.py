@@ -12,7 +12,7 @@ import grpc.aio
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Close, Closed, Draft, Opened, Verdict
 from cloud_supervisor.config import CloudConfig, LimitsConfig
-from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
 from tests.support.fake_target import FakeTarget
 from tests.support.loopback import serving
@@ -20,12 +20,12 @@ from tests.support.raw_stream import RawStream, raw_channel
 from tests.support.staging import Brake, fake_target, until
 
 SMALL = LimitsConfig(max_span_tokens=16, max_message_kib=16, prefill_chunk_tokens=4)
-BeforeRead = Callable[[Sequence[Reading]], None]
+BeforeForward = Callable[[Sequence[ForwardRequest]], None]
 Scene = Callable[[Server, grpc.aio.Channel, str], Awaitable[None]]
 
 
 def play(
-    pair: Path, scene: Scene, limits: LimitsConfig = SMALL, brake: BeforeRead | None = None, **settings: float
+    pair: Path, scene: Scene, limits: LimitsConfig = SMALL, brake: BeforeForward | None = None, **settings: float
 ) -> None:
     """Run a scene against a server with a fake model; afterwards nothing of it may be left there."""
     config = CloudConfig(limits=limits, **settings)  # type: ignore[arg-type]

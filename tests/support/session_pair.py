@@ -16,7 +16,8 @@ from random import Random
 from chaperone_common.errors import CloudUnavailable
 from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session import Audited, CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
-from chaperone_common.types import BranchToken, Mode, OnDeviation, Proposal, SamplingParams, SessionId, Signal
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import Mode, OnDeviation, Proposal, SamplingParams, SessionId, Signal
 from edge_client.planner import Action, CatchUp, FixedPlanner, HandOver, Send, Wait
 from edge_client.planner import Draft as DraftOn
 
@@ -207,7 +208,7 @@ class Pair:
             text = texts[parent]
             if len(text) < self.limit:
                 guess = self.random.choice((self.models.cloud(text), self.models.draft(text), len(text) % VOCABULARY))
-                branches.append(BranchToken(parent, guess))
+                branches.append(BranchToken(len(before) - 1 + parent, guess))
                 texts.append([*text, guess])
         return branches
 
@@ -218,16 +219,15 @@ class Pair:
         assert isinstance(frame, Draft | Close)
         if isinstance(frame, Draft) and self.cloud.hands_back(frame):
             self.down.append(self.cloud.hand_back())
-        judging = self.cloud.receive(frame)
+        request = self.cloud.receive(frame)
         if isinstance(frame, Draft):
             assert self.cloud.deadline_ms == self.wanted_ms.popleft(), "told or not, ignored or not"
-        if judging is not None:
+        if request is not None:
             before = self.cloud.revision
-            first = len(judging.token_ids) - judging.choices + 1
-            texts = [judging.token_ids[: first + index] for index in range(judging.choices)]
-            for branch in judging.branches:
-                texts.append((*texts[branch.parent], branch.token_id))
-            answer = self.cloud.answer(judging, [self.models.cloud(text) for text in texts])
+            tree = request.tree
+            texts = [tree.token_ids[: tree.end - index] for index in reversed(range(request.num_choices))]
+            texts += tree.paths()
+            answer = self.cloud.answer(request, [self.models.cloud(text) for text in texts])
             self.further_tokens += len(getattr(answer, "further_token_ids", ()))
             self.down.append(answer)
             if isinstance(frame, Draft) and self.cloud.revision > before:
@@ -237,8 +237,8 @@ class Pair:
     def _cloud_writes(self) -> bool:
         if not self.cloud.writes:
             return False
-        judging = self.cloud.writing()
-        self.down.append(self.cloud.answer(judging, [self.models.cloud(judging.token_ids)]))
+        request = self.cloud.writing()
+        self.down.append(self.cloud.answer(request, [self.models.cloud(request.tree.token_ids)]))
         return True
 
     def _note(self, event: SessionEvent) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.session import Event, Failed, Finished
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.ports import Reading, TargetModel
+from cloud_supervisor.model.ports import ForwardRequest, TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
@@ -42,21 +42,21 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     asyncio.run(until(condition, what))
 
 
-def fake_target(pair: Path, before_read: Callable[[Sequence[Reading]], None] | None = None) -> FakeTarget:
+def fake_target(pair: Path, before_forward: Callable[[Sequence[ForwardRequest]], None] | None = None) -> FakeTarget:
     """A large model in microseconds, with the pair's vocabulary; it agrees with the draft only by chance."""
     manifest = load_manifest(pair / "cloud", role="cloud")
-    return FakeTarget(manifest.vocabulary_size, manifest.context_tokens, before_read=before_read)
+    return FakeTarget(manifest.vocabulary_size, manifest.context_tokens, before_forward=before_forward)
 
 
 class Brake:
     """Blocks the model's thread in the first reading of a kind, until it is let go."""
 
-    def __init__(self, applies: Callable[[Reading], bool] = lambda reading: reading.choices > 0) -> None:
+    def __init__(self, applies: Callable[[ForwardRequest], bool] = lambda request: request.num_choices > 0) -> None:
         self._applies = applies
         self.reached = threading.Event()
         self.let_go = threading.Event()
 
-    def __call__(self, readings: Sequence[Reading]) -> None:
+    def __call__(self, readings: Sequence[ForwardRequest]) -> None:
         if any(self._applies(reading) for reading in readings):
             self.reached.set()
             assert self.let_go.wait(PATIENCE_S), "nobody let the brake go"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from typing import Any
 
+from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.store import KvStore
-from cloud_supervisor.model.ports import Reading, ReadResult
+from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
 from cloud_supervisor.scheduling.worker import ModelWorker
 from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
+from tests.support.forward import feeding
 
 SAMPLED = SamplingParams(temperature=0.9, seed=3)
 
@@ -34,8 +36,8 @@ class Gate:
         self.entered = threading.Event()
         self.opened = threading.Event()
 
-    def __call__(self, readings: Sequence[Reading]) -> None:
-        self.order.append(readings[0].token_ids[0])
+    def __call__(self, requests: Sequence[ForwardRequest]) -> None:
+        self.order.append(requests[0].tree.token_ids[0])
         self.entered.set()
         assert self.opened.wait(30)
 
@@ -61,7 +63,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-async def started(awaitable: Coroutine[Any, Any, ReadResult]) -> asyncio.Task[ReadResult]:
+async def started(awaitable: Coroutine[Any, Any, ForwardResult]) -> asyncio.Task[ForwardResult]:
     """A task that has run up to its first wait."""
     task = asyncio.create_task(awaitable)
     await asyncio.sleep(0)
@@ -74,7 +76,21 @@ async def error_of(awaitable: Awaitable[object]) -> BaseException:
     return outcome
 
 
-def oracle(model: FakeTarget, tokens: Sequence[int], choices: int) -> list[Choice]:
-    """What the model chooses after the last `choices` of these tokens, from nothing."""
-    reading = Reading(model.new_cache(), tokens, choices, SAMPLED)
-    return FakeTarget(model.vocabulary_size, model.context_tokens).read([reading])[0]
+async def forward(
+    worker: ModelWorker,
+    key: Hashable,
+    tokens: Sequence[int],
+    num_choices: int,
+    sampling: SamplingParams = SAMPLED,
+    *,
+    branches: Sequence[BranchToken] = (),
+    deadline_ms: float | None = None,
+) -> ForwardResult:
+    tree = TokenTree(tuple(tokens), tuple(branches))
+    return await worker.forward(key, tree, num_choices, sampling, deadline_ms=deadline_ms)
+
+
+def oracle(model: FakeTarget, tokens: Sequence[int], num_choices: int) -> list[Choice]:
+    """What the model chooses after the last `num_choices` of these tokens, from nothing."""
+    request = feeding(model.new_cache(), tokens, num_choices, SAMPLED)
+    return FakeTarget(model.vocabulary_size, model.context_tokens).forward([request])[0]

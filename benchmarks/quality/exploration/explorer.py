@@ -13,9 +13,10 @@ from benchmarks.quality.exploration.device_texts import DeviceTexts
 from benchmarks.quality.exploration.text_tree import TextTree
 from benchmarks.simulation.trace import ExtendedProposal, extended
 from chaperone_common.sampling import Softmax, choose, softmax
+from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, Proposal, SamplingParams
 from cloud_supervisor.kv.store import KvStore
-from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.uncertainty import cross_entropy, disagreement, measure
@@ -153,14 +154,14 @@ class Explorer:
                 self._read_together(batch)
 
     def _read_together(self, paths: Sequence[tuple[TextTree, list[int]]]) -> None:
-        readings, wholes = [], []
+        requests, wholes = [], []
         for tree, nodes in paths:
-            text = tree.text(nodes[-1])
-            cache, todo = self._caches.prepare(tree.id, text, keep_last=len(nodes))
-            readings.append(Reading(cache, todo, len(nodes), self._sampling))
+            text = TokenTree(tuple(tree.text(nodes[-1])))
+            cache, held = self._caches.prepare(tree.id, text, num_choices=len(nodes))
+            requests.append(ForwardRequest(cache, text.piece(held, text.end), len(nodes), self._sampling))
             wholes.append(text)
         self._cloud.noted = []
-        answers = self._cloud.read(readings)
+        answers = self._cloud.forward(requests)
         noted = iter(self._cloud.noted)
         for (tree, nodes), text, choices in zip(paths, wholes, answers, strict=True):
             self._caches.commit(tree.id, text)

@@ -1,6 +1,6 @@
 """One generation as a state machine without I/O, both ends: frames and tokens in, events and frames out."""
 
-from chaperone_common.session.cloud import CloudSession, Judging
+from chaperone_common.session.cloud import CloudSession, VerificationRequest
 from chaperone_common.session.device import DeviceSession
 from chaperone_common.session.events import (
     Audited,
@@ -27,12 +27,12 @@ __all__ = [
     "Failed",
     "Finished",
     "Happening",
-    "Judging",
     "Retracted",
     "SessionEvent",
     "State",
     "TextToken",
     "Unverified",
+    "VerificationRequest",
     "mermaid",
     "step",
 ]

@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chaperone_common.branches import depths
 from chaperone_common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
 from chaperone_common.session.transitions import Happening, State, step
-from chaperone_common.types import BranchToken, common_prefix
-from chaperone_common.verification import judge, walk_on
+from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
+from chaperone_common.verification import follow_branches, verify
 
 
 @dataclass(frozen=True, slots=True)
-class Judging:
-    """A reading that the session waits for: choices after the last `choices` of `token_ids`, and after each branch.
+class VerificationRequest:
+    """A forward that the session waits for."""
 
-    `start` is the position of the first choice wanted; `judged` are the tokens that the choices are held against. The
-    parents of `branches` count from `token_ids[-choices]`, which is 0, on through the branch tokens, from `choices` on.
-    """
-
-    token_ids: tuple[int, ...]
-    choices: int
-    start: int
-    judged: tuple[int, ...]
+    tree: TokenTree  # the whole text to read, and the branch tokens that may stand
+    num_choices: int  # choices wanted after the last tokens of the chain, and one more for each branch token; 0: none
+    start: int  # the position of the first choice wanted
+    judged: tuple[int, ...]  # the tokens from `start` on that the choices are compared with
     frame: Draft | Close | None  # None: the cloud writes by itself
-    branches: tuple[BranchToken, ...] = ()
 
 
 class CloudSession:
@@ -57,6 +51,8 @@ class CloudSession:
         self.state = step(State.NEW, Happening.OPEN)
         self.revision = 0
         self.stale_frames = 0
+        self.takeovers = 0  # begun so far
+        self.hand_backs = 0  # takeovers that ended before the Close
         self.deadline_ms = 0  # of the latest Draft, told by it or by one before it; 0: none
         self._takeover_left = 0
         self._vouched = 0  # below, the device takes the cloud's tokens, whatever Drafts on their way call final
@@ -74,7 +70,7 @@ class CloudSession:
             len(self.text) > self.prompt_length and self.text[-1] in self.eos_token_ids
         )
 
-    def receive(self, frame: Draft | Close) -> Judging | None:
+    def receive(self, frame: Draft | Close) -> VerificationRequest | None:
         """Take a frame; None means that it is stale. Raises ProtocolViolation."""
         match frame:
             case Draft():
@@ -83,9 +79,9 @@ class CloudSession:
                 self.state = step(self.state, Happening.CLOSE)
                 return self._receive_tail(frame)
 
-    def writing(self) -> Judging:
+    def writing(self) -> VerificationRequest:
         """The next reading of a takeover."""
-        return Judging(tuple(self.text), 1, len(self.text), (), None)
+        return VerificationRequest(TokenTree(tuple(self.text)), 1, len(self.text), (), None)
 
     def hands_back(self, frame: Draft) -> bool:
         """Whether a Draft ends the takeover: the device writes again, unless what it writes is already contradicted."""
@@ -94,23 +90,26 @@ class CloudSession:
     def hand_back(self) -> Continuation:
         """End a takeover now."""
         self.state = step(self.state, Happening.HAND_BACK)
+        self.hand_backs += 1
         self._takeover_left = 0
         return Continuation(len(self.text), (), handed_back=True)
 
-    def answer(self, judging: Judging, choices: Sequence[int], queue_us: int = 0, compute_us: int = 0) -> ServerFrame:
+    def answer(
+        self, request: VerificationRequest, choices: Sequence[int], queue_us: int = 0, compute_us: int = 0
+    ) -> ServerFrame:
         """Turn the choices of a reading into the frame to send, and move on.
 
         `choices` has one id for each of the reading's last `choices` tokens, and then one for each branch token.
         """
-        match judging.frame:
+        match request.frame:
             case None:
                 return self._continue(choices[0], queue_us, compute_us)
             case Draft():
-                return self._verdict(judging, judging.frame, choices, queue_us, compute_us)
+                return self._verdict(request, request.frame, choices, queue_us, compute_us)
             case Close():
-                return self._closed(judging, choices, queue_us, compute_us)
+                return self._closed(request, choices, queue_us, compute_us)
 
-    def _receive_draft(self, frame: Draft) -> Judging | None:
+    def _receive_draft(self, frame: Draft) -> VerificationRequest | None:
         self.deadline_ms = frame.deadline_ms or self.deadline_ms
         if frame.revision < self.revision:
             self.stale_frames += 1
@@ -130,7 +129,7 @@ class CloudSession:
             del self.text[frame.start + agreed :]  # committed on the device: its text wins, and is audited
         known = self.text[frame.start + agreed :] if agreed == len(frame.token_ids) else []
         if known:
-            return Judging((), 0, frame.start + agreed, (), frame)
+            return _answered(frame.start + agreed, frame)
         judged = frame.token_ids[agreed:]
         start = frame.start + agreed
         if not judged and self.ended:  # it only repeats the end, which the device is about to learn of
@@ -138,54 +137,52 @@ class CloudSession:
             return None
         if start + len(judged) >= self.limit:  # no choice beyond the limit: the last token is the cloud's own
             judged = judged[:-1]
-        branches = self._open_branches(frame, agreed, len(judged) + 1)
-        return Judging((*self.text[:start], *judged), len(judged) + 1, start, judged, frame, branches)
+        tree = TokenTree((*self.text[:start], *judged), self._open_branches(frame, agreed, start + len(judged)))
+        return VerificationRequest(tree, len(judged) + 1, start, judged, frame)
 
-    def _open_branches(self, frame: Draft, agreed: int, choices: int) -> tuple[BranchToken, ...]:
-        """The branch tokens of a Draft that may stand and be followed by a choice, numbered as in `Judging`.
+    def _open_branches(self, frame: Draft, agreed: int, end: int) -> tuple[BranchToken, ...]:
+        """Return the branch tokens of a Draft that may stand and be followed by a choice, next to a chain up to `end`.
 
-        What hangs on a token that the text has settled already, by agreement or because it is committed, cannot stand.
-        Where all of the chain is settled, the cloud has told more already, or goes no further than its own token.
+        A branch cannot stand if it leaves the chain before a token that is settled, by agreement or by commitment.
+        If the whole chain is settled, the cloud has sent more already, or writes no further than its own token.
         """
         if agreed == len(frame.token_ids):
             return ()
-        length = 1 + len(frame.token_ids)  # with the token before the chain
-        settled = max(agreed, frame.final_before - frame.start)
-        numbers = {node: node - agreed for node in range(settled, length)}
-        kept: list[BranchToken] = []
-        beside = zip(frame.branches, depths(length, frame.branches), strict=True)
-        for number, (branch, depth) in enumerate(beside, length):
-            if branch.parent in numbers and frame.start + depth < self.limit:
-                numbers[number] = choices + len(kept)
-                kept.append(BranchToken(numbers[branch.parent], branch.token_id))
-        return tuple(kept)
+        settled = max(frame.start + agreed, frame.final_before)
+        return frame.tree.pruned(end, first_parent=settled - 1, limit=self.limit).branches
 
-    def _receive_tail(self, frame: Close) -> Judging:
+    def _receive_tail(self, frame: Close) -> VerificationRequest:
         self._check_place(frame.start, frame.token_ids)
         agreed = self._agreed(frame)
         start = frame.start + agreed
         unread = frame.token_ids[agreed:]
         del self.text[start:]
         if not unread:
-            return Judging((), 0, start, (), frame)
-        return Judging((*self.text, *unread[:-1]), len(unread), start, unread, frame)
+            return _answered(start, frame)
+        return VerificationRequest(TokenTree((*self.text, *unread[:-1])), len(unread), start, unread, frame)
 
     def _verdict(
-        self, judging: Judging, frame: Draft, choices: Sequence[int], queue_us: int, compute_us: int
+        self, request: VerificationRequest, frame: Draft, choices: Sequence[int], queue_us: int, compute_us: int
     ) -> Verdict:
         if not choices:
             self._vouch(frame)
-            return Verdict(self.revision, judging.start, self.text[judging.start])
-        audited = max(0, frame.final_before - judging.start)
-        beside = choices[judging.choices :]
-        result = judge(judging.judged, choices[: judging.choices], audited=audited, eos_token_ids=self.eos_token_ids)
-        further = walk_on(judging.branches, beside, result, length=judging.choices, eos_token_ids=self.eos_token_ids)
-        position = judging.start + result.stands
-        self.text = [*judging.token_ids[:position], result.token_id, *further]
+            return Verdict(self.revision, request.start, self.text[request.start])
+        audited = max(0, frame.final_before - request.start)
+        along_chain, after_branches = choices[: request.num_choices], choices[request.num_choices :]
+        outcome = verify(request.judged, along_chain, audited=audited, eos_token_ids=self.eos_token_ids)
+        position = request.start + outcome.stands
+        further = follow_branches(
+            request.tree,
+            after_branches,
+            position=position,
+            token_id=outcome.token_id,
+            eos_token_ids=self.eos_token_ids,
+        )
+        self.text = [*request.tree.token_ids[:position], outcome.token_id, *further]
         self._vouch(frame)
-        deviations = tuple(judging.start + index for index in result.deviations)
+        deviations = tuple(request.start + index for index in outcome.deviations)
         own = frame.token_ids[position - frame.start : position - frame.start + 1]
-        contradicted = bool(own) and own[0] != result.token_id
+        contradicted = bool(own) and own[0] != outcome.token_id
         if contradicted and position < frame.final_before:  # the last token before the limit, committed already
             deviations += (position,)
         elif contradicted:
@@ -193,7 +190,7 @@ class CloudSession:
         if (contradicted or not frame.token_ids) and not self.ended:
             self._take_over(frame)
         self._judged_last = not self.writes
-        return Verdict(self.revision, position, result.token_id, deviations, queue_us, compute_us, further)
+        return Verdict(self.revision, position, outcome.token_id, deviations, queue_us, compute_us, further)
 
     def _vouch(self, frame: Draft) -> None:
         """Hold to what was answered, unless the device had gone on with a token of its own before it asked."""
@@ -204,6 +201,7 @@ class CloudSession:
         """Begin to write, as many tokens as are welcome."""
         if frame.continuation_tokens:
             self.state = step(self.state, Happening.TAKEOVER)
+            self.takeovers += 1
             self._takeover_left = frame.continuation_tokens
 
     def _continue(self, token_id: int, queue_us: int, compute_us: int) -> Continuation:
@@ -211,14 +209,15 @@ class CloudSession:
         self.text.append(token_id)
         self._takeover_left -= 1
         handed_back = self._takeover_left == 0 or self.ended
+        self.hand_backs += handed_back
         self.state = step(self.state, Happening.HAND_BACK if handed_back else Happening.CONTINUATION)
         return Continuation(start, (token_id,), handed_back, queue_us, compute_us)
 
-    def _closed(self, judging: Judging, choices: Sequence[int], queue_us: int, compute_us: int) -> Closed:
+    def _closed(self, request: VerificationRequest, choices: Sequence[int], queue_us: int, compute_us: int) -> Closed:
         self.state = step(self.state, Happening.CLOSED)
         deviations = tuple(
-            judging.start + index
-            for index, (token_id, choice) in enumerate(zip(judging.judged, choices, strict=True))
+            request.start + index
+            for index, (token_id, choice) in enumerate(zip(request.judged, choices, strict=True))
             if token_id != choice
         )
         return Closed(deviations, queue_us, compute_us)
@@ -253,11 +252,9 @@ class CloudSession:
             raise ProtocolViolation(
                 f"parents: {len(frame.branches)} branch tokens beside {chain} tokens of which none is judged"
             )
-        deepest = max(depths(1 + chain, frame.branches), default=0)
-        if frame.start + deepest > self.limit:
-            raise ProtocolViolation(
-                f"parents: a branch token at {frame.start + deepest - 1} is not below the limit of {self.limit}"
-            )
+        deepest = max(frame.tree.positions, default=0)
+        if deepest >= self.limit:
+            raise ProtocolViolation(f"parents: a branch token at {deepest} is not below the limit of {self.limit}")
         self._check_ids([branch.token_id for branch in frame.branches])
 
     def _check_place(self, start: int, token_ids: Sequence[int]) -> None:
@@ -271,3 +268,8 @@ class CloudSession:
         for token_id in token_ids:
             if not 0 <= token_id < self.vocabulary_size:
                 raise ProtocolViolation(f"token_ids: {token_id} is not in a vocabulary of {self.vocabulary_size}")
+
+
+def _answered(start: int, frame: Draft | Close) -> VerificationRequest:
+    """Return a request that wants no choice: the text already holds the answer."""
+    return VerificationRequest(TokenTree(()), 0, start, (), frame)

@@ -15,7 +15,8 @@ from chaperone_common.session.text_token import TextToken
 from chaperone_common.session.transitions import Happening, State, step
 from chaperone_common.session.verdicts import begins_takeover, check_verdict, origins
 from chaperone_common.stats import Tally
-from chaperone_common.types import BranchToken, FinishReason, OnDeviation, Origin, Proposal, Span
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import FinishReason, OnDeviation, Origin, Proposal, Span
 
 
 class DeviceSession:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from chaperone_common.branches import child
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Verdict
 from chaperone_common.types import Origin, Span
@@ -29,23 +28,23 @@ def origins(verdict: Verdict, span: Span) -> list[Origin]:
 
     Raises ProtocolViolation if they do not follow the branches of the span.
     """
-    length = 1 + len(span.token_ids)  # with the token before the span
-    node, token_id = verdict.position - span.start, verdict.token_id
+    tree = span.tree
+    index, token_id = verdict.position - 1, verdict.token_id
     own = Origin.OVERRIDE if verdict.position < span.end else Origin.BONUS
     if not verdict.further_token_ids:
         return [own]
     for further in verdict.further_token_ids:
-        found = child(length, span.branches, node, token_id)
+        found = tree.child(index, token_id)
         if found is None:
             raise ProtocolViolation(
                 f"further_token_ids: {further} follows {token_id}, which is no branch token there of the span from "
                 f"{span.start} to {span.end}"
             )
-        node, token_id = found, further
-    if child(length, span.branches, node, token_id) is not None:  # the text ends with a branch token
+        index, token_id = found, further
+    if tree.child(index, token_id) is not None:  # the text ends with a branch token
         last = Origin.VERIFIED
     else:
-        last = Origin.OVERRIDE if any(branch.parent == node for branch in span.branches) else Origin.BONUS
+        last = Origin.OVERRIDE if any(branch.parent == index for branch in span.branches) else Origin.BONUS
     return [own, *[Origin.VERIFIED] * (len(verdict.further_token_ids) - 1), last]
 
 

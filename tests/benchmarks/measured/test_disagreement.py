@@ -15,11 +15,11 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.sampling import softmax
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.ports import Reading
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.uncertainty import cross_entropy, disagreement
 from tests.support.fake_draft import FakeDraft
 from tests.support.fake_target import FakeTarget
+from tests.support.forward import feeding
 from tests.support.traces import trace_of
 
 PROMPT = (3, 1, 4, 1)
@@ -52,7 +52,7 @@ def test_disagreements_are_read_again_along_the_text() -> None:
 def test_cross_entropies_are_read_where_the_two_differ(tiny_pair: Path) -> None:
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     model = lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), manifest, within_nats=0.0)
-    [choices] = model.read([Reading(model.new_cache(), PROMPT, 1, SAMPLED)])
+    [choices] = model.forward([feeding(model.new_cache(), PROMPT, 1, SAMPLED)])
     trace = replace(trace_of("-+-"), token_ids=(choices[0].token_id, 6, 7), sampling=SAMPLED)
     trace = replace(
         trace,
@@ -61,5 +61,5 @@ def test_cross_entropies_are_read_where_the_two_differ(tiny_pair: Path) -> None:
     found, same = read_cross_entropies(model, trace, PROMPT)
     assert found.keys() == {0, 2}
     assert same >= 1
-    row = model.scores(Reading(model.new_cache(), [*PROMPT, *trace.token_ids[:2]], 1, SAMPLED))[0]
+    row = model.scores(feeding(model.new_cache(), [*PROMPT, *trace.token_ids[:2]], 1, SAMPLED))[0]
     assert found[2] == pytest.approx(cross_entropy(softmax(row, 0.8), 11), abs=1e-4)

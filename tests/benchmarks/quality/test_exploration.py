@@ -24,12 +24,12 @@ from benchmarks.strategies.inexact import bild, uhlm
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError, PromptTooLong
 from chaperone_common.types import Mode, SamplingParams
-from cloud_supervisor.model.ports import Reading
 from edge_client.gate import Always
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.onnx_model import OnnxModel, OnnxSequence
 from edge_client.planner import AdaptivePlanner
 from link_emulator.profile import Profile
+from tests.support.forward import feeding
 
 GREEDY = SamplingParams()
 NEW_TOKENS = 24
@@ -76,7 +76,7 @@ def cloud_text(model: TellingModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
     model.noted = []
     text = [*prompt]
     while len(text) < len(prompt) + NEW_TOKENS and (len(text) == len(prompt) or text[-1] != 0):
-        [[choice]] = model.read([Reading(model.new_cache(), text, 1, GREEDY)])
+        [[choice]] = model.forward([feeding(model.new_cache(), text, 1, GREEDY)])
         text.append(choice.token_id)
     return tuple(text[len(prompt) :])
 

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from benchmarks.strategies.lenient_server import LenientModel, lenient_model
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.sampling import choose, softmax
-from chaperone_common.types import BranchToken, SamplingParams
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import SamplingParams
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.ports import Reading
+from tests.support.forward import feeding
 
 WITHIN_NATS = 3.0
 GREEDY = SamplingParams()
@@ -64,18 +65,18 @@ def test_the_next_token_is_chosen_where_it_is_likely_enough(
     assert any(ok and wrong for ok, wrong in zip(stands, differs, strict=True)), "some near misses must be let stand"
     assert not all(stands), "and some tokens must not"
 
-    [choices] = model.read([Reading(model.new_cache(), text, len(text), sampling)])
+    [choices] = model.forward([feeding(model.new_cache(), text, len(text), sampling)])
     assert [choice.token_id for choice in choices] == [*expected, own[-1]], "nothing is drafted behind the last token"
 
     cache = model.new_cache()
-    model.read([Reading(cache, text[:20], 0, sampling)])
-    [choices] = model.read([Reading(cache, text[20:30], 4, sampling)])
+    model.forward([feeding(cache, text[:20], 0, sampling)])
+    [choices] = model.forward([feeding(cache, text[20:30], 4, sampling)])
     assert [choice.token_id for choice in choices] == [*expected[26:29], own[29]]
 
 
 def test_beside_the_chain_it_chooses_as_any_model_does(model: LenientModel, tiny_pair: Path, text: list[int]) -> None:
     """What follows a branch token is not in the chain, whatever stands there."""
-    branch = BranchToken(0, text[-1])
-    [choices] = model.read([Reading(model.new_cache(), text[:20], 3, GREEDY, (branch,))])
+    branch = BranchToken(17, text[-1])
+    [choices] = model.forward([feeding(model.new_cache(), text[:20], 3, GREEDY, (branch,))])
     row = logits_after(tiny_pair, [*text[:18], text[-1]])[-1]
     assert choices[-1].token_id == int(row.argmax())

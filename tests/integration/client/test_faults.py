@@ -97,7 +97,7 @@ def test_gated_writes_on_without_a_server(tiny_pair: Path) -> None:
 )
 @pytest.mark.parametrize("mode", ["exact", "gated", "cloud"])
 def test_a_slow_server_is_one_timeout(tiny_pair: Path, blocks: str, cloud: CloudSettings, mode: str) -> None:
-    brake = Brake(lambda reading: (reading.choices > 0) == (blocks == "the verdict"))
+    brake = Brake(lambda request: (request.num_choices > 0) == (blocks == "the verdict"))
 
     async def run() -> list[Event]:
         async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):

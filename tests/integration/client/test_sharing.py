@@ -134,7 +134,7 @@ def test_a_newer_stream_of_a_session_takes_over(tiny_pair: Path, digest: str, bu
 
 
 def test_an_older_stream_that_outlives_the_newer_leaves_nothing(tiny_pair: Path, digest: str) -> None:
-    brake = Brake(lambda reading: len(reading.token_ids) == 4)
+    brake = Brake(lambda request: len(request.tree.token_ids) == 4)
 
     async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         older, newer = RawStream(channel), RawStream(channel)
@@ -152,7 +152,7 @@ def test_an_older_stream_that_outlives_the_newer_leaves_nothing(tiny_pair: Path,
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_device_that_vanishes_frees_its_place(tiny_pair: Path, digest: str, busy: bool) -> None:
-    brake = Brake(lambda reading: busy and reading.choices > 0)
+    brake = Brake(lambda request: busy and request.num_choices > 0)
 
     async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)

@@ -12,7 +12,7 @@ from chaperone_common.frames import ClientFrame, Close, Closed, Failure, Opened,
 from chaperone_common.types import SamplingParams
 from chaperone_common.wire import encode_client
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.model.ports import Reading
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
 from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
 from tests.support.raw_stream import RawStream, opening
@@ -146,8 +146,8 @@ class Longest:
     def __init__(self) -> None:
         self.tokens = 0
 
-    def __call__(self, readings: Sequence[Reading]) -> None:
-        self.tokens = max(self.tokens, *(len(reading.token_ids) for reading in readings))
+    def __call__(self, requests: Sequence[ForwardRequest]) -> None:
+        self.tokens = max(self.tokens, *(len(request.tree.token_ids) for request in requests))
 
 
 def test_a_long_draft_and_a_long_audit_are_read_in_pieces(tiny_pair: Path, digest: str) -> None:

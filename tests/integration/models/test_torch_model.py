@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing
 from chaperone_common.sampling import choose, softmax
+from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStore
-from cloud_supervisor.model.ports import Reading
 from cloud_supervisor.model.torch_model import Dtype, TorchModel
+from tests.support.forward import bytes_held, feeding
 
 CONTEXT_TOKENS = 128
 GREEDY = SamplingParams()
@@ -76,7 +77,7 @@ def test_any_chunking_chooses_what_the_full_forward_chooses(
             chunk = tokens[at : at + dice.choice([1, 1, 2, 5, 16, 40])]
             wanted = dice.randint(0, len(chunk))
             at += len(chunk)
-            [choices] = model.read([Reading(cache, chunk, wanted, sampling)])
+            [choices] = model.forward([feeding(cache, chunk, wanted, sampling)])
             assert [choice.token_id for choice in choices] == expected[at - wanted : at]
 
 
@@ -92,9 +93,11 @@ def test_sessions_that_evict_each_other_choose_what_the_full_forward_chooses(
     for _ in range(60):
         session, length = dice.randrange(4), dice.randint(1, 60)
         wanted = dice.randint(0, min(8, length))
-        cache, todo = store.prepare(session, texts[session][:length], wanted)
-        choices = model.read([Reading(cache, todo, wanted, SAMPLED)])[0] if todo else []
-        store.commit(session, texts[session][:length])
+        text = TokenTree(tuple(texts[session][:length]))
+        cache, held = store.prepare(session, text, num_choices=wanted)
+        todo = text.token_ids[held:]
+        choices = model.forward([feeding(cache, todo, wanted, SAMPLED)])[0] if todo else []
+        store.commit(session, text)
         assert [choice.token_id for choice in choices] == expected[session][length - wanted : length]
     assert store.stats.evictions > 4
 
@@ -105,7 +108,7 @@ def test_ids_beyond_the_vocabulary_are_never_chosen(folder: Path, padded_vocabul
     hot = SamplingParams(temperature=5.0, seed=1)
     assert max(oracle(folder, tokens, padded_vocabulary, hot)) >= small
     model = load(folder, small)
-    [choices] = model.read([Reading(model.new_cache(), tokens, 100, hot)])
+    [choices] = model.forward([feeding(model.new_cache(), tokens, 100, hot)])
     assert [choice.token_id for choice in choices] == oracle(folder, tokens, small, hot)
 
 
@@ -113,12 +116,12 @@ def test_ids_beyond_the_vocabulary_are_never_chosen(folder: Path, padded_vocabul
 def test_the_cache_takes_the_memory_that_was_announced(folder: Path, padded_vocabulary: int, dtype: Dtype) -> None:
     model = load(folder, padded_vocabulary, dtype)
     cache = model.new_cache()
-    assert cache.size_bytes == 0
-    model.read([Reading(cache, prompt(5, 30, padded_vocabulary), 0, GREEDY)])
-    assert cache.size_bytes == 30 * model.kv_bytes_per_token
+    assert bytes_held(cache) == 0
+    model.forward([feeding(cache, prompt(5, 30, padded_vocabulary), 0, GREEDY)])
+    assert bytes_held(cache) == 30 * model.kv_bytes_per_token
     cache.crop(10)
-    model.read([Reading(cache, [1], 0, GREEDY)])
-    assert cache.size_bytes == 11 * model.kv_bytes_per_token
+    model.forward([feeding(cache, [1], 0, GREEDY)])
+    assert bytes_held(cache) == 11 * model.kv_bytes_per_token
 
 
 def test_bfloat16_chooses_nearly_the_same(folder: Path, padded_vocabulary: int) -> None:
@@ -127,7 +130,7 @@ def test_bfloat16_chooses_nearly_the_same(folder: Path, padded_vocabulary: int) 
     expected = oracle(folder, tokens, padded_vocabulary, SAMPLED)
     cache, got = model.new_cache(), list[int]()
     for at, length in [(0, 1), (1, 2), (3, 5), (8, 32), (40, 60)]:
-        [choices] = model.read([Reading(cache, tokens[at : at + length], length, SAMPLED)])
+        [choices] = model.forward([feeding(cache, tokens[at : at + length], length, SAMPLED)])
         got += [choice.token_id for choice in choices]
     assert sum(left == right for left, right in zip(expected, got, strict=True)) >= 90
 

@@ -6,10 +6,10 @@ import json
 import random
 from pathlib import Path
 
-from chaperone_common.token_tree import paths, shifted
-from chaperone_common.types import BranchToken, SamplingParams
-from cloud_supervisor.model.ports import Reading
+from chaperone_common.token_tree import BranchToken, TokenTree
+from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.torch_model import TorchModel
+from tests.support.forward import feeding
 
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
 CHAIN_TOKENS, BRANCH_TOKENS, TREES = 8, 8, 6
@@ -24,14 +24,15 @@ def test_bfloat16_chooses_along_branches_nearly_what_it_chooses_along_chains(tin
         held = tuple(dice.randrange(256) for _ in range(dice.randint(1, 400)))
         chain = tuple(dice.randrange(256) for _ in range(CHAIN_TOKENS))
         branches = [
-            BranchToken(dice.randrange(CHAIN_TOKENS + index), dice.randrange(256)) for index in range(BRANCH_TOKENS)
+            BranchToken(len(held) + dice.randrange(CHAIN_TOKENS + index), dice.randrange(256))
+            for index in range(BRANCH_TOKENS)
         ]
         cache = model.new_cache()
-        model.read([Reading(cache, held, 0, SAMPLED)])
-        [choices] = model.read([Reading(cache, chain, CHAIN_TOKENS, SAMPLED, branches)])
+        model.forward([feeding(cache, held, 0, SAMPLED)])
+        [choices] = model.forward([feeding(cache, chain, CHAIN_TOKENS, SAMPLED, branches)])
         texts = [held + chain[: end + 1] for end in range(CHAIN_TOKENS)]
-        texts += paths(held + chain, shifted(branches, len(held)))
+        texts += TokenTree(held + chain, tuple(branches)).paths()
         for choice, text in zip(choices, texts, strict=True):
-            [[alone]] = model.read([Reading(model.new_cache(), text, 1, SAMPLED)])
+            [[alone]] = model.forward([feeding(model.new_cache(), text, 1, SAMPLED)])
             same.append(choice.token_id == alone.token_id)
     assert sum(same) >= 0.95 * len(same) == 0.95 * TREES * (CHAIN_TOKENS + BRANCH_TOKENS)

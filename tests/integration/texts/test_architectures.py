@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from chaperone_common.errors import ConfigError
-from chaperone_common.token_tree import paths, shifted
-from chaperone_common.types import BranchToken, SamplingParams
+from chaperone_common.token_tree import BranchToken, TokenTree
+from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.architectures import CLOUD_MODEL_TYPES, context_tokens, layer_windows
-from cloud_supervisor.model.ports import KvCache, Reading
+from cloud_supervisor.model.ports import KvCache
 from cloud_supervisor.model.torch_model import TorchModel
 from tests.support import families, oracle
 from tests.support.families import FAMILIES, VOCABULARY, WINDOW
+from tests.support.forward import bytes_held, feeding
 
 TEXT_TOKENS = 200
 CLOSE = 1e-4
@@ -47,7 +48,7 @@ class Subject:
     def held(self, length: int) -> KvCache:
         cache = self.model.new_cache()
         if length:
-            self.model.read([Reading(cache, self.text[:length], 0, SAMPLINGS[0])])
+            self.model.forward([feeding(cache, self.text[:length], 0, SAMPLINGS[0])])
         return cache
 
 
@@ -105,10 +106,10 @@ def test_chunks_and_crops_score_what_the_full_forward_scores(subject: Subject) -
             chunk = text[at : at + dice.choice(LENGTHS)]
             wanted = dice.randint(0, len(chunk))
             at += len(chunk)
-            scores = subject.model.scores(Reading(cache, chunk, wanted, SAMPLINGS[0]))
+            scores = subject.model.scores(feeding(cache, chunk, wanted, SAMPLINGS[0]))
             np.testing.assert_allclose(scores, subject.logits[at - wanted : at], atol=CLOSE)
         assert cache.length == len(text)
-        assert cache.size_bytes == len(text) * subject.model.kv_bytes_per_token
+        assert bytes_held(cache) == len(text) * subject.model.kv_bytes_per_token
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -119,10 +120,10 @@ def test_a_span_and_single_tokens_choose_what_the_full_forward_chooses(
     first = TEXT_TOKENS - 40
     expected = [_chosen(subject.logits[index], index + 1, sampling) for index in range(first, TEXT_TOKENS)]
     cache, rest = subject.held(first), subject.text[first:]
-    [choices] = subject.model.read([Reading(cache, rest, len(rest), sampling)])
+    [choices] = subject.model.forward([feeding(cache, rest, len(rest), sampling)])
     assert [choice.token_id for choice in choices] == expected
     cache.crop(first)
-    single = [subject.model.read([Reading(cache, [token_id], 1, sampling)])[0][0] for token_id in rest]
+    single = [subject.model.forward([feeding(cache, [token_id], 1, sampling)])[0][0] for token_id in rest]
     assert [choice.token_id for choice in single] == expected
 
 
@@ -132,16 +133,16 @@ def test_branches_score_what_their_paths_score_alone(subject: Subject) -> None:
         chain = subject.text[held : held + CHAIN_TOKENS]
         before = subject.text[: held + CHAIN_TOKENS]
         branches = [
-            BranchToken(dice.randrange(CHAIN_TOKENS + index), dice.randrange(VOCABULARY))
+            BranchToken(held + dice.randrange(CHAIN_TOKENS + index), dice.randrange(VOCABULARY))
             for index in range(BRANCH_TOKENS)
         ]
         cache = subject.held(held)
-        scores = subject.model.scores(Reading(cache, chain, CHAIN_TOKENS, SAMPLINGS[0], branches))
+        scores = subject.model.scores(feeding(cache, chain, CHAIN_TOKENS, SAMPLINGS[0], branches))
         np.testing.assert_allclose(scores[:CHAIN_TOKENS], subject.logits[held : held + CHAIN_TOKENS], atol=CLOSE)
-        texts = paths(before, shifted(branches, held))
+        texts = TokenTree(tuple(before), tuple(branches)).paths()
         for row, path in zip(scores[CHAIN_TOKENS:], texts, strict=True):
             np.testing.assert_allclose(row, subject.whole(path)[-1], atol=CLOSE)
-        _go_on_along(subject, cache, held + CHAIN_TOKENS, shifted(branches, held), texts[-1])
+        _go_on_along(subject, cache, held + CHAIN_TOKENS, branches, texts[-1])
 
 
 def _go_on_along(
@@ -154,7 +155,7 @@ def _go_on_along(
         index = branches[index - length].parent
     cache.select(index + 1, indices)
     rest = _text(4, 3)
-    scores = subject.model.scores(Reading(cache, rest, 3, SAMPLINGS[0]))
+    scores = subject.model.scores(feeding(cache, rest, 3, SAMPLINGS[0]))
     np.testing.assert_allclose(scores, subject.whole([*path, *rest])[-3:], atol=CLOSE)
 
 
@@ -163,14 +164,14 @@ def test_sessions_read_together_choose_what_each_chooses_alone(subject: Subject,
     """New and held, one token and many, chains and a tree, in one forward."""
     readings, expected = [], []
     for held, tokens, wanted in ((0, 50, 1), (40, 8, 8), (99, 1, 1), (150, 20, 3), (170, 5, 0)):
-        branches = (BranchToken(0, 3), BranchToken(wanted, 4)) if wanted == 8 else ()
         length = held + tokens
-        readings.append(Reading(subject.held(held), subject.text[held:length], wanted, sampling, branches))
-        texts = paths(subject.text[:length], shifted(branches, length - wanted))
+        branches = (BranchToken(length - wanted, 3), BranchToken(length, 4)) if wanted == 8 else ()
+        readings.append(feeding(subject.held(held), subject.text[held:length], wanted, sampling, branches))
+        texts = TokenTree(tuple(subject.text[:length]), branches).paths()
         rows = [*subject.logits[length - wanted : length], *(subject.whole(path)[-1] for path in texts)]
         places = [*range(length - wanted + 1, length + 1), *(len(path) for path in texts)]
         expected.append([_chosen(row, place, sampling) for row, place in zip(rows, places, strict=True)])
-    together = subject.model.read(readings)
+    together = subject.model.forward(readings)
     assert [[choice.token_id for choice in choices] for choices in together] == expected
 
 

@@ -26,7 +26,7 @@ from chaperone_common.session import Event
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Choice, Origin
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.ports import KvCache, Reading
+from cloud_supervisor.model.ports import ForwardRequest, KvCache
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
@@ -104,10 +104,10 @@ class SlowTarget:
     def new_cache(self) -> KvCache:
         return self._model.new_cache()
 
-    def read(self, readings: Sequence[Reading]) -> list[list[Choice]]:
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
         time.sleep(FORWARD_S)
         with self._turn:
-            return self._model.read(readings)
+            return self._model.forward(requests)
 
 
 @dataclass

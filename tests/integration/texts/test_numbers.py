@@ -11,12 +11,12 @@ import pytest
 from chaperone_common.errors import ConfigError
 from chaperone_common.session import Retracted
 from chaperone_common.types import Mode
-from cloud_supervisor.model.ports import Reading
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import PlannerSettings
 from edge_client.generation import Collector
+from tests.support.forward import feeding
 from tests.support.staging import config_for, run
 
 PROMPT = "the list of a number is"
@@ -137,8 +137,8 @@ def test_the_closing_audit_makes_deviations_complete(
             result = collected.result()
             text = [*result.prompt_token_ids, *result.token_ids]
             count = len(result.token_ids)
-            reading = Reading(target.new_cache(), text[:-1], count, request.params.sampling)
-            choices = [choice.token_id for choice in target.read([reading])[0]]
+            reading = feeding(target.new_cache(), text[:-1], count, request.params.sampling)
+            choices = [choice.token_id for choice in target.forward([reading])[0]]
             deviations = sum(own != choice for own, choice in zip(result.token_ids, choices, strict=True))
             assert result.stats.deviations == deviations
             assert result.stats.audited_tokens >= result.stats.skipped_tokens

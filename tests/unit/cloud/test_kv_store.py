@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from chaperone_common.errors import ConfigError, InternalError, Overloaded
-from chaperone_common.types import common_prefix
+from chaperone_common.token_tree import TokenTree, common_prefix
 from cloud_supervisor.kv.store import KvStore
 
 BYTES_PER_TOKEN = 10
@@ -27,10 +27,6 @@ class ListCache:
     def length(self) -> int:
         return len(self.tokens)
 
-    @property
-    def size_bytes(self) -> int:
-        return self.length * BYTES_PER_TOKEN
-
     def crop(self, length: int) -> None:
         assert 0 <= length <= self.length
         del self.tokens[length:]
@@ -43,14 +39,18 @@ def store(budget_tokens: int) -> KvStore:
     return KvStore(ListCache, budget_bytes=budget_tokens * BYTES_PER_TOKEN, bytes_per_token=BYTES_PER_TOKEN)
 
 
-def feed(kv: KvStore, key: str, tokens: list[int], keep_last: int = 0) -> list[int]:
+def chain(tokens: list[int]) -> TokenTree:
+    return TokenTree(tuple(tokens))
+
+
+def feed(kv: KvStore, key: str, tokens: list[int], num_choices: int = 0) -> list[int]:
     """One whole reading; what had to be fed."""
-    cache, todo = kv.prepare(key, tokens, keep_last)
+    cache, held = kv.prepare(key, chain(tokens), num_choices=num_choices)
     assert isinstance(cache, ListCache)
-    cache.tokens += todo
+    cache.tokens += tokens[held:]
     assert cache.tokens == tokens
-    kv.commit(key, tokens)
-    return todo
+    kv.commit(key, chain(tokens))
+    return tokens[held:]
 
 
 def test_only_what_is_missing_is_fed() -> None:
@@ -65,10 +65,10 @@ def test_only_what_is_missing_is_fed() -> None:
 def test_tokens_whose_choices_are_wanted_are_fed_again() -> None:
     kv = store(100)
     feed(kv, "a", [1, 2, 3, 4])
-    assert feed(kv, "a", [1, 2, 3, 4], keep_last=1) == [4]
-    assert feed(kv, "a", [1, 2, 3, 4], keep_last=4) == [1, 2, 3, 4]
-    with pytest.raises(ValueError, match=r"keep_last: 5 is outside \[0, 4\]"):
-        kv.prepare("a", [1, 2, 3, 4], keep_last=5)
+    assert feed(kv, "a", [1, 2, 3, 4], num_choices=1) == [4]
+    assert feed(kv, "a", [1, 2, 3, 4], num_choices=4) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"num_choices: 5 is outside \[0, 4\]"):
+        kv.prepare("a", chain([1, 2, 3, 4]), num_choices=5)
 
 
 def test_what_is_held_already_is_covered_and_kept() -> None:
@@ -86,7 +86,7 @@ def test_the_least_recently_used_leaves_first_and_comes_back_whole() -> None:
     kv = store(9)
     for key in ("a", "b", "c"):
         feed(kv, key, [1, 2, 3])
-    feed(kv, "a", [1, 2, 3], keep_last=1)  # "b" is the oldest now
+    feed(kv, "a", [1, 2, 3], num_choices=1)  # "b" is the oldest now
     feed(kv, "d", [5, 6])
     assert not kv.covers("b", [])
     assert kv.stats.evictions == 1
@@ -109,12 +109,12 @@ def test_a_rebuild_in_chunks_is_counted_once() -> None:
 def test_a_running_reading_is_never_evicted_and_its_growth_is_counted() -> None:
     kv = store(8)
     feed(kv, "a", [1])
-    kv.prepare("a", [1, 2, 3, 4, 5], keep_last=1)
+    kv.prepare("a", chain([1, 2, 3, 4, 5]), num_choices=1)
     assert kv.stats.bytes_used == 5 * BYTES_PER_TOKEN
     with pytest.raises(Overloaded, match="4 tokens need 40 bytes, and 30 of 80 can be had"):
-        kv.prepare("b", [1, 2, 3, 4], keep_last=1)
+        kv.prepare("b", chain([1, 2, 3, 4]), num_choices=1)
     with pytest.raises(ValueError, match="already running"):
-        kv.prepare("a", [1], keep_last=1)
+        kv.prepare("a", chain([1]), num_choices=1)
     feed(kv, "b", [1, 2, 3])
     assert kv.stats.evictions == 0
 
@@ -123,7 +123,7 @@ def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
     kv = store(4)
     feed(kv, "a", [1, 2])
     with pytest.raises(Overloaded, match="5 tokens need 50 bytes, and 40 of 40 can be had"):
-        kv.prepare("b", [1, 2, 3, 4, 5], keep_last=1)
+        kv.prepare("b", chain([1, 2, 3, 4, 5]), num_choices=1)
     assert kv.covers("a", [1, 2])
     with pytest.raises(ConfigError, match="9 bytes hold no token"):
         KvStore(ListCache, budget_bytes=9, bytes_per_token=BYTES_PER_TOKEN)
@@ -132,7 +132,7 @@ def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
 def test_a_failed_reading_leaves_nothing_behind() -> None:
     kv = store(10)
     feed(kv, "a", [1, 2])
-    kv.prepare("a", [1, 2, 3], keep_last=1)
+    kv.prepare("a", chain([1, 2, 3]), num_choices=1)
     kv.abandon("a")
     assert kv.stats.bytes_used == 0
     assert feed(kv, "a", [1, 2, 3]) == [1, 2, 3]
@@ -140,22 +140,22 @@ def test_a_failed_reading_leaves_nothing_behind() -> None:
 
 def test_a_model_that_read_something_else_is_found_out() -> None:
     kv = store(10)
-    kv.prepare("a", [1, 2], keep_last=1)
-    with pytest.raises(InternalError, match="holds 0 tokens after a reading of 2"):
-        kv.commit("a", [1, 2])
+    kv.prepare("a", chain([1, 2]), num_choices=1)
+    with pytest.raises(InternalError, match="holds 0 tokens after a forward of 2"):
+        kv.commit("a", chain([1, 2]))
     assert kv.stats.sessions == 0
     with pytest.raises(ValueError, match="call prepare first"):
-        kv.commit("a", [1, 2])
+        kv.commit("a", chain([1, 2]))
 
 
 def test_freeing_during_a_reading_waits_for_its_end() -> None:
     kv = store(10)
-    cache, todo = kv.prepare("a", [1, 2], keep_last=1)
+    cache, held = kv.prepare("a", chain([1, 2]), num_choices=1)
     kv.free("a")
     assert kv.stats.sessions == 1
     assert isinstance(cache, ListCache)
-    cache.tokens += todo
-    kv.commit("a", [1, 2])
+    cache.tokens += [1, 2][held:]
+    kv.commit("a", chain([1, 2]))
     assert kv.stats.sessions == 0
     assert kv.stats.bytes_used == 0
     kv.free("nobody")
@@ -168,9 +168,9 @@ token_lists = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 def test_feeding_starts_where_the_lists_part(lists: list[list[int]], keep: int) -> None:
     kv, before = store(9), list[int]()
     for tokens in lists:
-        keep_last = min(keep, len(tokens))
-        todo = feed(kv, "a", tokens, keep_last)
-        assert len(tokens) - len(todo) == min(common_prefix(before, tokens), len(tokens) - keep_last)
+        num_choices = min(keep, len(tokens))
+        todo = feed(kv, "a", tokens, num_choices)
+        assert len(tokens) - len(todo) == min(common_prefix(before, tokens), len(tokens) - num_choices)
         before = tokens
 
 
@@ -192,11 +192,12 @@ class Interleaving(RuleBasedStateMachine):
         if key in self.running:
             return
         try:
-            cache, todo = self.kv.prepare(key, tokens, min(keep, len(tokens)))
+            cache, held = self.kv.prepare(key, chain(tokens), num_choices=min(keep, len(tokens)))
         except Overloaded:
             assert sum(len(other) for _, _, other in self.running.values()) + len(tokens) > self.BUDGET_TOKENS
             return
         assert isinstance(cache, ListCache)
+        todo = tokens[held:]
         assert cache.tokens + todo == tokens
         assert len(todo) >= min(keep, len(tokens))
         self.running[key] = cache, todo, tokens
@@ -207,7 +208,7 @@ class Interleaving(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.running)))
         cache, todo, tokens = self.running.pop(key)
         cache.tokens += todo
-        self.kv.commit(key, tokens)
+        self.kv.commit(key, chain(tokens))
         self.committed[key] = tokens
         assert self.kv.covers(key, []) == self.kv.covers(key, tokens), "all is held, or nothing"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaperone_common.errors import InternalError, Overloaded
-from chaperone_common.types import BranchToken
+from chaperone_common.token_tree import BranchToken, TokenTree
 from cloud_supervisor.kv.store import KvStore
 
 BYTES_PER_TOKEN = 10
@@ -28,10 +28,6 @@ class PathCache:
     def length(self) -> int:
         return len(self.paths)
 
-    @property
-    def size_bytes(self) -> int:
-        return self.length * BYTES_PER_TOKEN
-
     def crop(self, length: int) -> None:
         self.select(length, ())
 
@@ -48,18 +44,17 @@ def store(budget_tokens: int) -> KvStore:
     return KvStore(PathCache, budget_bytes=budget_tokens * BYTES_PER_TOKEN, bytes_per_token=BYTES_PER_TOKEN)
 
 
-def feed(kv: KvStore, token_ids: Path, branches: Sequence[BranchToken] = (), keep_last: int = 0) -> int:
-    """One whole reading, which finds a path in the cache and leaves a tree; how many tokens the path had."""
-    cache, todo = kv.prepare("a", token_ids, keep_last, branch_tokens=len(branches))
+def feed(kv: KvStore, token_ids: Path, branches: Sequence[BranchToken] = (), num_choices: int = 0) -> int:
+    """One whole forward, which finds a path in the cache and leaves a tree; how many tokens the path had."""
+    tree = TokenTree(token_ids, tuple(branches))
+    cache, held = kv.prepare("a", tree, num_choices=num_choices)
     assert isinstance(cache, PathCache)
-    held = len(token_ids) - len(todo)
     assert cache.paths == [token_ids[: end + 1] for end in range(held)]
-    assert todo == [*token_ids[held:]]
-    for parent, token_id in enumerate(todo, start=held - 1):
+    for parent, token_id in enumerate(token_ids[held:], start=held - 1):
         cache.append(parent, token_id)
     for branch in branches:
         cache.append(*branch)
-    kv.commit("a", token_ids, branches)
+    kv.commit("a", tree)
     return held
 
 
@@ -75,7 +70,7 @@ def test_branch_tokens_that_stood_are_not_read_again() -> None:
 def test_what_has_to_be_fed_is_fed_though_a_branch_holds_it() -> None:
     kv = store(20)
     feed(kv, (1, 2, 3), [BranchToken(1, 7), BranchToken(3, 8)])
-    assert feed(kv, (1, 2, 7, 8), keep_last=1) == 3
+    assert feed(kv, (1, 2, 7, 8), num_choices=1) == 3
 
 
 def test_a_branch_covers_what_it_holds() -> None:
@@ -88,11 +83,11 @@ def test_a_branch_covers_what_it_holds() -> None:
 
 def test_branch_tokens_count_while_they_are_planned_and_held() -> None:
     kv = store(6)
-    branches = [BranchToken(0, 7), BranchToken(0, 8)]
-    kv.prepare("b", [1, 2], 0, branch_tokens=2)
+    branches = (BranchToken(0, 7), BranchToken(0, 8))
+    kv.prepare("b", TokenTree((1, 2), branches), num_choices=0)
     assert kv.stats.bytes_used == 4 * BYTES_PER_TOKEN
     with pytest.raises(Overloaded, match="3 tokens need 30 bytes, and 20 of 60 can be had"):
-        kv.prepare("a", [1], 0, branch_tokens=2)
+        kv.prepare("a", TokenTree((1,), branches), num_choices=0)
     kv.abandon("b")
     feed(kv, (1, 2), branches)
     assert kv.stats.bytes_used == 4 * BYTES_PER_TOKEN
@@ -102,11 +97,12 @@ def test_branch_tokens_count_while_they_are_planned_and_held() -> None:
 
 def test_a_model_that_forgot_the_branches_is_found_out() -> None:
     kv = store(6)
-    cache, _ = kv.prepare("a", [1], 0, branch_tokens=1)
+    tree = TokenTree((1,), (BranchToken(0, 7),))
+    cache, _ = kv.prepare("a", tree, num_choices=0)
     assert isinstance(cache, PathCache)
     cache.append(-1, 1)
-    with pytest.raises(InternalError, match="holds 1 tokens after a reading of 2"):
-        kv.commit("a", [1], [BranchToken(0, 7)])
+    with pytest.raises(InternalError, match="holds 1 tokens after a forward of 2"):
+        kv.commit("a", tree)
     assert kv.stats.sessions == 0
 
 
@@ -127,9 +123,9 @@ def test_feeding_starts_behind_the_longest_path_that_is_held(
     kv = store(11)
     held: set[Path] = {()}
     for (token_ids, branches), keep in readings:
-        keep_last = min(keep, len(token_ids))
-        ends = range(len(token_ids) - keep_last + 1)
-        assert feed(kv, token_ids, branches, keep_last) == max(end for end in ends if token_ids[:end] in held)
+        num_choices = min(keep, len(token_ids))
+        ends = range(len(token_ids) - num_choices + 1)
+        assert feed(kv, token_ids, branches, num_choices) == max(end for end in ends if token_ids[:end] in held)
         assert kv.stats.bytes_used == (len(token_ids) + len(branches)) * BYTES_PER_TOKEN
         found = [token_ids[: end + 1] for end in range(len(token_ids))]
         for parent, token_id in branches:

@@ -16,7 +16,8 @@ from chaperone_common.frames import (
     ServerFrame,
     Verdict,
 )
-from chaperone_common.types import BranchToken, SessionId
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.supervisor import Supervisor
 from tests.support.fake_target import FakeTarget
@@ -66,7 +67,7 @@ def test_a_branch_that_the_cloud_would_have_written_saves_a_round() -> None:
     model = FakeTarget()
     own = written(model, 7)
     wrong, other = ((own[1] + more) % model.vocabulary_size for more in (1, 2))
-    branches = (BranchToken(1, other), BranchToken(1, own[1]), BranchToken(4, own[2]))
+    branches = (BranchToken(START, other), BranchToken(START, own[1]), BranchToken(START + 3, own[2]))
     drafts = [
         Draft(0, START, (own[0], wrong), (0, 0), START, branches=branches),
         Draft(1, START + 4, (own[4],), (0,), START + 4),
@@ -83,7 +84,7 @@ def test_a_branch_that_the_cloud_would_have_written_saves_a_round() -> None:
 
 
 def test_branch_tokens_count_against_the_limit_of_a_span() -> None:
-    branches = tuple(BranchToken(0, token_id) for token_id in range(5))
+    branches = tuple(BranchToken(START - 1, token_id) for token_id in range(5))
     [reply] = converse(FakeTarget(), [Draft(0, START, (1, 2), (0, 0), START, branches=branches)])
     assert isinstance(reply, Failure)
     assert reply.status == "INVALID_ARGUMENT"

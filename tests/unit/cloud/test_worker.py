@@ -9,20 +9,20 @@ from collections.abc import Sequence
 import pytest
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
-from cloud_supervisor.model.ports import Reading, ReadResult
+from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
 from cloud_supervisor.scheduling.worker import ModelWorker
 from tests.support.fake_target import FakeTarget
-from tests.support.worker import SAMPLED, Gate, HandClock, error_of, oracle, run, started, worker_of
+from tests.support.worker import SAMPLED, Gate, HandClock, error_of, forward, oracle, run, started, worker_of
 
 
 def test_a_reading_gives_the_models_choices_and_its_times() -> None:
     async def scenario() -> None:
         clock = HandClock()
-        model = FakeTarget(before_read=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
+        model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
         worker = worker_of(model, clock=clock)
-        result = await worker.read("a", [1, 2, 3], 2, SAMPLED)
-        assert result == ReadResult(oracle(model, [1, 2, 3], 2), queue_us=0, compute_us=250_000)
-        assert await worker.read("a", [1, 2, 3], 0, SAMPLED) == ReadResult([], queue_us=0, compute_us=0)
+        result = await forward(worker, "a", [1, 2, 3], 2, SAMPLED)
+        assert result == ForwardResult(oracle(model, [1, 2, 3], 2), queue_us=0, compute_us=250_000)
+        assert await forward(worker, "a", [1, 2, 3], 0, SAMPLED) == ForwardResult([], queue_us=0, compute_us=0)
         assert model.forwards == 1, "what is already read is not read again"
         await worker.close()
 
@@ -34,17 +34,17 @@ def test_a_long_reading_is_done_in_pieces() -> None:
         clock = HandClock()
         pieces: list[tuple[int, int]] = []
 
-        def note(readings: Sequence[Reading]) -> None:
-            pieces.append((len(readings[0].token_ids), readings[0].choices))
+        def note(requests: Sequence[ForwardRequest]) -> None:
+            pieces.append((len(requests[0].tree.token_ids), requests[0].num_choices))
             clock.seconds += 0.25
 
-        model = FakeTarget(before_read=note)
+        model = FakeTarget(before_forward=note)
         worker = worker_of(model, chunk_tokens=4, clock=clock)
-        result = await worker.read("a", list(range(15)), 6, SAMPLED)
+        result = await forward(worker, "a", list(range(15)), 6, SAMPLED)
         assert pieces == [(4, 0), (4, 0), (4, 3), (3, 3)]
-        assert result == ReadResult(oracle(model, list(range(15)), 6), queue_us=0, compute_us=1_000_000)
+        assert result == ForwardResult(oracle(model, list(range(15)), 6), queue_us=0, compute_us=1_000_000)
         pieces.clear()
-        again = await worker.read("a", [*range(15), 15], 2, SAMPLED)
+        again = await forward(worker, "a", [*range(15), 15], 2, SAMPLED)
         assert pieces == [(2, 2)], "what the cache holds is not long"
         assert again.choices == oracle(model, [*range(15), 15], 2)
         await worker.close()
@@ -57,12 +57,12 @@ def test_a_prompt_that_is_resumed_from_is_not_cropped_to_its_first_chunk() -> No
         model = FakeTarget()
         worker = worker_of(model)
         tokens = [1, 2, 3, 4, 5, 6]
-        await worker.read("a", tokens, 1, SAMPLED)
-        assert (await worker.read("a", tokens[:3], 0, SAMPLED)).choices == []
-        result = await worker.read("a", [*tokens, 7], 1, SAMPLED)
+        await forward(worker, "a", tokens, 1, SAMPLED)
+        assert (await forward(worker, "a", tokens[:3], 0, SAMPLED)).choices == []
+        result = await forward(worker, "a", [*tokens, 7], 1, SAMPLED)
         assert model.tokens_read == 7, "each token once"
         assert result.choices == oracle(model, [*tokens, 7], 1)
-        await worker.read("a", [1, 2, 9], 0, SAMPLED)
+        await forward(worker, "a", [1, 2, 9], 0, SAMPLED)
         assert model.tokens_read == 8, "another text is read, from where they part"
         await worker.close()
 
@@ -72,11 +72,11 @@ def test_a_prompt_that_is_resumed_from_is_not_cropped_to_its_first_chunk() -> No
 def test_others_get_their_turn_between_the_pieces() -> None:
     async def scenario() -> None:
         gate = Gate()
-        model = FakeTarget(before_read=gate)
+        model = FakeTarget(before_forward=gate)
         worker = worker_of(model, chunk_tokens=2)
-        long = await started(worker.read("long", [1, 1, 2, 2, 3, 3], 6, SAMPLED))
+        long = await started(forward(worker, "long", [1, 1, 2, 2, 3, 3], 6, SAMPLED))
         await gate.until_entered()
-        short = await started(worker.read("short", [9], 1, SAMPLED))
+        short = await started(forward(worker, "short", [9], 1, SAMPLED))
         gate.opened.set()
         assert (await long).choices == oracle(model, [1, 1, 2, 2, 3, 3], 6)
         await short
@@ -91,7 +91,7 @@ def test_two_that_evict_each_other_get_to_their_ends() -> None:
         model = FakeTarget()
         worker = worker_of(model, budget_tokens=50, chunk_tokens=4)
         texts = [list(range(40)), list(range(40, 0, -1))]
-        results = await asyncio.gather(*(worker.read(key, text, 30, SAMPLED) for key, text in enumerate(texts)))
+        results = await asyncio.gather(*(forward(worker, key, text, 30, SAMPLED) for key, text in enumerate(texts)))
         assert [result.choices for result in results] == [oracle(model, text, 30) for text in texts]
         assert worker.kv_stats.evictions > 2
         await worker.close()
@@ -103,8 +103,8 @@ def test_two_that_evict_each_other_get_to_their_ends() -> None:
 def test_no_piece_is_read_for_nobody(how: str) -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_read=gate), chunk_tokens=1)
-        reading = await started(worker.read("a", [1, 2, 3], 1, SAMPLED, deadline_ms=60_000))
+        worker = worker_of(FakeTarget(before_forward=gate), chunk_tokens=1)
+        reading = await started(forward(worker, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=60_000))
         await gate.until_entered()
         closing = asyncio.create_task(worker.close() if how == "closed" else asyncio.sleep(0))
         if how == "cancelled":
@@ -122,9 +122,11 @@ def test_no_piece_is_read_for_nobody(how: str) -> None:
 def test_a_deadline_is_for_the_first_piece() -> None:
     async def scenario() -> None:
         clock = HandClock()
-        model = FakeTarget(before_read=lambda _: setattr(clock, "seconds", clock.seconds + 1))
+        model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 1))
         worker = worker_of(model, chunk_tokens=1, clock=clock)
-        assert (await worker.read("a", [1, 2, 3], 1, SAMPLED, deadline_ms=500)).choices == oracle(model, [1, 2, 3], 1)
+        assert (await forward(worker, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=500)).choices == oracle(
+            model, [1, 2, 3], 1
+        )
         await worker.close()
 
     run(scenario)
@@ -133,8 +135,8 @@ def test_a_deadline_is_for_the_first_piece() -> None:
 def test_first_come_first_served() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_read=gate))
-        tasks = [await started(worker.read(f"session {i}", [i], 1, SAMPLED)) for i in range(6)]
+        worker = worker_of(FakeTarget(before_forward=gate))
+        tasks = [await started(forward(worker, f"session {i}", [i], 1, SAMPLED)) for i in range(6)]
         await gate.until_entered()
         assert worker.busy
         assert worker.queue_length == 5
@@ -150,21 +152,21 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     async def scenario() -> None:
         gate, clock = Gate(), HandClock()
         gate.opened.set()
-        model = FakeTarget(before_read=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
+        model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
         worker = worker_of(model, max_queue=2, clock=clock)
-        await worker.read("a", [1], 1, SAMPLED)
+        await forward(worker, "a", [1], 1, SAMPLED)
         gate.opened.clear()
         gate.entered.clear()
-        model.before_read = gate
-        tasks = [await started(worker.read(key, [1], 1, SAMPLED)) for key in "abc"]
+        model.before_forward = gate
+        tasks = [await started(forward(worker, key, [1], 1, SAMPLED)) for key in "abc"]
         await gate.until_entered()
-        refusal = await error_of(worker.read("d", [1], 1, SAMPLED))
+        refusal = await error_of(forward(worker, "d", [1], 1, SAMPLED))
         assert isinstance(refusal, Overloaded)
         assert "2 readings wait and 2 may" in refusal.message
         assert refusal.retry_after_ms == 750, "two that wait and one that runs, 250 ms each"
         gate.opened.set()
         await asyncio.gather(*tasks)
-        await worker.read("d", [1], 1, SAMPLED)
+        await forward(worker, "d", [1], 1, SAMPLED)
         await worker.close()
 
     run(scenario)
@@ -173,10 +175,10 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
 def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None:
     async def scenario() -> None:
         gate, clock = Gate(), HandClock()
-        worker = worker_of(FakeTarget(before_read=gate), clock=clock)
-        first = await started(worker.read("a", [1], 1, SAMPLED, deadline_ms=60_000))
-        late = await started(worker.read("b", [2], 1, SAMPLED, deadline_ms=30_000))
-        patient = await started(worker.read("c", [3], 1, SAMPLED, deadline_ms=90_000))
+        worker = worker_of(FakeTarget(before_forward=gate), clock=clock)
+        first = await started(forward(worker, "a", [1], 1, SAMPLED, deadline_ms=60_000))
+        late = await started(forward(worker, "b", [2], 1, SAMPLED, deadline_ms=30_000))
+        patient = await started(forward(worker, "c", [3], 1, SAMPLED, deadline_ms=90_000))
         await gate.until_entered()
         clock.seconds += 61
         gate.opened.set()
@@ -194,9 +196,9 @@ def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None
 def test_a_caller_learns_of_its_deadline_before_its_turn_comes() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_read=gate))
-        first = await started(worker.read("a", [1], 1, SAMPLED))
-        error = await error_of(worker.read("b", [2], 1, SAMPLED, deadline_ms=1))
+        worker = worker_of(FakeTarget(before_forward=gate))
+        first = await started(forward(worker, "a", [1], 1, SAMPLED))
+        error = await error_of(forward(worker, "b", [2], 1, SAMPLED, deadline_ms=1))
         assert isinstance(error, CloudTimeout)
         assert worker.queue_length == 0
         gate.opened.set()
@@ -209,9 +211,9 @@ def test_a_caller_learns_of_its_deadline_before_its_turn_comes() -> None:
 def test_cancelling_a_waiting_reading_takes_it_out_of_the_queue() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_read=gate))
-        first = await started(worker.read("a", [1], 1, SAMPLED))
-        second = await started(worker.read("b", [2], 1, SAMPLED))
+        worker = worker_of(FakeTarget(before_forward=gate))
+        first = await started(forward(worker, "a", [1], 1, SAMPLED))
+        second = await started(forward(worker, "b", [2], 1, SAMPLED))
         await gate.until_entered()
         second.cancel()
         assert isinstance(await error_of(second), asyncio.CancelledError)
@@ -227,14 +229,14 @@ def test_cancelling_a_waiting_reading_takes_it_out_of_the_queue() -> None:
 def test_cancelling_a_running_reading_lets_it_finish_and_keeps_its_work() -> None:
     async def scenario() -> None:
         gate = Gate()
-        model = FakeTarget(before_read=gate)
+        model = FakeTarget(before_forward=gate)
         worker = worker_of(model)
-        first = await started(worker.read("a", [1, 2, 3], 1, SAMPLED))
+        first = await started(forward(worker, "a", [1, 2, 3], 1, SAMPLED))
         await gate.until_entered()
         first.cancel()
         assert isinstance(await error_of(first), asyncio.CancelledError)
         gate.opened.set()
-        result = await worker.read("a", [1, 2, 3, 4], 1, SAMPLED)
+        result = await forward(worker, "a", [1, 2, 3, 4], 1, SAMPLED)
         assert result.choices == oracle(model, [1, 2, 3, 4], 1)
         assert model.tokens_read == 4
         await worker.close()
@@ -244,23 +246,23 @@ def test_cancelling_a_running_reading_lets_it_finish_and_keeps_its_work() -> Non
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), StopIteration()])
 def test_a_failure_of_the_model_reaches_only_its_caller(error: Exception) -> None:
-    def fail_on_nine(readings: Sequence[Reading]) -> None:
-        if 9 in readings[0].token_ids:
+    def fail_on_nine(readings: Sequence[ForwardRequest]) -> None:
+        if 9 in readings[0].tree.token_ids:
             raise error
 
     async def scenario() -> None:
-        model = FakeTarget(before_read=fail_on_nine)
+        model = FakeTarget(before_forward=fail_on_nine)
         worker = worker_of(model)
-        await worker.read("a", [1, 2], 1, SAMPLED)
+        await forward(worker, "a", [1, 2], 1, SAMPLED)
         outcomes = await asyncio.gather(
-            worker.read("a", [1, 2, 9], 1, SAMPLED),
-            worker.read("b", [4], 1, SAMPLED),
-            worker.read("a", [1, 2, 3], 1, SAMPLED),
+            forward(worker, "a", [1, 2, 9], 1, SAMPLED),
+            forward(worker, "b", [4], 1, SAMPLED),
+            forward(worker, "a", [1, 2, 3], 1, SAMPLED),
             return_exceptions=True,
         )
         assert isinstance(outcomes[0], RuntimeError)
-        assert isinstance(outcomes[1], ReadResult)
-        assert isinstance(outcomes[2], ReadResult)
+        assert isinstance(outcomes[1], ForwardResult)
+        assert isinstance(outcomes[2], ForwardResult)
         assert outcomes[2].choices == oracle(model, [1, 2, 3], 1)
         await worker.close()
 
@@ -270,9 +272,9 @@ def test_a_failure_of_the_model_reaches_only_its_caller(error: Exception) -> Non
 def test_what_cannot_be_served_is_refused_before_it_is_queued() -> None:
     async def scenario() -> None:
         worker = worker_of(FakeTarget(context_tokens=4))
-        assert isinstance(await error_of(worker.read("a", [], 0, SAMPLED)), ValueError)
-        assert isinstance(await error_of(worker.read("a", [1], 2, SAMPLED)), ValueError)
-        assert isinstance(await error_of(worker.read("a", [1] * 5, 1, SAMPLED)), PromptTooLong)
+        assert isinstance(await error_of(forward(worker, "a", [], 0, SAMPLED)), ValueError)
+        assert isinstance(await error_of(forward(worker, "a", [1], 2, SAMPLED)), ValueError)
+        assert isinstance(await error_of(forward(worker, "a", [1] * 5, 1, SAMPLED)), PromptTooLong)
         assert worker.kv_stats.sessions == 0
         await worker.close()
 
@@ -286,9 +288,9 @@ def test_what_cannot_be_served_is_refused_before_it_is_queued() -> None:
 def test_a_conversation_beyond_the_memory_is_refused_alone() -> None:
     async def scenario() -> None:
         worker = worker_of(FakeTarget(), budget_tokens=4)
-        small = await worker.read("a", [1, 2, 3], 1, SAMPLED)
-        assert isinstance(await error_of(worker.read("b", [1] * 5, 1, SAMPLED)), Overloaded)
-        again = await worker.read("a", [1, 2, 3], 1, SAMPLED)
+        small = await forward(worker, "a", [1, 2, 3], 1, SAMPLED)
+        assert isinstance(await error_of(forward(worker, "b", [1] * 5, 1, SAMPLED)), Overloaded)
+        again = await forward(worker, "a", [1, 2, 3], 1, SAMPLED)
         assert again.choices == small.choices
         assert worker.kv_stats.evictions == 0
         await worker.close()
@@ -299,9 +301,9 @@ def test_a_conversation_beyond_the_memory_is_refused_alone() -> None:
 def test_freeing_a_session_that_is_being_read_waits_for_the_reading() -> None:
     async def scenario() -> None:
         gate = Gate()
-        model = FakeTarget(before_read=gate)
+        model = FakeTarget(before_forward=gate)
         worker = worker_of(model)
-        reading = await started(worker.read("a", [1, 2], 1, SAMPLED))
+        reading = await started(forward(worker, "a", [1, 2], 1, SAMPLED))
         await gate.until_entered()
         worker.free("a")
         gate.opened.set()
@@ -316,13 +318,13 @@ def test_freeing_a_session_that_is_being_read_waits_for_the_reading() -> None:
 def test_closing_finishes_what_runs_and_refuses_the_rest() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_read=gate))
-        running = await started(worker.read("a", [1], 1, SAMPLED))
-        waiting = await started(worker.read("b", [2], 1, SAMPLED))
+        worker = worker_of(FakeTarget(before_forward=gate))
+        running = await started(forward(worker, "a", [1], 1, SAMPLED))
+        waiting = await started(forward(worker, "b", [2], 1, SAMPLED))
         await gate.until_entered()
         closing = asyncio.create_task(worker.close())
         assert isinstance(await error_of(waiting), CloudUnavailable)
-        assert isinstance(await error_of(worker.read("c", [3], 1, SAMPLED)), CloudUnavailable)
+        assert isinstance(await error_of(forward(worker, "c", [3], 1, SAMPLED)), CloudUnavailable)
         gate.opened.set()
         assert (await running).choices
         await closing
@@ -339,7 +341,7 @@ def test_evictions_go_unnoticed_among_many_sessions() -> None:
         tokens = [dice.randrange(64) for _ in range(8)]
         for _ in range(15):
             choices = dice.randint(0, len(tokens))
-            result = await worker.read(key, tokens, choices, SAMPLED)
+            result = await forward(worker, key, tokens, choices, SAMPLED)
             assert result.choices == oracle(model, tokens, choices)
             kept = dice.randint(max(1, len(tokens) - 4), len(tokens))
             tokens = tokens[:kept] + [dice.randrange(64) for _ in range(dice.randint(0, 6))]

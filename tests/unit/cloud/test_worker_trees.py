@@ -9,24 +9,24 @@ from collections.abc import Sequence
 import pytest
 
 from chaperone_common.errors import Overloaded, PromptTooLong
-from chaperone_common.token_tree import paths, shifted
-from chaperone_common.types import BranchToken, Choice
-from cloud_supervisor.model.ports import Reading
+from chaperone_common.token_tree import BranchToken, TokenTree
+from chaperone_common.types import Choice
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.scheduling.worker import ModelWorker
 from tests.support.fake_target import FakeTarget
-from tests.support.worker import SAMPLED, error_of, oracle, run, worker_of
+from tests.support.worker import SAMPLED, error_of, forward, oracle, run, worker_of
 
 TOKENS = list(range(15))
 CHOICES = 6
-# Parents from the first to the last of the six, and branch tokens among them; two siblings follow the first.
-BRANCHES = tuple(BranchToken(*pair) for pair in [(0, 30), (0, 31), (6, 32), (3, 33), (8, 34), (5, 35)])
+# Parents from the first to the last of the six tokens, and branch tokens; two siblings follow the first.
+BRANCHES = tuple(BranchToken(*pair) for pair in [(9, 30), (9, 31), (15, 32), (12, 33), (17, 34), (14, 35)])
 
 
 def tree_oracle(
     model: FakeTarget, tokens: Sequence[int], choices: int, branches: Sequence[BranchToken]
 ) -> list[Choice]:
     """Chain first, then each branch token as the end of a text of its own."""
-    texts = paths(tokens, shifted(branches, len(tokens) - choices))
+    texts = TokenTree(tuple(tokens), tuple(branches)).paths()
     return oracle(model, tokens, choices) + [oracle(model, text, 1)[0] for text in texts]
 
 
@@ -34,7 +34,7 @@ def test_the_choices_of_the_chain_come_first_and_then_those_of_the_branches() ->
     async def scenario() -> None:
         model = FakeTarget()
         worker = worker_of(model)
-        result = await worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        result = await forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
         assert result.choices == tree_oracle(model, TOKENS, CHOICES, BRANCHES)
         assert model.forwards == 1
         await worker.close()
@@ -46,9 +46,9 @@ def test_the_choices_of_the_chain_come_first_and_then_those_of_the_branches() ->
 def test_branches_are_read_with_the_last_piece(chunk_tokens: int) -> None:
     async def scenario() -> None:
         fed: list[int] = []
-        model = FakeTarget(before_read=lambda readings: fed.append(len(readings[0].branches)))
+        model = FakeTarget(before_forward=lambda requests: fed.append(len(requests[0].tree.branches)))
         worker = worker_of(model, chunk_tokens=chunk_tokens)
-        result = await worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        result = await forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
         assert result.choices == tree_oracle(model, TOKENS, CHOICES, BRANCHES)
         assert fed == [0] * (len(fed) - 1) + [len(BRANCHES)]
         assert len(fed) > 1
@@ -62,12 +62,12 @@ def test_branch_tokens_that_stood_are_never_read_twice() -> None:
     async def scenario() -> None:
         model = FakeTarget()
         worker = worker_of(model)
-        await worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        await forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
         text = [*TOKENS[:10], 30, 32, 34, 40, 41]  # the branch that stood, and two tokens behind it
         before = model.tokens_read
-        result = await worker.read("a", text, 2, SAMPLED, branches=[BranchToken(1, 50)])
+        result = await forward(worker, "a", text, 2, SAMPLED, branches=[BranchToken(len(text) - 1, 50)])
         assert model.tokens_read == before + 3
-        assert result.choices == tree_oracle(model, text, 2, [BranchToken(1, 50)])
+        assert result.choices == tree_oracle(model, text, 2, [BranchToken(len(text) - 1, 50)])
         await worker.close()
 
     run(scenario)
@@ -76,15 +76,17 @@ def test_branch_tokens_that_stood_are_never_read_twice() -> None:
 def test_the_context_limits_the_depth_and_the_memory_all_tokens() -> None:
     async def scenario() -> None:
         worker = worker_of(FakeTarget(context_tokens=4), budget_tokens=8)
-        wide = [BranchToken(1, token_id) for token_id in range(5)]
-        assert len((await worker.read("a", [1, 2, 3], 2, SAMPLED, branches=wide)).choices) == 7
-        deep = [BranchToken(1, 9), BranchToken(2, 9)]
-        refused = await error_of(worker.read("a", [1, 2, 3], 2, SAMPLED, branches=deep))
+        wide = [BranchToken(2, token_id) for token_id in range(5)]
+        assert len((await forward(worker, "a", [1, 2, 3], 2, SAMPLED, branches=wide)).choices) == 7
+        deep = [BranchToken(2, 9), BranchToken(3, 9)]
+        refused = await error_of(forward(worker, "a", [1, 2, 3], 2, SAMPLED, branches=deep))
         assert isinstance(refused, PromptTooLong)
         assert refused.message == "5 tokens; the context holds 4"
-        assert isinstance(await error_of(worker.read("b", [1, 2, 3], 1, SAMPLED, branches=wide * 2)), ValueError)
-        wide.append(BranchToken(1, 6))
-        assert isinstance(await error_of(worker.read("a", [1, 2, 3], 2, SAMPLED, branches=wide)), Overloaded)
+        assert isinstance(
+            await error_of(forward(worker, "b", [1, 2, 3], 1, SAMPLED, branches=[BranchToken(3, 1)])), ValueError
+        )
+        wide.append(BranchToken(2, 6))
+        assert isinstance(await error_of(forward(worker, "a", [1, 2, 3], 2, SAMPLED, branches=wide)), Overloaded)
         await worker.close()
 
     run(scenario)
@@ -93,12 +95,12 @@ def test_the_context_limits_the_depth_and_the_memory_all_tokens() -> None:
 def test_branches_that_follow_nothing_are_refused() -> None:
     async def scenario() -> None:
         worker = worker_of(FakeTarget())
-        error = await error_of(worker.read("a", [1, 2], 0, SAMPLED, branches=[BranchToken(0, 1)]))
+        error = await error_of(forward(worker, "a", [1, 2], 0, SAMPLED, branches=[BranchToken(0, 1)]))
         assert isinstance(error, ValueError)
-        assert "1 beside a list that is only read ahead" in str(error)
-        error = await error_of(worker.read("a", [1, 2], 1, SAMPLED, branches=[BranchToken(1, 1)]))
+        assert "1 next to a text that is only read ahead" in str(error)
+        error = await error_of(forward(worker, "a", [1, 2], 1, SAMPLED, branches=[BranchToken(2, 1)]))
         assert isinstance(error, ValueError)
-        assert "token 0 follows number 2 of the 2 before it" in str(error)
+        assert "token 0 follows number 2 of the 2 tokens before it" in str(error)
         await worker.close()
 
     run(scenario)
@@ -106,15 +108,17 @@ def test_branches_that_follow_nothing_are_refused() -> None:
 
 def test_a_failed_reading_of_a_tree_leaves_nothing_behind() -> None:
     async def scenario() -> None:
-        def fail(readings: Sequence[Reading]) -> None:
-            if readings[0].branches:
+        def fail(requests: Sequence[ForwardRequest]) -> None:
+            if requests[0].tree.branches:
                 raise RuntimeError("out of memory")
 
-        model = FakeTarget(before_read=fail)
+        model = FakeTarget(before_forward=fail)
         worker = worker_of(model, chunk_tokens=4)
-        assert isinstance(await error_of(worker.read("a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)), RuntimeError)
+        assert isinstance(
+            await error_of(forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)), RuntimeError
+        )
         assert worker.kv_stats.bytes_used == 0
-        assert (await worker.read("a", TOKENS, CHOICES, SAMPLED)).choices == oracle(model, TOKENS, CHOICES)
+        assert (await forward(worker, "a", TOKENS, CHOICES, SAMPLED)).choices == oracle(model, TOKENS, CHOICES)
         await worker.close()
 
     run(scenario)
@@ -129,11 +133,12 @@ def test_evictions_go_unnoticed_where_many_send_trees() -> None:
         for _ in range(15):
             choices = dice.randint(1, len(tokens))
             branches = [
-                BranchToken(dice.randrange(choices + index), dice.randrange(64)) for index in range(dice.randint(0, 6))
+                BranchToken(len(tokens) - choices + dice.randrange(choices + index), dice.randrange(64))
+                for index in range(dice.randint(0, 6))
             ]
-            result = await worker.read(key, tokens, choices, SAMPLED, branches=branches)
+            result = await forward(worker, key, tokens, choices, SAMPLED, branches=branches)
             assert result.choices == tree_oracle(model, tokens, choices, branches)
-            text = dice.choice([tokens, *paths(tokens, shifted(branches, len(tokens) - choices))])
+            text = dice.choice([tokens, *TokenTree(tuple(tokens), tuple(branches)).paths()])
             kept = dice.randint(max(1, len(text) - 3), len(text))
             tokens = (*text[:kept], *(dice.randrange(64) for _ in range(dice.randint(1, 5))))
 

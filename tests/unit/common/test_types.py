@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.ranges import MAX_SEED, MAX_STOP_LENGTH, MAX_STOP_STRINGS
+from chaperone_common.token_tree import common_prefix
 from chaperone_common.types import (
     GenerationParams,
     PromptInput,
     SamplingParams,
     Span,
-    common_prefix,
 )
 
 

@@ -6,61 +6,59 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaperone_common.types import BranchToken
-from chaperone_common.verification import Judgement, walk_on
+from chaperone_common.token_tree import BranchToken, TokenTree
+from chaperone_common.verification import follow_branches
 
 EOS = 9
-# Beside a chain of two tokens: 3 and 4 follow its first token, 5 follows 3, 6 follows 5, 7 follows the whole chain.
-TREE = (BranchToken(1, 5), BranchToken(1, 6), BranchToken(3, 7), BranchToken(5, 8), BranchToken(2, 5))
-
-
-def judged(stands: int, token_id: int) -> Judgement:
-    return Judgement(stands, token_id, ())
+# Next to a chain of two tokens, after a text of one: 3 and 4 follow index 1, 5 follows 3, 6 follows 5, 7 follows 2.
+TREE = TokenTree(
+    (10, 11, 12), (BranchToken(1, 5), BranchToken(1, 6), BranchToken(3, 7), BranchToken(5, 8), BranchToken(2, 5))
+)
 
 
 @pytest.mark.parametrize(
-    ("judgement", "choices", "further"),
+    ("position", "token_id", "choices", "further"),
     [
-        (judged(1, 4), [1, 2, 3, 4, 5], ()),  # matches no branch
-        (judged(0, 5), [1, 2, 3, 4, 5], ()),  # matches one elsewhere
-        (judged(1, 5), [1, 2, 3, 4, 5], (1,)),
-        (judged(1, 6), [1, 2, 3, 4, 5], (2,)),
-        (judged(1, 5), [7, 2, 3, 4, 5], (7, 3)),
-        (judged(1, 5), [7, 2, 8, 4, 5], (7, 8, 4)),
-        (judged(1, 6), [1, 7, 8, 4, 5], (7,)),  # the 7 follows the 5, not the 6
-        (judged(2, 5), [1, 2, 3, 4, 5], (5,)),
-        (judged(1, 5), [EOS, 2, 8, 4, 5], (EOS,)),
-        (judged(1, 5), [7, 2, EOS, 4, 5], (7, EOS)),
+        (2, 4, [1, 2, 3, 4, 5], ()),  # matches no branch
+        (1, 5, [1, 2, 3, 4, 5], ()),  # matches one elsewhere
+        (2, 5, [1, 2, 3, 4, 5], (1,)),
+        (2, 6, [1, 2, 3, 4, 5], (2,)),
+        (2, 5, [7, 2, 3, 4, 5], (7, 3)),
+        (2, 5, [7, 2, 8, 4, 5], (7, 8, 4)),
+        (2, 6, [1, 7, 8, 4, 5], (7,)),  # the 7 follows the 5, not the 6
+        (3, 5, [1, 2, 3, 4, 5], (5,)),
+        (2, 5, [EOS, 2, 8, 4, 5], (EOS,)),
+        (2, 5, [7, 2, EOS, 4, 5], (7, EOS)),
     ],
 )
-def test_walks_by_example(judgement: Judgement, choices: list[int], further: tuple[int, ...]) -> None:
-    assert walk_on(TREE, choices, judgement, length=3, eos_token_ids={EOS}) == further
+def test_walks_by_example(position: int, token_id: int, choices: list[int], further: tuple[int, ...]) -> None:
+    assert follow_branches(TREE, choices, position=position, token_id=token_id, eos_token_ids={EOS}) == further
 
 
 def test_nothing_follows_an_end_of_text() -> None:
-    branches = (BranchToken(1, EOS), BranchToken(2, 5))
-    assert walk_on(branches, [5, 6], judged(1, EOS), length=2, eos_token_ids={EOS}) == ()
-    assert walk_on(branches, [5, 6], judged(1, EOS), length=2) == (5, 6), "no id ends the text here"
+    tree = TokenTree((1, 2), (BranchToken(1, EOS), BranchToken(2, 5)))
+    assert follow_branches(tree, [5, 6], position=2, token_id=EOS, eos_token_ids={EOS}) == ()
+    assert follow_branches(tree, [5, 6], position=2, token_id=EOS) == (5, 6), "no id ends the text here"
 
 
 def test_without_branches_nothing_follows() -> None:
-    assert walk_on((), (), judged(3, 5), length=5) == ()
+    assert follow_branches(TokenTree((1, 2, 3, 4)), (), position=4, token_id=5) == ()
 
 
 def test_of_siblings_with_one_id_the_first_counts() -> None:
-    branches = (BranchToken(0, 5), BranchToken(0, 5), BranchToken(2, 6))
-    assert walk_on(branches, [6, 6, 7], judged(0, 5), length=1) == (6,)
+    tree = TokenTree((1,), (BranchToken(0, 5), BranchToken(0, 5), BranchToken(2, 6)))
+    assert follow_branches(tree, [6, 6, 7], position=1, token_id=5) == (6,)
 
 
 @pytest.mark.parametrize("choices", [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6], []])
 def test_a_choice_too_few_or_too_many_is_refused(choices: list[int]) -> None:
     with pytest.raises(ValueError, match=f"5 branch tokens need as many choices, got {len(choices)}"):
-        walk_on(TREE, choices, judged(1, 5), length=3)
+        follow_branches(TREE, choices, position=2, token_id=5)
 
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[int, list[BranchToken]]:
-    """A chain's length, and branches beside it of which no two siblings have the same id."""
+    """A chain's length, and branches next to it of which no two siblings have the same id."""
     chain = draw(st.integers(0, 3))
     branches: list[BranchToken] = []
     for _ in range(draw(st.integers(0, 12))):
@@ -81,18 +79,18 @@ def test_the_walk_writes_what_the_cloud_would_write(
     def choice(text: tuple[int, ...]) -> int:
         return hash((seed, text)) % 4
 
-    texts = [tuple(range(10, 10 + length)) for length in range(chain + 1)]
+    texts = [tuple(range(9, 10 + length)) for length in range(chain + 1)]  # 9 is the text before the chain
     for branch in branches:
         texts.append((*texts[branch.parent], branch.token_id))
     text = texts[stands]
     expected = [choice(text)]
     while expected[-1] != 3 and (*text, *expected) in texts[chain + 1 :]:
         expected.append(choice((*text, *expected)))
-    further = walk_on(
-        branches,
+    further = follow_branches(
+        TokenTree(texts[chain], tuple(branches)),
         [choice(text) for text in texts[chain + 1 :]],
-        Judgement(stands, expected[0], ()),
-        length=chain + 1,
+        position=stands + 1,
+        token_id=expected[0],
         eos_token_ids={3},
     )
     assert [expected[0], *further] == expected

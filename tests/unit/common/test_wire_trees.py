@@ -13,7 +13,7 @@ from chaperone_common import wire
 from chaperone_common.errors import InvalidRequest, ProtocolViolation
 from chaperone_common.frames import Draft, Verdict
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
-from chaperone_common.types import BranchToken
+from chaperone_common.token_tree import BranchToken
 
 VOCABULARY = 151_665
 U32 = st.integers(0, 2**32 - 1)
@@ -23,7 +23,9 @@ U32 = st.integers(0, 2**32 - 1)
 def trees(draw: st.DrawFn) -> Draft:
     chain = draw(st.lists(U32, max_size=8).map(tuple))
     ids = draw(st.lists(U32, max_size=8))
-    branches = [BranchToken(draw(st.integers(0, len(chain) + index)), token_id) for index, token_id in enumerate(ids)]
+    branches = [
+        BranchToken(draw(st.integers(69, 69 + len(chain) + index)), token_id) for index, token_id in enumerate(ids)
+    ]
     risks = (1.0,) * len(chain) if draw(st.booleans()) else ()
     return Draft(1, 70, chain, risks, 70 + draw(st.integers(0, len(chain))), branches=tuple(branches))
 
@@ -36,7 +38,7 @@ def test_trees_survive(frame: Draft) -> None:
 @settings(max_examples=300)
 @given(parents=st.lists(st.integers(0, 6), max_size=6), tokens=st.integers(0, 6), risks=st.integers(0, 6))
 def test_what_is_read_is_a_tree(parents: list[int], tokens: int, risks: int) -> None:
-    message = pb.Draft(token_ids=[1] * tokens, parents=parents, risks=b"\x01" * risks)
+    message = pb.Draft(start=70, token_ids=[1] * tokens, parents=parents, risks=b"\x01" * risks)
     chain = tokens - len(parents)
     good = chain >= 0 and risks in (0, chain) and all(p <= chain + index for index, p in enumerate(parents))
     try:
@@ -46,7 +48,7 @@ def test_what_is_read_is_a_tree(parents: list[int], tokens: int, risks: int) -> 
     else:
         assert good
         assert isinstance(frame, Draft)
-        assert (len(frame.token_ids), [branch.parent for branch in frame.branches]) == (chain, parents)
+        assert (len(frame.token_ids), [branch.parent - 69 for branch in frame.branches]) == (chain, parents)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_more_branch_tokens_than_any_cloud_takes_are_refused_by_their_number() -
 def test_risks_and_final_tokens_count_the_chain() -> None:
     message = pb.Draft(start=70, token_ids=[1, 2, 3], parents=[1], risks=b"\x00\xff", final_tokens=1)
     frame = wire.decode_client(pb.SuperviseRequest(draft=message).SerializeToString())
-    assert frame == Draft(0, 70, (1, 2), (0.0, 1.0), 71, branches=(BranchToken(1, 3),))
+    assert frame == Draft(0, 70, (1, 2), (0.0, 1.0), 71, branches=(BranchToken(70, 3),))
 
 
 def test_a_chain_and_a_verdict_without_further_tokens_cost_no_byte() -> None:
@@ -88,7 +90,7 @@ def test_a_chain_and_a_verdict_without_further_tokens_cost_no_byte() -> None:
 def test_what_a_branch_token_costs() -> None:
     """Its id, and a byte for its parent; the first one also two for the field."""
     largest = VOCABULARY - 1
-    branches = tuple(BranchToken(parent, largest) for parent in (3, 9, 5))
+    branches = tuple(BranchToken(parent, largest) for parent in (1902, 1908, 1904))
     sizes = [len(wire.encode_client(Draft(1, 1900, (largest,) * 8, (), 1900, branches=branches[:n]))) for n in range(4)]
     assert [after - before for before, after in pairwise(sizes)] == [6, 4, 4]
 

@@ -10,7 +10,8 @@ import pytest
 from chaperone_common.errors import CloudTimeout
 from chaperone_common.frames import ClientFrame, Draft, Open, ServerFrame, Verdict
 from chaperone_common.session import Committed, Drafted
-from chaperone_common.types import BranchToken, Mode, Origin
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import Mode, Origin
 from edge_client.planner import Action, Decision, Estimates, Pipeline, Send, Situation, Sprout, Wait
 from edge_client.planner import Draft as DraftOn
 from tests.support.engine import OPENED, PROMPT, Stage, failed, written
@@ -57,7 +58,7 @@ def ranked(text: Iterable[int], place: int) -> int:
 FIRST, OTHER = ranked(PROMPT, 0), ranked(PROMPT, 1)
 SECOND = ranked((*PROMPT, FIRST), 0)
 BEHIND = ranked((*PROMPT, OTHER), 0)
-TREE = (BranchToken(0, OTHER), BranchToken(3, BEHIND), BranchToken(1, ranked((*PROMPT, FIRST), 1)))
+TREE = (BranchToken(AT - 1, OTHER), BranchToken(AT + 2, BEHIND), BranchToken(AT, ranked((*PROMPT, FIRST), 1)))
 DRAFTING = (DraftOn(), DraftOn(True, (AT,)))  # two tokens of the text, and one behind the branch at its first
 SPROUTS = (Sprout(AT, 2), Sprout(AT + 1, 1))
 
@@ -104,8 +105,8 @@ def test_branches_stand_beside_what_is_sent_and_not_behind_it() -> None:
     link = silent()
     staged(link, *DRAFTING, Send(1, branches=SPROUTS), Send(branches=SPROUTS)).run()
     first, second = drafts(link)
-    assert (first.token_ids, first.branches) == ((FIRST,), (BranchToken(0, OTHER), BranchToken(2, BEHIND)))
-    assert (second.token_ids, second.branches) == ((SECOND,), (BranchToken(0, TREE[2].token_id),))
+    assert (first.token_ids, first.branches) == ((FIRST,), (BranchToken(AT - 1, OTHER), BranchToken(AT + 1, BEHIND)))
+    assert (second.token_ids, second.branches) == ((SECOND,), (BranchToken(AT, TREE[2].token_id),))
 
 
 @pytest.mark.parametrize("own", [ranked((*PROMPT, OTHER, BEHIND), 0), FOREIGN])

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaperone_common.branches import child
 from chaperone_common.frames import Continuation, Verdict
 from chaperone_common.session import Committed, Retracted
 from chaperone_common.types import Origin
@@ -201,17 +200,17 @@ def _verdict(desk: Desk, choose: Callable[[list[int]], int]) -> Verdict:
     """What a cloud says of the oldest span: it walks down the chain, and then down the branches."""
     session, span = desk.session, desk.session.spans[0]
     chain, text = span.token_ids, desk.text[: span.start]
-    node = 0
-    while (own := choose(text)) not in session.eos_token_ids and own in chain[node : node + 1]:
+    index = span.start - 1
+    while (own := choose(text)) not in session.eos_token_ids and own in chain[index + 1 - span.start :][:1]:
         text.append(own)
-        node += 1
+        index += 1
     position, further = len(text), [own]
     revision = span.revision + (desk.text[position : position + 1] != [own] and position < span.end)
     while further[-1] not in session.eos_token_ids and position + len(further) < session.limit:
-        number = child(1 + len(chain), span.branches, node, further[-1])
-        if number is None:
+        child = span.tree.child(index, further[-1])
+        if child is None:
             break
-        node = number
+        index = child
         further.append(choose([*text, *further]))
     return Verdict(revision, position, own, further_token_ids=tuple(further[1:]))
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from chaperone_common.types import BranchToken, Proposal, Signal
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import Proposal, Signal
 from edge_client.planner.draft_tree import DraftTree
 
 EOS = 0
@@ -188,34 +189,34 @@ def grown(tree: DraftTree, start: int, *token_ids: int) -> None:
         tree.grow(start, proposal(token_id, 0.1))
 
 
-def test_branch_tokens_follow_the_chain_and_each_other_as_the_wire_numbers_them() -> None:
+def test_branch_tokens_follow_the_chain_and_each_other_by_absolute_indices() -> None:
     tree = tree_of([0.5, 0.5, 0.5])
     grown(tree, 10, 60, 61)
     grown(tree, 12, 70)
     tokens = tree.branch_tokens(10, 13, [(10, 3), (11, 1), (12, 2)])
-    assert tokens == ((0, 80), (4, 60), (5, 61), (1, 81), (2, 82), (8, 70))
+    assert tokens == ((9, 80), (13, 60), (14, 61), (10, 81), (11, 82), (17, 70))
     assert all(isinstance(token, BranchToken) for token in tokens)
 
 
 def test_a_sprout_gives_as_many_tokens_as_are_wanted_and_there() -> None:
     tree = tree_of([0.5, 0.5])
     grown(tree, 10, 60, 61, 62)
-    assert tree.branch_tokens(10, 12, [(10, 2)]) == ((0, 80), (3, 60))
-    assert tree.branch_tokens(10, 12, [(10, 9)]) == ((0, 80), (3, 60), (4, 61), (5, 62))
-    assert tree.branch_tokens(10, 12, [(11, 9)]) == ((1, 81),), "never planted: the runner-up alone"
+    assert tree.branch_tokens(10, 12, [(10, 2)]) == ((9, 80), (12, 60))
+    assert tree.branch_tokens(10, 12, [(10, 9)]) == ((9, 80), (12, 60), (13, 61), (14, 62))
+    assert tree.branch_tokens(10, 12, [(11, 9)]) == ((10, 81),), "never planted: the runner-up alone"
     assert tree.branch_tokens(10, 12, []) == ()
 
 
 def test_sprouts_outside_the_span_or_where_nothing_is_proposed_give_nothing() -> None:
     tree = tree_of([0.5, 0.5, 0.5, 0.5])
     tree.settle(11)
-    assert tree.branch_tokens(10, 13, [(9, 1), (10, 1), (13, 1), (14, 1), (12, 1)]) == ((2, 82),)
+    assert tree.branch_tokens(10, 13, [(9, 1), (10, 1), (13, 1), (14, 1), (12, 1)]) == ((11, 82),)
 
 
 def test_no_branch_token_lies_at_or_past_the_limit() -> None:
     tree = tree_of([0.5, 0.5, 0.5], limit=13)
     grown(tree, 11, 60, 61)
-    assert tree.branch_tokens(10, 13, [(11, 9), (12, 9)]) == ((1, 81), (4, 60), (2, 82))
+    assert tree.branch_tokens(10, 13, [(11, 9), (12, 9)]) == ((10, 81), (13, 60), (11, 82))
 
 
 def test_the_chances_of_a_branch_are_those_of_its_tokens_one_after_the_other() -> None:
@@ -310,7 +311,7 @@ class TreeMachine(RuleBasedStateMachine):
             texts.append((*texts[-1], token.token_id))
         sprouts = [(self.final + index, 3) for index in range(len(opened))]
         for branch_token in self.tree.branch_tokens(self.final, self.length, sprouts):
-            texts.append((*texts[branch_token.parent], branch_token.token_id))
+            texts.append((*texts[branch_token.parent + 1 - self.final], branch_token.token_id))
         for index, token in enumerate(opened):
             branch = self.tree.branches.get(self.final + index)
             behind = [proposed.token_id for proposed in branch.proposals[:2]] if branch is not None else []
