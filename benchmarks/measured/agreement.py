@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.kit.prompts import humaneval
 from benchmarks.kit.provenance import provenance
+from benchmarks.kit.statistics import interval
 from chaperone_common.artefacts.fetch import fetch
 from chaperone_common.artefacts.folders import chaperone_home, pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "positions": len(difference),
         "agreement": {name: round(float(values.mean()), 4) for name, values in agrees.items()},
         "difference": round(float(difference.mean()), 4),
-        "difference_95": _bootstrap(difference, [len(answer) for _, answer in texts]),
+        "difference_95": _difference_interval(difference, [len(answer) for _, answer in texts]),
         "allowed": -MARGIN,
         "weights_mb": {
             name: round((folder / "model.onnx.data").stat().st_size / 1e6, 1)
@@ -162,14 +162,9 @@ def _plain_export(pair: str) -> Path:
     return folder
 
 
-def _bootstrap(difference: NDArray[np.float64], lengths: list[int], draws: int = 2000) -> list[float]:
-    """95% interval, drawing whole texts: positions of one text are not independent."""
-    random = Random(0)
-    parts = np.split(difference, np.cumsum(lengths)[:-1])
-    sums = [(float(part.sum()), len(part)) for part in parts]
-    means = []
-    for _ in range(draws):
-        drawn = random.choices(sums, k=len(sums))
-        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
-    means.sort()
-    return [round(means[int(draws * 0.025)], 4), round(means[int(draws * 0.975)], 4)]
+def _difference_interval(difference: NDArray[np.float64], lengths: list[int]) -> list[float] | None:
+    """Return the 95% interval of the mean; whole texts are drawn, since positions of one text are not independent."""
+    ends = np.cumsum(lengths)
+    counts = np.array(lengths)
+    sums = np.array([part.sum() for part in np.split(difference, ends[:-1])])
+    return interval(len(lengths), lambda drawn: float(sums[drawn].sum() / counts[drawn].sum()))

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from random import Random
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.kit.statistics import Indices, interval
 from benchmarks.measured.summary import ALL, Row
 
 EXACT = "exact"
 LIMIT = 0.97  # a regret is told as one where even the upper end of the interval is under it
-_DRAWS = 2000
 
-Times = Mapping[str, Sequence[float]]  # of each strategy, over the same prompts and repeats, in milliseconds
+# By strategy, milliseconds of the same generations (prompts x repeats).
+Times = Mapping[str, Sequence[float] | NDArray[np.float64]]
 
 
 def measured_regret(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, Any] | None:
@@ -35,23 +38,19 @@ def measured_regret(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, An
 
 def ratio(times: Times) -> tuple[float, str]:
     """The best fixed strategy's median time over that of `exact`, and its name."""
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians = {name: float(np.median(values)) for name, values in times.items()}
     best = min((name for name in medians if name != EXACT), key=lambda name: medians[name])
     return medians[best] / medians[EXACT], best
 
 
-def bootstrap(times: Times, draws: int = _DRAWS) -> list[float] | None:
-    """Interval of 95% of the ratio; None for fewer than two generations a strategy."""
-    count = len(times[EXACT])
-    if count < 2:
-        return None
-    dice = Random(0)
-    ratios = []
-    for _ in range(draws):
-        chosen = dice.choices(range(count), k=count)
-        ratios.append(ratio({name: [values[index] for index in chosen] for name, values in times.items()})[0])
-    ratios.sort()
-    return [round(ratios[int(draws * 0.025)], 4), round(ratios[int(draws * 0.975)], 4)]
+def ratio_interval(times: Times) -> list[float] | None:
+    """Return the 95% interval of `ratio` over generations; None for fewer than two generations a strategy."""
+    columns = {name: np.array(values) for name, values in times.items()}
+
+    def ratio_of(drawn: Indices) -> float:
+        return ratio({name: values[drawn] for name, values in columns.items()})[0]
+
+    return interval(len(times[EXACT]), ratio_of)
 
 
 def _times(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, list[float]] | None:
@@ -77,7 +76,7 @@ def _time_ms(row: Row) -> float | None:
 
 def _entry(times: Times) -> dict[str, Any]:
     value, best = ratio(times)
-    within = bootstrap(times)
+    within = ratio_interval(times)
     return {
         "best": best,
         "ratio": round(value, 4),

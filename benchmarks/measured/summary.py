@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from random import Random
 from typing import Any
 
-from benchmarks.kit.statistics import rounded
+import numpy as np
+
+from benchmarks.kit.statistics import interval, rounded
 
 BASELINE = "cloud"
 ALL = "all"
 GAP_PERCENTILES = (50, 95, 99)
-_DRAWS = 2000
 
 Row = Mapping[str, Any]
 
@@ -66,15 +66,6 @@ def ratios(mine: Mapping[str, float], base: Mapping[str, float]) -> list[float]:
     return [speed / base[prompt] for prompt, speed in mine.items() if base.get(prompt)]
 
 
-def interval(values: Sequence[float], draws: int = _DRAWS) -> list[float] | None:
-    """Bootstrap interval of 95% of the median; None for fewer than two values, which tell nothing of their spread."""
-    if len(values) < 2:
-        return None
-    dice = Random(0)
-    medians = sorted(statistics.median(dice.choices(values, k=len(values))) for _ in range(draws))
-    return [round(medians[int(draws * 0.025)], 4), round(medians[int(draws * 0.975)], 4)]
-
-
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """The smallest value that so many percent of all do not exceed."""
     ordered = sorted(values)
@@ -105,7 +96,7 @@ def _entry(rows: Sequence[Row], strategy: str) -> dict[str, Any]:
         "prompts": len({row["id"] for row in mine}),
         "tokens_per_s": rounded(_median(by_prompt.values())),
         "over_cloud": rounded(_median(over_cloud)),
-        "over_cloud_95": interval(over_cloud),
+        "over_cloud_95": _median_interval(over_cloud),
         "ttft_ms": rounded(_median(row["stats"]["ttft_ms"] for row in mine)),
         "ttft_committed_ms": rounded(_median(row["stats"]["ttft_committed_ms"] for row in mine)),
         "gap_ms": {f"p{percent}": rounded(percentile(gaps, percent)) for percent in GAP_PERCENTILES},
@@ -159,3 +150,9 @@ def _link_cpu_share(rows: Sequence[Row]) -> float | None:
 def _median(values: Any) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
+
+
+def _median_interval(values: Sequence[float]) -> list[float] | None:
+    """Return the 95% interval of the median; None for fewer than two values."""
+    column = np.array(values)
+    return interval(len(values), lambda drawn: float(np.median(column[drawn])))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.kit.provenance import provenance
+from benchmarks.kit.statistics import Indices, interval
 from benchmarks.quality.exploration.explorer import Explorer, TellingModel
 from benchmarks.quality.exploration.text_tree import load_trees, save_trees
 from benchmarks.quality.gate_outcomes import add_gate_option, chosen_gate
@@ -273,44 +274,39 @@ def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Seq
     everything = np.concatenate(overridden)
     caught = {name: catch_at(budget, np.concatenate(scores[name]), everything) for name in scores}
     best = max(SIGNALS, key=lambda name: caught[name])
-    shares, leads = [], []
-    for drawn in _draws(len(overridden)):
-        fates = _joined(overridden, drawn)
-        mine, other = (catch_at(budget, _joined(scores[name], drawn), fates) for name in (GATE, best))
-        shares.append(mine / max(_oracle_at(budget, fates), 1e-9))
-        leads.append(mine - other)
+
+    def caught_in(drawn: Indices, name: str) -> float:
+        return catch_at(budget, _joined(scores[name], drawn), _joined(overridden, drawn))
+
+    def share(drawn: Indices) -> float:
+        return caught_in(drawn, GATE) / max(_oracle_at(budget, _joined(overridden, drawn)), 1e-9)
+
+    def lead(drawn: Indices) -> float:
+        return caught_in(drawn, GATE) - caught_in(drawn, best)
+
     return {
         "gate": round(caught[GATE], 4),
         "share_of_oracle": round(caught[GATE] / max(_oracle_at(budget, everything), 1e-9), 4),
-        "share_of_oracle_95": _interval(shares),
+        "share_of_oracle_95": interval(len(overridden), share, draws=_DRAWS),
         "best_signal": best,
         "lead_over_best_signal": round(caught[GATE] - caught[best], 4),
-        "lead_over_best_signal_95": _interval(leads),
+        "lead_over_best_signal_95": interval(len(overridden), lead, draws=_DRAWS),
     }
 
 
-def _skill_interval(risks: Sequence[Floats], overridden: Sequence[Bools]) -> list[float]:
-    """Of the Brier skill; a draw whose tokens share one fate has none."""
-    skills = []
-    for drawn in _draws(len(overridden)):
+def _skill_interval(risks: Sequence[Floats], overridden: Sequence[Bools]) -> list[float] | None:
+    """Return the 95% interval of the Brier skill over texts."""
+
+    def skill(drawn: Indices) -> float | None:
+        """Return None where all tokens of a draw are overridden, or none is: the skill is then not defined."""
         fates = _joined(overridden, drawn)
-        if 0 < fates.sum() < len(fates):
-            skills.append(brier_skill(_joined(risks, drawn), fates))
-    return _interval(skills)
+        return brier_skill(_joined(risks, drawn), fates) if 0 < fates.sum() < len(fates) else None
+
+    return interval(len(overridden), skill, draws=_DRAWS)
 
 
-def _draws(texts: int) -> Iterator[NDArray[np.int64]]:
-    """The texts of each bootstrap, [texts]."""
-    dice = np.random.default_rng(0)
-    return (dice.integers(texts, size=texts) for _ in range(_DRAWS))
-
-
-def _joined(of_texts: Sequence[NDArray[Any]], drawn: NDArray[np.int64]) -> NDArray[Any]:
+def _joined(of_texts: Sequence[NDArray[Any]], drawn: Indices) -> NDArray[Any]:
     return np.concatenate([of_texts[index] for index in drawn])
-
-
-def _interval(values: Sequence[float]) -> list[float]:
-    return [round(float(edge), 4) for edge in np.quantile(values, (0.025, 0.975))]
 
 
 def rescue_curves(

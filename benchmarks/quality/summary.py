@@ -12,19 +12,18 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.kit.provenance import provenance
+from benchmarks.kit.statistics import interval
 from benchmarks.quality.gate_outcomes import Fate, FateColumns
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import FinishReason
 from edge_client.apps.fitting import figures, reliability
 
-_DRAWS = 2000
 _NEEDED = {"id", "strategy", "passed", "token_ids", "stats", "fates"}
 
 Row = Mapping[str, Any]
@@ -201,15 +200,8 @@ def fired_share_in_hindsight(risks: NDArray[np.float64], overridden: NDArray[np.
 
 
 def _with_interval(name: str, rows: Sequence[Row], measure: Measure) -> dict[str, Any]:
-    return {name: measure(rows), f"{name}_95": _bootstrap(rows, measure)}
-
-
-def _bootstrap(rows: Sequence[Row], measure: Measure) -> list[float] | None:
-    dice = Random(0)
-    values = sorted(value for _ in range(_DRAWS) if (value := measure(dice.choices(rows, k=len(rows)))) is not None)
-    if len(values) < _DRAWS * 0.975:  # an interval of those that are left would not be one of 95%
-        return None
-    return [values[int(len(values) * 0.025)], values[int(len(values) * 0.975)]]
+    within = interval(len(rows), lambda drawn: measure([rows[index] for index in drawn]), digits=5)
+    return {name: measure(rows), f"{name}_95": within}
 
 
 def _sum(rows: Sequence[Row], *names: str) -> int:

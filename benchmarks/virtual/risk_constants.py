@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.kit.provenance import provenance
+from benchmarks.kit.statistics import Indices, interval
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.virtual.peers import TRACES
 from edge_client.model.uncertainty import RISK_POWER, RISK_SCALE, doubt
@@ -130,19 +130,20 @@ def losses(judged: Sequence[Judged], powers: Floats, scales: Floats) -> Floats:
     return table
 
 
-def intervals(judged: Sequence[Judged], draws: int = _DRAWS) -> dict[str, list[float]]:
-    """Of power, scale and the share of the runner-up: bootstrap over traces."""
-    table, dice = losses(judged, POWERS, SCALES), Random(0)
-    found: dict[str, list[float]] = {"power": [], "scale": [], "runner_up": []}
-    for _ in range(draws):
-        chosen = dice.choices(range(len(judged)), k=len(judged))
-        times = np.bincount(chosen, minlength=len(judged)).astype(np.float64)
-        curve = _likeliest(table @ times, POWERS, SCALES)
-        share = runner_up_share([judged[place] for place in chosen])
-        for name, value in (_constants(curve) | {"runner_up": share}).items():
-            if value is not None:
-                found[name].append(value)
-    return {name: [round(float(np.quantile(values, q)), 4) for q in (0.025, 0.975)] for name, values in found.items()}
+def intervals(judged: Sequence[Judged], draws: int = _DRAWS) -> dict[str, list[float] | None]:
+    """Return the 95% intervals of power, scale and the runner-up's share, over traces."""
+    table = losses(judged, POWERS, SCALES)
+
+    def likeliest(drawn: Indices) -> Curve:
+        times = np.bincount(drawn, minlength=len(judged)).astype(np.float64)
+        return _likeliest(table @ times, POWERS, SCALES)
+
+    statistics: dict[str, Callable[[Indices], float | None]] = {
+        "power": lambda drawn: likeliest(drawn).power,
+        "scale": lambda drawn: likeliest(drawn).scale,
+        "runner_up": lambda drawn: runner_up_share([judged[index] for index in drawn]),
+    }
+    return {name: interval(len(judged), statistic, draws=draws) for name, statistic in statistics.items()}
 
 
 def runner_up_share(judged: Sequence[Judged]) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measured.regret import bootstrap, measured_regret, ratio
+from benchmarks.measured.regret import measured_regret, ratio, ratio_interval
 from tests.support.rows import row_by_hand
 
 
@@ -54,7 +54,7 @@ def test_what_ran_on_one_class_only_is_no_rival_on_all() -> None:
 
 def test_a_loss_within_the_noise_is_none() -> None:
     times = {"exact": [100.0, 100.0, 100.0, 100.0, 100.0, 100.0], "cloud": [60.0, 80.0, 90.0, 95.0, 130.0, 150.0]}
-    low, high = bootstrap(times) or (0, 0)
+    low, high = ratio_interval(times) or (0, 0)
     assert low < ratio(times)[0] < high
     assert high > 0.97
     assert ratio(times)[0] < 0.97
@@ -66,7 +66,7 @@ def test_a_loss_within_the_noise_is_none() -> None:
 def test_the_strategies_of_a_draw_have_the_same_prompts() -> None:
     """Prompts differ a thousandfold, but the ratio is the same on each: so it is in every draw."""
     exact = [1.0, 10.0, 100.0, 1000.0]
-    assert bootstrap({"exact": exact, "cloud": [time * 1.25 for time in exact]}) == [1.25, 1.25]
+    assert ratio_interval({"exact": exact, "cloud": [time * 1.25 for time in exact]}) == [1.25, 1.25]
 
 
 def test_only_generations_that_all_of_them_finished_count() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.measured.bounds import summarise_bounds
-from benchmarks.measured.summary import gaps_ms, interval, percentile, summarise, tokens_per_s
+from benchmarks.measured.summary import gaps_ms, percentile, summarise, tokens_per_s
 from benchmarks.simulation.bounds import Costs, clairvoyant_ms, physical_floor_ms
 from tests.support.rows import row_by_hand
 from tests.support.traces import trace_of
@@ -116,16 +116,6 @@ def test_percentiles_are_values_that_occurred(percent: float, expected: float) -
 
 def test_a_percentile_of_nothing_is_none() -> None:
     assert percentile([], 50) is None
-
-
-def test_the_interval_holds_the_median_and_narrows_with_more_values() -> None:
-    few = interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    many = interval([1.0, 2.0, 3.0, 4.0, 5.0] * 20)
-    assert few is not None
-    assert many is not None
-    assert few[0] <= 3.0 <= few[1]
-    assert few[1] - few[0] > many[1] - many[0]
-    assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) == few, "the same values give the same interval"
 
 
 def test_the_links_processor_time_is_a_share_of_the_generations() -> None:

@@ -51,9 +51,13 @@ def test_the_scale_can_be_fitted_at_a_given_power() -> None:
 def test_intervals_hold_the_truth_and_narrow_with_more_traces() -> None:
     judged = judged_by(Curve(0.6, 1.25))
     few, many = intervals(judged[:30], draws=100), intervals(judged, draws=100)
-    assert many["power"][0] <= 0.6 <= many["power"][1]
-    assert many["scale"][0] <= 1.25 <= many["scale"][1]
-    assert many["power"][1] - many["power"][0] < few["power"][1] - few["power"][0]
+    power, scale, few_power = many["power"], many["scale"], few["power"]
+    assert power is not None
+    assert scale is not None
+    assert few_power is not None
+    assert power[0] <= 0.6 <= power[1]
+    assert scale[0] <= 1.25 <= scale[1]
+    assert power[1] - power[0] < few_power[1] - few_power[0]
 
 
 def test_what_a_true_curve_foretells_comes() -> None:
