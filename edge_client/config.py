@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from chaperone_common.address import check_address
 from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem
-from chaperone_common.settings import FrozenModel, PathBesideFile, load_yaml
+from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
 from chaperone_common.types import Mode, OnDeviation
 
 MAX_DEADLINE_MS = 86_400_000.0  # a day
@@ -76,7 +76,7 @@ class GateSettings(FrozenModel):
     """Which tokens `gated` asks the cloud about; `risk` is that of the policy `threshold`."""
 
     policy: Literal["budgeted", "threshold", "always", "never"] = "budgeted"
-    file: Literal["auto"] | PathBesideFile | None = "auto"
+    file: Literal["auto"] | RelativePath | None = "auto"
     catch: Catch = 0.95
     max_deviation: MaxDeviation = 0.02
     on_deviation: OnDeviation = Field(default=OnDeviation.KEEP, strict=False)

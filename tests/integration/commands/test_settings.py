@@ -84,7 +84,7 @@ def test_a_configuration_that_comes_along_works_anywhere(
     assert EdgeConfig.load("configs/edge.yaml") == EdgeConfig()
     options = ("--config", "configs/edge.yaml", "--pair", "tiny", "--mode", "edge", "--max-new-tokens", "2")
     assert main(["generate", *options, "x"]) == 0
-    with pytest.raises(ConfigError, match=r"edge\.yml: no such file; those that come along: cloud\.yaml, edge\.yaml"):
+    with pytest.raises(ConfigError, match=r"edge\.yml: no such file; packaged files: cloud\.yaml, edge\.yaml"):
         EdgeClient.from_config("configs/edge.yml")
 
 

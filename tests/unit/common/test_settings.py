@@ -17,7 +17,7 @@ from chaperone_common.artefacts.manifest import ManifestFile, ModelManifest, fil
 from chaperone_common.artefacts.vocabulary import vocabulary_digest
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelError, ModelMissing
 from chaperone_common.resources import found_config, packaged_path
-from chaperone_common.settings import FrozenModel, PathBesideFile, load_yaml
+from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
 
 
 class Gate(FrozenModel):
@@ -48,6 +48,10 @@ class Required(FrozenModel):
     model: str
 
 
+# Nine names, each nine times the one before: 200 bytes that stand for 400 million values.
+BOMB = "0: &0 x\n" + "".join(f"{n}: &{n} [{', '.join([f'*{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
 def write(tmp_path: Path, text: str | bytes) -> Path:
     path = tmp_path / "edge.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -70,6 +74,24 @@ def test_values_of_the_right_type_are_taken(tmp_path: Path) -> None:
     assert settings.gate == Gate(policy="always", max_deviation=1.0)
     assert settings.stops == ("a", "b")
     assert settings.links == {"home": Air(kind="air", watts=0.001), "lan": Wire(kind="wire", name="1e3")}
+
+
+@pytest.mark.parametrize(
+    ("text", "watts"), [("1e-3", 0.001), ("-2E2", -200.0), ("+1e0", 1.0), ("1.5", 1.5), ("1_000", 1000), (".5", 0.5)]
+)
+def test_numbers_may_have_an_exponent(tmp_path: Path, text: str, watts: float) -> None:
+    settings = load_yaml(write(tmp_path, f"links: {{home: {{kind: air, watts: {text}}}}}\n"), Settings)
+    assert settings.links == {"home": Air(kind="air", watts=watts)}
+
+
+@pytest.mark.parametrize("text", ["2001-01-01", "'1e3'", "!!str 1e3", "1e3x", "12:30 h"])
+def test_dates_and_quoted_numbers_are_text(tmp_path: Path, text: str) -> None:
+    settings = load_yaml(write(tmp_path, f"address: {text}\n"), Settings)
+    assert settings.address == text.removeprefix("!!str ").strip("'")
+
+
+def test_a_byte_order_mark_and_an_alias_are_read(tmp_path: Path) -> None:
+    assert load_yaml(write(tmp_path, "\ufeffaddress: &here home\nstops: [*here]\n"), Settings).stops == ("home",)
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "gate:\n  policy: always\n"])
@@ -102,6 +124,12 @@ def test_what_is_not_said_has_its_default(tmp_path: Path, text: str) -> None:
         ("? [a]\n: 1\n", "edge.yaml:1: the file: keys must be plain names"),
         ("threads: !!python/name:os.system x\n", "edge.yaml:1: threads: 'x' has a tag that is not allowed here"),
         ("a: &a [*a]\n", "edge.yaml: nested too deeply"),
+        ("<<: {threads: 2}\n", "edge.yaml:1: the file: keys must be plain names"),
+        ("threads: 2001-01-01\n", "edge.yaml:1: threads: '2001-01-01' is not a whole number"),
+        ("threads: !!timestamp 2001-01-01\n", "edge.yaml:1: threads: '2001-01-01' is not a plain value"),
+        (f"{'[' * 2000}{']' * 2000}\n", "edge.yaml: nested too deeply"),
+        ("threads: 1\n---\nthreads: 2\n", "edge.yaml:2: not valid YAML: but found another document"),
+        (BOMB, "edge.yaml: more than 100000 values, this is no configuration file"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -156,7 +184,7 @@ def test_a_required_setting_is_named_in_python() -> None:
 
 
 class Paths(FrozenModel):
-    gate: Literal["auto"] | PathBesideFile | None = None
+    gate: Literal["auto"] | RelativePath | None = None
 
 
 def test_a_path_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
@@ -188,7 +216,7 @@ def test_what_does_not_come_along_is_not_found(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_absent_file_lists_what_comes_along(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such file; those that come along: cloud\.yaml, edge\.yaml, links/"):
+    with pytest.raises(ConfigError, match=r"no such file; packaged files: cloud\.yaml, edge\.yaml, links/"):
         load_yaml(tmp_path / "egde.yaml", Settings)
 
 
