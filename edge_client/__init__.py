@@ -58,7 +58,7 @@ from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
 from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
-from edge_client.ports import Cloud
+from edge_client.ports import Cloud, Drafter, DraftModel
 from edge_client.sync_client import SyncEdgeClient
 
 __all__ = [
@@ -76,7 +76,9 @@ __all__ = [
     "ConfigError",
     "Decision",
     "DeviceSettings",
+    "DraftModel",
     "Drafted",
+    "Drafter",
     "EdgeClient",
     "EdgeConfig",
     "Event",

@@ -18,8 +18,8 @@ TEXT_ROW = 0
 class DraftStep(NamedTuple):
     """One forward of the small model; the arrays are valid until the next step."""
 
-    logits: NDArray[np.float32]  # [vocab], for the position after the last token fed; ids of the tokenizer only
-    hidden: NDArray[np.float32] | None  # [width] of the same position, where the model exports it
+    logits: NDArray[np.float32]  # [vocab]; ids of the tokenizer only
+    position: int  # of the token that they choose: the length of the row, including the tokens fed
 
 
 class DraftModel(Protocol):

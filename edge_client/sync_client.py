@@ -82,10 +82,11 @@ class SyncEdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
+        explain: Callable[[Decision], None] | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Iterator[Event]:
         """See `EdgeClient.stream`; another thread ends it by `cancellation`."""
-        events = self._client.stream(prompt, timeout=timeout, cancellation=cancellation, **parameters)
+        events = self._client.stream(prompt, timeout=timeout, cancellation=cancellation, explain=explain, **parameters)
         try:
             while (event := self._run(_next, events)) is not None:
                 yield event
@@ -105,10 +106,13 @@ class SyncEdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
+        explain: Callable[[Decision], None] | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
         """See `EdgeClient.generate`; another thread ends it by `cancellation`."""
-        return self._run(self._generate, prompt, timeout, cancellation, parameters)
+        return self._run(
+            self._client.generate, prompt, timeout=timeout, cancellation=cancellation, explain=explain, **parameters
+        )
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """See `EdgeClient.totals`."""
@@ -135,15 +139,6 @@ class SyncEdgeClient:
         while not self._loop.is_closed():
             with suppress(Empty):
                 self._ended.get(timeout=_LOOK_SECONDS)
-
-    async def _generate(
-        self,
-        prompt: Prompt | PartialGeneration | GenerationRequest,
-        timeout: float | None,
-        cancellation: Cancellation | None,
-        parameters: RequestParameters,
-    ) -> Generation:
-        return await self._client.generate(prompt, timeout=timeout, cancellation=cancellation, **parameters)
 
     def __enter__(self) -> Self:
         return self

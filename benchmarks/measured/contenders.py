@@ -13,9 +13,7 @@ from chaperone_common.session import Committed, Failed, Finished
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.generation import GenerationRequest
 from edge_client.model.drafter import ChoosingDrafter
-from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.uncertainty import disagreement
 from edge_client.planner import Decision, Estimates, Pipeline, Planner, Situation
 from edge_client.ports import DraftStep
@@ -119,19 +117,12 @@ class WatchedPlanner:
 
 
 class DisagreementDrafter(ChoosingDrafter):
-    """Proposes what the device's model chooses, with its disagreement as the risk: what U-HLM's gate goes by."""
+    """Proposes the choices of the device's model, with its disagreement as the risk that U-HLM's gate decides by."""
 
-    def _propose(self, step: DraftStep, position: int) -> Proposal:
-        proposal = super()._propose(step, position)
+    def propose(self, step: DraftStep) -> Proposal:
+        proposal = super().propose(step)
         risk = disagreement(step.logits, proposal.token_id)
         return replace(proposal, signal=replace(proposal.signal, risk=risk))
-
-
-class DisagreementClient(EdgeClient):
-    """A client that drafts so, and measures it within the step's time."""
-
-    def _drafter(self, model: OnnxModel, request: GenerationRequest) -> ChoosingDrafter:
-        return DisagreementDrafter(model.new_sequence(), request.params.sampling)
 
 
 class Device:
@@ -148,8 +139,12 @@ class Device:
             self._client = EdgeClient(settings, planner=lambda _: self._planner)
             return
         settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"file": None})})
-        client = DisagreementClient if strategy.risk_is_disagreement else EdgeClient
-        self._client = client(settings, planner=lambda _: self._planner, gate=lambda _: strategy.gate())
+        self._client = EdgeClient(
+            settings,
+            planner=lambda _: self._planner,
+            gate=lambda _: strategy.gate(),
+            drafter=DisagreementDrafter if strategy.risk_is_disagreement else None,
+        )
 
     def prepare(self, text: str) -> PromptInput:
         return self._client.prepare(text)

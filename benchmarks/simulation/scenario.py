@@ -20,10 +20,11 @@ from chaperone_common.errors import ChaperoneError
 from chaperone_common.frames import ClientFrame, ServerFrame
 from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
 from chaperone_common.stats import GenerationStats
-from chaperone_common.types import Mode, Origin
+from chaperone_common.types import Origin
 from cloud_supervisor.config import LimitsConfig
-from edge_client.config import CloudSettings
-from edge_client.engine.engine import Engine, EngineSettings
+from edge_client.assembly import assemble, engine_settings
+from edge_client.config import CloudSettings, EdgeConfig, GateSettings
+from edge_client.engine.engine import Engine
 from edge_client.planner import Estimates
 from edge_client.ports import Assessor
 from link_emulator.model import Link
@@ -126,30 +127,29 @@ def _engine(
     estimates: Estimates,
     assessor: Callable[[int], Assessor] | None,
 ) -> Engine:
-    """The one place that knows how an engine is put together."""
-    deadlines = CloudSettings()
+    config = EdgeConfig(
+        closing_audit=True,  # so that everything that the cloud computes is counted
+        cloud=CloudSettings(on_loss="continue" if strategy.continue_without_cloud else "fail"),
+        gate=GateSettings(on_deviation=strategy.on_deviation),
+    )
     opening = author.opening()
-    return Engine(
+    return assemble(
         opening,
+        engine_settings(
+            config,
+            strategy.mode,
+            max_span_tokens=LimitsConfig().max_span_tokens,
+            warm_start=scenario.warm_start,
+        ),
         limit=author.limit,
-        drafter=_drafter(author, scenario.draft, strategy) if strategy.mode is not Mode.CLOUD else None,
-        connect=cloud.link if strategy.mode is not Mode.EDGE else None,
+        drafter=_drafter(author, scenario.draft, strategy),
+        connect=cloud.link,
         gate=strategy.gate(),
         planner=strategy.planner,
         estimates=estimates,
         assessor=assessor(len(opening.prompt_token_ids)) if assessor is not None else None,
         output=_NoText(),
         clock=LoopClock(),
-        settings=EngineSettings(
-            open_deadline_ms=deadlines.open_deadline_ms,
-            verification_deadline_ms=deadlines.verification_deadline_ms,
-            reconnect_timeout_ms=deadlines.reconnect_timeout_ms,
-            max_span_tokens=LimitsConfig().max_span_tokens,
-            continue_without_cloud=strategy.continue_without_cloud,
-            on_deviation=strategy.on_deviation,
-            closing_audit=True,  # so that all that the cloud computes is counted
-            warm_start=scenario.warm_start,
-        ),
     )
 
 

@@ -152,7 +152,7 @@ class TracingReader:
         if len(token_ids) == 1:
             self._step_ms.append((time.perf_counter() - began) * 1e3)
         soft = softmax(step.logits, self._sampling.temperature)
-        choice = choose(soft, self._sampling, self._model.length)
+        choice = choose(soft, self._sampling, step.position)
         return Proposal(choice.token_id, measure(soft, choice), choice.runner_up), soft.scaled
 
     def _rank(self, scaled: NDArray[np.float32], token_id: int) -> int:

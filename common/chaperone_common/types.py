@@ -41,6 +41,16 @@ class Mode(StrEnum):
     EDGE = "edge"
     CLOUD = "cloud"
 
+    @property
+    def drafts(self) -> bool:
+        """True if the device's model takes part."""
+        return self is not Mode.CLOUD
+
+    @property
+    def connects(self) -> bool:
+        """True if the cloud's model takes part."""
+        return self is not Mode.EDGE
+
 
 class OnDeviation(StrEnum):
     """What becomes of a skipped token that the cloud would have chosen otherwise."""

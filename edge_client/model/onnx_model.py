@@ -161,18 +161,17 @@ class OnnxSequence:
         row.forked = False
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
-        scores = await self._feed("step", {TEXT_ROW: tuple(token_ids)})
-        return self._step(scores[TEXT_ROW][-1])
+        return (await self._feed_each("step", {TEXT_ROW: tuple(token_ids)}))[TEXT_ROW]
 
     async def read(self, token_ids: Sequence[int]) -> AsyncIterator[DraftStep]:
         for first in range(0, len(token_ids), CHUNK_TOKENS):
-            chunk = tuple(token_ids[first : first + CHUNK_TOKENS])
-            for scores in (await self._feed("read", {TEXT_ROW: chunk}, every=True))[TEXT_ROW]:
-                yield self._step(scores)
+            chunk, start = tuple(token_ids[first : first + CHUNK_TOKENS]), self.length
+            scores = (await self._feed("read", {TEXT_ROW: chunk}, every=True))[TEXT_ROW]
+            for position, row in enumerate(scores, start=start + 1):
+                yield self._draft_step(row, position)
 
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
-        scores = await self._feed("step_rows", {row: (token_id,) for row, token_id in token_ids.items()})
-        return {row: self._step(of_row[-1]) for row, of_row in scores.items()}
+        return await self._feed_each("step_rows", {row: (token_id,) for row, token_id in token_ids.items()})
 
     def close(self) -> None:
         if self._closed:
@@ -180,6 +179,10 @@ class OnnxSequence:
         self._closed = True
         self._text.length = 0
         del self._cache  # a step in the worker keeps it alive until it ends
+
+    async def _feed_each(self, action: str, token_ids: dict[int, tuple[int, ...]]) -> dict[int, DraftStep]:
+        scores = await self._feed(action, token_ids)
+        return {row: self._draft_step(of_row[-1], self._rows[row].length) for row, of_row in scores.items()}
 
     async def _feed(
         self, action: str, token_ids: dict[int, tuple[int, ...]], *, every: bool = False
@@ -205,8 +208,8 @@ class OnnxSequence:
             self._rows[row].length = feed.lengths[row] + len(fed)
         return scores
 
-    def _step(self, scores: NDArray[np.float32]) -> DraftStep:
-        return DraftStep(scores[: self._model.vocabulary_size], None)
+    def _draft_step(self, scores: NDArray[np.float32], position: int) -> DraftStep:
+        return DraftStep(scores[: self._model.vocabulary_size], position)
 
     def _copy(self, source: int, target: int, start: int, end: int) -> None:
         if start < end:

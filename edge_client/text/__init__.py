@@ -2,8 +2,8 @@
 
 from edge_client.text.chat_template import ChatTemplate
 from edge_client.text.detokenizer import DetokenizerStream
-from edge_client.text.prompt import chat_tokens
+from edge_client.text.prompt import PromptReader, chat_tokens
 from edge_client.text.stop_strings import StopScanner
 from edge_client.text.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "DetokenizerStream", "StopScanner", "Tokenizer", "chat_tokens"]
+__all__ = ["ChatTemplate", "DetokenizerStream", "PromptReader", "StopScanner", "Tokenizer", "chat_tokens"]

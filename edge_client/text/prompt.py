@@ -1,14 +1,65 @@
-"""A chat to the tokens of its prompt: the template's control tokens are read as such, a user's text is text."""
+"""From a prompt to its tokens: the template's control tokens are read as such, a user's text is text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from chaperone_common.errors import InvalidRequest
+from chaperone_common.types import PromptInput
+from edge_client.generation import Prompt
 from edge_client.text.chat_template import ChatTemplate
 from edge_client.text.control_text import Marks
 from edge_client.text.tokenizer import Tokenizer
+
+
+class PromptReader:
+    """Turns the prompts of one model into tokens. Any thread may use it."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, *, context_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._context_tokens = context_tokens
+
+    def tokens(
+        self, prompt: Prompt, *, raw: bool, parse_special: bool, tools: Sequence[Mapping[str, Any]] | None
+    ) -> PromptInput:
+        """Return the prompt as tokens; see `EdgeClient.prepare`."""
+        if tools is not None and (raw or isinstance(prompt, PromptInput)):
+            raise InvalidRequest("tools: the chat template writes them; give messages, or one message that is not raw")
+        if isinstance(prompt, PromptInput):
+            if raw or parse_special:
+                raise InvalidRequest("raw, parse_special: they say how text is read, and the prompt is tokens already")
+            return prompt
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise InvalidRequest("prompt: it is empty; give some text")
+            if raw:
+                return self._raw(prompt)
+            prompt = [{"role": "user", "content": prompt}]
+        elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+            raise InvalidRequest(
+                f"prompt: {type(prompt).__name__} is not text, a list of messages, a PromptInput or an error's partial"
+            )
+        elif raw:
+            raise InvalidRequest("raw: messages always go through the chat template; give the prompt as one string")
+        token_ids = chat_tokens(
+            self._tokenizer,
+            self._template,
+            prompt,
+            tools=tools,
+            parse_special=parse_special,
+            max_tokens=self._context_tokens,
+        )
+        return PromptInput(token_ids)
+
+    def _raw(self, text: str) -> PromptInput:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"prompt: character {error.start} is a lone surrogate; give valid Unicode") from None
+        return PromptInput(self._tokenizer.encode(text, max_tokens=self._context_tokens))
 
 
 def chat_tokens(

@@ -40,6 +40,7 @@ class Tokenizer:
             token.special and token.normalized for token in added.values()
         )
         self.token_bytes = _token_bytes(tokenizer, self.control_tokens.keys())
+        self._token_texts: dict[int, str] = {}
 
     @classmethod
     def load(cls, folder: Path | str, manifest: ModelManifest) -> Tokenizer:
@@ -116,6 +117,12 @@ class Tokenizer:
             piece, started = self.token_bytes.piece(token_id, started)
             pieces.append(piece)
         return b"".join(pieces).decode("utf-8", "replace")
+
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token alone; bytes that are no whole character become U+FFFD."""
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = self.decode([token_id])
+        return self._token_texts[token_id]
 
     @cached_property
     def control_text(self) -> ControlText:

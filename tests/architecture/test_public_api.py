@@ -15,8 +15,8 @@ from edge_client import ChaperoneError, EdgeClient, RequestParameters, SyncEdgeC
 
 PUBLIC = """
 Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudTimeout CloudUnavailable
-Committed ConfigError Decision DeviceSettings Drafted EdgeClient EdgeConfig Event Failed FinishReason Finished Gate
-GateMismatch GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats
+Committed ConfigError Decision DeviceSettings DraftModel Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason
+Finished Gate GateMismatch GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats
 GenerationTimeout InternalError InvalidRequest Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation
 Origin Overloaded PartialGeneration PeerMismatch Planner PlannerSettings Promises Prompt PromptInput PromptTooLong
 Proposal ProtocolViolation RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient TokenizerMismatch

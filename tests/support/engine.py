@@ -10,7 +10,8 @@ from chaperone_common.clock import Clock
 from chaperone_common.frames import Open, Opened
 from chaperone_common.session import Committed, Event, Failed, Finished
 from chaperone_common.types import Mode, Origin, SamplingParams, SessionId
-from edge_client.engine.engine import Engine, EngineSettings
+from edge_client.assembly import assemble
+from edge_client.engine.engine import EngineSettings
 from edge_client.gate import Always, Gate, Never
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import Estimates, FixedPlanner, Planner
@@ -110,17 +111,17 @@ class Stage:
         self.model = Watched(clock or self.clock, disturbance=disturbance, step_s=step_s, branches=branches)
         opening = Open(SessionId("s"), "", SamplingParams(), new_tokens, eos, PROMPT)
         deadlines = {"open_deadline_ms": 2_000.0, "verification_deadline_ms": 1_000.0}
-        self.engine = Engine(
+        self.engine = assemble(
             opening,
+            EngineSettings(**{**deadlines, **settings}),
             limit=len(PROMPT) + new_tokens,
-            drafter=None if mode is Mode.CLOUD else ChoosingDrafter(self.model, SamplingParams()),
+            drafter=ChoosingDrafter(self.model, SamplingParams()),
             connect=None if links == (None,) else iter([link for link in links if link is not None]).__next__,
             gate=gate or (Never() if mode is Mode.EDGE else Always()),
             planner=planner or FixedPlanner(mode, span, in_flight, run_ahead, takeover_tokens),
             estimates=Estimates(),
             output=Numbers(stop_at),
             clock=clock or self.clock,
-            settings=EngineSettings(**{**deadlines, **settings}),
         )
 
     def run(self) -> list[Event]:

@@ -89,7 +89,7 @@ class FakeDraft:
         self.steps += 1
         for row, fed in token_ids.items():
             self._rows[row].extend(fed)
-        return {row: DraftStep(self._source.logits(self._rows[row]), None) for row in token_ids}
+        return {row: DraftStep(self._source.logits(self._rows[row]), len(self._rows[row])) for row in token_ids}
 
     def _check_idle(self, action: str) -> None:
         if self._closed or self._stepping:

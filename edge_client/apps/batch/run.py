@@ -13,7 +13,7 @@ from chaperone_common.errors import ChaperoneError, InvalidRequest, OutputLost
 from chaperone_common.session import Committed
 from edge_client.apps.batch.lines import Line, failure_json, line_of, request_of
 from edge_client.apps.batch.results import Results, key_of
-from edge_client.apps.explanation import Explainer
+from edge_client.apps.explanation import Explain
 from edge_client.client import EdgeClient
 from edge_client.generation import Collector, error_json, unverified_warning
 
@@ -54,7 +54,7 @@ class Batch:
     complain: Callable[[str], None]
     warn: Callable[[str], None]
     watch: Callable[[Tally], None] = lambda _: None
-    explainer: Explainer | None = None
+    explain: Callable[[Any], Explain] | None = None  # from the `id` of a line
     timeout_s: float | None = None  # of each line
     tally: Tally = field(default_factory=Tally)
     _ids: set[str] = field(default_factory=set)
@@ -84,11 +84,10 @@ class Batch:
                 return Outcome(line, None)
         except InvalidRequest as error:
             return Outcome(line, None, f"line {line.number}: {error.message}")
-        if self.explainer is not None:
-            self.explainer.begin(line.id)
         collected = Collector(request)
         try:
-            async with aclosing(self.client.stream(request, timeout=self.timeout_s)) as events:
+            explain = self.explain(line.id) if self.explain is not None else None
+            async with aclosing(self.client.stream(request, timeout=self.timeout_s, explain=explain)) as events:
                 async for event in events:
                     collected.add(event)
                     self.tally.tokens += isinstance(event, Committed)

@@ -25,7 +25,7 @@ from edge_client.apps.batch.results import open_results
 from edge_client.apps.batch.run import Batch, Tally
 from edge_client.apps.cli.flags import as_flags, parser
 from edge_client.apps.cli.terminal import Progress, colour_of, legend
-from edge_client.apps.explanation import Explainer
+from edge_client.apps.explanation import explainer
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.generation import Collector, unverified_warning
@@ -96,8 +96,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
 async def _one(
     console: Console, config: EdgeConfig, prompt: str, parameters: dict[str, Any], arguments: argparse.Namespace
 ) -> int:
-    explainer = Explainer(console.explain) if arguments.explain else None
-    async with EdgeClient(config, explain=explainer) as client:
+    explain = explainer(console.explain) if arguments.explain else None
+    async with EdgeClient(config, explain=explain) as client:
         request = client.request(prompt, **parameters)
         collected = Collector(request)
         async with aclosing(client.stream(request, timeout=arguments.timeout)) as events:
@@ -135,8 +135,7 @@ def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConf
     if arguments.prompts == STANDARD:
         _hint(console, "a batch")
     with PromptFile(arguments.prompts) as prompts:
-        explainer = Explainer(console.explain) if arguments.explain else None
-        client = EdgeClient(config, explain=explainer)
+        client = EdgeClient(config)
         total = prompts.count() if console.err.is_smart else None
         with closing(open_results(arguments.out, console, prompts.status, overwrite=arguments.overwrite)) as results:
             progress = Progress(console, MonotonicClock(), total)
@@ -147,7 +146,7 @@ def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConf
                 console.complain,
                 console.warn,
                 progress,
-                explainer,
+                (lambda line_id: explainer(console.explain, id=line_id)) if arguments.explain else None,
                 timeout_s=arguments.timeout,
             )
             tally = asyncio.run(_batch(batch, prompts, arguments.concurrency or 1))

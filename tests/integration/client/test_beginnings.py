@@ -130,8 +130,8 @@ def test_closing_ends_a_generation_while(tiny_pair: Path, monkeypatch: pytest.Mo
     (ending,) = events
     assert isinstance(ending, Failed)
     assert type(ending.error) is Cancelled
-    assert client._model is None
-    assert client._peer._cloud is None
+    assert not client._assembly.model.loaded
+    assert client._assembly.peer._cloud is None
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -163,7 +163,7 @@ def test_the_audit_of_a_text_that_ended_in_time_may_take_longer(tiny_pair: Path)
             text = client.stream(PROMPT, mode="gated", max_new_tokens=6, timeout=1.0)
             assert isinstance(ending_of([event async for event in text]), Finished)
             await until(brake.reached.is_set, "the cloud reads for the audit")
-            (audit,) = client._audits
+            (audit,) = client._runs.audits
             await asyncio.wait([audit], timeout=1.2)
             pending = not audit.done()
             brake.let_go.set()

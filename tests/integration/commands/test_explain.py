@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge_client import Decision, EdgeClient, EdgeConfig, Mode
 from edge_client.apps.cli.main import main
 from tests.support.staging import fake_target, serving_in_thread
 
@@ -91,6 +93,30 @@ def test_a_batch_tells_which_line_a_decision_is_about(
     ids = [row["id"] for row in told]
     assert set(ids) == {"first", 3}
     assert ids == sorted(ids, key=["first", 3].index), "one after the other"
+
+
+def test_decisions_of_overlapping_generations_reach_their_own_listener(tiny_pair: Path) -> None:
+    """Also if one task takes the events of both in turn."""
+    decisions: dict[str, list[Decision]] = {"short": [], "long": [], "client": []}
+
+    async def both() -> dict[str, int]:
+        async with EdgeClient(EdgeConfig(pair="tiny", mode=Mode.EDGE), explain=decisions["client"].append) as client:
+            requests = {
+                "short": client.request("hi", max_new_tokens=8),
+                "long": client.request("a prompt of several more words than the other one", max_new_tokens=8),
+            }
+            streams = [client.stream(made, explain=decisions[name].append) for name, made in requests.items()]
+            while [event for stream in streams if (event := await anext(stream, None)) is not None]:
+                pass
+            await client.generate("hi", max_new_tokens=1)
+            return {name: len(made.prompt.token_ids) for name, made in requests.items()}
+
+    lengths = asyncio.run(both())
+    assert lengths["short"] + 8 < lengths["long"]
+    for name, length in lengths.items():
+        positions = [decision.figures["position"] for decision in decisions[name]]
+        assert positions == list(range(length, length + 8))
+    assert len(decisions["client"]) == 1
 
 
 def test_with_json_only_the_result_is_on_standard_output(address: str, capsys: pytest.CaptureFixture[str]) -> None:

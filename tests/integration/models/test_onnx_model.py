@@ -67,7 +67,7 @@ async def logits_after(sequence: OnnxSequence, token_ids: list[int]) -> NDArray[
 def test_logits_cover_the_tokenizer_and_not_the_padding(model: OnnxModel, folder: Path) -> None:
     step = asyncio.run(model.new_sequence().step(tokens(1, 3)))
     assert step.logits.shape == (load_manifest(folder, role="edge").vocabulary_size,)
-    assert step.hidden is None
+    assert step.position == 3
 
 
 def test_buffers_grow_and_keep_what_they_hold(model: OnnxModel) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 
-from edge_client.apps.explanation import Explainer, decision_json
+from edge_client.apps.explanation import decision_json, explainer
 from edge_client.planner import Action, CatchUp, Decision, Draft, HandOver, Send, Sprout, Wait
 
 ACTIONS: list[tuple[Action, dict[str, object]]] = [
@@ -40,27 +39,18 @@ def test_figures_are_rounded_to_what_can_be_read() -> None:
     }
 
 
-def test_lines_that_run_at_once_carry_their_own_id() -> None:
-    told: list[Any] = []
-    explain = Explainer(told.append)
-
-    async def line(line_id: object) -> None:
-        explain.begin(line_id)
-        for step in range(3):
-            await asyncio.sleep(0)  # the others' turn
-            explain(Decision(Wait(), f"{line_id} {step}"))
-
-    async def all_lines() -> None:
-        await asyncio.gather(line("a"), line({"any": "caf\u00e9"}), line(3))
-
-    asyncio.run(all_lines())
-    assert len(told) == 9
-    assert all(row["reason"].startswith(f"{row['id']} ") for row in told)
+def test_labels_come_first_in_each_object() -> None:
+    rows: list[Any] = []
+    first, second = explainer(rows.append, id="a"), explainer(rows.append, id={"any": "caf\u00e9"})
+    for explain in (first, second, first):
+        explain(Decision(Wait(), "because"))
+    assert [row["id"] for row in rows] == ["a", {"any": "caf\u00e9"}, "a"]
+    assert all(list(row) == ["id", "action", "reason", "figures"] for row in rows)
 
 
 def test_a_lone_generation_has_no_id() -> None:
     told: list[Any] = []
-    Explainer(told.append)(Decision(Send(2), "because", {"position": 7}))
+    explainer(told.append)(Decision(Send(2), "because", {"position": 7}))
     assert told == [
         {
             "action": "Send",

@@ -1,0 +1,233 @@
+"""The only place that builds an engine: for clients, for simulations and for tests."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import NamedTuple
+
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.clock import Clock, MonotonicClock
+from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, InvalidRequest, Overloaded
+from chaperone_common.frames import Capabilities, Open
+from chaperone_common.types import Mode, OnDeviation, SamplingParams, SessionId
+from edge_client.cancellation import Interrupt
+from edge_client.config import EdgeConfig, PlannerSettings
+from edge_client.engine.engine import Engine, EngineSettings
+from edge_client.gate import Gate
+from edge_client.gate.gating import Gates, load_gate
+from edge_client.generation import GenerationRequest
+from edge_client.link.peer import Peer
+from edge_client.model.drafter import ChoosingDrafter
+from edge_client.model.shared_model import SharedModel
+from edge_client.parameters import text_limit
+from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
+from edge_client.ports import Assessor, Cloud, CloudLink, Drafter, DraftModel, DraftText, OutputText
+from edge_client.text import Tokenizer
+from edge_client.text.output import CommittedText, ProvisionalText
+
+# A second branch costs a quarter of a forward, a fourth one doubles it. More than three are rarely likely.
+_BRANCHES = 3
+
+Explain = Callable[[Decision], None]
+MakeDrafter = Callable[[DraftModel, SamplingParams], Drafter]
+
+
+def assemble(
+    opening: Open,
+    settings: EngineSettings,
+    *,
+    limit: int,
+    drafter: Drafter | None,
+    connect: Callable[[], CloudLink] | None,
+    gate: Gate,
+    planner: Planner,
+    estimates: Estimates,
+    assessor: Assessor | None = None,
+    output: OutputText,
+    provisional: DraftText | None = None,
+    clock: Clock,
+    interrupt: Interrupt | None = None,
+    cloud_lost: ChaperoneError | None = None,
+    explain: Explain | None = None,
+) -> Engine:
+    """Put the parts of one generation together; see `Engine` for what each of them does.
+
+    The planner's mode decides who takes part: `cloud` has no drafter, and `edge` no connection.
+    """
+    mode = planner.mode
+    return Engine(
+        opening,
+        limit=limit,
+        drafter=drafter if mode.drafts else None,
+        connect=connect if mode.connects else None,
+        gate=gate,
+        planner=planner,
+        estimates=estimates,
+        assessor=assessor,
+        output=output,
+        provisional=provisional,
+        clock=clock,
+        settings=settings,
+        interrupt=interrupt,
+        cloud_lost=cloud_lost,
+        explain=explain,
+    )
+
+
+def engine_settings(
+    config: EdgeConfig, mode: Mode, *, max_span_tokens: int, warm_start: bool = False
+) -> EngineSettings:
+    """Return the settings of a generation. `max_span_tokens` is the cloud's limit for one Draft."""
+    cloud, gate = config.cloud, config.gate
+    return EngineSettings(
+        open_deadline_ms=cloud.open_deadline_ms,
+        verification_deadline_ms=cloud.verification_deadline_ms,
+        max_span_tokens=max_span_tokens,
+        reconnect_timeout_ms=cloud.reconnect_timeout_ms,
+        continue_without_cloud=continues_alone(config, mode),
+        closing_audit=config.closing_audit,
+        audit_share=gate.audit_share,
+        on_deviation=gate.on_deviation if mode is Mode.GATED else OnDeviation.KEEP,
+        warm_start=warm_start,
+    )
+
+
+def continues_alone(config: EdgeConfig, mode: Mode) -> bool:
+    """Return whether a generation goes on if the cloud is lost; one without a drafter cannot."""
+    on_loss = config.cloud.on_loss
+    return mode.drafts and (on_loss == "continue" or (on_loss == "default" and mode is Mode.GATED))
+
+
+def configured_planner(settings: PlannerSettings, mode: Mode) -> Planner:
+    """Return the planner that the settings name."""
+    if settings.policy == "adaptive":
+        return AdaptivePlanner(mode)
+    # The device waits for each fired token, so collecting several of them gains nothing.
+    span_tokens = 1 if mode is Mode.GATED else settings.span_tokens
+    return FixedPlanner(
+        mode, span_tokens, settings.spans_in_flight, settings.run_ahead_tokens, settings.takeover_tokens
+    )
+
+
+class _Connected(NamedTuple):
+    """The cloud of one generation, or the reason why there is none."""
+
+    cloud: Cloud | None = None
+    capabilities: Capabilities | None = None
+    lost: ChaperoneError | None = None
+
+
+class Assembly:
+    """Builds the engines of one client. They share its model, its connection, its gates and its estimates."""
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        *,
+        cloud: Cloud | None = None,
+        planner: Callable[[Mode], Planner] | None = None,
+        gate: Callable[[Mode], Gate] | None = None,
+        drafter: MakeDrafter = ChoosingDrafter,
+        explain: Explain | None = None,
+    ) -> None:
+        """Load all but the model. The arguments are those of `EdgeClient`.
+
+        Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
+        """
+        folder = pair_folder(config.pair, "edge")
+        self.config = config
+        self.folder = folder
+        self.manifest = load_manifest(folder, role="edge")
+        self.tokenizer = Tokenizer.load(folder, self.manifest)
+        self.peer = Peer(config.cloud, self.manifest, cloud)
+        self.model = SharedModel(folder, self.manifest, config.device)
+        self.gates = Gates(config.gate, load_gate(config.gate, self.manifest))
+        self._planner = planner
+        self._gate = gate
+        self._drafter = drafter
+        self._explain = explain
+        self._estimates = Estimates()
+
+    async def engine(self, request: GenerationRequest, interrupt: Interrupt, explain: Explain | None = None) -> Engine:
+        """Connect if the mode needs the cloud, load the model if it needs that, and build the engine.
+
+        `explain` receives the decisions of this generation in place of the client's. Raises InvalidRequest, or another
+        ChaperoneError that ends the generation.
+        """
+        mode, prompt_length = request.mode, len(request.prompt.token_ids)
+        cloud, capabilities, lost = await self._connect(request)
+        context_tokens = self.manifest.context_tokens
+        if capabilities is not None:
+            context_tokens = min(context_tokens, capabilities.context_tokens)
+        limit = text_limit(request, self.manifest, context_tokens)
+        output = CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids)
+        if output.stopped:
+            raise InvalidRequest(
+                "committed_token_ids: their text already holds a stop string; nothing is left to write after it"
+            )
+        return assemble(
+            self._opening(request, capabilities),
+            engine_settings(
+                self.config,
+                mode,
+                max_span_tokens=capabilities.max_span_tokens if capabilities is not None else 1,
+                warm_start=request.warm_start,
+            ),
+            limit=limit,
+            drafter=await self._new_drafter(request) if mode.drafts else None,
+            connect=self.peer.links(cloud) if cloud is not None else None,
+            gate=self._gate(mode) if self._gate is not None else self.gates.gate(mode, request.promises),
+            planner=self._planner(mode) if self._planner is not None else configured_planner(self.config.planner, mode),
+            estimates=self._estimates,
+            assessor=self.gates.assessor(mode, self.tokenizer.token_text, prompt_length, request.committed_token_ids),
+            output=output,
+            provisional=ProvisionalText(self.tokenizer, prompt_length, resumed=request.committed_token_ids),
+            clock=MonotonicClock(),
+            interrupt=interrupt,
+            cloud_lost=lost,
+            explain=explain or self._explain,
+        )
+
+    def leave_loop(self) -> None:
+        """Drop everything that belongs to an event loop which has ended."""
+        self.model.leave_loop()
+        self.peer.leave_loop()
+
+    async def close(self) -> None:
+        """End the connection and the model's worker; idempotent."""
+        await self.peer.close()
+        await self.model.close()
+
+    async def _connect(self, request: GenerationRequest) -> _Connected:
+        """Return the cloud of a generation; raises the error that a generation cannot do without one."""
+        if not request.mode.connects:
+            return _Connected()
+        try:
+            cloud, capabilities = await self.peer.connect(request.model_digest)
+            if request.mode is Mode.GATED:
+                self.gates.meet(capabilities)
+        except (CloudLost, Overloaded, InternalError) as error:  # the same as when it is lost in mid-text
+            if not continues_alone(self.config, request.mode):
+                raise
+            return _Connected(lost=error)
+        return _Connected(cloud, capabilities)
+
+    async def _new_drafter(self, request: GenerationRequest) -> Drafter:
+        """Return a drafter with branches, which are of use only if the cloud corrects the text."""
+        model = await self.model.get()
+        branches = _BRANCHES if request.mode.connects else 0
+        return self._drafter(model.new_sequence(branches=branches), request.params.sampling)
+
+    def _opening(self, request: GenerationRequest, capabilities: Capabilities | None) -> Open:
+        return Open(
+            session_id=SessionId(uuid.uuid4().hex),
+            tokenizer_digest=self.manifest.tokenizer_digest,
+            sampling=request.params.sampling,
+            max_new_tokens=request.params.max_new_tokens,
+            eos_token_ids=self.manifest.eos_token_ids,
+            prompt_token_ids=request.prompt.token_ids,
+            committed_token_ids=request.committed_token_ids,
+            model_digest=capabilities.model_digest if capabilities is not None else "",
+        )

@@ -1,0 +1,163 @@
+"""Running generations: from the request to the last event, and to the audit that may arrive after it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+
+from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest, ModelMismatch
+from chaperone_common.session import Event, Failed, Retracted
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import Mode
+from edge_client.assembly import Assembly, Explain
+from edge_client.cancellation import Cancellation, Interrupt
+from edge_client.engine.engine import Engine
+from edge_client.generation import Collector, Generation, GenerationRequest
+
+_AUDIT_PATIENCE_S = 5.0  # for audits that are still due when the client is closed
+
+
+class Run:
+    """One generation of a client."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        request: Callable[[], Awaitable[GenerationRequest]],
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        explain: Explain | None = None,
+    ) -> None:
+        """`request` parses the user's prompt and parameters; the generation's time includes that."""
+        self._runs = runs
+        self._request = request
+        self._timeout = timeout
+        self._cancellation = cancellation
+        self._explain = explain
+        self._collected: Collector | None = None
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yield the events of the generation; its time begins now. Raises InvalidRequest."""
+        with self._runs.interruptible(self._timeout, self._cancellation) as interrupt:
+            try:
+                request = await interrupt.bounded(self._request())
+            except Cancelled as error:
+                yield Failed(error, GenerationStats())
+                return
+            self._collected = collected = Collector(request)
+            async with aclosing(self._written(request, interrupt)) as events:
+                async for event in events:
+                    collected.add(event)
+                    if isinstance(event, Failed):
+                        event.error.partial = collected.partial()
+                        if not isinstance(event.error, Cancelled):
+                            self._runs.assembly.peer.forget()  # another cloud may answer next time
+                    yield event
+
+    def result(self) -> Generation:
+        """Return the generation after its last event; raises the error of a Failed event."""
+        assert self._collected is not None, "events() ends with Finished or Failed, or raises"
+        return self._collected.result()
+
+    async def _written(self, request: GenerationRequest, interrupt: Interrupt) -> AsyncGenerator[Event, None]:
+        """Yield an engine's events. Begin again, once, if the cloud was replaced after it reported its model."""
+        assembly, prompt_tokens = self._runs.assembly, len(request.prompt.token_ids)
+        for may_begin_again in (True, False):
+            try:
+                engine = await interrupt.bounded(assembly.engine(request, interrupt, self._explain))
+            except InvalidRequest:
+                raise
+            except ChaperoneError as error:
+                yield Failed(error, GenerationStats(prompt_tokens=prompt_tokens, seed=request.params.sampling.seed))
+                return
+            with self._runs.running(engine, audited=request.mode is Mode.GATED):
+                async with aclosing(engine.stream()) as events:
+                    async for event in events:
+                        if may_begin_again and isinstance(event, Failed) and self._is_refused(event, request):
+                            break
+                        yield event
+                    else:
+                        return
+            assembly.peer.forget()
+            if self._collected is not None and self._collected.drafted:
+                yield Retracted(prompt_tokens)
+
+    def _is_refused(self, failed: Failed, request: GenerationRequest) -> bool:
+        """Return whether the cloud has another model than it reported, and nothing of the text is final yet."""
+        final = self._collected is not None and self._collected.token_ids
+        begun = request.model_digest or request.committed_token_ids or final
+        return isinstance(failed.error, ModelMismatch) and not begun
+
+
+class Runs:
+    """All running generations of a client, on the one event loop that it uses."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.assembly = assembly
+        self.audits: set[asyncio.Task[object]] = set()  # of texts that have ended
+        self._interrupts: set[Interrupt] = set()  # one for each generation, from its request on
+        self._engines: set[Engine] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that was used last
+        self._process = os.getpid()
+
+    @property
+    def forked(self) -> bool:
+        """True in a child process, to which models and connections do not belong."""
+        return self._process != os.getpid()
+
+    def enter_loop(self) -> None:
+        """Belong to the running event loop from now on; raises InvalidRequest if another one still runs."""
+        if self.forked:
+            raise InvalidRequest("client: it was made in another process; make a new one after the fork")
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            if self._loop.is_running():
+                raise InvalidRequest("client: another event loop is using it; make one client for each, or close it")
+            self._engines.clear()
+            self._interrupts.clear()
+            self.audits.clear()
+            self.assembly.leave_loop()
+        self._loop = loop
+
+    @contextmanager
+    def interruptible(self, timeout: float | None, cancellation: Cancellation | None) -> Iterator[Interrupt]:
+        """Let time, `cancellation` or the closing of the client end what runs inside; raises InvalidRequest."""
+        self.enter_loop()
+        if cancellation is not None and not isinstance(cancellation, Cancellation):
+            raise InvalidRequest(f"cancellation: {cancellation!r} is not a Cancellation")
+        interrupt = Interrupt(timeout)
+        self._interrupts.add(interrupt)
+        try:
+            with (cancellation or Cancellation()).stopping(interrupt.canceller()):
+                yield interrupt
+        finally:
+            self._interrupts.discard(interrupt)
+
+    @contextmanager
+    def running(self, engine: Engine, *, audited: bool) -> Iterator[None]:
+        """Let `close` end this engine. If it is `audited`, a pending audit goes on after the text."""
+        self._engines.add(engine)
+        try:
+            yield
+        finally:
+            self._engines.discard(engine)
+            if audited and engine.audit_pending:
+                task: asyncio.Task[object] = asyncio.create_task(engine.audit())
+                self.audits.add(task)
+                task.add_done_callback(self.audits.discard)
+
+    async def close(self) -> None:
+        """End all generations with Failed(Cancelled). Pending audits get a moment to arrive."""
+        for interrupt in tuple(self._interrupts):
+            interrupt.stop(Cancelled("generation: the client was closed"))
+        for engine in tuple(self._engines):
+            engine.cancel()
+        if self.audits:
+            await asyncio.wait(tuple(self.audits), timeout=_AUDIT_PATIENCE_S)
+        for audit in tuple(self.audits):
+            audit.cancel()
