@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.kit.processes import ServerFailed
-from benchmarks.measured.contenders import Measured, Wish
+from benchmarks.measured.runners import Measured, Request
 from chaperone_common.artefacts.folders import chaperone_home, pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.artefacts.registry import PretrainedSource, TinySource, Weights, WheelsSource, load_registry
@@ -52,7 +52,7 @@ def require_draft(pair: str) -> None:
 
 
 class Assisted:
-    """A `Contender` in a process of its own, which is started by the first generation."""
+    """A `Runner` in a process of its own, which is started by the first generation."""
 
     def __init__(self, pair: str, dtype: str, cores: Sequence[int]) -> None:
         require_draft(pair)
@@ -68,7 +68,7 @@ class Assisted:
         rendered = self._template.render([{"role": "user", "content": text}])
         return PromptInput(self._tokenizer.encode(rendered))
 
-    async def generate(self, wish: Wish) -> Measured:
+    async def generate(self, request: Request) -> Measured:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -81,17 +81,17 @@ class Assisted:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         asked = {
-            "prompt_token_ids": wish.prompt.token_ids,
-            "temperature": wish.temperature,
-            "seed": wish.seed,
-            "max_new_tokens": wish.max_new_tokens,
+            "prompt_token_ids": request.prompt.token_ids,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "max_new_tokens": request.max_new_tokens,
         }
         self._process.stdin.write(json.dumps(asked).encode() + b"\n")
         await self._process.stdin.drain()
         line = await self._process.stdout.readline()
         if not line:
             raise ServerFailed(f"the process of {ASSISTED!r} ended with exit code {await self._process.wait()}")
-        return self._measured(wish, json.loads(line))
+        return self._measured(request, json.loads(line))
 
     async def aclose(self) -> None:
         if self._process is not None:
@@ -99,19 +99,19 @@ class Assisted:
             self._process.stdin.close()
             await self._process.wait()
 
-    def _measured(self, wish: Wish, answer: dict[str, Any]) -> Measured:
+    def _measured(self, request: Request, answer: dict[str, Any]) -> Measured:
         token_ids, commit_ms = answer["token_ids"], answer["commit_ms"]
         ended = token_ids[-1] in self._manifest.eos_token_ids
         stats = GenerationStats(
-            prompt_tokens=len(wish.prompt.token_ids),
+            prompt_tokens=len(request.prompt.token_ids),
             completion_tokens=len(token_ids),
             finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
             ttft_ms=commit_ms[0],
             ttft_committed_ms=commit_ms[0],
             total_ms=answer["total_ms"],
-            decode_ms=answer["total_ms"] - commit_ms[0] if wish.warm else None,
+            decode_ms=answer["total_ms"] - commit_ms[0] if request.warm else None,
         )
-        first = sum(at_ms == commit_ms[0] for at_ms in commit_ms) if wish.warm else 0
+        first = sum(at_ms == commit_ms[0] for at_ms in commit_ms) if request.warm else 0
         return Measured(tuple(token_ids), tuple(commit_ms), stats, untimed_tokens=first, unmeasured=_UNMEASURED)
 
 

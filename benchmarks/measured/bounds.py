@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.kit.statistics import rounded
-from benchmarks.measured.costs import NOT_TOLD, RunCosts
+from benchmarks.measured.costs import NO_COSTS, RunCosts
 from benchmarks.measured.summary import ALL, BASELINE, Row, ratios, speeds
 from benchmarks.simulation.bounds import Costs, clairvoyant_ms, physical_floor_ms
 from benchmarks.simulation.trace import Trace
@@ -25,7 +25,7 @@ def summarise_bounds(rows: Sequence[Row], traces: Sequence[Trace], rtt_ms: float
     """
     measured = RunCosts.of(rows)
     if measured is None:
-        return {"not_done": NOT_TOLD}
+        return {"not_done": NO_COSTS}
     costs = measured.bounds(rtt_ms)
     agrees = _agreements(rows, traces)
     categories = dict.fromkeys([*(row["category"] for row in rows if row["id"] in agrees), ALL])

@@ -20,7 +20,7 @@ from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from link_emulator.profile import Profile
 
-NOT_TOLD = (
+NO_COSTS = (
     "the costs come from `cloud` and from spans that were read; run both, anew if this run is older than `readings`"
 )
 
@@ -64,7 +64,7 @@ class RunCosts:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: not a result of `python -m benchmarks run` ({error!r})") from None
         if costs is None:
-            raise ConfigError(f"{path}: {NOT_TOLD}")
+            raise ConfigError(f"{path}: {NO_COSTS}")
         return costs
 
     def bounds(self, rtt_ms: float) -> Costs:

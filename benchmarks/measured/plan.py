@@ -18,7 +18,7 @@ from chaperone_common.artefacts.manifest import load_manifest
 from link_emulator.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURING = "benchmarks.measured.runner"  # makes the generations; other modules summarise them
+MEASURING = "benchmarks.measured.generations"  # makes the generations; other modules summarise them
 
 
 @dataclass(frozen=True, slots=True)

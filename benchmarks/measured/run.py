@@ -21,9 +21,9 @@ from benchmarks.kit.provenance import provenance
 from benchmarks.kit.work_file import WorkFile
 from benchmarks.measured.assisted import ASSISTED, require_draft
 from benchmarks.measured.bounds import summarise_bounds
+from benchmarks.measured.generations import measure
 from benchmarks.measured.plan import ROOT, Cores, Plan, with_dtype
 from benchmarks.measured.regret import measured_regret
-from benchmarks.measured.runner import measure
 from benchmarks.measured.summary import BASELINE, summarise
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.best_spans import PEERS, with_best

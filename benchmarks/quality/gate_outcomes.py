@@ -1,4 +1,4 @@
-"""What became of each token that a gate decided on."""
+"""What became of each token that a gate decisions on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chosen_gate(name: str, manifest: ModelManifest) -> GateModel | None:
             return load_gate(GateSettings(file=Path(name)), manifest)
 
 
-class Decided(NamedTuple):
+class GateDecision(NamedTuple):
     """A token that the device wrote, and what the gate said of it."""
 
     token_id: int
@@ -44,7 +44,7 @@ class Decided(NamedTuple):
     fired: bool
 
 
-class Fate(NamedTuple):
+class TokenOutcome(NamedTuple):
     """Of a token that the device wrote at a place of the final text: whether the cloud chose another one there."""
 
     risk: float
@@ -54,12 +54,12 @@ class Fate(NamedTuple):
 
 
 @dataclass(slots=True)
-class Witness(Gate):
+class RecordingGate(Gate):
     """Decides as another gate does, and notes what becomes of its tokens."""
 
     gate: Gate
     deviations: set[int] = field(default_factory=set)  # positions that audits have found
-    decided: dict[int, Decided] = field(default_factory=dict)  # by position, of the text as it is
+    decisions: dict[int, GateDecision] = field(default_factory=dict)  # by position, of the text as it is
 
     def fires(self, signal: Signal) -> bool:
         return self.gate.fires(signal)
@@ -71,32 +71,32 @@ class Witness(Gate):
         self.gate.follow(event)
         match event:
             case Drafted(position, token_id, signal, fired):
-                self.decided[position] = Decided(token_id, signal.risk, signal.coupled_margin, fired)
+                self.decisions[position] = GateDecision(token_id, signal.risk, signal.coupled_margin, fired)
             case Retracted(position):  # at the position itself the cloud's token takes the place of the device's
-                self.decided = {at: one for at, one in self.decided.items() if at <= position}
+                self.decisions = {at: one for at, one in self.decisions.items() if at <= position}
             case Audited():
                 self.deviations.update(event.deviations)
             case Committed():
                 pass
 
-    def fates(self, token_ids: Sequence[int], prompt_length: int) -> list[Fate | None]:
+    def outcomes(self, token_ids: Sequence[int], prompt_length: int) -> list[TokenOutcome | None]:
         """Of each token of the final text, [tokens]; None where the cloud wrote before the device did.
 
         All skipped tokens must have been audited.
         """
-        return [self._fate(position, token_id) for position, token_id in enumerate(token_ids, start=prompt_length)]
+        return [self._outcome(position, token_id) for position, token_id in enumerate(token_ids, start=prompt_length)]
 
-    def _fate(self, position: int, token_id: int) -> Fate | None:
-        one = self.decided.get(position)
+    def _outcome(self, position: int, token_id: int) -> TokenOutcome | None:
+        one = self.decisions.get(position)
         if one is None:
             return None
         overridden = one.token_id != token_id or position in self.deviations
-        return Fate(one.risk, one.coupled_margin, one.fired, overridden)
+        return TokenOutcome(one.risk, one.coupled_margin, one.fired, overridden)
 
 
 @dataclass(frozen=True, slots=True)
-class FateColumns:
-    """The fates of one text as a file keeps them; `-` in a string where there is none."""
+class OutcomeColumns:
+    """The outcomes of one text as a file keeps them; `-` in a string where there is none."""
 
     risks: tuple[float, ...]
     coupled_margins: tuple[float, ...]
@@ -104,21 +104,23 @@ class FateColumns:
     overridden: str
 
     @classmethod
-    def of(cls, fates: Sequence[Fate | None]) -> Self:
-        """From the fates of a text's tokens."""
-        known = [fate for fate in fates if fate is not None]
+    def of(cls, outcomes: Sequence[TokenOutcome | None]) -> Self:
+        """From the outcomes of a text's tokens."""
+        known = [outcome for outcome in outcomes if outcome is not None]
         return cls(
-            tuple(_short(fate.risk) for fate in known),
-            tuple(_short(fate.coupled_margin) for fate in known),
-            "".join("-" if fate is None else str(int(fate.fired)) for fate in fates),
-            "".join("-" if fate is None else str(int(fate.overridden)) for fate in fates),
+            tuple(_short(outcome.risk) for outcome in known),
+            tuple(_short(outcome.coupled_margin) for outcome in known),
+            "".join("-" if outcome is None else str(int(outcome.fired)) for outcome in outcomes),
+            "".join("-" if outcome is None else str(int(outcome.overridden)) for outcome in outcomes),
         )
 
-    def known(self) -> list[Fate]:
+    def known(self) -> list[TokenOutcome]:
         """Of all tokens that have one, in order."""
         fired = (mark == "1" for mark in self.fired if mark != "-")
         overridden = (mark == "1" for mark in self.overridden if mark != "-")
-        return [Fate(*columns) for columns in zip(self.risks, self.coupled_margins, fired, overridden, strict=True)]
+        return [
+            TokenOutcome(*columns) for columns in zip(self.risks, self.coupled_margins, fired, overridden, strict=True)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """By name."""

@@ -37,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.kit.provenance import provenance
 from benchmarks.kit.statistics import Indices, interval
-from benchmarks.quality.exploration.explorer import Explorer, TellingModel
+from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
 from benchmarks.quality.exploration.text_tree import load_trees, save_trees
 from benchmarks.quality.gate_outcomes import add_gate_option, chosen_gate
 from benchmarks.quality.hidden_states import HiddenStates
@@ -180,7 +180,7 @@ def _roll_out(
     """What comes of leaving them out, by the cloud's model as it was when the texts were explored."""
     folder = pair_folder(args.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
-    cloud = TellingModel.of_manifest(folder, manifest, dtype=header["dtype"], threads=args.threads)
+    cloud = RecordingModel.of_manifest(folder, manifest, dtype=header["dtype"], threads=args.threads)
     device = device_model(args.pair, client.manifest)
     answers: dict[Deviation, tuple[int, ...]] = {}
     explorer = Explorer(device, cloud, SamplingParams())
@@ -223,21 +223,21 @@ def _summary(
     texts: Sequence[JudgedText], scores: Mapping[str, list[Floats]], rescues: Mapping[Deviation, int] | None
 ) -> dict[str, Any]:
     overridden = [text.overridden for text in texts]
-    fates, margins = np.concatenate(overridden), -np.concatenate(scores["coupled_margin"])
-    rate = float(fates.mean())
+    overrides, margins = np.concatenate(overridden), -np.concatenate(scores["coupled_margin"])
+    rate = float(overrides.mean())
     summary: dict[str, Any] = {
-        "tokens": len(fates),
+        "tokens": len(overrides),
         "override_rate": round(rate, 5),
         "budgets": BUDGETS,
         "catch": {
-            ORACLE: [round(_oracle_at(budget, fates), 4) for budget in BUDGETS],
+            ORACLE: [round(_oracle_at(budget, overrides), 4) for budget in BUDGETS],
             PATTERN: [*BUDGETS],
             **{name: _curve(of_texts, overridden) for name, of_texts in scores.items()},
         },
         "headlines": {f"{budget:g}": _headline(budget, scores, overridden) for budget in HEADLINES},
         "risk": {
             name: {
-                **figures(np.concatenate(scores[name]), fates, margins),
+                **figures(np.concatenate(scores[name]), overrides, margins),
                 "brier_skill_95": _skill_interval(scores[name], overridden),
             }
             for name in (GATE, FITTED, TREES, HIDDEN)
@@ -299,8 +299,8 @@ def _skill_interval(risks: Sequence[Floats], overridden: Sequence[Bools]) -> lis
 
     def skill(drawn: Indices) -> float | None:
         """Return None where all tokens of a draw are overridden, or none is: the skill is then not defined."""
-        fates = _joined(overridden, drawn)
-        return brier_skill(_joined(risks, drawn), fates) if 0 < fates.sum() < len(fates) else None
+        overrides = _joined(overridden, drawn)
+        return brier_skill(_joined(risks, drawn), overrides) if 0 < overrides.sum() < len(overrides) else None
 
     return interval(len(overridden), skill, draws=_DRAWS)
 

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kit.provenance import provenance
-from benchmarks.quality.exploration.author import ExploringAuthor
-from benchmarks.quality.exploration.explorer import Explorer, TellingModel
+from benchmarks.quality.exploration.explored_models import ExploredModels
+from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
 from benchmarks.quality.exploration.plain_texts import cloud_writes, device_reads, device_writes
 from benchmarks.quality.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.quality.exploration.workload import write_all
-from benchmarks.quality.gate_outcomes import FateColumns, Witness, add_gate_option, chosen_gate
+from benchmarks.quality.gate_outcomes import OutcomeColumns, RecordingGate, add_gate_option, chosen_gate
 from benchmarks.quality.summary import summarise
 from benchmarks.quality.task_suites import SUITES, Task, tasks_of
 from benchmarks.simulation.costs import DraftCosts
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     client = EdgeClient(EdgeConfig(pair=args.pair))
     try:
         gate = chosen_gate(args.gate, client.manifest)
-        contenders = [contender(name, gate, client.token_text) for name in names]
+        strategies = [assessed_strategy(name, gate, client.token_text) for name in names]
         study = _Study(args, tasks_of(args.suite, args.tasks), client)
-        rows = study.answers(contenders)
+        rows = study.answers(strategies)
     finally:
         asyncio.run(client.aclose())
     if args.answers is not None:
@@ -134,14 +134,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class AssessedStrategy:
     """A strategy, and what its engines tell risks by: a calibrated gate for a prompt's length, or the signals alone."""
 
     strategy: Strategy
     assessor: Callable[[int], CalibratedRisk] | None = None
 
 
-def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> Contender:
+def assessed_strategy(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> AssessedStrategy:
     """A strategy by name; `gated-C` and `deviation-D` keep one promise alone, `gated` both, as configured.
 
     `retract-C` is `gated-C` where deviations give way once they are found.
@@ -150,7 +150,7 @@ def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str
     """
     found = _OURS.fullmatch(name)
     if found is None and name != Mode.GATED:
-        return Contender(strategy_named(name))
+        return AssessedStrategy(strategy_named(name))
     kind, value = (found[1], float(found[2])) if found is not None else ("both", 0.0)
     assessor = None if gate is None else partial(CalibratedRisk, gate, token_text)
     on_deviation = OnDeviation.RETRACT if kind == "retract" else OnDeviation.KEEP
@@ -165,7 +165,7 @@ def contender(name: str, gate: GateModel | None, token_text: Callable[[int], str
             makes = partial(gates.gate, Mode.GATED, Promises(0.0, value))
         case _:
             makes = partial(gates.gate, Mode.GATED, Promises())
-    return Contender(Strategy(name, AdaptivePlanner(Mode.GATED), makes, on_deviation=on_deviation), assessor)
+    return AssessedStrategy(Strategy(name, AdaptivePlanner(Mode.GATED), makes, on_deviation=on_deviation), assessor)
 
 
 class _Study:
@@ -180,12 +180,12 @@ class _Study:
         self._trees: dict[str, TextTree] = {}
         self._estimates: dict[str, Estimates] = {}  # of each strategy's client
 
-    def answers(self, contenders: Sequence[Contender]) -> list[dict[str, Any]]:
+    def answers(self, strategies: Sequence[AssessedStrategy]) -> list[dict[str, Any]]:
         """Of all strategies, some tasks after the others."""
         rows: list[dict[str, Any]] = []
         folder = pair_folder(self._args.pair, "cloud")
         manifest = load_manifest(folder, role="cloud")
-        cloud = TellingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
+        cloud = RecordingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
         self.dtype = cloud.dtype
         header = {
             "suite": self._args.suite,
@@ -198,15 +198,15 @@ class _Study:
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
         began = time.monotonic()
         explorer = Explorer(device, cloud, GREEDY)
-        names = {one.strategy.name for one in contenders}
+        names = {one.strategy.name for one in strategies}
         for tasks in self._groups():
             self._write_plain_texts(tasks, names, explorer)
             save_trees(self._args.explored, header, self._trees.values())
             print(f"plain texts up to {tasks[-1].id}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
-            for one in contenders:
+            for one in strategies:
                 rows += self._answer(tasks, one, explorer)
                 save_trees(self._args.explored, header, self._trees.values())
-                _report(one.strategy.name, len(rows), len(contenders) * len(self.tasks), began)
+                _report(one.strategy.name, len(rows), len(strategies) * len(self.tasks), began)
             for task in tasks:
                 explorer.leave(self._trees[task.id])
         device.close()
@@ -228,15 +228,15 @@ class _Study:
         if "edge" in names:
             device_writes(explorer, begun, **limits)
 
-    def _answer(self, tasks: Sequence[Task], one: Contender, explorer: Explorer) -> list[dict[str, Any]]:
-        witnesses: list[Witness] = []
+    def _answer(self, tasks: Sequence[Task], one: AssessedStrategy, explorer: Explorer) -> list[dict[str, Any]]:
+        gates: list[RecordingGate] = []
 
         def witnessed() -> Gate:
-            witnesses.append(Witness(one.strategy.gate()))
-            return witnesses[-1]
+            gates.append(RecordingGate(one.strategy.gate()))
+            return gates[-1]
 
         written = write_all(
-            [self._author(task, one.strategy, explorer) for task in tasks],
+            [self._models(task, one.strategy, explorer) for task in tasks],
             SCENARIO,
             replace(one.strategy, gate=witnessed),
             estimates=self._estimates.setdefault(one.strategy.name, Estimates()),
@@ -244,12 +244,12 @@ class _Study:
             apart_s=self._args.apart_s,
         )
         return [
-            self._row(task, one.strategy, written_one, witness)
-            for task, written_one, witness in zip(tasks, written, witnesses, strict=True)
+            self._row(task, one.strategy, written_one, gate)
+            for task, written_one, gate in zip(tasks, written, gates, strict=True)
         ]
 
-    def _author(self, task: Task, strategy: Strategy, explorer: Explorer) -> ExploringAuthor:
-        return ExploringAuthor(
+    def _models(self, task: Task, strategy: Strategy, explorer: Explorer) -> ExploredModels:
+        return ExploredModels(
             self._tree(task),
             explorer,
             GREEDY,
@@ -259,10 +259,10 @@ class _Study:
             risk_is_disagreement=strategy.risk_is_disagreement,
         )
 
-    def _row(self, task: Task, strategy: Strategy, written: Simulation, witness: Witness) -> dict[str, Any]:
+    def _row(self, task: Task, strategy: Strategy, written: Simulation, gate: RecordingGate) -> dict[str, Any]:
         text = self._client.tokenizer.decode(written.token_ids)
         outcome = task.score(text) if task.score is not None else None
-        fates = witness.fates(written.token_ids, len(self._tree(task).prompt))
+        outcomes = gate.outcomes(written.token_ids, len(self._tree(task).prompt))
         return {
             "id": task.id,
             "strategy": strategy.name,
@@ -273,7 +273,7 @@ class _Study:
             "text": text,
             "decode_tokens_per_s": round(written.decode_tokens_per_s, 3),
             "stats": written.stats.to_json(),
-            "fates": FateColumns.of(fates).to_json() if strategy.mode is Mode.GATED else None,
+            "fates": OutcomeColumns.of(outcomes).to_json() if strategy.mode is Mode.GATED else None,
         }
 
     def _check_prompts(self) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.kit.provenance import provenance
 from benchmarks.kit.statistics import interval
-from benchmarks.quality.gate_outcomes import Fate, FateColumns
+from benchmarks.quality.gate_outcomes import OutcomeColumns, TokenOutcome
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import FinishReason
 from edge_client.apps.fitting import figures, reliability
@@ -118,8 +118,8 @@ def _entry(mine: Mapping[str, Row], all_rows: Mapping[str, Mapping[str, Row]]) -
         entry |= _with_interval("pass_at_1", rows, _passed) | _with_interval("gap_closed", rows, gap_closed)
     if rows and rows[0]["fates"] is not None:
         entry |= _with_interval("catch", rows, _catch) | _with_interval("deviation_rate", rows, _deviation_rate)
-        fates = [fate for row in rows for fate in _columns(row).known()]
-        entry |= _gate_figures(fates, [ends for row in rows for ends in _ends(row)])
+        outcomes = [outcome for row in rows for outcome in _columns(row).known()]
+        entry |= _gate_figures(outcomes, [ends for row in rows for ends in _ends(row)])
     return entry
 
 
@@ -155,32 +155,34 @@ def _deviation_rate(rows: Sequence[Row]) -> float | None:
     return _per_token(rows, "deviations")
 
 
-def _columns(row: Row) -> FateColumns:
-    fates = row["fates"]
-    return FateColumns(tuple(fates["risk"]), tuple(fates["coupled_margin"]), fates["fired"], fates["overridden"])
+def _columns(row: Row) -> OutcomeColumns:
+    outcomes = row["fates"]
+    return OutcomeColumns(
+        tuple(outcomes["risk"]), tuple(outcomes["coupled_margin"]), outcomes["fired"], outcomes["overridden"]
+    )
 
 
 def _ends(row: Row) -> list[bool]:
-    """Of each token that has a fate: whether it ends its text, about which a gate asks whatever the risk."""
+    """Of each token that has a outcome: whether it ends its text, about which a gate asks whatever the risk."""
     last = len(row["token_ids"]) - 1 if row["stats"]["finish_reason"] == FinishReason.STOP else None
     return [place == last for place, mark in enumerate(row["fates"]["fired"]) if mark != "-"]
 
 
-def _gate_figures(fates: Sequence[Fate], ends: Sequence[bool]) -> dict[str, Any]:
+def _gate_figures(outcomes: Sequence[TokenOutcome], ends: Sequence[bool]) -> dict[str, Any]:
     """How good the risks were, and how often a fixed threshold would have asked that lets pass as few overrides.
 
     That threshold is chosen in hindsight, on these very tokens. Shares are of the tokens that the device wrote.
     """
-    overridden = np.array([fate.overridden for fate in fates], np.bool_)
-    fired = np.array([fate.fired for fate in fates], np.bool_)
-    risks = np.array([fate.risk for fate in fates])
+    overridden = np.array([outcome.overridden for outcome in outcomes], np.bool_)
+    fired = np.array([outcome.fired for outcome in outcomes], np.bool_)
+    risks = np.array([outcome.risk for outcome in outcomes])
     asked_for = np.where(np.array(ends, np.bool_), np.inf, risks)
     told: dict[str, Any] = {
-        "fired_share": _share(int(fired.sum()), len(fates)),
+        "fired_share": _share(int(fired.sum()), len(outcomes)),
         "fired_share_in_hindsight": fired_share_in_hindsight(asked_for, overridden, int((overridden & ~fired).sum())),
     }
     if 0 < overridden.sum() < len(overridden):
-        told["risk"] = figures(risks, overridden, np.array([fate.coupled_margin for fate in fates]))
+        told["risk"] = figures(risks, overridden, np.array([outcome.coupled_margin for outcome in outcomes]))
         told["reliability"] = [
             [round(mean, 5), round(share, 5), count] for mean, share, count in reliability(risks, overridden)
         ]

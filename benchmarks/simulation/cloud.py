@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 from random import Random
 
 from benchmarks.simulation.costs import CloudCosts
-from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, Author
+from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, ScriptedModels
 from benchmarks.simulation.virtual_time import LoopClock
 from chaperone_common.errors import CloudTimeout
 from chaperone_common.frames import API_VERSION, Capabilities
@@ -20,16 +20,16 @@ from cloud_supervisor.supervisor import Supervisor
 
 
 class SimulatedWorker:
-    """A `ForwardQueue` that chooses what each session's author says, one reading after the other.
+    """A `ForwardQueue` that chooses what each session's models says, one reading after the other.
 
     A session's cache holds what was read last, with its branches. A reading whose stream ends meanwhile is still done;
     the real worker takes one that only waits out of the queue.
     """
 
-    def __init__(self, authors: Mapping[Hashable, Author], costs: CloudCosts) -> None:
-        self._authors = authors
+    def __init__(self, all_models: Mapping[Hashable, ScriptedModels], costs: CloudCosts) -> None:
+        self._models = all_models
         self._costs = costs
-        self._others = _Others(costs)
+        self._background = BackgroundLoad(costs)
         self._held: dict[Hashable, TokenTree] = {}
         self._busy_until_s = 0.0
 
@@ -43,7 +43,7 @@ class SimulatedWorker:
         deadline_ms: float | None = None,
     ) -> ForwardResult:
         now_s = asyncio.get_running_loop().time()
-        start_s = max(now_s, self._others.done_s(now_s, self._busy_until_s))
+        start_s = max(now_s, self._background.done_s(now_s, self._busy_until_s))
         queue_ms = (start_s - now_s) * 1e3
         if deadline_ms is not None and queue_ms >= deadline_ms:
             await asyncio.sleep(deadline_ms / 1e3)
@@ -52,11 +52,11 @@ class SimulatedWorker:
         self._busy_until_s = start_s + compute_ms / 1e3
         self._held[key] = tree
         wanted = [(tree.token_ids, num_choices), *((path, 1) for path in tree.paths())]
-        author = self._authors[key]
+        models = self._models[key]
         for text, count in wanted:
-            author.expect_choices(text, count)
+            models.expect_choices(text, count)
         await asyncio.sleep(self._busy_until_s - now_s)
-        chosen = [choice for text, count in wanted for choice in author.choices(text, count)]
+        chosen = [choice for text, count in wanted for choice in models.choices(text, count)]
         told = [Choice(token_id, 0.0, token_id) for token_id in chosen]
         return ForwardResult(told, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
 
@@ -70,7 +70,7 @@ class SimulatedWorker:
         return self._costs.read_ms.at(new) if num_choices else self._costs.prefill_ms * new
 
 
-class _Others:
+class BackgroundLoad:
     """Readings of other devices, in the same queue."""
 
     def __init__(self, costs: CloudCosts) -> None:
@@ -99,7 +99,7 @@ def capabilities(limits: LimitsConfig) -> Capabilities:
     )
 
 
-def simulated_supervisor(authors: Mapping[Hashable, Author], costs: CloudCosts) -> Supervisor:
-    """The real supervisor, above a worker that plays authors, by session; call it inside a virtual loop."""
+def simulated_supervisor(all_models: Mapping[Hashable, ScriptedModels], costs: CloudCosts) -> Supervisor:
+    """The real supervisor, above a worker that plays all_models, by session; call it inside a virtual loop."""
     limits = LimitsConfig()
-    return Supervisor(SimulatedWorker(authors, costs), capabilities(limits), limits, LoopClock())
+    return Supervisor(SimulatedWorker(all_models, costs), capabilities(limits), limits, LoopClock())

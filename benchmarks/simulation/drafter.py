@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from benchmarks.simulation.costs import DraftCosts
-from benchmarks.simulation.script import Author
+from benchmarks.simulation.script import ScriptedModels
 from chaperone_common.types import Proposal
 from edge_client.ports import TEXT_ROW
 
 
 class SimulatedDrafter:
-    """A `Drafter` that proposes what an author says, and takes the time that the costs say."""
+    """A `Drafter` that proposes what an models says, and takes the time that the costs say."""
 
-    def __init__(self, author: Author, costs: DraftCosts, *, measuring_ms: float = 0.0) -> None:
+    def __init__(self, models: ScriptedModels, costs: DraftCosts, *, measuring_ms: float = 0.0) -> None:
         """`measuring_ms` are spent on each proposal, beyond what a step takes with the usual signals."""
-        self._author = author
+        self._models = models
         self._measuring_ms = measuring_ms
         self._costs = costs
         self._rows: dict[int, list[int]] = {TEXT_ROW: []}
@@ -72,13 +72,13 @@ class SimulatedDrafter:
         self._busy = True
         texts = {row: [*self._rows[row], *token_ids] for row, token_ids in fed.items()}
         for text in texts.values():
-            self._author.expect_proposal(text)
+            self._models.expect_proposal(text)
         try:
             await asyncio.sleep((cost_ms + self._measuring_ms * len(fed)) / 1e3)
         finally:
             self._busy = False
         self._rows |= texts
-        return {row: self._author.proposal(text) for row, text in texts.items()}
+        return {row: self._models.proposal(text) for row, text in texts.items()}
 
     def _check_idle(self, action: str) -> None:
         if self._closed or self._busy:

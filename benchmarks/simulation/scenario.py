@@ -12,7 +12,7 @@ from benchmarks.simulation.cloud import simulated_supervisor
 from benchmarks.simulation.costs import CloudCosts, DraftCosts
 from benchmarks.simulation.drafter import SimulatedDrafter
 from benchmarks.simulation.link import SimulatedCloud
-from benchmarks.simulation.script import Author, Script
+from benchmarks.simulation.script import Script, ScriptedModels
 from benchmarks.simulation.strategy import Strategy
 from benchmarks.simulation.trace import Trace, with_disagreement_as_risk
 from benchmarks.simulation.virtual_time import LoopClock
@@ -43,7 +43,7 @@ class Scenario:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class TimedEvent:
     """When an event came out of the engine, or a frame left or reached the device; milliseconds since the beginning."""
 
     at_ms: float
@@ -58,7 +58,7 @@ class Simulation:
     token_ids: tuple[int, ...]
     origins: tuple[Origin, ...]
     error: ChaperoneError | None
-    timeline: tuple[Moment, ...]
+    timeline: tuple[TimedEvent, ...]
     link_bytes_up: int
     link_bytes_down: int
 
@@ -82,7 +82,7 @@ def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Es
 
 
 async def play(
-    author: Author,
+    models: ScriptedModels,
     scenario: Scenario,
     strategy: Strategy,
     estimates: Estimates,
@@ -92,17 +92,17 @@ async def play(
 
     `assessor` makes what tells the risks, from the length of the prompt.
     """
-    supervisor = simulated_supervisor({author.opening().session_id: author}, scenario.cloud)
+    supervisor = simulated_supervisor({models.opening().session_id: models}, scenario.cloud)
     link = Link(scenario.profile, scenario.seed)
     loop = asyncio.get_running_loop()
-    timeline: list[Moment] = []
-    cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(Moment(loop.time() * 1e3, frame)))
-    engine = _engine(author, cloud, scenario, strategy, estimates, assessor)
-    follower = _Follower(author)
+    timeline: list[TimedEvent] = []
+    cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(TimedEvent(loop.time() * 1e3, frame)))
+    engine = _engine(models, cloud, scenario, strategy, estimates, assessor)
+    follower = _Follower(models)
     ending: Event | None = None
     async with aclosing(engine.stream()) as events:
         async for event in events:
-            timeline.append(Moment(loop.time() * 1e3, event))
+            timeline.append(TimedEvent(loop.time() * 1e3, event))
             follower.follow(event)
             ending = event
     await cloud.close()
@@ -120,7 +120,7 @@ async def play(
 
 
 def _engine(
-    author: Author,
+    models: ScriptedModels,
     cloud: SimulatedCloud,
     scenario: Scenario,
     strategy: Strategy,
@@ -132,7 +132,7 @@ def _engine(
         cloud=CloudSettings(on_loss="continue" if strategy.continue_without_cloud else "fail"),
         gate=GateSettings(on_deviation=strategy.on_deviation),
     )
-    opening = author.opening()
+    opening = models.opening()
     return assemble(
         opening,
         engine_settings(
@@ -141,8 +141,8 @@ def _engine(
             max_span_tokens=LimitsConfig().max_span_tokens,
             warm_start=scenario.warm_start,
         ),
-        limit=author.limit,
-        drafter=_drafter(author, scenario.draft, strategy),
+        limit=models.limit,
+        drafter=_drafter(models, scenario.draft, strategy),
         connect=cloud.link,
         gate=strategy.gate(),
         planner=strategy.planner,
@@ -153,26 +153,26 @@ def _engine(
     )
 
 
-def _drafter(author: Author, costs: DraftCosts, strategy: Strategy) -> SimulatedDrafter:
-    return SimulatedDrafter(author, costs, measuring_ms=costs.disagreement_ms if strategy.risk_is_disagreement else 0.0)
+def _drafter(models: ScriptedModels, costs: DraftCosts, strategy: Strategy) -> SimulatedDrafter:
+    return SimulatedDrafter(models, costs, measuring_ms=costs.disagreement_ms if strategy.risk_is_disagreement else 0.0)
 
 
 class _Follower:
-    """Tells the author which of the device's tokens are there to stay: those that the gate skipped."""
+    """Tells the models which of the device's tokens are there to stay: those that the gate skipped."""
 
-    def __init__(self, author: Author) -> None:
-        self._author = author
+    def __init__(self, models: ScriptedModels) -> None:
+        self._models = models
 
     def follow(self, event: Event) -> None:
         """Take the next event, before the engine goes on."""
         match event:
             case Drafted(position, fired=fired):
                 if not fired:
-                    self._author.keep(position)
+                    self._models.keep(position)
             case Committed(position):
-                self._author.keep(position)
+                self._models.keep(position)
             case Retracted(position):
-                self._author.drop(position)
+                self._models.drop(position)
             case Audited() | Unverified() | Finished() | Failed():
                 pass
 

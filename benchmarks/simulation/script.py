@@ -21,7 +21,7 @@ TOKENIZER_DIGEST = "sha256:" + 64 * "0"
 _UNKNOWN = Signal(entropy_nats=1.0, top1_probability=0.5, margin=0.0, coupled_margin=0.0, risk=0.5)
 
 
-class Author(Protocol):
+class ScriptedModels(Protocol):
     """What both models of a pair say on one text, played in virtual time.
 
     What is about to be asked for is told when its virtual time begins, and asked when that is over: models that answer
@@ -54,7 +54,7 @@ class Author(Protocol):
         """The cloud's choices after the last `count` prefixes of a text, the shortest first."""
 
 
-class Script(Author):
+class Script(ScriptedModels):
     """One trace, to be played by a simulated device model and a simulated cloud model.
 
     A text is on the recorded path as long as its tokens are the cloud's. Astray, the device says what was recorded

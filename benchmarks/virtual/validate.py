@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.kit.provenance import provenance
 from benchmarks.measured.assisted import ASSISTED
-from benchmarks.measured.costs import NOT_TOLD, RunCosts
+from benchmarks.measured.costs import NO_COSTS, RunCosts
 from benchmarks.measured.summary import BASELINE, Row
 from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
@@ -93,7 +93,7 @@ def _met(strategy: str, rows: Sequence[Row]) -> RunCosts:
     """What a strategy met with; of the whole run, what it did not measure itself."""
     whole = RunCosts.of(rows, statistics.fmean)
     if whole is None:
-        raise ConfigError(f"runs: {NOT_TOLD}")
+        raise ConfigError(f"runs: {NO_COSTS}")
     of_it = [row for row in rows if row["strategy"] == strategy]
     if strategy == Mode.EDGE:  # which drafts while nobody reads
         return replace(whole, draft_ms=statistics.fmean(row["costs"]["draft_ms"] for row in of_it))

@@ -22,7 +22,7 @@ ONE_CORE_EACH = Costs(22.5, 100.0, 310.0, {1: 310, 2: 310, 4: 323, 8: 380, 16: 5
 
 
 @dataclass(frozen=True)
-class Moment:
+class State:
     """All that the future depends on, at a whole tick."""
 
     known: int = 0  # tokens that the device has, drafted or told
@@ -50,7 +50,7 @@ class Small:
 
     def least_ticks(self) -> int:
         """Try everything: at each tick the device may start a step or not, the cloud any forward or none."""
-        moments = {Moment()}
+        moments = {State()}
         for tick in itertools.count():
             if any(moment.told == len(self.agrees) for moment in moments):
                 return tick
@@ -58,13 +58,13 @@ class Small:
             moments = {self._tick(moment) for moment in started}
         raise AssertionError
 
-    def _starts(self, moment: Moment) -> Iterator[Moment]:
+    def _starts(self, moment: State) -> Iterator[State]:
         for after in self._cloud_starts(moment):
             yield after
             if not after.drafting and after.known < len(self.agrees):
                 yield replace(after, drafting=self.step)
 
-    def _cloud_starts(self, moment: Moment) -> Iterator[Moment]:
+    def _cloud_starts(self, moment: State) -> Iterator[State]:
         yield moment
         if moment.reading[0]:
             return
@@ -81,7 +81,7 @@ class Small:
                 for tokens in range(positions, total + 1):  # some of them may be useless
                     yield replace(moment, reading=(self.verify[tokens - 1], first + positions))
 
-    def _tick(self, moment: Moment) -> Moment:
+    def _tick(self, moment: State) -> State:
         drafting, known, reading = moment.drafting, moment.known, moment.reading
         up = {(left - 1, position) for left, position in moment.up}
         down = {(left - 1, judged) for left, judged in moment.down}
@@ -100,7 +100,7 @@ class Small:
         told = max([moment.told, *(number for left, number in down if left == 0)])
         if told > known:
             known, drafting = told, 0
-        return Moment(
+        return State(
             known,
             drafting,
             told,

@@ -136,11 +136,11 @@ def test_the_edge_alone_sends_nothing() -> None:
 def test_other_devices_make_the_cloud_slower_not_different() -> None:
     trace = trace_of("++-+" * 16)
     crowded = replace(SCENARIO, cloud=replace(SCENARIO.cloud, load=0.6, other_ms=200))
-    alone, among_others = simulate(trace, SCENARIO, exact()), simulate(trace, crowded, exact())
-    assert alone.token_ids == among_others.token_ids == trace.token_ids
+    alone, among_background = simulate(trace, SCENARIO, exact()), simulate(trace, crowded, exact())
+    assert alone.token_ids == among_background.token_ids == trace.token_ids
     assert alone.stats.cloud_queue_ms == 0
-    assert among_others.stats.cloud_queue_ms > 1000
-    assert among_others.stats.cloud_compute_ms == pytest.approx(alone.stats.cloud_compute_ms)
+    assert among_background.stats.cloud_queue_ms > 1000
+    assert among_background.stats.cloud_compute_ms == pytest.approx(alone.stats.cloud_compute_ms)
 
 
 def test_a_generation_that_meets_end_of_text_stops_there() -> None:

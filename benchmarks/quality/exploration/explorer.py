@@ -25,7 +25,7 @@ KV_BYTES = 4 << 30
 FORWARD_TOKENS = 512  # of the cloud's model, all texts together; more are hardly faster, and cost memory
 
 
-class TellingModel(TorchModel):
+class RecordingModel(TorchModel):
     """Chooses as any, and notes the cross-entropy of the token that stands where another one was chosen."""
 
     noted: list[float | None]  # for each choice, in order, since the list was emptied
@@ -48,7 +48,7 @@ class Explorer:
     """
 
     def __init__(
-        self, device: OnnxModel, cloud: TellingModel, sampling: SamplingParams, *, kv_bytes: int = KV_BYTES
+        self, device: OnnxModel, cloud: RecordingModel, sampling: SamplingParams, *, kv_bytes: int = KV_BYTES
     ) -> None:
         self._device = device
         self._cloud = cloud

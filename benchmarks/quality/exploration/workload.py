@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from benchmarks.quality.exploration.author import ExploringAuthor
+from benchmarks.quality.exploration.explored_models import ExploredModels
 from benchmarks.simulation import virtual_time
 from benchmarks.simulation.scenario import Scenario, Simulation, play
 from benchmarks.simulation.strategy import Strategy
@@ -15,7 +15,7 @@ from edge_client.ports import Assessor
 
 
 def write_all(
-    authors: Sequence[ExploringAuthor],
+    all_models: Sequence[ExploredModels],
     scenario: Scenario,
     strategy: Strategy,
     *,
@@ -30,11 +30,11 @@ def write_all(
     """
     known = estimates or Estimates()
 
-    async def write(index: int, author: ExploringAuthor) -> Simulation:
+    async def write(index: int, models: ExploredModels) -> Simulation:
         await asyncio.sleep(index * apart_s)
-        return await play(author, replace(scenario, seed=scenario.seed + index), strategy, known, assessor)
+        return await play(models, replace(scenario, seed=scenario.seed + index), strategy, known, assessor)
 
     async def write_them() -> list[Simulation]:
-        return await asyncio.gather(*(write(index, author) for index, author in enumerate(authors)))
+        return await asyncio.gather(*(write(index, models) for index, models in enumerate(all_models)))
 
     return virtual_time.run(write_them())

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.quality.exploration.author import ExploringAuthor
 from benchmarks.quality.exploration.device_texts import ROWS, DeviceTexts
-from benchmarks.quality.exploration.explorer import Explorer, TellingModel
+from benchmarks.quality.exploration.explored_models import ExploredModels
+from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
 from benchmarks.quality.exploration.plain_texts import cloud_writes, device_reads, device_writes
 from benchmarks.quality.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.quality.exploration.workload import write_all
@@ -36,7 +36,7 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def models(tiny_pair: Path) -> Iterator[tuple[OnnxModel, TellingModel]]:
+def models(tiny_pair: Path) -> Iterator[tuple[OnnxModel, RecordingModel]]:
     edge, cloud = (load_manifest(tiny_pair / role, role=role) for role in ("edge", "cloud"))
     device = OnnxModel.load(
         tiny_pair / "edge",
@@ -45,7 +45,7 @@ def models(tiny_pair: Path) -> Iterator[tuple[OnnxModel, TellingModel]]:
         vocabulary_size=edge.vocabulary_size,
         context_tokens=edge.context_tokens,
     )
-    yield device, TellingModel.of_manifest(tiny_pair / "cloud", cloud, dtype="float32", threads=1)
+    yield device, RecordingModel.of_manifest(tiny_pair / "cloud", cloud, dtype="float32", threads=1)
     device.close()
 
 
@@ -55,11 +55,11 @@ def trees() -> list[TextTree]:
     return [TextTree(f"text {index}", tuple(dice.choices(range(5, 60), k=dice.randint(3, 30)))) for index in range(6)]
 
 
-def authors(
+def all_models(
     trees: list[TextTree], explorer: Explorer, *, lenient_nats: float | None = None, risk_is_disagreement: bool = False
-) -> list[ExploringAuthor]:
+) -> list[ExploredModels]:
     return [
-        ExploringAuthor(
+        ExploredModels(
             tree,
             explorer,
             GREEDY,
@@ -72,7 +72,7 @@ def authors(
     ]
 
 
-def cloud_text(model: TellingModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
+def cloud_text(model: RecordingModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
     model.noted = []
     text = [*prompt]
     while len(text) < len(prompt) + NEW_TOKENS and (len(text) == len(prompt) or text[-1] != 0):
@@ -108,13 +108,13 @@ class Counting(Explorer):
 
 
 def test_explored_texts_are_those_that_the_models_write(
-    models: tuple[OnnxModel, TellingModel], trees: list[TextTree], tmp_path: Path
+    models: tuple[OnnxModel, RecordingModel], trees: list[TextTree], tmp_path: Path
 ) -> None:
     device, cloud = models
     scenario = Scenario(Profile.fixed(100.0))
     explorer = Counting(device, cloud, GREEDY)
     written = {
-        mode: write_all(authors(trees, explorer), scenario, strategy_for(mode))
+        mode: write_all(all_models(trees, explorer), scenario, strategy_for(mode))
         for mode in (Mode.EXACT, Mode.CLOUD, Mode.EDGE)
     }
     for index, tree in enumerate(trees):
@@ -125,7 +125,7 @@ def test_explored_texts_are_those_that_the_models_write(
     asked = explorer.asked
     told = sum(len(tree.proposals) + len(tree.choices) for tree in trees)
     assert 0 < asked < told / 2, "many texts are answered at once"
-    again = write_all(authors(trees, explorer), scenario, strategy_for(Mode.EXACT))
+    again = write_all(all_models(trees, explorer), scenario, strategy_for(Mode.EXACT))
     assert explorer.asked == asked, "nothing is asked twice"
     assert [one.token_ids for one in again] == [one.token_ids for one in written[Mode.EXACT]]
 
@@ -140,12 +140,12 @@ def test_explored_texts_are_those_that_the_models_write(
         assert {node: proposal.token_id for node, proposal in known.proposals.items()} == {
             node: proposal.token_id for node, proposal in tree.proposals.items()
         }
-    write_all(authors([*loaded.values()], explorer), scenario, strategy_for(Mode.EXACT))
+    write_all(all_models([*loaded.values()], explorer), scenario, strategy_for(Mode.EXACT))
     assert explorer.asked == asked, "nor after it was written down"
 
 
 def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
-    models: tuple[OnnxModel, TellingModel], trees: list[TextTree]
+    models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]
 ) -> None:
     device, cloud = models
     begun = dict.fromkeys(trees, ROOT)
@@ -159,14 +159,14 @@ def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
         assert all(node in tree.proposals for node in clouds[tree][:-1])
     asked = explorer.asked
     for mode in (Mode.CLOUD, Mode.EDGE):
-        write_all(authors(trees, explorer), Scenario(), strategy_for(mode))
+        write_all(all_models(trees, explorer), Scenario(), strategy_for(mode))
     assert explorer.asked == asked
 
 
 ROUNDING = 0.25  # of logits between -12 and 12
 
 
-def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, TellingModel]) -> None:
+def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, RecordingModel]) -> None:
     device, _ = models
     dice = Random(7)
     texts = {f"text {index}": dice.choices(range(5, 60), k=dice.randint(2, 40)) for index in range(ROWS + 8)}
@@ -191,7 +191,7 @@ def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, Tel
             text.append(dice.randrange(5, 60))
 
 
-def test_a_text_is_read_along_in_chunks_on_any_row(models: tuple[OnnxModel, TellingModel]) -> None:
+def test_a_text_is_read_along_in_chunks_on_any_row(models: tuple[OnnxModel, RecordingModel]) -> None:
     device, _ = models
     dice = Random(8)
     texts = DeviceTexts(device)
@@ -210,7 +210,7 @@ async def read_by(sequence: OnnxSequence, token_ids: list[int]) -> list[NDArray[
     return [step.logits.copy() async for step in sequence.read(token_ids)]
 
 
-def test_a_text_that_the_device_cannot_hold_is_refused(models: tuple[OnnxModel, TellingModel]) -> None:
+def test_a_text_that_the_device_cannot_hold_is_refused(models: tuple[OnnxModel, RecordingModel]) -> None:
     device, _ = models
     texts = DeviceTexts(device)
     with pytest.raises(PromptTooLong, match=f"holds {device.context_tokens}"):
@@ -228,10 +228,12 @@ def test_a_text_that_the_device_cannot_hold_is_refused(models: tuple[OnnxModel, 
 
 
 def test_gated_texts_are_written_and_audited_to_the_end(
-    models: tuple[OnnxModel, TellingModel], trees: list[TextTree]
+    models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]
 ) -> None:
     explorer = Explorer(*models, GREEDY)
-    for one, tree in zip(write_all(authors(trees, explorer), Scenario(), strategy_for(Mode.GATED)), trees, strict=True):
+    for one, tree in zip(
+        write_all(all_models(trees, explorer), Scenario(), strategy_for(Mode.GATED)), trees, strict=True
+    ):
         assert one.error is None
         text, differing = [*tree.prompt], 0
         for token_id in one.token_ids:
@@ -241,7 +243,7 @@ def test_gated_texts_are_written_and_audited_to_the_end(
         assert one.stats.audited_tokens == one.stats.skipped_tokens
 
 
-def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, TellingModel], trees: list[TextTree]) -> None:
+def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]) -> None:
     began: list[float] = []
 
     def beginning() -> Always:
@@ -250,23 +252,25 @@ def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, TellingModel],
 
     strategy = Strategy("exact", AdaptivePlanner(Mode.EXACT), beginning)
     explorer = Explorer(*models, GREEDY)
-    apart = write_all(authors(trees, explorer), Scenario(), strategy, apart_s=0.25)
+    apart = write_all(all_models(trees, explorer), Scenario(), strategy, apart_s=0.25)
     assert began == pytest.approx([0.25 * index for index in range(len(trees))])
-    together = write_all(authors(trees, explorer), Scenario(), strategy)
+    together = write_all(all_models(trees, explorer), Scenario(), strategy)
     assert began[len(trees) :] == [0.0] * len(trees)
     assert [one.token_ids for one in apart] == [one.token_ids for one in together]
 
 
-def test_a_lenient_cloud_lets_near_misses_stand(models: tuple[OnnxModel, TellingModel], trees: list[TextTree]) -> None:
+def test_a_lenient_cloud_lets_near_misses_stand(
+    models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]
+) -> None:
     lenient = bild("bild", 0.0, 1e9)
     strict = bild("bild", 0.0, 0.0)
     explorer = Explorer(*models, GREEDY)
-    exact = write_all(authors(trees, explorer), Scenario(), Strategy("exact", AdaptivePlanner(Mode.EXACT), Always))
-    anything = write_all(authors(trees, explorer, lenient_nats=1e9), Scenario(), lenient)
-    nothing = write_all(authors(trees, explorer, lenient_nats=0.0), Scenario(), strict)
+    exact = write_all(all_models(trees, explorer), Scenario(), Strategy("exact", AdaptivePlanner(Mode.EXACT), Always))
+    anything = write_all(all_models(trees, explorer, lenient_nats=1e9), Scenario(), lenient)
+    nothing = write_all(all_models(trees, explorer, lenient_nats=0.0), Scenario(), strict)
     assert [one.token_ids for one in nothing] == [one.token_ids for one in exact]
     assert [one.token_ids for one in anything] != [one.token_ids for one in exact]
-    asking = write_all(authors(trees, explorer, risk_is_disagreement=True), Scenario(), uhlm("uhlm", 0.0))
+    asking = write_all(all_models(trees, explorer, risk_is_disagreement=True), Scenario(), uhlm("uhlm", 0.0))
     assert [one.token_ids for one in asking] == [one.token_ids for one in exact]
 
 

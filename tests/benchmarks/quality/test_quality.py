@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.quality import summary
 from benchmarks.quality.exploration.text_tree import TextTree, load_trees, save_trees
-from benchmarks.quality.gate_outcomes import FateColumns
-from benchmarks.quality.run import add_arguments, contender, run
+from benchmarks.quality.gate_outcomes import OutcomeColumns
+from benchmarks.quality.run import add_arguments, assessed_strategy, run
 from benchmarks.quality.summary import fired_share_in_hindsight, summarise
 from chaperone_common.errors import ConfigError, InvalidRequest
 from chaperone_common.stats import GenerationStats
@@ -102,9 +102,9 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path, option: tuple[st
 
 def test_strategies_that_are_none_are_refused() -> None:
     with pytest.raises(ConfigError, match="strategies: 'gate-1' is none of"):
-        contender("gate-1", None, str)
+        assessed_strategy("gate-1", None, str)
     with pytest.raises(InvalidRequest, match="catch: 1.5 is outside"):
-        contender("gated-1.5", None, str)
+        assessed_strategy("gated-1.5", None, str)
 
 
 def test_the_best_threshold_is_found_in_hindsight() -> None:
@@ -119,7 +119,7 @@ def test_the_best_threshold_is_found_in_hindsight() -> None:
 def test_the_threshold_in_hindsight_asks_about_ends_too(finish_reason: str, asked: float) -> None:
     """About the risks of .9 and .3, and the end, if it is one."""
     one = row("gated", 0, passed=True)
-    one["fates"] = FateColumns((0.3, 0.2, 0.9, 0.1), (1.0,) * 4, "10-11", "10-10").to_json()
+    one["fates"] = OutcomeColumns((0.3, 0.2, 0.9, 0.1), (1.0,) * 4, "10-11", "10-10").to_json()
     one["token_ids"] = [7, 8, 9, 5, 0]
     one["stats"]["finish_reason"] = finish_reason
     (entry,) = summarise([one], ["gated"]).values()

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.scenario import Moment, Scenario, Simulation, simulate
+from benchmarks.simulation.scenario import Scenario, Simulation, TimedEvent, simulate
 from benchmarks.strategies.families import FAMILIES, NAMES, strategy_named
 from chaperone_common.errors import ConfigError
 from chaperone_common.frames import Draft, Verdict
@@ -26,7 +26,7 @@ SCENARIO = Scenario(
 PEERS = [f"{family}-{tokens}" for family in FAMILIES for tokens in (1, 2, 5)]
 
 
-def spans_in_flight(simulation: Simulation) -> list[tuple[Moment, int]]:
+def spans_in_flight(simulation: Simulation) -> list[tuple[TimedEvent, int]]:
     """Every moment, with how many spans were on their way by then; overrides void those behind them."""
     flying: list[int] = []
     moments = []

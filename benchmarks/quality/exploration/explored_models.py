@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from benchmarks.quality.exploration.explorer import Explorer
 from benchmarks.quality.exploration.text_tree import TextTree
-from benchmarks.simulation.script import TOKENIZER_DIGEST, Author
+from benchmarks.simulation.script import TOKENIZER_DIGEST, ScriptedModels
 from chaperone_common.frames import Open
 from chaperone_common.types import Proposal, SamplingParams, SessionId, Signal
 
 _SURE = Signal(entropy_nats=0.0, top1_probability=1.0, margin=1.0, coupled_margin=30.0, risk=0.0)
 
 
-class ExploringAuthor(Author):
+class ExploredModels(ScriptedModels):
     """Says what the models say, whatever the text becomes."""
 
     def __init__(

@@ -22,7 +22,7 @@ _UNAUDITED = ("deviations", "deviation_bound", "catch")  # where the cloud lets 
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Request:
     """What is to be generated."""
 
     prompt: PromptInput
@@ -62,13 +62,13 @@ class Measured:
     error: ChaperoneError | None = None
 
 
-class Contender(Protocol):
+class Runner(Protocol):
     """Writes one text at a time."""
 
     def prepare(self, text: str) -> PromptInput:
         """A user's message as tokens."""
 
-    async def generate(self, wish: Wish) -> Measured:
+    async def generate(self, request: Request) -> Measured:
         """Write to the end; a failure is told in the result."""
 
     async def aclose(self) -> None:
@@ -149,18 +149,18 @@ class Device:
     def prepare(self, text: str) -> PromptInput:
         return self._client.prepare(text)
 
-    async def generate(self, wish: Wish) -> Measured:
-        request = self._client.request(
-            wish.prompt,
-            temperature=wish.temperature,
-            seed=wish.seed,
-            max_new_tokens=wish.max_new_tokens,
-            warm_start=wish.warm,
+    async def generate(self, request: Request) -> Measured:
+        asked = self._client.request(
+            request.prompt,
+            temperature=request.temperature,
+            seed=request.seed,
+            max_new_tokens=request.max_new_tokens,
+            warm_start=request.warm,
         )
         token_ids: list[int] = []
         commit_ms: list[float] = []
         began_s = time.perf_counter()
-        async for event in self._client.stream(request):
+        async for event in self._client.stream(asked):
             match event:
                 case Committed(token_id=token_id):
                     commit_ms.append((time.perf_counter() - began_s) * 1e3)

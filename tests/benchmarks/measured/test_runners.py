@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measured.contenders import DisagreementDrafter
+from benchmarks.measured.runners import DisagreementDrafter
 from benchmarks.strategies.lenient_server import lenient_model
 from benchmarks.traces.extend import read_cross_entropies, read_disagreements
 from chaperone_common.artefacts.manifest import load_manifest

@@ -14,9 +14,9 @@ from benchmarks.kit.prompts import Prompt
 from benchmarks.kit.statistics import rounded
 from benchmarks.kit.work_file import Key, WorkFile
 from benchmarks.measured.assisted import ASSISTED, Assisted
-from benchmarks.measured.contenders import Contender, Device, Measured, Wish
 from benchmarks.measured.link_process import LinkProcess, Traffic, link_process
 from benchmarks.measured.plan import Cores, Plan
+from benchmarks.measured.runners import Device, Measured, Request, Runner
 from benchmarks.strategies.families import strategy_named
 from edge_client import EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings
@@ -38,7 +38,7 @@ def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str
             for lenient_nats in dict.fromkeys(_lenient_nats(name) for _, name, _ in missing)
         }
         stack.enter_context(_on_core(cores.device))
-        return asyncio.run(_Runner(plan, links, cores).make(missing, work))
+        return asyncio.run(_Run(plan, links, cores).make(missing, work))
 
 
 def _lenient_nats(name: str) -> float | None:
@@ -69,8 +69,8 @@ def _on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class _Runner:
-    """Contenders, and the links between them and their clouds."""
+class _Run:
+    """Runners, and the links between them and their clouds."""
 
     def __init__(self, plan: Plan, links: Mapping[float | None, LinkProcess], cores: Cores) -> None:
         """`links` are those to the clouds, by what each lets stand."""
@@ -83,13 +83,13 @@ class _Runner:
         failed: list[dict[str, Any]] = []
         in_a_row = 0
         async with AsyncExitStack() as stack:
-            contenders = {}
+            runners = {}
             for name in dict.fromkeys(name for _, name, _ in missing):
-                contenders[name] = self._contender(name)
-                stack.push_async_callback(contenders[name].aclose)
-                await self._generate(contenders[name], self._link(name), WARM_UP, self._plan.seed, WARM_UP_TOKENS)
+                runners[name] = self._runner(name)
+                stack.push_async_callback(runners[name].aclose)
+                await self._generate(runners[name], self._link(name), WARM_UP, self._plan.seed, WARM_UP_TOKENS)
             for done, (prompt_id, name, repeat) in enumerate(missing, start=1):
-                row = await self._row(contenders[name], prompts[prompt_id], name, repeat)
+                row = await self._row(runners[name], prompts[prompt_id], name, repeat)
                 in_a_row = 0 if row["error"] is None else in_a_row + 1
                 if row["error"] is None:
                     work.add(row)
@@ -100,7 +100,7 @@ class _Runner:
                 print(f"{done:4} of {len(missing)}  {_line(row)}", flush=True)
         return failed
 
-    def _contender(self, name: str) -> Contender:
+    def _runner(self, name: str) -> Runner:
         if name == ASSISTED:
             return Assisted(self._plan.pair, self._plan.dtype, self._cores.every)
         config = EdgeConfig(
@@ -114,22 +114,22 @@ class _Runner:
     def _link(self, name: str) -> LinkProcess:
         return self._links[_lenient_nats(name)]
 
-    async def _row(self, contender: Contender, prompt: Prompt, name: str, repeat: int) -> dict[str, Any]:
+    async def _row(self, runner: Runner, prompt: Prompt, name: str, repeat: int) -> dict[str, Any]:
         measured, traffic = await self._generate(
-            contender, self._link(name), prompt.text, self._plan.seed + repeat, self._plan.max_new_tokens
+            runner, self._link(name), prompt.text, self._plan.seed + repeat, self._plan.max_new_tokens
         )
         if name == ASSISTED:
             traffic = Traffic()  # it uses no link; what crossed it are the other clients' keep-alives
         return row_of(prompt, name, repeat, measured, traffic)
 
     async def _generate(
-        self, contender: Contender, link: LinkProcess, text: str, seed: int, max_new_tokens: int
+        self, runner: Runner, link: LinkProcess, text: str, seed: int, max_new_tokens: int
     ) -> tuple[Measured, Traffic]:
         plan = self._plan
         most = min(max_new_tokens, plan.max_new_tokens)
-        wish = Wish(contender.prepare(text), plan.temperature, seed, most, warm=not plan.cold)
+        request = Request(runner.prepare(text), plan.temperature, seed, most, warm=not plan.cold)
         before = await self._settled(link)
-        measured = await contender.generate(wish)
+        measured = await runner.generate(request)
         cpu_ms = link.traffic().cpu_ms
         return measured, replace((await self._settled(link)).since(before), cpu_ms=cpu_ms - before.cpu_ms)
 
