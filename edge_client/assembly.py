@@ -14,7 +14,8 @@ from chaperone_common.frames import Capabilities, Open
 from chaperone_common.types import Mode, OnDeviation, SamplingParams, SessionId
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, PlannerSettings
-from edge_client.engine.engine import Engine, EngineSettings
+from edge_client.engine.engine import Engine
+from edge_client.engine.settings import EngineSettings
 from edge_client.gate import Gate
 from edge_client.gate.gating import Gates, load_gate
 from edge_client.generation import GenerationRequest
@@ -23,9 +24,9 @@ from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.shared_model import SharedModel
 from edge_client.parameters import text_limit
 from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
-from edge_client.ports import Assessor, Cloud, CloudLink, Drafter, DraftModel, DraftText, OutputText
+from edge_client.ports import Cloud, CloudLink, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
-from edge_client.text.output import CommittedText, ProvisionalText
+from edge_client.text.output import EventText
 
 # A second branch costs a quarter of a forward, a fourth one doubles it. More than three are rarely likely.
 _BRANCHES = 3
@@ -44,9 +45,8 @@ def assemble(
     gate: Gate,
     planner: Planner,
     estimates: Estimates,
-    assessor: Assessor | None = None,
+    risk_model: RiskModel | None = None,
     output: OutputText,
-    provisional: DraftText | None = None,
     clock: Clock,
     interrupt: Interrupt | None = None,
     cloud_lost: ChaperoneError | None = None,
@@ -65,9 +65,8 @@ def assemble(
         gate=gate,
         planner=planner,
         estimates=estimates,
-        assessor=assessor,
+        risk_model=risk_model,
         output=output,
-        provisional=provisional,
         clock=clock,
         settings=settings,
         interrupt=interrupt,
@@ -162,7 +161,8 @@ class Assembly:
         if capabilities is not None:
             context_tokens = min(context_tokens, capabilities.context_tokens)
         limit = text_limit(request, self.manifest, context_tokens)
-        output = CommittedText(self.tokenizer, request.params.stop, resumed=request.committed_token_ids)
+        committed = request.committed_token_ids
+        output = EventText(self.tokenizer, request.params.stop, prompt_length, resumed=committed)
         if output.stopped:
             raise InvalidRequest(
                 "committed_token_ids: their text already holds a stop string; nothing is left to write after it"
@@ -181,9 +181,8 @@ class Assembly:
             gate=self._gate(mode) if self._gate is not None else self.gates.gate(mode, request.promises),
             planner=self._planner(mode) if self._planner is not None else configured_planner(self.config.planner, mode),
             estimates=self._estimates,
-            assessor=self.gates.assessor(mode, self.tokenizer.token_text, prompt_length, request.committed_token_ids),
+            risk_model=self.gates.risk_model(mode, self.tokenizer.token_text, prompt_length, committed),
             output=output,
-            provisional=ProvisionalText(self.tokenizer, prompt_length, resumed=request.committed_token_ids),
             clock=MonotonicClock(),
             interrupt=interrupt,
             cloud_lost=lost,
@@ -207,7 +206,7 @@ class Assembly:
         try:
             cloud, capabilities = await self.peer.connect(request.model_digest)
             if request.mode is Mode.GATED:
-                self.gates.meet(capabilities)
+                self.gates.use_cloud(capabilities)
         except (CloudLost, Overloaded, InternalError) as error:  # the same as when it is lost in mid-text
             if not continues_alone(self.config, request.mode):
                 raise

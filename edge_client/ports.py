@@ -92,10 +92,10 @@ class Drafter(Protocol):
         """Give the caches back."""
 
 
-class Assessor(Protocol):
+class RiskModel(Protocol):
     """Knows better than a signal alone how risky the text's next token is."""
 
-    def assess(self, proposal: Proposal) -> Proposal:
+    def with_risk(self, proposal: Proposal) -> Proposal:
         """The same proposal for the end of the text, with its calibrated risk."""
 
     def follow(self, event: SessionEvent) -> None:
@@ -103,31 +103,17 @@ class Assessor(Protocol):
 
 
 class OutputText(Protocol):
-    """Turns committed tokens into text."""
+    """The text of one generation."""
 
-    def push(self, token_id: int) -> tuple[str, bool]:
-        """The text that a token completes, and whether a stop string was completed with it."""
+    def follow(self, event: SessionEvent) -> tuple[SessionEvent, bool]:
+        """Return the event with the text it adds, and True if a stop string was completed with it."""
 
     def flush(self) -> str:
-        """The rest of the text, once no token follows."""
+        """Return the rest of the text, once no token follows."""
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was met; also in the rest that `flush` gave."""
-
-
-class DraftText(Protocol):
-    """Turns provisional tokens into text; a position that is taken again forgets what stood from there on."""
-
-    @property
-    def end(self) -> int:
-        """The position of the next token."""
-
-    def push(self, position: int, token_id: int) -> str:
-        """The text that a token completes."""
-
-    def retract(self, position: int) -> None:
-        """Forget the tokens from a position on."""
+        """True if a stop string was met, also in the text that `flush` returned."""
 
 
 class Arrived(NamedTuple):

@@ -174,7 +174,7 @@ async def signals_share(
         times.append(times[-1] + time.perf_counter() - before)
         before = time.perf_counter()
         if risk is not None:
-            proposal = risk.assess(proposal)
+            proposal = risk.with_risk(proposal)
             risk.follow(Drafted(position, proposal.token_id, proposal.signal))
         times.append(times[-1] + time.perf_counter() - before)
         for times_ms, (begin, end) in zip(spent, pairwise(times), strict=True):

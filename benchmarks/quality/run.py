@@ -138,7 +138,7 @@ class AssessedStrategy:
     """A strategy, and what its engines tell risks by: a calibrated gate for a prompt's length, or the signals alone."""
 
     strategy: Strategy
-    assessor: Callable[[int], CalibratedRisk] | None = None
+    risk_model: Callable[[int], CalibratedRisk] | None = None
 
 
 def assessed_strategy(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> AssessedStrategy:
@@ -152,7 +152,7 @@ def assessed_strategy(name: str, gate: GateModel | None, token_text: Callable[[i
     if found is None and name != Mode.GATED:
         return AssessedStrategy(strategy_named(name))
     kind, value = (found[1], float(found[2])) if found is not None else ("both", 0.0)
-    assessor = None if gate is None else partial(CalibratedRisk, gate, token_text)
+    risk_model = None if gate is None else partial(CalibratedRisk, gate, token_text)
     on_deviation = OnDeviation.RETRACT if kind == "retract" else OnDeviation.KEEP
     gates = Gates(GateSettings(on_deviation=on_deviation), gate)
     makes: Callable[[], Gate]
@@ -165,7 +165,7 @@ def assessed_strategy(name: str, gate: GateModel | None, token_text: Callable[[i
             makes = partial(gates.gate, Mode.GATED, Promises(0.0, value))
         case _:
             makes = partial(gates.gate, Mode.GATED, Promises())
-    return AssessedStrategy(Strategy(name, AdaptivePlanner(Mode.GATED), makes, on_deviation=on_deviation), assessor)
+    return AssessedStrategy(Strategy(name, AdaptivePlanner(Mode.GATED), makes, on_deviation=on_deviation), risk_model)
 
 
 class _Study:
@@ -240,7 +240,7 @@ class _Study:
             SCENARIO,
             replace(one.strategy, gate=witnessed),
             estimates=self._estimates.setdefault(one.strategy.name, Estimates()),
-            assessor=one.assessor,
+            risk_model=one.risk_model,
             apart_s=self._args.apart_s,
         )
         return [

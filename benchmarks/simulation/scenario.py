@@ -18,7 +18,17 @@ from benchmarks.simulation.trace import Trace, with_disagreement_as_risk
 from benchmarks.simulation.virtual_time import LoopClock
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.frames import ClientFrame, ServerFrame
-from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
+from chaperone_common.session import (
+    Audited,
+    Committed,
+    Drafted,
+    Event,
+    Failed,
+    Finished,
+    Retracted,
+    SessionEvent,
+    Unverified,
+)
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Origin
 from cloud_supervisor.config import LimitsConfig
@@ -26,7 +36,7 @@ from edge_client.assembly import assemble, engine_settings
 from edge_client.config import CloudSettings, EdgeConfig, GateSettings
 from edge_client.engine.engine import Engine
 from edge_client.planner import Estimates
-from edge_client.ports import Assessor
+from edge_client.ports import RiskModel
 from link_emulator.model import Link
 from link_emulator.profile import Profile
 
@@ -86,18 +96,18 @@ async def play(
     scenario: Scenario,
     strategy: Strategy,
     estimates: Estimates,
-    assessor: Callable[[int], Assessor] | None = None,
+    risk_model: Callable[[int], RiskModel] | None = None,
 ) -> Simulation:
     """Generate one text inside a virtual loop, where others may be generated at the same time, each with its cloud.
 
-    `assessor` makes what tells the risks, from the length of the prompt.
+    `risk_model` makes what tells the risks, from the length of the prompt.
     """
     supervisor = simulated_supervisor({models.opening().session_id: models}, scenario.cloud)
     link = Link(scenario.profile, scenario.seed)
     loop = asyncio.get_running_loop()
     timeline: list[TimedEvent] = []
     cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(TimedEvent(loop.time() * 1e3, frame)))
-    engine = _engine(models, cloud, scenario, strategy, estimates, assessor)
+    engine = _engine(models, cloud, scenario, strategy, estimates, risk_model)
     follower = _Follower(models)
     ending: Event | None = None
     async with aclosing(engine.stream()) as events:
@@ -125,7 +135,7 @@ def _engine(
     scenario: Scenario,
     strategy: Strategy,
     estimates: Estimates,
-    assessor: Callable[[int], Assessor] | None,
+    risk_model: Callable[[int], RiskModel] | None,
 ) -> Engine:
     config = EdgeConfig(
         closing_audit=True,  # so that everything that the cloud computes is counted
@@ -147,7 +157,7 @@ def _engine(
         gate=strategy.gate(),
         planner=strategy.planner,
         estimates=estimates,
-        assessor=assessor(len(opening.prompt_token_ids)) if assessor is not None else None,
+        risk_model=risk_model(len(opening.prompt_token_ids)) if risk_model is not None else None,
         output=_NoText(),
         clock=LoopClock(),
     )
@@ -182,8 +192,8 @@ class _NoText:
 
     stopped = False
 
-    def push(self, token_id: int) -> tuple[str, bool]:
-        return "", False
+    def follow(self, event: SessionEvent) -> tuple[SessionEvent, bool]:
+        return event, False
 
     def flush(self) -> str:
         return ""

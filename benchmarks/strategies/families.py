@@ -18,7 +18,7 @@ from benchmarks.strategies.inexact import bild, uhlm
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from edge_client.gate import Always
-from edge_client.planner import Decision, Draft, FixedPlanner, Planner, Send, Situation, Sprout, Wait
+from edge_client.planner import BranchPrefix, Decision, DraftToken, FixedPlanner, Planner, Send, Situation, Wait
 from edge_client.planner.draft_tree import DraftTree
 
 MAX_SPAN_TOKENS = 64  # that a name may ask for
@@ -44,13 +44,13 @@ class BranchingPlanner:
 
     def decide(self, situation: Situation) -> Decision:
         session = situation.session
-        unsent = len(session.text) - session.sent
+        unsent = len(session.text) - session.sent_length
         complete = session.exhausted or unsent >= self.span_tokens
         if complete and unsent and not session.spans:
             return Decision(Send(), "the span is complete")
         branches = self._branches(situation) if session.spans else ()
         if branches or not complete:
-            return Decision(Draft(not complete, branches), "until the cloud answers, or the span is complete")
+            return Decision(DraftToken(not complete, branches), "until the cloud answers, or the span is complete")
         return Decision(Wait(), "the next span and all branches are there")
 
     def alone(self) -> Self:
@@ -60,7 +60,7 @@ class BranchingPlanner:
         """Where branches begin that are not as long as a span yet."""
         session, tree = situation.session, situation.tree
         reached, chances = 1.0, {}
-        for position in range(session.final, session.sent):
+        for position in range(session.final_length, session.sent_length):
             chances[position] = reached * tree.risk(position)
             reached *= 1.0 - tree.risk(position)
         unsure = sorted(chances, key=lambda position: -chances[position])[:_BRANCH_ROWS]
@@ -100,7 +100,7 @@ class TreePlanner:
     def decide(self, situation: Situation) -> Decision:
         session = situation.session
         if self.mode is Mode.EDGE:
-            return Decision(Wait() if session.exhausted else Draft(), "the device writes alone")
+            return Decision(Wait() if session.exhausted else DraftToken(), "the device writes alone")
         if session.spans:
             return self._draft_ahead(situation)
         # Sorting is stable, so that no child comes before its parent, which is as likely at least.
@@ -109,7 +109,7 @@ class TreePlanner:
         if wanted:
             return Decision(_drafting(wanted), "a likelier token can be drafted")
         tokens = Counter(node.start for node in tree)
-        branches = tuple(Sprout(start, count) for start, count in tokens.items() if start is not None)
+        branches = tuple(BranchPrefix(start, count) for start, count in tokens.items() if start is not None)
         return Decision(Send(tokens[None], branches=branches), "the likeliest tokens are there")
 
     def alone(self) -> Self:
@@ -119,19 +119,19 @@ class TreePlanner:
         session, tree = situation.session, situation.tree
         leaves: list[tuple[float, int | None]] = [*_growing(tree)]
         if not session.exhausted:
-            stands = prod(1.0 - tree.risk(position) for position in range(session.final, len(session.text)))
+            stands = prod(1.0 - tree.risk(position) for position in range(session.final_length, len(session.text)))
             leaves.append((stands, None))
         if leaves:
             _, start = max(leaves, key=lambda leaf: leaf[0])
-            behind = len(session.text) - session.sent if start is None else len(tree.chances(start)) - 1
+            behind = len(session.text) - session.sent_length if start is None else len(tree.chances(start)) - 1
             if behind <= self.tree_tokens:
                 return Decision(_drafting({start}), "until the cloud answers")
         return Decision(Wait(), "enough is drafted behind the likeliest leaf")
 
 
-def _drafting(starts: Set[int | None]) -> Draft:
+def _drafting(starts: Set[int | None]) -> DraftToken:
     """One token more of the text, where None is among them, and of the branches that begin at these positions."""
-    return Draft(None in starts, tuple(sorted(start for start in starts if start is not None)))
+    return DraftToken(None in starts, tuple(sorted(start for start in starts if start is not None)))
 
 
 def _growing(tree: DraftTree) -> list[tuple[float, int]]:
@@ -145,7 +145,7 @@ def _nodes(situation: Situation) -> Iterator[_Node]:
     """All that is drafted and not judged, and what can be drafted next and behind that; the chain first."""
     session, tree, estimates = situation.session, situation.tree, situation.pipeline.estimates
     typical, reached, branches = estimates.risks.typical, 1.0, []
-    for position in range(session.final, len(session.text)):
+    for position in range(session.final_length, len(session.text)):
         chances = tree.chances(position)
         yield _Node(reached * max(1.0 - tree.risk(position), chances[0]), None, drafted=True)
         branches += [_Node(reached * chance, position, drafted=True) for chance in chances]
@@ -166,7 +166,7 @@ def _nodes(situation: Situation) -> Iterator[_Node]:
 def synchronous(span_tokens: int) -> FixedPlanner:
     """Speculative decoding as published (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
 
-    Draft N tokens, send them, wait, repeat; nothing is drafted while the cloud reads. Instead of the ratio test a
+    DraftToken N tokens, send them, wait, repeat; nothing is drafted while the cloud reads. Instead of the ratio test a
     draft stands if it equals the cloud's coupled choice, as for all strategies here.
     """
     return FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight=1, run_ahead_tokens=span_tokens)

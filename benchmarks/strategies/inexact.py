@@ -9,7 +9,7 @@ from typing import Self
 from benchmarks.simulation.strategy import Strategy
 from chaperone_common.types import Mode
 from edge_client.gate import Always, Threshold
-from edge_client.planner import Decision, Draft, FixedPlanner, Planner, Send, Situation, Wait
+from edge_client.planner import Decision, DraftToken, FixedPlanner, Planner, Send, Situation, Wait
 
 BILD_TOKENS = 10  # that the small model writes at most before the large one reads: `num_small_iters` of BiLD's code
 
@@ -28,16 +28,16 @@ class BildPlanner:
     def decide(self, situation: Situation) -> Decision:
         session = situation.session
         if self.mode is Mode.EDGE:
-            return Decision(Wait() if session.exhausted else Draft(), "the device writes alone")
+            return Decision(Wait() if session.exhausted else DraftToken(), "the device writes alone")
         if session.spans:
             return Decision(Wait(), "the cloud reads")
-        written = len(session.text) - session.sent
+        written = len(session.text) - session.sent_length
         sure = self._sure(situation)
         if sure < written:
             return Decision(Send(sure), "fallback: the device is unsure of the token behind")
         if session.exhausted or written >= BILD_TOKENS:
             return Decision(Send(), "nothing more may be written unread")
-        return Decision(Draft(), "the device is sure")
+        return Decision(DraftToken(), "the device is sure")
 
     def alone(self) -> Self:
         return replace(self, mode=Mode.EDGE)
@@ -45,11 +45,11 @@ class BildPlanner:
     def _sure(self, situation: Situation) -> int:
         """How many tokens the cloud has not been sent yet stand before the first unsure one."""
         session = situation.session
-        for position in range(session.sent, len(session.text)):
+        for position in range(session.sent_length, len(session.text)):
             proposal = situation.tree.proposal(position)
             if proposal is not None and proposal.signal.top1_probability < self.fallback:
-                return position - session.sent
-        return len(session.text) - session.sent
+                return position - session.sent_length
+        return len(session.text) - session.sent_length
 
 
 def bild(name: str, fallback: float, rollback_nats: float) -> Strategy:

@@ -5,63 +5,46 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import (
-    Cancelled,
-    ChaperoneError,
-    CloudLost,
-    CloudTimeout,
-    CloudUnavailable,
-    InternalError,
-    InvalidRequest,
-    ModelMismatch,
-    Overloaded,
-    PeerMismatch,
-)
+from chaperone_common.errors import Cancelled, ChaperoneError, CloudLost, CloudUnavailable, Overloaded
 from chaperone_common.frames import Close, Open, ServerFrame, Verdict
 from chaperone_common.session import (
-    Audited,
     Committed,
     DeviceSession,
-    Drafted,
     Event,
     Failed,
     Finished,
-    Retracted,
     SessionEvent,
     State,
     Unverified,
 )
-from chaperone_common.types import FinishReason, Mode, OnDeviation, Proposal
+from chaperone_common.types import FinishReason, Mode, Proposal
 from edge_client.cancellation import Interrupt
 from edge_client.engine.measurement import Stopwatch
+from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
-from edge_client.gate import Gate
-from edge_client.link.connection import Connection
-from edge_client.planner import CatchUp, Decision, Draft, Estimates, HandOver, Pipeline, Planner, Send, Situation, Wait
-from edge_client.ports import Assessor, CloudLink, Drafter, DraftText, OutputText
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How one generation is run; deadlines are in milliseconds."""
-
-    open_deadline_ms: float
-    verification_deadline_ms: float
-    max_span_tokens: int = 256  # that one Draft may carry, branches included
-    reconnect_timeout_ms: float = 0.0  # for which a lost cloud is sought again; 0: not at all
-    continue_without_cloud: bool = False
-    closing_audit: bool = False  # wait for the audit of the unread tail
-    audit_share: float = 1.0  # of the generations about which nothing was asked
-    on_deviation: OnDeviation = OnDeviation.KEEP
-    warm_start: bool = False  # draft nothing until both ends hold the prompt's KV
+from edge_client.gate import Gate, GateUntilClosed
+from edge_client.link.connection import POSSIBLE_LOSSES, Connection, loss_of, no_answer
+from edge_client.planner import (
+    CatchUp,
+    Decision,
+    DraftToken,
+    Estimates,
+    HandOver,
+    Pipeline,
+    Planner,
+    Send,
+    Situation,
+    Wait,
+)
+from edge_client.ports import CloudLink, Drafter, OutputText, RiskModel
 
 
 class Engine:
-    """One generation: drafts on the device, asks the cloud where the gate fires, yields what becomes of it."""
+    """One generation: it drafts on the device, asks the cloud where the gate fires, and yields the events."""
 
     def __init__(
         self,
@@ -73,31 +56,29 @@ class Engine:
         gate: Gate,
         planner: Planner,
         estimates: Estimates,
-        assessor: Assessor | None = None,
+        risk_model: RiskModel | None = None,
         output: OutputText,
-        provisional: DraftText | None = None,
         clock: Clock,
         settings: EngineSettings,
         interrupt: Interrupt | None = None,
         cloud_lost: ChaperoneError | None = None,
         explain: Callable[[Decision], None] | None = None,
     ) -> None:
-        """`connect` makes a link to the cloud, not yet opened, whenever one is needed; None if there is no cloud.
+        """Prepare a generation; `stream` runs it.
 
-        `interrupt` bounds the generation's time; `cloud_lost` says why there is no cloud where there should be one.
-        `estimates` are shared by the generations of a client. `explain` is told every decision; `position` and `at_ms`
-        among its figures are the length of the text, prompt included, and the time since the engine was made.
+        `connect` makes a link to the cloud, not yet opened, each time that one is needed. None: there is no cloud.
+        `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
+        The generations of a client share their `estimates`. `explain` is called with every decision; its figures
+        `position` and `at_ms` are the length of the text, prompt included, and the time since the engine was made.
         """
         self.opening = opening
         self.session = DeviceSession(opening, limit=limit, on_deviation=settings.on_deviation)
         self.speculation = Speculation(self.session, drafter, estimates, clock)
         self.pipeline = Pipeline(estimates, planner.mode)
-        self.gate = gate
-        self._gate_is_open = True
-        self.assessor = assessor
+        self.gate = GateUntilClosed(gate)
+        self.risk_model = risk_model
         self.planner = planner
         self.output = output
-        self.provisional = provisional
         self.settings = settings
         self.explain = explain
         self.watch = Stopwatch(clock)
@@ -111,9 +92,9 @@ class Engine:
 
     @property
     def audit_pending(self) -> bool:
-        """True if nothing more is written, and the cloud has yet to audit some of it.
+        """True if the text is complete, and the cloud has yet to audit some of it.
 
-        Call `audit` then: until it returns, the gate stays open and counts these tokens as unread.
+        Call `audit` then. Until it returns, the gate stays open and counts these tokens as unread.
         """
         return self.session.audit_pending
 
@@ -135,16 +116,11 @@ class Engine:
                 for event in await self._end():
                     yield event
                 ended = True
-                rest = self.output.flush()
-                if self.output.stopped:  # a stop string may be complete only with the text
-                    self.session.finish_reason = FinishReason.STOP
-                reason = self.session.finish_reason
-                assert reason is not None, "the loop ends only when the session has"
-                yield Finished(reason, self.watch.stats(self.session, self.cloud), rest)
+                yield self._finished()
             except ChaperoneError as error:
                 if isinstance(error, Cancelled):
                     ended = ended or self._leave()
-                # What the output still holds back, a part of a character, say, is told by the generation that resumes.
+                # The output may hold back a part of a character: the generation that resumes shows it.
                 yield Failed(error, self.watch.stats(self.session, self.cloud))
         except (GeneratorExit, asyncio.CancelledError):
             ended = ended or self._leave()
@@ -163,38 +139,19 @@ class Engine:
                         return
                 for acted in await self._act():
                     yield acted
-            except (CloudLost, Overloaded, InternalError, InvalidRequest, PeerMismatch) as error:
-                lost = self._loss(error)
-                if await self._reconnect(lost):
-                    continue
-                outcome = self.cloud.outcome(lost)
-                if not self.settings.continue_without_cloud or self.speculation.drafter is None:
-                    raise outcome from None
-                for event in self._go_on_alone(outcome):
-                    yield event
-
-    def _loss(self, error: ChaperoneError) -> ChaperoneError:
-        """Return the error as a loss of the cloud where it is one; raises any other.
-
-        A cloud that comes back in mid-text may take smaller spans than before, or be another model.
-        """
-        match error:
-            case InvalidRequest() if self.session.outgrown:
-                return CloudUnavailable(error.message)
-            case ModelMismatch() if self.cloud.reopened:
-                return error
-            case InvalidRequest() | PeerMismatch():
-                raise error
-            case _:
-                return error
+            except POSSIBLE_LOSSES as error:
+                lost = loss_of(error, outgrown=self.session.outgrown, reopened=self.cloud.reopened)
+                if not await self._reconnect(lost):
+                    for event in self._go_on_alone(lost):
+                        yield event
 
     async def _act(self) -> list[SessionEvent]:
-        decision = self.planner.decide(self._situation())
-        if self.explain is not None:
-            where = {"position": len(self.session.text), "at_ms": self._now_ms - self._made_ms}
-            self.explain(replace(decision, figures=where | decision.figures))
+        session, speculation = self.session, self.speculation
+        situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, speculation.fed_length)
+        decision = self.planner.decide(situation)
+        self._explain(decision)
         match decision.action:
-            case Draft():
+            case DraftToken():
                 return await self._draft(decision.action)
             case CatchUp():
                 await self._catch_up()
@@ -206,25 +163,16 @@ class Engine:
                 await self._wait()
         return []
 
-    def _situation(self) -> Situation:
-        return Situation(self.session, self.speculation.tree, self.pipeline, self._now_ms, self.speculation.read)
+    def _explain(self, decision: Decision) -> None:
+        if self.explain is not None:
+            where = {"position": len(self.session.text), "at_ms": self._now_ms - self._made_ms}
+            self.explain(replace(decision, figures=where | decision.figures))
 
     @property
     def _now_ms(self) -> float:
         return self._clock.now() * 1e3
 
-    @property
-    def _patience_ms(self) -> float:
-        """How long the next frame may take: the answer to the Open comes at once, the one after the prompt was read."""
-        return self._answer_ms if self.session.opened else self.settings.verification_deadline_ms
-
-    @property
-    def _answer_ms(self) -> float:
-        """How long an answer to a Draft may take; the first ones wait until the cloud has read the prompt."""
-        settings = self.settings
-        return settings.verification_deadline_ms if self.session.prefilled else settings.open_deadline_ms
-
-    async def _draft(self, action: Draft) -> list[SessionEvent]:
+    async def _draft(self, action: DraftToken) -> list[SessionEvent]:
         with self.watch.edge_compute():
             proposal = await self._interrupt.bounded(self.speculation.draft(action))
         return self._append(proposal) if proposal is not None else []
@@ -234,24 +182,25 @@ class Engine:
             await self._interrupt.bounded(self.speculation.catch_up())
 
     def _append(self, proposal: Proposal) -> list[SessionEvent]:
-        if self.assessor is not None:
+        if self.risk_model is not None:
             with self.watch.edge_compute():
-                proposal = self.assessor.assess(proposal)
+                proposal = self.risk_model.with_risk(proposal)
         ends = proposal.token_id in self.session.eos_token_ids
-        # End-of-text cannot be taken back, so nobody but the cloud may skip it. Without a cloud there is nobody to ask.
-        fires = self.cloud.there and (self.gate.fires(proposal.signal) or ends)
+        # End-of-text cannot be taken back, so the cloud must confirm it. Without a cloud nothing fires.
+        fires = self.cloud.is_up and (self.gate.fires(proposal.signal) or ends)
         return self._observe(self.session.draft(proposal, fires=fires))
 
     def _send(self, action: Send) -> None:
         session = self.session
         most = session.max_span_tokens or self.settings.max_span_tokens
-        unsent = len(session.text) - session.sent
+        unsent = len(session.text) - session.sent_length
         tokens = min(most, unsent if action.tokens is None else min(action.tokens, unsent))
-        branches = self.speculation.tree.branch_tokens(session.sent, session.sent + tokens, action.branches)
+        start = session.sent_length
+        branches = self.speculation.tree.branch_tokens(start, start + tokens, action.branches)
         frame = session.send(
             continuation_tokens=action.continuation_tokens,
             max_tokens=tokens,
-            deadline_ms=int(self._answer_ms),
+            deadline_ms=int(self.settings.answer_ms(session)),
             branches=branches[: most - tokens],  # a parent comes before its child, so the rest is whole
         )
         self.pipeline.sent(len(frame.token_ids) + len(frame.branches), self._now_ms)
@@ -261,7 +210,7 @@ class Engine:
         if isinstance(frame, Verdict):
             self.watch.answered()
         events = self._apply(frame, at)
-        for proposal in self.speculation.foreseen():
+        for proposal in self.speculation.take_adopted():
             if not self.session.exhausted and self.session.finish_reason is None:
                 events += self._append(proposal)
         return events
@@ -273,78 +222,59 @@ class Engine:
         events = self._observe(session.apply(frame))
         stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
         self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
-        owed = bool(self.session.spans) or not self.session.prefilled
-        self.cloud.heard(caught_up=isinstance(frame, Verdict) or not owed)
+        owes_answer = bool(session.spans) or not session.prefilled
+        self.cloud.on_frame(idle=isinstance(frame, Verdict) or not owes_answer)
         return events
 
     async def _wait(self) -> None:
-        self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
-        in_vain_ms = await self._interrupt.bounded(self.cloud.wait(self._patience_ms))
-        if in_vain_ms is not None:
-            message = (
-                f"cloud: no answer within {in_vain_ms:.0f} ms at position {self.session.final}; it is overloaded or "
-                "the link is down. Raise cloud.verification_deadline_ms (or cloud.open_deadline_ms for long prompts), "
-                "or resume from the committed tokens"
-            )
-            self.session.fail(CloudTimeout(message))
+        session = self.session
+        self.watch.waiting(for_verdict=bool(session.spans) and not session.following)
+        waited_ms = await self._interrupt.bounded(self.cloud.wait(self.settings.next_frame_ms(session)))
+        if waited_ms is not None:
+            session.fail(no_answer(waited_ms, session.final_length))
 
     def _observe(self, events: Iterable[SessionEvent]) -> list[SessionEvent]:
         """Keep model, gate, clock and text in step with the session; return the events with their text.
 
-        A completed stop string ends the text, and events after it are dropped.
+        A completed stop string ends the text. Events after it are dropped.
         """
         shown: list[SessionEvent] = []
         for event in events:
             self.speculation.follow(event)
-            self._tell(event)
-            match event:
-                case Drafted(position, token_id):
-                    self.watch.token_shown()
-                    shown.append(replace(event, text=self._drafted_text(position, token_id)))
-                case Retracted(position):
-                    if self.provisional is not None:
-                        self.provisional.retract(position)
-                    shown.append(event)
-                case Audited():
-                    shown.append(event)
-                case Committed():
-                    if self.provisional is not None and event.position == self.provisional.end:  # the cloud's own
-                        self.provisional.push(event.position, event.token_id)
-                    self.watch.token_shown()
-                    self.watch.token_committed()
-                    text, stopped = self.output.push(event.token_id)
-                    shown.append(replace(event, text=text))
-                    if stopped:
-                        withdrawn = self.session.finish_at(event.position + 1)
-                        for one in withdrawn:
-                            self._tell(one)
-                        return shown + withdrawn
+            self._report(event)
+            self.watch.follow(event)
+            with_text, stopped = self.output.follow(event)
+            shown.append(with_text)
+            if stopped and isinstance(event, Committed):
+                withdrawn = self.session.finish_at(event.position + 1)
+                for after in withdrawn:
+                    self._report(after)
+                return shown + withdrawn
         return shown
 
-    def _drafted_text(self, position: int, token_id: int) -> str:
-        return self.provisional.push(position, token_id) if self.provisional is not None else ""
-
-    def _tell(self, event: SessionEvent) -> None:
-        """Let gate and risk know what became of the text."""
-        if self._gate_is_open:
-            self.gate.follow(event)
-        if self.assessor is not None:
-            self.assessor.follow(event)
+    def _report(self, event: SessionEvent) -> None:
+        self.gate.follow(event)
+        if self.risk_model is not None:
+            self.risk_model.follow(event)
 
     async def _begin(self) -> list[Event]:
         self.watch.start()
         events: list[Event] = []
-        if self.cloud.there:
+        if self.cloud.is_up:
             self.pipeline.opened(self._now_ms, len(self.session.text))
             await self.cloud.open(self.opening)
         elif self.planner.mode is not Mode.EDGE:
-            events = self._go_on_alone(self._cloud_lost or CloudUnavailable("cloud: there is none"))
-        if not self.settings.warm_start:
-            return events
+            events = self._without_cloud(self._cloud_lost or CloudUnavailable("cloud: there is none"))
+        if self.settings.warm_start:
+            await self._warm_up()
+        return events
+
+    async def _warm_up(self) -> None:
+        """Wait until both ends hold the prompt's KV."""
         if self.speculation.drafter is not None and len(self.session.text) > 1:
             with self.watch.edge_compute():
-                await self._interrupt.bounded(self.speculation.read_on(self.session.text[:-1]))
-        while self.cloud.there and not self.session.prefilled:
+                await self._interrupt.bounded(self.speculation.feed(self.session.text[:-1]))
+        while self.cloud.is_up and not self.session.prefilled:
             try:
                 for frame, at in self.cloud.ready():
                     self._receive(frame, at)
@@ -354,65 +284,74 @@ class Engine:
                 if not await self._reconnect(error):
                     raise self.cloud.outcome(error) from None
         self.watch.warm()
-        return events
 
     async def _end(self) -> list[SessionEvent]:
-        """Close the stream; returns what the closing audit says, if that is waited for."""
+        """Close the stream; return the events of the closing audit, if the settings ask to wait for it."""
         self.watch.stop()
-        events: list[SessionEvent] = []
-        if not self.cloud.there:
-            return events
-        all_read = self.session.read >= self.session.final
-        if self.cloud.seeking and all_read and not self.settings.closing_audit:  # the cloud has nothing left to tell
-            self.cloud.cancel()
-            return events
-        self.cloud.send(self._close())
-        self.cloud.close()
-        if self.settings.closing_audit:
-            events += await self.audit()
-        else:
-            self._interrupt = Interrupt()  # nobody waits for the audit, so the user's time does not count for it
-        return events
+        if not self.cloud.is_up:
+            return []
+        all_read = self.session.read_length >= self.session.final_length
+        if self.cloud.seeking and all_read and not self.settings.closing_audit:
+            self.cloud.cancel()  # the cloud has nothing left to audit
+            return []
+        self._close(self._closing_frame(), audit_awaited=self.settings.closing_audit)
+        return await self.audit() if self.settings.closing_audit else []
+
+    def _finished(self) -> Finished:
+        rest = self.output.flush()
+        if self.output.stopped:  # a stop string may be complete only with the text
+            self.session.finish_reason = FinishReason.STOP
+        reason = self.session.finish_reason
+        assert reason is not None, "the loop ends only when the session has"
+        return Finished(reason, self.watch.stats(self.session, self.cloud), rest)
 
     async def audit(self) -> list[SessionEvent]:
-        """Wait for the answer to the Close, if there is one to come; also for a text that has been told."""
+        """Wait for the answer to the Close, if one is to come, and return its events. `stream` may have ended."""
         events: list[SessionEvent] = []
         try:
             while self.session.state is State.CLOSING:
                 for frame, _ in self.cloud.ready():
-                    self.cloud.heard(caught_up=False)
+                    self.cloud.on_frame(idle=False)
                     events += self._observe(self.session.apply(frame))
                 if self.session.state is State.CLOSING:
                     await self._wait()
-        except ChaperoneError:  # the text is complete without it; `deviation_bound` counts what stays unread
+        except ChaperoneError:  # the text is complete without the audit; `deviation_bound` counts unread tokens
             self.cloud.cancel()
         finally:
-            self._close_gate()
+            self.gate.close()
         return events
 
-    def _close(self) -> Close:
-        """Of the generations about which nothing was asked, a share is audited."""
+    def _closing_frame(self) -> Close:
+        """Return the Close; audit a random `audit_share` of the generations that never asked the cloud."""
         share = self.settings.audit_share
         if self.session.tally.requests:
             return self.session.close()
         if self._random.random() < share:
             return self.session.close(audit_share=share)
-        self._close_gate()  # no audit comes: these tokens are counted with those of the texts that are audited
+        self.gate.close()  # no audit comes: the audited texts stand for these tokens
         return self.session.close(audit_share=0.0)
 
+    def _close(self, frame: Close, *, audit_awaited: bool) -> None:
+        self.cloud.send(frame)
+        self.cloud.close()
+        if not audit_awaited:
+            self._interrupt = Interrupt()  # the user's timeout does not include an audit that the user does not await
+
     def _leave(self) -> bool:
-        """The user stops listening: skipped tokens that are final are audited nevertheless; whether there are any."""
+        """Close the stream if final tokens are unread, so that the cloud audits them; return whether there are any."""
         session = self.session
         writing = session.state in (State.DEVICE_WRITES, State.CLOUD_WRITES)
-        if not (self.cloud.there and writing and self.planner.mode is Mode.GATED and session.read < session.final):
+        unread = session.read_length < session.final_length
+        if not (self.cloud.is_up and writing and self.planner.mode is Mode.GATED and unread):
             return False
-        self.cloud.send(session.close())
-        self.cloud.close()
-        self._interrupt = Interrupt()  # nobody waits for the audit, so the user's time does not count for it
+        self._close(session.close(), audit_awaited=False)
         return True
 
     async def _reconnect(self, error: ChaperoneError) -> bool:
-        """Open the session anew on another stream, if that may help; what is provisional stays so meanwhile."""
+        """Open the session again on another stream, if that may help; return whether it was tried.
+
+        Provisional tokens stay provisional.
+        """
         pause_ms = self.cloud.pause_ms(error)
         if pause_ms is None:
             return False
@@ -421,20 +360,21 @@ class Engine:
         return True
 
     def _go_on_alone(self, error: ChaperoneError) -> list[Event]:
+        """Write on without the lost cloud; raise the loss unless the settings allow that."""
+        outcome = self.cloud.outcome(error)
+        if not self.settings.continue_without_cloud or self.speculation.drafter is None:
+            raise outcome from None
+        return self._without_cloud(outcome)
+
+    def _without_cloud(self, error: ChaperoneError) -> list[Event]:
         self.cloud.hang_up()
-        self._close_gate()
+        self.gate.close()
         self.planner = self.planner.alone()
-        return [Unverified(self.session.final, error), *self._observe(self.session.lose_cloud())]
+        return [Unverified(self.session.final_length, error), *self._observe(self.session.lose_cloud())]
 
     def _release(self, *, graceful: bool) -> None:
         if not graceful:
             self.cloud.cancel()
         if not (graceful and self.audit_pending):
-            self._close_gate()
-        self.speculation.close()
-
-    def _close_gate(self) -> None:
-        """Report nothing more to the gate, so that it waits for no audit."""
-        if self._gate_is_open:
-            self._gate_is_open = False
             self.gate.close()
+        self.speculation.close()

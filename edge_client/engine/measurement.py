@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chaperone_common.clock import Clock
-from chaperone_common.session import DeviceSession
+from chaperone_common.session import Committed, DeviceSession, Drafted, SessionEvent
 from chaperone_common.stats import EnergyModel, GenerationStats
 from edge_client.link.connection import Connection
 
@@ -38,14 +38,11 @@ class Stopwatch:
         """The last token is committed."""
         self._stopped = self._now_ms()
 
-    def token_shown(self) -> None:
-        """A token, provisional or final, can be seen."""
-        if self._first_shown is None:
+    def follow(self, event: SessionEvent) -> None:
+        """Note when the first token is shown, and when the first one is final."""
+        if self._first_shown is None and isinstance(event, Drafted | Committed):
             self._first_shown = self._now_ms()
-
-    def token_committed(self) -> None:
-        """A token is final."""
-        if self._first_committed is None:
+        if self._first_committed is None and isinstance(event, Committed):
             self._first_committed = self._now_ms()
 
     def waiting(self, *, for_verdict: bool) -> None:
@@ -72,7 +69,7 @@ class Stopwatch:
         total_ms = end - self._started
         tally = session.tally
         up, down = cloud.bytes_up, cloud.bytes_down
-        completion = session.final - session.first_new
+        completion = session.final_length - session.first_new
         unread = max(0, tally.skipped_tokens - tally.audited_tokens)
         caught = tally.caught
         missed = tally.deviations

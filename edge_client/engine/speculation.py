@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from chaperone_common.clock import Clock
 from chaperone_common.session import Audited, Committed, DeviceSession, Drafted, Retracted, SessionEvent
 from chaperone_common.types import Proposal
-from edge_client.planner import Draft, Estimates
+from edge_client.planner import DraftToken, Estimates
 from edge_client.planner.draft_tree import Branch, DraftTree
 from edge_client.ports import TEXT_ROW, Drafter
 
@@ -37,40 +37,40 @@ class Speculation:
         )
         self._session = session
         self._estimates = estimates
-        self._relapses = estimates.relapses
+        self._relapses = estimates.override_clusters
         self._clock = clock
-        self._ahead: tuple[int, Proposal] | None = None  # proposed for a position that the text has not reached
+        self._next_proposal: tuple[int, Proposal] | None = None  # proposed for a position that the text has not reached
         self._overridden_at: int | None = None  # for the last time
-        self._foreseen: Branch | None = None  # that the text has just become
+        self._adopted_branch: Branch | None = None  # that the text has just become
 
     @property
-    def read(self) -> int:
+    def fed_length(self) -> int:
         """Tokens of the text that the model has read."""
         return self.drafter.length if self.drafter is not None else 0
 
-    async def read_on(self, token_ids: Sequence[int]) -> None:
+    async def feed(self, token_ids: Sequence[int]) -> None:
         """Read more of the text, and keep what comes to mind for the token after it."""
         assert self.drafter is not None, "the planner drafts only where there is a model"
         proposal = await self.drafter.step(token_ids)
-        self._ahead = (self.drafter.length, proposal)
+        self._next_proposal = (self.drafter.length, proposal)
 
     async def catch_up(self) -> None:
         """Read what the cloud has written; the one proposal that comes of it stands for as many tokens."""
-        unread = self._session.text[self.read :]
-        await self.read_on(unread)
-        assert self._ahead is not None
-        self._estimates.risks.drafted(self._ahead[1].signal.risk, tokens=len(unread))
+        unread = self._session.text[self.fed_length :]
+        await self.feed(unread)
+        assert self._next_proposal is not None
+        self._estimates.risks.drafted(self._next_proposal[1].signal.risk, tokens=len(unread))
 
-    async def draft(self, action: Draft) -> Proposal | None:
+    async def draft(self, action: DraftToken) -> Proposal | None:
         """Draft one token of the text, of branches, or of both; returns the text's."""
         drafter = self.drafter
         assert drafter is not None, "the planner drafts only where there is a model"
         unread = self._session.text[drafter.length :]
         if action.text and len(unread) != 1:  # behind after a takeover, or ahead after reading on
             if unread:
-                await self.read_on(unread)
-            assert self._ahead is not None, "a text that was read to its end has left a proposal"
-            return self._ahead[1]
+                await self.feed(unread)
+            assert self._next_proposal is not None, "a text that was read to its end has left a proposal"
+            return self._next_proposal[1]
         rows = {TEXT_ROW: unread[0]} if action.text else {}
         starts = {self._row(start): start for start in action.branches}
         rows |= {row: self.tree.branches[start].unread for row, start in starts.items()}
@@ -81,10 +81,10 @@ class Speculation:
             self.tree.grow(start, proposals[row])
         return proposals.get(TEXT_ROW)
 
-    def foreseen(self) -> list[Proposal]:
+    def take_adopted(self) -> list[Proposal]:
         """What was drafted behind the end of the text, in the branch that the cloud has just made the text."""
         session = self._session
-        branch, self._foreseen = self._foreseen, None
+        branch, self._adopted_branch = self._adopted_branch, None
         if branch is None or self.drafter is None:
             return []
         agreed = branch.agreed(session.text)
@@ -97,14 +97,14 @@ class Speculation:
         """Keep model and tree in step with what happens to the text."""
         match event:
             case Drafted(position, _, signal):
-                if position >= self._session.final:
+                if position >= self._session.final_length:
                     self.tree.add(position)
                 self._estimates.risks.drafted(signal.risk)
             case Retracted(position):
                 if self.drafter is not None:
                     self.drafter.rewind(min(self.drafter.length, position))
-                if self._ahead is not None and self._ahead[0] > position:
-                    self._ahead = None
+                if self._next_proposal is not None and self._next_proposal[0] > position:
+                    self._next_proposal = None
             case Committed():
                 self._learn(event)
                 if event.replaced is not None:
@@ -145,9 +145,9 @@ class Speculation:
 
     def _unwritten(self, position: int) -> Proposal | None:
         """What the model proposed for a position that the cloud wrote before the device did."""
-        if self._ahead is not None and self._ahead[0] == position:
-            return self._ahead[1]
-        branch = self._foreseen
+        if self._next_proposal is not None and self._next_proposal[0] == position:
+            return self._next_proposal[1]
+        branch = self._adopted_branch
         if branch is None:
             return None
         behind = position - branch.start - 1
@@ -162,4 +162,4 @@ class Speculation:
         self._estimates.overridden(by_runner_up=hit, foreseen_tokens=len(branch.proposals) if branch else None)
         if branch is not None and branch.proposals and self.drafter is not None:
             self.drafter.adopt(branch.row)
-            self._foreseen = branch
+            self._adopted_branch = branch

@@ -3,7 +3,7 @@
 from edge_client.gate.budgeted import Budgeted, Entry, Ledger
 from edge_client.gate.control import Control, Totals
 from edge_client.gate.features import FEATURES, FEATURES_VERSION, Features, TokenKind
-from edge_client.gate.policies import Always, Gate, Never, Threshold
+from edge_client.gate.policies import Always, Gate, GateUntilClosed, Never, Threshold
 from edge_client.gate.risk_histogram import Calibration
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Entry",
     "Features",
     "Gate",
+    "GateUntilClosed",
     "Ledger",
     "Never",
     "Threshold",

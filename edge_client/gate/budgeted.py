@@ -91,12 +91,12 @@ class Budgeted(Gate):
         if len(unread) != self._unread.tokens:
             self._unread.tokens, self._unread.risk = len(unread), math.fsum(unread.values())
         if entry.settled is not None:
-            self._control.saw(entry.settled, skipped=entry.skipped)
+            self._control.record_token(entry.settled, skipped=entry.skipped)
         if entry.caught:
-            self._control.caught()
+            self._control.record_caught()
         if entry.audited or entry.deviations:
             weight = event.weight if isinstance(event, Audited) else 1.0
-            self._control.audited(entry.audited, entry.deviations, foretold=entry.foretold, weight=weight)
+            self._control.record_audit(entry.audited, entry.deviations, foretold=entry.foretold, weight=weight)
 
     def close(self) -> None:
         self._control.unregister(self._unread)

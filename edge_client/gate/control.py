@@ -213,7 +213,7 @@ class Control:
         """Leave out a generation's unread tokens: nothing will audit them. Idempotent."""
         self._unread.discard(unread)
 
-    def saw(self, risk: float, *, skipped: bool) -> None:
+    def record_token(self, risk: float, *, skipped: bool) -> None:
         """A token of the device's, or one in its place, is final; a skipped one is to be audited."""
         self.totals.tokens += 1
         self._histogram.add(risk)
@@ -221,12 +221,12 @@ class Control:
         if not skipped:
             self._deviation.add(self.promises.max_deviation, self._expected_deviation())
 
-    def caught(self) -> None:
+    def record_caught(self) -> None:
         """The cloud overrode a token that was not final."""
         self.totals.caught += 1
         self._catch.add(1.0 - self.promises.catch, self._expected_catch())
 
-    def audited(self, tokens: int, deviations: int, *, foretold: float, weight: float = 1.0) -> None:
+    def record_audit(self, tokens: int, deviations: int, *, foretold: float, weight: float = 1.0) -> None:
         """The cloud has read skipped tokens, of so much risk; each stands for `weight`, where not all are read."""
         self.totals.audited += tokens
         self.totals.deviations += weight * deviations

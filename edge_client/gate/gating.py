@@ -29,7 +29,7 @@ class Gates:
         self._model = model  # the one in use: the cloud may be another one than it was made for
         self._controls: dict[Promises, Control] = {}
 
-    def meet(self, capabilities: Capabilities) -> None:
+    def use_cloud(self, capabilities: Capabilities) -> None:
         """A cloud serves this; raises GateMismatch where the configured gate was made for another model.
 
         One that merely comes with the pair is done without, as long as this cloud is there.
@@ -59,7 +59,7 @@ class Gates:
             case Mode.EDGE | Mode.CLOUD:
                 return Never()
 
-    def assessor(
+    def risk_model(
         self, mode: Mode, read: Callable[[int], str], prompt_length: int, committed_token_ids: Sequence[int] = ()
     ) -> CalibratedRisk | None:
         """What tells one generation's risks, where a gate was calibrated; see `CalibratedRisk`."""

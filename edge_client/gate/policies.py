@@ -27,6 +27,28 @@ class Gate(Protocol):
         return
 
 
+class GateUntilClosed(Gate):
+    """A gate that gets no event after it was closed, and is closed once."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._is_open = True
+
+    def fires(self, signal: Signal) -> bool:
+        return self._gate.fires(signal)
+
+    def follow(self, event: SessionEvent) -> None:
+        if self._is_open:
+            self._gate.follow(event)
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            close = getattr(self._gate, "close", None)  # a gate that does not derive from `Gate` may have none
+            if close is not None:
+                close()
+
+
 @dataclass(frozen=True, slots=True)
 class Always(Gate):
     """Ask about every token: the gate of `exact`."""

@@ -12,7 +12,7 @@ from edge_client.gate.gate_model import GateModel
 
 
 class CalibratedRisk:
-    """Puts the calibrated risk into the signals of what is drafted; implements `Assessor`."""
+    """Puts the calibrated risk into the signals of what is drafted; implements `RiskModel`."""
 
     def __init__(
         self, model: GateModel, read: Callable[[int], str], prompt_length: int, committed_token_ids: Sequence[int] = ()
@@ -24,7 +24,7 @@ class CalibratedRisk:
         for token_id in committed_token_ids:
             self._features.append(token_id, None)
 
-    def assess(self, proposal: Proposal) -> Proposal:
+    def with_risk(self, proposal: Proposal) -> Proposal:
         features = self._features.of(proposal.token_id, proposal.runner_up, proposal.signal)
         return replace(proposal, signal=replace(proposal.signal, risk=self._model.risk(features)))
 

@@ -6,10 +6,48 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import ChaperoneError
+from chaperone_common.errors import (
+    ChaperoneError,
+    CloudLost,
+    CloudTimeout,
+    CloudUnavailable,
+    InternalError,
+    InvalidRequest,
+    ModelMismatch,
+    Overloaded,
+    PeerMismatch,
+)
 from chaperone_common.frames import ClientFrame, Open
 from edge_client.link.reconnection import DelayedLink, Reconnection
 from edge_client.ports import Arrived, CloudLink
+
+# Errors that may be a loss of the cloud; see `loss_of`.
+POSSIBLE_LOSSES = (CloudLost, Overloaded, InternalError, InvalidRequest, PeerMismatch)
+
+
+def loss_of(error: ChaperoneError, *, outgrown: bool, reopened: bool) -> ChaperoneError:
+    """Return the error as a loss of the cloud if it is one; raise any other.
+
+    After a reconnection the cloud may take smaller spans than before (`outgrown`), or be another model (`reopened`).
+    """
+    match error:
+        case InvalidRequest() if outgrown:
+            return CloudUnavailable(error.message)
+        case ModelMismatch() if reopened:
+            return error
+        case InvalidRequest() | PeerMismatch():
+            raise error
+        case _:
+            return error
+
+
+def no_answer(waited_ms: float, position: int) -> CloudTimeout:
+    """Return the error of a cloud that did not answer in time, while the final text ended at `position`."""
+    return CloudTimeout(
+        f"cloud: no answer within {waited_ms:.0f} ms at position {position}; it is overloaded or the link is down. "
+        "Raise cloud.verification_deadline_ms (or cloud.open_deadline_ms for long prompts), or resume from the "
+        "committed tokens"
+    )
 
 
 class Connection:
@@ -27,7 +65,7 @@ class Connection:
         self._bytes_before = (0, 0)  # up and down, of the links before this one
 
     @property
-    def there(self) -> bool:
+    def is_up(self) -> bool:
         """Whether there is a cloud to ask."""
         return self._link is not None
 
@@ -81,9 +119,9 @@ class Connection:
         """Take the frames that have arrived, oldest first."""
         return self._link.ready() if self._link is not None else ()
 
-    def heard(self, *, caught_up: bool) -> None:
-        """The cloud has answered; `caught_up` if it owes nothing more."""
-        self._reconnection.heard(caught_up=caught_up)
+    def on_frame(self, *, idle: bool) -> None:
+        """The cloud has answered; `idle` if it owes nothing more."""
+        self._reconnection.on_frame(idle=idle)
 
     async def wait(self, patience_ms: float) -> float | None:
         """Sleep until a frame is there; returns the milliseconds that were waited in vain, or None.

@@ -56,10 +56,10 @@ class Reconnection:
         self.seeking = True
         return asked_ms + pause_ms
 
-    def heard(self, *, caught_up: bool) -> None:
+    def on_frame(self, *, idle: bool) -> None:
         """The cloud is there; once it has also done what it was asked, the loss is over and the next one a new one."""
         self.seeking = False
-        if caught_up:
+        if idle:
             self._loss = None
 
     def outcome(self, error: ChaperoneError) -> ChaperoneError:

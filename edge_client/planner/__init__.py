@@ -1,6 +1,6 @@
 """Which action next: draft on, send, wait, hand over, or take back."""
 
-from edge_client.planner.actions import Action, CatchUp, Decision, Draft, HandOver, Send, Sprout, Wait
+from edge_client.planner.actions import Action, BranchPrefix, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.planner.adaptive import AdaptivePlanner
 from edge_client.planner.costs import Costs, Estimates
 from edge_client.planner.fixed import FixedPlanner
@@ -10,10 +10,11 @@ from edge_client.planner.situation import Planner, Situation
 __all__ = [
     "Action",
     "AdaptivePlanner",
+    "BranchPrefix",
     "CatchUp",
     "Costs",
     "Decision",
-    "Draft",
+    "DraftToken",
     "Estimates",
     "FixedPlanner",
     "HandOver",
@@ -21,6 +22,5 @@ __all__ = [
     "Planner",
     "Send",
     "Situation",
-    "Sprout",
     "Wait",
 ]

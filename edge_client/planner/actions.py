@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class DraftToken:
     """Write one more token: of the text, of the branches that begin at these positions, or of both in one forward."""
 
     text: bool = True
@@ -19,7 +19,7 @@ class CatchUp:
     """Read what the cloud has written, so that drafting can resume at once."""
 
 
-class Sprout(NamedTuple):
+class BranchPrefix(NamedTuple):
     """The first `tokens` tokens of the branch that begins at `start`; 1 is the runner-up, which needs no draft."""
 
     start: int
@@ -35,7 +35,7 @@ class Send:
 
     tokens: int | None = None
     continuation_tokens: int = 0
-    branches: tuple[Sprout, ...] = ()
+    branches: tuple[BranchPrefix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class HandOver:
     tokens: int
 
 
-Action = Draft | CatchUp | Send | Wait | HandOver
+Action = DraftToken | CatchUp | Send | Wait | HandOver
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Self
 
 from chaperone_common.session import DeviceSession
 from chaperone_common.types import Mode
-from edge_client.planner.actions import Action, CatchUp, Decision, Draft, HandOver, Send, Wait
+from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner.branch_prefixes import branches_worth_sending
 from edge_client.planner.costs import Costs, survival
 from edge_client.planner.schedule import Schedule, schedule_for
 from edge_client.planner.situation import Situation
 from edge_client.planner.spans import LONGEST, best_span, best_take_back
-from edge_client.planner.sprouts import worthy_sprouts
 from edge_client.planner.takeover import takeover_tokens
 
 _HOPELESS = 0.01  # chance of being of use below which a draft is not worth the device's energy
@@ -44,7 +44,7 @@ class AdaptivePlanner:
     def decide(self, situation: Situation) -> Decision:
         session = situation.session
         if self.mode is Mode.EDGE:
-            return Decision(Wait() if session.exhausted else Draft(), "the device writes alone")
+            return Decision(Wait() if session.exhausted else DraftToken(), "the device writes alone")
         if self.mode is Mode.CLOUD:
             return self._stream(session)
         estimates = situation.pipeline.estimates
@@ -66,13 +66,13 @@ class AdaptivePlanner:
         return Decision(HandOver(session.limit - len(session.text)), "the cloud writes alone")
 
     def _span(self, situation: Situation, costs: Costs, schedule: Schedule) -> Decision:
-        """Draft until the span that the cloud should read next is there, and send it."""
+        """DraftToken until the span that the cloud should read next is there, and send it."""
         session = situation.session
-        unsent = len(session.text) - session.sent
+        unsent = len(session.text) - session.sent_length
         room = session.limit - len(session.text)
         wait_ms = situation.pipeline.wait_ms(situation.now_ms)
         drafts = 0 if session.exhausted else min(room, LONGEST)
-        plan = best_span(_risks(situation, session.sent), drafts, wait_ms, costs, schedule.rate)
+        plan = best_span(_risks(situation, session.sent_length), drafts, wait_ms, costs, schedule.rate)
         figures = {
             "unsent": unsent,
             "best": plan.tokens,
@@ -109,38 +109,41 @@ class AdaptivePlanner:
         ready = isinstance(action, Wait) or self._group_is_whole(situation, costs, rate, asked, wait_ms)
         busy = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(action, Wait)
         if asked and ready and not busy and _likely(situation):
-            onward = min(takeover_tokens(situation.pipeline.estimates.relapses, costs), session.limit - session.final)
+            onward = takeover_tokens(situation.pipeline.estimates.override_clusters, costs)
+            onward = min(onward, session.limit - session.final_length)
             # The cloud chooses behind what it reads: the last of them need not be sent, unless it is to write on there.
             tokens = asked if onward or asked == 1 else asked - 1
             return Decision(Send(tokens, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})
-        unread = session.final - session.sent - 1  # behind the last one the cloud would choose
+        unread = session.final_length - session.sent_length - 1  # behind the last one the cloud would choose
         if unread > 0 and not session.spans and costs.read_ms(unread) > _LONG * (costs.read_ms(1) + costs.rtt_ms):
             return Decision(Send(unread), "what is unread would hold up the next question")
-        if session.stranded and (isinstance(action, Wait) or survival(_risks(situation, session.final)) < _DOUBTFUL):
+        if session.stranded and (
+            isinstance(action, Wait) or survival(_risks(situation, session.final_length)) < _DOUBTFUL
+        ):
             return Decision(Send(), "what there is must be read to be final, and may well be taken back")
         return Decision(action, "a question had better wait" if asked else "the gate has not fired")
 
     def _group_is_whole(self, situation: Situation, costs: Costs, rate: float, asked: int, wait_ms: float) -> bool:
         """Whether nothing fires close behind what is to be asked about, or that is as much as makes a good span."""
         session = situation.session
-        if len(session.text) - session.sent - asked >= _GAP:
+        if len(session.text) - session.sent_length - asked >= _GAP:
             return True
         drafts = 0 if session.exhausted else min(session.limit - len(session.text), LONGEST)
-        begin = max(session.final, session.sent)
+        begin = max(session.final_length, session.sent_length)
         plan = best_span(_risks(situation, begin), drafts, wait_ms, costs, rate)
-        return session.sent + asked - begin >= max(plan.tokens, _GAP + 1)
+        return session.sent_length + asked - begin >= max(plan.tokens, _GAP + 1)
 
     def _follow(self, situation: Situation, costs: Costs) -> Decision:
         """While the cloud writes, draft ahead of it, and take back once that is worth more than its writing."""
         session = situation.session
-        risks = _risks(situation, session.final)
+        risks = _risks(situation, session.final_length)
         drafted = len(risks)
         # What the cloud has written has to be read before anything can be drafted behind it; its last token is read
         # by the forward that drafts.
-        unread = len(session.text) - situation.read
+        unread = len(session.text) - situation.fed_length
         reading_ms = max(unread - 1, 0) * _READING_SHARE * costs.draft_ms
         written = situation.pipeline.written_by(situation.now_ms + reading_ms)
-        room = session.limit - session.final
+        room = session.limit - session.final_length
         if written >= room:
             return Decision(Wait(), "the cloud is about to be done")
         plan = best_take_back(risks, written, room, costs)
@@ -149,36 +152,36 @@ class AdaptivePlanner:
         if promising and drafted >= plan.tokens:
             return Decision(Send(None, room), "the draft is far enough ahead of the cloud", figures)
         if promising and not session.exhausted:
-            return Decision(Draft(), "drafting can get ahead of the cloud", figures)
+            return Decision(DraftToken(), "drafting can get ahead of the cloud", figures)
         rest = CatchUp() if _reads_along(costs, unread, plan.value) else Wait()
         return Decision(rest, "drafting cannot get ahead of the cloud", figures)
 
     def _read_along(self, situation: Situation) -> Decision:
         """The cloud is to write some tokens: read them in chunks, so that drafting can go on behind the last one."""
-        unread = len(situation.session.text) - situation.read
+        unread = len(situation.session.text) - situation.fed_length
         return Decision(CatchUp() if unread >= _CATCH_UP_TOKENS else Wait(), "the cloud writes")
 
     def _draft(self, situation: Situation, costs: Costs, rate: float) -> Action:
         """The forward that drafts most tokens of use in its time: of the text, of a branch, or of both."""
         session = situation.session
-        text = 0.0 if session.exhausted else survival(_risks(situation, session.final))
+        text = 0.0 if session.exhausted else survival(_risks(situation, session.final_length))
         branch, start = max(situation.tree.sites(), default=(0.0, -1))
         awaited = not session.spans and not situation.pipeline.wait_ms(situation.now_ms)
         if awaited:  # the cloud waits for the text, and for a branch if that is worth its row and its reading
             beside = (start,) if branch > rate * (costs.row_ms + costs.read_token_ms) else ()
-            return Draft(branches=beside) if text >= _HOPELESS else Wait()
+            return DraftToken(branches=beside) if text >= _HOPELESS else Wait()
         if max(text, branch) < _HOPELESS:
             return Wait()
         both_ms = costs.draft_ms + costs.row_ms
         if (text + branch) / both_ms > max(text, branch) / costs.draft_ms:
-            return Draft(text > 0, (start,))
-        return Draft() if text >= branch else Draft(False, (start,))
+            return DraftToken(text > 0, (start,))
+        return DraftToken() if text >= branch else DraftToken(False, (start,))
 
 
 def _send(situation: Situation, tokens: int, continuation_tokens: int, least: float) -> Send:
     """The oldest unsent tokens, and beside them the branch tokens that are at least so likely to stand."""
-    start = situation.session.sent
-    return Send(tokens, continuation_tokens, worthy_sprouts(situation.tree, start, start + tokens, least))
+    start = situation.session.sent_length
+    return Send(tokens, continuation_tokens, branches_worth_sending(situation.tree, start, start + tokens, least))
 
 
 def _likely(situation: Situation) -> bool:

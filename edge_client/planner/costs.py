@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edge_client.planner.learning import ReadingTime, Recent, Relapses, Share
+from edge_client.planner.learning import OverrideClusters, ReadingTime, Recent, Share
 
 _UNTRIED = 0.2  # forwards of several rows that are forgotten for each one of a single row (an assumption)
 _LEAST_MS = 0.01  # that anything takes: clocks are coarse, and a cloud may tell what it likes
@@ -64,7 +64,7 @@ class Estimates:
     def __init__(self) -> None:
         prior = Costs()
         self.risks = Risks()
-        self.relapses = Relapses()
+        self.override_clusters = OverrideClusters()
         self._draft = Recent(prior.draft_ms)
         # A further row in the same forward, as a share of a draft's time. While it seems dear, no branch is drafted
         # beside the text, so what was seen fades: the first such forward takes memory and, once, long.

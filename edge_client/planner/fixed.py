@@ -7,7 +7,7 @@ from typing import Self
 
 from chaperone_common.session import DeviceSession
 from chaperone_common.types import Mode
-from edge_client.planner.actions import Action, Decision, Draft, HandOver, Send, Wait
+from edge_client.planner.actions import Action, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.planner.situation import Situation
 
 
@@ -36,13 +36,13 @@ class FixedPlanner:
             return Wait() if session.spans else HandOver(session.limit - len(session.text))
         if self._worth_sending(session):
             return Send(continuation_tokens=self.takeover_tokens)
-        return Wait() if self._must_stop(session) else Draft()
+        return Wait() if self._must_stop(session) else DraftToken()
 
     def alone(self) -> Self:
         return replace(self, mode=Mode.EDGE)
 
     def _must_stop(self, session: DeviceSession) -> bool:
-        return session.exhausted or len(session.text) - session.final >= self.run_ahead_tokens
+        return session.exhausted or len(session.text) - session.final_length >= self.run_ahead_tokens
 
     def _worth_sending(self, session: DeviceSession) -> bool:
         if session.stranded and self._must_stop(session):

@@ -102,7 +102,7 @@ class ReadingTime:
         self.base_ms, self.token_ms = base, token
 
 
-class Relapses:
+class OverrideClusters:
     """The chance that the device is overridden again, by the distance from the last override."""
 
     def __init__(self) -> None:

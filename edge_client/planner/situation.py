@@ -20,7 +20,8 @@ class Situation:
     tree: DraftTree
     pipeline: Pipeline
     now_ms: float
-    read: int  # tokens of the text that the device's model has read
+    # Tokens of the text that the device's model was fed.
+    fed_length: int
 
 
 class Planner(Protocol):

@@ -9,18 +9,18 @@ from __future__ import annotations
 from itertools import takewhile
 
 from edge_client.planner.costs import Costs
-from edge_client.planner.learning import Relapses
+from edge_client.planner.learning import OverrideClusters
 
 # Chance of a further override below which the device writes, however fast the cloud is: for the cloud's time costs
 # something, too (an assumption).
 _LEAST_CHANCE = 0.25
 
 
-def takeover_tokens(relapses: Relapses, costs: Costs) -> int:
+def takeover_tokens(override_clusters: OverrideClusters, costs: Costs) -> int:
     """How many tokens behind an override the cloud had better write itself."""
     again_ms = costs.rtt_ms + costs.read_ms(1)
 
     def better_written(chance: float) -> bool:
         return chance >= _LEAST_CHANCE and costs.draft_ms + chance * again_ms > costs.stream_ms
 
-    return sum(1 for _ in takewhile(better_written, relapses.chances()))
+    return sum(1 for _ in takewhile(better_written, override_clusters.chances()))

@@ -1,17 +1,56 @@
-"""Tokens as text for those who read along: final ones, cut at stop strings, and provisional ones."""
+"""The text of a generation: of final tokens, cut at stop strings, and of provisional ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
 from edge_client.text import DetokenizerStream, StopScanner, Tokenizer
 
 
+class EventText:
+    """Adds text to the events of one generation; implements `OutputText`."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], start: int, *, resumed: Sequence[int] = ()) -> None:
+        """Begin at position `start`, the first after the prompt.
+
+        An earlier generation has shown the `resumed` tokens. Their text is not returned again.
+        """
+        self._committed = CommittedText(tokenizer, stop, resumed=resumed)
+        self._provisional = ProvisionalText(tokenizer, start, resumed=resumed)
+
+    @property
+    def stopped(self) -> bool:
+        """True if a stop string was met, also in the resumed tokens or in what `flush` returned."""
+        return self._committed.stopped
+
+    def follow(self, event: SessionEvent) -> tuple[SessionEvent, bool]:
+        """Return the event with the text it adds, and True if a stop string was completed with it."""
+        match event:
+            case Drafted(position, token_id):
+                return replace(event, text=self._provisional.push(position, token_id)), False
+            case Retracted(position):
+                self._provisional.retract(position)
+            case Committed(position, token_id):
+                if position == self._provisional.end:  # the cloud's own token
+                    self._provisional.push(position, token_id)
+                text, stopped = self._committed.push(token_id)
+                return replace(event, text=text), stopped
+            case Audited():
+                pass
+        return event, False
+
+    def flush(self) -> str:
+        """Return the rest of the text, once no token follows."""
+        return self._committed.flush()
+
+
 class CommittedText:
-    """Implements `OutputText`: whole characters only, nothing of a stop string."""
+    """The text of final tokens: whole characters only, nothing of a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, resumed: Sequence[int] = ()) -> None:
-        """`resumed` tokens were shown by an earlier generation: they are read, and their text is not given again."""
+        """Begin after the `resumed` tokens, whose text an earlier generation has shown."""
         self._detokenizer = DetokenizerStream(tokenizer)
         self._scanner = StopScanner(stop)
         for token_id in resumed:
@@ -19,24 +58,24 @@ class CommittedText:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was met, also in resumed tokens or in what `flush` returned: the text has ended."""
+        """True if a stop string was met, also in the resumed tokens or in what `flush` returned."""
         return self._scanner.stopped
 
     def push(self, token_id: int) -> tuple[str, bool]:
-        """The text that a token completes, and whether a stop string was completed with it."""
+        """Return the text that a token completes, and True if a stop string was completed with it."""
         return self._scanner.push(self._detokenizer.push(token_id))
 
     def flush(self) -> str:
-        """The rest of the text, once no token follows; see `stopped` afterwards."""
+        """Return the rest of the text, once no token follows. It may complete a stop string; see `stopped`."""
         text, _ = self._scanner.push(self._detokenizer.flush())
         return text + self._scanner.flush()
 
 
 class ProvisionalText:
-    """The text of tokens by position, where tokens may be replaced: whole characters, stop strings included."""
+    """The text of all tokens, where provisional ones may be replaced: whole characters, stop strings included."""
 
     def __init__(self, tokenizer: Tokenizer, start: int, *, resumed: Sequence[int] = ()) -> None:
-        """`start` is the first position after the prompt; `resumed` tokens stand from there."""
+        """Begin at position `start`, the first after the prompt, with the `resumed` tokens."""
         self._detokenizer = DetokenizerStream(tokenizer)
         self._start = start
         for token_id in resumed:

@@ -134,7 +134,7 @@ def test_events_tell_the_whole_story(pair: Pair) -> None:
                 assert audited <= start < end <= final, "each token once, and only final ones"
                 assert all(start <= position < end for position in deviations)
                 audited = end
-    assert text[:final] == pair.device.text[: pair.device.final]
+    assert text[:final] == pair.device.text[: pair.device.final_length]
 
 
 def test_the_wire_exercises_what_can_go_wrong() -> None:
@@ -191,7 +191,7 @@ def test_exact_commits_what_the_cloud_would_write_however_often_the_stream_is_cu
 def test_gated_audits_every_skipped_token_once_however_often_the_stream_is_cut(pair: Pair) -> None:
     pair.run()
     text = [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)]
-    assert text == pair.device.text[: pair.device.final]
+    assert text == pair.device.text[: pair.device.final_length]
     skipped = [event.position for event in pair.committed if event.origin is Origin.DRAFT]
     assert pair.audits == Counter(skipped), "each once, and nothing else"
     deviating = [event for event in pair.committed if pair.models.cloud(text[: event.position]) != event.token_id]

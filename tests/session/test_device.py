@@ -14,7 +14,17 @@ from chaperone_common.errors import (
 from chaperone_common.frames import Continuation, Draft, Opened, Verdict
 from chaperone_common.session import Audited, CloudSession, Committed, Drafted, Retracted
 from chaperone_common.types import Origin, Span
-from tests.support.device_session import OPEN, PROMPT, START, committed, fire, session, skip, with_two_questions
+from tests.support.device_session import (
+    OPEN,
+    PROMPT,
+    START,
+    committed,
+    fire,
+    session,
+    skip,
+    snapshot,
+    with_two_questions,
+)
 
 # Drafting and sending
 
@@ -24,7 +34,7 @@ def test_a_fired_token_is_provisional_and_all_behind_it() -> None:
     assert committed(skip(device, 1)) == [(3, 1, Origin.DRAFT)]
     assert committed(fire(device, 2)) == []
     assert committed(skip(device, 3)) == []
-    assert (device.final, device.unsent_fires, device.tally.fired) == (4, 1, 1)
+    assert (device.final_length, device.unsent_fires, device.tally.fired) == (4, 1, 1)
     assert device.tokens_to_ask(9) == 2, "what is unread before the fire is audited with it"
     device.send()
     assert device.tokens_to_ask(9) == 0
@@ -54,7 +64,7 @@ def test_a_fire_right_behind_a_span_is_asked_about_already(continuation_tokens: 
 def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() -> None:
     device = with_two_questions()
     assert device.spans[1] == Span(0, 4, (2, 3, 4), final_before=6, continuation_tokens=0)
-    assert device.final == 3, "nobody has judged the fire yet"
+    assert device.final_length == 3, "nobody has judged the fire yet"
     told = [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 3, Origin.DRAFT)]
     assert committed(device.apply(Verdict(0, 4, 2))) == told, "the bonus confirms the first, the second is skipped"
     events = device.apply(Verdict(0, 7, 8, (5,)))
@@ -126,7 +136,7 @@ def test_a_span_that_stands_is_verified_and_gets_its_bonus() -> None:
         (4, 2, Origin.VERIFIED),
         (5, 3, Origin.BONUS),
     ]
-    assert (device.final, device.sent, device.read) == (6, 6, 6)
+    assert (device.final_length, device.sent_length, device.read_length) == (6, 6, 6)
 
 
 def test_an_override_retracts_what_hangs_on_the_token() -> None:
@@ -184,9 +194,9 @@ def test_a_replayed_verdict_is_harmless(verdict: Verdict) -> None:
     fire(device, 1, 2)
     device.send()
     device.apply(verdict)
-    before = (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally))
+    before = snapshot(device)
     assert device.apply(verdict) == []
-    assert (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally)) == before
+    assert snapshot(device) == before
 
 
 def test_a_replayed_verdict_does_not_answer_the_next_span() -> None:
@@ -260,7 +270,7 @@ def test_times_of_the_cloud_add_up() -> None:
 
 def test_a_resumed_session_starts_behind_what_was_committed() -> None:
     device = session(committed=(1, 2))
-    assert (device.final, device.sent, device.read, device.first_new) == (5, 5, 5, 5)
+    assert (device.final_length, device.sent_length, device.read_length, device.first_new) == (5, 5, 5, 5)
     events = fire(device, 3)
     assert isinstance(events[0], Drafted)
     assert events[0].position == 5
@@ -300,6 +310,6 @@ def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Opened | Ve
         except ProtocolViolation:
             break
         assert device.text[: len(final)] == final
-        assert START <= device.final <= len(device.text) <= device.limit
-        assert device.sent <= len(device.text)
-        final = device.text[: device.final]
+        assert START <= device.final_length <= len(device.text) <= device.limit
+        assert device.sent_length <= len(device.text)
+        final = device.text[: device.final_length]

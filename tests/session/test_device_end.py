@@ -113,7 +113,7 @@ def test_a_stop_string_ends_the_text_where_it_was_completed() -> None:
     events = device.apply(Verdict(0, 6, 4))
     assert events[:2] == [Committed(3, 1, Origin.VERIFIED), Committed(4, 2, Origin.VERIFIED)]
     assert device.finish_at(5) == [Retracted(5)]
-    assert (device.finish_reason, device.text, device.final) == (FinishReason.STOP, [7, 8, 9, 1, 2], 5)
+    assert (device.finish_reason, device.text, device.final_length) == (FinishReason.STOP, [7, 8, 9, 1, 2], 5)
     assert not device.spans
     assert device.close() == Close(5, ())  # the cloud has read it all
 
@@ -125,7 +125,7 @@ def test_a_stop_string_before_an_override_undoes_the_override() -> None:
     device.send()
     assert committed(device.apply(Verdict(1, 5, 9)))[-1] == (5, 9, Origin.OVERRIDE)
     assert device.finish_at(4) == [Retracted(4)]
-    assert (device.finish_reason, device.text, device.final) == (FinishReason.STOP, [7, 8, 9, 1], 4)
+    assert (device.finish_reason, device.text, device.final_length) == (FinishReason.STOP, [7, 8, 9, 1], 4)
     tally = device.tally
     assert (tally.verified_tokens, tally.overridden_tokens, tally.caught, tally.retracted_tokens) == (1, 0, 0, 3)
     assert device.close() == Close(4, ())
@@ -277,4 +277,4 @@ def test_a_failure_is_an_error_and_never_an_end_of_text(failure: Failure, error:
     assert caught.value.retry_after_ms == failure.retry_after_ms
     assert device.state is State.FAILED
     assert device.finish_reason is None
-    assert device.final == START
+    assert device.final_length == START

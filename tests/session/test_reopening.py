@@ -17,7 +17,7 @@ def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:
     fire(device, 3)
     lose(device)
     assert device.reopen() == OPEN
-    assert (device.text, device.final, device.sent, device.read) == ([7, 8, 9, 1, 2, 3], 3, 3, 3)
+    assert (device.text, device.final_length, device.sent_length, device.read_length) == ([7, 8, 9, 1, 2, 3], 3, 3, 3)
     assert (device.revision, len(device.spans), device.prefilled, device.unsent_fires) == (0, 0, False, 3)
     device.apply(Opened(prefilled=True, context_tokens=100))
     assert device.send() == Draft(0, 3, (1, 2, 3), (), 3)
@@ -37,7 +37,7 @@ def test_reopening_tells_what_was_read_and_the_rest_is_audited_by_the_next_draft
     opening = device.reopen()
     assert opening.committed_token_ids == (4, 1, 2), "what an earlier generation had committed, and what was read since"
     assert opening.prompt_token_ids == PROMPT
-    assert (device.sent, device.final) == (6, 8)
+    assert (device.sent_length, device.final_length) == (6, 8)
     frame = device.send()
     assert (frame.start, frame.token_ids, frame.final_before) == (6, (3, 6, 5), 8)
     device.apply(Verdict(0, 9, 1, (7,)))
@@ -79,7 +79,7 @@ def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
     skip(device, 4)
     device.send()
     device.apply(Verdict(0, 4, 2))  # the bonus confirms the 2, and the others are on their way
-    assert (device.final, device.unsent_fires) == (5, 0)
+    assert (device.final_length, device.unsent_fires) == (5, 0)
     lose(device)
     assert device.reopen().committed_token_ids == (1, 2)
     assert device.unsent_fires == 2

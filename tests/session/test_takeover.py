@@ -24,7 +24,7 @@ def test_the_cloud_writes_on_until_it_hands_back() -> None:
     ]
     assert committed(device.apply(Continuation(6, (8,), handed_back=True))) == [(6, 8, Origin.TAKEOVER)]
     assert not device.following
-    assert (device.sent, device.read, device.tally.takeover_tokens) == (7, 7, 3)
+    assert (device.sent_length, device.read_length, device.tally.takeover_tokens) == (7, 7, 3)
 
 
 def test_what_is_skipped_while_the_cloud_writes_is_final_only_when_it_has_handed_back() -> None:

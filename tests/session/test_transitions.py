@@ -8,18 +8,18 @@ import re
 import pytest
 
 from chaperone_common.errors import ProtocolViolation
-from chaperone_common.session import TRANSITIONS, Happening, State, mermaid, step
+from chaperone_common.session import TRANSITIONS, State, StreamEvent, mermaid, step
 
 TERMINAL = {State.DONE, State.FAILED}
 
 
-@pytest.mark.parametrize(("state", "happening"), list(itertools.product(State, Happening)))
-def test_every_happening_leads_on_or_is_refused(state: State, happening: Happening) -> None:
-    if (state, happening) in TRANSITIONS:
-        assert step(state, happening) is TRANSITIONS[state, happening]
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, StreamEvent)))
+def test_every_event_leads_on_or_is_refused(state: State, event: StreamEvent) -> None:
+    if (state, event) in TRANSITIONS:
+        assert step(state, event) is TRANSITIONS[state, event]
     else:
-        with pytest.raises(ProtocolViolation, match=re.escape(f"{happening} is not allowed")) as caught:
-            step(state, happening)
+        with pytest.raises(ProtocolViolation, match=re.escape(f"{event} is not allowed")) as caught:
+            step(state, event)
         assert state in str(caught.value)
 
 
@@ -46,25 +46,25 @@ def test_from_every_other_state_there_is_an_end() -> None:
 
 def test_nothing_leads_out_of_an_end_but_a_new_stream_out_of_a_failure() -> None:
     exits = {key: target for key, target in TRANSITIONS.items() if key[0] in TERMINAL}
-    assert exits == {(State.FAILED, Happening.REOPEN): State.DEVICE_WRITES}
+    assert exits == {(State.FAILED, StreamEvent.REOPEN): State.DEVICE_WRITES}
 
 
 def test_only_a_failure_is_followed_by_a_new_stream() -> None:
-    assert {state for (state, happening) in TRANSITIONS if happening is Happening.REOPEN} == {State.FAILED}
+    assert {state for (state, event) in TRANSITIONS if event is StreamEvent.REOPEN} == {State.FAILED}
 
 
-def test_all_happenings_occur() -> None:
-    assert {happening for _, happening in TRANSITIONS} == set(Happening)
+def test_every_event_occurs() -> None:
+    assert {event for _, event in TRANSITIONS} == set(StreamEvent)
 
 
 def test_failure_ends_every_stream_and_nothing_else_fails() -> None:
-    assert {state for (state, happening) in TRANSITIONS if happening is Happening.FAILURE} == set(State) - TERMINAL
-    failing = {happening for (_, happening), target in TRANSITIONS.items() if target is State.FAILED}
-    assert failing == {Happening.FAILURE}
+    assert {state for (state, event) in TRANSITIONS if event is StreamEvent.FAILURE} == set(State) - TERMINAL
+    failing = {event for (_, event), target in TRANSITIONS.items() if target is State.FAILED}
+    assert failing == {StreamEvent.FAILURE}
 
 
 def test_the_device_sends_nothing_after_its_close() -> None:
-    sends = {Happening.OPEN, Happening.DRAFT, Happening.CLOSE}
+    sends = {StreamEvent.OPEN, StreamEvent.DRAFT, StreamEvent.CLOSE}
     assert not [key for key in TRANSITIONS if key[0] is State.CLOSING and key[1] in sends]
 
 
@@ -78,6 +78,6 @@ def test_mermaid_draws_exactly_the_table() -> None:
         labels = match[3].split(" / ") if match[3] else [None]
         arrows |= {(match[1], match[2], label) for label in labels}
     name = {state: "".join(word.capitalize() for word in state.split()) for state in State}
-    expected = {(name[source], name[target], str(happening)) for (source, happening), target in TRANSITIONS.items()}
+    expected = {(name[source], name[target], str(event)) for (source, event), target in TRANSITIONS.items()}
     ends = {("[*]", name[State.NEW], None), *((name[state], "[*]", None) for state in TERMINAL)}
     assert arrows == expected | ends

@@ -13,7 +13,7 @@ from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
 from chaperone_common.session import CloudSession, Committed, DeviceSession, Retracted
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import FinishReason, Origin, Span
-from tests.support.device_session import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip
+from tests.support.device_session import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip, snapshot
 
 # Beside the chain 1 2 3 from position 3 on: a 5 in place of the 2, behind it a 6 or a 7, and a 9 behind the 3.
 TREE = (BranchToken(3, 5), BranchToken(6, 6), BranchToken(6, 7), BranchToken(5, 9))
@@ -71,10 +71,10 @@ def test_further_tokens_are_final_and_say_who_vouches(verdict: Verdict, events: 
     assert committed(device.apply(verdict))[-len(events) :] == events
     end = verdict.position + 1 + len(verdict.further_token_ids)
     assert device.text[-1] == events[-1][1]
-    assert (len(device.text), device.final, device.sent, device.read) == (end, end, end, end)
+    assert (len(device.text), device.final_length, device.sent_length, device.read_length) == (end, end, end, end)
     assert device.revision == verdict.revision
     tally = device.tally
-    assert tally.verified_tokens + tally.overridden_tokens + tally.bonus_tokens == device.final - START
+    assert tally.verified_tokens + tally.overridden_tokens + tally.bonus_tokens == device.final_length - START
     fire(device, 4)
     assert device.send() == Draft(verdict.revision, end, (4,), (), end)
 
@@ -97,7 +97,7 @@ def test_further_tokens_that_the_device_has_drafted_are_verified_in_place() -> N
         (7, 8, Origin.VERIFIED),
     ]
     assert device.text[-1] == 4
-    assert (device.final, device.sent, device.read, device.tally.retracted_tokens) == (8, 8, 8, 0)
+    assert (device.final_length, device.sent_length, device.read_length, device.tally.retracted_tokens) == (8, 8, 8, 0)
 
 
 @pytest.mark.parametrize("is_sent", [False, True])
@@ -128,7 +128,7 @@ def test_a_span_before_the_contradiction_is_answered_nevertheless() -> None:
     up.append(device.send())
     assert device.apply(down[1]) == []
     assert [span.start for span in device.spans] == [6]
-    assert (device.read, device.final) == (6, 6), "an answer that tells nothing new takes nothing back"
+    assert (device.read_length, device.final_length) == (6, 6), "an answer that tells nothing new takes nothing back"
     assert device.text[:6] == cloud.text == [7, 8, 9, 1, 9, 8]
     assert device.revision == cloud.revision == up[-1].revision == 1
 
@@ -156,10 +156,10 @@ def test_a_replayed_verdict_is_harmless(verdict: Verdict) -> None:
     device.apply(verdict)
     fire(device, 4)
     device.send()
-    before = (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally))
+    before = snapshot(device)
     assert device.apply(verdict) == []
     assert len(device.spans) == 1
-    assert (list(device.text), device.final, device.sent, device.read, device.revision, repr(device.tally)) == before
+    assert snapshot(device) == before
 
 
 # The end
@@ -201,7 +201,7 @@ def test_a_verdict_that_crosses_the_close_changes_nothing() -> None:
     device.close()
     assert device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))) == []
     device.apply(Closed())
-    assert (device.text, device.final) == ([7, 8, 9, 1, 2, 3], 3)
+    assert (device.text, device.final_length) == ([7, 8, 9, 1, 2, 3], 3)
 
 
 # Takeover, and a new stream
@@ -286,15 +286,17 @@ def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Verdict], d
             if isinstance(move, Verdict):
                 device.apply(move)
             elif move == "send":
-                unsent = len(device.text) - device.sent
+                unsent = len(device.text) - device.sent_length
                 ids = data.draw(st.lists(TOKENS, max_size=4))
-                parents = [data.draw(st.integers(0, unsent + index)) + device.sent - 1 for index in range(len(ids))]
+                parents = [
+                    data.draw(st.integers(0, unsent + index)) + device.sent_length - 1 for index in range(len(ids))
+                ]
                 device.send(branches=[BranchToken(*branch) for branch in zip(parents, ids, strict=True)])
             elif not device.exhausted:
                 (fire if move == "fire" else skip)(device, number % 4)
         except ProtocolViolation:
             break
         assert device.text[: len(final)] == final
-        assert START <= device.final <= len(device.text) <= device.limit
-        assert device.sent <= len(device.text)
-        final = device.text[: device.final]
+        assert START <= device.final_length <= len(device.text) <= device.limit
+        assert device.sent_length <= len(device.text)
+        final = device.text[: device.final_length]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from chaperone_common.types import Mode
-from edge_client.planner import Decision, Draft, FixedPlanner, Send, Situation, Sprout
+from edge_client.planner import BranchPrefix, Decision, DraftToken, FixedPlanner, Send, Situation
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,12 @@ class SproutingPlanner:
         session, decision = situation.session, self.planner.decide(situation)
         match decision.action:
             case Send():
-                sprouts = tuple(Sprout(start, self.tokens) for start in range(session.sent, len(session.text)))
-                return replace(decision, action=replace(decision.action, branches=sprouts))
-            case Draft():
+                starts = range(session.sent_length, len(session.text))
+                prefixes = tuple(BranchPrefix(start, self.tokens) for start in starts)
+                return replace(decision, action=replace(decision.action, branches=prefixes))
+            case DraftToken():
                 likeliest = max(situation.tree.sites(), default=None)
-                return replace(decision, action=Draft(branches=() if likeliest is None else (likeliest[1],)))
+                return replace(decision, action=DraftToken(branches=() if likeliest is None else (likeliest[1],)))
             case _:
                 return decision
 

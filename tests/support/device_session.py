@@ -58,3 +58,8 @@ def lose(device: DeviceSession) -> None:
 
 def committed(events: Iterable[SessionEvent]) -> list[tuple[int, int, Origin]]:
     return [(event.position, event.token_id, event.origin) for event in events if isinstance(event, Committed)]
+
+
+def snapshot(device: DeviceSession) -> tuple[object, ...]:
+    lengths = (device.final_length, device.sent_length, device.read_length)
+    return (list(device.text), lengths, device.revision, repr(device.tally))

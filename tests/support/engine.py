@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from chaperone_common.clock import Clock
 from chaperone_common.frames import Open, Opened
-from chaperone_common.session import Committed, Event, Failed, Finished
+from chaperone_common.session import Committed, Event, Failed, Finished, SessionEvent
 from chaperone_common.types import Mode, Origin, SamplingParams, SessionId
 from edge_client.assembly import assemble
-from edge_client.engine.engine import EngineSettings
+from edge_client.engine.settings import EngineSettings
 from edge_client.gate import Always, Gate, Never
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import Estimates, FixedPlanner, Planner
@@ -43,8 +44,10 @@ class Numbers:
     def stopped(self) -> bool:
         return False
 
-    def push(self, token_id: int) -> tuple[str, bool]:
-        return f"{token_id} ", token_id == self.stop_at
+    def follow(self, event: SessionEvent) -> tuple[SessionEvent, bool]:
+        if not isinstance(event, Committed):
+            return event, False
+        return replace(event, text=f"{event.token_id} "), event.token_id == self.stop_at
 
     def flush(self) -> str:
         return "."

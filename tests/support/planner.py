@@ -5,7 +5,7 @@ from __future__ import annotations
 from chaperone_common.frames import Continuation, Open, Opened, Verdict
 from chaperone_common.session import DeviceSession
 from chaperone_common.types import Mode, Proposal, SamplingParams, SessionId, Signal
-from edge_client.planner import AdaptivePlanner, Decision, Draft, Estimates, Pipeline, Send, Situation
+from edge_client.planner import AdaptivePlanner, Decision, DraftToken, Estimates, Pipeline, Send, Situation
 from edge_client.planner.draft_tree import DraftTree
 
 EOS = 0
@@ -62,9 +62,9 @@ class Scene:
             position = len(self.session.text)
             proposal = Proposal(token_id, signal, RUNNER_UP)
             self.session.draft(proposal, fires=fires)
-            if position >= self.session.final:
+            if position >= self.session.final_length:
                 self.tree.add(position)
-            self.tree.settle(self.session.final)
+            self.tree.settle(self.session.final_length)
         self.read = len(self.session.text) - 1
         return self
 
@@ -85,7 +85,8 @@ class Scene:
         """The cloud's tokens of a takeover come in."""
         for _ in range(tokens):
             self.now_ms += each_ms
-            self.hear(Continuation(self.session.final, (78,), handed_back=False, compute_us=round(each_ms * 1e3)))
+            start, compute_us = self.session.final_length, round(each_ms * 1e3)
+            self.hear(Continuation(start, (78,), handed_back=False, compute_us=compute_us))
         return self
 
     def later(self, elapsed_ms: float) -> Scene:
@@ -104,7 +105,7 @@ class Scene:
         self.pipeline.answered(frame, self.now_ms)
         self.session.apply(frame)
         self.pipeline.keep(len(self.session.spans))
-        self.tree.settle(self.session.final)
+        self.tree.settle(self.session.final_length)
         self.tree.cut(len(self.session.text))
         return self
 
@@ -113,10 +114,10 @@ def until_sent(scene: Scene, *, risk: float = 0.02) -> int:
     """Draft as long as the planner wants, time going by; how many tokens it then sends."""
     for _ in range(200):
         match scene.decide().action:
-            case Draft(text=True):
+            case DraftToken(text=True):
                 scene.drafted(risk).later(10)
             case Send(tokens):
-                return len(scene.session.text) - scene.session.sent if tokens is None else tokens
+                return len(scene.session.text) - scene.session.sent_length if tokens is None else tokens
             case action:
                 raise AssertionError(action)
     raise AssertionError("nothing was sent")

@@ -18,8 +18,7 @@ from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, Op
 from chaperone_common.session import Audited, CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import Mode, OnDeviation, Proposal, SamplingParams, SessionId, Signal
-from edge_client.planner import Action, CatchUp, FixedPlanner, HandOver, Send, Wait
-from edge_client.planner import Draft as DraftOn
+from edge_client.planner import Action, CatchUp, DraftToken, FixedPlanner, HandOver, Send, Wait
 
 VOCABULARY = 50
 EOS = 0
@@ -68,13 +67,13 @@ class Whim:
     run_ahead_tokens: int
 
     def next_action(self, session: DeviceSession) -> Action:
-        unsent = len(session.text) - session.sent
-        stuck = session.exhausted or len(session.text) - session.final > self.run_ahead_tokens
-        if session.following and (len(session.text) == session.final or self.random.random() < 0.7):
+        unsent = len(session.text) - session.sent_length
+        stuck = session.exhausted or len(session.text) - session.final_length > self.run_ahead_tokens
+        if session.following and (len(session.text) == session.final_length or self.random.random() < 0.7):
             return Wait()
         if unsent and (stuck or self.random.random() < 0.35):
             return Send(self.random.randint(1, unsent))
-        return Wait() if stuck else DraftOn()
+        return Wait() if stuck else DraftToken()
 
 
 @dataclass
@@ -136,7 +135,7 @@ class Pair:
         assert self.device.revision == self.cloud.revision
         assert not self.cloud.writes
         assert not self.device.spans
-        assert self.device.text[: self.device.read] == self.cloud.text[: self.device.read]
+        assert self.device.text[: self.device.read_length] == self.cloud.text[: self.device.read_length]
 
     def reset(self) -> None:
         """Cut the stream: what is on its way is lost, and the device opens a new one."""
@@ -155,7 +154,7 @@ class Pair:
             return False
         frame = self.down.popleft()
         spans = self.device.spans
-        if isinstance(frame, Verdict) and spans and spans[0].token_ids and spans[0].end < self.device.final:
+        if isinstance(frame, Verdict) and spans and spans[0].token_ids and spans[0].end < self.device.final_length:
             self.overtaken_spans += spans[0].final_before == spans[0].start
         for event in self.device.apply(frame):
             self._note(event)
@@ -171,7 +170,7 @@ class Pair:
             return True
         action: Action = self.planner.next_action(device)
         match action:
-            case DraftOn():
+            case DraftToken():
                 token_id = self.models.draft(device.text)
                 gate = self.mode is Mode.EXACT or token_id == EOS or self.models.doubts(device.text)
                 for event in device.draft(Proposal(token_id, SIGNAL, VOCABULARY), fires=gate):
@@ -186,7 +185,7 @@ class Pair:
 
     def _send(self, continuation_tokens: int, max_tokens: int | None) -> None:
         wanted_ms = self.random.choice(self.deadlines_ms)
-        unsent = self.device.text[self.device.sent :][:max_tokens]
+        unsent = self.device.text[self.device.sent_length :][:max_tokens]
         frame = self.device.send(
             continuation_tokens=continuation_tokens,
             max_tokens=max_tokens,
@@ -200,7 +199,7 @@ class Pair:
 
     def _branches(self, chain: list[int]) -> list[BranchToken]:
         """A random tree beside a chain: some tokens the cloud would choose, some the draft."""
-        before = self.device.text[: self.device.sent]
+        before = self.device.text[: self.device.sent_length]
         texts = [[*before, *chain[:length]] for length in range(len(chain) + 1)]
         branches = []
         for _ in range(self.random.randint(0, self.branch_tokens)):

@@ -10,7 +10,7 @@ from chaperone_common.session import DeviceSession, SessionEvent
 from chaperone_common.types import Proposal, SamplingParams, SessionId
 from edge_client.engine.speculation import Speculation
 from edge_client.model.drafter import ChoosingDrafter
-from edge_client.planner import Draft, Estimates, Sprout
+from edge_client.planner import BranchPrefix, DraftToken, Estimates
 from tests.support.fake_draft import FakeDraft
 from tests.support.fake_target import FakeTarget
 
@@ -54,7 +54,7 @@ class Desk:
 
     def draft(self, tokens: int = 1, *, branches: tuple[int, ...] = (), text: bool = True) -> None:
         for _ in range(tokens):
-            proposal = asyncio.run(self.speculation.draft(Draft(text, branches)))
+            proposal = asyncio.run(self.speculation.draft(DraftToken(text, branches)))
             if proposal is not None:
                 self._append(proposal)
 
@@ -62,15 +62,15 @@ class Desk:
         self.draft(tokens, branches=(start,), text=False)
 
     def catch_up(self) -> None:
-        asyncio.run(self.speculation.read_on(self.text[self.speculation.read :]))
+        asyncio.run(self.speculation.feed(self.text[self.speculation.fed_length :]))
 
-    def send(self, *sprouts: Sprout, continuation_tokens: int = 0) -> None:
-        branches = self.speculation.tree.branch_tokens(self.session.sent, len(self.text), sprouts)
+    def send(self, *sprouts: BranchPrefix, continuation_tokens: int = 0) -> None:
+        branches = self.speculation.tree.branch_tokens(self.session.sent_length, len(self.text), sprouts)
         self.session.send(continuation_tokens=continuation_tokens, branches=branches)
 
     def hear(self, frame: ServerFrame) -> None:
         self._follow(self.session.apply(frame))
-        for proposal in self.speculation.foreseen():
+        for proposal in self.speculation.take_adopted():
             if not self.session.exhausted:
                 self._append(proposal)
 
@@ -89,14 +89,14 @@ class Desk:
 
     def check(self) -> None:
         """Whatever happened, what is provisional is what the small model writes after the text before it."""
-        for position in range(self.session.final, len(self.text)):
+        for position in range(self.session.final_length, len(self.text)):
             assert self.text[position] == greedy(self.text[:position])
             proposal = self.speculation.tree.proposal(position)
             assert proposal is not None
             assert proposal.token_id == self.text[position]
         tree = self.speculation.tree
-        assert all(tree.proposal(position) is None for position in (*range(self.session.final), len(self.text)))
-        assert self.speculation.read <= len(self.text)
+        assert all(tree.proposal(position) is None for position in (*range(self.session.final_length), len(self.text)))
+        assert self.speculation.fed_length <= len(self.text)
 
 
 def drafted(tokens: int = 4, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> Desk:

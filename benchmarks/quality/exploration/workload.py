@@ -11,7 +11,7 @@ from benchmarks.simulation import virtual_time
 from benchmarks.simulation.scenario import Scenario, Simulation, play
 from benchmarks.simulation.strategy import Strategy
 from edge_client.planner import Estimates
-from edge_client.ports import Assessor
+from edge_client.ports import RiskModel
 
 
 def write_all(
@@ -20,19 +20,19 @@ def write_all(
     strategy: Strategy,
     *,
     estimates: Estimates | None = None,
-    assessor: Callable[[int], Assessor] | None = None,
+    risk_model: Callable[[int], RiskModel] | None = None,
     apart_s: float = 0.0,
 ) -> list[Simulation]:
     """Write all texts, in one virtual time; each begins `apart_s` after the one before.
 
-    Estimates, and what the strategy's gate learns, are shared by all, as those of one client are. `assessor` makes what
-    tells the risks of one text, from the length of its prompt.
+    All share the estimates and what the strategy's gate learns, as the generations of one client do. `risk_model` makes
+    the risk model of one text, from the length of its prompt.
     """
     known = estimates or Estimates()
 
     async def write(index: int, models: ExploredModels) -> Simulation:
         await asyncio.sleep(index * apart_s)
-        return await play(models, replace(scenario, seed=scenario.seed + index), strategy, known, assessor)
+        return await play(models, replace(scenario, seed=scenario.seed + index), strategy, known, risk_model)
 
     async def write_them() -> list[Simulation]:
         return await asyncio.gather(*(write(index, models) for index, models in enumerate(all_models)))

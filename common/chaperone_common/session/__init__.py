@@ -14,7 +14,7 @@ from chaperone_common.session.events import (
     Unverified,
 )
 from chaperone_common.session.text_token import TextToken
-from chaperone_common.session.transitions import TRANSITIONS, Happening, State, mermaid, step
+from chaperone_common.session.transitions import TRANSITIONS, State, StreamEvent, mermaid, step
 
 __all__ = [
     "TRANSITIONS",
@@ -26,10 +26,10 @@ __all__ = [
     "Event",
     "Failed",
     "Finished",
-    "Happening",
     "Retracted",
     "SessionEvent",
     "State",
+    "StreamEvent",
     "TextToken",
     "Unverified",
     "VerificationRequest",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
-from chaperone_common.session.transitions import Happening, State, step
+from chaperone_common.session.transitions import State, StreamEvent, step
 from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
 from chaperone_common.verification import follow_branches, verify
 
@@ -48,7 +48,7 @@ class CloudSession:
         self.prompt_length = len(frame.prompt_token_ids)
         self.limit = min(self.prompt_length + frame.max_new_tokens, context_tokens)
         self.eos_token_ids = frozenset(frame.eos_token_ids)
-        self.state = step(State.NEW, Happening.OPEN)
+        self.state = step(State.NEW, StreamEvent.OPEN)
         self.revision = 0
         self.stale_frames = 0
         self.takeovers = 0  # begun so far
@@ -76,7 +76,7 @@ class CloudSession:
             case Draft():
                 return self._receive_draft(frame)
             case Close():
-                self.state = step(self.state, Happening.CLOSE)
+                self.state = step(self.state, StreamEvent.CLOSE)
                 return self._receive_tail(frame)
 
     def writing(self) -> VerificationRequest:
@@ -89,7 +89,7 @@ class CloudSession:
 
     def hand_back(self) -> Continuation:
         """End a takeover now."""
-        self.state = step(self.state, Happening.HAND_BACK)
+        self.state = step(self.state, StreamEvent.HAND_BACK)
         self.hand_backs += 1
         self._takeover_left = 0
         return Continuation(len(self.text), (), handed_back=True)
@@ -115,7 +115,7 @@ class CloudSession:
             self.stale_frames += 1
             return None
         self._check(frame)
-        self.state = step(self.state, Happening.DRAFT)
+        self.state = step(self.state, StreamEvent.DRAFT)
         after_verdict, self._judged_last = self._judged_last, False
         if self._contradicted(frame):
             # The cloud has written another token there, and said so: the device is about to learn of it.
@@ -200,7 +200,7 @@ class CloudSession:
     def _take_over(self, frame: Draft) -> None:
         """Begin to write, as many tokens as are welcome."""
         if frame.continuation_tokens:
-            self.state = step(self.state, Happening.TAKEOVER)
+            self.state = step(self.state, StreamEvent.TAKEOVER)
             self.takeovers += 1
             self._takeover_left = frame.continuation_tokens
 
@@ -210,11 +210,11 @@ class CloudSession:
         self._takeover_left -= 1
         handed_back = self._takeover_left == 0 or self.ended
         self.hand_backs += handed_back
-        self.state = step(self.state, Happening.HAND_BACK if handed_back else Happening.CONTINUATION)
+        self.state = step(self.state, StreamEvent.HAND_BACK if handed_back else StreamEvent.CONTINUATION)
         return Continuation(start, (token_id,), handed_back, queue_us, compute_us)
 
     def _closed(self, request: VerificationRequest, choices: Sequence[int], queue_us: int, compute_us: int) -> Closed:
-        self.state = step(self.state, Happening.CLOSED)
+        self.state = step(self.state, StreamEvent.CLOSED)
         deviations = tuple(
             request.start + index
             for index, (token_id, choice) in enumerate(zip(request.judged, choices, strict=True))

@@ -12,7 +12,7 @@ from chaperone_common.errors import ChaperoneError, ProtocolViolation, error_fro
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
 from chaperone_common.session.text_token import TextToken
-from chaperone_common.session.transitions import Happening, State, step
+from chaperone_common.session.transitions import State, StreamEvent, step
 from chaperone_common.session.verdicts import begins_takeover, check_verdict, origins
 from chaperone_common.stats import Tally
 from chaperone_common.token_tree import BranchToken
@@ -20,113 +20,115 @@ from chaperone_common.types import FinishReason, OnDeviation, Origin, Proposal, 
 
 
 class DeviceSession:
-    """Prompt, final and provisional tokens, and the spans on their way.
+    """The state of one generation: prompt, final and provisional tokens, and the spans in flight.
 
-        text:  [ prompt | final ............ | provisional ................ ]
-        sent:  everything below was read by the cloud or is on its way to it
-        read:  everything below was read by the cloud, as its answers tell, and audited where it was skipped
+        text:         [ prompt | final ............ | provisional ................ ]
+        sent_length:  the cloud has read all tokens below it, or they are in flight
+        read_length:  the cloud has answered that it read all tokens below it, and has audited the skipped ones
 
-    Methods that change it return the list of `SessionEvent`s, or the frame to send; they send nothing themselves.
+    Methods that change the state return a list of `SessionEvent`s, or the frame to send. They send nothing themselves.
     """
 
     def __init__(self, open_frame: Open, *, limit: int, on_deviation: OnDeviation = OnDeviation.KEEP) -> None:
         """Start from an Open; `limit` is the length at which the text is full, prompt included.
 
-        With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them as it does fired ones.
+        With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them like fired ones.
         """
         self.opening = open_frame
         self.text = [*open_frame.prompt_token_ids, *open_frame.committed_token_ids]
         self.prompt_length = len(open_frame.prompt_token_ids)
-        self.first_new = self.final = self.sent = self.read = len(self.text)
+        self.first_new = self.final_length = self.sent_length = self.read_length = len(self.text)
         self.limit = limit
         self.eos_token_ids = frozenset(open_frame.eos_token_ids)
-        self.state = step(State.NEW, Happening.OPEN)
+        self.state = step(State.NEW, StreamEvent.OPEN)
         self.revision = 0
         self.spans: deque[Span] = deque()
         self.opened = False  # the cloud has answered the Open of this stream
         self.prefilled = False
-        self.max_span_tokens: int | None = None  # of a Draft on this stream, as the cloud told in its Opened
+        self.max_span_tokens: int | None = None  # of a Draft on this stream, as the cloud's Opened says
         self.prefill_us = 0
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
         self._tokens: list[TextToken] = []  # of the text from `first_new` on
-        self._gated = False  # the gate has let a token pass, so that risks tell the cloud something
+        self._gated = False  # the gate has skipped a token, so the cloud can learn from risks
         self._skips_are_final = on_deviation is OnDeviation.KEEP
-        self._deadline_ms = 0  # that the cloud was told on this stream; 0: none yet
-        self._tail = (0, 0)  # what the closing audit is about, begin and end
+        self._deadline_ms = 0  # the last one sent on this stream; 0: none yet
+        self._tail = (0, 0)  # begin and end of the tokens that the closing audit covers
         self._tail_weight = 1.0
-        self._crossing: tuple[int, ...] = ()  # deviations in it that verdicts told while it was on its way
-        self._alone = False  # the cloud is lost
-        self._reopened = False  # and the cloud has not answered yet
+        self._crossing: tuple[int, ...] = ()  # deviations in it, from verdicts that crossed the Close
+        self._alone = False  # the cloud is lost for good
+        self._reopened = False  # a new stream was opened, and the cloud has not answered on it
 
     @property
     def exhausted(self) -> bool:
-        """No token can be drafted any more: the text is full, or ends in end-of-text."""
+        """True if no token can be drafted: the text is full, or ends with end-of-text."""
         return len(self.text) >= self.limit or (len(self.text) > self.first_new and self.text[-1] in self.eos_token_ids)
 
     @property
     def unsent_fires(self) -> int:
-        """Tokens that were not sent to the cloud, and on which the gate fired."""
-        return sum(1 for _ in self._to_judge(self.sent))
+        """The number of unsent tokens that the cloud has to judge."""
+        return sum(1 for _ in self._to_judge(self.sent_length))
 
     def tokens_to_ask(self, gap: int) -> int:
-        """Unsent tokens up to the first one that the gate fired on, and on to others at most `gap` tokens behind it.
+        """Return the number of unsent tokens up to the first fire, and on to fires at most `gap` tokens after another.
 
-        0 if it fired on none of them.
+        0 if none of them fired.
         """
-        end = self.sent
+        end = self.sent_length
         for position in self._to_judge(self._asked):
-            if end > self.sent and position - end > gap:
+            if end > self.sent_length and position - end > gap:
                 break
             end = position + 1
-        return end - self.sent
+        return end - self.sent_length
 
     @property
     def _asked(self) -> int:
-        """All below was sent, or is what the cloud chooses behind the last span on its way, and need not be.
+        """The position up to which the cloud is asked: the sent tokens, and the one that it chooses after them.
 
-        Where the cloud may write on it is asked about that token, too: an override there begins with the next span.
+        If the cloud may write on after the last span, that last token is asked about again: an override there belongs
+        to the next span.
         """
         last = self.spans[-1] if self.spans else None
-        chosen = last is not None and last.end == self.sent and last.asks_next and not last.continuation_tokens
-        return self.sent + chosen
+        chosen = last is not None and last.end == self.sent_length and last.asks_next and not last.continuation_tokens
+        return self.sent_length + chosen
 
     @property
     def _settled(self) -> int:
-        """Everything below is final, on its way to a judge, or final once that one lets all before it stand.
+        """The position up to which a Draft asks for no judgement: tokens below it are final, or will be.
 
-        Without anything on its way, what is provisional has been kept so by a takeover that was cut off. Nothing has to
-        be said of a token that the cloud chooses anyway where nothing was skipped behind it.
+        They become final once the cloud confirms the spans in flight. With nothing in flight, a takeover that was cut
+        off has left the provisional tokens. A token that the cloud chooses anyway needs no judgement, unless tokens
+        after it were skipped.
         """
         if not self._skips_are_final or self.following or self.stranded:
-            return self.final
+            return self.final_length
         fire = next(self._to_judge(self._asked), len(self.text))
-        return fire if fire > self._asked else self.final
+        return fire if fire > self._asked else self.final_length
 
     @property
     def stranded(self) -> bool:
-        """Some of the text is not final, and nothing is on its way that could make it so."""
-        return not self.spans and not self.following and self.final < len(self.text)
+        """True if some of the text is provisional, and nothing in flight can make it final."""
+        return not self.spans and not self.following and self.final_length < len(self.text)
 
     @property
     def outgrown(self) -> bool:
-        """A span on its way is larger than this cloud takes: it came back with another limit."""
+        """True if a span in flight is larger than the cloud accepts since it came back with another limit."""
         most = self.max_span_tokens
         return most is not None and any(len(span.token_ids) + len(span.branches) > most for span in self.spans)
 
     @property
     def audit_pending(self) -> bool:
-        """A Close was sent with tokens to be audited, and is not answered."""
+        """True if a Close with tokens to audit was sent, and is not answered."""
         return self.state is State.CLOSING and self._tail[0] < self._tail[1]
 
     @property
     def closed(self) -> bool:
-        """The cloud has answered the Close."""
+        """True if the cloud has answered the Close."""
         return self.state is State.DONE
 
     @property
     def following(self) -> bool:
-        """The cloud writes."""
+        """True while the cloud writes, and the device follows."""
         return self.state is State.CLOUD_WRITES
 
     def token(self, position: int) -> TextToken | None:
@@ -134,11 +136,12 @@ class DeviceSession:
         return self._tokens[position - self.first_new] if position >= self.first_new else None
 
     def proposal(self, position: int) -> Proposal | None:
-        """Return the device's proposal that the text holds provisionally at a position, if it holds one there."""
-        return self._tokens[position - self.first_new].proposal if self.final <= position < len(self.text) else None
+        """Return the device's proposal at a provisional position; None for any other position."""
+        provisional = self.final_length <= position < len(self.text)
+        return self._tokens[position - self.first_new].proposal if provisional else None
 
     def draft(self, proposal: Proposal, *, fires: bool) -> list[SessionEvent]:
-        """Append a drafted token: provisional behind a fire, else final at once, unless deviations are retracted."""
+        """Append a drafted token: provisional after a fire, else final at once, unless deviations are retracted."""
         position, token_id = len(self.text), proposal.token_id
         self._append(TextToken(token_id, proposal, fired=fires, to_judge=fires))
         if fires:
@@ -156,21 +159,21 @@ class DeviceSession:
         deadline_ms: int = 0,
         branches: Sequence[BranchToken] = (),
     ) -> Draft:
-        """Put all unsent tokens, at most `max_tokens`, into a Draft; without any, ask the cloud to write.
+        """Return a Draft of all unsent tokens, at most `max_tokens`. Without any, it asks the cloud to write.
 
         `branches` stand beside these tokens, parents before their children; where none of the tokens is to be judged
         they could not be reached, and are left out. `deadline_ms` is told where it differs from that of the Draft
         before; 0 leaves it as it is.
         """
-        self.state = step(self.state, Happening.DRAFT)
-        end = len(self.text) if max_tokens is None else min(len(self.text), self.sent + max_tokens)
-        tokens = tuple(self.text[self.sent : end])
-        final_before = max(self.sent, min(self._settled, end + 1))
+        self.state = step(self.state, StreamEvent.DRAFT)
+        end = len(self.text) if max_tokens is None else min(len(self.text), self.sent_length + max_tokens)
+        tokens = tuple(self.text[self.sent_length : end])
+        final_before = max(self.sent_length, min(self._settled, end + 1))
         beside = tuple(branches) if final_before < end else ()
-        span = Span(self.revision, self.sent, tokens, final_before, continuation_tokens, beside)
+        span = Span(self.revision, self.sent_length, tokens, final_before, continuation_tokens, beside)
         risks = tuple(self._unread_risk(position) for position in range(span.start, end)) if self._gated else ()
         self.spans.append(span)
-        self.sent = end
+        self.sent_length = end
         self.tally.requests += 1
         told_ms = 0 if deadline_ms == self._deadline_ms else deadline_ms
         self._deadline_ms = deadline_ms or self._deadline_ms
@@ -181,9 +184,9 @@ class DeviceSession:
 
         Those are audited; `audit_share` says in how many of such generations, and 0 not to audit this one.
         """
-        self.state = step(self.state, Happening.CLOSE)
-        start = min(self.read, self.final)
-        end = self.final if audit_share else start
+        self.state = step(self.state, StreamEvent.CLOSE)
+        start = min(self.read_length, self.final_length)
+        end = self.final_length if audit_share else start
         self._tail, self._tail_weight = (start, end), 1.0 / (audit_share or 1.0)
         return Close(start, tuple(self.text[start:end]))
 
@@ -193,7 +196,7 @@ class DeviceSession:
         Those may be final: the string is found only after the frame that completed it was applied.
         """
         self.finish_reason = FinishReason.STOP
-        self.final = length
+        self.final_length = length
         self.spans.clear()
         # Only the device's tokens are retracted. The cloud's own behind `length` were never shown.
         drafted = [token for token in self._tokens[length - self.first_new :] if token.proposal is not None]
@@ -212,35 +215,35 @@ class DeviceSession:
         failed while the text was being written.
         """
         if self.finish_reason is not None:
-            raise ProtocolViolation(f"reopen: the text has ended at {self.final}; nothing is left to write")
-        self.state = step(self.state, Happening.REOPEN)
-        for token in self._tokens[self.final - self.first_new : self.sent - self.first_new]:
+            raise ProtocolViolation(f"reopen: the text has ended at {self.final_length}; nothing is left to write")
+        self.state = step(self.state, StreamEvent.REOPEN)
+        for token in self._tokens[self.final_length - self.first_new : self.sent_length - self.first_new]:
             token.to_judge = True
-        self.sent = self.read = min(self.read, self.final)
+        self.sent_length = self.read_length = min(self.read_length, self.final_length)
         self.tally.requests -= len(self.spans)  # each is asked again
         self.spans.clear()
         self.revision = 0
         self.opened = self.prefilled = False
         self._deadline_ms = 0
         self._reopened = True
-        return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read]))
+        return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read_length]))
 
     def lose_cloud(self) -> list[SessionEvent]:
         """Go on without the cloud: what is provisional becomes final, and so does all that follows, unverified."""
         self._alone = True
         self.spans.clear()
-        return [self._commit(Origin.UNVERIFIED) for _ in range(self.final, len(self.text))]
+        return [self._commit(Origin.UNVERIFIED) for _ in range(self.final_length, len(self.text))]
 
     def fail(self, error: ChaperoneError) -> NoReturn:
         """End the stream with an error, such as a deadline that passed on the device, and raise it."""
-        self.state = step(self.state, Happening.FAILURE)
+        self.state = step(self.state, StreamEvent.FAILURE)
         raise error
 
     def apply(self, frame: ServerFrame) -> list[SessionEvent]:
         """Take a frame from the cloud; raises ProtocolViolation, or the error that a Failure stands for."""
         match frame:
             case Opened():
-                self.state = step(self.state, Happening.OPENED)
+                self.state = step(self.state, StreamEvent.OPENED)
                 self.opened = True
                 self.prefilled = self.prefilled or frame.prefilled
                 self.max_span_tokens = frame.max_span_tokens or self.max_span_tokens
@@ -250,7 +253,7 @@ class DeviceSession:
                 self._reopened = False
             case Verdict() if self.state is State.CLOSING:
                 self._count(frame)
-                self._crossing += tuple(position for position in frame.deviations if position < self.final)
+                self._crossing += tuple(position for position in frame.deviations if position < self.final_length)
             case Continuation() if self.state is State.CLOSING:
                 self._count(frame)
             case Verdict():
@@ -258,7 +261,7 @@ class DeviceSession:
             case Continuation():
                 return self._apply_continuation(frame)
             case Closed():
-                self.state = step(self.state, Happening.CLOSED)
+                self.state = step(self.state, StreamEvent.CLOSED)
                 self._count(frame)
                 deviations = tuple(sorted({*self._crossing, *frame.deviations}))
                 return self._audit(*self._tail, deviations, self._tail_weight)
@@ -275,17 +278,17 @@ class DeviceSession:
         check_verdict(verdict, span, self.text, limit=self.limit)
         vouching = origins(verdict, span)
         tokens = (verdict.token_id, *verdict.further_token_ids)
-        told = verdict.position < self.final
+        told = verdict.position < self.final_length
         if told and verdict.further_token_ids:
             raise ProtocolViolation(f"further_token_ids: they follow {verdict.position}, which is final already")
         begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
-        self.state = step(self.state, Happening.TAKEOVER if begins else Happening.VERDICT)
+        self.state = step(self.state, StreamEvent.TAKEOVER if begins else StreamEvent.VERDICT)
         upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
         self._count(verdict)
         audited = min(span.final_before, span.end)
-        events = self._audit(min(max(span.start, self.read), audited), audited, verdict.deviations)
+        events = self._audit(min(max(span.start, self.read_length), audited), audited, verdict.deviations)
         self._mark_read(span.end if told else verdict.position + len(tokens))
-        while self.final < verdict.position:
+        while self.final_length < verdict.position:
             events.append(self._commit(Origin.VERIFIED))
         for position, (token_id, origin) in enumerate(zip(tokens, vouching, strict=True), verdict.position):
             events += self._take(position, token_id, origin)
@@ -301,32 +304,34 @@ class DeviceSession:
         others that still stand begins no takeover: too much may happen before the cloud reads it.
         """
         if span.continuation_tokens and self.finish_reason is None:
-            self.state = step(self.state, Happening.TAKEOVER)
+            self.state = step(self.state, StreamEvent.TAKEOVER)
 
     def _apply_continuation(self, frame: Continuation) -> list[SessionEvent]:
         end = frame.start + len(frame.token_ids)
-        if frame.token_ids and end <= self.final and tuple(self.text[frame.start : end]) == frame.token_ids:
+        if frame.token_ids and end <= self.final_length and tuple(self.text[frame.start : end]) == frame.token_ids:
             return []  # a replay
-        if frame.token_ids and frame.start != self.final:
-            raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final}")
-        self.state = step(self.state, Happening.HAND_BACK if frame.handed_back else Happening.CONTINUATION)
+        if frame.token_ids and frame.start != self.final_length:
+            raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final_length}")
+        self.state = step(self.state, StreamEvent.HAND_BACK if frame.handed_back else StreamEvent.CONTINUATION)
         self._count(frame)
         events: list[SessionEvent] = []
         for token_id in frame.token_ids:
-            events += self._take(self.final, token_id, Origin.TAKEOVER)
-        self._mark_read(min(end, self.final))
+            events += self._take(self.final_length, token_id, Origin.TAKEOVER)
+        self._mark_read(min(end, self.final_length))
         if frame.handed_back:
             events += self._commit_skipped()
         return events
 
     def _take(self, position: int, token_id: int, origin: Origin) -> list[SessionEvent]:
         """Commit the cloud's own token at a position; if the draft has another one there, it gives way."""
-        if position < self.final:  # it was so when it was sent: the deviation, if any, is told with the next span
+        if (
+            position < self.final_length
+        ):  # it was so when it was sent: the deviation, if any, is told with the next span
             return []
         if self.finish_reason is not None:  # nothing follows the end, whatever the cloud says
             return []
         if position < len(self.text) and self.text[position] == token_id:
-            self.sent = max(self.sent, position + 1)
+            self.sent_length = max(self.sent_length, position + 1)
             return [self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)]
         events: list[SessionEvent] = []
         token = TextToken(token_id)
@@ -335,12 +340,12 @@ class DeviceSession:
             token = TextToken(token_id, replaced.proposal, fired=replaced.fired)
             # Spans on their way that hold the position contradict what the cloud wrote there; on reading the first
             # of them the cloud raises the revision as well, so both ends agree without a word.
-            if self.spans and self.spans[0].start <= position < self.sent:
+            if self.spans and self.spans[0].start <= position < self.sent_length:
                 self.revision += 1
             events.append(self._truncate(position))
             origin = Origin.OVERRIDE if origin is Origin.BONUS else origin
         self._append(token)
-        self.sent = position + 1
+        self.sent_length = position + 1
         return [*events, self._commit(origin)]
 
     def _append(self, token: TextToken) -> None:
@@ -348,15 +353,15 @@ class DeviceSession:
         self._tokens.append(token)
 
     def _commit(self, origin: Origin) -> Committed:
-        position = self.final
+        position = self.final_length
         token = self._tokens[position - self.first_new]
-        self.final += 1
+        self.final_length += 1
         token.origin, token.to_judge = origin, False
         token.risk = self._unread_risk(position)
         self._count_committed(token)
         if token.token_id in self.eos_token_ids:
             self.finish_reason = FinishReason.STOP
-        elif self.final >= self.limit:
+        elif self.final_length >= self.limit:
             self.finish_reason = FinishReason.LENGTH
         return Committed(position, token.token_id, origin, proposal=token.proposal, fired=token.fired)
 
@@ -372,14 +377,19 @@ class DeviceSession:
         events: list[SessionEvent] = []
         if self.following or not (self._skips_are_final or self._alone):
             return events
-        end = next(self._to_judge(self.final), len(self.text))
-        while self.final < end:
-            if any(span.end == self.final and span.asks_next for span in self.spans):
-                break
-            if self.final < self.sent and not any(span.start <= self.final < span.final_before for span in self.spans):
-                break
-            events.append(self._commit(Origin.UNVERIFIED if self._alone else Origin.DRAFT))
+        end = next(self._to_judge(self.final_length), len(self.text))
+        origin = Origin.UNVERIFIED if self._alone else Origin.DRAFT
+        while self.final_length < end and not self._is_asked_about(self.final_length):
+            events.append(self._commit(origin))
         return events
+
+    def _is_asked_about(self, position: int) -> bool:
+        """True if the cloud is to choose the token at a position, as far as the device knows."""
+        if any(span.end == position and span.asks_next for span in self.spans):
+            return True
+        return position < self.sent_length and not any(
+            span.start <= position < span.final_before for span in self.spans
+        )
 
     def _truncate(self, length: int) -> Retracted:
         """Withdraw the tokens from `length` on, all of them provisional."""
@@ -391,28 +401,28 @@ class DeviceSession:
     def _cut(self, length: int) -> None:
         del self.text[length:]
         del self._tokens[length - self.first_new :]
-        self.sent = min(self.sent, length)
+        self.sent_length = min(self.sent_length, length)
 
     def _to_judge(self, start: int) -> Iterator[int]:
         """Provisional positions from `start` on that the cloud has to judge."""
-        begin = max(start, self.final)
+        begin = max(start, self.final_length)
         tokens = islice(self._tokens, begin - self.first_new, None)
         return (position for position, token in enumerate(tokens, begin) if token.to_judge)
 
     def _unread_risk(self, position: int) -> float:
         """The risk of a drafted token that the cloud has not read; 0 of any other."""
         token = self.token(position)
-        if token is None or token.proposal is None or token.overridden or position < self.read:
+        if token is None or token.proposal is None or token.overridden or position < self.read_length:
             return 0.0
         return token.proposal.signal.risk
 
     def _mark_read(self, length: int) -> None:
-        self.read = max(self.read, length)
+        self.read_length = max(self.read_length, length)
 
     def _is_replay(self, verdict: Verdict) -> bool:
         """Whether it answers a span that is answered: an answer to the next one with tokens lies behind its start."""
         old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
-        return old and verdict.position < self.final
+        return old and verdict.position < self.final_length
 
     def _audit(self, start: int, end: int, deviations: tuple[int, ...], weight: float = 1.0) -> list[SessionEvent]:
         self.tally.audited_tokens += end - start

@@ -23,7 +23,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Happening(StrEnum):
+class StreamEvent(StrEnum):
     """What moves a stream on; most are frames."""
 
     OPEN = "Open"
@@ -40,40 +40,40 @@ class Happening(StrEnum):
 
 
 _CROSSING = (
-    Happening.OPENED,
-    Happening.VERDICT,
-    Happening.TAKEOVER,
-    Happening.CONTINUATION,
-    Happening.HAND_BACK,
+    StreamEvent.OPENED,
+    StreamEvent.VERDICT,
+    StreamEvent.TAKEOVER,
+    StreamEvent.CONTINUATION,
+    StreamEvent.HAND_BACK,
 )
 
-TRANSITIONS: dict[tuple[State, Happening], State] = {
-    (State.NEW, Happening.OPEN): State.DEVICE_WRITES,
-    (State.DEVICE_WRITES, Happening.OPENED): State.DEVICE_WRITES,
-    (State.DEVICE_WRITES, Happening.DRAFT): State.DEVICE_WRITES,
-    (State.DEVICE_WRITES, Happening.VERDICT): State.DEVICE_WRITES,
-    (State.DEVICE_WRITES, Happening.TAKEOVER): State.CLOUD_WRITES,
-    (State.DEVICE_WRITES, Happening.CLOSE): State.CLOSING,
-    (State.CLOUD_WRITES, Happening.DRAFT): State.CLOUD_WRITES,
-    (State.CLOUD_WRITES, Happening.CONTINUATION): State.CLOUD_WRITES,
-    (State.CLOUD_WRITES, Happening.HAND_BACK): State.DEVICE_WRITES,
-    (State.CLOUD_WRITES, Happening.CLOSE): State.CLOSING,
+TRANSITIONS: dict[tuple[State, StreamEvent], State] = {
+    (State.NEW, StreamEvent.OPEN): State.DEVICE_WRITES,
+    (State.DEVICE_WRITES, StreamEvent.OPENED): State.DEVICE_WRITES,
+    (State.DEVICE_WRITES, StreamEvent.DRAFT): State.DEVICE_WRITES,
+    (State.DEVICE_WRITES, StreamEvent.VERDICT): State.DEVICE_WRITES,
+    (State.DEVICE_WRITES, StreamEvent.TAKEOVER): State.CLOUD_WRITES,
+    (State.DEVICE_WRITES, StreamEvent.CLOSE): State.CLOSING,
+    (State.CLOUD_WRITES, StreamEvent.DRAFT): State.CLOUD_WRITES,
+    (State.CLOUD_WRITES, StreamEvent.CONTINUATION): State.CLOUD_WRITES,
+    (State.CLOUD_WRITES, StreamEvent.HAND_BACK): State.DEVICE_WRITES,
+    (State.CLOUD_WRITES, StreamEvent.CLOSE): State.CLOSING,
     **{(State.CLOSING, crossing): State.CLOSING for crossing in _CROSSING},
-    (State.CLOSING, Happening.CLOSED): State.DONE,
-    (State.FAILED, Happening.REOPEN): State.DEVICE_WRITES,
+    (State.CLOSING, StreamEvent.CLOSED): State.DONE,
+    (State.FAILED, StreamEvent.REOPEN): State.DEVICE_WRITES,
     **{
-        (state, Happening.FAILURE): State.FAILED
+        (state, StreamEvent.FAILURE): State.FAILED
         for state in (State.NEW, State.DEVICE_WRITES, State.CLOUD_WRITES, State.CLOSING)
     },
 }
 
 
-def step(state: State, happening: Happening) -> State:
+def step(state: State, event: StreamEvent) -> State:
     """The next state; raises ProtocolViolation where the table has none."""
     try:
-        return TRANSITIONS[state, happening]
+        return TRANSITIONS[state, event]
     except KeyError:
-        raise ProtocolViolation(f"{happening} is not allowed while the stream is in state {state!r}") from None
+        raise ProtocolViolation(f"{event} is not allowed while the stream is in state {state!r}") from None
 
 
 def mermaid() -> str:
@@ -81,8 +81,8 @@ def mermaid() -> str:
     names = {state: state.name.title().replace("_", "") for state in State}
     lines = ["stateDiagram-v2", f"    [*] --> {names[State.NEW]}"]
     arrows: dict[tuple[State, State], list[str]] = {}
-    for (source, happening), target in TRANSITIONS.items():
-        arrows.setdefault((source, target), []).append(str(happening))
+    for (source, event), target in TRANSITIONS.items():
+        arrows.setdefault((source, target), []).append(str(event))
     for (source, target), labels in arrows.items():
         lines.append(f"    {names[source]} --> {names[target]}: {' / '.join(labels)}")
     lines += [f"    {names[state]} --> [*]" for state in (State.DONE, State.FAILED)]

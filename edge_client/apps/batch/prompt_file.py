@@ -69,7 +69,7 @@ class PromptFile:
         loop = asyncio.get_running_loop()
         wanted: queue.SimpleQueue[asyncio.Future[bytes | None] | None] = queue.SimpleQueue()
 
-        def read_on() -> None:
+        def feed() -> None:
             lines = iter(self)
             while (future := wanted.get()) is not None:
                 answer = _answer(lines)
@@ -78,7 +78,7 @@ class PromptFile:
             self._reading = False
 
         self._reading = True
-        threading.Thread(target=read_on, name="chaperone-prompts", daemon=True).start()
+        threading.Thread(target=feed, name="chaperone-prompts", daemon=True).start()
         try:
             while True:
                 future: asyncio.Future[bytes | None] = loop.create_future()

@@ -208,14 +208,14 @@ def test_the_gate_that_comes_with_a_pair_is_used_where_it_fits(
     gates = Gates(settings, load_gate(settings, load_manifest(tiny_pair / "edge", role="edge")))
     digest = gate.card.cloud.digest if cloud_digest == "its own" else "sha256:of another"
     begun = gates.control(Promises())
-    gates.meet(replace(CAPABILITIES, model_digest=digest))
-    told = gates.assessor(Mode.GATED, str, 3)
+    gates.use_cloud(replace(CAPABILITIES, model_digest=digest))
+    told = gates.risk_model(Mode.GATED, str, 3)
     assert (told is not None) == (cloud_digest == "its own")
     assert (gates.control(Promises()) is begun) == (cloud_digest == "its own"), "another workload"
     assert ("goes on without a calibrated gate" in caplog.text) == (cloud_digest != "its own")
-    gates.meet(replace(CAPABILITIES, model_digest=gate.card.cloud.digest))
-    assert gates.assessor(Mode.GATED, str, 3) is not None, "the right cloud is there again"
-    assert gates.assessor(Mode.EXACT, str, 3) is None
+    gates.use_cloud(replace(CAPABILITIES, model_digest=gate.card.cloud.digest))
+    assert gates.risk_model(Mode.GATED, str, 3) is not None, "the right cloud is there again"
+    assert gates.risk_model(Mode.EXACT, str, 3) is None
 
 
 def test_a_gate_that_comes_with_a_pair_and_cannot_be_used_is_done_without(

@@ -31,7 +31,7 @@ from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.generation import Collector, GenerationRequest
-from edge_client.planner import CatchUp, Decision, Draft, HandOver, Send, Wait
+from edge_client.planner import CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from link_emulator import LinkProxy, Profile
 from link_emulator.profile import (
     DirectionProfile,
@@ -166,7 +166,7 @@ async def lane(
 ) -> AsyncIterator[Lane]:
     def note(decision: Decision) -> None:
         match decision.action:
-            case Draft(branches=branches):
+            case DraftToken(branches=branches):
                 seen["branch"] += bool(branches)
             case Send(continuation_tokens=tokens):
                 seen["span"] += 1

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from edge_client.apps.explanation import decision_json, explainer
-from edge_client.planner import Action, CatchUp, Decision, Draft, HandOver, Send, Sprout, Wait
+from edge_client.planner import Action, BranchPrefix, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 
 ACTIONS: list[tuple[Action, dict[str, object]]] = [
-    (Draft(), {"action": "Draft", "text": True, "branches": ()}),
-    (Draft(False, (12,)), {"action": "Draft", "text": False, "branches": (12,)}),
+    (DraftToken(), {"action": "Draft", "text": True, "branches": ()}),
+    (DraftToken(False, (12,)), {"action": "Draft", "text": False, "branches": (12,)}),
     (CatchUp(), {"action": "CatchUp"}),
     (Send(), {"action": "Send", "tokens": None, "continuation_tokens": 0, "branches": ()}),
     (
-        Send(3, 8, (Sprout(12, 2),)),
+        Send(3, 8, (BranchPrefix(12, 2),)),
         {"action": "Send", "tokens": 3, "continuation_tokens": 8, "branches": ((12, 2),)},
     ),
     (HandOver(40), {"action": "HandOver", "tokens": 40}),

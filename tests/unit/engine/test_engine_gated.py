@@ -15,8 +15,7 @@ from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, Se
 from chaperone_common.session import Audited, Committed, Drafted, Event, Finished, Retracted, SessionEvent
 from chaperone_common.types import Mode, OnDeviation, Origin, Promises, Proposal, Signal
 from edge_client.gate import Budgeted, Calibration, Control, Gate, Never, Threshold
-from edge_client.planner import Draft as DraftOn
-from edge_client.planner import Send
+from edge_client.planner import DraftToken, Send
 from tests.support.engine import OPENED, PROMPT, TARGET, Stage, cloud_text, finished, origins, written
 from tests.support.fake_link import FakeLink, cloud_of
 from tests.unit.engine.test_engine_trees import AT, BEHIND, FIRST, OTHER, staged
@@ -221,13 +220,13 @@ def test_every_ending_closes_the_gate_once(ending: str) -> None:
 
 
 class Replaying:
-    """An `Assessor` that follows the text by events alone, and finds every third token risky."""
+    """An `RiskModel` that follows the text by events alone, and finds every third token risky."""
 
     def __init__(self) -> None:
         self.text = [*PROMPT]
         self.assessed: list[list[int]] = []
 
-    def assess(self, proposal: Proposal) -> Proposal:
+    def with_risk(self, proposal: Proposal) -> Proposal:
         self.assessed.append(list(self.text))
         risk = 0.9 if len(self.text) % 3 == 0 else 0.1
         return replace(proposal, signal=replace(proposal.signal, risk=risk))
@@ -249,9 +248,9 @@ class Replaying:
 
 @pytest.mark.parametrize("stop_at", [None, cloud_text(40)[25]])
 def test_what_tells_risks_is_in_step_with_the_text(stop_at: int | None) -> None:
-    assessor = Replaying()
+    risk_model = Replaying()
     stage = gated(Threshold(0.5), FakeLink(cloud_of(TARGET)), stop_at=stop_at, branches=2)
-    stage.engine.assessor = assessor
+    stage.engine.risk_model = risk_model
     seen: list[int] = []
 
     async def write() -> list[Event]:
@@ -262,7 +261,7 @@ def test_what_tells_risks_is_in_step_with_the_text(stop_at: int | None) -> None:
         return events
 
     events = asyncio.run(write())
-    assert assessor.text == stage.engine.session.text
+    assert risk_model.text == stage.engine.session.text
     risks = {event.position: event.signal.risk for event in events if isinstance(event, Drafted)}
     assert risks
     assert all(risk == (0.9 if position % 3 == 0 else 0.1) for position, risk in risks.items())
@@ -294,7 +293,7 @@ def test_a_stop_string_in_a_foreseen_branch_ends_the_text() -> None:
             case _:
                 pass
 
-    drafting = (DraftOn(), DraftOn(True, (AT,)), DraftOn(True, (AT,)))
+    drafting = (DraftToken(), DraftToken(True, (AT,)), DraftToken(True, (AT,)))
     stage = staged(FakeLink(cloud), *drafting, Send(), gate=Once(), stop_at=BEHIND)
     events = stage.run()
     assert FIRST not in written(events)

@@ -12,8 +12,7 @@ from chaperone_common.frames import ClientFrame, Draft, Open, ServerFrame, Verdi
 from chaperone_common.session import Committed, Drafted
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import Mode, Origin
-from edge_client.planner import Action, Decision, Estimates, Pipeline, Send, Situation, Sprout, Wait
-from edge_client.planner import Draft as DraftOn
+from edge_client.planner import Action, BranchPrefix, Decision, DraftToken, Estimates, Pipeline, Send, Situation, Wait
 from tests.support.engine import OPENED, PROMPT, Stage, failed, written
 from tests.support.fake_link import FakeLink
 from tests.support.fake_target import FakeTarget
@@ -59,8 +58,8 @@ FIRST, OTHER = ranked(PROMPT, 0), ranked(PROMPT, 1)
 SECOND = ranked((*PROMPT, FIRST), 0)
 BEHIND = ranked((*PROMPT, OTHER), 0)
 TREE = (BranchToken(AT - 1, OTHER), BranchToken(AT + 2, BEHIND), BranchToken(AT, ranked((*PROMPT, FIRST), 1)))
-DRAFTING = (DraftOn(), DraftOn(True, (AT,)))  # two tokens of the text, and one behind the branch at its first
-SPROUTS = (Sprout(AT, 2), Sprout(AT + 1, 1))
+DRAFTING = (DraftToken(), DraftToken(True, (AT,)))  # two tokens of the text, and one behind the branch at its first
+SPROUTS = (BranchPrefix(AT, 2), BranchPrefix(AT + 1, 1))
 
 
 def staged(link: FakeLink, *actions: Action, **settings: Any) -> Stage:
@@ -120,7 +119,7 @@ def test_a_branch_that_stands_is_committed_at_once_and_drafted_on(own: int) -> N
             case _:
                 pass
 
-    stage = staged(FakeLink(cloud), *DRAFTING, Send(branches=SPROUTS), DraftOn(), DraftOn())
+    stage = staged(FakeLink(cloud), *DRAFTING, Send(branches=SPROUTS), DraftToken(), DraftToken())
     events = stage.run()
     assert written(events) == [OTHER, BEHIND, own]
     assert [event.origin for event in events if isinstance(event, Committed)] == [

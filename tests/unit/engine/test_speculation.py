@@ -114,7 +114,7 @@ def test_a_branch_that_gave_way_is_not_adopted() -> None:
 def test_text_that_is_cut_is_forgotten_with_what_was_read_of_it() -> None:
     desk = drafted(6)
     desk.override(START, second(desk.text[:START]))
-    assert desk.speculation.read <= START + 1
+    assert desk.speculation.fed_length <= START + 1
     assert desk.speculation.tree.proposal(START + 1) is None
     desk.draft(2)
     desk.check()
@@ -192,7 +192,7 @@ def taken_over(*, ahead: int = 0) -> Desk:
 
 
 def written(desk: Desk, *token_ids: int) -> None:
-    desk.hear(Continuation(desk.session.final, token_ids, handed_back=False))
+    desk.hear(Continuation(desk.session.final_length, token_ids, handed_back=False))
 
 
 def test_what_the_cloud_writes_as_drafted_stands() -> None:
@@ -200,7 +200,7 @@ def test_what_the_cloud_writes_as_drafted_stands() -> None:
     expected = list(desk.text)
     written(desk, *desk.text[START + 1 : START + 3])
     assert desk.text == expected
-    assert desk.session.final == START + 3
+    assert desk.session.final_length == START + 3
     desk.check()
 
 
@@ -246,7 +246,7 @@ def test_catching_up_reads_all_at_once_and_gives_the_next_draft_for_nothing() ->
     written(desk, 1, 2, 3, 4, 5)
     steps = desk.model.steps
     desk.catch_up()
-    assert desk.speculation.read == len(desk.text)
+    assert desk.speculation.fed_length == len(desk.text)
     desk.draft()
     assert desk.model.steps == steps + 1
     desk.check()
@@ -302,8 +302,8 @@ def test_without_a_model_there_is_nothing_to_keep_in_step() -> None:
     session = DeviceSession(Open(SessionId("s"), "", SamplingParams(), 57, (), PROMPT), limit=60)
     speculation = Speculation(session, None, Estimates(), StillClock())
     speculation.follow(Committed(START, 4, Origin.TAKEOVER))
-    assert speculation.read == 0
-    assert speculation.foreseen() == []
+    assert speculation.fed_length == 0
+    assert speculation.take_adopted() == []
     assert list(speculation.tree.sites()) == []
     speculation.close()
 
@@ -329,13 +329,13 @@ def _may(desk: Desk, move: str) -> bool:
             return not session.exhausted
         case "both" | "branch":
             likely = any(desk.speculation.tree.sites()) and not (move == "both" and session.exhausted)
-            return likely and (move == "branch" or desk.speculation.read == len(desk.text) - 1)
+            return likely and (move == "branch" or desk.speculation.fed_length == len(desk.text) - 1)
         case "send":
-            return session.sent < len(desk.text) and not session.following
+            return session.sent_length < len(desk.text) and not session.following
         case "agree" | "foreseen" | "foreign":
             return bool(session.spans)
         case "catch up":
-            return desk.speculation.read < len(desk.text)
+            return desk.speculation.fed_length < len(desk.text)
         case _:
             return session.following and not session.spans
 
@@ -358,9 +358,9 @@ def _make(desk: Desk, move: str, draw: Callable[[int], int]) -> None:
             wanted = second(desk.text[:at]) if move == "foreseen" else (desk.text[at] + 1 + draw(15)) % 16
             desk.override(at, wanted)
         case "write" | "hand back":
-            tokens = [(greedy(desk.text[: session.final]), draw(16))[draw(2)]]
+            tokens = [(greedy(desk.text[: session.final_length]), draw(16))[draw(2)]]
             tokens += [draw(16) for _ in range(draw(3))]
-            desk.hear(Continuation(session.final, tuple(tokens), handed_back=move == "hand back"))
+            desk.hear(Continuation(session.final_length, tuple(tokens), handed_back=move == "hand back"))
         case _:
             desk.catch_up()
 

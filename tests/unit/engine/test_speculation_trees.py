@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chaperone_common.frames import Continuation, Verdict
 from chaperone_common.session import Committed, Retracted
 from chaperone_common.types import Origin
-from edge_client.planner import Sprout
+from edge_client.planner import BranchPrefix
 from tests.support.supervisor import START, Desk, greedy, second
 
 AT = START + 1  # where the branch of these tests begins
@@ -34,7 +34,7 @@ def branched(*, sent: int, behind: int, limit: int = 60, eos: tuple[int, ...] = 
     desk.draft(4)
     wanted = second(desk.text[:AT])
     desk.branch(AT, tokens=sent - 1)
-    desk.send(Sprout(AT, sent))
+    desk.send(BranchPrefix(AT, sent))
     desk.branch(AT, tokens=behind - (sent - 1))
     return desk, wanted, continued([*desk.text[:AT], wanted], 6)
 
@@ -44,7 +44,7 @@ def test_a_branch_that_stands_is_the_text_and_what_was_drafted_behind_it_the_dra
     steps = desk.model.steps
     desk.override(AT, wanted, *behind[:3])
     assert desk.text[AT:] == [wanted, *behind[:5]]
-    assert desk.session.final == AT + 4, "two branch tokens that stand, and the cloud's own after them"
+    assert desk.session.final_length == AT + 4, "two branch tokens that stand, and the cloud's own after them"
     assert desk.model.steps == steps
     desk.check()
     desk.draft()
@@ -58,7 +58,7 @@ def test_a_token_that_was_not_drafted_ends_the_branch_and_the_model_keeps_what_a
     steps = desk.model.steps
     desk.override(AT, wanted, behind[0], behind[1], foreign)
     assert desk.text[AT:] == [wanted, behind[0], behind[1], foreign]
-    assert desk.speculation.read == len(desk.text) - 1, "only the foreign token is unread"
+    assert desk.speculation.fed_length == len(desk.text) - 1, "only the foreign token is unread"
     desk.draft(2)
     assert desk.model.steps == steps + 2
     desk.check()
@@ -91,7 +91,7 @@ def test_a_bonus_behind_all_that_was_drafted_of_a_branch_is_read_with_its_last_t
     steps = desk.model.steps
     desk.override(AT, wanted, behind[0], behind[1], 9)
     assert desk.text[AT:] == [wanted, behind[0], behind[1], 9]
-    assert desk.speculation.read == len(desk.text) - 2, "a branch's last proposal has not been fed"
+    assert desk.speculation.fed_length == len(desk.text) - 2, "a branch's last proposal has not been fed"
     desk.draft()
     assert desk.model.steps == steps + 1
     desk.draft(2)
@@ -147,13 +147,13 @@ def test_a_takeover_begins_behind_the_branch_and_may_go_on_as_it_was_drafted() -
     desk.draft(2)
     wanted = second(desk.text[:AT])
     desk.branch(AT, tokens=4)
-    desk.send(Sprout(AT, 2), continuation_tokens=20)
+    desk.send(BranchPrefix(AT, 2), continuation_tokens=20)
     behind = continued([*desk.text[:AT], wanted], 6)
     steps = desk.model.steps
     desk.override(AT, wanted, *behind[:2])
     assert desk.session.following
     assert desk.text[AT:] == [wanted, *behind[:4]], "ahead of the cloud"
-    desk.hear(Continuation(desk.session.final, (behind[2],), handed_back=True))
+    desk.hear(Continuation(desk.session.final_length, (behind[2],), handed_back=True))
     assert desk.model.steps == steps
     desk.draft(2)
     desk.check()
@@ -188,7 +188,7 @@ def test_a_proposal_behind_a_token_that_was_not_drafted_is_not_judged() -> None:
         desk.branch(AT, tokens=tokens)
         behind = continued([*desk.text[:AT], wanted], 2)
         written = (wanted, (behind[0] + 1) % 16, behind[1])
-        desk.hear(Continuation(desk.session.final, written, handed_back=False))
+        desk.hear(Continuation(desk.session.final_length, written, handed_back=False))
         taught.append(desk.estimates.risks.corrected(0.2))
     assert taught[0] == taught[1]
 
@@ -236,7 +236,7 @@ def test_whatever_is_judged_the_text_is_what_the_model_would_write_behind_it(dat
                 desk.draft()
         draft_branches()
         tokens = data.draw(st.integers(1, 4))
-        desk.send(*(Sprout(start, tokens) for start in range(session.sent, len(desk.text))))
+        desk.send(*(BranchPrefix(start, tokens) for start in range(session.sent_length, len(desk.text))))
         draft_branches()
         desk.hear(_verdict(desk, choose))
         desk.check()

@@ -43,15 +43,15 @@ def run(
     def audit() -> None:
         risk, overridden = unread.popleft()
         wait()
-        control.audited(1, int(overridden), foretold=risk)
+        control.record_audit(1, int(overridden), foretold=risk)
 
     for risk, overridden in tokens:
         fires = risk >= control.threshold
-        control.saw(risk, skipped=not fires)
+        control.record_token(risk, skipped=not fires)
         asked += fires
         if fires and overridden:
             caught += 1
-            control.caught()
+            control.record_caught()
         if not fires:
             missed += overridden
             unread.append((risk, overridden))
@@ -122,7 +122,7 @@ def run_many(control: Control, texts: Sequence[Sequence[tuple[float, bool]]]) ->
 
     def audit(unread: Unread, waiting: deque[bool]) -> None:
         foretold, unread.tokens, unread.risk = unread.risk, 0, 0.0
-        control.audited(len(waiting), sum(waiting), foretold=foretold)
+        control.record_audit(len(waiting), sum(waiting), foretold=foretold)
         waiting.clear()
 
     for place in range(len(texts[0])):
@@ -130,9 +130,9 @@ def run_many(control: Control, texts: Sequence[Sequence[tuple[float, bool]]]) ->
             risk, overridden = tokens[place]
             fires = risk >= control.threshold
             fates.append((risk, overridden, fires))
-            control.saw(risk, skipped=not fires)
+            control.record_token(risk, skipped=not fires)
             if fires and overridden:
-                control.caught()
+                control.record_caught()
             if not fires:
                 waiting.append(overridden)
                 unread.tokens, unread.risk = unread.tokens + 1, unread.risk + risk
@@ -240,10 +240,10 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
         waiting = control.register()
         for risk, overridden in stream(random, 20, 0.1):
             fires = risk >= control.threshold
-            control.saw(risk, skipped=not fires)
+            control.record_token(risk, skipped=not fires)
             if fires and overridden:
                 caught += 1
-                control.caught()
+                control.record_caught()
             if not fires:
                 skipped.append((risk, overridden))
                 waiting.tokens, waiting.risk = waiting.tokens + 1, waiting.risk + risk
@@ -251,7 +251,7 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
         control.unregister(waiting)
         if random.random() < share:
             risks, fates = [risk for risk, _ in skipped], [overridden for _, overridden in skipped]
-            control.audited(len(skipped), sum(fates), foretold=sum(risks), weight=1 / share)
+            control.record_audit(len(skipped), sum(fates), foretold=sum(risks), weight=1 / share)
     return caught, missed
 
 
@@ -310,17 +310,17 @@ def test_where_no_risk_was_seen_any_risk_is_asked_about() -> None:
 
 def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -> None:
     control = Control(Promises(0.9, 1.0), calibration(1))
-    control.audited(7, 7, foretold=0.7)
+    control.record_audit(7, 7, foretold=0.7)
     assert control.threshold == 0.0
     for _ in range(20):
-        control.caught()
+        control.record_caught()
     assert control.threshold > 0.0
 
 
 @pytest.mark.parametrize("promises", [Promises(0.9, 1.0), Promises(0.0, 0.1)])
 def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(promises: Promises) -> None:
     control = Control(promises, calibration(1))
-    control.audited(7, 7, foretold=0.7)  # 6.3 over
+    control.record_audit(7, 7, foretold=0.7)  # 6.3 over
     assert control.threshold == 0.0
     waiting = control.register()
     waiting.tokens = 10

@@ -168,7 +168,7 @@ def test_an_open_gate_counts_and_a_closed_one_does_not_whoever_holds_it() -> Non
     """Closing decides, not garbage collection: both gates are alive all the time, and then none is."""
     spent = Calibration.of([0.01 * number for number in range(1, 61)], [True] * 60)
     control = Control(Promises(0.9, 1.0), spent)
-    control.audited(7, 7, foretold=0.7)
+    control.record_audit(7, 7, foretold=0.7)
     assert control.threshold == 0.0, "the budget is spent"
     gates = [Budgeted(control), Budgeted(control)]
     for gate in gates:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chaperone_common.frames import Verdict
 from chaperone_common.types import Mode, Proposal, Signal
-from edge_client.planner import AdaptivePlanner, CatchUp, Draft, Estimates, HandOver, Send, Sprout, Wait
+from edge_client.planner import AdaptivePlanner, BranchPrefix, CatchUp, DraftToken, Estimates, HandOver, Send, Wait
 from tests.support.planner import EOS, PROMPT, RUNNER_UP, Scene, known, until_sent
 
 # --- Spans -----------------------------------------------------------------------------------------------------------
@@ -20,7 +20,7 @@ from tests.support.planner import EOS, PROMPT, RUNNER_UP, Scene, known, until_se
 
 def test_it_drafts_before_it_asks() -> None:
     decision = Scene().decide()
-    assert decision.action == Draft()
+    assert decision.action == DraftToken()
     assert decision.reason
     assert decision.figures["tokens_per_s"] > 0
 
@@ -34,7 +34,7 @@ def test_an_idle_cloud_is_asked_before_a_token_that_it_will_override() -> None:
 
 def test_a_span_is_kept_back_while_the_cloud_reads_another() -> None:
     scene = Scene(known(read_ms=400)).drafted(*[0.02] * 8).sent().drafted(*[0.02] * 4)
-    assert isinstance(scene.decide().action, Draft)
+    assert isinstance(scene.decide().action, DraftToken)
     freed = scene.later(60 + 400)
     assert not freed.session.following
     assert isinstance(freed.drafted(*[0.02] * 40).decide().action, Send), "the cloud is about to be free"
@@ -44,7 +44,7 @@ def test_even_a_span_that_will_not_grow_is_kept_back_while_the_cloud_is_busy() -
     def scene() -> Scene:
         return Scene(known(read_ms=400, token_ms=10), rows=2).drafted(0.01, 0.01).sent().drafted(*[0.01] * 6, 0.97)
 
-    assert isinstance(scene().decide().action, Draft), "it may be void, and there are branches to draft meanwhile"
+    assert isinstance(scene().decide().action, DraftToken), "it may be void, and there are branches to draft meanwhile"
     assert isinstance(scene().later(460).decide().action, Send)
 
 
@@ -55,7 +55,7 @@ def test_a_span_is_kept_back_and_branches_are_drafted_while_the_cloud_reads_the_
     assert isinstance(scene.decide().action, Send)
     scene.pipeline.opened(scene.now_ms, prompt_tokens=100)
     action = scene.decide().action
-    assert isinstance(action, Draft)
+    assert isinstance(action, DraftToken)
     assert action.branches, "there is time for them"
     assert isinstance(scene.later(2000).decide().action, Send), "it comes when the prompt is read"
 
@@ -98,27 +98,27 @@ def test_it_waits_when_nothing_behind_is_likely_to_be_used() -> None:
 
 def test_a_branch_is_drafted_where_an_override_is_likelier_than_agreement() -> None:
     scene = Scene(known(row_ms=10), rows=2).drafted(0.02, 0.8, 0.02).sent()
-    assert scene.decide().action == Draft(False, (len(PROMPT) + 1,))
+    assert scene.decide().action == DraftToken(False, (len(PROMPT) + 1,))
 
 
 def test_text_and_branch_are_drafted_together_where_another_row_is_cheap() -> None:
     scene = Scene(known(row_ms=0.5), rows=2).drafted(0.02, 0.5, 0.02).sent()
-    assert scene.decide().action == Draft(True, (len(PROMPT) + 1,))
+    assert scene.decide().action == DraftToken(True, (len(PROMPT) + 1,))
 
 
 def test_the_text_alone_is_drafted_where_it_is_sure() -> None:
     scene = Scene(known(row_ms=10), rows=2).drafted(0.01, 0.01).sent()
-    assert scene.decide().action == Draft()
+    assert scene.decide().action == DraftToken()
 
 
 def test_without_rows_no_branch_is_drafted() -> None:
     scene = Scene(known(row_ms=0.5), rows=0).drafted(0.02, 0.5, 0.02).sent()
-    assert scene.decide().action == Draft()
+    assert scene.decide().action == DraftToken()
 
 
 def test_a_text_that_has_ended_leaves_time_for_branches() -> None:
     scene = Scene(rows=2).drafted(0.3).drafted(0.01, token_id=EOS).sent()
-    assert scene.decide().action == Draft(False, (len(PROMPT),))
+    assert scene.decide().action == DraftToken(False, (len(PROMPT),))
 
 
 # --- The cloud writes ------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_nothing_is_handed_over_while_the_prompt_is_being_read() -> None:
 
 
 def test_a_device_that_drafts_faster_hands_nothing_over() -> None:
-    assert Scene(known(draft_ms=5, read_ms=300)).decide().action == Draft()
+    assert Scene(known(draft_ms=5, read_ms=300)).decide().action == DraftToken()
 
 
 def test_a_promise_that_was_broken_is_no_reason_to_keep_the_cloud_from_writing() -> None:
@@ -148,7 +148,7 @@ def test_a_promise_that_was_broken_is_no_reason_to_keep_the_cloud_from_writing()
             estimates.delivered(1, 1 / delivered)
         return Scene(estimates)
 
-    assert scene(delivered=1.0).decide().action == Draft()
+    assert scene(delivered=1.0).decide().action == DraftToken()
     assert isinstance(scene(delivered=0.5).decide().action, HandOver)
 
 
@@ -158,11 +158,11 @@ def test_what_the_cloud_writes_is_taken_back_once_the_draft_is_ahead() -> None:
         action = scene.decide().action
         if isinstance(action, Send):
             break
-        assert action == Draft()
+        assert action == DraftToken()
         scene.drafted(0.05).later(10)
     assert isinstance(action, Send)
-    assert action.tokens in (None, len(scene.session.text) - scene.session.sent)
-    assert len(scene.session.text) - scene.session.final > 2, "more than the cloud wrote meanwhile"
+    assert action.tokens in (None, len(scene.session.text) - scene.session.sent_length)
+    assert len(scene.session.text) - scene.session.final_length > 2, "more than the cloud wrote meanwhile"
 
 
 def test_a_draft_that_is_hardly_ahead_is_not_worth_interrupting_the_cloud_for() -> None:
@@ -192,7 +192,7 @@ def test_a_device_that_would_have_to_read_too_much_first_does_not_begin_before_t
     scene = Scene(known(draft_ms=30, rtt_ms=10, read_ms=100, stream_ms=100, risk=0.01), limit=61)
     scene.taken_over().written(52, each_ms=100)
     scene.read = len(scene.session.text) - 1
-    assert scene.decide().action == Draft()
+    assert scene.decide().action == DraftToken()
     scene.read = len(PROMPT)
     assert scene.decide().action == Wait()
 
@@ -213,13 +213,13 @@ def test_a_device_at_leisure_reads_along_with_a_cloud_that_writes_whatever_that_
 
 def test_no_branch_is_drafted_where_there_is_none_though_it_would_cost_nothing() -> None:
     scene = Scene(known(row_ms=0.0, token_ms=0.0, risk=0.01)).drafted(0.01)
-    assert scene.decide().action == Draft()
+    assert scene.decide().action == DraftToken()
 
 
 # --- Branches that are sent ------------------------------------------------------------------------------------------
 
 
-def sent_beside(scene: Scene) -> tuple[Sprout, ...]:
+def sent_beside(scene: Scene) -> tuple[BranchPrefix, ...]:
     action = scene.decide().action
     assert isinstance(action, Send)
     return action.branches
@@ -248,38 +248,38 @@ def test_nothing_is_sent_beside_a_span_where_reading_a_token_is_dear() -> None:
 
 def test_gated_asks_once_nothing_can_join_what_fired_and_not_before() -> None:
     scene = Scene().drafted(*[0.01] * 30, fires=False)
-    assert scene.decide(Mode.GATED).action == Draft()
-    assert scene.drafted(0.3).decide(Mode.GATED).action == Draft(), "the next one may fire, too"
+    assert scene.decide(Mode.GATED).action == DraftToken()
+    assert scene.drafted(0.3).decide(Mode.GATED).action == DraftToken(), "the next one may fire, too"
     for _ in range(3):
-        assert scene.drafted(0.01, fires=False).decide(Mode.GATED).action == Draft()
+        assert scene.drafted(0.01, fires=False).decide(Mode.GATED).action == DraftToken()
     question = scene.drafted(0.01, fires=False).decide(Mode.GATED).action
     assert question == Send(30), "what the cloud chooses behind these decides on the one that fired"
-    assert isinstance(scene.sent().decide(Mode.GATED).action, Draft), "and drafts on while it is being asked"
+    assert isinstance(scene.sent().decide(Mode.GATED).action, DraftToken), "and drafts on while it is being asked"
 
 
 def test_gated_asks_before_fires_without_end_are_more_than_a_good_span() -> None:
     scene = Scene()
-    while isinstance(scene.decide(Mode.GATED).action, Draft):
+    while isinstance(scene.decide(Mode.GATED).action, DraftToken):
         scene.drafted(0.1)
     assert isinstance(scene.decide(Mode.GATED).action, Send)
-    assert 3 <= len(scene.session.text) - scene.session.final <= 16
+    assert 3 <= len(scene.session.text) - scene.session.final_length <= 16
 
 
 def test_gated_has_long_stretches_read_before_the_next_question() -> None:
     scene = Scene(known(rtt_ms=20, read_ms=50, token_ms=5))
-    while isinstance(scene.decide(Mode.GATED).action, Draft):
+    while isinstance(scene.decide(Mode.GATED).action, DraftToken):
         scene.drafted(0.001, fires=False)
     assert scene.decide(Mode.GATED).action == Send(36), "which takes longer than three questions: 50 + 5 + 20 ms"
-    assert scene.sent().decide(Mode.GATED).action == Draft()
+    assert scene.sent().decide(Mode.GATED).action == DraftToken()
 
 
 @pytest.mark.parametrize(("risk", "asks"), [(0.1, True), (0.5, False)])
 def test_gated_asks_on_if_what_is_on_its_way_will_likely_stand(risk: float, asks: bool) -> None:
     scene = Scene(known(rtt_ms=400)).drafted(risk).sent()
     scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    assert scene.decide(Mode.GATED).action == Draft(), "the cloud has no time for it yet"
+    assert scene.decide(Mode.GATED).action == DraftToken(), "the cloud has no time for it yet"
     scene.now_ms += 100
-    assert scene.decide(Mode.GATED).action == (Send(1) if asks else Draft())
+    assert scene.decide(Mode.GATED).action == (Send(1) if asks else DraftToken())
 
 
 def test_gated_has_no_need_to_ask_about_what_the_cloud_chooses_anyway() -> None:
@@ -305,11 +305,13 @@ def test_gated_asks_at_once_where_nothing_is_left_to_draft() -> None:
 def test_gated_keeps_what_fires_meanwhile_for_the_next_question_and_what_follows_for_itself() -> None:
     scene = Scene(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
     scene.drafted(0.2).drafted(*[0.01] * 4, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    assert isinstance(scene.decide(Mode.GATED).action, Draft), "the cloud reads another one"
+    assert isinstance(scene.decide(Mode.GATED).action, DraftToken), "the cloud reads another one"
     stood = scene.session.spans[0]
     scene.now_ms += 160
     scene.hear(Verdict(0, stood.end, scene.session.text[stood.end], compute_us=100_000))
-    assert scene.session.final == stood.end + 5, "the cloud's own token vouches for the next fire, up to the last one"
+    assert scene.session.final_length == stood.end + 5, (
+        "the cloud's own token vouches for the next fire, up to the last one"
+    )
     assert scene.decide(Mode.GATED).action == Send(4), "up to the next fire"
 
 
@@ -317,7 +319,7 @@ def test_alone_it_drafts_to_the_end_whatever_the_costs() -> None:
     alone = AdaptivePlanner(Mode.EXACT).alone()
     assert alone.mode is Mode.EDGE
     scene = Scene(known(draft_ms=500, read_ms=5, stream_ms=5), limit=5)
-    assert alone.decide(scene.situation).action == Draft()
+    assert alone.decide(scene.situation).action == DraftToken()
     assert alone.decide(scene.drafted(0.5, 0.5, fires=False).situation).action == Wait()
 
 
@@ -347,7 +349,7 @@ def scenes(draw: st.DrawFn) -> Scene:
     for risks in draw(st.lists(RISKS, max_size=2)):
         _drafted_within(scene, risks)
         idle = not scene.session.spans and not scene.session.following
-        if draw(st.booleans()) and (scene.session.sent < len(scene.session.text) or idle):
+        if draw(st.booleans()) and (scene.session.sent_length < len(scene.session.text) or idle):
             scene.sent(continuation_tokens=draw(st.sampled_from([0, 50])))  # without tokens, the cloud is to write
         scene.later(draw(st.floats(0, 300)))
     return scene
@@ -368,16 +370,16 @@ def _drafted_within(scene: Scene, risks: Sequence[float]) -> None:
 @given(scene=scenes(), mode=st.sampled_from([Mode.EXACT, Mode.GATED]))
 def test_every_decision_can_be_carried_out_and_is_made_again(scene: Scene, mode: Mode) -> None:
     session = scene.session
-    before = (tuple(session.text), session.sent, len(session.spans), set(scene.tree.branches))
+    before = (tuple(session.text), session.sent_length, len(session.spans), set(scene.tree.branches))
     decision = scene.decide(mode)
     assert scene.decide(mode) == decision, "the same situation gives the same decision"
-    assert (tuple(session.text), session.sent, len(session.spans), set(scene.tree.branches)) == before
-    unsent = len(session.text) - session.sent
+    assert (tuple(session.text), session.sent_length, len(session.spans), set(scene.tree.branches)) == before
+    unsent = len(session.text) - session.sent_length
     match decision.action:
-        case Draft(text, branches):
+        case DraftToken(text, branches):
             assert text or branches
             assert not (text and session.exhausted)
-            assert all(session.final <= start < len(session.text) for start in branches)
+            assert all(session.final_length <= start < len(session.text) for start in branches)
             assert not branches or scene.tree.branches.keys() >= set(branches) or scene.tree.sites()
         case Send(tokens, continuation_tokens):
             assert unsent > 0

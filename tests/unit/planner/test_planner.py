@@ -7,7 +7,7 @@ import pytest
 from chaperone_common.frames import Open, Verdict
 from chaperone_common.session import DeviceSession
 from chaperone_common.types import Mode, Proposal, SamplingParams, SessionId, Signal
-from edge_client.planner import Action, CatchUp, Draft, FixedPlanner, HandOver, Send, Wait
+from edge_client.planner import Action, CatchUp, DraftToken, FixedPlanner, HandOver, Send, Wait
 
 EOS = 0
 SIGNAL = Signal(1.0, 0.5, 0.1, 1.0, 0.5)
@@ -35,7 +35,7 @@ def run(plan: FixedPlanner, device: DeviceSession, *, steps: int) -> list[Action
         action = plan.next_action(device)
         actions.append(action)
         match action:
-            case Draft():
+            case DraftToken():
                 draft(device, 1)
             case Send():
                 device.send()
@@ -48,14 +48,14 @@ def run(plan: FixedPlanner, device: DeviceSession, *, steps: int) -> list[Action
 
 def test_drafts_run_on_while_spans_are_in_flight() -> None:
     device = session()
-    span: list[Action] = [Draft(), Draft(), Draft(), Send()]
-    assert run(planner(), device, steps=99) == [*span, *span, Draft(), Draft(), Wait()]
+    span: list[Action] = [DraftToken(), DraftToken(), DraftToken(), Send()]
+    assert run(planner(), device, steps=99) == [*span, *span, DraftToken(), DraftToken(), Wait()]
     assert [len(sent.token_ids) for sent in device.spans] == [3, 3]
 
 
 def test_one_span_in_flight_and_no_run_ahead_is_synchronous() -> None:
     plan = planner(spans_in_flight=1, run_ahead_tokens=3)
-    assert run(plan, session(), steps=99) == [Draft(), Draft(), Draft(), Send(), Wait()]
+    assert run(plan, session(), steps=99) == [DraftToken(), DraftToken(), DraftToken(), Send(), Wait()]
 
 
 def test_a_verdict_frees_the_way() -> None:
@@ -63,7 +63,7 @@ def test_a_verdict_frees_the_way() -> None:
     plan = planner(spans_in_flight=1, run_ahead_tokens=3)
     run(plan, device, steps=99)
     device.apply(Verdict(0, 6, 5))
-    assert plan.next_action(device) == Draft()
+    assert plan.next_action(device) == DraftToken()
 
 
 def test_what_is_left_is_sent_when_nothing_can_be_drafted() -> None:
@@ -89,7 +89,7 @@ def test_when_all_is_sent_and_nothing_can_be_drafted_it_waits() -> None:
 def test_skipped_tokens_alone_are_never_sent(mode: Mode) -> None:
     device = session()
     draft(device, *range(1, 20), fires=False)
-    assert planner(mode).next_action(device) == Draft()
+    assert planner(mode).next_action(device) == DraftToken()
 
 
 def test_one_fire_is_sent_at_once_with_a_span_of_one() -> None:

@@ -7,29 +7,29 @@ import pytest
 from chaperone_common.types import Mode
 from edge_client.planner import CatchUp, Estimates, Send, Wait
 from edge_client.planner.costs import Costs
-from edge_client.planner.learning import Relapses
+from edge_client.planner.learning import OverrideClusters
 from edge_client.planner.takeover import takeover_tokens
 from tests.support.planner import Scene, known
 
 SLOW_LINK = Costs(draft_ms=20.0, rtt_ms=600.0, read_base_ms=80.0, read_token_ms=0.0, stream_ms=80.0)
 
 
-def clustered(*chances: float) -> Relapses:
+def clustered(*chances: float) -> OverrideClusters:
     """What is known after a hundred overrides that were followed by others so often."""
-    relapses = Relapses()
+    override_clusters = OverrideClusters()
     for number in range(1, 101):
         for distance, chance in enumerate(chances, start=1):
-            relapses.settled(distance, overridden=int(number * chance) > int((number - 1) * chance))
-    return relapses
+            override_clusters.settled(distance, overridden=int(number * chance) > int((number - 1) * chance))
+    return override_clusters
 
 
 def test_nothing_is_known_at_first_and_the_device_writes() -> None:
-    assert takeover_tokens(Relapses(), SLOW_LINK) == 0
+    assert takeover_tokens(OverrideClusters(), SLOW_LINK) == 0
 
 
 def test_the_cloud_writes_on_as_far_as_overrides_come_in_a_cluster() -> None:
-    relapses = clustered(0.9, 0.7, 0.5, 0.02, 0.9)
-    assert takeover_tokens(relapses, SLOW_LINK) == 3
+    override_clusters = clustered(0.9, 0.7, 0.5, 0.02, 0.9)
+    assert takeover_tokens(override_clusters, SLOW_LINK) == 3
 
 
 @pytest.mark.parametrize(
@@ -48,17 +48,17 @@ def test_a_device_that_is_mostly_right_writes_however_fast_the_cloud_is() -> Non
 
 
 def test_what_nobody_tried_for_long_is_forgotten() -> None:
-    relapses = clustered(0.9)
-    assert takeover_tokens(relapses, SLOW_LINK) == 1
+    override_clusters = clustered(0.9)
+    assert takeover_tokens(override_clusters, SLOW_LINK) == 1
     for _ in range(400):
-        relapses.unknown(1)
-    assert takeover_tokens(relapses, SLOW_LINK) == 0
+        override_clusters.unknown(1)
+    assert takeover_tokens(override_clusters, SLOW_LINK) == 0
 
 
 def asking(estimates: Estimates, limit: int = 200) -> Scene:
     for number in range(60):
         for distance in (1, 2):
-            estimates.relapses.settled(distance, overridden=number % 10 < 6)
+            estimates.override_clusters.settled(distance, overridden=number % 10 < 6)
     return Scene(estimates, limit=limit).drafted(0.01, fires=False).drafted(0.5).drafted(*[0.01] * 4, fires=False)
 
 

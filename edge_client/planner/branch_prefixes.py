@@ -8,11 +8,11 @@ sent of one is its beginning.
 
 from __future__ import annotations
 
-from edge_client.planner.actions import Sprout
+from edge_client.planner.actions import BranchPrefix
 from edge_client.planner.draft_tree import DraftTree
 
 
-def worthy_sprouts(tree: DraftTree, start: int, end: int, least: float) -> tuple[Sprout, ...]:
+def branches_worth_sending(tree: DraftTree, start: int, end: int, least: float) -> tuple[BranchPrefix, ...]:
     """Of the branches that begin in the span [start, end), the tokens that stand with a chance of at least `least`.
 
     The chances are those before the span is read: that the cloud agrees up to the branch, and then chooses it.
@@ -23,6 +23,6 @@ def worthy_sprouts(tree: DraftTree, start: int, end: int, least: float) -> tuple
             continue
         tokens = sum(reached * chance >= least for chance in tree.chances(position))
         if tokens:
-            sprouts.append(Sprout(position, tokens))
+            sprouts.append(BranchPrefix(position, tokens))
         reached *= 1.0 - tree.risk(position)
     return tuple(sprouts)

@@ -1,0 +1,36 @@
+"""The settings of one generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chaperone_common.session import DeviceSession
+from chaperone_common.types import OnDeviation
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The settings of one generation; deadlines are in milliseconds."""
+
+    open_deadline_ms: float
+    verification_deadline_ms: float
+    # Tokens of one Draft, branches included.
+    max_span_tokens: int = 256
+    # How long to try to reach a lost cloud. 0: do not try.
+    reconnect_timeout_ms: float = 0.0
+    continue_without_cloud: bool = False
+    # Wait for the audit of the unread tail before the generation ends.
+    closing_audit: bool = False
+    # Share of the generations to audit, of those that never asked the cloud.
+    audit_share: float = 1.0
+    on_deviation: OnDeviation = OnDeviation.KEEP
+    # Draft nothing until both ends hold the prompt's KV.
+    warm_start: bool = False
+
+    def answer_ms(self, session: DeviceSession) -> float:
+        """Return the time that an answer to a Draft may take. The first ones wait for the prompt's prefill."""
+        return self.verification_deadline_ms if session.prefilled else self.open_deadline_ms
+
+    def next_frame_ms(self, session: DeviceSession) -> float:
+        """Return the time that the next frame may take. The answer to the Open waits for no prefill."""
+        return self.answer_ms(session) if session.opened else self.verification_deadline_ms
