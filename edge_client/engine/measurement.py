@@ -1,4 +1,4 @@
-"""Times and counts of one generation, as they are taken on the device."""
+"""Times and counts of one generation, measured on the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_client.link.connection import Connection
 
 
 class Stopwatch:
-    """Collects what the session cannot know: when things happened, and what the device waited for."""
+    """Measures the times that the session does not know, and counts the answers that the device waited for."""
 
     def __init__(self, clock: Clock, energy: EnergyModel | None = None) -> None:
         self._clock = clock
@@ -27,15 +27,15 @@ class Stopwatch:
         self._round_trips = 0
 
     def start(self) -> None:
-        """The generation begins."""
+        """Note that the generation begins."""
         self._started = self._now_ms()
 
     def warm(self) -> None:
-        """Both ends hold the prompt's KV."""
+        """Note that both ends hold the prompt's KV."""
         self._warm = self._now_ms()
 
     def stop(self) -> None:
-        """The last token is committed."""
+        """Note that the last token is committed."""
         self._stopped = self._now_ms()
 
     def follow(self, event: SessionEvent) -> None:
@@ -46,17 +46,17 @@ class Stopwatch:
             self._first_committed = self._now_ms()
 
     def waiting(self, *, for_verdict: bool) -> None:
-        """The device has nothing to do but wait."""
+        """Note that the device has nothing to do but wait."""
         self._waited = self._waited or for_verdict
 
     def answered(self) -> None:
-        """A verdict came in."""
+        """Note that a verdict arrived."""
         self._round_trips += self._waited
         self._waited = False
 
     @contextmanager
     def edge_compute(self) -> Iterator[None]:
-        """Count the time inside as the device's compute."""
+        """Count the time inside the context as the device's compute."""
         began = self._now_ms()
         try:
             yield
@@ -64,7 +64,7 @@ class Stopwatch:
             self._edge_compute_ms += self._now_ms() - began
 
     def stats(self, session: DeviceSession, cloud: Connection) -> GenerationStats:
-        """Put it all together."""
+        """Return the statistics of the generation up to now."""
         end = self._now_ms() if self._stopped is None else self._stopped
         total_ms = end - self._started
         tally = session.tally

@@ -1,4 +1,4 @@
-"""One generation's way to its cloud: the stream that is open, and those before it."""
+"""The connection of one generation to its cloud: the open stream, and those before it."""
 
 from __future__ import annotations
 
@@ -51,12 +51,15 @@ def no_answer(waited_ms: float, position: int) -> CloudTimeout:
 
 
 class Connection:
-    """A link, made anew when it breaks; without `connect`, or once it was given up, there is none."""
+    """A link that is made again when it breaks. Without `connect`, or after the cloud was given up, there is none."""
 
     def __init__(
         self, connect: Callable[[], CloudLink] | None, clock: Clock, random: Random, *, reconnect_timeout_ms: float
     ) -> None:
-        """`connect` makes a link, not yet opened. A cloud that is lost is sought again for `reconnect_timeout_ms`."""
+        """Make a first link with `connect`, not yet opened.
+
+        After a loss, try to reconnect for `reconnect_timeout_ms`.
+        """
         self._connect = connect
         self._clock = clock
         self._reconnection = Reconnection(clock, random, timeout_ms=reconnect_timeout_ms)
@@ -66,17 +69,17 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a cloud to ask."""
+        """True if there is a cloud to ask."""
         return self._link is not None
 
     @property
     def seeking(self) -> bool:
-        """The cloud was lost, and has not been heard of on the new stream."""
+        """True if the cloud was lost, and has not answered on the new stream."""
         return self._reconnection.seeking
 
     @property
     def reopened(self) -> bool:
-        """The stream is not the first one."""
+        """True if the stream is not the first one."""
         return self._reopened
 
     @property
@@ -95,19 +98,19 @@ class Connection:
             await self._link.open(frame)
 
     def pause_ms(self, error: ChaperoneError) -> float | None:
-        """How long to wait before the next attempt after such a loss; None if the cloud is to be given up."""
+        """Return the pause before the next attempt to reconnect; None to give the cloud up."""
         return self._reconnection.pause_ms(error) if self._connect is not None else None
 
     async def reopen(self, frame: Open, *, after_ms: float) -> None:
         """Give up the stream, and start another after a pause."""
-        assert self._connect is not None, "a pause is only told where there is a way"
+        assert self._connect is not None, "`pause_ms` returns a pause only if there is a `connect`"
         self.hang_up()
         self._reopened = True
         self._link = DelayedLink(self._connect(), after_ms, self._clock)
         await self._link.open(frame)
 
     def outcome(self, error: ChaperoneError) -> ChaperoneError:
-        """What to tell of a cloud that was given up with this error."""
+        """Return the error to report when the cloud is given up after this one."""
         return self._reconnection.outcome(error)
 
     def send(self, frame: ClientFrame) -> None:
@@ -120,20 +123,20 @@ class Connection:
         return self._link.ready() if self._link is not None else ()
 
     def on_frame(self, *, idle: bool) -> None:
-        """The cloud has answered; `idle` if it owes nothing more."""
+        """Note that the cloud has answered; `idle` if it owes no further answer."""
         self._reconnection.on_frame(idle=idle)
 
     async def wait(self, patience_ms: float) -> float | None:
-        """Sleep until a frame is there; returns the milliseconds that were waited in vain, or None.
+        """Sleep until a frame arrives, and return None; or return the milliseconds waited without one.
 
-        A cloud that is sought is waited for only as long as it may be sought.
+        While the device reconnects, the wait ends with the time for reconnecting.
         """
         assert self._link is not None, "the planner waits only for a cloud"
         timeout_ms = self._reconnection.left_ms if self.seeking else patience_ms
         return None if await self._link.wait(timeout_ms) else timeout_ms
 
     def close(self) -> None:
-        """Send no more; what the cloud still answers can be taken."""
+        """Send no more. The cloud's remaining answers can be taken."""
         if self._link is not None:
             self._link.close()
 
@@ -143,7 +146,7 @@ class Connection:
             self._link.cancel()
 
     def hang_up(self) -> None:
-        """End the stream at once, and be without a cloud."""
+        """End the stream at once, and go without a cloud."""
         self.cancel()
         self._bytes_before = (self.bytes_up, self.bytes_down)
         self._link = None

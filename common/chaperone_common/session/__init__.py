@@ -1,4 +1,4 @@
-"""One generation as a state machine without I/O, both ends: frames and tokens in, events and frames out."""
+"""One generation as a state machine without I/O, for both ends: frames and tokens in, events and frames out."""
 
 from chaperone_common.session.cloud import CloudSession, VerificationRequest
 from chaperone_common.session.device import DeviceSession

@@ -20,7 +20,7 @@ from chaperone_common.types import FinishReason, OnDeviation, Origin, Proposal, 
 
 
 class DeviceSession:
-    """The state of one generation: prompt, final and provisional tokens, and the spans in flight.
+    """The device's state of one generation: prompt, final and provisional tokens, and the spans in flight.
 
         text:         [ prompt | final ............ | provisional ................ ]
         sent_length:  the cloud has read all tokens below it, or they are in flight
@@ -50,7 +50,7 @@ class DeviceSession:
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
         self._tokens: list[TextToken] = []  # of the text from `first_new` on
-        self._gated = False  # the gate has skipped a token, so the cloud can learn from risks
+        self._gated = False  # the gate has skipped a token, so that a Draft carries risks
         self._skips_are_final = on_deviation is OnDeviation.KEEP
         self._deadline_ms = 0  # the last one sent on this stream; 0: none yet
         self._tail = (0, 0)  # begin and end of the tokens that the closing audit covers
@@ -161,28 +161,28 @@ class DeviceSession:
     ) -> Draft:
         """Return a Draft of all unsent tokens, at most `max_tokens`. Without any, it asks the cloud to write.
 
-        `branches` stand beside these tokens, parents before their children; where none of the tokens is to be judged
-        they could not be reached, and are left out. `deadline_ms` is told where it differs from that of the Draft
-        before; 0 leaves it as it is.
+        `branches` go next to these tokens, parents before their children. They are left out if the cloud judges none of
+        the tokens, because it could not reach them. The frame carries `deadline_ms` if it differs from the last one; 0
+        keeps that.
         """
         self.state = step(self.state, StreamEvent.DRAFT)
         end = len(self.text) if max_tokens is None else min(len(self.text), self.sent_length + max_tokens)
         tokens = tuple(self.text[self.sent_length : end])
         final_before = max(self.sent_length, min(self._settled, end + 1))
-        beside = tuple(branches) if final_before < end else ()
-        span = Span(self.revision, self.sent_length, tokens, final_before, continuation_tokens, beside)
+        reachable = tuple(branches) if final_before < end else ()
+        span = Span(self.revision, self.sent_length, tokens, final_before, continuation_tokens, reachable)
         risks = tuple(self._unread_risk(position) for position in range(span.start, end)) if self._gated else ()
         self.spans.append(span)
         self.sent_length = end
         self.tally.requests += 1
-        told_ms = 0 if deadline_ms == self._deadline_ms else deadline_ms
+        changed_ms = 0 if deadline_ms == self._deadline_ms else deadline_ms
         self._deadline_ms = deadline_ms or self._deadline_ms
-        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, told_ms, beside)
+        return Draft(span.revision, span.start, tokens, risks, final_before, continuation_tokens, changed_ms, reachable)
 
     def close(self, *, audit_share: float = 1.0) -> Close:
-        """End the stream, with the committed tokens that the cloud has not read.
+        """Return a Close with the committed tokens that the cloud has not read, for their audit.
 
-        Those are audited; `audit_share` says in how many of such generations, and 0 not to audit this one.
+        `audit_share` is the share of such generations that are audited. 0: do not audit this one.
         """
         self.state = step(self.state, StreamEvent.CLOSE)
         start = min(self.read_length, self.final_length)
@@ -191,14 +191,14 @@ class DeviceSession:
         return Close(start, tuple(self.text[start:end]))
 
     def finish_at(self, length: int) -> list[SessionEvent]:
-        """End the text at `length`, because a stop string was completed there; tokens behind it are undone.
+        """End the text at `length`, because a stop string was completed there; undo the tokens after it.
 
-        Those may be final: the string is found only after the frame that completed it was applied.
+        They may be final: the string is found only after its frame was applied.
         """
         self.finish_reason = FinishReason.STOP
         self.final_length = length
         self.spans.clear()
-        # Only the device's tokens are retracted. The cloud's own behind `length` were never shown.
+        # Only the device's tokens are retracted. The cloud's own tokens after `length` were never shown.
         drafted = [token for token in self._tokens[length - self.first_new :] if token.proposal is not None]
         self.tally.retracted_tokens += sum(not token.overridden for token in drafted)
         self._cut(length)
@@ -208,11 +208,11 @@ class DeviceSession:
         return [Retracted(length)] if drafted else []
 
     def reopen(self) -> Open:
-        """Begin a new stream after a failure, from what the cloud is known to have read; a takeover is over with it.
+        """Return the Open of a new stream after a failure, from the tokens that the cloud is known to have read.
 
-        What is provisional stays so. All of it that was sent waits for being sent again, and is then judged; skipped
-        tokens that are final and unread are audited by the next Draft. Raises ProtocolViolation unless the last stream
-        failed while the text was being written.
+        A takeover ends with its stream. Provisional tokens stay provisional; those that were sent are sent again, and
+        judged. The next Draft has the final tokens audited that are unread. Raises ProtocolViolation unless the last
+        stream failed while the text was being written.
         """
         if self.finish_reason is not None:
             raise ProtocolViolation(f"reopen: the text has ended at {self.final_length}; nothing is left to write")
@@ -229,7 +229,7 @@ class DeviceSession:
         return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read_length]))
 
     def lose_cloud(self) -> list[SessionEvent]:
-        """Go on without the cloud: what is provisional becomes final, and so does all that follows, unverified."""
+        """Go on without the cloud: commit provisional tokens, and all that follow, unverified."""
         self._alone = True
         self.spans.clear()
         return [self._commit(Origin.UNVERIFIED) for _ in range(self.final_length, len(self.text))]
@@ -240,7 +240,7 @@ class DeviceSession:
         raise error
 
     def apply(self, frame: ServerFrame) -> list[SessionEvent]:
-        """Take a frame from the cloud; raises ProtocolViolation, or the error that a Failure stands for."""
+        """Apply a frame from the cloud. Raises ProtocolViolation, or the error that a Failure carries."""
         match frame:
             case Opened():
                 self.state = step(self.state, StreamEvent.OPENED)
@@ -278,8 +278,8 @@ class DeviceSession:
         check_verdict(verdict, span, self.text, limit=self.limit)
         vouching = origins(verdict, span)
         tokens = (verdict.token_id, *verdict.further_token_ids)
-        told = verdict.position < self.final_length
-        if told and verdict.further_token_ids:
+        already_final = verdict.position < self.final_length
+        if already_final and verdict.further_token_ids:
             raise ProtocolViolation(f"further_token_ids: they follow {verdict.position}, which is final already")
         begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
         self.state = step(self.state, StreamEvent.TAKEOVER if begins else StreamEvent.VERDICT)
@@ -287,7 +287,7 @@ class DeviceSession:
         self._count(verdict)
         audited = min(span.final_before, span.end)
         events = self._audit(min(max(span.start, self.read_length), audited), audited, verdict.deviations)
-        self._mark_read(span.end if told else verdict.position + len(tokens))
+        self._mark_read(span.end if already_final else verdict.position + len(tokens))
         while self.final_length < verdict.position:
             events.append(self._commit(Origin.VERIFIED))
         for position, (token_id, origin) in enumerate(zip(tokens, vouching, strict=True), verdict.position):
@@ -298,10 +298,10 @@ class DeviceSession:
         return events + self._commit_skipped()
 
     def _follow_contradicted(self, span: Span) -> None:
-        """The cloud's token behind a span has contradicted the next one: it is taken for an override of that one.
+        """Follow the cloud if its token after one span has contradicted the next span, which is `span`.
 
-        The cloud reads that span next, finds it contradicted, and writes on if tokens are welcome there. A span behind
-        others that still stand begins no takeover: too much may happen before the cloud reads it.
+        The cloud treats that token as an override of `span`, and writes on if `span` welcomes tokens. That holds only
+        if `span` is the next that the cloud reads.
         """
         if span.continuation_tokens and self.finish_reason is None:
             self.state = step(self.state, StreamEvent.TAKEOVER)
@@ -323,12 +323,10 @@ class DeviceSession:
         return events
 
     def _take(self, position: int, token_id: int, origin: Origin) -> list[SessionEvent]:
-        """Commit the cloud's own token at a position; if the draft has another one there, it gives way."""
-        if (
-            position < self.final_length
-        ):  # it was so when it was sent: the deviation, if any, is told with the next span
+        """Commit the cloud's own token at a position, in place of a draft token that differs."""
+        if position < self.final_length:  # final when it was sent: the next verdict reports the deviation, if any
             return []
-        if self.finish_reason is not None:  # nothing follows the end, whatever the cloud says
+        if self.finish_reason is not None:  # nothing follows the end
             return []
         if position < len(self.text) and self.text[position] == token_id:
             self.sent_length = max(self.sent_length, position + 1)
@@ -338,8 +336,8 @@ class DeviceSession:
         if position < len(self.text):
             replaced = self._tokens[position - self.first_new]
             token = TextToken(token_id, replaced.proposal, fired=replaced.fired)
-            # Spans on their way that hold the position contradict what the cloud wrote there; on reading the first
-            # of them the cloud raises the revision as well, so both ends agree without a word.
+            # Spans in flight that hold the position contradict the cloud's token. The cloud raises its revision when it
+            # reads the first of them, so both ends agree without a message.
             if self.spans and self.spans[0].start <= position < self.sent_length:
                 self.revision += 1
             events.append(self._truncate(position))
@@ -370,9 +368,9 @@ class DeviceSession:
         self.tally.committed(token.origin, token.risk, caught=token.overridden)
 
     def _commit_skipped(self) -> list[SessionEvent]:
-        """Commit drafted tokens up to the next fire; those that the cloud is being asked about wait for the verdict.
+        """Commit drafted tokens up to the next fire, or to a token that the cloud is asked about.
 
-        While the cloud writes, all wait for what it writes there.
+        While the cloud writes, all of them wait for its tokens.
         """
         events: list[SessionEvent] = []
         if self.following or not (self._skips_are_final or self._alone):
@@ -384,7 +382,7 @@ class DeviceSession:
         return events
 
     def _is_asked_about(self, position: int) -> bool:
-        """True if the cloud is to choose the token at a position, as far as the device knows."""
+        """True if a span in flight has the cloud choose the token at a position, so that it waits for the verdict."""
         if any(span.end == position and span.asks_next for span in self.spans):
             return True
         return position < self.sent_length and not any(
@@ -404,13 +402,13 @@ class DeviceSession:
         self.sent_length = min(self.sent_length, length)
 
     def _to_judge(self, start: int) -> Iterator[int]:
-        """Provisional positions from `start` on that the cloud has to judge."""
+        """Return the provisional positions from `start` on that the cloud has to judge, in order."""
         begin = max(start, self.final_length)
         tokens = islice(self._tokens, begin - self.first_new, None)
         return (position for position, token in enumerate(tokens, begin) if token.to_judge)
 
     def _unread_risk(self, position: int) -> float:
-        """The risk of a drafted token that the cloud has not read; 0 of any other."""
+        """Return the risk of a drafted token that the cloud has not read; 0 for any other token."""
         token = self.token(position)
         if token is None or token.proposal is None or token.overridden or position < self.read_length:
             return 0.0
@@ -420,7 +418,10 @@ class DeviceSession:
         self.read_length = max(self.read_length, length)
 
     def _is_replay(self, verdict: Verdict) -> bool:
-        """Whether it answers a span that is answered: an answer to the next one with tokens lies behind its start."""
+        """Return whether the verdict answers a span that was answered before.
+
+        An answer to the next span has a position after the span's start, if the span has tokens.
+        """
         old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
         return old and verdict.position < self.final_length
 

@@ -1,7 +1,7 @@
 """The events of a generation.
 
-`Drafted`, `Committed`, `Retracted`, `Audited` and `Unverified` follow each other in any number; exactly one `Finished`
-or `Failed` ends it. Each has a `text`, which is empty where the event adds none.
+`Drafted`, `Committed`, `Retracted`, `Audited` and `Unverified` come in any number and order. Exactly one `Finished` or
+`Failed` ends the generation. Each event has a `text`, which is empty if the event adds none.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from chaperone_common.types import FinishReason, Origin, Proposal, Signal
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A provisional token; `text` is what it adds to the provisional text, whole characters only.
+    """A provisional token; `text` is the provisional text that it adds, whole characters only.
 
-    Show it as such, or wait for `Committed`, which brings the text again once it is final.
+    Show it as provisional, or wait for `Committed`, which carries the text again once it is final.
     """
 
     position: int
     token_id: int
     signal: Signal
-    fired: bool = False  # the gate has the cloud asked about it; always so at an end of text
+    fired: bool = False  # the gate asks the cloud about it; always true for end-of-text
     text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Retracted:
-    """Provisional tokens from `position` on are withdrawn, and their text with them."""
+    """The withdrawal of the provisional tokens from `position` on, and of their text."""
 
     text: ClassVar[str] = ""
     position: int
@@ -38,9 +38,9 @@ class Retracted:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A final token; `text` is what it adds to the output, whole characters only.
+    """A final token; `text` is the output that it adds, whole characters only.
 
-    Events are equal if they say the same about the text, whatever the device had proposed.
+    Two events are equal if they say the same about the text. The device's proposal does not count.
     """
 
     position: int
@@ -60,9 +60,9 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """The cloud has read tokens from `start` up to `end` that were final already; `deviations` are not its choice.
+    """The cloud's audit of the final tokens from `start` up to `end`; it would have chosen others at `deviations`.
 
-    Where only a share of the generations is audited, each of them stands for `weight`.
+    If only a share of the generations is audited, each of them stands for `weight` generations.
     """
 
     text: ClassVar[str] = ""
@@ -74,16 +74,16 @@ class Audited:
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """The cloud is lost, and the device goes on alone: tokens from `position` on are final, and nobody checks them."""
+    """The loss of the cloud: the device goes on alone, and its tokens from `position` on are final and unchecked."""
 
     text: ClassVar[str] = ""
     position: int
-    error: ChaperoneError  # how the cloud was lost
+    error: ChaperoneError  # the reason
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The generation ended well; `text` is the rest of the output that no token completed."""
+    """The good end of the generation; `text` is the rest of the output, which no token completed."""
 
     finish_reason: FinishReason
     stats: GenerationStats
@@ -92,7 +92,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The generation ended early; all `Committed` tokens stand, and `error.partial` is what to resume from."""
+    """The early end of the generation; all `Committed` tokens stay final. Resume it from `error.partial`."""
 
     error: ChaperoneError
     stats: GenerationStats

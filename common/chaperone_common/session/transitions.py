@@ -1,8 +1,8 @@
-"""The states of one stream and what may happen in each, as data.
+"""The states of one stream and the events that each allows, as data.
 
-Both ends run the same table, each at its own time: an end steps when it sends a frame and when it receives one.
-What crosses a Close on the wire is still allowed while closing, and ignored. The only way out of a failure is the
-device's: a new stream, and with it a new session on the cloud's end.
+Both ends run the same table. An end makes a step when it sends a frame, and when it receives one. Frames that cross a
+Close on the wire are allowed while closing, and ignored. Only the device can leave a failure: it opens a new stream,
+and the cloud begins a new session for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from chaperone_common.errors import ProtocolViolation
 
 
 class State(StrEnum):
-    """Whose turn it is."""
+    """The state of a stream: whose turn it is."""
 
     NEW = "new"
     DEVICE_WRITES = "device writes"
@@ -24,7 +24,7 @@ class State(StrEnum):
 
 
 class StreamEvent(StrEnum):
-    """What moves a stream on; most are frames."""
+    """An event that changes the state of a stream; most are frames."""
 
     OPEN = "Open"
     OPENED = "Opened"
@@ -69,7 +69,7 @@ TRANSITIONS: dict[tuple[State, StreamEvent], State] = {
 
 
 def step(state: State, event: StreamEvent) -> State:
-    """The next state; raises ProtocolViolation where the table has none."""
+    """Return the next state. Raises ProtocolViolation if the table has none."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:
@@ -77,7 +77,7 @@ def step(state: State, event: StreamEvent) -> State:
 
 
 def mermaid() -> str:
-    """The table as a Mermaid state diagram."""
+    """Return the table as a Mermaid state diagram."""
     names = {state: state.name.title().replace("_", "") for state in State}
     lines = ["stateDiagram-v2", f"    [*] --> {names[State.NEW]}"]
     arrows: dict[tuple[State, State], list[str]] = {}

@@ -1,4 +1,4 @@
-"""What the device's end makes of a Verdict: whether it answers the span, and who vouches for its tokens."""
+"""Checks of a Verdict on the device: that it answers the span, and the origins of its tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chaperone_common.types import Origin, Span
 def check_verdict(verdict: Verdict, span: Span, text: Sequence[int], *, limit: int) -> None:
     """Raise ProtocolViolation unless a Verdict can answer a span of the text.
 
-    Behind a text of `limit` tokens the cloud chooses none: its Verdict is then on the last one, final or not.
+    The cloud chooses no token after a text of `limit` tokens. Its Verdict is then about the last one, final or not.
     """
     first = min(span.final_before, span.end, limit - 1)
     if not first <= verdict.position <= span.end:
@@ -24,9 +24,9 @@ def check_verdict(verdict: Verdict, span: Span, text: Sequence[int], *, limit: i
 
 
 def origins(verdict: Verdict, span: Span) -> list[Origin]:
-    """Who vouches for each of a Verdict's own tokens, where the device has not written the same in its text.
+    """Return the origin of each of the Verdict's own tokens, if the device's text does not hold the same token.
 
-    Raises ProtocolViolation if they do not follow the branches of the span.
+    Raises ProtocolViolation if the tokens do not follow the branches of the span.
     """
     tree = span.tree
     index, token_id = verdict.position - 1, verdict.token_id
@@ -37,7 +37,7 @@ def origins(verdict: Verdict, span: Span) -> list[Origin]:
         found = tree.child(index, token_id)
         if found is None:
             raise ProtocolViolation(
-                f"further_token_ids: {further} follows {token_id}, which is no branch token there of the span from "
+                f"further_token_ids: {further} follows {token_id}, which is no branch token there in the span from "
                 f"{span.start} to {span.end}"
             )
         index, token_id = found, further
@@ -49,7 +49,7 @@ def origins(verdict: Verdict, span: Span) -> list[Origin]:
 
 
 def begins_takeover(verdict: Verdict, span: Span, *, limit: int, eos_token_ids: Container[int]) -> bool:
-    """Whether the cloud writes on by itself after a Verdict."""
+    """Return whether the cloud writes on by itself after a Verdict."""
     overridden = verdict.revision > span.revision or not span.token_ids
     last = (verdict.token_id, *verdict.further_token_ids)[-1]
     ended = last in eos_token_ids or verdict.position + 1 + len(verdict.further_token_ids) >= limit
