@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from edge_client.planner import Decision
+from edge_client.planner import CatchUp, Decision, DraftToken, HandOver, Send, Wait
 
 _SIGNIFICANT_DIGITS = 4
-
+# The names of the actions are a documented part of the JSON, and independent of the classes' names.
+_ACTIONS = {DraftToken: "Draft", CatchUp: "CatchUp", Send: "Send", HandOver: "HandOver", Wait: "Wait"}
 
 Explain = Callable[[Decision], None]
 
@@ -25,7 +26,7 @@ def explainer(write: Callable[[Any], None], **labels: Any) -> Explain:
 
 def decision_json(decision: Decision) -> dict[str, Any]:
     """Return a decision as an object of JSON: the action with its fields, the reason, and rounded figures."""
-    action = {"action": type(decision.action).__name__, **asdict(decision.action)}
+    action = {"action": _ACTIONS[type(decision.action)], **asdict(decision.action)}
     figures = {name: _rounded(value) for name, value in decision.figures.items()}
     return {**action, "reason": decision.reason, "figures": figures}
 
