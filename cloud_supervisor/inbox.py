@@ -29,7 +29,7 @@ class Inbox:
         self._clock = clock
         self._queue: asyncio.Queue[Arrival | ChaperoneError] = asyncio.Queue(max_waiting)
         self._interruption: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
-        self._closing = False
+        self._closing = asyncio.Event()
         self._pump = asyncio.create_task(self._read(frames))
         self._pump.add_done_callback(self._note_end)
 
@@ -41,7 +41,11 @@ class Inbox:
     @property
     def closing(self) -> bool:
         """No verdict is wanted any more: a Close is among the waiting frames, or the stream was interrupted."""
-        return self._closing or self._interruption.done()
+        return self._closing.is_set()
+
+    async def until_closing(self) -> None:
+        """Wait until `closing` is true."""
+        await self._closing.wait()
 
     async def get(self) -> Arrival:
         """Take the oldest frame; raises what was wrong with it, or why the stream was interrupted."""
@@ -64,6 +68,7 @@ class Inbox:
         if not self._interruption.done():
             self._interruption.set_exception(error)
             self._interruption.exception()  # it may never be asked for
+            self._closing.set()
 
     async def close(self) -> None:
         """Stop reading."""
@@ -79,9 +84,10 @@ class Inbox:
     async def _read(self, frames: AsyncIterator[ClientFrame]) -> None:
         try:
             async for frame in frames:
-                self._closing = self._closing or isinstance(frame, Close)
+                if isinstance(frame, Close):
+                    self._closing.set()
                 await self._queue.put(Arrival(frame, self._clock.now()))
-                if self._closing:
+                if isinstance(frame, Close):
                     return
             await self._queue.put(Cancelled("frame: the stream ended without a Close"))
         except ChaperoneError as error:

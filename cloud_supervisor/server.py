@@ -20,14 +20,11 @@ from chaperone_common.address import is_loopback
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ConfigError
-from chaperone_common.frames import API_VERSION, Capabilities
 from chaperone_common.wire import SERVICE
+from cloud_supervisor.assembly import Cloud, build_cloud
 from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen
-from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.ports import TargetModel
-from cloud_supervisor.scheduling.worker import ModelWorker
 from cloud_supervisor.service import SupervisionService
-from cloud_supervisor.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -44,16 +41,10 @@ _OPTIONS = (
 class Server:
     """A supervisor behind a listening port."""
 
-    def __init__(self, config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> None:
+    def __init__(self, config: CloudConfig, cloud: Cloud) -> None:
         refuse_elsewhere(config.listen)
-        self.kv_store = KvStore(
-            model.new_cache, budget_bytes=int(config.kv_budget_mib * 2**20), bytes_per_token=model.kv_bytes_per_token
-        )
         limits = config.limits
-        self._worker = ModelWorker(
-            model, self.kv_store, max_queue=limits.max_queue, chunk_tokens=limits.prefill_chunk_tokens
-        )
-        self.supervisor = Supervisor(self._worker, _capabilities(config, model, manifest), limits)
+        self.cloud = cloud
         self._listen = config.listen
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -63,7 +54,7 @@ class Server:
 
     async def start(self) -> str:
         """Listen, report healthy, and return the address with the port that was given."""
-        self._server.add_generic_rpc_handlers((SupervisionService(self.supervisor).handler(),))
+        self._server.add_generic_rpc_handlers((SupervisionService(self.cloud.supervisor).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
             port = self._server.add_insecure_port(self._listen)
@@ -78,7 +69,7 @@ class Server:
         """Take no new stream, let the open ones finish for a while, then end them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
-        await self._worker.close()
+        await self.cloud.close()
 
 
 def refuse_elsewhere(address: str) -> None:
@@ -114,7 +105,7 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
 async def _host(
     config: CloudConfig, model: TargetModel, manifest: ModelManifest, announce: Callable[[str], None]
 ) -> None:
-    server = Server(config, model, manifest)
+    server = Server(config, build_cloud(config, model, manifest))
     stopped = asyncio.Event()
     with first_and_second_signal(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)):
         announce(await server.start())
@@ -167,15 +158,3 @@ def check_free(address: str) -> None:
         except OSError as error:
             problem = error.strerror
     raise ConfigError(f"listen: {address!r} cannot be bound ({problem}); choose a free port")
-
-
-def _capabilities(config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> Capabilities:
-    return Capabilities(
-        api_version=API_VERSION,
-        model=manifest.model,
-        tokenizer_digest=manifest.tokenizer_digest,
-        vocabulary_size=manifest.vocabulary_size,
-        context_tokens=model.context_tokens,
-        max_span_tokens=config.limits.max_span_tokens,
-        model_digest=manifest.digest,
-    )

@@ -237,18 +237,25 @@ class Supervisor:
         return session
 
     async def _prefill(self, opening: Open, session: CloudSession, inbox: Inbox) -> _Answer:
-        """Read the prompt, but for its last token: that one is read with the first span, for its choice."""
-        queue_us = compute_us = 0
-        length, chunk = len(session.text) - 1, self._limits.prefill_chunk_tokens
-        for start in range(0, length, chunk):
-            if inbox.closing:
-                break
-            result = await self._queue.forward(
-                opening.session_id, TokenTree(tuple(session.text[: min(start + chunk, length)])), 0, opening.sampling
-            )
-            queue_us += result.queue_us
-            compute_us += result.compute_us
-        return _Answer((), queue_us, compute_us)
+        """Read the prompt except its last token, which is read with the first span, for its choice.
+
+        Stop as soon as the stream closes: the queue drops the rest of the prompt, and its cost is not reported.
+        """
+        prompt = TokenTree(tuple(session.text[:-1]))
+        if not prompt.token_ids or inbox.closing:
+            return _Answer((), 0, 0)
+        reading = asyncio.ensure_future(self._queue.forward(opening.session_id, prompt, 0, opening.sampling))
+        closing = asyncio.ensure_future(inbox.until_closing())
+        try:
+            await asyncio.wait((reading, closing), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                return _Answer((), 0, 0)
+            result = reading.result()
+            return _Answer((), result.queue_us, result.compute_us)
+        finally:
+            closing.cancel()
+            reading.cancel()
+            await asyncio.gather(reading, closing, return_exceptions=True)  # before the session is freed
 
     async def _forward(
         self, opening: Open, session: CloudSession, request: VerificationRequest, arrived_at: float

@@ -19,16 +19,19 @@ from cloud_supervisor.model.ports import ForwardResult
 from cloud_supervisor.supervisor import Supervisor
 
 
-class SimulatedWorker:
-    """A `ForwardQueue` that chooses what each session's models says, one reading after the other.
+class SimulatedQueue:
+    """A `ForwardQueue` that chooses what each session's models write, one request after the other.
 
-    A session's cache holds what was read last, with its branches. A reading whose stream ends meanwhile is still done;
-    the real worker takes one that only waits out of the queue.
+    A session's cache holds the tree of its last forward. A prompt is read in chunks, and the other devices get their
+    turn between them. A request whose stream ends is computed nevertheless; the real runner drops one that waits.
     """
 
-    def __init__(self, all_models: Mapping[Hashable, ScriptedModels], costs: CloudCosts) -> None:
+    def __init__(
+        self, all_models: Mapping[Hashable, ScriptedModels], costs: CloudCosts, *, chunk_tokens: int = 256
+    ) -> None:
         self._models = all_models
         self._costs = costs
+        self._chunk_tokens = chunk_tokens
         self._background = BackgroundLoad(costs)
         self._held: dict[Hashable, TokenTree] = {}
         self._busy_until_s = 0.0
@@ -42,12 +45,21 @@ class SimulatedWorker:
         *,
         deadline_ms: float | None = None,
     ) -> ForwardResult:
+        """Return what the models write, after the time that the requests before it and this one take."""
+        ends = [*range(0, tree.end, self._chunk_tokens)][1:] if not num_choices else []
+        parts = [await self._compute(key, tree.piece(0, end), num_choices, deadline_ms) for end in (*ends, tree.end)]
+        queue_us, compute_us = sum(part.queue_us for part in parts), sum(part.compute_us for part in parts)
+        return ForwardResult(parts[-1].choices, queue_us, compute_us)
+
+    async def _compute(
+        self, key: Hashable, tree: TokenTree, num_choices: int, deadline_ms: float | None
+    ) -> ForwardResult:
         now_s = asyncio.get_running_loop().time()
         start_s = max(now_s, self._background.done_s(now_s, self._busy_until_s))
         queue_ms = (start_s - now_s) * 1e3
         if deadline_ms is not None and queue_ms >= deadline_ms:
             await asyncio.sleep(deadline_ms / 1e3)
-            raise CloudTimeout(f"deadline: the reading waited {deadline_ms:.0f} ms in the queue and was not started")
+            raise CloudTimeout(f"deadline: the request waited {deadline_ms:.0f} ms in the queue and was not started")
         compute_ms = self._compute_ms(key, tree, num_choices)
         self._busy_until_s = start_s + compute_ms / 1e3
         self._held[key] = tree
@@ -100,6 +112,7 @@ def capabilities(limits: LimitsConfig) -> Capabilities:
 
 
 def simulated_supervisor(all_models: Mapping[Hashable, ScriptedModels], costs: CloudCosts) -> Supervisor:
-    """The real supervisor, above a worker that plays all_models, by session; call it inside a virtual loop."""
+    """The real supervisor, above a queue that plays each session's models; call it inside a virtual loop."""
     limits = LimitsConfig()
-    return Supervisor(SimulatedWorker(all_models, costs), capabilities(limits), limits, LoopClock())
+    queue = SimulatedQueue(all_models, costs, chunk_tokens=limits.prefill_chunk_tokens)
+    return Supervisor(queue, capabilities(limits), limits, LoopClock())

@@ -14,6 +14,7 @@ from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.sampling import Softmax
 from chaperone_common.types import Choice, SamplingParams
+from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
@@ -46,7 +47,7 @@ def lenient_model(config: CloudConfig, manifest: ModelManifest, within_nats: flo
 
 async def _serve(config: CloudConfig, within_nats: float) -> None:
     manifest = load_manifest(pair_folder(config.pair, "cloud"), role="cloud")
-    server = Server(config, lenient_model(config, manifest, within_nats), manifest)
+    server = Server(config, build_cloud(config, lenient_model(config, manifest, within_nats), manifest))
     print(f"lenient cloud: serving {config.pair} on {await server.start()}", flush=True)
     await asyncio.Event().wait()
 

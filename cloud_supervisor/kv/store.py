@@ -68,16 +68,13 @@ class KvStore:
             rebuilt_tokens=self._rebuilt_tokens,
         )
 
-    def covers(self, key: Hashable, token_ids: Sequence[int]) -> bool:
-        """Whether a session's cache has all of these tokens on one path, so that reading them would only crop it.
-
-        A session that is unknown, or was evicted, covers nothing, not even no tokens.
-        """
+    def held(self, key: Hashable, token_ids: Sequence[int]) -> int | None:
+        """Return how many of these leading tokens the session's cache holds on one path; None without a cache."""
         entry = self._entries.get(key)
         if entry is None:
-            return False
+            return None
         length, indices = entry.tree.longest_path(token_ids)
-        return length + len(indices) == len(token_ids)
+        return length + len(indices)
 
     def prepare(self, key: Hashable, tree: TokenTree, *, num_choices: int) -> tuple[KvCache, int]:
         """Make room for a tree, and return the session's cache and how many of the chain's tokens it holds.

@@ -121,7 +121,12 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
         ("edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),
         ("edge_client/planner/adaptive.py", "import tests.conftest", "edge_client.planner.adaptive -> tests"),
         ("edge_client/engine/engine.py", "import torch", "edge_client.engine.engine -> torch"),
-        ("cloud_supervisor/scheduling/worker.py", "import torch", "cloud_supervisor.scheduling.worker -> torch"),
+        (
+            "cloud_supervisor/scheduling/scheduler.py",
+            "import cloud_supervisor.kv.store",
+            "cloud_supervisor.scheduling.scheduler -> cloud_supervisor.kv.store",
+        ),
+        ("cloud_supervisor/scheduling/runner.py", "import torch", "cloud_supervisor.scheduling.runner -> torch"),
         ("cloud_supervisor/service.py", "import transformers", "cloud_supervisor.service -> transformers"),
         ("edge_client/text/prompt.py", "import onnxruntime", "edge_client.text.prompt -> onnxruntime"),
         ("edge_client/engine/engine.py", "import grpc", "edge_client.engine.engine -> grpc"),

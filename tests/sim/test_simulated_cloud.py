@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from benchmarks.simulation.cloud import SimulatedWorker
+from benchmarks.simulation.cloud import SimulatedQueue
 from benchmarks.simulation.costs import CloudCosts, Curve
 from benchmarks.simulation.script import PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
@@ -21,7 +21,7 @@ TEXT = (PROMPT_TOKEN,) * 4 + (100, 101, 102)
 
 
 def worker(costs: CloudCosts = COSTS) -> ForwardQueue:
-    return SimulatedWorker({name: Script(trace_of("++++++")) for name in ("a", "b")}, costs)
+    return SimulatedQueue({name: Script(trace_of("++++++")) for name in ("a", "b")}, costs)
 
 
 def test_only_what_the_cache_lacks_is_paid_for() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.simulation.cloud import SimulatedWorker
+from benchmarks.simulation.cloud import SimulatedQueue
 from benchmarks.simulation.costs import CloudCosts, Curve
 from benchmarks.simulation.script import CLOUD_FILLER, PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
@@ -22,7 +22,7 @@ def play(*rounds: Round) -> list[tuple[int, list[int]]]:
     """Of each reading (written tokens, choices, branches) the tokens that it had to read, and what was chosen."""
 
     async def scenario() -> list[tuple[int, list[int]]]:
-        worker = SimulatedWorker({"a": Script(trace_of("++++++"))}, COSTS)
+        worker = SimulatedQueue({"a": Script(trace_of("++++++"))}, COSTS)
         await worker.forward("a", TokenTree(PROMPT[:-1]), 0, SamplingParams())
         found = []
         for written, choices, pairs in rounds:

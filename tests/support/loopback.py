@@ -11,6 +11,7 @@ from random import Random
 
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.frames import Capabilities, ClientFrame, Continuation, Draft, Open, ServerFrame, Verdict
+from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
@@ -34,7 +35,7 @@ async def serving(
     config = config or CloudConfig()
     limits = config.limits.model_copy(update={"reconnect_grace_s": reconnect_grace_s})
     config = config.model_copy(update={"listen": "127.0.0.1:0", "limits": limits})
-    server = Server(config, model, manifest or load_manifest(pair / "cloud", role="cloud"))
+    server = Server(config, build_cloud(config, model, manifest or load_manifest(pair / "cloud", role="cloud")))
     address = await server.start()
     try:
         yield server, address

@@ -40,8 +40,8 @@ def play(
             finally:
                 if isinstance(brake, Brake):
                     brake.let_go.set()
-            await until(lambda: server.supervisor.sessions == 0, "all sessions ended")
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "all KV freed")
+            await until(lambda: server.cloud.supervisor.sessions == 0, "all sessions ended")
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "all KV freed")
 
     asyncio.run(run())
 

@@ -72,7 +72,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_pair: Path, target: To
         for mode in Mode:
             with pytest.raises(PromptTooLong, match=r"tokens leave no room in a context of 4096; shorten it"):
                 await client.generate("the list " * 4096, mode=mode, raw=raw)
-        assert server.supervisor.counters.streams == 0
+        assert server.cloud.supervisor.counters.streams == 0
 
     run(target, tiny_pair, scene)
 

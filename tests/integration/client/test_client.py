@@ -112,10 +112,10 @@ def test_leaving_the_sync_stream_early_ends_the_session(tiny_pair: Path, target:
             for event in client.stream(PROMPT, max_new_tokens=2000):
                 if isinstance(event, Committed):
                     break
-            asyncio.run(until(lambda: server.supervisor.sessions == 0, "the session ended"))
+            asyncio.run(until(lambda: server.cloud.supervisor.sessions == 0, "the session ended"))
             again = client.generate(PROMPT, max_new_tokens=5)
         assert again.stats.completion_tokens == 5
-        asyncio.run(until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed"))
+        asyncio.run(until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed"))
 
 
 # --- One client, many generations ------------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def test_leaving_the_stream_early_ends_the_session(tiny_pair: Path, target: Torc
             async with aclosing(client.stream(PROMPT, mode=mode, max_new_tokens=2000)) as events:
                 async for event in events:
                     if isinstance(event, Committed):
-                        assert server.supervisor.sessions == 1
+                        assert server.cloud.supervisor.sessions == 1
                         break
-            await until(lambda: server.supervisor.sessions == 0, "the session ended")
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
 
     run(target, tiny_pair, scene)
 
@@ -153,11 +153,11 @@ def test_leaving_the_stream_early_ends_the_session(tiny_pair: Path, target: Torc
 def test_cancelling_the_task_ends_the_session(tiny_pair: Path, target: TorchModel) -> None:
     async def scene(client: EdgeClient, server: Server) -> None:
         task = asyncio.create_task(client.generate(PROMPT, max_new_tokens=3000))
-        await until(lambda: server.kv_store.stats.bytes_used > 0, "the cloud reads")
+        await until(lambda: server.cloud.runner.kv_stats.bytes_used > 0, "the cloud reads")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until(lambda: server.supervisor.sessions == 0, "the session ended")
+        await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
         assert (await client.generate(PROMPT, max_new_tokens=5)).stats.completion_tokens == 5
 
     run(target, tiny_pair, scene)

@@ -35,7 +35,7 @@ def test_closing_a_client_ends_its_streams(tiny_pair: Path, mode: str) -> None:
             await begun.wait()
             await asyncio.wait_for(client.aclose(), PATIENCE_S)
             await asyncio.wait_for(watching, PATIENCE_S)
-            await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             return events
 
     events = asyncio.run(run())

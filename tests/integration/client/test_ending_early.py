@@ -100,7 +100,7 @@ def test_cancelling_at_every_keystroke_leaves_nothing_behind(tiny_pair: Path) ->
                     task.cancel()
                     await asyncio.wait([task])
                     assert task.cancelled()
-                await until(lambda: server.supervisor.sessions == 0, "the sessions ended")
+                await until(lambda: server.cloud.supervisor.sessions == 0, "the sessions ended")
                 await until(lambda: len(asyncio.all_tasks()) <= tasks, "no task is left")
                 gc.collect()
                 return psutil.Process().memory_info().rss
@@ -178,7 +178,7 @@ def test_a_handle_ends_a_generation_from_another_thread(tiny_pair: Path, mode: s
                 events.append(event)
                 if isinstance(event, Committed) and not handle.cancelled:
                     await asyncio.to_thread(handle.cancel)
-            await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             return events
 
     events = asyncio.run(run())
@@ -251,8 +251,8 @@ def test_skipped_tokens_of_a_generation_that_is_ended_early_are_audited(tiny_pai
                 skipped += isinstance(event, Committed)
                 if skipped == 5:
                     handle.cancel()
-            await until(lambda: server.supervisor.sessions == 0, "the stream ended")
-            return skipped, server.supervisor.counters.cancelled
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the stream ended")
+            return skipped, server.cloud.supervisor.counters.cancelled
 
     skipped, cancelled = asyncio.run(run())
     assert skipped > 0
@@ -352,7 +352,7 @@ def test_a_stopped_device_is_noticed_after_the_keepalive(tiny_pair: Path, monkey
             assert device.stdout is not None
             assert device.stdout.readline() == b"writing\n"
             os.kill(device.pid, signal.SIGSTOP)
-            wait_until(lambda: server.supervisor.sessions == 0, "the stream ended")
+            wait_until(lambda: server.cloud.supervisor.sessions == 0, "the stream ended")
         finally:
             device.kill()
             device.communicate()

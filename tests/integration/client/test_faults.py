@@ -104,10 +104,10 @@ def test_a_slow_server_is_one_timeout(tiny_pair: Path, blocks: str, cloud: Cloud
             try:
                 async with EdgeClient(config_for(address, risk=0.0, cloud=cloud)) as client:
                     events = await collect(client, mode=mode, max_new_tokens=20)
-                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+                await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             finally:
                 brake.let_go.set()
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
             return events
 
     events = asyncio.run(run())
@@ -198,7 +198,7 @@ async def _lose_server(pair: Path, target: TargetModel, seed: int, mode: str, on
             events: list[Event] = []
             async for event in client.stream(PROMPT, mode=mode, temperature=0.9, seed=seed, max_new_tokens=120):
                 events.append(event)
-                if len(committed(events)) == 20 and server.supervisor.sessions:
+                if len(committed(events)) == 20 and server.cloud.supervisor.sessions:
                     await server.stop(0)
     ending_of(events)
     return events
@@ -214,7 +214,7 @@ def test_a_device_that_goes_away_frees_its_session(tiny_pair: Path, how: str) ->
                 if how == "is killed":
                     process = start_client("--cloud", address, "--mode", "cloud", PROMPT)
                     await until(brake.reached.is_set, "the cloud reads")
-                    assert server.supervisor.sessions == 1
+                    assert server.cloud.supervisor.sessions == 1
                     process.kill()
                     process.communicate()
                 else:
@@ -225,9 +225,9 @@ def test_a_device_that_goes_away_frees_its_session(tiny_pair: Path, how: str) ->
                             await anext(events)
                         await until(brake.reached.is_set, "the cloud reads")
                         await events.aclose()
-                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+                await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             finally:
                 brake.let_go.set()
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
 
     asyncio.run(run())

@@ -146,7 +146,7 @@ def test_a_failed_text_is_not_resumed_by_another_model(tiny_pair: Path) -> None:
 def test_the_cloud_refuses_a_text_of_another_model(tiny_pair: Path, given: str, refused: bool) -> None:
     async def run() -> str | None:
         async with serving(endless(tiny_pair), tiny_pair) as (server, address), raw_channel(address) as channel:
-            own = server.supervisor.capabilities
+            own = server.cloud.supervisor.capabilities
             stream = RawStream(channel)
             digest = own.model_digest if given == "own" else given
             await stream.send(opening(own.tokenizer_digest, model_digest=digest))

@@ -84,7 +84,7 @@ def test_a_reset_connection_changes_nothing_of_the_text(
                     forwarder.reset(tell_cloud=tell_cloud)
 
                 events = await collect(client, {3: reset, 40: reset, 80: reset}, **parameters)
-            await until(lambda: server.supervisor.sessions == 0, "the session ended")
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             return whole, events
 
     whole, events = asyncio.run(run())
@@ -133,7 +133,7 @@ def test_a_restarted_cloud_is_found_again(tiny_pair: Path, target: TargetModel, 
         async with serving(target, tiny_pair) as (second, second_address):
             async with EdgeClient(config_for(second_address)) as client:
                 whole = await collect(client, {}, **parameters)
-            served = second.supervisor.counters.streams
+            served = second.cloud.supervisor.counters.streams
             async with serving(target, tiny_pair) as (first, address), forwarding(address) as forwarder:
                 tasks: list[asyncio.Task[None]] = []
 
@@ -150,7 +150,7 @@ def test_a_restarted_cloud_is_found_again(tiny_pair: Path, target: TargetModel, 
                 async with EdgeClient(config_for(forwarder.address)) as client:
                     events = await collect(client, {20: begin_outage}, **parameters)
                 await asyncio.gather(*tasks)
-            assert second.supervisor.counters.streams == served + 1
+            assert second.cloud.supervisor.counters.streams == served + 1
             return whole, events
 
     whole, events = asyncio.run(run())
@@ -220,7 +220,7 @@ async def cut_off(server: Server, stream: RawStream, digest: str, prompt: tuple[
     while not isinstance(await stream.read(), Verdict):
         pass
     stream.cancel()
-    await until(lambda: server.supervisor.sessions == 0, "the session ended")
+    await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
 
 
 def test_a_device_that_comes_back_does_not_pay_for_its_prompt_again(tiny_pair: Path, digest: str) -> None:
@@ -257,8 +257,8 @@ def test_a_device_that_does_not_come_back_is_forgotten_after_the_grace(tiny_pair
             raw_channel(address) as channel,
         ):
             await cut_off(server, RawStream(channel), digest, (5, 6, 7))
-            assert server.kv_store.stats.bytes_used > 0, "it may come back"
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            assert server.cloud.runner.kv_stats.bytes_used > 0, "it may come back"
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
 
     asyncio.run(run())
 
@@ -268,6 +268,6 @@ def test_a_session_that_ended_well_is_forgotten_at_once(tiny_pair: Path) -> None
         async with serving(fake_target(tiny_pair), tiny_pair, reconnect_grace_s=3600.0) as (server, address):
             async with EdgeClient(config_for(address)) as client:
                 await client.generate(PROMPT, mode="exact", max_new_tokens=5)
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
 
     asyncio.run(run())

@@ -13,6 +13,7 @@ import pytest
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError, ModelCorrupt
 from chaperone_common.frames import Failure, Opened, Verdict
+from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
@@ -34,7 +35,7 @@ def test_more_sessions_than_allowed_are_told_when_to_come_back(tiny_pair: Path, 
         assert failure.message == "sessions: 1 are open and 1 may be; try again later"
         assert failure.retry_after_ms == 1000
         first.cancel()
-        await until(lambda: server.supervisor.sessions == 0, "the slot is free again")
+        await until(lambda: server.cloud.supervisor.sessions == 0, "the slot is free again")
         await third.send(opening(digest, "third"))
         assert await third.read() == Opened(False, 4096, max_span_tokens=256)
         third.cancel()
@@ -54,11 +55,11 @@ def test_a_full_queue_is_told_when_to_come_back(tiny_pair: Path, digest: str) ->
         await running.send(draft(start=1))
         await until(brake.reached.is_set, "the model is busy")
         await waiting.send(draft(start=1))
-        await until(lambda: server._worker.queue_length == 1, "a reading waits")
+        await until(lambda: server.cloud.runner.queue_length == 1, "a reading waits")
         await refused.send(draft(start=1))
         failure = await refused.failure()
         assert failure.status == "RESOURCE_EXHAUSTED"
-        assert "queue: 1 readings wait and 1 may; try again later" in failure.message
+        assert "queue: 1 requests wait and 1 may; try again later" in failure.message
         assert failure.retry_after_ms is not None
         assert failure.retry_after_ms > 0
         brake.let_go.set()
@@ -143,7 +144,7 @@ def test_an_older_stream_that_outlives_the_newer_leaves_nothing(tiny_pair: Path,
         await newer.send(opening(digest, "same", prompt=(5,)))
         await newer.read()
         newer.cancel()
-        await until(lambda: server.supervisor.sessions == 0, "the newer stream is gone")
+        await until(lambda: server.cloud.supervisor.sessions == 0, "the newer stream is gone")
         brake.let_go.set()
         assert (await older.failure()).status == "ABORTED"
 
@@ -159,12 +160,12 @@ def test_a_device_that_vanishes_frees_its_place(tiny_pair: Path, digest: str, bu
         await stream.send(opening(digest))
         await stream.read()
         await stream.read()
-        assert server.kv_store.stats.bytes_used > 0
+        assert server.cloud.runner.kv_stats.bytes_used > 0
         if busy:
             await stream.send(draft(9), draft(9, start=4))
             await until(brake.reached.is_set, "the model reads")
         stream.cancel()
-        await until(lambda: server.supervisor.sessions == 0, "the place is free, though the model still reads")
+        await until(lambda: server.cloud.supervisor.sessions == 0, "the place is free, though the model still reads")
 
     play(tiny_pair, scene, brake=brake)
 
@@ -195,7 +196,7 @@ def test_a_bug_in_the_model_costs_one_stream(
             mended.set()
             await other.send(opening(digest, "other", max_new_tokens=10))
             await write_to_the_end(other, FakeTarget(load_vocabulary(tiny_pair)))
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "all KV freed")
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "all KV freed")
 
     asyncio.run(run())
     assert "a bug in the model" in caplog.text
@@ -230,27 +231,28 @@ def test_the_log_tells_nothing_of_what_is_written(
             assert ", ".join(str(token_id) for token_id in token_ids[index : index + width]) not in ours
 
 
+def server_of(config: CloudConfig, pair: Path) -> Server:
+    return Server(config, build_cloud(config, fake_target(pair), load_manifest(pair / "cloud", role="cloud")))
+
+
 def test_a_port_that_cannot_be_is_told(tiny_pair: Path) -> None:
-    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     with pytest.raises(ConfigError, match="there is no port 65536, the highest is 65535"):
-        Server(CloudConfig(listen="127.0.0.1:65536"), fake_target(tiny_pair), manifest)
+        server_of(CloudConfig(listen="127.0.0.1:65536"), tiny_pair)
 
 
 @pytest.mark.parametrize(
     "address", ["0.0.0.0:0", "[::]:0", "127.0.0.1.example.com:80", "127.example.com:80", "example.com:80"]
 )
 def test_it_listens_on_this_machine_only(tiny_pair: Path, address: str) -> None:
-    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     with pytest.raises(ConfigError, match="needs TLS") as caught:
-        Server(CloudConfig(listen=address), fake_target(tiny_pair), manifest)
+        server_of(CloudConfig(listen=address), tiny_pair)
     assert repr(address) in caught.value.message
 
 
 def test_a_port_in_use_is_told(tiny_pair: Path) -> None:
     async def run() -> None:
-        manifest = load_manifest(tiny_pair / "cloud", role="cloud")
         async with serving(fake_target(tiny_pair), tiny_pair) as (_, address):
-            second = Server(CloudConfig(listen=address), fake_target(tiny_pair), manifest)
+            second = server_of(CloudConfig(listen=address), tiny_pair)
             with pytest.raises(ConfigError, match="cannot be bound"):
                 await second.start()
             await second.stop(0)
@@ -271,9 +273,9 @@ def test_refusing_and_stopping_are_no_errors_in_the_log(
             await left.send(opening(digest, "left"))
             await left.read()
             left.cancel()
-            await until(lambda: server.supervisor.counters.cancelled == 1, "the session ended")
-            assert server.supervisor.sessions == 0
-            assert server.supervisor.counters.refused == 3
+            await until(lambda: server.cloud.supervisor.counters.cancelled == 1, "the session ended")
+            assert server.cloud.supervisor.sessions == 0
+            assert server.cloud.supervisor.counters.refused == 3
             await cut.send(opening(digest, "cut"))
             await cut.read()
             at_rest = await cut.read()  # gRPC itself warns of a frame that a stop cuts off

@@ -101,10 +101,10 @@ def test_control_c_is_130_and_frees_the_session(tiny_pair: Path) -> None:
                 await until(brake.reached.is_set, "the cloud reads")
                 process.send_signal(signal.SIGINT)
                 result = await asyncio.to_thread(ended, process)
-                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+                await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             finally:
                 brake.let_go.set()
-            await until(lambda: server.kv_store.stats.bytes_used == 0, "the KV is freed")
+            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
             return result
 
     code, out, err = asyncio.run(run())
@@ -150,7 +150,7 @@ def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -
                 await until(brake.reached.is_set, "the cloud reads")
                 process.send_signal(signal.SIGINT)
                 result = await asyncio.to_thread(ended, process)
-                await until(lambda: server.supervisor.sessions == 0, "the session ended")
+                await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             finally:
                 brake.let_go.set()
             return result

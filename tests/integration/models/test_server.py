@@ -76,7 +76,7 @@ def test_stale_drafts_are_ignored_and_counted(tiny_pair: Path, digest: str) -> N
         await stream.send(draft(start=4, revision=1))
         assert (await answer(stream))[:2] == (1, 4), "the two in between were stale, and are not answered"
         stream.cancel()
-        await until(lambda: server.supervisor.counters.stale_frames == 2, "stale frames counted")
+        await until(lambda: server.cloud.supervisor.counters.stale_frames == 2, "stale frames counted")
 
     async def answer(stream: RawStream) -> tuple[int, int, int]:
         verdict = await stream.read()
@@ -106,7 +106,7 @@ def test_a_stream_ends_with_a_close(tiny_pair: Path, digest: str, opened: bool) 
             await stream.send(opening(digest))
         await stream.half_close()
         assert await stream.failure() == Failure("CANCELLED", "frame: the stream ended without a Close")
-        assert (server.supervisor.counters.cancelled, server.supervisor.counters.refused) == (1, 0)
+        assert (server.cloud.supervisor.counters.cancelled, server.cloud.supervisor.counters.refused) == (1, 0)
 
     play(tiny_pair, scene)
 
@@ -131,11 +131,11 @@ def test_streams_that_are_not_admitted_are_bounded_too(tiny_pair: Path, digest: 
 
     async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         silent = [RawStream(channel) for _ in range(limits.max_streams)]
-        await until(lambda: server.supervisor.counters.streams == limits.max_streams, "all are there")
+        await until(lambda: server.cloud.supervisor.counters.streams == limits.max_streams, "all are there")
         assert await RawStream(channel).status() == "RESOURCE_EXHAUSTED"
         for stream in silent:
             stream.cancel()
-        await until(lambda: server.supervisor.counters.cancelled == limits.max_streams, "all are gone")
+        await until(lambda: server.cloud.supervisor.counters.cancelled == limits.max_streams, "all are gone")
 
     play(tiny_pair, scene, limits)
 
@@ -188,7 +188,7 @@ def test_a_rebuild_after_an_eviction_is_read_in_pieces(tiny_pair: Path, digest: 
             verdict = await stream.read()
             assert isinstance(verdict, Verdict)
             assert verdict.token_id == int(twin.logits([token_id] * 20).argmax())
-        assert server.kv_store.stats.rebuilt_tokens == 38, "both prompts, but for their last tokens"
+        assert server.cloud.runner.kv_stats.rebuilt_tokens == 38, "both prompts, but for their last tokens"
         for stream in streams.values():
             stream.cancel()
 

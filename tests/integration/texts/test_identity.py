@@ -117,11 +117,11 @@ async def _compare(pair: Path) -> Counter[str]:
                 await _compare_one(clients[index % len(clients)], reference, parameters, seen)
 
         await asyncio.gather(*(compare(*item) for item in enumerate(requests(random))))
-        seen["stale frame"] = server.supervisor.counters.stale_frames
-        seen["eviction"] = server.kv_store.stats.evictions
+        seen["stale frame"] = server.cloud.supervisor.counters.stale_frames
+        seen["eviction"] = server.cloud.runner.kv_stats.evictions
         inside = sum(count for happening, count in seen.items() if happening.startswith("override at"))
         seen["bonus that the run-ahead draft missed"] = seen["draft that gave way"] - inside
-        assert server.supervisor.counters.refused == 0
+        assert server.cloud.supervisor.counters.refused == 0
     return seen
 
 

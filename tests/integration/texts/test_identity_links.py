@@ -186,9 +186,9 @@ async def lane(
         EdgeClient(config_for(proxy.address, risk=RISK, closing_audit=True)) as gated,
     ):
         yield Lane(profile, proxy, server, exact, gated)
-        seen["stale frame"] += server.supervisor.counters.stale_frames
-        seen["take-back"] += server.supervisor.counters.hand_backs
-        seen["refused"] += server.supervisor.counters.refused
+        seen["stale frame"] += server.cloud.supervisor.counters.stale_frames
+        seen["take-back"] += server.cloud.supervisor.counters.hand_backs
+        seen["refused"] += server.cloud.supervisor.counters.refused
 
 
 @pytest.mark.timeout(400)

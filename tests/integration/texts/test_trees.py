@@ -86,7 +86,7 @@ def test_the_text_of_trees_is_the_clouds(target: TorchModel, tiny_pair: Path, te
                     assert (tree.token_ids, tree.text) == (cloud.token_ids, cloud.text), f"{name}, seed {seed}"
                     assert tree.finish_reason is cloud.finish_reason
                     seen[name] += stood
-            assert server.supervisor.counters.refused == 0
+            assert server.cloud.supervisor.counters.refused == 0
         return seen
 
     seen = asyncio.run(compare())

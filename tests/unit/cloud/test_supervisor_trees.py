@@ -21,7 +21,7 @@ from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.supervisor import Supervisor
 from tests.support.fake_target import FakeTarget
-from tests.support.worker import SAMPLED, oracle, worker_of
+from tests.support.runner import SAMPLED, oracle, runner_of
 
 PROMPT = (5, 6, 7)
 START = len(PROMPT)
@@ -32,9 +32,9 @@ def converse(model: FakeTarget, frames: Sequence[Draft]) -> list[ServerFrame]:
     """Send each Draft when the one before it is answered, then a Close; what came after the opening."""
 
     async def scenario() -> list[ServerFrame]:
-        worker = worker_of(model)
+        runner = runner_of(model)
         capabilities = Capabilities(API_VERSION, "fake", "digest", model.vocabulary_size, model.context_tokens, 6)
-        supervisor = Supervisor(worker, capabilities, LimitsConfig(max_span_tokens=6))
+        supervisor = Supervisor(runner, capabilities, LimitsConfig(max_span_tokens=6))
         answered = asyncio.Semaphore(0)
 
         async def stream() -> AsyncIterator[ClientFrame]:
@@ -49,7 +49,7 @@ def converse(model: FakeTarget, frames: Sequence[Draft]) -> list[ServerFrame]:
             replies.append(reply)
             if isinstance(reply, Verdict):
                 answered.release()
-        await worker.close()
+        await runner.close()
         return replies[2:]
 
     return asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -1,4 +1,4 @@
-"""What tests of the worker share: a model that blocks, a clock that is set by hand, and an oracle; no sleeps."""
+"""What tests of the runner share: a model that blocks, a clock that is set by hand, and an oracle; no sleeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
-from cloud_supervisor.scheduling.worker import ModelWorker
+from cloud_supervisor.scheduling.runner import ModelRunner
 from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
 from tests.support.forward import feeding
 
@@ -45,18 +45,18 @@ class Gate:
         assert await asyncio.to_thread(self.entered.wait, 30)
 
 
-def worker_of(
+def runner_of(
     model: FakeTarget,
     *,
     max_queue: int = 8,
     budget_tokens: int = 10_000,
     chunk_tokens: int = 256,
     clock: HandClock | None = None,
-) -> ModelWorker:
+) -> ModelRunner:
     kv_store = KvStore(
         model.new_cache, budget_bytes=budget_tokens * KV_BYTES_PER_TOKEN, bytes_per_token=KV_BYTES_PER_TOKEN
     )
-    return ModelWorker(model, kv_store, max_queue=max_queue, chunk_tokens=chunk_tokens, clock=clock)
+    return ModelRunner(model, kv_store, max_queue=max_queue, chunk_tokens=chunk_tokens, clock=clock)
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -77,7 +77,7 @@ async def error_of(awaitable: Awaitable[object]) -> BaseException:
 
 
 async def forward(
-    worker: ModelWorker,
+    runner: ModelRunner,
     key: Hashable,
     tokens: Sequence[int],
     num_choices: int,
@@ -87,7 +87,7 @@ async def forward(
     deadline_ms: float | None = None,
 ) -> ForwardResult:
     tree = TokenTree(tuple(tokens), tuple(branches))
-    return await worker.forward(key, tree, num_choices, sampling, deadline_ms=deadline_ms)
+    return await runner.forward(key, tree, num_choices, sampling, deadline_ms=deadline_ms)
 
 
 def oracle(model: FakeTarget, tokens: Sequence[int], num_choices: int) -> list[Choice]:

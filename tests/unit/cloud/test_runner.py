@@ -1,4 +1,4 @@
-"""The worker with a fake model that blocks, fails and counts; no sleeps, only events."""
+"""The runner with a fake model that blocks, fails and counts; no sleeps, only events."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
-from cloud_supervisor.scheduling.worker import ModelWorker
+from cloud_supervisor.scheduling.runner import ModelRunner
 from tests.support.fake_target import FakeTarget
-from tests.support.worker import SAMPLED, Gate, HandClock, error_of, forward, oracle, run, started, worker_of
+from tests.support.runner import SAMPLED, Gate, HandClock, error_of, forward, oracle, run, runner_of, started
 
 
 def test_a_reading_gives_the_models_choices_and_its_times() -> None:
     async def scenario() -> None:
         clock = HandClock()
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
-        worker = worker_of(model, clock=clock)
-        result = await forward(worker, "a", [1, 2, 3], 2, SAMPLED)
+        runner = runner_of(model, clock=clock)
+        result = await forward(runner, "a", [1, 2, 3], 2, SAMPLED)
         assert result == ForwardResult(oracle(model, [1, 2, 3], 2), queue_us=0, compute_us=250_000)
-        assert await forward(worker, "a", [1, 2, 3], 0, SAMPLED) == ForwardResult([], queue_us=0, compute_us=0)
+        assert await forward(runner, "a", [1, 2, 3], 0, SAMPLED) == ForwardResult([], queue_us=0, compute_us=0)
         assert model.forwards == 1, "what is already read is not read again"
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -39,15 +39,15 @@ def test_a_long_reading_is_done_in_pieces() -> None:
             clock.seconds += 0.25
 
         model = FakeTarget(before_forward=note)
-        worker = worker_of(model, chunk_tokens=4, clock=clock)
-        result = await forward(worker, "a", list(range(15)), 6, SAMPLED)
+        runner = runner_of(model, chunk_tokens=4, clock=clock)
+        result = await forward(runner, "a", list(range(15)), 6, SAMPLED)
         assert pieces == [(4, 0), (4, 0), (4, 3), (3, 3)]
         assert result == ForwardResult(oracle(model, list(range(15)), 6), queue_us=0, compute_us=1_000_000)
         pieces.clear()
-        again = await forward(worker, "a", [*range(15), 15], 2, SAMPLED)
+        again = await forward(runner, "a", [*range(15), 15], 2, SAMPLED)
         assert pieces == [(2, 2)], "what the cache holds is not long"
         assert again.choices == oracle(model, [*range(15), 15], 2)
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -55,16 +55,16 @@ def test_a_long_reading_is_done_in_pieces() -> None:
 def test_a_prompt_that_is_resumed_from_is_not_cropped_to_its_first_chunk() -> None:
     async def scenario() -> None:
         model = FakeTarget()
-        worker = worker_of(model)
+        runner = runner_of(model)
         tokens = [1, 2, 3, 4, 5, 6]
-        await forward(worker, "a", tokens, 1, SAMPLED)
-        assert (await forward(worker, "a", tokens[:3], 0, SAMPLED)).choices == []
-        result = await forward(worker, "a", [*tokens, 7], 1, SAMPLED)
+        await forward(runner, "a", tokens, 1, SAMPLED)
+        assert (await forward(runner, "a", tokens[:3], 0, SAMPLED)).choices == []
+        result = await forward(runner, "a", [*tokens, 7], 1, SAMPLED)
         assert model.tokens_read == 7, "each token once"
         assert result.choices == oracle(model, [*tokens, 7], 1)
-        await forward(worker, "a", [1, 2, 9], 0, SAMPLED)
+        await forward(runner, "a", [1, 2, 9], 0, SAMPLED)
         assert model.tokens_read == 8, "another text is read, from where they part"
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -73,15 +73,15 @@ def test_others_get_their_turn_between_the_pieces() -> None:
     async def scenario() -> None:
         gate = Gate()
         model = FakeTarget(before_forward=gate)
-        worker = worker_of(model, chunk_tokens=2)
-        long = await started(forward(worker, "long", [1, 1, 2, 2, 3, 3], 6, SAMPLED))
+        runner = runner_of(model, chunk_tokens=2)
+        long = await started(forward(runner, "long", [1, 1, 2, 2, 3, 3], 6, SAMPLED))
         await gate.until_entered()
-        short = await started(forward(worker, "short", [9], 1, SAMPLED))
+        short = await started(forward(runner, "short", [9], 1, SAMPLED))
         gate.opened.set()
         assert (await long).choices == oracle(model, [1, 1, 2, 2, 3, 3], 6)
         await short
         assert gate.order == [1, 9, 2, 3]
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -89,12 +89,12 @@ def test_others_get_their_turn_between_the_pieces() -> None:
 def test_two_that_evict_each_other_get_to_their_ends() -> None:
     async def scenario() -> None:
         model = FakeTarget()
-        worker = worker_of(model, budget_tokens=50, chunk_tokens=4)
+        runner = runner_of(model, budget_tokens=50, chunk_tokens=4)
         texts = [list(range(40)), list(range(40, 0, -1))]
-        results = await asyncio.gather(*(forward(worker, key, text, 30, SAMPLED) for key, text in enumerate(texts)))
+        results = await asyncio.gather(*(forward(runner, key, text, 30, SAMPLED) for key, text in enumerate(texts)))
         assert [result.choices for result in results] == [oracle(model, text, 30) for text in texts]
-        assert worker.kv_stats.evictions > 2
-        await worker.close()
+        assert runner.kv_stats.evictions > 2
+        await runner.close()
 
     run(scenario)
 
@@ -103,17 +103,17 @@ def test_two_that_evict_each_other_get_to_their_ends() -> None:
 def test_no_piece_is_read_for_nobody(how: str) -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_forward=gate), chunk_tokens=1)
-        reading = await started(forward(worker, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=60_000))
+        runner = runner_of(FakeTarget(before_forward=gate), chunk_tokens=1)
+        reading = await started(forward(runner, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=60_000))
         await gate.until_entered()
-        closing = asyncio.create_task(worker.close() if how == "closed" else asyncio.sleep(0))
+        closing = asyncio.create_task(runner.close() if how == "closed" else asyncio.sleep(0))
         if how == "cancelled":
             reading.cancel()
         await asyncio.sleep(0)
         gate.opened.set()
         assert isinstance(await error_of(reading), CloudUnavailable if how == "closed" else asyncio.CancelledError)
         await closing
-        await worker.close()
+        await runner.close()
         assert gate.order == [1]
 
     run(scenario)
@@ -123,11 +123,11 @@ def test_a_deadline_is_for_the_first_piece() -> None:
     async def scenario() -> None:
         clock = HandClock()
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 1))
-        worker = worker_of(model, chunk_tokens=1, clock=clock)
-        assert (await forward(worker, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=500)).choices == oracle(
+        runner = runner_of(model, chunk_tokens=1, clock=clock)
+        assert (await forward(runner, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=500)).choices == oracle(
             model, [1, 2, 3], 1
         )
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -135,15 +135,15 @@ def test_a_deadline_is_for_the_first_piece() -> None:
 def test_first_come_first_served() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_forward=gate))
-        tasks = [await started(forward(worker, f"session {i}", [i], 1, SAMPLED)) for i in range(6)]
+        runner = runner_of(FakeTarget(before_forward=gate))
+        tasks = [await started(forward(runner, f"session {i}", [i], 1, SAMPLED)) for i in range(6)]
         await gate.until_entered()
-        assert worker.busy
-        assert worker.queue_length == 5
+        assert runner.busy
+        assert runner.queue_length == 5
         gate.opened.set()
         await asyncio.gather(*tasks)
         assert gate.order == [0, 1, 2, 3, 4, 5]
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -153,21 +153,21 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         gate, clock = Gate(), HandClock()
         gate.opened.set()
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
-        worker = worker_of(model, max_queue=2, clock=clock)
-        await forward(worker, "a", [1], 1, SAMPLED)
+        runner = runner_of(model, max_queue=2, clock=clock)
+        await forward(runner, "a", [1], 1, SAMPLED)
         gate.opened.clear()
         gate.entered.clear()
         model.before_forward = gate
-        tasks = [await started(forward(worker, key, [1], 1, SAMPLED)) for key in "abc"]
+        tasks = [await started(forward(runner, key, [1], 1, SAMPLED)) for key in "abc"]
         await gate.until_entered()
-        refusal = await error_of(forward(worker, "d", [1], 1, SAMPLED))
+        refusal = await error_of(forward(runner, "d", [1], 1, SAMPLED))
         assert isinstance(refusal, Overloaded)
-        assert "2 readings wait and 2 may" in refusal.message
+        assert "2 requests wait and 2 may" in refusal.message
         assert refusal.retry_after_ms == 750, "two that wait and one that runs, 250 ms each"
         gate.opened.set()
         await asyncio.gather(*tasks)
-        await forward(worker, "d", [1], 1, SAMPLED)
-        await worker.close()
+        await forward(runner, "d", [1], 1, SAMPLED)
+        await runner.close()
 
     run(scenario)
 
@@ -175,10 +175,10 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
 def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None:
     async def scenario() -> None:
         gate, clock = Gate(), HandClock()
-        worker = worker_of(FakeTarget(before_forward=gate), clock=clock)
-        first = await started(forward(worker, "a", [1], 1, SAMPLED, deadline_ms=60_000))
-        late = await started(forward(worker, "b", [2], 1, SAMPLED, deadline_ms=30_000))
-        patient = await started(forward(worker, "c", [3], 1, SAMPLED, deadline_ms=90_000))
+        runner = runner_of(FakeTarget(before_forward=gate), clock=clock)
+        first = await started(forward(runner, "a", [1], 1, SAMPLED, deadline_ms=60_000))
+        late = await started(forward(runner, "b", [2], 1, SAMPLED, deadline_ms=30_000))
+        patient = await started(forward(runner, "c", [3], 1, SAMPLED, deadline_ms=90_000))
         await gate.until_entered()
         clock.seconds += 61
         gate.opened.set()
@@ -188,7 +188,7 @@ def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None
         assert (await first).choices, "a reading that was started in time is finished"
         assert (await patient).queue_us == 61_000_000
         assert gate.order == [1, 3]
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -196,14 +196,14 @@ def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None
 def test_a_caller_learns_of_its_deadline_before_its_turn_comes() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_forward=gate))
-        first = await started(forward(worker, "a", [1], 1, SAMPLED))
-        error = await error_of(forward(worker, "b", [2], 1, SAMPLED, deadline_ms=1))
+        runner = runner_of(FakeTarget(before_forward=gate))
+        first = await started(forward(runner, "a", [1], 1, SAMPLED))
+        error = await error_of(forward(runner, "b", [2], 1, SAMPLED, deadline_ms=1))
         assert isinstance(error, CloudTimeout)
-        assert worker.queue_length == 0
+        assert runner.queue_length == 0
         gate.opened.set()
         await first
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -211,16 +211,16 @@ def test_a_caller_learns_of_its_deadline_before_its_turn_comes() -> None:
 def test_cancelling_a_waiting_reading_takes_it_out_of_the_queue() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_forward=gate))
-        first = await started(forward(worker, "a", [1], 1, SAMPLED))
-        second = await started(forward(worker, "b", [2], 1, SAMPLED))
+        runner = runner_of(FakeTarget(before_forward=gate))
+        first = await started(forward(runner, "a", [1], 1, SAMPLED))
+        second = await started(forward(runner, "b", [2], 1, SAMPLED))
         await gate.until_entered()
         second.cancel()
         assert isinstance(await error_of(second), asyncio.CancelledError)
-        assert worker.queue_length == 0
+        assert runner.queue_length == 0
         gate.opened.set()
         await first
-        await worker.close()
+        await runner.close()
         assert gate.order == [1]
 
     run(scenario)
@@ -230,16 +230,16 @@ def test_cancelling_a_running_reading_lets_it_finish_and_keeps_its_work() -> Non
     async def scenario() -> None:
         gate = Gate()
         model = FakeTarget(before_forward=gate)
-        worker = worker_of(model)
-        first = await started(forward(worker, "a", [1, 2, 3], 1, SAMPLED))
+        runner = runner_of(model)
+        first = await started(forward(runner, "a", [1, 2, 3], 1, SAMPLED))
         await gate.until_entered()
         first.cancel()
         assert isinstance(await error_of(first), asyncio.CancelledError)
         gate.opened.set()
-        result = await forward(worker, "a", [1, 2, 3, 4], 1, SAMPLED)
+        result = await forward(runner, "a", [1, 2, 3, 4], 1, SAMPLED)
         assert result.choices == oracle(model, [1, 2, 3, 4], 1)
         assert model.tokens_read == 4
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -252,48 +252,48 @@ def test_a_failure_of_the_model_reaches_only_its_caller(error: Exception) -> Non
 
     async def scenario() -> None:
         model = FakeTarget(before_forward=fail_on_nine)
-        worker = worker_of(model)
-        await forward(worker, "a", [1, 2], 1, SAMPLED)
+        runner = runner_of(model)
+        await forward(runner, "a", [1, 2], 1, SAMPLED)
         outcomes = await asyncio.gather(
-            forward(worker, "a", [1, 2, 9], 1, SAMPLED),
-            forward(worker, "b", [4], 1, SAMPLED),
-            forward(worker, "a", [1, 2, 3], 1, SAMPLED),
+            forward(runner, "a", [1, 2, 9], 1, SAMPLED),
+            forward(runner, "b", [4], 1, SAMPLED),
+            forward(runner, "a", [1, 2, 3], 1, SAMPLED),
             return_exceptions=True,
         )
         assert isinstance(outcomes[0], RuntimeError)
         assert isinstance(outcomes[1], ForwardResult)
         assert isinstance(outcomes[2], ForwardResult)
         assert outcomes[2].choices == oracle(model, [1, 2, 3], 1)
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
 
 def test_what_cannot_be_served_is_refused_before_it_is_queued() -> None:
     async def scenario() -> None:
-        worker = worker_of(FakeTarget(context_tokens=4))
-        assert isinstance(await error_of(forward(worker, "a", [], 0, SAMPLED)), ValueError)
-        assert isinstance(await error_of(forward(worker, "a", [1], 2, SAMPLED)), ValueError)
-        assert isinstance(await error_of(forward(worker, "a", [1] * 5, 1, SAMPLED)), PromptTooLong)
-        assert worker.kv_stats.sessions == 0
-        await worker.close()
+        runner = runner_of(FakeTarget(context_tokens=4))
+        assert isinstance(await error_of(forward(runner, "a", [], 0, SAMPLED)), ValueError)
+        assert isinstance(await error_of(forward(runner, "a", [1], 2, SAMPLED)), ValueError)
+        assert isinstance(await error_of(forward(runner, "a", [1] * 5, 1, SAMPLED)), PromptTooLong)
+        assert runner.kv_stats.sessions == 0
+        await runner.close()
 
     run(scenario)
     with pytest.raises(ConfigError, match="max_queue: 0"):
-        worker_of(FakeTarget(), max_queue=0)
+        runner_of(FakeTarget(), max_queue=0)
     with pytest.raises(ConfigError, match="chunk_tokens: 0"):
-        worker_of(FakeTarget(), chunk_tokens=0)
+        runner_of(FakeTarget(), chunk_tokens=0)
 
 
 def test_a_conversation_beyond_the_memory_is_refused_alone() -> None:
     async def scenario() -> None:
-        worker = worker_of(FakeTarget(), budget_tokens=4)
-        small = await forward(worker, "a", [1, 2, 3], 1, SAMPLED)
-        assert isinstance(await error_of(forward(worker, "b", [1] * 5, 1, SAMPLED)), Overloaded)
-        again = await forward(worker, "a", [1, 2, 3], 1, SAMPLED)
+        runner = runner_of(FakeTarget(), budget_tokens=4)
+        small = await forward(runner, "a", [1, 2, 3], 1, SAMPLED)
+        assert isinstance(await error_of(forward(runner, "b", [1] * 5, 1, SAMPLED)), Overloaded)
+        again = await forward(runner, "a", [1, 2, 3], 1, SAMPLED)
         assert again.choices == small.choices
-        assert worker.kv_stats.evictions == 0
-        await worker.close()
+        assert runner.kv_stats.evictions == 0
+        await runner.close()
 
     run(scenario)
 
@@ -302,15 +302,15 @@ def test_freeing_a_session_that_is_being_read_waits_for_the_reading() -> None:
     async def scenario() -> None:
         gate = Gate()
         model = FakeTarget(before_forward=gate)
-        worker = worker_of(model)
-        reading = await started(forward(worker, "a", [1, 2], 1, SAMPLED))
+        runner = runner_of(model)
+        reading = await started(forward(runner, "a", [1, 2], 1, SAMPLED))
         await gate.until_entered()
-        worker.free("a")
+        runner.free("a")
         gate.opened.set()
         assert (await reading).choices == oracle(model, [1, 2], 1)
-        await worker.close()
-        assert worker.kv_stats.sessions == 0
-        worker.free("a")
+        await runner.close()
+        assert runner.kv_stats.sessions == 0
+        runner.free("a")
 
     run(scenario)
 
@@ -318,17 +318,17 @@ def test_freeing_a_session_that_is_being_read_waits_for_the_reading() -> None:
 def test_closing_finishes_what_runs_and_refuses_the_rest() -> None:
     async def scenario() -> None:
         gate = Gate()
-        worker = worker_of(FakeTarget(before_forward=gate))
-        running = await started(forward(worker, "a", [1], 1, SAMPLED))
-        waiting = await started(forward(worker, "b", [2], 1, SAMPLED))
+        runner = runner_of(FakeTarget(before_forward=gate))
+        running = await started(forward(runner, "a", [1], 1, SAMPLED))
+        waiting = await started(forward(runner, "b", [2], 1, SAMPLED))
         await gate.until_entered()
-        closing = asyncio.create_task(worker.close())
+        closing = asyncio.create_task(runner.close())
         assert isinstance(await error_of(waiting), CloudUnavailable)
-        assert isinstance(await error_of(forward(worker, "c", [3], 1, SAMPLED)), CloudUnavailable)
+        assert isinstance(await error_of(forward(runner, "c", [3], 1, SAMPLED)), CloudUnavailable)
         gate.opened.set()
         assert (await running).choices
         await closing
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -336,24 +336,24 @@ def test_closing_finishes_what_runs_and_refuses_the_rest() -> None:
 def test_evictions_go_unnoticed_among_many_sessions() -> None:
     """Twelve conversations grow and are cut back at random, with room for about three of them."""
 
-    async def converse(worker: ModelWorker, model: FakeTarget, key: int) -> None:
+    async def converse(runner: ModelRunner, model: FakeTarget, key: int) -> None:
         dice = random.Random(key)
         tokens = [dice.randrange(64) for _ in range(8)]
         for _ in range(15):
             choices = dice.randint(0, len(tokens))
-            result = await forward(worker, key, tokens, choices, SAMPLED)
+            result = await forward(runner, key, tokens, choices, SAMPLED)
             assert result.choices == oracle(model, tokens, choices)
             kept = dice.randint(max(1, len(tokens) - 4), len(tokens))
             tokens = tokens[:kept] + [dice.randrange(64) for _ in range(dice.randint(0, 6))]
 
     async def scenario() -> None:
         model = FakeTarget()
-        worker = worker_of(model, max_queue=12, budget_tokens=120)
-        await asyncio.gather(*(converse(worker, model, key) for key in range(12)))
-        stats = worker.kv_stats
+        runner = runner_of(model, max_queue=12, budget_tokens=120)
+        await asyncio.gather(*(converse(runner, model, key) for key in range(12)))
+        stats = runner.kv_stats
         assert stats.evictions > 12
         assert stats.rebuilt_tokens > 0
         assert stats.bytes_used <= stats.budget_bytes
-        await worker.close()
+        await runner.close()
 
     run(scenario)

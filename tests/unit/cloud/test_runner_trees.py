@@ -1,4 +1,4 @@
-"""The worker with branches beside the list: in which order their choices come, and in which piece they are read."""
+"""The runner with branches beside the list: in which order their choices come, and in which piece they are read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from chaperone_common.errors import Overloaded, PromptTooLong
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import Choice
 from cloud_supervisor.model.ports import ForwardRequest
-from cloud_supervisor.scheduling.worker import ModelWorker
+from cloud_supervisor.scheduling.runner import ModelRunner
 from tests.support.fake_target import FakeTarget
-from tests.support.worker import SAMPLED, error_of, forward, oracle, run, worker_of
+from tests.support.runner import SAMPLED, error_of, forward, oracle, run, runner_of
 
 TOKENS = list(range(15))
 CHOICES = 6
@@ -33,11 +33,11 @@ def tree_oracle(
 def test_the_choices_of_the_chain_come_first_and_then_those_of_the_branches() -> None:
     async def scenario() -> None:
         model = FakeTarget()
-        worker = worker_of(model)
-        result = await forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        runner = runner_of(model)
+        result = await forward(runner, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
         assert result.choices == tree_oracle(model, TOKENS, CHOICES, BRANCHES)
         assert model.forwards == 1
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -47,13 +47,13 @@ def test_branches_are_read_with_the_last_piece(chunk_tokens: int) -> None:
     async def scenario() -> None:
         fed: list[int] = []
         model = FakeTarget(before_forward=lambda requests: fed.append(len(requests[0].tree.branches)))
-        worker = worker_of(model, chunk_tokens=chunk_tokens)
-        result = await forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        runner = runner_of(model, chunk_tokens=chunk_tokens)
+        result = await forward(runner, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
         assert result.choices == tree_oracle(model, TOKENS, CHOICES, BRANCHES)
         assert fed == [0] * (len(fed) - 1) + [len(BRANCHES)]
         assert len(fed) > 1
         assert model.tokens_read == len(TOKENS) + len(BRANCHES)
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -61,47 +61,47 @@ def test_branches_are_read_with_the_last_piece(chunk_tokens: int) -> None:
 def test_branch_tokens_that_stood_are_never_read_twice() -> None:
     async def scenario() -> None:
         model = FakeTarget()
-        worker = worker_of(model)
-        await forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
+        runner = runner_of(model)
+        await forward(runner, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
         text = [*TOKENS[:10], 30, 32, 34, 40, 41]  # the branch that stood, and two tokens behind it
         before = model.tokens_read
-        result = await forward(worker, "a", text, 2, SAMPLED, branches=[BranchToken(len(text) - 1, 50)])
+        result = await forward(runner, "a", text, 2, SAMPLED, branches=[BranchToken(len(text) - 1, 50)])
         assert model.tokens_read == before + 3
         assert result.choices == tree_oracle(model, text, 2, [BranchToken(len(text) - 1, 50)])
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
 
 def test_the_context_limits_the_depth_and_the_memory_all_tokens() -> None:
     async def scenario() -> None:
-        worker = worker_of(FakeTarget(context_tokens=4), budget_tokens=8)
+        runner = runner_of(FakeTarget(context_tokens=4), budget_tokens=8)
         wide = [BranchToken(2, token_id) for token_id in range(5)]
-        assert len((await forward(worker, "a", [1, 2, 3], 2, SAMPLED, branches=wide)).choices) == 7
+        assert len((await forward(runner, "a", [1, 2, 3], 2, SAMPLED, branches=wide)).choices) == 7
         deep = [BranchToken(2, 9), BranchToken(3, 9)]
-        refused = await error_of(forward(worker, "a", [1, 2, 3], 2, SAMPLED, branches=deep))
+        refused = await error_of(forward(runner, "a", [1, 2, 3], 2, SAMPLED, branches=deep))
         assert isinstance(refused, PromptTooLong)
         assert refused.message == "5 tokens; the context holds 4"
         assert isinstance(
-            await error_of(forward(worker, "b", [1, 2, 3], 1, SAMPLED, branches=[BranchToken(3, 1)])), ValueError
+            await error_of(forward(runner, "b", [1, 2, 3], 1, SAMPLED, branches=[BranchToken(3, 1)])), ValueError
         )
         wide.append(BranchToken(2, 6))
-        assert isinstance(await error_of(forward(worker, "a", [1, 2, 3], 2, SAMPLED, branches=wide)), Overloaded)
-        await worker.close()
+        assert isinstance(await error_of(forward(runner, "a", [1, 2, 3], 2, SAMPLED, branches=wide)), Overloaded)
+        await runner.close()
 
     run(scenario)
 
 
 def test_branches_that_follow_nothing_are_refused() -> None:
     async def scenario() -> None:
-        worker = worker_of(FakeTarget())
-        error = await error_of(forward(worker, "a", [1, 2], 0, SAMPLED, branches=[BranchToken(0, 1)]))
+        runner = runner_of(FakeTarget())
+        error = await error_of(forward(runner, "a", [1, 2], 0, SAMPLED, branches=[BranchToken(0, 1)]))
         assert isinstance(error, ValueError)
         assert "1 next to a text that is only read ahead" in str(error)
-        error = await error_of(forward(worker, "a", [1, 2], 1, SAMPLED, branches=[BranchToken(2, 1)]))
+        error = await error_of(forward(runner, "a", [1, 2], 1, SAMPLED, branches=[BranchToken(2, 1)]))
         assert isinstance(error, ValueError)
         assert "token 0 follows number 2 of the 2 tokens before it" in str(error)
-        await worker.close()
+        await runner.close()
 
     run(scenario)
 
@@ -113,13 +113,13 @@ def test_a_failed_reading_of_a_tree_leaves_nothing_behind() -> None:
                 raise RuntimeError("out of memory")
 
         model = FakeTarget(before_forward=fail)
-        worker = worker_of(model, chunk_tokens=4)
+        runner = runner_of(model, chunk_tokens=4)
         assert isinstance(
-            await error_of(forward(worker, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)), RuntimeError
+            await error_of(forward(runner, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)), RuntimeError
         )
-        assert worker.kv_stats.bytes_used == 0
-        assert (await forward(worker, "a", TOKENS, CHOICES, SAMPLED)).choices == oracle(model, TOKENS, CHOICES)
-        await worker.close()
+        assert runner.kv_stats.bytes_used == 0
+        assert (await forward(runner, "a", TOKENS, CHOICES, SAMPLED)).choices == oracle(model, TOKENS, CHOICES)
+        await runner.close()
 
     run(scenario)
 
@@ -127,7 +127,7 @@ def test_a_failed_reading_of_a_tree_leaves_nothing_behind() -> None:
 def test_evictions_go_unnoticed_where_many_send_trees() -> None:
     """Eight conversations go on along a path of their last tree, or another way, with room for about three of them."""
 
-    async def converse(worker: ModelWorker, model: FakeTarget, key: int) -> None:
+    async def converse(runner: ModelRunner, model: FakeTarget, key: int) -> None:
         dice = random.Random(key)
         tokens: tuple[int, ...] = tuple(dice.randrange(64) for _ in range(8))
         for _ in range(15):
@@ -136,7 +136,7 @@ def test_evictions_go_unnoticed_where_many_send_trees() -> None:
                 BranchToken(len(tokens) - choices + dice.randrange(choices + index), dice.randrange(64))
                 for index in range(dice.randint(0, 6))
             ]
-            result = await forward(worker, key, tokens, choices, SAMPLED, branches=branches)
+            result = await forward(runner, key, tokens, choices, SAMPLED, branches=branches)
             assert result.choices == tree_oracle(model, tokens, choices, branches)
             text = dice.choice([tokens, *TokenTree(tuple(tokens), tuple(branches)).paths()])
             kept = dice.randint(max(1, len(text) - 3), len(text))
@@ -144,11 +144,11 @@ def test_evictions_go_unnoticed_where_many_send_trees() -> None:
 
     async def scenario() -> None:
         model = FakeTarget()
-        worker = worker_of(model, budget_tokens=100, chunk_tokens=9)
-        await asyncio.gather(*(converse(worker, model, key) for key in range(8)))
-        stats = worker.kv_stats
+        runner = runner_of(model, budget_tokens=100, chunk_tokens=9)
+        await asyncio.gather(*(converse(runner, model, key) for key in range(8)))
+        stats = runner.kv_stats
         assert stats.evictions > 8
         assert stats.bytes_used <= stats.budget_bytes
-        await worker.close()
+        await runner.close()
 
     run(scenario)

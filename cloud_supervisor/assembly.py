@@ -1,0 +1,43 @@
+"""The place where configuration, model and manifest become a cloud."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.frames import API_VERSION, Capabilities
+from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.kv.store import KvStore
+from cloud_supervisor.model.ports import TargetModel
+from cloud_supervisor.scheduling.runner import ModelRunner
+from cloud_supervisor.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """A supervisor and the model's runner below it, for any host: a gRPC server, a test or a benchmark."""
+
+    supervisor: Supervisor
+    runner: ModelRunner
+
+    async def close(self) -> None:
+        """Refuse new and waiting requests, let the running forward finish, and end the model's thread."""
+        await self.runner.close()
+
+
+def build_cloud(config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> Cloud:
+    """Assemble a cloud, without starting anything; raises ConfigError for limits that serve nobody."""
+    limits = config.limits
+    budget_bytes = int(config.kv_budget_mib * 2**20)
+    kv_store = KvStore(model.new_cache, budget_bytes=budget_bytes, bytes_per_token=model.kv_bytes_per_token)
+    runner = ModelRunner(model, kv_store, max_queue=limits.max_queue, chunk_tokens=limits.prefill_chunk_tokens)
+    capabilities = Capabilities(
+        api_version=API_VERSION,
+        model=manifest.model,
+        tokenizer_digest=manifest.tokenizer_digest,
+        vocabulary_size=manifest.vocabulary_size,
+        context_tokens=model.context_tokens,
+        max_span_tokens=limits.max_span_tokens,
+        model_digest=manifest.digest,
+    )
+    return Cloud(Supervisor(runner, capabilities, limits), runner)

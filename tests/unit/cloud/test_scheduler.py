@@ -1,0 +1,322 @@
+"""The scheduler on a virtual clock: deadlines, turns, chunks, cancellation, overload and closing."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
+from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
+from chaperone_common.types import Choice, SamplingParams
+from cloud_supervisor.model.ports import ForwardResult
+from cloud_supervisor.scheduling.batch import Answer, Chunk, QueuedRequest
+from cloud_supervisor.scheduling.scheduler import Scheduler
+
+SAMPLING = SamplingParams()
+
+
+class Caches:
+    """The tokens that each session's cache holds."""
+
+    def __init__(self) -> None:
+        self.texts: dict[Hashable, tuple[int, ...]] = {}
+
+    def held(self, key: Hashable, token_ids: Sequence[int]) -> int | None:
+        return common_prefix(self.texts[key], tuple(token_ids)) if key in self.texts else None
+
+
+class Bench:
+    """A scheduler, caches, and a clock that moves by `forward_s` in each forward."""
+
+    def __init__(self, *, max_queue: int = 8, chunk_tokens: int = 4, context_tokens: int = 100) -> None:
+        self.scheduler = Scheduler(max_queue=max_queue, chunk_tokens=chunk_tokens, context_tokens=context_tokens)
+        self.caches = Caches()
+        self.now = 100.0
+        self.forward_s = 0.25
+        self.answers: list[Answer] = []
+        self.chunks: list[Chunk] = []  # that ran
+
+    def submit(
+        self,
+        key: str,
+        tokens: int,
+        num_choices: int = 1,
+        *,
+        branches: Sequence[tuple[int, int]] = (),
+        deadline_ms: float | None = None,
+    ) -> QueuedRequest:
+        """Add a request for a text 0, 1, 2, ..., and return it."""
+        tree = TokenTree(tuple(range(tokens)), tuple(BranchToken(*branch) for branch in branches))
+        deadline_at = None if deadline_ms is None else self.now + deadline_ms / 1e3
+        request = QueuedRequest(key, tree, num_choices, SAMPLING, deadline_at)
+        self.scheduler.submit(request, self.now)
+        return request
+
+    def start(self) -> list[Chunk]:
+        """Schedule, and return the chunks that run now."""
+        batch, answers = self.scheduler.schedule(self.caches, self.now)
+        self.answers += answers
+        return [*batch.chunks] if batch is not None else []
+
+    def finish(self, chunks: Sequence[Chunk], error: Exception | None = None) -> None:
+        """Complete the batch that runs, with choices that name their positions."""
+        self.now += self.forward_s
+        outcomes: list[list[Choice] | BaseException] = []
+        for chunk in chunks:
+            last = chunk.end == chunk.request.tree.end
+            count = chunk.num_choices + (len(chunk.request.tree.branches) if last else 0)
+            outcomes.append(error or [Choice(chunk.end - count + index, 0.0, 0) for index in range(count)])
+            self.caches.texts[chunk.request.key] = chunk.request.tree.token_ids[: chunk.end]
+        self.chunks += chunks
+        self.answers += self.scheduler.complete(outcomes, self.forward_s, self.now)
+
+    def step(self) -> bool:
+        """Run one batch; False if nothing waits."""
+        chunks = self.start()
+        if chunks:
+            self.finish(chunks)
+        return bool(chunks)
+
+    def run(self) -> list[str]:
+        """Run until nothing waits, and return the sessions in the order of their chunks."""
+        while self.step():
+            pass
+        return [str(chunk.request.key) for chunk in self.chunks]
+
+    def outcome(self, request: QueuedRequest) -> ForwardResult | BaseException:
+        [outcome] = [answer.outcome for answer in self.answers if answer.request is request]
+        return outcome
+
+
+def test_a_request_is_answered_with_its_choices_and_its_times() -> None:
+    bench = Bench()
+    request = bench.submit("a", 4, 2)
+    bench.now += 1.5
+    bench.run()
+    choices = [Choice(2, 0.0, 0), Choice(3, 0.0, 0)]
+    assert bench.outcome(request) == ForwardResult(choices, queue_us=1_500_000, compute_us=250_000)
+
+
+def test_first_come_first_served() -> None:
+    bench = Bench()
+    for key in "abcd":
+        bench.submit(key, 3)
+    assert bench.scheduler.queue_length == 4
+    assert bench.run() == ["a", "b", "c", "d"]
+
+
+# Chunks
+
+
+def test_a_long_text_is_cut_and_choices_come_with_the_chunks_that_hold_them() -> None:
+    bench = Bench()
+    request = bench.submit("a", 15, 6, branches=[(14, 7)])
+    bench.run()
+    assert [(chunk.end, chunk.num_choices) for chunk in bench.chunks] == [(4, 0), (8, 0), (12, 3), (15, 3)]
+    result = bench.outcome(request)
+    assert isinstance(result, ForwardResult)
+    assert len(result.choices) == 7
+    assert result.compute_us == 1_000_000
+
+
+def test_a_cache_shortens_the_text_but_never_the_choices() -> None:
+    bench = Bench(chunk_tokens=3)
+    bench.caches.texts["a"] = tuple(range(9))
+    bench.submit("a", 10, 1)
+    bench.submit("a", 10, 5)
+    bench.run()
+    assert [(chunk.end, chunk.num_choices) for chunk in bench.chunks] == [(10, 1), (8, 3), (10, 2)]
+
+
+def test_a_prompt_that_the_cache_holds_is_answered_without_the_model() -> None:
+    bench = Bench()
+    bench.caches.texts["a"] = tuple(range(9))
+    held, longer = bench.submit("a", 8, 0), bench.submit("a", 10, 0)
+    assert bench.run() == ["a"]
+    assert bench.outcome(held) == ForwardResult([], queue_us=0, compute_us=0)
+    assert bench.outcome(longer) == ForwardResult([], queue_us=0, compute_us=250_000)
+
+
+def test_verifications_interleave_with_the_chunks_of_a_long_prompt() -> None:
+    """A prompt of forty tokens holds nobody up for longer than one chunk."""
+    bench = Bench()
+    prompt = bench.submit("prompt", 40, 0)
+    bench.step()
+    spans = [bench.submit(key, 3) for key in "abc"]
+    assert bench.run() == ["prompt", "prompt", "a", "b", "c", *["prompt"] * 8]
+    waits = [outcome.queue_us for span in spans if isinstance(outcome := bench.outcome(span), ForwardResult)]
+    assert waits == [250_000, 500_000, 750_000], "one chunk of the prompt, and the spans before it"
+    assert isinstance(bench.outcome(prompt), ForwardResult)
+
+
+def test_a_chunk_ends_after_all_earlier_ones_though_the_cache_was_evicted() -> None:
+    bench = Bench()
+    bench.submit("a", 12, 1)
+    bench.step()
+    del bench.caches.texts["a"]
+    bench.run()
+    assert [chunk.end for chunk in bench.chunks] == [4, 8, 12]
+
+
+# Deadlines
+
+
+def test_a_request_that_waited_past_its_deadline_never_starts() -> None:
+    bench = Bench()
+    first, late = bench.submit("a", 3, deadline_ms=200), bench.submit("b", 3, deadline_ms=200)
+    patient = bench.submit("c", 3, deadline_ms=600)
+    assert bench.run() == ["a", "c"]
+    assert isinstance(bench.outcome(first), ForwardResult), "a request that began in time is finished"
+    assert isinstance(bench.outcome(patient), ForwardResult)
+    error = bench.outcome(late)
+    assert isinstance(error, CloudTimeout)
+    assert error.message == "deadline: the request waited 250 ms in the queue and was not started"
+
+
+def test_a_deadline_is_for_the_first_chunk() -> None:
+    bench = Bench()
+    request = bench.submit("a", 12, deadline_ms=100)
+    bench.run()
+    assert isinstance(bench.outcome(request), ForwardResult)
+
+
+def test_a_caller_is_refused_at_its_deadline_and_only_then() -> None:
+    bench = Bench()
+    running, waiting = bench.submit("a", 12, deadline_ms=100), bench.submit("b", 3, deadline_ms=100)
+    chunks = bench.start()
+    assert bench.scheduler.expire(running, bench.now) == [], "it has begun"
+    [refusal] = bench.scheduler.expire(waiting, bench.now + 0.1)
+    assert (refusal.request, type(refusal.outcome)) == (waiting, CloudTimeout)
+    assert bench.scheduler.expire(waiting, bench.now + 0.1) == [], "once is enough"
+    bench.finish(chunks)
+    assert bench.run() == ["a", "a", "a"]
+
+
+# Cancellation
+
+
+def test_a_request_that_is_cancelled_while_it_waits_never_runs() -> None:
+    bench = Bench()
+    bench.submit("a", 3)
+    bench.scheduler.cancel(bench.submit("b", 3))
+    assert bench.scheduler.queue_length == 1
+    assert bench.run() == ["a"]
+    assert len(bench.answers) == 1
+
+
+def test_a_prompt_that_is_cancelled_leaves_after_the_chunk_that_runs() -> None:
+    bench = Bench()
+    prompt, other = bench.submit("prompt", 40, 0), bench.submit("a", 3)
+    chunks = bench.start()
+    bench.scheduler.cancel(prompt)
+    bench.finish(chunks)
+    assert bench.run() == ["prompt", "a"]
+    assert [answer.request for answer in bench.answers] == [other]
+    bench.scheduler.cancel(other)  # answered already, and no error
+
+
+# Failures, overload and closing
+
+
+def test_a_failure_reaches_its_own_caller() -> None:
+    bench = Bench()
+    broken, fine = bench.submit("a", 12), bench.submit("b", 3)
+    error = RuntimeError("out of memory")
+    bench.finish(bench.start(), error)
+    bench.run()
+    assert bench.outcome(broken) is error
+    assert isinstance(bench.outcome(fine), ForwardResult)
+
+
+def test_a_full_queue_refuses_and_names_the_time_to_come_back() -> None:
+    bench = Bench(max_queue=2)
+    bench.submit("a", 3)
+    bench.submit("b", 3)
+    with pytest.raises(Overloaded, match="queue: 2 requests wait and 2 may") as caught:
+        bench.submit("c", 3)
+    assert caught.value.retry_after_ms == 500, "no forward was timed yet"
+    bench.step()
+    bench.submit("c", 3)
+    bench.start()
+    bench.submit("d", 3)
+    with pytest.raises(Overloaded) as caught:
+        bench.submit("e", 3)
+    assert caught.value.retry_after_ms == 750, "two that wait and one that runs, 250 ms each"
+
+
+def test_a_long_request_keeps_its_place_in_a_full_queue() -> None:
+    bench = Bench(max_queue=1)
+    long = bench.submit("a", 12)
+    chunks = bench.start()
+    bench.submit("b", 3)
+    bench.finish(chunks)
+    bench.run()
+    assert isinstance(bench.outcome(long), ForwardResult)
+
+
+def test_closing_refuses_those_that_wait_and_finishes_the_chunk_that_runs() -> None:
+    bench = Bench()
+    long, waiting = bench.submit("a", 12), bench.submit("b", 3)
+    chunks = bench.start()
+    assert bench.scheduler.busy
+    [refusal] = bench.scheduler.close()
+    assert (refusal.request, type(refusal.outcome)) == (waiting, CloudUnavailable)
+    bench.finish(chunks)
+    assert isinstance(bench.outcome(long), CloudUnavailable)
+    assert bench.start() == []
+    with pytest.raises(CloudUnavailable, match="shutting down"):
+        bench.submit("c", 3)
+
+
+def test_impossible_requests_and_limits_are_refused() -> None:
+    bench = Bench(context_tokens=4)
+    for tokens, num_choices in ((0, 0), (2, 3), (2, -1)):
+        with pytest.raises(ValueError, match=f"num_choices: {num_choices} of {tokens} tokens"):
+            bench.submit("a", tokens, num_choices)
+    with pytest.raises(ValueError, match="branches: 1 next to a text that is only read ahead"):
+        bench.submit("a", 2, 0, branches=[(1, 5)])
+    with pytest.raises(PromptTooLong, match="5 tokens; the context holds 4"):
+        bench.submit("a", 3, 1, branches=[(2, 5), (3, 5)])
+    assert bench.scheduler.queue_length == 0
+    with pytest.raises(ConfigError, match="max_queue: 0"):
+        Bench(max_queue=0)
+    with pytest.raises(ConfigError, match="chunk_tokens: 0"):
+        Bench(chunk_tokens=0)
+
+
+# Any workload
+
+
+@given(data=st.data())
+def test_every_request_that_is_not_cancelled_is_answered_once(data: st.DataObject) -> None:
+    bench = Bench(max_queue=99, chunk_tokens=data.draw(st.integers(1, 5)))
+    requests: list[QueuedRequest] = []
+    cancelled: list[QueuedRequest] = []
+    for _ in range(data.draw(st.integers(1, 15))):
+        match data.draw(st.sampled_from(["submit", "submit", "step", "evict", "cancel"])):
+            case "submit":
+                tokens = data.draw(st.integers(1, 12))
+                deadline_ms = data.draw(st.sampled_from([None, 1, 600]))
+                num_choices = data.draw(st.integers(0, tokens))
+                requests.append(
+                    bench.submit(data.draw(st.sampled_from("abc")), tokens, num_choices, deadline_ms=deadline_ms)
+                )
+            case "step":
+                bench.step()
+            case "evict":
+                bench.caches.texts.clear()
+            case "cancel" if requests:
+                cancelled.append(data.draw(st.sampled_from(requests)))
+                bench.scheduler.cancel(cancelled[-1])
+            case _:
+                pass
+    bench.run()
+    answered = [answer.request for answer in bench.answers]
+    assert len(answered) == len({*answered})
+    assert {*requests} - {*cancelled} <= {*answered} <= {*requests}
+    for answer in bench.answers:
+        if isinstance(answer.outcome, ForwardResult):
+            assert len(answer.outcome.choices) == answer.request.num_choices
