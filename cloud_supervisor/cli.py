@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser, checked
-from chaperone_common.command.program import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, run_program
+from chaperone_common.command.program import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_SIGNAL, run_program
 from chaperone_common.errors import ConfigError, OutputLost
 from chaperone_common.resources import found_config
 from chaperone_common.settings import load_yaml
-from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen, check_pair_name
+from cloud_supervisor.config import CloudConfig, check_listen, check_pair_name
 
 PROGRAM = "chaperone-cloud"
 OWN_PACKAGES = ("cloud_supervisor", "chaperone_common")

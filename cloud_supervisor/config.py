@@ -25,7 +25,6 @@ def check_pair_name(name: str) -> str:
     return name
 
 
-EXIT_SIGNAL = 128  # plus the number of the signal that ended the process, as shells count
 MAX_THREADS = 1024  # torch starts any number, and each costs memory and a place in the scheduler
 
 

@@ -5,21 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from chaperone_common.clock import Clock
 from chaperone_common.errors import Cancelled, ChaperoneError, InternalError
-from chaperone_common.frames import ClientFrame, Close
+from chaperone_common.frames import Arrived, ClientFrame, Close
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A frame and when it came, by the inbox's clock; deadlines count from there, however long it waited."""
-
-    frame: ClientFrame
-    at: float
+_LOG = logging.getLogger(__name__)
 
 
 class Inbox:
@@ -27,8 +18,8 @@ class Inbox:
 
     def __init__(self, frames: AsyncIterator[ClientFrame], max_waiting: int, clock: Clock) -> None:
         self._clock = clock
-        self._queue: asyncio.Queue[Arrival | ChaperoneError] = asyncio.Queue(max_waiting)
-        self._interruption: asyncio.Future[Arrival] = asyncio.get_running_loop().create_future()
+        self._queue: asyncio.Queue[Arrived[ClientFrame] | ChaperoneError] = asyncio.Queue(max_waiting)
+        self._interruption: asyncio.Future[Arrived[ClientFrame]] = asyncio.get_running_loop().create_future()
         self._closing = asyncio.Event()
         self._pump = asyncio.create_task(self._read(frames))
         self._pump.add_done_callback(self._note_end)
@@ -47,7 +38,7 @@ class Inbox:
         """Wait until `closing` is true."""
         await self._closing.wait()
 
-    async def get(self) -> Arrival:
+    async def get(self) -> Arrived[ClientFrame]:
         """Take the oldest frame; raises what was wrong with it, or why the stream was interrupted."""
         if self._interruption.done():
             return self._interruption.result()
@@ -78,7 +69,7 @@ class Inbox:
     def _note_end(self, pump: asyncio.Task[None]) -> None:
         """A bug in the reading must not leave `get` waiting for ever."""
         if not pump.cancelled() and (error := pump.exception()) is not None:
-            _log.error("a stream cannot be read", exc_info=error)
+            _LOG.error("a stream cannot be read", exc_info=error)
             self.interrupt(InternalError("the supervisor cannot read the stream; its log has the details"))
 
     async def _read(self, frames: AsyncIterator[ClientFrame]) -> None:
@@ -86,7 +77,7 @@ class Inbox:
             async for frame in frames:
                 if isinstance(frame, Close):
                     self._closing.set()
-                await self._queue.put(Arrival(frame, self._clock.now()))
+                await self._queue.put(Arrived(frame, self._clock.now()))
                 if isinstance(frame, Close):
                     return
             await self._queue.put(Cancelled("frame: the stream ended without a Close"))

@@ -19,14 +19,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from chaperone_common.address import is_loopback
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.command.program import EXIT_SIGNAL
 from chaperone_common.errors import ConfigError
 from chaperone_common.wire import SERVICE
 from cloud_supervisor.assembly import Cloud, build_cloud
-from cloud_supervisor.config import EXIT_SIGNAL, CloudConfig, check_listen
+from cloud_supervisor.config import CloudConfig, check_listen
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.service import SupervisionService
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -98,7 +99,7 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import
 
     model = TorchModel.of_manifest(folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device)
-    _log.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
+    _LOG.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
     asyncio.run(_host(config, model, manifest, announce))
 
 
@@ -110,7 +111,7 @@ async def _host(
     with first_and_second_signal(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)):
         announce(await server.start())
         await stopped.wait()
-        _log.info("stopping: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
+        _LOG.info("stopping: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
         await server.stop(config.grace_seconds)
 
 

@@ -28,6 +28,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import (
     API_VERSION,
+    Arrived,
     Capabilities,
     ClientFrame,
     Closed,
@@ -41,10 +42,10 @@ from chaperone_common.session import CloudSession, VerificationRequest
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.inbox import Arrival, Inbox
+from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.model.ports import ForwardQueue
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 MAX_DIGEST_SHOWN = 80  # whatever a device sends is quoted no further
 
@@ -102,15 +103,15 @@ class Supervisor:
             self._cancelled(Cancelled("the host ended the stream"))
             raise
         except ModelError as error:  # found in reading: nothing that the device could mend
-            _log.error("stream failed: %s", error.message)
+            _LOG.error("stream failed: %s", error.message)
             self.counters.refused += 1
             failure = Failure("INTERNAL", f"the cloud's {error.message}")
         except ChaperoneError as error:
-            _log.info("stream refused: %s: %s", status_of(error), error.message)
+            _LOG.info("stream refused: %s: %s", status_of(error), error.message)
             self.counters.refused += 1
             failure = _failure(error)
         except Exception:
-            _log.exception("stream failed")
+            _LOG.exception("stream failed")
             self.counters.refused += 1
             failure = Failure("INTERNAL", "the supervisor failed; its log has the details")
         finally:
@@ -119,7 +120,7 @@ class Supervisor:
 
     def _cancelled(self, error: Cancelled) -> Failure:
         """Nobody was refused anything: a device may stop at any time."""
-        _log.debug("stream cancelled: %s", error.message)
+        _LOG.debug("stream cancelled: %s", error.message)
         self.counters.cancelled += 1
         return _failure(error)
 
@@ -193,7 +194,7 @@ class Supervisor:
                 return
 
     @staticmethod
-    async def _next(inbox: Inbox, patience_s: float, missing: str) -> Arrival:
+    async def _next(inbox: Inbox, patience_s: float, missing: str) -> Arrived[ClientFrame]:
         """Wait for a frame, but not for ever: a stream that says nothing holds a place that others may want."""
         try:
             async with asyncio.timeout(patience_s):

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from chaperone_common.frames import Capabilities, ClientFrame, Open, ServerFrame
+from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Open, ServerFrame
 from chaperone_common.session import SessionEvent
 from chaperone_common.types import Proposal
 
@@ -116,13 +116,6 @@ class OutputText(Protocol):
         """True if a stop string was met, also in the text that `flush` returned."""
 
 
-class Arrived(NamedTuple):
-    """A frame, and when it came: a device that drafts takes it up later."""
-
-    frame: ServerFrame
-    at: float  # seconds, by the engine's clock
-
-
 class CloudLink(Protocol):
     """One stream of frames to the supervisor. Losing it is a Failure frame, never an exception."""
 
@@ -132,7 +125,7 @@ class CloudLink(Protocol):
     def send(self, frame: ClientFrame) -> None:
         """Queue a frame; never blocks."""
 
-    def ready(self) -> Sequence[Arrived]:
+    def ready(self) -> Sequence[Arrived[ServerFrame]]:
         """Take the frames that have arrived, oldest first."""
 
     async def wait(self, timeout_ms: float) -> bool:

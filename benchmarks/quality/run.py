@@ -186,7 +186,7 @@ class _Study:
         folder = pair_folder(self._args.pair, "cloud")
         manifest = load_manifest(folder, role="cloud")
         cloud = RecordingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
-        self.dtype = cloud.dtype
+        self.dtype = cloud.model.dtype
         header = {
             "suite": self._args.suite,
             "models": models_of(self._args.pair),

@@ -11,9 +11,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
-from chaperone_common.frames import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
+from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from chaperone_common.wire import decode_client, decode_server, encode_client, encode_server
-from edge_client.ports import Arrived
 
 # Around every frame: the length prefix of a gRPC message (5) and the header of an HTTP/2 DATA frame (9). Headers of TCP
 # and IP are the link model's; those that open the stream, acknowledgements and TLS are not counted.
@@ -125,7 +124,7 @@ class SimulatedLink:
         self._up = _Pipe(loop, model.up, flow)
         self._down = _Pipe(loop, model.down, flow)
         self._at_cloud: asyncio.Queue[ClientFrame | None] = asyncio.Queue()
-        self._inbox: deque[Arrived] = deque()
+        self._inbox: deque[Arrived[ServerFrame]] = deque()
         self._arrived = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._closed = False
@@ -154,7 +153,7 @@ class SimulatedLink:
         self._bytes_up += len(data)
         self._up.carry(len(data) + FRAME_HEADER_BYTES, lambda: self._at_cloud.put_nowait(decode_client(data)))
 
-    def ready(self) -> Sequence[Arrived]:
+    def ready(self) -> Sequence[Arrived[ServerFrame]]:
         self._arrived.clear()
         frames = tuple(self._inbox)
         self._inbox.clear()

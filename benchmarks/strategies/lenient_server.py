@@ -16,33 +16,37 @@ from chaperone_common.sampling import Softmax
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.torch_model import TorchModel
+from cloud_supervisor.model.torch_model import Chooser, TorchModel, coupled_choice
 from cloud_supervisor.server import Server
 from edge_client.model.uncertainty import cross_entropy
 
 
-class LenientModel(TorchModel):
-    """Chooses the chain's next token wherever its cross-entropy is at most `within_nats`, else as any model does.
+def lenient_chooser(within_nats: float) -> Chooser:
+    """Choose the chain's own token wherever its cross-entropy is at most `within_nats`, else by the protocol's rule.
 
-    The tokens after it are then chosen behind that token, which is in the chain. Branch tokens, and the last token of a
-    piece that a long reading is cut into, are followed by the model's own choice.
+    The next tokens are then chosen after that token, which is in the chain. Branch tokens, and the last token of a
+    chunk of a long request, are followed by the protocol's choice.
     """
 
-    within_nats: float = 0.0
-
-    def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
-        choice = super().choose(soft, sampling, position, drafted)
-        if drafted is None or cross_entropy(soft, drafted) > self.within_nats:
+    def choose(soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+        choice = coupled_choice(soft, sampling, position, drafted)
+        if drafted is None or cross_entropy(soft, drafted) > within_nats:
             return choice
         return replace(choice, token_id=drafted)
 
+    return choose
 
-def lenient_model(config: CloudConfig, manifest: ModelManifest, within_nats: float) -> LenientModel:
+
+def lenient_model(config: CloudConfig, manifest: ModelManifest, within_nats: float) -> TorchModel:
     """Load the cloud's model of the configured pair; raises as `TorchModel.load` does."""
-    folder = pair_folder(config.pair, "cloud")
-    model = LenientModel.of_manifest(folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device)
-    model.within_nats = within_nats
-    return model
+    return TorchModel.of_manifest(
+        pair_folder(config.pair, "cloud"),
+        manifest,
+        dtype=config.dtype,
+        threads=config.threads,
+        device=config.device,
+        chooser=lenient_chooser(within_nats),
+    )
 
 
 async def _serve(config: CloudConfig, within_nats: float) -> None:

@@ -14,7 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -65,13 +65,31 @@ class TorchCache:
         self.crop(length + len(kept))
 
 
+class Chooser(Protocol):
+    """The rule by which a model chooses a token."""
+
+    def __call__(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+        """Return the choice for a position; `drafted` is the chain's own token there, None after its end."""
+
+
+def coupled_choice(soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+    """Choose as the protocol demands, whatever was drafted."""
+    return choose(soft, sampling, position)
+
+
 class TorchModel:
     """A causal language model of transformers as a `TargetModel`; use `load`.
 
     Its attention must be `ATTENTION`, as `load` and `set_attn_implementation` of transformers make it.
     """
 
-    def __init__(self, model: Any, *, vocabulary_size: int, context_tokens: int) -> None:
+    def __init__(
+        self, model: Any, *, vocabulary_size: int, context_tokens: int, chooser: Chooser = coupled_choice
+    ) -> None:
+        """Serve a model of transformers. Another `chooser` than `coupled_choice` breaks the promise of `exact`.
+
+        It is for studies that compare the protocol's rule with others.
+        """
         config = model.config
         if config.vocab_size < vocabulary_size:
             raise ConfigError(f"vocabulary_size: {vocabulary_size}, but the model knows {config.vocab_size} ids")
@@ -84,6 +102,7 @@ class TorchModel:
         self._model = model
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
+        self._choose = chooser
         # Models take four dimensions for a mask that is ready, and make none; `attend` has its own.
         self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
         self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
@@ -98,6 +117,7 @@ class TorchModel:
         vocabulary_size: int,
         context_tokens: int,
         device: str = "cpu",
+        chooser: Chooser = coupled_choice,
     ) -> Self:
         """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
 
@@ -121,7 +141,7 @@ class TorchModel:
         model = model.to(place).eval()
         if place.type == "cpu" and chosen == "float32":
             pack(model)
-        return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
+        return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens, chooser=chooser)
 
     @classmethod
     def of_manifest(
@@ -132,6 +152,7 @@ class TorchModel:
         dtype: Dtype | Literal["auto"],
         threads: int | None,
         device: str = "cpu",
+        chooser: Chooser = coupled_choice,
     ) -> Self:
         """Load a folder as its manifest describes it; raises as `load` does."""
         return cls.load(
@@ -141,6 +162,7 @@ class TorchModel:
             vocabulary_size=manifest.vocabulary_size,
             context_tokens=manifest.context_tokens,
             device=device,
+            chooser=chooser,
         )
 
     @property
@@ -187,16 +209,9 @@ class TorchModel:
         positions = [*range(tree.end - count, tree.end), *tree.positions]
         drafted = [*tree.token_ids[1:], None][len(tree.token_ids) - count :] + [None] * len(tree.branches)
         return [  # a row's noise is that of the position its token will have
-            self.choose(softmax(row, request.sampling.temperature), request.sampling, position + 1, token_id)
+            self._choose(softmax(row, request.sampling.temperature), request.sampling, position + 1, token_id)
             for row, position, token_id in zip(rows, positions, drafted, strict=True)
         ]
-
-    def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
-        """The choice for a position; `drafted` is the token that the reading's chain has there, None past its end.
-
-        It does not matter here: it is for models that judge otherwise, to compare with.
-        """
-        return choose(soft, sampling, position)
 
     def scores(self, request: ForwardRequest) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams, SessionId
@@ -120,6 +121,15 @@ class Failure:
 
 ClientFrame = Open | Draft | Close
 ServerFrame = Opened | Verdict | Continuation | Closed | Failure
+
+FrameT = TypeVar("FrameT", ClientFrame, ServerFrame)
+
+
+class Arrived(NamedTuple, Generic[FrameT]):
+    """A frame and its time of arrival: it may wait until its end is ready for it, and deadlines count from there."""
+
+    frame: FrameT
+    at: float  # seconds, by the clock of the end that received it
 
 
 @dataclass(frozen=True, slots=True)

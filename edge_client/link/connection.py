@@ -17,9 +17,9 @@ from chaperone_common.errors import (
     Overloaded,
     PeerMismatch,
 )
-from chaperone_common.frames import ClientFrame, Open
+from chaperone_common.frames import Arrived, ClientFrame, Open, ServerFrame
 from edge_client.link.reconnection import DelayedLink, Reconnection
-from edge_client.ports import Arrived, CloudLink
+from edge_client.ports import CloudLink
 
 # Errors that may be a loss of the cloud; see `loss_of`.
 POSSIBLE_LOSSES = (CloudLost, Overloaded, InternalError, InvalidRequest, PeerMismatch)
@@ -118,7 +118,7 @@ class Connection:
         assert self._link is not None, "the planner sends only where there is a cloud"
         self._link.send(frame)
 
-    def ready(self) -> Sequence[Arrived]:
+    def ready(self) -> Sequence[Arrived[ServerFrame]]:
         """Take the frames that have arrived, oldest first."""
         return self._link.ready() if self._link is not None else ()
 

@@ -28,7 +28,7 @@ from chaperone_common.errors import (
     error_from_status,
     status_of,
 )
-from chaperone_common.frames import Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
+from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from chaperone_common.wire import (
     GET_CAPABILITIES,
     SERVICE,
@@ -38,7 +38,6 @@ from chaperone_common.wire import (
     encode_capabilities_request,
     encode_client,
 )
-from edge_client.ports import Arrived
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -132,7 +131,7 @@ class GrpcLink:
         self._address = address
         self._draining = draining
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._inbox: deque[Arrived] = deque()
+        self._inbox: deque[Arrived[ServerFrame]] = deque()
         self._arrived = asyncio.Event()
         self._call: grpc.aio.StreamStreamCall[bytes, bytes] | None = None
         self._closed = False
@@ -167,7 +166,7 @@ class GrpcLink:
         self._bytes_up += len(data)
         self._outbox.put_nowait(data)
 
-    def ready(self) -> Sequence[Arrived]:
+    def ready(self) -> Sequence[Arrived[ServerFrame]]:
         self._arrived.clear()
         frames = tuple(self._inbox)
         self._inbox.clear()

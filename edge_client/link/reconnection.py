@@ -8,8 +8,8 @@ from random import Random
 
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, CloudLost, Overloaded
-from chaperone_common.frames import ClientFrame, Failure, Open
-from edge_client.ports import Arrived, CloudLink
+from chaperone_common.frames import Arrived, ClientFrame, Failure, Open, ServerFrame
+from edge_client.ports import CloudLink
 
 # Full jitter, as in Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The two constants are
 # assumptions: a reset connection is usually back at once, and a cloud that restarts takes seconds.
@@ -85,7 +85,7 @@ class DelayedLink:
         self._beginning: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
         self._closed = False
-        self._last_word: tuple[Arrived, ...] = ()  # of a stream that never began
+        self._last_word: tuple[Arrived[ServerFrame], ...] = ()  # of a stream that never began
 
     @property
     def bytes_up(self) -> int:
@@ -104,7 +104,7 @@ class DelayedLink:
         elif not self._closed:
             self._unsent.append(frame)
 
-    def ready(self) -> Sequence[Arrived]:
+    def ready(self) -> Sequence[Arrived[ServerFrame]]:
         last_word, self._last_word = self._last_word, ()
         return last_word or self._link.ready()
 

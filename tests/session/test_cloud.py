@@ -54,7 +54,7 @@ def test_the_context_bounds_the_text() -> None:
     ("frame", "context_tokens", "error", "message"),
     [
         (opening(prompt=()), 100, InvalidRequest, "prompt_token_ids: empty; give at least one token"),
-        (opening(max_new_tokens=0), 100, InvalidRequest, "max_new_tokens: 0 is less than 1"),
+        (opening(max_new_tokens=0), 100, InvalidRequest, "max_new_tokens: 0 is outside [1, 4294967295]"),
         (opening(), 3, PromptTooLong, "prompt: 3 tokens leave no room in a context of 3; shorten it"),
         (opening(committed=(1,) * 97), 100, PromptTooLong, "prompt: 100 tokens leave no room"),
         (opening(prompt=(7, 50)), 100, ChaperoneError, "50 is not in a vocabulary of 50"),

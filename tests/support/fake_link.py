@@ -7,11 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from chaperone_common.clock import Clock, MonotonicClock
-from chaperone_common.frames import ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame
+from chaperone_common.frames import Arrived, ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame
 from chaperone_common.session import CloudSession, VerificationRequest
 from chaperone_common.wire import encode_client, encode_server
 from cloud_supervisor.model.ports import ForwardRequest
-from edge_client.ports import Arrived
 from tests.support.fake_target import FakeTarget
 
 Cloud = Callable[[ClientFrame], Iterable[ServerFrame]]
@@ -28,7 +27,7 @@ class FakeLink:
         self._cloud = cloud
         self._clock = clock or MonotonicClock()
         self._left = lasts
-        self._inbox: deque[Arrived] = deque()
+        self._inbox: deque[Arrived[ServerFrame]] = deque()
         self._arrived = asyncio.Event()
         self._ended = False
         self._up = self._down = 0
@@ -62,7 +61,7 @@ class FakeLink:
         if self._cloud is not None:
             self.deliver(*self._cloud(frame))
 
-    def ready(self) -> Sequence[Arrived]:
+    def ready(self) -> Sequence[Arrived[ServerFrame]]:
         self._arrived.clear()
         frames = tuple(self._inbox)
         self._inbox.clear()

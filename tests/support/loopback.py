@@ -10,13 +10,12 @@ from pathlib import Path
 from random import Random
 
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
-from chaperone_common.frames import Capabilities, ClientFrame, Continuation, Draft, Open, ServerFrame, Verdict
+from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Continuation, Draft, Open, ServerFrame, Verdict
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client.link.grpc_link import GrpcCloud, GrpcLink
-from edge_client.ports import Arrived
 
 
 @asynccontextmanager
@@ -75,7 +74,7 @@ class RecordingLink:
         self._random = random
         self._seen = seen
         self._up: asyncio.Queue[ClientFrame | None] = asyncio.Queue()
-        self._inbox: deque[Arrived] = deque()
+        self._inbox: deque[Arrived[ServerFrame]] = deque()
         self._arrived = asyncio.Event()
         self._spans: deque[Draft] = deque()
         self._eos: frozenset[int] = frozenset()
@@ -102,7 +101,7 @@ class RecordingLink:
             self._seen["two or more spans in flight"] += len(self._spans) >= 2
         self._up.put_nowait(frame)
 
-    def ready(self) -> Sequence[Arrived]:
+    def ready(self) -> Sequence[Arrived[ServerFrame]]:
         self._arrived.clear()
         frames = tuple(self._inbox)
         self._inbox.clear()

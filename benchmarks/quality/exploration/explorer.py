@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +15,13 @@ from numpy.typing import NDArray
 from benchmarks.quality.exploration.device_texts import DeviceTexts
 from benchmarks.quality.exploration.text_tree import TextTree
 from benchmarks.simulation.trace import ExtendedProposal, extended
+from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, Proposal, SamplingParams
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.ports import ForwardRequest
-from cloud_supervisor.model.torch_model import TorchModel
+from cloud_supervisor.model.torch_model import Dtype, TorchModel, coupled_choice
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.uncertainty import cross_entropy, disagreement, measure
 
@@ -25,16 +29,34 @@ KV_BYTES = 4 << 30
 FORWARD_TOKENS = 512  # of the cloud's model, all texts together; more are hardly faster, and cost memory
 
 
-class RecordingModel(TorchModel):
-    """Chooses as any, and notes the cross-entropy of the token that stands where another one was chosen."""
+class RecordingChooser:
+    """The protocol's rule, with a note of the cross-entropy of each drafted token that differs from the choice."""
 
-    noted: list[float | None]  # for each choice, in order, since the list was emptied
+    def __init__(self) -> None:
+        self.noted: list[float | None] = []  # for each choice, in order, since the list was emptied
 
-    def choose(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
-        choice = super().choose(soft, sampling, position, drafted)
+    def __call__(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
+        choice = coupled_choice(soft, sampling, position, drafted)
         differs = drafted is not None and drafted != choice.token_id
         self.noted.append(cross_entropy(soft, drafted) if differs and drafted is not None else None)
         return choice
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingModel:
+    """The cloud's model, and what its chooser noted."""
+
+    model: TorchModel
+    chooser: RecordingChooser
+
+    @classmethod
+    def of_manifest(
+        cls, folder: Path, manifest: ModelManifest, *, dtype: Dtype | Literal["auto"], threads: int | None
+    ) -> Self:
+        """Load a folder as its manifest describes it; raises as `TorchModel.load` does."""
+        chooser = RecordingChooser()
+        model = TorchModel.of_manifest(folder, manifest, dtype=dtype, threads=threads, chooser=chooser)
+        return cls(model, chooser)
 
 
 _Wanted = dict[str, tuple[TextTree, set[int]]]  # by a tree's id: it, and those of its nodes that may be asked about
@@ -53,7 +75,9 @@ class Explorer:
         self._device = device
         self._cloud = cloud
         self._sampling = sampling
-        self._caches = KvStore(cloud.new_cache, budget_bytes=kv_bytes, bytes_per_token=cloud.kv_bytes_per_token)
+        self._caches = KvStore(
+            cloud.model.new_cache, budget_bytes=kv_bytes, bytes_per_token=cloud.model.kv_bytes_per_token
+        )
         self._texts = DeviceTexts(device)
         self._wanted_proposals: _Wanted = {}
         self._wanted_choices: _Wanted = {}
@@ -160,14 +184,15 @@ class Explorer:
             cache, held = self._caches.prepare(tree.id, text, num_choices=len(nodes))
             requests.append(ForwardRequest(cache, text.piece(held, text.end), len(nodes), self._sampling))
             wholes.append(text)
-        self._cloud.noted = []
-        answers = self._cloud.forward(requests)
-        noted = iter(self._cloud.noted)
+        noted = self._cloud.chooser.noted
+        noted.clear()
+        answers = self._cloud.model.forward(requests)
+        nats_of_choices = iter(noted)
         for (tree, nodes), text, choices in zip(paths, wholes, answers, strict=True):
             self._caches.commit(tree.id, text)
             for place, (node, choice) in enumerate(zip(nodes, choices, strict=True)):
                 tree.choices.setdefault(node, choice.token_id)
-                nats = next(noted)
+                nats = next(nats_of_choices)
                 if nats is not None:
                     tree.nats[nodes[place + 1]] = nats
 

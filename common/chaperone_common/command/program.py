@@ -10,7 +10,8 @@ from chaperone_common.errors import ChaperoneError, InvalidRequest
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
+EXIT_SIGNAL = 128  # plus the number of the signal that ended the process, as shells count
+EXIT_INTERRUPTED = EXIT_SIGNAL + 2  # SIGINT
 
 
 def run_program(console: Console, run: Callable[[], int]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
+from chaperone_common.ranges import check_ranges
 from chaperone_common.session.transitions import State, StreamEvent, step
 from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
 from chaperone_common.verification import follow_branches, verify
@@ -35,8 +36,7 @@ class CloudSession:
         self.text = [*frame.prompt_token_ids, *frame.committed_token_ids]
         if not frame.prompt_token_ids:
             raise InvalidRequest("prompt_token_ids: empty; give at least one token")
-        if frame.max_new_tokens < 1:
-            raise InvalidRequest(f"max_new_tokens: {frame.max_new_tokens} is less than 1")
+        check_ranges(frame, "max_new_tokens")
         if len(self.text) >= context_tokens:
             raise PromptTooLong(
                 f"prompt: {len(self.text)} tokens leave no room in a context of {context_tokens}; shorten it"

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from transformers import AutoModelForCausalLM
 
-from benchmarks.strategies.lenient_server import LenientModel, lenient_model
+from benchmarks.strategies.lenient_server import lenient_model
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.model.torch_model import TorchModel
 from tests.support.forward import feeding
 
 WITHIN_NATS = 3.0
@@ -26,7 +27,7 @@ SAMPLED = SamplingParams(temperature=0.8, seed=11)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_pair: Path) -> LenientModel:
+def model(tiny_pair: Path) -> TorchModel:
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     return lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), manifest, WITHIN_NATS)
 
@@ -54,7 +55,7 @@ def logits_after(pair: Path, tokens: list[int]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_the_next_token_is_chosen_where_it_is_likely_enough(
-    model: LenientModel, tiny_pair: Path, text: list[int], sampling: SamplingParams
+    model: TorchModel, tiny_pair: Path, text: list[int], sampling: SamplingParams
 ) -> None:
     rows = logits_after(tiny_pair, text)
     own = [choose(softmax(row, sampling.temperature), sampling, at + 1).token_id for at, row in enumerate(rows)]
@@ -74,7 +75,7 @@ def test_the_next_token_is_chosen_where_it_is_likely_enough(
     assert [choice.token_id for choice in choices] == [*expected[26:29], own[29]]
 
 
-def test_beside_the_chain_it_chooses_as_any_model_does(model: LenientModel, tiny_pair: Path, text: list[int]) -> None:
+def test_beside_the_chain_it_chooses_as_any_model_does(model: TorchModel, tiny_pair: Path, text: list[int]) -> None:
     """What follows a branch token is not in the chain, whatever stands there."""
     branch = BranchToken(17, text[-1])
     [choices] = model.forward([feeding(model.new_cache(), text[:20], 3, GREEDY, (branch,))])
