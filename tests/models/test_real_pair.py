@@ -123,16 +123,12 @@ async def _generate(
 
 
 def _oracle_choices(pair: Path, reference: Any, result: Generation) -> list[int]:
-    """What the oracle chooses at every position of a text, from one full forward without cache.
-
-    If all choices are the text's own tokens, the text is what the oracle writes, by induction over the positions.
-    """
+    """Return the oracle's choice at every position of a text."""
     vocabulary_size = load_manifest(pair / "cloud", role="cloud").vocabulary_size
-    text = [*result.prompt_token_ids, *result.token_ids]
-    first = len(result.prompt_token_ids)
-    with torch.inference_mode():
-        logits = reference(torch.tensor([text]), use_cache=False).logits[0, :, :vocabulary_size].float().numpy()
-    return [
-        oracle.choice(logits[position - 1], position, top_p=1.0, top_k=0, min_p=0.0, **SAMPLING)
-        for position in range(first, len(text))
-    ]
+    return oracle.choices(
+        reference,
+        result.prompt_token_ids,
+        result.token_ids,
+        vocabulary_size=vocabulary_size,
+        **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, **SAMPLING},
+    )

@@ -1,13 +1,14 @@
-"""What the cloud model writes alone, computed as plainly as possible.
+"""The text that the cloud model writes alone, computed as plainly as possible.
 
-Nothing of Chaperone is used here: a full forward without cache for every token, a Philox in Python integers, and the
-rule of coupled choice in float64, as the protocol states it.
+Nothing of Chaperone is used here: forwards without cache, a Philox in Python integers, and the rule of coupled choice
+in float64, as the protocol states it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,14 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
     return [c0, c1, c2, c3]
 
 
+@lru_cache(maxsize=1024)
+def _block(seed: int, position: int, block: int) -> list[int]:
+    """Return the raw numbers of four tokens; kept, since a choice asks for each of them."""
+    return philox([1 + block, position, 0, 0], [seed, 0])
+
+
 def uniform(seed: int, position: int, token_id: int) -> float:
-    raw = philox([1 + token_id // 4, position, 0, 0], [seed, 0])[token_id % 4]
+    raw = _block(seed, position, token_id // 4)[token_id % 4]
     return ((raw >> 11) + 0.5) * 2.0**-53
 
 
@@ -43,11 +50,12 @@ def choice(
     min_p: float,
     seed: int,
 ) -> int:
+    """Return the token that the rule chooses for a position; `logits  # [vocabulary]`."""
     if temperature == 0:
         return int(np.argmax(logits))
     scaled = logits.astype(np.float64) / temperature
     p = np.exp(scaled - scaled.max())
-    p /= p.sum()
+    p = (p / p.sum()).tolist()  # Python's floats, which a loop reads faster than numpy's
     order = sorted(range(len(p)), key=lambda v: (-p[v], v))
     if top_k:
         order = order[:top_k]
@@ -65,23 +73,55 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, *, attention: str | N
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
 
 
-def write(
-    model: Any,
-    prompt: Sequence[int],
+def choices(
+    model: Any, prompt: Sequence[int], text: Sequence[int], *, vocabulary_size: int, **sampling: Any
+) -> list[int]:
+    """Return the oracle's choice for each position of a text, after the prompt and the tokens before it.
+
+    If every choice is the text's own token, the text is the oracle's, by induction over the positions.
+    """
+    rows = _logits(model, [*prompt, *text], vocabulary_size)[len(prompt) - 1 : -1]
+    return [choice(row, len(prompt) + index, **sampling) for index, row in enumerate(rows)]
+
+
+def generate(model: Any, prompt: Sequence[int], *, vocabulary_size: int, **settings: Any) -> tuple[list[int], str, str]:
+    """Return token ids, text and finish reason, from a forward for each token."""
+
+    def logits_after(ids: list[int]) -> np.ndarray[Any, Any]:
+        return np.asarray(_logits(model, [*prompt, *ids], vocabulary_size)[-1])
+
+    return _extend(logits_after, len(prompt), **settings)
+
+
+def confirm(
+    model: Any, prompt: Sequence[int], claimed: Sequence[int], *, vocabulary_size: int, **settings: Any
+) -> tuple[list[int], str, str]:
+    """Return what `generate` returns, if it returns the claimed token ids, from a single forward over them.
+
+    Otherwise the result differs from the claim: it ends with the first other token, or where the oracle ends.
+    """
+    rows = list(_logits(model, [*prompt, *claimed], vocabulary_size)[len(prompt) - 1 :])
+
+    def logits_after(ids: list[int]) -> np.ndarray[Any, Any] | None:
+        return rows[len(ids)] if ids == [*claimed[: len(ids)]] else None
+
+    return _extend(logits_after, len(prompt), **settings)
+
+
+def _extend(
+    logits_after: Callable[[list[int]], np.ndarray[Any, Any] | None],
+    prompt_tokens: int,
     *,
-    vocabulary_size: int,
     max_new_tokens: int,
     eos_token_ids: Container[int],
     decode: Callable[[list[int]], str],
     stop: Sequence[str] = (),
     **sampling: Any,
 ) -> tuple[list[int], str, str]:
-    """Token ids, text and finish reason."""
+    """Choose token after token, until the text ends or no logits are known."""
     ids: list[int] = []
-    while len(ids) < max_new_tokens:
-        with torch.inference_mode():
-            logits = model(torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0, -1, :vocabulary_size]
-        ids.append(choice(logits.float().numpy(), len(prompt) + len(ids), **sampling))
+    while len(ids) < max_new_tokens and (logits := logits_after(ids)) is not None:
+        ids.append(choice(logits, prompt_tokens + len(ids), **sampling))
         text = decode(ids)
         ends = [text.index(s) for s in stop if s in text]
         if ends:
@@ -89,3 +129,10 @@ def write(
         if ids[-1] in eos_token_ids:
             return ids, text, "stop"
     return ids, decode(ids), "length"
+
+
+def _logits(model: Any, token_ids: list[int], vocabulary_size: int) -> np.ndarray[Any, Any]:
+    """Return [tokens, vocabulary], after each token, from one forward without cache."""
+    with torch.inference_mode():
+        logits: np.ndarray[Any, Any] = model(torch.tensor([token_ids]), use_cache=False).logits[0].float().numpy()
+    return logits[:, :vocabulary_size]

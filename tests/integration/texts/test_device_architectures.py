@@ -133,9 +133,10 @@ def test_exact_writes_what_the_oracle_writes(pair: PulledPair) -> None:
             for request, result in zip(requests, results, strict=True):
                 prompt = request.prompt.token_ids
                 assert len(prompt) > 2 * WINDOW
-                expected = oracle.write(
+                expected = oracle.confirm(
                     reference,
                     prompt,
+                    result.token_ids,
                     vocabulary_size=VOCABULARY,
                     eos_token_ids=manifest.eos_token_ids,
                     decode=client.tokenizer.decode,

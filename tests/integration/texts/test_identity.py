@@ -134,9 +134,10 @@ async def _compare_one(client: EdgeClient, reference: Any, parameters: dict[str,
         result = collected.result()
         results.append((list(result.token_ids), result.text, str(result.finish_reason)))
     expected = await asyncio.to_thread(
-        oracle.write,
+        oracle.confirm,
         reference,
         exact.prompt.token_ids,
+        results[0][0],
         vocabulary_size=client.manifest.vocabulary_size,
         eos_token_ids=client.manifest.eos_token_ids,
         decode=client.tokenizer.decode,

@@ -20,7 +20,6 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
 
 from chaperone_common.session import Event
 from chaperone_common.stats import GenerationStats
@@ -306,16 +305,15 @@ async def _check_gated(
 async def _choices(
     client: EdgeClient, reference: Any, request: GenerationRequest, token_ids: Sequence[int]
 ) -> list[int]:
-    """What the oracle chooses at each position of a given text, after the tokens before it."""
-    prompt, sampling = request.prompt.token_ids, asdict(request.params.sampling)
-
-    def read() -> list[int]:
-        with torch.inference_mode():
-            logits = reference(torch.tensor([[*prompt, *token_ids]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-        rows = logits[:, : client.manifest.vocabulary_size].float().numpy()
-        return [oracle.choice(row, len(prompt) + index, **sampling) for index, row in enumerate(rows)]
-
-    return await asyncio.to_thread(read)
+    """Return the oracle's choice at each position of a given text, after the tokens before it."""
+    return await asyncio.to_thread(
+        oracle.choices,
+        reference,
+        request.prompt.token_ids,
+        token_ids,
+        vocabulary_size=client.manifest.vocabulary_size,
+        **asdict(request.params.sampling),
+    )
 
 
 async def _collect(client: EdgeClient, request: GenerationRequest, faults: Faults) -> tuple[Collector, Counter[str]]:
