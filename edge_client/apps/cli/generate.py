@@ -1,0 +1,192 @@
+"""`chaperone generate`: one text, or a batch of them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from contextlib import aclosing, closing
+from typing import Any
+
+from chaperone_common.clock import MonotonicClock
+from chaperone_common.command.console import Console
+from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
+from chaperone_common.errors import InvalidRequest
+from chaperone_common.session import Committed, Failed, Finished, Unverified
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import Mode
+from edge_client.apps.batch.lines import PARAMETERS, failure_json
+from edge_client.apps.batch.prompt_file import STANDARD, PromptFile, read_prompt
+from edge_client.apps.batch.results import open_results
+from edge_client.apps.batch.run import Batch, Tally
+from edge_client.apps.cli.options import Commands, add_settings, as_flags, check_characters, config_of, parameters_of
+from edge_client.apps.cli.terminal import Progress, colour_of, legend
+from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
+from edge_client.apps.explanation import explainer
+from edge_client.client import EdgeClient
+from edge_client.config import EdgeConfig
+from edge_client.generation import Collector, unverified_warning
+from edge_client.parameters import check_promised, parse_mode
+
+BATCHES = """
+batches:
+  IN.jsonl has one JSON object a line: `id`, `prompt` or `messages`, and the parameters of that line, named as the flags
+  with `_` in place of `-`. OUT.jsonl gets one a line: the `id` and the result, or an `error` with what was final. `-`
+  is standard input or output.
+
+  Results are added as they finish. Run a batch again to go on with it: lines that are finished in OUT.jsonl are kept,
+  those with an `error` and new ones are done, and at the end all stand in the order of the input. A finished line is
+  known by its `id` and its prompt; for other parameters name another file, or give --overwrite.
+"""
+
+
+def add_generate(commands: Commands, exit_codes: str) -> None:
+    """Add the command; `exit_codes` is a paragraph for its help."""
+    generate = commands.add_parser(
+        "generate",
+        help="write a text",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{BATCHES}\n{exit_codes}",
+    )
+    generate.add_argument("prompt", nargs="?", help="one user message; read from standard input if absent")
+    add_settings(generate)
+    generate.add_argument(
+        "--mode", choices=[str(mode) for mode in Mode], help="exact unless configured otherwise; see the README"
+    )
+    generate.add_argument("--catch", type=float, help="gated: share of the large model's corrections to be caught")
+    generate.add_argument(
+        "--max-deviation", type=float, help="gated: share of tokens that may not be the large model's"
+    )
+    generate.add_argument("--temperature", type=float, help="0 is greedy")
+    generate.add_argument("--top-p", type=float, help="keep the likeliest tokens of this probability together")
+    generate.add_argument("--top-k", type=int, help="keep this number of the likeliest tokens; 0 keeps all")
+    generate.add_argument("--min-p", type=float, help="keep tokens of this share of the likeliest's probability")
+    generate.add_argument("--seed", type=int, help="of the noise; a fresh one by default where temperature is above 0")
+    generate.add_argument("--max-new-tokens", type=int, help="256 by default")
+    generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
+    generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
+    generate.add_argument(
+        "--parse-special", action="store_true", default=None, help="read control tokens in messages as such"
+    )
+    generate.add_argument("--tools", type=tools, metavar="FILE.json", help="a list of JSON schemas for the template")
+    generate.add_argument("--timeout", type=seconds, metavar="SECONDS", help="that each text may take")
+    generate.add_argument("--prompts", type=file_name, metavar="IN.jsonl", help="a batch; see below")
+    generate.add_argument("--out", type=file_name, metavar="OUT.jsonl", help="results of the batch")
+    generate.add_argument("--overwrite", action="store_true", help="lose the results that OUT.jsonl holds")
+    generate.add_argument("--concurrency", type=concurrency, metavar="N", help="lines at once; 1 by default")
+    generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
+    generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
+    generate.add_argument("--explain", action="store_true", help="print each decision of the planner to standard error")
+    generate.set_defaults(run=_run, wrong_usage=generate.error)
+
+
+def _run(console: Console, arguments: argparse.Namespace) -> int:
+    _check_usage(arguments)
+    config = config_of(arguments)
+    parameters = parameters_of(arguments, config, PARAMETERS)
+    if arguments.prompts is not None:
+        return _run_batch(console, arguments, config, parameters)
+    console.out.check()
+    try:
+        check_promised(parameters, parse_mode(parameters.get("mode"), config.mode))
+    except InvalidRequest as error:
+        raise as_flags(error, parameters) from None
+    prompt = arguments.prompt
+    if prompt is None:  # read outside the event loop, which would not hear Ctrl-C meanwhile
+        _hint(console, "the prompt")
+        prompt = read_prompt()
+    check_characters("prompt", prompt)
+    return asyncio.run(_one(console, config, prompt, parameters, arguments))
+
+
+def _check_usage(arguments: argparse.Namespace) -> None:
+    if (arguments.prompts is None) != (arguments.out is None):
+        arguments.wrong_usage("--prompts and --out belong together")
+    if arguments.prompts is not None and arguments.prompt is not None:
+        arguments.wrong_usage("give a prompt or --prompts, not both")
+    if arguments.prompts is not None and arguments.json:
+        arguments.wrong_usage("--json is for a single prompt; --out is JSON anyway")
+    if arguments.prompts is None and (arguments.overwrite or arguments.concurrency is not None):
+        arguments.wrong_usage("--overwrite and --concurrency are for batches; give --prompts and --out")
+
+
+async def _one(
+    console: Console, config: EdgeConfig, prompt: str, parameters: dict[str, Any], arguments: argparse.Namespace
+) -> int:
+    explain = explainer(console.explain) if arguments.explain else None
+    async with EdgeClient(config, explain=explain) as client:
+        request = client.request(prompt, **parameters)
+        collected = Collector(request)
+        async with aclosing(client.stream(request, timeout=arguments.timeout)) as events:
+            async for event in events:
+                collected.add(event)
+                match event:
+                    case Unverified(error=error):
+                        console.warn(unverified_warning(error))
+                    case Committed(text=text, origin=origin) if not arguments.json:
+                        console.text(text, colour_of(origin))
+                    case Finished(text=text) if not arguments.json:
+                        console.text(text)
+                    case _:
+                        pass
+        if arguments.json:
+            console.result(_json_of(collected))
+        elif collected.token_ids:
+            console.text("\n")
+    result = collected.result()  # raises what went wrong
+    if not arguments.json:
+        _summarise(console, collected, result.stats)
+    return EXIT_OK
+
+
+def _json_of(collected: Collector) -> dict[str, Any]:
+    match collected.ending:
+        case Failed(error):
+            return failure_json(collected, error)
+        case _:
+            return collected.result().to_json()
+
+
+def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConfig, parameters: dict[str, Any]) -> int:
+    """Check all that can be checked, then work. Files are opened here, since the event loop would not hear Ctrl-C."""
+    if arguments.prompts == STANDARD:
+        _hint(console, "a batch")
+    with PromptFile(arguments.prompts) as prompts:
+        client = EdgeClient(config)
+        total = prompts.count() if console.err.is_smart else None
+        with closing(open_results(arguments.out, console, prompts.status, overwrite=arguments.overwrite)) as results:
+            progress = Progress(console, MonotonicClock(), total)
+            batch = Batch(
+                client,
+                parameters,
+                results,
+                console.complain,
+                console.warn,
+                progress,
+                (lambda line_id: explainer(console.explain, id=line_id)) if arguments.explain else None,
+                timeout_s=arguments.timeout,
+            )
+            tally = asyncio.run(_batch(batch, prompts, arguments.concurrency or 1))
+        console.progress("")
+        console.note(progress.told(tally))
+    return EXIT_ERROR if tally.failed else EXIT_OK
+
+
+async def _batch(batch: Batch, prompts: PromptFile, concurrency: int) -> Tally:
+    async with batch.client, aclosing(prompts.lines()) as lines:
+        return await batch.run(lines, concurrency=concurrency)
+
+
+def _hint(console: Console, what: str) -> None:
+    if sys.stdin is not None and sys.stdin.isatty():
+        console.complain(f"reading {what} from standard input; end it with Ctrl-D")
+
+
+def _summarise(console: Console, collected: Collector, stats: GenerationStats) -> None:
+    rate = stats.completion_tokens / stats.total_ms * 1e3 if stats.total_ms else 0.0
+    console.note(
+        f"[{stats.completion_tokens} tokens, {rate:.1f} tokens/s, {stats.round_trips} round trips waited for, "
+        f"{stats.hidden_round_trips} hidden, {stats.overridden_tokens} overrides]"
+    )
+    if console.out.is_coloured and console.err.is_coloured:
+        console.note(f"colours: {legend(collected.origins)}")

@@ -1,0 +1,68 @@
+"""Flags that several commands share, and the settings and parameters that they give."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from chaperone_common.address import check_address
+from chaperone_common.command.console import Console
+from chaperone_common.command.parser import CommandParser, checked
+from chaperone_common.errors import InvalidRequest
+from edge_client.apps.cli.values import pair, path
+from edge_client.config import EdgeConfig
+from edge_client.model.onnx_model import check_providers
+from edge_client.parameters import PROMISES, parse_params, parse_promises
+
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"  # argparse has no public name for it
+RunCommand = Callable[[Console, argparse.Namespace], int]  # returns the exit code
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """Add the flags that choose the configuration."""
+    command.add_argument("--config", type=path, help="YAML file; flags override it")
+    command.add_argument("--cloud", type=checked(check_address), metavar="HOST:PORT", help="address of chaperone-cloud")
+    command.add_argument(
+        "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
+    )
+
+
+def config_of(arguments: argparse.Namespace) -> EdgeConfig:
+    """Return the configuration that the flags of `add_settings` choose; raises ConfigError."""
+    config = EdgeConfig.load(arguments.config) if arguments.config is not None else EdgeConfig()
+    updates: dict[str, Any] = {}
+    if arguments.pair is not None:
+        updates["pair"] = arguments.pair
+    if arguments.closing_audit:
+        updates["closing_audit"] = True
+    if arguments.cloud is not None:
+        updates["cloud"] = config.cloud.model_copy(update={"address": arguments.cloud})
+    check_providers(config.device.providers)
+    return config.model_copy(update=updates)
+
+
+def parameters_of(arguments: argparse.Namespace, config: EdgeConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters that flags give, checked before any work begins; raises InvalidRequest."""
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    try:
+        for text in given.get("stop", ()):
+            check_characters("stop", text)
+        parse_params(given, config.generation)
+        parse_promises({name: given.get(name) for name in PROMISES}, config.gate)
+    except InvalidRequest as error:
+        raise as_flags(error, given) from None
+    return given
+
+
+def as_flags(error: InvalidRequest, given: Mapping[str, object]) -> InvalidRequest:
+    """Return the same error about the flag that gave a parameter, if one did."""
+    name, colon, rest = error.message.partition(":")
+    return type(error)(f"--{name.replace('_', '-')}{colon}{rest}") if name in given else error
+
+
+def check_characters(name: str, text: str) -> None:
+    """Raise InvalidRequest for bytes of an argument that are not UTF-8; Python keeps them as lone surrogates."""
+    for position, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise InvalidRequest(f"{name}: character {position} is a lone surrogate, from bytes that are not UTF-8")
