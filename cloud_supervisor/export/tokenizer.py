@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from chaperone_common.artefacts.vocabulary import vocabulary_digest
+from chaperone_common.artefacts.vocabulary import byte_of_character, byte_of_token, vocabulary_digest
 from chaperone_common.errors import ModelCorrupt, ModelError
-
-_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     tokenizer = Tokenizer.from_file(str(path))
     added = tokenizer.get_added_tokens_decoder()
     byte_level = _is_byte_level(json.loads(tokenizer.to_str()))
-    table = _byte_of_character()
+    table = byte_of_character()
     id_to_bytes: dict[int, bytes] = {}
     for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
         if token_id in added:
@@ -90,15 +87,6 @@ def _is_byte_level(part: Any) -> bool:
     return any(member.get("type") == "ByteLevel" for member in members)
 
 
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes: printable ones stand for themselves, the rest follow 255."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
 def _sentencepiece_bytes(token: str) -> bytes:
-    if _BYTE_TOKEN.fullmatch(token):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode()
+    byte = byte_of_token(token)
+    return bytes([byte]) if byte is not None else token.replace("▁", " ").encode()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chaperone_common.artefacts.manifest import pull_remedy
 from chaperone_common.errors import ConfigError, InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
 from chaperone_common.suggestion import nearest
 from edge_client.model.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph, RowCache
@@ -62,7 +63,7 @@ class OnnxModel:
         check_providers(providers)
         path = Path(folder) / "model.onnx"
         if not path.is_file():
-            raise ModelMissing(f"{path}: there is no such file; fetch the model with `chaperone-cloud models pull`")
+            raise ModelMissing(f"{path}: there is no such file; {pull_remedy(path.parent, 'edge')}")
         try:
             session = onnxruntime.InferenceSession(
                 str(path), _session_options(threads, allow_spinning), providers=list(providers)
@@ -282,7 +283,7 @@ def _read_graph(session: Any, path: Path) -> Graph:
     if not kv_names or missing or inputs.keys() != expected:
         raise ModelCorrupt(
             f"{path}: not a decoder with past_key_values and GroupQueryAttention (inputs {', '.join(inputs)}; "
-            f"outputs missing: {', '.join(sorted(missing)) or 'none'}); convert it with `chaperone-cloud models pull`"
+            f"outputs missing: {', '.join(sorted(missing)) or 'none'}); {pull_remedy(path.parent, 'edge', force=True)}"
         )
     cache, logits = inputs[kv_names[0]], outputs["logits"]
     _, heads, _, width = cache.shape

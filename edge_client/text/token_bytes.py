@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from chaperone_common.artefacts.vocabulary import byte_of_character, byte_of_token
+
 
 class TokenBytes(Protocol):
     """Knows the bytes of tokens."""
@@ -70,27 +72,9 @@ class FallbackTokens:
 
     def _found(self, token_id: int, started: bool) -> bytes:
         first = self._decode([token_id])
-        byte = _byte_of(self._text_of(token_id)) if self.complete else None
+        byte = byte_of_token(self._text_of(token_id) or "") if self.complete else None
         if byte is not None:
             return b"" if not started and not first else bytes([byte])
         if not started:
             return first.encode()
         return self._decode([token_id, token_id])[len(first) :].encode()
-
-
-def byte_of_character() -> dict[str, int]:
-    """Return GPT-2's printable stand-ins for the 256 bytes: printable ones are themselves, the rest follow 255."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-def _byte_of(text: str | None) -> int | None:
-    """The byte that `<0x0A>` stands for."""
-    if text is None or len(text) != 6 or not (text.startswith("<0x") and text.endswith(">")):
-        return None
-    try:
-        return int(text[3:5], 16)
-    except ValueError:
-        return None

@@ -137,6 +137,26 @@ def start_client(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
     return start_python("-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *arguments, **extra)
 
 
+def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
+    """Run `chaperone` with all streams on one pseudo-terminal."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "edge_client.apps.cli.main", *arguments]
+    terminal = {"TERM": "xterm", **extra}
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**terminal), cwd=ROOT
+    )
+    os.close(theirs)
+    output = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            output += chunk
+    except OSError:  # this is how a pseudo-terminal reports that its other end is closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(PATIENCE_S), output.decode().replace("\r\n", "\n")
+
+
 def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
     """Another interpreter on this checkout, with pipes."""
     return subprocess.Popen(

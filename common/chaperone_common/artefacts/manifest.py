@@ -66,17 +66,15 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> Mo
     where one cannot be read.
     """
     folder = Path(folder)
-    pair = folder.parent.name
-    remedy = f"run `chaperone-cloud models pull --pair {pair}`"
+    remedy, forced = pull_remedy(folder, role), pull_remedy(folder, role, force=True)
     try:
         text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise ModelMissing(f"{folder}: no {role} model here; {remedy}") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {remedy} --force") from None
+        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {forced}") from None
     except OSError as error:
         raise ModelError(_unreadable(folder / MANIFEST_NAME, error)) from None
-    forced = f"run `chaperone-cloud models pull --pair {pair} --force`"
     try:
         manifest = ModelManifest.model_validate_json(text)
     except ValidationError as error:
@@ -95,6 +93,15 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> Mo
         if problem_of_file is not None:
             raise ModelCorrupt(f"{folder / name}: {problem_of_file}; {forced}")
     return manifest
+
+
+def pull_remedy(folder: Path, role: Role, *, force: bool = False) -> str:
+    """Return how to get the model of a folder, as the end of a message. A device may lack `chaperone-cloud`."""
+    pair = folder.parent.name
+    command = f"run `chaperone-cloud models pull --pair {pair}{' --force' if force else ''}`"
+    if role == "cloud":
+        return command
+    return f"{command}, or run it on another machine and copy its folder models/{pair}/edge to {folder}"
 
 
 def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | None:

@@ -74,20 +74,14 @@ def open_results(name: str, console: Console, prompts: os.stat_result, *, overwr
         raise
 
 
-class StandardOutput:
-    """Implements `Results` on standard output, which remembers nothing."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
+class _Stream:
+    """A place that keeps no results of an earlier run."""
 
     def kept(self, line_id: Any, prompt: Sequence[int]) -> bool:
         return False
 
     def keep(self, line_id: Any) -> None:
         pass
-
-    def add(self, result: dict[str, Any]) -> None:
-        self._console.result(result)
 
     def complete(self) -> None:
         pass
@@ -96,7 +90,17 @@ class StandardOutput:
         pass
 
 
-class Device(StandardOutput):
+class StandardOutput(_Stream):
+    """Implements `Results` on standard output."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def add(self, result: dict[str, Any]) -> None:
+        self._console.result(result)
+
+
+class Device(_Stream):
     """Implements `Results` on a named pipe or a device."""
 
     def __init__(self, name: str, descriptor: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chaperone_common.command.console import visible
-from tests.support.staging import PATIENCE_S, ROOT, environment
+from tests.support.staging import PATIENCE_S, ROOT, environment, on_a_terminal
 
 TINY = "generate --pair tiny --mode edge --max-new-tokens 5"
 UNWRITTEN = "chaperone: standard output: "
@@ -109,24 +108,6 @@ def test_another_encoding_loses_no_result(text: str, locale: dict[str, str], tmp
 
 
 # --- Terminals -------------------------------------------------------------------------------------------------------
-
-
-def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
-    """Run `chaperone` with all streams on one pseudo-terminal."""
-    ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "edge_client.apps.cli.main", *arguments]
-    terminal = {"TERM": "xterm", **extra}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**terminal))
-    os.close(theirs)
-    output = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            output += chunk
-    except OSError:  # how a pseudo-terminal tells that the other end is closed
-        pass
-    finally:
-        os.close(ours)
-    return process.wait(PATIENCE_S), output.decode().replace("\r\n", "\n")
 
 
 def without_colours(text: str) -> str:

@@ -28,6 +28,7 @@ from tests.support.staging import (
     Brake,
     environment,
     fake_target,
+    on_a_terminal,
     server_process,
     start_client,
     start_python,
@@ -44,40 +45,22 @@ def generate(*arguments: str) -> int:
 # --- Terminals -------------------------------------------------------------------------------------------------------
 
 
-def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
-    """Run `chaperone generate` with its output on a pseudo-terminal."""
-    ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment(**extra),
-    )
-    os.close(theirs)
-    output = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            output += chunk
-    except OSError:  # how a pseudo-terminal tells that the other end is closed
-        pass
-    finally:
-        os.close(ours)
-    return process.wait(PATIENCE_S), output.decode().replace("\r\n", "\n")
+def generate_on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
+    return on_a_terminal("generate", "--pair", "tiny", *arguments, **extra)
 
 
 def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--mode", "edge", "--max-new-tokens", "20", "--temperature", "0.8", "--seed", "0", PROMPT)
     assert generate(*arguments) == 0
     plain = capsys.readouterr().out
-    code, coloured = on_a_terminal(*arguments)
+    code, coloured = generate_on_a_terminal(*arguments)
     text, _, summary = re.sub(r"\x1b\[[0-9;]*m", "", coloured).rpartition("[")
     assert (code, text) == (0, plain)
     assert "\x1b[36m" in coloured, "drafted, and skipped by the gate"
     assert re.fullmatch(
         r"\d+ tokens, [\d.]+ tokens/s, 0 round trips waited for, 0 hidden, 0 overrides\]\ncolours: draft\n", summary
     )
-    code, uncoloured = on_a_terminal(*arguments, NO_COLOR="1")
+    code, uncoloured = generate_on_a_terminal(*arguments, NO_COLOR="1")
     assert (code, uncoloured.rpartition("[")[0]) == (0, plain)
     assert "\x1b" not in uncoloured
 
