@@ -3,20 +3,20 @@
 from edge_client.gate.budgeted import Budgeted, Entry, Ledger
 from edge_client.gate.control import Control, Totals
 from edge_client.gate.features import FEATURES, FEATURES_VERSION, Features, TokenKind
+from edge_client.gate.held_out import HeldOutRisks
 from edge_client.gate.policies import Always, Gate, GateUntilClosed, Never, Threshold
-from edge_client.gate.risk_histogram import Calibration
 
 __all__ = [
     "FEATURES",
     "FEATURES_VERSION",
     "Always",
     "Budgeted",
-    "Calibration",
     "Control",
     "Entry",
     "Features",
     "Gate",
     "GateUntilClosed",
+    "HeldOutRisks",
     "Ledger",
     "Never",
     "Threshold",

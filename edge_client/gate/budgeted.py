@@ -1,4 +1,4 @@
-"""The gate that keeps its promises: one generation's ledger, under the control of its workload."""
+"""The gate that keeps its promises: the ledger of one generation, under the control of its workload."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from edge_client.gate.policies import Gate
 
 
 class Entry(NamedTuple):
-    """What one event adds to a ledger."""
+    """The counts that one event adds to a ledger."""
 
-    settled: float | None = None  # the risk of a drafted token that is now final
-    skipped: bool = False  # and nobody was asked about it
+    settled: float | None = None  # the risk of a drafted token whose position is now final
+    skipped: bool = False  # that token was skipped
     caught: int = 0
     audited: int = 0  # skipped tokens that the cloud has read
-    deviations: int = 0  # found among them
-    foretold: float = 0.0  # their risk
+    deviations: int = 0  # found among the audited tokens
+    expected: float = 0.0  # sum of the risks of the audited tokens
 
 
 class Ledger:
-    """What became of the tokens that a device drafted in one generation, from the events of its session.
+    """The tokens that a device drafted in one generation, counted from the events of its session.
 
-    A token that nobody asked about and that was overridden all the same, since another was asked about before it was
-    final, is caught. Not so where skipped tokens `stay_provisional` until they are read (`OnDeviation.RETRACT`): there
-    it is a deviation that was taken back, and counts as one.
+    A token may be overridden before it is final although it did not fire, because another token did. It counts as
+    caught. If skipped tokens `stay_provisional` until the cloud has read them (`OnDeviation.RETRACT`), it counts as a
+    deviation that was taken back.
     """
 
     def __init__(self, *, stay_provisional: bool = False) -> None:
@@ -35,15 +35,15 @@ class Ledger:
         self.caught = 0
         self.audited = 0
         self.deviations = 0
-        self.unread: dict[int, float] = {}  # the risks of skipped positions that no audit has reached
+        self.unread: dict[int, float] = {}  # risks of the skipped positions that no audit has reached
 
     @property
     def most_deviations(self) -> int:
-        """Those that are known, and all that may yet be found."""
+        """The known deviations and all that audits may still find."""
         return self.deviations + len(self.unread)
 
     def follow(self, event: SessionEvent) -> Entry:
-        """Take in an event, in order; returns what it adds."""
+        """Count the next event, and return what it adds."""
         entry = Entry()
         match event:
             case Drafted(position, _, signal, fired):
@@ -55,14 +55,14 @@ class Ledger:
                 entry = self._settle(event)
             case Audited(start, end, deviations):
                 read = [self.unread.pop(position) for position in range(start, end) if position in self.unread]
-                entry = Entry(audited=len(read), deviations=len(deviations), foretold=math.fsum(read))
+                entry = Entry(audited=len(read), deviations=len(deviations), expected=math.fsum(read))
         self.caught += entry.caught
         self.audited += entry.audited
         self.deviations += entry.deviations
         return entry
 
     def _settle(self, event: Committed) -> Entry:
-        if event.proposal is None:  # the cloud wrote it before the device did
+        if event.proposal is None:  # the cloud wrote here before the device did
             return Entry()
         position, risk, overridden = event.position, event.proposal.signal.risk, event.replaced is not None
         if not event.origin.judged:
@@ -70,7 +70,7 @@ class Ledger:
             return Entry(risk, skipped=True)
         if self._stay_provisional and not event.fired:
             self.unread.pop(position, None)
-            return Entry(risk, skipped=True, audited=1, deviations=int(overridden), foretold=risk)
+            return Entry(risk, skipped=True, audited=1, deviations=int(overridden), expected=risk)
         return Entry(risk, caught=int(overridden))
 
 
@@ -78,7 +78,7 @@ class Budgeted(Gate):
     """Asks about every token whose risk is at or above the threshold of its workload."""
 
     def __init__(self, control: Control, *, stay_provisional: bool = False) -> None:
-        """Skipped tokens may `stay_provisional` until they are read; see `Ledger`."""
+        """Join the workload of `control`; see `Ledger` for `stay_provisional`."""
         self.ledger = Ledger(stay_provisional=stay_provisional)
         self._control = control
         self._unread = control.register()
@@ -96,7 +96,7 @@ class Budgeted(Gate):
             self._control.record_caught()
         if entry.audited or entry.deviations:
             weight = event.weight if isinstance(event, Audited) else 1.0
-            self._control.record_audit(entry.audited, entry.deviations, foretold=entry.foretold, weight=weight)
+            self._control.record_audit(entry.audited, entry.deviations, expected=entry.expected, weight=weight)
 
     def close(self) -> None:
         self._control.unregister(self._unread)

@@ -1,69 +1,72 @@
-"""Promises over a workload, kept by a threshold that follows it.
+"""The threshold of one workload, which keeps two promises over all of its tokens.
 
-Two promises: a share `catch` of all overrides is caught, and at most `max_deviation` of all tokens deviate. Each has a
-*budget*, in deviations, which audits and verdicts fill and empty:
+The promises: the gate catches a share `catch` of all overrides, and at most `max_deviation` of all tokens deviate.
+Each promise has a *budget*, counted in deviations. Verdicts and audits change it:
 
     catch:          + (1 - catch) for each override that was caught,   - catch for each deviation
     max_deviation:  + max_deviation for each token judged or audited,  - 1     for each deviation
 
-so that a budget of at least -B says that the promise is kept up to B deviations, whatever the tokens were like. Once
-it falls below `-RESERVE` every token is asked about: deviations can then only come from tokens whose skipping was
-decided before and that are not read yet, and the budget grows with each override or token. It may be lower by
-`1 - catch`, or `max_deviation`, for each token that waits for its audit: the bound below allows a whole deviation for
-each, and one found there takes only `catch`, or `1 - max_deviation`, from the budget. They are read in any order, and
-where many texts are written at once, chance finds more deviations among those that come first than a reserve can hold.
-This is the long-run bound on what the audits find, where every skipped token is audited:
+A budget of at least -B means that the promise is kept up to B deviations, whatever the tokens are like. Below
+`-RESERVE` the gate asks about every token. Then only unread tokens can still deviate, whose skipping was decided
+before, and every override or token adds to the budget. An unread token moves this limit down by `1 - catch`, or by
+`max_deviation`: the bound below counts it as a whole deviation, and a deviation found there takes only `catch`, or
+`1 - max_deviation`, from the budget. That matters if many texts are written at once, and audits come in any order.
+
+If every skipped token is audited, the audits find in the long run at most
 
     deviations <= (1 - catch) * overrides + RESERVE + 1 + unread
     deviations <= max_deviation * final tokens + RESERVE + 1 + unread
 
-where `unread` are the tokens whose skipping was decided, and that were not read when the last one was skipped (online
-risk control: Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095; no assumption on the data). Where
-only a share of the texts is audited, a deviation in one of them counts for the others: the bound then holds in
-expectation, and the terms behind `RESERVE` grow by as much.
+where `unread` counts the tokens that were skipped and not read when the last one was skipped. This is online risk
+control (Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095) and assumes nothing about the data. If
+only a share of the texts is audited, a deviation in one of them counts for the others. The bound then holds in
+expectation, and the terms after `RESERVE` grow by the same factor.
 
-Within it the threshold follows the workload before any verdict does. Tokens that are final enter a fading histogram of
-risk. If the risk ranks tokens as well here as elsewhere, the threshold below which a share `1 - catch` of all *risk*
-lies misses that share of the overrides, whatever the task is and however wrong the risks are by a common factor. A
-ceiling on deviations needs that factor: it is learned from the audits, as deviations found over those foretold. The
-share is multiplied by `exp(GAIN * budget)`, for the ceiling `exp(GAIN * (budget - CLEARANCE))`, so that feedback
-corrects what the histogram cannot know. An audit may be long in coming, and with many texts at once many tokens wait
-for one. So what these will do to the budget, if their risks are right but for the factor, is reckoned with beforehand
-(a Smith predictor, after O. J. M. Smith, 1957): else the threshold would go on rising until the first of them are read,
-and then everything would be asked about. What they are expected to take may be saved up for, beyond `MOST`.
+Within the bound the threshold follows the workload before any verdict does. Final tokens enter a fading histogram of
+risk. Suppose that the risk ranks tokens here as well as elsewhere. Then the threshold that skips a share `1 - catch` of
+all *risk* misses that share of the overrides, even if all risks are wrong by one factor. A ceiling on deviations needs
+that factor. It is learned from audits: deviations found, divided by the sum of the risks. Feedback corrects the rest:
 
-If a drift makes the gate miss a share x of the overrides instead of `1 - catch`, everything is asked about after
-`RESERVE / (x - (1 - catch))` overrides from an even budget, and `(MOST + RESERVE) / (x - (1 - catch))` from a full one,
-where nothing waits for an audit.
+    share of risk that is skipped  *=  exp(GAIN * budget)                for `catch`
+    share of risk that is skipped  *=  exp(GAIN * (budget - CLEARANCE))  for `max_deviation`
+
+An audit may come late, and with many texts many tokens are unread. So the budget includes the change that their risks
+predict (a Smith predictor, after O. J. M. Smith, 1957). Otherwise the threshold would rise until the first audit, and
+then drop to nothing. A budget may save up more than `MOST` if unread tokens are expected to use it.
+
+Suppose that a drift makes the gate miss a share x of the overrides instead of `1 - catch`, and nothing is unread. Then
+it asks about every token after `RESERVE / (x - (1 - catch))` overrides from an even budget, and after
+`(MOST + RESERVE) / (x - (1 - catch))` from a full one.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from chaperone_common.types import Promises
-from edge_client.gate.risk_histogram import ALL, NONE, Calibration
+from edge_client.gate.held_out import HeldOutRisks
+from edge_client.gate.risk_histogram import FADING, SKIP_ALL, SKIP_NONE, RiskHistogram
 
-RESERVE = 6.0  # deviations: what chance alone may use up, or everything would be asked about every so often
-CLEARANCE = 3.0  # deviations by which a ceiling is stayed under, so that chance does not lead above it half of the time
-GAIN = 0.25  # a deviation lowers the share of risk that is let pass by a fifth
-MOST = 6.0  # deviations that a budget may save up: what was easy is no licence for what comes
-MEMORY = 600.0  # tokens that the histogram remembers
-LEAST_KNOWN = 30.0  # tokens without which it says nothing: all are asked about
-SCALE_MEMORY = 100.0  # deviations that the factor of the risks is learned from
-SCALE_PRIOR = 10.0  # as if so many had been found where so many were foretold
-_KEPT = 1.0 - 1.0 / MEMORY  # of an old token when a new one comes
-_EDGES = np.linspace(-14.0, 14.0, 141)  # log-odds of risk
+# Deviations that chance alone may use up. With fewer, the gate would often ask about every token.
+RESERVE = 6.0
+# Distance to keep from a ceiling, in deviations. Without it, chance would exceed the ceiling half of the time.
+CLEARANCE = 3.0
+# A deviation lowers the share of risk that is skipped by a fifth.
+GAIN = 0.25
+# Deviations that a budget may save up. An easy part of the workload allows no more for the next part.
+MOST = 6.0
+# Tokens that the histogram needs. Until then the gate asks about every token.
+LEAST_KNOWN = 30.0
+# Deviations that the factor of the risks is learned from.
+SCALE_MEMORY = 100.0
+# The factor begins at 1, as if this many deviations had been expected and found.
+SCALE_PRIOR = 10.0
 
 
 @dataclass(slots=True, eq=False)
 class Unread:
-    """How many tokens of one generation were skipped and not read yet, and their risk."""
+    """The number of skipped tokens of one generation that the cloud has not read, and the sum of their risks."""
 
     tokens: int = 0
     risk: float = 0.0
@@ -71,137 +74,103 @@ class Unread:
 
 @dataclass(slots=True)
 class Budget:
-    """Of one promise: how many more deviations it allows now."""
+    """The deviations that one promise allows now, and the share of risk that it allows to skip."""
 
+    # What one override, or one token, adds to the budget.
+    allowance: float
+    # Nothing is promised.
+    off: bool
+    # Share of risk that may be skipped with an even budget, proved on held-out tokens.
+    proved_share: float
+    # Deviations that are left.
     left: float = 0.0
 
     def pressure(self, expected: float) -> float:
-        """What the share of risk that is let pass is multiplied by; `expected` is what waits to be added."""
+        """Return the factor for the share of risk that is skipped; unread tokens are `expected` to add this much."""
         return math.exp(GAIN * min(self.left + expected, MOST))
 
     def add(self, amount: float, expected: float) -> None:
-        """What is expected to be lost may be saved up beforehand."""
+        """Change the budget. It may save up more than `MOST` if unread tokens are `expected` to take it."""
         self.left = min(self.left + amount, MOST - min(expected, 0.0))
+
+    def share(self, proof: float) -> float:
+        """Return the share of risk that may be skipped; `proof` is the weight of the held-out tokens, in [0, 1]."""
+        return proof * self.proved_share + (1.0 - proof) * self.allowance
+
+    def is_spent(self, unread: int) -> bool:
+        """Return whether skipping one more token could break the bound."""
+        return self.left + self.allowance * unread < -RESERVE
 
 
 @dataclass(slots=True)
 class RiskScale:
-    """By what factor the risks of skipped tokens are off: deviations found over those foretold; old ones fade."""
+    """The factor that risks of skipped tokens are wrong by: deviations found over expected ones; old ones fade."""
 
-    foretold: float = 0.0
+    expected: float = 0.0
     found: float = 0.0
 
     @property
     def factor(self) -> float:
-        """What a risk is to be multiplied by."""
-        return (self.found + SCALE_PRIOR) / (self.foretold + SCALE_PRIOR)
+        """The factor to multiply a risk by."""
+        return (self.found + SCALE_PRIOR) / (self.expected + SCALE_PRIOR)
 
-    def add(self, foretold: float, found: float) -> None:
-        kept = math.exp(-max(foretold, found) / SCALE_MEMORY)
-        self.foretold = kept * self.foretold + foretold
+    def add(self, expected: float, found: float) -> None:
+        """Add an audit."""
+        kept = math.exp(-max(expected, found) / SCALE_MEMORY)
+        self.expected = kept * self.expected + expected
         self.found = kept * self.found + found
-
-
-class RiskHistogram:
-    """How much risk, and how many tokens, lie below a threshold; old tokens fade."""
-
-    def __init__(self) -> None:
-        self._mass: NDArray[np.float64] = np.zeros(len(_EDGES) + 1)  # of risk, by interval of log-odds
-        self.tokens = 0.0
-
-    @classmethod
-    def of(cls, risks: NDArray[np.float64]) -> Self:
-        """What these tokens, [tokens], leave behind if their order says nothing."""
-        histogram = cls()
-        share = min(MEMORY / max(len(risks), 1), 1.0)
-        for risk in risks:
-            histogram._mass[_interval(risk)] += risk * share
-        histogram.tokens = len(risks) * share
-        return histogram
-
-    def add(self, risk: float) -> None:
-        """Take in a token."""
-        self._mass *= _KEPT
-        self._mass[_interval(risk)] += risk
-        self.tokens = self.tokens * _KEPT + 1
-
-    @property
-    def mass(self) -> float:
-        """All risk."""
-        return float(self._mass.sum())
-
-    def below(self, threshold: float) -> float:
-        """The risk of all tokens that a threshold skips."""
-        place = _log_odds(threshold)
-        index = _interval(threshold)
-        below = float(self._mass[:index].sum())
-        if 0 < index < len(_EDGES):
-            below += float(self._mass[index]) * (place - _EDGES[index - 1]) / (_EDGES[index] - _EDGES[index - 1])
-        return below
-
-    def threshold(self, mass: float) -> float:
-        """The threshold below which so much risk lies; `ALL` if there is no more than that."""
-        total = np.cumsum(self._mass)
-        if mass >= total[-1] > 0:
-            return ALL
-        index = int(np.searchsorted(total, mass, side="right"))
-        if index in (0, len(total)):  # all that is known is nearly sure: anything else is asked about
-            return _risk(float(_EDGES[0]))
-        before = float(total[index - 1])
-        share = (mass - before) / (float(total[index]) - before)
-        return _risk(float(_EDGES[index - 1] + share * (_EDGES[index] - _EDGES[index - 1])))
 
 
 @dataclass(slots=True)
 class Totals:
-    """What became of a workload's tokens."""
+    """Token counts of a workload."""
 
-    tokens: int = 0  # final, of the device's own or in their place
-    caught: int = 0
-    audited: int = 0  # skipped ones that the cloud has read
-    deviations: float = 0.0  # found there, each for as many as it stands for
+    tokens: int = 0  # final tokens that the device drafted, or that replaced a drafted one
+    caught: int = 0  # overrides of tokens that were not final
+    audited: int = 0  # skipped tokens that the cloud has read
+    deviations: float = 0.0  # found in audits, each times the generations that it stands for
 
     @property
     def catch(self) -> float | None:
-        """The share of the overrides that was caught; None before the first."""
+        """The share of the overrides that was caught; None before the first override."""
         overrides = self.caught + self.deviations
         return self.caught / overrides if overrides else None
 
 
 class Control:
-    """The threshold of one workload: of all generations of a client, say, one after the other or at the same time."""
+    """The threshold of one workload, such as all generations of a client, in turn or at the same time."""
 
-    def __init__(self, promises: Promises, calibration: Calibration | None = None) -> None:
-        """Begin where `calibration` says; without one, with nothing known, all is asked about at first."""
+    def __init__(self, promises: Promises, held_out: HeldOutRisks | None = None) -> None:
+        """Begin with the thresholds proved on `held_out`; without it, ask about every token at first."""
         self.promises = promises
         self.totals = Totals()
-        self._catch = Budget()
-        self._deviation = Budget()
         self._unread: set[Unread] = set()  # of the gates that are open
         self._scale = RiskScale()
         self._histogram = RiskHistogram()
-        # What is let pass while a budget is at its aim: a share of all risk, and risk a token. What a calibration
-        # proves fades as the workload's own tokens come: it is where to begin, and feedback could not undo a share of
-        # nothing.
-        self._proved_shares = (1.0 - promises.catch, promises.max_deviation)
-        self._proof = 0.0  # how much of it is left
-        if calibration is not None and calibration.risks.any():
-            self._begin_at(calibration)
-
-    def _begin_at(self, calibration: Calibration) -> None:
-        """Let the histogram be that of the calibration, and the first thresholds those that are proved on it."""
-        self._histogram = RiskHistogram.of(calibration.risks)
-        histogram, promises = self._histogram, self.promises
-        self._proved_shares = (
-            histogram.below(calibration.for_catch(promises.catch)) / histogram.mass,
-            histogram.below(calibration.for_deviation(promises.max_deviation)) / histogram.tokens,
-        )
-        self._proof = 1.0
+        catch, most = promises.catch, promises.max_deviation
+        proved = (1.0 - catch, most)
+        # The weight of the proof. It fades as the workload's own tokens come: a proved share of 0 would stay 0,
+        # whatever the budget.
+        self._proof = 0.0
+        if held_out is not None and held_out.risks.any():
+            histogram = self._histogram = RiskHistogram.of(held_out.risks)
+            proved = (
+                histogram.below(held_out.for_catch(catch)) / histogram.mass,
+                histogram.below(held_out.for_deviation(most)) / histogram.tokens,
+            )
+            self._proof = 1.0
+        self._catch = Budget(1.0 - catch, catch <= 0, proved[0])
+        self._deviation = Budget(most, most >= 1, proved[1])
 
     @property
     def threshold(self) -> float:
-        """The risk from which on tokens are asked about."""
-        return min(self._for_catch(), self._for_deviation())
+        """The risk from which on the gate asks about a token."""
+        histogram = self._histogram
+        expected = self._expected_deviation() - CLEARANCE
+        return min(
+            self._allowed(self._catch, self._expected_catch(), 1.0, histogram.mass),
+            self._allowed(self._deviation, expected, self._scale.factor, histogram.tokens),
+        )
 
     def register(self) -> Unread:
         """Return the count of a new generation's unread tokens; it is included until `unregister`."""
@@ -214,77 +183,55 @@ class Control:
         self._unread.discard(unread)
 
     def record_token(self, risk: float, *, skipped: bool) -> None:
-        """A token of the device's, or one in its place, is final; a skipped one is to be audited."""
+        """Count a final token that the device drafted, or that replaced a drafted one.
+
+        A `skipped` token counts for `max_deviation` only once it is audited.
+        """
         self.totals.tokens += 1
         self._histogram.add(risk)
-        self._proof *= _KEPT
+        self._proof *= FADING
         if not skipped:
             self._deviation.add(self.promises.max_deviation, self._expected_deviation())
 
     def record_caught(self) -> None:
-        """The cloud overrode a token that was not final."""
+        """Count an override of a token that was not final."""
         self.totals.caught += 1
         self._catch.add(1.0 - self.promises.catch, self._expected_catch())
 
-    def record_audit(self, tokens: int, deviations: int, *, foretold: float, weight: float = 1.0) -> None:
-        """The cloud has read skipped tokens, of so much risk; each stands for `weight`, where not all are read."""
+    def record_audit(self, tokens: int, deviations: int, *, expected: float, weight: float = 1.0) -> None:
+        """Count an audit of skipped tokens, whose risks sum up to `expected`.
+
+        `weight` is the number of generations that an audited one stands for.
+        """
         self.totals.audited += tokens
         self.totals.deviations += weight * deviations
-        self._scale.add(foretold, deviations)
+        self._scale.add(expected, deviations)
         self._catch.add(-self.promises.catch * weight * deviations, self._expected_catch())
         self._deviation.add(weight * (self.promises.max_deviation * tokens - deviations), self._expected_deviation())
 
-    def _for_catch(self) -> float:
-        if self.promises.catch <= 0:
-            return ALL
-        if self._is_spent(self._catch, 1.0 - self.promises.catch) or self._histogram.tokens < LEAST_KNOWN:
-            return NONE
-        share = self._share(self._proved_shares[0], 1.0 - self.promises.catch)
-        if share <= 0:
-            return NONE
-        return self._histogram.threshold(share * self._catch.pressure(self._expected_catch()) * self._histogram.mass)
+    def _allowed(self, budget: Budget, expected: float, scale: float, total: float) -> float:
+        """Return the highest threshold that one promise allows.
 
-    def _for_deviation(self) -> float:
-        if self.promises.max_deviation >= 1:
-            return ALL
-        if self._is_spent(self._deviation, self.promises.max_deviation) or self._histogram.tokens < LEAST_KNOWN:
-            return NONE
-        share = self._share(self._proved_shares[1], self.promises.max_deviation)
-        if share <= 0:
-            return NONE
-        pressure = self._deviation.pressure(self._expected_deviation() - CLEARANCE)
-        return self._histogram.threshold(share / self._scale.factor * pressure * self._histogram.tokens)
-
-    def _is_spent(self, budget: Budget, allowance: float) -> bool:
-        """Whether skipping one more token could break the bound; each unread token allows for `allowance` more."""
-        return budget.left + allowance * self._waiting()[0] < -RESERVE
+        It skips a share of `total`, risks divided by `scale`. Unread tokens are `expected` to add to the budget.
+        """
+        if budget.off:
+            return SKIP_ALL
+        share = budget.share(self._proof)
+        if share <= 0 or budget.is_spent(self._waiting()[0]) or self._histogram.tokens < LEAST_KNOWN:
+            return SKIP_NONE
+        return self._histogram.threshold(share / scale * budget.pressure(expected) * total)
 
     def _expected_catch(self) -> float:
-        """What the tokens that wait for their audit will add to the budget, if their risks are right."""
+        """Return what the unread tokens will add to the budget of `catch`, if their risks are right."""
         tokens, risk = self._waiting()
         overrides = tokens * self._histogram.mass / max(self._histogram.tokens, 1.0)
         return self._scale.factor * ((1.0 - self.promises.catch) * overrides - risk)
 
     def _expected_deviation(self) -> float:
+        """Return what the unread tokens will add to the budget of `max_deviation`, if their risks are right."""
         tokens, risk = self._waiting()
         return self.promises.max_deviation * tokens - self._scale.factor * risk
 
     def _waiting(self) -> tuple[int, float]:
-        """How many tokens of all generations wait for their audit, and their risk; in whatever order they come."""
+        """Return the number of unread tokens of all open gates, and the sum of their risks, in no order."""
         return sum(one.tokens for one in self._unread), math.fsum(one.risk for one in self._unread)
-
-    def _share(self, proved: float, promised: float) -> float:
-        return self._proof * proved + (1.0 - self._proof) * promised
-
-
-def _interval(risk: float) -> int:
-    return int(np.searchsorted(_EDGES, _log_odds(risk)))
-
-
-def _log_odds(risk: float) -> float:
-    risk = min(max(risk, 1e-9), 1.0 - 1e-9)
-    return min(max(math.log(risk / (1.0 - risk)), float(_EDGES[0])), float(_EDGES[-1]))
-
-
-def _risk(log_odds: float) -> float:
-    return 1.0 / (1.0 + math.exp(-log_odds))

@@ -1,6 +1,6 @@
-"""What a calibrated risk is made of: the signals of a token, those just before it, and where in the text it stands.
+"""The features of a calibrated risk: the signals of a token and of those before it, and its place in the text.
 
-Nothing here depends on what the cloud has said: a gate meets its tokens before that, and most of them unjudged.
+No feature depends on the cloud's answers, because a gate decides before they come.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from chaperone_common.types import Signal
 
-FEATURES_VERSION = 1  # a gate that was trained on others is refused
+FEATURES_VERSION = 1  # a gate that was trained on another version is refused
 
 FEATURES = (
     "log_coupled_margin",
@@ -22,13 +22,13 @@ FEATURES = (
     "log_varentropy",
     "log_entropy_before",  # of the token before
     "log_margin_before",
-    "mean_entropy_4",  # over the last tokens, this one not among them
+    "mean_entropy_4",  # over the last 4 tokens, without this one
     "mean_entropy_16",
-    "entropy_rise",  # this one over the mean of the last 16
-    "position",  # log of tokens since the begin of the text
+    "entropy_rise",  # entropy of this token minus the mean of the last 16
+    "position",  # log of tokens since the beginning of the text
     "line_position",  # log of tokens since the last line break
-    "fenced",  # inside a block of code, as Markdown marks it
-    "kind",  # of the token, as `TokenKind` numbers them
+    "fenced",  # inside a code block of Markdown
+    "kind",  # of the token, see `TokenKind`
     "kind_before",
     "runner_up_kind",
 )
@@ -38,19 +38,19 @@ _FENCE = "```"
 
 
 class TokenKind(IntEnum):
-    """What a token looks like."""
+    """The kind of a token by its text."""
 
     WORD = 0  # begins a word
-    PIECE = 1  # goes on with one
+    PIECE = 1  # continues a word
     NUMBER = 2
     OPERATOR = 3
     SPACE = 4
     NEWLINE = 5
-    SPECIAL = 6  # nothing that can be seen, or no whole character
+    SPECIAL = 6  # no visible text, or no whole character
 
 
 def kind_of(text: str) -> TokenKind:
-    """The kind of a token that decodes to this text."""
+    """Return the kind of a token that decodes to this text."""
     stripped = text.strip(" \t")
     if not text or "\ufffd" in text:
         return TokenKind.SPECIAL
@@ -66,19 +66,19 @@ def kind_of(text: str) -> TokenKind:
 
 
 class _Place(NamedTuple):
-    """Where a token would stand."""
+    """The place of the next token."""
 
     line_tokens: int = 0  # since the last line break
-    fences: int = 0  # that have ended
-    backticks: int = 0  # at the end of the text, which may become a fence
+    fences: int = 0  # complete ones before it
+    backticks: int = 0  # at the end of the text; they may become a fence
 
     @property
     def fenced(self) -> bool:
-        """An odd number of fences stands before."""
+        """True if an odd number of fences comes before."""
         return (self.fences + self.backticks // len(_FENCE)) % 2 == 1
 
     def after(self, text: str) -> _Place:
-        """The place behind a token of this text."""
+        """Return the place after a token of this text."""
         fences, backticks = self.fences, self.backticks
         for character in text:
             if character == _FENCE[0]:
@@ -98,17 +98,18 @@ class _Written(NamedTuple):
 
 
 class Features:
-    """The features of one text's tokens, in order; `read` gives a token's text."""
+    """The features of the tokens of one text, in order."""
 
-    def __init__(self, read: Callable[[int], str]) -> None:
-        self._read = read
+    def __init__(self, token_text: Callable[[int], str]) -> None:
+        """Begin an empty text; `token_text` decodes one token."""
+        self._token_text = token_text
         self._tokens: list[_Written] = []
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def of(self, token_id: int, runner_up: int, signal: Signal) -> list[float]:
-        """Those of the token that the device would write next, in the order of `FEATURES`."""
+        """Return the features of the token that the device would write next, in the order of `FEATURES`."""
         recent = [token.entropy_nats for token in self._tokens[-16:]]
         lately, last = recent[-4:], self._tokens[-1] if self._tokens else None
         mean = sum(recent) / len(recent) if recent else signal.entropy_nats
@@ -127,14 +128,14 @@ class Features:
             math.log1p(len(self._tokens)),
             math.log1p(place.line_tokens),
             float(place.fenced),
-            float(kind_of(self._read(token_id))),
+            float(kind_of(self._token_text(token_id))),
             float(kind_of(last.text)) if last is not None else float(TokenKind.NEWLINE),
-            float(kind_of(self._read(runner_up))),
+            float(kind_of(self._token_text(runner_up))),
         ]
 
     def append(self, token_id: int, signal: Signal | None) -> None:
-        """The text goes on with a token; `signal` is the device's there, None where it drafted nothing."""
-        text = self._read(token_id)
+        """Append a token to the text; `signal` is None if the device drafted nothing there."""
+        text = self._token_text(token_id)
         entropy_nats, margin = (signal.entropy_nats, signal.coupled_margin) if signal is not None else (0.0, 0.0)
         self._tokens.append(_Written(text, entropy_nats, margin, self._place.after(text)))
 
@@ -144,7 +145,7 @@ class Features:
 
     @property
     def _place(self) -> _Place:
-        """The place behind the last token."""
+        """The place after the last token."""
         return self._tokens[-1].place_after if self._tokens else _Place()
 
 

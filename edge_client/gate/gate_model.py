@@ -1,7 +1,7 @@
-"""A calibrated gate: how risky a token is by its features, on onnxruntime, and what the gate was made for and from.
+"""A calibrated gate on onnxruntime: the risk of a token from its features, and the record of how the gate was made.
 
-A gate is one ONNX file. The graph takes `FEATURES` and gives a score; the file's metadata hold a `GateCard` in JSON,
-with the curve that makes a probability of the score, and the tokens that the first thresholds are proved on.
+A gate is one ONNX file. The graph takes `FEATURES` and returns a score. The file's metadata hold a `GateCard` in JSON:
+it has the curve from scores to probabilities, and the held-out tokens that prove the first thresholds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import GateMismatch, ModelCorrupt, ModelMissing
 from chaperone_common.settings import FrozenModel
-from edge_client.gate import FEATURES_VERSION, Calibration
+from edge_client.gate import FEATURES_VERSION, HeldOutRisks
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
 import onnxruntime
@@ -33,7 +33,7 @@ class GatedModel(FrozenModel):
 
 
 class GateData(FrozenModel):
-    """What a gate was made from."""
+    """The data that a gate was made from."""
 
     prompts: str  # the file's name
     prompts_sha256: str
@@ -45,7 +45,7 @@ class GateData(FrozenModel):
 
 
 class GateCard(FrozenModel):
-    """What a gate is: written once, and read before it is used."""
+    """The record of a gate, written when it is made, and checked before it is used."""
 
     format: Literal[1] = 1
     features_version: int
@@ -55,14 +55,14 @@ class GateCard(FrozenModel):
     made_at: str
     versions: dict[str, str]  # of the packages that made it
     figures: dict[str, float]  # on texts that the model was not fitted to; see docs/gate.md
-    scores: tuple[float, ...] = Field(min_length=2)  # of the graph, rising
-    risks: tuple[float, ...] = Field(min_length=2)  # at these scores; straight lines in between
+    scores: tuple[float, ...] = Field(min_length=2)  # outputs of the graph, rising
+    risks: tuple[float, ...] = Field(min_length=2)  # at these scores; linear between them
     held_out_risks: tuple[float, ...]
-    held_out_overrides: tuple[int, ...]  # indices of those tokens that the cloud overrode
+    held_out_overrides: tuple[int, ...]  # indices of the held-out tokens that the cloud overrode
 
 
 class GateModel:
-    """Tells the risk of a token; use `load`."""
+    """The model of a calibrated gate. Use `load` to make one."""
 
     def __init__(self, session: Any, card: GateCard) -> None:
         self.card = card
@@ -73,7 +73,7 @@ class GateModel:
 
     @classmethod
     def load(cls, path: Path | str, manifest: ModelManifest) -> Self:
-        """Read a gate for this device model; raises ModelMissing, ModelCorrupt, or GateMismatch for another model's."""
+        """Load a gate file. Raises ModelMissing, ModelCorrupt, or GateMismatch if it is for another device model."""
         if not Path(path).is_file():
             raise ModelMissing(f"{path}: there is no gate; {_REMEDY}, or leave gate.file out")
         options = onnxruntime.SessionOptions()
@@ -94,19 +94,19 @@ class GateModel:
         return cls(session, card)
 
     @property
-    def calibration(self) -> Calibration:
-        """The tokens that were held out."""
+    def held_out(self) -> HeldOutRisks:
+        """The tokens that the gate was not fitted to."""
         overridden = np.zeros(len(self.card.held_out_risks), np.bool_)
         overridden[list(self.card.held_out_overrides)] = True
-        return Calibration.of(self.card.held_out_risks, [bool(one) for one in overridden])
+        return HeldOutRisks.of(self.card.held_out_risks, [bool(one) for one in overridden])
 
     def risk(self, features: list[float]) -> float:
-        """The probability that the cloud chooses another token, from `FEATURES`."""
+        """Return the probability that the cloud chooses another token, from its `FEATURES`."""
         [score] = self._session.run([_SCORE], {self._input: np.array([features], np.float32)})
         return float(np.interp(float(score[0, 1]), self._scores, self._risks))
 
     def check_cloud(self, model: str, digest: str) -> None:
-        """Raise GateMismatch unless the gate was made for this cloud's model; one that does not tell is trusted."""
+        """Raise GateMismatch unless the gate was made for this cloud's model. An empty digest matches any."""
         made_for = self.card.cloud
         if digest and digest != made_for.digest:
             raise GateMismatch(
@@ -121,7 +121,7 @@ _SCORE = "probabilities"  # [rows, 2]
 def _check(path: Path, card: GateCard, manifest: ModelManifest) -> None:
     if card.features_version != FEATURES_VERSION:
         raise GateMismatch(
-            f"{path}: it reads features of version {card.features_version}, this device tells version "
+            f"{path}: it reads features of version {card.features_version}, this device has version "
             f"{FEATURES_VERSION}; {_REMEDY}"
         )
     if card.edge.digest != manifest.digest:

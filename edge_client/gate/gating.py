@@ -1,4 +1,4 @@
-"""Which gate a generation gets, and what tells it the risk of a token."""
+"""The gates and risk models of a client's generations."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _LOG = logging.getLogger(__name__)
 
 
 class Gates:
-    """The gates of a client: each generation has one of its own, and those of one promise share its control."""
+    """The gates of a client: one for each generation; gates with equal promises share a control."""
 
     def __init__(self, settings: GateSettings, model: GateModel | None = None) -> None:
-        """`model` tells calibrated risks; without one, the signals' own are taken."""
+        """Use the calibrated risks of `model`; without it, the signals' own risks."""
         self._settings = settings
         self._loaded = model
-        self._model = model  # the one in use: the cloud may be another one than it was made for
+        self._model = model  # None while the cloud serves another model than the gate was made for
         self._controls: dict[Promises, Control] = {}
 
     def use_cloud(self, capabilities: Capabilities) -> None:
-        """A cloud serves this; raises GateMismatch where the configured gate was made for another model.
+        """Check the gate model against the model that the cloud serves.
 
-        One that merely comes with the pair is done without, as long as this cloud is there.
+        A gate file that the user set must match; raises GateMismatch. The packaged default is switched off with a
+        warning instead, until a cloud comes that it was made for.
         """
         if self._loaded is None:
             return
@@ -50,7 +51,7 @@ class Gates:
             self._controls.clear()  # another cloud's corrections are another workload
 
     def gate(self, mode: Mode, promises: Promises) -> Gate:
-        """A gate for one generation."""
+        """Return a gate for one generation."""
         match mode:
             case Mode.EXACT:
                 return Always()
@@ -60,18 +61,18 @@ class Gates:
                 return Never()
 
     def risk_model(
-        self, mode: Mode, read: Callable[[int], str], prompt_length: int, committed_token_ids: Sequence[int] = ()
+        self, mode: Mode, token_text: Callable[[int], str], prompt_length: int, committed_token_ids: Sequence[int] = ()
     ) -> CalibratedRisk | None:
-        """What tells one generation's risks, where a gate was calibrated; see `CalibratedRisk`."""
+        """Return the risk model of one generation, if there is a calibrated gate for it; see `CalibratedRisk`."""
         if self._model is None or mode is not Mode.GATED:
             return None
-        return CalibratedRisk(self._model, read, prompt_length, committed_token_ids)
+        return CalibratedRisk(self._model, token_text, prompt_length, committed_token_ids)
 
     def control(self, promises: Promises) -> Control:
-        """What keeps a promise, over all generations that were made under it."""
+        """Return the control of all generations with these promises."""
         if promises not in self._controls:
-            calibration = self._model.calibration if self._model is not None else None
-            self._controls[promises] = Control(promises, calibration)
+            held_out = self._model.held_out if self._model is not None else None
+            self._controls[promises] = Control(promises, held_out)
         return self._controls[promises]
 
     def _gated(self, promises: Promises) -> Gate:
@@ -88,10 +89,10 @@ class Gates:
 
 
 def load_gate(settings: GateSettings, manifest: ModelManifest) -> GateModel | None:
-    """The configured gate for this device model, or the one that comes with the pair.
+    """Return the configured gate model, or the one that is packaged for the pair; None if there is none.
 
-    Raises ModelMissing, ModelCorrupt or GateMismatch for a configured file; one that merely comes with the pair, and
-    cannot be used, is done without.
+    Raises ModelMissing, ModelCorrupt or GateMismatch for a configured file. A packaged one that does not fit this
+    device model is left out with a warning.
     """
     if settings.file is None:
         return None
@@ -100,11 +101,11 @@ def load_gate(settings: GateSettings, manifest: ModelManifest) -> GateModel | No
     path = packaged_gate(manifest.pair)
     try:
         return GateModel.load(path, manifest) if path.is_file() else None
-    except (GateMismatch, ModelError) as error:  # of another recipe than this pair, say
+    except (GateMismatch, ModelError) as error:  # such as one made for another recipe of this pair
         _LOG.warning("gated goes without a calibrated gate: %s", error)
         return None
 
 
 def packaged_gate(pair: str) -> Path:
-    """Where the gate lies that comes with a pair, if there is one."""
+    """Return the path of the gate that is packaged for a pair. The file may not exist."""
     return packaged_path(f"gates/{pair}.onnx")

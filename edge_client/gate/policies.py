@@ -1,4 +1,4 @@
-"""What a gate is, and three that need no calibration."""
+"""The gate protocol, and three gates that need no calibration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Gate(Protocol):
     """
 
     def fires(self, signal: Signal) -> bool:
-        """True: ask the cloud before this token is final. False: skip."""
+        """Return True to ask the cloud before this token is final, False to skip."""
 
     def follow(self, event: SessionEvent) -> None:
         """Take in the next event of the generation."""
@@ -51,7 +51,7 @@ class GateUntilClosed(Gate):
 
 @dataclass(frozen=True, slots=True)
 class Always(Gate):
-    """Ask about every token: the gate of `exact`."""
+    """Asks about every token: the gate of `exact`."""
 
     def fires(self, signal: Signal) -> bool:
         return True
@@ -59,7 +59,7 @@ class Always(Gate):
 
 @dataclass(frozen=True, slots=True)
 class Never(Gate):
-    """Ask about no token: the gate of `edge`."""
+    """Asks about no token: the gate of `edge`."""
 
     def fires(self, signal: Signal) -> bool:
         return False
@@ -67,7 +67,7 @@ class Never(Gate):
 
 @dataclass(frozen=True, slots=True)
 class Threshold(Gate):
-    """Ask where the risk is at or above `risk`, in [0, 1]."""
+    """Asks about tokens of at least this `risk`, in [0, 1]."""
 
     risk: float
 

@@ -1,4 +1,4 @@
-"""The risk of the tokens of one text, by a gate that was calibrated for the pair of models."""
+"""The calibrated risk of the tokens of one text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from edge_client.gate.gate_model import GateModel
 
 
 class CalibratedRisk:
-    """Puts the calibrated risk into the signals of what is drafted; implements `RiskModel`."""
+    """Puts the calibrated risk into the signals of proposals; implements `RiskModel`."""
 
     def __init__(
-        self, model: GateModel, read: Callable[[int], str], prompt_length: int, committed_token_ids: Sequence[int] = ()
+        self,
+        model: GateModel,
+        token_text: Callable[[int], str],
+        prompt_length: int,
+        committed_token_ids: Sequence[int] = (),
     ) -> None:
-        """`read` gives a token's text; of a generation that is resumed, some tokens stand behind the prompt already."""
+        """Begin after the prompt; a resumed generation has committed tokens there already.
+
+        `token_text` decodes one token.
+        """
         self._model = model
-        self._features = Features(read)
+        self._features = Features(token_text)
         self._begin = prompt_length
         for token_id in committed_token_ids:
             self._features.append(token_id, None)

@@ -1,66 +1,78 @@
-"""Tokens of known fate, and the thresholds that would have kept a promise on them: conformal risk control.
-
-Angelopoulos et al., "Conformal Risk Control" (arXiv 2208.02814): a loss L(lambda) of one token, at most B and monotone
-in lambda, is kept at or below alpha in expectation on the next, exchangeable token by the lambda that is furthest on
-the losing side with (sum of L_i(lambda) + B) / (n + 1) <= alpha. Here lambda is the threshold: tokens of less risk are
-skipped. Tokens of one text are not exchangeable with each other, and those of another task not at all: so a threshold
-made here is only where `control` begins.
-"""
+"""A fading histogram of risk: how much of it lies below a threshold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chaperone_common.errors import ConfigError
+SKIP_ALL = math.inf  # a threshold that no risk reaches
+SKIP_NONE = 0.0  # a threshold that every risk reaches
+MEMORY = 600.0  # tokens that the histogram remembers
+FADING = 1.0 - 1.0 / MEMORY  # weight that an old token keeps when a new one comes
+_EDGES = np.linspace(-14.0, 14.0, 141)  # log-odds of risk
 
-ALL = math.inf  # a threshold that no risk reaches: everything is skipped
-NONE = 0.0  # one that every risk reaches: nothing is
 
+class RiskHistogram:
+    """The risk of recent tokens by interval of log-odds; old tokens fade."""
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Risks of tokens that the gate was not trained on, ascending, and whether the cloud chose another one there."""
-
-    risks: NDArray[np.float64]  # [tokens] in [0, 1]
-    overridden: NDArray[np.bool_]  # [tokens]
+    def __init__(self) -> None:
+        self._mass: NDArray[np.float64] = np.zeros(len(_EDGES) + 1)  # risk in each interval
+        self.tokens = 0.0
 
     @classmethod
-    def of(cls, risks: Sequence[float], overridden: Sequence[bool]) -> Calibration:
-        """Sort tokens by risk; raises ConfigError unless there are as many risks as fates."""
-        if len(risks) != len(overridden):
-            raise ConfigError(f"calibration: {len(risks)} risks of {len(overridden)} tokens; calibrate again")
-        array = np.asarray(risks, np.float64)
-        if not ((array >= 0) & (array <= 1)).all():
-            raise ConfigError("calibration: a risk is outside [0, 1]; calibrate again")
-        order = np.argsort(array, kind="stable")
-        return cls(array[order], np.asarray(overridden, np.bool_)[order])
+    def of(cls, risks: NDArray[np.float64]) -> Self:
+        """Return the histogram of these tokens, [tokens], as if they had come in random order."""
+        histogram = cls()
+        share = min(MEMORY / max(len(risks), 1), 1.0)
+        for risk in risks:
+            histogram._mass[_interval(risk)] += risk * share
+        histogram.tokens = len(risks) * share
+        return histogram
 
-    def for_catch(self, catch: float) -> float:
-        """The highest threshold with E[deviations - (1 - catch) overrides] <= 0.
+    def add(self, risk: float) -> None:
+        """Add a token."""
+        self._mass *= FADING
+        self._mass[_interval(risk)] += risk
+        self.tokens = self.tokens * FADING + 1
 
-        The loss of a token is `catch` if it is skipped and deviates, `catch - 1` if it is asked about and overridden,
-        else 0. So it is bounded by `catch`.
-        """
-        missed = self._missed()
-        losses = missed - (1 - catch) * float(missed[-1])  # summed, if the first k tokens are skipped: [tokens + 1]
-        return self._highest(losses + catch <= 0)
+    @property
+    def mass(self) -> float:
+        """The risk of all tokens."""
+        return float(self._mass.sum())
 
-    def for_deviation(self, max_deviation: float) -> float:
-        """The highest threshold with E[deviations] <= `max_deviation`, for one token; the loss is bounded by 1."""
-        return self._highest((self._missed() + 1) / (len(self.risks) + 1) <= max_deviation)
+    def below(self, threshold: float) -> float:
+        """Return the risk of the tokens that a threshold skips."""
+        place = _log_odds(threshold)
+        index = _interval(threshold)
+        below = float(self._mass[:index].sum())
+        if 0 < index < len(_EDGES):
+            below += float(self._mass[index]) * (place - _EDGES[index - 1]) / (_EDGES[index] - _EDGES[index - 1])
+        return below
 
-    def _missed(self) -> NDArray[np.int64]:
-        """Deviations if the k tokens of least risk are skipped, for k from 0: [tokens + 1]."""
-        return np.concatenate(([0], np.cumsum(self.overridden)))
+    def threshold(self, mass: float) -> float:
+        """Return the threshold that skips this much risk; `SKIP_ALL` if there is no more than that."""
+        total = np.cumsum(self._mass)
+        if mass >= total[-1] > 0:
+            return SKIP_ALL
+        index = int(np.searchsorted(total, mass, side="right"))
+        if index in (0, len(total)):  # all known tokens are nearly certain: ask about any other
+            return _risk(float(_EDGES[0]))
+        before = float(total[index - 1])
+        share = (mass - before) / (float(total[index]) - before)
+        return _risk(float(_EDGES[index - 1] + share * (_EDGES[index] - _EDGES[index - 1])))
 
-    def _highest(self, kept: NDArray[np.bool_]) -> float:
-        """The threshold that skips as many tokens as keeps the promise; tokens of one risk go together."""
-        if not kept.any():
-            return NONE
-        skipped = int(np.flatnonzero(kept)[-1])
-        return ALL if skipped == len(self.risks) else float(self.risks[skipped])
+
+def _interval(risk: float) -> int:
+    return int(np.searchsorted(_EDGES, _log_odds(risk)))
+
+
+def _log_odds(risk: float) -> float:
+    risk = min(max(risk, 1e-9), 1.0 - 1e-9)
+    return min(max(math.log(risk / (1.0 - risk)), float(_EDGES[0])), float(_EDGES[-1]))
+
+
+def _risk(log_odds: float) -> float:
+    return 1.0 / (1.0 + math.exp(-log_odds))

@@ -1,4 +1,4 @@
-"""Which action next: draft on, send, wait, hand over, or take back."""
+"""The planner: it chooses the next action, such as draft, send, wait or hand over."""
 
 from edge_client.planner.actions import Action, BranchPrefix, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.planner.adaptive import AdaptivePlanner

@@ -1,4 +1,4 @@
-"""What a planner can want, and why it wanted it."""
+"""The actions of a planner, and its decisions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class DraftToken:
-    """Write one more token: of the text, of the branches that begin at these positions, or of both in one forward."""
+    """Draft one token in one forward: of the text, of each branch that begins at these positions, or of both."""
 
     text: bool = True
     branches: tuple[int, ...] = ()
@@ -16,7 +16,7 @@ class DraftToken:
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """Read what the cloud has written, so that drafting can resume at once."""
+    """Feed the device's model the tokens that the cloud has written, so that drafting can resume at once."""
 
 
 class BranchPrefix(NamedTuple):
@@ -28,9 +28,9 @@ class BranchPrefix(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the oldest unsent tokens, all unless `tokens` says how many, and these branches beside them.
+    """Send the oldest unsent tokens, all or the first `tokens`, with these branches next to them.
 
-    If the cloud overrides one of them it may write up to `continuation_tokens` more by itself.
+    If the cloud overrides one of them, it may write up to `continuation_tokens` more by itself.
     """
 
     tokens: int | None = None
@@ -40,12 +40,12 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing is worth doing until the cloud answers."""
+    """Do nothing until the cloud answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Ask the cloud to write this many tokens by itself."""
+    """Ask the cloud to write `tokens` tokens by itself."""
 
     tokens: int
 
@@ -55,7 +55,7 @@ Action = DraftToken | CatchUp | Send | Wait | HandOver
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An action, and in numbers what spoke for it; times are in milliseconds."""
+    """An action, and the reason and figures that it was chosen by; times are in milliseconds."""
 
     action: Action
     reason: str

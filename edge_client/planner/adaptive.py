@@ -1,7 +1,7 @@
-"""The planner that has no knobs: it reckons with what drafting, link and cloud have cost so far.
+"""The planner without settings: it decides by the costs of drafting, link and cloud, as estimated so far.
 
-The long view (`schedule.py`) says what rate can be reached, and whether plain streaming is as fast; the near view
-(`spans.py`) how long the next span should be. In between, the device drafts what is likeliest to be of use.
+`schedule.py` computes the rate that the best schedule reaches, and compares it with plain streaming. `spans.py`
+chooses the length of the next span. Until that is reached, the device drafts the tokens most likely to be used.
 """
 
 from __future__ import annotations
@@ -19,20 +19,28 @@ from edge_client.planner.situation import Situation
 from edge_client.planner.spans import LONGEST, best_span, best_take_back
 from edge_client.planner.takeover import takeover_tokens
 
-_HOPELESS = 0.01  # chance of being of use below which a draft is not worth the device's energy
-# Tokens between two fires that are judged with them, though nobody asked: with more there are fewer questions, and
+# A draft that is less likely to be used than this is not worth the device's energy.
+_HOPELESS = 0.01
+# Up to this many skipped tokens between two fires are sent and judged with them. A larger gap makes fewer requests, and
 # fewer tokens that are final at once (chosen on tuning prompts).
 _GAP = 4
-_LONG = 3  # questions' time that reading a stretch takes which is worth a request of its own (chosen on tuning traces)
-_LIKELY = 0.7  # chance that what is on its way stands, from which on more is asked meanwhile (chosen on tuning traces)
-_DOUBTFUL = 0.5  # chance that all stands below which skipped tokens that stay provisional are read (an assumption)
-_SURE_TOKENS = 1.0  # that a span must promise beyond what the cloud would write anyway, and surely
-_UPLOAD = 0.08  # tokens, the price of a branch token's bytes: with it, 12 bytes up a token suffice (test_bytes.py)
-_CATCH_UP_TOKENS = 8  # read in one forward while the cloud writes; a chunk costs a fraction of single tokens
-_LEISURE = 4  # times a draft's time that a streamed token takes: the device has the time to read along (an assumption)
-# Of a draft's time, for each further token of a chunk: measured on the default pair, where a chunk of 8 takes 3.3 times
-# as long as one token (DRAFT_CHUNK in benchmarks/simulation/costs.py).
-_READING_SHARE = 1 / 3
+# Unread tokens are sent alone if reading them takes this many times as long as one request (chosen on tuning traces).
+_LONG = 3
+# Ask about more tokens while spans are in flight if those stand with this chance (chosen on tuning traces).
+_LIKELY = 0.7
+# Send provisional skipped tokens if the chance that all stand is below this (an assumption).
+_DOUBTFUL = 0.5
+# A span that takes over from the cloud must be worth this many tokens more than the cloud's own writing.
+_SURE_TOKENS = 1.0
+# The price of a branch token's bytes, in tokens. It keeps uploads below 12 bytes a token (test_bytes.py).
+_UPLOAD = 0.08
+# Tokens to feed in one forward while the cloud writes; a chunk costs a fraction of single tokens.
+_CATCH_UP_TOKENS = 8
+# Feed every streamed token if it takes this many times as long as a draft (an assumption).
+_LEISURE = 4
+# Share of a draft's time for each further token of a chunk. Measured on the default pair, where a chunk of 8 takes 3.3
+# times as long as one token (DRAFT_CHUNK in benchmarks/simulation/costs.py).
+_CHUNK_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ class AdaptivePlanner:
         return Decision(HandOver(session.limit - len(session.text)), "the cloud writes alone")
 
     def _span(self, situation: Situation, costs: Costs, schedule: Schedule) -> Decision:
-        """DraftToken until the span that the cloud should read next is there, and send it."""
+        """Draft until the next span has its best length, then send it."""
         session = situation.session
         unsent = len(session.text) - session.sent_length
         room = session.limit - len(session.text)
@@ -84,7 +92,7 @@ class AdaptivePlanner:
         if schedule.streams and idle and room > 0:
             return Decision(HandOver(room), "spans are no faster than the cloud alone", figures)
         draft = self._draft(situation, costs, schedule.rate)
-        # A span that would only wait in the cloud is better kept: it may yet grow, or be void.
+        # Keep a span that would only wait in the cloud: it may grow, or become void.
         early = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(draft, Wait)
         onward = room + unsent if schedule.cloud_writes_on else 0
         least = schedule.rate * costs.read_token_ms + _UPLOAD
@@ -96,11 +104,10 @@ class AdaptivePlanner:
         return Decision(draft, "the span is worth more with another token", figures)
 
     def _ask(self, situation: Situation, costs: Costs, rate: float) -> Decision:
-        """Send what fired, with all before it and what fires close behind it.
+        """Send the tokens that fired, with all tokens before them and the fires close after them.
 
-        While something is on its way, what fires is asked about only if that will likely stand, and not earlier than
-        the cloud has time for it. Long stretches that nobody asked about are read beforehand, for the next question
-        would have to wait for that.
+        While spans are in flight, send only if those will likely stand, and once the cloud has time. Send many unread
+        tokens ahead of the next fire, which would have to wait for them.
         """
         session = situation.session
         wait_ms = situation.pipeline.wait_ms(situation.now_ms)
@@ -111,10 +118,10 @@ class AdaptivePlanner:
         if asked and ready and not busy and _likely(situation):
             onward = takeover_tokens(situation.pipeline.estimates.override_clusters, costs)
             onward = min(onward, session.limit - session.final_length)
-            # The cloud chooses behind what it reads: the last of them need not be sent, unless it is to write on there.
+            # The cloud chooses the token after a span, so the last fire need not be sent unless the cloud may write on.
             tokens = asked if onward or asked == 1 else asked - 1
             return Decision(Send(tokens, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})
-        unread = session.final_length - session.sent_length - 1  # behind the last one the cloud would choose
+        unread = session.final_length - session.sent_length - 1  # the cloud would choose a token after the last one
         if unread > 0 and not session.spans and costs.read_ms(unread) > _LONG * (costs.read_ms(1) + costs.rtt_ms):
             return Decision(Send(unread), "what is unread would hold up the next question")
         if session.stranded and (
@@ -124,7 +131,7 @@ class AdaptivePlanner:
         return Decision(action, "a question had better wait" if asked else "the gate has not fired")
 
     def _group_is_whole(self, situation: Situation, costs: Costs, rate: float, asked: int, wait_ms: float) -> bool:
-        """Whether nothing fires close behind what is to be asked about, or that is as much as makes a good span."""
+        """Return whether no fire can follow close after the `asked` tokens, or they already make a good span."""
         session = situation.session
         if len(session.text) - session.sent_length - asked >= _GAP:
             return True
@@ -134,14 +141,14 @@ class AdaptivePlanner:
         return session.sent_length + asked - begin >= max(plan.tokens, _GAP + 1)
 
     def _follow(self, situation: Situation, costs: Costs) -> Decision:
-        """While the cloud writes, draft ahead of it, and take back once that is worth more than its writing."""
+        """Draft ahead of a cloud that writes, and take back once that is worth more than its writing."""
         session = situation.session
         risks = _risks(situation, session.final_length)
         drafted = len(risks)
-        # What the cloud has written has to be read before anything can be drafted behind it; its last token is read
-        # by the forward that drafts.
+        # The device's model must be fed the cloud's tokens before it can draft after them. The forward that drafts
+        # feeds the last one.
         unread = len(session.text) - situation.fed_length
-        reading_ms = max(unread - 1, 0) * _READING_SHARE * costs.draft_ms
+        reading_ms = max(unread - 1, 0) * _CHUNK_SHARE * costs.draft_ms
         written = situation.pipeline.written_by(situation.now_ms + reading_ms)
         room = session.limit - session.final_length
         if written >= room:
@@ -157,19 +164,19 @@ class AdaptivePlanner:
         return Decision(rest, "drafting cannot get ahead of the cloud", figures)
 
     def _read_along(self, situation: Situation) -> Decision:
-        """The cloud is to write some tokens: read them in chunks, so that drafting can go on behind the last one."""
+        """Feed the tokens that the cloud writes in chunks, so that drafting can go on after the last one."""
         unread = len(situation.session.text) - situation.fed_length
         return Decision(CatchUp() if unread >= _CATCH_UP_TOKENS else Wait(), "the cloud writes")
 
     def _draft(self, situation: Situation, costs: Costs, rate: float) -> Action:
-        """The forward that drafts most tokens of use in its time: of the text, of a branch, or of both."""
+        """Return the forward that drafts most useful tokens in its time: of the text, of a branch, or of both."""
         session = situation.session
         text = 0.0 if session.exhausted else survival(_risks(situation, session.final_length))
         branch, start = max(situation.tree.sites(), default=(0.0, -1))
         awaited = not session.spans and not situation.pipeline.wait_ms(situation.now_ms)
-        if awaited:  # the cloud waits for the text, and for a branch if that is worth its row and its reading
-            beside = (start,) if branch > rate * (costs.row_ms + costs.read_token_ms) else ()
-            return DraftToken(branches=beside) if text >= _HOPELESS else Wait()
+        if awaited:  # the cloud waits for the text: a branch must be worth its row and its verification
+            branches = (start,) if branch > rate * (costs.row_ms + costs.read_token_ms) else ()
+            return DraftToken(branches=branches) if text >= _HOPELESS else Wait()
         if max(text, branch) < _HOPELESS:
             return Wait()
         both_ms = costs.draft_ms + costs.row_ms
@@ -179,23 +186,23 @@ class AdaptivePlanner:
 
 
 def _send(situation: Situation, tokens: int, continuation_tokens: int, least: float) -> Send:
-    """The oldest unsent tokens, and beside them the branch tokens that are at least so likely to stand."""
+    """Return a Send of the oldest unsent tokens, with the branch tokens whose chance to stand is at least `least`."""
     start = situation.session.sent_length
     return Send(tokens, continuation_tokens, branches_worth_sending(situation.tree, start, start + tokens, least))
 
 
 def _likely(situation: Situation) -> bool:
-    """Whether all that is on its way to be judged will likely stand."""
+    """Return whether all tokens that the cloud is asked to judge will likely stand."""
     session = situation.session
     judged = {position for span in session.spans for position in range(span.final_before, span.end + 1)}
     return survival([situation.tree.risk(position) for position in judged if position < len(session.text)]) >= _LIKELY
 
 
 def _reads_along(costs: Costs, unread: int, value: float) -> bool:
-    """Whether to read what the cloud has written so far, while it writes.
+    """Return whether to feed the tokens that the cloud has written so far, while it writes.
 
-    At leisure each token is read, for what the device would have drafted there tells how often it is right. Otherwise
-    only where drafting may become of use, and in chunks: one holds up what comes meanwhile.
+    A device with time to spare feeds each token, to learn how often its own draft would have been right. Any other one
+    feeds chunks, and only if drafting may become useful: a forward delays the frames that arrive during it.
     """
     if _LEISURE * costs.draft_ms < costs.stream_ms:
         return unread > 0
@@ -203,5 +210,5 @@ def _reads_along(costs: Costs, unread: int, value: float) -> bool:
 
 
 def _risks(situation: Situation, start: int) -> list[float]:
-    """Of the text's tokens from a position on."""
+    """Return the risks of the text's tokens from a position on."""
     return [situation.tree.risk(position) for position in range(start, len(situation.session.text))]

@@ -1,9 +1,12 @@
-"""Which branches to send beside a span: the tokens that are worth their reading.
+"""The branch tokens to send with a span: those that are worth the time to read them.
 
-A branch token that stands settles one token more in the same round. Reading it takes the cloud `read_token_ms`, in
-which the average schedule settles rate * read_token_ms tokens. So it is sent if its chance to stand is above that, by a
-margin that pays for its bytes on the way up (`_UPLOAD` in `adaptive.py`). Along a branch the chances only fall: what is
-sent of one is its beginning.
+A branch token that stands makes one token more final in the same round trip. The cloud reads it in `read_token_ms`. In
+that time the average schedule makes
+
+    rate * read_token_ms
+
+tokens final. So a branch token is sent if its chance to stand is above that, plus a margin for its upload (`_UPLOAD` in
+`adaptive.py`). Chances only fall along a branch, so a prefix of it is sent.
 """
 
 from __future__ import annotations
@@ -13,16 +16,16 @@ from edge_client.planner.draft_tree import DraftTree
 
 
 def branches_worth_sending(tree: DraftTree, start: int, end: int, least: float) -> tuple[BranchPrefix, ...]:
-    """Of the branches that begin in the span [start, end), the tokens that stand with a chance of at least `least`.
+    """Return the prefixes, in the span [start, end), whose tokens stand with a chance of at least `least`.
 
-    The chances are those before the span is read: that the cloud agrees up to the branch, and then chooses it.
+    A token stands if the cloud agrees with the text up to the branch, and then chooses the branch.
     """
-    sprouts, reached = [], 1.0
+    prefixes, reached = [], 1.0
     for position in range(start, end):
-        if tree.proposal(position) is None:  # nothing is known of what else the device might have written there
+        if tree.proposal(position) is None:  # the runner-up is unknown
             continue
         tokens = sum(reached * chance >= least for chance in tree.chances(position))
         if tokens:
-            sprouts.append(BranchPrefix(position, tokens))
+            prefixes.append(BranchPrefix(position, tokens))
         reached *= 1.0 - tree.risk(position)
-    return tuple(sprouts)
+    return tuple(prefixes)

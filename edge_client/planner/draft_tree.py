@@ -1,7 +1,7 @@
-"""What the device has drafted and the cloud has not judged: the text's proposals, and branches beside them.
+"""The drafted tokens that the cloud has not judged: the text's proposals, and branches next to them.
 
-A branch begins where the cloud may override, with the token that came second there. If the cloud's override is that
-token, the branch becomes the text, and nothing has to be drafted again.
+A branch begins where the cloud may override, with the runner-up of the proposal there. If the cloud chooses the
+runner-up, the branch becomes the text, and the device drafts none of it again.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from chaperone_common.types import Proposal
 
 @dataclass(slots=True)
 class Branch:
-    """A continuation that begins with `first` at position `start`, and the proposals made behind it.
+    """A continuation that begins with `first` at position `start`, and the proposals after it.
 
-    Its last proposal has not been fed to the model yet, as the text's last token has not.
+    The model was not fed its last proposal yet, like the last token of the text.
     """
 
     row: int
     start: int
     first: int
-    chances: list[float]  # that the cloud, if it agrees up to `start`, writes so much of it: `first`, and then each
+    # The chance that the cloud writes the branch up to each token, `first` included, if it agrees up to `start`.
+    chances: list[float]
     proposals: list[Proposal] = field(default_factory=list)
 
     @property
     def unread(self) -> int:
-        """The token to feed next."""
+        """The last token, which is fed next."""
         return self.proposals[-1].token_id if self.proposals else self.first
 
     def agreed(self, text: Sequence[int]) -> int:
-        """How many of the proposals a text that holds `first` goes on with."""
+        """Return the number of leading proposals that a text with `first` holds after it."""
         return common_prefix([proposal.token_id for proposal in self.proposals], text[self.start + 1 :])
 
 
@@ -51,10 +52,10 @@ class DraftTree:
         risk: Callable[[float], float],
         hit: Callable[[], float],
     ) -> None:
-        """Have `rows` for branches, numbered from 1, which end with the text at `limit` or with end-of-text.
+        """Begin with `rows` free rows for branches, numbered from 1. Branches end at `limit` or with end-of-text.
 
-        `proposal` gives the text's provisional proposal at a position, such as `DeviceSession.proposal`. `risk` makes a
-        chance of a signal's risk. `hit` is the chance that an override is the runner-up.
+        `proposal` returns the text's provisional proposal at a position; see `DeviceSession.proposal`. `risk` corrects
+        a signal's risk. `hit` is the chance that an override is the runner-up.
         """
         self.branches: dict[int, Branch] = {}
         self._rows = rows
@@ -67,41 +68,41 @@ class DraftTree:
         self._hit = hit
 
     def add(self, position: int) -> None:
-        """The text goes on with a proposal."""
+        """Add the text's proposal at a position."""
         self._risks[position] = self._risk(self._proposed(position).signal.risk)
 
     def proposal(self, position: int) -> Proposal | None:
-        """What was proposed at a position of the text that is not settled."""
+        """Return the text's proposal at a position; None if there is none, or it is settled."""
         return self._proposal(position) if position in self._risks else None
 
     def risk(self, position: int) -> float:
-        """The chance of an override there; 0 where nothing was proposed."""
+        """Return the chance of an override at a position; 0 if nothing was proposed there."""
         return self._risks.get(position, 0.0)
 
     @property
     def free_rows(self) -> int:
-        """Branches that can begin before another one has to give way."""
+        """The number of branches that can begin before one is dropped."""
         return len(self._free)
 
     def chances(self, start: int) -> Sequence[float]:
-        """The chance of each token of the branch, planted or not, that begins there, if the cloud agrees up to it."""
+        """Return the chance of each token of the branch at `start`, planted or not, if the cloud agrees up to it."""
         branch = self.branches.get(start)
         return branch.chances if branch is not None else (self._risks[start] * self._hit(),)
 
-    def branch_tokens(self, start: int, end: int, sprouts: Iterable[tuple[int, int]]) -> tuple[BranchToken, ...]:
+    def branch_tokens(self, start: int, end: int, prefixes: Iterable[tuple[int, int]]) -> tuple[BranchToken, ...]:
         """Return the branch tokens next to a span [start, end), with absolute indices.
 
-        Each sprout is the position where a branch begins, and how many tokens of it are wanted: of those that are
-        there, the runner-up and the proposals behind it, so many are given, none at or past the limit, nor an
-        end-of-text token, which nothing follows. A branch that begins where the span has no proposal is left out.
+        `prefixes` are (start, count) pairs. For each, return up to `count` tokens of the branch at `start`: the
+        runner-up, then its drafted continuation. Stop before end-of-text and before the length limit. Leave out a
+        branch that begins where the span has no proposal.
         """
         tokens: list[BranchToken] = []
-        for position, wanted in sprouts:
+        for position, wanted in prefixes:
             if not start <= position < end or position not in self._risks:
                 continue
             branch = self.branches.get(position)
-            behind = branch.proposals if branch is not None else ()
-            token_ids = [self._proposed(position).runner_up, *(proposal.token_id for proposal in behind)]
+            drafted = branch.proposals if branch is not None else ()
+            token_ids = [self._proposed(position).runner_up, *(proposal.token_id for proposal in drafted)]
             parent = position - 1
             for token_id in takewhile(self._goes_on, token_ids[: min(wanted, self._limit - position)]):
                 tokens.append(BranchToken(parent, token_id))
@@ -109,19 +110,19 @@ class DraftTree:
         return tuple(tokens)
 
     def settle(self, final: int) -> None:
-        """Positions below `final` are judged."""
+        """Drop the proposals and branches below `final`: their positions are judged."""
         self._risks = {position: risk for position, risk in self._risks.items() if position >= final}
         for start in [start for start in self.branches if start < final]:
             self._drop(start)
 
     def cut(self, length: int) -> None:
-        """The text's proposals from `length` on are void; so are branches that begin behind it."""
+        """Drop the text's proposals from `length` on, and the branches that begin there."""
         self._risks = {position: risk for position, risk in self._risks.items() if position < length}
         for start in [start for start in self.branches if start >= length]:
             self._drop(start)
 
     def take(self, position: int, token_id: int) -> Branch | None:
-        """The branch that the cloud's token at a position makes the text; all others are void."""
+        """Return the branch that the cloud's token at a position makes the text, if there is one. Drop all branches."""
         branch = self.branches.get(position)
         if branch is not None and branch.first != token_id:
             branch = None
@@ -130,13 +131,13 @@ class DraftTree:
         return branch
 
     def grow(self, start: int, proposal: Proposal) -> None:
-        """A branch goes on with a proposal."""
+        """Append a proposal to a branch."""
         branch = self.branches[start]
         branch.proposals.append(proposal)
         branch.chances.append(branch.chances[-1] * (1.0 - self._risk(proposal.signal.risk)))
 
     def plant(self, start: int) -> Branch:
-        """Begin a branch; if no row is free, the least likely one gives way."""
+        """Begin a branch. If no row is free, drop the least likely branch."""
         if not self._free:
             self._drop(self._least_likely()[1])
         branch = Branch(self._free.pop(), start, self._proposed(start).runner_up, [*self.chances(start)])
@@ -144,10 +145,10 @@ class DraftTree:
         return branch
 
     def sites(self) -> Iterator[tuple[float, int]]:
-        """The chance of each branch that could be drafted on, planted or not, with the position where it begins.
+        """Yield the chance and the start of each branch that can be drafted further, planted or not.
 
-        If no row is free, only branches likelier than the one that would give way was when it began can begin: else
-        two would take turns for ever, as each becomes less likely with every token.
+        If no row is free, a new branch must be likelier than the least likely one was when it began. Otherwise two
+        branches would take turns for ever, because each becomes less likely with every token.
         """
         if not self._rows:
             return
@@ -162,7 +163,7 @@ class DraftTree:
                     yield reached * chance, start
 
     def _least_likely(self) -> tuple[float, int]:
-        """How likely the branch that would give way was when it began, and where that was."""
+        """Return the chance that the least likely branch had when it began, and its start."""
         reached, start = min(
             ((reached, at) for reached, at in self._reached() if at in self.branches),
             key=lambda site: site[0] * self.branches[site[1]].chances[-1],
@@ -170,7 +171,7 @@ class DraftTree:
         return reached * self._risks[start] * self._hit(), start
 
     def _reached(self) -> Iterator[tuple[float, int]]:
-        """The chance that the cloud agrees up to each position, in order."""
+        """Yield each position, in order, with the chance that the cloud agrees up to it."""
         reached = 1.0
         for position in sorted(self._risks):
             yield reached, position

@@ -1,4 +1,4 @@
-"""A planner with knobs, for those who compare: it knows neither costs nor risks."""
+"""A planner with fixed settings, for comparisons. It uses neither costs nor risks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edge_client.planner.situation import Situation
 
 @dataclass(frozen=True, slots=True)
 class FixedPlanner:
-    """Send whenever `span_tokens` tokens wait for the cloud, with at most `spans_in_flight` spans on their way.
+    """Sends when `span_tokens` fired tokens are unsent, with at most `spans_in_flight` spans in flight.
 
-    Drafting runs on meanwhile, up to `run_ahead_tokens` provisional tokens. After an override the cloud may write on
-    for `takeover_tokens`.
+    It drafts on until `run_ahead_tokens` tokens are provisional. After an override the cloud may write
+    `takeover_tokens` more by itself.
     """
 
     mode: Mode
@@ -29,7 +29,7 @@ class FixedPlanner:
         return Decision(self.next_action(situation.session), "as set")
 
     def next_action(self, session: DeviceSession) -> Action:
-        """Decide from the session's state alone."""
+        """Return the next action, which depends on the session's state alone."""
         if session.following:
             return Wait()
         if self.mode is Mode.CLOUD:

@@ -1,4 +1,4 @@
-"""What is learned from samples: a quantile, a chance, a line, and how overrides come in clusters."""
+"""Estimates from samples: a quantile, a chance, a line, and the clusters that overrides come in."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_WINDOW = 9  # recent samples that a quantile is taken of
-_FORGETTING = 0.96  # weight of a reading against the one after it
-_SLOPE_PRIOR = 1 / 32  # of a reading's base time, for each further token: between a CPU's 1/20 and a GPU's almost 0
-_BEHIND = 16  # tokens behind an override that are looked at
+_WINDOW = 9  # samples of a quantile
+_FORGETTING = 0.96  # weight of a sample relative to the next one
+# Time of each further token, as a share of the base time: between 1/20 on a CPU and almost 0 on a GPU.
+_SLOPE_PRIOR = 1 / 32
+_CLUSTER = 16  # tokens after an override that belong to its cluster
 
 
 class Recent:
-    """A quantile of the latest samples, or a prior while there is none."""
+    """A quantile of the latest samples, or a prior before the first one."""
 
     def __init__(self, prior: float, *, window: int = _WINDOW, quantile: float = 0.5) -> None:
         self._samples: deque[float] = deque(maxlen=window)
@@ -23,24 +24,24 @@ class Recent:
         self._value = prior
 
     def add(self, sample: float) -> None:
-        """Take a sample in."""
+        """Add a sample."""
         self._samples.append(sample)
         self._value = float(np.quantile(self._samples, self._quantile, method="lower"))
 
     @property
     def value(self) -> float:
-        """The quantile."""
+        """The quantile, or the prior."""
         return self._value
 
     @property
     def known(self) -> bool:
-        """Whether there is any sample."""
+        """True if there is any sample."""
         return bool(self._samples)
 
 
 @dataclass(slots=True)
 class Share:
-    """A chance, learned from trials; the prior counts as so many of them, and old trials fade."""
+    """A chance learned from trials, of which old ones fade; the prior counts as `weight` trials."""
 
     prior: float
     weight: float
@@ -49,14 +50,14 @@ class Share:
     _trials: float = 0.0
 
     def add(self, hit: float, trials: float = 1.0) -> None:
-        """Take trials in; more than can be remembered count as so many."""
+        """Add trials; more than `memory` of them count as `memory`."""
         hit, trials = hit * min(1.0, self.memory / max(trials, 1.0)), min(trials, self.memory)
         self.fade(trials)
         self._hits += hit
         self._trials += trials
 
     def fade(self, trials: float = 1.0) -> None:
-        """Let so many trials pass that tell nothing."""
+        """Let old trials fade as if this many unknown trials had come."""
         kept = 1 - min(trials, self.memory) / self.memory
         self._hits *= kept
         self._trials *= kept
@@ -69,9 +70,9 @@ class Share:
 
 @dataclass(slots=True)
 class ReadingTime:
-    """Least squares of a reading's time on its tokens, with fading memory.
+    """The time in which the cloud reads a span, by its tokens: least squares with fading memory.
 
-    While all spans were of one length, nothing is known of the slope: a weak prior holds it to a share of the base.
+    Spans of one length say nothing about the slope, so a weak prior ties it to the base.
     """
 
     base_ms: float
@@ -80,11 +81,11 @@ class ReadingTime:
 
     @property
     def known(self) -> bool:
-        """Whether there is any sample."""
+        """True if there is any sample."""
         return self._sums[0] > 0
 
     def add(self, tokens: int, elapsed_ms: float) -> None:
-        """Take in one reading."""
+        """Add the time of one span."""
         row = (1.0, tokens, tokens * tokens, elapsed_ms, tokens * elapsed_ms)
         self._sums = [_FORGETTING * old + new for old, new in zip(self._sums, row, strict=True)]
         self._fit()
@@ -103,21 +104,21 @@ class ReadingTime:
 
 
 class OverrideClusters:
-    """The chance that the device is overridden again, by the distance from the last override."""
+    """The chance that the cloud overrides the device again, by the distance from the last override."""
 
     def __init__(self) -> None:
-        self._shares = [Share(prior=0.15, weight=6.0, memory=60.0) for _ in range(_BEHIND)]
+        self._shares = [Share(prior=0.15, weight=6.0, memory=60.0) for _ in range(_CLUSTER)]
 
     def settled(self, distance: int, *, overridden: bool) -> None:
-        """A token of the device's, or one in its place, became final so many tokens behind an override."""
-        if distance <= _BEHIND:
+        """Record whether the device was overridden this many tokens after an override."""
+        if distance <= _CLUSTER:
             self._shares[distance - 1].add(overridden)
 
     def unknown(self, distance: int) -> None:
-        """The cloud wrote a token there unasked; what was known of the device fades, so that it gets another chance."""
-        if distance <= _BEHIND:
+        """Record that the device drafted nothing at this distance: fade, so that it gets another chance."""
+        if distance <= _CLUSTER:
             self._shares[distance - 1].fade()
 
     def chances(self) -> Iterator[float]:
-        """By distance, from 1 on."""
+        """Yield the chance at each distance, from 1 on."""
         return (share.value for share in self._shares)

@@ -1,4 +1,4 @@
-"""What is on its way to the cloud, and when it will be answered."""
+"""The spans in flight, and the times when their answers are expected."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class _Sent:
 
 
 class Pipeline:
-    """The spans of one generation on their way; what their answers tell of link and cloud goes into the estimates.
+    """The spans of one generation in flight. Their answers teach the estimates about link and cloud.
 
-    A span sent at t is answered at max(the answer before it, t + round trip) + reading time: the cloud reads one after
-    the other, and the link's two halves overlap with the readings of others.
+    The cloud reads one span after the other, while the link carries others. So a span sent at t is answered at
+
+        max(time of the previous answer, t + round trip) + time to read it
     """
 
     def __init__(self, estimates: Estimates, mode: Mode = Mode.EXACT) -> None:
@@ -31,14 +32,14 @@ class Pipeline:
         self._mode = mode
         self._spans: deque[_Sent] = deque()
         self._opened_ms: float | None = None
-        self._prompt_tokens = 0  # that an Open has the cloud read
+        self._prompt_tokens = 0  # of the prompt that the cloud reads after the Open
         self._prefilled = False
         self._last_answer_ms = 0.0
         self._last_token_ms: float | None = None  # of a takeover
         self._settled: int | None = None  # length of the text up to the last answer
 
     def opened(self, now_ms: float, prompt_tokens: int = 0) -> None:
-        """An Open was sent; nothing else is on its way. What comes behind it waits until the prompt is read."""
+        """Record that an Open was sent, and nothing else is in flight. Later spans wait for the prefill."""
         self._spans.clear()
         self._opened_ms = now_ms
         self._prompt_tokens = prompt_tokens
@@ -49,7 +50,7 @@ class Pipeline:
         self._settled = None
 
     def sent(self, tokens: int, now_ms: float) -> None:
-        """A span was sent."""
+        """Record that a span was sent, with `tokens` draft and branch tokens."""
         costs = self.estimates.costs()
         before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
         answer_ms = max(before, now_ms + costs.rtt_ms) + costs.read_ms(tokens)
@@ -58,7 +59,7 @@ class Pipeline:
         self._spans.append(_Sent(now_ms, tokens, not self._spans and self._prefilled, answer_ms))
 
     def answered(self, frame: ServerFrame, now_ms: float) -> None:
-        """A frame came."""
+        """Record a frame that arrived at `now_ms`."""
         match frame:
             case Opened(prefilled=False) if self._opened_ms is not None:
                 self.estimates.travelled(now_ms - self._opened_ms)
@@ -76,9 +77,9 @@ class Pipeline:
                 pass
 
     def keep(self, spans: int, *, begins_takeover: bool = False) -> None:
-        """Only so many spans are still on their way: an override has voided the others.
+        """Keep the oldest `spans` spans; an override has voided the others.
 
-        With `begins_takeover` the cloud writes on once the first of these comes, and not at once.
+        With `begins_takeover` the cloud writes on when the first of the void spans arrives, not at once.
         """
         while len(self._spans) > spans:
             voided = self._spans.pop()
@@ -86,9 +87,9 @@ class Pipeline:
                 self._last_token_ms = max(self._last_token_ms, voided.at_ms + self.estimates.costs().rtt_ms)
 
     def wait_ms(self, now_ms: float) -> float:
-        """How long a span sent now would wait in the cloud for those before it.
+        """Return how long a span sent now would wait in the cloud for the spans before it.
 
-        While nothing is known of the cloud's reading, an answer that is late is expected to be as late again.
+        Before the cloud has reported any time, a late answer is expected to be late by the same time again.
         """
         before = self._spans[-1].answer_ms if self._spans else self._last_answer_ms
         if self._spans and not self.estimates.reading_known:
@@ -96,7 +97,7 @@ class Pipeline:
         return max(before - self.estimates.costs().rtt_ms - now_ms, 0.0)
 
     def written_by(self, now_ms: float) -> int:
-        """Tokens of a takeover that the cloud will have written, beyond those that came, when a span sent now comes."""
+        """Return the tokens of a takeover that the cloud writes after the received ones, until a span arrives."""
         costs = self.estimates.costs()
         since_ms = 0.0 if self._last_token_ms is None else now_ms - self._last_token_ms
         return max(int((since_ms + costs.rtt_ms) / costs.stream_ms), 0)
@@ -117,9 +118,9 @@ class Pipeline:
         self._expect_again(now_ms)
 
     def _compare(self, settled: int, now_ms: float) -> None:
-        """Hold what was settled since the answer before this one against what the long view promises for that time.
+        """Compare the tokens that became final since the previous answer with the schedule's promise for that time.
 
-        It promises nothing where tokens are final without the cloud.
+        The schedule promises nothing in a mode that commits tokens without the cloud.
         """
         schedule = schedule_for(self.estimates.costs())
         if self._settled is not None and self._mode is Mode.EXACT and not schedule.streams:
@@ -127,7 +128,7 @@ class Pipeline:
             self.estimates.delivered(max(settled - self._settled, 0), promised)
 
     def _expect_again(self, now_ms: float) -> None:
-        """An answer that came early or late moves those behind it."""
+        """Expect later answers again, after one that came early or late."""
         costs, before = self.estimates.costs(), now_ms
         for span in self._spans:
             span.answer_ms = before = max(before, span.at_ms + costs.rtt_ms) + costs.read_ms(span.tokens)

@@ -1,21 +1,26 @@
-"""The long view: how fast spans can be at given costs, and what a stock of drafted tokens is worth.
+"""The best schedule of spans at given costs, and the rate that it reaches.
 
-An average-reward decision process over the moments when the cloud becomes free. The state is the stock, tokens drafted
-and not sent; the action is how many tokens K the next span has. With t_d a draft's time, V(K) a reading's, R the round
-trip, r the chance of an override at each token and S_K = (1 - r)^K:
+The model is an average-reward decision process over the moments when the cloud becomes free. The state is the *stock*:
+tokens that are drafted and not sent. The action is the length K of the next span. With
+
+    t_d    time of a draft
+    V(K)   time in which the cloud reads a span
+    R      round trip
+    r      chance of an override at each token,  S_K = (1 - r)^K
+
+a step has
 
     reward    1 + S_1 + ... + S_K tokens: those that stand, and the cloud's own
     duration  max(0, K - stock) t_d + V(K)
-    next      with chance S_{K+1}   stock' = max(0, stock - K) + V(K) / t_d - 1: what was drafted meanwhile, less the
-                                    bonus, which has to be what the device drafted there, or all behind it is void
-              else                  the restart: R passes before a new token can arrive, the stock is empty, or what
-                                    a branch holds if the override was foreseen
+    next      with chance S_{K+1}   stock' = max(0, stock - K) + V(K) / t_d - 1: the tokens drafted in that time,
+                                    without the bonus. The bonus must equal the token drafted there.
+              otherwise             the restart: R passes before a new token can arrive. The stock is empty, or holds a
+                                    branch that the override began.
 
-The rate is the one at which the relative value of the restart is nil (Dinkelbach). It is found by policy iteration
-(Howard): the rate of one choice of spans is a ratio of two expectations, tokens and time from one restart to the next,
-and the spans that are best at that rate make the next choice. The restart has two other ways: the cloud streams for
-good, or it writes on until the next span arrives, at `stream_ms` a token, and what it wrote meanwhile does not have to
-be drafted.
+The rate is the one at which the relative value of the restart is zero (Dinkelbach). Policy iteration finds it (Howard):
+the rate of one choice of spans is a ratio of two expectations, tokens and time from one restart to the next. The spans
+that are best at that rate make the next choice. After a restart the cloud may also stream to the end, or write on at
+`stream_ms` a token until the next span arrives, so that the device need not draft these tokens.
 """
 
 from __future__ import annotations
@@ -30,10 +35,10 @@ from numpy.typing import NDArray
 from edge_client.planner.costs import Costs
 
 MAX_STOCK = 64
-_MOST_STEPS = 50  # of policy iteration, which takes a few; choices that are equally good may take turns
-_LEAST_RISK = 1e-6  # for a finite time to the next restart
-_ADVANTAGE = 1.05  # over streaming, which is sure, that spans must promise
-# What a schedule depends on, in steps an octave: fewer where it depends on it less.
+_MOST_STEPS = 50  # of policy iteration. It takes a few, but equally good choices may take turns.
+_LEAST_RISK = 1e-6  # keeps the time to the next restart finite
+_ADVANTAGE = 1.05  # spans must promise this times the rate of streaming, which is certain
+# Costs are rounded to this many steps an octave: fewer for costs that change a schedule less.
 _PRECISIONS = {
     **dict.fromkeys(("draft_ms", "rtt_ms", "read_base_ms", "stream_ms", "risk"), 8),
     **dict.fromkeys(("read_token_ms", "foresight"), 4),
@@ -45,21 +50,21 @@ Float64s = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What the best schedule reaches, and what it does at a restart."""
+    """The rate of the best schedule, and its way to restart."""
 
     rate: float  # tokens a millisecond
     streams: bool  # plain streaming is as fast as anything
     cloud_writes_on: bool  # after an override, until the next span comes
 
     def delivering(self, share: float, costs: Costs) -> Schedule:
-        """The schedule if only a share of its rate comes true: streaming, which is sure, may then be as fast."""
+        """Return the schedule if only a share of its rate is reached: streaming, if that is then as fast."""
         if self.streams or self.rate * share * costs.stream_ms >= 1:
             return self
         return Schedule(1 / costs.stream_ms, streams=True, cloud_writes_on=True)
 
 
 def schedule_for(costs: Costs) -> Schedule:
-    """The schedule at these costs, each rounded to the next of some steps an octave, so that it is seldom solved."""
+    """Return the schedule at these costs. They are rounded, so that a solution can be used again."""
     return _solved(Costs(**{name: _rounded(getattr(costs, name), steps) for name, steps in _PRECISIONS.items()}))
 
 
@@ -103,10 +108,10 @@ class _Problem:
         self.ms_ahead = np.zeros(MAX_STOCK + 1)
 
     def improved(self, rate: float) -> tuple[float, bool]:
-        """The rate with the spans that are best, for one span each, if a millisecond costs `rate` tokens.
+        """Choose for each stock the span that is best if a millisecond costs `rate` tokens.
 
-        And whether the cloud had better write on after a restart. What follows those spans is valued as the choice
-        before; from the second choice on, no rate is below the one before it.
+        Return the rate of that choice, and whether the cloud should write on after a restart. The value of later spans
+        is that of the previous choice. From the second choice on, rates do not fall.
         """
         values = self.tokens_ahead - rate * self.ms_ahead
         later = values[self.below] + self.beyond * np.diff(values)[self.below]
@@ -115,7 +120,7 @@ class _Problem:
         return max(idle, writing), writing > idle
 
     def _follow(self, columns: NDArray[np.int64]) -> None:
-        """Reckon tokens and time up to the restart where each stock has its span: x = own + chance of a next * x."""
+        """Compute tokens and time up to the restart if each stock has its span: x = own + chance of a next * x."""
         self.spans, stocks = columns, np.arange(MAX_STOCK + 1)
         below, beyond, goes_on = self.below[stocks, columns], self.beyond[stocks, columns], self.goes_on[columns]
         onward = np.identity(MAX_STOCK + 1)
@@ -125,19 +130,19 @@ class _Problem:
         self.tokens_ahead, self.ms_ahead = np.linalg.solve(onward, own).T
 
     def _ahead(self, stocks: Float64s) -> tuple[Float64s, Float64s]:
-        """Tokens and time up to the restart, from stocks between whole ones as well."""
+        """Return tokens and time up to the restart, also for fractional stocks."""
         whole = np.arange(MAX_STOCK + 1)
         return np.interp(stocks, whole, self.tokens_ahead), np.interp(stocks, whole, self.ms_ahead)
 
     def _idling(self) -> float:
-        """The rate if the cloud waits for the next span."""
+        """Return the rate if the cloud waits for the next span."""
         share = self.costs.foresight
         tokens, ms = self._ahead(np.array([0.0, self.costs.branch_tokens]))
         weights = np.array([1 - share, share])
         return float(weights @ tokens / (self.costs.rtt_ms + weights @ ms))
 
     def _writing_on(self) -> float:
-        """The rate if the cloud writes until a span of n tokens arrives, for the best n."""
+        """Return the rate if the cloud writes until a span of n tokens arrives, for the best n."""
         costs = self.costs
         drafted = np.arange(1, MAX_STOCK + 1)
         window_ms = costs.rtt_ms + drafted * costs.draft_ms
@@ -148,6 +153,6 @@ class _Problem:
             return 0.0
         agreed = self.right**written
         tokens, ms = self._ahead(np.maximum(ahead, 0))
-        # A forward of the cloud's that has begun is finished first: half of one, on average.
+        # The cloud first finishes the forward that it has begun: half a forward on average.
         rates = (written + agreed * tokens) / (window_ms + costs.stream_ms / 2 + agreed * ms)
         return float(rates[useful].max())

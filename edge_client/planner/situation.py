@@ -1,4 +1,4 @@
-"""What a planner decides from, and what it is."""
+"""The planner protocol, and the situation that a planner decides on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge_client.planner.pipeline import Pipeline
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One generation at one moment."""
+    """The state of one generation at one moment."""
 
     session: DeviceSession
     tree: DraftTree
@@ -25,14 +25,14 @@ class Situation:
 
 
 class Planner(Protocol):
-    """Decides purely: the same situation gives the same decision."""
+    """Chooses actions. It is pure: the same situation gives the same decision."""
 
     @property
     def mode(self) -> Mode:
-        """What is promised about the text."""
+        """The mode whose promise the planner keeps."""
 
     def decide(self, situation: Situation) -> Decision:
-        """The next action."""
+        """Return the next action, with its reason."""
 
     def alone(self) -> Self:
-        """The planner of a generation that has lost its cloud for good."""
+        """Return the planner to use once the cloud is lost for good."""

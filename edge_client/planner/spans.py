@@ -1,12 +1,15 @@
-"""The near view: how long the next span should be, given the risks of what is drafted.
+"""The best length of the next span, given the risks of its tokens.
 
-Values are in tokens. A millisecond of the cloud costs `rate` tokens, so a span of k tokens is worth
+Values are in tokens. A millisecond of the cloud costs `rate` tokens, so a span of k tokens has the value
 
-    1 + S_1 + ... + S_k - rate (idle + V(k)) + what the span after it is worth, for the best length of that one,
+    1 + S_1 + ... + S_k - rate * (idle + V(k)) + value of the best next span
 
-where S_j is the chance that its first j tokens stand, V(k) the reading's time, and idle the time that the cloud waits
-because tokens have yet to be drafted. The rate is that of the long view (`schedule.py`), or, where the draft is surer
-than usual, the best that a single span makes here: spans would grow for as long as drafting beats the average.
+    S_j    chance that its first j tokens stand
+    V(k)   time in which the cloud reads it
+    idle   time that the cloud waits because tokens are not drafted yet
+
+The rate is that of the schedule (`schedule.py`). If the draft is surer than usual, it is the best rate of a single span
+here: otherwise spans would grow as long as drafting is faster than the average.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from edge_client.planner.costs import Costs
 
 LONGEST = 64  # tokens that are planned ahead
-_LEAST_CHANCE = 1e-9  # that anything stands, to divide by
+_LEAST_CHANCE = 1e-9  # keeps a divisor above 0
 
 Float64s = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -28,14 +31,14 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A length, and what it is worth."""
+    """The length of a span, and its value in tokens."""
 
     tokens: int
     value: float
 
 
 def best_span(risks: Sequence[float], drafts: int, wait_ms: float, costs: Costs, rate: float) -> Plan:
-    """The length of the next span, from 1, that is worth most if all tokens before it stand.
+    """Return the length of the next span, from 1, that has the highest value if all tokens before it stand.
 
     `risks` are those of the unsent tokens; up to `drafts` more can be drafted. A span sent now would wait `wait_ms`.
     """
@@ -57,13 +60,16 @@ def best_span(risks: Sequence[float], drafts: int, wait_ms: float, costs: Costs,
 
 
 def best_take_back(risks: Sequence[float], written: int, room: int, costs: Costs) -> Plan:
-    """The length, from the first token that is not final, of the span that best takes over from a cloud that writes.
+    """Return the length of the span that best takes the text back from a cloud that writes.
 
-    `risks` are those of what is drafted; the cloud will have written `written` tokens when a span sent now comes, and
-    one more each `stream_ms` while more is drafted; `room` tokens, more than `written`, are left. A span that
-    contradicts what the cloud has written costs nothing, since it is not read and the cloud writes on. So a span is
-    worth what it settles if it does not, beyond what the cloud would write in the time of the reading, half a forward
-    that has begun included; the best one is worth most for its time.
+    Lengths count from the first token that is not final. `risks` are those of the drafted tokens. The cloud will have
+    written `written` tokens when a span sent now arrives, and writes another each `stream_ms`. The text has room for
+    `room` tokens, which is more than `written`.
+
+        value of a span  =  tokens it makes final  -  tokens that the cloud would write while reading it
+
+    The cloud first finishes the forward that it has begun, half a forward on average. A span that contradicts the
+    cloud's text is ignored and costs nothing. The best span has the highest value per millisecond.
     """
     drafted = len(risks)
     longest = min(room, max(drafted, written + LONGEST))
@@ -81,7 +87,10 @@ def best_take_back(risks: Sequence[float], written: int, room: int, costs: Costs
 
 
 def survivals(risks: Sequence[float], length: int, later: float) -> Float64s:
-    """The chance that the first k tokens stand, for k from 0 to `length`; `later` is the risk of those not drafted."""
+    """Return the chance that the first k tokens stand, k from 0 to `length`: [length + 1].
+
+    `later` is the risk of tokens that are not drafted yet.
+    """
     known = risks[:length]
     steps = np.concatenate(([0.0], known, np.full(length - len(known), later)))
     return np.asarray(np.cumprod(1.0 - steps), np.float64)
@@ -90,9 +99,9 @@ def survivals(risks: Sequence[float], length: int, later: float) -> Float64s:
 def _span_after(
     stands: Float64s, lengths: Counts, unsent: int, free_ms: Float64s, costs: Costs, rate: float
 ) -> Float64s:
-    """What the span after one of each length is worth, for the best length of its own: [lengths].
+    """Return the value of the best span after a span of each length: [lengths].
 
-    It begins behind the bonus, and is drafted while the cloud reads, until `free_ms`, the one before it.
+    It begins after the bonus. The device drafts it while the cloud reads the span before, until `free_ms`.
     """
     spans = np.arange(1, LONGEST + 1)
     ends = lengths[:, np.newaxis] + 1 + spans  # [lengths, spans]

@@ -1,7 +1,7 @@
-"""How long the cloud had better write on once it has stepped in.
+"""The length of a takeover: the tokens that the cloud should write after an override.
 
-Overrides come in clusters: right behind one, the device is often wrong again. Each further override costs a round trip
-and a reading before the text can go on, while the cloud, which is at it anyway, writes a token in `stream_ms`.
+Overrides come in clusters: right after one, the device is often wrong again. Each further override costs a round trip
+and a verification. The cloud, which is active anyway, writes a token in `stream_ms`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from itertools import takewhile
 from edge_client.planner.costs import Costs
 from edge_client.planner.learning import OverrideClusters
 
-# Chance of a further override below which the device writes, however fast the cloud is: for the cloud's time costs
-# something, too (an assumption).
+# Chance of a further override below which the device writes, however fast the cloud is. The cloud's time has a cost,
+# too (an assumption).
 _LEAST_CHANCE = 0.25
 
 
 def takeover_tokens(override_clusters: OverrideClusters, costs: Costs) -> int:
-    """How many tokens behind an override the cloud had better write itself."""
+    """Return the number of tokens that the cloud should write after an override."""
     again_ms = costs.rtt_ms + costs.read_ms(1)
 
     def better_written(chance: float) -> bool:

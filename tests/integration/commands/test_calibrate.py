@@ -48,8 +48,8 @@ def test_a_fit_ranks_calibrates_and_survives_its_file(tiny_pair: Path, tmp_path:
     assert told["expected_calibration_error"] < 0.04
     assert gate.card.figures.keys() == told.keys()
     assert gate.card.figures["expected_calibration_error"] < 0.02, "on what it was calibrated on"
-    assert len(gate.calibration.risks) == 24 * 120
-    assert gate.calibration.overridden.sum() == len(gate.card.held_out_overrides)
+    assert len(gate.held_out.risks) == 24 * 120
+    assert gate.held_out.overridden.sum() == len(gate.card.held_out_overrides)
 
 
 def test_a_curve_rises_and_has_no_steps() -> None:

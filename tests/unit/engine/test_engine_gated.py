@@ -14,13 +14,13 @@ import pytest
 from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, ServerFrame, Verdict
 from chaperone_common.session import Audited, Committed, Drafted, Event, Finished, Retracted, SessionEvent
 from chaperone_common.types import Mode, OnDeviation, Origin, Promises, Proposal, Signal
-from edge_client.gate import Budgeted, Calibration, Control, Gate, Never, Threshold
+from edge_client.gate import Budgeted, Control, Gate, HeldOutRisks, Never, Threshold
 from edge_client.planner import DraftToken, Send
 from tests.support.engine import OPENED, PROMPT, TARGET, Stage, cloud_text, finished, origins, written
 from tests.support.fake_link import FakeLink, cloud_of
 from tests.unit.engine.test_engine_trees import AT, BEHIND, FIRST, OTHER, staged
 
-TRUSTING = Calibration.of([number / 100 for number in range(1, 100)], [number > 90 for number in range(1, 100)])
+TRUSTING = HeldOutRisks.of([number / 100 for number in range(1, 100)], [number > 90 for number in range(1, 100)])
 
 
 def gated(gate: Gate, link: FakeLink, **settings: Any) -> Stage:

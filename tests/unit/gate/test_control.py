@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chaperone_common.errors import ConfigError, InvalidRequest
 from chaperone_common.types import Promises
-from edge_client.gate import Calibration, Control
+from edge_client.gate import Control, HeldOutRisks
 from edge_client.gate.control import RESERVE, RiskScale, Unread
 
 DELAY = 20  # tokens between a skip and its audit
@@ -43,7 +43,7 @@ def run(
     def audit() -> None:
         risk, overridden = unread.popleft()
         wait()
-        control.record_audit(1, int(overridden), foretold=risk)
+        control.record_audit(1, int(overridden), expected=risk)
 
     for risk, overridden in tokens:
         fires = risk >= control.threshold
@@ -70,9 +70,9 @@ def asked_in_hindsight(tokens: Sequence[tuple[float, bool]], missed: int) -> int
     return sum(risk >= threshold for risk, _ in tokens)
 
 
-def calibration(seed: int, *, level: float = 0.05, tokens: int = 4000) -> Calibration:
+def calibration(seed: int, *, level: float = 0.05, tokens: int = 4000) -> HeldOutRisks:
     drawn = list(stream(np.random.default_rng(seed), tokens, level))
-    return Calibration.of([risk for risk, _ in drawn], [overridden for _, overridden in drawn])
+    return HeldOutRisks.of([risk for risk, _ in drawn], [overridden for _, overridden in drawn])
 
 
 @pytest.mark.parametrize("catch", [0.8, 0.9, 0.95])
@@ -122,7 +122,7 @@ def run_many(control: Control, texts: Sequence[Sequence[tuple[float, bool]]]) ->
 
     def audit(unread: Unread, waiting: deque[bool]) -> None:
         foretold, unread.tokens, unread.risk = unread.risk, 0, 0.0
-        control.record_audit(len(waiting), sum(waiting), foretold=foretold)
+        control.record_audit(len(waiting), sum(waiting), expected=foretold)
         waiting.clear()
 
     for place in range(len(texts[0])):
@@ -251,7 +251,7 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
         control.unregister(waiting)
         if random.random() < share:
             risks, fates = [risk for risk, _ in skipped], [overridden for _, overridden in skipped]
-            control.record_audit(len(skipped), sum(fates), foretold=sum(risks), weight=1 / share)
+            control.record_audit(len(skipped), sum(fates), expected=sum(risks), weight=1 / share)
     return caught, missed
 
 
@@ -287,7 +287,7 @@ def test_a_share_of_audits_keeps_the_ceiling_on_average(share: float, most: floa
 
 def test_a_calibration_that_proves_nothing_does_not_ask_for_ever() -> None:
     """With 60 overrides, no threshold can be shown to catch 0.99 of them; the workload's own tokens can."""
-    known = Calibration.of([0.01] * 140 + [0.5] * 60, [False] * 140 + [True] * 60)
+    known = HeldOutRisks.of([0.01] * 140 + [0.5] * 60, [False] * 140 + [True] * 60)
     control = Control(Promises(0.99, 1.0), known)
     assert control.threshold == 0.0
     run(control, stream(np.random.default_rng(8), 3000, 0.1))
@@ -295,7 +295,7 @@ def test_a_calibration_that_proves_nothing_does_not_ask_for_ever() -> None:
 
 
 def test_promises_of_everything_ask_about_everything() -> None:
-    tame = Calibration.of([0.2 + number / 1000 for number in range(100)], [number % 5 == 0 for number in range(100)])
+    tame = HeldOutRisks.of([0.2 + number / 1000 for number in range(100)], [number % 5 == 0 for number in range(100)])
     for promises in (Promises(1.0, 1.0), Promises(0.0, 0.0)):
         control = Control(promises, tame)
         run(control, iter([(0.3, False)] * 200))
@@ -310,7 +310,7 @@ def test_where_no_risk_was_seen_any_risk_is_asked_about() -> None:
 
 def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -> None:
     control = Control(Promises(0.9, 1.0), calibration(1))
-    control.record_audit(7, 7, foretold=0.7)
+    control.record_audit(7, 7, expected=0.7)
     assert control.threshold == 0.0
     for _ in range(20):
         control.record_caught()
@@ -320,7 +320,7 @@ def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -
 @pytest.mark.parametrize("promises", [Promises(0.9, 1.0), Promises(0.0, 0.1)])
 def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(promises: Promises) -> None:
     control = Control(promises, calibration(1))
-    control.record_audit(7, 7, foretold=0.7)  # 6.3 over
+    control.record_audit(7, 7, expected=0.7)  # 6.3 over
     assert control.threshold == 0.0
     waiting = control.register()
     waiting.tokens = 10
@@ -354,7 +354,7 @@ def test_promises_are_checked_and_can_be_switched_off() -> None:
 
 def test_calibrated_thresholds_by_hand() -> None:
     """Overrides at .4, .6 and .8; the loss of one more token is always reckoned with."""
-    known = Calibration.of([0.8, 0.1, 0.2, 0.4, 0.6, 0.9], [True, False, False, True, True, False])
+    known = HeldOutRisks.of([0.8, 0.1, 0.2, 0.4, 0.6, 0.9], [True, False, False, True, True, False])
     assert known.for_catch(1.0) == 0.0
     assert known.for_catch(0.5) == 0.6  # one missed: 1 - 0.5 * 3 + 0.5 <= 0; two would be 0.5 + 0.5
     assert known.for_deviation(2 / 7) == 0.6  # (1 + 1) / 7
@@ -363,7 +363,7 @@ def test_calibrated_thresholds_by_hand() -> None:
 
 
 def test_tokens_of_one_risk_are_asked_about_together() -> None:
-    known = Calibration.of([0.1, 0.3, 0.3, 0.3], [False, False, False, True])
+    known = HeldOutRisks.of([0.1, 0.3, 0.3, 0.3], [False, False, False, True])
     assert known.for_deviation(0.2) == 0.3
 
 
@@ -389,6 +389,6 @@ def test_calibrated_thresholds_keep_the_promise_on_average_elsewhere() -> None:
 
 def test_a_calibration_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match="2 risks of 1 tokens"):
-        Calibration.of([0.1, 0.2], [True])
+        HeldOutRisks.of([0.1, 0.2], [True])
     with pytest.raises(ConfigError, match="outside"):
-        Calibration.of([1.2], [True])
+        HeldOutRisks.of([1.2], [True])

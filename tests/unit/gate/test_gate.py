@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
 from chaperone_common.types import Mode, Origin, Promises, Proposal, Signal
 from edge_client.config import GateSettings
-from edge_client.gate import Always, Budgeted, Calibration, Control, Entry, Ledger, Never, Threshold, Totals
+from edge_client.gate import Always, Budgeted, Control, Entry, HeldOutRisks, Ledger, Never, Threshold, Totals
 from edge_client.gate.gating import Gates
 from tests.session.test_both_ends import pairs
 from tests.support.session_pair import PROMPT, Pair
@@ -133,7 +133,7 @@ def test_where_skips_are_provisional_one_that_gives_way_counts_as_a_deviation() 
         ledger.follow(Retracted(3))
         entry = ledger.follow(committed(3, 9, Origin.OVERRIDE, 0.25, drafted=1, fired=fired))
         assert (ledger.caught, ledger.deviations) == expected
-        assert (entry.skipped, entry.foretold) == ((False, 0.0) if fired else (True, 0.25))
+        assert (entry.skipped, entry.expected) == ((False, 0.0) if fired else (True, 0.25))
         assert ledger.unread == {}
 
 
@@ -141,7 +141,7 @@ def test_where_skips_are_provisional_one_that_stands_was_read_too() -> None:
     ledger = Ledger(stay_provisional=True)
     ledger.follow(Drafted(3, 1, signal(0.25)))
     ledger.follow(Drafted(4, 2, signal(0.5)))
-    assert ledger.follow(committed(3, 1, Origin.VERIFIED, 0.25)) == Entry(0.25, skipped=True, audited=1, foretold=0.25)
+    assert ledger.follow(committed(3, 1, Origin.VERIFIED, 0.25)) == Entry(0.25, skipped=True, audited=1, expected=0.25)
     ledger.follow(Retracted(4))
     assert (ledger.audited, ledger.unread) == (1, {})
 
@@ -166,9 +166,9 @@ def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
 
 def test_an_open_gate_counts_and_a_closed_one_does_not_whoever_holds_it() -> None:
     """Closing decides, not garbage collection: both gates are alive all the time, and then none is."""
-    spent = Calibration.of([0.01 * number for number in range(1, 61)], [True] * 60)
+    spent = HeldOutRisks.of([0.01 * number for number in range(1, 61)], [True] * 60)
     control = Control(Promises(0.9, 1.0), spent)
-    control.record_audit(7, 7, foretold=0.7)
+    control.record_audit(7, 7, expected=0.7)
     assert control.threshold == 0.0, "the budget is spent"
     gates = [Budgeted(control), Budgeted(control)]
     for gate in gates:
@@ -195,7 +195,7 @@ def test_a_sampled_audit_stands_for_those_that_were_not_made() -> None:
     """Seven deviations empty a budget; one does, where one generation in eight is audited."""
     spent = []
     for weight, deviations in ((1.0, 6), (1.0, 7), (8.0, 1)):
-        control = Control(Promises(0.9, 1.0), Calibration.of([0.01 * number for number in range(1, 61)], [True] * 60))
+        control = Control(Promises(0.9, 1.0), HeldOutRisks.of([0.01 * number for number in range(1, 61)], [True] * 60))
         gate = Budgeted(control)
         gate.follow(Audited(3, 13, tuple(range(3, 3 + deviations)), weight))
         spent.append(control.threshold == 0.0)
