@@ -28,10 +28,10 @@ OWN_PACKAGES = ("cloud_supervisor", "chaperone_common")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C.
+    """Run a command, and return its exit code: 0, 1 for an error, 2 for wrong usage or settings, 130 for Ctrl-C.
 
-    For `serve`, Ctrl-C and SIGTERM are how it is meant to end: it lets its streams finish, and returns 0. A second one
-    ends it at once. `models pull` removes what it has begun when Ctrl-C, SIGTERM or SIGHUP end it.
+    `serve` ends with Ctrl-C or SIGTERM: it lets its streams finish, and returns 0. A second signal ends it at once.
+    `models pull` removes its unfinished files when Ctrl-C, SIGTERM or SIGHUP end it.
     """
     console = Console.standard(PROGRAM)
     return run_program(console, lambda: _run(argv, console))
@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, console: Console) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("torch").setLevel(logging.WARNING)  # it would tell of its caches when the process ends
+    logging.getLogger("torch").setLevel(logging.WARNING)  # it logs its caches when the process ends
     try:
         arguments.run(console, arguments)
     except ImportError as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):  # libraries make this of Ctrl-C while they are imported
+        if isinstance(error.__cause__, KeyboardInterrupt):  # some libraries turn Ctrl-C during their import into this
             return EXIT_INTERRUPTED
-        if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug, which needs its traceback
+        if (error.name or "").partition(".")[0] in OWN_PACKAGES:  # a bug: show its traceback
             raise
         console.complain(f"{error}; this command needs more packages: pip install 'chaperone-llm[{arguments.extras}]'")
         return EXIT_ERROR
@@ -137,7 +137,7 @@ def _list(console: Console, arguments: argparse.Namespace) -> None:
 
 
 class _Ended(BaseException):
-    """A signal ended the command; as KeyboardInterrupt, nothing on its way up may take it for an error."""
+    """A signal ended the command. It is no Exception, as KeyboardInterrupt is none, so that no code handles it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -146,7 +146,7 @@ class _Ended(BaseException):
 
 @contextmanager
 def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
-    """Within the block let signals end the command in order, so that it leaves nothing behind."""
+    """Within the block let signals end the command in order, so that it removes its temporary files."""
 
     def end(number: int, _: FrameType | None) -> None:
         raise _Ended(number)

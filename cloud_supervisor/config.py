@@ -19,17 +19,17 @@ def check_listen(address: str) -> str:
 
 
 def check_pair_name(name: str) -> str:
-    """Return the name of a pair; raise ValueError for what is none, such as a path."""
+    """Return the name of a pair; raise ValueError for any other text, such as a path."""
     if not re.fullmatch(PAIR_NAME, name):
         raise ValueError("it is not a name of lower-case letters, digits, '-' and '_'; `models list` shows all")
     return name
 
 
-MAX_THREADS = 1024  # torch starts any number, and each costs memory and a place in the scheduler
+MAX_THREADS = 1024  # torch would start any number, and each thread costs memory
 
 
 class LimitsConfig(FrozenModel):
-    """What devices may ask for."""
+    """The limits of the cloud, for all devices together and for each request."""
 
     max_sessions: int = Field(default=256, ge=1)
     max_queue: int = Field(default=256, ge=1)
@@ -43,12 +43,12 @@ class LimitsConfig(FrozenModel):
 
     @property
     def max_streams(self) -> int:
-        """Calls of any kind at once; beyond the sessions, some are being refused or superseded, or check the health."""
+        """Calls of any kind at once: sessions, streams that are refused or superseded, and health checks."""
         return 4 * self.max_sessions + 16
 
 
 class CloudConfig(FrozenModel):
-    """All settings of `chaperone-cloud serve`; see `configs/cloud.yaml` for what they mean."""
+    """All settings of `chaperone-cloud serve`; `configs/cloud.yaml` explains them."""
 
     listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:50151"
     pair: Annotated[str, AfterValidator(check_pair_name)] = "default"

@@ -1,4 +1,4 @@
-"""The frames of one stream that wait to be handled."""
+"""The frames of one stream that were received and not handled yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Inbox:
-    """Reads a stream ahead, so that the supervisor can see what is coming; bounded, so that nobody can flood it."""
+    """Reads a stream ahead, up to a limit, so that the supervisor can see a Close or a Draft that waits."""
 
     def __init__(self, frames: AsyncIterator[ClientFrame], max_waiting: int, clock: Clock) -> None:
         self._clock = clock
@@ -26,12 +26,12 @@ class Inbox:
 
     @property
     def empty(self) -> bool:
-        """No frame is there to take."""
+        """No frame waits."""
         return self._queue.empty() and not self._interruption.done()
 
     @property
     def closing(self) -> bool:
-        """No verdict is wanted any more: a Close is among the waiting frames, or the stream was interrupted."""
+        """The device needs no more verdicts: a Close is waiting, or the stream was interrupted."""
         return self._closing.is_set()
 
     async def until_closing(self) -> None:
@@ -39,7 +39,10 @@ class Inbox:
         await self._closing.wait()
 
     async def get(self) -> Arrived[ClientFrame]:
-        """Take the oldest frame; raises what was wrong with it, or why the stream was interrupted."""
+        """Take the oldest frame, or wait for one.
+
+        Raises the error that the frame caused, or that interrupted the stream.
+        """
         if self._interruption.done():
             return self._interruption.result()
         taking = asyncio.ensure_future(self._queue.get())
@@ -55,10 +58,10 @@ class Inbox:
         return arrival
 
     def interrupt(self, error: ChaperoneError) -> None:
-        """Let the next `get`, or the waiting one, raise this error."""
+        """Make the next `get`, or the one that waits, raise this error."""
         if not self._interruption.done():
             self._interruption.set_exception(error)
-            self._interruption.exception()  # it may never be asked for
+            self._interruption.exception()  # retrieved here, in case no `get` follows
             self._closing.set()
 
     async def close(self) -> None:
@@ -67,7 +70,7 @@ class Inbox:
         await asyncio.wait((self._pump,))
 
     def _note_end(self, pump: asyncio.Task[None]) -> None:
-        """A bug in the reading must not leave `get` waiting for ever."""
+        """Interrupt `get` if a bug ended the reading, so that it does not wait for ever."""
         if not pump.cancelled() and (error := pump.exception()) is not None:
             _LOG.error("a stream cannot be read", exc_info=error)
             self.interrupt(InternalError("the supervisor cannot read the stream; its log has the details"))

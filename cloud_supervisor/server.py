@@ -1,4 +1,4 @@
-"""The process: model, worker, supervisor and gRPC server, put together."""
+"""The process: the model, and a gRPC server that hosts the cloud above it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
+    ("grpc.http2.ping_timeout_ms", 10_000),  # the timeout of a keepalive ping; the option above does not set it
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
@@ -40,7 +40,7 @@ _OPTIONS = (
 
 
 class Server:
-    """A supervisor behind a listening port."""
+    """A supervisor on a listening port."""
 
     def __init__(self, config: CloudConfig, cloud: Cloud) -> None:
         refuse_elsewhere(config.listen)
@@ -54,7 +54,7 @@ class Server:
         )
 
     async def start(self) -> str:
-        """Listen, report healthy, and return the address with the port that was given."""
+        """Listen, report healthy, and return the address with the assigned port."""
         self._server.add_generic_rpc_handlers((SupervisionService(self.cloud.supervisor).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
@@ -67,30 +67,30 @@ class Server:
         return self._listen if self._listen.startswith("unix:") else f"{self._listen.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no new stream, let the open ones finish for a while, then end them."""
+        """Take no new stream, give the open ones time to finish, then end them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
         await self.cloud.close()
 
 
 def refuse_elsewhere(address: str) -> None:
-    """Raise ConfigError for an address that other machines can reach, or that is none."""
+    """Raise ConfigError for an invalid address, or one that other machines can reach."""
     try:
         check_listen(address)
     except ValueError as error:
         raise ConfigError(f"listen: {address!r}: {error}") from None
     if not is_loopback(address):
         raise ConfigError(
-            f"listen: {address!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT "
-            "behind a proxy that ends TLS"
+            f"listen: {address!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT, "
+            "and a proxy that ends TLS in front of it"
         )
 
 
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """Load the model and serve until SIGINT or SIGTERM; `announce` receives the address.
 
-    What is cheap is checked first. Until the address is announced, Ctrl-C raises KeyboardInterrupt. After that the
-    first signal lets streams end; a second one ends the process at once, with exit code 128 plus its number.
+    Cheap checks come first. Until the address is announced, Ctrl-C raises KeyboardInterrupt. After that the first
+    signal lets streams end. A second one ends the process at once, with exit code 128 plus its number.
     """
     refuse_elsewhere(config.listen)
     check_free(config.listen)
@@ -119,17 +119,17 @@ async def _host(
 def first_and_second_signal(stop: Callable[[], object]) -> Iterator[None]:
     """Within the block let the first SIGINT or SIGTERM call `stop`, and the second one end the process at once.
 
-    Python's own handlers, not the event loop's: the second signal is heard even where the loop is stuck.
+    These are Python's own handlers, not the event loop's. So the second signal works even if the loop is stuck.
     """
-    heard: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, _: FrameType | None) -> None:
-        if heard:
+    def handle(number: int, _: FrameType | None) -> None:
+        if received:
             os._exit(EXIT_SIGNAL + number)
-        heard.append(number)
+        received.append(number)
         stop()
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -138,7 +138,7 @@ def first_and_second_signal(stop: Callable[[], object]) -> Iterator[None]:
 
 
 def check_free(address: str) -> None:
-    """Raise ConfigError where nothing can listen on an address: before seconds are spent on loading a model."""
+    """Raise ConfigError if nothing can listen on an address; called before a model is loaded for seconds."""
     if address.startswith("unix:"):
         folder = Path(address.removeprefix("unix:")).parent
         if not folder.is_dir():
@@ -146,16 +146,16 @@ def check_free(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     try:
-        wheres = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        candidates = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"listen: {address!r} cannot be bound ({error.strerror}); use 127.0.0.1:PORT") from None
     problem: str | None = None
-    for family, kind, protocol, _, where in wheres:
+    for family, kind, protocol, _, where in candidates:
         try:
             with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed connection is no hindrance
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that were closed
                 probe.bind(where)
-                return  # gRPC is content with one of several addresses, too
+                return  # gRPC, too, needs only one of several addresses
         except OSError as error:
             problem = error.strerror
     raise ConfigError(f"listen: {address!r} cannot be bound ({problem}); choose a free port")

@@ -1,6 +1,6 @@
 """gRPC in the cloud: decode, call, encode.
 
-Frames cross as bytes, so that a malformed one is refused by our own rules, with a message, and on its stream only.
+gRPC carries frames as bytes, so that our own rules refuse a malformed frame, with a message, on its stream only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SupervisionService:
         self._supervisor = supervisor
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a gRPC server is given."""
+        """Return the handler to register in a gRPC server."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -42,7 +42,7 @@ class SupervisionService:
     async def supervise(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
-        """One generation; a Failure frame is mirrored in the stream's status."""
+        """Serve one generation; a Failure frame also sets the status of the stream."""
         async with aclosing(self._supervisor.supervise(_decoded(requests))) as answers:
             async for frame in answers:
                 yield encode_server(frame)
@@ -50,7 +50,7 @@ class SupervisionService:
                     await context.abort(getattr(grpc.StatusCode, frame.status), frame.message)
 
     async def get_capabilities(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        """What this cloud serves."""
+        """Return the model and the limits of this cloud."""
         return encode_capabilities(self._supervisor.capabilities)
 
 

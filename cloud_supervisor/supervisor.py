@@ -1,6 +1,6 @@
 """The use case: frames of a device in, frames of the cloud out, for many devices at once.
 
-No gRPC in here, so that a gRPC server, a test or a simulator can host it alike.
+Nothing in here knows gRPC, so that a gRPC server, a test or a simulator can host it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from cloud_supervisor.model.ports import ForwardQueue
 
 _LOG = logging.getLogger(__name__)
 
-MAX_DIGEST_SHOWN = 80  # whatever a device sends is quoted no further
+MAX_DIGEST_SHOWN = 80  # characters of a device's text that a message quotes
 
 
 @dataclass(slots=True)
 class Counters:
-    """What happened since the start, for operators and tests."""
+    """Counts since the start, for operators and tests. Those of a session are added when its stream ends."""
 
     streams: int = 0
     refused: int = 0
@@ -70,11 +70,12 @@ class _Answer:
 
 
 class Supervisor:
-    """All sessions of one large model."""
+    """The sessions of one large model."""
 
     def __init__(
         self, queue: ForwardQueue, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
     ) -> None:
+        """Serve up to `limits.max_sessions` streams above a queue in front of the model."""
         self.capabilities = capabilities
         self.counters = Counters()
         self._queue = queue
@@ -89,7 +90,7 @@ class Supervisor:
         return len(self._inboxes)
 
     async def supervise(self, frames: AsyncIterator[ClientFrame]) -> AsyncGenerator[ServerFrame, None]:
-        """Serve one generation. The last frame is Closed or Failure; a bug here costs this stream only."""
+        """Serve one generation. The last frame is Closed or Failure; a bug ends this stream only."""
         self.counters.streams += 1
         inbox = Inbox(frames, self._limits.max_frames_waiting, self._clock)
         try:
@@ -99,10 +100,10 @@ class Supervisor:
             return
         except Cancelled as error:
             failure = self._cancelled(error)
-        except (asyncio.CancelledError, GeneratorExit):  # the host learned it before the inbox did
+        except (asyncio.CancelledError, GeneratorExit):  # the host noticed before the inbox did
             self._cancelled(Cancelled("the host ended the stream"))
             raise
-        except ModelError as error:  # found in reading: nothing that the device could mend
+        except ModelError as error:  # found in a forward: the device cannot fix it
             _LOG.error("stream failed: %s", error.message)
             self.counters.refused += 1
             failure = Failure("INTERNAL", f"the cloud's {error.message}")
@@ -119,7 +120,7 @@ class Supervisor:
         yield failure
 
     def _cancelled(self, error: Cancelled) -> Failure:
-        """Nobody was refused anything: a device may stop at any time."""
+        """Count a stream that the device or the host ended. That is no refusal: a device may stop at any time."""
         _LOG.debug("stream cancelled: %s", error.message)
         self.counters.cancelled += 1
         return _failure(error)
@@ -139,7 +140,7 @@ class Supervisor:
             self._count(session)
             if self._inboxes.get(opening.session_id) is inbox:
                 del self._inboxes[opening.session_id]
-            if opening.session_id not in self._inboxes:  # an older stream may outlive the newer one by a reading
+            if opening.session_id not in self._inboxes:  # an older stream may end after the newer one, by one forward
                 self._free(opening.session_id, after_s=0.0 if closed else self._limits.reconnect_grace_s)
 
     def _count(self, session: CloudSession) -> None:
@@ -148,7 +149,7 @@ class Supervisor:
         self.counters.hand_backs += session.hand_backs
 
     def _free(self, session_id: SessionId, *, after_s: float) -> None:
-        """Let a session's KV go, after a grace in which a device that was cut off may open the session anew."""
+        """Free a session's KV after a grace period, in which a device that was cut off may open the session again."""
         self._end_grace(session_id)
         if after_s > 0:
             self._graces[session_id] = asyncio.get_running_loop().call_later(after_s, self._free_now, session_id)
@@ -180,7 +181,7 @@ class Supervisor:
                     raise ProtocolViolation("frame: a second Open in one stream")
                 if isinstance(frame, Draft):
                     self._check_size(frame)
-                    if inbox.closing:  # the device needs no more verdicts; what it kept comes with the Close
+                    if inbox.closing:  # the device needs no more verdicts; the Close carries the unread text
                         continue
                     if session.hands_back(frame):
                         yield session.hand_back()
@@ -195,7 +196,7 @@ class Supervisor:
 
     @staticmethod
     async def _next(inbox: Inbox, patience_s: float, missing: str) -> Arrived[ClientFrame]:
-        """Wait for a frame, but not for ever: a stream that says nothing holds a place that others may want."""
+        """Wait for a frame, up to a limit: a silent stream takes a place from others."""
         try:
             async with asyncio.timeout(patience_s):
                 return await inbox.get()
@@ -274,7 +275,7 @@ class Supervisor:
         return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
 
     def _time_left_ms(self, deadline_ms: int, arrived_at: float) -> float | None:
-        """What is left of a Draft's deadline after its wait for the frames before it; None if it has none."""
+        """Return the rest of a Draft's deadline after its wait for the frames before it; None without a deadline."""
         if not deadline_ms:
             return None
         waited_ms = (self._clock.now() - arrived_at) * 1000

@@ -1,10 +1,11 @@
-"""Which session's keys and values are in memory, and who has to leave when it is full.
+"""The sessions' keys and values in memory, within a budget.
 
-State is only ever a cache of the token list: a caller names the whole list each time, the store finds out how much
-of it is already read, and whatever was evicted is read again without anybody noticing more than the time it takes.
-Branch tokens that were read beside a list are held until the next one, which may go on along them.
+A cache holds no state of its own: a caller names the whole text each time. The store finds how much of it is cached.
+An evicted session is read again, which costs time and nothing else. Branch tokens are held until the session's next
+text, which may continue along them.
 
-The store is not locked: one thread uses it (the worker's), and only `stats` may be read from others.
+The store has no lock. The model's thread changes it. Other threads may read `stats` at any time, and the rest only
+while the model's thread is idle.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ _NOTHING = TokenTree(())
 
 @dataclass(frozen=True, slots=True)
 class KvStats:
-    """What the store did so far, and what it holds now; `bytes_used` counts tokens planned by a running reading."""
+    """The state of the store, and its counts since the start."""
 
-    sessions: int
-    bytes_used: int
+    sessions: int  # in memory now
+    bytes_used: int  # by tokens that are held, or planned by a running forward
     budget_bytes: int
     evictions: int
-    rebuilt_tokens: int  # read a second time because an eviction had thrown them away
+    rebuilt_tokens: int  # read again after an eviction
 
 
 @dataclass(slots=True)
 class _Entry:
     cache: KvCache
     tree: TokenTree = _NOTHING  # the tokens that the cache holds
-    planned_tokens: int = 0  # what the budget is charged for; more than is held only while pinned
-    pinned: bool = False  # a reading is using the cache
-    doomed: bool = False  # freed while pinned; goes when the reading ends
+    planned_tokens: int = 0  # that the budget is charged for; more than are held only while pinned
+    pinned: bool = False  # a forward is using the cache
+    doomed: bool = False  # freed while pinned; dropped when the forward ends
 
 
 class KvStore:
     """Caches by session, least recently used first, within a budget of bytes.
 
-    Call `prepare`, feed what it asks for, then `commit`; or `abandon` if the feeding failed.
+    Call `prepare`, feed the tokens that the cache lacks, then `commit`; or `abandon` if the forward failed.
     """
 
     def __init__(self, new_cache: Callable[[], KvCache], *, budget_bytes: int, bytes_per_token: int) -> None:
@@ -52,7 +53,7 @@ class KvStore:
         self._budget_bytes = budget_bytes
         self._bytes_per_token = bytes_per_token
         self._entries: dict[Hashable, _Entry] = {}  # in order of last use
-        self._lost_tokens: dict[Hashable, int] = {}  # held when evicted and not read again since; gone with `free`
+        self._lost_tokens: dict[Hashable, int] = {}  # evicted and not read again yet; forgotten by `free`
         self._used_tokens = 0
         self._evictions = 0
         self._rebuilt_tokens = 0
@@ -110,12 +111,12 @@ class KvStore:
             self._drop(key)
 
     def abandon(self, key: Hashable) -> None:
-        """Record that the reading failed; its cache may hold anything, so it goes."""
+        """Record that the forward failed, and drop the cache, which may hold anything."""
         self._running(key)
         self._drop(key)
 
     def free(self, key: Hashable) -> None:
-        """Forget a session; one that is being read goes when its reading ends. Unknown sessions are no error."""
+        """Forget a session, or as soon as its forward ends. Unknown sessions are no error."""
         self._lost_tokens.pop(key, None)
         entry = self._entries.get(key)
         if entry is None:
@@ -133,7 +134,7 @@ class KvStore:
         if pinned_tokens + tokens > capacity_tokens:
             raise Overloaded(
                 f"kv budget: {tokens} tokens need {tokens * self._bytes_per_token} bytes, and"
-                f" {(capacity_tokens - pinned_tokens) * self._bytes_per_token} of {self._budget_bytes} can be had;"
+                f" {(capacity_tokens - pinned_tokens) * self._bytes_per_token} of {self._budget_bytes} are available;"
                 " shorten the conversation or raise the budget"
             )
         needed_tokens = tokens - (own.planned_tokens if own else 0)
@@ -146,7 +147,7 @@ class KvStore:
                 self._drop(other)
 
     def _count_rebuilt(self, key: Hashable, kept: int, planned: int) -> None:
-        """Count what this reading repeats; a rebuild may come in several chunks."""
+        """Count the tokens that this forward reads again; a rebuild may come in several chunks."""
         lost = self._lost_tokens.get(key, 0)
         self._rebuilt_tokens += max(0, min(lost, planned) - kept)
         if planned >= lost:
@@ -155,7 +156,7 @@ class KvStore:
     def _running(self, key: Hashable) -> _Entry:
         entry = self._entries.get(key)
         if entry is None or not entry.pinned:
-            raise ValueError(f"session {key!r}: no reading of it is running; call prepare first")
+            raise ValueError(f"session {key!r}: no forward of it is running; call prepare first")
         return entry
 
     def _charge(self, entry: _Entry, tokens: int) -> None:

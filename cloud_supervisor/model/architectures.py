@@ -1,7 +1,7 @@
-"""Which models can draft on a device and be supervised in a cloud, told from their configuration alone.
+"""The model architectures that can draft on a device or verify in a cloud, by their configuration alone.
 
-An architecture is supported if tests hold it against a forward without cache; all others are refused by name. Nothing
-here imports torch or transformers, so that a model can be refused before its weights are fetched or loaded.
+An architecture is supported if tests compare it with a forward without cache. All others are refused by name. This
+module imports neither torch nor transformers, so that a model can be refused before its weights are fetched or loaded.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 from chaperone_common.artefacts.folders import Role
 from chaperone_common.errors import ModelError
 
-# By `model_type` of config.json. In the cloud: one key and one value per token and layer, and nothing else between two
-# forwards, so that tokens can be taken back and branches read beside a text.
+# By `model_type` of config.json. In the cloud, a model may keep only one key and one value per token and layer between
+# two forwards, so that tokens can be taken back, and branches can be read next to a text.
 CLOUD_MODEL_TYPES = frozenset(
     {
         *("ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "granite", "llama", "mistral"),
         *("mixtral", "olmo", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
     }
 )
-# On the device: what the ONNX builder turns into a graph of GroupQueryAttention that computes what the weights say.
+# On the device: the ONNX builder makes a correct graph of GroupQueryAttention.
 EDGE_MODEL_TYPES = frozenset(
     {"ernie4_5", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3"}
 )
@@ -31,17 +31,17 @@ _ROPE_TYPES = {
     "cloud": frozenset({"default", "linear", "llama3", "longrope", "yarn"}),
     "edge": frozenset({"default", "linear", "llama3", "longrope"}),
 }
-_GEMMA3_ROPE_TYPES = frozenset({"default"})  # on the device: the builder would scale the local layers, too
+_GEMMA3_ROPE_TYPES = frozenset({"default"})  # on the device: the builder would also scale the local layers
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-_HEADS = ("ForCausalLM", "LMHeadModel")  # how the names of classes end that write text
-_GEMMA3_PERIOD = 6  # layers; the builder takes every sixth for one of full attention, with another rotary base
+_HEADS = ("ForCausalLM", "LMHeadModel")  # endings of the names of classes that generate text
+_GEMMA3_PERIOD = 6  # layers; the builder gives every sixth layer full attention and another rotary base
 _ROTARY_STEP = 16  # onnxruntime rotates halves of a multiple of 8 numbers
 
 
 def refuse_unsupported(config: Any, role: Role, name: str) -> None:
     """Raise ModelError unless a model with this configuration of transformers can take the role.
 
-    `name` is what the message calls the model.
+    The message calls the model `name`.
     """
     known = _MODEL_TYPES[role]
     if config.model_type not in known:
@@ -54,10 +54,10 @@ def refuse_unsupported(config: Any, role: Role, name: str) -> None:
 
 
 def context_tokens(config: Any) -> int:
-    """How many tokens a text may have so that no token's meaning depends on how long the text becomes.
+    """Return the longest text, in tokens, whose cached keys stay valid while it grows.
 
-    `longrope` turns all keys by other angles once the text is longer than the original context; keys that are kept
-    from before would be wrong then.
+    `longrope` rotates all keys by other angles once the text is longer than the original context. Cached keys would be
+    wrong then.
     """
     most = int(config.max_position_embeddings)
     if _rope_type(config) != "longrope":
@@ -70,16 +70,16 @@ def context_tokens(config: Any) -> int:
 
 
 def layer_windows(config: Any) -> list[int | None]:
-    """How many tokens each layer's attention sees, a token itself included; None is all."""
+    """Return how many tokens each layer's attention sees, a token itself included; None means all."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def _inner(config: Any, known: frozenset[str]) -> str:
-    """A hint for a model that wraps one of language with sight or hearing."""
+    """Return a hint for a multimodal model that wraps a language model."""
     inner = getattr(getattr(config, "text_config", None), "model_type", None)
-    return f" (it wraps {inner!r}; save that language model alone)" if inner in known else ""
+    return f" (it wraps {inner!r}; store that language model alone)" if inner in known else ""
 
 
 def _obstacles(config: Any, role: Role) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _obstacles(config: Any, role: Role) -> Iterator[str]:
 
 
 def _edge_obstacles(config: Any) -> Iterator[str]:
-    """Where the builder writes a graph that computes something else, or one that onnxruntime cannot run."""
+    """Yield the settings for which the builder's graph computes something else, or does not run in onnxruntime."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotated = int(head_dim * getattr(config, "partial_rotary_factor", 1.0))
     if rotated % _ROTARY_STEP:

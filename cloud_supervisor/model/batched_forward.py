@@ -1,12 +1,12 @@
 """One forward for the tokens of many sequences, each with keys and values of its own.
 
-All tokens stand in one row, so that the weights are read once and each linear layer is one product, whatever the
-lengths of the sequences; only attention goes from sequence to sequence. transformers gives new keys and values to the
-cache that it was handed, and what the cache returns to the attention function of the model's configuration: here these
-are `Sequences` and `attend`, and nothing in between looks at what they pass on.
+All tokens are in one row, so that the weights are read once, and each linear layer is one product for all lengths. Only
+attention runs once per sequence. transformers passes new keys and values to its cache, and the cache's return value to
+the attention function of the model's configuration. Here these are `Sequences` and `attend`. transformers does not look
+at the values that they exchange; a test and a pinned version guard this.
 
 The caches keep the tokens of all layers whole. A layer with a sliding window passes the window's width to its attention
-function, and the layer's own mask hides what is outside.
+function, and the layer's own mask hides the tokens outside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from chaperone_common.token_tree import TokenTree
 
-ATTENTION = "chaperone_sequences"  # the name by which a model's configuration knows `attend`
+ATTENTION = "chaperone_sequences"  # the name of `attend` in a model's configuration
 
 
 class View:
@@ -57,14 +57,14 @@ class View:
 
 
 class Held(NamedTuple):
-    """Keys or values of each sequence, [1, heads, tokens, head_dim], those just fed included."""
+    """Keys or values of each sequence, [1, heads, tokens, head_dim], those of the tokens just fed included."""
 
     tensors: list[torch.Tensor]
     views: list[View]
 
 
 class Sequences:
-    """The caches of some sequences as the one cache that a forward writes to."""
+    """The caches of several sequences, as the one cache that a forward writes to."""
 
     def __init__(self, caches: Sequence[Any], views: Sequence[View]) -> None:
         self._caches = caches
@@ -92,10 +92,10 @@ def attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers: over each sequence's own keys and values, as if it were alone.
+    """Attend to each sequence's own keys and values, as if it were alone: an attention function of transformers.
 
-    By transformers' own function for `sdpa`, which knows no soft cap of the scores. `is_causal` is ignored: models
-    conclude it from the mask that they are given, which is none of the sequences'.
+    It calls transformers' own function for `sdpa`, except for scores with a soft cap, which that does not support.
+    `is_causal` is ignored: models conclude it from the mask that they get, which belongs to no sequence.
     """
     outputs = []  # [1, fed, heads, head_dim] each
     queries = query.split([view.fed for view in key.views], dim=2)
@@ -116,7 +116,7 @@ def _attend_capped(
     softcap: float,
     scaling: float,
 ) -> torch.Tensor:
-    """Attention with scores that are kept within `softcap`, as Gemma 2 has it."""
+    """Attend with scores limited to `softcap`, as Gemma 2 does."""
     fed, tokens, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)

@@ -1,4 +1,4 @@
-"""Which devices torch can compute on here, checked before a model is loaded."""
+"""The devices that torch can compute on here, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from chaperone_common.errors import ConfigError
 
 
 def check_device(name: str, here: Sequence[str] | None = None) -> torch.device:
-    """Return the device of that name; raises ConfigError unless it is one of those `here`.
+    """Return the device of that name; raises ConfigError unless it is in `here`, by default `available_devices`.
 
-    These are `available_devices` unless they are given. A kind alone, like cuda, means the first of it.
+    A kind alone, like cuda, means the first device of that kind.
     """
     known = available_devices() if here is None else here
     try:
         device = torch.device(name)
-    except RuntimeError:  # a name that means nothing to torch
+    except RuntimeError:  # torch does not know the name
         device = None
     if device is None or f"{device.type}:{device.index or 0}" not in {*known, "cpu:0"}:
         raise ConfigError(f"device: {name!r} is not on this machine; there is {', '.join(known)}")

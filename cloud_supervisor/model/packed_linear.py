@@ -1,8 +1,8 @@
-"""Linear layers whose weights lie in memory as oneDNN reads them fastest; for float32 on a processor.
+"""Linear layers with weights in oneDNN's fastest memory layout, for float32 on a processor.
 
-torch multiplies by a float32 weight as it lies in the checkpoint, and so does badly where a verification lives, at 2 to
-64 tokens: on a processor with AVX2 alone, packed weights read 8 to 16 tokens of a 1.5B model in two thirds of the time.
-The two operators are those that torch's own compiler packs with where the number of tokens varies.
+torch uses float32 weights in the checkpoint's layout, which is slow for verifications, at 2 to 64 tokens. On a
+processor with AVX2 alone, packed weights read 8 to 16 tokens of a 1.5B model in two thirds of the time. The two private
+operators are those that torch's own compiler uses for a varying number of tokens.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-_TOKENS = 16  # of a forward, which the packing is chosen for; it serves any number of them
+_TOKENS = 16  # of the forward that the layout is optimised for; it works for any number
 
 
 class PackedLinear(nn.Module):
-    """What `nn.Linear` computes, up to rounding; for inference alone."""
+    """The same function as `nn.Linear`, up to rounding; for inference only."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class PackedLinear(nn.Module):
 def pack(model: nn.Module) -> None:
     """Replace all linear layers of a float32 model on the processor, one by one, so that few weights are held twice.
 
-    A weight that another layer shares, as an output matrix may be the embedding, stays there, too. The model must not
-    be a linear layer itself, nor name one twice. Without oneDNN nothing is changed.
+    A weight that another layer shares stays there, too: the output matrix may be the embedding. The model must not be a
+    linear layer itself, nor name one twice. Without oneDNN nothing is changed.
     """
     if not torch.backends.mkldnn.is_available():
         return

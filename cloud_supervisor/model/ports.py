@@ -1,4 +1,4 @@
-"""What the supervisor needs from a large model."""
+"""The large model, as the supervisor sees it: caches, forwards, and the queue in front of them."""
 
 from __future__ import annotations
 

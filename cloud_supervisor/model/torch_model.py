@@ -1,7 +1,7 @@
-"""The large model by torch and transformers; `batched_forward`, `devices` and `packed_linear` import them as well.
+"""The large model on torch and transformers; `batched_forward`, `devices` and `packed_linear` import them as well.
 
-In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt; in bfloat16 near ties
-may flip, because kernels round differently for different numbers of rows.
+In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt. In bfloat16 near ties may flip,
+because kernels round differently for different numbers of rows.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def coupled_choice(soft: Softmax, sampling: SamplingParams, position: int, draft
 class TorchModel:
     """A causal language model of transformers as a `TargetModel`; use `load`.
 
-    Its attention must be `ATTENTION`, as `load` and `set_attn_implementation` of transformers make it.
+    Its attention must be `ATTENTION`, which `load` sets, and `set_attn_implementation` of transformers.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class TorchModel:
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._choose = chooser
-        # Models take four dimensions for a mask that is ready, and make none; `attend` has its own.
+        # With a mask of four dimensions, models make none themselves; `attend` uses its own.
         self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
         self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
 
@@ -121,9 +121,9 @@ class TorchModel:
     ) -> Self:
         """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
 
-        `vocabulary_size` is the tokenizer's (the model's may be padded; the ids beyond are never chosen), `threads`
-        sets torch's number for the whole process. Raises `ModelMissing`, `ModelCorrupt`, `ConfigError`, or `ModelError`
-        for an architecture that cannot be supervised.
+        `vocabulary_size` is the tokenizer's. The model's may be padded, and the ids beyond are never chosen. `threads`
+        sets torch's number of threads for the whole process.
+        Raises `ModelMissing`, `ModelCorrupt`, `ConfigError`, or `ModelError` for an unsupported architecture.
         """
         place = check_device(device)
         if not (Path(folder) / "config.json").is_file():
@@ -167,7 +167,7 @@ class TorchModel:
 
     @property
     def dtype(self) -> str:
-        """What it computes in, in torch's words."""
+        """The data type of the weights and activations, by torch's name."""
         return str(self._model.dtype).removeprefix("torch.")
 
     @property
@@ -208,7 +208,7 @@ class TorchModel:
         tree, count = request.tree, request.num_choices
         positions = [*range(tree.end - count, tree.end), *tree.positions]
         drafted = [*tree.token_ids[1:], None][len(tree.token_ids) - count :] + [None] * len(tree.branches)
-        return [  # a row's noise is that of the position its token will have
+        return [  # drawn with the noise of the position that the chosen token will have
             self._choose(softmax(row, request.sampling.temperature), request.sampling, position + 1, token_id)
             for row, position, token_id in zip(rows, positions, drafted, strict=True)
         ]
@@ -242,7 +242,7 @@ class TorchModel:
             "attention_mask": self._ready_mask,
             "use_cache": True,
         }
-        if not wanted:  # chunks of prompts: no logits at all
+        if not wanted:  # chunks of prompts: compute no logits
             self._model.base_model(**inputs)
             return [np.empty((0, self._vocabulary_size), np.float32) for _ in requests]
         output = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._model.device))
@@ -254,10 +254,10 @@ class TorchModel:
 
 
 def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
-    """bfloat16 for a model that is kept in it, on an accelerator or a processor with AVX-512; else float32.
+    """Return bfloat16 for a bfloat16 model on an accelerator or a processor with AVX-512; else float32.
 
-    Without AVX-512 a forward of 8 tokens of bfloat16 takes a processor as long as 8 forwards. With it, but without the
-    instructions for bfloat16 themselves, it is taken to be no slower than float32, which needs twice the memory.
+    Without AVX-512 a forward of 8 tokens in bfloat16 takes a processor as long as 8 forwards. With AVX-512, but without
+    instructions for bfloat16, we assume that it is no slower than float32, which needs twice the memory.
     """
     return _fastest_dtype(AutoConfig.from_pretrained(folder, local_files_only=True), check_device(device))
 
@@ -273,12 +273,12 @@ def _loading(folder: Path | str) -> Iterator[None]:
         yield
     except ImportError:  # a package is missing, and the files may be fine
         raise
-    except Exception as error:  # transformers, safetensors and json each raise their own kinds
+    except Exception as error:  # transformers, safetensors and json raise errors of many types
         raise ModelCorrupt(f"{folder}: transformers cannot load it: {error}") from error
 
 
 def _kv_bytes_per_token(config: Any, itemsize: int) -> int:
-    """Keys and values of every layer."""
+    """Return the size of the keys and values of one token in all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * head_dim * itemsize)

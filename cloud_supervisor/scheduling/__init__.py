@@ -1,1 +1,1 @@
-"""Which session's tokens the model reads next."""
+"""The order in which requests reach the model, and the model's thread."""

@@ -13,7 +13,7 @@ API_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Device to cloud, first: what to read, and by which rules to choose."""
+    """Device to cloud, first: the text to read, and the rules of choosing."""
 
     session_id: SessionId
     tokenizer_digest: str
@@ -21,26 +21,27 @@ class Open:
     max_new_tokens: int
     eos_token_ids: tuple[int, ...]
     prompt_token_ids: tuple[int, ...]
-    committed_token_ids: tuple[int, ...] = ()  # of a generation that is resumed
-    model_digest: str = ""  # of the model that is to write the text; "" takes any
+    committed_token_ids: tuple[int, ...] = ()  # tokens that a resumed generation has committed
+    model_digest: str = ""  # the model that must write the text; "" accepts any
     api_version: int = API_VERSION
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Device to cloud: tokens from position `start` on, and alternatives beside them.
+    """Device to cloud: tokens from position `start` on, and branch tokens next to them.
 
-    Those below `final_before` are committed, or will be if what was sent before stands, and only audited; the token
-    behind the last may be among them. Else the cloud chooses that one. No tokens at all asks the cloud to write.
+    Tokens below `final_before` are only audited. They are committed, or will be if the spans before them stand. If the
+    position after the last token is not below it, the cloud chooses that token. No tokens at all asks the cloud to
+    write.
     """
 
     revision: int
     start: int
     token_ids: tuple[int, ...]
-    risks: tuple[float, ...]  # one a token, in [0, 1], or none at all; one byte each on the wire
+    risks: tuple[float, ...]  # one per token, in [0, 1], or none; one byte each on the wire
     final_before: int
-    continuation_tokens: int = 0
-    deadline_ms: int = 0  # 0: as in the Draft before; none in the first
+    continuation_tokens: int = 0  # tokens of a takeover that are welcome after an override
+    deadline_ms: int = 0  # 0: as in the Draft before, or none in the first
     branches: tuple[BranchToken, ...] = ()
 
     @property
@@ -56,7 +57,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Device to cloud, last: the committed tokens from `start` on that the cloud has not read."""
+    """Device to cloud, last: the committed tokens from `start` on that the cloud has not read yet."""
 
     start: int
     token_ids: tuple[int, ...]
@@ -64,27 +65,27 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Cloud to device: the session stands; a second one says that the prompt's KV is ready."""
+    """Cloud to device: the session is open. A second one reports that the prompt's KV is ready."""
 
     prefilled: bool
     context_tokens: int
     queue_us: int = 0
     compute_us: int = 0
-    max_span_tokens: int = 0  # that one Draft may carry, branches included; 0 where the cloud does not tell
+    max_span_tokens: int = 0  # that one Draft may carry, branches included; 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Cloud to device: the span stands up to `position`, where the cloud's own token is `token_id`.
 
-    Where that token begins a branch of the Draft, `further_token_ids` are those after it: the branch tokens that stand,
-    and one more of the cloud's own.
+    If a branch of the Draft begins with that token, `further_token_ids` follow it: the branch tokens that stand, and
+    one more token of the cloud's own.
     """
 
     revision: int
     position: int
     token_id: int
-    deviations: tuple[int, ...] = ()  # positions of committed tokens that the cloud would have chosen otherwise
+    deviations: tuple[int, ...] = ()  # positions of committed tokens that differ from the cloud's choice
     queue_us: int = 0
     compute_us: int = 0
     further_token_ids: tuple[int, ...] = ()
@@ -112,7 +113,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Cloud to device, last: why the stream ends. `status` is the name of a gRPC status."""
+    """Cloud to device, last: the reason why the stream ends. `status` is the name of a gRPC status."""
 
     status: str
     message: str
@@ -134,7 +135,7 @@ class Arrived(NamedTuple, Generic[FrameT]):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a cloud serves; asked for once a channel, before the first stream."""
+    """The model and limits of a cloud; requested once per channel, before the first stream."""
 
     api_version: int
     model: str
@@ -142,4 +143,4 @@ class Capabilities:
     vocabulary_size: int
     context_tokens: int
     max_span_tokens: int
-    model_digest: str = ""  # of weights and recipe; "" where the cloud does not tell
+    model_digest: str = ""  # of weights and recipe; "": unknown

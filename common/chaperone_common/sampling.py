@@ -4,8 +4,8 @@ A model chooses `argmax_v(log p[v] - log(-log(u[v])))`, the Gumbel-max rule, wit
 compute from `(seed, position, token_id)`. It is an exact sample of `p`, and two models that share the noise agree
 with probability at least `(1 - TV) / (1 + TV)`: Daliri, Musco and Suresh, arXiv 2408.07978.
 
-The noise is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a function of
-its arguments and nothing else; test vectors stand in `proto/`.
+The noise is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). It is a function of
+its arguments only. `proto/` has test vectors.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from chaperone_common.types import Choice, SamplingParams
 Ids = NDArray[np.intp]
 Float64s = NDArray[np.float64]
 
-CHOICE_DOMAIN = 0  # noise of other purposes gets domains of its own
+CHOICE_DOMAIN = 0  # other purposes use other domains
 CHAIN_STREAM = 0
-MAX_COUPLED_MARGIN = 30.0  # beyond this, nothing else can win within float64 noise
+MAX_COUPLED_MARGIN = 30.0  # with a larger margin no other token can win, given float64 noise
 
-# A vocabulary's row by NumPy costs 0.6 ms for 152,000 ids; computing the blocks of fewer ids apart is cheaper.
+# NumPy computes the row of a vocabulary of 152,000 ids in 0.6 ms. Single blocks are cheaper for fewer ids than this.
 _ROW_IS_CHEAPER_FROM = 4096
-# Tokens less likely than this, relative to the likeliest, don't count as rivals in the coupled margin.
+# The coupled margin may ignore tokens with less weight than this; the likeliest has weight 1.
 _RIVAL_WEIGHT = 1e-4
 _CUTS = (_RIVAL_WEIGHT, 1e-6, 1e-9, 0.0)
 # The noise of two tokens differs by less than 41; lighter than exp(-41 - MAX_COUPLED_MARGIN), a token is out of reach.
 _OUT_OF_REACH = 1e-31
-# Colder or hotter than this, float32 overflows, and nothing changes any more.
+# Outside this range float32 overflows, and the choice no longer changes.
 _TEMPERATURES = (1e-30, 1e30)
 
 
@@ -48,9 +48,9 @@ class Softmax:
 
 
 def softmax(logits: NDArray[np.float32], temperature: float) -> Softmax:
-    """Scale logits [vocab] and exponentiate them; ids outside the tokenizer must be cut off before.
+    """Scale logits [vocab] and exponentiate them; cut off ids outside the tokenizer first.
 
-    Raises ModelCorrupt where they are not numbers.
+    Raises ModelCorrupt if they are not numbers.
     """
     top = int(logits.argmax())
     if not math.isfinite(logits[top]):
@@ -66,8 +66,8 @@ def softmax(logits: NDArray[np.float32], temperature: float) -> Softmax:
 def choose(soft: Softmax, params: SamplingParams, position: int, *, stream: int = CHAIN_STREAM) -> Choice:
     """Choose the token at a position.
 
-    The coupled margin is the best score minus the best score of any other token before truncation (at temperature 0:
-    the logit gap). It is how far the noise stands from another choice.
+    The coupled margin is the best score minus the best score of any other token before truncation. At temperature 0 it
+    is the logit gap. It measures how far the noise is from another choice.
     """
     if params.temperature == 0:
         return _won(soft.scaled, soft.top)
@@ -82,7 +82,7 @@ def choose(soft: Softmax, params: SamplingParams, position: int, *, stream: int 
 
 
 def warp(logits: NDArray[np.float32], params: SamplingParams) -> Float64s:
-    """The distribution [vocab] that `choose` draws from: temperature, then top-k, top-p and min-p."""
+    """Return the distribution [vocab] that `choose` draws from: temperature, then top-k, top-p and min-p."""
     soft = softmax(logits, params.temperature)
     probabilities = np.zeros(len(logits), np.float64)
     if params.temperature == 0:
@@ -95,8 +95,8 @@ def warp(logits: NDArray[np.float32], params: SamplingParams) -> Float64s:
 
 
 def noise(seed: int, position: int, vocabulary: int, *, stream: int = CHAIN_STREAM) -> Float64s:
-    """The uniforms u [vocab] in (0, 1) of one position."""
-    # Arrays, not lists: NumPy would read a list that holds a seed of 2**63 or more as floats.
+    """Return the uniforms u [vocab] in (0, 1) of one position."""
+    # Arrays, not lists: NumPy would convert a list with a seed of 2**63 or more to floats.
     key = np.array([seed, 0], np.uint64)
     counter = np.array([0, position, stream, CHOICE_DOMAIN], np.uint64)
     generator = np.random.Philox(key=key, counter=counter)
@@ -104,7 +104,7 @@ def noise(seed: int, position: int, vocabulary: int, *, stream: int = CHAIN_STRE
 
 
 def noise_at(seed: int, position: int, ids: Ids, *, stream: int = CHAIN_STREAM) -> Float64s:
-    """The uniforms of some ids only: `noise(seed, position, vocabulary)[ids]`."""
+    """Return the uniforms of some ids only: `noise(seed, position, vocabulary)[ids]`."""
     counters = np.empty((4, len(ids)), np.uint64)
     counters[0] = 1 + ids // 4
     counters[1:] = np.array([[position], [stream], [CHOICE_DOMAIN]], np.uint64)
@@ -121,7 +121,7 @@ _LOW_HALF = np.uint64(0xFFFFFFFF)
 
 
 def philox4x64(counters: NDArray[np.uint64], key: tuple[int, int], rounds: int = 10) -> NDArray[np.uint64]:
-    """Philox4x64-10 of counters [4, n] under one key: words [4, n]."""
+    """Compute Philox4x64-10 of counters [4, n] with one key: words [4, n]."""
     even, odd = counters[0::2], counters[1::2]  # words (0, 2), which are multiplied, and (1, 3)
     keys = np.array([[key[0]], [key[1]]], np.uint64)
     weyl = np.array([[_WEYL[0]], [_WEYL[1]]], np.uint64)
@@ -133,7 +133,7 @@ def philox4x64(counters: NDArray[np.uint64], key: tuple[int, int], rounds: int =
 
 
 def _multiply_high(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The upper 64 bits of words [2, n] times the two round multipliers, by halves of 32 bits."""
+    """Return the upper 64 bits of words [2, n] times the two round multipliers, by halves of 32 bits."""
     low, high = words & _LOW_HALF, words >> _HALF
     low_low = low * _MULTIPLIERS_LOW >> _HALF
     middle = high * _MULTIPLIERS_LOW + low_low
@@ -159,10 +159,10 @@ def _scores(scaled: NDArray[np.float32], uniforms: Float64s) -> Float64s:
 def _won(
     scores: NDArray[np.float32] | Float64s, winner: int, margin: float | None = None, *, ids: Ids | None = None
 ) -> Choice:
-    """The choice of a winner, by index into `scores` and `ids`; alone in its field it comes second as well.
+    """Return the choice of a winner, an index into `scores` and `ids`. A single token is its own runner-up.
 
-    Unless a margin is given, it is how far the winner is ahead of everyone else: 0 if a token that truncation removed
-    is ahead of it.
+    The default margin is the winner's score minus the best other score. It is 0 if a token that truncation removed
+    has a better score.
     """
     second = _best_but(scores, winner)
     if margin is None:
@@ -174,7 +174,7 @@ def _won(
 
 
 def _best_but(values: NDArray[np.float32] | Float64s, index: int) -> int:
-    """The index of the largest value but one; that one itself if there is no other."""
+    """Return the index of the largest value except `values[index]`, or `index` if there is no other."""
     left, right = values[:index], values[index + 1 :]
     if not len(right):
         return int(left.argmax()) if len(left) else index
@@ -183,10 +183,10 @@ def _best_but(values: NDArray[np.float32] | Float64s, index: int) -> int:
 
 
 def _choose_from_all(soft: Softmax, seed: int, position: int, stream: int) -> Choice:
-    """Race over the whole vocabulary: the least `-log(u) / weight` wins.
+    """Race over the whole vocabulary: the least time `-log(u) / weight` wins.
 
-    Exact pruning: with t the time of the slower of two tokens, only tokens with `-log(u) < t * weight` can be
-    ahead of it; as `1 - u <= -log(u)`, one comparison without logarithms finds a superset that holds the best two.
+    Pruning is exact. Let t be the time of the slower of two tokens: only tokens with `-log(u) < t * weight` can be
+    faster. Since `1 - u <= -log(u)`, one comparison without logarithms finds a superset that holds the best two.
     """
     uniforms = noise(seed, position, len(soft.weights), stream=stream)
     if len(uniforms) == 1:
@@ -202,7 +202,7 @@ def _choose_from_all(soft: Softmax, seed: int, position: int, stream: int) -> Ch
 
 
 def _two_heavy(soft: Softmax) -> Ids:
-    """The likeliest token and the likeliest other one."""
+    """Return the likeliest token and the likeliest other one."""
     left = soft.weights[: soft.top]
     right = soft.weights[soft.top + 1 :]
     best_left = int(left.argmax()) if len(left) else -1
@@ -213,10 +213,10 @@ def _two_heavy(soft: Softmax) -> Ids:
 
 
 def _truncate(soft: Softmax, params: SamplingParams) -> tuple[Ids, NDArray[np.bool_]]:
-    """The ids that can matter, likeliest first, and which of them survive top-k, top-p and min-p.
+    """Return the ids that can matter, likeliest first, and which of them top-k, top-p and min-p keep.
 
-    The pool is exact: the cut is lowered until all that the filters could keep lies above it, so that only a few
-    ids of a large vocabulary are ever sorted.
+    The result is exact: the cut is lowered until every id that the filters could keep is above it. So only a few ids of
+    a large vocabulary are ever sorted.
     """
     cuts = iter(_CUTS)
     cut = next(cuts)
@@ -224,7 +224,7 @@ def _truncate(soft: Softmax, params: SamplingParams) -> tuple[Ids, NDArray[np.bo
     while cut > 0 and not _holds_all(soft, ids, params, cut):
         cut = next(cuts)
         ids = np.flatnonzero(soft.weights >= cut)
-    pool = ids[np.argsort(-soft.weights[ids], kind="stable")]  # equals keep the lower id first
+    pool = ids[np.argsort(-soft.weights[ids], kind="stable")]  # equal weights: the lower id first
     weights = soft.weights[pool].astype(np.float64)
     kept = np.ones(len(pool), np.bool_)
     total = soft.total

@@ -2,7 +2,10 @@
 
 draft       tokens that the device's small model proposed and nobody has checked
 span        a run of consecutive draft tokens, sent or not
-branch      tokens beside a span: alternatives to its own tokens, its chain, that are judged in the same reading
+chain       the span's own tokens, one after the other
+branch      tokens next to a chain: alternatives that are judged in the same forward
+forward     one run of the large model over new tokens
+choice      the token that a model chooses at a position
 signal      per-token uncertainty of the small model
 risk        probability that the cloud would have chosen another token here
 gate        the policy that reads signals and decides: keep drafting, skip, or fire
@@ -34,7 +37,7 @@ SessionId = NewType("SessionId", str)
 
 
 class Mode(StrEnum):
-    """What is final, and what is promised about it."""
+    """The promise about final tokens."""
 
     EXACT = "exact"
     GATED = "gated"
@@ -53,15 +56,15 @@ class Mode(StrEnum):
 
 
 class OnDeviation(StrEnum):
-    """What becomes of a skipped token that the cloud would have chosen otherwise."""
+    """The fate of a skipped token that the cloud would have chosen otherwise."""
 
     KEEP = "keep"  # it is final as soon as it is skipped
-    RETRACT = "retract"  # it stays provisional until it is audited, and then gives way
+    RETRACT = "retract"  # it stays provisional until it is audited, and is then replaced
 
 
 @dataclass(frozen=True, slots=True)
 class Promises:
-    """What a user asks for. 0 switches `catch` off, and 1 `max_deviation`; then only end-of-text is asked about."""
+    """The promises of a gated generation. `catch` 0 and `max_deviation` 1 are off; then only end-of-text fires."""
 
     catch: float = 0.95
     max_deviation: float = 0.02
@@ -71,19 +74,19 @@ class Promises:
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended, in OpenAI's words."""
+    """The reason why a generation ended, in OpenAI's words."""
 
     STOP = "stop"  # end-of-text token or a stop string
     LENGTH = "length"  # max_new_tokens, or the context is full
 
 
 class Origin(StrEnum):
-    """Who vouches for a committed token."""
+    """The author of a committed token, and who confirmed it."""
 
     DRAFT = "draft"  # written by the device, skipped by the gate
     VERIFIED = "verified"  # written by the device, confirmed by the cloud before it was final
     OVERRIDE = "override"  # the cloud's token in place of the draft's
-    BONUS = "bonus"  # the cloud's token after a span that stood whole, where the device had none yet
+    BONUS = "bonus"  # the cloud's token after a whole span, where the device had none yet
     TAKEOVER = "takeover"  # the cloud wrote on by itself
     UNVERIFIED = "unverified"  # written by the device while the cloud was lost
 
@@ -95,17 +98,16 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a token is chosen; the names are those of Hugging Face and OpenAI.
+    """The parameters of a choice, named as Hugging Face and OpenAI do.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filters off. `seed` keys the noise
-    that device and cloud share.
+    Raises InvalidRequest for a value out of range.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # 1: off
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0  # 0: off
+    seed: int = 0  # the key of the noise that device and cloud share
 
     def __post_init__(self) -> None:
         check_ranges(self, "temperature", "top_p", "top_k", "min_p", "seed")
@@ -113,7 +115,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
-    """One request: how to sample, and when to stop."""
+    """The parameters of one request: how to sample, and when to stop."""
 
     sampling: SamplingParams = SamplingParams()
     max_new_tokens: int = 256
@@ -138,11 +140,11 @@ class PromptInput:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The token a model chose, the one that came second, and how near it came (log-score gap, `sampling.choose`)."""
+    """A model's choice at one position; `sampling.choose` makes it."""
 
     token_id: int
-    coupled_margin: float
-    runner_up: int
+    coupled_margin: float  # its score minus the best other score
+    runner_up: int  # the token with that score
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What the small model would write next, how unsure that is, and what it would write otherwise."""
+    """The small model's choice for the next token, its uncertainty, and its second choice."""
 
     token_id: int
     signal: Signal
@@ -170,18 +172,19 @@ class Proposal:
 class Span:
     """A run of draft tokens that was sent; those below `final_before` are only audited.
 
-    The cloud's own token behind them takes its place in the text, unless that is below `final_before`, too.
+    The cloud's own token after them takes its place in the text, unless that position is below `final_before`, too.
     """
 
     revision: int
-    start: int
+    start: int  # position of the first token
     token_ids: tuple[int, ...]
-    final_before: int
-    continuation_tokens: int
+    final_before: int  # tokens below this position are committed already
+    continuation_tokens: int  # tokens of a takeover that are welcome after an override
     branches: tuple[BranchToken, ...] = ()
 
     @property
     def end(self) -> int:
+        """The position after the last token of the chain."""
         return self.start + len(self.token_ids)
 
     @property
@@ -191,5 +194,5 @@ class Span:
 
     @property
     def asks_next(self) -> bool:
-        """Whether the token behind the span is the cloud's to choose, be it drafted meanwhile or not."""
+        """True if the cloud chooses the token after the span, whether the device has drafted one or not."""
         return self.final_before <= self.end

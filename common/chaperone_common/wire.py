@@ -1,6 +1,6 @@
-"""Between frames as values and frames as protobuf; nothing else knows the generated classes.
+"""Conversion of frames between values and protobuf; no other module knows the generated classes.
 
-Decoding trusts nothing: what the specification does not allow raises ProtocolViolation or InvalidRequest.
+Decoding trusts nothing: anything that the specification does not allow raises ProtocolViolation or InvalidRequest.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ GET_CAPABILITIES = "GetCapabilities"
 
 MAX_SESSION_ID_LENGTH = 64
 MAX_EOS_TOKEN_IDS = 64
-MAX_BRANCH_TOKENS = 4096  # checked one by one, before anybody knows how many the cloud takes
+MAX_BRANCH_TOKENS = 4096  # of one Draft; checked here, before the supervisor checks its own lower limit
 _RISK_STEPS = 255
 
 M = TypeVar("M", bound=Message)
 
-# google.rpc.Code, by name; kept here so that the core needs no gRPC.
+# google.rpc.Code, by name; copied here so that this package needs no gRPC.
 _CODES = {
     "CANCELLED": 1,
     "UNKNOWN": 2,
@@ -76,13 +76,13 @@ def encode_client(frame: ClientFrame) -> bytes:
 
 
 def decode_client(data: bytes) -> ClientFrame:
-    """Read a frame of the device; raises ProtocolViolation, or InvalidRequest for bad parameters."""
+    """Parse a frame of the device; raises ProtocolViolation, or InvalidRequest for bad parameters."""
     message = _parse(pb.SuperviseRequest(), data)
     match message.WhichOneof("frame"):
         case "open":
-            return _read_open(message.open)
+            return _parse_open(message.open)
         case "draft":
-            return _read_draft(message.draft)
+            return _parse_draft(message.draft)
         case "close":
             return Close(message.close.start, tuple(message.close.token_ids))
         case _:
@@ -142,7 +142,7 @@ def encode_server(frame: ServerFrame) -> bytes:
 
 
 def decode_server(data: bytes) -> ServerFrame:
-    """Read a frame of the cloud; raises ProtocolViolation."""
+    """Parse a frame of the cloud; raises ProtocolViolation."""
     message = _parse(pb.SuperviseResponse(), data)
     match message.WhichOneof("frame"):
         case "opened":
@@ -192,7 +192,7 @@ def encode_capabilities(value: Capabilities) -> bytes:
 
 
 def decode_capabilities(data: bytes) -> Capabilities:
-    """Read the answer to GetCapabilities; raises ProtocolViolation."""
+    """Parse the answer to GetCapabilities; raises ProtocolViolation."""
     message = _parse(pb.GetCapabilitiesResponse(), data)
     return Capabilities(
         message.api_version,
@@ -206,7 +206,7 @@ def decode_capabilities(data: bytes) -> Capabilities:
 
 
 def encode_capabilities_request() -> bytes:
-    """Serialise the question of GetCapabilities."""
+    """Serialise the request of GetCapabilities."""
     return pb.GetCapabilitiesRequest().SerializeToString()
 
 
@@ -239,7 +239,7 @@ def _open(frame: Open) -> pb.Open:
     )
 
 
-def _read_open(message: pb.Open) -> Open:
+def _parse_open(message: pb.Open) -> Open:
     if not 0 < len(message.session_id) <= MAX_SESSION_ID_LENGTH:
         raise InvalidRequest(
             f"session_id: {len(message.session_id)} characters; it must have 1 to {MAX_SESSION_ID_LENGTH}"
@@ -279,7 +279,7 @@ def _draft(frame: Draft) -> pb.Draft:
     )
 
 
-def _read_draft(message: pb.Draft) -> Draft:
+def _parse_draft(message: pb.Draft) -> Draft:
     chain = len(message.token_ids) - len(message.parents)
     if chain < 0:
         raise ProtocolViolation(f"parents: {len(message.parents)} for {len(message.token_ids)} tokens")

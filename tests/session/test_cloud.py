@@ -336,7 +336,7 @@ def test_nothing_follows_a_close() -> None:
         (draft(2, 1), "start: 2 is outside [3, 3]"),  # into the prompt
         (draft(3, 1, revision=1), "revision: 1 was never given, the latest is 0"),
         (draft(3, 1, 2, final_before=2), "final_before: 2 is outside the span from 3 to 5"),
-        (draft(3, 1, 2, final_before=7), "final_before: 7 is outside the span from 3 to 5, and the token behind it"),
+        (draft(3, 1, 2, final_before=7), "final_before: 7 is outside the span from 3 to 5, and the token after it"),
         (draft(3, 1, 50), "token_ids: 50 is not in a vocabulary of 50"),
         (draft(3, 2**32 - 1), "token_ids: 4294967295 is not in a vocabulary of 50"),
         (draft(3, *[1] * 21), "token_ids: 21 tokens from 3 pass the limit of 23"),

@@ -188,10 +188,10 @@ def test_no_choice_is_made_at_the_limit() -> None:
             draft(3, *[1] * 19, branches=((21, 1), (22, 1))),
             "parents: a branch token at 23 is not below the limit of 23",
         ),
-        (draft(3, branches=((2, 1),)), "parents: 1 branch tokens beside 0 tokens of which none is judged"),
+        (draft(3, branches=((2, 1),)), "parents: 1 branch tokens next to 0 tokens, and none of these is judged"),
         (
             draft(3, 1, 2, final_before=5, branches=((4, 1), (5, 1))),
-            "parents: 2 branch tokens beside 2 tokens of which none is judged",
+            "parents: 2 branch tokens next to 2 tokens, and none of these is judged",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The cloud's end of one generation: which tokens to read, and what to answer."""
+"""The cloud's end of one generation: it requests forwards, and turns their choices into answers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class VerificationRequest:
 
 
 class CloudSession:
-    """The text as the cloud knows it, and the revision; all else is derived.
+    """The text as the cloud knows it, and the revision.
 
-    `receive` takes a frame and returns the reading to be made, or None; `answer` takes its choices and returns the
-    frames to send. `writing` is the next reading of a takeover.
+    `receive` takes a frame, and returns the forward that it needs, or None. `answer` takes the choices of that forward,
+    and returns the frame to send. `writing` returns the next forward of a takeover.
     """
 
     def __init__(self, frame: Open, *, context_tokens: int, vocabulary_size: int) -> None:
@@ -53,14 +53,15 @@ class CloudSession:
         self.stale_frames = 0
         self.takeovers = 0  # begun so far
         self.hand_backs = 0  # takeovers that ended before the Close
-        self.deadline_ms = 0  # of the latest Draft, told by it or by one before it; 0: none
+        self.deadline_ms = 0  # of the latest Draft, set by it or by an earlier one; 0: none
         self._takeover_left = 0
-        self._vouched = 0  # below, the device takes the cloud's tokens, whatever Drafts on their way call final
-        self._judged_last = False  # the latest frame was judged, and nothing was written since
+        # Below this position the device accepts the cloud's tokens, even if a Draft on its way calls them final.
+        self._vouched = 0
+        self._judged_last = False  # the latest frame was judged, and the text has not changed since
 
     @property
     def writes(self) -> bool:
-        """A takeover is going on."""
+        """The cloud is writing: a takeover runs."""
         return self.state is State.CLOUD_WRITES
 
     @property
@@ -71,7 +72,7 @@ class CloudSession:
         )
 
     def receive(self, frame: Draft | Close) -> VerificationRequest | None:
-        """Take a frame; None means that it is stale. Raises ProtocolViolation."""
+        """Take a frame, and return the forward that it needs; None if it is stale. Raises ProtocolViolation."""
         match frame:
             case Draft():
                 return self._receive_draft(frame)
@@ -80,15 +81,15 @@ class CloudSession:
                 return self._receive_tail(frame)
 
     def writing(self) -> VerificationRequest:
-        """The next reading of a takeover."""
+        """Return the next forward of a takeover."""
         return VerificationRequest(TokenTree(tuple(self.text)), 1, len(self.text), (), None)
 
     def hands_back(self, frame: Draft) -> bool:
-        """Whether a Draft ends the takeover: the device writes again, unless what it writes is already contradicted."""
+        """Return whether a Draft ends the takeover: the device writes again, and the text does not contradict it."""
         return self.writes and frame.revision == self.revision and not self._contradicted(frame)
 
     def hand_back(self) -> Continuation:
-        """End a takeover now."""
+        """End a takeover, and return the frame that reports it."""
         self.state = step(self.state, StreamEvent.HAND_BACK)
         self.hand_backs += 1
         self._takeover_left = 0
@@ -97,9 +98,9 @@ class CloudSession:
     def answer(
         self, request: VerificationRequest, choices: Sequence[int], queue_us: int = 0, compute_us: int = 0
     ) -> ServerFrame:
-        """Turn the choices of a reading into the frame to send, and move on.
+        """Turn the choices of a forward into the frame to send, and advance the text.
 
-        `choices` has one id for each of the reading's last `choices` tokens, and then one for each branch token.
+        `choices` has one id after each of the last `num_choices` tokens, and then one after each branch token.
         """
         match request.frame:
             case None:
@@ -118,24 +119,26 @@ class CloudSession:
         self.state = step(self.state, StreamEvent.DRAFT)
         after_verdict, self._judged_last = self._judged_last, False
         if self._contradicted(frame):
-            # The cloud has written another token there, and said so: the device is about to learn of it.
+            # The cloud has written another token there, and has reported it: the device is about to receive it.
             self.revision += 1
             self.stale_frames += 1
-            if after_verdict and not self.ended:  # it does so as it takes that very Verdict
+            if after_verdict and not self.ended:  # the device expects a takeover as it receives that Verdict
                 self._take_over(frame)
             return None
         agreed = self._agreed(frame)
         if agreed < len(frame.token_ids):
-            del self.text[frame.start + agreed :]  # committed on the device: its text wins, and is audited
+            del self.text[frame.start + agreed :]  # committed on the device: its text is kept, and audited
         known = self.text[frame.start + agreed :] if agreed == len(frame.token_ids) else []
         if known:
             return _answered(frame.start + agreed, frame)
         judged = frame.token_ids[agreed:]
         start = frame.start + agreed
-        if not judged and self.ended:  # it only repeats the end, which the device is about to learn of
+        if not judged and self.ended:  # it repeats the end of the text, which the device is about to receive
             self.stale_frames += 1
             return None
-        if start + len(judged) >= self.limit:  # no choice beyond the limit: the last token is the cloud's own
+        if (
+            start + len(judged) >= self.limit
+        ):  # there is no choice beyond the limit, so the cloud's own token replaces the last one
             judged = judged[:-1]
         tree = TokenTree((*self.text[:start], *judged), self._open_branches(frame, agreed, start + len(judged)))
         return VerificationRequest(tree, len(judged) + 1, start, judged, frame)
@@ -183,7 +186,9 @@ class CloudSession:
         deviations = tuple(request.start + index for index in outcome.deviations)
         own = frame.token_ids[position - frame.start : position - frame.start + 1]
         contradicted = bool(own) and own[0] != outcome.token_id
-        if contradicted and position < frame.final_before:  # the last token before the limit, committed already
+        if (
+            contradicted and position < frame.final_before
+        ):  # the last token before the limit, which is committed already
             deviations += (position,)
         elif contradicted:
             self.revision += 1
@@ -193,12 +198,12 @@ class CloudSession:
         return Verdict(self.revision, position, outcome.token_id, deviations, queue_us, compute_us, further)
 
     def _vouch(self, frame: Draft) -> None:
-        """Hold to what was answered, unless the device had gone on with a token of its own before it asked."""
+        """Keep to the answer, unless the device had committed a token of its own after the span."""
         if frame.final_before <= frame.end:
             self._vouched = len(self.text)
 
     def _take_over(self, frame: Draft) -> None:
-        """Begin to write, as many tokens as are welcome."""
+        """Begin to write, up to the number of tokens that are welcome."""
         if frame.continuation_tokens:
             self.state = step(self.state, StreamEvent.TAKEOVER)
             self.takeovers += 1
@@ -223,14 +228,16 @@ class CloudSession:
         return Closed(deviations, queue_us, compute_us)
 
     def _contradicted(self, frame: Draft) -> bool:
-        """Whether the cloud has written another token where the device asks for a judgement, or will take it."""
+        """Return whether the cloud has written another token where the device asks for a verdict, or accepts one."""
         agreed = self._agreed(frame)
         position = frame.start + agreed
-        told = position < self._vouched
-        return agreed < len(frame.token_ids) and position < len(self.text) and (told or frame.final_before <= position)
+        accepted = position < self._vouched
+        return (
+            agreed < len(frame.token_ids) and position < len(self.text) and (accepted or frame.final_before <= position)
+        )
 
     def _agreed(self, frame: Draft | Close) -> int:
-        """How many leading tokens of a frame are already in the text."""
+        """Return how many leading tokens of a frame are already in the text."""
         return common_prefix(self.text[frame.start : frame.start + len(frame.token_ids)], [*frame.token_ids])
 
     def _check(self, frame: Draft) -> None:
@@ -240,7 +247,7 @@ class CloudSession:
         if not frame.start <= frame.final_before <= frame.end + 1:
             raise ProtocolViolation(
                 f"final_before: {frame.final_before} is outside the span from {frame.start} to {frame.end}, and the "
-                "token behind it"
+                "token after it"
             )
         self._check_branches(frame)
         if not frame.token_ids and (frame.start != len(self.text) or self.ended):
@@ -250,7 +257,7 @@ class CloudSession:
         chain = len(frame.token_ids)
         if frame.branches and frame.final_before >= frame.end:
             raise ProtocolViolation(
-                f"parents: {len(frame.branches)} branch tokens beside {chain} tokens of which none is judged"
+                f"parents: {len(frame.branches)} branch tokens next to {chain} tokens, and none of these is judged"
             )
         deepest = max(frame.tree.positions, default=0)
         if deepest >= self.limit:

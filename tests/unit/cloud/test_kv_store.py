@@ -116,7 +116,7 @@ def test_a_running_reading_is_never_evicted_and_its_growth_is_counted() -> None:
     feed(kv, "a", [1])
     kv.prepare("a", chain([1, 2, 3, 4, 5]), num_choices=1)
     assert kv.stats.bytes_used == 5 * BYTES_PER_TOKEN
-    with pytest.raises(Overloaded, match="4 tokens need 40 bytes, and 30 of 80 can be had"):
+    with pytest.raises(Overloaded, match="4 tokens need 40 bytes, and 30 of 80 are available"):
         kv.prepare("b", chain([1, 2, 3, 4]), num_choices=1)
     with pytest.raises(ValueError, match="already running"):
         kv.prepare("a", chain([1]), num_choices=1)
@@ -127,7 +127,7 @@ def test_a_running_reading_is_never_evicted_and_its_growth_is_counted() -> None:
 def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
     kv = store(4)
     feed(kv, "a", [1, 2])
-    with pytest.raises(Overloaded, match="5 tokens need 50 bytes, and 40 of 40 can be had"):
+    with pytest.raises(Overloaded, match="5 tokens need 50 bytes, and 40 of 40 are available"):
         kv.prepare("b", chain([1, 2, 3, 4, 5]), num_choices=1)
     assert covers(kv, "a", [1, 2])
     with pytest.raises(ConfigError, match="9 bytes hold no token"):

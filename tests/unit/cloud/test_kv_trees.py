@@ -91,7 +91,7 @@ def test_branch_tokens_count_while_they_are_planned_and_held() -> None:
     branches = (BranchToken(0, 7), BranchToken(0, 8))
     kv.prepare("b", TokenTree((1, 2), branches), num_choices=0)
     assert kv.stats.bytes_used == 4 * BYTES_PER_TOKEN
-    with pytest.raises(Overloaded, match="3 tokens need 30 bytes, and 20 of 60 can be had"):
+    with pytest.raises(Overloaded, match="3 tokens need 30 bytes, and 20 of 60 are available"):
         kv.prepare("a", TokenTree((1,), branches), num_choices=0)
     kv.abandon("b")
     feed(kv, (1, 2), branches)
