@@ -15,6 +15,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,6 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str
     """Write `model.onnx` and `model.onnx.data` into `folder`; raises ModelError with the builder's own reason.
 
     `name` is what the message calls the model.
-
-    The builder runs in a process of its own: it prints a line per tensor, and its memory is given back at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / "scratch"
@@ -157,26 +156,35 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str
         "hf_token": "false",
         "hf_remote": "false",  # the builder would trust code that comes with the weights
     }
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(weights), "-o", str(built)]
-    command += ["-p", "int4", "-e", "cpu", "-c", str(scratch / "cache"), "--extra_options"]
-    command += [f"{name}={value}" for name, value in options.items()]
-    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    with log.open("wb") as output:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode != 0 or not (built / "model.onnx").exists():
+    arguments = ["-m", str(weights), "-o", str(built), "-p", "int4", "-e", "cpu", "-c", str(scratch / "cache")]
+    arguments += ["--extra_options", *(f"{name}={value}" for name, value in options.items())]
+    status = run_builder(arguments, log)
+    if status != 0 or not (built / "model.onnx").exists():
         said = log.read_text(encoding="utf-8", errors="replace")
         if (number := disk_problem(said)) is not None:
             raise OSError(number, os.strerror(number))
         raise ModelError(
             f"{name}: the ONNX builder failed on this {loaded.model.config.model_type} model: "
-            f"{reason_in(said, done.returncode, scratch)}"
+            f"{reason_in(said, status, scratch)}"
         )
     set_windows(built / "model.onnx", layer_windows(loaded.model.config))
     for name in ("model.onnx", "model.onnx.data"):
         (built / name).replace(folder / name)
     shutil.rmtree(scratch)
+
+
+def run_builder(arguments: Sequence[str], log: Path) -> int:
+    """Run the ONNX builder, write its output to `log`, and return its exit status.
+
+    It runs in a process of its own: it prints a line per tensor, and its memory is given back at the end.
+    """
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *arguments]
+    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    with log.open("wb") as output:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
+    return done.returncode
 
 
 def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:

@@ -29,6 +29,7 @@ from edge_client.model.onnx_model import OnnxModel, OnnxSequence
 from tests.support import families, oracle
 from tests.support.families import VOCABULARY, WINDOW
 from tests.support.loopback import serving
+from tests.support.onnx_builder import builder_in_process
 
 FAMILIES = (
     *("ernie4_5", "gemma", "gemma2", "gemma3", "granite", "llama with rope of llama3", "mistral with a window"),
@@ -68,7 +69,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     sides["cloud"]["recipe"] = {"dtype": "float32"}
     registry = home / "models.yaml"
     registry.write_text(yaml.safe_dump({"pairs": {"random": sides}}), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, builder_in_process():
         patch.setenv("CHAPERONE_HOME", str(home))
         pull("random", registry_path=registry, progress=False)
         yield PulledPair("random", home / "models" / "random", families.build(request.param, noise=NOISE))
