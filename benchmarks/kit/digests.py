@@ -1,4 +1,4 @@
-"""Digests of all that a result depends on: values, files and source."""
+"""Digests of everything that a result depends on: values, files and source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def digest_of_files(paths: Iterable[Path], root: Path) -> str:
 
 
 def digest_of_source(root: Path, module: str) -> str:
-    """Return a digest of the source that runs with a module of `benchmarks`: the whole product, and `files_of` it."""
+    """Return a digest of the source that runs with a module of `benchmarks`: the product and `files_of` the module."""
     product = [path for package in PRODUCT for path in (root / package).glob("**/*.py")]
     return digest_of_files({*product, *files_of(root, module)}, root)
 

@@ -1,4 +1,4 @@
-"""Benchmarks, and a cloud server, as processes of their own."""
+"""Benchmarks and cloud servers as separate processes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any, Never
 
 ROOT = Path(__file__).parents[2]
 SERVE = ("cloud_supervisor.cli", "--log-level", "warning", "serve")
-PATIENCE_S = 30.0  # until a process that was asked to end is killed
+PATIENCE_S = 30.0  # wait after SIGTERM before SIGKILL
 
 
 class ServerFailed(RuntimeError):
-    """The server ended before it served; its log says why."""
+    """The server ended before it served; its log has the reason."""
 
 
 @contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that what was started is ended too, and not left behind."""
+    """Let SIGTERM raise SystemExit, so that child processes are ended, too."""
     before = signal.signal(signal.SIGTERM, _unwind)
     try:
         yield
@@ -34,14 +34,15 @@ def unwound_by_sigterm() -> Iterator[None]:
 
 
 def _unwind(number: int, _: object) -> Never:
-    signal.signal(number, signal.SIG_IGN)  # what follows is not to be interrupted
+    signal.signal(number, signal.SIG_IGN)  # do not interrupt the clean-up
     sys.exit(128 + number)
 
 
 def in_its_own_process(arguments: Sequence[str]) -> int:
-    """Run `python -m benchmarks` with these arguments: benchmarks pin cores and load models, which none may inherit.
+    """Run `python -m benchmarks` with these arguments and return the exit code.
 
-    SIGTERM ends the process too, and with it what it has started; Ctrl-C reaches it anyway.
+    Benchmarks pin cores and load models, and no other benchmark may inherit them. SIGTERM ends the process and its
+    children; Ctrl-C reaches them directly.
     """
     with unwound_by_sigterm(), subprocess.Popen([sys.executable, "-m", "benchmarks", *arguments]) as process:
         try:
@@ -61,12 +62,12 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 
 def worker_pool(processes: int | None) -> ProcessPoolExecutor:
-    """Of so many processes, by default one a core; they end with the one that made them, however that ends."""
+    """Return a pool of `processes` workers, by default one per core, which end with this process in any case."""
     return ProcessPoolExecutor(processes, initializer=_end_with_parent)
 
 
 def _end_with_parent() -> None:
-    """Without this, a worker whose parent was killed waits for jobs for ever."""
+    """End this worker with its parent; otherwise it would wait for jobs for ever after the parent was killed."""
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 

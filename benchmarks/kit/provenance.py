@@ -1,4 +1,4 @@
-"""Where and when a number was measured."""
+"""Machine, time and versions of a measurement."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 
-FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of a processor, which decide how fast a matrix is
-WRITTEN = ("results", "explored")  # folders of what benchmarks write
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # processor flags that decide the speed of a matrix product
+WRITTEN = ("results", "explored")  # folders that benchmarks write to
 LIBRARIES = ("numpy", "onnxruntime", "torch", "transformers", "grpcio")
 
 
 def provenance() -> dict[str, Any]:
-    """Machine, commit, date and versions."""
+    """Return machine, commit, date and versions."""
     return {
         "machine": {
             "cpu": _cpuinfo("model name") or platform.processor(),
@@ -34,7 +34,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _cpuinfo(key: str) -> str:
-    """What Linux says of the first processor; nothing where it does not."""
+    """Return a field of the first processor in Linux's list; empty if there is none."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith(key):
             return line.partition(":")[2].strip()
@@ -47,7 +47,7 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # What benchmarks write does not count: a suite of them writes one file after the other.
+        # Files that benchmarks write do not count: the steps of `all` write one after the other.
         written = (f":(top,exclude)benchmarks/{folder}" for folder in WRITTEN)
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written)
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")

@@ -21,10 +21,11 @@ def interval(
 ) -> list[float] | None:
     """Return the bootstrap percentile interval of 95% of a statistic over resampled units, such as prompts.
 
-    `statistic` takes the indices of the drawn units, [units], and may return None for a draw without a value. All
-    statistics over equally many units see the same draws, so a statistic may compare strategies pair by pair. Return
-    None for fewer than two units, and where more than 2.5% of the draws have no value: the interval of the rest would
-    not be one of 95%.
+    `statistic` takes the indices of the drawn units, [units]. It may return None for a draw without a value. All
+    statistics over the same number of units see the same draws, so a statistic may compare strategies pair by pair.
+
+    Return None for fewer than two units. Return None, too, if more than 2.5% of the draws have no value: the interval
+    of the others would not be one of 95%.
     """
     if units < 2:
         return None
@@ -34,7 +35,7 @@ def interval(
         return np.nan if found is None else found
 
     with catch_warnings():
-        simplefilter("ignore", DegenerateDataWarning)  # of draws without a value, which are left out below
+        simplefilter("ignore", DegenerateDataWarning)  # draws without a value, which are left out below
         drawn = bootstrap(
             (np.arange(units),),
             value,

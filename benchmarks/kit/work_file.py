@@ -1,10 +1,12 @@
 """Finished generations of a run that may be interrupted: a file that grows line by line.
 
-Its name is a digest of all that a generation's measurement depends on: what was asked (link, sampling, length, warm or
-cold), the prompts and the strategies (they are interleaved, so that one added later would meet another machine), both
-models' files, the source of all that runs, the libraries and the machine. Repeats are not in it: more of them are
-interleaved among themselves, and extend a run. Nor is the commit: it changes with files that do not run, and does not
-change with what is not committed.
+The file's name is a digest of everything that a generation's measurement depends on: the request (link, sampling,
+length, warm or cold), the prompts, the strategies, both models' files, the source that runs, the libraries and the
+machine. Strategies count because they are interleaved: one that is added later would run in another state of the
+machine.
+
+Repeats do not count. Further ones are interleaved among themselves and extend a run. The commit does not count either:
+it changes with files that do not run, and stays the same when a file is edited.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ Key = tuple[str, str, int]
 
 
 class WorkFile:
-    """Rows by prompt, strategy and repeat; one that was cut in the middle of a line goes on before it."""
+    """Rows by prompt, strategy and repeat; a last line that an interruption has cut is dropped."""
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
         self.path = path
@@ -33,17 +35,17 @@ class WorkFile:
                 path.write_bytes(whole)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row, on the disk before this returns."""
+        """Write a row to the disk before returning."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.rows[key_of(row)] = row
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
-        """Those that are still to be measured, in order."""
+        """Return the keys without a row, in order."""
         return [key for key in keys if key not in self.rows]
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
-    """What names a generation within a run."""
+    """Return the name of a generation within a run."""
     return row["id"], row["strategy"], row["repeat"]

@@ -1,31 +1,32 @@
-"""How fast could it be? Lower bounds on the time of one trace with exact output.
+"""Lower bounds on the time of one trace with exact output.
 
-The scene. n tokens are to be final on the device. A draft step takes `draft_ms`, a message `rtt_ms / 2` each way, and
-one cloud worker makes one forward at a time. A forward that reads k tokens takes `verify_ms(k)` and *judges* k
-positions: it holds drafts against the cloud's choices at all of them but the last, where it writes the cloud's own
-token (override or bonus). So a forward over positions [f, f + k) needs the drafts of f .. f + k - 2 at the cloud, all
-of them right, and the device's chain can only be right where it agrees. A forward over one position needs no draft:
-that is a takeover, `stream_ms` a token. Both ends hold the prompt, nothing is drafted or judged, the clock starts.
-Sizes, bandwidth and every other overhead count as nothing.
+The scene. n tokens are to be final on the device. A draft step takes `draft_ms`. A message takes `rtt_ms / 2` each way.
+One cloud worker runs one forward at a time. A forward over k tokens takes `verify_ms(k)` and judges k positions: it
+compares drafts with the cloud's choices at the first k - 1, and writes the cloud's own token (override or bonus) at the
+last.
 
-The clairvoyant bound. Let the device know where overrides fall, though not what they are. It drafts no further than to
-the next override, sends each token at once, and the cloud cuts what has arrived into forwards. A schedule falls into
-chains: the device drafts a, a + 1, ... without a break, where it learned the token before a from the cloud. That
-token was the last position of its forward (else it would have been drafted), so if that forward ended at time R[a],
-the chain starts at R[a] + rtt/2 (the first one at 0), the draft of j is at the cloud at
+So a forward over positions [f, f + k) needs the drafts of f .. f + k - 2 at the cloud, all of them right. The device's
+chain can only be right where it agrees. A forward over one position needs no draft: this is a takeover, which takes
+`stream_ms` per token. When the clock starts, both ends hold the prompt, and nothing is drafted or judged. Sizes,
+bandwidth and all other overheads are 0.
 
-    A[j] = start + (j - a + 1) draft_ms + rtt/2,
+The clairvoyant bound. The device knows where overrides fall, but not the tokens. It drafts up to the next override and
+sends each token at once. The cloud cuts the tokens that have arrived into forwards. A schedule consists of chains: the
+device drafts a, a + 1, ... without a break, after it has received the token before a from the cloud. That token was the
+last position of its forward, else the device would have drafted it. If that forward ended at time R[a], the chain
+starts at R[a] + rtt/2 (the first one at 0), and the draft of j is at the cloud at
 
-and all that happens before is summed up in R[a], of which less is never worse. With q the first override at or after a,
-within the chain
+    A[j] = start + (j - a + 1) draft_ms + rtt/2.
+
+R[a] sums up everything before it, and less is never worse. With q the first override at or after a, within the chain
 
     G[a] = R[a]
-    G[f] = min( G[f-1] + stream_ms,  min over a <= e <= f-2 of  max(G[e], A[f-2]) + verify_ms(f - e) ),  f <= q + 1,
+    G[f] = min( G[f-1] + stream_ms,  min over a <= e <= f-2 of  max(G[e], A[f-2]) + verify_ms(f - e) ),  f <= q + 1.
 
-and the device may break off at any f and start anew from what the cloud has told it: R[f] = min over a of G_a[f].
-Everything is final at R[n] + rtt/2. Starting anew at f is not tried where the chain that reaches R[f] is past f by
-then: going on is at least as good. A forward may hold useless tokens too, so `verify_ms(k)` counts as the least
-of `verify_ms(m)`, k <= m <= n.
+The device may break off at any f and start again from the cloud's last token: R[f] = min over a of G_a[f]. Everything
+is final at R[n] + rtt/2. A new start at f is not tried if the chain that reaches R[f] is past f by then: the chain is
+at least as good. A forward may also hold useless tokens, so `verify_ms(k)` counts as the least of `verify_ms(m)`, k <=
+m <= n.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ from chaperone_common.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What steps take, in milliseconds.
+    """Durations of steps in milliseconds.
 
-    `verify_ms` maps tokens read to the time of a forward: a function, or a table that is interpolated, held constant
-    below its first row and extrapolated by its last slope. Raises ConfigError.
+    `verify_ms` maps the tokens of a forward to its time. It is a function or a table. A table is interpolated, constant
+    below its first row, and extrapolated by its last slope. Raises ConfigError.
     """
 
     draft_ms: float
     rtt_ms: float
-    stream_ms: float  # a token that the cloud writes by itself
+    stream_ms: float  # per token that the cloud writes without a draft
     verify_ms: Callable[[int], float] | Mapping[int, float]
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Costs:
             raise ConfigError(f"verify_ms: {dict(self.verify_ms)}; give milliseconds for at least one count of tokens")
 
     def reading_ms(self, tokens: int) -> NDArray[np.float64]:
-        """The least time of a forward over at least k tokens, at index k: [tokens + 1], infinite at 0."""
+        """Return the least time of a forward over at least k tokens, at index k: [tokens + 1], infinite at 0."""
         counts = np.arange(1, tokens + 1)
         if isinstance(self.verify_ms, Mapping):
             times = _interpolated(self.verify_ms, counts)
@@ -74,11 +75,12 @@ class Costs:
 
 
 def clairvoyant_ms(agrees: Sequence[bool], costs: Costs, *, takeover: bool = True, skipping: bool = False) -> float:
-    """The least time until all tokens are final, for any strategy that drafts one chain; `agrees` is [tokens].
+    """Return the least time until all tokens are final, for any strategy that drafts one chain.
 
-    Without `takeover` the cloud speaks only when asked: it judges a lone position once a draft of it, or the right
-    draft before it, has come. With `skipping`, tokens that agree are final as soon as they are drafted: the bound of a
-    gate that catches every override and never asks in vain.
+    `agrees` says for each position if the device's choice is the cloud's, [tokens]. Without `takeover` the cloud writes
+    only on request: it judges a single position once a draft of it, or the right draft before it, has arrived. With
+    `skipping`, tokens that agree are final as soon as they are drafted. This bounds a gate that catches every override
+    and never asks about another token.
     """
     n = len(agrees)
     if n == 0:
@@ -116,23 +118,23 @@ def clairvoyant_ms(agrees: Sequence[bool], costs: Costs, *, takeover: bool = Tru
 
 
 def physical_floor_ms(tokens: int, costs: Costs) -> float:
-    """What no strategy beats with this pair and this link, whatever it drafts, trees and branches included.
+    """Return a time that no strategy beats with this pair and this link, trees and branches included.
 
-    It is the clairvoyant bound of a text on which the device is always right: each token takes a draft step or a
-    forward of the cloud, the cloud reads every token, and nobody acts on a token before it has come. Assumptions:
-    exact output, one device and one worker of these speeds, and no other source of drafts. With `draft_ms=0` what
-    remains is the cheapest cutting of the reading and one round trip, or the cloud's writing alone if that is less.
+    It is the clairvoyant bound of a text on which the device is always right. Each token takes a draft step or a
+    forward of the cloud, the cloud reads every token, and no end uses a token before it has arrived. Assumptions: exact
+    output, one device and one worker of these speeds, and no other source of drafts. With `draft_ms=0` the rest is the
+    cheapest cut into forwards and one round trip, or the cloud's own writing if that is less.
     """
     return clairvoyant_ms((True,) * tokens, costs)
 
 
 def streaming_ms(tokens: int, costs: Costs) -> float:
-    """Cloud streaming, the yardstick: asked once, the cloud writes everything and the last token travels back."""
+    """Return the time of cloud streaming: one request, all tokens, and the way back of the last one."""
     return costs.rtt_ms + tokens * costs.stream_ms
 
 
 def _next_override(agrees: Sequence[bool]) -> list[int]:
-    """For each position, the first one at or after it where the device's choice is not the cloud's; else n."""
+    """Return, for each position, the first one at or after it where the device does not agree; n if there is none."""
     stops = [len(agrees)] * (len(agrees) + 1)
     for i in range(len(agrees) - 1, -1, -1):
         stops[i] = stops[i + 1] if agrees[i] else i

@@ -1,4 +1,4 @@
-"""The cloud's model in virtual time; the supervisor above it is the real one."""
+"""The cloud's model in virtual time, under the real supervisor."""
 
 from __future__ import annotations
 
@@ -83,18 +83,18 @@ class SimulatedQueue:
 
 
 class BackgroundLoad:
-    """Readings of other devices, in the same queue."""
+    """Requests of other devices in the same queue."""
 
     def __init__(self, costs: CloudCosts) -> None:
         if not 0 <= costs.load < 1:
             raise ValueError(f"load: {costs.load} is outside [0, 1); a queue that others fill never gets shorter")
         self._dice = Random(costs.seed)
         self._each_s = costs.other_ms / 1e3
-        self._rate = costs.load / self._each_s  # a second
+        self._rate = costs.load / self._each_s  # per second
         self._next_s = self._interval_s()
 
     def done_s(self, now_s: float, busy_until_s: float) -> float:
-        """When everything that had come by now is done, if the rest of the queue is by `busy_until_s`."""
+        """Return the end of all requests that have arrived by now, if the others end at `busy_until_s`."""
         while self._next_s <= now_s:
             busy_until_s = max(busy_until_s, self._next_s) + self._each_s
             self._next_s += self._interval_s()
@@ -105,7 +105,7 @@ class BackgroundLoad:
 
 
 def capabilities(limits: LimitsConfig) -> Capabilities:
-    """What a simulated cloud serves."""
+    """Return the capabilities of a simulated cloud."""
     return Capabilities(
         API_VERSION, "simulated", TOKENIZER_DIGEST, VOCABULARY_SIZE, CONTEXT_TOKENS, limits.max_span_tokens
     )

@@ -1,4 +1,4 @@
-"""How long the models take in virtual time; the defaults are the default pair's, on one core each."""
+"""Durations of the models' forwards in virtual time; the defaults are those of the default pair, on one core each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Straight lines between points (x, y) in rising order of x, the last one drawn on; level before the first."""
+    """Straight lines between points (x, y), in rising order of x: constant before them, extrapolated after them."""
 
     points: tuple[tuple[float, float], ...]
 
@@ -17,7 +17,7 @@ class Curve:
         return cls(points)
 
     def at(self, x: float) -> float:
-        """The height at x."""
+        """Return the height at x."""
         points = self.points
         if len(points) == 1 or x <= points[0][0]:
             return points[0][1]
@@ -33,14 +33,14 @@ DRAFT_ROWS = Curve.of((1, 1.0), (2, 1.25), (3, 1.7), (4, 1.95))
 
 @dataclass(frozen=True, slots=True)
 class CloudCosts:
-    """What one forward of the large model takes, and what others want of it.
+    """Costs of the large model's forwards, and the load of other devices.
 
-    `load` is the share of its time that other devices take: their readings, `other_ms` each, come at random (a Poisson
-    process) into the same queue, first come, first served.
+    `load` is the share of the cloud's time that other devices take. Their requests, `other_ms` each, arrive as a
+    Poisson process in the same queue: first come, first served.
     """
 
-    read_ms: Curve = CLOUD_READ_MS  # of so many tokens, their choices included
-    prefill_ms: float = 36.0  # a token of the prompt
+    read_ms: Curve = CLOUD_READ_MS  # by number of tokens, their choices included
+    prefill_ms: float = 36.0  # per token of the prompt
     load: float = 0.0  # in [0, 1)
     other_ms: float = 380.0
     seed: int = 0
@@ -48,18 +48,18 @@ class CloudCosts:
 
 @dataclass(frozen=True, slots=True)
 class DraftCosts:
-    """What one forward of the small model takes: a step of one token, a chunk of several, or a batch of rows."""
+    """Costs of the small model's forwards: a step of one token, a chunk of several, or a batch of rows."""
 
     step_ms: float = 22.5
-    chunk: Curve = DRAFT_CHUNK  # times a step
-    rows: Curve = DRAFT_ROWS  # times a step
+    chunk: Curve = DRAFT_CHUNK  # in units of a step
+    rows: Curve = DRAFT_ROWS  # in units of a step
     branches: int = 3
-    disagreement_ms: float = 3.0  # measured, of a proposal whose gate is told it; see `edge_client.model.uncertainty`
+    disagreement_ms: float = 3.0  # per proposal (measured), where the gate uses the disagreement as the risk
 
     def chunk_ms(self, tokens: int) -> float:
-        """Reading some tokens of one text at once."""
+        """Return the time to read several tokens of one text at once."""
         return self.step_ms * self.chunk.at(tokens)
 
     def rows_ms(self, rows: int) -> float:
-        """One token in each of some rows."""
+        """Return the time of one token in each of several rows."""
         return self.step_ms * self.rows.at(rows)

@@ -12,10 +12,10 @@ from edge_client.ports import TEXT_ROW
 
 
 class SimulatedDrafter:
-    """A `Drafter` that proposes what an models says, and takes the time that the costs say."""
+    """A `Drafter` that returns the proposals of scripted models, and takes the time that the costs give."""
 
     def __init__(self, models: ScriptedModels, costs: DraftCosts, *, measuring_ms: float = 0.0) -> None:
-        """`measuring_ms` are spent on each proposal, beyond what a step takes with the usual signals."""
+        """Spend `measuring_ms` on each proposal, in addition to a step with the usual signals."""
         self._models = models
         self._measuring_ms = measuring_ms
         self._costs = costs
@@ -67,7 +67,7 @@ class SimulatedDrafter:
         self._closed = True
 
     async def _forward(self, fed: Mapping[int, Sequence[int]], cost_ms: float) -> dict[int, Proposal]:
-        """Like a real one, a forward that is cancelled does not count."""
+        """Compute proposals; as in a real model, a cancelled forward has no effect."""
         self._check_idle("step")
         self._busy = True
         texts = {row: [*self._rows[row], *token_ids] for row, token_ids in fed.items()}

@@ -1,4 +1,4 @@
-"""The way between device and cloud in virtual time: real frames, sized as on the wire, delayed as the link says."""
+"""The link between device and cloud in virtual time: real frames with their size on the wire, delayed by the link."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Tap = Callable[[ClientFrame | ServerFrame], object]
 
 
 class Way(Protocol):
-    """One direction of a link; implemented by `link_emulator.model.Direction`."""
+    """A direction of a link; implemented by `link_emulator.model.Direction`."""
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes carried so far, headers included."""
+        """Bytes carried up to now, headers included."""
 
     def arrival(self, now_s: float, size_bytes: int, flow: int = 0) -> float:
-        """When a piece handed in now comes out; in order within a flow."""
+        """Return when a piece that is handed in now arrives; pieces of one flow stay in order."""
 
 
 class ResetTimes(Protocol):
-    """When connections are reset; implemented by `link_emulator.timeline.Resets`."""
+    """Times of connection resets; implemented by `link_emulator.timeline.Resets`."""
 
     def next_after(self, time_s: float) -> float:
-        """The first reset later than `time_s`; infinite if there is none."""
+        """Return the first reset later than `time_s`; infinite if there is none."""
 
 
 class LinkModel(Protocol):
@@ -53,7 +53,7 @@ class LinkModel(Protocol):
 
 
 class Host(Protocol):
-    """What answers at the other end; implemented by `cloud_supervisor.supervisor.Supervisor`."""
+    """The other end of a link; implemented by `cloud_supervisor.supervisor.Supervisor`."""
 
     capabilities: Capabilities
 
@@ -62,10 +62,10 @@ class Host(Protocol):
 
 
 class SimulatedCloud:
-    """A `Cloud`: a supervisor behind a link. Make it inside a virtual loop, whose seconds are the link's.
+    """A `Cloud`: a supervisor at the other end of a link.
 
-    Connections are made in no time, the first one as well as those after a reset. `tap` is told every frame when it
-    leaves the device, or arrives there.
+    Create it inside a virtual loop, whose seconds are the link's. Connections take no time, both the first one and
+    those after a reset. `tap` is called with every frame when it leaves the device or arrives there.
     """
 
     def __init__(self, supervisor: Host, model: LinkModel, tap: Tap | None = None) -> None:
@@ -183,7 +183,7 @@ class SimulatedLink:
         self._up.carry(0, self._serving.cancel)
 
     def reset(self) -> None:
-        """Both ends lose the connection at once, and all that is on its way; a stream not yet opened has none."""
+        """Lose the connection at both ends at once, with everything in flight, unless it is not yet open."""
         if self._serving is None:
             return
         self._closed = True
@@ -211,7 +211,7 @@ class SimulatedLink:
             yield frame
 
     def _put(self, frame: ServerFrame) -> None:
-        """Nothing follows the last word."""
+        """Queue a frame unless the stream has ended."""
         if self._ended:
             return
         self._ended = isinstance(frame, Failure | Closed)
@@ -220,11 +220,11 @@ class SimulatedLink:
 
 
 def _ignore(frame: ClientFrame | ServerFrame) -> None:
-    """Nobody listens."""
+    """Drop a frame that has no receiver."""
 
 
 class _Pipe:
-    """Frames on their way in one direction, in order."""
+    """Frames in flight in one direction, in order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, way: Way, flow: int) -> None:
         self._loop = loop
@@ -234,7 +234,7 @@ class _Pipe:
         self._cut = False
 
     def carry(self, size_bytes: int, deliver: Callable[[], object]) -> None:
-        """Deliver a frame when it arrives; 0 bytes are the end of the stream, which no message tells."""
+        """Deliver a frame when it arrives; 0 bytes are the end of the stream, which is not a message."""
         if self._cut:
             return
         arrival_s = self._way.arrival(self._loop.time(), size_bytes, self._flow)
@@ -243,7 +243,7 @@ class _Pipe:
         self._loop.call_at(arrival_s, self._deliver)
 
     def cut(self) -> None:
-        """Lose what is on its way, and carry nothing more."""
+        """Lose the frames in flight, and carry no further ones."""
         self._cut = True
         self._on_the_way.clear()
 

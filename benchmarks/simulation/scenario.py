@@ -1,4 +1,4 @@
-"""One generation in virtual time: real engine, session, gate, planner and supervisor; simulated models and link."""
+"""A generation in virtual time: real engine, session, gate, planner and supervisor; simulated models and link."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from link_emulator.profile import Profile
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Where a generation takes place. `seed` draws what the link does; the traces hold all else."""
+    """The conditions of a generation. `seed` draws the link's delays and losses; the traces hold everything else."""
 
     profile: Profile = field(default_factory=lambda: Profile.fixed(0.0))
     cloud: CloudCosts = field(default_factory=CloudCosts)
@@ -54,7 +54,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class TimedEvent:
-    """When an event came out of the engine, or a frame left or reached the device; milliseconds since the beginning."""
+    """An event of the engine, or a frame that left or reached the device, with its milliseconds since the beginning."""
 
     at_ms: float
     event: Event | ClientFrame | ServerFrame
@@ -62,7 +62,7 @@ class TimedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What came of it. `link_bytes_*` are all bytes on the link, headers included."""
+    """The result of a generation. `link_bytes_*` are all bytes on the link, headers included."""
 
     stats: GenerationStats
     token_ids: tuple[int, ...]
@@ -74,17 +74,17 @@ class Simulation:
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """From a warm start where there was one, else from the request on."""
+        """Speed from the warm start if there was one, else from the request."""
         stats = self.stats
         elapsed_ms = stats.total_ms if stats.decode_ms is None else stats.decode_ms
         return stats.completion_tokens / elapsed_ms * 1e3 if elapsed_ms else 0.0
 
 
 def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Estimates | None = None) -> Simulation:
-    """Generate one trace's text; it depends on the arguments alone, and on what the strategy's gate has learned.
+    """Generate one trace's text. It depends on the arguments, and on what the strategy's gate has learned.
 
-    `estimates` are those of a client that has generated before, and learn from this generation too. Raises ConfigError
-    where the trace does not tell what the strategy decides by.
+    `estimates` are those of a client that has generated before, and learn from this generation, too. Raises ConfigError
+    if the trace lacks a value that the strategy decides by.
     """
     if strategy.risk_is_disagreement:
         trace = with_disagreement_as_risk(trace)
@@ -98,7 +98,7 @@ async def play(
     estimates: Estimates,
     risk_model: Callable[[int], RiskModel] | None = None,
 ) -> Simulation:
-    """Generate one text inside a virtual loop, where others may be generated at the same time, each with its cloud.
+    """Generate one text inside a virtual loop, where other texts may be generated at the same time.
 
     `risk_model` makes what tells the risks, from the length of the prompt.
     """
@@ -168,13 +168,13 @@ def _drafter(models: ScriptedModels, costs: DraftCosts, strategy: Strategy) -> S
 
 
 class _Follower:
-    """Tells the models which of the device's tokens are there to stay: those that the gate skipped."""
+    """Reports to the models which of the device's tokens are kept: those that the gate skipped."""
 
     def __init__(self, models: ScriptedModels) -> None:
         self._models = models
 
     def follow(self, event: Event) -> None:
-        """Take the next event, before the engine goes on."""
+        """Take the next event before the engine continues."""
         match event:
             case Drafted(position, fired=fired):
                 if not fired:

@@ -1,4 +1,4 @@
-"""What both models say on one trace, for texts that follow the recorded one and for texts that do not."""
+"""The answers of both models on one trace, for texts that follow the recorded one and for texts that do not."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from chaperone_common.frames import Open
 from chaperone_common.token_tree import common_prefix
 from chaperone_common.types import Proposal, SessionId, Signal
 
-# Ids that no tokenizer has, so that they equal nothing in a trace; as long on the wire as those of a large vocabulary.
+# Ids outside any tokenizer, so that they equal no token of a trace; as long on the wire as large ids.
 PROMPT_TOKEN = 2**20
 DEVICE_FILLER, CLOUD_FILLER, RUNNER_UP_FILLER = PROMPT_TOKEN + 1, PROMPT_TOKEN + 2, PROMPT_TOKEN + 3
 VOCABULARY_SIZE = PROMPT_TOKEN + 4
 CONTEXT_TOKENS = 2**15
 TOKENIZER_DIGEST = "sha256:" + 64 * "0"
 
-# Of a trace without any signal to repeat.
+# The signal of a trace that has none.
 _UNKNOWN = Signal(entropy_nats=1.0, top1_probability=0.5, margin=0.0, coupled_margin=0.0, risk=0.5)
 
 
 class ScriptedModels(Protocol):
-    """What both models of a pair say on one text, played in virtual time.
+    """The answers of a pair's two models on one text, played in virtual time.
 
-    What is about to be asked for is told when its virtual time begins, and asked when that is over: models that answer
-    for real can then answer for many texts at once.
+    A request is announced when its virtual time begins, and made when that time is over. So real models can answer for
+    several texts at once.
     """
 
     @property
@@ -33,41 +33,41 @@ class ScriptedModels(Protocol):
         """The length at which the text is full, prompt included."""
 
     def opening(self) -> Open:
-        """How the device opens the session."""
+        """Return the frame with which the device opens the session."""
 
     def keep(self, position: int) -> None:
-        """The device keeps its token at this position, whatever the cloud would have chosen."""
+        """Keep the device's token at this position, even if the cloud would have chosen another one."""
 
     def drop(self, position: int) -> None:
-        """Tokens from this position on are taken back."""
+        """Take back the tokens from this position on."""
 
     def expect_proposal(self, token_ids: Sequence[int]) -> None:
-        """The proposal after this text is about to be asked for; it need not be, after all."""
+        """Announce a request for the proposal after this text; the request need not follow."""
 
     def proposal(self, token_ids: Sequence[int]) -> Proposal:
-        """What the device's model writes next after a text."""
+        """Return the proposal of the device's model after a text."""
 
     def expect_choices(self, token_ids: Sequence[int], count: int) -> None:
-        """These choices are about to be asked for; they need not be, after all."""
+        """Announce a request for these choices; the request need not follow."""
 
     def choices(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """The cloud's choices after the last `count` prefixes of a text, the shortest first."""
+        """Return the cloud's choices after the last `count` prefixes of a text, the shortest first."""
 
 
 class Script(ScriptedModels):
-    """One trace, to be played by a simulated device model and a simulated cloud model.
+    """One trace, played by a simulated device model and a simulated cloud model.
 
-    A text is on the recorded path as long as its tokens are the cloud's. Astray, the device says what was recorded
-    there, and the cloud's choice equals nothing: all behind a mismatch is void. It is not void where the device keeps
-    its token, because the gate skipped it, nor where a lenient cloud lets it stand. How both models would have gone on
-    from there was not recorded; they are taken to go on as they did after the cloud's token, position by position
+    A text is on the recorded path while its tokens are the cloud's. Off the path, the device proposes the recorded
+    continuation, and the cloud's choice equals no token: everything after a mismatch is void. It is not void if the
+    device keeps its token because the gate skipped it, or if a lenient cloud accepts it. The models' further answers
+    after such a token were not recorded. They are taken to be those after the cloud's token, position by position
     (`keep`).
     """
 
     def __init__(self, trace: Trace, lenient_nats: float | None = None) -> None:
-        """Where the cross-entropy of the device's token is at most `lenient_nats`, the cloud chooses that token.
+        """Choose the device's token wherever its cross-entropy is at most `lenient_nats`.
 
-        Raises ConfigError if the trace does not tell cross-entropies, and they are asked for.
+        Raises ConfigError if `lenient_nats` is given and the trace has no cross-entropies.
         """
         if lenient_nats is not None and trace.cross_entropies is None:
             raise lacking(trace, "cross-entropies")
@@ -79,7 +79,7 @@ class Script(ScriptedModels):
         self._astray_paths: dict[int, list[int]] = {}
 
     def opening(self, session_id: str = "simulated") -> Open:
-        """How the device opens the session; the prompt's ids do not matter, only how many there are."""
+        """Return the frame that opens the session. Only the number of prompt ids matters, not the ids."""
         trace = self.trace
         return Open(
             session_id=SessionId(session_id),
@@ -96,11 +96,11 @@ class Script(ScriptedModels):
         return self.trace.prompt_tokens + self.trace.max_new_tokens
 
     def keep(self, position: int) -> None:
-        """The device keeps its token at this position, whatever the cloud would have chosen."""
+        """Keep the device's token at this position, even if the cloud would have chosen another one."""
         self._kept.add(position)
 
     def drop(self, position: int) -> None:
-        """Tokens from this position on are taken back."""
+        """Take back the tokens from this position on."""
         if self._kept:
             self._kept = {kept for kept in self._kept if kept < position}
 
@@ -111,7 +111,7 @@ class Script(ScriptedModels):
         return
 
     def choices(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """The cloud's choices after the last `count` prefixes of a text, the shortest first.
+        """Return the cloud's choices after the last `count` prefixes of a text, the shortest first.
 
         Raises ValueError for choices inside the prompt.
         """
@@ -126,7 +126,7 @@ class Script(ScriptedModels):
         return (known + [CLOUD_FILLER] * count)[:count]
 
     def proposal(self, token_ids: Sequence[int]) -> Proposal:
-        """What the device's model writes next after a text."""
+        """Return the proposal of the device's model after a text."""
         trace = self.trace
         written = list(token_ids[trace.prompt_tokens :])
         left = self._left_at(written)
@@ -135,7 +135,7 @@ class Script(ScriptedModels):
         return self._astray(written, left)
 
     def _astray(self, written: list[int], left: int) -> Proposal:
-        """The recorded continuation if the text is the device's own one, else something that equals nothing."""
+        """Return the recorded continuation if the text is the device's own, else a token that equals no other."""
         trace = self.trace
         if left >= len(trace.proposals):
             last = trace.proposals[-1].signal if trace.proposals else _UNKNOWN
@@ -148,7 +148,7 @@ class Script(ScriptedModels):
         return Proposal(DEVICE_FILLER, own[max(0, agreed - 1)].signal, RUNNER_UP_FILLER)
 
     def _astray_ids(self, left: int) -> list[int]:
-        """The device's own tokens from where the paths part."""
+        """Return the device's own tokens from the position where the paths part."""
         ids = self._astray_paths.get(left)
         if ids is None:
             own = (self.trace.proposals[left], *self.trace.astray.get(left, ()))
@@ -156,7 +156,7 @@ class Script(ScriptedModels):
         return ids
 
     def _left_at(self, written: list[int]) -> int:
-        """How many new tokens of a text are on the recorded path."""
+        """Return the number of new tokens of a text that are on the recorded path."""
         left = common_prefix(written, self._token_ids)
         while (self._kept or self._lenient) and left < min(len(written), len(self._token_ids)):
             if self.trace.prompt_tokens + left not in self._kept and not self._is_let_stand(left, written):
@@ -166,5 +166,5 @@ class Script(ScriptedModels):
         return left
 
     def _is_let_stand(self, at: int, written: list[int]) -> bool:
-        """Whether the text has the device's token there, and the cloud is lenient about it."""
+        """Return whether the text has the device's token there, and the cloud is lenient about it."""
         return at in self._lenient and at < len(written) and written[at] == self.trace.proposals[at].token_id

@@ -15,11 +15,11 @@ from edge_client.planner import AdaptivePlanner, Planner
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a generation is made: all that the engine is given to decide with, and what models must tell it.
+    """The way a generation is made: everything that the engine decides with, and the values that models must provide.
 
-    `gate` makes that of one generation; those of `gated` share what they learn, as generations of one client do.
-    With `lenient_nats` the cloud lets a draft token stand whose cross-entropy under its model is no more; with
-    `risk_is_disagreement` the gate is told `edge_client.model.uncertainty.disagreement` as the risk.
+    `gate` makes the gate of one generation. Gates of `gated` share what they learn, as those of one client do. With
+    `lenient_nats` the cloud accepts a draft token whose cross-entropy under its model is at most that. With
+    `risk_is_disagreement` the gate gets `edge_client.model.uncertainty.disagreement` as the risk.
     """
 
     name: str
@@ -32,17 +32,17 @@ class Strategy:
 
     @property
     def mode(self) -> Mode:
-        """How a device is set for the strategy."""
+        """The mode that the device is configured with."""
         return self.planner.mode
 
     @property
     def exact(self) -> bool:
-        """Whether it promises the cloud's own text."""
+        """True if the strategy promises the cloud's own text."""
         return self.mode is Mode.EXACT and self.lenient_nats is None
 
 
 def strategy_for(mode: Mode) -> Strategy:
-    """A mode as a device has it by default, but for a calibrated gate: in `gated` risks are those of the signals."""
+    """Return the default strategy of a mode without a calibrated gate: in `gated` risks follow from the signals."""
     settings = GateSettings()
     promises = Promises(settings.catch, settings.max_deviation)
     return Strategy(str(mode), AdaptivePlanner(mode), partial(Gates(settings).gate, mode, promises))

@@ -1,10 +1,10 @@
-"""Traces: what both models of a pair did on one text, so that any strategy can be replayed on it without them.
+"""Traces: the answers of both models of a pair on one text, so that any strategy can be replayed without the models.
 
-A trace holds the cloud's text, and at each of its positions what the device's model proposed after the cloud's own
-prefix. Where the two differ it also holds how the device's model went on astray, since a device drafts on until it is
-told. A file is gzipped JSON, one object a line; the first one says where the traces come from.
+A trace holds the cloud's text, and for each position the proposal of the device's model after the cloud's own prefix.
+Where the two differ it also holds the device's continuation of its own token ("astray"), since a device drafts on until
+the override arrives. A file is gzipped JSON, one object per line; the first one is the header.
 
-What only some strategies decide by is not in every file; `python -m benchmarks extend` adds it: the `disagreement` of
+Some strategies decide by values that not every file has. `python -m benchmarks extend` adds them: the `disagreement` of
 each proposal along the text, and cross-entropies under the cloud's model.
 """
 
@@ -22,28 +22,30 @@ from chaperone_common.types import Proposal, SamplingParams, Signal
 from edge_client.model.uncertainty import risk
 
 FORMAT = 2
-_UNCALIBRATED = 1  # an older format, which holds a doubt in the place of the risk
-ASTRAY_TOKENS = 32  # proposals after a wrong token; a device is told within fewer
+_UNCALIBRATED = 1  # an older format, with a doubt in place of the risk
+ASTRAY_TOKENS = 32  # proposals after a wrong token; the override arrives within fewer
 _SIGNAL_DIGITS = 4  # significant ones
-_DISAGREEMENT_DIGITS = 3  # as many as its quadrature has
+_DISAGREEMENT_DIGITS = 3  # the precision of its quadrature
 
 
 @dataclass(frozen=True, slots=True)
 class ExtendedProposal(Proposal):
-    """A proposal, and what `edge_client.model.uncertainty.disagreement` says of it."""
+    """A proposal with its `edge_client.model.uncertainty.disagreement`."""
 
     disagreement: float
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One generation as both models saw it.
+    """A generation with the answers of both models.
 
-    `proposals[i]` is the device's, made after the prompt and `token_ids[:i]`, where the cloud chose `token_ids[i]`, and
-    `ranks[i]` the place of that token in the device's scores (coupled ones at temperatures above 0; 0 is its choice).
-    `astray[i]`, where the two differ, is what the device's model proposes after its own token at i, after that and the
-    next one, and so on. `cross_entropies[i]`, at the same places, is that of the device's token at i under the cloud's
-    model, in nats; None where the file does not tell. `source` is the file.
+    `proposals[i]` is the device's, after the prompt and `token_ids[:i]`; the cloud chose `token_ids[i]` there.
+    `ranks[i]` is the place of that token in the device's scores (coupled ones at temperatures above 0); 0 is the
+    device's choice.
+
+    `astray[i]` exists where the two differ: the proposals of the device's model after its own token at i, after that
+    token and the next one, and so on. `cross_entropies[i]` exists at the same places: that of the device's token under
+    the cloud's model, in nats. It is None if the file has none. `source` is the file.
     """
 
     id: str
@@ -70,7 +72,7 @@ class Trace:
 
     @property
     def matches(self) -> tuple[bool, ...]:
-        """At each position, whether the device's choice is the cloud's."""
+        """True at each position where the device's choice is the cloud's."""
         return tuple(
             proposal.token_id == token_id for proposal, token_id in zip(self.proposals, self.token_ids, strict=True)
         )
@@ -78,14 +80,14 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class TraceFile:
-    """Traces, and where they come from."""
+    """The traces of a file with their header."""
 
     header: Mapping[str, Any]
     traces: tuple[Trace, ...]
 
 
 def load_traces(path: Path | str) -> TraceFile:
-    """Read a file; raises ConfigError where it is not one of traces."""
+    """Return the traces of a file; raise ConfigError if it is not one of traces."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             header, *rows = map(json.loads, lines)
@@ -100,7 +102,7 @@ def load_traces(path: Path | str) -> TraceFile:
 
 
 def save_traces(path: Path, file: TraceFile) -> None:
-    """Write a file anew; an interruption leaves the old one whole."""
+    """Write the whole file again; an interruption leaves the old one intact."""
     unfinished = path.with_name(path.name + ".part")
     lines = [dict(file.header, format=FORMAT), *map(_encode, file.traces)]
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
@@ -109,14 +111,14 @@ def save_traces(path: Path, file: TraceFile) -> None:
 
 
 def lacking(trace: Trace, what: str) -> ConfigError:
-    """The error that a trace does not tell what a strategy decides by."""
+    """Return the error for a trace that lacks a value that a strategy decides by."""
     return ConfigError(
         f"{trace.source}: trace {trace.id} has no {what}; add it with `python -m benchmarks extend {trace.source}`"
     )
 
 
 def with_disagreement_as_risk(trace: Trace) -> Trace:
-    """The trace as a device records it whose gate is told the disagreement of a proposal as its risk."""
+    """Return the trace with each proposal's disagreement as its risk."""
     proposals = []
     for proposal in trace.proposals:
         if not isinstance(proposal, ExtendedProposal):
@@ -214,7 +216,7 @@ def _rows(columns: Mapping[str, Sequence[Any]]) -> tuple[Proposal, ...]:
 
 
 def extended(proposal: Proposal, disagreement: float) -> ExtendedProposal:
-    """The same proposal, with its disagreement."""
+    """Return the same proposal with its disagreement."""
     return ExtendedProposal(proposal.token_id, proposal.signal, proposal.runner_up, float(disagreement))
 
 

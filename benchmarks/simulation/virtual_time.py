@@ -1,7 +1,7 @@
-"""An event loop whose clock is virtual: instead of sleeping until the next timer is due, it says that it is due.
+"""An event loop with a virtual clock: instead of sleeping until the next timer is due, it moves the clock.
 
-Nothing else differs from asyncio, so that code written for it, with its sleeps, timeouts and tasks, runs unchanged and
-in no time. What cannot be simulated is refused: sockets, pipes, threads.
+Nothing else differs from asyncio. Code with sleeps, timeouts and tasks runs unchanged and takes no time. The loop
+refuses what it cannot simulate: sockets, pipes, threads.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ T = TypeVar("T")
 
 
 class Deadlock(RuntimeError):
-    """Tasks wait for each other: nothing is ready, and no timer will make it so."""
+    """Tasks wait for each other: none is ready, and no timer is pending."""
 
 
 class RealWorld(RuntimeError):
-    """Something asked for real I/O or a thread, whose time no virtual clock can tell."""
+    """A call asked for real I/O or a thread, which take time that a virtual clock cannot measure."""
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run to the end in virtual time, from second 0; raises Deadlock where asyncio would hang."""
+    """Run to the end in virtual time, from second 0; raise Deadlock where asyncio would hang."""
     results: list[T] = []
 
-    async def main() -> None:  # returns nothing, because the runner writes out the result of what it ran, for nobody
+    async def main() -> None:  # returns None, because the runner would format its result
         results.append(await coroutine)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -36,7 +36,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class LoopClock:
-    """A `chaperone_common.clock.Clock` that shows the time of the running event loop."""
+    """A `chaperone_common.clock.Clock` with the time of the running event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -46,7 +46,7 @@ class LoopClock:
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop over a selector that waits by moving the clock."""
+    """An asyncio loop over a selector that moves the clock instead of waiting."""
 
     def __init__(self) -> None:
         self._virtual = _VirtualSelector(self._explain)
@@ -54,11 +54,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual.sealed = True  # the loop's own wake-up pipe is registered
 
     def time(self) -> float:
-        """Seconds since the loop was made."""
+        """Return the seconds since the loop was made."""
         return self._virtual.now_s
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Never:  # type: ignore[override]
-        """Refused: a thread takes real time."""
+        """Raise RealWorld: a thread takes real time."""
         raise RealWorld(f"run_in_executor({func!r}): threads take real time; simulate the work by asyncio.sleep")
 
     def _explain(self) -> str:
@@ -74,7 +74,7 @@ def _where(task: asyncio.Task[Any]) -> str:
 
 
 class _VirtualSelector(selectors.BaseSelector):
-    """Never has an event; waiting for one moves the clock to when the loop would stop waiting."""
+    """A selector without events; waiting moves the clock to the end of the wait."""
 
     def __init__(self, explain: Callable[[], str]) -> None:
         self.now_s = 0.0
@@ -109,7 +109,7 @@ class _VirtualSelector(selectors.BaseSelector):
         return self._keys[self._same(fileobj)]
 
     def _same(self, fileobj: Any) -> Any:
-        """The object that was registered, which may be named by its descriptor."""
+        """Return the registered object, which may be named by its descriptor."""
         number = _number(fileobj)
         return next((known for known, key in self._keys.items() if key.fd == number), fileobj)
 
