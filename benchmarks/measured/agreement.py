@@ -1,8 +1,8 @@
-"""How often the device model chooses what the cloud model chooses: `python -m benchmarks agreement`.
+"""Agreement of the device model with the cloud model: `python -m benchmarks agreement`.
 
-Teacher-forced and paired: both models read the same text, and at every position the greedy choices are compared. The
-device model of the pair is held against the plain export of the same weights, which is twice as large: int4 without
-tied embeddings, built once under $CHAPERONE_HOME/benchmarks.
+Both models read the same text (teacher forcing), and their greedy choices are compared at every position. The device
+model of the pair is compared with the plain export of the same weights, which is twice as large: int4 without tied
+embeddings, built once under $CHAPERONE_HOME/benchmarks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _texts(tokenizer: Tokenizer, folder: Path, wanted: int) -> list[tuple[list[int], list[int]]]:
-    """Problems with their published answers: (prompt, answer) in tokens. Only answers are compared."""
+    """Return problems with their published answers: (prompt, answer) in tokens. Only answers are compared."""
     template = ChatTemplate.load(folder, tokenizer)
     texts, found = [], 0
     for problem in humaneval(0, 100):
@@ -111,7 +111,7 @@ def _cloud_choices(
 def _device_choices(
     folder: Path, texts: list[tuple[list[int], list[int]]], manifest: ModelManifest, threads: int
 ) -> NDArray[np.int64]:
-    """Token by token, as the device decodes."""
+    """Return the choices token by token, as the device decodes."""
     model = OnnxModel.load(
         folder,
         threads=threads,
@@ -139,7 +139,7 @@ def _device_choices(
 
 
 def _plain_export(pair: str) -> Path:
-    """The builder's int4 without anything of ours; kept for the next run."""
+    """Return the folder of the builder's plain int4 export; it is kept for the next run."""
     folder = chaperone_home() / "benchmarks" / f"{pair}-plain-int4"
     if (folder / "model.onnx").is_file():
         return folder
@@ -163,7 +163,7 @@ def _plain_export(pair: str) -> Path:
 
 
 def _difference_interval(difference: NDArray[np.float64], lengths: list[int]) -> list[float] | None:
-    """Return the 95% interval of the mean; whole texts are drawn, since positions of one text are not independent."""
+    """Return the 95% interval of the mean. Texts are drawn whole: positions of one text are not independent."""
     ends = np.cumsum(lengths)
     counts = np.array(lengths)
     sums = np.array([part.sum() for part in np.split(difference, ends[:-1])])

@@ -1,12 +1,13 @@
-"""transformers' own assisted generation: both models in one process, without a link; the co-located reference.
+"""Assisted generation of transformers: both models in one process, without a link; the co-located reference.
 
-The process has all cores, which both models share, and uses the library's defaults (up to 20 drafted tokens, stopped
-early where the draft is unsure). The large model is the pair's cloud folder. The small one is the pair's device model
-before quantisation, from the weights that `chaperone-cloud models pull` fetched, since the ONNX export is nothing that
-transformers can load. Sampled text is drawn by the library's own dice: as likely as the cloud's, but another one.
+The process has all cores, which both models share. It uses the library's defaults: up to 20 drafted tokens, stopped
+early where the draft is unsure. The large model is the pair's cloud folder. The small one is the pair's device model
+before quantisation, from the weights that `chaperone-cloud models pull` fetched, because transformers cannot load the
+ONNX export. The library draws sampled text with its own random numbers: it is as likely as the cloud's, but another
+text.
 
-Warm decoding cannot be asked of it, so the clock starts when the first tokens come out; then both models hold the
-prompt's KV. Those first tokens are not counted.
+The library has no warm start. So the clock starts with the first tokens, when both models hold the prompt's KV, and
+these tokens are not counted.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _UNMEASURED = ("prefill_ms", "edge_compute_ms", "cloud_compute_ms", "cloud_queue
 
 
 def require_draft(pair: str) -> None:
-    """Raise ModelMissing, with the remedy, where the draft's weights were not kept."""
+    """Raise ModelMissing, with the remedy, if the draft's weights were not kept."""
     weights = load_registry().pair(pair).edge.weights
     if isinstance(weights, WheelsSource) and not _joined(weights).exists():
         raise ModelMissing(
@@ -52,7 +53,7 @@ def require_draft(pair: str) -> None:
 
 
 class Assisted:
-    """A `Runner` in a process of its own, which is started by the first generation."""
+    """A `Runner` in a separate process, which the first generation starts."""
 
     def __init__(self, pair: str, dtype: str, cores: Sequence[int]) -> None:
         require_draft(pair)
@@ -120,7 +121,7 @@ class Assisted:
 
 @dataclass(slots=True)
 class _Arrivals:
-    """A streamer of transformers that notes when which tokens came; the first call brings the prompt."""
+    """A streamer of transformers that notes the time of each token; the first call brings the prompt."""
 
     began_s: float
     token_ids: list[int]
@@ -159,7 +160,7 @@ def _draft_model(weights: Weights, dtype: str) -> Any:
 
 
 def main() -> None:
-    """Answer one line of JSON with another, until the input ends."""
+    """Answer each line of JSON with another one until the input ends."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.measured.assisted")
     parser.add_argument("--pair", required=True)
     parser.add_argument("--dtype", required=True)

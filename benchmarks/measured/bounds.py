@@ -1,4 +1,4 @@
-"""What the strategies of a run could have reached at best, by the run's own costs and recorded traces."""
+"""Best possible results of a run's strategies, by the run's own costs and recorded traces."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BOUNDS: dict[str, Callable[[Sequence[bool], Costs], float]] = {
 
 
 def summarise_bounds(rows: Sequence[Row], traces: Sequence[Trace], rtt_ms: float) -> dict[str, Any]:
-    """By category: median speeds of the bounds, their ratios to `cloud`, and each strategy's share of them.
+    """Return, by category, median speeds of the bounds, their ratios to `cloud`, and each strategy's share of them.
 
-    A trace counts where the run's `cloud` wrote its text, as far as the run went.
+    A trace counts if the run's `cloud` wrote its text, up to the length of the run.
     """
     measured = RunCosts.of(rows)
     if measured is None:
@@ -37,7 +37,7 @@ def summarise_bounds(rows: Sequence[Row], traces: Sequence[Trace], rtt_ms: float
 
 
 def _agreements(rows: Sequence[Row], traces: Sequence[Trace]) -> dict[str, tuple[bool, ...]]:
-    """By prompt, where the device's choice is the cloud's, for the tokens that the run wrote."""
+    """Return, by prompt, where the device's choice is the cloud's, for the tokens that the run wrote."""
     known = {trace.id: trace for trace in traces}
     found = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What drafting, reading and streaming took in a run, for bounds and simulations of that very machine."""
+"""Costs of drafting, verifying and streaming in a run, for bounds and simulations of that machine."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from link_emulator.profile import Profile
 
-NO_COSTS = (
-    "the costs come from `cloud` and from spans that were read; run both, anew if this run is older than `readings`"
-)
+NO_COSTS = "the costs come from `cloud` and from verified spans; run both, again if this run has no `readings`"
 
 
 @dataclass(frozen=True, slots=True)
 class RunCosts:
     """Averages over a run, in milliseconds.
 
-    `read_ms` is the cloud's time for a forward, by its tokens: those of a span and the one before it. `rows` says what
-    further rows of the device's forward cost; chunks cost as many steps as they do by default.
+    `read_ms` is the cloud's time for a forward, by its tokens: those of a span and the one before it. `rows` is the
+    cost of further rows of the device's forward. Chunks cost as many steps as they do by default.
     """
 
     draft_ms: float
@@ -40,10 +38,11 @@ class RunCosts:
 
     @classmethod
     def of(cls, rows: Sequence[Row], average: Callable[[Iterable[float]], float] = statistics.median) -> Self | None:
-        """Streaming from `cloud`, drafting and reading from all that had drafts judged; None where one is missing.
+        """Return the costs of a run; None if a part is missing.
 
-        Strategies that measure more as they draft, or read elsewhere, do not count. A median tells what a step usually
-        takes, a mean (`statistics.fmean`) what many of them take together.
+        Streaming is measured in `cloud`, drafting and verifying in all strategies whose drafts were judged. Strategies
+        that measure more while they draft, or ask another cloud, do not count. A median is the usual cost of a step, a
+        mean (`statistics.fmean`) the cost of a step in the sum of many.
         """
         drafting = [row for row in rows if _spans(row) and row["costs"] is not None and _usual(row["strategy"])]
         streaming = [row["costs"] for row in rows if row["strategy"] == BASELINE and row["costs"] is not None]
@@ -57,7 +56,7 @@ class RunCosts:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Those of a result of `python -m benchmarks run`; raises ConfigError where it does not tell them."""
+        """Return the costs of a result of `python -m benchmarks run`; raise ConfigError if they are not in it."""
         try:
             rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["generations"]
             costs = cls.of(rows)
@@ -68,16 +67,16 @@ class RunCosts:
         return costs
 
     def bounds(self, rtt_ms: float) -> Costs:
-        """As the bounds reckon with them."""
+        """Return the costs in the form of the bounds."""
         return Costs(self.draft_ms, rtt_ms, self.stream_ms, dict(self.read_ms))
 
     def scenario(self, profile: Profile) -> Scenario:
-        """A simulation of this machine, over any link."""
+        """Return a simulation of this machine, over any link."""
         cloud = CloudCosts(read_ms=Curve(tuple(sorted(self.read_ms.items()))))
         return Scenario(profile, cloud, DraftCosts(step_ms=self.draft_ms, rows=self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """For a result."""
+        """Return the costs as a part of a result."""
         return {
             "draft_ms": round(self.draft_ms, 2),
             "stream_ms": round(self.stream_ms, 2),
@@ -87,7 +86,7 @@ class RunCosts:
 
 
 def _spans(row: Row) -> list[tuple[int, float]]:
-    """The cloud's readings of spans; a hand-over, which is an empty one, tells nothing."""
+    """Return the cloud's forwards over spans; a hand-over is an empty span and does not count."""
     return [(tokens, read_ms) for tokens, read_ms in row.get("readings", ()) if tokens]
 
 
@@ -99,7 +98,7 @@ def _usual(name: str) -> bool:
 def _readings(
     readings: Sequence[tuple[int, float]], least_ms: float, average: Callable[[Iterable[float]], float]
 ) -> dict[int, float]:
-    """What forwards about as long take, by their mean length; a longer forward takes no less than a shorter."""
+    """Return the times of forwards by length; similar lengths are averaged, and a longer forward takes no less time."""
     alike: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for span_tokens, read_ms in readings:
         alike[round(2 * math.log2(1 + span_tokens))].append((1 + span_tokens, read_ms))
@@ -111,6 +110,6 @@ def _readings(
 
 
 def _rows_of_a_forward(rows: Sequence[Row]) -> Curve:
-    """What further rows of the device's forward cost, as `exact` measured it; as by default where it did not."""
+    """Return the cost of further rows of the device's forward, as `exact` measured it, else the default."""
     shares = [row["costs"]["row_ms"] / row["costs"]["draft_ms"] for row in rows if row["strategy"] == str(Mode.EXACT)]
     return Curve.of((1, 1.0), (2, 1.0 + statistics.median(shares))) if shares else DraftCosts().rows

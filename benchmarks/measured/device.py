@@ -1,15 +1,15 @@
-"""What the device's per-token path costs on top of onnxruntime: `python -m benchmarks device`.
+"""Costs of the device's path for one token, compared with onnxruntime alone: `python -m benchmarks device`.
 
-Three loops run in turns of a few tokens each, so that a change of the machine's speed meets all of them alike:
+Three loops run in turns of a few tokens each, so that a change of the machine's speed affects all of them alike:
 
 bare      onnxruntime alone, called on this thread with the same buffers, and an argmax
 greedy    OnnxSequence.step + softmax + choose + measure, temperature 0
 sampled   the same at temperature 0.7 and top_p 0.95
 
-A ratio is tokens/s over the bare loop's, the median of the rounds. Then a ticker on the event loop measures the
-longest time the loop stood still while a prompt was read and while tokens were drafted. `signals_share` is the time
-that a token's signals take, and its calibrated risk where a gate comes with the pair, over that of the model's step:
-medians of single tokens.
+A ratio is tokens/s over the bare loop's, the median of the rounds. Then a ticker on the event loop measures the longest
+time that the loop stood still while a prompt was read and while tokens were drafted. `signals_share` is the time of a
+token's signals, and of its calibrated risk if the pair has a gate, over that of the model's step: medians of single
+tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PROMPT = (
 
 
 class BareLoop:
-    """The yardstick: greedy decoding by onnxruntime's own calls."""
+    """The baseline: greedy decoding by onnxruntime's own calls."""
 
     def __init__(self, model: OnnxModel, prompt: Sequence[int], capacity: int) -> None:
         graph = model.graph
@@ -81,7 +81,7 @@ class BareLoop:
         return int(self._logits[0, 0, : self._vocabulary].argmax())
 
     async def turn(self, tokens: int) -> float:
-        """Decode on; returns seconds."""
+        """Decode on and return seconds."""
         started = time.perf_counter()
         for _ in range(tokens):
             self._token = self._next(self._token)
@@ -106,7 +106,7 @@ class ChaperoneLoop:
         return choice.token_id
 
     async def turn(self, tokens: int) -> float:
-        """Decode on; returns seconds."""
+        """Decode on and return seconds."""
         started = time.perf_counter()
         for _ in range(tokens):
             self._token = self._choose((await self._sequence.step((self._token,))).logits)
@@ -114,7 +114,7 @@ class ChaperoneLoop:
 
 
 async def decode_speeds(model: OnnxModel, prompt: Sequence[int], rounds: int, tokens: int) -> dict[str, Any]:
-    """Interleave the three loops; returns tokens/s (medians of the rounds) and ratios to the bare loop."""
+    """Interleave the three loops; return tokens/s (medians of the rounds) and ratios to the bare loop."""
     per_round: dict[str, list[float]] = {"bare": [], "greedy": [], "sampled": []}
     for number in range(rounds + 1):
         sequences = [model.new_sequence(), model.new_sequence()]
@@ -140,7 +140,7 @@ async def decode_speeds(model: OnnxModel, prompt: Sequence[int], rounds: int, to
 
 
 async def loop_gaps(model: OnnxModel, prompt: Sequence[int], tokens: int) -> dict[str, float]:
-    """The longest time between two ticks of an otherwise idle event loop, in ms."""
+    """Return the longest time between two ticks of an otherwise idle event loop, in ms."""
     long_prompt = (list(prompt) * (1 + PREFILL_TOKENS // len(prompt)))[:PREFILL_TOKENS]
     sequence = model.new_sequence()
     loop = ChaperoneLoop(sequence, SAMPLED)
@@ -159,10 +159,10 @@ async def loop_gaps(model: OnnxModel, prompt: Sequence[int], tokens: int) -> dic
 async def signals_share(
     model: OnnxModel, prompt: Sequence[int], tokens: int, risk: CalibratedRisk | None
 ) -> dict[str, float]:
-    """What signals and risk take of a draft step; medians, in ms."""
+    """Return the times of a draft step, its signals and its risk; medians in ms."""
     sequence = model.new_sequence()
     token_ids: Sequence[int] = prompt
-    spent: tuple[list[float], ...] = ([], [], [])  # by the step, its signals, and its risk
+    spent: tuple[list[float], ...] = ([], [], [])  # of the step, its signals and its risk
     for position in range(len(prompt), len(prompt) + tokens):
         times = [time.perf_counter()]
         step = await sequence.step(token_ids)
@@ -202,7 +202,7 @@ def _ratio(values: Sequence[float], bare: Sequence[float]) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m benchmarks device`."""
+    """Add the options of `python -m benchmarks device`."""
     parser.add_argument("--pair", default="default", help="model pair whose device model is measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--spinning", action=argparse.BooleanOptionalAction, default=True)
@@ -211,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns the numbers, the settings and the targets they are compared with."""
+    """Measure; return the numbers, the settings and the targets."""
     measured = provenance()
     folder = pair_folder(args.pair, "edge")
     manifest = load_manifest(folder, role="edge")

@@ -1,4 +1,4 @@
-"""How the generations of a run are made: a cloud, a link and a client for each strategy, prompt by prompt."""
+"""The generations of a run: a cloud, a link and a client for each strategy, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from edge_client.config import CloudSettings, DeviceSettings
 WARM_UP = "Say hello, then count from one to ten."
 WARM_UP_TOKENS = 32
 LENIENT_SERVER = ("benchmarks.strategies.lenient_server", "--within-nats")
-MAX_FAILURES = 3  # in a row
-QUIET_MS = 20.0  # and a round trip, without a byte: what was on its way has come
+MAX_FAILURES = 3  # consecutive failures that end a run
+QUIET_MS = 20.0  # without a byte, after a round trip: nothing is in flight
 MAX_SETTLING = 20
 
 
 def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
-    """Make the generations; returns those that failed, which are not kept and so are tried again by the next run."""
+    """Make the generations and return those that failed; these are not kept, so the next run tries them again."""
     cores = Cores.allowed()
     with ExitStack() as stack:
         links = {
-            lenient_nats: stack.enter_context(_cloud_behind_link(plan, cores, lenient_nats))
+            lenient_nats: stack.enter_context(_cloud_and_link(plan, cores, lenient_nats))
             for lenient_nats in dict.fromkeys(_lenient_nats(name) for _, name, _ in missing)
         }
         stack.enter_context(_on_core(cores.device))
@@ -42,13 +42,13 @@ def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str
 
 
 def _lenient_nats(name: str) -> float | None:
-    """What the strategy's cloud lets stand; None for the cloud that all others share."""
+    """Return the cross-entropy that the strategy's cloud accepts; None for the cloud that all others share."""
     return None if name == ASSISTED else strategy_named(name).lenient_nats
 
 
 @contextmanager
-def _cloud_behind_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
-    """Every cloud has the cloud's core, since only one is busy at a time."""
+def _cloud_and_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
+    """Run a cloud and its link; every cloud has the same core, since only one is busy at a time."""
     arguments = ("--threads", "1", "--dtype", plan.dtype)
     program = SERVE if lenient_nats is None else (*LENIENT_SERVER, str(lenient_nats))
     with (
@@ -60,7 +60,7 @@ def _cloud_behind_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> 
 
 @contextmanager
 def _on_core(core: int) -> Iterator[None]:
-    """Hold this process, and the threads that it starts meanwhile, to one core."""
+    """Hold this process, and the threads that it starts in the block, to one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -73,7 +73,7 @@ class _Run:
     """Runners, and the links between them and their clouds."""
 
     def __init__(self, plan: Plan, links: Mapping[float | None, LinkProcess], cores: Cores) -> None:
-        """`links` are those to the clouds, by what each lets stand."""
+        """Take the links to the clouds, by the cross-entropy that each cloud accepts."""
         self._plan = plan
         self._links = links
         self._cores = cores
@@ -105,7 +105,7 @@ class _Run:
             return Assisted(self._plan.pair, self._plan.dtype, self._cores.every)
         config = EdgeConfig(
             pair=self._plan.pair,
-            closing_audit=True,  # so that what the cloud computes after the text is there is counted too
+            closing_audit=True,  # so that the cloud's work after the text is counted, too
             cloud=CloudSettings(address=self._link(name).address),
             device=DeviceSettings(threads=1, allow_spinning=False),
         )
@@ -119,7 +119,7 @@ class _Run:
             runner, self._link(name), prompt.text, self._plan.seed + repeat, self._plan.max_new_tokens
         )
         if name == ASSISTED:
-            traffic = Traffic()  # it uses no link; what crossed it are the other clients' keep-alives
+            traffic = Traffic()  # it uses no link; the bytes are other clients' keep-alives
         return row_of(prompt, name, repeat, measured, traffic)
 
     async def _generate(
@@ -134,7 +134,7 @@ class _Run:
         return measured, replace((await self._settled(link)).since(before), cpu_ms=cpu_ms - before.cpu_ms)
 
     async def _settled(self, link: LinkProcess) -> Traffic:
-        """The link's counters once it is quiet: acknowledgements and audits still travel when a text has ended."""
+        """Return the link's counters once it is quiet: acknowledgements and audits may follow the end of a text."""
         traffic = link.traffic()
         for _ in range(MAX_SETTLING):
             await asyncio.sleep((self._plan.profile.rtt_ms + QUIET_MS) / 1e3)
@@ -145,7 +145,7 @@ class _Run:
 
 
 def row_of(prompt: Prompt, name: str, repeat: int, measured: Measured, traffic: Traffic) -> dict[str, Any]:
-    """One generation, as it is kept; docs/benchmarks.md describes the fields."""
+    """Return one generation as a row of the result; docs/benchmarks.md describes the fields."""
     stats = measured.stats
     timed = len(measured.token_ids) - measured.untimed_tokens
     return {
@@ -171,5 +171,5 @@ def _line(row: dict[str, Any]) -> str:
     if row["error"] is not None:
         return f"{row['id']:20} {row['strategy']:12} failed: {row['error']}"
     speed = row["decode_tokens_per_s"]
-    told = f"{speed:8.2f} tokens/s" if speed is not None else f"{row['stats']['total_ms']:8.0f} ms"
-    return f"{row['id']:20} {row['strategy']:12} {told}"
+    shown = f"{speed:8.2f} tokens/s" if speed is not None else f"{row['stats']['total_ms']:8.0f} ms"
+    return f"{row['id']:20} {row['strategy']:12} {shown}"

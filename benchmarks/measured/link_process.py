@@ -1,10 +1,10 @@
-"""An emulated link in a process of its own, which tells on demand what has crossed it and what that cost.
+"""An emulated link in a separate process, which reports its traffic and its own cost on request.
 
-Where it runs: a thread of the device's process would take the interpreter's lock from the engine, and the event loop
-between two drafts. As a process of its own, tied to no core, it runs on whichever one has nothing to do, and on a
-machine of two that is mostly the one whose end waits. What it takes of a processor is counted, and is in every result.
+A thread of the device's process would compete with the engine for the interpreter's lock, and with the event loop
+between two drafts. A separate process that is tied to no core runs on an idle one, which on a machine of two cores is
+mostly the core of the end that waits. Its processor time is counted and is in every result.
 
-The process writes its address, then a line of JSON for each line that it reads; at the end of its input it ends.
+The process writes its address, then a line of JSON for each line that it reads. It ends at the end of its input.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from link_emulator import LinkProxy, Profile
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What has crossed the link so far: bytes with their headers, and the link's own processor time."""
+    """Traffic of the link up to now: bytes with their headers, and the link's own processor time."""
 
     bytes_up: int = 0
     bytes_down: int = 0
     cpu_ms: float = 0.0
 
     def since(self, earlier: Traffic) -> Traffic:
-        """What came on top."""
+        """Return the traffic after an earlier count."""
         return Traffic(
             self.bytes_up - earlier.bytes_up,
             self.bytes_down - earlier.bytes_down,
@@ -43,14 +43,14 @@ class Traffic:
 
 
 class LinkProcess:
-    """The running process, from outside."""
+    """The running process, seen from its parent."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.address = self._line()
 
     def traffic(self) -> Traffic:
-        """Ask it; takes a fraction of a millisecond."""
+        """Return the traffic up to now; the request takes a fraction of a millisecond."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -95,7 +95,7 @@ async def _serve(profile: Profile, to: str, seed: int) -> None:
 
 
 def main() -> None:
-    """Serve until nobody asks any more."""
+    """Serve until the input ends."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.measured.link_process")
     parser.add_argument("--profile", required=True, help="as JSON")
     parser.add_argument("--to", required=True)

@@ -1,4 +1,4 @@
-"""What a run measures, in which order, and on which cores."""
+"""Plan of a run: generations, their order and their cores."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MEASURING = "benchmarks.measured.generations"  # makes the generations; other mo
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured."""
+    """The generations of a run and their conditions."""
 
     prompts: tuple[Prompt, ...]
-    strategies: Mapping[str, tuple[str, ...]]  # by class of prompts: a peer has its own best span for each
+    strategies: Mapping[str, tuple[str, ...]]  # by class of prompts, since a peer's best span depends on it
     profile: Profile
     pair: str
-    dtype: str  # that the large model computes in
+    dtype: str  # of the large model's computation
     max_new_tokens: int
     temperature: float
     repeats: int
@@ -42,7 +42,7 @@ class Plan:
         return tuple(dict.fromkeys(name for names in self.strategies.values() for name in names))
 
     def keys(self) -> list[Key]:
-        """Every generation, in the order in which they are made: interleaved, and rotating."""
+        """Return all generations in the order in which they are made: interleaved, and rotating."""
         return [
             (prompt.id, name, repeat)
             for repeat in range(self.repeats)
@@ -51,7 +51,7 @@ class Plan:
         ]
 
     def identity(self, measured: dict[str, Any]) -> dict[str, Any]:
-        """All that a generation's measurement depends on; see `benchmarks.kit.work_file`."""
+        """Return everything that a generation's measurement depends on; see `benchmarks.kit.work_file`."""
         manifests = [load_manifest(pair_folder(self.pair, role), role=role) for role in ("edge", "cloud")]
         return {
             "prompts": [asdict(prompt) for prompt in self.prompts],
@@ -67,9 +67,9 @@ class Plan:
 
 
 def with_dtype(plan: Plan) -> Plan:
-    """The plan with what `auto` means on this machine; torch, which knows, stays out of this process.
+    """Return the plan with the dtype that `auto` means on this machine.
 
-    Raises ModelMissing, with the remedy.
+    A child process imports torch to find out, so that this one does not. Raises ModelMissing, with the remedy.
     """
     if plan.dtype != "auto":
         return plan
@@ -86,7 +86,7 @@ def _fastest_dtype(pair: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Where the two ends run; the same core for both where there is but one."""
+    """The cores of both ends; the same one twice on a machine with a single core."""
 
     device: int
     cloud: int
@@ -99,6 +99,6 @@ class Cores:
 
 
 def rotated(names: Sequence[str], turns: int) -> list[str]:
-    """The same order, begun somewhere else each time, so that none is always first."""
+    """Return the names in the same order with another beginning each time, so that none is always first."""
     shift = turns % len(names)
     return [*names[shift:], *names[:shift]]

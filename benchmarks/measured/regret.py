@@ -1,9 +1,9 @@
-"""What `exact` lost in a run against the best fixed strategy, chosen in hindsight for each class of prompts.
+"""Loss of `exact` in a run against the best fixed strategy, chosen in hindsight for each class of prompts.
 
 The measure is the best strategy's median time over that of `exact`, over the same prompts and repeats: 1 is as good as
-the best, under 1 is a loss. The time is that of the whole request in a cold run, else that from the warm start on. The
-interval of 95% is a bootstrap over prompts x repeats, which are drawn together for all strategies; in each draw the
-best strategy is chosen anew.
+the best, under 1 is a loss. The time is that of the whole request in a cold run, else that from the warm start. The 95%
+interval is a bootstrap over prompts x repeats, which are drawn together for all strategies. Each draw chooses its own
+best strategy.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from benchmarks.kit.statistics import Indices, interval
 from benchmarks.measured.summary import ALL, Row
 
 EXACT = "exact"
-LIMIT = 0.97  # a regret is told as one where even the upper end of the interval is under it
+LIMIT = 0.97  # a loss is certain if the upper end of the interval is under it
 
 # By strategy, milliseconds of the same generations (prompts x repeats).
 Times = Mapping[str, Sequence[float] | NDArray[np.float64]]
 
 
 def measured_regret(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, Any] | None:
-    """By category; None where `exact` or every one of the `fixed` strategies is missing."""
+    """Return the regret by category; None if `exact` or every one of the `fixed` strategies is missing."""
     categories = dict.fromkeys([*(row["category"] for row in rows), ALL])
     found = {
         category: _entry(times)
@@ -37,7 +37,7 @@ def measured_regret(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, An
 
 
 def ratio(times: Times) -> tuple[float, str]:
-    """The best fixed strategy's median time over that of `exact`, and its name."""
+    """Return the best fixed strategy's median time over that of `exact`, and the name of that strategy."""
     medians = {name: float(np.median(values)) for name, values in times.items()}
     best = min((name for name in medians if name != EXACT), key=lambda name: medians[name])
     return medians[best] / medians[EXACT], best
@@ -54,7 +54,7 @@ def ratio_interval(times: Times) -> list[float] | None:
 
 
 def _times(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, list[float]] | None:
-    """Where all of them finished; None where that is nowhere."""
+    """Return the times of generations that all strategies finished; None if there are none."""
     by_strategy: dict[str, dict[tuple[str, int], float]] = {}
     for row in rows:
         spent = _time_ms(row)
@@ -62,7 +62,9 @@ def _times(rows: Sequence[Row], fixed: Collection[str]) -> dict[str, list[float]
             by_strategy.setdefault(row["strategy"], {})[row["id"], row["repeat"]] = spent
     kinds = {row["category"] for row in rows}
     met = {name: {row["category"] for row in rows if row["strategy"] == name} for name in by_strategy}
-    by_strategy = {name: found for name, found in by_strategy.items() if met[name] == kinds}  # of one kind: no rival
+    by_strategy = {
+        name: found for name, found in by_strategy.items() if met[name] == kinds
+    }  # a strategy of one kind of prompt alone is no rival
     if EXACT not in by_strategy or len(by_strategy) < 2:
         return None
     common = [key for key in by_strategy[EXACT] if all(key in found for found in by_strategy.values())]

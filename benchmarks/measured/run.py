@@ -1,9 +1,9 @@
-"""Strategies against each other on real processes: `python -m benchmarks run`; docs/benchmarks.md says what is written.
+"""Compare strategies on real processes: `python -m benchmarks run`. docs/benchmarks.md describes the result.
 
-Device and cloud are two processes with a core each, and speak gRPC across an emulated link, a third process
-(`benchmarks/measured/link_process.py`). Prompt by prompt each strategy generates in turn, the first one another each
-time. A strategy has a client of its own, which learns from its own generations, and first writes a warm-up that is
-thrown away. Finished generations are kept at once; the same command goes on with a run that was interrupted.
+Device and cloud are two processes with a core each. They speak gRPC across an emulated link, a third process
+(`benchmarks/measured/link_process.py`). For each prompt every strategy generates in turn, and the order rotates. A
+strategy has its own client, which learns from its own generations and first writes a warm-up that is discarded. Each
+finished generation is written at once, so the same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from link_emulator.command import chosen_profile
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="a prompt set: JSON lines of id, class and prompt")
-    parser.add_argument("--first", type=int, help="only so many prompts, from the top")
-    parser.add_argument("--per-category", type=int, help="only so many prompts of each class, from the top")
+    parser.add_argument("--first", type=int, help="only the first N prompts")
+    parser.add_argument("--per-category", type=int, help="only the first N prompts of each class")
     parser.add_argument("--strategies", required=True, help="by name, separated by commas; see docs/benchmarks.md")
-    parser.add_argument("--peers", type=Path, default=PEERS, help="says what N is in sync-best and the like")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="the file with the N of names such as sync-best")
     link = parser.add_mutually_exclusive_group()
     link.add_argument("--link", metavar="PROFILE", help="a link by the name of its profile, or by the path of one")
     link.add_argument("--rtt-ms", type=float, default=0.0, help="a link with this round trip and nothing else")
@@ -50,12 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the first repeat, and of the link")
     parser.add_argument("--cold", action="store_true", help="time whole requests, prefill included")
     parser.add_argument("--traces", type=Path, nargs="*", default=[], help="of these prompts, for the bounds")
-    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "benchmarks", help="where unfinished runs are")
-    parser.add_argument("--fresh", action="store_true", help="start over, even if there is an unfinished run")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".cache" / "benchmarks", help="the folder of unfinished runs"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start again, even if there is an unfinished run")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is not measured yet; returns all of it."""
+    """Measure the missing generations and return the whole result."""
     measured = provenance()
     plan = with_dtype(plan_from(args))
     traces = [trace for path in args.traces for trace in load_traces(path).traces]
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan_from(args: argparse.Namespace) -> Plan:
-    """Check the command line; raises ConfigError."""
+    """Return the plan of a command line; raise ConfigError if an option is wrong."""
     for name in ("max_new_tokens", "repeats", "first", "per_category"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not a number from 1 on")
@@ -107,7 +109,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
 
 
 def _of_each(prompts: Iterable[Prompt], count: int | None) -> Iterator[Prompt]:
-    """The first so many of each class, as they stand; all of them without a count."""
+    """Yield the first `count` prompts of each class in their order; all of them without a count."""
     met: Counter[str] = Counter()
     for prompt in prompts:
         met[prompt.category] += 1
@@ -118,7 +120,7 @@ def _of_each(prompts: Iterable[Prompt], count: int | None) -> Iterator[Prompt]:
 def result_of(
     plan: Plan, measured: dict[str, Any], rows: Sequence[dict[str, Any]], traces: Sequence[Trace]
 ) -> dict[str, Any]:
-    """The run as it is written."""
+    """Return the run as it is written."""
     exact = {name for name in plan.names if name != ASSISTED and strategy_named(name).exact}
     summary = summarise(rows, exact)
     summary["regret"] = measured_regret(rows, fixed=exact - {str(Mode.EXACT)} | {BASELINE})

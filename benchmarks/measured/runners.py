@@ -1,4 +1,4 @@
-"""Who writes in a run: a device with a strategy, or both models in one process; each generation is measured alike."""
+"""Runners of a run's generations: a device with a strategy, or both models in one process, measured alike."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from edge_client.model.uncertainty import disagreement
 from edge_client.planner import Decision, Estimates, Pipeline, Planner, Situation
 from edge_client.ports import DraftStep
 
-_UNAUDITED = ("deviations", "deviation_bound", "catch")  # where the cloud lets deviations stand without a word
+_UNAUDITED = ("deviations", "deviation_bound", "catch")  # a lenient cloud does not report deviations
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be generated."""
+    """A request for one generation."""
 
     prompt: PromptInput
     temperature: float
@@ -46,10 +46,10 @@ class StepCosts:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of it; `commit_ms` says when each token was final, from the request on.
+    """The result of a generation; `commit_ms` has the time of each token's commit since the request.
 
-    `untimed_tokens` were written before the clock of `stats.decode_ms` started; `unmeasured` names fields of `stats`
-    that say nothing. `readings` are the cloud's: draft and branch tokens of a span, and milliseconds.
+    `untimed_tokens` were written before the clock of `stats.decode_ms` started. `unmeasured` names the fields of
+    `stats` without a meaning. `readings` are the cloud's forwards: draft and branch tokens of a span, and milliseconds.
     """
 
     token_ids: tuple[int, ...]
@@ -63,24 +63,24 @@ class Measured:
 
 
 class Runner(Protocol):
-    """Writes one text at a time."""
+    """A writer of one text at a time."""
 
     def prepare(self, text: str) -> PromptInput:
-        """A user's message as tokens."""
+        """Return a user's message as tokens."""
 
     async def generate(self, request: Request) -> Measured:
-        """Write to the end; a failure is told in the result."""
+        """Write to the end; a failure is part of the result."""
 
     async def aclose(self) -> None:
-        """Let go of models and connections."""
+        """Close models and connections."""
 
 
 class WatchedPlanner:
-    """Decides as another planner does, and lets its owner see what it decides by."""
+    """Decides as another planner does, and shows the estimates that it decides by."""
 
     def __init__(self, planner: Planner) -> None:
         self._planner = planner
-        self._pipeline: Pipeline | None = None  # of the generation that was decided on last
+        self._pipeline: Pipeline | None = None  # of the last generation
         self._estimates: Estimates | None = None  # observed ones
         self._readings: list[tuple[int, float]] = []  # of that generation
 
@@ -105,14 +105,14 @@ class WatchedPlanner:
         return type(self)(self._planner.alone())
 
     def costs(self) -> StepCosts | None:
-        """What has been learned, and the planner's priors for what has not."""
+        """Return the learned costs, and the planner's priors for the others."""
         if self._pipeline is None:
             return None
         known = self._pipeline.estimates.costs()
         return StepCosts(**{field.name: getattr(known, field.name) for field in fields(StepCosts)})
 
     def readings(self) -> tuple[tuple[int, float], ...]:
-        """Of the last generation."""
+        """Return the cloud's forwards of the last generation."""
         return tuple(self._readings)
 
 
@@ -126,16 +126,16 @@ class DisagreementDrafter(ChoosingDrafter):
 
 
 class Device:
-    """An `EdgeClient` of its own for one strategy, so that no strategy learns from another's generations.
+    """An `EdgeClient` for one strategy, so that no strategy learns from another's generations.
 
-    It also loads a model of its own, when it first drafts; strategies that draft nothing load none.
+    It loads its own model when it first drafts; a strategy that drafts nothing loads none.
     """
 
     def __init__(self, strategy: Strategy, config: EdgeConfig) -> None:
         self._strategy = strategy
         self._planner = WatchedPlanner(strategy.planner)
         settings = config.model_copy(update={"mode": strategy.mode})
-        if strategy.name in tuple(Mode):  # as users have it, with the gate that comes with the pair
+        if strategy.name in tuple(Mode):  # as users have it, with the pair's own gate
             self._client = EdgeClient(settings, planner=lambda _: self._planner)
             return
         settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"file": None})})

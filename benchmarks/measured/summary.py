@@ -1,7 +1,7 @@
-"""What the generations of a run say together: medians, ratios prompt by prompt, and how sure they are.
+"""Summary of a run's generations: medians, ratios prompt by prompt, and their intervals.
 
-A median is one of prompts: repeats of a prompt are first made one number by their own median. The interval of a ratio
-is a bootstrap of 95% over prompts, with a fixed seed. Counts and bytes are sums over sums, not means of ratios.
+A median is one over prompts: a prompt's repeats first become one number by their own median. The 95% interval of a
+ratio is a bootstrap over prompts with a fixed seed. Counts and bytes are sums over sums, not means of ratios.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 
 def summarise(rows: Sequence[Row], exact: Collection[str]) -> dict[str, Any]:
-    """By category and strategy; `exact` names the strategies that promise the cloud's own text."""
+    """Return a summary by category and strategy; `exact` names the strategies that promise the cloud's own text."""
     categories = dict.fromkeys([*(row["category"] for row in rows), ALL])
     strategies = dict.fromkeys(row["strategy"] for row in rows)
     by_category = {
@@ -44,7 +44,7 @@ def summarise(rows: Sequence[Row], exact: Collection[str]) -> dict[str, Any]:
 
 
 def tokens_per_s(row: Row) -> float | None:
-    """Decode speed from a warm start; of a cold run, tokens over the whole request's time."""
+    """Return the decode speed from a warm start; of a cold run, tokens over the whole request's time."""
     if row["cold_total_ms"] is None:
         speed: float | None = row["decode_tokens_per_s"]
         return speed
@@ -52,7 +52,7 @@ def tokens_per_s(row: Row) -> float | None:
 
 
 def speeds(rows: Sequence[Row], strategy: str) -> dict[str, float]:
-    """Tokens a second by prompt, the median of its repeats."""
+    """Return tokens per second by prompt, the median of its repeats."""
     found: dict[str, list[float]] = {}
     for row in _finished(rows, strategy):
         speed = tokens_per_s(row)
@@ -62,18 +62,18 @@ def speeds(rows: Sequence[Row], strategy: str) -> dict[str, float]:
 
 
 def ratios(mine: Mapping[str, float], base: Mapping[str, float]) -> list[float]:
-    """Prompt by prompt, where both have one."""
+    """Return the ratios of prompts that both have."""
     return [speed / base[prompt] for prompt, speed in mine.items() if base.get(prompt)]
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The smallest value that so many percent of all do not exceed."""
+    """Return the smallest value that at least `percent` of all values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)] if ordered else None
 
 
 def gaps_ms(rows: Sequence[Row]) -> list[float]:
-    """Times between one final token and the next, within each generation; tokens that come together are 0 apart."""
+    """Return the times between consecutive final tokens in each generation; tokens that arrive together are 0 apart."""
     return [later - earlier for row in rows for earlier, later in itertools.pairwise(row["commit_ms"])]
 
 
@@ -106,7 +106,7 @@ def _entry(rows: Sequence[Row], strategy: str) -> dict[str, Any]:
 
 
 def _per_token(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Sums over sums, None where one was not measured; a cloud's prefill is left out of its time a token."""
+    """Return sums over sums; None if a value was not measured. The cloud's time per token excludes its prefill."""
     stats = [row["stats"] for row in rows]
     tokens = sum(row["completion_tokens"] for row in stats)
 
@@ -131,7 +131,7 @@ def _per_token(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def _equal_cloud(rows: Sequence[Row], strategy: str) -> dict[str, int] | None:
-    """How many texts are the cloud's own, of those that both wrote; None for the cloud itself, and without it."""
+    """Return how many texts equal the cloud's, of those that both wrote; None for `cloud` itself, and without it."""
     texts = {(row["id"], row["repeat"]): row["token_ids"] for row in _finished(rows, BASELINE)}
     both = [row for row in _finished(rows, strategy) if (row["id"], row["repeat"]) in texts]
     if strategy == BASELINE or not both:
@@ -141,7 +141,7 @@ def _equal_cloud(rows: Sequence[Row], strategy: str) -> dict[str, int] | None:
 
 
 def _link_cpu_share(rows: Sequence[Row]) -> float | None:
-    """Of one core, while texts were written over the link."""
+    """Return the link's share of one core while texts were written over it."""
     linked = [row for row in rows if row["error"] is None and row["link_bytes_up"]]
     total_ms = sum(row["stats"]["total_ms"] for row in linked)
     return round(sum(row["link_cpu_ms"] for row in linked) / total_ms, 5) if total_ms else None

@@ -69,8 +69,8 @@ class SimulatedQueue:
             models.expect_choices(text, count)
         await asyncio.sleep(self._busy_until_s - now_s)
         chosen = [choice for text, count in wanted for choice in models.choices(text, count)]
-        told = [Choice(token_id, 0.0, token_id) for token_id in chosen]
-        return ForwardResult(told, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
+        answers = [Choice(token_id, 0.0, token_id) for token_id in chosen]
+        return ForwardResult(answers, queue_us=round(queue_ms * 1e3), compute_us=round(compute_ms * 1e3))
 
     def free(self, key: Hashable) -> None:
         self._held.pop(key, None)

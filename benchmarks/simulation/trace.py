@@ -169,11 +169,11 @@ def _decode(row: Mapping[str, Any], source: str) -> Trace:
 
 
 def _with_risks(trace: Trace) -> Trace:
-    def told(proposals: Sequence[Proposal]) -> tuple[Proposal, ...]:
+    def corrected(proposals: Sequence[Proposal]) -> tuple[Proposal, ...]:
         return tuple(replace(proposal, signal=_with_risk(proposal.signal)) for proposal in proposals)
 
-    astray = {position: told(proposals) for position, proposals in trace.astray.items()}
-    return replace(trace, proposals=told(trace.proposals), astray=astray)
+    astray = {position: corrected(proposals) for position, proposals in trace.astray.items()}
+    return replace(trace, proposals=corrected(trace.proposals), astray=astray)
 
 
 def _with_risk(signal: Signal) -> Signal:

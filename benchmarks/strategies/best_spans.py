@@ -16,9 +16,10 @@ Row = Mapping[str, Any]
 
 
 def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: float, category: str) -> tuple[str, ...]:
-    """Names as they are, but `sync-best` with the N of the nearest temperature and round trip, of two the longer.
+    """Return the names, with the best N in place of `best` in names such as `sync-best`.
 
-    Raises ConfigError where the file does not tell, of this kind of prompt.
+    The N is that of the nearest temperature and round trip; of two round trips equally near, the longer one. Raises
+    ConfigError if the file has no rows of this kind of prompt.
     """
     if not any(name.endswith(f"-{BEST}") for name in names):
         return tuple(names)
@@ -29,7 +30,7 @@ def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: floa
 
 
 def load_peers(path: Path) -> list[Row]:
-    """The rows of a result of this benchmark; raises ConfigError."""
+    """Return the rows of a result of `python -m benchmarks peers`; raise ConfigError if the file is not one."""
     try:
         rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
         for row in rows:
@@ -46,7 +47,7 @@ def _resolved(name: str, rows: Sequence[Row], rtt_ms: float, temperature: float,
     mine = [row for row in rows if row["family"] == family]
     if not mine:
         known = ", ".join(sorted({row["family"] for row in rows}))
-        raise ConfigError(f"strategies: {name!r}: {path} knows no {family!r}, only {known}; make it anew")
+        raise ConfigError(f"strategies: {name!r}: {path} knows no {family!r}, only {known}; make it again")
     nearest = min(
         mine,
         key=lambda row: (abs(row["temperature"] - temperature), abs(row["rtt_ms"] - rtt_ms), -row["rtt_ms"]),

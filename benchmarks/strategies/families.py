@@ -1,4 +1,4 @@
-"""Strategies by name: ours and the published ones, as objects that serve real devices and virtual time alike.
+"""Strategies by name, ours and the published ones, for real devices and virtual time alike.
 
 A name is one of `NAMES`, where N stands for a number of tokens: `sync-8`, `overlap-16`, `acespec-8`, `specedge-32`.
 `bild-0.6-2` and `uhlm-0.1` take thresholds (`benchmarks.strategies.inexact`), and do not promise the cloud's own text.
@@ -21,22 +21,22 @@ from edge_client.gate import Always
 from edge_client.planner import BranchPrefix, Decision, DraftToken, FixedPlanner, Planner, Send, Situation, Wait
 from edge_client.planner.draft_tree import DraftTree
 
-MAX_SPAN_TOKENS = 64  # that a name may ask for
-_BRANCH_ROWS = 3  # that a device keeps beside its text
+MAX_SPAN_TOKENS = 64  # the longest span that a name may ask for
+_BRANCH_ROWS = 3  # rows that a device keeps for branches
 
 
 @dataclass(frozen=True, slots=True)
 class BranchingPlanner:
-    """AceSpec (arXiv 2609.02514): while the span is verified, draft several branches, more of them at unsure depths.
+    """AceSpec (arXiv 2609.02514): draft several branches while the span is verified, more of them at unsure depths.
 
-    The span is `span_tokens` long and one is on its way at a time, as in synchronous speculative decoding. Meanwhile
-    the device drafts the next span behind it, and branches that begin with the draft's second choice where an override
-    is most likely. If the cloud overrides with that choice, the branch is the next span, or its beginning.
+    A span has `span_tokens` tokens, and one is in flight at a time, as in synchronous speculative decoding. During this
+    time the device drafts the next span, and branches. A branch begins with the draft's second choice at a position
+    where an override is likely. If the cloud overrides with that choice, the branch is the next span, or its beginning.
 
-    Simplified: a depth has one branch, so that "more at unsure depths" becomes "at the most unsure depths"; there are
-    three, each as long as a span, all drafted in one forward with the text; and the branch cache lives for one span.
-    How unsure a depth is, is told by our calibrated risk, which favours it over entropy. The paper is known from a
-    summary alone, which does not give its thresholds.
+    Simplified: a depth has one branch, so that "more at unsure depths" becomes "at the most unsure depths". There are
+    three branches, each as long as a span, all drafted in one forward with the text. The branch cache lives for one
+    span. Our calibrated risk measures how unsure a depth is, which favours the strategy over entropy. We know only a
+    summary of the paper, and it does not give the thresholds.
     """
 
     mode: Mode
@@ -57,14 +57,14 @@ class BranchingPlanner:
         return replace(self, mode=Mode.EDGE)
 
     def _branches(self, situation: Situation) -> tuple[int, ...]:
-        """Where branches begin that are not as long as a span yet."""
+        """Yield the beginnings of branches that are shorter than a span."""
         session, tree = situation.session, situation.tree
         reached, chances = 1.0, {}
         for position in range(session.final_length, session.sent_length):
             chances[position] = reached * tree.risk(position)
             reached *= 1.0 - tree.risk(position)
         unsure = sorted(chances, key=lambda position: -chances[position])[:_BRANCH_ROWS]
-        growing = {start for _, start in tree.sites()}  # those that have not ended
+        growing = {start for _, start in tree.sites()}  # branches that have not ended
         return tuple(
             start
             for start in unsure
@@ -74,24 +74,24 @@ class BranchingPlanner:
 
 
 class _Node(NamedTuple):
-    chance: float  # that the cloud writes all up to this token; of a chain's, or that its second choice is written
-    start: int | None  # where its branch begins; None in the chain
-    drafted: bool  # else it is foretold
+    chance: float  # of the cloud's text reaching this token, or the second choice where a branch begins
+    start: int | None  # the beginning of its branch; None in the chain
+    drafted: bool  # False: it can be drafted next
 
 
 @dataclass(frozen=True, slots=True)
 class TreePlanner:
-    """SpecEdge (arXiv 2505.17052): draft a tree of `tree_tokens` tokens, send it, wait for it, and draft on meanwhile.
+    """SpecEdge (arXiv 2505.17052): draft a tree of `tree_tokens` tokens, send it, and draft on while it is verified.
 
     The tree's tokens are those of the highest cumulative probability under the draft, here by our calibrated chances.
-    Each forward drafts one more token of the text, and of each branch whose next token promises to be among them; what
-    is not drafted yet is foretold at the risk that is typical of late. While the cloud verifies, the device drafts on
-    at the likeliest leaf ("proactive drafting"), a bonus and as many tokens as a tree has at most; what of it is still
-    true after the verdict begins the next tree.
+    Each forward drafts one more token of the text, and one of each branch whose next token promises to be among them.
+    Tokens that are not drafted yet count with the typical risk of late. While the cloud verifies, the device drafts on
+    at the likeliest leaf ("proactive drafting"): a bonus and up to as many tokens as a tree has. The part that is still
+    right after the verdict begins the next tree.
 
-    Simplified: branches only leave the chain, one a depth, which begins with the draft's second choice; at most three
-    are longer than that one token, since the device has so many rows for them; a token stands if it equals the cloud's
-    coupled choice. An unlikely token of the chain is sent where its second choice is among the likeliest.
+    Simplified: branches only leave the chain, one per depth, and begin with the draft's second choice. At most three
+    are longer than that one token, since the device has only that many rows for them. A token stands if it equals the
+    cloud's coupled choice. An unlikely token of the chain is sent if its second choice is among the likeliest.
     """
 
     mode: Mode
@@ -126,7 +126,7 @@ class TreePlanner:
             behind = len(session.text) - session.sent_length if start is None else len(tree.chances(start)) - 1
             if behind <= self.tree_tokens:
                 return Decision(_drafting({start}), "until the cloud answers")
-        return Decision(Wait(), "enough is drafted behind the likeliest leaf")
+        return Decision(Wait(), "enough is drafted after the likeliest leaf")
 
 
 def _drafting(starts: Set[int | None]) -> DraftToken:
@@ -135,14 +135,14 @@ def _drafting(starts: Set[int | None]) -> DraftToken:
 
 
 def _growing(tree: DraftTree) -> list[tuple[float, int]]:
-    """The sites of the tree where no other branch has to give way, the likeliest first."""
+    """Return the sites of the tree where no other branch has to give way, the likeliest first."""
     sites = sorted(tree.sites(), reverse=True)
     beginning = [start for _, start in sites if start not in tree.branches][: tree.free_rows]
     return [(chance, start) for chance, start in sites if start in tree.branches or start in beginning]
 
 
 def _nodes(situation: Situation) -> Iterator[_Node]:
-    """All that is drafted and not judged, and what can be drafted next and behind that; the chain first."""
+    """Yield all tokens that are drafted and not judged, and those that can be drafted next; the chain first."""
     session, tree, estimates = situation.session, situation.tree, situation.pipeline.estimates
     typical, reached, branches = estimates.risks.typical, 1.0, []
     for position in range(session.final_length, len(session.text)):
@@ -151,7 +151,9 @@ def _nodes(situation: Situation) -> Iterator[_Node]:
         branches += [_Node(reached * chance, position, drafted=True) for chance in chances]
         reached *= 1.0 - tree.risk(position)
     for _ in range(0 if session.exhausted else min(session.limit - len(session.text), MAX_SPAN_TOKENS)):
-        branches.append(_Node(reached * typical * estimates.hit, None, drafted=False))  # beside a token not drafted
+        branches.append(
+            _Node(reached * typical * estimates.hit, None, drafted=False)
+        )  # a branch at a token that is not drafted yet
         reached *= 1.0 - typical
         yield _Node(reached, None, drafted=False)
     yield from branches
@@ -164,7 +166,7 @@ def _nodes(situation: Situation) -> Iterator[_Node]:
 
 
 def synchronous(span_tokens: int) -> FixedPlanner:
-    """Speculative decoding as published (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
+    """Return speculative decoding as published (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
 
     DraftToken N tokens, send them, wait, repeat; nothing is drafted while the cloud reads. Instead of the ratio test a
     draft stands if it equals the cloud's coupled choice, as for all strategies here.
@@ -173,22 +175,22 @@ def synchronous(span_tokens: int) -> FixedPlanner:
 
 
 def overlapping(span_tokens: int) -> FixedPlanner:
-    """A single chain that is drafted on while it is verified: PEARL (arXiv 2408.11850), PicoSpec (arXiv 2603.19133).
+    """Return a single chain that grows while it is verified: PEARL (arXiv 2408.11850), PicoSpec (arXiv 2603.19133).
 
-    Spans of N tokens: while one is verified the next is drafted and sent, so that two are on their way. PEARL's
-    "pre-verify", a request for the first token of a span alone while the rest is drafted, is left out; its span adapts
-    to the ratio of speeds, which here is N.
+    While one span of N tokens is verified, the next one is drafted and sent, so that two are in flight. PEARL's
+    "pre-verify" is left out: a request for the first token of a span alone while the rest is drafted. PEARL adapts its
+    span to the ratio of speeds, which is N here.
     """
     return FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight=2, run_ahead_tokens=2 * span_tokens)
 
 
 def branching(span_tokens: int) -> BranchingPlanner:
-    """AceSpec; see `BranchingPlanner`."""
+    """Return AceSpec; see `BranchingPlanner`."""
     return BranchingPlanner(Mode.EXACT, span_tokens)
 
 
 def treewise(tree_tokens: int) -> TreePlanner:
-    """SpecEdge; see `TreePlanner`."""
+    """Return SpecEdge; see `TreePlanner`."""
     return TreePlanner(Mode.EXACT, tree_tokens)
 
 
@@ -204,7 +206,7 @@ _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
 
 def strategy_named(name: str) -> Strategy:
-    """The strategy of that name; raises ConfigError, which lists what there is."""
+    """Return the strategy of a name; raise ConfigError with all names if there is none."""
     if name in tuple(Mode):
         return strategy_for(Mode(name))
     if match := re.fullmatch(rf"bild-{_NUMBER}-{_NUMBER}", name, re.ASCII):

@@ -1,7 +1,7 @@
-"""A cloud that is lenient, as BiLD wants it: the real server, around a model that lets near misses stand.
+"""A lenient cloud for BiLD: the real server, with a model that accepts near misses.
 
-A process of its own, which tells its address as `chaperone-cloud serve` does. Only benchmarks use it: what it answers
-is not the cloud's own text.
+It is a separate process and prints its address as `chaperone-cloud serve` does. Only benchmarks use it: its answers are
+not the cloud's own text.
 """
 
 from __future__ import annotations
