@@ -1,11 +1,11 @@
-"""The best span length of each published strategy, by round trip: `python -m benchmarks peers`, in virtual time.
+"""The best span length of each published strategy by round trip, in virtual time: `python -m benchmarks peers`.
 
-So that nobody is compared with a rival out of tune: every family of `benchmarks.strategies.families` gets, for each
-temperature, round trip and kind of prompt, the N with which it is fastest on the tuning traces of that kind. The
-measure is the geometric mean of the tokens a second over prompts, in which each prompt counts alike, however long or
-slow. The costs are the declared ones of the default pair (`benchmarks.simulation.costs`), for `virtual`, or with
-`--costs` those that a run measured, for other runs on that machine. Both look the answer up for names such as
-`sync-best`.
+No rival should be compared with a bad setting. So each family of `benchmarks.strategies.families` gets, for each
+temperature, round trip and kind of prompt, the N that is fastest on the tuning traces of that kind. The measure is the
+geometric mean of tokens per second over prompts: each prompt counts alike, however long or slow.
+
+The costs are the declared ones of the default pair (`benchmarks.simulation.costs`), for `virtual`. With `--costs` they
+are those that a run measured, for other runs on that machine. Both commands look up N for names such as `sync-best`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ Row = Mapping[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tuning = [TRACES / "tuning-T0.jsonl.gz", TRACES / "tuning-T0.7.jsonl.gz"]
-    parser.add_argument("--traces", type=Path, nargs="+", default=tuning, help="never those that are reported on")
+    parser.add_argument(
+        "--traces", type=Path, nargs="+", default=tuning, help="traces for tuning, never the reported ones"
+    )
     parser.add_argument("--rtts-ms", type=numbers, default=RTTS_MS)
     parser.add_argument("--costs", type=Path, help="a result of `python -m benchmarks run`; without: the declared ones")
-    parser.add_argument("--spans", type=numbers, default=SPANS, help="the N that are tried")
+    parser.add_argument("--spans", type=numbers, default=SPANS, help="the N to try")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Try every N; returns one row for each temperature, round trip, family and kind of prompt."""
+    """Try every N; return a row for each temperature, round trip, family and kind of prompt."""
     measured = provenance()
     by_temperature = {file[0].sampling.temperature: file for file in (load_traces(path).traces for path in args.traces)}
     spans = [int(tokens) for tokens in args.spans]
@@ -62,18 +64,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{done} of {len(jobs)} settings", end="\r", flush=True)
     rows = list(best_spans(speeds))
     print(as_text(rows))
-    told = {
+    settings_used = {
         "traces": [path.name for path in args.traces],
         "spans": spans,
         "costs": {"run": args.costs.name} | costs.to_json() if costs else "declared",
     }
-    return {"benchmark": "peers", **measured, "settings": told, "rows": rows}
+    return {"benchmark": "peers", **measured, "settings": settings_used, "rows": rows}
 
 
 def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str, costs: RunCosts | None = None) -> dict[str, float]:
-    """By kind, the geometric mean of the tokens a second over its traces, from a warm start.
+    """Return, by kind, the geometric mean of tokens per second over its traces, from a warm start.
 
-    Without `costs` at the declared ones. One client writes all of them.
+    Without `costs` the declared ones count. One client writes all texts.
     """
     profile = Profile.fixed(rtt_ms)
     simulations = replay(traces, costs.scenario(profile) if costs else Scenario(profile), strategy, warm_up=traces[-1])
@@ -84,7 +86,7 @@ def speed(traces: Sequence[Trace], rtt_ms: float, strategy: str, costs: RunCosts
 
 
 def best_spans(speeds: Mapping[tuple[float, float, str, str, int], float]) -> Iterator[dict[str, Any]]:
-    """From speeds by (temperature, round trip, family, kind, N) the rows of the result; of equal ones the shorter."""
+    """Yield the result's rows from speeds by (temperature, round trip, family, kind, N); of equal N the shorter."""
     for (temperature, rtt_ms, family, category), group in groupby(sorted(speeds), key=lambda setting: setting[:4]):
         tried = {setting[4]: speeds[setting] for setting in group}
         yield {
@@ -98,7 +100,7 @@ def best_spans(speeds: Mapping[tuple[float, float, str, str, int], float]) -> It
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The best N, a line for each temperature, kind and family, a column for each round trip."""
+    """Return a table of the best N: a line for each temperature, kind and family, a column for each round trip."""
     rtts = sorted({row["rtt_ms"] for row in rows})
     lines = [f"{'best N at a round trip of':37}" + "".join(f"{rtt:>8g}" for rtt in rtts) + " ms"]
     best: dict[tuple[float, str, str], dict[float, int]] = {}
@@ -111,7 +113,7 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas."""
+    """Return numbers from a text, separated by commas."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -1,16 +1,16 @@
-"""How much is lost by not knowing the best strategy beforehand: `python -m benchmarks regret`, in virtual time.
+"""Loss from not knowing the best strategy beforehand, in virtual time: `python -m benchmarks regret`.
 
-For every cell of a grid of round trips (and of link profiles) x cloud speeds x device speeds, and for each kind of
-prompt, the time of `exact` against that of the best of many fixed strategies, cloud streaming among them, chosen in
-hindsight for that cell and kind. The measure is best time / time of `exact`, over the same traces: 1 is as good as the
-best, above 1 is better than all of them.
+A grid spans round trips (and link profiles), cloud speeds and device speeds. In each cell and for each kind of prompt,
+the time of `exact` is compared with the best of many fixed strategies, cloud streaming among them, chosen in hindsight
+for that cell and kind. The measure is best time / time of `exact`, over the same traces: 1 is as good as the best,
+above 1 is better than all.
 
-A cell is one client: its estimates begin with nothing, the beginning of one generation of the kind is thrown away, and
-what was learned is kept from one generation to the next; each meets another draw of the link, the same for all
-strategies. `settled` leaves the first 16 tokens of every generation out, `whole` does not.
+A cell is one client. Its estimates start empty, the beginning of one generation of the kind is discarded, and the
+client keeps its estimates from one generation to the next. Each generation has another draw of the link, the same for
+all strategies. `settled` leaves out the first 16 tokens of every generation, `whole` does not.
 
-Assumptions. A cloud of 190 ms a token and more is a CPU, where every further token of a forward costs 4.6% of the first
-(measured on the default pair); a faster one is an accelerator, where it costs 0.2%. A second row of the device's
+Assumptions: a cloud of 190 ms per token or more is a CPU, where each further token of a forward costs 4.6% of the first
+(measured on the default pair). A faster one is an accelerator, where it costs 0.2%. A second row of the device's
 forward costs a quarter, as measured on the default pair.
 """
 
@@ -52,14 +52,14 @@ _LONGEST_SPAN = 64
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One point of the grid: a round trip in milliseconds or the name of a profile, and two speeds."""
+    """A point of the grid: a round trip in milliseconds or the name of a profile, and two speeds."""
 
     link: str
     cloud_ms: float
     draft_ms: float
 
     def scenario(self, seed: int) -> Scenario:
-        """Where the generations of the cell take place."""
+        """Return the scenario of the cell's generations."""
         numeric = self.link.replace(".", "", 1).isdigit()
         profile = Profile.fixed(float(self.link)) if numeric else load_profile(self.link)
         further = 0.002 if self.cloud_ms <= _SLOWEST_ACCELERATOR_MS else 0.046
@@ -71,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of all generations of one strategy in one cell, in milliseconds from the warm start."""
+    """Times of all generations of one strategy in one cell, in milliseconds from the warm start."""
 
     whole_ms: float
     settled_ms: float
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The worst cells, and how many lie under 0.97."""
+    """Return the worst cells, and the number of cells under 0.97."""
     summary: dict[str, Any] = {}
     for measure in ("settled", "whole"):
         ordered = sorted(rows, key=lambda row: float(row[measure]))
@@ -133,7 +133,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measure(cell: Cell, traces: Sequence[Trace], names: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """One row for each kind of prompt."""
+    """Return a row for each kind of prompt."""
     rows = []
     for category, group in groupby(traces, key=lambda trace: trace.category):
         kind = list(group)
@@ -159,13 +159,13 @@ def _times(cell: Cell, traces: Sequence[Trace], name: str, seed: int) -> Times:
 
 
 def _settled_ms(simulation: Simulation) -> float:
-    """From the commit of the last settling token to that of the last one."""
+    """Return the time from the commit of the last settling token to that of the last token."""
     commits = [moment.at_ms for moment in simulation.timeline if isinstance(moment.event, Committed)]
     return commits[-1] - commits[min(SETTLING_TOKENS, len(commits)) - 1]
 
 
 def _chosen(traces: Iterable[Trace], count: int) -> Iterator[Trace]:
-    """The first traces of each kind, kind by kind."""
+    """Return the first traces of each kind, kind by kind."""
     by_category = sorted(traces, key=lambda trace: trace.category)
     for _, group in groupby(by_category, key=lambda trace: trace.category):
         yield from list(group)[:count]

@@ -1,4 +1,4 @@
-"""Many traces one after the other, as one client would generate them, on a virtual clock."""
+"""Several traces in turn on a virtual clock, as one client would generate them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WARM_UP_TOKENS = 32
 
 
 def replay(traces: Sequence[Trace], scenario: Scenario, strategy: str, warm_up: Trace) -> list[Simulation]:
-    """Generate each in turn; what the client learns it keeps, as in a run.
+    """Generate each trace in turn; as in a run, the client keeps its estimates.
 
-    The beginning of `warm_up` comes first and is thrown away. Each generation has a seed of its own, the next of the
-    scenario's, for what the link does. Raises what a generation failed with.
+    The beginning of `warm_up` comes first and is discarded. Each generation has its own seed for the link, counted on
+    from the scenario's. Raises the error of a generation that failed.
     """
     named, estimates = strategy_named(strategy), Estimates()
     simulate(cut(warm_up, min(WARM_UP_TOKENS, len(warm_up.token_ids))), scenario, named, estimates)
@@ -32,7 +32,7 @@ def replay(traces: Sequence[Trace], scenario: Scenario, strategy: str, warm_up: 
 
 
 def cut(trace: Trace, tokens: int) -> Trace:
-    """The trace of a shorter generation."""
+    """Return the trace of a shorter generation."""
     if tokens == len(trace.token_ids):
         return trace
     entropies = trace.cross_entropies

@@ -1,10 +1,12 @@
-"""The planner's fixed constants of risk, fitted anew: `python -m benchmarks risk`, on the tuning traces.
+"""The planner's fixed constants of risk, fitted again on the tuning traces: `python -m benchmarks risk`.
 
-The chance of an override is taken to be scale x doubt ^ power, within [1e-4, 0.98] (`edge_client/model/uncertainty.py`;
-the planner goes on to correct it by a factor that it learns from each client's texts). Both are fitted by maximum
-likelihood over all tokens that the cloud judged, on a grid, with bootstrap intervals of 95% over traces. The share of
-overrides that are the draft's runner-up is a share of counts. Beside them stand the constants in use, and how reliable
-each set is: tokens in bins of the predicted chance, and the share of them that were overridden.
+The model is P(override) = scale x doubt ^ power, within [1e-4, 0.98] (`edge_client/model/uncertainty.py`). The planner
+corrects it by a factor that it learns from each client's texts. Both constants are fitted by maximum likelihood over
+all tokens that the cloud judged, on a grid, with 95% bootstrap intervals over traces. The third constant is the share
+of overrides that are the draft's runner-up.
+
+The result also has the constants in use, and the reliability of each set: tokens in bins of the predicted chance, and
+the share of them that were overridden.
 """
 
 from __future__ import annotations
@@ -43,13 +45,13 @@ class Curve:
     scale: float
 
     def chance(self, doubts: Floats) -> Floats:
-        """Of tokens with these doubts."""
+        """Return the chances of tokens with these doubts."""
         return np.clip(self.scale * doubts**self.power, LEAST, MOST)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the cloud said of one trace: doubts, overrides, and which of those were the runner-up; all [tokens]."""
+    """The cloud's judgement of one trace: doubts, overrides, and overrides by the runner-up; all [tokens]."""
 
     group: str
     doubts: Floats
@@ -71,7 +73,9 @@ class Judged:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tuning = [TRACES / "tuning-T0.jsonl.gz", TRACES / "tuning-T0.7.jsonl.gz"]
-    parser.add_argument("--traces", type=Path, nargs="+", default=tuning, help="never those that are reported on")
+    parser.add_argument(
+        "--traces", type=Path, nargs="+", default=tuning, help="traces for tuning, never the reported ones"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -111,17 +115,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_use() -> Curve:
-    """The curve of a device that has learned nothing yet."""
+    """Return the curve of a device that has learned nothing yet."""
     return Curve(RISK_POWER, RISK_SCALE)
 
 
 def fit(judged: Sequence[Judged], *, powers: Floats = POWERS, scales: Floats = SCALES) -> Curve:
-    """The likeliest curve of the grid."""
+    """Return the likeliest curve of the grid."""
     return _likeliest(losses(judged, powers, scales).sum(axis=-1), powers, scales)
 
 
 def losses(judged: Sequence[Judged], powers: Floats, scales: Floats) -> Floats:
-    """Minus the log-likelihood of each trace at each point of the grid: [powers, scales, traces]."""
+    """Return minus the log-likelihood of each trace at each point of the grid: [powers, scales, traces]."""
     table = np.empty((len(powers), len(scales), len(judged)))
     for place, one in enumerate(judged):
         for row, power in enumerate(powers):
@@ -147,19 +151,19 @@ def intervals(judged: Sequence[Judged], draws: int = _DRAWS) -> dict[str, list[f
 
 
 def runner_up_share(judged: Sequence[Judged]) -> float | None:
-    """Of the overrides those that the draft had second; None where there was none."""
+    """Return the share of overrides that were the draft's second choice; None without an override."""
     overrides = sum(int(one.overridden.sum()) for one in judged)
     return round(sum(int(one.by_runner_up.sum()) for one in judged) / overrides, 4) if overrides else None
 
 
 def log_loss(judged: Sequence[Judged], curve: Curve) -> float:
-    """Nats a token."""
+    """Return nats per token."""
     table = losses(judged, np.array([curve.power]), np.array([curve.scale]))
     return round(float(table.sum()) / sum(len(one.doubts) for one in judged), 5)
 
 
 def reliability(judged: Sequence[Judged], curve: Curve) -> Iterator[dict[str, Any]]:
-    """Tokens by predicted chance, and what came of them."""
+    """Yield the tokens by predicted chance, with the share that was overridden."""
     doubts = np.concatenate([one.doubts for one in judged])
     overridden = np.concatenate([one.overridden for one in judged])
     chances = curve.chance(doubts)
@@ -177,7 +181,7 @@ def reliability(judged: Sequence[Judged], curve: Curve) -> Iterator[dict[str, An
 
 
 def as_text(table: Sequence[Mapping[str, Any]]) -> str:
-    """One line a bin."""
+    """Return a table with a line for each bin."""
     lines = [f"{'predicted chance':>18} {'tokens':>7} {'mean':>7} {'overridden':>11}"]
     for row in table:
         bounds = f"{row['from']:g} to {row['to']:g}"

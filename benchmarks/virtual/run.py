@@ -1,10 +1,10 @@
-"""Everyone against everyone, by round trip: `python -m benchmarks virtual`, in virtual time.
+"""All strategies by round trip, in virtual time: `python -m benchmarks virtual`.
 
-`exact`, `cloud` and the published strategies, each with its best span length (`python -m benchmarks peers`), on the
-reporting traces, at the declared costs of the default pair; beside them the clairvoyant bound
-(`benchmarks.simulation.bounds`) and the share of it that `exact` reached. The bound is one of a chain without branches,
-so that a share may exceed 1. For each temperature, round trip and kind of prompt it says whether `exact` is ahead of
-each strategy.
+The strategies are `exact`, `cloud` and the published ones, each with its best span length (`python -m benchmarks
+peers`), on the reporting traces, at the declared costs of the default pair. The result also has the clairvoyant bound
+(`benchmarks.simulation.bounds`) and the share of it that `exact` reached. The bound is that of a chain without
+branches, so a share may exceed 1. For each temperature, round trip and kind of prompt the result says if `exact` is
+ahead of each strategy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from link_emulator.profile import Profile
 
 EXACT, BOUND = "exact", "bound"
 
-Speeds = Mapping[str, Sequence[float]]  # tokens a second of each strategy, and of the bound, trace by trace
+Speeds = Mapping[str, Sequence[float]]  # tokens per second of each strategy and of the bound, by trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Simulate all of it; returns a row for each temperature, round trip and kind."""
+    """Simulate all settings; return a row for each temperature, round trip and kind."""
     measured = provenance()
     warm_up = load_traces(args.warm_up).traces[-1]
     families = list(dict.fromkeys(row["family"] for row in load_peers(args.peers)))
@@ -74,19 +74,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _names(families: Sequence[str], peers: Path, rtt_ms: float, temperature: float, category: str) -> dict[str, str]:
-    """The strategies by family, each peer with the span that is best for this kind of prompt."""
+    """Return the strategies by family, each peer with the span that is best for this kind of prompt."""
     best = with_best([f"{family}-{BEST}" for family in families], peers, rtt_ms, temperature, category)
     return {BASELINE: BASELINE, EXACT: EXACT, **dict(zip(families, best, strict=True))}
 
 
 def speeds_of(traces: Sequence[Trace], rtt_ms: float, strategy: str, warm_up: Trace) -> list[float]:
-    """Tokens a second, trace by trace, of one client from a warm start."""
+    """Return tokens per second, trace by trace, of one client from a warm start."""
     simulations = replay(traces, Scenario(Profile.fixed(rtt_ms)), strategy, warm_up)
     return [simulation.decode_tokens_per_s for simulation in simulations]
 
 
 def bounds_of(traces: Sequence[Trace], rtt_ms: float) -> list[float]:
-    """The clairvoyant bound, as tokens a second, at the costs of the simulation."""
+    """Return the clairvoyant bound as tokens per second, at the costs of the simulation."""
     scenario = Scenario()
     read = scenario.cloud.read_ms
     costs = Costs(scenario.draft.step_ms, rtt_ms, read.at(1), {int(tokens): ms for tokens, ms in read.points})
@@ -96,9 +96,9 @@ def bounds_of(traces: Sequence[Trace], rtt_ms: float) -> list[float]:
 def entries(
     traces: Sequence[Trace], rtt_ms: float, names: Mapping[str, Mapping[str, str]], speeds: Speeds
 ) -> Iterator[dict[str, Any]]:
-    """One row for each kind of prompt; `names` are those of the strategies in `speeds`, by kind and family.
+    """Yield a row for each kind of prompt; `names` are those of the strategies in `speeds`, by kind and family.
 
-    Ratios are taken trace by trace; all numbers are medians over traces.
+    Ratios are taken trace by trace. All numbers are medians over traces.
     """
     for category in dict.fromkeys(trace.category for trace in traces):
         places = [place for place, trace in enumerate(traces) if trace.category == category]
@@ -127,7 +127,7 @@ def entries(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """In how many settings `exact` is ahead, and where it is not."""
+    """Return the number of settings where `exact` is ahead, and the others."""
     return {
         "settings": len(rows),
         "exact_ahead_of_all": sum(row["exact_ahead_of_all"] for row in rows),
@@ -143,7 +143,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Speeds over cloud streaming, a line for each row; an exclamation mark where `exact` is not ahead."""
+    """Return speeds over cloud streaming, a line per row; an exclamation mark where `exact` is not ahead."""
     keys = [key for key in rows[0]["strategies"] if key != BASELINE] if rows else []
     heads = "".join(f"{key:>16}" for key in keys)
     lines = [f"{'T':>4}{'rtt':>5}  {'kind':10}{'cloud/s':>8}{heads}{'bound':>8}{'share':>7}  over cloud"]

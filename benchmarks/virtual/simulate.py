@@ -1,7 +1,7 @@
 """Strategies on recorded traces, on a virtual clock: `python -m benchmarks simulate`.
 
-Engine, session, gate, planner and supervisor are the real ones; the models play traces (`python -m benchmarks record`),
-and what a forward takes is given here. The defaults are those of the default pair, on one core each.
+Engine, session, gate, planner and supervisor are the real ones. The models play traces (`python -m benchmarks record`),
+and options set the time of a forward. The defaults are those of the default pair, on one core each.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link = parser.add_mutually_exclusive_group()
     link.add_argument("--rtt-ms", type=float, default=100.0, help="a link with this round trip and nothing else")
     link.add_argument("--profile", help="a link by the name of its profile, or by the path of one")
-    parser.add_argument("--seed", type=int, default=0, help="of what the link and other devices do")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the link and of other devices")
     parser.add_argument("--draft-ms", type=float, default=draft.step_ms, help="a token of the device's model")
     parser.add_argument(
         "--cloud-ms", type=curve, default=cloud.read_ms, help="a forward of the cloud's: TOKENS:MS,TOKENS:MS,... or MS"
     )
     parser.add_argument("--prefill-ms", type=float, default=cloud.prefill_ms, help="a token of the prompt, cloud")
-    parser.add_argument("--load", type=float, default=cloud.load, help="share of the cloud that others take, in [0, 1)")
+    parser.add_argument(
+        "--load", type=float, default=cloud.load, help="share of the cloud's time that other devices take, in [0, 1)"
+    )
     parser.add_argument("--cold", action="store_true", help="start without the prompt's KV, and time the whole request")
 
 
@@ -89,7 +91,7 @@ def curve(text: str) -> Curve:
 
 
 def describe(trace: Trace, strategy: Strategy, simulation: Simulation) -> dict[str, Any]:
-    """One generation, as it is kept."""
+    """Return one generation as a row of the result."""
     return {
         "id": trace.id,
         "category": trace.category,
@@ -106,7 +108,7 @@ def describe(trace: Trace, strategy: Strategy, simulation: Simulation) -> dict[s
 
 
 def summarise(generations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By category and strategy: medians of the speed and of its ratio to plain streaming, and counts per token."""
+    """Return, by category and strategy, medians of the speed and of its ratio to streaming, and counts per token."""
     streaming = {_key(row): row["tokens_per_s"] for row in generations if row["strategy"] == BASELINE}
     categories = dict.fromkeys([row["category"] for row in generations] + [ALL])
     strategies = dict.fromkeys(row["strategy"] for row in generations)
@@ -137,7 +139,7 @@ def summarise(generations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_text(table: Sequence[dict[str, Any]]) -> str:
-    """Columns of equal width."""
+    """Return the table in columns of equal width."""
     names = list(table[0]) if table else []
     lines = [names, *([("-" if value is None else str(value)) for value in row.values()] for row in table)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]

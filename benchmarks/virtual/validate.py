@@ -1,12 +1,14 @@
-"""Virtual time against measured time: `python -m benchmarks validate`.
+"""Virtual time compared with measured time: `python -m benchmarks validate`.
 
-Every generation of runs of `python -m benchmarks run` is simulated again: its recorded trace, cut where the run cut it,
-its strategy, the run's link, and the costs that the strategy met with there: means of what its client measured of
-drafting, reading and streaming. (The same forward takes longer while the other model computes, too, since both share
-the machine's memory, and strategies differ in how much of that they do.) Strategies keep their estimates from prompt to
-prompt, as in the run. A setting is a link, a kind of prompts and a strategy; the simulator is as good as its medians of
-tokens a second are near the measured ones. Prompts count whose text the run wrote as it was recorded. `gated` is left
-out: a run's gate is calibrated, and traces do not hold all that it decides by.
+Every generation of runs of `python -m benchmarks run` is simulated again: with its recorded trace, cut where the run
+cut it, its strategy, the run's link, and the strategy's own costs in that run. These are means of its client's
+measurements of drafting, verifying and streaming. (The same forward takes longer while the other model computes, since
+both share the machine's memory, and strategies differ in how often this happens.) As in the run, strategies keep their
+estimates from prompt to prompt.
+
+A setting is a link, a kind of prompts and a strategy. The simulator is as good as its medians of tokens per second are
+near the measured ones. A prompt counts if the run wrote its recorded text. `gated` is left out: a run's gate is
+calibrated, and traces do not hold all features of its decisions.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from chaperone_common.types import Mode
 from edge_client.planner import Estimates
 from link_emulator.profile import Profile
 
-WITHIN = 0.10  # of the measured speed
+WITHIN = 0.10  # relative error of the speed that counts as a match
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,13 +61,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_the_same(result: dict[str, Any], traces: Sequence[Trace]) -> dict[str, Trace]:
-    """The traces of a run's temperature, by prompt."""
+    """Return the traces of a run's temperature, by prompt."""
     temperature = result["settings"]["temperature"]
     return {trace.id: trace for trace in traces if trace.sampling.temperature == temperature}
 
 
 def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[str, Any]]:
-    """One row for each setting of a run; raises ConfigError where the run does not tell its costs."""
+    """Yield a row for each setting of a run; raise ConfigError if the run has no costs."""
     profile = Profile.model_validate(result["settings"]["profile"])
     left_out = (ASSISTED, Mode.GATED)
     rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] not in left_out]
@@ -90,12 +92,12 @@ def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[s
 
 
 def _met(strategy: str, rows: Sequence[Row]) -> RunCosts:
-    """What a strategy met with; of the whole run, what it did not measure itself."""
+    """Return the costs of one strategy, and those of the whole run for values that it did not measure."""
     whole = RunCosts.of(rows, statistics.fmean)
     if whole is None:
         raise ConfigError(f"runs: {NO_COSTS}")
     of_it = [row for row in rows if row["strategy"] == strategy]
-    if strategy == Mode.EDGE:  # which drafts while nobody reads
+    if strategy == Mode.EDGE:  # it drafts while no cloud verifies
         return replace(whole, draft_ms=statistics.fmean(row["costs"]["draft_ms"] for row in of_it))
     met = RunCosts.of([*of_it, *(row for row in rows if row["strategy"] == BASELINE)], statistics.fmean)
     return whole if met is None else replace(met, rows=whole.rows)
