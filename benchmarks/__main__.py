@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [options]`: run a measurement."""
+"""Run a measurement: `python -m benchmarks NAME [options]`."""
 
 from __future__ import annotations
 
@@ -39,13 +39,11 @@ def _run(name: str, options: Sequence[str]) -> int:
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--out", type=Path, help="where the result is written: JSON, or a folder for what draws figures"
-    )
+    parser.add_argument("--out", type=Path, help="write the result here: a JSON file, or a folder for figures")
     module.add_arguments(parser)
     args = parser.parse_args(options)
     result = module.run(args)
-    if result is None:  # it has written what there is to write
+    if result is None:  # it has written its own files
         return 0
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """Where a benchmark lies below `benchmarks`, and what it measures."""
+    """The module of a benchmark, and its purpose."""
 
     module: str
     purpose: str
@@ -20,12 +20,12 @@ COMMANDS = {
     ),
     "agreement": Command(
         "benchmarks.measured.agreement",
-        "how often the device model agrees with the cloud model, against another export",
+        "agreement of the device model with the cloud model, compared with another export",
     ),
     "record": Command("benchmarks.traces.record", "traces of the pair for the simulator"),
-    "extend": Command("benchmarks.traces.extend", "what BiLD and U-HLM decide by, added to traces"),
+    "extend": Command("benchmarks.traces.extend", "values that BiLD and U-HLM decide by, added to traces"),
     "simulate": Command("benchmarks.virtual.simulate", "strategies on recorded traces, on a virtual clock"),
-    "calibration": Command("benchmarks.emulator.check", "whether the link emulator does what its profiles say"),
+    "calibration": Command("benchmarks.emulator.check", "the link emulator compared with its profiles"),
     "peers": Command(
         "benchmarks.virtual.peers", "the best span length of each published strategy, by round trip, in virtual time"
     ),
@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "validate": Command("benchmarks.virtual.validate", "virtual time against measured runs"),
     "regret": Command(
-        "benchmarks.virtual.regret", "what exact loses against the best fixed strategy, over a grid in virtual time"
+        "benchmarks.virtual.regret", "loss of exact against the best fixed strategy, over a grid in virtual time"
     ),
     "quality": Command(
         "benchmarks.quality.run", "pass@1, and whether gates keep their promises: strategies on suites of tasks"
@@ -42,19 +42,19 @@ COMMANDS = {
     "pooled": Command("benchmarks.quality.summary", "quality on several suites together"),
     "gates": Command(
         "benchmarks.quality.gates",
-        "what signals and gates catch at equal budgets, against an oracle, along explored texts",
+        "catch of signals and gates at equal budgets, compared with an oracle, along explored texts",
     ),
-    "fit-gate": Command("benchmarks.quality.fit_gate", "the gate that comes with a pair, from explored texts"),
+    "fit-gate": Command("benchmarks.quality.fit_gate", "the packaged gate of a pair, from explored texts"),
     "gate-figures": Command("benchmarks.report.gate_figures", "figures of the results of quality and gates"),
     "risk": Command(
         "benchmarks.virtual.risk_constants", "the planner's fixed constants of risk, fitted on the tuning traces"
     ),
     "cloud-profile": Command(
-        "benchmarks.fleet.cloud_profile", "step times of cloud models, on the accelerator that is there"
+        "benchmarks.fleet.cloud_profile", "step times of cloud models, on this machine's accelerator"
     ),
     "fleet": Command("benchmarks.fleet.run", "many devices on a few replicas: latency, load, cost and energy"),
     "all": Command(
         "benchmarks.report.make_all",
-        "every reported speed, and what it rests on, into benchmarks/results/; goes on where it was interrupted",
+        "every reported speed and its inputs, into benchmarks/results/; continues after an interruption",
     ),
 }

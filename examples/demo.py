@@ -94,7 +94,7 @@ async def _stream(client: EdgeClient, mode: Mode, args: argparse.Namespace) -> G
 
 
 def print_table(results: dict[Mode, Generation]) -> None:
-    """Side by side: what each mode took and cost."""
+    """Print a table with the duration and the cost of each mode."""
     rows: list[tuple[str, list[str]]] = [
         ("tokens", [str(len(r.token_ids)) for r in results.values()]),
         ("tokens/s", [f"{_speed(r):.1f}" for r in results.values()]),
@@ -115,7 +115,7 @@ def print_table(results: dict[Mode, Generation]) -> None:
 
 
 def _speed(result: Generation) -> float:
-    """Tokens per second after the first one, so that reading the prompt does not count."""
+    """Return tokens per second after the first one, so that reading the prompt does not count."""
     writing_ms = result.stats.total_ms - (result.stats.ttft_committed_ms or 0.0)
     return (len(result.token_ids) - 1) / writing_ms * 1e3 if writing_ms else 0.0
 

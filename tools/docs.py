@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that are made from code: `python -m tools.docs [--check]`."""
+"""Write the generated parts of the documentation: `python -m tools.docs [--check]`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def with_diagram(text: str) -> str:
-    """The text with the diagram between the two marks replaced by today's."""
+    """Return the text with today's diagram between the two marks."""
     before, found, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not (found and ended):

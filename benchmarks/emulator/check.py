@@ -1,18 +1,18 @@
-"""Whether the link emulator does what its profiles say: `python -m benchmarks calibration`.
+"""Compare the link emulator with its profiles: `python -m benchmarks calibration`.
 
 For each profile, and for plain links of 20, 100 and 200 ms, `chaperone-link run` is started and measured from outside:
 
-round trip   an echo of 32 bytes, one after another. The same link, built from the same seed, is run in virtual time
-             beside it; both draw the same jitter and losses, so that their quantiles compare pair by pair.
-throughput   bytes pushed one way as fast as they are taken; what came out per second, the first tenth left out, against
-             the rate of the profile less its headers.
+round trip   an echo of 32 bytes, one after another. The same link, built from the same seed, also runs in virtual
+             time; both draw the same jitter and losses, so that their quantiles compare pair by pair.
+throughput   bytes pushed one way as fast as the link takes them; bytes out per second, without the first tenth,
+             compared with the rate of the profile less its headers.
 outage       how long a scheduled outage keeps the bytes.
-kernel       the emulator's rate limit against the kernel's `tbf` in a network namespace, where one can be made.
+kernel       the emulator's rate limit compared with the kernel's `tbf` in a network namespace, if one can be made.
 
-A row passes if it is within 2 ms or 5% of what was configured, whichever is more. Outages and resets are left out of
-the first two, and loss of the second. Others on the machine can only add to a round trip, so one that fails is measured
-again, three times in all; `runs` says how often, and the last one counts, passed or not. A rate of null is no limit:
-such a row only tells what the proxy can carry, and passes nothing.
+A row passes if it is within 2 ms or 5% of the configured value, whichever is more. Outages and resets are left out of
+the first two, and loss of the second. Other load on the machine can only add to a round trip, so a failed row is
+measured again, up to three times in all. `runs` counts the measurements, and the last one decides. A rate of null is no
+limit: such a row only shows the capacity of the proxy.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TOLERANCE_MS = 2.0
 TOLERANCE_SHARE = 0.05
 MAX_RUNS = 3
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
-UNLIMITED_MBIT_S = 200.0  # how much is pushed where there is no limit
+UNLIMITED_MBIT_S = 200.0  # the rate of pushing where there is no limit
 OUTAGE = PeriodicOutages(every_s=2.0, lasts_s=0.6)
 KERNEL_MBIT_S = (1.0, 10.0, 50.0)
 ETHERNET = {"mtu_bytes": 1514, "header_bytes": 66}  # what tbf counts: with the 14 bytes of the frame
@@ -58,7 +58,7 @@ Way = Literal["up", "down"]
 
 @contextmanager
 def server(serve: Any) -> Iterator[str]:
-    """Call `serve(socket)` in a thread for each connection; yields the address."""
+    """Call `serve(socket)` in a thread for each connection; yield the address."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
@@ -77,7 +77,7 @@ def server(serve: Any) -> Iterator[str]:
 
 @contextmanager
 def across(profile: Profile, seed: int, to: str) -> Iterator[socket.socket]:
-    """A connection to a server across a link that runs in a process of its own."""
+    """Yield a connection to a server across a link in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "link.yaml"
         path.write_text(profile.model_dump_json(exclude_none=True), encoding="utf-8")  # JSON is YAML
@@ -90,7 +90,7 @@ def across(profile: Profile, seed: int, to: str) -> Iterator[socket.socket]:
 
 @contextmanager
 def link_process(profile: Path, to: str, seed: int) -> Iterator[str]:
-    """Run `chaperone-link run`; yields its address."""
+    """Run `chaperone-link run`; yield its address."""
     command = [sys.executable, "-m", "link_emulator.command", "run"]
     command += ["--profile", str(profile), "--to", to, "--seed", str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -128,7 +128,7 @@ def receive(connection: socket.socket) -> Arrivals:
 
 
 def round_trips_ms(profile: Profile, seed: int, count: int) -> list[float]:
-    """Measured; the first echo, which waits for the handshake, is left out."""
+    """Return measured round trips, without the first echo, which waits for the handshake."""
     trips_ms = []
     with server(echo) as address, across(profile, seed, address) as connection:
         for number in range(count + 1):
@@ -143,7 +143,7 @@ def round_trips_ms(profile: Profile, seed: int, count: int) -> list[float]:
 
 
 def configured_trips_ms(profile: Profile, seed: int, count: int) -> list[float]:
-    """What the model says of the same echoes, in virtual time."""
+    """Return the model's times for the same echoes, in virtual time."""
     link = Link(profile, seed)
     now_s = link.up.arrival(link.down.arrival(link.up.arrival(0.0, 0), 0), 0)  # the handshake draws too
     trips_ms = []
@@ -155,7 +155,7 @@ def configured_trips_ms(profile: Profile, seed: int, count: int) -> list[float]:
 
 
 def throughput_mbit_s(profile: Profile, seed: int, way: Way, seconds: float) -> float:
-    """Payload that came out per second, after the first tenth."""
+    """Return the payload that came out per second, after the first tenth."""
     size = int((configured_mbit_s(profile, way) or UNLIMITED_MBIT_S) * 125_000 * seconds)
     arrivals: Arrivals = []
     done = threading.Event()
@@ -187,13 +187,13 @@ def rate_mbit_s(arrivals: Arrivals) -> float:
 
 
 def configured_mbit_s(profile: Profile, way: Way) -> float | None:
-    """Payload that the profile's rate leaves room for, in full segments."""
+    """Return the payload rate that the profile allows, in full segments."""
     rate_kbit_s = (profile.up if way == "up" else profile.down).mean_rate_kbit_s
     return None if rate_kbit_s is None else rate_kbit_s / 1000 * profile.segment_bytes / profile.mtu_bytes
 
 
 def outage_ms(seconds: float) -> list[float]:
-    """Lengths of the gaps that a periodic outage tears into a steady stream of small messages."""
+    """Return the gaps that a periodic outage makes in a steady stream of small messages."""
     profile = Profile.fixed(20.0).model_copy(update={"outages": OutageProfile(periodic=OUTAGE)})
     arrivals: Arrivals = []
     ended = threading.Event()
@@ -219,7 +219,7 @@ def outage_ms(seconds: float) -> list[float]:
 
 
 def row(measured: float, configured: float, floor: float = 0.0) -> dict[str, Any]:
-    """Both numbers, how far they are apart, and whether that is near enough."""
+    """Return both numbers, their difference, and whether it is small enough."""
     error = measured - configured
     return {
         "configured": round(configured, 3),
@@ -234,7 +234,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def calibrate(name: str, profile: Profile, seed: int, seconds: float) -> dict[str, Any]:
-    """All rows of one profile."""
+    """Return all rows of one profile."""
     steady = profile.model_copy(update={"outages": OutageProfile(), "resets": ResetProfile()})
     count = max(20, min(200, int(seconds * 1e3 / (profile.rtt_ms + GAP_S * 1e3))))
     configured_ms = configured_trips_ms(steady, seed, count)
@@ -274,14 +274,14 @@ def verdicts(rows: dict[str, Any]) -> str:
 
 
 def passed(rows: Any) -> bool:
-    """Whether every row in a tree of rows passed."""
+    """Return whether every row in a tree of rows passed."""
     if not isinstance(rows, dict):
         return True
     return bool(rows.get("passed", True)) and all(passed(value) for value in rows.values())
 
 
 def against_kernel(seconds: float) -> dict[str, Any]:
-    """The rate limit beside the kernel's, payload per second over the same kind of frames."""
+    """Return the emulator's and the kernel's rate limit: payload per second over the same kind of frames."""
     obstacle = why_no_namespace()
     if obstacle is not None:
         return {"not_done": obstacle}
@@ -296,14 +296,14 @@ def against_kernel(seconds: float) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m benchmarks calibration`."""
+    """Add the options of `python -m benchmarks calibration`."""
     parser.add_argument("--profile", action="append", metavar="NAME", help="only this one; may be repeated")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement, about")
     parser.add_argument("--seed", type=int, default=1)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns the rows of each profile, and how many of them passed."""
+    """Measure; return the rows of each profile, and the number that passed."""
     measured = provenance()
     profiles = {name: load_profile(name) for name in args.profile or profile_names()}
     if not args.profile:

@@ -1,4 +1,4 @@
-"""What TCP reaches through the kernel's own rate limit, `tbf`, in a network namespace made for it."""
+"""TCP throughput under the kernel's own rate limit, `tbf`, in a network namespace made for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NETWORK = "10.213.77"  # of the two ends of the cable, which exists only while it is measured
+NETWORK = "10.213.77"  # of the cable's two ends, which exist only during the measurement
 PORT = 5001
 BURST, LATENCY = "16kb", "200ms"
 
@@ -34,7 +34,7 @@ with socket.create_connection(("{host}", {port})) as connection:
 
 
 def why_no_namespace() -> str | None:
-    """What keeps a namespace with a rate limit from being made here, or None."""
+    """Return the reason why a namespace with a rate limit cannot be made here, or None."""
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if missing:
         return f"no {' and no '.join(missing)} here (Debian has them in iproute2)"
@@ -48,7 +48,7 @@ def why_no_namespace() -> str | None:
 
 
 def kernel_mbit_s(limit_mbit_s: float, seconds: float) -> float:
-    """Payload that came out per second, after the first tenth."""
+    """Return the payload that came out per second, after the first tenth."""
     size = int(limit_mbit_s * 125_000 * seconds)
     with _limited(limit_mbit_s) as (near, far):
         sink = [*_inside(far), sys.executable, "-c", SINK.format(port=PORT)]
@@ -64,7 +64,7 @@ def kernel_mbit_s(limit_mbit_s: float, seconds: float) -> float:
 
 @contextmanager
 def _limited(limit_mbit_s: float) -> Iterator[tuple[str, str]]:
-    """Two namespaces with a cable between them, its near end limited; the machine's own network stays as it is."""
+    """Create two namespaces with a cable, its near end limited; the machine's own network stays as it is."""
     near, far = (f"chaperone-{end}-{os.getpid()}" for end in ("near", "far"))
     try:
         for namespace in (near, far):

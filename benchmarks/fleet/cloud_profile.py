@@ -1,9 +1,10 @@
-"""How long a forward of a cloud model takes: `python -m benchmarks cloud-profile --out FILE`.
+"""Duration of a cloud model's forwards: `python -m benchmarks cloud-profile --out FILE`.
 
-A step reads some tokens in each of several sequences that already hold a context: one token is plain decoding, more
-of them a verification. Weights are random, since time does not depend on them; shapes are those of Qwen2.5. Rows are
-measured from the smallest to the largest and written one by one, so that a run which was stopped goes on
-where it was: give it the same --out. What does not fit into memory, or into the budget, is skipped, and why is noted.
+A step reads some tokens in each of several sequences that already hold a context: one token is plain decoding, more of
+them a verification. Weights are random, since time does not depend on them. Shapes are those of Qwen2.5.
+
+Rows are measured from the smallest to the largest and written one by one, so the same --out continues a run that was
+stopped. A step that does not fit into memory or into the budget is skipped, and the file says why.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ SHAPES: Mapping[str, Shape] = {
 
 @dataclass(frozen=True)
 class CloudProfile:
-    """What a file of rows says, and what lies between them."""
+    """The rows of a file, and values between them."""
 
     header: Mapping[str, Any]
     rows: tuple[Row, ...]
 
     @classmethod
     def load(cls, path: Path | str) -> CloudProfile:
-        """Read a file; raises ConfigError where it is not a profile."""
+        """Read a file; raise ConfigError if it is not a profile."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
@@ -56,11 +57,11 @@ class CloudProfile:
             ) from None
 
     def step_ms(self, shape: str, tokens: int, batch: int = 1, context: int = 512) -> float:
-        """Milliseconds of a step in which each of `batch` sequences reads `tokens`, after `context` tokens.
+        """Return milliseconds of a step in which each of `batch` sequences reads `tokens`, after `context` tokens.
 
-        Linear between measured rows, in each of the three. Below them the nearest counts; above the most tokens or
-        the largest batch time grows in proportion, which a saturated machine does, and above the longest context the
-        nearest counts. Raises ConfigError for a shape that was not measured.
+        Values are linear between measured rows in each dimension, and constant below them. Above the most tokens or the
+        largest batch, time grows in proportion, as on a saturated machine. Above the longest context it is constant.
+        Raises ConfigError for a shape that was not measured.
         """
         if tokens < 1 or batch < 1:
             raise ConfigError(f"tokens {tokens}, batch {batch}: a step reads at least one token of one sequence")
@@ -82,7 +83,7 @@ _GROWS = (True, False, True)  # batch, context, tokens: whether time grows in pr
 
 
 def _along(times: Mapping[int, Any], wanted: Sequence[int], axis: int = 0) -> float:
-    """Interpolate in nested tables, batch outermost; each may have rows of its own, as some did not fit."""
+    """Interpolate in nested tables, batch outermost; each may have other rows, as some did not fit."""
 
     def at(key: int) -> float:
         value = times[key]
@@ -103,19 +104,22 @@ def _along(times: Mapping[int, Any], wanted: Sequence[int], axis: int = 0) -> fl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m benchmarks cloud-profile`."""
+    """Add the options of `python -m benchmarks cloud-profile`."""
     parser.add_argument("--shapes", default=",".join(SHAPES), help="separated by commas")
     parser.add_argument("--batches", default="1,2,4,8,16,32,64")
     parser.add_argument("--contexts", default="512,2048,8192")
     parser.add_argument("--tokens", default="1,8,16,32", help="tokens that each sequence reads in a step")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--budget-s", type=float, default=1200.0, help="no new step is begun after so many seconds")
-    parser.add_argument("--device", help="cuda, xpu, mps or cpu; default: what is there")
+    parser.add_argument("--budget-s", type=float, default=1200.0, help="begin no new step after this many seconds")
+    parser.add_argument("--device", help="cuda, xpu, mps or cpu; default: the first that is present")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; returns the whole profile, and writes it after every row if there is an --out."""
-    from benchmarks.fleet.cloud_steps import Accelerator, measure  # torch, which readers of profiles do without
+    """Measure and return the whole profile; with --out, write it after every row."""
+    from benchmarks.fleet.cloud_steps import (
+        Accelerator,
+        measure,
+    )  # imports torch, which readers of profiles do not need
 
     plan = _plan(args)
     accelerator = Accelerator(args.device)
@@ -165,7 +169,7 @@ def _counts(flag: str, text: str) -> list[int]:
 
 
 def _begun(path: Path | None, header: Mapping[str, Any]) -> tuple[Row, ...]:
-    """Rows of an earlier run; raises ConfigError if another machine measured them."""
+    """Return the rows of an earlier run; raise ConfigError if another machine measured them."""
     if path is None or not path.exists():
         return ()
     earlier = CloudProfile.load(path)

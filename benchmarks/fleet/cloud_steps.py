@@ -1,7 +1,7 @@
-"""Timing the forwards of a cloud model; `benchmarks/fleet/cloud_profile.py` says what for.
+"""Timing of a cloud model's forwards for `benchmarks/fleet/cloud_profile.py`.
 
-Plain transformers, as the cloud service runs it: on a fast accelerator the smaller shapes are bound by launching
-kernels, and a profile says so by its flat rows.
+The model is plain transformers, as in the cloud service. On a fast accelerator, kernel launches dominate the smaller
+shapes, and the profile shows it by flat rows.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.fleet.profile_types import MIN_REPEATS, Plan, Row, Shape
 
-HEADROOM = 0.85  # of free memory; the rest is for what the estimate does not see
+HEADROOM = 0.85  # share of free memory to use; the estimate is not exact
 PREFILL_CHUNK = 512
 
 
 class Accelerator:
-    """Where the forwards run: the first of cuda, xpu and mps that torch finds, else the processor."""
+    """The place of the forwards: the first of cuda, xpu and mps that torch finds, else the processor."""
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or next((kind for kind in ("cuda", "xpu", "mps") if _present(kind)), "cpu")
         self._module: Any = None if self.name == "cpu" else getattr(torch, self.name)
 
     def describe(self) -> str:
-        """The device's own name, where it has one."""
+        """Return the device's own name, if it has one."""
         return str(self._module.get_device_name()) if self.name in ("cuda", "xpu") else self.name
 
     def synchronise(self) -> None:
-        """Wait until what was asked for is done."""
+        """Wait until all requested work is done."""
         if self._module is not None:
             self._module.synchronize()
 
     def free_bytes(self) -> int:
-        """Memory to be had now."""
+        """Return the free memory."""
         if self.name in ("cuda", "xpu"):
             return int(self._module.mem_get_info()[0])
         return int(psutil.virtual_memory().available)
 
     def release(self) -> None:
-        """Give back what torch keeps for later."""
+        """Free the memory that torch keeps for later."""
         gc.collect()
         if self._module is not None:
             self._module.empty_cache()
@@ -64,7 +64,7 @@ def measure(
     now: Callable[[], float],
     keep: Callable[[list[Row], list[dict[str, Any]]], None],
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Add to `rows` what the plan wants beyond them; `keep` gets rows and skipped ones after each. `now` in seconds."""
+    """Add to `rows` the plan's other rows; call `keep` with rows and skipped steps after each. `now` is in seconds."""
     rows, skipped = list(rows), list[dict[str, Any]]()
     done = {(row.shape, row.dtype, row.batch, row.context, row.tokens) for row in rows}
     ends = now() + plan.budget_s
@@ -110,7 +110,7 @@ def measure(
 
 
 def step_bytes(shape: Shape, batch: int, context: int, tokens: int, width: int) -> int:
-    """Memory that a step needs beside the weights, prefill included; `width` is bytes a number."""
+    """Return the memory of a step in addition to the weights, prefill included; `width` is bytes per number."""
     head_width = shape.hidden_size // shape.heads
     held = batch * (context + tokens)
     kv_of_layer = 2 * shape.kv_heads * head_width * held * width
@@ -144,7 +144,7 @@ def _config(shape: Shape, context_tokens: int) -> Qwen2Config:
 
 
 def _model(shape: Shape, plan: Plan, accelerator: Accelerator) -> Any:
-    """Made where it runs: large ones may not fit beside it."""
+    """Create the model on the accelerator: large ones may not fit into the machine's memory as well."""
     context_tokens = max(plan.contexts) + max(plan.tokens)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, plan.dtype))
@@ -174,7 +174,7 @@ def _timed(
     ends: float,
     now: Callable[[], float],
 ) -> Iterator[tuple[int, list[float]]]:
-    """Milliseconds of each repeat, for each count of tokens; at least some, then as many as the budget allows."""
+    """Yield the milliseconds of each repeat, for each count of tokens: a minimum, then as many as the budget allows."""
     cache = DynamicCache()
     for start in range(0, context, PREFILL_CHUNK):
         ids = _ids(model, batch, min(PREFILL_CHUNK, context - start))
@@ -182,7 +182,7 @@ def _timed(
     for tokens in counts:
         ids = _ids(model, batch, tokens)
         times: list[float] = []
-        for _ in range(repeats + 2):  # two to warm up
+        for _ in range(repeats + 2):  # the first two warm up
             accelerator.synchronise()
             started = now()
             model(input_ids=ids, past_key_values=cache, use_cache=True)

@@ -1,4 +1,4 @@
-"""What a fleet consists of: what a generation asks for, what a step of the cloud takes, devices and arrivals."""
+"""Parts of a fleet: demands of generations, costs of the cloud's steps, devices and arrivals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chaperone_common.stats import GenerationStats
 
 PREFILL_CHUNK = 512
 
-# Milliseconds of a forward over so many sequences that read so many tokens in all.
+# (sequences, tokens in all) -> milliseconds of a forward
 StepTime = Callable[[int, int], float]
 
 
@@ -26,8 +26,8 @@ StepTime = Callable[[int, int], float]
 class Segment:
     """Device work, and the request that follows it; `forwards` are the tokens of each of its steps in the cloud.
 
-    The first `prompt_forwards` of them read the prompt and answer nothing.
-    A hidden request overlaps with the device work of the next segment; the generation goes on when both are done.
+    The first `prompt_forwards` of them read the prompt and answer nothing. A hidden request overlaps with the device
+    work of the next segment; the generation continues when both are done.
     """
 
     device_ms: float
@@ -38,7 +38,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a generation of one strategy asks for: means, with lengths drawn around them.
+    """Demand of a generation of one strategy: means, with lengths drawn around them.
 
     The first request also reads the prompt. `length_variation` is the coefficient of variation of a generation's
     length, which is lognormal and scales everything but the prompt. Raises ConfigError.
@@ -48,7 +48,7 @@ class Demand:
     completion_tokens: float
     round_trips: float = 0.0
     hidden_round_trips: float = 0.0
-    forwards_per_request: float = 1.0  # more than one where the cloud writes by itself
+    forwards_per_request: float = 1.0  # more than one in takeovers
     tokens_per_forward: float = 1.0
     device_ms: float = 0.0  # on a device of speed 1
     prompt_tokens: float = 0.0
@@ -65,9 +65,9 @@ class Demand:
 
     @classmethod
     def from_stats(cls, name: str, rows: Sequence[GenerationStats]) -> Demand:
-        """Means of measured or simulated generations.
+        """Return the means of measured or simulated generations.
 
-        Drafts that were refused are in no counter, so a forward counts with the tokens that came of it.
+        No counter has refused drafts, so a forward counts with the tokens that it produced.
         """
         if not rows:
             raise ConfigError(f"demand {name}: no generation to take it from")
@@ -96,20 +96,20 @@ class Demand:
         return self.round_trips + self.hidden_round_trips
 
     def unloaded_ms(self, rtt_ms: float, step: StepTime) -> float:
-        """About what a generation takes when nobody else is there."""
+        """Approximate duration of a generation on an idle cloud."""
         forwards = self.requests * self.forwards_per_request * step(1, round(self.tokens_per_forward))
         prompt = step(1, round(self.prompt_tokens)) if self.requests and self.prompt_tokens else 0.0
         return self.device_ms + self.round_trips * rtt_ms + forwards + prompt
 
     def draw_length(self, rng: np.random.Generator) -> float:
-        """A factor of mean 1."""
+        """Draw a factor of mean 1."""
         if not self.length_variation:
             return 1.0
         variance = math.log1p(self.length_variation**2)
         return float(rng.lognormal(-variance / 2, math.sqrt(variance)))
 
     def segments(self, length: float, rng: np.random.Generator) -> Iterator[Segment]:
-        """One generation; counts are rounded at random, so that their means are kept."""
+        """Draw one generation; counts are rounded at random, so that their means are kept."""
         waits = _rounded(self.round_trips * length, rng)
         hides = _rounded(self.hidden_round_trips * length, rng)
         requests = max(waits + hides, 1 if self.requests else 0)
@@ -137,10 +137,10 @@ def _chunks(tokens: int) -> tuple[int, ...]:
 
 
 def load_demands(path: Path) -> list[Demand]:
-    """Read `Demand`s, a list of objects, or the generations of a benchmark's result, one `Demand` a strategy.
+    """Read `Demand`s: a list of objects, or the generations of a benchmark's result, one `Demand` per strategy.
 
-    Left out are generations that failed, and strategies that cannot tell the device's work from the cloud's.
-    Raises ConfigError.
+    Generations that failed are left out, and strategies that do not separate the device's work from the cloud's. Raises
+    ConfigError.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -159,12 +159,12 @@ def load_demands(path: Path) -> list[Demand]:
 
 
 def affine_step(base_ms: float, ms_per_token: float) -> StepTime:
-    """An assumption in place of a profile: so much a forward, and so much for each token in it."""
+    """Return an assumption in place of a profile: a constant per forward, and a constant per token in it."""
     return lambda _batch, tokens: base_ms + ms_per_token * tokens
 
 
 def profiled_step(profile: CloudProfile, shape: str, context: int) -> StepTime:
-    """Step times from measured rows; a mixed batch counts as one of equal spans."""
+    """Return step times from measured rows; a mixed batch counts as one of equal spans."""
     known: dict[tuple[int, int], float] = {}
 
     def step_ms(batch: int, tokens: int) -> float:
@@ -178,20 +178,20 @@ def profiled_step(profile: CloudProfile, shape: str, context: int) -> StepTime:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Devices, their cloud and how they ask. Defaults are assumptions.
+    """Devices, their cloud and their requests. Defaults are assumptions.
 
-    In a closed loop a device thinks for a lognormal time after each answer; in an open one, requests are a Poisson
-    process of `devices / think_s`, whatever the answers take. A device belongs to one replica, as sticky routing by
-    hash makes it.
+    In a closed loop a device thinks for a lognormal time after each answer. In an open one, requests are a Poisson
+    process of rate `devices / think_s`, independent of the answers. A device belongs to one replica, as with sticky
+    routing by hash.
     """
 
     devices: int
     replicas: int
-    think_s: float = 60.0  # mean
-    think_sigma: float = 1.0  # of its logarithm
+    think_s: float = 60.0  # mean time between an answer and the next request
+    think_sigma: float = 1.0  # standard deviation of its logarithm
     closed: bool = True
-    rtts_ms: tuple[float, ...] = (20.0, 50.0, 100.0, 200.0)  # a device has one of them
-    speed_sigma: float = 0.3  # of the logarithm of a device's speed, whose median is 1
+    rtts_ms: tuple[float, ...] = (20.0, 50.0, 100.0, 200.0)  # each device has one of these
+    speed_sigma: float = 0.3  # standard deviation of the logarithm of a device's speed; the median is 1
     max_batch: int = 32
     warmup_s: float = 30.0
     window_s: float = 120.0
@@ -206,14 +206,14 @@ class Fleet:
             raise ConfigError("rtts_ms, think_sigma and speed_sigma: give none below 0, and at least one round trip")
 
     def draw_speeds(self, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """[count] factors on the speed of a device."""
+        """Draw factors on the speed of devices, [count]."""
         return rng.lognormal(0.0, self.speed_sigma, count)
 
     def draw_thinking(self, rng: np.random.Generator) -> float:
-        """Seconds between an answer and the next request."""
+        """Draw the seconds between an answer and the next request."""
         return float(rng.lognormal(math.log(self.think_s) - self.think_sigma**2 / 2, self.think_sigma))
 
     def draw_rest_of_thinking(self, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """[count] seconds until devices that have long been thinking ask: the stationary rest of a lognormal time."""
+        """Draw the seconds until thinking devices ask, [count]: the stationary rest of a lognormal time."""
         meeting = rng.lognormal(math.log(self.think_s) + self.think_sigma**2 / 2, self.think_sigma, count)
         return meeting * rng.random(count)

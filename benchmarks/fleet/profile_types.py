@@ -1,4 +1,4 @@
-"""The values of a cloud profile: a decoder's shape, the time of one kind of step, and the plan of a measurement."""
+"""Values of a cloud profile: a decoder's shape, the time of one kind of step, and the plan of a measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights, embeddings and biases included."""
+        """Number of weights, embeddings and biases included."""
         h, kv = self.hidden_size, self.hidden_size // self.heads * self.kv_heads
         attention = 2 * h * h + 2 * h * kv + h + 2 * kv  # biases on q, k and v
         layer = attention + 3 * h * self.intermediate_size + 2 * h
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure, and for how long."""
+    """Steps to measure, and the budget for them."""
 
     shapes: Mapping[str, Shape]
     batches: Sequence[int]

@@ -1,10 +1,12 @@
-"""Many devices on a few replicas: `python -m benchmarks fleet --devices 1000 --replicas 4`.
+"""Simulate many devices on a few replicas: `python -m benchmarks fleet --devices 1000 --replicas 4`.
 
-Latency, load, cost and energy by a discrete-event simulation, in which each generation asks for what a strategy's
-generations asked for when they were measured or simulated. Devices stick to a replica, so a large fleet falls into
-independent parts: if the whole would take more than `--max-work`, whole replicas with their share of the devices are
-simulated, and for a single one that is still too much, a shorter window; `simulated` in the result says what was.
-Generations that begin within the window are measured, to their end; load and throughput are those of the window.
+A discrete-event simulation gives latency, load, cost and energy. Each generation makes the requests that a strategy's
+generations made when they were measured or simulated.
+
+Devices stick to a replica, so a large fleet falls into independent parts. If the whole would take more than
+`--max-work`, the command simulates whole replicas with their share of the devices. If a single one is still too much,
+it simulates a shorter window. `simulated` in the result has the part. Generations that begin within the window are
+measured to their end; load and throughput are those of the window.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ DEFAULTS = Fleet(devices=1000, replicas=4)
 
 
 def report(fleet: Fleet, part: Fleet, demand: Demand, outcome: Outcome, usd_per_replica_hour: float) -> dict[str, Any]:
-    """Numbers of the whole fleet, by the part that was simulated.
+    """Return the numbers of the whole fleet, from the part that was simulated.
 
-    Cost and energy are None where the cloud is so overloaded that nothing ended within the window.
+    Cost and energy are None if the cloud is so overloaded that no generation ended within the window.
     """
     if not outcome.measured:
         raise ConfigError(f"window_s: no generation of {demand.name} began in {part.window_s:g} s; raise it")
@@ -65,7 +67,7 @@ def report(fleet: Fleet, part: Fleet, demand: Demand, outcome: Outcome, usd_per_
 
 
 def _joules_per_token(part: Fleet, demand: Demand, outcome: Outcome) -> float:
-    """Device and radio by the measured generations, the cloud by its busy time in the window."""
+    """Return device and radio energy of the measured generations, and the cloud's by its busy time in the window."""
     model = EnergyModel()
     device = model.joules(
         device_ms=outcome.device_ms,
@@ -87,7 +89,7 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `python -m benchmarks fleet`."""
+    """Add the options of `python -m benchmarks fleet`."""
     parser.add_argument("--devices", type=int, default=DEFAULTS.devices)
     parser.add_argument("--replicas", type=int, default=DEFAULTS.replicas)
     parser.add_argument("--demand", type=Path, default=MEASURED, help="a benchmark's result, or a list of demands")
@@ -108,7 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="qwen2.5-7b", help="model of the profile")
     parser.add_argument("--context", type=int, default=512, help="tokens that sequences hold, for the profile")
     parser.add_argument("--step-base-ms", type=float, default=20.0, help="of a forward, without --profile (assumption)")
-    parser.add_argument("--step-ms-per-token", type=float, default=0.05, help="in a forward, likewise (assumption)")
+    parser.add_argument(
+        "--step-ms-per-token", type=float, default=0.05, help="of a forward, without --profile (assumption)"
+    )
     parser.add_argument("--usd-per-replica-hour", type=float, default=2.5, help="(assumption)")
     parser.add_argument("--warmup-s", type=float, default=DEFAULTS.warmup_s)
     parser.add_argument("--window-s", type=float, default=DEFAULTS.window_s)
@@ -117,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Simulate every strategy on the same fleet; returns the report and all assumptions."""
+    """Simulate every strategy on the same fleet; return the report and all assumptions."""
     fleet = Fleet(
         devices=args.devices,
         replicas=args.replicas,
@@ -164,7 +168,7 @@ def _rtts_ms(args: argparse.Namespace) -> tuple[float, ...]:
 def _step(args: argparse.Namespace) -> tuple[StepTime, dict[str, Any]]:
     if args.profile is not None:
         profile = CloudProfile.load(args.profile)
-        profile.step_ms(args.shape, tokens=1)  # a shape that is missing is told now
+        profile.step_ms(args.shape, tokens=1)  # raises now if the shape is missing
         source = {"profile": args.profile.name, "shape": args.shape, "context": args.context}
         return profiled_step(profile, args.shape, args.context), source | {"header": dict(profile.header)}
     if args.step_base_ms < 0 or args.step_ms_per_token < 0 or args.step_base_ms + args.step_ms_per_token == 0:

@@ -1,7 +1,7 @@
-"""The discrete-event simulation (simpy) behind `python -m benchmarks fleet`.
+"""The discrete-event simulation (simpy) of `python -m benchmarks fleet`.
 
-A generation is a chain of device work, uplink, forwards of the cloud, downlink; a replica makes one forward at a time
-over requests that wait, first come first served, and a request that wants more forwards queues again after each.
+A generation is a chain of device work, uplink, forwards of the cloud and downlink. A replica runs one forward at a time
+over its queue: first come, first served. A request that needs further forwards queues again after each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Gauge:
         self.level += change
 
     def mean(self) -> float:
-        """Over the window; call it when the simulation is past it."""
+        """Return the mean over the window; call it when the simulation is past the window."""
         self._settle()
         return self.area / (self._ends - self._begins)
 
@@ -47,11 +47,11 @@ class Gauge:
 
 @dataclass(slots=True)
 class Job:
-    """A request at a replica: tokens of each forward that it still wants, last one first."""
+    """A request at a replica: tokens of each forward that it still needs, the last one first."""
 
     forwards: list[int]
-    left_at_first: int  # forwards that are left when the first one that answers, not the prompt's, is done
-    done: simpy.Event  # its value is when that was
+    left_at_first: int  # forwards left after the first one that answers (not the prompt's)
+    done: simpy.Event  # its value is the time of the first answer
     queued_at: float
     answered_at: float = 0.0
 
@@ -66,12 +66,12 @@ class Replica:
         self._wake = env.event()
         self.waiting = Gauge(env, begins, ends)
         self.busy = Gauge(env, begins, ends)
-        self.waits_ms: list[float] = []  # of forwards that began in the window
+        self.waits_ms: list[float] = []  # waiting times of forwards that began in the window
         self.steps = 0
         env.process(self._serve())
 
     def submit(self, forwards: Sequence[int], prompt_forwards: int = 0) -> simpy.Event:
-        """Queue a request; the event happens when its last forward is done, with the time of its first answer."""
+        """Queue a request; the event triggers at the end of its last forward, with the time of its first answer."""
         left_at_first = len(forwards) - prompt_forwards - 1
         job = Job([*reversed(forwards)], left_at_first, self._env.event(), self._env.now)
         self._put(job)
@@ -109,7 +109,7 @@ class Replica:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a simulation saw; times in ms, lists of the generations that began in the window."""
+    """The observations of a simulation; times in ms, lists of the generations that began in the window."""
 
     began: int = 0
     ended: int = 0
@@ -117,8 +117,8 @@ class Outcome:
     ttft_ms: list[float] = field(default_factory=list)
     total_ms: list[float] = field(default_factory=list)
     per_token_ms: list[float] = field(default_factory=list)
-    tokens_in_window: float = 0.0  # of generations that ended in it
-    device_ms: float = 0.0  # these four of the measured ones
+    tokens_in_window: float = 0.0  # tokens of generations that ended in the window
+    device_ms: float = 0.0  # this one and the next three: sums over measured generations
     radio_ms: float = 0.0
     requests: int = 0
     tokens: float = 0.0
@@ -148,7 +148,7 @@ class Simulation:
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
-        """From an empty cloud until the last generation that began before the window's end is over."""
+        """Run from an empty cloud until every generation that began in the window has ended."""
         env, outcome = self._env, self.outcome
         if self._fleet.closed:
             begins_ms = self._fleet.draw_rest_of_thinking(self._fleet.devices, self._arrivals) * 1e3
@@ -166,14 +166,14 @@ class Simulation:
         return outcome
 
     def _live(self, device: int, begins_ms: float) -> Steps:
-        """A device of a closed loop: ask, read the answer, think."""
+        """Run a device of a closed loop: ask, read the answer, think."""
         yield self._env.timeout(begins_ms)
         while self._env.now < self._ends:
             yield from self._generate(device)
             yield self._env.timeout(self._fleet.draw_thinking(self._arrivals) * 1e3)
 
     def _arrive(self) -> Steps:
-        """The Poisson process of an open loop; each request is some device's."""
+        """Run the Poisson process of an open loop; each request belongs to a random device."""
         gap_ms = self._fleet.think_s / self._fleet.devices * 1e3
         while True:
             yield self._env.timeout(float(self._arrivals.exponential(gap_ms)))
@@ -215,7 +215,7 @@ class Simulation:
         self._record(began, first, tokens, device_ms, requests, rtt_ms)
 
     def _ask(self, replica: Replica, rtt_ms: float, segment: Segment) -> Generator[simpy.Event, Any, float]:
-        """A round trip; returns when its first token was at the device."""
+        """Make a round trip; return the time at which its first token was at the device."""
         yield self._env.timeout(rtt_ms / 2)
         answered_at: float = yield replica.submit(segment.forwards, segment.prompt_forwards)
         yield self._env.timeout(rtt_ms / 2)
@@ -241,9 +241,9 @@ class Simulation:
 
 
 def part_of(fleet: Fleet, demand: Demand, step: StepTime, max_work: float) -> Fleet:
-    """As much of a fleet as `max_work` allows, in events of the simulation, about.
+    """Return as much of a fleet as `max_work` allows, in approximate events of the simulation.
 
-    Devices stick to a replica, so whole replicas with their share of the devices stand for the rest; if one is still
+    Devices stick to a replica, so whole replicas with their share of the devices stand for the rest. If one is still
     too much, the window shrinks.
     """
     cycle_s = fleet.think_s

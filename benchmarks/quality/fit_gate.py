@@ -1,7 +1,7 @@
-"""A gate from explored texts: `python -m benchmarks fit-gate --explored code.jsonl.gz --gate gate.onnx`.
+"""Fit a gate to explored texts: `python -m benchmarks fit-gate --explored code.jsonl.gz --gate gate.onnx`.
 
-It is what `chaperone calibrate` makes of the same prompts, without asking the models again: the texts are the cloud's
-own, as `python -m benchmarks quality --suite code --strategies cloud --read-along` has explored them.
+The gate is the one that `chaperone calibrate` makes of the same prompts, without asking the models again. The texts are
+the cloud's own, as explored by `python -m benchmarks quality --suite code --strategies cloud --read-along`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from edge_client.apps.fitting import export, fit, judged_tokens
 from edge_client.config import GateSettings
 from edge_client.gate.gate_model import GateData, GatedModel, GateModel
 
-SUITE = "code"  # what gates are made from, and nothing is reported on
+SUITE = "code"  # for gates alone; no result is reported on it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--explored", type=Path, required=True, help="what the models said: *.jsonl.gz")
+    parser.add_argument("--explored", type=Path, required=True, help="explored texts: *.jsonl.gz")
     parser.add_argument("--gate", type=Path, required=True, help="the file to write")
     parser.add_argument("--pair", default="default")
 

@@ -1,4 +1,4 @@
-"""What became of each token that a gate decisions on."""
+"""The gate of a run, and the outcome of each token that it decided on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from edge_client.gate import Gate
 from edge_client.gate.gate_model import GateModel
 from edge_client.gate.gating import load_gate
 
-_DIGITS = 4  # significant ones, of what is written down
+_DIGITS = 4  # significant digits in a file
 
 
 def add_gate_option(parser: argparse.ArgumentParser) -> None:
-    """Which calibrated gate tells risks."""
-    parser.add_argument("--gate", default="auto", help="a file, `auto` for the one that comes with the pair, or `none`")
+    """Add `--gate`, the calibrated gate that gives risks."""
+    parser.add_argument("--gate", default="auto", help="a file, `auto` for the pair's own, or `none`")
 
 
 def chosen_gate(name: str, manifest: ModelManifest) -> GateModel | None:
-    """The gate of that name; raises what `load_gate` does."""
+    """Return the gate of a name; raise as `load_gate` does."""
     match name:
         case "none":
             return None
@@ -36,7 +36,7 @@ def chosen_gate(name: str, manifest: ModelManifest) -> GateModel | None:
 
 
 class GateDecision(NamedTuple):
-    """A token that the device wrote, and what the gate said of it."""
+    """A token that the device wrote, and the gate's decision."""
 
     token_id: int
     risk: float
@@ -45,7 +45,7 @@ class GateDecision(NamedTuple):
 
 
 class TokenOutcome(NamedTuple):
-    """Of a token that the device wrote at a place of the final text: whether the cloud chose another one there."""
+    """A token that the device wrote at a place of the final text, and if the cloud chose another one there."""
 
     risk: float
     coupled_margin: float
@@ -55,11 +55,11 @@ class TokenOutcome(NamedTuple):
 
 @dataclass(slots=True)
 class RecordingGate(Gate):
-    """Decides as another gate does, and notes what becomes of its tokens."""
+    """Decides as another gate does, and records the outcome of each token."""
 
     gate: Gate
-    deviations: set[int] = field(default_factory=set)  # positions that audits have found
-    decisions: dict[int, GateDecision] = field(default_factory=dict)  # by position, of the text as it is
+    deviations: set[int] = field(default_factory=set)  # positions reported by audits
+    decisions: dict[int, GateDecision] = field(default_factory=dict)  # by position of the present text
 
     def fires(self, signal: Signal) -> bool:
         return self.gate.fires(signal)
@@ -80,7 +80,7 @@ class RecordingGate(Gate):
                 pass
 
     def outcomes(self, token_ids: Sequence[int], prompt_length: int) -> list[TokenOutcome | None]:
-        """Of each token of the final text, [tokens]; None where the cloud wrote before the device did.
+        """Return the outcome of each token of the final text, [tokens]; None where the cloud wrote before the device.
 
         All skipped tokens must have been audited.
         """
@@ -96,7 +96,7 @@ class RecordingGate(Gate):
 
 @dataclass(frozen=True, slots=True)
 class OutcomeColumns:
-    """The outcomes of one text as a file keeps them; `-` in a string where there is none."""
+    """The outcomes of one text in the form of a file; `-` in a string where there is none."""
 
     risks: tuple[float, ...]
     coupled_margins: tuple[float, ...]
@@ -105,7 +105,7 @@ class OutcomeColumns:
 
     @classmethod
     def of(cls, outcomes: Sequence[TokenOutcome | None]) -> Self:
-        """From the outcomes of a text's tokens."""
+        """Return the columns of the outcomes of a text's tokens."""
         known = [outcome for outcome in outcomes if outcome is not None]
         return cls(
             tuple(_short(outcome.risk) for outcome in known),
@@ -115,7 +115,7 @@ class OutcomeColumns:
         )
 
     def known(self) -> list[TokenOutcome]:
-        """Of all tokens that have one, in order."""
+        """Return the outcomes of all tokens that have one, in order."""
         fired = (mark == "1" for mark in self.fired if mark != "-")
         overridden = (mark == "1" for mark in self.overridden if mark != "-")
         return [
@@ -123,7 +123,7 @@ class OutcomeColumns:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """By name."""
+        """Return the columns by name."""
         return {
             "risk": self.risks,
             "coupled_margin": self.coupled_margins,

@@ -1,18 +1,22 @@
-"""What gates can catch, at equal budgets of interventions: `python -m benchmarks gates --suite humaneval`.
+"""Catch of signals and gates at equal budgets of interventions: `python -m benchmarks gates --suite humaneval`.
 
-After Duo-LLM (arXiv 2410.10846): along the cloud's own texts, a policy may have a share of the tokens decided by the
-cloud; those that the two models agree on are wasted. An oracle knows which they are. Each signal, and a calibrated
-gate, takes the tokens that it ranks highest; a fixed pattern takes every n-th, and catches as large a share in
-expectation. `fitted_here` is a gate of the same features that is fitted to this very suite (each fifth of its texts is
-scored by one fitted to the others), and `trees_fitted_here` the same by boosted trees, which can put any features
-together: they say what the features hold, and are no gates that anybody could have had. With `--hidden-states`,
-`hidden_fitted_here` is `fitted_here` with a projection of the device's last hidden states beside the features.
+The setting is that of Duo-LLM (arXiv 2410.10846). Along the cloud's own texts, a policy may have a share of the tokens
+decided by the cloud. Tokens on which the two models agree are wasted. The policies are:
 
-An override is worth most where it changes the outcome. With `--rollouts`, some overrides of each text are left out:
-the device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right
+- `oracle` knows the overrides.
+- Each signal, and a calibrated gate (`gate`), takes the tokens that it ranks highest.
+- `pattern` takes every n-th token, and catches a share equal to the budget in expectation.
+- `fitted_here` is a gate with the same features, fitted to this suite: each fifth of its texts is scored by a gate
+  fitted to the others. `trees_fitted_here` is the same with boosted trees, which can combine features. Both show what
+  information the features hold; nobody could have had them before the suite.
+- `hidden_fitted_here`, with `--hidden-states`, is `fitted_here` with a projection of the device's last hidden states as
+  further features.
+
+An override is worth most if it changes the result. With `--rollouts`, some overrides of each text are left out: the
+device's token stays, the cloud writes on, and the answer is scored. `rescues` are overrides without which a right
 answer becomes a wrong one.
 
-The texts are those that `python -m benchmarks quality --read-along` has explored, with `cloud` among its strategies.
+The texts come from `python -m benchmarks quality --read-along`, with `cloud` among its strategies.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
 from benchmarks.quality.exploration.text_tree import load_trees, save_trees
 from benchmarks.quality.gate_outcomes import add_gate_option, chosen_gate
 from benchmarks.quality.hidden_states import HiddenStates
-from benchmarks.quality.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_behind
+from benchmarks.quality.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_after
 from benchmarks.quality.task_suites import SUITES, Task, tasks_of
 from benchmarks.traces.record import device_model, models_of
 from chaperone_common.artefacts.folders import pair_folder
@@ -54,12 +58,12 @@ from edge_client.gate import FEATURES
 from edge_client.gate.gate_model import GateModel
 
 BUDGETS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # shares of the tokens
-HEADLINES = (0.05, 0.1, 0.2)  # of them, with intervals
+HEADLINES = (0.05, 0.1, 0.2)  # budgets with intervals
 ORACLE, PATTERN, GATE, FITTED, TREES = "oracle", "pattern", "gate", "fitted_here", "trees_fitted_here"
 HIDDEN = "hidden_fitted_here"
-TOGETHER = 32  # texts that are written at once
+TOGETHER = 32  # texts that are written at the same time
 _DRAWS = 1000
-_PROJECTED = 32  # dimensions of hidden states; 128 told no more on tuning prompts
+_PROJECTED = 32  # dimensions of hidden states; 128 were no better on tuning prompts
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -67,10 +71,10 @@ Bools = NDArray[np.bool_]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=SUITES, required=True)
-    parser.add_argument("--explored", type=Path, required=True, help="what the models said: *.jsonl.gz")
+    parser.add_argument("--explored", type=Path, required=True, help="explored texts: *.jsonl.gz")
     add_gate_option(parser)
     parser.add_argument("--pair", default="default")
-    parser.add_argument("--rollouts", type=int, default=0, help="overrides of each text that are left out, at most")
+    parser.add_argument("--rollouts", type=int, default=0, help="leave out up to N overrides of each text")
     parser.add_argument("--hidden-states", action="store_true", help="fit to the device's last hidden states, too")
     parser.add_argument("--threads", type=int, default=2)
 
@@ -121,7 +125,7 @@ def _scores(
     read: Callable[[int], str],
     hidden_states: NDArray[np.float32] | None,
 ) -> dict[str, list[Floats]]:
-    """By policy, of each text, [tokens]: the higher, the sooner the cloud is asked.
+    """Return the scores by policy and text, [tokens]: the higher, the sooner the cloud is asked.
 
     `hidden_states` are those of all texts, one after the other, [tokens, width].
     """
@@ -132,8 +136,8 @@ def _scores(
     tokens = judged_tokens(features, [[bool(one) for one in text.overridden] for text in texts])
     fitted = [(FITTED, tokens, None), (TREES, tokens, _trees)]
     if hidden_states is not None:
-        beside = replace(tokens, features=np.hstack([tokens.features, hidden_states]))
-        fitted.append((HIDDEN, beside, _with_hidden_states))
+        with_states = replace(tokens, features=np.hstack([tokens.features, hidden_states]))
+        fitted.append((HIDDEN, with_states, _with_hidden_states))
     for name, known, new_classifier in fitted:
         try:
             _, held_out = hold_out(known, new_classifier)
@@ -156,7 +160,7 @@ def _hidden_states(args: argparse.Namespace, texts: Sequence[JudgedText]) -> NDA
 
 
 def _with_hidden_states() -> Pipeline:
-    """A gate's own classifier, with a projection of what stands behind the features."""
+    """Return a gate's own classifier, with a projection of the hidden states that follow the features."""
     projection = make_pipeline(StandardScaler(), PCA(_PROJECTED, whiten=True, random_state=0))
     columns = ColumnTransformer(
         [
@@ -177,7 +181,7 @@ def _roll_out(
     texts: Sequence[JudgedText],
     client: EdgeClient,
 ) -> dict[Deviation, tuple[int, ...]]:
-    """What comes of leaving them out, by the cloud's model as it was when the texts were explored."""
+    """Return the texts without some overrides, written by the cloud's model with the dtype of the exploration."""
     folder = pair_folder(args.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
     cloud = RecordingModel.of_manifest(folder, manifest, dtype=header["dtype"], threads=args.threads)
@@ -186,7 +190,7 @@ def _roll_out(
     explorer = Explorer(device, cloud, SamplingParams())
     for first in range(0, len(texts), TOGETHER):
         group = range(first, min(first + TOGETHER, len(texts)))
-        answers |= written_behind(
+        answers |= written_after(
             [one for one in left_out if one.text in group],
             texts,
             explorer,
@@ -206,7 +210,7 @@ def _rescues(
     answers: Mapping[Deviation, tuple[int, ...]],
     decode: Callable[[Sequence[int]], str],
 ) -> dict[Deviation, int]:
-    """Of each override that was left out: 1 where the answer is wrong only without it, -1 where only with it."""
+    """Return, for each override left out: 1 if the answer is right only with it, -1 if only without it, else 0."""
     own = [_passes(task, decode(text.token_ids)) for task, text in zip(tasks, texts, strict=True)]
     return {one: own[one.text] - _passes(tasks[one.text], decode(answer)) for one, answer in answers.items()}
 
@@ -254,20 +258,20 @@ def _curve(scores: Sequence[Floats], overridden: Sequence[Bools]) -> list[float]
 
 
 def catch_at(budget: float, scores: Floats, overridden: Bools) -> float:
-    """The share of overrides among the share `budget` of all tokens, [tokens], that have the highest scores."""
+    """Return the share of overrides among the tokens with the highest scores; `budget` is the share of tokens taken."""
     taken = np.argsort(-scores, kind="stable")[: round(budget * len(scores))]
     return float(overridden[taken].sum() / max(int(overridden.sum()), 1))
 
 
 def _oracle_at(budget: float, overridden: Bools) -> float:
-    """What is caught with a share of all tokens by who knows them."""
+    """Return the catch of the oracle with a share of all tokens."""
     return catch_at(budget, overridden.astype(np.float64), overridden)
 
 
 def _headline(budget: float, scores: Mapping[str, list[Floats]], overridden: Sequence[Bools]) -> dict[str, Any]:
-    """Of the gate: its share of what the oracle catches, and its lead over the best single signal.
+    """Return the gate's share of the oracle's catch, and its lead over the best single signal.
 
-    Intervals are bootstraps of 95% over texts; the best signal is the best on all of them.
+    Intervals are 95% bootstraps over texts. The best signal is the best on all of them.
     """
     if GATE not in scores:
         return {}
@@ -298,7 +302,7 @@ def _skill_interval(risks: Sequence[Floats], overridden: Sequence[Bools]) -> lis
     """Return the 95% interval of the Brier skill over texts."""
 
     def skill(drawn: Indices) -> float | None:
-        """Return None where all tokens of a draw are overridden, or none is: the skill is then not defined."""
+        """Return None where all tokens of a draw are overridden, or none: the skill is then not defined."""
         overrides = _joined(overridden, drawn)
         return brier_skill(_joined(risks, drawn), overrides) if 0 < overrides.sum() < len(overrides) else None
 
@@ -312,27 +316,27 @@ def _joined(of_texts: Sequence[NDArray[Any]], drawn: Indices) -> NDArray[Any]:
 def rescue_curves(
     texts: Sequence[JudgedText], rescues: Mapping[Deviation, int], scores: Mapping[str, list[Floats]]
 ) -> dict[str, Any]:
-    """How many of the overrides that matter are caught with each budget; null where none does.
+    """Return the share of decisive overrides that each budget catches; null if no override is decisive.
 
-    Of texts with many overrides only some were left out: each of these stands for as many as were not. The oracle knows
-    which ones matter.
+    Only some overrides of a text with many were left out, so each one has the weight of several. The oracle knows the
+    decisive ones.
     """
     drawn = Counter(one.text for one in rescues)
     begins = np.cumsum([0, *(len(text.token_ids) for text in texts)])
     matters = np.array([gain > 0 for gain in rescues.values()], np.bool_)
     weights = np.array([int(texts[one.text].overridden.sum()) / drawn[one.text] for one in rescues])
     places = np.array([begins[one.text] + one.place for one in rescues], np.int64)
-    told = {
+    result = {
         "left_out": len(rescues),
         "rescues": int(matters.sum()),
         "harms": sum(gain < 0 for gain in rescues.values()),
     }
-    if not 0 < told["rescues"] < len(rescues):
-        return {**told, "caught": None, "auc_among_overrides": None}
+    if not 0 < result["rescues"] < len(rescues):
+        return {**result, "caught": None, "auc_among_overrides": None}
     needed = float(weights[matters].sum())
     all_scores = {name: np.concatenate(of_texts) for name, of_texts in scores.items()}
     return {
-        **told,
+        **result,
         "caught": {
             ORACLE: [round(min(budget * int(begins[-1]) / needed, 1.0), 4) for budget in BUDGETS],
             PATTERN: [*BUDGETS],
@@ -346,7 +350,7 @@ def rescue_curves(
 
 
 def _caught(places: NDArray[np.int64], weights: Floats, scores: Floats) -> list[float]:
-    """By budget, the weight of the tokens at some places among those of the highest scores, of all their weight."""
+    """Return, by budget, the share of the weight of some places that is among the tokens with the highest scores."""
     ranks = np.empty(len(scores), np.int64)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
     taken = [weights[ranks[places] < round(budget * len(scores))].sum() for budget in BUDGETS]

@@ -1,6 +1,7 @@
-"""What the device's model makes of a text before it scores the next token: its last hidden states.
+"""The last hidden states of the device's model: its view of a text before it scores the next token.
 
-The exported graph is cut off before the matrix that turns them into scores, and reads a whole text in one forward.
+The exported graph is cut before the matrix that turns them into scores, and reads a whole text in one forward. The
+committed results `results/gates/*.json` have been made with it; ADR 6 records the outcome.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from chaperone_common.errors import ModelCorrupt
 from edge_client.model.onnx_cache import PAST
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # the library reads it when it is imported
 import onnxruntime
 
 _SCORING = ("MatMul", "MatMulNBits", "Gemm")
@@ -26,7 +27,7 @@ class HiddenStates:
     """The device's model without the end of its graph."""
 
     def __init__(self, folder: Path, *, threads: int) -> None:
-        """Raises ModelCorrupt where the scores are not made by one product with a matrix."""
+        """Load the graph; raise ModelCorrupt unless one matrix product makes the scores."""
         model = onnx.load(folder / "model.onnx", load_external_data=False)
         last = next((node for node in model.graph.node if "logits" in node.output), None)
         if last is None or last.op_type not in _SCORING:
@@ -51,9 +52,9 @@ class HiddenStates:
         }
 
     def before(self, token_ids: Sequence[int], prompt: Sequence[int]) -> NDArray[np.float32]:
-        """Those that each of these tokens behind a prompt was scored from, [tokens, width]."""
+        """Return the states from which each token after a prompt was scored, [tokens, width]."""
         text = np.array([[*prompt, *token_ids[:-1]]], np.int64)
         fed = {"input_ids": text, "attention_mask": np.ones_like(text), **self._nothing_read}
         [states] = self._session.run(None, fed)
-        told: NDArray[np.float32] = states[0, len(prompt) - 1 :].astype(np.float32)
-        return told
+        before: NDArray[np.float32] = states[0, len(prompt) - 1 :].astype(np.float32)
+        return before

@@ -1,4 +1,4 @@
-"""The cloud's own texts out of explored ones, with what the device proposed at each place, and how deviations end."""
+"""The cloud's own texts from explored ones, with the device's proposals, and texts after deviations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from chaperone_common.errors import ConfigError
 from edge_client.gate import Features
 from edge_client.gate.gate_model import GateModel
 
-SIGNALS: Mapping[str, Callable[[ExtendedProposal], float]] = {  # the higher, the sooner the cloud is asked
+SIGNALS: Mapping[str, Callable[[ExtendedProposal], float]] = {  # a higher value is asked about sooner
     "entropy": lambda proposal: proposal.signal.entropy_nats,
-    "top1_probability": lambda proposal: -proposal.signal.top1_probability,  # what BiLD falls back by
+    "top1_probability": lambda proposal: -proposal.signal.top1_probability,  # BiLD's criterion
     "margin": lambda proposal: -proposal.signal.margin,
     "coupled_margin": lambda proposal: -proposal.signal.coupled_margin,
     "varentropy": lambda proposal: proposal.signal.varentropy,
-    "disagreement": lambda proposal: proposal.disagreement,  # what U-HLM skips by
+    "disagreement": lambda proposal: proposal.disagreement,  # U-HLM's criterion
     "risk_curve": lambda proposal: proposal.signal.risk,
 }
 
@@ -39,7 +39,7 @@ class JudgedText:
 
     @classmethod
     def of(cls, tree: TextTree, eos_token_ids: Collection[int], max_new_tokens: int) -> JudgedText:
-        """Follow the cloud's choices to their end; raises ConfigError where one of the models was not asked along."""
+        """Follow the cloud's choices to the end; raise ConfigError if one of the models has not answered on the way."""
         nodes: list[int] = []
         token_ids: list[int] = []
         proposals: list[ExtendedProposal] = []
@@ -58,12 +58,12 @@ class JudgedText:
 
     @property
     def overridden(self) -> NDArray[np.bool_]:
-        """Where the device proposed another token, [tokens]."""
+        """True where the device proposed another token, [tokens]."""
         pairs = zip(self.proposals, self.token_ids, strict=True)
         return np.array([proposal.token_id != token_id for proposal, token_id in pairs], np.bool_)
 
     def features(self, read: Callable[[int], str]) -> list[list[float]]:
-        """What a calibrated gate is told of each token, [tokens, features]."""
+        """Return the features of each token for a calibrated gate, [tokens, features]."""
         features, rows = Features(read), []
         for token_id, proposal in zip(self.token_ids, self.proposals, strict=True):
             rows.append(features.of(proposal.token_id, proposal.runner_up, proposal.signal))
@@ -72,20 +72,20 @@ class JudgedText:
 
 
 def risks_by(gate: GateModel, features: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """The risks of some tokens, [tokens], by a calibrated gate."""
+    """Return the risks of some tokens by a calibrated gate, [tokens]."""
     return np.array([gate.risk([*row]) for row in features])
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """An override that is left out: the device's token stays at `place`, and the cloud writes on behind it."""
+    """An override that is left out: the device's token stays at `place`, and the cloud writes on after it."""
 
     text: int  # index
     place: int
 
 
 def sampled(texts: Sequence[JudgedText], each: int, seed: int = 0) -> list[Deviation]:
-    """At most so many overrides of each text, drawn at random."""
+    """Return up to `each` overrides of each text, drawn at random."""
     dice = Random(seed)
     drawn = []
     for index, text in enumerate(texts):
@@ -94,7 +94,7 @@ def sampled(texts: Sequence[JudgedText], each: int, seed: int = 0) -> list[Devia
     return drawn
 
 
-def written_behind(
+def written_after(
     deviations: Sequence[Deviation],
     texts: Sequence[JudgedText],
     explorer: Explorer,
@@ -102,7 +102,7 @@ def written_behind(
     eos_token_ids: Collection[int],
     max_new_tokens: int,
 ) -> dict[Deviation, tuple[int, ...]]:
-    """The whole text that comes of each deviation, written by the cloud; those of different texts together."""
+    """Return the whole text after each deviation, written by the cloud; those of different texts at the same time."""
     written: dict[Deviation, tuple[int, ...]] = {}
     waiting = [*deviations]
     while waiting:
@@ -118,5 +118,5 @@ def written_behind(
 
 
 def _begun(one: Deviation, text: JudgedText) -> int:
-    """The node behind the device's token."""
+    """Return the node after the device's token."""
     return text.tree.child(text.nodes[one.place], text.proposals[one.place].token_id)

@@ -1,13 +1,12 @@
-"""Whether answers are right, and promises kept: `python -m benchmarks quality --suite humaneval`.
+"""Quality of answers, and whether gates keep their promises: `python -m benchmarks quality --suite humaneval`.
 
-Every strategy answers every task; code is run in a sandbox, other answers are scored by reasoning-gym, prose not at
-all. Quality does not depend on the link, but on what was asked when, and on what the gate learned before. So real
-engines write in virtual time, over 100 ms and at the declared costs of the default pair, and the models are asked for
-many texts at once (`benchmarks.quality.exploration`). What they said is kept in `--explored`: the same command goes on
-where it was interrupted, and further strategies ask only where their texts are new.
+Every strategy answers every task. Code is run in a sandbox, other answers are scored by reasoning-gym, and prose is not
+scored. Quality does not depend on the link, but on the times of the questions and on what the gate has learned. So real
+engines write in virtual time, over 100 ms and at the declared costs of the default pair, and the models answer for
+several texts at once (`benchmarks.quality.exploration`). Their answers are kept in `--explored`: the same command
+continues after an interruption, and a further strategy asks only where its texts are new.
 
-All generations of a strategy are one client's: its gate goes on learning from task to task. Everything that is skipped
-is audited.
+All generations of a strategy are one client's: its gate learns from task to task. Every skipped token is audited.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from edge_client.planner import AdaptivePlanner, Estimates
 from link_emulator.profile import Profile
 
 RTT_MS = 100.0
-# Branches make overrides cheaper, not others; what they hold, the models would have to be asked for.
+# Branches make overrides cheaper but do not change them, and would cost further answers of the models.
 SCENARIO = Scenario(Profile.fixed(RTT_MS), draft=DraftCosts(branches=0))
 GREEDY = SamplingParams()
 _OURS = re.compile(r"(gated|retract|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
@@ -72,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the device along the cloud's texts, too; `gates` and `fit-gate` need it, and `cloud` as a strategy",
     )
-    parser.add_argument("--tasks", type=int, help="so many, spread evenly over the suite; default: all")
+    parser.add_argument("--tasks", type=int, help="only N tasks, spread evenly over the suite; default: all")
     parser.add_argument("--pair", default="default")
     add_gate_option(parser)
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
@@ -85,14 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="virtual seconds between the beginnings of a group's texts, so that not all begin easily and end hard",
     )
     parser.add_argument("--threads", type=int, default=2, help="of each model; they mostly take turns")
-    parser.add_argument(
-        "--explored", type=Path, required=True, help="what the models said, *.jsonl.gz; made or gone on"
-    )
-    parser.add_argument("--answers", type=Path, help="where to write the answers themselves: *.jsonl.gz")
+    parser.add_argument("--explored", type=Path, required=True, help="explored texts, *.jsonl.gz; created or continued")
+    parser.add_argument("--answers", type=Path, help="write the answers to this file: *.jsonl.gz")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Answer, score and summarise; raises ConfigError for options that make no sense."""
+    """Answer, score and summarise; raise ConfigError for options that contradict each other."""
     _check(args)
     names = list(dict.fromkeys(args.strategies.split(",")))
     client = EdgeClient(EdgeConfig(pair=args.pair))
@@ -135,18 +132,19 @@ def _check(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AssessedStrategy:
-    """A strategy, and what its engines tell risks by: a calibrated gate for a prompt's length, or the signals alone."""
+    """A strategy and its source of risks: a calibrated gate for a prompt's length, or the signals alone."""
 
     strategy: Strategy
     risk_model: Callable[[int], CalibratedRisk] | None = None
 
 
 def assessed_strategy(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> AssessedStrategy:
-    """A strategy by name; `gated-C` and `deviation-D` keep one promise alone, `gated` both, as configured.
+    """Return a strategy by name.
 
-    `retract-C` is `gated-C` where deviations give way once they are found.
+    `gated-C` and `deviation-D` keep one promise alone, `gated` both, as configured. `retract-C` is `gated-C` where
+    deviations are retracted once they are found.
 
-    Raises ConfigError for one that is none, InvalidRequest for a promise that nobody can make.
+    Raises ConfigError for an unknown name, InvalidRequest for a promise that is not possible.
     """
     found = _OURS.fullmatch(name)
     if found is None and name != Mode.GATED:
@@ -169,19 +167,19 @@ def assessed_strategy(name: str, gate: GateModel | None, token_text: Callable[[i
 
 
 class _Study:
-    """Tasks, and what the models say on them."""
+    """Tasks, and the models' answers on them."""
 
-    dtype: str  # of the cloud's model
+    dtype: str  # dtype of the cloud's model
 
     def __init__(self, args: argparse.Namespace, tasks: Sequence[Task], client: EdgeClient) -> None:
         self.tasks = tasks
         self._args = args
         self._client = client
         self._trees: dict[str, TextTree] = {}
-        self._estimates: dict[str, Estimates] = {}  # of each strategy's client
+        self._estimates: dict[str, Estimates] = {}  # by strategy, as each has one client
 
     def answers(self, strategies: Sequence[AssessedStrategy]) -> list[dict[str, Any]]:
-        """Of all strategies, some tasks after the others."""
+        """Return the answers of all strategies, group by group of tasks."""
         rows: list[dict[str, Any]] = []
         folder = pair_folder(self._args.pair, "cloud")
         manifest = load_manifest(folder, role="cloud")
@@ -218,7 +216,7 @@ class _Study:
             yield self.tasks[first : first + together]
 
     def _write_plain_texts(self, tasks: Sequence[Task], names: Set[str], explorer: Explorer) -> None:
-        """What one model writes alone, in the quickest way; other strategies write much of the same."""
+        """Write the texts of one model alone, in the quickest way; other strategies write much of the same."""
         begun = {self._tree(task): ROOT for task in tasks}
         limits = {"eos_token_ids": self._client.manifest.eos_token_ids, "max_new_tokens": self._args.max_new_tokens}
         if names & {"cloud", "exact"}:
@@ -277,7 +275,7 @@ class _Study:
         }
 
     def _check_prompts(self) -> None:
-        """Raise ConfigError where a text was explored for what is now another prompt."""
+        """Raise ConfigError if a text was explored for a prompt that has changed."""
         for task in self.tasks:
             if task.id in self._trees and self._trees[task.id].prompt != self._new_tree(task).prompt:
                 raise ConfigError(f"{self._args.explored}: {task.id} has another prompt there; name another --explored")
@@ -292,7 +290,7 @@ class _Study:
 
 
 def _explored(path: Path, header: dict[str, Any]) -> dict[str, TextTree]:
-    """What was explored before, if it was with the same models; raises ConfigError if with others."""
+    """Return the texts explored before; raise ConfigError if they are those of other models."""
     if not path.exists():
         return {}
     known, trees = load_trees(path)

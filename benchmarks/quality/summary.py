@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _common_strategies(suites: Sequence[Sequence[Row]]) -> list[str]:
-    """Those that have answered every task that any strategy has, in the order of the first suite."""
+    """Return the strategies that have answered every task of every suite, in the order of the first suite."""
     complete = []
     for suite in suites:
         tasks = {row["id"] for row in suite}
@@ -89,7 +89,7 @@ def _answers(path: Path) -> list[Row]:
 
 
 def summarise(rows: Sequence[Row], strategies: Sequence[str]) -> dict[str, Any]:
-    """By strategy; intervals are bootstraps of 95% over tasks, the same draws for all strategies."""
+    """Return a summary by strategy; intervals are 95% bootstraps over tasks, the same draws for all strategies."""
     by_strategy = {name: {row["id"]: row for row in rows if row["strategy"] == name} for name in strategies}
     return {name: _entry(by_strategy[name], by_strategy) for name in strategies}
 
@@ -128,7 +128,7 @@ def _equal(rows: Sequence[Row], cloud: Mapping[str, Row]) -> float | None:
 
 
 def _speed(rows: Sequence[Row]) -> float | None:
-    """Of all texts, one after the other."""
+    """Return the speed over all texts, one after the other."""
     seconds = sum(len(row["token_ids"]) / row["decode_tokens_per_s"] for row in rows if row["token_ids"])
     return round(_sum(rows, "completion_tokens") / seconds, 3) if seconds else None
 
@@ -138,7 +138,7 @@ def _passed(rows: Sequence[Row]) -> float | None:
 
 
 def _gap_closed(rows: Sequence[Row], edge: Mapping[str, Row], cloud: Mapping[str, Row]) -> float | None:
-    """The share of what `cloud` solves more than `edge` that this strategy solves more; None without a gap."""
+    """Return the share of the gap between `edge` and `cloud` in solved tasks that is closed; None without a gap."""
     mine, low, high = (
         sum(row["passed"] for row in some)
         for some in (rows, [edge[row["id"]] for row in rows], [cloud[row["id"]] for row in rows])
@@ -163,40 +163,40 @@ def _columns(row: Row) -> OutcomeColumns:
 
 
 def _ends(row: Row) -> list[bool]:
-    """Of each token that has a outcome: whether it ends its text, about which a gate asks whatever the risk."""
+    """Return, for each token with an outcome, if it ends its text; a gate always asks about such a token."""
     last = len(row["token_ids"]) - 1 if row["stats"]["finish_reason"] == FinishReason.STOP else None
     return [place == last for place, mark in enumerate(row["fates"]["fired"]) if mark != "-"]
 
 
 def _gate_figures(outcomes: Sequence[TokenOutcome], ends: Sequence[bool]) -> dict[str, Any]:
-    """How good the risks were, and how often a fixed threshold would have asked that lets pass as few overrides.
+    """Return the quality of the risks, and the share asked by a fixed threshold that misses no more overrides.
 
-    That threshold is chosen in hindsight, on these very tokens. Shares are of the tokens that the device wrote.
+    The threshold is chosen in hindsight, on the same tokens. Shares are of the tokens that the device wrote.
     """
     overridden = np.array([outcome.overridden for outcome in outcomes], np.bool_)
     fired = np.array([outcome.fired for outcome in outcomes], np.bool_)
     risks = np.array([outcome.risk for outcome in outcomes])
     asked_for = np.where(np.array(ends, np.bool_), np.inf, risks)
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "fired_share": _share(int(fired.sum()), len(outcomes)),
         "fired_share_in_hindsight": fired_share_in_hindsight(asked_for, overridden, int((overridden & ~fired).sum())),
     }
     if 0 < overridden.sum() < len(overridden):
-        told["risk"] = figures(risks, overridden, np.array([outcome.coupled_margin for outcome in outcomes]))
-        told["reliability"] = [
+        found["risk"] = figures(risks, overridden, np.array([outcome.coupled_margin for outcome in outcomes]))
+        found["reliability"] = [
             [round(mean, 5), round(share, 5), count] for mean, share, count in reliability(risks, overridden)
         ]
-    return told
+    return found
 
 
 def fired_share_in_hindsight(risks: NDArray[np.float64], overridden: NDArray[np.bool_], missed: int) -> float | None:
-    """The least share of tokens, [tokens], above a threshold on their risks that misses at most so many overrides."""
+    """Return the least share of tokens above a threshold on risks that misses at most `missed` overrides."""
     if not len(risks):
         return None
     order = np.argsort(risks, kind="stable")
     below = np.concatenate(([0], np.cumsum(overridden[order])))  # overrides among the k tokens of least risk
     ranked = risks[order]
-    ends = np.concatenate(([True], ranked[1:] > ranked[:-1], [True]))  # a threshold does not part equal risks
+    ends = np.concatenate(([True], ranked[1:] > ranked[:-1], [True]))  # a threshold does not separate equal risks
     skipped = int(np.flatnonzero(ends & (below <= missed)).max())
     return _share(len(risks) - skipped, len(risks))
 

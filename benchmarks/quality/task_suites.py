@@ -1,6 +1,6 @@
-"""Tasks that texts are explored on: HumanEval's problems, seeded ones of reasoning-gym, and two sets without scores.
+"""Suites of tasks: HumanEval's problems, seeded ones of reasoning-gym, and two sets without scores.
 
-`prose` is reported on; `code` is what gates are calibrated on, and nothing is reported on it.
+`prose` is reported on. `code` is for calibrating gates, and no result is reported on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HUMANEVAL_PROBLEMS = 164
 PROMPT_SETS = Path(__file__).parents[1] / "prompt_sets"
 REASONING_SEED = 20260101
 REASONING_EACH = 10
-# Of reasoning-gym: kinds that can mostly be answered within 400 tokens, of sizes that a small model can reckon with.
+# Kinds of reasoning-gym that mostly need fewer than 400 tokens, in sizes that a small model can compute.
 REASONING: Mapping[str, Mapping[str, int]] = {
     "basic_arithmetic": {"max_terms": 4, "max_digits": 2},
     "chain_sum": {"max_terms": 5, "max_digits": 3},
@@ -48,16 +48,16 @@ REASONING: Mapping[str, Mapping[str, int]] = {
 _INSTRUCTION = "\n\nThink step by step, then give the answer alone on the last line, after `Answer:`."
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"answer[*_`]*\s*:(?:[\s*`$]|\\[\[(])*(.*)", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")  # where models of this family put what they have reckoned
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")  # models of this family box their results
 _QUOTED = re.compile(r"`([^`]+)`")
-_DECORATION = re.compile(r"^(?:[\s*`$]|\\[\[(])+|(?:[\s*`$.]|\\[\])])+$")  # Markdown's, and what marks formulas
+_DECORATION = re.compile(r"^(?:[\s*`$]|\\[\[(])+|(?:[\s*`$.]|\\[\])])+$")  # Markdown and marks of formulas
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked, and how an answer is scored; None where there is no right one."""
+    """A prompt and the score of its answers; None if there is no right answer."""
 
     id: str
     message: str
@@ -65,7 +65,7 @@ class Task:
 
 
 def tasks_of(suite: str, count: int | None = None) -> list[Task]:
-    """The tasks of a suite, or so many of them, spread evenly; raises ConfigError for a suite that is none."""
+    """Return the tasks of a suite, or `count` of them, spread evenly; raise ConfigError for an unknown suite."""
     match suite:
         case "humaneval":
             tasks = [
@@ -86,15 +86,15 @@ def tasks_of(suite: str, count: int | None = None) -> list[Task]:
 
 
 def code_of(answer: str) -> str:
-    """The first block of code in an answer, or all of it."""
+    """Return the first block of code in an answer, or all of it."""
     found = _FENCED.search(answer)
     return found.group(1) if found else answer
 
 
 def last_answer(answer: str) -> str:
-    """What stands behind the last `Answer:`, or is boxed behind it, else the last line; of that what is quoted."""
-    told = [(found.start(), found[1]) for marks in (_ANSWER, _BOXED) for found in marks.finditer(answer)]
-    marked = [text for _, text in sorted(told) if _bare(text)]
+    """Return the text after the last `Answer:`, or the boxed one after it, else the last line; without decoration."""
+    answers = [(found.start(), found[1]) for marks in (_ANSWER, _BOXED) for found in marks.finditer(answer)]
+    marked = [text for _, text in sorted(answers) if _bare(text)]
     lines = [line for line in answer.splitlines() if _bare(line)]
     text = ["", *lines, *marked][-1]
     return _bare([text, *_QUOTED.findall(text)][-1])
@@ -105,9 +105,9 @@ def _bare(text: str) -> str:
 
 
 def _passes(problem: Problem, answer: str) -> Outcome:
-    """The head stands before the answer for its imports and helpers; what the answer defines again counts."""
+    """Return whether the code passes; the head comes first for its imports and helpers, and the answer overrides it."""
     code = code_of(answer)
-    first = "\n".join(_FUTURE.findall(code))  # nothing may stand before these
+    first = "\n".join(_FUTURE.findall(code))  # they must be the first statements
     body = _FUTURE.sub("", code)
     program = f"{first}\n{problem.head}    pass\n\n{body}\n\n{problem.test}\n\ncheck({problem.entry_point})\n"
     return run_python(program)
@@ -121,7 +121,7 @@ def _unscored(path: Path) -> Iterator[Task]:
 
 def _reasoning() -> Iterator[Task]:
     try:
-        import reasoning_gym  # it takes seconds, and is needed here alone
+        import reasoning_gym  # the import takes seconds
     except ImportError as error:
         raise ConfigError(f"--suite: reasoning needs {error.name}; install chaperone-llm[dev]") from None
     for name, sizes in REASONING.items():
@@ -135,6 +135,6 @@ def _answers(dataset: Any, entry: dict[str, Any], answer: str) -> Outcome:
     given = last_answer(answer)
     try:
         passed = float(dataset.score_answer(answer=given, entry=entry)) >= 1.0
-    except Exception as error:  # scorers expect answers of the right form, and raise anything else
+    except Exception as error:  # scorers raise any error for answers of another form
         return Outcome(False, f"{given[:80]!r} cannot be scored: {error}"[:200])
     return Outcome(passed, "" if passed else f"{given[:80]!r}, expected {str(entry['answer'])[:80]!r}")

@@ -1,6 +1,6 @@
-"""Figures of runs: each takes the results as they were written, and one category of their prompts.
+"""Figures of runs; each takes the results as they were written, and one category of their prompts.
 
-The first six colours are those of Okabe and Ito, which colour-blind readers can tell apart, and no figure needs colour
+The first six colours are those of Okabe and Ito, which colour-blind readers can distinguish. No figure needs colour
 alone: lines differ in marker, bars in position.
 """
 
@@ -27,35 +27,35 @@ INK = "#222222"
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How one strategy looks everywhere."""
+    """The look of one strategy in all figures."""
 
     colour: str
     marker: str
 
 
 def styles_of(results: Sequence[Result]) -> dict[str, Style]:
-    """By strategy, in order of appearance."""
+    """Return the styles by strategy, in order of appearance."""
     names = dict.fromkeys(name for result in results for name in entries(result, "all"))
     looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
     return {name: Style(*look) for name, look in zip(names, looks, strict=False)}
 
 
 def entries(result: Result, category: str) -> dict[str, dict[str, Any]]:
-    """The summary by strategy; empty where the run has no prompt of the category."""
+    """Return the summary by strategy; empty if the run has no prompt of the category."""
     found: dict[str, dict[str, Any]] = result["summary"]["categories"].get(category, {})
     return found
 
 
 def label_of(result: Result) -> str:
-    """A run in a few words: what sets it apart from others."""
+    """Return a short description of a run that sets it apart from others."""
     return f"{result['settings']['profile']['description']}, {_conditions(result)}"
 
 
 def speed_over_rtt(results: Sequence[Result], category: str) -> Figure:
-    """Decode speed as a multiple of cloud streaming against the round trip, with intervals, and bounds as lines.
+    """Return a figure of decode speed over cloud streaming against the round trip, with intervals and bounds.
 
     The scale is logarithmic, so that twice as fast and half as fast are as far from 1. Runs at other temperatures, and
-    cold ones, have panels of their own.
+    cold ones, have their own panels.
     """
     groups: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: float(result["settings"]["rtt_ms"])):
@@ -73,11 +73,11 @@ def speed_over_rtt(results: Sequence[Result], category: str) -> Figure:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """A panel for each run, a group of bars for each strategy; what was not measured has none."""
+    """A panel for each run, a group of bars for each strategy; an unmeasured value has no bar."""
 
     title: str
     unit: str
-    values: Callable[[dict[str, Any]], dict[str, float | None]]  # from a strategy's summary, by what a bar shows
+    values: Callable[[dict[str, Any]], dict[str, float | None]]  # from a strategy's summary, by label of the bar
 
     def __call__(self, results: Sequence[Result], category: str) -> Figure:
         shown = [result for result in _by_rtt(results) if entries(result, category)]
@@ -107,7 +107,7 @@ class Bars:
 
 
 def _fields(**names: str) -> Callable[[dict[str, Any]], dict[str, float | None]]:
-    """Bars by fields of a strategy's summary."""
+    """Return bars by fields of a strategy's summary."""
     return lambda entry: {shown.replace("_", " "): entry[name] for shown, name in names.items()}
 
 
@@ -187,7 +187,7 @@ def _draw_speeds(axes: Axes, results: Sequence[Result], category: str, styles: M
 
 
 def tidy(axes: Axes) -> None:
-    """As all of our figures look."""
+    """Give axes the look of all our figures."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)

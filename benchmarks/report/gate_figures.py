@@ -1,9 +1,12 @@
-"""Figures of what gates do: `python -m benchmarks gate-figures --gates G.json ... --quality Q.json ... --out FOLDER`.
+"""Figures of gates: `python -m benchmarks gate-figures --gates G.json ... --quality Q.json ... --out FOLDER`.
 
-`catch.png` holds signals and gates against the oracle by the overrides that they catch, `rescues.png` by those that an
-answer depends on (of `gates --rollouts`). `reliability.png` shows risks against what came of them, `quality.png` right
-answers and `caught.png` caught overrides against what the cloud decided, `caught_by_round_trips.png` the latter against
-how often it was asked, and `promises.png` what was promised against what was kept.
+- `catch.png`: overrides that signals and gates catch, compared with the oracle.
+- `rescues.png`: the same for overrides that an answer depends on (of `gates --rollouts`).
+- `reliability.png`: risks against the observed share of overrides.
+- `quality.png`: right answers against the share of tokens that the cloud decided.
+- `caught.png`: caught overrides against the same share.
+- `caught_by_round_trips.png`: caught overrides against the number of requests.
+- `promises.png`: promised values against kept ones.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from benchmarks.report.figures import COLOURS, INK, MARKERS, tidy
 from benchmarks.report.report import png
 from chaperone_common.errors import ConfigError
 
-# The other policies are single signals.
+# all other policies are single signals
 LEADING = ("oracle", "trees_fitted_here", "fitted_here", "gate", "pattern", "hidden_fitted_here")
 _PROMISE = re.compile(r"(gated|deviation)-([0-9.]+)", re.ASCII)
 
@@ -31,21 +34,21 @@ Result = Mapping[str, Any]
 
 
 class Measure(NamedTuple):
-    """What a strategy reaches: a field of its summary."""
+    """The gain of a strategy: a field of its summary."""
 
     name: str
     label: str
 
 
 class Cost(NamedTuple):
-    """What a strategy asks of the cloud for that, out of its summary."""
+    """The cost of a strategy to the cloud, out of its summary."""
 
     of: Callable[[Mapping[str, Any]], float]
     label: str
 
 
 def _decided_percent(entry: Mapping[str, Any]) -> float:
-    """Of all tokens, those that the cloud decided on before they were final; takeovers are in both shares."""
+    """Return the share of tokens that the cloud decided before they were final; takeovers are in both shares."""
     return 100 * float(entry["verified_share"] + entry["cloud_wrote_share"] - entry["takeover_share"])
 
 
@@ -61,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the figures into the folder that --out names."""
+    """Write the figures into the folder of --out."""
     if args.out is None:
         raise ConfigError("--out: missing; name the folder for the figures")
     gates = [_loaded(path, "gates") for path in args.gates]
@@ -104,7 +107,7 @@ def _loaded(path: Path, benchmark: str) -> Result:
 
 
 def budget_figure(results: Sequence[tuple[Result, Mapping[str, Sequence[float]]]], label: str) -> Figure:
-    """A panel for each suite: what each policy reaches with a share of the tokens, [budgets]."""
+    """Return a panel for each suite: the gain of each policy with a share of the tokens, [budgets]."""
     figure, panels = _panels(len(results))
     for axes, (result, curves) in zip(panels, results, strict=True):
         summary = result["summary"]
@@ -135,7 +138,7 @@ def budget_figure(results: Sequence[tuple[Result, Mapping[str, Sequence[float]]]
 
 
 def reliability_figure(results: Sequence[Result]) -> Figure:
-    """A panel for each suite: mean risk against the share of overrides, in bins of equally many tokens."""
+    """Return a panel for each suite: mean risk against the share of overrides, in bins of equally many tokens."""
     figure, panels = _panels(len(results))
     looks = _looks(name for result in results for name, _ in _promising(result))
     for axes, result in zip(panels, results, strict=True):
@@ -162,7 +165,7 @@ def reliability_figure(results: Sequence[Result]) -> Figure:
 
 
 def reached_figure(results: Sequence[Result], reached: Measure, spent: Cost) -> Figure:
-    """A panel for each suite: what strategies reach, and with how much of the cloud, where it is measured."""
+    """Return a panel for each suite: the gain of each strategy against its cost, if both are measured."""
     measure = reached.name
     figure, panels = _panels(len(results))
     looks = _looks(_family(name) for result in results for name in result["summary"])
@@ -203,7 +206,7 @@ def _family(name: str) -> str:
 
 
 def promises_figure(results: Sequence[Result]) -> Figure:
-    """What was promised against what was kept, with intervals: `catch` on the left, `max_deviation` on the right."""
+    """Return promised against kept values, with intervals: `catch` on the left, `max_deviation` on the right."""
     figure, panels = _panels(2, share_y=False)
     looks = _looks(result["settings"]["suite"] for result in results)
     for axes, kind, measure in zip(panels, ("gated", "deviation"), ("catch", "deviation_rate"), strict=True):
@@ -241,7 +244,7 @@ def promises_figure(results: Sequence[Result]) -> Figure:
 
 
 def _reaches(entries: Sequence[Mapping[str, Any]], measure: str) -> list[list[float]]:
-    """How far the intervals of a measure reach down and up; 0 where there is none."""
+    """Return the distances from a value to both ends of its interval; 0 if there is none."""
     values = [(entry[measure], entry[f"{measure}_95"] or [entry[measure]] * 2) for entry in entries]
     return [
         [max(value - low, 0.0) for value, (low, _) in values],
@@ -257,12 +260,12 @@ def _promising(result: Result, kind: str | None = None) -> Iterator[tuple[str, M
 
 
 def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each name, the same in all panels."""
+    """Return a colour and a marker for each name, the same in all panels."""
     return dict(zip(dict.fromkeys(names), cycle(zip(COLOURS, MARKERS, strict=False)), strict=False))
 
 
 def _legend(panels: Sequence[Axes]) -> None:
-    """In the panel that shows most."""
+    """Draw the legend in the panel with the most entries."""
     max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])).legend(fontsize=7, frameon=False)
 
 

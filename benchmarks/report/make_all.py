@@ -1,9 +1,12 @@
-"""Everything that is reported, made again: `python -m benchmarks all`, or `make bench`.
+"""Make everything that is reported again: `python -m benchmarks all`, or `make bench`.
 
-The steps run one after the other, each in a process of its own, since they pin cores and load models. A step whose
-result is there and was made by the same source, arguments and files is skipped, so that the same command goes on where
-an earlier one was interrupted; a `run` goes on with its very generations. A step that fails holds up only those that
-need it. The exit code is 1 if anything failed or was left out for that reason.
+The steps run one after the other, each in a separate process, since they pin cores and load models. A step is skipped
+if its result was made by the same source, arguments and files. So the same command continues after an interruption; a
+`run` continues with its next generation. A step that fails holds up only the steps that need it. The exit code is 1 if
+a step failed or was left out.
+
+The source of a step is the product and the modules of `benchmarks` that the step's module imports
+(`benchmarks.kit.digests`): an edit of one study leaves the results of the others current.
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ Launch = Callable[[Sequence[str]], int]  # runs `python -m benchmarks` with thes
 
 
 class Outcome(StrEnum):
-    """What became of a step."""
+    """The outcome of a step."""
 
     MADE = "made"
-    SKIPPED = "skipped"  # its result was made by the same source, arguments and files
-    INCOMPLETE = "incomplete"  # some of its generations failed; they are tried again the next time
+    SKIPPED = "skipped"  # its result is current: same source, arguments and files
+    INCOMPLETE = "incomplete"  # some generations failed; the next run tries them again
     FAILED = "failed"
-    LEFT_OUT = "left out"  # what it needs is not there, or failed
+    LEFT_OUT = "left out"  # a step that it needs failed, or was not made
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -43,12 +46,12 @@ class Outcome(StrEnum):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", help="steps by name, separated by commas; default: all")
-    parser.add_argument("--list", action="store_true", help="say what there is to do, and how long it takes")
+    parser.add_argument("--list", action="store_true", help="list the steps and their durations")
     parser.add_argument("--fresh", action="store_true", help="make everything again, unfinished runs too")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make what is not there; raises SystemExit if that failed anywhere."""
+    """Make the missing results; raise SystemExit if a step failed."""
     steps = chosen(STEPS, args.only)
     if args.list:
         print(as_text(steps))
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def chosen(steps: Sequence[Step], only: str | None) -> tuple[Step, ...]:
-    """Some of the steps, in their own order; raises ConfigError for a name that is none."""
+    """Return the named steps in their own order; raise ConfigError for an unknown name."""
     if only is None:
         return tuple(steps)
     names = only.split(",")
@@ -70,7 +73,7 @@ def chosen(steps: Sequence[Step], only: str | None) -> tuple[Step, ...]:
 
 
 def as_text(steps: Sequence[Step]) -> str:
-    """What there is to do, a line or two for each step."""
+    """Return a description of the steps, two lines for each."""
     lines = []
     for step in steps:
         needs = f"; needs {', '.join(step.needs)}" if step.needs else ""
@@ -84,7 +87,7 @@ def as_text(steps: Sequence[Step]) -> str:
 
 
 class Suite:
-    """Makes steps in a checkout, and remembers under `WORK` what made each result."""
+    """Makes steps in a checkout, and records under `WORK` how each result was made."""
 
     def __init__(self, root: Path, launch: Launch, *, steps: Sequence[Step] = STEPS) -> None:
         self._root = root
@@ -93,7 +96,7 @@ class Suite:
         self._record = root / WORK / "suite.json"
 
     def make(self, steps: Iterable[Step], *, fresh: bool = False) -> dict[str, Outcome]:
-        """One after the other; says what it does, and how long each took."""
+        """Make the steps in order; print each one's outcome and duration."""
         outcomes: dict[str, Outcome] = {}
         took_s: dict[str, float] = {}
         for step in steps:
@@ -139,7 +142,7 @@ class Suite:
         )
 
     def _entry(self, step: Step, made_by: str) -> dict[str, str]:
-        """What is remembered: what made the result, and what it then was."""
+        """Return the record of a step: a digest of its causes, and one of its result."""
         path = self._root / step.path
         files = [path] if path.is_file() else [file for file in path.glob("**/*") if file.is_file()]
         return {"made_by": made_by, "result": digest_of_files(files, self._root)}
@@ -147,7 +150,7 @@ class Suite:
     def _known(self) -> dict[str, Any]:
         try:
             known: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # nothing was made here yet, or an interruption cut the file
+        except (OSError, ValueError):  # there is no record yet, or an interruption cut it
             return {}
         return known
 

@@ -1,7 +1,7 @@
 """Figures and a page of the results of `run`: `python -m benchmarks report R.json ... --out FOLDER`.
 
-The folder gets `index.html`, one file with all figures in it, which loads nothing from anywhere and can be sent as it
-is; and as PNGs beside it the figures of the whole: speed over the round trip (`--virtual`), and regret (`--regret`).
+The folder gets `index.html`, one file with all figures in it, which loads nothing and can be sent as it is. It also
+gets two figures as PNG files: speed over the round trip (`--virtual`), and regret (`--regret`).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ img { max-width: 100%; display: block; margin: 1rem 0 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", type=Path, nargs="+", help="files that `python -m benchmarks run` has written")
+    parser.add_argument("results", type=Path, nargs="+", help="results of `python -m benchmarks run`")
     parser.add_argument("--virtual", type=Path, help="a result of `python -m benchmarks virtual`, for one more figure")
     parser.add_argument("--regret", type=Path, help="a result of `python -m benchmarks regret`, for one more figure")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the folder that --out names."""
+    """Write the folder of --out."""
     if args.out is None:
         raise ConfigError("--out: missing; name the folder for the figures and the page")
     results = [load_result(path) for path in args.results]
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load_result(path: Path) -> Result:
-    """Read a result of `run`; raises ConfigError for anything else."""
+    """Read a result of `run`; raise ConfigError for any other file."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["benchmark"] != "run":
@@ -91,12 +91,12 @@ def _rows(path: Path, benchmark: str) -> list[dict[str, Any]]:
         if result["benchmark"] == benchmark and result["rows"]:
             return list(result["rows"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # told below, whatever it was
+        pass  # the error below covers every cause
     raise ConfigError(f"{path}: not a result of `python -m benchmarks {benchmark}`; make it first")
 
 
 def write_report(results: Sequence[Result], folder: Path, overview: Mapping[str, Figure] | None = None) -> None:
-    """Draw everything, the figures of the whole first; files of the same names are replaced."""
+    """Draw everything, the figures over all runs first; files of the same names are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = []
     for name, figure in (overview or {}).items():
@@ -108,7 +108,7 @@ def write_report(results: Sequence[Result], folder: Path, overview: Mapping[str,
 
 
 def png(figure: Figure) -> bytes:
-    """A small image: the same numbers give the same bytes, whatever the version of the drawing library is called."""
+    """Return a small image: the same numbers give the same bytes with any version of the library."""
     drawn, image = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
     Image.open(drawn).convert("RGB").quantize(_TINTS).save(image, format="png", optimize=True)
@@ -116,7 +116,7 @@ def png(figure: Figure) -> bytes:
 
 
 def page(results: Sequence[Result], figures: Sequence[tuple[str, str, bytes]]) -> str:
-    """The page, with its figures (name, what it shows, PNG) inside."""
+    """Return the page with its figures (name, caption, PNG) inside."""
     images = "\n".join(
         f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for _, title, image in figures
@@ -132,7 +132,7 @@ def page(results: Sequence[Result], figures: Sequence[tuple[str, str, bytes]]) -
 
 
 def _figures(results: Sequence[Result]) -> Iterator[tuple[str, str, bytes]]:
-    """Name, what it shows, and the PNG."""
+    """Yield the name, the caption and the PNG of each figure."""
     categories = dict.fromkeys(category for result in results for category in result["summary"]["categories"])
     for category in categories:
         for name, draw in FIGURES.items():
@@ -159,7 +159,7 @@ def _table(result: Result, category: str) -> str:
 
 
 def cell(value: Any) -> str:
-    """One value as text."""
+    """Return one value as text."""
     match value:
         case None:
             return "-"

@@ -1,4 +1,4 @@
-"""Figures of all runs together: speed against the round trip, and regret over its grid."""
+"""Figures over all runs: speed against the round trip, and regret over its grid."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from benchmarks.report.figures import COLOURS, INK, MARKERS, Result, entries, ti
 
 BOUND = "bound"
 MEASURE = "settled"
-LIMIT = 0.97  # cells under it are dotted
+LIMIT = 0.97  # cells under this have a dot
 _DARKEST = (0.85, 1.5)  # beyond these the colour stays the same
-_BESIDE_MS = 5.0  # from one strategy's point to the next, which would else cover it
+_APART_MS = 5.0  # between points of two strategies, which would else overlap
 
 Row = Mapping[str, Any]
 
 
 def speed_figure(rows: Sequence[Row], results: Sequence[Result], temperature: float = 0.0) -> Figure:
-    """A panel for each kind of prompt: lines from virtual time, points with intervals from warm runs over plain links.
+    """Return a panel for each kind of prompt: lines from virtual time, points with intervals from warm runs.
 
-    `rows` are those of `python -m benchmarks virtual`, `results` of `python -m benchmarks run`. Published strategies
-    have one line and one kind of point a family, each with its best span length.
+    `rows` are those of `python -m benchmarks virtual`, `results` of `python -m benchmarks run` over plain links.
+    Published strategies have one line and one kind of point per family, each with its best span length.
     """
     mine = [row for row in rows if row["temperature"] == temperature]
     measured = [result for result in results if _comparable(result["settings"], temperature)]
@@ -49,7 +49,7 @@ def speed_figure(rows: Sequence[Row], results: Sequence[Result], temperature: fl
 
 
 def _comparable(settings: Mapping[str, Any], temperature: float) -> bool:
-    """A warm run over a link that is nothing but a round trip."""
+    """Return whether a run is warm and its link is nothing but a round trip."""
     plain = {"delay_ms", "jitter_ms"}
     ways = (settings["profile"].get("up", {}), settings["profile"].get("down", {}))
     return settings["temperature"] == temperature and not settings["cold"] and all(way.keys() <= plain for way in ways)
@@ -74,9 +74,9 @@ def _draw_points(axes: Axes, results: Sequence[Result], category: str, looks: Ma
             value = entry["over_cloud"]
             low, high = entry["over_cloud_95"] or (value, value)
             colour, marker = looks[family]
-            beside = (list(looks).index(family) - (len(looks) - 1) / 2) * _BESIDE_MS
+            shift = (list(looks).index(family) - (len(looks) - 1) / 2) * _APART_MS
             axes.errorbar(
-                [result["settings"]["rtt_ms"] + beside],
+                [result["settings"]["rtt_ms"] + shift],
                 [value],
                 yerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
                 color=colour,
@@ -96,10 +96,11 @@ def _frame(axes: Axes, category: str) -> None:
 
 
 def heat_map(rows: Sequence[Row]) -> Figure:
-    """Best fixed strategy's time over that of `exact`, from the rows of `python -m benchmarks regret`.
+    """Return the best fixed strategy's time over that of `exact`, from rows of `python -m benchmarks regret`.
 
-    A panel for each kind of prompt (down) and device speed (across), in it links down and cloud speeds across. White is
-    as good as the best, purple better than all, orange a loss; the worst cell of all has a frame and its number.
+    There is a panel for each kind of prompt (down) and device speed (across), and in it links (down) and cloud speeds
+    (across). White is as good as the best, purple better than all, orange a loss. The worst cell of all has a frame and
+    its number.
     """
     categories = sorted({row["category"] for row in rows})
     drafts = sorted({row["draft_ms"] for row in rows})

@@ -1,16 +1,16 @@
-"""What is reported, and how it is made: the steps of `benchmarks.report.make_all`, as data."""
+"""The steps of `python -m benchmarks all`, as data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-RESULTS = Path("benchmarks/results")  # paths are relative to the root of the repository
+RESULTS = Path("benchmarks/results")  # relative to the root of the repository
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One benchmark with its options, as on a command line; `minutes` are an estimate, on two cores."""
+    """One benchmark with its options, as on a command line; `minutes` are an estimate on two cores."""
 
     name: str
     purpose: str
@@ -22,7 +22,7 @@ class Step:
 
     @property
     def path(self) -> Path:
-        """Where the result is."""
+        """Path of the result."""
         return RESULTS / self.output
 
     @property
@@ -48,14 +48,14 @@ def _warm(rtt_ms: int, minutes: float, strategies: str = _BEST) -> Step:
 
 
 def _cold(profile: str, minutes: float) -> Step:
-    """Whole requests, which the regret of a mode is measured on."""
+    """Return a run of whole requests, which the regret of a mode is measured on."""
     options = f"--link {profile} --cold --repeats 3 --per-category 2 --max-new-tokens 32"
     purpose = f"whole requests over {profile}, 4 prompts three times"
     return _over_link(f"cold-{profile}", purpose, minutes, options, "cloud,exact,overlap-best")
 
 
-# Estimates: 64 tokens take `cloud` 25 s, the others 5 to 12 s, at 310 to 400 ms for a token of the cloud's. Without
-# AVX-512 it is 500 to 600 ms, and all runs take half as long again.
+# Estimates: 64 tokens take `cloud` 25 s and the others 5 to 12 s, at 310 to 400 ms per token of the cloud. Without
+# AVX-512 a token takes 500 to 600 ms, and all runs half as long again.
 WARM = (
     _warm(20, 13),
     _warm(100, 14, f"{_BEST},gated,edge"),

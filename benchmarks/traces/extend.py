@@ -1,13 +1,12 @@
-"""Add to traces what some strategies decide by: `python -m benchmarks extend FILE...`.
+"""Add values to traces that only some strategies decide by: `python -m benchmarks extend FILE...`.
 
-Both models read the recorded texts again, and nothing that was recorded changes. The device's model tells the
-`disagreement` of each of its proposals (U-HLM's gate goes by it; it never drafts on behind a token that it asks about,
-so that none is needed astray); the cloud's model tells the cross-entropy of the device's token wherever the two
-differed (BiLD lets it stand by that).
+Both models read the recorded texts again, and the recorded values do not change. The device's model adds the
+`disagreement` of each proposal, for U-HLM's gate. U-HLM never drafts on after a token that it asks about, so proposals
+astray need none. The cloud's model adds the cross-entropy of the device's token wherever the two differ, for BiLD.
 
-A file is written anew after each trace; run the same command again to go on with one that was interrupted. The models
-must be those that were recorded, but kernels differ between processors and dtypes: the file's header says of how many
-tokens each model still thought as it was recorded.
+A file is written after each trace; run the same command again to continue an interrupted one. The models must be the
+recorded ones, but kernels differ between processors and dtypes: the file's header says for how many tokens each model
+still gave the recorded answer.
 """
 
 from __future__ import annotations
@@ -69,22 +68,22 @@ class _Readers:
         asyncio.run(self._client.aclose())
 
     def extend(self, path: Path, prompt_sets: Path) -> dict[str, int]:
-        """Extend one file; returns how many tokens were read, and of how many each model thinks as it was recorded."""
+        """Extend one file; return the numbers of tokens read, and of repeated answers of each model."""
         file = load_traces(path)
         self._check(path, file, prompt_sets)
         texts = {prompt.id: prompt.text for prompt in read_prompts(prompt_sets / file.header["prompts"])}
-        told = {"tokens": 0, "same_proposals": 0, "same_tokens": 0}
-        told |= file.header.get("extended", {}).get("read", {})
+        counts = {"tokens": 0, "same_proposals": 0, "same_tokens": 0}
+        counts |= file.header.get("extended", {}).get("read", {})
         made_by = {key: value for key, value in provenance().items() if key != "commit"}
         traces = list(file.traces)
         for place, trace in enumerate(traces):
             if trace.cross_entropies is None:
                 prompt = self._prompt(path, trace, texts)
-                traces[place] = self._extended(trace, prompt, told)
-                header = {**file.header, "extended": {**made_by, "dtype": self._cloud.dtype, "read": told}}
+                traces[place] = self._extended(trace, prompt, counts)
+                header = {**file.header, "extended": {**made_by, "dtype": self._cloud.dtype, "read": counts}}
                 save_traces(path, TraceFile(header, tuple(traces)))
                 print(f"{path.name}: {place + 1:3} of {len(traces)}: {trace.id}", flush=True)
-        return told
+        return counts
 
     def _check(self, path: Path, file: TraceFile, prompt_sets: Path) -> None:
         if file.header["models"] != models_of(self._pair):
@@ -94,7 +93,7 @@ class _Readers:
         if left and made_by and (made_by["dtype"], made_by["machine"]) != (self._cloud.dtype, provenance()["machine"]):
             raise ConfigError(
                 f"{path}: it was begun in {made_by['dtype']} on another machine or in another dtype; finish it there, "
-                "or begin anew with the file as it was recorded"
+                "or begin again with the file as it was recorded"
             )
         prompts = prompt_sets / file.header["prompts"]
         if not prompts.is_file() or sha256_of(prompts) != file.header["prompts_sha256"]:
@@ -109,18 +108,18 @@ class _Readers:
             )
         return token_ids
 
-    def _extended(self, trace: Trace, prompt: Sequence[int], told: dict[str, int]) -> Trace:
+    def _extended(self, trace: Trace, prompt: Sequence[int], counts: dict[str, int]) -> Trace:
         disagreements, same_proposals = asyncio.run(read_disagreements(self._device.new_sequence(), trace, prompt))
         cross_entropies, same_tokens = read_cross_entropies(self._cloud, trace, prompt)
-        told["tokens"] += len(trace.token_ids)
-        told["same_proposals"] += same_proposals
-        told["same_tokens"] += same_tokens
+        counts["tokens"] += len(trace.token_ids)
+        counts["same_proposals"] += same_proposals
+        counts["same_tokens"] += same_tokens
         proposals = tuple(map(extended, trace.proposals, disagreements))
         return replace(trace, proposals=proposals, cross_entropies=cross_entropies)
 
 
 async def read_disagreements(model: DraftModel, trace: Trace, prompt: Sequence[int]) -> tuple[list[float], int]:
-    """Those of the proposals along the text, and how many of these the device's model would make again."""
+    """Return the disagreements of the proposals along the text, and the number that the model would repeat."""
     found, same = [], 0
     feed: Sequence[int] = prompt
     for token_id, proposal in zip(trace.token_ids, trace.proposals, strict=True):
@@ -134,9 +133,9 @@ async def read_disagreements(model: DraftModel, trace: Trace, prompt: Sequence[i
 
 
 def read_cross_entropies(model: TorchModel, trace: Trace, prompt: Sequence[int]) -> tuple[dict[int, float], int]:
-    """Those of the device's tokens where the two models differ, and how many tokens the cloud would choose again.
+    """Return the cross-entropies of the device's tokens that differ, and the number of tokens the cloud would repeat.
 
-    All in one forward: the cloud's own text is known.
+    It takes one forward, since the cloud's own text is known.
     """
     tokens = len(trace.token_ids)
     text = TokenTree((*prompt, *trace.token_ids[:-1]))

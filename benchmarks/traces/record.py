@@ -1,11 +1,11 @@
 """Record traces of the pair for the simulator: `python -m benchmarks record`.
 
-The cloud's text comes from mode `exact`, which is the cloud's own text token for token and several times faster than
-streaming it. (In bfloat16 a forward of several tokens rounds differently from one of a single token, so that now and
-then another of two nearly equal tokens is chosen; either text is one that the cloud writes.) The device's model then
-reads that text token by token, as it drafts, and what it proposes is recorded.
+The cloud's text comes from mode `exact`, which gives the cloud's own text and is several times faster than streaming.
+(In bfloat16 a forward of several tokens rounds differently from one of a single token, and so may choose the other one
+of two nearly equal tokens. Either text is the cloud's.) The device's model then reads that text token by token, as it
+drafts, and its proposals are recorded.
 
-The file grows trace by trace; run the same command again to go on with one that was interrupted.
+The file grows trace by trace; run the same command again to continue an interrupted one.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.uncertainty import measure
 from edge_client.ports import DraftModel, DraftStep
 
-DIFFERENT = ("prompts_sha256", "pair", "models", "settings")  # of two headers: their traces must not be mixed
+DIFFERENT = ("prompts_sha256", "pair", "models", "settings")  # traces of headers that differ in these are never mixed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair", default="default")
     parser.add_argument("--prompts", type=Path, required=True, help="a prompt set: JSON lines of id, class and prompt")
-    parser.add_argument("--traces", type=Path, required=True, help="the file to write, or to go on with: *.jsonl.gz")
+    parser.add_argument("--traces", type=Path, required=True, help="the file to write or to continue: *.jsonl.gz")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -96,7 +96,7 @@ async def _record(
 
 
 class TracingReader:
-    """Feeds one text to the device's model and notes what it proposes."""
+    """Feeds one text to the device's model and records the proposals."""
 
     def __init__(
         self, model: DraftModel, sampling: SamplingParams, eos_token_ids: Sequence[int], max_new_tokens: int
@@ -135,7 +135,7 @@ class TracingReader:
         )
 
     async def _go_astray(self, proposal: Proposal, index: int) -> tuple[Proposal, ...]:
-        """What the model writes after its own token at `index`, as far as a device could; the text stays as it was."""
+        """Return the model's continuation of its own token at `index`, as far as a device drafts; the text stays."""
         length = self._model.length
         proposals: list[Proposal] = []
         last = min(ASTRAY_TOKENS, self._max_new_tokens - index - 1)
@@ -146,7 +146,7 @@ class TracingReader:
         return tuple(proposals)
 
     async def _propose(self, token_ids: Sequence[int]) -> tuple[Proposal, NDArray[np.float32]]:
-        """Feed tokens; the model's proposal after them, and the scores [vocab] it was chosen by."""
+        """Feed tokens; return the model's proposal after them, and the scores of its choice, [vocab]."""
         began = time.perf_counter()
         step: DraftStep = await self._model.step(token_ids)
         if len(token_ids) == 1:
@@ -156,7 +156,7 @@ class TracingReader:
         return Proposal(choice.token_id, measure(soft, choice), choice.runner_up), soft.scaled
 
     def _rank(self, scaled: NDArray[np.float32], token_id: int) -> int:
-        """How many tokens the model would have rather chosen; `scaled` are log-weights at its present position."""
+        """Return the number of tokens that the model prefers; `scaled` are log-weights at its present position."""
         scores = scaled.astype(np.float64)
         if self._sampling.temperature > 0:
             scores -= np.log(-np.log(noise(self._sampling.seed, self._model.length, len(scores))))
@@ -166,7 +166,7 @@ class TracingReader:
 
 
 def device_model(pair: str, manifest: ModelManifest, *, threads: int = 1) -> OnnxModel:
-    """The device's model of a pair."""
+    """Return the device's model of a pair."""
     return OnnxModel.load(
         pair_folder(pair, "edge"),
         threads=threads,
@@ -191,7 +191,7 @@ def _header(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def models_of(pair: str) -> dict[str, Any]:
-    """Which models a pair is made of, as a header tells it."""
+    """Return the models of a pair as they stand in a header."""
     manifests = {role: load_manifest(pair_folder(pair, role), role=role) for role in ("edge", "cloud")}
     return {
         role: {"model": manifest.model, "files": {name: file.sha256 for name, file in manifest.files.items()}}
@@ -200,12 +200,12 @@ def models_of(pair: str) -> dict[str, Any]:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, as a header tells it."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def begun(path: Path, header: dict[str, Any]) -> TraceFile:
-    """What an earlier run has recorded; raises ConfigError if it recorded something else."""
+    """Return the traces of an earlier run; raise ConfigError if it recorded something else."""
     if not path.exists():
         return TraceFile(header, ())
     file = load_traces(path)
@@ -216,7 +216,7 @@ def begun(path: Path, header: dict[str, Any]) -> TraceFile:
 
 
 def _summary(file: TraceFile) -> dict[str, Any]:
-    """Counts only: what the traces say is for the simulator to tell."""
+    """Return counts; the simulator evaluates the traces."""
     tokens = sum(len(trace.token_ids) for trace in file.traces)
     draft_ms = [trace.draft_ms for trace in file.traces]
     return {"traces": len(file.traces), "tokens": tokens, "draft_ms": round(statistics.median(draft_ms), 2)}

@@ -1,6 +1,6 @@
-"""Texts that no trace holds: both models are asked what they say after them, many texts at once, and it is remembered.
+"""Texts that no trace holds: the models are asked for their answers, several texts at once, and the answers are kept.
 
-A trace knows one text of each prompt, the cloud's. What becomes of a text once a deviation is kept, and so what a
-strategy's texts are worth, only the models can tell. Here real engines write in virtual time, and what they ask the
-models is answered in batches and written down, so that the next strategy asks only where its texts are new.
+A trace holds one text for each prompt, the cloud's. Only the models can answer after a deviation that was kept, and so
+only they show the quality of a strategy's texts. Here real engines write in virtual time, and their requests are
+answered in batches and written to a file. The next strategy asks only where its texts are new.
 """

@@ -1,7 +1,7 @@
-"""What the device's model holds of many texts: each has a row of a batch, and rows are read together.
+"""The device's model over several texts: each has a row of a batch, and rows are read together.
 
-A row gets the very logits that it would get alone (`edge_client/model/onnx_cache.py`), and 32 texts take a third of the
-time that they take one by one.
+A row gets the same logits as alone (`edge_client/model/onnx_cache.py`), up to the rounding of kernels. 32 texts take a
+third of the time that they take one by one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from chaperone_common.errors import PromptTooLong
 from edge_client.model.onnx_cache import CHUNK_TOKENS, Feed, RowCache
 from edge_client.model.onnx_model import OnnxModel
 
-ROWS = 32  # of a batch; more are hardly faster
+ROWS = 32  # rows of a batch; more are hardly faster
 
-Logits = NDArray[np.float32]  # [..., vocabulary], until more is read
+Logits = NDArray[np.float32]  # [..., vocabulary], valid until the next read
 
 
 class _Batch:
@@ -32,7 +32,7 @@ class _Batch:
         )
 
     def feed(self, token_ids: Mapping[int, Sequence[int]], *, every: bool = False) -> dict[int, Logits]:
-        """The logits [wanted, vocabulary] of each row, after its last token or after every one.
+        """Return the logits [wanted, vocabulary] of each row, after its last token or after every one.
 
         Raises PromptTooLong for a text that the model cannot hold.
         """
@@ -40,10 +40,10 @@ class _Batch:
         for row, tokens in fed.items():
             if (needed := len(self.read[row]) + len(tokens)) > self._model.context_tokens:
                 raise PromptTooLong(f"text: {needed} tokens, but the device's model holds {self._model.context_tokens}")
-        told = self._cache.feed(Feed(fed, tuple(len(read) for read in self.read), every=every))
+        fresh = self._cache.feed(Feed(fed, tuple(len(read) for read in self.read), every=every))
         for row, tokens in fed.items():
             self.read[row] += tokens
-        return {row: logits[:, : self._model.vocabulary_size] for row, logits in told.items()}
+        return {row: logits[:, : self._model.vocabulary_size] for row, logits in fresh.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _Seat:
     row: int
 
     def unread(self, text: Sequence[int], least: int) -> Sequence[int]:
-        """The end of a text that its row has not read, of at least so many tokens; the row is rewound to before it."""
+        """Return the unread end of a text, of at least `least` tokens, and rewind the row to before it."""
         read = self.batch.read[self.row]
         shared = next((at for at, pair in enumerate(zip(read, text, strict=False)) if pair[0] != pair[1]), len(read))
         del read[min(shared, len(text) - least) :]
@@ -60,9 +60,9 @@ class _Seat:
 
 
 class DeviceTexts:
-    """Scores what may follow texts, of token ids that the model knows.
+    """Logits of the next tokens after texts, over the token ids that the model knows.
 
-    `after` and `along` are called in the model's worker, `leave` while that has nothing to do here.
+    Call `after` and `along` in the model's worker, and `leave` while the worker is idle.
     """
 
     def __init__(self, model: OnnxModel) -> None:
@@ -71,7 +71,7 @@ class DeviceTexts:
         self._seats: dict[str, _Seat] = {}
 
     def after(self, texts: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Logits]]:
-        """The logits after each text, by a name that it keeps while it grows or changes."""
+        """Return the logits after each text; a text keeps its name while it grows or changes."""
         steps: dict[_Batch, dict[int, tuple[str, int]]] = {}
         for name, text in texts.items():
             seat = self._seat(name)
@@ -86,7 +86,7 @@ class DeviceTexts:
                 yield name, logits[row][-1]
 
     def along(self, name: str, text: Sequence[int], count: int) -> Iterator[Logits]:
-        """The logits after each of the last `count` tokens of a text, which are read in chunks."""
+        """Return the logits after each of the last `count` tokens of a text, which are read in chunks."""
         seat = self._seat(name)
         tokens = seat.unread(text, count)
         if len(tokens) > count:
@@ -95,7 +95,7 @@ class DeviceTexts:
             yield from seat.batch.feed({seat.row: tokens[first : first + CHUNK_TOKENS]}, every=True)[seat.row]
 
     def leave(self, name: str) -> None:
-        """A text is done with, if it was ever begun: its row is for another one."""
+        """Free the row of a text, if it has one."""
         seat = self._seats.pop(name, None)
         if seat is not None:
             seat.batch.read[seat.row].clear()

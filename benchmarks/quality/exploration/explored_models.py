@@ -1,4 +1,4 @@
-"""One text of an explored prompt, as the simulation plays it."""
+"""A text of an explored prompt, as the simulation plays it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SURE = Signal(entropy_nats=0.0, top1_probability=1.0, margin=1.0, coupled_margi
 
 
 class ExploredModels(ScriptedModels):
-    """Says what the models say, whatever the text becomes."""
+    """Answers with the models' own answers on any text."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class ExploredModels(ScriptedModels):
         lenient_nats: float | None = None,
         risk_is_disagreement: bool = False,
     ) -> None:
-        """With `lenient_nats` the cloud chooses the text's own token where its cross-entropy is no more than that."""
+        """Choose the text's own token if its cross-entropy is at most `lenient_nats`."""
         self._tree = tree
         self._explorer = explorer
         self._sampling = sampling
@@ -52,7 +52,7 @@ class ExploredModels(ScriptedModels):
         )
 
     def keep(self, position: int) -> None:
-        return  # the models know what they say behind a deviation
+        return  # the models answer after a deviation, too
 
     def drop(self, position: int) -> None:
         return
@@ -62,7 +62,7 @@ class ExploredModels(ScriptedModels):
             self._explorer.expect_proposal(self._tree, self._tree.node(token_ids))
 
     def proposal(self, token_ids: Sequence[int]) -> Proposal:
-        if len(token_ids) < len(self._tree.prompt):  # the prompt is read; nobody wants to know how it might go on
+        if len(token_ids) < len(self._tree.prompt):  # the prompt is read, and no continuation of a part of it is wanted
             return Proposal(self._tree.prompt[len(token_ids)], _SURE, self._tree.prompt[0])
         proposal = self._explorer.proposal(self._tree, self._tree.node(token_ids))
         if not self._risk_is_disagreement:

@@ -26,7 +26,7 @@ from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.uncertainty import cross_entropy, disagreement, measure
 
 KV_BYTES = 4 << 30
-FORWARD_TOKENS = 512  # of the cloud's model, all texts together; more are hardly faster, and cost memory
+FORWARD_TOKENS = 512  # tokens of a forward of the cloud's model; more are hardly faster, and cost memory
 
 
 class RecordingChooser:
@@ -63,10 +63,10 @@ _Wanted = dict[str, tuple[TextTree, set[int]]]  # by a tree's id: it, and those 
 
 
 class Explorer:
-    """Answers what is asked for, once it is asked; all else that is expected of that model then is answered with it.
+    """Answers requests for both models, and with each one the announced requests for the same model.
 
-    The device's model is asked for each token, the cloud's now and then: what is expected of it waits until then, so
-    that its forwards are few. Both models work at the same time.
+    The device's model is asked for each token, the cloud's from time to time. Announced requests to the cloud's model
+    wait for the next one, so that its forwards are few. Both models work at the same time.
     """
 
     def __init__(
@@ -83,27 +83,27 @@ class Explorer:
         self._wanted_choices: _Wanted = {}
 
     def expect_proposal(self, tree: TextTree, node: int) -> None:
-        """The device's next token after a text may be asked for."""
+        """Announce a request for the device's next token after a text."""
         if node not in tree.proposals:
             self._wanted_proposals.setdefault(tree.id, (tree, set()))[1].add(node)
 
     def expect_choices(self, tree: TextTree, nodes: Iterable[int]) -> None:
-        """The cloud's next tokens after these texts, each the parent of the next, may be asked for."""
+        """Announce a request for the cloud's next tokens after these texts, each the parent of the next."""
         missing = [node for node in nodes if node not in tree.choices]
         if missing:
             self._wanted_choices.setdefault(tree.id, (tree, set()))[1].update(missing)
 
     def proposal(self, tree: TextTree, node: int) -> ExtendedProposal:
-        """What the device's model writes next after a text."""
+        """Return the proposal of the device's model after a text."""
         if node not in tree.proposals:
             self.expect_proposal(tree, node)
             self._answer_proposals().result()
         return tree.proposals[node]
 
     def propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
-        """Have the device say what it writes next after each of these texts, each the parent of the next.
+        """Let the device propose after each of these texts, each the parent of the next.
 
-        It reads many tokens in one forward, and such forwards round apart from single steps.
+        It reads up to a chunk of tokens in one forward, and such forwards round differently from single steps.
         """
         missing = [place for place, node in enumerate(nodes) if node not in tree.proposals]
         if missing:
@@ -111,21 +111,21 @@ class Explorer:
             self._device.worker.submit(self._propose_along, tree, along).result()
 
     def choices(self, tree: TextTree, nodes: Sequence[int]) -> list[int]:
-        """What the cloud's model writes next after each of these texts, each the parent of the next."""
+        """Return the choices of the cloud's model after each of these texts, each the parent of the next."""
         if any(node not in tree.choices for node in nodes):
             self.expect_choices(tree, nodes)
             self._answer_choices()
         return [tree.choices[node] for node in nodes]
 
     def cross_entropy(self, tree: TextTree, node: int) -> float:
-        """That of a text's last token under the cloud's model, which has chosen another one there; in nats."""
-        if node not in tree.nats:  # the choice was known before there was this text
+        """Return that of a text's last token under the cloud's model, which has chosen another one there; in nats."""
+        if node not in tree.nats:  # the choice was known before this text existed
             self._read_together([(tree, [tree.parents[node], node])])
-        # Where a near tie is now decided for the token, it is as near as can be.
+        # A near tie that now falls to the token has a difference of about 0.
         return tree.nats.setdefault(node, 0.0)
 
     def leave(self, tree: TextTree) -> None:
-        """Nothing more will be asked about a tree for now: forget what both models hold of it."""
+        """Forget what both models hold of a tree until the next request."""
         self._caches.free(tree.id)
         self._texts.leave(tree.id)
 
@@ -144,7 +144,7 @@ class Explorer:
     # --- The device's model, in its worker ---------------------------------------------------------------------------
 
     def _propose(self, wanted: _Wanted) -> None:
-        """What is wanted of each tree, one text of each at a time."""
+        """Propose after the wanted texts, one of each tree at a time."""
         left = [(tree, deque(sorted(nodes - tree.proposals.keys()))) for tree, nodes in wanted.values()]
         while left := [(tree, nodes) for tree, nodes in left if nodes]:
             places = {tree.id: (tree, nodes.popleft()) for tree, nodes in left}
@@ -161,7 +161,7 @@ class Explorer:
                 tree.propose(node, self._proposal(logits, length))
 
     def _proposal(self, logits: NDArray[np.float32], length: int) -> ExtendedProposal:
-        """What is written next, where so many tokens stand before."""
+        """Return the proposal after `length` tokens."""
         soft = softmax(logits, self._sampling.temperature)
         choice = choose(soft, self._sampling, length)
         proposal = Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
@@ -170,7 +170,7 @@ class Explorer:
     # --- The cloud's model -------------------------------------------------------------------------------------------
 
     def _read(self, wanted: _Wanted) -> None:
-        """Read the longest wanted path of each tree, then what that did not cover."""
+        """Read the longest wanted path of each tree, then the wanted nodes that it did not cover."""
         left = [*wanted.values()]
         while left := [(tree, missing) for tree, nodes in left if (missing := nodes - tree.choices.keys())]:
             paths = [(tree, _covering(tree, missing)) for tree, missing in left]
@@ -198,7 +198,7 @@ class Explorer:
 
 
 def _covering(tree: TextTree, missing: set[int]) -> list[int]:
-    """The nodes of one path from the first missing one on, to the deepest one that is missing."""
+    """Return the nodes of one path, from its first missing node to the deepest one."""
     path = tree.path(max(missing))  # children come after their parents, so this one is a leaf among the missing
     first = next(place for place, node in enumerate(path) if node in missing)
     return path[first:]
@@ -207,7 +207,7 @@ def _covering(tree: TextTree, missing: set[int]) -> list[int]:
 def _batches(
     paths: Sequence[tuple[TextTree, list[int]]],
 ) -> Iterator[list[tuple[TextTree, list[int]]]]:
-    """In the given order, so many at a time that a forward stays small; a tree whose prompt is unread counts whole."""
+    """Yield the paths in order, in batches that keep a forward small; an unread prompt counts whole."""
     batch: list[tuple[TextTree, list[int]]] = []
     tokens = 0
     for tree, nodes in paths:

@@ -1,6 +1,6 @@
-"""Texts that one model writes alone, and the other one reads: all of a group in step, without an engine.
+"""Texts that one model writes alone and the other one reads, a group at a time, without an engine.
 
-Strategies that write the same then find everything said. It takes about half the time of having their engines ask.
+Strategies with the same texts then find all answers. This takes about half the time of asking through their engines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def cloud_writes(
     eos_token_ids: Collection[int],
     max_new_tokens: int,
 ) -> dict[TextTree, list[int]]:
-    """The cloud's texts behind some nodes, one of each tree: the nodes from the root on, [tokens + 1]."""
+    """Return the cloud's texts after some nodes, one of each tree: the nodes from the root on, [tokens + 1]."""
 
     def chosen(tree: TextTree, node: int) -> int:
         return explorer.choices(tree, [node])[0]
@@ -38,7 +38,7 @@ def device_writes(
     eos_token_ids: Collection[int],
     max_new_tokens: int,
 ) -> dict[TextTree, list[int]]:
-    """The device's texts behind some nodes, one of each tree; see `cloud_writes`."""
+    """Return the device's texts after some nodes, one of each tree; see `cloud_writes`."""
 
     def proposed(tree: TextTree, node: int) -> int:
         return explorer.proposal(tree, node).token_id
@@ -47,7 +47,7 @@ def device_writes(
 
 
 def device_reads(explorer: Explorer, paths: Mapping[TextTree, Sequence[int]]) -> None:
-    """Ask the device what it would write at each node of some texts that have a token behind."""
+    """Let the device propose at each node of some texts that has a token after it."""
     for tree, nodes in paths.items():
         explorer.propose_along(tree, nodes[:-1])
 

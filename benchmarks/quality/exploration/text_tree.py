@@ -1,4 +1,4 @@
-"""What both models have said after all texts that begin with one prompt."""
+"""The answers of both models after all texts that begin with one prompt."""
 
 from __future__ import annotations
 
@@ -15,27 +15,33 @@ from chaperone_common.types import Proposal, Signal
 from edge_client.model.uncertainty import risk
 
 FORMAT = 1
-_DIGITS = 4  # significant ones, of a signal
-_SIGNAL = ("entropy_nats", "top1_probability", "margin", "coupled_margin", "varentropy")  # the risk follows from them
+_DIGITS = 4  # significant digits of a signal
+_SIGNAL = (
+    "entropy_nats",
+    "top1_probability",
+    "margin",
+    "coupled_margin",
+    "varentropy",
+)  # the risk is computed from them
 ROOT = 0  # the end of the prompt
 
 
 @dataclass(slots=True, eq=False)
 class TextTree:
-    """A node is a text: its parent's, and one token more. `ROOT` is the prompt."""
+    """A tree of texts: a node is its parent's text and one token more. `ROOT` is the prompt."""
 
     id: str
     prompt: tuple[int, ...]
     parents: list[int] = field(default_factory=lambda: [ROOT])
-    tokens: list[int] = field(default_factory=lambda: [-1])  # the last one of each text
-    proposals: dict[int, ExtendedProposal] = field(default_factory=dict)  # what the device's model writes next
-    choices: dict[int, int] = field(default_factory=dict)  # what the cloud's model writes next
+    tokens: list[int] = field(default_factory=lambda: [-1])  # the last token of each text
+    proposals: dict[int, ExtendedProposal] = field(default_factory=dict)  # of the device's model, by node
+    choices: dict[int, int] = field(default_factory=dict)  # the cloud's next tokens, by node
     # Cross-entropy of a node's last token, where the cloud's choice is another one.
     nats: dict[int, float] = field(default_factory=dict)
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def node(self, text: Sequence[int]) -> int:
-        """The node of a text, prompt included; raises ValueError for one that does not begin with the prompt."""
+        """Return the node of a text, prompt included; raise ValueError if it does not begin with the prompt."""
         if tuple(text[: len(self.prompt)]) != self.prompt:
             raise ValueError(f"text: its first {len(self.prompt)} tokens are not the prompt of {self.id}")
         node = ROOT
@@ -44,7 +50,7 @@ class TextTree:
         return node
 
     def child(self, node: int, token_id: int) -> int:
-        """The node of a text with one token more."""
+        """Return the node of a text with one token more."""
         found = self._children.get((node, token_id))
         if found is None:
             found = len(self.parents)
@@ -54,25 +60,25 @@ class TextTree:
         return found
 
     def propose(self, node: int, proposal: ExtendedProposal) -> None:
-        """The device's model has said what it writes next; kept as exactly as a file keeps it."""
+        """Record the proposal of the device's model, with the precision of a file."""
         measured = {name: _short(getattr(proposal.signal, name)) for name in _SIGNAL}
         kept = Signal(risk=risk(measured["entropy_nats"], measured["coupled_margin"]), **measured)
         known = Proposal(proposal.token_id, kept, proposal.runner_up)
         self.proposals[node] = extended(known, _short(proposal.disagreement))
 
     def path(self, node: int) -> list[int]:
-        """The nodes from `ROOT` to this one, both included."""
+        """Return the nodes from `ROOT` to this one, both included."""
         nodes = [node]
         while nodes[-1] != ROOT:
             nodes.append(self.parents[nodes[-1]])
         return nodes[::-1]
 
     def text(self, node: int) -> list[int]:
-        """The tokens of a node, prompt included."""
+        """Return the tokens of a node, prompt included."""
         return [*self.prompt, *(self.tokens[at] for at in self.path(node)[1:])]
 
     def to_json(self) -> dict[str, Any]:
-        """One line of a file; parents are told as the distance back, mostly 1."""
+        """Return a line of a file; a parent is written as the distance back, mostly 1."""
         nodes = sorted(self.proposals)
         proposals = [self.proposals[node] for node in nodes]
         signals = [proposal.signal for proposal in proposals]
@@ -94,7 +100,7 @@ class TextTree:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TextTree:
-        """Read one line of a file."""
+        """Read a line of a file."""
         tree = cls(row["id"], tuple(row["prompt"]))
         for node, (back, token_id) in enumerate(zip(row["back"], row["tokens"], strict=True), start=1):
             tree.child(node - back, token_id)
@@ -109,7 +115,7 @@ class TextTree:
 
 
 def load_trees(path: Path) -> tuple[dict[str, Any], dict[str, TextTree]]:
-    """The header of a file, and its trees by id; raises ConfigError where it is none."""
+    """Return the header of a file, and its trees by id; raise ConfigError if it is not such a file."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             header, *rows = map(json.loads, lines)
@@ -121,7 +127,7 @@ def load_trees(path: Path) -> tuple[dict[str, Any], dict[str, TextTree]]:
 
 
 def save_trees(path: Path, header: Mapping[str, Any], trees: Iterable[TextTree]) -> None:
-    """Write a file anew; an interruption leaves the old one whole."""
+    """Write the whole file again; an interruption leaves the old one intact."""
     unfinished = path.with_name(path.name + ".part")
     lines = [{**header, "format": FORMAT}, *(tree.to_json() for tree in trees)]
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)

@@ -1,4 +1,4 @@
-"""Many texts at once in virtual time, as one client would write them, by models that are asked in batches."""
+"""Several texts at once in virtual time, as one client would write them, with models that answer in batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_all(
     risk_model: Callable[[int], RiskModel] | None = None,
     apart_s: float = 0.0,
 ) -> list[Simulation]:
-    """Write all texts, in one virtual time; each begins `apart_s` after the one before.
+    """Write all texts in one virtual time; each begins `apart_s` after the one before.
 
     All share the estimates and what the strategy's gate learns, as the generations of one client do. `risk_model` makes
     the risk model of one text, from the length of its prompt.
