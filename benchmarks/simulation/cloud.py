@@ -112,7 +112,7 @@ def capabilities(limits: LimitsConfig) -> Capabilities:
 
 
 def simulated_supervisor(all_models: Mapping[Hashable, ScriptedModels], costs: CloudCosts) -> Supervisor:
-    """The real supervisor, above a queue that plays each session's models; call it inside a virtual loop."""
+    """Return the real supervisor over a queue that plays each session's models; call it inside a virtual loop."""
     limits = LimitsConfig()
     queue = SimulatedQueue(all_models, costs, chunk_tokens=limits.prefill_chunk_tokens)
     return Supervisor(queue, capabilities(limits), limits, LoopClock())

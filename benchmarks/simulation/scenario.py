@@ -100,7 +100,7 @@ async def play(
 ) -> Simulation:
     """Generate one text inside a virtual loop, where other texts may be generated at the same time.
 
-    `risk_model` makes what tells the risks, from the length of the prompt.
+    `risk_model` makes the source of risks from the length of the prompt.
     """
     supervisor = simulated_supervisor({models.opening().session_id: models}, scenario.cloud)
     link = Link(scenario.profile, scenario.seed)

@@ -123,14 +123,14 @@ class TreePlanner:
             leaves.append((stands, None))
         if leaves:
             _, start = max(leaves, key=lambda leaf: leaf[0])
-            behind = len(session.text) - session.sent_length if start is None else len(tree.chances(start)) - 1
-            if behind <= self.tree_tokens:
+            ahead = len(session.text) - session.sent_length if start is None else len(tree.chances(start)) - 1
+            if ahead <= self.tree_tokens:
                 return Decision(_drafting({start}), "until the cloud answers")
         return Decision(Wait(), "enough is drafted after the likeliest leaf")
 
 
 def _drafting(starts: Set[int | None]) -> DraftToken:
-    """One token more of the text, where None is among them, and of the branches that begin at these positions."""
+    """Return an action that drafts a token of the text, if None is in `starts`, and of the branches at the others."""
     return DraftToken(None in starts, tuple(sorted(start for start in starts if start is not None)))
 
 
@@ -168,7 +168,7 @@ def _nodes(situation: Situation) -> Iterator[_Node]:
 def synchronous(span_tokens: int) -> FixedPlanner:
     """Return speculative decoding as published (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318).
 
-    DraftToken N tokens, send them, wait, repeat; nothing is drafted while the cloud reads. Instead of the ratio test a
+    Draft N tokens, send them, wait, repeat. Nothing is drafted while the cloud verifies. Instead of the ratio test, a
     draft stands if it equals the cloud's coupled choice, as for all strategies here.
     """
     return FixedPlanner(Mode.EXACT, span_tokens, spans_in_flight=1, run_ahead_tokens=span_tokens)

@@ -38,7 +38,7 @@ def lenient_chooser(within_nats: float) -> Chooser:
 
 
 def lenient_model(config: CloudConfig, manifest: ModelManifest, within_nats: float) -> TorchModel:
-    """Load the cloud's model of the configured pair; raises as `TorchModel.load` does."""
+    """Load the cloud's model of the configured pair; raise as `TorchModel.load` does."""
     return TorchModel.of_manifest(
         pair_folder(config.pair, "cloud"),
         manifest,

@@ -30,10 +30,10 @@ FORWARD_TOKENS = 512  # tokens of a forward of the cloud's model; more are hardl
 
 
 class RecordingChooser:
-    """The protocol's rule, with a note of the cross-entropy of each drafted token that differs from the choice."""
+    """The protocol's rule; it records the cross-entropy of each drafted token that differs from the choice."""
 
     def __init__(self) -> None:
-        self.noted: list[float | None] = []  # for each choice, in order, since the list was emptied
+        self.noted: list[float | None] = []  # for each choice since the list was emptied, in order
 
     def __call__(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
         choice = coupled_choice(soft, sampling, position, drafted)
@@ -44,7 +44,7 @@ class RecordingChooser:
 
 @dataclass(frozen=True, slots=True)
 class RecordingModel:
-    """The cloud's model, and what its chooser noted."""
+    """The cloud's model with the records of its chooser."""
 
     model: TorchModel
     chooser: RecordingChooser
@@ -59,7 +59,7 @@ class RecordingModel:
         return cls(model, chooser)
 
 
-_Wanted = dict[str, tuple[TextTree, set[int]]]  # by a tree's id: it, and those of its nodes that may be asked about
+_Wanted = dict[str, tuple[TextTree, set[int]]]  # by a tree's id: the tree, and its nodes with announced requests
 
 
 class Explorer:

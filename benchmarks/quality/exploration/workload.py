@@ -25,8 +25,8 @@ def write_all(
 ) -> list[Simulation]:
     """Write all texts in one virtual time; each begins `apart_s` after the one before.
 
-    All share the estimates and what the strategy's gate learns, as the generations of one client do. `risk_model` makes
-    the risk model of one text, from the length of its prompt.
+    All share the estimates and the learning of the strategy's gate, as the generations of one client do. `risk_model`
+    makes the risk model of one text from the length of its prompt.
     """
     known = estimates or Estimates()
 
