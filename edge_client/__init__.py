@@ -1,8 +1,10 @@
-"""The device SDK of Chaperone.
+"""The device SDK of Chaperone: a small model drafts on the device, a large one in the cloud corrects it.
 
-async with EdgeClient.from_config("edge.yaml") as client:
-    async for event in client.stream("Write a haiku."):
-        ...
+    async with EdgeClient.from_config("edge.yaml") as client:
+        async for event in client.stream("Write a haiku."):
+            print(event.text, end="")
+
+`SyncEdgeClient` has the same methods without `async`. docs/using.md is the guide.
 """
 
 from chaperone_common.errors import (

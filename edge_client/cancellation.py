@@ -1,4 +1,4 @@
-"""Ending a generation early: by its time, by the client, or by a handle from anywhere."""
+"""Ways to end a generation early: a timeout, the closing of the client, or a `Cancellation`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ MAX_TIMEOUT_S = 86_400.0 * 365
 
 
 class Cancellation:
-    """A handle that cancels the generations it was given to; from any thread, task or signal handler.
+    """A handle that cancels the generations it was given to.
 
-    A cancelled generation ends with `Failed(Cancelled)` and keeps what was final. A handle is used once: what is
-    asked with a cancelled one fails at once.
+        handle = Cancellation()
+        client.generate(prompt, cancellation=handle)  # handle.cancel() in another thread ends it
+
+    A cancelled generation ends with `Failed(Cancelled)` and keeps its final tokens. A handle is used once: a
+    generation that starts with a cancelled handle fails at once.
     """
 
     def __init__(self) -> None:
@@ -28,18 +31,18 @@ class Cancellation:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
+        """True after `cancel`."""
         return self._cancelled
 
     def cancel(self) -> None:
-        """End the generations; idempotent."""
-        self._cancelled = True  # no lock: a signal handler may strike while its own thread would hold it
+        """End the generations, from any thread, task or signal handler. Idempotent."""
+        self._cancelled = True  # no lock: a signal handler may interrupt the thread that holds it
         for stop in tuple(self._stops):
             stop()
 
     @contextmanager
     def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Call `stop` when the handle is cancelled while inside, from the cancelling thread, perhaps twice."""
+        """Call `stop` if the handle is cancelled inside the block: in the cancelling thread, perhaps twice."""
         self._stops.append(stop)
         try:
             if self._cancelled:
@@ -50,10 +53,10 @@ class Cancellation:
 
 
 class Interrupt:
-    """Bounds the waiting of one generation; used on one event loop."""
+    """The time limit and the stop signal of one generation, on one event loop."""
 
     def __init__(self, timeout_s: float | None = None) -> None:
-        """Let the generation take `timeout_s` seconds from now on, or as long as it likes. Raises InvalidRequest."""
+        """Start the time of the generation: `timeout_s` seconds, or no limit. Raises InvalidRequest."""
         self._timeout_s = timeout_s
         self._deadline_at: float | None = None  # by the loop's clock
         if timeout_s is not None:
@@ -68,10 +71,10 @@ class Interrupt:
         self._reason: ChaperoneError | None = None
 
     def stop(self, reason: ChaperoneError) -> None:
-        """End what is awaited now, and whatever comes after, with this error; the first reason counts."""
+        """End the current and all later waiting with this error; the first reason counts."""
         self._reason = self._reason or reason
         if self._scope is not None:
-            with suppress(RuntimeError):  # it is ending anyway
+            with suppress(RuntimeError):  # it has just ended
                 self._scope.reschedule(asyncio.get_running_loop().time())
 
     def canceller(self) -> Callable[[], None]:
@@ -85,17 +88,17 @@ class Interrupt:
         return cancel
 
     def check(self) -> None:
-        """Raise what the generation was stopped with, or GenerationTimeout once its time is over."""
+        """Raise the reason of `stop`, or GenerationTimeout after the time limit."""
         if self._reason is not None:
             raise self._reason
         if self._deadline_at is not None and asyncio.get_running_loop().time() >= self._deadline_at:
             raise self._too_late()
 
     async def bounded(self, work: Awaitable[T]) -> T:
-        """Await `work`; raises GenerationTimeout when the time is over, and what `stop` was given."""
+        """Await `work`; raises GenerationTimeout after the time limit, and the reason of `stop`."""
         if self._reason is not None:
             if inspect.iscoroutine(work):
-                work.close()  # it is not even begun
+                work.close()  # it never starts
             raise self._reason
         try:
             async with asyncio.timeout_at(self._deadline_at) as self._scope:
@@ -107,6 +110,6 @@ class Interrupt:
 
     def _too_late(self) -> GenerationTimeout:
         return GenerationTimeout(
-            f"timeout: the generation did not end within {self._timeout_s:g} s; give it more, or resume it from what "
-            "is final"
+            f"timeout: the generation did not end within {self._timeout_s:g} s; give it more time, or "
+            "resume it from its final tokens"
         )

@@ -48,7 +48,7 @@ MaxDeviation = Annotated[float, _in_range("max_deviation")]
 
 
 class CloudSettings(FrozenModel):
-    """Where the cloud is, and how long to wait for it."""
+    """The address of the cloud, and how long to wait for it."""
 
     address: str = "127.0.0.1:50151"
     connect_timeout_ms: float = Field(default=5_000.0, gt=0, le=MAX_DEADLINE_MS)
@@ -65,7 +65,7 @@ class CloudSettings(FrozenModel):
 
 
 class DeviceSettings(FrozenModel):
-    """How the small model runs."""
+    """The threads and execution providers of the small model."""
 
     threads: int = Field(default=2, ge=1, le=MAX_THREADS)
     allow_spinning: bool = True
@@ -73,7 +73,7 @@ class DeviceSettings(FrozenModel):
 
 
 class GateSettings(FrozenModel):
-    """Which tokens `gated` asks the cloud about; `risk` is that of the policy `threshold`."""
+    """The gate of mode `gated`: it decides which tokens need the cloud."""
 
     policy: Literal["budgeted", "threshold", "always", "never"] = "budgeted"
     file: Literal["auto"] | RelativePath | None = "auto"
@@ -81,11 +81,11 @@ class GateSettings(FrozenModel):
     max_deviation: MaxDeviation = 0.02
     on_deviation: OnDeviation = Field(default=OnDeviation.KEEP, strict=False)
     audit_share: float = Field(default=1.0, ge=0.05, le=1)
-    risk: float = Field(default=0.1, ge=0, le=1)
+    risk: float = Field(default=0.1, ge=0, le=1)  # above it the policy `threshold` fires
 
 
 class PlannerSettings(FrozenModel):
-    """What decides when to draft, send and wait; the numbers are those of `fixed`."""
+    """The planner: it decides when to draft, send and wait. The numbers are for the policy `fixed`."""
 
     policy: Literal["adaptive", "fixed"] = "adaptive"
     span_tokens: int = Field(default=16, ge=1)
@@ -95,7 +95,7 @@ class PlannerSettings(FrozenModel):
 
 
 class GenerationSettings(FrozenModel):
-    """Defaults of the generation parameters."""
+    """Defaults of the generation parameters; see `RequestParameters`."""
 
     temperature: Temperature = 0.0
     top_p: TopP = 1.0
@@ -107,9 +107,12 @@ class GenerationSettings(FrozenModel):
 
 
 class EdgeConfig(FrozenModel):
-    """All settings of the device; see `configs/edge.yaml` for what they mean.
+    """All settings of the device. `configs/edge.yaml` explains each of them.
 
-    Raises ConfigError for a value that cannot be, made in Python as read by `load`.
+        config = EdgeConfig.load("edge.yaml")
+        config = EdgeConfig(pair="tiny", mode="gated", cloud=CloudSettings(address="127.0.0.1:50151"))
+
+    Raises ConfigError for an unknown name or a value out of range.
     """
 
     pair: str = "default"
@@ -123,7 +126,7 @@ class EdgeConfig(FrozenModel):
 
     @classmethod
     def load(cls, path: Path | str) -> EdgeConfig:
-        """Read a YAML file, such as `configs/edge.yaml`, which comes along; raises ConfigError with file, line and key.
+        """Read a YAML file, or the packaged `edge.yaml` by its name; raises ConfigError with file, line and key.
 
         Paths in the file are relative to it.
         """

@@ -1,4 +1,4 @@
-"""What is asked for, and what comes of it."""
+"""A generation as values: its request, its events in one place, and its result."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Generation:
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     text: str
-    origins: tuple[Origin, ...]
+    origins: tuple[Origin, ...]  # of each of `token_ids`
     finish_reason: FinishReason
     stats: GenerationStats
-    unverified: ChaperoneError | None = None  # why the device went on alone, if it did
+    unverified: ChaperoneError | None = None  # the loss of the cloud, if the device continued alone
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name, as `chaperone generate` writes them; `unverified` only if the cloud was lost."""
+        """Return the JSON of `chaperone generate --json`; it has `unverified` only if the cloud was lost."""
         fields = {
             "prompt_token_ids": list(self.prompt_token_ids),
             "token_ids": list(self.token_ids),
@@ -51,31 +51,31 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A prompt in tokens, and everything that decides what is written after it."""
+    """A prompt in tokens, with all parameters of its generation."""
 
     prompt: PromptInput
     params: GenerationParams = GenerationParams()
     mode: Mode = Mode.EXACT
-    promises: Promises = Promises()  # of gated
-    committed_token_ids: tuple[int, ...] = ()  # of a failed generation that is resumed
-    warm_start: bool = False  # for measurements: draft nothing until both ends hold the prompt's KV
-    model_digest: str = ""  # of the large model that began the text that is resumed; "" takes any
+    promises: Promises = Promises()  # of mode `gated`
+    committed_token_ids: tuple[int, ...] = ()  # final tokens of the failed generation that this one resumes
+    warm_start: bool = False  # for measurements: draft nothing until both ends hold the prompt's KV cache
+    model_digest: str = ""  # of the large model that began a resumed text; "" accepts any
 
 
 @dataclass
 class Collector:
-    """Puts events together again; `result` raises what a Failed event carries."""
+    """The events of one generation, collected."""
 
     request: GenerationRequest
     token_ids: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     text: str = ""
-    drafted: bool = False  # something provisional was shown
+    drafted: bool = False  # True if provisional text was shown
     unverified: ChaperoneError | None = None
     ending: Finished | Failed | None = None
 
     def add(self, event: Event) -> None:
-        """Take the next event."""
+        """Add the next event."""
         match event:
             case Committed():
                 self.token_ids.append(event.token_id)
@@ -92,7 +92,7 @@ class Collector:
                 pass
 
     def result(self) -> Generation:
-        """The generation, once Finished or Failed came."""
+        """Return the generation after its last event; raises the error of a Failed event."""
         match self.ending:
             case Finished() as finished:
                 return Generation(
@@ -110,7 +110,7 @@ class Collector:
                 raise RuntimeError("the generation has not ended")
 
     def partial(self) -> PartialGeneration:
-        """What is final, to be resumed from once Failed came."""
+        """Return the final tokens so far, from which a failed generation can be resumed."""
         request = self.request
         begun_with = self.ending.stats.model_digest if self.ending is not None else ""
         return PartialGeneration(
@@ -126,10 +126,10 @@ class Collector:
 
 
 def error_json(error: ChaperoneError, *, where: str = "") -> dict[str, str]:
-    """Return an error as `chaperone generate` writes it; `where` stands before the message."""
+    """Return an error as JSON of `chaperone generate`; `where` is put before the message."""
     return {"type": type(error).__name__, "message": f"{where}{error.message}"}
 
 
 def unverified_warning(error: ChaperoneError) -> str:
-    """Return what to say of a text that the device wrote on alone."""
-    return f"the cloud is lost, and tokens from here on are the device's own, which nobody verifies: {error.message}"
+    """Return a warning about a text that the device continued without the cloud."""
+    return f"the cloud is lost, and tokens from here on are not verified: {error.message}"

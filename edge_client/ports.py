@@ -1,4 +1,4 @@
-"""What the engine needs from the outside world."""
+"""The interfaces that the engine uses: the model, the text, and the link to the cloud."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ class DraftModel(Protocol):
 
     @property
     def branches(self) -> int:
-        """How many branches fit beside the text."""
+        """Branches that fit next to the text."""
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that fit at most."""
+        """The largest number of tokens that fits."""
 
     def rewind(self, length: int) -> None:
         """Forget the text's tokens from position `length` on; rewinding forward is a ValueError."""
 
     def fork(self, branch: int, length: int) -> None:
-        """Let a branch begin behind the text's first `length` tokens; what the row held before is forgotten."""
+        """Begin a branch after the text's first `length` tokens; forget the earlier tokens of its row."""
 
     def adopt(self, branch: int) -> None:
-        """Let the text go on as the branch does, which ends with it; rows of other branches keep what they hold."""
+        """Make the branch the text, and end the branch; other branches keep their tokens."""
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
-        """Feed the text one token or more without blocking the event loop; raises PromptTooLong past the context."""
+        """Feed one token or more to the text without blocking the event loop; raises PromptTooLong past the context."""
 
     def read(self, token_ids: Sequence[int]) -> AsyncIterator[DraftStep]:
-        """Feed the text, some tokens at once, and tell what follows each; raises PromptTooLong past the context."""
+        """Feed the text several tokens at once, and yield a step for each; raises PromptTooLong past the context."""
 
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, DraftStep]:
         """Feed one token to each of these rows, in one forward; raises PromptTooLong past the context."""
 
     def close(self) -> None:
-        """Give the caches back."""
+        """Free the caches."""
 
 
 class Drafter(Protocol):
-    """What the engine drafts with: a `DraftModel` that has chosen. Rows are those of `DraftModel`."""
+    """A `DraftModel` that also chooses tokens; its rows are those of `DraftModel`."""
 
     @property
     def length(self) -> int:
@@ -71,35 +71,35 @@ class Drafter(Protocol):
 
     @property
     def branches(self) -> int:
-        """How many branches fit beside the text."""
+        """Branches that fit next to the text."""
 
     def rewind(self, length: int) -> None:
         """Forget the text's tokens from position `length` on."""
 
     def fork(self, branch: int, length: int) -> None:
-        """Let a branch begin behind the text's first `length` tokens."""
+        """Begin a branch after the text's first `length` tokens."""
 
     def adopt(self, branch: int) -> None:
-        """Let the text go on as the branch does, which ends with it."""
+        """Make the branch the text, and end the branch."""
 
     async def step(self, token_ids: Sequence[int]) -> Proposal:
-        """Feed the text one token or more; what it would write next."""
+        """Feed one token or more to the text, and return the proposal for the next position."""
 
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, Proposal]:
-        """Feed one token to each of these rows, in one forward; what each would write next."""
+        """Feed one token to each of these rows in one forward, and return the proposal for each."""
 
     def close(self) -> None:
-        """Give the caches back."""
+        """Free the caches."""
 
 
 class RiskModel(Protocol):
-    """Knows better than a signal alone how risky the text's next token is."""
+    """A calibrated model of risk, which follows the text."""
 
     def with_risk(self, proposal: Proposal) -> Proposal:
-        """The same proposal for the end of the text, with its calibrated risk."""
+        """Return the proposal for the end of the text with its calibrated risk."""
 
     def follow(self, event: SessionEvent) -> None:
-        """Take in what happened to the text, in order."""
+        """Take the next event of the text, in order."""
 
 
 class OutputText(Protocol):
@@ -129,13 +129,13 @@ class CloudLink(Protocol):
         """Take the frames that have arrived, oldest first."""
 
     async def wait(self, timeout_ms: float) -> bool:
-        """Sleep until a frame is there to take, or the time is up (False)."""
+        """Sleep until a frame has arrived; return False if the time is up first."""
 
     def close(self) -> None:
-        """Send no more; what the cloud still answers is read in the background. Idempotent."""
+        """Send no more. Answers of the cloud are still received. Idempotent."""
 
     def cancel(self) -> None:
-        """End the stream at once; unless it has ended, whoever waits is told by a Failure CANCELLED. Idempotent."""
+        """End the stream at once. If it was still open, it ends with a Failure CANCELLED. Idempotent."""
 
     @property
     def bytes_up(self) -> int:
@@ -147,17 +147,17 @@ class CloudLink(Protocol):
 
 
 class Cloud(Protocol):
-    """The way to one cloud, shared by all generations of a client."""
+    """One cloud, shared by all generations of a client."""
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands over which the cloud was last asked."""
+        """True if the connection is the one over which the last capabilities were received."""
 
     async def capabilities(self, timeout_ms: float) -> Capabilities:
-        """Ask what the cloud serves; waits for a connection until the time is up. Raises CloudLost."""
+        """Return the cloud's models and limits. Waits for a connection until the time is up; raises CloudLost."""
 
     def link(self) -> CloudLink:
-        """A new stream, not yet opened."""
+        """Return a new stream, not yet opened."""
 
     async def close(self) -> None:
-        """Give ended streams a moment to be answered, then hang up."""
+        """Wait a moment for the answers to ended streams, then disconnect."""

@@ -31,11 +31,17 @@ T = TypeVar("T")
 
 _CLOSED = "generation: the client was closed"
 _LEAVE_SECONDS = 5.0
-_LOOK_SECONDS = 0.5  # between looks whether the client was closed meanwhile
+_LOOK_SECONDS = 0.5  # between checks whether another thread has closed the client
 
 
 class SyncEdgeClient:
-    """`EdgeClient` for code without an event loop: one private loop thread, the same methods."""
+    """`EdgeClient` for code without an event loop: the same methods without `async`.
+
+        with SyncEdgeClient.from_config("edge.yaml") as client:
+            print(client.generate("Write a haiku.").text)
+
+    An event loop runs in a private thread. Any thread may call the methods.
+    """
 
     def __init__(
         self,
@@ -45,7 +51,7 @@ class SyncEdgeClient:
         gate: Callable[[Mode], Gate] | None = None,
         explain: Callable[[Decision], None] | None = None,
     ) -> None:
-        """See `EdgeClient`; what is given here is called on the loop's thread."""
+        """See `EdgeClient`; the loop's thread calls the given functions."""
         self._client = EdgeClient(config, planner=planner, gate=gate, explain=explain)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
@@ -90,12 +96,12 @@ class SyncEdgeClient:
         try:
             while (event := self._run(_next, events)) is not None:
                 yield event
-                if isinstance(event, Finished | Failed):  # there is nothing behind it; the client may be closed by now
+                if isinstance(event, Finished | Failed):  # nothing follows; the client may be closed by now
                     return
-            raise Cancelled(_CLOSED)  # while nobody was asking for more
+            raise Cancelled(_CLOSED)  # between two events
         finally:
-            # The garbage collector may end a forgotten stream on the loop's own thread, or while Python ends; asyncio
-            # closes `events` then, or nobody need.
+            # The garbage collector may end a forgotten stream in the loop's thread, where asyncio closes `events`, or
+            # at the exit of Python, where nothing has to be closed.
             if threading.current_thread() is not self._thread and not sys.is_finalizing():
                 with suppress(InvalidRequest, Cancelled):  # the client was closed, and has ended it
                     self._run(events.aclose)
@@ -131,8 +137,8 @@ class SyncEdgeClient:
         return self._run(self._client.proposals, request, token_ids)
 
     def close(self) -> None:
-        """End connection, model worker and loop thread; idempotent. What still runs in other threads is cancelled."""
-        if self._process != os.getpid():  # the loop's thread is not there
+        """End the connection, the model's worker and the loop's thread; cancel running generations. Idempotent."""
+        if self._process != os.getpid():  # the loop's thread belongs to the parent process
             return
         with suppress(RuntimeError):  # it is closed
             self._loop.call_soon_threadsafe(self._closing.set)
@@ -161,9 +167,10 @@ class SyncEdgeClient:
         self._over = True
 
     def _run(self, work: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do `work` on the loop's thread, which begins, cancels and ends it: Ctrl-C strikes only the caller's.
+        """Run `work` on the loop's thread, and wait for its result. Ctrl-C interrupts the calling thread only.
 
-        Nothing that waits in Python code stands an interrupt (a `Future` or an `Event`, say); a `SimpleQueue` does.
+        The wait uses a SimpleQueue, which is implemented in C. An interrupt in `Future.result` or `Event.wait` can
+        leave their locks held.
         """
         task: asyncio.Task[T] | None = None
         answer: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
@@ -174,16 +181,16 @@ class SyncEdgeClient:
 
         def begin() -> None:
             nonlocal task
-            if not self._over:  # else nobody would end it
+            if not self._over:  # a later task would never end
                 task = self._loop.create_task(do())
                 task.add_done_callback(answer.put)
 
         def left(ended: asyncio.Task[T]) -> None:
-            ended.cancelled() or ended.exception()  # nobody else asks for it
+            ended.cancelled() or ended.exception()  # mark its error as retrieved
             gone.put(None)
 
         def leave() -> None:
-            if task is None:  # the interrupt came before it was to begin, and it never will
+            if task is None:  # interrupted before it began, and it never will
                 gone.put(None)
             else:
                 task.cancel()
@@ -192,8 +199,8 @@ class SyncEdgeClient:
         try:
             self._schedule(begin)
             ended = self._wait(answer)
-        except BaseException:  # the work must not go on behind the caller's back
-            with suppress(InvalidRequest, Empty):  # closed meanwhile, or slow to leave
+        except BaseException:  # the work must not outlive the call
+            with suppress(InvalidRequest, Empty):  # the client was closed, or the work is slow to end
                 self._schedule(leave)
                 gone.get(timeout=_LEAVE_SECONDS)
             raise
@@ -213,7 +220,7 @@ class SyncEdgeClient:
         while True:
             with suppress(Empty):
                 return answer.get(timeout=_LOOK_SECONDS)
-            if self._loop.is_closed():  # what came when the loop had all but ended was never begun
+            if self._loop.is_closed():  # the loop ended before the work began
                 raise Cancelled(_CLOSED)
 
 

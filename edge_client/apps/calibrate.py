@@ -1,4 +1,4 @@
-"""Making a gate: the cloud supervises texts, each of their tokens is judged, and a risk is fitted to that."""
+"""Calibration of a gate: the cloud judges each token of some texts, and a risk model is fitted to that."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Say = Callable[[str], None]
 def calibrate(config: EdgeConfig, prompts: str, out: Path, parameters: Mapping[str, Any], say: Say) -> None:
     """Write a gate file from the prompts of a JSON Lines file, or of standard input (`-`), with a running cloud.
 
-    `parameters` are those of `EdgeClient.request` for lines that name none. Raises InvalidRequest for prompts that
-    cannot be used, ConfigError where a package is missing or the gate could not be written, OutputLost, or what fails.
-    A gate that is there stays until its successor is whole.
+    `parameters` are defaults for lines, as for `EdgeClient.request`. Raises InvalidRequest for prompts that cannot be
+    used, ConfigError if a package is missing or `out` cannot be written, OutputLost, and errors of generations.
+    An existing gate stays until the new one is complete.
     """
     try:
         from edge_client.apps.fitting import export, fit, judged_tokens  # not on devices that only use a gate
@@ -65,7 +65,7 @@ def calibrate(config: EdgeConfig, prompts: str, out: Path, parameters: Mapping[s
 
 
 class _Recording:
-    """The features and fates of all tokens that the device's model proposes along the cloud's own texts."""
+    """The features of all proposals along the cloud's texts, and which of them were overridden."""
 
     cloud: Capabilities
     edge: GatedModel
@@ -73,7 +73,7 @@ class _Recording:
     def __init__(self, config: EdgeConfig, lines: Sequence[Line], parameters: Mapping[str, Any], say: Say) -> None:
         self._config = config
         self._lines = lines
-        # One seed for all texts: a gate is made of one way to sample, and is to be made again alike.
+        # One seed for all texts: a gate belongs to one way to sample, and can then be reproduced.
         self._parameters = {"seed": config.generation.seed or 0, **parameters}
         self._say = say
         self.features: list[list[list[float]]] = []
@@ -81,7 +81,7 @@ class _Recording:
         self.sampling = SamplingParams()  # of all texts
 
     async def make(self) -> None:
-        """Write each text in `exact`, and have the device's model read it again."""
+        """Generate each text in `exact`, and collect the proposals of the device's model along it."""
         async with EdgeClient(self._config) as client:
             self.cloud = await client.capabilities()
             self.edge = GatedModel(name=client.manifest.model, digest=client.manifest.digest)
@@ -97,14 +97,14 @@ class _Recording:
                 pairs = zip(proposals, written.token_ids, strict=True)
                 self.features.append(features_of(written.token_ids, proposals, client.token_text))
                 self.overridden.append([proposal.token_id != token_id for proposal, token_id in pairs])
-                told = f"{sum(self.overridden[-1])} of {len(proposals)} tokens overridden"
-                self._say(f"{number} of {len(self._lines)}: {told}")
+                overridden = f"{sum(self.overridden[-1])} of {len(proposals)} tokens overridden"
+                self._say(f"{number} of {len(self._lines)}: {overridden}")
 
 
 def features_of(
     token_ids: Sequence[int], proposals: Iterable[Proposal], read: Callable[[int], str]
 ) -> list[list[float]]:
-    """The features of what the device's model proposed at each place of a text."""
+    """Return the features of the proposal at each position of a text."""
     features = Features(read)
     rows = []
     for token_id, proposal in zip(token_ids, proposals, strict=True):
@@ -114,7 +114,7 @@ def features_of(
 
 
 def _check_out(out: Path, source: PromptFile) -> None:
-    """Refuse a file that could not be replaced, before an hour of work is done for it."""
+    """Raise ConfigError for a file that could not be replaced, before an hour of work."""
     if not out.parent.is_dir():
         raise ConfigError(f"--out: {out.parent} is no folder; make it first")
     if not os.access(Path(os.path.realpath(out)).parent, os.W_OK):

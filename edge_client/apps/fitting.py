@@ -101,8 +101,8 @@ def curve(scores: Floats, overridden: NDArray[np.bool_]) -> tuple[Floats, Floats
 
 
 def figures(risks: Floats, overridden: NDArray[np.bool_], coupled_margins: Floats) -> dict[str, float]:
-    """How good risks are: order (AUC), calibration (ECE, over bins of equally many tokens), and both (Brier)."""
-    errors = [abs(told - true) * tokens for told, true, tokens in reliability(risks, overridden)]
+    """Return measures of risks: order (AUC), calibration (ECE, over bins of equal size), and both (Brier)."""
+    errors = [abs(risk - true) * tokens for risk, true, tokens in reliability(risks, overridden)]
     return {
         "override_rate": round(float(overridden.mean()), 5),
         "auc": round(float(roc_auc_score(overridden, risks)), 5),

@@ -102,7 +102,7 @@ class Connection:
         return self._reconnection.pause_ms(error) if self._connect is not None else None
 
     async def reopen(self, frame: Open, *, after_ms: float) -> None:
-        """Give up the stream, and start another after a pause."""
+        """Drop the stream, and start another after a pause."""
         assert self._connect is not None, "`pause_ms` returns a pause only if there is a `connect`"
         self.hang_up()
         self._reopened = True

@@ -1,13 +1,13 @@
-"""gRPC on the device: one channel to the cloud, one stream a generation.
+"""gRPC on the device: one channel to the cloud, one stream for each generation.
 
-Frames cross as bytes; `wire` alone knows what they mean. gRPC's errors become Failure frames here and go no further.
+Frames cross as bytes, which `wire` encodes and decodes. gRPC's errors become Failure frames here.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a cloud that goes away is our news to tell, not the library's
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # we report a lost cloud ourselves
 
 import asyncio
 from collections import deque
@@ -45,13 +45,13 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 1 << 20),
-    # Without TLS nothing leaves this machine, to a proxy least of all.
+    # Without TLS nothing leaves this machine, not even to a proxy.
     ("grpc.enable_http_proxy", 0),
     # Every client has its own connection, so that closing one cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
-    # The engine decides when to try again, and how long; a channel that backs off by itself would only get in its way.
+    # The engine decides when to try again, and how long; a channel must not add a backoff of its own.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # also the patience with one attempt to connect
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # also the limit for one attempt to connect
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _DRAIN_SECONDS = 5.0
@@ -77,15 +77,15 @@ class GrpcCloud:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands; a server that ends takes it along."""
+        """True if the connection is up; it ends with the server."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def capabilities(self, timeout_ms: float) -> Capabilities:
-        """Ask what the cloud serves; waits for a connection until the time is up. Raises CloudLost."""
+        """Return the cloud's models and limits. Waits for a connection until the time is up; raises CloudLost."""
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         method = self._channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
         try:
-            # Ready: a channel backs off after a cloud was away, and would refuse at once although it is there again.
+            # Ready: after a loss a channel backs off, and would refuse at once although the cloud is back.
             answer: bytes = await method(encode_capabilities_request(), timeout=timeout_ms / 1e3, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not self.connected:
@@ -94,23 +94,23 @@ class GrpcCloud:
                     "start it with `chaperone-cloud serve`, or correct cloud.address"
                 ) from None
             mapped = _from_grpc(error, self.address)
-            # Nothing was asked of it that the caller could correct.
+            # The request had nothing that the caller could correct.
             raise ProtocolViolation(mapped.message) if isinstance(mapped, InvalidRequest) else mapped from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise CloudUnavailable(f"cloud: the channel to {self.address} was closed meanwhile") from None
+            raise CloudUnavailable(f"cloud: the channel to {self.address} was closed during the request") from None
         return decode_capabilities(answer)
 
     def link(self) -> GrpcLink:
-        """A new stream, not yet opened."""
+        """Return a new stream, not yet opened."""
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
         return GrpcLink(method, self.address, self._draining, self._clock)
 
     async def close(self) -> None:
-        """Give ended streams a moment to be answered, then close the channel."""
+        """Wait a moment for the answers to ended streams, then close the channel."""
         if self._draining:
             await asyncio.wait(self._draining, timeout=_DRAIN_SECONDS)
         await self._channel.close()
@@ -154,7 +154,7 @@ class GrpcLink:
             task.add_done_callback(self._draining.discard)
 
         def ended(_: object) -> None:
-            writer.cancel()  # grpc.aio never wakes a write that waits for the metadata of a call that ends before
+            writer.cancel()  # grpc.aio never wakes a write that waits for the metadata of a call that has ended
 
         call.add_done_callback(ended)
         self.send(frame)
@@ -174,7 +174,7 @@ class GrpcLink:
 
     async def wait(self, timeout_ms: float) -> bool:
         try:
-            async with asyncio.timeout(timeout_ms / 1e3):  # `wait_for` loses a cancellation that meets a frame
+            async with asyncio.timeout(timeout_ms / 1e3):  # `wait_for` loses a cancellation that coincides with a frame
                 await self._arrived.wait()
         except TimeoutError:
             return False
@@ -196,7 +196,7 @@ class GrpcLink:
                 await call.write(data)
             await call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-            return  # the stream is over; the reader says why
+            return  # the stream is over; the reader reports why
         except asyncio.CancelledError:
             if not call.done():  # this task is cancelled, not the stream
                 raise
@@ -204,15 +204,15 @@ class GrpcLink:
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
         ended = False
         try:
-            # Not `call.read()`: that forgets what has arrived once a write has met the stream's end, and with it why.
+            # Not `call.read()`: after a write at the stream's end it drops received frames, and with them the reason.
             async for data in call:
                 self._bytes_down += len(data)
-                if not ended:  # nothing follows the last word
+                if not ended:  # nothing follows a Failure or Closed
                     frame = decode_server(data)
                     ended = isinstance(frame, Failure | Closed)
                     self._put(frame)
             if not ended:
-                self._put(Failure("UNAVAILABLE", f"cloud: {self._address} ended the stream without a last word"))
+                self._put(Failure("UNAVAILABLE", f"cloud: {self._address} ended the stream without a reason"))
         except ChaperoneError as error:
             self._put(Failure(status_of(error), error.message))
             call.cancel()
@@ -234,8 +234,8 @@ class GrpcLink:
 def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> ChaperoneError:
     details = error.details() or "no details"
     match error.code():
-        # CANCELLED is what a stopping server leaves behind. INTERNAL is what grpc.aio makes of a write that meets the
-        # stream's end; a bug in our own server is told by a Failure frame.
+        # A stopping server leaves CANCELLED. A write at the stream's end becomes INTERNAL in grpc.aio; a bug in our own
+        # server arrives as a Failure frame.
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
             return CloudUnavailable(
                 f"cloud: {address} cannot be reached, or went away ({details}); start it with `chaperone-cloud serve`, "

@@ -1,4 +1,4 @@
-"""The cloud of a client: its channel, and what it serves."""
+"""The cloud of a client: its channel and its capabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edge_client.ports import Cloud, CloudLink
 
 
 class Peer:
-    """One channel for all generations of a client; its capabilities are asked for again after every loss."""
+    """One channel for all generations of a client. Its capabilities are requested again after every loss."""
 
     def __init__(self, settings: CloudSettings, manifest: ModelManifest, cloud: Cloud | None = None) -> None:
         """`cloud` replaces the gRPC channel."""
@@ -24,11 +24,10 @@ class Peer:
         self._capabilities: Capabilities | None = None
 
     async def connect(self, model_digest: str = "") -> tuple[Cloud, Capabilities]:
-        """Return the channel and what is behind it.
+        """Return the channel, and the cloud's capabilities.
 
-        Another cloud may answer at the address after a connection was lost, so the answer to an earlier question holds
-        only as long as the connection. Raises CloudLost, PeerMismatch, or ModelMismatch where `model_digest` names
-        another model.
+        Another cloud may answer at the address after a loss, so capabilities are valid only as long as the connection.
+        Raises CloudLost, PeerMismatch, or ModelMismatch if `model_digest` names another model.
         """
         if self._cloud is None:
             self._cloud = GrpcCloud(self._settings.address)
@@ -47,7 +46,7 @@ class Peer:
         return cloud, self._capabilities
 
     def links(self, cloud: Cloud) -> Callable[[], CloudLink]:
-        """Return a maker of one generation's streams; each after the first means that the one before was lost."""
+        """Return a function that makes the streams of one generation; a second stream means that the first was lost."""
         made = False
 
         def link() -> CloudLink:
@@ -60,11 +59,11 @@ class Peer:
         return link
 
     def forget(self) -> None:
-        """The cloud may not be the one it was: ask it again before the next generation."""
+        """Request the capabilities again before the next generation: the cloud may have been replaced."""
         self._capabilities = None
 
     def leave_loop(self) -> None:
-        """Make a new channel when one is next needed: a channel belongs to an event loop, and that one has ended."""
+        """Make a new channel when one is next needed: the event loop of the old one has ended."""
         self._cloud = self._given
         self._capabilities = None
 

@@ -1,4 +1,4 @@
-"""Seeking a lost cloud again: when to try, for how long, and a link that begins after a pause."""
+"""Reconnection to a lost cloud: when to try, for how long, and a link that opens after a pause."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edge_client.ports import CloudLink
 # assumptions: a reset connection is usually back at once, and a cloud that restarts takes seconds.
 _FIRST_PAUSE_MS = 100.0
 _LONGEST_PAUSE_MS = 5_000.0
-_LAST_MS = 500.0  # before the time is over no pause ends later than this, and then they are short
+_LAST_MS = 500.0  # no pause ends later than this before the end of the time, except for short ones
 
 
 class Reconnection:
-    """How the losses of one generation's cloud are met.
+    """The policy after a loss of one generation's cloud.
 
-    A loss begins with an error and is over with the cloud's next answer; in between there are attempts, until
-    `timeout_ms` have passed since the loss, the last of them right before that.
+    A loss begins with an error and ends with the cloud's next answer. Attempts to reconnect are made until
+    `timeout_ms` have passed since the loss; the last one is made right before that.
     """
 
     def __init__(self, clock: Clock, random: Random, *, timeout_ms: float) -> None:
@@ -32,15 +32,15 @@ class Reconnection:
         self._loss: ChaperoneError | None = None
         self._lost_at = 0.0
         self._attempts = 0
-        self.seeking = False  # an attempt is under way, and the cloud has not been heard of
+        self.seeking = False  # an attempt is under way, and the cloud has not answered
 
     @property
     def left_ms(self) -> float:
-        """For how long the cloud may still be sought."""
+        """The time left for attempts."""
         return max(0.0, self._timeout_ms - (self._clock.now() - self._lost_at) * 1e3)
 
     def pause_ms(self, error: ChaperoneError) -> float | None:
-        """How long to wait before the next attempt; None if the cloud is to be given up."""
+        """Return the pause before the next attempt, or None to give the cloud up."""
         if not isinstance(error, CloudLost | Overloaded):
             return None
         if self._loss is None:
@@ -57,13 +57,13 @@ class Reconnection:
         return asked_ms + pause_ms
 
     def on_frame(self, *, idle: bool) -> None:
-        """The cloud is there; once it has also done what it was asked, the loss is over and the next one a new one."""
+        """Note that the cloud has answered. With `caught_up`, no answer is pending, and the loss is over."""
         self.seeking = False
         if idle:
             self._loss = None
 
     def outcome(self, error: ChaperoneError) -> ChaperoneError:
-        """What to tell of a cloud that was given up with this error: the loss, and that it was sought in vain."""
+        """Return the error to report for a cloud that was given up: the loss, and the failed attempts."""
         loss = self._loss
         if loss is None or not self._attempts or not isinstance(error, CloudLost | Overloaded):
             return error
@@ -75,7 +75,7 @@ class Reconnection:
 
 
 class DelayedLink:
-    """A `CloudLink` whose stream begins after a pause; what is sent before then goes up behind the Open."""
+    """A `CloudLink` whose stream opens after a pause; frames sent before follow the Open."""
 
     def __init__(self, link: CloudLink, pause_ms: float, clock: Clock) -> None:
         self._link = link

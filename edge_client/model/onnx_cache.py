@@ -1,12 +1,11 @@
 """Keys and values of rows in buffers that an exported graph runs on, and the forwards over them.
 
 The exported graph holds GroupQueryAttention nodes, which write new keys and values into the very buffers they read
-the old ones from, as long as both are bound to the same memory. How many tokens of a row count is the number of ones
-in its attention mask alone, so rewinding is setting a number, and what stands behind it in the buffers is never read.
+the old ones from, as long as both are bound to the same memory. The length of a row is
+the number of ones in its attention mask, so a rewind only sets a number. The buffer after that length is never read.
 
-The rows, a text and its branches or texts of their own, are those of one batch, in the same buffers, and neighbours run
-as one forward by binding the part of the buffers that they share. The kernels give each row the very logits that it
-would get alone.
+All rows (a text and its branches, or several texts) live in one batch. Adjacent rows run in a single forward by
+binding a slice of the buffers. The logits of each row are identical to running it alone.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ FIRST_CAPACITY = 256
 
 PAST, PRESENT = "past_key_values.", "present."
 
-# Rows between two that are asked for run along if they are few, since another row costs less than another forward.
+# Up to this many rows between two fed rows run as well: another row costs less than another forward.
 _MAX_GAP = 2
 _FILLER = (0,)
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What the exported graph says about itself."""
+    """The inputs and outputs of an exported graph."""
 
     kv_names: tuple[str, ...]  # of the inputs, keys and values of all layers
     kv_heads: int
@@ -47,7 +46,7 @@ class Graph:
 
 @dataclass(slots=True)
 class Copy:
-    """Positions `start` to `end` of one row on their way into another; made once, in the order of asking."""
+    """A copy of positions `start` to `end` from one row to another; made once, in the order of requests."""
 
     source: int
     target: int
@@ -103,7 +102,7 @@ class RowCache:
         return {row: self._logits[place, np.newaxis].astype(np.float32, copy=False) for row, place in places.items()}
 
     def _forward(self, feed: Feed, first: int, last: int) -> None:
-        """Run the rows at places `first` to `last`; one that was not asked for writes behind what it holds."""
+        """Run the rows at places `first` to `last`; a row in between that is not fed writes after its own tokens."""
         rows = self._rows[first:last]
         fed = [feed.token_ids.get(row, _FILLER) for row in rows]
         for offset in range(0, len(fed[0]), CHUNK_TOKENS):
@@ -113,7 +112,7 @@ class RowCache:
             self._batch(first, last).run(chunk, [feed.lengths[row] + offset for row in rows])
 
     def _neighbours(self, feed: Feed) -> list[tuple[int, int]]:
-        """The places of the rows asked for, as few stretches, from `first` to before `last`."""
+        """Return the places of the fed rows as few ranges, each from `first` to before `last`."""
         places = [place for place, row in enumerate(self._rows) if row in feed.token_ids]
         stretches = [(places[0], places[0] + 1)]
         for place in places[1:]:
@@ -141,7 +140,7 @@ class RowCache:
         return self._batches[first, last]
 
     def _reserve(self, tokens: int, rows: list[int]) -> None:
-        """Grow the buffers to hold so many tokens, in doubling steps, and these rows, and keep what they hold."""
+        """Grow the buffers, by doubling, to hold `tokens` tokens and these rows; keep their content."""
         if tokens <= self._capacity and rows == self._rows:
             return
         capacity = max(FIRST_CAPACITY, self._capacity)

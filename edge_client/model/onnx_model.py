@@ -1,8 +1,8 @@
 """The device's small model on onnxruntime; the only file that imports it.
 
-Forwards run in one worker thread per model. onnxruntime lets go of the interpreter lock meanwhile, so the event loop
-never waits for one, and the worker's queue puts the steps of all sequences in order. How a forward runs, and where
-keys and values lie, is told in `onnx_cache`.
+Forwards run in one worker thread per model. onnxruntime releases the interpreter lock, so the event loop never
+waits for a forward. The worker's queue puts the steps of all sequences in order. `onnx_cache` has the forward itself,
+with keys and values.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class OnnxModel:
         return cls(session, graph, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
 
     def new_sequence(self, *, branches: int = 0) -> OnnxSequence:
-        """An empty sequence; its memory is taken when it is first fed, that of its branches when one is first forked.
+        """Return an empty sequence. It allocates when it is first fed, and its branches when one is first forked.
 
-        Branches take as much again, each: two of them triple what the text's keys and values take.
+        Each branch takes as much memory as the text: two branches triple it.
         """
         return OnnxSequence(self, branches=branches)
 
@@ -92,7 +92,7 @@ class OnnxModel:
 
 @dataclass(slots=True)
 class _Row:
-    """How far a row counts, and how far it is known to hold what the text's row holds."""
+    """The length of a row, and the length of the prefix that it shares with the text's row."""
 
     length: int = 0
     shared: int = 0  # at most the text's length, and the row's own
@@ -103,8 +103,8 @@ class OnnxSequence:
     """One sequence of an `OnnxModel`: implements `DraftModel`.
 
     A step counts when it returns. One that is cancelled, or fails, leaves all lengths as they were: the worker may
-    still finish it, but writes only behind them, and before any later step. Forking and adopting only note what is
-    to be copied between rows, and the worker copies it when it begins the next step.
+    still finish it, but writes only after these lengths, and before any later step. Forking and adopting only note
+    copies between rows, which the worker makes at the start of the next step.
     """
 
     def __init__(self, model: OnnxModel, *, branches: int = 0) -> None:
@@ -217,7 +217,7 @@ class OnnxSequence:
             self._copies.append(Copy(source, target, start, end))
 
     def _share_at_most(self, length: int) -> None:
-        """The text will differ from position `length` on."""
+        """Note that the text will differ from position `length` on."""
         for row in self._rows:
             row.shared = min(row.shared, length)
 
@@ -239,7 +239,7 @@ class OnnxSequence:
 
 
 def check_providers(providers: Sequence[str]) -> None:
-    """Raise ConfigError for execution providers that this onnxruntime does not have, which it would do without."""
+    """Raise ConfigError for providers that this onnxruntime lacks; it would silently use another one."""
     available = onnxruntime.get_available_providers()
     if not providers:
         raise ConfigError(f"device.providers: there is none; name at least one of {', '.join(available)}")
@@ -267,7 +267,7 @@ def _session_options(threads: int, allow_spinning: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it would plan and remember memory anew for every length of the mask
+    options.enable_mem_pattern = False  # it would plan memory again for every length of the mask
     options.log_severity_level = 3  # errors; they are raised anyway
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
     return options

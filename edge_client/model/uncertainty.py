@@ -36,7 +36,7 @@ def measure(soft: Softmax, choice: Choice) -> Signal:
 
 
 def doubt(entropy_nats: float, coupled_margin: float) -> float:
-    """A score in [0, 0.5] that ranks tokens by how likely the cloud is to choose another one; it is no probability.
+    """Return a score in [0, 0.5] that ranks tokens by how likely the cloud is to choose another one; no probability.
 
     If the cloud's log-scores differ from the draft's by logistic noise, the runner-up wins with probability
     `sigmoid(-coupled_margin)`; where the distribution is sharp (low entropy) there is little left to disagree on.
@@ -45,7 +45,7 @@ def doubt(entropy_nats: float, coupled_margin: float) -> float:
 
 
 def risk(entropy_nats: float, coupled_margin: float) -> float:
-    """The probability that the cloud chooses another token, where no gate has been calibrated for the pair of models.
+    """Return the probability that the cloud chooses another token, without a calibrated gate for the pair of models.
 
     The power and the factor fit the default pair (`python -m benchmarks risk`); the factor differs from task to task.
     """
@@ -57,24 +57,24 @@ _TEMPERATURES = [np.float32(1.0 + node) for node in _NODES]  # on (0, 2)
 
 
 def disagreement(logits: NDArray[np.float32], token_id: int) -> float:
-    """The probability, in [0, 1], that a token drawn at a random temperature is another one.
+    """Return the probability, in [0, 1], that a token drawn at a random temperature is another one.
 
     The temperature is uniform on (0, 2], the token drawn from `softmax(logits / temperature)`; `logits` is [vocab].
     It is the uncertainty u of U-HLM (arXiv 2412.12687), which draws 20 tokens to estimate it. Here it is integrated by
     Gauss-Legendre quadrature at 8 temperatures: over texts of the default pair the error is 6e-5 in the mean, and 2e-3
     at most. It takes as many softmaxes, which no `Signal` may cost.
     """
-    behind = logits - logits.max()
-    weights = np.empty_like(behind)
+    centred = logits - logits.max()
+    weights = np.empty_like(centred)
     agrees = 0.0
     for temperature, share in zip(_TEMPERATURES, _SHARES, strict=True):
-        np.exp(np.divide(behind, temperature, out=weights), out=weights)
+        np.exp(np.divide(centred, temperature, out=weights), out=weights)
         agrees += float(share) / 2.0 * float(weights[token_id] / weights.sum())
     return min(max(1.0 - agrees, 0.0), 1.0)
 
 
 def cross_entropy(soft: Softmax, token_id: int) -> float:
-    """`-log p(token_id)` in nats, under the distribution that was measured, before truncation."""
+    """Return `-log p(token_id)` in nats, under the distribution before truncation."""
     return max(math.log(soft.total) - float(soft.scaled[token_id]), 0.0)
 
 

@@ -118,7 +118,7 @@ class ChatTemplate:
             return None
 
     def _content_forms(self) -> tuple[bool, bool]:
-        """Whether the template writes contents that are strings, and contents that are lists of parts."""
+        """Return whether the template writes string contents, and whether it writes lists of parts."""
         as_text = self.attempt(Chat([{"role": "user", "content": _PROBE}]))
         as_parts = self.attempt(Chat([{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]))
         takes_text = as_text is None or _PROBE in as_text
@@ -134,7 +134,7 @@ class ChatTemplate:
         return content
 
     def _refuse_left_out(self, chat: Chat) -> None:
-        """Some templates pass over roles they do not know: a prompt without what the user said."""
+        """Raise InvalidRequest for a message that the template leaves out, as some do with unknown roles."""
         probes = {
             index: f"{_PROBE}{index}zq"
             for index, message in enumerate(chat.messages)
@@ -154,7 +154,10 @@ class ChatTemplate:
             )
 
     def _begins_with(self, message: dict[str, Any], probe: str) -> bool:
-        """Whether a chat may begin with this: Mistral's leaves a system prompt out while a tool's result comes last."""
+        """Return whether a chat may begin with this message.
+
+        Mistral's template leaves a system prompt out while a tool's result comes last.
+        """
         rendered = self.attempt(Chat([message, {"role": "user", "content": self._in_form("x")}]))
         return rendered is not None and probe in rendered
 

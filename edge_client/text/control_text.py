@@ -34,7 +34,7 @@ class ControlText:
         places = set()
         if self._pattern is not None and self._pattern.search(text):
             for control in self._texts:
-                places |= {start + _telling(control) for start in _starts(text, control)}
+                places |= {start + _index_to_mark(control) for start in _starts(text, control)}
         if parts:
             for start, end in {(0, len(text)), _trimmed(text)}:
                 places |= self._rim(text, start, end)
@@ -47,7 +47,7 @@ class ControlText:
                 spans.append((last - size, last))
             if text[first : first + size] in self._ends:
                 spans.append((first, first + size))
-        return {start + _telling(text[start:end]) for start, end in spans if not _is_word(text[start:end])}
+        return {start + _index_to_mark(text[start:end]) for start, end in spans if not _is_word(text[start:end])}
 
     def _within(self, part: str) -> bool:
         return bool(part) and any(part in text for text in self._texts)
@@ -63,11 +63,11 @@ class Marks:
 
     @property
     def characters(self) -> dict[int, str]:
-        """What each mark stands for, for `str.translate`."""
+        """The original character of each mark, for `str.translate`."""
         return {ord(mark): character for character, mark in self._mark_of.items()}
 
     def put(self, places_of: Callable[[str], Collection[int]]) -> Callable[[str], str]:
-        """Return what marks a text at its places."""
+        """Return a function that marks a text at its places."""
 
         def marked(text: str) -> str:
             places = places_of(text)
@@ -90,8 +90,8 @@ class Marks:
         return self._mark_of[character]
 
 
-def _telling(text: str) -> int:
-    """The character to mark: if possible none that a template may trim, escape or take for a part of a word."""
+def _index_to_mark(text: str) -> int:
+    """Return the index of the character to mark: if possible none that templates trim, escape or join to a word."""
     harmless = (index for index, character in enumerate(text) if not _is_word(character) and character not in ' "\\')
     plain = (index for index, character in enumerate(text) if not character.isspace())
     return next(chain((index for index in harmless if text[index].isprintable()), plain), 0)

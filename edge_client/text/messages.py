@@ -1,4 +1,4 @@
-"""What a chat consists of: messages and tools as OpenAI and transformers write them, checked by name."""
+"""The parts of a chat: messages and tools as OpenAI and transformers write them, checked by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Chat:
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
-    moment: datetime = dataclasses.field(default_factory=datetime.now)  # that templates tell the date of
+    moment: datetime = dataclasses.field(default_factory=datetime.now)  # templates may write its date
 
     def with_strings(self, changed: Callable[[str], str]) -> Chat:
         """Return the same chat with every string changed but the roles."""

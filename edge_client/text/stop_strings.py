@@ -21,7 +21,7 @@ class StopScanner:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was met."""
+        """True if a stop string was met."""
         return self._stopped
 
     def push(self, text: str) -> tuple[str, bool]:

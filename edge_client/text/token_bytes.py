@@ -15,11 +15,11 @@ from chaperone_common.artefacts.vocabulary import byte_of_character, byte_of_tok
 
 
 class TokenBytes(Protocol):
-    """Knows the bytes of tokens."""
+    """The bytes of tokens."""
 
     @property
     def complete(self) -> bool:
-        """Whether there is a token for every byte, so that no text is ever shortened to an unknown token."""
+        """True if every byte has a token, so that no text is shortened to an unknown token."""
 
     def piece(self, token_id: int, started: bool) -> tuple[bytes, bool]:
         """Return the bytes a token adds, and whether the text has started then; control tokens add none."""

@@ -1,4 +1,4 @@
-"""Text to tokens and back, as `tokenizer.json` says."""
+"""The tokenizer of a model, from its `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Tokenizer:
         return tuple(_encoded(literal, "".join((*parts, unmarked[end:]))).ids)
 
     def _read(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The token ids of a text, and which of them are control tokens that stand in it, and where."""
+        """Return the token ids of a text, and the (id, offset) of each control token written in it."""
         encoding = _encoded(self._tokenizer, text)
         found = []
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -126,7 +126,7 @@ class Tokenizer:
 
     @cached_property
     def control_text(self) -> ControlText:
-        """Finds the texts of control tokens, and parts of them."""
+        """The texts of control tokens, to be found in messages."""
         return ControlText(self.control_tokens.values())
 
     @cached_property
@@ -138,7 +138,7 @@ class Tokenizer:
         return max(len(text) for text in self._vocabulary)
 
     def _check_length(self, text: str, max_tokens: int | None) -> None:
-        """Where every byte is covered by some token, n tokens hold no more than n times the longest one."""
+        """Raise PromptTooLong for a text longer than `max_tokens` times the longest token."""
         if max_tokens is None or not self.token_bytes.complete or len(text) <= max_tokens * self._longest_token:
             return
         raise PromptTooLong(
@@ -170,14 +170,14 @@ _ONE_WAY = (
 
 
 def _encoded(tokenizer: Any, text: str) -> Any:
-    """Encode a text; other threads run meanwhile if it is long."""
+    """Encode a text; while it encodes a long one, other threads can run."""
     if len(text) < _LONG_TEXT:
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode_batch([text], add_special_tokens=False)[0]  # `encode` holds Python's lock
 
 
 def _renamed(tokenizer: Any, names: Mapping[str, str]) -> Any:
-    """A copy whose tokens have other names, with the same ids; no merge leads to them."""
+    """Return a copy in which tokens have other names and the same ids; no merge leads to them."""
     data = json.loads(tokenizer.to_str())
     for token in data["added_tokens"]:
         if token["special"]:

@@ -1,4 +1,4 @@
-"""Lines of JSON as requests, and what becomes of them as JSON."""
+"""From a line of JSON to a request, and from a failure to JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEYS = ("id", "prompt", "messages", *PARAMETERS)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the input: an object, or what is wrong with it."""
+    """One line of the input: its fields, or the error in it."""
 
     number: int
     id: Any
@@ -35,7 +35,7 @@ class Line:
 
 
 def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
-    """Parse lines; blank ones are skipped, bad ones carry what is wrong with them."""
+    """Parse lines; skip blank ones. A bad line carries its error."""
     for number, raw in enumerate(lines, start=1):
         if raw.strip():
             yield line_of(number, raw)
@@ -51,7 +51,7 @@ def line_of(number: int, raw: bytes) -> Line:
 
 
 def failure_json(collected: Collector, error: ChaperoneError, *, where: str = "") -> dict[str, Any]:
-    """What went wrong, and what was final before, so that it can be resumed."""
+    """Return a failure as JSON, with the final tokens, from which the text can be resumed."""
     ending = collected.ending
     return {
         "error": error_json(error, where=where),
@@ -75,7 +75,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     try:
         fields = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
-        json.dumps(fields, ensure_ascii=False).encode()  # an escape may stand for half a character
+        json.dumps(fields, ensure_ascii=False).encode()  # an escape may be half of a surrogate pair
     except UnicodeEncodeError:
         raise InvalidRequest("not valid JSON: lone surrogate; write characters as they are, or as a pair") from None
     except RecursionError:
@@ -112,7 +112,7 @@ def _hint(raw: bytes) -> str:
 
 
 def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> GenerationRequest:
-    """What a line asks for; raises InvalidRequest."""
+    """Return the request of a line; raises InvalidRequest."""
     if line.error is not None:
         raise line.error
     _check_keys(line.fields)

@@ -1,4 +1,4 @@
-"""Where prompts come from: a file, a pipe or standard input, read line by line within bounds."""
+"""A source of prompts: a file, a pipe or standard input, read line by line within bounds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chaperone_common.errors import InvalidRequest
 
 STANDARD = "-"  # the name of standard input, or output
 MAX_LINE_BYTES = 16 * 1024 * 1024
-MAX_SKIPPED_BYTES = 16 * MAX_LINE_BYTES  # of a line that is too long, before its end is given up
+MAX_SKIPPED_BYTES = 16 * MAX_LINE_BYTES  # of a line that is too long, before its end is no longer sought
 _BLOCK_BYTES = 64 * 1024
 
 
 class PromptFile:
-    """An open source of lines. The number of lines is known beforehand of a regular file only.
+    """An open source of lines. Only a regular file has a known number of lines.
 
-    Raises InvalidRequest, which names the flag, for what cannot be opened or read.
+    Raises InvalidRequest, which names the flag, if the source cannot be opened or read.
     """
 
     def __init__(self, name: str, *, flag: str = "--prompts") -> None:
@@ -41,7 +41,7 @@ class PromptFile:
         self._reading = False
 
     def count(self) -> int | None:
-        """The lines that are not blank, without reading them for good; None where that cannot be told."""
+        """Return the number of lines that are not blank, or None for a pipe; the lines can still be read."""
         if not self.is_regular:
             return None
         start = os.lseek(self._descriptor, 0, os.SEEK_CUR)
@@ -50,21 +50,21 @@ class PromptFile:
         return lines
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield lines with their ends; of a longer one than MAX_LINE_BYTES, that much and a byte."""
+        """Yield lines with their ends. A line longer than MAX_LINE_BYTES is cut one byte after that."""
         return split_lines(self.read)
 
     def read(self, size: int = _BLOCK_BYTES) -> bytes:
-        """Up to so many bytes; none at the end."""
+        """Return up to `size` bytes; none at the end."""
         try:
             return os.read(self._descriptor, size)
         except OSError as error:
             raise self._failure(error) from None
 
     async def lines(self) -> AsyncGenerator[bytes, None]:
-        """Yield lines as they come, and leave the event loop free meanwhile.
+        """Yield lines as they arrive, without blocking the event loop.
 
-        The thread that reads is a daemon without locks: one that waits for a silent pipe delays neither Ctrl-C nor
-        the end of the process.
+        The reading thread is a daemon without locks. It may wait for a silent pipe, and then delays neither Ctrl-C
+        nor the end of the process.
         """
         loop = asyncio.get_running_loop()
         wanted: queue.SimpleQueue[asyncio.Future[bytes | None] | None] = queue.SimpleQueue()
@@ -73,7 +73,7 @@ class PromptFile:
             lines = iter(self)
             while (future := wanted.get()) is not None:
                 answer = _answer(lines)
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                with suppress(RuntimeError):  # the loop is closed, and nothing waits for the line
                     loop.call_soon_threadsafe(_deliver, future, answer)
             self._reading = False
 
@@ -109,9 +109,9 @@ class PromptFile:
 
 
 def split_lines(read: Callable[[], bytes]) -> Iterator[bytes]:
-    """Cut blocks into lines; a longer one than MAX_LINE_BYTES is cut after that much and a byte.
+    """Cut blocks into lines. A line longer than MAX_LINE_BYTES is cut one byte after that.
 
-    Raises InvalidRequest for a line that does not end within MAX_SKIPPED_BYTES: such as /dev/zero have no lines.
+    Raises InvalidRequest for a line that does not end within MAX_SKIPPED_BYTES: /dev/zero has no lines.
     """
     pending, length = bytearray(), 0
     while block := read():
@@ -133,7 +133,7 @@ def _extend(line: bytearray, part: bytes) -> None:
 
 
 def read_prompt() -> str:
-    """All of standard input as one prompt; raises InvalidRequest."""
+    """Return all of standard input as one prompt; raises InvalidRequest."""
     try:
         if sys.stdin is None:
             raise InvalidRequest("prompt: standard input is closed; give a prompt")
@@ -149,7 +149,7 @@ def read_prompt() -> str:
 
 
 def _standard_input() -> int:
-    """A descriptor of our own for standard input, which may be closed."""
+    """Return a new descriptor for standard input; raises OSError if it is closed."""
     if sys.stdin is None:
         raise OSError(None, "it is closed; give a prompt or a file")
     return os.dup(sys.stdin.fileno())

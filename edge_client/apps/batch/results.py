@@ -1,6 +1,6 @@
-"""Where the results of a batch go, and which of an earlier run are there already.
+"""The results of a batch, with those of an earlier run.
 
-A file is only ever added to, a whole line at a time, until all is done; then it is put in the order of the input.
+Results are appended to a file, a whole line at a time. At the end the file is put in the order of the input.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ class Results(Protocol):
     """Takes one JSON object for each line of the input."""
 
     def kept(self, line_id: Any, prompt: Sequence[int]) -> bool:
-        """Whether an earlier run finished this line; raises InvalidRequest where that was another prompt's."""
+        """Return whether an earlier run finished this line; raises InvalidRequest if it had another prompt."""
         ...
 
     def keep(self, line_id: Any) -> None:
-        """The earlier result stands in the place of the next line."""
+        """Take the earlier result for the next line."""
         ...
 
     def add(self, result: dict[str, Any]) -> None:
-        """Write a result in the place of the next line; raises OutputLost."""
+        """Write the result of the next line; raises OutputLost."""
         ...
 
     def complete(self) -> None:
-        """All lines have their results; raises OutputLost."""
+        """Finish the file after the last result; raises OutputLost."""
         ...
 
     def close(self) -> None:
-        """No more comes."""
+        """Close the file."""
         ...
 
 
 def open_results(name: str, console: Console, prompts: os.stat_result, *, overwrite: bool) -> Results:
     """Open what `--out` names: standard output, a file, or a pipe or device; nothing is written yet.
 
-    Raises InvalidRequest for what cannot be written, or would destroy something.
+    Raises InvalidRequest for a place that cannot be written, and for the file that `--prompts` reads.
     """
     try:
         status = None if name == STANDARD else Path(name).stat()
     except OSError:
-        status = None  # it is not there, or opening will say why not
+        status = None  # it does not exist, or opening it will report why
     if name == STANDARD or (status is not None and console.out.samestat(status)):
         console.out.check()
         return StandardOutput(console)
@@ -121,7 +121,7 @@ class Device(_Stream):
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A line of the file; `prompt` stands for the prompt of a finished result."""
+    """A line of the file; `prompt` is a hash of the prompt of a finished result."""
 
     start: int
     size: int
@@ -129,20 +129,20 @@ class _Record:
 
 
 class ResultFile:
-    """Implements `Results` on a file, which may hold those of an earlier run.
+    """Implements `Results` on a file, which may hold results of an earlier run.
 
-    Results with an `error` are replaced by those of this run. Half a line at the end, as a killed run leaves it, is
-    dropped. Raises InvalidRequest for a file that holds anything else, or that another run is writing.
+    A new result replaces one with an `error`. Half a line at the end, as a killed run leaves it, is dropped. Raises
+    InvalidRequest for a file with any other content, or one that another run is writing.
     """
 
     def __init__(self, name: str, descriptor: int, *, overwrite: bool) -> None:
         self._name = name
         self._descriptor = descriptor
-        self._cut_to = 0 if overwrite else None  # when the first result is there: until then nothing is written
-        self._ends_line = True  # the last line that is kept has its line feed
+        self._cut_to = 0 if overwrite else None  # before the first result is written
+        self._ends_line = True  # False if the last kept line has no line feed
         self._order: list[_Record] = []  # of this run's lines
-        self._records: dict[str, _Record] = {}  # of an earlier run, by id; a finished one wins
-        self._written: list[_Record] = []  # all lines as they stand in the file
+        self._records: dict[str, _Record] = {}  # of an earlier run, by id; a finished result wins
+        self._written: list[_Record] = []  # all lines in the order of the file
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -197,7 +197,7 @@ class ResultFile:
             yield os.pread(self._descriptor, record.size, record.start)
 
     def _read(self) -> int:
-        """Note the results that are there; returns where the next one goes."""
+        """Note the results in the file; return the offset for the next one."""
         start, line = 0, b"\n"
         with Path(self._name).open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -219,13 +219,13 @@ class ResultFile:
     def _note(self, result: dict[str, Any], record: _Record) -> None:
         self._written.append(record)
         if result["id"] is None:
-            return  # of a line that could not be read: it will be again
+            return  # of a line that could not be read; this run reads it again
         key = key_of(result["id"])
         if key not in self._records or self._records[key].prompt is None or record.prompt is not None:
             self._records[key] = record
 
     def _begin(self) -> None:
-        """Drop what is to be dropped, and end the last line, before the first result is written."""
+        """Drop half a line, and end the last line, before the first result is written."""
         if self._cut_to is not None:
             self._cut(self._cut_to)
             self._cut_to = None
@@ -244,17 +244,17 @@ class ResultFile:
 
 
 def encoded(result: dict[str, Any]) -> bytes:
-    """One line of JSON Lines."""
+    """Return a result as one line of JSON."""
     return json.dumps(result, ensure_ascii=False).encode() + b"\n"
 
 
 def key_of(line_id: Any) -> str:
-    """What tells ids apart, whatever JSON they are."""
+    """Return a key for an id, which may be any JSON value."""
     return json.dumps(line_id, sort_keys=True)
 
 
 def _put_in_order(name: str, blocks: Iterator[bytes]) -> None:
-    """Put these lines in the place of the file."""
+    """Replace the file by these lines."""
     try:
         replace_file(Path(name), blocks)
     except OutputLost as error:
@@ -262,7 +262,7 @@ def _put_in_order(name: str, blocks: Iterator[bytes]) -> None:
 
 
 def _result(line: bytes) -> dict[str, Any] | None:
-    """What `chaperone generate` wrote, or None."""
+    """Return a result of `chaperone generate`, or None for another line."""
     try:
         result = json.loads(line)
     except (ValueError, RecursionError):
@@ -275,12 +275,12 @@ def _result(line: bytes) -> dict[str, Any] | None:
 
 
 def _prompt(result: dict[str, Any]) -> int | None:
-    """What stands for the prompt of a finished result."""
+    """Return the hash of the prompt of a finished result."""
     return None if "error" in result else hash(tuple(result["prompt_token_ids"]))
 
 
 def _is_half(line: bytes) -> bool:
-    """Whether a last line without its line feed is a part of a result; whole JSON that is no result is a user's own."""
+    """Return whether a last line without its line feed is part of a result. Whole JSON belongs to the user."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -289,7 +289,7 @@ def _is_half(line: bytes) -> bool:
 
 
 def _write(descriptor: int, line: bytes) -> None:
-    """All of it: a full disk takes a part, and fails with the rest."""
+    """Write the whole line; a full disk accepts a part, and fails with the rest."""
     rest = memoryview(line)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -1,4 +1,4 @@
-"""Many lines, several at once: each becomes a result, in the order of the input, whatever happens to it."""
+"""A batch: several lines run at once, and each gets one result, in the order of the input."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edge_client.apps.explanation import Explain
 from edge_client.client import EdgeClient
 from edge_client.generation import Collector, error_json, unverified_warning
 
-_WINDOW = 4  # lines under way or waiting for their turn, in multiples of those that run
+_WINDOW = 4  # lines that run or wait, in multiples of the lines that run
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a line: a result to write, or None for one that is there already."""
+    """The outcome of a line: a result to write, or None if the file has one already."""
 
     line: Line
     result: dict[str, Any] | None
@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """What became of the lines so far."""
+    """Counts of lines and tokens so far."""
 
     done: int = 0
     kept: int = 0
@@ -49,7 +49,7 @@ class Batch:
     """One run over a file of prompts."""
 
     client: EdgeClient
-    defaults: dict[str, Any]  # of lines that name none
+    defaults: dict[str, Any]  # for lines without their own
     results: Results
     complain: Callable[[str], None]
     warn: Callable[[str], None]
@@ -62,9 +62,8 @@ class Batch:
     async def run(self, lines: AsyncIterator[bytes], *, concurrency: int = 1) -> Tally:
         """Write a result for every line that is not blank.
 
-        Raises OutputLost or InvalidRequest where results cannot be written, or lines not be read. Whatever ends it,
-        all results that are finished are written. The device's model is loaded before the first line is begun, and
-        what is wrong with it raised.
+        Raises OutputLost if results cannot be written, InvalidRequest if lines cannot be read, and any error of the
+        device's model, which is loaded before the first line. All finished results are written in every case.
         """
         await self.client.load()
         await in_order(_parsed(lines), self._outcome, self._deliver, limit=concurrency)
@@ -73,7 +72,7 @@ class Batch:
 
     async def _outcome(self, line: Line) -> Outcome:
         try:
-            self._check_id(line)  # in the order of the lines, so before anything is awaited
+            self._check_id(line)  # before the first await, so in the order of the lines
             request = await asyncio.to_thread(request_of, self.client, line, self.defaults)
         except ChaperoneError as error:
             message = f"line {line.number}: {error.message}"
@@ -102,7 +101,7 @@ class Batch:
 
     def _check_id(self, line: Line) -> None:
         if line.id is None:
-            return  # it is refused for that
+            return  # `request_of` refuses the line
         key = key_of(line.id)
         if key in self._ids:
             raise InvalidRequest(f"id: {key} is that of an earlier line too; give each line its own")
@@ -142,7 +141,7 @@ async def in_order(
 ) -> None:
     """Work on up to `limit` lines at once, and deliver their outcomes in the order of the lines.
 
-    When it is cancelled, or a task raises, what others have finished is delivered nevertheless.
+    If it is cancelled, or a task raises, the finished outcomes are delivered first.
     """
     window: deque[asyncio.Task[Outcome]] = deque()
     reading: asyncio.Task[Line | None] | None = None

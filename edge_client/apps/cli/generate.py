@@ -92,7 +92,7 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
     except InvalidRequest as error:
         raise as_flags(error, parameters) from None
     prompt = arguments.prompt
-    if prompt is None:  # read outside the event loop, which would not hear Ctrl-C meanwhile
+    if prompt is None:  # read outside the event loop, which would delay Ctrl-C
         _hint(console, "the prompt")
         prompt = read_prompt()
     check_characters("prompt", prompt)
@@ -133,7 +133,7 @@ async def _one(
             console.result(_json_of(collected))
         elif collected.token_ids:
             console.text("\n")
-    result = collected.result()  # raises what went wrong
+    result = collected.result()  # raises the error of a failed generation
     if not arguments.json:
         _summarise(console, collected, result.stats)
     return EXIT_OK
@@ -148,7 +148,7 @@ def _json_of(collected: Collector) -> dict[str, Any]:
 
 
 def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConfig, parameters: dict[str, Any]) -> int:
-    """Check all that can be checked, then work. Files are opened here, since the event loop would not hear Ctrl-C."""
+    """Check the files, then run. They are opened here, since the event loop would delay Ctrl-C."""
     if arguments.prompts == STANDARD:
         _hint(console, "a batch")
     with PromptFile(arguments.prompts) as prompts:
@@ -168,7 +168,7 @@ def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConf
             )
             tally = asyncio.run(_batch(batch, prompts, arguments.concurrency or 1))
         console.progress("")
-        console.note(progress.told(tally))
+        console.note(progress.line(tally))
     return EXIT_ERROR if tally.failed else EXIT_OK
 
 

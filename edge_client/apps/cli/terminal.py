@@ -1,4 +1,4 @@
-"""How texts and batches look on a terminal: coloured by who vouches for a token, and how far the work is."""
+"""Texts and batches on a terminal: tokens coloured by their origin, and a progress line."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _COLOURS = {
     Origin.TAKEOVER: "35",  # magenta
     Origin.UNVERIFIED: "31",  # red
 }
-_EVERY_S = 0.1  # the progress is shown anew
+_EVERY_S = 0.1  # between updates of the progress line
 
 
 def colours_wanted(stream: TextIO) -> bool:
-    """Only on a terminal, and not against the user's wish; see `chaperone_common.command.console`."""
+    """Return whether to use colours: on a terminal, unless the user refuses; see `chaperone_common.command.console`."""
     return Stream(stream, "the output", os.environ).is_coloured
 
 
 def colour_of(origin: Origin) -> str:
-    """SGR parameters."""
+    """Return the SGR parameters of an origin."""
     return _COLOURS[origin]
 
 
 def painted(text: str, origin: Origin) -> str:
-    """Text in the colour of its origin."""
+    """Return text in the colour of its origin."""
     return in_colour(text, _COLOURS[origin])
 
 
 def legend(origins: Iterable[Origin] = Origin) -> str:
-    """The origins, each in its colour."""
+    """Return the names of origins, each in its colour."""
     return ", ".join(painted(str(origin), origin) for origin in Origin if origin in set(origins))
 
 
 class Progress:
-    """A line on a terminal that says how far a batch is."""
+    """A line on a terminal with the progress of a batch."""
 
     def __init__(self, console: Console, clock: Clock, total: int | None) -> None:
-        """`total` lines, where that is known."""
+        """`total` is the number of lines, if it is known."""
         self._console = console
         self._clock = clock
         self._total = total
@@ -55,14 +55,14 @@ class Progress:
         self._shown_s = float("-inf")
 
     def __call__(self, tally: Tally) -> None:
-        """Show it, unless it was shown a moment ago."""
+        """Show the progress, unless it was shown a moment ago."""
         now_s = self._clock.now()
         if now_s - self._shown_s >= _EVERY_S:
             self._shown_s = now_s
-            self._console.progress(self.told(tally))
+            self._console.progress(self.line(tally))
 
-    def told(self, tally: Tally) -> str:
-        """How far it is, in a line."""
+    def line(self, tally: Tally) -> str:
+        """Return the progress as one line."""
         lines = f"{tally.lines}" if self._total is None else f"{tally.lines} of {self._total}"
         seconds = self._clock.now() - self._began_s
         rate = tally.tokens / seconds if seconds > 0 else 0.0
