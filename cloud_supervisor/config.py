@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from chaperone_common.address import check_address
-from chaperone_common.artefacts.folders import PAIR_NAME
+from chaperone_common.artefacts.folders import is_pair_name
 from chaperone_common.settings import FrozenModel
 
 
@@ -19,8 +18,8 @@ def check_listen(address: str) -> str:
 
 
 def check_pair_name(name: str) -> str:
-    """Return the name of a pair; raise ValueError for any other text, such as a path."""
-    if not re.fullmatch(PAIR_NAME, name):
+    """Return the name of a pair; raises ValueError for a malformed name, such as a path."""
+    if not is_pair_name(name):
         raise ValueError("it is not a name of lower-case letters, digits, '-' and '_'; `models list` shows all")
     return name
 

@@ -1,4 +1,4 @@
-"""One pair, from where its weights are to two folders of artefacts with their manifests."""
+"""Building a pair: from weights to two folders of artefacts with their manifests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,51 +27,59 @@ from chaperone_common.artefacts.registry import CloudModel, EdgeModel, Pair, Pre
 from chaperone_common.artefacts.sources import Origin
 from chaperone_common.errors import ModelError, TokenizerMismatch
 from cloud_supervisor.export.failures import as_model_errors, first_line
-from cloud_supervisor.export.patience import signs_of_life
+from cloud_supervisor.export.patience import Say, signs_of_life
 from cloud_supervisor.model.architectures import refuse_unsupported
 
 if TYPE_CHECKING:
     from cloud_supervisor.export.conversion import LoadedModel
     from cloud_supervisor.export.tokenizer import Vocabulary
 
-_BUILD_MODULES = ("accelerate", "gguf", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai", "torch", "transformers")
-_OF_THE_DEVICE = ("model.onnx", "model.onnx.data", "tokenizer.json", CHAT_TEMPLATE_NAME, SPECIAL_TOKENS_NAME)
-
-Say = Callable[[str], None]
+_BUILD_MODULES = (
+    "accelerate",
+    "gguf",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxruntime_genai",
+    "torch",
+    "tqdm",
+    "transformers",
+)
+_DEVICE_FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", CHAT_TEMPLATE_NAME, SPECIAL_TOKENS_NAME)
 
 
 @dataclass(frozen=True)
 class Tools:
-    """How a pull downloads, where to, and how it speaks; `progress` is for a terminal."""
+    """The surroundings of a pull."""
 
-    home: Path
+    home: Path  # folder of downloads and models
     downloader: Downloader
-    progress: bool
-    say: Say
+    progress: bool  # True draws bars, for a terminal
+    say: Say  # takes one line per stage
 
 
 @dataclass(frozen=True)
 class _Found:
-    """One role's weights: where to load them (None: made on the spot), and a digest where their name says nothing."""
+    """The weights of one role."""
 
-    origin: Origin | None
-    content: str | None = None
+    origin: Origin | None  # None: they are made from a seed
+    content: str | None = None  # a digest of the weights, if the name of their source does not identify them
 
 
 def source_of(spec: Pair, role: Role) -> dict[str, Any]:
-    """Return a role's source as its manifest holds it."""
+    """Return the source of a role in the form of its manifest."""
     return spec.of(role).weights.model_dump(mode="json")
 
 
 def recipe_of(spec: Pair, role: Role) -> dict[str, Any]:
-    """Return a role's recipe as its manifest holds it."""
+    """Return the recipe of a role in the form of its manifest."""
     if role == "edge":
         return spec.edge.recipe.model_dump(mode="json")
     return spec.cloud.recipe.model_dump(mode="json") | {"end_of_text": list(spec.cloud.end_of_text)}
 
 
 def refuse_at_once(spec: Pair) -> None:
-    """Raise ModelError for what is known without torch, a download or a hub."""
+    """Raise ModelError for problems that show without torch, a download or a hub."""
     missing = [name for name in _BUILD_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
@@ -83,10 +91,10 @@ def refuse_at_once(spec: Pair) -> None:
 
 
 def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
-    """Make both artefacts in `building`, compare their vocabularies, and write the manifests last."""
+    """Build both artefacts in the folder `building`, compare their vocabularies, and write the manifests last."""
     _stay_off_the_hub(spec)
     found = {role: _find(spec.of(role), tools) for role in ROLES}
-    from cloud_supervisor.export import conversion  # torch and transformers: seconds, and only needed from here on
+    from cloud_supervisor.export import conversion  # imports torch and transformers, which takes seconds
     from cloud_supervisor.export.tokenizer import read_vocabulary
 
     found = {role: _checked(spec.of(role), role, weights, tools) for role, weights in found.items()}
@@ -100,7 +108,9 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
         vocabulary = read_vocabulary(cloud / "tokenizer.json")
         eos_token_ids = tuple(vocabulary.id_of(text) for text in spec.cloud.end_of_text) or loaded.eos_token_ids
         if not eos_token_ids:
-            raise ModelError(f"{spec.cloud.model}: nothing says which tokens end a text; name them in end_of_text")
+            raise ModelError(
+                f"{spec.cloud.model}: the weights do not name the tokens that end a text; name them in end_of_text"
+            )
         conversion.export_cloud(loaded, cloud, eos_token_ids)
         special_tokens = conversion.special_tokens(loaded)
         del loaded  # several gigabytes
@@ -135,7 +145,7 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
 
 @contextmanager
 def _stage(title: str, pair: str, tools: Tools) -> Iterator[None]:
-    """Say what begins, show that it goes on, and name it in what the libraries raise."""
+    """Announce a stage, show signs of life during it, and name it in errors of the libraries."""
     tools.say(f"{pair}: {title}; this takes minutes for models of a gigabyte")
     with (
         as_model_errors(f"{pair}: {title} failed", tools.home),
@@ -148,14 +158,17 @@ def _stage(title: str, pair: str, tools: Tools) -> Iterator[None]:
 
 
 def _stay_off_the_hub(spec: Pair) -> None:
-    """Without a hub name among the sources no library has a reason to ask a hub; read at their import."""
+    """Switch the hub off if no source needs it. The libraries read the variable when they are imported."""
     weights = (spec.edge.weights, spec.cloud.weights)
     if not any(isinstance(source, PretrainedSource) and source.folder is None for source in weights):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _find(model: EdgeModel | CloudModel, tools: Tools) -> _Found:
-    """Download parts of files; digest a folder before it is read, so that a later change of it is noticed."""
+    """Find the weights of a model: download them, or digest their folder.
+
+    The digest is made before the folder is read, so that a later change is noticed.
+    """
     match model.weights:
         case WheelsSource() as source:
             path = fetch(source, tools.home / "downloads", downloader=tools.downloader, progress=tools.progress)
@@ -167,7 +180,7 @@ def _find(model: EdgeModel | CloudModel, tools: Tools) -> _Found:
 
 
 def _checked(model: EdgeModel | CloudModel, role: Role, found: _Found, tools: Tools) -> _Found:
-    """Refuse a model by its configuration, before anything is built; of a hub's model, fix the commit."""
+    """Refuse an unsupported model by its configuration; for a model of a hub, fix the commit."""
     if found.origin is None:
         return found
     from cloud_supervisor.export import conversion
@@ -212,9 +225,9 @@ def _refuse_different_vocabularies(pair: str, edge: Vocabulary, cloud: Vocabular
 
 
 def _share_chat_template(cloud: Path, edge: Path, special_tokens: dict[str, str | list[str]]) -> None:
-    """Give the device the cloud's template, if there is one, and the texts it asks for, and nothing else.
+    """Copy the cloud's chat template to the device, with the special tokens it uses. Delete all unneeded files.
 
-    Templates differ inside one family, and both ends must read the same.
+    Templates differ inside one family of models, and both ends must use the same.
     """
     (edge / CHAT_TEMPLATE_NAME).unlink(missing_ok=True)
     if (cloud / CHAT_TEMPLATE_NAME).exists():
@@ -222,7 +235,7 @@ def _share_chat_template(cloud: Path, edge: Path, special_tokens: dict[str, str 
     text = json.dumps(special_tokens, ensure_ascii=False, indent=2, sort_keys=True)
     (edge / SPECIAL_TOKENS_NAME).write_text(text + "\n", encoding="utf-8")
     for path in edge.iterdir():
-        if path.name not in _OF_THE_DEVICE:
+        if path.name not in _DEVICE_FILES:
             path.unlink()
 
 

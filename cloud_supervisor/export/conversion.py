@@ -1,11 +1,13 @@
-"""From weights to artefacts: dequantise once, tie, then int4 ONNX for the device and safetensors for the cloud."""
+"""Conversion of weights: int4 ONNX for the device, safetensors for the cloud. A GGUF file is dequantised first."""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a GGUF load warns, falsely, of a Mistral regex
+os.environ.setdefault(
+    "TRANSFORMERS_VERBOSITY", "error"
+)  # loading a GGUF file gives a false warning about a Mistral regex
 
 import contextlib
 import importlib.metadata
@@ -37,12 +39,12 @@ from cloud_supervisor.model.architectures import context_tokens, layer_windows
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
 _COMPARED_ROWS = 4096
-_SAME_MATRIX = 0.98  # cosine of two roundings of one matrix; 0.99 even with four bits on one side
+_SAME_MATRIX = 0.98  # least cosine of two roundings of one matrix; measured 0.99 with four bits on one side
 
 
 @dataclass
 class LoadedModel:
-    """A causal language model of transformers, and its fast tokenizer."""
+    """A causal language model of transformers, with its fast tokenizer."""
 
     model: Any
     tokenizer: Any
@@ -53,7 +55,7 @@ class LoadedModel:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """End-of-text ids of the model's own generation configuration; empty where it names none."""
+        """The end-of-text ids of the model's generation configuration; empty if it names none."""
         ids = self.model.generation_config.eos_token_id
         if ids is None:
             return ()
@@ -61,13 +63,16 @@ class LoadedModel:
 
 
 def read_config(origin: Origin) -> Any:
-    """Read the configuration alone; raises what the libraries raise."""
+    """Read the configuration alone. Errors of the libraries pass through."""
     _be_quiet()
     return AutoConfig.from_pretrained(origin.name, **origin.options)
 
 
 def load(origin: Origin, dtype: str, *, progress: bool) -> LoadedModel:
-    """Load weights and tokenizer; of a GGUF file dequantised, its embedding tied. Raises what the libraries raise."""
+    """Load weights and tokenizer. Errors of the libraries pass through.
+
+    The weights of a GGUF file are dequantised, and its embedding is tied to its output matrix.
+    """
     _be_quiet()
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(origin.name, **origin.options)
@@ -82,16 +87,17 @@ def load(origin: Origin, dtype: str, *, progress: bool) -> LoadedModel:
 
 
 def _be_quiet() -> None:
-    """Keep the libraries' warnings and bars away: failures are told once, by their exception."""
+    """Switch off the libraries' warnings and bars. A failure is reported once, by its exception."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def add_control_tokens(tokenizer: Any, path: Path) -> None:
-    """Tell the tokenizer which of its ids are control tokens: transformers reads only the few that GGUF gives a role.
+    """Mark the control tokens of a GGUF file in the tokenizer.
 
-    Without this `<tool_call>` in a prompt would be spelled out, and `<|fim_pad|>` would be shown as text.
+    transformers marks only the few tokens that have a role in GGUF. Without the other marks, `<tool_call>` in a prompt
+    would be spelled out, and `<|fim_pad|>` would be shown as text.
     """
     fields = GGUFReader(path).fields
     types = fields["tokenizer.ggml.token_type"].contents()
@@ -103,10 +109,10 @@ def add_control_tokens(tokenizer: Any, path: Path) -> None:
 
 
 def _tie(model: Any) -> None:
-    """Read tokens with the matrix that writes them, where the two are one matrix rounded twice.
+    """Use the output matrix as the embedding if both are roundings of one matrix.
 
-    Small models are published with the two tied; a GGUF file holds them apart, the output matrix with more bits per
-    weight. That one is the better copy of both, and tied it is stored once. Models that never tied them stay as is.
+    Small models are published with the two tied. A GGUF file holds them separately, and the output matrix has more bits
+    per weight, so it is the better copy. Models whose matrices differ stay unchanged.
     """
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if output.weight is embedding.weight:
@@ -122,7 +128,7 @@ def _tie(model: Any) -> None:
 
 
 def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ...]) -> None:
-    """Write the folder that `from_pretrained` reads: safetensors, tokenizer, chat template."""
+    """Write a folder for `from_pretrained`: safetensors, tokenizer, chat template."""
     config = loaded.model.generation_config
     loaded.model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
@@ -131,14 +137,14 @@ def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ..
     )
     loaded.model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)  # written for their owner alone, and a service runs as another user
+        path.chmod(0o644)  # only their owner could read them, and a service runs as another user
     save_tokenizer(loaded, folder)
 
 
 def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str) -> None:
-    """Write `model.onnx` and `model.onnx.data` into `folder`; raises ModelError with the builder's own reason.
+    """Write `model.onnx` and `model.onnx.data` into `folder`.
 
-    `name` is what the message calls the model.
+    Raises ModelError with the builder's reason and `name`, the name of the model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / "scratch"
@@ -150,11 +156,11 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str
         "int4_accuracy_level": recipe.accuracy_level,
         "int4_block_size": recipe.block_size,
         "int4_algo_config": recipe.algorithm,
-        # k_quant writes zero points; taken for symmetric, the shared embedding would be read without them
+        # k_quant writes zero points. With "true", the shared embedding would be read without them.
         "int4_is_symmetric": "true" if recipe.algorithm.startswith("rtn") else "false",
         "shared_embeddings": "true" if loaded.model.config.tie_word_embeddings else "false",
         "hf_token": "false",
-        "hf_remote": "false",  # the builder would trust code that comes with the weights
+        "hf_remote": "false",  # else the builder would run code that is packaged with the weights
     }
     arguments = ["-m", str(weights), "-o", str(built), "-p", "int4", "-e", "cpu", "-c", str(scratch / "cache")]
     arguments += ["--extra_options", *(f"{name}={value}" for name, value in options.items())]
@@ -176,7 +182,7 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str
 def run_builder(arguments: Sequence[str], log: Path) -> int:
     """Run the ONNX builder, write its output to `log`, and return its exit status.
 
-    It runs in a process of its own: it prints a line per tensor, and its memory is given back at the end.
+    It runs in a process of its own, because it prints a line per tensor and keeps its memory until the process ends.
     """
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *arguments]
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -188,10 +194,10 @@ def run_builder(arguments: Sequence[str], log: Path) -> int:
 
 
 def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, and nothing that only repeats them.
+    """Write `tokenizer.json`, `tokenizer_config.json` and, if the model has a template, `chat_template.jinja`.
 
-    Without a template there is no such file. Of several named templates the one called "default" stays, which is what
-    transformers takes where no tools are given.
+    Files that only repeat these are deleted. Of several named templates "default" stays: transformers uses it for
+    prompts without tools.
     """
     loaded.tokenizer.save_pretrained(folder)
     for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
@@ -206,7 +212,7 @@ def save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
 
 
 def special_tokens(loaded: LoadedModel) -> dict[str, str | list[str]]:
-    """Return the texts that transformers hands to a chat template: `bos_token` and so on, extra named ones too."""
+    """Return the texts that transformers passes to a chat template: `bos_token` and all others, by name."""
     return {
         name: [str(text) for text in value] if isinstance(value, list | tuple) else str(value)
         for name, value in loaded.tokenizer.special_tokens_map.items()
@@ -214,5 +220,5 @@ def special_tokens(loaded: LoadedModel) -> dict[str, str | list[str]]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape an artefact."""
+    """Return the versions of the packages that shape an artefact."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}

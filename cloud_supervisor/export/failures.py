@@ -1,4 +1,4 @@
-"""The border to the libraries that convert models, and to the disk: they raise anything, and we raise ModelError."""
+"""The border to the disk and to the libraries that convert models: all of their errors become ModelError."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _LOG = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOG_TAIL_LINES = 4
-_LONGEST = 300  # characters of a foreign message that are shown
+_LONGEST = 300  # characters shown of a message of a library
 
 
 @contextmanager
 def as_model_errors(what: str, home: Path) -> Iterator[None]:
-    """Raise ModelError, in one line, for every failure in the block that is not ours yet.
+    """Turn every foreign error in the block into a ModelError with a message of one line.
 
-    `what` says what did not succeed; `home` is the folder to name where the disk is the reason.
+    The message begins with `what`, the step that failed. If the disk is the reason, it names the folder `home`.
     """
     try:
         yield
-    except (BrokenPipeError, ChaperoneError):  # a pipe is of whoever reads our words
+    except (BrokenPipeError, ChaperoneError):  # a pipe belongs to the reader of our output, and not to the libraries
         raise
     except Exception as error:
         _LOG.debug("%s", what, exc_info=True)
@@ -36,7 +36,7 @@ def as_model_errors(what: str, home: Path) -> Iterator[None]:
 
 
 def disk_problem(text: str) -> int | None:
-    """Return the number of the operating system's error that a foreign message speaks of, if the disk is the reason."""
+    """Return the `errno` that a message of a library mentions, if it is a problem of the disk."""
     for number in (*_FULL, errno.EROFS):
         if re.search(rf"{re.escape(os.strerror(number))}|\bos error {number}\b", text):
             return number
@@ -44,7 +44,7 @@ def disk_problem(text: str) -> int | None:
 
 
 def disk_message(number: int, path: Path | str) -> str:
-    """Say what is wrong with the disk, and what helps."""
+    """Return the message for a problem of the disk, with its remedy."""
     reason = os.strerror(number)
     if number in _FULL:
         return f"{path}: no room to write: {reason}; free some, or set CHAPERONE_HOME to a folder with more"
@@ -52,7 +52,7 @@ def disk_message(number: int, path: Path | str) -> str:
 
 
 def reason_in(log: str, returncode: int, scratch: Path) -> str:
-    """Return the last words of a log, without the traceback and without the paths of folders that are gone soon."""
+    """Return the last lines of a log, without the traceback and without paths of temporary folders."""
     if returncode < 0:
         return f"it was ended by {signal.Signals(-returncode).name}, which a lack of memory may cause"
     lines = [line for line in log.splitlines() if line.strip()]
@@ -65,7 +65,7 @@ def reason_in(log: str, returncode: int, scratch: Path) -> str:
 
 
 def first_line(text: str) -> str:
-    """Shorten a foreign message."""
+    """Return the first line of a library's message, shortened."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
@@ -79,6 +79,6 @@ def _message(error: Exception, what: str, home: Path) -> str:
         named = isinstance(error.filename, str | bytes)
         path = Path(os.fsdecode(error.filename)) if named else home if error.errno in _FULL else None
         if path is not None and (path.is_relative_to(home) or home.is_relative_to(path)):
-            return disk_message(error.errno, home)  # a file in a scratch folder means nothing to a reader
+            return disk_message(error.errno, home)  # the path of a temporary file does not help a reader
         return f"{what}: {path}: {os.strerror(error.errno)}" if path else f"{what}: {first_line(str(error))}"
     return f"{what}: {type(error).__name__}: {first_line(str(error))}"

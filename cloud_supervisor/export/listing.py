@@ -1,14 +1,13 @@
-"""Which pairs there are: those of the registry, and those on disk."""
+"""The list of all pairs, in the registry and on disk."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from chaperone_common.artefacts.folders import PAIR_NAME, ROLES, Role, chaperone_home, pair_folder
+from chaperone_common.artefacts.folders import ROLES, Role, chaperone_home, is_pair_name, pair_folder
 from chaperone_common.artefacts.manifest import MANIFEST_NAME, load_manifest
 from chaperone_common.artefacts.registry import Pair, load_registry
 from chaperone_common.errors import ModelError, ModelMissing
@@ -18,26 +17,26 @@ Presence = Literal["here", "not pulled", "broken"]
 
 @dataclass(frozen=True)
 class ArtefactState:
-    """One model of a pair, and whether it can be loaded; `problem` says why it cannot."""
+    """The state of one model of a pair on this machine."""
 
     role: Role
     model: str
     presence: Presence
-    problem: str = ""
+    problem: str = ""  # reason why a broken model cannot be loaded
 
 
 @dataclass(frozen=True)
 class PairState:
-    """The artefacts of a pair on this machine; `registered` is False for a pair that is only on disk."""
+    """The artefacts of a pair on this machine."""
 
     pair: str
-    registered: bool
+    registered: bool  # False for a pair that is only on disk
     edge: ArtefactState
     cloud: ArtefactState
 
 
 def list_pairs(registry_path: Path | None = None) -> list[PairState]:
-    """Return every pair of the registry and every other pair on disk, by name; raise ConfigError or ModelError."""
+    """Return all pairs of the registry and on disk, by name; raises ConfigError or ModelError."""
     registry = load_registry(registry_path)
     return [_state_of(name, registry.pairs.get(name)) for name in sorted({*registry.pairs, *_names_on_disk()})]
 
@@ -45,7 +44,7 @@ def list_pairs(registry_path: Path | None = None) -> list[PairState]:
 def _names_on_disk() -> list[str]:
     models = chaperone_home() / "models"
     try:
-        return [path.name for path in models.iterdir() if re.fullmatch(PAIR_NAME, path.name) and path.is_dir()]
+        return [path.name for path in models.iterdir() if is_pair_name(path.name) and path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -72,7 +71,7 @@ def _artefact(name: str, role: Role, registered: str | None) -> ArtefactState:
 
 
 def _name_in(manifest: Path) -> str:
-    """The model that a broken artefact says it is."""
+    """Return the name of the model in a broken manifest, or "?"."""
     try:
         return str(json.loads(manifest.read_bytes())["model"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

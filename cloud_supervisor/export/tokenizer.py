@@ -1,4 +1,4 @@
-"""What the ids of a tokenizer mean, byte for byte; the only reader of `tokenizer.json` on this side."""
+"""The vocabulary of a `tokenizer.json`: the bytes of each id. In the cloud, only this module reads that file."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from chaperone_common.errors import ModelCorrupt, ModelError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids a tokenizer knows, what they stand for, and which of them are special (never text)."""
+    """The ids of a tokenizer."""
 
     id_to_bytes: Mapping[int, bytes]
-    special_ids: frozenset[int]
+    special_ids: frozenset[int]  # ids that are never text
 
     @property
     def size(self) -> int:
-        """One more than the highest id; a model's logits from here on are padding."""
+        """The highest id plus one. A model's logits from this index on are padding."""
         return max(self.id_to_bytes) + 1
 
     @property
     def digest(self) -> str:
-        """Name of the vocabulary: equal digests make token ids interchangeable."""
+        """The identity of the vocabulary. Two models with equal digests can exchange ids."""
         return vocabulary_digest(self.id_to_bytes, self.special_ids)
 
     def id_of(self, text: str) -> int:
-        """Id of the token that stands for `text`; raises ModelCorrupt where there is none."""
+        """Return the id of the token that stands for `text`; raises ModelCorrupt if there is none."""
         wanted = text.encode()
         for token_id, content in self.id_to_bytes.items():
             if content == wanted:
@@ -41,9 +41,9 @@ class Vocabulary:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Read the vocabulary of a `tokenizer.json`: byte-level, or with `▁` and `<0x0A>` as SentencePiece writes them.
+    """Read the vocabulary of a `tokenizer.json`.
 
-    Raises ModelError for a token that is neither.
+    Its tokens are byte-level, or have `▁` and `<0x0A>` as in SentencePiece. Raises ModelError for other tokens.
     """
     tokenizer = Tokenizer.from_file(str(path))
     added = tokenizer.get_added_tokens_decoder()
@@ -63,9 +63,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def strip_padding(path: Path) -> None:
-    """Drop the `[PAD151665]` entries with which a GGUF file pads its vocabulary to the size of the matrix.
+    """Remove the entries such as `[PAD151665]` that pad the vocabulary of a GGUF file to the size of the matrix.
 
-    They are no tokens: the models were never trained on them, and families pad differently in different sizes.
+    The models were never trained on them, and the sizes of one family pad differently.
     """
     data = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = data["model"]["vocab"]
@@ -81,7 +81,7 @@ def strip_padding(path: Path) -> None:
 
 
 def _is_byte_level(part: Any) -> bool:
-    """Whether the decoder (or one of a sequence) maps printable stand-ins back to bytes."""
+    """Return whether the decoder, or a member of it, maps printable stand-ins back to bytes."""
     decoder = part.get("decoder") or {}
     members = decoder.get("decoders", [decoder])
     return any(member.get("type") == "ByteLevel" for member in members)

@@ -1,7 +1,7 @@
-"""The windows of an exported graph's attention nodes, layer by layer.
+"""The attention windows of an exported graph, layer by layer.
 
-The ONNX builder gives one window to all layers, or to other ones than the model: Gemma 2's to the odd layers instead of
-the even ones. Beyond the window the device would then draft from another text than it has.
+The ONNX builder gives one window to all layers, or gives it to the wrong layers: for Gemma 2 to the odd layers instead
+of the even ones. Beyond the window the device would then draft from the wrong text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _WINDOW, _UNLIMITED = "local_window_size", -1
 
 
 def set_windows(path: Path, windows: Sequence[int | None]) -> None:
-    """Give each layer's attention in a graph file its window, in tokens with the token itself; None is all.
+    """Set the attention window of each layer in a graph file.
 
-    Raises ModelError for a graph with other layers.
+    A window counts tokens, the current one included; None is unlimited. Raises ModelError for a graph with another
+    number of layers.
     """
     model = onnx.load(str(path), load_external_data=False)
     attention = [node for node in model.graph.node if node.op_type == _ATTENTION]

@@ -1,7 +1,7 @@
-"""Where a pair is built and put in place: in a folder of its own beside the final one, under a lock, in one step.
+"""The folder in which a pair is built, next to its final place, and its lock.
 
-A pull that dies leaves nothing that loads. What it leaves behind, the next one removes. The operating system drops
-the lock with the process.
+A finished folder is moved to its place in one step. A pull that dies leaves nothing that can be loaded, and the next
+pull removes its folder. The operating system drops the lock with the process.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import contextlib
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-Say = Callable[[str], None]
+from cloud_supervisor.export.patience import Say
 
 
 class Workplace:
-    """The folder of all pairs, as seen by a pull of one."""
+    """The folder of all pairs during the pull of one pair."""
 
     def __init__(self, models: Path, pair: str) -> None:
         self.final = models / pair
@@ -27,7 +27,7 @@ class Workplace:
 
     @contextmanager
     def locked(self, say: Say) -> Iterator[None]:
-        """Hold the pair's lock, and remove leftovers; wait where another pull holds it. Raise OSError."""
+        """Hold the pair's lock, and remove leftovers. Wait if another pull holds it. Raises OSError."""
         self._models.mkdir(parents=True, exist_ok=True)
         with self._lock.open("wb") as file:
             try:
@@ -39,7 +39,7 @@ class Workplace:
             yield
 
     def tidy(self) -> None:
-        """Remove what killed pulls left, unless another pull is at work, or this home is not ours to change."""
+        """Remove leftovers of killed pulls, unless another pull is at work or the folder is read-only."""
         if not self._leftovers():
             return
         with contextlib.suppress(OSError), self._lock.open("wb") as file:
@@ -48,7 +48,7 @@ class Workplace:
 
     @contextmanager
     def building(self) -> Iterator[Path]:
-        """Give a new folder to build in, and move it to the final place if the block succeeds."""
+        """Yield a new folder, and move it to the final place if the block succeeds."""
         folder = Path(tempfile.mkdtemp(prefix=self._prefix("building"), dir=self._models))
         try:
             yield folder
@@ -61,7 +61,7 @@ class Workplace:
         return self._models / f".{self._pair}.lock"
 
     def _prefix(self, kind: str) -> str:
-        return f".{kind}-{self._pair}."  # no name of a pair holds a dot, so this is of no other pair
+        return f".{kind}-{self._pair}."  # the name of a pair has no dot, so this is no prefix of another pair
 
     def _leftovers(self) -> list[Path]:
         prefixes = (self._prefix("building"), self._prefix("replaced"))
@@ -74,8 +74,8 @@ class Workplace:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _put_in_place(self, folder: Path) -> None:
-        """Put the new folder in the old one's place; a process that has the old files open keeps them."""
-        folder.chmod(0o755)  # a temporary folder is its owner's alone
+        """Replace the old folder by the new one. A process that has the old files open keeps them."""
+        folder.chmod(0o755)  # only its owner can read a temporary folder
         if self.final.exists():
             replaced = folder.with_name(folder.name.replace(self._prefix("building"), self._prefix("replaced"), 1))
             self.final.replace(replaced)

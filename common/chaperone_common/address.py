@@ -1,4 +1,4 @@
-"""What can be known of a network address without asking the network; the one place that reads one."""
+"""Network addresses, parsed and checked without using the network."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from ipaddress import IPv6Address, ip_address
 
 MAX_PORT = 65_535
 
-_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")  # of a host
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")  # a host
 _EXAMPLE = "write HOST:PORT, such as 127.0.0.1:50151"
 
 
 def host_and_port(address: str, *, any_port: bool = False) -> tuple[str, int]:
-    """Read `HOST:PORT`, or `[HOST]:PORT` for IPv6; raises ValueError that says what is wrong, without the value.
+    """Parse `HOST:PORT`, or `[HOST]:PORT` for IPv6.
 
-    `any_port` allows port 0, with which a server takes a free one.
+    `any_port` allows port 0, with which a server takes a free one. Raises ValueError with the problem and without the
+    value.
     """
     if not address:
         raise ValueError(f"it is empty; {_EXAMPLE}")
@@ -31,12 +32,12 @@ def host_and_port(address: str, *, any_port: bool = False) -> tuple[str, int]:
     if len(port) > len(str(MAX_PORT)) or int(port) > MAX_PORT:
         raise ValueError(f"there is no port {port[:20]}, the highest is {MAX_PORT}; {_EXAMPLE}")
     if int(port) == 0 and not any_port:
-        raise ValueError("nobody listens on port 0; give the port that the server told when it started")
+        raise ValueError("nobody listens on port 0; give the port that the server printed when it started")
     return host, int(port)
 
 
 def _host(written: str) -> str:
-    """The host without its brackets."""
+    """Return the host without its brackets."""
     bracketed = re.fullmatch(r"\[(.*)\]", written)
     host = bracketed[1] if bracketed else written
     if bracketed:
@@ -52,7 +53,7 @@ def _host(written: str) -> str:
 
 
 def check_address(address: str, *, any_port: bool = False) -> None:
-    """Raise ValueError for what is neither `HOST:PORT`, `[HOST]:PORT` nor `unix:PATH`."""
+    """Raise ValueError unless the address is `HOST:PORT`, `[HOST]:PORT` or `unix:PATH`."""
     if not address.startswith("unix:"):
         host_and_port(address, any_port=any_port)
     elif not address.removeprefix("unix:"):
@@ -60,7 +61,7 @@ def check_address(address: str, *, any_port: bool = False) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `HOST:PORT`, `[HOST]:PORT` or `unix:PATH` stays on this machine; anything else needs TLS."""
+    """Return whether an address stays on this machine. Every other address needs TLS."""
     if address.startswith("unix:"):
         return True
     try:

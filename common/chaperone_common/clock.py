@@ -1,4 +1,4 @@
-"""Time as an argument: whoever needs it is given a `Clock`, so that tests and the simulator decide what it shows."""
+"""Time as an argument: code that needs the time takes a `Clock`, so that tests and the simulator can replace it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the seconds since some fixed moment; it never runs backwards, and only differences mean anything."""
+    """Seconds since a fixed but unknown moment. It never runs backwards, and only differences have a meaning."""
 
     def now(self) -> float:
-        """Seconds."""
+        """Return the time, in seconds."""
 
 
 class MonotonicClock:
-    """The machine's own clock, untouched by changes of the date."""
+    """The machine's monotonic clock, which ignores changes of the date."""
 
     def now(self) -> float:
         return time.monotonic()

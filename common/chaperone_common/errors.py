@@ -1,4 +1,4 @@
-"""Every error a user of Chaperone can meet.
+"""All errors that Chaperone raises to its users.
 
     ChaperoneError
     ├── InvalidRequest            a parameter, prompt or input line that cannot be served
@@ -9,16 +9,16 @@
     │   └── ModelCorrupt          present, but not what its manifest says
     ├── PeerMismatch              the two ends cannot work together
     │   ├── TokenizerMismatch     different vocabularies
-    │   ├── ModelMismatch         a text that another model began
-    │   ├── GateMismatch          a gate that was calibrated for other models
+    │   ├── ModelMismatch         another large model began the text
+    │   ├── GateMismatch          the gate was calibrated for other models
     │   └── VersionMismatch       different API versions
     ├── ProtocolViolation         a frame that the protocol does not allow here
     ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
     ├── Superseded                a newer stream of the same session took over
-    ├── CloudLost                 no answer to be had; what was final so far is kept
-    │   ├── CloudUnavailable      unreachable, or it went away
+    ├── CloudLost                 the cloud gives no answer; the final tokens are kept
+    │   ├── CloudUnavailable      it cannot be reached, or the connection broke
     │   └── CloudTimeout          a verification missed its deadline
-    ├── OutputLost                results that cannot be written: a full disk, a closed output
+    ├── OutputLost                a result cannot be written: a full disk, a closed output
     ├── Cancelled                 the user stopped the generation
     │   └── GenerationTimeout     it took longer than its `timeout`
     └── InternalError             a bug on the other end
@@ -36,12 +36,9 @@ if TYPE_CHECKING:
 
 
 class ChaperoneError(Exception):
-    """Root of the tree; `str(error)` is meant for the person who can fix it.
+    """The root of the tree. `str(error)` is a message for the person who can fix the problem."""
 
-    `partial` holds the text before the failure where a generation failed with this error, else None.
-    """
-
-    partial: PartialGeneration | None = None
+    partial: PartialGeneration | None = None  # the final part of the text, if this error ended a generation
 
     def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
         super().__init__(message)
@@ -62,15 +59,15 @@ class ConfigError(InvalidRequest):
 
 
 class ModelError(ChaperoneError):
-    """Something about the model files on disk."""
+    """The model files on disk cannot be used."""
 
 
 class ModelMissing(ModelError):
-    """The model was not pulled yet, or is looked for in the wrong place."""
+    """The model was not pulled yet, or CHAPERONE_HOME names another folder."""
 
 
 class ModelCorrupt(ModelError):
-    """A model file differs from what its manifest says."""
+    """A model file differs from its manifest."""
 
 
 class PeerMismatch(ChaperoneError):
@@ -78,15 +75,15 @@ class PeerMismatch(ChaperoneError):
 
 
 class TokenizerMismatch(PeerMismatch):
-    """Device and cloud read different vocabularies."""
+    """Device and cloud have different vocabularies."""
 
 
 class ModelMismatch(PeerMismatch):
-    """Another large model began this text; one text is never written by two models."""
+    """Another large model began this text. Two models never write one text."""
 
 
 class GateMismatch(PeerMismatch):
-    """A gate was calibrated for other models than those that are used."""
+    """A gate was calibrated for other models."""
 
 
 class VersionMismatch(PeerMismatch):
@@ -98,7 +95,7 @@ class ProtocolViolation(ChaperoneError):
 
 
 class Overloaded(ChaperoneError):
-    """The cloud has no room now; `retry_after_ms` says when to try again."""
+    """The cloud has no room now. `retry_after_ms` is the time to wait before the next attempt."""
 
 
 class Superseded(ChaperoneError):
@@ -106,11 +103,11 @@ class Superseded(ChaperoneError):
 
 
 class CloudLost(ChaperoneError):
-    """The cloud gives no answer; the final tokens so far can be resumed from."""
+    """The cloud gives no answer. The generation can be resumed from its final tokens."""
 
 
 class CloudUnavailable(CloudLost):
-    """The cloud cannot be reached, or went away in mid-stream."""
+    """The cloud cannot be reached, or its connection broke in mid-stream."""
 
 
 class CloudTimeout(CloudLost):
@@ -118,7 +115,7 @@ class CloudTimeout(CloudLost):
 
 
 class OutputLost(ChaperoneError):
-    """A result cannot be written; what was written before is whole."""
+    """A result cannot be written. Results written before it are complete."""
 
 
 class Cancelled(ChaperoneError):
@@ -130,10 +127,10 @@ class GenerationTimeout(Cancelled):
 
 
 class InternalError(ChaperoneError):
-    """A bug on the other end; its log has the details."""
+    """A bug on the other end. The log over there has the details."""
 
 
-# First match along the class's method resolution order wins.
+# The first match along the class's method resolution order wins.
 STATUS_OF: dict[type[ChaperoneError], str] = {
     InvalidRequest: "INVALID_ARGUMENT",
     ModelError: "FAILED_PRECONDITION",
@@ -162,11 +159,11 @@ ERROR_OF: dict[str, type[ChaperoneError]] = {
 
 
 def status_of(error: ChaperoneError) -> str:
-    """Name the gRPC status that stands for this error."""
+    """Return the name of the gRPC status that stands for this error."""
     return next(STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF)
 
 
-# A message begins with the field that it is about, and that tells apart what one status stands for.
+# One status stands for several errors. The field at the beginning of the message distinguishes them.
 ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
     ("FAILED_PRECONDITION", "model_digest"): ModelMismatch,
     ("FAILED_PRECONDITION", "tokenizer_digest"): TokenizerMismatch,
@@ -174,7 +171,7 @@ ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
 
 
 def error_from_status(status: str, message: str, *, retry_after_ms: int | None = None) -> ChaperoneError:
-    """Build the error that a gRPC status, given by name, stands for; unknown ones are the other end's bug."""
+    """Return the error that a gRPC status stands for, by its name. An unknown status is a bug of the other end."""
     field = message.partition(":")[0]
     kind = ERROR_OF_FIELD.get((status, field)) or ERROR_OF.get(status, InternalError)
     return kind(message, retry_after_ms=retry_after_ms)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what was kept before stays until its successor is complete."""
+"""Files that are whole or absent: an old file stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import BinaryIO
 
 from chaperone_common.errors import OutputLost
 
-PART = ".part"  # ends the name of a file that is being written
+PART = ".part"  # suffix of a file that is being written
 
 
 def replace_file(path: Path, blocks: Iterable[bytes]) -> None:
-    """Write a file next to `path` and rename it; raises OutputLost, and leaves `path` as it was.
+    """Write a file next to `path` and rename it to `path`.
 
-    The rights of a file that was there are kept. A symbolic link is followed, and not replaced.
+    The new file gets the permissions of the old one. A symbolic link is followed, and not replaced. Raises OutputLost,
+    and then leaves the old file unchanged.
     """
     path = Path(os.path.realpath(path))
     part = path.with_name(path.name + PART)

@@ -1,4 +1,4 @@
-"""What is left of a generation that failed: all that is needed to resume it."""
+"""The final part of a generation that failed. It holds everything that resuming needs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from chaperone_common.types import GenerationParams, Mode, Origin, Promises
 
 @dataclass(frozen=True, slots=True)
 class PartialGeneration:
-    """The final part of a text whose generation failed, and by which rules it is written.
-
-    `token_ids` are all committed tokens after the prompt, those of an earlier part included. `text` and `origins` are
-    of the failed part alone. `model_digest` names the large model that the text was begun with; "" takes any.
-    """
+    """The committed tokens of a text whose generation failed, and the rules by which it is written."""
 
     prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    text: str
-    origins: tuple[Origin, ...]
+    token_ids: tuple[int, ...]  # all committed tokens after the prompt, including those of an earlier part
+    text: str  # of the failed part alone
+    origins: tuple[Origin, ...]  # of the failed part alone, one for each token
     params: GenerationParams  # with the seed that was drawn
     mode: Mode
-    promises: Promises  # of gated
-    model_digest: str = ""
+    promises: Promises  # used in gated mode
+    model_digest: str = ""  # the large model that began the text; "" accepts any

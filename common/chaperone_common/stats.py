@@ -1,4 +1,4 @@
-"""What is measured of one generation."""
+"""The measurements of one generation."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from chaperone_common.types import FinishReason, Origin
 
 @dataclass(frozen=True, slots=True)
 class EnergyModel:
-    """A declared model, not a measurement; replace the constants by those of your hardware.
+    """A declared model of energy, not a measurement. Replace the constants by those of your hardware.
 
-    Compute is power times time: 5 W for a phone's big cores and 60 W for a share of a server are assumptions. So are
-    the radio's constants: a base power while awake and energy per byte, the form that Huang et al. use for LTE
-    ("A close examination of performance and power characteristics of 4G LTE networks", MobiSys 2012), of that order.
+    All constants are assumptions. Those of the radio have the form and the order of Huang et al., "A close examination
+    of performance and power characteristics of 4G LTE networks", MobiSys 2012.
     """
 
-    device_watts: float = 5.0
-    cloud_watts: float = 60.0
-    radio_watts: float = 1.288
+    device_watts: float = 5.0  # the big cores of a phone
+    cloud_watts: float = 60.0  # a share of a server
+    radio_watts: float = 1.288  # while the radio is awake
     joules_per_byte_up: float = 3.5e-6
     joules_per_byte_down: float = 4.2e-7
 
     def joules(self, *, device_ms: float, cloud_ms: float, radio_ms: float, bytes_up: int, bytes_down: int) -> float:
-        """Energy of one generation: compute on both ends, time that the radio is awake, and bytes on it."""
+        """Return the energy of one generation: compute on both ends, the awake radio, and its bytes."""
         return (
             (self.device_watts * device_ms + self.cloud_watts * cloud_ms + self.radio_watts * radio_ms) / 1e3
             + self.joules_per_byte_up * bytes_up
@@ -33,7 +32,7 @@ class EnergyModel:
 
 @dataclass(slots=True)
 class Tally:
-    """Counters that a device session keeps while it runs."""
+    """Counters of a running device session; `GenerationStats` describes the fields."""
 
     fired: int = 0
     requests: int = 0
@@ -41,7 +40,7 @@ class Tally:
     skipped_tokens: int = 0
     risk_spent: float = 0.0
     overridden_tokens: int = 0
-    caught: int = 0  # draft tokens that gave way to the cloud's, by override or takeover
+    caught: int = 0
     bonus_tokens: int = 0
     takeover_tokens: int = 0
     retracted_tokens: int = 0
@@ -53,13 +52,13 @@ class Tally:
     cloud_compute_us: int = 0
 
     def forget_committed(self) -> None:
-        """Count no token as final, to count those again that are."""
+        """Reset the counts of committed tokens, before the caller counts them all again."""
         self.skipped_tokens = self.verified_tokens = self.overridden_tokens = 0
         self.bonus_tokens = self.takeover_tokens = self.unverified_tokens = self.caught = 0
         self.risk_spent = 0.0
 
     def committed(self, origin: Origin, risk: float, *, caught: bool) -> None:
-        """Count a token that became final; `caught` if it took the place of the device's."""
+        """Count a token that became final; `caught` if it replaced a token of the device."""
         self.caught += caught
         match origin:
             case Origin.DRAFT:
@@ -79,54 +78,42 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
-    """One generation, measured; times are in milliseconds on the device's clock unless the name says cloud.
-
-    `round_trips` are requests that the device waited for, `hidden_round_trips` all others. `verified_tokens` are
-    draft tokens that the cloud confirmed before they were final. `risk_spent` is the risk of all skipped tokens, added
-    up: the deviations that were to be expected. `deviation_bound` counts every unread skipped token as a deviation. A
-    draft token is `caught` if one of the cloud's took its place before it was final. `catch` is caught / (caught +
-    deviations), absent where nothing was to be caught, or skipped tokens are still unread. `reconnects` counts the
-    streams after the first on which the cloud answered; a request whose answer was lost with its stream counts once, as
-    it was asked again. `prefill_ms` is the cloud's compute on the prompt, of all streams together, a part of
-    `cloud_compute_ms`. `decode_ms` runs from the moment when both ends held the prompt's KV, where the generation
-    waited for that. `seed` keyed the noise, and `model_digest` names the large model that the text was begun with, ""
-    where no cloud was asked: a generation is resumed with both. `energy_j` follows the declared `EnergyModel`.
-    """
+    """The measurements of one generation. Times are on the device's clock, except those named cloud or prefill."""
 
     prompt_tokens: int = 0
-    completion_tokens: int = 0
-    finish_reason: FinishReason | None = None
-    ttft_ms: float | None = None
-    ttft_committed_ms: float | None = None
-    prefill_ms: float = 0.0
-    total_ms: float = 0.0
-    decode_ms: float | None = None
-    round_trips: int = 0
-    hidden_round_trips: int = 0
-    fired: int = 0
-    verified_tokens: int = 0
-    skipped_tokens: int = 0
-    risk_spent: float = 0.0
-    overridden_tokens: int = 0
-    caught: int = 0
-    bonus_tokens: int = 0
-    takeover_tokens: int = 0
-    retracted_tokens: int = 0
-    unverified_tokens: int = 0
-    audited_tokens: int = 0
-    deviations: int = 0
-    deviation_bound: float = 0.0
-    catch: float | None = None
-    reconnects: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    edge_compute_ms: float = 0.0
-    cloud_compute_ms: float = 0.0
-    cloud_queue_ms: float = 0.0
-    energy_j: float = 0.0
-    seed: int = 0
-    model_digest: str = ""
+    completion_tokens: int = 0  # committed tokens after the prompt
+    finish_reason: FinishReason | None = None  # None if the generation failed
+    ttft_ms: float | None = None  # time to the first token that was shown, provisional ones included
+    ttft_committed_ms: float | None = None  # time to the first final token
+    prefill_ms: float = 0.0  # the cloud's compute on the prompt, over all streams; a part of cloud_compute_ms
+    total_ms: float = 0.0  # time from the request to the end
+    decode_ms: float | None = None  # time since both ends held the prompt's KV; None if the device did not wait for it
+    round_trips: int = 0  # requests that the device waited for; one that is sent again counts once
+    hidden_round_trips: int = 0  # all other requests
+    fired: int = 0  # tokens at which the gate fired
+    verified_tokens: int = 0  # draft tokens that the cloud confirmed before they were final
+    skipped_tokens: int = 0  # draft tokens that were final without a question to the cloud
+    risk_spent: float = 0.0  # sum of the risk of all skipped tokens: the expected number of deviations
+    overridden_tokens: int = 0  # tokens of the cloud that replaced a draft token
+    caught: int = 0  # draft tokens that a token of the cloud replaced before they were final
+    bonus_tokens: int = 0  # tokens of the cloud after a span that it confirmed whole
+    takeover_tokens: int = 0  # tokens that the cloud wrote by itself
+    retracted_tokens: int = 0  # tokens that were shown and taken back
+    unverified_tokens: int = 0  # tokens written while the cloud was lost
+    audited_tokens: int = 0  # skipped tokens that the cloud has judged since
+    deviations: int = 0  # audited tokens that the cloud would have chosen otherwise
+    deviation_bound: float = 0.0  # share of deviations if every unread or unverified token is one
+    catch: float | None = None  # caught / (caught + deviations); None if both are 0, or skipped tokens are unread
+    reconnects: int = 0  # streams after the first on which the cloud answered
+    bytes_up: int = 0  # payload sent to the cloud
+    bytes_down: int = 0  # payload received from the cloud
+    edge_compute_ms: float = 0.0  # time that the small model computed
+    cloud_compute_ms: float = 0.0  # time that the large model computed, as reported by the cloud
+    cloud_queue_ms: float = 0.0  # time that requests waited in the cloud's queue, as reported by the cloud
+    energy_j: float = 0.0  # by the declared EnergyModel
+    seed: int = 0  # key of the noise; needed to resume
+    model_digest: str = ""  # the large model that began the text, needed to resume; "" if no cloud was asked
 
     def to_json(self) -> dict[str, int | float | str | None]:
-        """The fields by name, as `chaperone generate` writes them."""
+        """Return the fields by name, as `chaperone generate` prints them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

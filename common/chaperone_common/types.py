@@ -1,6 +1,6 @@
-"""The values that the parts of Chaperone exchange, and what its words mean.
+"""The values that the parts of Chaperone exchange, and the glossary of the project.
 
-draft       tokens that the device's small model proposed and nobody has checked
+draft       tokens that the device's small model proposed and that the cloud has not checked
 span        a run of consecutive draft tokens, sent or not
 chain       the span's own tokens, one after the other
 branch      tokens next to a chain: alternatives that are judged in the same forward
@@ -12,7 +12,7 @@ gate        the policy that reads signals and decides: keep drafting, skip, or f
 skip, fire  commit without asking; ask the cloud now
 verdict     the cloud's answer on a span: how many tokens stand, and its own token where they stop
 override    the cloud's own token in place of the draft's
-bonus       the cloud's own token after a span that stands whole, where the device has none yet
+bonus       the cloud's own token after a span that stands whole, if the device has none there yet
 takeover    an override of many tokens: the cloud writes on by itself until it hands back
 audit       the cloud's judgement of tokens that were already skipped
 deviation   a committed token that is not the one the cloud would have chosen after the same prefix
@@ -39,10 +39,10 @@ SessionId = NewType("SessionId", str)
 class Mode(StrEnum):
     """The promise about final tokens."""
 
-    EXACT = "exact"
-    GATED = "gated"
-    EDGE = "edge"
-    CLOUD = "cloud"
+    EXACT = "exact"  # the cloud confirms every token
+    GATED = "gated"  # the gate decides which tokens the cloud is asked about
+    EDGE = "edge"  # the device writes alone, and sends nothing
+    CLOUD = "cloud"  # the cloud writes alone
 
     @property
     def drafts(self) -> bool:
@@ -66,8 +66,8 @@ class OnDeviation(StrEnum):
 class Promises:
     """The promises of a gated generation. `catch` 0 and `max_deviation` 1 are off; then only end-of-text fires."""
 
-    catch: float = 0.95
-    max_deviation: float = 0.02
+    catch: float = 0.95  # least share of would-be overrides that are caught; 0 promises nothing
+    max_deviation: float = 0.02  # largest share of deviations among committed tokens; 1 promises nothing
 
     def __post_init__(self) -> None:
         check_ranges(self, "catch", "max_deviation")
@@ -76,8 +76,8 @@ class Promises:
 class FinishReason(StrEnum):
     """The reason why a generation ended, in OpenAI's words."""
 
-    STOP = "stop"  # end-of-text token or a stop string
-    LENGTH = "length"  # max_new_tokens, or the context is full
+    STOP = "stop"  # an end-of-text token or a stop string
+    LENGTH = "length"  # max_new_tokens were written, or the context is full
 
 
 class Origin(StrEnum):
@@ -119,7 +119,7 @@ class GenerationParams:
 
     sampling: SamplingParams = SamplingParams()
     max_new_tokens: int = 256
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()  # the text ends before the first of these strings
 
     def __post_init__(self) -> None:
         check_ranges(self, "max_new_tokens")
@@ -156,7 +156,7 @@ class Signal:
     margin: float  # top-1 minus top-2 probability
     coupled_margin: float  # best minus second-best coupled score
     risk: float  # in [0, 1]
-    varentropy: float = 0.0  # variance of the surprisal, in square nats; 0 where it was not measured
+    varentropy: float = 0.0  # variance of the surprisal, in square nats; 0 if it was not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +165,12 @@ class Proposal:
 
     token_id: int
     signal: Signal
-    runner_up: int
+    runner_up: int  # id of the second-best token
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of draft tokens that was sent; those below `final_before` are only audited.
+    """A run of draft tokens that was sent to the cloud.
 
     The cloud's own token after them takes its place in the text, unless that position is below `final_before`, too.
     """

@@ -1,4 +1,4 @@
-"""The committed configuration files load, and say what the code does without them."""
+"""The committed configuration files load, and state the defaults of the code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, model: type[FrozenMode
 
 
 def _keys(model: FrozenModel, *, given: bool, prefix: str = "") -> set[str]:
-    """Dotted names of all settings, or of those that a file gave."""
+    """Return the dotted names of all settings, or of the given ones."""
     found = set()
     for name in model.model_fields_set if given else type(model).model_fields:
         value = getattr(model, name)

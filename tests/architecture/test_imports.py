@@ -1,4 +1,4 @@
-"""Who imports whom: the contracts of pyproject.toml hold, and so does what they cannot say.
+"""The layers of imports: the contracts of pyproject.toml hold, and so do the rules that they cannot express.
 
 `lint-imports` checks the layers and one library per adapter. It has no word for "nothing but the standard library and
 NumPy", which is the rule of common/ outside its rim: that is checked here. Clocks and randomness are banned from

@@ -1,1 +1,1 @@
-"""Models on disk: where they lie, what they are, and where they come from."""
+"""Models on disk: their folders, manifests, sources and downloads, for both ends."""

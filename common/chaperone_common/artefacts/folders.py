@@ -1,4 +1,4 @@
-"""Where pulled models lie on this machine."""
+"""The folders of pulled models on this machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from chaperone_common.errors import ConfigError
 Role = Literal["edge", "cloud"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-PAIR_NAME = r"[a-z0-9][a-z0-9_-]*"
+PAIR_NAME = r"[a-z0-9][a-z0-9_-]*"  # a regular expression
 
 
 def chaperone_home() -> Path:
-    """Return the folder of everything Chaperone keeps: $CHAPERONE_HOME, or `chaperone` in the user's cache folder.
+    """Return the folder of all files that Chaperone keeps.
 
-    Raise ConfigError for a path that no folder can have. The folder itself need not be there yet.
+    This is $CHAPERONE_HOME, or `chaperone` in the user's cache folder. The folder may be absent. Raises ConfigError for
+    a path that no folder can have.
     """
     chosen = os.environ.get("CHAPERONE_HOME")
     if not chosen:
@@ -35,7 +36,7 @@ def chaperone_home() -> Path:
 
 def _cache_folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if cache.is_absolute():  # a relative one is to be ignored, says its specification
+    if cache.is_absolute():  # its specification says that a relative path is ignored
         return cache
     try:
         return Path.home().absolute() / ".cache"
@@ -49,7 +50,7 @@ def _checked_home(path: Path, setting: str) -> Path:
         try:
             is_folder = stat.S_ISDIR(folder.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
-            continue  # made by the first pull, or the next one up tells
+            continue  # the first pull makes it, or a folder above it has the problem
         except OSError as error:
             raise ConfigError(f"{setting}: {str(path)!r} cannot be used: {error.strerror}; {remedy}") from None
         if not is_folder:
@@ -58,8 +59,13 @@ def _checked_home(path: Path, setting: str) -> Path:
     return path
 
 
+def is_pair_name(name: str) -> bool:
+    """Return whether a pair of models can have this name."""
+    return re.fullmatch(PAIR_NAME, name) is not None
+
+
 def pair_folder(pair: str, role: Role) -> Path:
-    """The folder of one pair's device ("edge") or cloud model; raises ConfigError for what is no name."""
-    if not re.fullmatch(PAIR_NAME, pair):
+    """Return the folder of one pair's device ("edge") or cloud model; raises ConfigError for a malformed name."""
+    if not is_pair_name(pair):
         raise ConfigError(f"pair: {pair!r} is not a name of lower-case letters, digits, '-' and '_'")
     return chaperone_home() / "models" / pair / role

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a model's files are, how they were made, and what they must be."""
+"""`manifest.json`, which describes the files of a model and how they were made."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from chaperone_common.errors import ModelCorrupt, ModelError, ModelMissing
 from chaperone_common.settings import FrozenModel
 
 MANIFEST_NAME = "manifest.json"
-CHAT_TEMPLATE_NAME = "chat_template.jinja"  # absent where a model has none
-SPECIAL_TOKENS_NAME = "special_tokens.json"  # texts that a chat template asks for, by name
+CHAT_TEMPLATE_NAME = "chat_template.jinja"  # absent if the model has none
+SPECIAL_TOKENS_NAME = "special_tokens.json"  # texts that a chat template uses, by name
 MANIFEST_FORMAT = 1
 CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
 
@@ -23,14 +23,14 @@ _READ_BLOCK_BYTES = 4 * 1024 * 1024
 
 
 class ManifestFile(FrozenModel):
-    """What one file of an artefact must be."""
+    """The size and checksum of one file of an artefact."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class ModelManifest(FrozenModel):
-    """What an artefact is, how it was made, and what its files must be; `manifest.json`, written last."""
+    """The content of `manifest.json`, which is the last file written of an artefact."""
 
     format: Literal[1] = 1
     pair: str
@@ -38,20 +38,19 @@ class ModelManifest(FrozenModel):
     model: str
     source: dict[str, Any]
     recipe: dict[str, Any]
-    versions: dict[str, str]  # of the packages that made it
+    versions: dict[str, str]  # versions of the packages that made it
     tokenizer_digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    vocabulary_size: int = Field(ge=1)  # ids that the tokenizer knows; logits from here on are padding
+    vocabulary_size: int = Field(ge=1)  # ids that the tokenizer has; logits from this index on are padding
     eos_token_ids: tuple[int, ...] = Field(min_length=1)
     context_tokens: int = Field(ge=1)
     files: dict[str, ManifestFile]
-    content: str | None = None  # of a folder as source "sha256:...", of a hub's name "commit:..."
+    content: str | None = None  # of a source folder: "sha256:..."; of a hub's model: "commit:..."
 
     @property
     def digest(self) -> str:
-        """Name what the artefact was made from, and how: two machines that follow one recipe have one digest.
+        """A digest of the source and the recipe: two machines that follow one recipe have one digest.
 
-        The files may differ in their last bits from machine to machine. The content or checksum of the source, where
-        it has one, and the recipe do not.
+        It is not made from the files, whose last bits may differ between machines.
         """
         origin = self.content or self.source.get("sha256", self.source)
         made = json.dumps([self.role, self.model, origin, self.recipe, self.tokenizer_digest], sort_keys=True)
@@ -59,11 +58,11 @@ class ModelManifest(FrozenModel):
 
 
 def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> ModelManifest:
-    """Read an artefact's manifest and hold the files against it.
+    """Read an artefact's manifest and compare the files with it.
 
-    Sizes are compared always, checksums only of files up to 64 MiB unless `verify` (seconds per GB). Raises
-    ModelMissing where there is no manifest, ModelCorrupt where it or a file is not what it should be, and ModelError
-    where one cannot be read.
+    Sizes are always compared. Checksums of files above 64 MiB take seconds per GB, so they are compared only with
+    `verify`. Raises ModelMissing if there is no manifest, ModelCorrupt if a file differs from it, and ModelError if a
+    file cannot be read.
     """
     folder = Path(folder)
     remedy, forced = pull_remedy(folder, role), pull_remedy(folder, role, force=True)
@@ -105,7 +104,7 @@ def pull_remedy(folder: Path, role: Role, *, force: bool = False) -> str:
 
 
 def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | None:
-    """What is wrong with a file, or None."""
+    """Return the difference between a file and its manifest, or None."""
     try:
         size = path.stat().st_size
         if size != expected.bytes:
@@ -120,12 +119,12 @@ def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | 
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    """Tell of a file that is there: building the artefact again would not help."""
+    """Return the message for a file that exists and cannot be read. Pulling the model again would not help."""
     return f"{path}: cannot be read: {error.strerror or error}; CHAPERONE_HOME is {chaperone_home()}"
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file of any size."""
+    """Return the hexadecimal SHA-256 of a file of any size."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BLOCK_BYTES):

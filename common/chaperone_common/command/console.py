@@ -1,7 +1,8 @@
-"""The way out of a command: texts, results, explanations, progress and complaints are written here and nowhere else.
+"""The output of a command: texts, results, explanations, progress and errors.
 
-A standard stream may be closed, full or left by its reader, a pipe or a terminal, and of any encoding. A pipe is data:
-it gets bytes as they are. A terminal obeys control characters, so that those of a model or a user are made visible.
+A command writes through this module alone. A standard stream may be closed or full, may have lost its reader, and may
+have any encoding. A pipe gets text unchanged, because it carries data. A terminal obeys control characters, so those of
+a model or a user are made visible.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from chaperone_common.errors import OutputLost
 
-# C0 without tab and line feed, DEL, C1, and what turns the direction of writing.
+# C0 without tab and line feed, DEL, C1, and the characters that change the direction of text.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _CLEAR_LINE = "\r\x1b[K"
 _USUAL_COLUMNS = 80
 
 
 class ReaderGone(OutputLost):
-    """Who read the output went away, as `head` does: nothing is wrong, and nothing more is wanted."""
+    """The reader of the output has left, as `head` does. This is no failure, and ends the command."""
 
 
 def visible(text: str) -> str:
-    """Text with control characters as signs: ESC as `^[`, those beyond ASCII by their number."""
+    """Return text with visible control characters: ESC as `^[`, characters beyond ASCII by their number."""
     return _UNSAFE.sub(lambda found: _sign(ord(found[0])), text)
 
 
@@ -42,45 +43,39 @@ class Stream:
     def __init__(self, stream: TextIO | None, name: str, environment: Mapping[str, str]) -> None:
         self._stream = stream
         self._name = name
-        self._gone: OutputLost | None = None
+        self._failure: OutputLost | None = None
         self.is_terminal = _is_terminal(stream)
         self.is_smart = self.is_terminal and environment.get("TERM") != "dumb"  # it can clear a line
         self.is_coloured = _wants_colours(environment, self.is_smart)
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.set_blocking(stream.fileno(), True)  # type: ignore[union-attr]  # another program may share it
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                os.set_blocking(stream.fileno(), True)  # a program that shares it may have made it non-blocking
 
     def check(self) -> None:
-        """Raise OutputLost if nothing can be written; asked before work is done for it."""
+        """Raise OutputLost if the stream is closed. Call this before the work whose result it shall carry."""
         if self._stream is None or self._stream.closed:
             raise OutputLost(f"{self._name}: it is closed")
 
     def write(self, text: str) -> None:
-        """Write at once; raises OutputLost or ReaderGone. What the encoding cannot hold becomes a question mark."""
-        if self._gone is not None:
-            raise self._gone
+        """Write at once; raises OutputLost or ReaderGone. A character that the encoding lacks becomes `?`."""
+        if self._failure is not None:
+            raise self._failure
         self.check()
-        assert self._stream is not None
-        try:
-            self._stream.write(text if self.holds(text) else self._replaced(text))
-            self._stream.flush()
-        except BrokenPipeError:
-            self._lose(ReaderGone(f"{self._name}: nobody reads it"))
-        except (OSError, ValueError) as error:
-            self._lose(OutputLost(f"{self._name}: cannot be written: {getattr(error, 'strerror', None) or error}"))
+        self._write(text if self.holds(text) else self._replaced(text))
 
     def shown(self, text: str) -> str:
-        """The text as this stream should get it."""
+        """Return the text as this stream should get it."""
         return visible(text) if self.is_terminal else text
 
     def json(self, value: Any) -> str:
-        """One line of JSON, escaped where the stream could not hold a character, or a terminal would obey it."""
+        """Return one line of JSON. Characters that the encoding lacks or a terminal would obey are escaped."""
         text = json.dumps(value, ensure_ascii=False)
         if not self.holds(text):
             return json.dumps(value)
         return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if self.is_terminal else text
 
     def holds(self, text: str) -> bool:
-        """Whether the stream's encoding has all characters."""
+        """Return whether the stream's encoding has all characters of the text."""
         try:
             text.encode(*self._encoding)
         except UnicodeEncodeError:
@@ -89,7 +84,7 @@ class Stream:
 
     @property
     def columns(self) -> int:
-        """The width of the terminal."""
+        """The width of the terminal, in characters."""
         try:
             assert self._stream is not None
             return os.get_terminal_size(self._stream.fileno()).columns or _USUAL_COLUMNS
@@ -97,7 +92,7 @@ class Stream:
             return _USUAL_COLUMNS
 
     def samestat(self, status: os.stat_result) -> bool:
-        """Whether this is what the stream writes to."""
+        """Return whether the stream writes to the file of this status."""
         try:
             assert self._stream is not None
             return os.path.samestat(os.fstat(self._stream.fileno()), status)
@@ -105,15 +100,12 @@ class Stream:
             return False
 
     def close(self) -> None:
-        """Flush what others wrote; raises OutputLost or ReaderGone. Python's own flush then has nothing to fail at."""
-        if self._stream is None or self._stream.closed:
-            return
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._lose(ReaderGone(f"{self._name}: nobody reads it"))
-        except (OSError, ValueError) as error:
-            self._lose(OutputLost(f"{self._name}: cannot be written: {getattr(error, 'strerror', None) or error}"))
+        """Flush text that libraries wrote; raises OutputLost or ReaderGone.
+
+        Python flushes once more at exit, and that flush then has nothing left to fail at.
+        """
+        if self._stream is not None and not self._stream.closed:
+            self._write("")
 
     @property
     def _encoding(self) -> tuple[str, str]:
@@ -123,9 +115,19 @@ class Stream:
         encoding, _ = self._encoding
         return text.encode(encoding, "replace").decode(encoding)
 
-    def _lose(self, error: OutputLost) -> None:
-        """Let what is still buffered go nowhere: it would fail once more when Python ends."""
-        self._gone = error
+    def _write(self, text: str) -> None:
+        assert self._stream is not None
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            self._fail(ReaderGone(f"{self._name}: nobody reads it"))
+        except (OSError, ValueError) as error:
+            self._fail(OutputLost(f"{self._name}: cannot be written: {getattr(error, 'strerror', None) or error}"))
+
+    def _fail(self, error: OutputLost) -> NoReturn:
+        """Raise the error, now and at every later write. Send buffered text to /dev/null: Python flushes it at exit."""
+        self._failure = error
         with contextlib.suppress(OSError, ValueError):
             assert self._stream is not None
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -135,9 +137,9 @@ class Stream:
 
 
 class Console:
-    """Standard output for results, standard error for all that is said about them.
+    """Standard output for results, standard error for messages about them.
 
-    Both may be one terminal: what is said then neither breaks into a line of the text, nor into that of the progress.
+    Both may be one terminal. A message then never breaks into a line of the text, or into the line of the progress.
     """
 
     def __init__(self, program: str, out: TextIO | None, err: TextIO | None, environment: Mapping[str, str]) -> None:
@@ -145,13 +147,13 @@ class Console:
         self.out = Stream(out, "standard output", environment)
         self.err = Stream(err, "standard error", environment)
         self._one_terminal = self.out.is_terminal and self.err.is_terminal
-        self._line_open = False  # of the text, on that terminal
-        self._held: list[str] = []  # to be said when it ends
+        self._line_open = False  # True in the middle of a line of text on that terminal
+        self._held: list[str] = []  # explanations to write when that line ends
         self._progress = ""
 
     @classmethod
     def standard(cls, program: str) -> Console:
-        """The console of this process."""
+        """Return the console of this process."""
         _occupy_descriptors()
         return cls(program, sys.stdout, sys.stderr, os.environ)
 
@@ -173,37 +175,37 @@ class Console:
         self._write_out(self.out.json(value) + "\n")
 
     def complain(self, text: str) -> None:
-        """Say what went wrong, on standard error."""
+        """Write an error to standard error, after the name of the program."""
         self._say(f"{self._program}: {text}")
 
     def warn(self, text: str) -> None:
-        """Say what the user should know of a result that is there, on standard error."""
+        """Write a warning about a result to standard error."""
         self._say(f"{self._program}: warning: {text}")
 
     def note(self, text: str) -> None:
-        """Say something for people who watch; nothing on pipes and in files."""
+        """Write a message to standard error if it is a terminal."""
         if self.err.is_terminal:
             self._say(text, shown=True)
 
     def say(self, text: str) -> None:
-        """Say something, on standard error."""
+        """Write a message to standard error."""
         self._say(text)
 
     def explain(self, value: Any) -> None:
-        """Say a line of JSON on standard error; on a terminal, when the text's line has ended."""
+        """Write a line of JSON to standard error; on a terminal, after the current line of text has ended."""
         self._held.append(self.err.json(value))
         if not self._line_open:
             self._say_held()
 
     def progress(self, text: str) -> None:
-        """Show how far the work is, in a line that the next call replaces; an empty text takes it away."""
+        """Show the progress of the work in a line that the next call replaces. An empty text removes the line."""
         if not self.err.is_smart:
             return
         self._try(_CLEAR_LINE + visible(text)[: self.err.columns - 1])
         self._progress = text
 
     def finished(self, code: int, *, failure: int = 1) -> int:
-        """End all lines; return the exit code, or `failure` where output was lost that nobody complained of."""
+        """End all lines and return the exit code: `failure` in place of 0 if output was lost without a report."""
         if self._progress:
             self.progress("")
         self._end_line()
@@ -245,13 +247,13 @@ class Console:
             self._try("\n")
 
     def _try(self, text: str) -> None:
-        """Nobody can be told that nothing can be said."""
+        """Write to standard error, and ignore a failure: no stream is left to report it on."""
         with contextlib.suppress(OutputLost):
             self.err.write(text)
 
 
 def painted(text: str, colour: str | None) -> str:
-    """Text in a colour, given as SGR parameters."""
+    """Return text in a colour, given as SGR parameters."""
     return f"\x1b[{colour}m{text}\x1b[0m" if text and colour else text
 
 
@@ -263,14 +265,14 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _wants_colours(environment: Mapping[str, str], able: bool) -> bool:
-    """Against all else counts https://no-color.org, then https://force-color.org, then what the stream is."""
+    """Follow https://no-color.org first, then https://force-color.org, then the kind of stream."""
     if environment.get("NO_COLOR"):
         return False
     return bool(environment.get("FORCE_COLOR")) or able
 
 
 def _occupy_descriptors() -> None:
-    """Keep the numbers of closed standard streams, lest a file that is opened next gets what is meant for them."""
+    """Open /dev/null for each closed standard stream, else the next opened file would take its number and output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from chaperone_common.artefacts.folders import PAIR_NAME
+from chaperone_common.artefacts.folders import is_pair_name
 from chaperone_common.command.parser import refuse
 from edge_client.cancellation import MAX_TIMEOUT_S
 
@@ -28,7 +27,7 @@ def path(text: str) -> Path:
 
 def pair(text: str) -> str:
     """Return the name of a model pair."""
-    if not re.fullmatch(PAIR_NAME, text):
+    if not is_pair_name(text):
         refuse(text, "not a name of lower-case letters, digits, '-' and '_', such as tiny or default")
     return text
 

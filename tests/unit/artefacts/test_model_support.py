@@ -1,4 +1,4 @@
-"""Which models are refused by their configuration, and what the refusal says."""
+"""Models that are refused by their configuration, and the messages of the refusals."""
 
 from __future__ import annotations
 

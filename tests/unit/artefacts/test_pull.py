@@ -1,4 +1,4 @@
-"""What surrounds a pull, without any model: sources, leftovers, failures, signs of life, and the list of pairs."""
+"""The surroundings of a pull, without any model: sources, leftovers, failures, signs of life, and the list."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_mistyped_folder_is_named(tmp_path: Path, home: Path, name: str, capsy
 
 
 def is_current(registry: Path) -> bool:
-    """Whether a pull has nothing to do; where it has, it fails, since the folder holds no model."""
+    """Return whether a pull has nothing to do; else it fails, because the folder holds no model."""
     said: list[str] = []
     try:
         pull("mine", registry_path=registry, say=said.append, progress=False)

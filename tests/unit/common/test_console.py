@@ -1,4 +1,4 @@
-"""One way out: whatever an output is, it gets what it can hold, and a loss is told once."""
+"""Each output gets the text that it can hold, and a loss is reported once."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_written_is_lost_by_name(output: Output | None, kind: typ
             stream.write("x")
         assert type(caught.value) is kind
     silent = console(None, output)
-    silent.complain("nobody hears it")
+    silent.complain("nobody reads it")
     silent.warn("nor that")
     silent.explain({"or": "that"})
     silent.progress("or that")

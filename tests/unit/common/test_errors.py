@@ -69,7 +69,7 @@ def test_an_error_comes_back_as_itself_or_as_an_ancestor_or_descendant(cls: type
     assert status_of(back) == status_of(cls("why"))
     if not issubclass(
         cls, errors.ModelError | errors.OutputLost
-    ):  # the latter stays at home; a device sees a cloud without its model as a cloud that does not fit
+    ):  # OutputLost never crosses the wire; a device reports a cloud without its model as a mismatch
         assert isinstance(back, cls) or issubclass(cls, type(back))
 
 
@@ -90,7 +90,7 @@ def test_the_nearest_class_decides_the_status() -> None:
     assert status_of(OfAUser("")) == "UNIMPLEMENTED"
 
 
-def test_losing_the_cloud_is_told_apart_from_being_refused() -> None:
+def test_losing_the_cloud_is_distinguished_from_a_refusal() -> None:
     lost = {status for status, cls in ERROR_OF.items() if issubclass(cls, errors.CloudLost)}
     assert lost == {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
