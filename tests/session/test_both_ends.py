@@ -1,4 +1,4 @@
-"""Whatever the wire delays and however the device drafts, both ends agree on one text."""
+"""Both ends agree on one text, for any delays of the wire and any drafts of the device."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_cloud_mode_is_one_takeover(pair: Pair) -> None:
 
 @settings(max_examples=100)
 @given(pair=pairs(Mode.GATED))
-def test_events_tell_the_whole_story(pair: Pair) -> None:
+def test_events_are_enough_to_rebuild_the_text(pair: Pair) -> None:
     """Replaying drafted, retracted and committed tokens gives the device's text, and nothing final changes."""
     pair.run()
     text, final, audited = list(PROMPT), len(PROMPT), len(PROMPT)

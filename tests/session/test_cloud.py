@@ -105,7 +105,7 @@ def test_a_bonus_holds_against_what_was_skipped_before_the_device_knew_it() -> N
     assert (cloud.revision, cloud.stale_frames, cloud.text) == (1, 1, [7, 8, 9, 1, 2])
 
 
-def test_a_span_that_the_cloud_had_told_asks_for_the_token_behind_it() -> None:
+def test_a_span_that_the_cloud_had_written_asks_for_the_token_after_it() -> None:
     cloud = session()
     answer(cloud, draft(3, 1), [1, 2])
     assert answer(cloud, draft(4, 2), [3]) == Verdict(0, 5, 3)
@@ -114,10 +114,10 @@ def test_a_span_that_the_cloud_had_told_asks_for_the_token_behind_it() -> None:
 
 
 def test_a_question_may_hold_nothing_but_what_is_final() -> None:
-    """What the device has at 5 is the cloud's to choose, though the cloud has not seen it."""
+    """The cloud chooses the token at 5, although it has not seen the device's."""
     cloud = session()
     assert answer(cloud, draft(3, 1, 2, final_before=5), [1, 2, 3]) == Verdict(0, 5, 3)
-    assert answer(cloud, draft(5, 3, 4, final_before=7), [4, 6]) == Verdict(0, 7, 6), "skipped behind it: the 3 stands"
+    assert answer(cloud, draft(5, 3, 4, final_before=7), [4, 6]) == Verdict(0, 7, 6), "skipped after it: the 3 stands"
     assert cloud.receive(draft(7, 5, 5, final_before=9)) is None, "the 5 contradicts the 6, which holds"
     assert (cloud.text, cloud.revision) == ([7, 8, 9, 1, 2, 3, 4, 6], 1)
 

@@ -29,7 +29,7 @@ from tests.support.device_session import (
 # Drafting and sending
 
 
-def test_a_fired_token_is_provisional_and_all_behind_it() -> None:
+def test_a_fired_token_is_provisional_and_all_after_it() -> None:
     device = session()
     assert committed(skip(device, 1)) == [(3, 1, Origin.DRAFT)]
     assert committed(fire(device, 2)) == []
@@ -40,7 +40,7 @@ def test_a_fired_token_is_provisional_and_all_behind_it() -> None:
     assert device.tokens_to_ask(9) == 0
 
 
-def test_fires_close_behind_each_other_are_asked_about_together() -> None:
+def test_fires_close_after_each_other_are_asked_about_together() -> None:
     device = session()
     skip(device, 1)
     fire(device, 2, 3)
@@ -48,11 +48,11 @@ def test_fires_close_behind_each_other_are_asked_about_together() -> None:
     fire(device, 6)
     assert [device.tokens_to_ask(gap) for gap in (0, 1, 2, 3)] == [3, 3, 6, 6]
     device.send(max_tokens=2)
-    assert device.tokens_to_ask(1) == 4, "the first of them is what the cloud chooses behind what it reads"
+    assert device.tokens_to_ask(1) == 4, "the first of them is what the cloud chooses after what it reads"
 
 
 @pytest.mark.parametrize(("continuation_tokens", "to_ask"), [(0, 0), (4, 1)])
-def test_a_fire_right_behind_a_span_is_asked_about_already(continuation_tokens: int, to_ask: int) -> None:
+def test_a_fire_right_after_a_span_is_asked_about_already(continuation_tokens: int, to_ask: int) -> None:
     """Unless the cloud may write on: it would do so only once it has read that token."""
     device = session()
     fire(device, 1)
@@ -61,26 +61,26 @@ def test_a_fire_right_behind_a_span_is_asked_about_already(continuation_tokens: 
     assert device.tokens_to_ask(9) == to_ask
 
 
-def test_what_is_skipped_behind_a_fire_on_its_way_is_final_once_that_stands() -> None:
+def test_what_is_skipped_after_a_fire_on_its_way_is_final_once_that_stands() -> None:
     device = with_two_questions()
     assert device.spans[1] == Span(0, 4, (2, 3, 4), final_before=6, continuation_tokens=0)
     assert device.final_length == 3, "nobody has judged the fire yet"
-    told = [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 3, Origin.DRAFT)]
-    assert committed(device.apply(Verdict(0, 4, 2))) == told, "the bonus confirms the first, the second is skipped"
+    expected = [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 3, Origin.DRAFT)]
+    assert committed(device.apply(Verdict(0, 4, 2))) == expected, "the bonus confirms the first, the second is skipped"
     events = device.apply(Verdict(0, 7, 8, (5,)))
     assert events[0] == Audited(5, 6, (5,))
     assert committed(events) == [(6, 4, Origin.VERIFIED), (7, 8, Origin.BONUS)]
     assert (device.tally.skipped_tokens, device.tally.audited_tokens, device.tally.deviations) == (1, 1, 1)
 
 
-def test_a_bonus_takes_the_place_of_what_was_skipped_behind_a_fire_on_its_way() -> None:
+def test_a_bonus_takes_the_place_of_what_was_skipped_after_a_fire_on_its_way() -> None:
     device = with_two_questions()
     assert committed(device.apply(Verdict(0, 4, 9)))[-1] == (4, 9, Origin.OVERRIDE)
     assert (device.revision, device.text[3:], len(device.spans)) == (1, [1, 9], 0)
     assert (device.tally.caught, device.tally.skipped_tokens) == (1, 0)
 
 
-def test_a_draft_tells_what_is_final() -> None:
+def test_a_draft_says_which_tokens_are_final() -> None:
     device = session()
     skip(device, 1, 2)
     fire(device, 3, risk=0.75)
@@ -176,7 +176,7 @@ def test_a_wrong_guess_of_the_bonus_raises_the_revision_only_if_it_was_sent() ->
         assert not device.spans
 
 
-def test_tokens_skipped_behind_a_fire_become_final_with_it() -> None:
+def test_tokens_skipped_after_a_fire_become_final_with_it() -> None:
     device = session()
     fire(device, 1)
     device.send()
@@ -216,7 +216,7 @@ def test_a_replayed_audit_is_not_counted_twice() -> None:
     skip(device, 1, 2, 3)
     device.send(max_tokens=2)
     device.send()
-    audit = Verdict(0, 5, 9, deviations=(4,))  # the bonus contradicts a token that is final; the next span tells
+    audit = Verdict(0, 5, 9, deviations=(4,))  # the bonus contradicts a final token; the next verdict reports it
     assert device.apply(audit) == [Audited(3, 5, (4,))]
     assert device.apply(audit) == []
     assert device.apply(Verdict(0, 6, 4, deviations=(5,))) == [Audited(5, 6, (5,)), Committed(6, 4, Origin.BONUS)]
@@ -268,7 +268,7 @@ def test_times_of_the_cloud_add_up() -> None:
 # Resuming
 
 
-def test_a_resumed_session_starts_behind_what_was_committed() -> None:
+def test_a_resumed_session_starts_after_what_was_committed() -> None:
     device = session(committed=(1, 2))
     assert (device.final_length, device.sent_length, device.read_length, device.first_new) == (5, 5, 5, 5)
     events = fire(device, 3)

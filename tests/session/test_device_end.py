@@ -1,4 +1,4 @@
-"""How a text ends on the device, by example: by itself, by closing, or alone."""
+"""The end of a text on the device, by example: by itself, by closing, or alone."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_stop_string_before_an_override_undoes_the_override() -> None:
     assert device.close() == Close(4, ())
 
 
-def test_a_stop_string_in_a_takeover_undoes_what_the_cloud_wrote_behind_it() -> None:
+def test_a_stop_string_in_a_takeover_undoes_what_the_cloud_wrote_after_it() -> None:
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=10)
@@ -209,7 +209,7 @@ def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
         device.apply(Closed())
 
 
-def test_a_deviation_behind_a_stop_string_counts_for_nothing() -> None:
+def test_a_deviation_after_a_stop_string_counts_for_nothing() -> None:
     device = with_two_questions()
     assert committed(device.apply(Verdict(0, 4, 2)))[-1] == (5, 3, Origin.DRAFT)
     device.finish_at(5)

@@ -1,4 +1,4 @@
-"""A stream is lost, and the device opens a new one: what is kept, told and sent again."""
+"""A stream is lost, and the device opens a new one: tokens that are kept, reported and sent again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:
     assert (device.tally.fired, device.tally.requests, device.tally.reconnects) == (3, 1, 1)
 
 
-def test_reopening_tells_what_was_read_and_the_rest_is_audited_by_the_next_draft() -> None:
+def test_reopening_reports_the_read_tokens_and_the_next_draft_audits_the_rest() -> None:
     device = session(committed=(4,))
     fire(device, 1)
     device.send()
@@ -44,7 +44,7 @@ def test_reopening_tells_what_was_read_and_the_rest_is_audited_by_the_next_draft
     assert (device.tally.audited_tokens, device.tally.deviations, device.tally.skipped_tokens) == (2, 1, 2)
 
 
-def test_what_was_skipped_behind_a_fire_is_judged_with_it_after_a_loss() -> None:
+def test_what_was_skipped_after_a_fire_is_judged_with_it_after_a_loss() -> None:
     device = session()
     fire(device, 1)
     device.send()
@@ -71,7 +71,7 @@ def test_what_a_takeover_kept_provisional_is_judged_once_it_is_cut_off() -> None
 
 
 def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
-    """Skipped ones, too: behind fires on their way they would not be final without that."""
+    """Skipped ones, too: after fires on their way they would not be final without that."""
     device = session()
     fire(device, 1)
     device.send()

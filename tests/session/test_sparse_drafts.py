@@ -1,4 +1,4 @@
-"""What a Draft leaves out: risks that nobody needs, and a deadline that was told before."""
+"""Fields that a Draft leaves out: risks without a gate, and an unchanged deadline."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_risks_are_sent_from_the_first_token_on_that_passes() -> None:
     device = device_session()
     fire(device, 1)
     assert device.send().risks == ()
-    skip(device, 2)  # behind the fire, so it is judged as well; had the verdict been there, it would have passed
+    skip(device, 2)  # after the fire, so it is judged as well; had the verdict been there, it would have passed
     fire(device, 3)
     assert device.send().risks == (0.0, 0.5)
     fire(device, 4)
@@ -82,28 +82,28 @@ def test_risks_are_sent_from_the_first_token_on_that_passes() -> None:
 # The deadline, on the device
 
 
-def told(device: DeviceSession, token_id: int, deadline_ms: int) -> int:
+def sent_deadline(device: DeviceSession, token_id: int, deadline_ms: int) -> int:
     fire(device, token_id)
     return device.send(deadline_ms=deadline_ms).deadline_ms
 
 
-def test_a_deadline_is_told_when_it_changes() -> None:
+def test_a_deadline_is_sent_when_it_changes() -> None:
     device = device_session()
     wanted = (900, 900, 500, 500, 900)
-    assert [told(device, 1 + index, each) for index, each in enumerate(wanted)] == [900, 0, 500, 0, 900]
+    assert [sent_deadline(device, 1 + index, each) for index, each in enumerate(wanted)] == [900, 0, 500, 0, 900]
 
 
 def test_zero_leaves_the_deadline_as_it_is() -> None:
     device = device_session()
-    assert [told(device, 1, each) for each in (0, 900, 0, 900)] == [0, 900, 0, 0]
+    assert [sent_deadline(device, 1, each) for each in (0, 900, 0, 900)] == [0, 900, 0, 0]
 
 
-def test_a_new_stream_is_told_anew() -> None:
+def test_a_new_stream_gets_the_deadline_again() -> None:
     device = device_session()
-    assert told(device, 1, 900) == 900
+    assert sent_deadline(device, 1, 900) == 900
     reopen(device)
-    assert told(device, 2, 900) == 900
-    assert told(device, 3, 900) == 0
+    assert sent_deadline(device, 2, 900) == 900
+    assert sent_deadline(device, 3, 900) == 0
 
 
 # The deadline, in the cloud
@@ -124,7 +124,7 @@ def test_a_deadline_holds_until_another_one_comes() -> None:
     assert seen == [0, 900, 900, 500, 500]
 
 
-def test_a_draft_that_is_ignored_tells_its_deadline_all_the_same() -> None:
+def test_a_draft_that_is_ignored_sets_its_deadline_all_the_same() -> None:
     cloud = CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
     judging = cloud.receive(draft(START, 1))
     assert judging is not None
@@ -189,7 +189,7 @@ async def _converse(reader: NotingReader, drafts: Sequence[Draft], tail: Close) 
     return replies
 
 
-def test_the_supervisor_reads_by_the_deadline_that_was_told_last() -> None:
+def test_the_supervisor_reads_by_the_last_deadline_that_was_sent() -> None:
     reader = NotingReader()
     drafts = [draft(3), draft(4, 1, deadline_ms=900), draft(6), draft(7, deadline_ms=500), draft(8)]
     replies = asyncio.run(_converse(reader, drafts, Close(9, (1,))))

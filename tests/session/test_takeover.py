@@ -76,7 +76,7 @@ def both_ends() -> tuple[DeviceSession, CloudSession]:
     return session(), CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
 
 
-def told(device: DeviceSession, cloud: CloudSession, frame: Draft, choices: list[int]) -> None:
+def exchange(device: DeviceSession, cloud: CloudSession, frame: Draft, choices: list[int]) -> None:
     """The cloud judges a Draft, and the device takes the Verdict."""
     judging = cloud.receive(frame)
     assert judging is not None
@@ -90,7 +90,7 @@ def test_a_bonus_that_contradicts_the_next_span_is_taken_for_an_override_of_it(w
     first = device.send()
     fire(device, 2)
     second = device.send(continuation_tokens=welcome)
-    told(device, cloud, first, [1, 5])
+    exchange(device, cloud, first, [1, 5])
     assert device.following == bool(welcome), "the device knows before the cloud has read the span"
     assert cloud.receive(second) is None
     assert cloud.writes == device.following
@@ -106,13 +106,13 @@ def test_further_tokens_may_contradict_the_next_span_in_the_same_way() -> None:
     first = device.send(branches=[BranchToken(3, 5)])
     fire(device, 5, 2)
     second = device.send(continuation_tokens=9)
-    told(device, cloud, first, [1, 5, 6])
+    exchange(device, cloud, first, [1, 5, 6])
     assert device.following
     assert cloud.receive(second) is None
     assert cloud.writes
 
 
-def test_a_contradicted_span_behind_one_that_stands_begins_no_takeover() -> None:
+def test_a_contradicted_span_after_one_that_stands_begins_no_takeover() -> None:
     device, cloud = both_ends()
     fire(device, 1)
     first = device.send(branches=[BranchToken(3, 5)])
@@ -120,9 +120,9 @@ def test_a_contradicted_span_behind_one_that_stands_begins_no_takeover() -> None
     stands = device.send(continuation_tokens=9)
     fire(device, 2)
     contradicted = device.send(continuation_tokens=9)
-    told(device, cloud, first, [1, 5, 6])
+    exchange(device, cloud, first, [1, 5, 6])
     assert not device.following
-    told(device, cloud, stands, [])
+    exchange(device, cloud, stands, [])
     assert cloud.receive(contradicted) is None
     assert not device.following
     assert not cloud.writes
@@ -135,7 +135,7 @@ def test_an_end_of_text_that_contradicts_the_next_span_begins_no_takeover() -> N
     first = device.send()
     fire(device, 2)
     second = device.send(continuation_tokens=9)
-    told(device, cloud, first, [1, EOS])
+    exchange(device, cloud, first, [1, EOS])
     assert cloud.receive(second) is None
     assert not device.following
     assert not cloud.writes
@@ -143,7 +143,7 @@ def test_an_end_of_text_that_contradicts_the_next_span_begins_no_takeover() -> N
 
 def test_what_a_takeover_contradicts_begins_no_other_one() -> None:
     device, cloud = both_ends()
-    told(device, cloud, device.send(continuation_tokens=1), [5])
+    exchange(device, cloud, device.send(continuation_tokens=1), [5])
     fire(device, 2)
     crossing = device.send(continuation_tokens=9)
     device.apply(cloud.answer(cloud.writing(), [6]))

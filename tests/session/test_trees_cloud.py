@@ -1,4 +1,4 @@
-"""Branches beside a span, in the cloud: which of them it reads, how far it goes along them, what it refuses."""
+"""Branches next to a span, in the cloud: which of them it reads, how far it goes along them, what it refuses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from chaperone_common.token_tree import BranchToken
 from tests.support.cloud_session import answer, draft, session
 from tests.support.device_session import EOS, PROMPT, START
 
-# The Draft that most examples send: the chain 1 2 3 from position 3 on, and beside it
+# The Draft that most examples send: the chain 1 2 3 from position 3 on, and next to it
 #     6: 5 in place of the 2,   7: 6 after that 5,   8: 7 in place of the 6,   9: 9 after the 3, where the bonus goes
 TREE = ((3, 5), (6, 6), (6, 7), (5, 9))
 
 
 def read(cloud: CloudSession, frame: Draft) -> tuple[tuple[int, ...], int, tuple[BranchToken, ...]]:
-    """What the cloud wants to be read for a Draft."""
+    """The request that the cloud makes of a Draft."""
     request = cloud.receive(frame)
     assert request is not None
     return request.judged, request.num_choices, request.tree.branches
@@ -35,7 +35,7 @@ def read(cloud: CloudSession, frame: Draft) -> tuple[tuple[int, ...], int, tuple
     ("choices", "verdict"),
     [
         ([1, 8, 3, 4, 0, 0, 0, 0], Verdict(1, 4, 8)),  # an override that matches no branch
-        ([1, 5, 3, 4, 8, 0, 0, 0], Verdict(1, 4, 5, further_token_ids=(8,))),  # foreseen, and overridden behind it
+        ([1, 5, 3, 4, 8, 0, 0, 0], Verdict(1, 4, 5, further_token_ids=(8,))),  # foreseen, and overridden after it
         ([1, 5, 3, 4, 6, 8, 0, 0], Verdict(1, 4, 5, further_token_ids=(6, 8))),  # the branch stands, with its bonus
         ([1, 5, 3, 4, 7, 0, 8, 0], Verdict(1, 4, 5, further_token_ids=(7, 8))),  # its second leaf
         ([1, 2, 3, 9, 0, 0, 0, 8], Verdict(0, 6, 9, further_token_ids=(8,))),  # the chain stands, and the bonus too
@@ -51,10 +51,10 @@ def test_the_cloud_goes_along_the_chain_and_then_along_the_branches(choices: lis
     assert cloud.revision == verdict.revision
 
 
-def test_the_text_goes_on_behind_the_further_tokens() -> None:
+def test_the_text_goes_on_after_the_further_tokens() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, 2, 3, branches=TREE), [1, 5, 3, 4, 6, 8, 0, 0])
-    assert cloud.receive(draft(6, 4)) is None, "in flight behind the override"
+    assert cloud.receive(draft(6, 4)) is None, "in flight after the override"
     assert answer(cloud, draft(7, 2, revision=1), [2, 4]) == Verdict(1, 8, 4)
 
 
@@ -85,7 +85,7 @@ def test_committed_tokens_before_the_branch_are_audited() -> None:
     assert cloud.text == [7, 8, 9, 1, 2, 5, 6, 8]
 
 
-def test_a_takeover_begins_behind_the_further_tokens() -> None:
+def test_a_takeover_begins_after_the_further_tokens() -> None:
     cloud = session()
     frame = draft(START, 1, 2, 3, branches=TREE, continuation_tokens=1)
     answer(cloud, frame, [1, 5, 3, 4, 6, 8, 0, 0])
@@ -111,12 +111,12 @@ def test_a_draft_with_branches_takes_back_a_takeover() -> None:
 def test_a_draft_on_its_way_is_held_against_the_further_tokens() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, 2, 3, branches=TREE), [1, 2, 3, 9, 0, 0, 0, 8])
-    assert answer(cloud, draft(6, 9), []) == Verdict(0, 7, 8), "it has told both before"
+    assert answer(cloud, draft(6, 9), []) == Verdict(0, 7, 8), "it has sent both before"
     assert cloud.receive(draft(7, 4)) is None
     assert (cloud.text, cloud.revision) == ([7, 8, 9, 1, 2, 3, 9, 8], 1)
 
 
-def test_what_has_been_told_is_not_told_again() -> None:
+def test_tokens_that_were_sent_are_not_sent_again() -> None:
     """A replayed Draft is answered in short: the cloud's own token, which the device has."""
     cloud = session()
     frame = draft(START, 1, 2, 3, branches=TREE)
@@ -125,7 +125,7 @@ def test_what_has_been_told_is_not_told_again() -> None:
     assert cloud.text == [7, 8, 9, 1, 2, 3, 9, 8]
 
 
-def test_the_closing_audit_begins_behind_the_further_tokens() -> None:
+def test_the_closing_audit_begins_after_the_further_tokens() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, 2, 3, branches=TREE), [1, 5, 3, 4, 6, 8, 0, 0])
     assert answer(cloud, Close(7, (2, 3)), [2, 4]) == Closed((8,))
@@ -149,8 +149,8 @@ def test_what_hangs_on_tokens_that_the_cloud_knows_is_not_read() -> None:
     assert answer(cloud, frame, [7, 0, 8, 4, 0]) == Verdict(1, 5, 7, further_token_ids=(8, 4))
 
 
-def test_nothing_is_read_beside_a_chain_that_the_cloud_knows_whole() -> None:
-    """The device may have committed what it skipped behind it, so nothing may follow the bonus."""
+def test_nothing_is_read_next_to_a_chain_that_the_cloud_knows_whole() -> None:
+    """The device may have committed what it skipped after it, so nothing may follow the bonus."""
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
     assert read(cloud, draft(4, 2, branches=((4, 5), (5, 6)))) == ((), 1, ())

@@ -1,4 +1,4 @@
-"""Branches beside a span, on the device: what is sent, and what becomes of the further tokens of a Verdict."""
+"""Branches next to a span, on the device: what is sent, and what becomes of the further tokens of a Verdict."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import FinishReason, Origin, Span
 from tests.support.device_session import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip, snapshot
 
-# Beside the chain 1 2 3 from position 3 on: a 5 in place of the 2, behind it a 6 or a 7, and a 9 behind the 3.
+# Next to the chain 1 2 3 from position 3 on: a 5 in place of the 2, after it a 6 or a 7, and a 9 after the 3.
 TREE = (BranchToken(3, 5), BranchToken(6, 6), BranchToken(6, 7), BranchToken(5, 9))
 
 
 def sent(*, continuation_tokens: int = 0, limit: int = 23, branches: tuple[BranchToken, ...] = TREE) -> DeviceSession:
-    """A device that has sent the chain 1 2 3 and branches beside it."""
+    """A device that has sent the chain 1 2 3 and branches next to it."""
     device = session(limit=limit)
     fire(device, 1, 2, 3)
     device.send(continuation_tokens=continuation_tokens, branches=branches)
@@ -112,7 +112,7 @@ def test_a_further_token_that_contradicts_the_text_raises_the_revision_if_that_w
 
 
 def test_a_span_before_the_contradiction_is_answered_nevertheless() -> None:
-    """Both ends: what the first Verdict tells confirms the second span and contradicts the third."""
+    """Both ends: the first Verdict's tokens confirm the second span and contradict the third."""
     device, cloud = session(), CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
     fire(device, 1, 9, 4)
     up = [device.send(max_tokens=1, branches=[BranchToken(3, 9)]), device.send(max_tokens=1), device.send()]
@@ -128,7 +128,7 @@ def test_a_span_before_the_contradiction_is_answered_nevertheless() -> None:
     up.append(device.send())
     assert device.apply(down[1]) == []
     assert [span.start for span in device.spans] == [6]
-    assert (device.read_length, device.final_length) == (6, 6), "an answer that tells nothing new takes nothing back"
+    assert (device.read_length, device.final_length) == (6, 6), "an answer without news takes nothing back"
     assert device.text[:6] == cloud.text == [7, 8, 9, 1, 9, 8]
     assert device.revision == cloud.revision == up[-1].revision == 1
 
@@ -190,7 +190,7 @@ def test_the_limit_inside_a_branch_ends_the_text() -> None:
 def test_a_stop_string_may_be_completed_by_a_further_token() -> None:
     device = sent()
     assert committed(device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))))[-2] == (5, 6, Origin.VERIFIED)
-    assert device.finish_at(6) == [], "nothing of the device's stands behind it"
+    assert device.finish_at(6) == [], "nothing of the device's stands after it"
     assert (device.tally.overridden_tokens, device.tally.verified_tokens, device.tally.bonus_tokens) == (1, 2, 0)
     assert device.text == [7, 8, 9, 1, 5, 6]
     assert device.close() == Close(6, ()), "the cloud has read it all"
@@ -207,7 +207,7 @@ def test_a_verdict_that_crosses_the_close_changes_nothing() -> None:
 # Takeover, and a new stream
 
 
-def test_a_takeover_begins_behind_the_further_tokens() -> None:
+def test_a_takeover_begins_after_the_further_tokens() -> None:
     device = sent(continuation_tokens=2)
     device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8)))
     assert device.following
@@ -217,7 +217,7 @@ def test_a_takeover_begins_behind_the_further_tokens() -> None:
     assert not stands.following
 
 
-def test_further_tokens_were_read_when_the_session_is_opened_anew() -> None:
+def test_further_tokens_were_read_when_the_session_is_opened_again() -> None:
     device = sent()
     device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8)))
     fire(device, 4)

@@ -11,7 +11,7 @@ from edge_client.planner import BranchPrefix, Decision, DraftToken, FixedPlanner
 
 @dataclass(frozen=True, slots=True)
 class SproutingPlanner:
-    """Does as another planner, but every token that it sends has a branch beside it of up to `tokens` tokens.
+    """Does as another planner, but every token that it sends has a branch next to it of up to `tokens` tokens.
 
     Whenever it drafts, the likeliest branch grows too.
     """

@@ -54,7 +54,7 @@ class Scene:
         self.now_ms = 1000.0
         self.read = len(PROMPT) - 1
         self.pipeline.opened(0.0)
-        self.hear(Opened(prefilled=True, context_tokens=512))
+        self.receive(Opened(prefilled=True, context_tokens=512))
 
     def drafted(self, *risks: float, token_id: int = 5, fires: bool = True) -> Scene:
         for risk in risks:
@@ -77,7 +77,7 @@ class Scene:
         """The cloud overrides a first token and writes on."""
         self.drafted(0.5).sent(continuation_tokens=continuation_tokens)
         self.now_ms += 160
-        self.hear(Verdict(1, len(PROMPT), 77, compute_us=100_000))
+        self.receive(Verdict(1, len(PROMPT), 77, compute_us=100_000))
         assert self.session.following
         return self
 
@@ -86,7 +86,7 @@ class Scene:
         for _ in range(tokens):
             self.now_ms += each_ms
             start, compute_us = self.session.final_length, round(each_ms * 1e3)
-            self.hear(Continuation(start, (78,), handed_back=False, compute_us=compute_us))
+            self.receive(Continuation(start, (78,), handed_back=False, compute_us=compute_us))
         return self
 
     def later(self, elapsed_ms: float) -> Scene:
@@ -100,7 +100,7 @@ class Scene:
     def situation(self) -> Situation:
         return Situation(self.session, self.tree, self.pipeline, self.now_ms, self.read)
 
-    def hear(self, frame: Opened | Verdict | Continuation) -> Scene:
+    def receive(self, frame: Opened | Verdict | Continuation) -> Scene:
         """A frame comes from the cloud, now."""
         self.pipeline.answered(frame, self.now_ms)
         self.session.apply(frame)

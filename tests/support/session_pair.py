@@ -32,7 +32,7 @@ def _hash(*parts: object) -> int:
 
 @dataclass(frozen=True)
 class Models:
-    """What cloud and draft write after a prefix; `agreement` in percent, `ending` the odds of end-of-text."""
+    """A cloud and a draft model; `agreement` in percent, end-of-text once in `ending` tokens."""
 
     seed: int
     agreement: int = 80
@@ -52,7 +52,7 @@ class Models:
 
 
 def cloud_text(models: Models, prompt: Sequence[int], limit: int) -> list[int]:
-    """What the cloud writes alone."""
+    """Return the text that the cloud writes alone."""
     text = list(prompt)
     while len(text) < limit and (len(text) == len(prompt) or text[-1] != EOS):
         text.append(models.cloud(text))
@@ -89,9 +89,9 @@ class Pair:
     max_span_tokens: int | None = None
     resumed: tuple[int, ...] = ()  # of a generation that is resumed
     resets: int = 0  # how often the stream may be cut before the text is complete
-    reset_odds: int = 20  # one move in so many is a cut
+    reset_odds: int = 20  # one move in this many is a cut
     deadlines_ms: tuple[int, ...] = (0,)  # that the device wants, one drawn for each Draft
-    branch_tokens: int = 0  # at most, beside each Draft
+    branch_tokens: int = 0  # at most, next to each Draft
     on_deviation: OnDeviation = OnDeviation.KEEP
     up: deque[ClientFrame] = field(default_factory=deque)
     down: deque[ServerFrame] = field(default_factory=deque)
@@ -99,10 +99,10 @@ class Pair:
     overrides_at: list[tuple[int, int]] = field(default_factory=list)  # (index in the span, its length)
     most_in_flight: int = 0
     lost_verdicts: int = 0
-    further_tokens: int = 0  # that the cloud told behind its own token
+    further_tokens: int = 0  # that the cloud sent after its own token
     overtaken_spans: int = 0  # of which the device knew every token when the answer came
     cut_takeovers: int = 0
-    audits: Counter[int] = field(default_factory=Counter)  # by position, as the device was told
+    audits: Counter[int] = field(default_factory=Counter)  # by position, as events report them
     drafts: list[Draft] = field(default_factory=list)  # that the device sent
     wanted_ms: deque[int] = field(default_factory=deque)  # the deadlines of those on their way
 
@@ -198,7 +198,7 @@ class Pair:
         self.most_in_flight = max(self.most_in_flight, len(self.device.spans))
 
     def _branches(self, chain: list[int]) -> list[BranchToken]:
-        """A random tree beside a chain: some tokens the cloud would choose, some the draft."""
+        """A random tree next to a chain: some tokens the cloud would choose, some the draft."""
         before = self.device.text[: self.device.sent_length]
         texts = [[*before, *chain[:length]] for length in range(len(chain) + 1)]
         branches = []
@@ -220,7 +220,7 @@ class Pair:
             self.down.append(self.cloud.hand_back())
         request = self.cloud.receive(frame)
         if isinstance(frame, Draft):
-            assert self.cloud.deadline_ms == self.wanted_ms.popleft(), "told or not, ignored or not"
+            assert self.cloud.deadline_ms == self.wanted_ms.popleft(), "sent or not, ignored or not"
         if request is not None:
             before = self.cloud.revision
             tree = request.tree

@@ -25,12 +25,12 @@ class StillClock:
 
 
 def greedy(text: Iterable[int]) -> int:
-    """What the small model writes after a text, without cache or rows."""
+    """Return the token that the small model writes after a text, without cache or rows."""
     return int(SOURCE.logits(list(text)).argmax())
 
 
 def second(text: Iterable[int]) -> int:
-    """What it would write otherwise."""
+    """Return the runner-up of that token."""
     return int(SOURCE.logits(list(text)).argsort()[-2])
 
 
@@ -46,7 +46,7 @@ class Desk:
             self.session, ChoosingDrafter(self.model, SamplingParams()), self.estimates, StillClock()
         )
         self.events: list[SessionEvent] = []
-        self.hear(Opened(prefilled=True, context_tokens=512))
+        self.receive(Opened(prefilled=True, context_tokens=512))
 
     @property
     def text(self) -> list[int]:
@@ -68,7 +68,7 @@ class Desk:
         branches = self.speculation.tree.branch_tokens(self.session.sent_length, len(self.text), sprouts)
         self.session.send(continuation_tokens=continuation_tokens, branches=branches)
 
-    def hear(self, frame: ServerFrame) -> None:
+    def receive(self, frame: ServerFrame) -> None:
         self._follow(self.session.apply(frame))
         for proposal in self.speculation.take_adopted():
             if not self.session.exhausted:
@@ -77,7 +77,7 @@ class Desk:
     def override(self, position: int, token_id: int, *further: int) -> None:
         """The cloud's verdict on the oldest span: all before the position stands, and then it goes on like this."""
         revision = self.session.spans[0].revision + 1
-        self.hear(Verdict(revision, position, token_id, further_token_ids=further))
+        self.receive(Verdict(revision, position, token_id, further_token_ids=further))
 
     def _append(self, proposal: Proposal) -> None:
         self._follow(self.session.draft(proposal, fires=True))
@@ -88,7 +88,7 @@ class Desk:
             self.speculation.follow(event)
 
     def check(self) -> None:
-        """Whatever happened, what is provisional is what the small model writes after the text before it."""
+        """Check that each provisional token is the small model's choice after the text before it."""
         for position in range(self.session.final_length, len(self.text)):
             assert self.text[position] == greedy(self.text[:position])
             proposal = self.speculation.tree.proposal(position)

@@ -19,7 +19,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 def proposal_after(token_ids: list[int], sampling: SamplingParams) -> Proposal:
-    """What comes next, straight from the logits: position and noise are those behind the last token."""
+    """Return the next token straight from the logits: position and noise are those after the last token."""
     soft = softmax(FakeTarget().logits(token_ids), sampling.temperature)
     choice = choose(soft, sampling, len(token_ids))
     return Proposal(choice.token_id, measure(soft, choice), choice.runner_up)

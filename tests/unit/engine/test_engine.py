@@ -123,7 +123,7 @@ def test_a_failure_ends_the_generation_once(mode: Mode, failure: Failure, kind: 
     assert link.cancelled
 
 
-def test_a_failed_generation_keeps_back_what_its_resume_will_tell() -> None:
+def test_a_failed_generation_keeps_back_the_text_that_its_resume_will_show() -> None:
     link = FakeLink()
     link.deliver(OPENED, Failure("UNAVAILABLE", "gone"))
     assert failed(Stage(link).run()).text == "", "not the flushed rest"
@@ -307,7 +307,7 @@ def test_a_span_sent_before_the_prompt_is_read_may_wait_for_that() -> None:
     link = FakeLink(cloud_of(FakeTarget()))
     Stage(link).run()
     drafts = [frame for frame in link.sent if isinstance(frame, Draft)]
-    assert [draft.deadline_ms for draft in drafts] == [1_000, *[0] * (len(drafts) - 1)], "told once"
+    assert [draft.deadline_ms for draft in drafts] == [1_000, *[0] * (len(drafts) - 1)], "sent once"
 
     unread = FakeLink()
     Stage(unread, open_deadline_ms=50.0).run()

@@ -1,4 +1,4 @@
-"""The engine in `gated`: what is audited when, also after the text, and what gate and risk are told."""
+"""The engine in `gated`: audits during and after the text, and the events that gate and risk model receive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edge_client.gate import Budgeted, Control, Gate, HeldOutRisks, Never, Thres
 from edge_client.planner import DraftToken, Send
 from tests.support.engine import OPENED, PROMPT, TARGET, Stage, cloud_text, finished, origins, written
 from tests.support.fake_link import FakeLink, cloud_of
-from tests.unit.engine.test_engine_trees import AT, BEHIND, FIRST, OTHER, staged
+from tests.unit.engine.test_engine_trees import AT, FIRST, NEXT, OTHER, staged
 
 TRUSTING = HeldOutRisks.of([number / 100 for number in range(1, 100)], [number > 90 for number in range(1, 100)])
 
@@ -58,7 +58,7 @@ def test_what_is_audited_after_the_text_is_learned_all_the_same() -> None:
 
 
 def leaving(stage: Stage, after: int | None) -> None:
-    """Stop listening after so many final tokens; None: at `Finished`."""
+    """Stop listening after this many final tokens; None: at `Finished`."""
 
     async def write() -> None:
         committed = 0
@@ -224,10 +224,10 @@ class Replaying:
 
     def __init__(self) -> None:
         self.text = [*PROMPT]
-        self.assessed: list[list[int]] = []
+        self.texts: list[list[int]] = []
 
     def with_risk(self, proposal: Proposal) -> Proposal:
-        self.assessed.append(list(self.text))
+        self.texts.append(list(self.text))
         risk = 0.9 if len(self.text) % 3 == 0 else 0.1
         return replace(proposal, signal=replace(proposal.signal, risk=risk))
 
@@ -247,7 +247,7 @@ class Replaying:
 
 
 @pytest.mark.parametrize("stop_at", [None, cloud_text(40)[25]])
-def test_what_tells_risks_is_in_step_with_the_text(stop_at: int | None) -> None:
+def test_the_risk_model_is_in_step_with_the_text(stop_at: int | None) -> None:
     risk_model = Replaying()
     stage = gated(Threshold(0.5), FakeLink(cloud_of(TARGET)), stop_at=stop_at, branches=2)
     stage.engine.risk_model = risk_model
@@ -294,8 +294,8 @@ def test_a_stop_string_in_a_foreseen_branch_ends_the_text() -> None:
                 pass
 
     drafting = (DraftToken(), DraftToken(True, (AT,)), DraftToken(True, (AT,)))
-    stage = staged(FakeLink(cloud), *drafting, Send(), gate=Once(), stop_at=BEHIND)
+    stage = staged(FakeLink(cloud), *drafting, Send(), gate=Once(), stop_at=NEXT)
     events = stage.run()
     assert FIRST not in written(events)
-    assert written(events) == [OTHER, BEHIND], "and not the second token behind the branch"
-    assert stage.engine.session.text == [*PROMPT, OTHER, BEHIND]
+    assert written(events) == [OTHER, NEXT], "and not the second token after the branch"
+    assert stage.engine.session.text == [*PROMPT, OTHER, NEXT]

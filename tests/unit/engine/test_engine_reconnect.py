@@ -85,7 +85,7 @@ def test_an_outage_is_waited_out_with_growing_pauses() -> None:
 
 
 @pytest.mark.parametrize("failure", [Failure("UNAVAILABLE", "gone"), Failure("RESOURCE_EXHAUSTED", "full", 9_000)])
-def test_a_cloud_that_stays_lost_is_told_as_it_was_lost_with_the_attempts(failure: Failure) -> None:
+def test_a_cloud_that_stays_lost_is_reported_with_the_first_error_and_the_attempts(failure: Failure) -> None:
     first = FakeLink()
     first.deliver(OPENED, failure)
     refused = [FakeLink(lasts=0) for _ in range(100)]
@@ -155,7 +155,7 @@ def test_a_cloud_that_opens_and_never_judges_is_given_up() -> None:
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_what_another_try_would_not_mend_is_told_at_once(failure: Failure, first: bool) -> None:
+def test_an_error_that_another_try_cannot_fix_is_reported_at_once(failure: Failure, first: bool) -> None:
     refused = FakeLink()
     refused.deliver(failure)
     never = FakeLink(cloud_of(TARGET))
@@ -165,7 +165,7 @@ def test_what_another_try_would_not_mend_is_told_at_once(failure: Failure, first
     assert never.opened_at is None
 
 
-def test_the_time_for_reconnecting_starts_anew_with_every_loss() -> None:
+def test_the_time_for_reconnecting_starts_again_with_every_loss() -> None:
     """Three outages of some seconds each: more in all than one may take."""
     links = lasting(3, *[0] * 6, 3, *[0] * 6, 3, *[0] * 6, None)
     _, events, seconds = going_on(*links, reconnect_timeout_ms=12_000.0)
@@ -182,7 +182,7 @@ def test_drafting_goes_on_while_the_cloud_is_sought() -> None:
     assert written(events) == cloud_text(40)
 
 
-def test_gated_skips_on_meanwhile_and_has_it_audited_later() -> None:
+def test_gated_skips_on_without_the_cloud_and_has_the_tokens_audited_later() -> None:
     links = lasting(4, 0, 0, None)
     _, events, _ = going_on(*links, mode=Mode.GATED, gate=EveryFifth(), span=1, closing_audit=True)
     text, deviations = list(PROMPT), 0

@@ -1,4 +1,4 @@
-"""The engine that sends branches beside its text, against a scripted cloud; no gRPC, no files, no real time."""
+"""The engine that sends branches next to its text, against a scripted cloud; no gRPC, no files, no real time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DRAFT = FakeTarget(disturbance=0.5)  # what the stage's small model thinks
 FOREIGN = 63  # nothing that it would write here
 
 
-class AsTold:
+class Scripted:
     """A planner that plays a list of actions, and then waits."""
 
     mode = Mode.EXACT
@@ -31,21 +31,21 @@ class AsTold:
         self._actions = list(actions)
 
     def decide(self, situation: Situation) -> Decision:
-        return Decision(self._actions.pop(0) if self._actions else Wait(), "as told")
+        return Decision(self._actions.pop(0) if self._actions else Wait(), "as listed")
 
     def alone(self) -> Self:
         return self
 
 
 class NotingPipeline(Pipeline):
-    """Remembers how long the spans were that it was told."""
+    """Remembers the lengths of the spans that were sent."""
 
     def __init__(self) -> None:
         super().__init__(Estimates())
-        self.told: list[int] = []
+        self.lengths: list[int] = []
 
     def sent(self, tokens: int, now_ms: float) -> None:
-        self.told.append(tokens)
+        self.lengths.append(tokens)
         super().sent(tokens, now_ms)
 
 
@@ -56,14 +56,14 @@ def ranked(text: Iterable[int], place: int) -> int:
 
 FIRST, OTHER = ranked(PROMPT, 0), ranked(PROMPT, 1)
 SECOND = ranked((*PROMPT, FIRST), 0)
-BEHIND = ranked((*PROMPT, OTHER), 0)
-TREE = (BranchToken(AT - 1, OTHER), BranchToken(AT + 2, BEHIND), BranchToken(AT, ranked((*PROMPT, FIRST), 1)))
-DRAFTING = (DraftToken(), DraftToken(True, (AT,)))  # two tokens of the text, and one behind the branch at its first
-SPROUTS = (BranchPrefix(AT, 2), BranchPrefix(AT + 1, 1))
+NEXT = ranked((*PROMPT, OTHER), 0)
+TREE = (BranchToken(AT - 1, OTHER), BranchToken(AT + 2, NEXT), BranchToken(AT, ranked((*PROMPT, FIRST), 1)))
+DRAFTING = (DraftToken(), DraftToken(True, (AT,)))  # two tokens of the text, and one after the branch at its first
+PREFIXES = (BranchPrefix(AT, 2), BranchPrefix(AT + 1, 1))
 
 
 def staged(link: FakeLink, *actions: Action, **settings: Any) -> Stage:
-    return Stage(link, planner=AsTold(*actions), branches=2, verification_deadline_ms=1.0, **settings)
+    return Stage(link, planner=Scripted(*actions), branches=2, verification_deadline_ms=1.0, **settings)
 
 
 def drafts(link: FakeLink) -> list[Draft]:
@@ -76,15 +76,15 @@ def silent() -> FakeLink:
     return link
 
 
-def test_branches_go_beside_the_text_in_one_draft() -> None:
+def test_branches_go_next_to_the_text_in_one_draft() -> None:
     link = silent()
-    stage = staged(link, *DRAFTING, Send(branches=SPROUTS))
+    stage = staged(link, *DRAFTING, Send(branches=PREFIXES))
     stage.engine.pipeline = pipeline = NotingPipeline()
     assert isinstance(failed(stage.run()).error, CloudTimeout)
     (draft,) = drafts(link)
     assert draft.token_ids == (FIRST, SECOND)
     assert draft.branches == TREE
-    assert pipeline.told == [5], "the cloud reads the branches too"
+    assert pipeline.lengths == [5], "the cloud reads the branches too"
 
 
 @pytest.mark.parametrize(
@@ -94,40 +94,40 @@ def test_what_the_cloud_does_not_allow_is_left_out_branches_first_and_from_the_b
     most: int, tokens: int, branches: tuple[BranchToken, ...]
 ) -> None:
     link = silent()
-    staged(link, *DRAFTING, Send(branches=SPROUTS), max_span_tokens=most).run()
+    staged(link, *DRAFTING, Send(branches=PREFIXES), max_span_tokens=most).run()
     (draft,) = drafts(link)
     assert len(draft.token_ids) == tokens
     assert draft.branches == branches
 
 
-def test_branches_stand_beside_what_is_sent_and_not_behind_it() -> None:
+def test_branches_stand_next_to_what_is_sent_and_not_after_it() -> None:
     link = silent()
-    staged(link, *DRAFTING, Send(1, branches=SPROUTS), Send(branches=SPROUTS)).run()
+    staged(link, *DRAFTING, Send(1, branches=PREFIXES), Send(branches=PREFIXES)).run()
     first, second = drafts(link)
-    assert (first.token_ids, first.branches) == ((FIRST,), (BranchToken(AT - 1, OTHER), BranchToken(AT + 1, BEHIND)))
+    assert (first.token_ids, first.branches) == ((FIRST,), (BranchToken(AT - 1, OTHER), BranchToken(AT + 1, NEXT)))
     assert (second.token_ids, second.branches) == ((SECOND,), (BranchToken(AT, TREE[2].token_id),))
 
 
-@pytest.mark.parametrize("own", [ranked((*PROMPT, OTHER, BEHIND), 0), FOREIGN])
+@pytest.mark.parametrize("own", [ranked((*PROMPT, OTHER, NEXT), 0), FOREIGN])
 def test_a_branch_that_stands_is_committed_at_once_and_drafted_on(own: int) -> None:
     def cloud(frame: ClientFrame) -> Iterable[ServerFrame]:
         match frame:
             case Open():
                 yield OPENED
             case Draft():
-                yield Verdict(1, AT, OTHER, further_token_ids=(BEHIND, own))
+                yield Verdict(1, AT, OTHER, further_token_ids=(NEXT, own))
             case _:
                 pass
 
-    stage = staged(FakeLink(cloud), *DRAFTING, Send(branches=SPROUTS), DraftToken(), DraftToken())
+    stage = staged(FakeLink(cloud), *DRAFTING, Send(branches=PREFIXES), DraftToken(), DraftToken())
     events = stage.run()
-    assert written(events) == [OTHER, BEHIND, own]
+    assert written(events) == [OTHER, NEXT, own]
     assert [event.origin for event in events if isinstance(event, Committed)] == [
         Origin.OVERRIDE,
         Origin.VERIFIED,
         Origin.BONUS,
     ]
-    text = [*PROMPT, OTHER, BEHIND, own]
+    text = [*PROMPT, OTHER, NEXT, own]
     for event in [event for event in events if isinstance(event, Drafted)][2:]:
         assert (event.position, event.token_id) == (len(text), ranked(text, 0))
         text.append(event.token_id)

@@ -1,4 +1,4 @@
-"""How long a lost cloud is sought: all of the time, and no longer."""
+"""The device tries to reconnect for all of the configured time, and no longer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.engine import ManualClock
 
 
 def attempts(seed: int, timeout_ms: float, *, takes_ms: float = 0.0) -> list[float]:
-    """When attempts begin, in milliseconds since the loss; each is refused after `takes_ms`."""
+    """Return the beginnings of the attempts, in milliseconds since the loss; each is refused after `takes_ms`."""
     clock = ManualClock()
     reconnection = Reconnection(clock, Random(seed), timeout_ms=timeout_ms)
     begun: list[float] = []

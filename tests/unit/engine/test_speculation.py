@@ -26,7 +26,7 @@ def test_drafts_are_what_the_model_writes_one_forward_each() -> None:
 # --- Overrides -------------------------------------------------------------------------------------------------------
 
 
-def test_a_foreseen_override_becomes_the_text_with_what_was_drafted_behind_it_and_without_a_step() -> None:
+def test_a_foreseen_override_becomes_the_text_with_what_was_drafted_after_it_and_without_a_step() -> None:
     desk = drafted(4)
     at = START + 1
     wanted = second(desk.text[:at])
@@ -55,7 +55,7 @@ def test_text_and_branch_share_a_forward() -> None:
     desk.check()
 
 
-def test_an_unforeseen_override_is_drafted_behind_anew() -> None:
+def test_an_unforeseen_override_is_drafted_after_again() -> None:
     desk = drafted(4)
     at = START + 1
     desk.branch(at, tokens=2)
@@ -69,7 +69,7 @@ def test_an_unforeseen_override_is_drafted_behind_anew() -> None:
     desk.check()
 
 
-def test_an_override_where_no_branch_began_is_drafted_behind_anew() -> None:
+def test_an_override_where_no_branch_began_is_drafted_after_again() -> None:
     desk = drafted(4)
     desk.branch(START + 2)
     desk.override(START, second(desk.text[:START]))
@@ -78,12 +78,12 @@ def test_an_override_where_no_branch_began_is_drafted_behind_anew() -> None:
     desk.check()
 
 
-def test_what_agrees_leaves_branches_behind_it_alone() -> None:
+def test_what_agrees_leaves_branches_after_it_alone() -> None:
     desk = drafted(2)
     desk.draft(2)
     at = START + 3
     desk.branch(at, tokens=2)
-    desk.hear(Verdict(0, START + 2, desk.text[START + 2]))
+    desk.receive(Verdict(0, START + 2, desk.text[START + 2]))
     assert set(desk.speculation.tree.branches) == {at}
     desk.send()
     desk.override(at, second(desk.text[:at]))
@@ -145,7 +145,7 @@ def test_end_of_text_in_a_branch_ends_the_text() -> None:
     assert desk.session.finish_reason is None, "only the cloud can end a text"
     desk.check()
     desk.send()
-    desk.hear(Verdict(1, len(desk.text) - 1, eos))
+    desk.receive(Verdict(1, len(desk.text) - 1, eos))
     assert desk.session.finish_reason is not None
 
 
@@ -192,7 +192,7 @@ def taken_over(*, ahead: int = 0) -> Desk:
 
 
 def written(desk: Desk, *token_ids: int) -> None:
-    desk.hear(Continuation(desk.session.final_length, token_ids, handed_back=False))
+    desk.receive(Continuation(desk.session.final_length, token_ids, handed_back=False))
 
 
 def test_what_the_cloud_writes_as_drafted_stands() -> None:
@@ -216,7 +216,7 @@ def test_a_takeover_contradicts_a_draft_that_ran_ahead() -> None:
     desk.check()
 
 
-def test_a_takeover_that_goes_on_behind_a_foreseen_token_voids_the_rest_of_the_branch() -> None:
+def test_a_takeover_that_goes_on_after_a_foreseen_token_voids_the_rest_of_the_branch() -> None:
     desk = taken_over(ahead=4)
     at = START + 2
     desk.branch(at, tokens=3)
@@ -254,7 +254,7 @@ def test_catching_up_reads_all_at_once_and_gives_the_next_draft_for_nothing() ->
     desk.check()
 
 
-def test_a_draft_behind_a_takeover_catches_up_by_itself() -> None:
+def test_a_draft_after_a_takeover_catches_up_by_itself() -> None:
     desk = taken_over()
     written(desk, 1, 2, 3, 4, 5)
     steps = desk.model.steps
@@ -284,7 +284,7 @@ def test_what_came_to_mind_while_reading_teaches_how_often_the_draft_is_right() 
     assert agreeing.estimates.risks.corrected(0.2) < contradicting.estimates.risks.corrected(0.2)
 
 
-def test_what_came_to_mind_behind_a_text_that_was_cut_teaches_nothing() -> None:
+def test_what_came_to_mind_after_a_text_that_was_cut_teaches_nothing() -> None:
     read, unread = taken_over(ahead=2), taken_over(ahead=2)
     read.catch_up()
     for desk in (read, unread):
@@ -352,7 +352,7 @@ def _make(desk: Desk, move: str, draw: Callable[[int], int]) -> None:
             desk.send(continuation_tokens=draw(2) * 8)
         case "agree":
             end = session.spans[0].end
-            desk.hear(Verdict(session.revision, end, desk.text[end] if end < len(desk.text) else draw(16)))
+            desk.receive(Verdict(session.revision, end, desk.text[end] if end < len(desk.text) else draw(16)))
         case "foreseen" | "foreign":
             at = session.spans[0].start + draw(len(session.spans[0].token_ids))
             wanted = second(desk.text[:at]) if move == "foreseen" else (desk.text[at] + 1 + draw(15)) % 16
@@ -360,7 +360,7 @@ def _make(desk: Desk, move: str, draw: Callable[[int], int]) -> None:
         case "write" | "hand back":
             tokens = [(greedy(desk.text[: session.final_length]), draw(16))[draw(2)]]
             tokens += [draw(16) for _ in range(draw(3))]
-            desk.hear(Continuation(session.final_length, tuple(tokens), handed_back=move == "hand back"))
+            desk.receive(Continuation(session.final_length, tuple(tokens), handed_back=move == "hand back"))
         case _:
             desk.catch_up()
 

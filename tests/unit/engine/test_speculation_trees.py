@@ -18,32 +18,32 @@ AT = START + 1  # where the branch of these tests begins
 
 
 def continued(text: list[int], tokens: int) -> list[int]:
-    """What the small model writes behind a text."""
+    """Return the tokens that the small model writes after a text."""
     written = list(text)
     for _ in range(tokens):
         written.append(greedy(written))
     return written[len(text) :]
 
 
-def branched(*, sent: int, behind: int, limit: int = 60, eos: tuple[int, ...] = ()) -> tuple[Desk, int, list[int]]:
-    """A span of four tokens on its way with `sent` tokens of a branch, behind which `behind` tokens were drafted.
+def branched(*, sent: int, after: int, limit: int = 60, eos: tuple[int, ...] = ()) -> tuple[Desk, int, list[int]]:
+    """A span of four tokens on its way with `sent` tokens of a branch, after which `after` tokens were drafted.
 
-    Also the branch's first token, and what the small model writes behind it.
+    Also the branch's first token, and what the small model writes after it.
     """
     desk = Desk(limit=limit, eos=eos)
     desk.draft(4)
     wanted = second(desk.text[:AT])
     desk.branch(AT, tokens=sent - 1)
     desk.send(BranchPrefix(AT, sent))
-    desk.branch(AT, tokens=behind - (sent - 1))
+    desk.branch(AT, tokens=after - (sent - 1))
     return desk, wanted, continued([*desk.text[:AT], wanted], 6)
 
 
-def test_a_branch_that_stands_is_the_text_and_what_was_drafted_behind_it_the_draft() -> None:
-    desk, wanted, behind = branched(sent=3, behind=5)
+def test_a_branch_that_stands_is_the_text_and_what_was_drafted_after_it_the_draft() -> None:
+    desk, wanted, after = branched(sent=3, after=5)
     steps = desk.model.steps
-    desk.override(AT, wanted, *behind[:3])
-    assert desk.text[AT:] == [wanted, *behind[:5]]
+    desk.override(AT, wanted, *after[:3])
+    assert desk.text[AT:] == [wanted, *after[:5]]
     assert desk.session.final_length == AT + 4, "two branch tokens that stand, and the cloud's own after them"
     assert desk.model.steps == steps
     desk.check()
@@ -53,11 +53,11 @@ def test_a_branch_that_stands_is_the_text_and_what_was_drafted_behind_it_the_dra
 
 
 def test_a_token_that_was_not_drafted_ends_the_branch_and_the_model_keeps_what_agrees() -> None:
-    desk, wanted, behind = branched(sent=4, behind=5)
-    foreign = (behind[2] + 1) % 16
+    desk, wanted, after = branched(sent=4, after=5)
+    foreign = (after[2] + 1) % 16
     steps = desk.model.steps
-    desk.override(AT, wanted, behind[0], behind[1], foreign)
-    assert desk.text[AT:] == [wanted, behind[0], behind[1], foreign]
+    desk.override(AT, wanted, after[0], after[1], foreign)
+    assert desk.text[AT:] == [wanted, after[0], after[1], foreign]
     assert desk.speculation.fed_length == len(desk.text) - 1, "only the foreign token is unread"
     desk.draft(2)
     assert desk.model.steps == steps + 2
@@ -65,7 +65,7 @@ def test_a_token_that_was_not_drafted_ends_the_branch_and_the_model_keeps_what_a
 
 
 def test_a_runner_up_alone_needs_no_row_and_brings_one_token_more() -> None:
-    desk, wanted, _ = branched(sent=1, behind=0)
+    desk, wanted, _ = branched(sent=1, after=0)
     assert desk.speculation.tree.branches == {}
     steps = desk.model.steps
     desk.override(AT, wanted, 3)
@@ -77,20 +77,20 @@ def test_a_runner_up_alone_needs_no_row_and_brings_one_token_more() -> None:
 
 
 @pytest.mark.parametrize("agrees", [True, False])
-def test_a_branch_that_was_drafted_while_its_runner_up_was_judged_goes_on_behind_the_verdict(agrees: bool) -> None:
-    desk, wanted, behind = branched(sent=1, behind=3)
-    own = behind[0] if agrees else (behind[0] + 1) % 16
+def test_a_branch_that_was_drafted_while_its_runner_up_was_judged_goes_on_after_the_verdict(agrees: bool) -> None:
+    desk, wanted, after = branched(sent=1, after=3)
+    own = after[0] if agrees else (after[0] + 1) % 16
     desk.override(AT, wanted, own)
-    assert desk.text[AT:] == ([wanted, *behind[:3]] if agrees else [wanted, own])
+    assert desk.text[AT:] == ([wanted, *after[:3]] if agrees else [wanted, own])
     desk.draft(2)
     desk.check()
 
 
-def test_a_bonus_behind_all_that_was_drafted_of_a_branch_is_read_with_its_last_token() -> None:
-    desk, wanted, behind = branched(sent=3, behind=2)
+def test_a_bonus_after_all_that_was_drafted_of_a_branch_is_read_with_its_last_token() -> None:
+    desk, wanted, after = branched(sent=3, after=2)
     steps = desk.model.steps
-    desk.override(AT, wanted, behind[0], behind[1], 9)
-    assert desk.text[AT:] == [wanted, behind[0], behind[1], 9]
+    desk.override(AT, wanted, after[0], after[1], 9)
+    assert desk.text[AT:] == [wanted, after[0], after[1], 9]
     assert desk.speculation.fed_length == len(desk.text) - 2, "a branch's last proposal has not been fed"
     desk.draft()
     assert desk.model.steps == steps + 1
@@ -99,7 +99,7 @@ def test_a_bonus_behind_all_that_was_drafted_of_a_branch_is_read_with_its_last_t
 
 
 def test_a_branch_of_another_position_does_not_come_into_it() -> None:
-    desk, _, _ = branched(sent=3, behind=4)
+    desk, _, _ = branched(sent=3, after=4)
     other = second(desk.text[:START])
     desk.override(START, other)
     assert desk.text[START:] == [other]
@@ -108,10 +108,10 @@ def test_a_branch_of_another_position_does_not_come_into_it() -> None:
 
 
 def test_who_vouches_for_what_in_a_branch() -> None:
-    desk, wanted, behind = branched(sent=3, behind=2)
-    desk.override(AT, wanted, behind[0], behind[1], 9)
-    told = [event for event in desk.events if isinstance(event, Committed)]
-    assert [event.origin for event in told] == [
+    desk, wanted, after = branched(sent=3, after=2)
+    desk.override(AT, wanted, after[0], after[1], 9)
+    committed = [event for event in desk.events if isinstance(event, Committed)]
+    assert [event.origin for event in committed] == [
         Origin.VERIFIED,
         Origin.OVERRIDE,
         Origin.VERIFIED,
@@ -125,35 +125,35 @@ def test_who_vouches_for_what_in_a_branch() -> None:
 
 
 def test_a_verdict_that_fills_the_text_leaves_nothing_to_draft() -> None:
-    desk, wanted, behind = branched(sent=3, behind=2, limit=START + 4)
-    desk.override(AT, wanted, behind[0], behind[1])
+    desk, wanted, after = branched(sent=3, after=2, limit=START + 4)
+    desk.override(AT, wanted, after[0], after[1])
     assert len(desk.text) == desk.session.limit
     assert desk.session.finish_reason is not None
     desk.check()
 
 
-def test_end_of_text_behind_a_branch_ends_the_text_whatever_was_drafted() -> None:
-    desk, wanted, behind = branched(sent=2, behind=4)
-    eos = next(token for token in range(16) if token not in (*desk.text, wanted, *behind))
-    desk, wanted, behind = branched(sent=2, behind=4, eos=(eos,))
-    desk.override(AT, wanted, behind[0], eos)
-    assert desk.text[AT:] == [wanted, behind[0], eos]
+def test_end_of_text_after_a_branch_ends_the_text_whatever_was_drafted() -> None:
+    desk, wanted, after = branched(sent=2, after=4)
+    eos = next(token for token in range(16) if token not in (*desk.text, wanted, *after))
+    desk, wanted, after = branched(sent=2, after=4, eos=(eos,))
+    desk.override(AT, wanted, after[0], eos)
+    assert desk.text[AT:] == [wanted, after[0], eos]
     assert desk.session.finish_reason is not None
     desk.check()
 
 
-def test_a_takeover_begins_behind_the_branch_and_may_go_on_as_it_was_drafted() -> None:
+def test_a_takeover_begins_after_the_branch_and_may_go_on_as_it_was_drafted() -> None:
     desk = Desk()
     desk.draft(2)
     wanted = second(desk.text[:AT])
     desk.branch(AT, tokens=4)
     desk.send(BranchPrefix(AT, 2), continuation_tokens=20)
-    behind = continued([*desk.text[:AT], wanted], 6)
+    after = continued([*desk.text[:AT], wanted], 6)
     steps = desk.model.steps
-    desk.override(AT, wanted, *behind[:2])
+    desk.override(AT, wanted, *after[:2])
     assert desk.session.following
-    assert desk.text[AT:] == [wanted, *behind[:4]], "ahead of the cloud"
-    desk.hear(Continuation(desk.session.final_length, (behind[2],), handed_back=True))
+    assert desk.text[AT:] == [wanted, *after[:4]], "ahead of the cloud"
+    desk.receive(Continuation(desk.session.final_length, (after[2],), handed_back=True))
     assert desk.model.steps == steps
     desk.draft(2)
     desk.check()
@@ -163,20 +163,20 @@ def test_a_takeover_begins_behind_the_branch_and_may_go_on_as_it_was_drafted() -
 
 
 def test_judged_proposals_of_a_branch_teach_how_often_the_draft_is_right() -> None:
-    agreeing, silent, contradicting = (branched(sent=4, behind=4) for _ in range(3))
-    for (desk, wanted, behind), further in (
+    agreeing, silent, contradicting = (branched(sent=4, after=4) for _ in range(3))
+    for (desk, wanted, after), further in (
         (agreeing, agreeing[2][:4]),
         (silent, []),
         (contradicting, [(contradicting[2][0] + 1) % 16]),
     ):
         assert desk.text[AT] != wanted, "an override"
-        assert len(behind) > len(further)
+        assert len(after) > len(further)
         desk.override(AT, wanted, *further)
     taught = [desk.estimates.risks.corrected(0.2) for desk, _, _ in (agreeing, silent, contradicting)]
     assert taught[0] < taught[1] < taught[2]
 
 
-def test_a_proposal_behind_a_token_that_was_not_drafted_is_not_judged() -> None:
+def test_a_proposal_after_a_token_that_was_not_drafted_is_not_judged() -> None:
     taught = []
     for tokens in (1, 2):
         desk = Desk()
@@ -186,9 +186,9 @@ def test_a_proposal_behind_a_token_that_was_not_drafted_is_not_judged() -> None:
         desk.draft(2)
         wanted = second(desk.text[:AT])
         desk.branch(AT, tokens=tokens)
-        behind = continued([*desk.text[:AT], wanted], 2)
-        written = (wanted, (behind[0] + 1) % 16, behind[1])
-        desk.hear(Continuation(desk.session.final_length, written, handed_back=False))
+        after = continued([*desk.text[:AT], wanted], 2)
+        written = (wanted, (after[0] + 1) % 16, after[1])
+        desk.receive(Continuation(desk.session.final_length, written, handed_back=False))
         taught.append(desk.estimates.risks.corrected(0.2))
     assert taught[0] == taught[1]
 
@@ -197,7 +197,7 @@ def test_a_proposal_behind_a_token_that_was_not_drafted_is_not_judged() -> None:
 
 
 def _verdict(desk: Desk, choose: Callable[[list[int]], int]) -> Verdict:
-    """What a cloud says of the oldest span: it walks down the chain, and then down the branches."""
+    """Return a cloud's verdict on the oldest span: it follows the chain, and then the branches."""
     session, span = desk.session, desk.session.spans[0]
     chain, text = span.token_ids, desk.text[: span.start]
     index = span.start - 1
@@ -217,7 +217,7 @@ def _verdict(desk: Desk, choose: Callable[[list[int]], int]) -> Verdict:
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_whatever_is_judged_the_text_is_what_the_model_would_write_behind_it(data: st.DataObject) -> None:
+def test_whatever_is_judged_the_text_is_what_the_model_would_write_after_it(data: st.DataObject) -> None:
     desk = Desk(branches=data.draw(st.integers(1, 3)), limit=data.draw(st.integers(START + 2, 30)), eos=(15,))
     session, tree = desk.session, desk.speculation.tree
 
@@ -238,5 +238,5 @@ def test_whatever_is_judged_the_text_is_what_the_model_would_write_behind_it(dat
         tokens = data.draw(st.integers(1, 4))
         desk.send(*(BranchPrefix(start, tokens) for start in range(session.sent_length, len(desk.text))))
         draft_branches()
-        desk.hear(_verdict(desk, choose))
+        desk.receive(_verdict(desk, choose))
         desk.check()

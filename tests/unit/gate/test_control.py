@@ -1,4 +1,4 @@
-"""What the control promises, on streams of tokens whose risk is known: with drift, with delay, and for any stream."""
+"""The promises of the control, on streams of tokens with known risk: with drift, with delay, and for any stream."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DELAY = 20  # tokens between a skip and its audit
 
 
 def stream(
-    random: np.random.Generator, tokens: int, level: float, *, told: float = 1.0
+    random: np.random.Generator, tokens: int, level: float, *, scale: float = 1.0
 ) -> Iterator[tuple[float, bool]]:
-    """Risks as a gate is told them, and fates; `level` is their mean, `told` the factor by which risks are off."""
+    """Yield risks and overrides; `level` is their mean, `scale` the factor that risks are wrong by."""
     risks = np.minimum(random.gamma(0.25, level / 0.25, tokens), 0.95)
     for risk, dice in zip(risks, random.random(tokens), strict=True):
-        yield min(float(risk) * told, 1.0), bool(dice < risk)
+        yield min(float(risk) * scale, 1.0), bool(dice < risk)
 
 
 def run(
@@ -64,7 +64,7 @@ def run(
 
 
 def asked_in_hindsight(tokens: Sequence[tuple[float, bool]], missed: int) -> int:
-    """How many a fixed threshold asks about that misses as many."""
+    """Return the number of tokens that a fixed threshold asks about if it misses as many."""
     risks = sorted((risk for risk, overridden in tokens if overridden), reverse=True)
     threshold = risks[len(risks) - missed - 1]
     return sum(risk >= threshold for risk, _ in tokens)
@@ -76,20 +76,20 @@ def calibration(seed: int, *, level: float = 0.05, tokens: int = 4000) -> HeldOu
 
 
 @pytest.mark.parametrize("catch", [0.8, 0.9, 0.95])
-@pytest.mark.parametrize(("level", "told"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3), (0.02, 3.0)])
-def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: float, told: float) -> None:
+@pytest.mark.parametrize(("level", "scale"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3), (0.02, 3.0)])
+def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: float, scale: float) -> None:
     """On a task like that of the calibration, on a harder one, and where the risks are wrong by a factor."""
     control = Control(Promises(catch, 1.0), calibration(1))
-    _, caught, missed = run(control, stream(np.random.default_rng(2), 30_000, level, told=told))
+    _, caught, missed = run(control, stream(np.random.default_rng(2), 30_000, level, scale=scale))
     assert caught / (caught + missed) == pytest.approx(catch, abs=0.02)
     assert control.totals.catch == caught / (caught + missed)
 
 
 @pytest.mark.parametrize("most", [0.005, 0.01, 0.02])
-@pytest.mark.parametrize(("level", "told"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3)])
-def test_deviations_stay_under_their_ceiling_and_make_use_of_it(most: float, level: float, told: float) -> None:
+@pytest.mark.parametrize(("level", "scale"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3)])
+def test_deviations_stay_under_their_ceiling_and_make_use_of_it(most: float, level: float, scale: float) -> None:
     control = Control(Promises(0.0, most), calibration(1))
-    _, _, missed = run(control, stream(np.random.default_rng(3), 30_000, level, told=told))
+    _, _, missed = run(control, stream(np.random.default_rng(3), 30_000, level, scale=scale))
     assert 0.8 * most <= missed / 30_000 <= most + (RESERVE + 1) / 30_000
 
 
@@ -149,11 +149,11 @@ def asked_over_hindsight(fates: Sequence[tuple[float, bool, bool]]) -> float:
     return asked / asked_in_hindsight([(risk, overridden) for risk, overridden, _ in fates], missed)
 
 
-@pytest.mark.parametrize("told", [1.0, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("promises", [Promises(0.95, 1.0), Promises(0.8, 1.0), Promises(0.0, 0.005)])
-def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promises: Promises, told: float) -> None:
+def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promises: Promises, scale: float) -> None:
     random = np.random.default_rng(6)
-    texts = [list(stream(random, 800, 0.02, told=told)) for _ in range(40)]
+    texts = [list(stream(random, 800, 0.02, scale=scale)) for _ in range(40)]
     fates = run_many(Control(promises, calibration(1)), texts)
     missed = sum(overridden and not fires for _, overridden, fires in fates)
     overrides = sum(overridden for _, overridden, _ in fates)
@@ -164,10 +164,10 @@ def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promi
 
 @pytest.mark.parametrize("seed", [6, 7, 8])
 def test_deviations_that_come_in_clusters_are_no_reason_to_ask_about_everything(seed: int) -> None:
-    """In half of all stretches of 100 tokens the risks are told too low, so that many deviations are found at once."""
+    """In half of all stretches of 100 tokens the risks are too low, so that many deviations are found at once."""
     random = np.random.default_rng(seed)
     texts = [
-        [token for _ in range(3) for token in stream(random, 100, 0.1, told=random.choice([0.3, 2.0]))]
+        [token for _ in range(3) for token in stream(random, 100, 0.1, scale=random.choice([0.3, 2.0]))]
         for _ in range(40)
     ]
     control = Control(Promises(0.9, 1.0), calibration(1))
@@ -194,17 +194,17 @@ def test_the_factor_of_the_risks_is_learned_from_audits_and_forgotten_with_them(
 
 
 def test_a_ceiling_is_made_use_of_where_risks_are_twice_or_half_the_truth() -> None:
-    """Behind what the factor takes to learn, as much is asked as where they are right."""
+    """After what the factor takes to learn, as much is asked as where they are right."""
     asked = []
-    for told in (0.5, 1.0, 2.0):
+    for scale in (0.5, 1.0, 2.0):
         control, random = Control(Promises(0.0, 0.01), calibration(1)), np.random.default_rng(9)
-        run(control, stream(random, 10_000, 0.05, told=told))
-        asked.append(run(control, stream(random, 20_000, 0.05, told=told))[0])
+        run(control, stream(random, 10_000, 0.05, scale=scale))
+        asked.append(run(control, stream(random, 20_000, 0.05, scale=scale))[0])
     assert max(asked) <= 1.1 * min(asked)
 
 
 def test_a_drift_is_followed() -> None:
-    """Behind it the gate is told a tenth of the risk, of the likeliest overrides only: the order is wrong, too."""
+    """After it the gate sees a tenth of the risk, of the likeliest overrides only: the order is wrong, too."""
     control = Control(Promises(0.9, 1.0), calibration(1))
     random = np.random.default_rng(5)
     run(control, stream(random, 5000, 0.05))

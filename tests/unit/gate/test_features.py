@@ -51,14 +51,14 @@ def test_the_text_before_counts() -> None:
     features = Features(read)
     for token_id, signal in ((1, SURE), (2, DOUBT), (3, SURE), (4, SURE), (5, None), (6, DOUBT)):
         features.append(token_id, signal)
-    told = named(features)
-    assert told["position"] == pytest.approx(math.log1p(6))
-    assert told["line_position"] == pytest.approx(math.log1p(2))
-    assert told["mean_entropy_4"] == pytest.approx((0.1 + 0.1 + 0.0 + 1.6) / 4), "the cloud's own token counts as sure"
-    assert told["mean_entropy_16"] == pytest.approx((0.1 + 1.6 + 0.1 + 0.1 + 0.0 + 1.6) / 6)
-    assert told["entropy_rise"] == pytest.approx(1.6 - told["mean_entropy_16"])
-    assert told["log_entropy_before"] == pytest.approx(math.log(1.6))
-    assert told["kind_before"] == TokenKind.NUMBER
+    values = named(features)
+    assert values["position"] == pytest.approx(math.log1p(6))
+    assert values["line_position"] == pytest.approx(math.log1p(2))
+    assert values["mean_entropy_4"] == pytest.approx((0.1 + 0.1 + 0.0 + 1.6) / 4), "the cloud's token counts as sure"
+    assert values["mean_entropy_16"] == pytest.approx((0.1 + 1.6 + 0.1 + 0.1 + 0.0 + 1.6) / 6)
+    assert values["entropy_rise"] == pytest.approx(1.6 - values["mean_entropy_16"])
+    assert values["log_entropy_before"] == pytest.approx(math.log(1.6))
+    assert values["kind_before"] == TokenKind.NUMBER
 
 
 def test_fences_open_and_close() -> None:

@@ -84,7 +84,7 @@ def test_generations_of_one_promise_share_its_control() -> None:
 # The ledger
 
 
-def test_a_ledger_tells_every_fate_apart() -> None:
+def test_a_ledger_distinguishes_all_ends_of_a_token() -> None:
     """Skipped, fired and confirmed, fired and overridden, written by the cloud; then read."""
     ledger = Ledger()
     doubt = signal(0.25)
@@ -146,7 +146,7 @@ def test_where_skips_are_provisional_one_that_stands_was_read_too() -> None:
     assert (ledger.audited, ledger.unread) == (1, {})
 
 
-def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
+def test_a_gate_reports_its_tokens_to_its_control() -> None:
     control = Control(Promises(0.5, 1.0))
     gate = Budgeted(control)
     missed: list[SessionEvent] = [Drafted(3, 1, signal(0.2)), committed(3, 1, Origin.DRAFT, 0.2), Audited(3, 4, (3,))]
@@ -164,7 +164,7 @@ def test_a_gate_tells_its_control_what_became_of_its_tokens() -> None:
     assert control.totals.catch == 0.5
 
 
-def test_an_open_gate_counts_and_a_closed_one_does_not_whoever_holds_it() -> None:
+def test_an_open_gate_counts_and_a_closed_one_does_not_in_spite_of_references() -> None:
     """Closing decides, not garbage collection: both gates are alive all the time, and then none is."""
     spent = HeldOutRisks.of([0.01 * number for number in range(1, 61)], [True] * 60)
     control = Control(Promises(0.9, 1.0), spent)

@@ -80,7 +80,7 @@ def test_risk_falls_with_the_margin_and_grows_with_entropy(entropy: float, near:
 
 
 def by_brute_force(logits: list[float], token_id: int, points: int = 20_000) -> float:
-    """How often a token drawn at a temperature out of (0, 2] is another one, by the midpoint rule in float64."""
+    """Return how often a token drawn at a temperature from (0, 2] is another one, by the midpoint rule in float64."""
     temperatures = 2 * (np.arange(points) + 0.5) / points
     drawn = special.softmax(np.array(logits, np.float64)[None] / temperatures[:, None], axis=1)
     return float(1 - drawn[:, token_id].mean())

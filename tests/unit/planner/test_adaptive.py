@@ -29,7 +29,7 @@ def test_an_idle_cloud_is_asked_before_a_token_that_it_will_override() -> None:
     scene = Scene(known(token_ms=10)).drafted(*[0.01] * 6, 0.97, *[0.05] * 3)
     action = scene.decide().action
     assert isinstance(action, Send)
-    assert action.tokens in (6, 7), "what comes behind is as good as void; the override itself may be fetched"
+    assert action.tokens in (6, 7), "what comes after is as good as void; the override itself may be fetched"
 
 
 def test_a_span_is_kept_back_while_the_cloud_reads_another() -> None:
@@ -44,7 +44,7 @@ def test_even_a_span_that_will_not_grow_is_kept_back_while_the_cloud_is_busy() -
     def scene() -> Scene:
         return Scene(known(read_ms=400, token_ms=10), rows=2).drafted(0.01, 0.01).sent().drafted(*[0.01] * 6, 0.97)
 
-    assert isinstance(scene().decide().action, DraftToken), "it may be void, and there are branches to draft meanwhile"
+    assert isinstance(scene().decide().action, DraftToken), "it may be void, and there are branches to draft until then"
     assert isinstance(scene().later(460).decide().action, Send)
 
 
@@ -88,7 +88,7 @@ def test_it_waits_when_all_is_sent_and_the_text_has_ended() -> None:
     assert scene.decide().action == Wait()
 
 
-def test_it_waits_when_nothing_behind_is_likely_to_be_used() -> None:
+def test_it_waits_when_nothing_after_is_likely_to_be_used() -> None:
     scene = Scene().drafted(0.95, 0.95, 0.95).sent()
     assert scene.decide().action == Wait()
 
@@ -162,7 +162,7 @@ def test_what_the_cloud_writes_is_taken_back_once_the_draft_is_ahead() -> None:
         scene.drafted(0.05).later(10)
     assert isinstance(action, Send)
     assert action.tokens in (None, len(scene.session.text) - scene.session.sent_length)
-    assert len(scene.session.text) - scene.session.final_length > 2, "more than the cloud wrote meanwhile"
+    assert len(scene.session.text) - scene.session.final_length > 2, "more than the cloud wrote in that time"
 
 
 def test_a_draft_that_is_hardly_ahead_is_not_worth_interrupting_the_cloud_for() -> None:
@@ -203,7 +203,7 @@ def test_it_waits_while_the_last_tokens_are_written() -> None:
 
 
 def test_a_device_at_leisure_reads_along_with_a_cloud_that_writes_whatever_that_promises() -> None:
-    """What it would have drafted there tells how often it is right, and so when to take back."""
+    """Its own proposals there show how often it is right, and so when to take back."""
     scene = Scene(known(draft_ms=10, stream_ms=100, rtt_ms=800, risk=0.9)).taken_over()
     scene.read = len(scene.session.text)
     assert scene.decide().action == Wait()
@@ -219,15 +219,15 @@ def test_no_branch_is_drafted_where_there_is_none_though_it_would_cost_nothing()
 # --- Branches that are sent ------------------------------------------------------------------------------------------
 
 
-def sent_beside(scene: Scene) -> tuple[BranchPrefix, ...]:
+def branches_sent(scene: Scene) -> tuple[BranchPrefix, ...]:
     action = scene.decide().action
     assert isinstance(action, Send)
     return action.branches
 
 
-def test_a_runner_up_is_sent_beside_an_unsure_token_and_no_other() -> None:
+def test_a_runner_up_is_sent_next_to_an_unsure_token_and_no_other() -> None:
     scene = Scene(known(read_ms=300, token_ms=5), hit=0.9).drafted(0.01, 0.7, 0.01)
-    assert sent_beside(scene) == ((len(PROMPT) + 1, 1),)
+    assert branches_sent(scene) == ((len(PROMPT) + 1, 1),)
 
 
 def test_what_was_drafted_of_a_branch_is_sent_as_far_as_it_is_likely() -> None:
@@ -236,11 +236,11 @@ def test_what_was_drafted_of_a_branch_is_sent_as_far_as_it_is_likely() -> None:
     scene.tree.plant(start)
     for risk in (0.1, 0.1, 0.99, 0.1):
         scene.tree.grow(start, Proposal(6, Signal(1.0, 0.5, 0.1, 1.0, risk), RUNNER_UP))
-    assert sent_beside(scene)[0] == (start, 3)
+    assert branches_sent(scene)[0] == (start, 3)
 
 
-def test_nothing_is_sent_beside_a_span_where_reading_a_token_is_dear() -> None:
-    assert sent_beside(Scene(known(read_ms=50, token_ms=60), hit=0.5).drafted(0.3, 0.6)) == ()
+def test_nothing_is_sent_next_to_a_span_where_reading_a_token_is_dear() -> None:
+    assert branches_sent(Scene(known(read_ms=50, token_ms=60), hit=0.5).drafted(0.3, 0.6)) == ()
 
 
 # --- Other modes -----------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_gated_asks_once_nothing_can_join_what_fired_and_not_before() -> None:
     for _ in range(3):
         assert scene.drafted(0.01, fires=False).decide(Mode.GATED).action == DraftToken()
     question = scene.drafted(0.01, fires=False).decide(Mode.GATED).action
-    assert question == Send(30), "what the cloud chooses behind these decides on the one that fired"
+    assert question == Send(30), "what the cloud chooses after these decides on the one that fired"
     assert isinstance(scene.sent().decide(Mode.GATED).action, DraftToken), "and drafts on while it is being asked"
 
 
@@ -302,13 +302,13 @@ def test_gated_asks_at_once_where_nothing_is_left_to_draft() -> None:
     assert scene.decide(Mode.GATED).action == Send(1)
 
 
-def test_gated_keeps_what_fires_meanwhile_for_the_next_question_and_what_follows_for_itself() -> None:
+def test_gated_keeps_later_fires_for_the_next_request_and_the_rest_for_itself() -> None:
     scene = Scene(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
     scene.drafted(0.2).drafted(*[0.01] * 4, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
     assert isinstance(scene.decide(Mode.GATED).action, DraftToken), "the cloud reads another one"
     stood = scene.session.spans[0]
     scene.now_ms += 160
-    scene.hear(Verdict(0, stood.end, scene.session.text[stood.end], compute_us=100_000))
+    scene.receive(Verdict(0, stood.end, scene.session.text[stood.end], compute_us=100_000))
     assert scene.session.final_length == stood.end + 5, (
         "the cloud's own token vouches for the next fire, up to the last one"
     )

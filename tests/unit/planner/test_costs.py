@@ -1,4 +1,4 @@
-"""What things cost, learned from samples that are noisy, few or one-sided."""
+"""Costs learned from samples that are noisy, few or one-sided."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_spans_that_broke_their_promise_get_another_chance_once_the_cloud_has_st
     assert estimates.delivery > 0.9
 
 
-def test_overrides_tell_how_often_branches_hit_and_how_long_they_are() -> None:
+def test_overrides_teach_how_often_branches_hit_and_how_long_they_are() -> None:
     estimates = Estimates()
     before = estimates.hit
     for _ in range(100):

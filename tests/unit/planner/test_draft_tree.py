@@ -198,7 +198,7 @@ def test_branch_tokens_follow_the_chain_and_each_other_by_absolute_indices() -> 
     assert all(isinstance(token, BranchToken) for token in tokens)
 
 
-def test_a_sprout_gives_as_many_tokens_as_are_wanted_and_there() -> None:
+def test_a_prefix_has_as_many_tokens_as_are_wanted_and_drafted() -> None:
     tree = tree_of([0.5, 0.5])
     grown(tree, 10, 60, 61, 62)
     assert tree.branch_tokens(10, 12, [(10, 2)]) == ((9, 80), (12, 60))
@@ -207,7 +207,7 @@ def test_a_sprout_gives_as_many_tokens_as_are_wanted_and_there() -> None:
     assert tree.branch_tokens(10, 12, []) == ()
 
 
-def test_sprouts_outside_the_span_or_where_nothing_is_proposed_give_nothing() -> None:
+def test_prefixes_outside_the_span_or_without_a_proposal_give_nothing() -> None:
     tree = tree_of([0.5, 0.5, 0.5, 0.5])
     tree.settle(11)
     assert tree.branch_tokens(10, 13, [(9, 1), (10, 1), (13, 1), (14, 1), (12, 1)]) == ((11, 82),)
@@ -303,19 +303,19 @@ class TreeMachine(RuleBasedStateMachine):
 
     @invariant()
     def branch_tokens_spell_the_text_and_then_a_branch(self) -> None:
-        """Whoever goes from a branch's last token to its parents meets the branch, and then the chain before it."""
+        """The parents of a branch's last token are the branch, and then the chain before it."""
         opened = [found for at in range(self.final, self.length) if (found := self.tree.proposal(at))]
         assert len(opened) == self.length - self.final
         texts: list[tuple[int, ...]] = [()]
         for token in opened:
             texts.append((*texts[-1], token.token_id))
-        sprouts = [(self.final + index, 3) for index in range(len(opened))]
-        for branch_token in self.tree.branch_tokens(self.final, self.length, sprouts):
+        prefixes = [(self.final + index, 3) for index in range(len(opened))]
+        for branch_token in self.tree.branch_tokens(self.final, self.length, prefixes):
             texts.append((*texts[branch_token.parent + 1 - self.final], branch_token.token_id))
         for index, token in enumerate(opened):
             branch = self.tree.branches.get(self.final + index)
-            behind = [proposed.token_id for proposed in branch.proposals[:2]] if branch is not None else []
-            wanted = list(takewhile(lambda token_id: token_id != EOS, [token.runner_up, *behind]))
+            after = [proposed.token_id for proposed in branch.proposals[:2]] if branch is not None else []
+            wanted = list(takewhile(lambda token_id: token_id != EOS, [token.runner_up, *after]))
             assert not wanted or (*texts[index], *wanted) in texts[len(opened) + 1 :]
 
     def teardown(self) -> None:

@@ -1,4 +1,4 @@
-"""What is on its way: when answers are expected, and what those that come tell of link and cloud."""
+"""Spans in flight: the expected times of answers, and the lessons of those that come."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_late_answer_holds_up_the_next_span_while_nothing_is_known_of_reading(
 
 
 @pytest.mark.parametrize("late_ms", [-30.0, 200.0])
-def test_an_answer_that_comes_early_or_late_moves_those_behind_it(late_ms: float) -> None:
+def test_an_answer_that_comes_early_or_late_moves_those_after_it(late_ms: float) -> None:
     pipeline = ready()
     pipeline.sent(4, 1000.0)
     pipeline.sent(4, 1000.0)
@@ -147,7 +147,7 @@ def test_the_round_trip_is_what_a_lone_span_took_less_the_clouds_own_time() -> N
     assert pipeline.estimates.costs().rtt_ms == pytest.approx(77)
 
 
-def test_a_span_behind_another_tells_nothing_of_the_link() -> None:
+def test_a_span_after_another_teaches_nothing_about_the_link() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.sent(4, 1001.0)
@@ -158,7 +158,7 @@ def test_a_span_behind_another_tells_nothing_of_the_link() -> None:
     assert pipeline.estimates.costs().rtt_ms == pytest.approx(77), "the lower of the first and the third"
 
 
-def test_a_span_that_waited_for_the_prompt_tells_nothing_of_the_link() -> None:
+def test_a_span_that_waited_for_the_prompt_teaches_nothing_about_the_link() -> None:
     estimates = Estimates()
     pipeline = Pipeline(estimates)
     pipeline.opened(0.0)
@@ -168,7 +168,7 @@ def test_a_span_that_waited_for_the_prompt_tells_nothing_of_the_link() -> None:
     assert estimates.costs().rtt_ms == Costs().rtt_ms
 
 
-def test_the_first_answer_to_an_open_tells_the_round_trip() -> None:
+def test_the_first_answer_to_an_open_teaches_the_round_trip() -> None:
     pipeline = Pipeline(Estimates())
     pipeline.opened(500.0)
     pipeline.answered(Opened(prefilled=False, context_tokens=512), 583.0)
@@ -201,7 +201,7 @@ def test_a_span_waits_for_the_prompt_as_long_as_such_prompts_took() -> None:
     assert pipeline.wait_ms(1200.0) == 0.0, "it took less"
 
 
-def test_a_span_sent_meanwhile_is_read_when_the_prompt_is() -> None:
+def test_a_span_sent_before_the_prefill_ends_is_read_after_it() -> None:
     pipeline = Pipeline(read_prompts((100, 1000.0)))
     pipeline.opened(0.0, prompt_tokens=100)
     for _ in range(3):
@@ -213,13 +213,13 @@ def test_a_span_sent_meanwhile_is_read_when_the_prompt_is() -> None:
 
 @pytest.mark.parametrize("prompt_tokens", [0, 100])
 def test_what_is_not_known_makes_nobody_wait(prompt_tokens: int) -> None:
-    """Nor does a prompt whose KV the cloud may still have: that of a session which is opened anew."""
+    """Nor does a prompt whose KV the cloud may still have: that of a session which is opened again."""
     pipeline = Pipeline(read_prompts((100, 1000.0)) if not prompt_tokens else known())
     pipeline.opened(0.0, prompt_tokens)
     assert pipeline.wait_ms(0.0) == 0.0
 
 
-def test_a_prompt_tells_how_long_prompts_take_but_not_where_it_was_opened_anew() -> None:
+def test_a_prompt_teaches_how_long_prompts_take_unless_it_was_opened_again() -> None:
     pipeline = Pipeline(Estimates())
     pipeline.opened(0.0, prompt_tokens=100)
     pipeline.answered(Opened(True, 512, queue_us=100_000, compute_us=700_000), 900.0)
@@ -232,7 +232,7 @@ def test_a_prompt_tells_how_long_prompts_take_but_not_where_it_was_opened_anew()
 # --- What is learned of the cloud -------------------------------------------------------------------------------------
 
 
-def test_readings_tell_base_and_slope_with_the_wait_for_other_devices() -> None:
+def test_readings_teach_base_and_slope_with_the_wait_for_other_devices() -> None:
     pipeline = ready(Estimates())
     for index in range(60):
         tokens = 1 + index % 16
@@ -241,7 +241,7 @@ def test_readings_tell_base_and_slope_with_the_wait_for_other_devices() -> None:
     assert pipeline.estimates.costs().read_ms(8) == pytest.approx(80 + 16, rel=0.05)
 
 
-def test_a_cloud_that_does_not_tell_its_times_teaches_none() -> None:
+def test_a_cloud_that_reports_no_times_teaches_none() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(cloud_ms=0), 1200.0)

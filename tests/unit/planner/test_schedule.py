@@ -56,7 +56,7 @@ def rate_of(costs: Costs, length: Callable[[float], int]) -> float:
 
 
 def schedules() -> Iterator[Callable[[float], int]]:
-    """Send what is there, at least so much, at most so much; or draft some more first."""
+    """Send the stock, within a least and a most length; or draft more first."""
     lengths = [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48]
     for least, most, more in itertools.product(lengths, lengths, (0, 1, 2, 4, 8)):
         if least <= most:

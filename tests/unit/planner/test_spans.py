@@ -104,7 +104,7 @@ def test_what_is_drafted_is_sent_once_more_of_it_would_not_pay_for_its_time() ->
     assert 20 < drafted <= 64
 
 
-def test_taking_back_in_vain_costs_nothing_so_the_risk_of_what_the_cloud_writes_meanwhile_does_not_count() -> None:
+def test_a_failed_take_back_costs_nothing_so_the_risk_of_tokens_that_the_cloud_writes_does_not_count() -> None:
     """A span that contradicts what the cloud has written is not read, and the cloud writes on."""
     sure, bold = (best_take_back([risk] * 3 + [0.02] * 20, 3, 40, COSTS) for risk in (0.02, 0.9))
     assert bold.tokens == sure.tokens

@@ -1,4 +1,4 @@
-"""How long the cloud writes on once it has stepped in: as long as asking again would take longer, and no further."""
+"""The length of a takeover: the cloud writes on as long as asking again would take longer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLOW_LINK = Costs(draft_ms=20.0, rtt_ms=600.0, read_base_ms=80.0, read_token_ms=
 
 
 def clustered(*chances: float) -> OverrideClusters:
-    """What is known after a hundred overrides that were followed by others so often."""
+    """Return the clusters after a hundred overrides with this share of others at each distance."""
     override_clusters = OverrideClusters()
     for number in range(1, 101):
         for distance, chance in enumerate(chances, start=1):
@@ -67,7 +67,7 @@ def test_gated_says_with_its_question_how_long_the_cloud_may_write_on() -> None:
     assert far.action == Send(2, 2)
     assert far.figures["takeover"] == 2
     near = asking(known(rtt_ms=5, read_ms=80, token_ms=0, stream_ms=80)).decide(Mode.GATED)
-    assert near.action == Send(1, 0), "behind the first one the cloud chooses, and no more"
+    assert near.action == Send(1, 0), "after the first one the cloud chooses, and no more"
 
 
 def test_gated_reads_along_in_chunks_and_takes_nothing_back() -> None:
