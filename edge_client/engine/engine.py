@@ -11,16 +11,7 @@ from random import Random
 from chaperone_common.clock import Clock
 from chaperone_common.errors import Cancelled, ChaperoneError, CloudLost, CloudUnavailable, Overloaded
 from chaperone_common.frames import Close, Open, ServerFrame, Verdict
-from chaperone_common.session import (
-    Committed,
-    DeviceSession,
-    Event,
-    Failed,
-    Finished,
-    SessionEvent,
-    State,
-    Unverified,
-)
+from chaperone_common.session import Committed, DeviceSession, Event, Failed, Finished, SessionEvent, State, Unverified
 from chaperone_common.types import FinishReason, Mode, Proposal
 from edge_client.cancellation import Interrupt
 from edge_client.engine.measurement import Stopwatch
@@ -28,18 +19,8 @@ from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
 from edge_client.gate import Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, loss_of, no_answer
-from edge_client.planner import (
-    CatchUp,
-    Decision,
-    DraftToken,
-    Estimates,
-    HandOver,
-    Pipeline,
-    Planner,
-    Send,
-    Situation,
-    Wait,
-)
+from edge_client.planner import Estimates, Pipeline, Planner, Situation
+from edge_client.planner.actions import CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.ports import CloudLink, Drafter, OutputText, RiskModel
 
 
@@ -149,7 +130,9 @@ class Engine:
         session, speculation = self.session, self.speculation
         situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, speculation.fed_length)
         decision = self.planner.decide(situation)
-        self._explain(decision)
+        if self.explain is not None:
+            where = {"position": len(session.text), "at_ms": self._now_ms - self._made_ms}
+            self.explain(replace(decision, figures=where | decision.figures))
         match decision.action:
             case DraftToken():
                 return await self._draft(decision.action)
@@ -162,11 +145,6 @@ class Engine:
             case Wait():
                 await self._wait()
         return []
-
-    def _explain(self, decision: Decision) -> None:
-        if self.explain is not None:
-            where = {"position": len(self.session.text), "at_ms": self._now_ms - self._made_ms}
-            self.explain(replace(decision, figures=where | decision.figures))
 
     @property
     def _now_ms(self) -> float:
@@ -192,10 +170,8 @@ class Engine:
 
     def _send(self, action: Send) -> None:
         session = self.session
-        most = session.max_span_tokens or self.settings.max_span_tokens
-        unsent = len(session.text) - session.sent_length
-        tokens = min(most, unsent if action.tokens is None else min(action.tokens, unsent))
-        start = session.sent_length
+        start, most = session.sent_length, session.max_span_tokens or self.settings.max_span_tokens
+        tokens = min(most, len(session.text) - start, most if action.tokens is None else action.tokens)
         branches = self.speculation.tree.branch_tokens(start, start + tokens, action.branches)
         frame = session.send(
             continuation_tokens=action.continuation_tokens,
@@ -207,31 +183,26 @@ class Engine:
         self.cloud.send(frame)
 
     def _receive(self, frame: ServerFrame, at: float) -> list[SessionEvent]:
-        if isinstance(frame, Verdict):
-            self.watch.answered()
-        events = self._apply(frame, at)
-        for proposal in self.speculation.take_adopted():
-            if not self.session.exhausted and self.session.finish_reason is None:
-                events += self._append(proposal)
-        return events
-
-    def _apply(self, frame: ServerFrame, at: float) -> list[SessionEvent]:
         session, revision = self.session, self.session.revision
         span = session.spans[0] if session.spans and session.spans[0].token_ids else None
+        if isinstance(frame, Verdict):
+            self.watch.answered()
         self.pipeline.answered(frame, at * 1e3)
         events = self._observe(session.apply(frame))
         stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
         self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
         owes_answer = bool(session.spans) or not session.prefilled
         self.cloud.on_frame(idle=isinstance(frame, Verdict) or not owes_answer)
+        for proposal in self.speculation.take_adopted():
+            if not session.exhausted and session.finish_reason is None:
+                events += self._append(proposal)
         return events
 
     async def _wait(self) -> None:
-        session = self.session
-        self.watch.waiting(for_verdict=bool(session.spans) and not session.following)
-        waited_ms = await self._interrupt.bounded(self.cloud.wait(self.settings.next_frame_ms(session)))
+        self.watch.waiting(for_verdict=bool(self.session.spans) and not self.session.following)
+        waited_ms = await self._interrupt.bounded(self.cloud.wait(self.settings.next_frame_ms(self.session)))
         if waited_ms is not None:
-            session.fail(no_answer(waited_ms, session.final_length))
+            self.session.fail(no_answer(waited_ms, self.session.final_length))
 
     def _observe(self, events: Iterable[SessionEvent]) -> list[SessionEvent]:
         """Keep model, gate, clock and text in step with the session; return the events with their text.
@@ -246,10 +217,10 @@ class Engine:
             with_text, stopped = self.output.follow(event)
             shown.append(with_text)
             if stopped and isinstance(event, Committed):
-                withdrawn = self.session.finish_at(event.position + 1)
-                for after in withdrawn:
+                for after in self.session.finish_at(event.position + 1):
                     self._report(after)
-                return shown + withdrawn
+                    shown.append(after)
+                break
         return shown
 
     def _report(self, event: SessionEvent) -> None:
@@ -259,15 +230,14 @@ class Engine:
 
     async def _begin(self) -> list[Event]:
         self.watch.start()
-        events: list[Event] = []
         if self.cloud.is_up:
             self.pipeline.opened(self._now_ms, len(self.session.text))
             await self.cloud.open(self.opening)
-        elif self.planner.mode is not Mode.EDGE:
-            events = self._without_cloud(self._cloud_lost or CloudUnavailable("cloud: there is none"))
         if self.settings.warm_start:
             await self._warm_up()
-        return events
+        if self.cloud.is_up or self.planner.mode is Mode.EDGE:
+            return []
+        return self._without_cloud(self._cloud_lost or CloudUnavailable("cloud: there is none"))
 
     async def _warm_up(self) -> None:
         """Wait until both ends hold the prompt's KV."""
@@ -341,17 +311,14 @@ class Engine:
         """Close the stream if final tokens are unread, so that the cloud audits them; return whether there are any."""
         session = self.session
         writing = session.state in (State.DEVICE_WRITES, State.CLOUD_WRITES)
-        unread = session.read_length < session.final_length
-        if not (self.cloud.is_up and writing and self.planner.mode is Mode.GATED and unread):
-            return False
-        self._close(session.close(), audit_awaited=False)
-        return True
+        unread = writing and session.read_length < session.final_length
+        audits = self.cloud.is_up and unread and self.planner.mode is Mode.GATED
+        if audits:
+            self._close(session.close(), audit_awaited=False)
+        return audits
 
     async def _reconnect(self, error: ChaperoneError) -> bool:
-        """Open the session again on another stream, if that may help; return whether it was tried.
-
-        Provisional tokens stay provisional.
-        """
+        """Open the session again on another stream, if that may help; return whether it was tried."""
         pause_ms = self.cloud.pause_ms(error)
         if pause_ms is None:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,19 @@ from hypothesis import strategies as st
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
 from chaperone_common.types import Mode, Origin, Promises, Proposal, Signal
 from edge_client.config import GateSettings
-from edge_client.gate import Always, Budgeted, Control, Entry, HeldOutRisks, Ledger, Never, Threshold, Totals
+from edge_client.gate import (
+    Always,
+    Budgeted,
+    Control,
+    Entry,
+    Gate,
+    GateUntilClosed,
+    HeldOutRisks,
+    Ledger,
+    Never,
+    Threshold,
+    Totals,
+)
 from edge_client.gate.gating import Gates
 from tests.session.test_both_ends import pairs
 from tests.support.session_pair import PROMPT, Pair
@@ -189,6 +202,39 @@ def test_an_open_gate_counts_and_a_closed_one_does_not_in_spite_of_references() 
     abandoned()
     gc.collect()
     assert control.threshold > 0.0, "a gate that nobody closed counts, even if nobody holds it"
+
+
+def test_a_closed_gate_receives_nothing_more_and_is_closed_once() -> None:
+    calls: list[str] = []
+
+    class Noting(Gate):
+        def fires(self, signal: Signal) -> bool:
+            return True
+
+        def follow(self, event: SessionEvent) -> None:
+            calls.append("follow")
+
+        def close(self) -> None:
+            calls.append("close")
+
+    gate = GateUntilClosed(Noting())
+    for _ in range(2):
+        gate.follow(Retracted(3))
+        gate.close()
+    assert calls == ["follow", "close"]
+
+
+def test_a_gate_without_a_close_can_be_closed() -> None:
+    class Older:
+        """Has the methods that the protocol once had, and does not derive from it."""
+
+        def fires(self, signal: Signal) -> bool:
+            return False
+
+        def follow(self, event: SessionEvent) -> None:
+            return
+
+    GateUntilClosed(cast(Gate, Older())).close()
 
 
 def test_a_sampled_audit_stands_for_those_that_were_not_made() -> None:
