@@ -45,7 +45,7 @@ def timeless(event: Event) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_async_and_sync_tell_the_same(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
+def test_async_and_sync_give_the_same(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
     parameters = {**SAMPLED, "mode": mode}
 
     async def collect(address: str) -> tuple[list[Event], Generation]:
@@ -75,7 +75,7 @@ def test_sync_raises_what_async_raises(tiny_pair: Path) -> None:
             next(iter(client.stream(PROMPT, temperature=-1)))
 
 
-def test_parameters_beside_a_request_are_refused_and_not_forgotten(client: EdgeClient) -> None:
+def test_parameters_next_to_a_request_are_refused_and_not_forgotten(client: EdgeClient) -> None:
     request = client.request(PROMPT)
     with pytest.raises(InvalidRequest, match="temperature, seed: a GenerationRequest has all parameters already"):
         asyncio.run(client.generate(request, temperature=0.7, seed=1))

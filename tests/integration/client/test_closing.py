@@ -150,11 +150,11 @@ def test_what_is_asked_of_a_sync_client_as_it_ends_is_refused(tiny_pair: Path, m
 
     asking = threading.Thread(target=ask, daemon=True)
 
-    async def asked_meanwhile() -> None:
+    async def ask_at_shutdown() -> None:
         asking.start()
         await asyncio.sleep(0.1)
 
-    monkeypatch.setattr(client._loop, "shutdown_asyncgens", asked_meanwhile)  # all that runs has been cancelled by then
+    monkeypatch.setattr(client._loop, "shutdown_asyncgens", ask_at_shutdown)  # all that runs has been cancelled by then
     client.close()
     asking.join(PATIENCE_S)
     assert not asking.is_alive()
@@ -164,13 +164,13 @@ def test_what_is_asked_of_a_sync_client_as_it_ends_is_refused(tiny_pair: Path, m
 def test_threads_may_close_a_sync_client_while_another_streams(tiny_pair: Path) -> None:
     client = SyncEdgeClient(config_for("127.0.0.1:1"))
     begun = threading.Event()
-    told: list[Event] = []
+    received: list[Event] = []
     refused: list[ChaperoneError] = []
 
     def stream() -> None:
         try:
             for event in client.stream(**LONG, mode="edge"):
-                told.append(event)
+                received.append(event)
                 begun.set()
         except (Cancelled, InvalidRequest) as error:
             refused.append(error)
@@ -184,7 +184,7 @@ def test_threads_may_close_a_sync_client_while_another_streams(tiny_pair: Path) 
     for thread in threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
-    ends = [event for event in told if isinstance(event, Finished | Failed)]
+    ends = [event for event in received if isinstance(event, Finished | Failed)]
     assert len(ends) + len(refused) == 1
     with pytest.raises(InvalidRequest, match="it is closed"):
         client.generate("the list", mode="edge")

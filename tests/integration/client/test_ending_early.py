@@ -85,7 +85,7 @@ async def at_work(pair: Path, *, risk: float = 0.12) -> AsyncIterator[tuple[Edge
         yield client, server
 
 
-def test_cancelling_at_every_keystroke_leaves_nothing_behind(tiny_pair: Path) -> None:
+def test_cancelling_at_every_keystroke_leaves_nothing_running(tiny_pair: Path) -> None:
     """As editors do: 2,000 generations, each cancelled within 5 ms of its start."""
 
     async def run() -> None:
@@ -141,7 +141,7 @@ class SlowLoading:
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
-def test_the_model_is_loaded_once_however_many_are_cancelled_meanwhile(
+def test_the_model_is_loaded_once_however_many_generations_are_cancelled(
     tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
     loading = SlowLoading(monkeypatch)
@@ -199,7 +199,7 @@ def test_a_generation_ends_with_its_time(tiny_pair: Path, mode: str) -> None:
     async def run() -> Failed:
         async with at_work(tiny_pair) as (client, _):
             await client.generate(PROMPT, max_new_tokens=1, mode=mode)
-            # Whoever takes events slowly uses up the time as well: in `edge` the text itself would end sooner or later.
+            # Taking events slowly uses up the time as well: in `edge` the text itself would end at some point.
             events: list[Event] = []
             async for event in client.stream(**LONG, mode=mode, timeout=0.3):
                 events.append(event)

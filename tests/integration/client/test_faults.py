@@ -1,4 +1,4 @@
-"""When the cloud is not there, not in time, or gone for good: what the device says, keeps and goes on with."""
+"""Errors and kept text if the cloud is absent, late, or lost for good."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def committed(events: list[Event]) -> list[Committed]:
 
 
 @pytest.mark.parametrize("mode", ["exact", "cloud"])
-def test_an_absent_server_is_told_with_its_address(tiny_pair: Path, mode: str) -> None:
+def test_an_absent_server_is_named_with_its_address(tiny_pair: Path, mode: str) -> None:
     async def run() -> None:
         async with EdgeClient(config_for(NOBODY)) as client:
             await client.generate(PROMPT, mode=mode)

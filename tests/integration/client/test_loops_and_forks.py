@@ -95,7 +95,7 @@ sys.exit(code)
 """
 
 
-def test_a_forked_process_is_told_and_the_parent_goes_on(tiny_pair: Path) -> None:
+def test_a_forked_process_is_refused_and_the_parent_continues(tiny_pair: Path) -> None:
     process = start_python("-c", FORKING)
     try:
         _, errors = process.communicate(timeout=60)

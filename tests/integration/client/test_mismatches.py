@@ -1,4 +1,4 @@
-"""When the cloud or the files are not the right ones: what the device says, before anything is sent."""
+"""Errors about a wrong cloud or wrong files, before anything is sent."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def home_of_copies(tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return tmp_path / "models" / "copied"
 
 
-def test_a_missing_model_is_told_with_the_remedy(home_of_copies: Path) -> None:
+def test_a_missing_model_is_reported_with_the_remedy(home_of_copies: Path) -> None:
     with pytest.raises(ModelMissing) as caught:
         EdgeClient(EdgeConfig(pair="nothere"))
     for words in (str(home_of_copies.parent / "nothere" / "edge"), "chaperone-cloud models pull --pair nothere"):
@@ -118,7 +118,7 @@ def test_a_missing_model_is_told_with_the_remedy(home_of_copies: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"])
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
-def test_a_damaged_model_is_told_with_the_remedy(home_of_copies: Path, name: str, damage: str) -> None:
+def test_a_damaged_model_is_reported_with_the_remedy(home_of_copies: Path, name: str, damage: str) -> None:
     path = home_of_copies / "edge" / name
     content = bytearray(path.read_bytes())
     path.unlink()

@@ -51,7 +51,7 @@ def committed(events: Sequence[Event]) -> list[Committed]:
 
 
 async def collect(client: EdgeClient, acts: Mapping[int, Callable[[], object]], **parameters: Any) -> list[Event]:
-    """All events; `acts` are done once so many tokens are final."""
+    """Return all events; each act runs when its number of tokens is final."""
     events: list[Event] = []
     due = dict(acts)
     async for event in client.stream(PROMPT, max_new_tokens=NEW_TOKENS, **parameters):
@@ -98,7 +98,7 @@ def test_a_reset_connection_changes_nothing_of_the_text(
 
 
 def test_gated_has_every_skipped_token_audited_once(tiny_pair: Path) -> None:
-    # What is read beside a fired token depends on the time it takes, and so does the text: none may end it early.
+    # The tokens sent with a fired token depend on its time, and so does the text: none may end it early.
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     model = FakeTarget(manifest.vocabulary_size, manifest.context_tokens, unwritten=manifest.eos_token_ids)
 

@@ -1,4 +1,4 @@
-"""Many devices, one server: limits, sessions that take over or vanish, bugs, and what the log tells."""
+"""Many devices, one server: limits, sessions that take over or vanish, bugs, and the log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.scenario import draft, load_vocabulary, play, write_to_the_en
 from tests.support.staging import Brake, config_for, fake_target, until
 
 
-def test_more_sessions_than_allowed_are_told_when_to_come_back(tiny_pair: Path, digest: str) -> None:
+def test_more_sessions_than_allowed_learn_when_to_try_again(tiny_pair: Path, digest: str) -> None:
     async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         first, second, third = (RawStream(channel) for _ in range(3))
         await first.send(opening(digest, "first"))
@@ -43,7 +43,7 @@ def test_more_sessions_than_allowed_are_told_when_to_come_back(tiny_pair: Path, 
     play(tiny_pair, scene, LimitsConfig(max_sessions=1))
 
 
-def test_a_full_queue_is_told_when_to_come_back(tiny_pair: Path, digest: str) -> None:
+def test_a_full_queue_says_when_to_try_again(tiny_pair: Path, digest: str) -> None:
     brake = Brake()
 
     async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
@@ -180,10 +180,10 @@ def test_a_device_that_vanishes_frees_its_place(tiny_pair: Path, digest: str, bu
 def test_a_bug_in_the_model_costs_one_stream(
     tiny_pair: Path, digest: str, caplog: pytest.LogCaptureFixture, bug: Exception, message: str
 ) -> None:
-    mended = threading.Event()
+    fixed = threading.Event()
 
     def fail(readings: object) -> None:
-        if not mended.is_set():
+        if not fixed.is_set():
             raise bug
 
     async def run() -> None:
@@ -193,7 +193,7 @@ def test_a_bug_in_the_model_costs_one_stream(
             await stream.send(opening(digest))
             failure = await stream.failure()
             assert (failure.status, failure.message) == ("INTERNAL", message)
-            mended.set()
+            fixed.set()
             await other.send(opening(digest, "other", max_new_tokens=10))
             await write_to_the_end(other, FakeTarget(load_vocabulary(tiny_pair)))
             await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "all KV freed")
@@ -202,7 +202,7 @@ def test_a_bug_in_the_model_costs_one_stream(
     assert "a bug in the model" in caplog.text
 
 
-def test_the_log_tells_nothing_of_what_is_written(
+def test_the_log_holds_nothing_of_prompts_and_texts(
     tiny_pair: Path, digest: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "xylophone quarterdeck"
@@ -235,7 +235,7 @@ def server_of(config: CloudConfig, pair: Path) -> Server:
     return Server(config, build_cloud(config, fake_target(pair), load_manifest(pair / "cloud", role="cloud")))
 
 
-def test_a_port_that_cannot_be_is_told(tiny_pair: Path) -> None:
+def test_an_impossible_port_is_refused(tiny_pair: Path) -> None:
     with pytest.raises(ConfigError, match="there is no port 65536, the highest is 65535"):
         server_of(CloudConfig(listen="127.0.0.1:65536"), tiny_pair)
 
@@ -249,7 +249,7 @@ def test_it_listens_on_this_machine_only(tiny_pair: Path, address: str) -> None:
     assert repr(address) in caught.value.message
 
 
-def test_a_port_in_use_is_told(tiny_pair: Path) -> None:
+def test_a_port_in_use_is_refused(tiny_pair: Path) -> None:
     async def run() -> None:
         async with serving(fake_target(tiny_pair), tiny_pair) as (_, address):
             second = server_of(CloudConfig(listen=address), tiny_pair)

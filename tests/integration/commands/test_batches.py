@@ -1,4 +1,4 @@
-"""Batches: what is finished stays, what is wrong is refused before anything is written, and Ctrl-C is heard at once."""
+"""Batches: finished results stay, mistakes are refused before anything is written, and Ctrl-C works at once."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("name", "target"), [("-", "-"), ("-", "out.jsonl"), ("/dev/stdin", "/dev/stdout"), ("fifo", "out.jsonl")]
 )
-def test_a_live_pipe_is_worked_on_line_by_line_and_control_c_is_heard_while_it_waits(
+def test_a_live_pipe_is_read_line_by_line_and_control_c_ends_the_wait(
     tiny_pair: Path, tmp_path: Path, name: str, target: str
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
@@ -323,19 +323,19 @@ def test_lines_at_once_are_the_same_in_the_order_of_the_input(
         )
         + "{\n"
     )
-    told: list[list[tuple[Any, Any, Any]]] = []
+    runs: list[list[tuple[Any, Any, Any]]] = []
     decided: list[dict[Any, int]] = []
     for concurrency in ("1", "4"):
         out.unlink(missing_ok=True)
         options = ("--cloud", address, "--concurrency", concurrency, "--explain")
         assert generate("--prompts", prompts, "--out", out, *options) == 1
-        told.append([(line["id"], line.get("token_ids"), line.get("text")) for line in results(out)])
+        runs.append([(line["id"], line.get("token_ids"), line.get("text")) for line in results(out)])
         rows = [json.loads(row) for row in capsys.readouterr().err.splitlines() if row.startswith("{")]
         decided.append({row["id"]: row["figures"]["position"] for row in rows})
         positions = [(row["id"], row["figures"]["position"]) for row in rows]
         for number in range(9):
             of_line = [position for line_id, position in positions if line_id == number]
             assert of_line, "each line has decisions under its id"
-    assert told[0] == told[1]
-    assert [line_id for line_id, _, _ in told[0]] == [*range(9), None]
+    assert runs[0] == runs[1]
+    assert [line_id for line_id, _, _ in runs[0]] == [*range(9), None]
     assert decided[0].keys() == decided[1].keys()

@@ -41,12 +41,12 @@ def test_a_fit_ranks_calibrates_and_survives_its_file(tiny_pair: Path, tmp_path:
     rows = [row for text in features for row in text]
     risks = np.array([gate.risk(row) for row in rows])
     fates = np.array([fate for text in overridden for fate in text])
-    told = figures(risks, fates, np.exp(np.array(rows)[:, 0]))
-    assert told["auc"] > 0.85
-    assert told["auc"] > told["auc_coupled_margin"] - 0.02
-    assert told["brier_skill"] > 0.3
-    assert told["expected_calibration_error"] < 0.04
-    assert gate.card.figures.keys() == told.keys()
+    measured = figures(risks, fates, np.exp(np.array(rows)[:, 0]))
+    assert measured["auc"] > 0.85
+    assert measured["auc"] > measured["auc_coupled_margin"] - 0.02
+    assert measured["brier_skill"] > 0.3
+    assert measured["expected_calibration_error"] < 0.04
+    assert gate.card.figures.keys() == measured.keys()
     assert gate.card.figures["expected_calibration_error"] < 0.02, "on what it was calibrated on"
     assert len(gate.held_out.risks) == 24 * 120
     assert gate.held_out.overridden.sum() == len(gate.card.held_out_overrides)
@@ -92,7 +92,7 @@ def test_a_gate_of_other_models_is_refused(tiny_pair: Path, tmp_path: Path) -> N
     other = load_manifest(tiny_pair / "edge", role="edge").model_copy(update={"model": "another"})
     with pytest.raises(GateMismatch, match=r"made for the device model .* this one is another"):
         GateModel.load(tmp_path / "gate.onnx", other)
-    gate.check_cloud("told nothing", "")
+    gate.check_cloud("any model", "")
     gate.check_cloud(gate.card.cloud.name, gate.card.cloud.digest)
     with pytest.raises(GateMismatch, match="this one serves another"):
         gate.check_cloud("another", "sha256:1")
@@ -209,8 +209,8 @@ def test_the_gate_that_comes_with_a_pair_is_used_where_it_fits(
     digest = gate.card.cloud.digest if cloud_digest == "its own" else "sha256:of another"
     begun = gates.control(Promises())
     gates.use_cloud(replace(CAPABILITIES, model_digest=digest))
-    told = gates.risk_model(Mode.GATED, str, 3)
-    assert (told is not None) == (cloud_digest == "its own")
+    model = gates.risk_model(Mode.GATED, str, 3)
+    assert (model is not None) == (cloud_digest == "its own")
     assert (gates.control(Promises()) is begun) == (cloud_digest == "its own"), "another workload"
     assert ("goes on without a calibrated gate" in caplog.text) == (cloud_digest != "its own")
     gates.use_cloud(replace(CAPABILITIES, model_digest=gate.card.cloud.digest))

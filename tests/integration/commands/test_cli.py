@@ -185,7 +185,7 @@ def test_an_absent_cloud_is_one(tiny_pair: Path, capsys: pytest.CaptureFixture[s
     assert f"chaperone: cloud: {NOBODY} cannot be reached" in output.err
 
 
-def test_json_tells_of_an_absent_cloud(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_reports_an_absent_cloud(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--cloud", NOBODY, "--json", PROMPT) == 1
     result = json.loads(capsys.readouterr().out)
     assert result["error"]["type"] == "CloudUnavailable"
@@ -256,7 +256,7 @@ def test_a_batch_without_mistakes_is_zero(address: str, tmp_path: Path, capsys: 
     assert prompts.read_text(), "and it is still there"
 
 
-def test_a_batch_without_a_cloud_tells_every_line(
+def test_a_batch_without_a_cloud_reports_every_line(
     tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

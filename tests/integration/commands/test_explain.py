@@ -40,25 +40,25 @@ def test_every_decision_is_a_line_and_the_text_is_as_without(
 ) -> None:
     options = ("--cloud", address, "--mode", mode, "--max-new-tokens", "16", PROMPT)
     assert generate(*options) == 0
-    text, told = lines(capsys)
-    assert told == []
+    text, decisions = lines(capsys)
+    assert decisions == []
     assert generate(*options, "--explain") == 0
-    explained, told = lines(capsys)
+    explained, decisions = lines(capsys)
     assert explained == text
-    assert {row["action"] for row in told} <= ACTIONS
-    assert all(row["reason"] for row in told)
-    assert all(row.keys() <= WORDS - {"id"} for row in told)
-    moments = [row["figures"]["at_ms"] for row in told]
+    assert {row["action"] for row in decisions} <= ACTIONS
+    assert all(row["reason"] for row in decisions)
+    assert all(row.keys() <= WORDS - {"id"} for row in decisions)
+    moments = [row["figures"]["at_ms"] for row in decisions]
     assert moments == sorted(moments)
     assert moments[0] >= 0
-    first = told[0]["figures"]["position"]
+    first = decisions[0]["figures"]["position"]
     assert first > 1, "the prompt counts"
-    assert all(first <= row["figures"]["position"] <= first + 16 for row in told)
+    assert all(first <= row["figures"]["position"] <= first + 16 for row in decisions)
     if mode in ("exact", "edge"):
-        assert "Draft" in {row["action"] for row in told}
+        assert "Draft" in {row["action"] for row in decisions}
     if mode == "cloud":
-        assert told[0]["action"] == "HandOver"
-        assert told[0]["tokens"] == 16
+        assert decisions[0]["action"] == "HandOver"
+        assert decisions[0]["tokens"] == 16
 
 
 def test_lines_hold_numbers_and_reasons_and_nothing_of_prompt_or_text(
@@ -66,17 +66,17 @@ def test_lines_hold_numbers_and_reasons_and_nothing_of_prompt_or_text(
 ) -> None:
     options = ("--cloud", address, "--max-new-tokens", "16", "--explain")
     assert generate(*options, PROMPT) == 0
-    _, told = lines(capsys)
+    _, decisions = lines(capsys)
     assert generate(*options, "another thing to ask about") == 0
     _, others = lines(capsys)
-    reasons = {row["reason"] for row in told + others}
+    reasons = {row["reason"] for row in decisions + others}
     assert not any(word in reason for reason in reasons for word in ("quetzal", "another thing"))
-    for row in told + others:
+    for row in decisions + others:
         assert all(isinstance(figure, int | float) for figure in row["figures"].values())
         assert isinstance(row.get("text", True), bool), "whether the text is drafted, not which"
 
 
-def test_a_batch_tells_which_line_a_decision_is_about(
+def test_a_batch_labels_each_decision_with_its_line(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -86,11 +86,11 @@ def test_a_batch_tells_which_line_a_decision_is_about(
     options = ("--prompts", str(prompts), "--out", str(out), "--cloud", address, "--max-new-tokens", "4", "--explain")
     assert generate(*options) == 1
     rows = capsys.readouterr().err.splitlines()
-    told = [json.loads(row) for row in rows if row.startswith("{")]
+    decisions = [json.loads(row) for row in rows if row.startswith("{")]
     assert [row for row in rows if not row.startswith("{")] == [
         "chaperone: line 2: prompt, messages: give exactly one of them"
     ]
-    ids = [row["id"] for row in told]
+    ids = [row["id"] for row in decisions]
     assert set(ids) == {"first", 3}
     assert ids == sorted(ids, key=["first", 3].index), "one after the other"
 
@@ -121,6 +121,6 @@ def test_decisions_of_overlapping_generations_reach_their_own_listener(tiny_pair
 
 def test_with_json_only_the_result_is_on_standard_output(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--cloud", address, "--max-new-tokens", "4", "--json", "--explain", PROMPT) == 0
-    text, told = lines(capsys)
+    text, decisions = lines(capsys)
     assert json.loads(text)["stats"]["completion_tokens"] == 4
-    assert told
+    assert decisions

@@ -197,7 +197,7 @@ def test_an_interrupt_may_strike_the_closing_of_the_sync_client(tiny_pair: Path)
 def test_an_interrupt_may_strike_the_sync_client_anywhere(tiny_pair: Path) -> None:
     code, _, err = ended(start_python("-c", INTERRUPTED_ANYWHERE))
     assert code == 0, err
-    assert "never awaited" not in err  # an interrupt that strikes in a finaliser is told, and ignored, by Python itself
+    assert "never awaited" not in err  # Python itself reports and ignores an interrupt in a finaliser
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_pair: Path) -> None:
@@ -292,8 +292,8 @@ def test_what_is_cheap_is_checked_before_the_model_is_loaded(tiny_pair: Path, tm
             ("127.0.0.1:0", 1, "config.json: 2 bytes, the manifest says"),
         ):
             process = start_python("-c", WITHOUT_TORCH, "serve", "--pair", "tiny", "--listen", listen, **home)
-            told, _, err = ended(process)
-            assert (told, err.count("\n")) == (code, 1), err
+            ended_with, _, err = ended(process)
+            assert (ended_with, err.count("\n")) == (code, 1), err
             assert words in err
 
 
@@ -317,7 +317,7 @@ def test_serve_refuses(
     assert words in capsys.readouterr().err
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cloud_main(["--version"])
     assert caught.value.code == 0

@@ -88,7 +88,7 @@ def test_a_configuration_that_comes_along_works_anywhere(
         EdgeClient.from_config("configs/edge.yml")
 
 
-def test_a_gate_lies_beside_the_file_that_names_it(
+def test_a_gate_lies_next_to_the_file_that_names_it(
     tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "settings").mkdir()

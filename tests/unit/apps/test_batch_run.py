@@ -18,7 +18,7 @@ async def numbered(count: int) -> AsyncIterator[Line]:
 
 
 class Work:
-    """Lines that end when they are told to."""
+    """Lines that end on demand."""
 
     def __init__(self) -> None:
         self.gates: dict[int, asyncio.Event] = {}

@@ -24,7 +24,7 @@ ACTIONS: list[tuple[Action, dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("action", "fields"), ACTIONS)
-def test_an_action_is_told_with_its_fields(action: Action, fields: dict[str, object]) -> None:
+def test_an_action_is_written_with_its_fields(action: Action, fields: dict[str, object]) -> None:
     assert decision_json(Decision(action, "because")) == {**fields, "reason": "because", "figures": {}}
 
 
@@ -49,9 +49,9 @@ def test_labels_come_first_in_each_object() -> None:
 
 
 def test_a_lone_generation_has_no_id() -> None:
-    told: list[Any] = []
-    explainer(told.append)(Decision(Send(2), "because", {"position": 7}))
-    assert told == [
+    rows: list[Any] = []
+    explainer(rows.append)(Decision(Send(2), "because", {"position": 7}))
+    assert rows == [
         {
             "action": "Send",
             "tokens": 2,

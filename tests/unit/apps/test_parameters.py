@@ -1,4 +1,4 @@
-"""What may be asked for: names, seeds, promises, and texts that are resumed."""
+"""Request parameters: names, seeds, promises, and texts that are resumed."""
 
 from __future__ import annotations
 

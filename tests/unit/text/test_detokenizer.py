@@ -71,7 +71,7 @@ def test_streamed_text_is_decoded_text(data: st.DataObject) -> None:
 @settings(max_examples=500, deadline=None)
 @given(data=st.data())
 def test_decoded_text_is_that_of_the_library(data: st.DataObject) -> None:
-    """Where a byte is wrong among right ones, the library drops the right ones, too, unless it is byte-level."""
+    """The library drops valid bytes next to an invalid one, unless the tokenizer is byte-level."""
     sort = data.draw(st.sampled_from([*KINDS, "none", "word piece", "metaspace"]))
     token_ids = drawn_ids(data, sort)
     theirs = library_of(sort).decode(token_ids, skip_special_tokens=True)
