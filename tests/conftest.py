@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.signals import let_children_be_interrupted
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = (
     *("test_identity.py", "test_run.py", "test_device_architectures.py", "test_architectures.py"),
@@ -22,6 +24,8 @@ REAL_PAIR_TESTS = REPOSITORY / "tests" / "models"
 # Read when onnxruntime and huggingface_hub are imported, here and in every process that a test starts.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+let_children_be_interrupted()
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

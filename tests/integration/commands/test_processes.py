@@ -74,6 +74,21 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
     return process.returncode, out, err.decode()
 
 
+IN_THE_BACKGROUND = """
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+import tests.conftest
+child = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+subprocess.run([sys.executable, "-c", child])
+signal.raise_signal(signal.SIGINT)
+print("still running")
+"""
+
+
+def test_children_can_be_interrupted_where_the_tests_run_in_the_background() -> None:
+    assert ended(start_python("-c", IN_THE_BACKGROUND)) == (0, b"True\nstill running\n", "")
+
+
 def test_control_c_is_130_and_frees_the_session(tiny_pair: Path) -> None:
     brake = Brake()
 
