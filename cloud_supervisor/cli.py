@@ -19,8 +19,8 @@ from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.command.program import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_SIGNAL, run_program
 from chaperone_common.errors import ConfigError, OutputLost
-from chaperone_common.resources import found_config
 from chaperone_common.settings import load_yaml
+from chaperone_common.settings.packaged import found_config
 from cloud_supervisor.config import CloudConfig, check_listen, check_pair_name
 
 PROGRAM = "chaperone-cloud"

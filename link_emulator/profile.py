@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from chaperone_common.errors import ConfigError
-from chaperone_common.resources import packaged_path
 from chaperone_common.settings import FrozenModel, load_yaml
+from chaperone_common.settings.packaged import packaged_path
 from chaperone_common.suggestion import nearest
 from link_emulator.mahimahi import load_trace, mean_rate_kbit_s
 

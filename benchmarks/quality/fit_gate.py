@@ -21,7 +21,7 @@ from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.apps.fitting import export, fit, judged_tokens
+from edge_client.apps.calibration.fitting import export, fit, judged_tokens
 from edge_client.config import GateSettings
 from edge_client.gate.gate_model import GateData, GatedModel, GateModel
 

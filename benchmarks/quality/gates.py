@@ -53,7 +53,15 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError, InvalidRequest
 from chaperone_common.types import SamplingParams
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.apps.fitting import KINDS, REGULARISATION, brier_skill, encoder, figures, hold_out, judged_tokens
+from edge_client.apps.calibration.fitting import (
+    KINDS,
+    REGULARISATION,
+    brier_skill,
+    encoder,
+    figures,
+    hold_out,
+    judged_tokens,
+)
 from edge_client.gate import FEATURES
 from edge_client.gate.gate_model import GateModel
 

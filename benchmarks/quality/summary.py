@@ -22,7 +22,7 @@ from benchmarks.kit.statistics import interval
 from benchmarks.quality.gate_outcomes import OutcomeColumns, TokenOutcome
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import FinishReason
-from edge_client.apps.fitting import figures, reliability
+from edge_client.apps.calibration.fitting import figures, reliability
 
 _NEEDED = {"id", "strategy", "passed", "token_ids", "stats", "fates"}
 

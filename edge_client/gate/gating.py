@@ -9,7 +9,7 @@ from pathlib import Path
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import GateMismatch, ModelError
 from chaperone_common.frames import Capabilities
-from chaperone_common.resources import packaged_path
+from chaperone_common.settings.packaged import packaged_path
 from chaperone_common.types import Mode, OnDeviation, Promises
 from edge_client.config import GateSettings
 from edge_client.gate import Always, Budgeted, Control, Gate, Never, Threshold

@@ -11,7 +11,7 @@ PROGRAM = """
 import importlib.util
 import json
 {imports}
-from chaperone_common.resources import packaged_path
+from chaperone_common.settings.packaged import packaged_path
 from edge_client import EdgeConfig
 
 import chaperone_common

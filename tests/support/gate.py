@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from chaperone_common.artefacts.manifest import load_manifest
-from edge_client.apps.fitting import export, fit, judged_tokens
+from edge_client.apps.calibration.fitting import export, fit, judged_tokens
 from edge_client.gate import FEATURES
 from edge_client.gate.gate_model import GateData, GatedModel, GateModel
 

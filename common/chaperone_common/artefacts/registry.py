@@ -9,8 +9,8 @@ from pydantic import Field
 
 from chaperone_common.artefacts.folders import PAIR_NAME, Role
 from chaperone_common.errors import ConfigError
-from chaperone_common.resources import packaged_path
 from chaperone_common.settings import FrozenModel, load_yaml
+from chaperone_common.settings.packaged import packaged_path
 
 
 class WheelsSource(FrozenModel):

@@ -11,9 +11,9 @@ from typing import Any
 
 from chaperone_common.errors import ChaperoneError, InvalidRequest, OutputLost
 from chaperone_common.session import Committed
+from edge_client.apps.batch.explanation import Explain
 from edge_client.apps.batch.lines import Line, failure_json, line_of, request_of
 from edge_client.apps.batch.results import Results, key_of
-from edge_client.apps.explanation import Explain
 from edge_client.client import EdgeClient
 from edge_client.generation import Collector, error_json, unverified_warning
 

@@ -26,7 +26,7 @@ def add_calibrate(commands: Commands) -> None:
 
 
 def _run(console: Console, arguments: argparse.Namespace) -> int:
-    from edge_client.apps.calibrate import calibrate  # it loads what generating does not need
+    from edge_client.apps.calibration.calibrate import calibrate  # it loads what generating does not need
 
     config = config_of(arguments)
     parameters = parameters_of(arguments, config, ("temperature", "seed", "max_new_tokens"))

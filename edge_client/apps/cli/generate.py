@@ -15,6 +15,7 @@ from chaperone_common.errors import InvalidRequest
 from chaperone_common.session import Committed, Failed, Finished, Unverified
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Mode
+from edge_client.apps.batch.explanation import explainer
 from edge_client.apps.batch.lines import PARAMETERS, failure_json
 from edge_client.apps.batch.prompt_file import STANDARD, PromptFile, read_prompt
 from edge_client.apps.batch.results import open_results
@@ -22,7 +23,6 @@ from edge_client.apps.batch.run import Batch, Tally
 from edge_client.apps.cli.options import Commands, add_settings, as_flags, check_characters, config_of, parameters_of
 from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
-from edge_client.apps.explanation import explainer
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.generation import Collector, unverified_warning

@@ -22,8 +22,8 @@ from chaperone_common.session import Committed, Drafted, Event
 from chaperone_common.types import Mode, Origin, Promises
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Failed, Finished
+from edge_client.apps.calibration.fitting import curve, figures, fit, judged_tokens
 from edge_client.apps.cli.main import main
-from edge_client.apps.fitting import curve, figures, fit, judged_tokens
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
 from edge_client.gate import gating
 from edge_client.gate.gate_model import CARD, GatedModel, GateModel

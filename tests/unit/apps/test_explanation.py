@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_client.apps.explanation import decision_json, explainer
+from edge_client.apps.batch.explanation import decision_json, explainer
 from edge_client.planner import Action, BranchPrefix, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 
 ACTIONS: list[tuple[Action, dict[str, object]]] = [

@@ -16,8 +16,8 @@ from chaperone_common.artefacts.folders import chaperone_home, pair_folder
 from chaperone_common.artefacts.manifest import ManifestFile, ModelManifest, file_sha256, load_manifest
 from chaperone_common.artefacts.vocabulary import vocabulary_digest
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelError, ModelMissing
-from chaperone_common.resources import found_config, packaged_path
 from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
+from chaperone_common.settings.packaged import found_config, packaged_path
 
 
 class Gate(FrozenModel):

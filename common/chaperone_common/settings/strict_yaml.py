@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from chaperone_common.errors import ConfigError
-from chaperone_common.resources import packaged_configs
+from chaperone_common.settings.packaged import packaged_configs
 
 Location = tuple[int | str, ...]  # keys and indices from the top of a file to a value
 

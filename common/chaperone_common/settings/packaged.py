@@ -8,14 +8,14 @@ _FOLDER = "configs"
 
 
 def packaged_path(name: str) -> Path:
-    """Return the path of a file of the `configs` folder, such as `links/4g.yaml`. The file may be absent."""
-    installed = Path(__file__).resolve().parent / _FOLDER
-    folder = installed if installed.is_dir() else installed.parent.parent.parent / _FOLDER
-    return folder / name
+    """Return the path of a file of the `configs` folder, such as `links/4g.yaml`. It need not exist."""
+    package = Path(__file__).resolve().parents[1]
+    installed, checkout = package / _FOLDER, package.parents[1] / _FOLDER
+    return (installed if installed.is_dir() else checkout) / name
 
 
 def packaged_configs() -> list[str]:
-    """Return the names of the packaged YAML files, such as `edge.yaml`."""
+    """Return the names of all packaged YAML files, such as `edge.yaml`."""
     folder = packaged_path("")
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 

@@ -33,7 +33,11 @@ def calibrate(config: EdgeConfig, prompts: str, out: Path, parameters: Mapping[s
     An existing gate stays until the new one is complete.
     """
     try:
-        from edge_client.apps.fitting import export, fit, judged_tokens  # not on devices that only use a gate
+        from edge_client.apps.calibration.fitting import (  # not on devices that only use a gate
+            export,
+            fit,
+            judged_tokens,
+        )
     except ImportError as error:
         raise ConfigError(f"calibrate: {error.name} is missing; install chaperone-llm[calibrate]") from None
     with PromptFile(prompts) as source:

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Val
 from pydantic_core import ErrorDetails
 
 from chaperone_common.errors import ConfigError
-from chaperone_common.resources import found_config
-from chaperone_common.strict_yaml import Location, dotted, read_yaml
+from chaperone_common.settings.packaged import found_config
+from chaperone_common.settings.strict_yaml import Location, dotted, read_yaml
 from chaperone_common.suggestion import did_you_mean
 
 _FOLDER = "folder"  # key of pydantic's validation context; its value is the folder of the file that is being read

@@ -1,0 +1,1 @@
+"""`chaperone calibrate`: fit a gate to a pair of models and a workload."""
