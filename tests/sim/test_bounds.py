@@ -25,9 +25,9 @@ ONE_CORE_EACH = Costs(22.5, 100.0, 310.0, {1: 310, 2: 310, 4: 323, 8: 380, 16: 5
 class State:
     """All that the future depends on, at a whole tick."""
 
-    known: int = 0  # tokens that the device has, drafted or told
+    known: int = 0  # tokens that the device has, drafted or received
     drafting: int = 0  # ticks left of its step
-    told: int = 0  # tokens that the cloud has confirmed to it
+    confirmed: int = 0  # tokens that the cloud has confirmed to it
     judged: int = 0
     reading: tuple[int, int] = (0, 0)  # ticks left, and what will then be judged
     up: frozenset[tuple[int, int]] = frozenset()  # drafts on their way: ticks left, position
@@ -52,7 +52,7 @@ class Small:
         """Try everything: at each tick the device may start a step or not, the cloud any forward or none."""
         moments = {State()}
         for tick in itertools.count():
-            if any(moment.told == len(self.agrees) for moment in moments):
+            if any(moment.confirmed == len(self.agrees) for moment in moments):
                 return tick
             started = {after for moment in moments for after in self._starts(moment)}
             moments = {self._tick(moment) for moment in started}
@@ -97,17 +97,17 @@ class Small:
                 judged = reading[1]
                 down.add((self.way, judged))
         arrived = {position for left, position in up if left == 0} | moment.arrived
-        told = max([moment.told, *(number for left, number in down if left == 0)])
-        if told > known:
-            known, drafting = told, 0
+        confirmed = max([moment.confirmed, *(number for left, number in down if left == 0)])
+        if confirmed > known:
+            known, drafting = confirmed, 0
         return State(
             known,
             drafting,
-            told,
+            confirmed,
             judged,
             reading if reading[0] else (0, 0),
             frozenset(message for message in up if message[0]),
-            frozenset(message for message in down if message[0] and message[1] > told),
+            frozenset(message for message in down if message[0] and message[1] > confirmed),
             frozenset(position for position in arrived if position >= judged - 1),
         )
 
@@ -140,7 +140,7 @@ def test_no_schedule_is_faster_and_one_is_as_fast(case: Small) -> None:
 
 @dataclass
 class Replay:
-    """Spans of `span` tokens, so many in flight, and tokens that the cloud writes after an override by itself."""
+    """Spans of `span` tokens, up to a number in flight, and tokens that the cloud writes after an override."""
 
     agrees: Sequence[bool]
     costs: Costs
@@ -170,7 +170,7 @@ class Replay:
             self.now, _, kind, data = heapq.heappop(self.events)
             match kind:
                 case "drafted" if data[0] != self.chain:
-                    pass  # of a text that was given up meanwhile
+                    pass  # of a text that was given up
                 case "drafted":
                     self.drafting = False
                     if self.astray is None and not self.agrees[self.length]:
@@ -182,18 +182,18 @@ class Replay:
                 case "read":
                     self.busy = False
                     self.judged = data[0]
-                    self._later(self.costs.rtt_ms / 2, "told", self.judged, data[1])
+                    self._later(self.costs.rtt_ms / 2, "confirmed", self.judged, data[1])
                 case _:
                     if data[0] == n:
                         return self.now
-                    self._told(*data)
+                    self._confirmed(*data)
             self._device()
             self._cloud()
 
     def _later(self, delay: float, kind: str, *data: int) -> None:
         heapq.heappush(self.events, (self.now + delay, next(self.order), kind, data))
 
-    def _told(self, judged: int, chain: int) -> None:
+    def _confirmed(self, judged: int, chain: int) -> None:
         if judged > self.length or (self.astray is not None and judged > self.astray):
             self.length = self.sent = judged
             self.astray, self.drafting, self.waiting = None, False, 0
@@ -219,7 +219,7 @@ class Replay:
             if start > self.judged or wrong < self.judged:
                 continue  # what it builds on was refused, which the device is about to learn
             if end < self.judged:
-                self._later(self.costs.rtt_ms / 2, "told", self.judged, chain)
+                self._later(self.costs.rtt_ms / 2, "confirmed", self.judged, chain)
                 continue
             reads = min(end + 1, n) - self.judged
             after = min(wrong, end, n - 1) + 1
@@ -284,8 +284,8 @@ def test_one_span_and_its_bonus_take_one_round_trip() -> None:
 def test_a_chain_starts_when_the_override_has_come() -> None:
     costs = Costs(10, 100, 1000, {1: 50, 4: 50})
     # Token 0 is drafted and read with its successor, the override, which goes back; token 2 is drafted, and read.
-    told = clairvoyant_ms([True, False, True, True], costs, takeover=False)
-    assert told == (10 + 50 + 50) + 50 + 10 + 50 + 50 + 50
+    confirmed = clairvoyant_ms([True, False, True, True], costs, takeover=False)
+    assert confirmed == (10 + 50 + 50) + 50 + 10 + 50 + 50 + 50
 
 
 def test_a_fast_cloud_writes_by_itself() -> None:

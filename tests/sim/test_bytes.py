@@ -1,4 +1,4 @@
-"""What `exact` sends: at most twelve bytes of payload up for a committed token, the Open apart."""
+"""Payload of `exact`: at most twelve bytes up per committed token, without the Open."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def made_trace(seed: int) -> Trace:
 def payload_up(traces: Iterable[Trace], rtt_ms: float) -> float:
     """Bytes of Drafts and Close for a committed token, in `exact` with the adaptive planner.
 
-    Prints them, and beside them all bytes on the link: with the headers of gRPC, HTTP/2, TCP and IP, and with the Open.
+    Print them, and all bytes on the link: with the headers of gRPC, HTTP/2, TCP and IP, and with the Open.
     """
     payload = link = tokens = 0
     for trace in traces:
@@ -79,7 +79,7 @@ def payload_up(traces: Iterable[Trace], rtt_ms: float) -> float:
         assert simulation.link_bytes_up >= sum(sizes) + FRAME_HEADER_BYTES * len(sizes)
         drafts = [frame for frame in frames if isinstance(frame, Draft)]
         assert not any(draft.risks for draft in drafts)
-        assert sum(draft.deadline_ms > 0 for draft in drafts) == 1, "told once"
+        assert sum(draft.deadline_ms > 0 for draft in drafts) == 1, "given once"
         payload += sum(sizes[1:])
         link += simulation.link_bytes_up
         tokens += simulation.stats.completion_tokens

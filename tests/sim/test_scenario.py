@@ -36,7 +36,7 @@ def exact(
 
 
 def commits(simulation: Simulation) -> list[tuple[float, int, Origin]]:
-    """When which token was final, from the warm start on."""
+    """Return the commit time of each token since the warm start."""
     stats = simulation.stats
     assert stats.decode_ms is not None
     warm_ms = stats.total_ms - stats.decode_ms
@@ -68,7 +68,7 @@ def test_a_span_that_stands_is_two_drafts_a_round_trip_and_a_forward_and_brings_
     assert simulation.stats.finish_reason is FinishReason.LENGTH
 
 
-def test_an_override_ends_the_span_and_drafting_goes_on_behind_it() -> None:
+def test_an_override_ends_the_span_and_drafting_continues_after_it() -> None:
     simulation = simulate(trace_of("+-++++"), SCENARIO, exact())
     assert commits(simulation) == [
         (170.0, 100, Origin.VERIFIED),
@@ -112,7 +112,7 @@ def test_the_gate_lets_pass_what_it_trusts_and_the_audit_counts_what_was_wrong()
     assert asking.stats.fired == 1
 
 
-def test_the_cloud_writes_on_behind_overrides_once_they_are_known_to_come_in_clusters() -> None:
+def test_the_cloud_writes_on_after_overrides_once_they_are_known_to_cluster() -> None:
     """Over a satellite asking again takes longer than some tokens of a fast cloud."""
     trace = trace_of(("---" + 9 * "+") * 12)
     scenario = Scenario(Profile.fixed(600.0), CloudCosts(read_ms=Curve.of((1, 40.0), (16, 42.0))))
@@ -226,12 +226,12 @@ def test_the_audit_counts_every_token_that_was_let_pass_and_is_not_the_clouds(
     assert all(pattern[index] == "?" for index, deviates in enumerate(deviations) if deviates)
 
 
-def test_the_timeline_tells_events_and_frames_as_they_come() -> None:
+def test_the_timeline_has_events_and_frames_in_order() -> None:
     simulation = simulate(trace_of("+-+"), SCENARIO, exact())
     warm_ms = 130.0
-    told = [(round(moment.at_ms - warm_ms, 6), type(moment.event).__name__) for moment in simulation.timeline]
-    assert told[:3] == [(-130.0, "Open"), (-30.0, "Opened"), (0.0, "Opened")]
-    assert told[3:10] == [
+    timeline = [(round(moment.at_ms - warm_ms, 6), type(moment.event).__name__) for moment in simulation.timeline]
+    assert timeline[:3] == [(-130.0, "Open"), (-30.0, "Opened"), (0.0, "Opened")]
+    assert timeline[3:10] == [
         (10.0, "Drafted"),
         (20.0, "Drafted"),
         (20.0, "Draft"),
@@ -240,7 +240,7 @@ def test_the_timeline_tells_events_and_frames_as_they_come() -> None:
         (170.0, "Retracted"),
         (170.0, "Committed"),
     ]
-    assert [name for _, name in told[-3:]] == ["Close", "Closed", "Finished"]
+    assert [name for _, name in timeline[-3:]] == ["Close", "Closed", "Finished"]
 
 
 def test_a_client_that_has_seen_a_prompt_read_sends_no_short_span_while_the_next_one_is() -> None:

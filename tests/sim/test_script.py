@@ -1,4 +1,4 @@
-"""What the two models are made to say."""
+"""The scripted answers of the two models."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_on_a_side_branch_that_was_not_recorded_the_device_says_what_equals_noth
     assert (branch.token_id, branch.signal) == (DEVICE_FILLER, UNSURE)
 
 
-def test_the_cloud_overrides_where_the_text_leaves_the_path_and_is_void_behind_it() -> None:
+def test_the_cloud_overrides_where_the_text_leaves_the_path_and_is_void_after_it() -> None:
     choices = Script(TRACE).choices([*PROMPT, 100, 101, 202, 300], 5)
     assert choices == [100, 101, 102, CLOUD_FILLER, CLOUD_FILLER]
 
 
-def test_behind_a_token_that_is_kept_both_go_on_as_recorded() -> None:
+def test_after_a_token_that_is_kept_both_continue_as_recorded() -> None:
     script = Script(TRACE)
     script.keep(4 + 2)
     text = [*PROMPT, 100, 101, 202]
@@ -57,7 +57,7 @@ def test_a_lenient_cloud_chooses_the_device_s_token_where_the_text_has_it() -> N
     script = Script(trace, lenient_nats=2.0)
     text = [*PROMPT, 100, 101, 202]
     assert script.choices([*text, 103, 204, 300], 7) == [100, 101, 202, 103, 104, CLOUD_FILLER, CLOUD_FILLER]
-    assert script.proposal(text) == trace.proposals[3], "the device goes on as behind the cloud's token"
+    assert script.proposal(text) == trace.proposals[3], "the device continues as after the cloud's token"
     assert script.choices([*PROMPT, 100, 101], 1) == [102], "nobody has drafted anything there"
     assert script.choices([*PROMPT, 100, 101, 999, 103], 3) == [102, CLOUD_FILLER, CLOUD_FILLER], "another token"
 

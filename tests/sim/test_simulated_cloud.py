@@ -35,7 +35,7 @@ def test_only_what_the_cache_lacks_is_paid_for() -> None:
     assert run(scenario()) == [30_000, 60_000, 50_000, 60_000, 50_000]
 
 
-def test_a_session_that_was_freed_is_read_anew() -> None:
+def test_a_session_that_was_freed_is_read_again() -> None:
     async def scenario() -> int:
         reader = worker()
         await reader.forward("a", TokenTree(TEXT[:3]), 0, SamplingParams())
@@ -58,7 +58,7 @@ def test_readings_are_done_one_after_the_other() -> None:
     assert run(scenario()) == [(0, 110_000, [103]), (110_000, 110_000, [103])]
 
 
-def test_a_deadline_that_passes_in_the_queue_is_told_when_it_passes() -> None:
+def test_a_deadline_that_passes_in_the_queue_fails_when_it_passes() -> None:
     async def scenario() -> float:
         reader = worker()
         first = asyncio.create_task(reader.forward("a", TokenTree(TEXT), 1, SamplingParams()))

@@ -81,7 +81,7 @@ def test_the_cloud_learns_of_a_cancelled_stream_when_the_news_arrives() -> None:
         assert isinstance(failure, Failure)
         await rig.deliver(*contract.OPENED)
         await asyncio.sleep(1)
-        assert rig.link.ready() == (), "what was on its way is not heard any more"
+        assert rig.link.ready() == (), "frames in flight are lost"
 
     play(scene, rtt_ms=100)
 
@@ -105,7 +105,7 @@ def test_a_reset_ends_open_streams_at_once_and_a_new_one_works() -> None:
         assert failure.status == "UNAVAILABLE"
         assert loop.time() == pytest.approx(0.12)
         await unopened.open(opening)
-        assert len(await contract.take(unopened, 2)) == 2, "the prompt is read again, behind a new round trip"
+        assert len(await contract.take(unopened, 2)) == 2, "the prompt is read again, after a new round trip"
         assert link.ready() == ()
         await cloud.close()
 

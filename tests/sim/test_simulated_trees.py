@@ -1,4 +1,4 @@
-"""The cloud's model in virtual time, where branches come beside the chain: what it chooses there, and what it costs."""
+"""The cloud's model in virtual time with branches: its choices there, and their cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Round = tuple[tuple[int, ...], int, Sequence[tuple[int, int]]]
 
 
 def play(*rounds: Round) -> list[tuple[int, list[int]]]:
-    """Of each reading (written tokens, choices, branches) the tokens that it had to read, and what was chosen."""
+    """Return the tokens that each forward (written tokens, choices, branches) read, and its choices."""
 
     async def scenario() -> list[tuple[int, list[int]]]:
         worker = SimulatedQueue({"a": Script(trace_of("++++++"))}, COSTS)
@@ -35,7 +35,7 @@ def play(*rounds: Round) -> list[tuple[int, list[int]]]:
 
 
 def test_the_script_goes_on_along_the_branch_that_is_the_clouds() -> None:
-    # The draft goes astray at its second token; the branch there is the cloud's own, and so is the one behind it.
+    # The draft goes astray at its second token; the branch there is the cloud's own, and so is the one after it.
     branches = [(4, 101), (7, 102), (7, 109), (3, 108)]
     [(_, choices)] = play(((100, 201, 300), 4, branches))
     assert choices == [100, 101, CLOUD_FILLER, CLOUD_FILLER, 102, 103, CLOUD_FILLER, CLOUD_FILLER]

@@ -1,4 +1,4 @@
-"""Files of traces: what is written is read again, what is none is refused, and those that come along are sound."""
+"""Files of traces: a round trip keeps them, other files are refused, and the committed ones are sound."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["some.jsonl.gz"]
 
 
-def test_what_strategies_add_is_saved_beside_what_was_recorded(tmp_path: Path) -> None:
+def test_values_that_extend_adds_are_saved_with_the_recorded_ones(tmp_path: Path) -> None:
     plain = trace_of("+-+")
     added = extended_trace(plain, cross_entropies={1: 2.25}, disagreements=(0.5, 0.125, 0.0))
     path = tmp_path / "some.jsonl.gz"

@@ -70,8 +70,8 @@ def test_overrides_that_are_never_the_runner_up_change_nothing_of_the_text(patte
     assert further(tree) == 0
 
 
-def test_a_branch_that_stands_is_told_by_one_verdict() -> None:
-    """The draft of 101 is wrong; its second choice is right, and so is what was drafted behind that."""
+def test_one_verdict_confirms_a_branch_that_stands() -> None:
+    """The draft of 101 is wrong; its second choice is right, and so is its drafted continuation."""
     tree = simulate(trace_of("+-++"), SCENARIO, strategy_named("specedge-8"))
     assert len(drafts(tree)) == 1
     assert tree.token_ids == (100, 101, 102, 103)
@@ -102,7 +102,7 @@ def test_branches_leave_the_chain_once_a_depth_and_at_most_three_go_on(pattern: 
     simulation = simulate(trace_of(pattern), SCENARIO, strategy_named("specedge-32"))
     for draft in drafts(simulation):
         parents = [branch.parent for branch in draft.branches]
-        assert len(set(parents)) == len(parents), "no token has two branch tokens behind it"
+        assert len(set(parents)) == len(parents), "no token has two branch tokens after it"
         runner_ups = {index for index, parent in enumerate(parents, draft.end) if parent < draft.end - 1}
         assert len(runner_ups & set(parents)) <= 3
     assert any(parent >= draft.end for draft in drafts(simulation) for parent, _ in draft.branches)

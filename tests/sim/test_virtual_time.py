@@ -81,24 +81,24 @@ def test_a_cancelled_timer_does_not_hide_a_deadlock() -> None:
         run(scenario())
 
 
-def test_errors_come_out_and_tasks_left_behind_are_cancelled() -> None:
+def test_errors_come_out_and_tasks_left_running_are_cancelled() -> None:
     ended: list[str] = []
 
-    async def left_behind() -> None:
+    async def left_running() -> None:
         try:
             await asyncio.sleep(10)
         finally:
-            ended.append("left behind")
+            ended.append("left running")
 
     async def scenario() -> None:
-        task = asyncio.create_task(left_behind())
+        task = asyncio.create_task(left_running())
         await asyncio.sleep(1)
         assert not task.done()
         raise LookupError("as the test says")
 
     with pytest.raises(LookupError, match="as the test says"):
         run(scenario())
-    assert ended == ["left behind"]
+    assert ended == ["left running"]
 
 
 def test_sockets_and_threads_are_refused() -> None:

@@ -37,7 +37,7 @@ def plan(budget_s: float = 1e9, **shapes: Shape) -> Plan:
 
 
 def kept(*_: Any) -> None:
-    """What `keep` does where nobody looks."""
+    """Ignore the rows."""
 
 
 def ticking(step_s: float = 0.001) -> Any:

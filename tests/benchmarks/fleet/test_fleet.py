@@ -26,7 +26,7 @@ CHAT = Demand("chat", completion_tokens=100, round_trips=4, hidden_round_trips=6
 
 
 def one_server(load: float, generations: int) -> Fleet:
-    """An open loop that offers so much of one server's time, without link or device."""
+    """Return an open loop with a given load of one server, without link or device."""
     per_s = load / SERVICE_MS * 1e3
     return Fleet(
         devices=1,

@@ -1,4 +1,4 @@
-"""What signals take of a draft step can be told for any pair, with a gate and without."""
+"""The share of signals in a draft step is measured for any pair, with a gate and without."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_client.gate.risk import CalibratedRisk
 from tests.support.gate import gate_for
 
 
-def test_the_parts_of_a_step_are_told(tiny_pair: Path, tmp_path: Path) -> None:
+def test_the_parts_of_a_step_are_measured(tiny_pair: Path, tmp_path: Path) -> None:
     manifest = load_manifest(tiny_pair / "edge", role="edge")
     model = device_model("tiny", manifest)
     prompt = [5, 6, 7]

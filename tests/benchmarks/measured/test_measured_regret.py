@@ -34,8 +34,8 @@ def test_each_class_has_its_own_best_and_all_together_one() -> None:
         rows += rows_of(strategy, *(time_ms,) * 3, category="humaneval")
     found = measured_regret(rows, {"cloud", "sync-4"})
     assert found is not None
-    told = {category: (entry["best"], entry["ratio"]) for category, entry in found["categories"].items()}
-    assert told == {"general": ("cloud", 0.9), "humaneval": ("sync-4", 1.1), "all": ("sync-4", 1.55)}
+    best = {category: (entry["best"], entry["ratio"]) for category, entry in found["categories"].items()}
+    assert best == {"general": ("cloud", 0.9), "humaneval": ("sync-4", 1.1), "all": ("sync-4", 1.55)}
     assert found["categories"]["general"]["ratio_95"] == [0.9, 0.9]
     assert found["categories"]["general"]["upper_bound_under_limit"]
     assert not found["categories"]["humaneval"]["upper_bound_under_limit"]
@@ -48,8 +48,8 @@ def test_what_ran_on_one_class_only_is_no_rival_on_all() -> None:
     )
     found = measured_regret(rows, {"cloud", "sync-4"})
     assert found is not None
-    told = {category: (entry["best"], entry["ratio"]) for category, entry in found["categories"].items()}
-    assert told == {"general": ("sync-4", 0.5), "humaneval": ("cloud", 2.0), "all": ("cloud", 2.5)}
+    best = {category: (entry["best"], entry["ratio"]) for category, entry in found["categories"].items()}
+    assert best == {"general": ("sync-4", 0.5), "humaneval": ("cloud", 2.0), "all": ("cloud", 2.5)}
 
 
 def test_a_loss_within_the_noise_is_none() -> None:
@@ -76,7 +76,7 @@ def test_only_generations_that_all_of_them_finished_count() -> None:
     assert found is not None
     entry = found["categories"]["all"]
     assert (entry["generations"], entry["ratio"], entry["ratio_95"]) == (1, 1.0, None)
-    assert not entry["upper_bound_under_limit"], "one generation tells nothing of the spread"
+    assert not entry["upper_bound_under_limit"], "one generation has no spread"
 
 
 def test_a_warm_run_is_timed_from_its_start() -> None:

@@ -1,4 +1,4 @@
-"""What benchmarks start ends with them."""
+"""The processes that benchmarks start end with them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The runner on the tiny pair: real processes, a link between them, and a run that is gone on with."""
+"""Runs of the tiny pair: real processes, a link between them, and a run that continues."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program:
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_a_run_is_gone_on_with_unless_it_is_another_one(prompts: Path, tmp_path: Path) -> None:
+def test_a_run_continues_unless_it_is_another_one(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     both = ("--strategies", "cloud,sync-4", "--dtype", "float32", "--out", str(out))
     first = start(prompts, *both)
@@ -129,7 +129,7 @@ def test_a_run_is_gone_on_with_unless_it_is_another_one(prompts: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_what_makes_a_run_another_one(prompts: Path) -> None:
+def test_options_that_make_another_run(prompts: Path) -> None:
     def identity(*arguments: str) -> str:
         plan = plan_of(prompts, "--strategies", "cloud,exact", *arguments)
         return digest_of(plan.identity({"versions": {}, "machine": {}}))
@@ -170,7 +170,7 @@ def test_a_best_length_is_part_of_the_plan(prompts: Path, tmp_path: Path) -> Non
         plan_of(prompts, "--strategies", "sync-best,sync-4", "--peers", str(peers))
 
 
-def test_so_many_prompts_of_each_class(tmp_path: Path) -> None:
+def test_the_first_prompts_of_each_class(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     rows = [{"id": str(index), "class": "ab"[index % 2], "prompt": "x"} for index in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -197,7 +197,7 @@ def test_every_strategy_is_first_as_often() -> None:
         (("--strategies", "cloud", "--rtt-ms", "-1"), "--rtt-ms: -1"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_starts(
+def test_wrong_options_are_refused_before_anything_starts(
     prompts: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""What a run says of its machine: medians of what was measured, and only where all of it was."""
+"""A run's costs: medians of its measurements, and only if all parts were measured."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_costs_are_medians_of_those_who_did_it() -> None:
     assert costs.rows.at(2) == 1.3, "only the planner that wants rows measures them"
 
 
-def test_what_many_steps_take_together_is_told_by_means() -> None:
+def test_means_give_the_sum_of_many_steps() -> None:
     costs = RunCosts.of(rows_by_hand(), statistics.fmean)
     assert costs is not None
     assert costs.read_ms == {1: 80.0, 4: 400.0, 17: 400.0}, "a longer forward takes no less"

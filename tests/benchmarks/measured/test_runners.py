@@ -1,4 +1,4 @@
-"""What U-HLM's gate is told: the disagreement, where it finds the risk; on the device, and read again for traces."""
+"""U-HLM's gate gets the disagreement as the risk, on the device and from traces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT = (3, 1, 4, 1)
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
 
 
-def test_the_drafter_proposes_as_any_and_tells_the_disagreement_as_the_risk() -> None:
+def test_the_drafter_proposes_as_any_and_gives_the_disagreement_as_the_risk() -> None:
     async def scenario() -> None:
         plain, measuring = (kind(FakeDraft(), SAMPLED) for kind in (ChoosingDrafter, DisagreementDrafter))
         for text in (PROMPT, (5,), (6,)):

@@ -38,7 +38,7 @@ def test_categories_stand_apart_and_together() -> None:
         "general": 2.0,
         "all": 3.0,
     }
-    assert summary["general"]["edge"]["over_cloud_95"] is None, "one prompt tells nothing of the spread"
+    assert summary["general"]["edge"]["over_cloud_95"] is None, "one prompt has no spread"
 
 
 def test_without_cloud_there_is_no_ratio() -> None:

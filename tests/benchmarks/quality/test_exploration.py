@@ -1,4 +1,4 @@
-"""What real models write in virtual time, many texts at once, is what they write alone; and nothing is asked twice."""
+"""Real models write the same texts together in virtual time as alone, and no request is made twice."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def test_explored_texts_are_those_that_the_models_write(
         assert written[Mode.CLOUD][index].token_ids == cloud_text(cloud, tree.prompt)
         assert written[Mode.EDGE][index].token_ids == edge_text(device, tree.prompt)
     asked = explorer.asked
-    told = sum(len(tree.proposals) + len(tree.choices) for tree in trees)
-    assert 0 < asked < told / 2, "many texts are answered at once"
+    answers = sum(len(tree.proposals) + len(tree.choices) for tree in trees)
+    assert 0 < asked < answers / 2, "many texts are answered at once"
     again = write_all(all_models(trees, explorer), scenario, strategy_for(Mode.EXACT))
     assert explorer.asked == asked, "nothing is asked twice"
     assert [one.token_ids for one in again] == [one.token_ids for one in written[Mode.EXACT]]
@@ -200,9 +200,9 @@ def test_a_text_is_read_along_in_chunks_on_any_row(models: tuple[OnnxModel, Reco
         sequence = device.new_sequence()
         asyncio.run(sequence.step(text[:-count]))
         expected = asyncio.run(read_by(sequence, text[-count:]))
-        told = [logits.copy() for logits in texts.along("text", text, count)]
-        assert len(told) == count
-        assert all(map(np.array_equal, told, expected))
+        found = [logits.copy() for logits in texts.along("text", text, count)]
+        assert len(found) == count
+        assert all(map(np.array_equal, found, expected))
 
 
 async def read_by(sequence: OnnxSequence, token_ids: list[int]) -> list[NDArray[np.float32]]:

@@ -39,12 +39,12 @@ def test_from_explored_texts_to_a_gate_and_its_figures(tiny_pair: Path, tmp_path
     assert (card.data.prompts, card.data.texts) == ("code.jsonl", 8)
     assert made["summary"]["data"]["overrides"] == card.data.overrides >= 40
 
-    told = explore(
+    result = explore(
         tmp_path, "humaneval", "--gate", str(gate), "--strategies", "edge,cloud,gated,gated-0.5,deviation-0.2"
     )
-    (tmp_path / "q.json").write_text(json.dumps(told))
-    assert told["settings"]["gate"]["prompts"] == "code.jsonl"
-    assert 0 < told["summary"]["gated-0.5"]["fired_share"] <= 1
+    (tmp_path / "q.json").write_text(json.dumps(result))
+    assert result["settings"]["gate"]["prompts"] == "code.jsonl"
+    assert 0 < result["summary"]["gated-0.5"]["fired_share"] <= 1
 
     held = called(gates, "--suite", "humaneval", "--explored", str(tmp_path / "humaneval.gz"), "--gate", str(gate))
     held["summary"]["catch"]["hidden_fitted_here"] = held["summary"]["catch"]["gate"]  # as `--hidden-states` would add

@@ -1,4 +1,4 @@
-"""What becomes of a gate's tokens is noted once, also where texts are taken back."""
+"""The outcome of each of a gate's tokens is recorded once, also where texts are taken back."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def drafted(gate: RecordingGate, position: int, token_id: int, signal: Signal) -
     gate.follow(Drafted(position, token_id, signal, gate.fires(signal)))
 
 
-def test_each_token_is_told_with_its_risk_and_its_end() -> None:
+def test_each_token_has_its_risk_and_its_outcome() -> None:
     gate = RecordingGate(Threshold(0.5))
     drafted(gate, 10, 1, SURE)
     gate.follow(Committed(10, 1, Origin.DRAFT))
     drafted(gate, 11, 2, UNSURE)
-    drafted(gate, 12, 3, SURE)  # behind a token that is overridden
+    drafted(gate, 12, 3, SURE)  # after a token that is overridden
     gate.follow(Retracted(11))
     gate.follow(Committed(11, 20, Origin.OVERRIDE))
     gate.follow(Committed(12, 21, Origin.BONUS))
@@ -38,7 +38,7 @@ def test_each_token_is_told_with_its_risk_and_its_end() -> None:
     ]
 
 
-def test_a_file_keeps_fates() -> None:
+def test_a_file_keeps_outcomes() -> None:
     outcomes = [TokenOutcome(0.125, 4.0, True, False), None, TokenOutcome(1 / 3, 2.0, False, True)]
     columns = OutcomeColumns.of(outcomes)
     assert (columns.fired, columns.overridden) == ("1-0", "0-1")

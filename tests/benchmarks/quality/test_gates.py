@@ -1,4 +1,4 @@
-"""What gates can catch along explored texts of the tiny pair, and how it is reckoned."""
+"""The catch of gates along explored texts of the tiny pair, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_each_policy_is_held_against_the_oracle(explored: Path) -> None:
 def test_overrides_that_are_left_out_are_written_on_by_the_cloud(explored: Path) -> None:
     _, before = load_trees(explored)
     options = ("--suite", "humaneval", "--explored", str(explored))
-    told = called(gates, *options, "--rollouts", "2")["summary"]["rescues"]
-    assert told["left_out"] > 8
-    assert (told["rescues"], told["harms"]) == (0, 0), "these models write no code that passes"
+    found = called(gates, *options, "--rollouts", "2")["summary"]["rescues"]
+    assert found["left_out"] > 8
+    assert (found["rescues"], found["harms"]) == (0, 0), "these models write no code that passes"
     _, after = load_trees(explored)
     assert sum(len(tree.choices) for tree in after.values()) > sum(len(tree.choices) for tree in before.values())
     client = EdgeClient(EdgeConfig(pair="tiny"))
@@ -116,18 +116,18 @@ def test_overrides_that_an_answer_depends_on_are_weighed_by_those_they_stand_for
     texts = [judged((5,) * 10, (6, 6, 6, 6, *(5,) * 6)), judged((5,) * 10, (6, 6, *(5,) * 8))]
     rescues = {Deviation(0, 0): 1, Deviation(0, 3): 0, Deviation(1, 0): 1, Deviation(1, 1): -1}
     scores = {"of_order": [np.arange(20.0, 10.0, -1.0), np.arange(10.0, 0.0, -1.0)]}
-    told = rescue_curves(texts, rescues, scores)
-    assert (told["left_out"], told["rescues"], told["harms"]) == (4, 2, 1)
-    caught = {budget: told["caught"]["of_order"][BUDGETS.index(budget)] for budget in (0.0, 0.05, 0.5)}
+    found = rescue_curves(texts, rescues, scores)
+    assert (found["left_out"], found["rescues"], found["harms"]) == (4, 2, 1)
+    caught = {budget: found["caught"]["of_order"][BUDGETS.index(budget)] for budget in (0.0, 0.05, 0.5)}
     assert caught == {0.0: 0.0, 0.05: round(2 / 3, 4), 0.5: round(2 / 3, 4)}, "the other one is the eleventh token"
-    oracle = told["caught"]["oracle"]
+    oracle = found["caught"]["oracle"]
     assert oracle[BUDGETS.index(0.05)] == round(1 / 3, 4), "one token of three that matter"
     assert oracle[BUDGETS.index(0.15)] == oracle[-1] == 1.0
     # By weight 2, 2, 1, 1: of the pairs of one that matters and one that does not, it ranks all right but 1 x 2.
-    assert told["auc_among_overrides"] == {"of_order": round(7 / 9, 4)}
+    assert found["auc_among_overrides"] == {"of_order": round(7 / 9, 4)}
 
 
 def test_without_overrides_that_matter_there_is_no_curve_of_them() -> None:
     texts = [judged((5, 5), (6, 6))]
-    told = rescue_curves(texts, {Deviation(0, 0): 0, Deviation(0, 1): 0}, {"of_order": [np.arange(2.0)]})
-    assert told == {"left_out": 2, "rescues": 0, "harms": 0, "caught": None, "auc_among_overrides": None}
+    found = rescue_curves(texts, {Deviation(0, 0): 0, Deviation(0, 1): 0}, {"of_order": [np.arange(2.0)]})
+    assert found == {"left_out": 2, "rescues": 0, "harms": 0, "caught": None, "auc_among_overrides": None}

@@ -40,8 +40,8 @@ def test_the_end_of_the_graph_makes_the_scores_of_each_token_from_them(tiny_pair
 
 def run(model: str | bytes, fed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    told: list[NDArray[Any]] = session.run(["logits"], fed)
-    return told
+    scores: list[NDArray[Any]] = session.run(["logits"], fed)
+    return scores
 
 
 def test_a_graph_that_scores_in_another_way_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_code_that_gets_to_its_end_passes() -> None:
         ("import os; assert 'HOME' in os.environ", "AssertionError"),
     ],
 )
-def test_code_that_does_not_is_told_with_its_reason(source: str, reason: str) -> None:
+def test_code_that_does_not_is_reported_with_its_reason(source: str, reason: str) -> None:
     outcome = run_python(source)
     assert not outcome.passed
     assert reason in outcome.reason

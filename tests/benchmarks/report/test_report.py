@@ -1,4 +1,4 @@
-"""The report: one file of valid HTML that loads nothing, and figures beside it."""
+"""The report: one file of valid HTML that loads nothing, and figures as files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert not re.search(r"https?:|url\(|@import|//\w", re.sub(r"base64,[^\"]*", "", text))
     assert "3" in page.texts, "sync-8 is three times as fast as cloud"
-    assert any("<none>, 2 cores" in told for told in page.texts), "markup in a value is text"
+    assert any("<none>, 2 cores" in text for text in page.texts), "markup in a value is text"
 
 
 def cell_of_a_grid(category: str, link: str, settled: float) -> dict[str, object]:
@@ -111,7 +111,7 @@ def test_the_worst_cell_of_the_grid_is_framed_and_those_under_the_limit_dotted()
     assert np.asarray(dots.get_xydata()).tolist() == [[0, 1]]
 
 
-def test_measured_points_stand_beside_the_lines_where_they_are_comparable() -> None:
+def test_measured_points_are_drawn_if_they_are_comparable_with_the_lines() -> None:
     def points(result: dict[str, Any]) -> int:
         return sum(len(axes.containers) for axes in speed_figure(BY_RTT, [result]).axes)
 
@@ -125,7 +125,7 @@ def changed(result: dict[str, Any], **settings: object) -> dict[str, Any]:
     return result | {"settings": result["settings"] | settings}
 
 
-def test_the_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_to_the_given_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps(results(20.0)), encoding="utf-8")
     regret, virtual = tmp_path / "regret.json", tmp_path / "virtual.json"

@@ -1,4 +1,4 @@
-"""The suite: what is made, what is skipped, and what a failure holds up."""
+"""The suite: steps that are made, skipped, and held up by a failure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source_of(command: str) -> str:
 
 
 class Bench:
-    """A checkout in a folder of its own, whose benchmarks write what they are told to."""
+    """A checkout in a temporary folder, whose benchmarks write given results."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -64,7 +64,7 @@ class Bench:
         return 0
 
     def make(self, steps: Sequence[Step] = ABC, *, fresh: bool = False) -> str:
-        """The commands that were launched, and by their first letters what became of each step."""
+        """Return the launched commands and the outcome of each step."""
         self.launched.clear()
         outcomes = Suite(self.root, self.launch, steps=ABC).make(steps, fresh=fresh)
         return " ".join(line[0] for line in self.launched) + ": " + " ".join(outcomes.values())
@@ -148,14 +148,14 @@ def test_a_step_alone_needs_what_is_there(bench: Bench) -> None:
     assert bench.make((B,)) == "run: made"
 
 
-def test_a_run_whose_generations_failed_is_gone_on_with(bench: Bench) -> None:
+def test_a_run_whose_generations_failed_continues(bench: Bench) -> None:
     bench.generations = [{"error": None}, {"error": "lost"}]
     assert bench.make((A,)) == "peers: incomplete"
     bench.generations = []
     assert bench.make((A,)) == "peers: made"
 
 
-def test_a_record_that_was_cut_is_begun_anew(bench: Bench) -> None:
+def test_a_record_that_was_cut_begins_again(bench: Bench) -> None:
     bench.make((A,))
     bench.write(".cache/benchmarks/suite.json", '{"a": ')
     assert bench.make((A,)) == "peers: made"

@@ -34,7 +34,7 @@ def drafts(simulation: Simulation) -> list[tuple[int, ...]]:
 
 
 def events_while_asked(simulation: Simulation) -> list[type]:
-    """Of what happened between a span and its verdict."""
+    """Yield the events between a span and its verdict."""
     asked, found = False, []
     for moment in simulation.timeline:
         asked = isinstance(moment.event, Draft) or (asked and not isinstance(moment.event, Verdict))
@@ -119,7 +119,7 @@ def test_a_skipped_token_is_final_as_soon_as_it_is_drafted() -> None:
 
 
 @pytest.mark.parametrize(("name", "column"), [("bild-0.6-2", "cross-entropies"), ("uhlm-0.1", "disagreements")])
-def test_a_file_that_does_not_tell_is_refused_with_the_remedy(name: str, column: str) -> None:
+def test_a_file_without_the_values_is_refused_with_the_remedy(name: str, column: str) -> None:
     trace = replace(trace_of("+-"), source="some.jsonl.gz")
     message = f"some.jsonl.gz: trace by hand has no {column}; add it with `python -m benchmarks extend some.jsonl.gz`"
     with pytest.raises(ConfigError, match=message):
@@ -145,7 +145,7 @@ def test_a_probability_is_at_most_one(name: str) -> None:
         strategy_named(name)
 
 
-def test_a_trace_that_is_cut_still_tells_what_both_decide_by() -> None:
+def test_a_trace_that_is_cut_keeps_the_values_that_both_decide_by() -> None:
     trace = cut(extended_trace(trace_of("+-++-", wrong=SURE), cross_entropies={1: 1.0, 4: 1.0}), 3)
     assert trace.cross_entropies == {1: 1.0}
     assert simulate(trace, SCENARIO, BILD).token_ids == (100, 201, 102)

@@ -34,7 +34,7 @@ def model(tiny_pair: Path) -> TorchModel:
 
 @pytest.fixture(scope="module")
 def text(tiny_pair: Path) -> list[int]:
-    """What the model writes, but for a token here and there; so some are likely and some are not."""
+    """Return the model's own text with a few other tokens, so that some are likely and some are not."""
     known = load_manifest(tiny_pair / "cloud", role="cloud").vocabulary_size
     dice = random.Random(3)
     tokens = [dice.randrange(known)]
@@ -67,7 +67,7 @@ def test_the_next_token_is_chosen_where_it_is_likely_enough(
     assert not all(stands), "and some tokens must not"
 
     [choices] = model.forward([feeding(model.new_cache(), text, len(text), sampling)])
-    assert [choice.token_id for choice in choices] == [*expected, own[-1]], "nothing is drafted behind the last token"
+    assert [choice.token_id for choice in choices] == [*expected, own[-1]], "nothing is drafted after the last token"
 
     cache = model.new_cache()
     model.forward([feeding(cache, text[:20], 0, sampling)])
@@ -75,8 +75,8 @@ def test_the_next_token_is_chosen_where_it_is_likely_enough(
     assert [choice.token_id for choice in choices] == [*expected[26:29], own[29]]
 
 
-def test_beside_the_chain_it_chooses_as_any_model_does(model: TorchModel, tiny_pair: Path, text: list[int]) -> None:
-    """What follows a branch token is not in the chain, whatever stands there."""
+def test_outside_the_chain_it_chooses_as_any_model_does(model: TorchModel, tiny_pair: Path, text: list[int]) -> None:
+    """The token after a branch token is not in the chain."""
     branch = BranchToken(17, text[-1])
     [choices] = model.forward([feeding(model.new_cache(), text[:20], 3, GREEDY, (branch,))])
     row = logits_after(tiny_pair, [*text[:18], text[-1]])[-1]

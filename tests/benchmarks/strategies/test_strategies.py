@@ -27,7 +27,7 @@ PEERS = [f"{family}-{tokens}" for family in FAMILIES for tokens in (1, 2, 5)]
 
 
 def spans_in_flight(simulation: Simulation) -> list[tuple[TimedEvent, int]]:
-    """Every moment, with how many spans were on their way by then; overrides void those behind them."""
+    """Return each event with the number of spans in flight; an override voids those after it."""
     flying: list[int] = []
     moments = []
     for moment in simulation.timeline:

@@ -60,10 +60,10 @@ def extend(path: Path) -> dict[str, Any]:
 
 def test_columns_are_added_and_nothing_else_changes(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = [json.loads(line) for line in gzip.decompress(recorded.read_bytes()).splitlines()]
-    told = extend(recorded)["summary"]["some.jsonl.gz"]
-    assert told["tokens"] == 8
+    counts = extend(recorded)["summary"]["some.jsonl.gz"]
+    assert counts["tokens"] == 8
     after = [json.loads(line) for line in gzip.decompress(recorded.read_bytes()).splitlines()]
-    assert after[0].pop("extended")["read"] == told
+    assert after[0].pop("extended")["read"] == counts
     for row in after[1:]:
         assert row.pop("cross_entropies").keys() == {"1", "3"}
         assert all(0 < value <= 1 for value in row["proposals"].pop("disagreement"))

@@ -71,7 +71,7 @@ def test_ranks_are_places_in_the_devices_scores(temperature: float) -> None:
         assert np.argsort(-scores, kind="stable")[rank] == trace.token_ids[index]
 
 
-def test_nothing_is_recorded_behind_end_of_text() -> None:
+def test_nothing_is_recorded_after_end_of_text() -> None:
     free = record(SamplingParams(), tokens=20, max_new_tokens=60)
     index = min(free.astray)
     ending = free.astray[index][3].token_id

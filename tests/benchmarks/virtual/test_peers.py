@@ -78,7 +78,7 @@ def test_without_such_a_name_no_file_is_read(tmp_path: Path) -> None:
     assert with_best(["cloud", "sync-8"], tmp_path / "none.json", 0.0, 0.0, "poems") == ("cloud", "sync-8")
 
 
-def test_what_the_file_does_not_tell_is_refused(tmp_path: Path) -> None:
+def test_a_family_that_the_file_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="knows no 'acespec', only overlap, sync"):
         with_best(["acespec-best"], peers_file(tmp_path), 0.0, 0.0, "general")
     with pytest.raises(ConfigError, match="no prompts of the class 'poems'"):
@@ -116,7 +116,7 @@ def test_a_trace_that_is_cut_is_that_of_a_shorter_generation() -> None:
     assert cut(trace, 6) is trace
 
 
-def test_virtual_time_tells_kinds_apart_and_whether_exact_is_ahead() -> None:
+def test_virtual_time_separates_kinds_and_says_if_exact_is_ahead() -> None:
     traces = [trace_of("+" * 4), trace_of("+" * 4), replace(trace_of("+" * 4), category="humaneval")]
     speeds = {
         "cloud": [1, 2, 1],
@@ -134,8 +134,8 @@ def test_virtual_time_tells_kinds_apart_and_whether_exact_is_ahead() -> None:
     assert not humaneval["exact_ahead_of_all"], "as fast is not ahead"
     summary = summarise([general, humaneval])
     assert (summary["settings"], summary["exact_ahead_of_all"]) == (2, 1)
-    (behind,) = summary["not_ahead"]
-    assert (behind["category"], behind["strategy"], behind["exact_over"]) == ("humaneval", "sync-32", 1.0)
+    (slower,) = summary["not_ahead"]
+    assert (slower["category"], slower["strategy"], slower["exact_over"]) == ("humaneval", "sync-32", 1.0)
     assert [line.count("!") for line in table_of([general, humaneval]).splitlines()] == [0, 0, 1]
 
 

@@ -22,7 +22,7 @@ TRACE = trace_of("+++++++-" * 4)
 def run_of(
     *strategies: str, trace: Trace = TRACE, speed: float = 1.0, draft_ms: float = 20.0, read: Curve = READ
 ) -> dict[str, Any]:
-    """What the runner would have written if the real pair were as the simulator takes it to be, or faster."""
+    """Return the result of a run whose pair is as fast as the simulator assumes, or faster."""
     scenario = Scenario(Profile.fixed(50.0), CloudCosts(read_ms=read), DraftCosts(step_ms=draft_ms))
     generations = []
     for strategy in strategies:
@@ -76,7 +76,7 @@ def test_a_calibrated_gate_is_left_out() -> None:
     assert [row["strategy"] for row in rows] == ["cloud", "sync-8"]
 
 
-def test_a_run_that_was_faster_is_told_apart() -> None:
+def test_a_run_that_was_faster_is_no_match() -> None:
     rows = list(compare(run_of("cloud", "sync-8", speed=1.25), {TRACE.id: TRACE}))
     assert [row["within_10_percent"] for row in rows] == [False, False]
     assert rows[0]["error"] == pytest.approx(-0.2, abs=0.01)
