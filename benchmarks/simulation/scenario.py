@@ -108,7 +108,7 @@ async def play(
     timeline: list[TimedEvent] = []
     cloud = SimulatedCloud(supervisor, link, tap=lambda frame: timeline.append(TimedEvent(loop.time() * 1e3, frame)))
     engine = _engine(models, cloud, scenario, strategy, estimates, risk_model)
-    follower = _Follower(models)
+    follower = Follower(models)
     ending: Event | None = None
     async with aclosing(engine.stream()) as events:
         async for event in events:
@@ -167,7 +167,7 @@ def _drafter(models: ScriptedModels, costs: DraftCosts, strategy: Strategy) -> S
     return SimulatedDrafter(models, costs, measuring_ms=costs.disagreement_ms if strategy.risk_is_disagreement else 0.0)
 
 
-class _Follower:
+class Follower:
     """Reports to the models which of the device's tokens are kept: those that the gate skipped."""
 
     def __init__(self, models: ScriptedModels) -> None:

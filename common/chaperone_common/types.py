@@ -6,6 +6,7 @@ chain       the span's own tokens, one after the other
 branch      tokens next to a chain: alternatives that are judged in the same forward
 forward     one run of the large model over new tokens
 choice      the token that a model chooses at a position
+feed, read  let the device's model, or the cloud's, process tokens in a forward
 signal      per-token uncertainty of the small model
 risk        probability that the cloud would have chosen another token here
 gate        the policy that reads signals and decides: keep drafting, skip, or fire

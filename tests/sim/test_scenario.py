@@ -10,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
-from benchmarks.simulation.scenario import Scenario, Simulation, simulate
+from benchmarks.simulation.scenario import Follower, Scenario, Simulation, simulate
+from benchmarks.simulation.script import Script
 from benchmarks.simulation.strategy import Strategy, strategy_for
 from chaperone_common.frames import Draft
-from chaperone_common.session import Committed
-from chaperone_common.types import FinishReason, Mode, Origin
+from chaperone_common.session import Committed, Drafted
+from chaperone_common.types import FinishReason, Mode, Origin, Signal
 from edge_client.gate import Always, Threshold
 from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner
 from link_emulator.profile import DirectionProfile, OutageProfile, PeriodicOutages, Profile, ResetProfile
 from tests.support.traces import EOS, SURE, trace_of
+
+SIGNAL = Signal(1.0, 0.5, 0.1, 1.0, 0.5)
 
 # Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
 SCENARIO = Scenario(
@@ -255,3 +258,19 @@ def test_a_client_that_has_seen_a_prompt_read_sends_no_short_span_while_the_next
     assert len(spans[0]) > 1
     assert spans[1] == [32], "all of it was drafted before the prompt was read"
     assert second.stats.total_ms < first.stats.total_ms
+
+
+def test_the_models_keep_what_is_skipped_or_final_and_no_token_that_fired() -> None:
+    """Tokens of an adopted branch come several at a time, so the event itself must say whether its token fired."""
+    kept: set[int] = set()
+
+    class Kept(Script):
+        def keep(self, position: int) -> None:
+            kept.add(position)
+
+    follower = Follower(Kept(trace_of("++++")))
+    for position, fired in ((3, True), (4, False), (5, True)):
+        follower.follow(Drafted(position, 1, SIGNAL, fired))
+    assert kept == {4}
+    follower.follow(Committed(3, 1, Origin.VERIFIED))
+    assert kept == {3, 4}

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import NoReturn
 
 from chaperone_common.errors import ChaperoneError, ProtocolViolation, error_from_status
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
-from chaperone_common.session.text_token import TextToken
+from chaperone_common.session.text_token import TextToken, TextTokens
 from chaperone_common.session.transitions import State, StreamEvent, step
-from chaperone_common.session.verdicts import begins_takeover, check_verdict, origins
+from chaperone_common.session.verdicts import begins_takeover, check_verdict, is_replay, origins
 from chaperone_common.stats import Tally
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import FinishReason, OnDeviation, Origin, Proposal, Span
@@ -35,7 +34,8 @@ class DeviceSession:
         With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them like fired ones.
         """
         self.opening = open_frame
-        self.text = [*open_frame.prompt_token_ids, *open_frame.committed_token_ids]
+        self._tokens = TextTokens((*open_frame.prompt_token_ids, *open_frame.committed_token_ids))
+        self.text = self._tokens.ids
         self.prompt_length = len(open_frame.prompt_token_ids)
         self.first_new = self.final_length = self.sent_length = self.read_length = len(self.text)
         self.limit = limit
@@ -49,7 +49,6 @@ class DeviceSession:
         self.prefill_us = 0
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
-        self._tokens: list[TextToken] = []  # of the text from `first_new` on
         self._gated = False  # the gate has skipped a token, so that a Draft carries risks
         self._skips_are_final = on_deviation is OnDeviation.KEEP
         self._deadline_ms = 0  # the last one sent on this stream; 0: none yet
@@ -133,17 +132,17 @@ class DeviceSession:
 
     def token(self, position: int) -> TextToken | None:
         """Return the record of a token of the text; None for one of the prompt or of a resumed text."""
-        return self._tokens[position - self.first_new] if position >= self.first_new else None
+        return self._tokens[position] if position >= self.first_new else None
 
     def proposal(self, position: int) -> Proposal | None:
         """Return the device's proposal at a provisional position; None for any other position."""
         provisional = self.final_length <= position < len(self.text)
-        return self._tokens[position - self.first_new].proposal if provisional else None
+        return self._tokens[position].proposal if provisional else None
 
     def draft(self, proposal: Proposal, *, fires: bool) -> list[SessionEvent]:
         """Append a drafted token: provisional after a fire, else final at once, unless deviations are retracted."""
         position, token_id = len(self.text), proposal.token_id
-        self._append(TextToken(token_id, proposal, fired=fires, to_judge=fires))
+        self._tokens.append(TextToken(token_id, proposal, fired=fires, to_judge=fires))
         if fires:
             self.tally.fired += 1
         else:
@@ -199,11 +198,11 @@ class DeviceSession:
         self.final_length = length
         self.spans.clear()
         # Only the device's tokens are retracted. The cloud's own tokens after `length` were never shown.
-        drafted = [token for token in self._tokens[length - self.first_new :] if token.proposal is not None]
+        drafted = [token for token in self._tokens.between(length) if token.proposal is not None]
         self.tally.retracted_tokens += sum(not token.overridden for token in drafted)
         self._cut(length)
         self.tally.forget_committed()
-        for token in self._tokens:
+        for token in self._tokens.between(self.first_new):
             self._count_committed(token)
         return [Retracted(length)] if drafted else []
 
@@ -217,7 +216,7 @@ class DeviceSession:
         if self.finish_reason is not None:
             raise ProtocolViolation(f"reopen: the text has ended at {self.final_length}; nothing is left to write")
         self.state = step(self.state, StreamEvent.REOPEN)
-        for token in self._tokens[self.final_length - self.first_new : self.sent_length - self.first_new]:
+        for token in self._tokens.between(self.final_length, self.sent_length):
             token.to_judge = True
         self.sent_length = self.read_length = min(self.read_length, self.final_length)
         self.tally.requests -= len(self.spans)  # each is asked again
@@ -270,7 +269,7 @@ class DeviceSession:
         return []
 
     def _apply_verdict(self, verdict: Verdict) -> list[SessionEvent]:
-        if self._is_replay(verdict):
+        if verdict.position < self.final_length and is_replay(verdict, self.spans):
             return []
         if not self.spans:
             raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
@@ -334,7 +333,7 @@ class DeviceSession:
         events: list[SessionEvent] = []
         token = TextToken(token_id)
         if position < len(self.text):
-            replaced = self._tokens[position - self.first_new]
+            replaced = self._tokens[position]
             token = TextToken(token_id, replaced.proposal, fired=replaced.fired)
             # Spans in flight that hold the position contradict the cloud's token. The cloud raises its revision when it
             # reads the first of them, so both ends agree without a message.
@@ -342,17 +341,13 @@ class DeviceSession:
                 self.revision += 1
             events.append(self._truncate(position))
             origin = Origin.OVERRIDE if origin is Origin.BONUS else origin
-        self._append(token)
+        self._tokens.append(token)
         self.sent_length = position + 1
         return [*events, self._commit(origin)]
 
-    def _append(self, token: TextToken) -> None:
-        self.text.append(token.token_id)
-        self._tokens.append(token)
-
     def _commit(self, origin: Origin) -> Committed:
         position = self.final_length
-        token = self._tokens[position - self.first_new]
+        token = self._tokens[position]
         self.final_length += 1
         token.origin, token.to_judge = origin, False
         token.risk = self._unread_risk(position)
@@ -397,15 +392,12 @@ class DeviceSession:
         return Retracted(length)
 
     def _cut(self, length: int) -> None:
-        del self.text[length:]
-        del self._tokens[length - self.first_new :]
+        self._tokens.cut(length)
         self.sent_length = min(self.sent_length, length)
 
     def _to_judge(self, start: int) -> Iterator[int]:
         """Return the provisional positions from `start` on that the cloud has to judge, in order."""
-        begin = max(start, self.final_length)
-        tokens = islice(self._tokens, begin - self.first_new, None)
-        return (position for position, token in enumerate(tokens, begin) if token.to_judge)
+        return self._tokens.to_judge(max(start, self.final_length))
 
     def _unread_risk(self, position: int) -> float:
         """Return the risk of a drafted token that the cloud has not read; 0 for any other token."""
@@ -416,14 +408,6 @@ class DeviceSession:
 
     def _mark_read(self, length: int) -> None:
         self.read_length = max(self.read_length, length)
-
-    def _is_replay(self, verdict: Verdict) -> bool:
-        """Return whether the verdict answers a span that was answered before.
-
-        An answer to the next span has a position after the span's start, if the span has tokens.
-        """
-        old = not self.spans or verdict.position < self.spans[0].start + bool(self.spans[0].token_ids)
-        return old and verdict.position < self.final_length
 
     def _audit(self, start: int, end: int, deviations: tuple[int, ...], weight: float = 1.0) -> list[SessionEvent]:
         self.tally.audited_tokens += end - start

@@ -23,6 +23,14 @@ def check_verdict(verdict: Verdict, span: Span, text: Sequence[int], *, limit: i
         raise ProtocolViolation(f"verdict of revision {verdict.revision} answers a span of {span.revision}")
 
 
+def is_replay(verdict: Verdict, spans: Sequence[Span]) -> bool:
+    """Return whether a Verdict below the final length answers a span before `spans`, the ones in flight.
+
+    An answer to the next span has a position after the span's start, if the span has tokens.
+    """
+    return not spans or verdict.position < spans[0].start + bool(spans[0].token_ids)
+
+
 def origins(verdict: Verdict, span: Span) -> list[Origin]:
     """Return the origin of each of the Verdict's own tokens, if the device's text does not hold the same token.
 

@@ -234,6 +234,15 @@ def test_spans_that_broke_their_promise_get_another_chance_once_the_cloud_has_st
     assert estimates.delivery > 0.9
 
 
+def test_an_observer_gets_each_span_that_the_cloud_reads_from_then_on() -> None:
+    estimates = Estimates()
+    estimates.read(1, 5.0)
+    seen: list[tuple[int, float]] = []
+    estimates.observe(lambda tokens, read_ms: seen.append((tokens, read_ms)))
+    estimates.read(3, 12.5)
+    assert seen == [(3, 12.5)]
+
+
 def test_overrides_teach_how_often_branches_hit_and_how_long_they_are() -> None:
     estimates = Estimates()
     before = estimates.hit
