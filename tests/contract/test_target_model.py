@@ -1,4 +1,4 @@
-"""What every `TargetModel` promises, held against the fake and against torch with the tiny pair."""
+"""The contract of every `TargetModel`, for the fake and for torch with the tiny pair."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prompt(seed: int, length: int) -> list[int]:
 
 
 def whole(target: TargetModel, tokens: list[int], choices: int, sampling: SamplingParams) -> list[Choice]:
-    """Read everything at once with a fresh cache."""
+    """Feed everything at once to a fresh cache."""
     return target.forward([feeding(target.new_cache(), tokens, choices, sampling)])[0]
 
 
@@ -49,7 +49,7 @@ def test_chunks_crops_and_rebuilds_choose_the_same(target: TargetModel, sampling
             assert cache.length == at
 
 
-def test_what_was_cropped_leaves_no_trace(target: TargetModel) -> None:
+def test_cropped_tokens_leave_no_trace(target: TargetModel) -> None:
     cache = target.new_cache()
     target.forward([feeding(cache, prompt(3, 20), 0, GREEDY)])
     target.forward([feeding(cache, prompt(4, 10), 1, GREEDY)])
@@ -60,7 +60,7 @@ def test_what_was_cropped_leaves_no_trace(target: TargetModel) -> None:
     )
 
 
-def test_readings_of_one_call_do_not_touch_each_other(target: TargetModel) -> None:
+def test_requests_of_one_call_do_not_affect_each_other(target: TargetModel) -> None:
     prompts = [prompt(seed, 5 + 3 * seed) for seed in range(5)]
     alone = [ids(whole(target, tokens, 4, SAMPLED)) for tokens in prompts]
     together = target.forward([feeding(target.new_cache(), tokens, 4, SAMPLED) for tokens in prompts])
@@ -68,8 +68,8 @@ def test_readings_of_one_call_do_not_touch_each_other(target: TargetModel) -> No
     assert target.forward([]) == []
 
 
-def test_sequences_of_any_length_go_on_together_as_they_do_alone(target: TargetModel) -> None:
-    """Some new, some held, one token or many, choices or none, chains and trees; the caches serve on."""
+def test_sequences_of_any_length_continue_together_as_they_do_alone(target: TargetModel) -> None:
+    """New and held, one token and many, with choices and without, chains and trees; the caches stay usable."""
     dice = random.Random(9)
     branches = ((0, 3), (1, 4), (3, 5))  # parents count from the first token whose choice is wanted
     for _ in range(10):
@@ -82,7 +82,7 @@ def test_sequences_of_any_length_go_on_together_as_they_do_alone(target: TargetM
             else []
             for text, choices in zip(texts, wanted, strict=True)
         ]
-        told = []
+        answered = []
         for together in (False, True):
             caches = [target.new_cache() for _ in texts]
             for cache, text, length in zip(caches, texts, held, strict=True):
@@ -96,11 +96,11 @@ def test_sequences_of_any_length_go_on_together_as_they_do_alone(target: TargetM
             for cache, text in zip(caches, texts, strict=True):
                 cache.crop(len(text))
             answers += [target.forward([feeding(cache, [7], 1, SAMPLED)])[0] for cache in caches]
-            told.append([ids(choices) for choices in answers])
-        assert told[0] == told[1]
+            answered.append([ids(choices) for choices in answers])
+        assert answered[0] == answered[1]
 
 
-def test_two_readings_of_one_sequence_are_refused(target: TargetModel) -> None:
+def test_two_requests_with_one_cache_are_refused(target: TargetModel) -> None:
     cache = target.new_cache()
     with pytest.raises(ValueError, match="two requests with one cache"):
         target.forward([feeding(cache, [1], 1, GREEDY), feeding(cache, [2], 1, GREEDY)])
@@ -108,7 +108,7 @@ def test_two_readings_of_one_sequence_are_refused(target: TargetModel) -> None:
 
 
 def test_the_noise_is_that_of_the_chosen_tokens_position(target: TargetModel) -> None:
-    """The same text with another prefix length must not meet the same noise: long runs would differ otherwise."""
+    """The same text after a prefix of another length must not get the same noise."""
     tokens = prompt(6, 30)
     first = whole(target, tokens, 30, SAMPLED)
     assert ids(first) != ids(whole(target, tokens, 30, SamplingParams(temperature=0.9, seed=8)))
@@ -116,7 +116,7 @@ def test_the_noise_is_that_of_the_chosen_tokens_position(target: TargetModel) ->
     assert all(choice.coupled_margin >= 0 for choice in first)
 
 
-def test_reading_ahead_gives_no_choices_but_is_remembered(target: TargetModel) -> None:
+def test_reading_ahead_gives_no_choices_but_fills_the_cache(target: TargetModel) -> None:
     cache = target.new_cache()
     assert cache.length == 0
     assert target.forward([feeding(cache, prompt(1, 12), 0, GREEDY)]) == [[]]
@@ -139,7 +139,7 @@ def test_a_crop_must_lie_within_the_cache(target: TargetModel, length: int) -> N
         cache.crop(length)
 
 
-def test_a_senseless_reading_is_refused_and_nothing_is_read(target: TargetModel) -> None:
+def test_an_impossible_request_is_refused_and_nothing_is_fed(target: TargetModel) -> None:
     good, bad = target.new_cache(), target.new_cache()
     fine = feeding(good, prompt(1, 5), 1, GREEDY)
     with pytest.raises(ValueError, match="token"):

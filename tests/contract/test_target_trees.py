@@ -1,4 +1,4 @@
-"""What every `TargetModel` promises of branch tokens, held against the fake and against torch with the tiny pair."""
+"""The contract of every `TargetModel` for branch tokens, for the fake and for torch with the tiny pair."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read(
 def chosen(
     target: TargetModel, tokens: Sequence[int], choices: int = 1, sampling: SamplingParams = SAMPLED
 ) -> list[int]:
-    """Read a chain at once, with a fresh cache."""
+    """Feed a chain at once, to a fresh cache."""
     return read(target, target.new_cache(), tokens, choices, (), sampling)
 
 
@@ -92,7 +92,7 @@ def test_a_parent_may_have_been_read_before(target: TargetModel) -> None:
 
 
 @pytest.mark.parametrize(("indices", "path"), [((14, 16), PATHS[1] + (33,)), ((17,), (34,)), ((17, 18), (34, 35))])
-def test_what_is_selected_is_the_text_that_goes_on(
+def test_the_selected_path_is_the_text_that_continues(
     target: TargetModel, indices: tuple[int, ...], path: tuple[int, ...]
 ) -> None:
     before = prompt(4, 8)
@@ -107,7 +107,7 @@ def test_what_is_selected_is_the_text_that_goes_on(
     assert again == chosen(target, before + path + tail) + chosen(target, before + path + tail + (1,))
 
 
-def test_branches_that_were_thrown_away_leave_no_trace(target: TargetModel) -> None:
+def test_dropped_branches_leave_no_trace(target: TargetModel) -> None:
     before, tail = prompt(6, 8), prompt(7, 5)
     expected = chosen(target, before + CHAIN[:3] + tail, 5)
     for cut in (True, False):
@@ -122,7 +122,7 @@ def test_branches_that_were_thrown_away_leave_no_trace(target: TargetModel) -> N
 
 
 def test_trees_in_a_row_choose_what_chains_choose(target: TargetModel) -> None:
-    """Round after round, as in a generation: a path of the last tree is kept, and another tree read behind it."""
+    """Round after round, as in a generation: keep a path of the last tree, and feed another tree after it."""
     dice = random.Random(8)
     text, held, cache = prompt(8, 6), 0, target.new_cache()
     for _ in range(8):

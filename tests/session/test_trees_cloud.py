@@ -1,4 +1,4 @@
-"""Branches next to a span, in the cloud: which of them it reads, how far it goes along them, what it refuses."""
+"""Branches next to a span, in the cloud: those it reads, how far it follows them, and those it refuses."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TREE = ((3, 5), (6, 6), (6, 7), (5, 9))
 
 
 def read(cloud: CloudSession, frame: Draft) -> tuple[tuple[int, ...], int, tuple[BranchToken, ...]]:
-    """The request that the cloud makes of a Draft."""
+    """Return the tokens, choices and branches of the forward that a Draft needs."""
     request = cloud.receive(frame)
     assert request is not None
     return request.judged, request.num_choices, request.tree.branches
 
 
-# What it answers
+# Answers
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_cloud_goes_along_the_chain_and_then_along_the_branches(choices: lis
     assert cloud.revision == verdict.revision
 
 
-def test_the_text_goes_on_after_the_further_tokens() -> None:
+def test_the_text_continues_after_the_further_tokens() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, 2, 3, branches=TREE), [1, 5, 3, 4, 6, 8, 0, 0])
     assert cloud.receive(draft(6, 4)) is None, "in flight after the override"
@@ -134,14 +134,14 @@ def test_the_closing_audit_begins_after_the_further_tokens() -> None:
     assert answer(short, Close(5, ()), []) == Closed(), "a stop string was completed before them"
 
 
-# What it reads
+# Forwards
 
 
 def test_all_branches_are_read_next_to_a_chain_that_is_new() -> None:
     assert read(session(), draft(START, 1, 2, 3, branches=TREE)) == ((1, 2, 3), 4, TREE)
 
 
-def test_what_hangs_on_tokens_that_the_cloud_knows_is_not_read() -> None:
+def test_branches_before_tokens_that_the_cloud_knows_are_not_read() -> None:
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
     frame = draft(4, 2, 3, branches=((3, 5), (6, 6), (4, 7), (8, 8), (5, 9)))
@@ -149,14 +149,14 @@ def test_what_hangs_on_tokens_that_the_cloud_knows_is_not_read() -> None:
     assert answer(cloud, frame, [7, 0, 8, 4, 0]) == Verdict(1, 5, 7, further_token_ids=(8, 4))
 
 
-def test_nothing_is_read_next_to_a_chain_that_the_cloud_knows_whole() -> None:
-    """The device may have committed what it skipped after it, so nothing may follow the bonus."""
+def test_no_branch_is_read_next_to_a_chain_that_the_cloud_knows_whole() -> None:
+    """The device may have committed skipped tokens after it, so nothing may follow the bonus."""
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
     assert read(cloud, draft(4, 2, branches=((4, 5), (5, 6)))) == ((), 1, ())
 
 
-def test_what_hangs_on_tokens_before_the_last_committed_one_is_not_read() -> None:
+def test_branches_before_the_last_committed_token_are_not_read() -> None:
     frame = draft(START, 1, 2, 3, final_before=5, branches=((2, 5), (3, 6), (6, 7), (4, 8), (9, 9)))
     assert read(session(), frame) == ((1, 2, 3), 4, ((4, 8), (6, 9)))
 
@@ -175,7 +175,7 @@ def test_no_choice_is_made_at_the_limit() -> None:
     assert answer(last, filling, [1, 8, 0]) == Verdict(1, 4, 8)
 
 
-# What it refuses
+# Refusals
 
 
 @pytest.mark.parametrize(

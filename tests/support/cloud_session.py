@@ -30,8 +30,8 @@ def draft(
 ) -> Draft:
     """A Draft with a risk for each token; `branches` are pairs of an absolute parent and an id."""
     final = start if final_before is None else final_before
-    beside = tuple(BranchToken(*branch) for branch in branches)
-    return Draft(revision, start, token_ids, (0.5,) * len(token_ids), final, continuation_tokens, branches=beside)
+    tokens = tuple(BranchToken(*branch) for branch in branches)
+    return Draft(revision, start, token_ids, (0.5,) * len(token_ids), final, continuation_tokens, branches=tokens)
 
 
 def answer(cloud: CloudSession, frame: Draft | Close, choices: Sequence[int]) -> ServerFrame:

@@ -1,4 +1,4 @@
-"""What the tests of target models share: their size, and how they sample."""
+"""Sizes and sampling parameters that the tests of target models share."""
 
 from __future__ import annotations
 

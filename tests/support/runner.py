@@ -1,4 +1,4 @@
-"""What tests of the runner share: a model that blocks, a clock that is set by hand, and an oracle; no sleeps."""
+"""Tools for tests of the runner: a model that blocks, a clock that is set by hand, and an oracle; no sleeps."""
 
 from __future__ import annotations
 
@@ -91,6 +91,6 @@ async def forward(
 
 
 def oracle(model: FakeTarget, tokens: Sequence[int], num_choices: int) -> list[Choice]:
-    """What the model chooses after the last `num_choices` of these tokens, from nothing."""
+    """Return the model's choices after the last `num_choices` of these tokens, without a cache."""
     request = feeding(model.new_cache(), tokens, num_choices, SAMPLED)
     return FakeTarget(model.vocabulary_size, model.context_tokens).forward([request])[0]

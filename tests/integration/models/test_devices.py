@@ -1,4 +1,4 @@
-"""Where the large model may run: checked before it is loaded, and named."""
+"""The device of the large model is checked before the model is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device that breaks the rules is told, while the other streams run on."""
+"""A device that breaks the rules gets an error that names the problem, while the other streams continue."""
 
 from __future__ import annotations
 

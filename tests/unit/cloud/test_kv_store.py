@@ -1,4 +1,4 @@
-"""The store's promises: what it hands out represents the request, and the budget holds."""
+"""The store's promises: a cache holds a prefix of the text, and the budget is kept."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def chain(tokens: list[int]) -> TokenTree:
 
 
 def covers(kv: KvStore, key: str, tokens: Sequence[int]) -> bool:
-    """Whether a session's cache has all of these tokens on one path."""
+    """Return whether a session's cache holds all of these tokens on one path."""
     return kv.held(key, tokens) == len(tokens)
 
 
 def feed(kv: KvStore, key: str, tokens: list[int], num_choices: int = 0) -> list[int]:
-    """One whole reading; what had to be fed."""
+    """Run one whole forward; return the tokens that had to be fed."""
     cache, held = kv.prepare(key, chain(tokens), num_choices=num_choices)
     assert isinstance(cache, ListCache)
     cache.tokens += tokens[held:]
@@ -134,7 +134,7 @@ def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
         KvStore(ListCache, budget_bytes=9, bytes_per_token=BYTES_PER_TOKEN)
 
 
-def test_a_failed_reading_leaves_nothing_behind() -> None:
+def test_a_failed_forward_leaves_no_cache() -> None:
     kv = store(10)
     feed(kv, "a", [1, 2])
     kv.prepare("a", chain([1, 2, 3]), num_choices=1)

@@ -45,12 +45,12 @@ def store(budget_tokens: int) -> KvStore:
 
 
 def covers(kv: KvStore, key: str, tokens: Sequence[int]) -> bool:
-    """Whether a session's cache has all of these tokens on one path."""
+    """Return whether a session's cache holds all of these tokens on one path."""
     return kv.held(key, tokens) == len(tokens)
 
 
 def feed(kv: KvStore, token_ids: Path, branches: Sequence[BranchToken] = (), num_choices: int = 0) -> int:
-    """One whole forward, which finds a path in the cache and leaves a tree; how many tokens the path had."""
+    """Run one whole forward, which leaves a tree in the cache; return the length of the path that was held."""
     tree = TokenTree(token_ids, tuple(branches))
     cache, held = kv.prepare("a", tree, num_choices=num_choices)
     assert isinstance(cache, PathCache)
@@ -68,11 +68,11 @@ def test_branch_tokens_that_stood_are_not_read_again() -> None:
     branches = [BranchToken(1, 7), BranchToken(3, 8), BranchToken(4, 9)]
     feed(kv, (1, 2, 3), branches)
     assert feed(kv, (1, 2, 7, 8, 5), branches) == 4
-    assert feed(kv, (1, 2, 7, 8, 5)) == 5, "the branches beside it are dropped"
+    assert feed(kv, (1, 2, 7, 8, 5)) == 5, "the branches next to it are dropped"
     assert feed(kv, (1, 2, 7, 9)) == 3
 
 
-def test_what_has_to_be_fed_is_fed_though_a_branch_holds_it() -> None:
+def test_tokens_with_choices_are_fed_though_a_branch_holds_them() -> None:
     kv = store(20)
     feed(kv, (1, 2, 3), [BranchToken(1, 7), BranchToken(3, 8)])
     assert feed(kv, (1, 2, 7, 8), num_choices=1) == 3
@@ -122,7 +122,7 @@ def trees(draw: st.DrawFn) -> tuple[Path, list[BranchToken]]:
 
 
 @given(st.lists(st.tuples(trees(), st.integers(0, 6)), min_size=1, max_size=6))
-def test_feeding_starts_behind_the_longest_path_that_is_held(
+def test_feeding_starts_after_the_longest_path_that_is_held(
     readings: list[tuple[tuple[Path, list[BranchToken]], int]],
 ) -> None:
     kv = store(11)

@@ -15,7 +15,7 @@ from tests.support.fake_target import FakeTarget
 from tests.support.runner import SAMPLED, Gate, HandClock, error_of, forward, oracle, run, runner_of, started
 
 
-def test_a_reading_gives_the_models_choices_and_its_times() -> None:
+def test_a_request_returns_the_models_choices_and_its_times() -> None:
     async def scenario() -> None:
         clock = HandClock()
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
@@ -23,29 +23,29 @@ def test_a_reading_gives_the_models_choices_and_its_times() -> None:
         result = await forward(runner, "a", [1, 2, 3], 2, SAMPLED)
         assert result == ForwardResult(oracle(model, [1, 2, 3], 2), queue_us=0, compute_us=250_000)
         assert await forward(runner, "a", [1, 2, 3], 0, SAMPLED) == ForwardResult([], queue_us=0, compute_us=0)
-        assert model.forwards == 1, "what is already read is not read again"
+        assert model.forwards == 1, "cached tokens are not fed again"
         await runner.close()
 
     run(scenario)
 
 
-def test_a_long_reading_is_done_in_pieces() -> None:
+def test_a_long_request_runs_in_chunks() -> None:
     async def scenario() -> None:
         clock = HandClock()
-        pieces: list[tuple[int, int]] = []
+        chunks: list[tuple[int, int]] = []
 
         def note(requests: Sequence[ForwardRequest]) -> None:
-            pieces.append((len(requests[0].tree.token_ids), requests[0].num_choices))
+            chunks.append((len(requests[0].tree.token_ids), requests[0].num_choices))
             clock.seconds += 0.25
 
         model = FakeTarget(before_forward=note)
         runner = runner_of(model, chunk_tokens=4, clock=clock)
         result = await forward(runner, "a", list(range(15)), 6, SAMPLED)
-        assert pieces == [(4, 0), (4, 0), (4, 3), (3, 3)]
+        assert chunks == [(4, 0), (4, 0), (4, 3), (3, 3)]
         assert result == ForwardResult(oracle(model, list(range(15)), 6), queue_us=0, compute_us=1_000_000)
-        pieces.clear()
+        chunks.clear()
         again = await forward(runner, "a", [*range(15), 15], 2, SAMPLED)
-        assert pieces == [(2, 2)], "what the cache holds is not long"
+        assert chunks == [(2, 2)], "only tokens that the cache lacks count"
         assert again.choices == oracle(model, [*range(15), 15], 2)
         await runner.close()
 
@@ -69,7 +69,7 @@ def test_a_prompt_that_is_resumed_from_is_not_cropped_to_its_first_chunk() -> No
     run(scenario)
 
 
-def test_others_get_their_turn_between_the_pieces() -> None:
+def test_others_get_their_turn_between_the_chunks() -> None:
     async def scenario() -> None:
         gate = Gate()
         model = FakeTarget(before_forward=gate)
@@ -100,18 +100,18 @@ def test_two_that_evict_each_other_get_to_their_ends() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
-def test_no_piece_is_read_for_nobody(how: str) -> None:
+def test_no_chunk_runs_for_a_caller_that_left(how: str) -> None:
     async def scenario() -> None:
         gate = Gate()
         runner = runner_of(FakeTarget(before_forward=gate), chunk_tokens=1)
-        reading = await started(forward(runner, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=60_000))
+        request = await started(forward(runner, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=60_000))
         await gate.until_entered()
         closing = asyncio.create_task(runner.close() if how == "closed" else asyncio.sleep(0))
         if how == "cancelled":
-            reading.cancel()
+            request.cancel()
         await asyncio.sleep(0)
         gate.opened.set()
-        assert isinstance(await error_of(reading), CloudUnavailable if how == "closed" else asyncio.CancelledError)
+        assert isinstance(await error_of(request), CloudUnavailable if how == "closed" else asyncio.CancelledError)
         await closing
         await runner.close()
         assert gate.order == [1]
@@ -119,7 +119,7 @@ def test_no_piece_is_read_for_nobody(how: str) -> None:
     run(scenario)
 
 
-def test_a_deadline_is_for_the_first_piece() -> None:
+def test_a_deadline_is_for_the_first_chunk() -> None:
     async def scenario() -> None:
         clock = HandClock()
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 1))
@@ -172,7 +172,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     run(scenario)
 
 
-def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None:
+def test_a_request_whose_deadline_passed_in_the_queue_never_starts() -> None:
     async def scenario() -> None:
         gate, clock = Gate(), HandClock()
         runner = runner_of(FakeTarget(before_forward=gate), clock=clock)
@@ -185,7 +185,7 @@ def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None
         error = await error_of(late)
         assert isinstance(error, CloudTimeout)
         assert "waited 61000 ms" in error.message
-        assert (await first).choices, "a reading that was started in time is finished"
+        assert (await first).choices, "a request that was started in time is finished"
         assert (await patient).queue_us == 61_000_000
         assert gate.order == [1, 3]
         await runner.close()
@@ -193,7 +193,7 @@ def test_a_reading_whose_deadline_passed_in_the_queue_is_never_started() -> None
     run(scenario)
 
 
-def test_a_caller_learns_of_its_deadline_before_its_turn_comes() -> None:
+def test_a_caller_is_refused_at_its_deadline_before_its_turn_comes() -> None:
     async def scenario() -> None:
         gate = Gate()
         runner = runner_of(FakeTarget(before_forward=gate))
@@ -208,7 +208,7 @@ def test_a_caller_learns_of_its_deadline_before_its_turn_comes() -> None:
     run(scenario)
 
 
-def test_cancelling_a_waiting_reading_takes_it_out_of_the_queue() -> None:
+def test_cancelling_a_waiting_request_takes_it_out_of_the_queue() -> None:
     async def scenario() -> None:
         gate = Gate()
         runner = runner_of(FakeTarget(before_forward=gate))
@@ -226,7 +226,7 @@ def test_cancelling_a_waiting_reading_takes_it_out_of_the_queue() -> None:
     run(scenario)
 
 
-def test_cancelling_a_running_reading_lets_it_finish_and_keeps_its_work() -> None:
+def test_cancelling_a_running_request_lets_it_finish_and_keeps_its_work() -> None:
     async def scenario() -> None:
         gate = Gate()
         model = FakeTarget(before_forward=gate)
@@ -246,8 +246,8 @@ def test_cancelling_a_running_reading_lets_it_finish_and_keeps_its_work() -> Non
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), StopIteration()])
 def test_a_failure_of_the_model_reaches_only_its_caller(error: Exception) -> None:
-    def fail_on_nine(readings: Sequence[ForwardRequest]) -> None:
-        if 9 in readings[0].tree.token_ids:
+    def fail_on_nine(requests: Sequence[ForwardRequest]) -> None:
+        if 9 in requests[0].tree.token_ids:
             raise error
 
     async def scenario() -> None:
@@ -269,7 +269,7 @@ def test_a_failure_of_the_model_reaches_only_its_caller(error: Exception) -> Non
     run(scenario)
 
 
-def test_what_cannot_be_served_is_refused_before_it_is_queued() -> None:
+def test_impossible_requests_are_refused_before_they_are_queued() -> None:
     async def scenario() -> None:
         runner = runner_of(FakeTarget(context_tokens=4))
         assert isinstance(await error_of(forward(runner, "a", [], 0, SAMPLED)), ValueError)
@@ -298,16 +298,16 @@ def test_a_conversation_beyond_the_memory_is_refused_alone() -> None:
     run(scenario)
 
 
-def test_freeing_a_session_that_is_being_read_waits_for_the_reading() -> None:
+def test_freeing_a_session_waits_for_its_running_forward() -> None:
     async def scenario() -> None:
         gate = Gate()
         model = FakeTarget(before_forward=gate)
         runner = runner_of(model)
-        reading = await started(forward(runner, "a", [1, 2], 1, SAMPLED))
+        request = await started(forward(runner, "a", [1, 2], 1, SAMPLED))
         await gate.until_entered()
         runner.free("a")
         gate.opened.set()
-        assert (await reading).choices == oracle(model, [1, 2], 1)
+        assert (await request).choices == oracle(model, [1, 2], 1)
         await runner.close()
         assert runner.kv_stats.sessions == 0
         runner.free("a")
@@ -315,7 +315,7 @@ def test_freeing_a_session_that_is_being_read_waits_for_the_reading() -> None:
     run(scenario)
 
 
-def test_closing_finishes_what_runs_and_refuses_the_rest() -> None:
+def test_closing_finishes_the_running_forward_and_refuses_the_rest() -> None:
     async def scenario() -> None:
         gate = Gate()
         runner = runner_of(FakeTarget(before_forward=gate))

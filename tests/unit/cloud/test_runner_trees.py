@@ -1,4 +1,4 @@
-"""The runner with branches beside the list: in which order their choices come, and in which piece they are read."""
+"""The runner with token trees: the order of the choices, and the chunk that has the branches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_choices_of_the_chain_come_first_and_then_those_of_the_branches() ->
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 2, 4, 14])
-def test_branches_are_read_with_the_last_piece(chunk_tokens: int) -> None:
+def test_branches_are_read_with_the_last_chunk(chunk_tokens: int) -> None:
     async def scenario() -> None:
         fed: list[int] = []
         model = FakeTarget(before_forward=lambda requests: fed.append(len(requests[0].tree.branches)))
@@ -63,7 +63,7 @@ def test_branch_tokens_that_stood_are_never_read_twice() -> None:
         model = FakeTarget()
         runner = runner_of(model)
         await forward(runner, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
-        text = [*TOKENS[:10], 30, 32, 34, 40, 41]  # the branch that stood, and two tokens behind it
+        text = [*TOKENS[:10], 30, 32, 34, 40, 41]  # the branch that stood, and two tokens after it
         before = model.tokens_read
         result = await forward(runner, "a", text, 2, SAMPLED, branches=[BranchToken(len(text) - 1, 50)])
         assert model.tokens_read == before + 3
@@ -106,7 +106,7 @@ def test_branches_that_follow_nothing_are_refused() -> None:
     run(scenario)
 
 
-def test_a_failed_reading_of_a_tree_leaves_nothing_behind() -> None:
+def test_a_failed_forward_of_a_tree_leaves_no_cache() -> None:
     async def scenario() -> None:
         def fail(requests: Sequence[ForwardRequest]) -> None:
             if requests[0].tree.branches:

@@ -56,7 +56,7 @@ def converse(model: FakeTarget, frames: Sequence[Draft]) -> list[ServerFrame]:
 
 
 def written(model: FakeTarget, count: int) -> tuple[int, ...]:
-    """What the model writes by itself."""
+    """Return the tokens that the model writes by itself."""
     text: tuple[int, ...] = PROMPT
     for _ in range(count):
         text += (oracle(model, text, 1)[0].token_id,)

@@ -1,4 +1,4 @@
-"""How near another token came, and which one: the coupled margin and the runner-up."""
+"""The coupled margin and the runner-up: the second best token, and its distance."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_sampling_names_the_second_best_score(shape: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 7, 50])
 def test_under_truncation_the_runner_up_is_the_best_of_all_others(size: int) -> None:
-    """Whether truncation kept it or not: the cloud, whose distribution differs, may have kept it."""
+    """It counts although truncation removed it: the cloud, whose distribution differs, may have kept it."""
     logits = np.random.default_rng(6).standard_normal(size).astype(np.float32)  # none too light to be a rival
     removed_is_ahead = 0
     for number, (top_k, top_p, min_p) in enumerate(FILTERS):

@@ -1,4 +1,4 @@
-"""What cannot be served is refused with the field, the value and the remedy."""
+"""Impossible values are refused with the field, the value and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behind the chain, branch tokens stand by the same rule: each if and only if it is the cloud's own choice."""
+"""After the chain, branch tokens stand by the same rule: each if and only if it is the cloud's own choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into the wire comes out of it, fits its budget, and nothing else gets in."""
+"""Frames survive the wire, fit their byte budget, and invalid bytes are refused."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def test_a_verdict_fits_in_twenty_bytes() -> None:
 
 
 @pytest.mark.parametrize("continuation_tokens", [0, 16])
-def test_a_span_of_eight_that_tells_nothing_twice_fits_in_forty_bytes(continuation_tokens: int) -> None:
-    """As in `exact`: every token is judged, so there are no risks, and the deadline was told before."""
+def test_a_span_of_eight_that_repeats_nothing_fits_in_forty_bytes(continuation_tokens: int) -> None:
+    """As in `exact`: every token is judged, so there are no risks, and the deadline was sent before."""
     token_ids = tuple(range(VOCABULARY - 8, VOCABULARY))
     sparse = Draft(120, 1900, token_ids, (), 1900, continuation_tokens)
     assert len(wire.encode_client(sparse)) <= 40
@@ -199,7 +199,7 @@ def test_what_a_token_costs(risks: tuple[float, ...], cost: int) -> None:
     assert len(nine) - len(eight) == cost
 
 
-def test_a_deadline_that_was_told_before_takes_no_byte() -> None:
+def test_a_deadline_that_has_not_changed_takes_no_byte() -> None:
     data = wire.encode_client(Draft(1, 1900, (1,), (), 1900, 0, deadline_ms=0))
     assert data == pb.SuperviseRequest(draft=pb.Draft(revision=1, start=1900, token_ids=[1])).SerializeToString()
     back = wire.decode_client(data)

@@ -1,4 +1,4 @@
-"""Token trees on the wire: they survive it, cost nothing where there are none, and nothing else gets in."""
+"""Token trees on the wire: they survive it, a chain costs no byte for them, and invalid trees are refused."""
 
 from __future__ import annotations
 
