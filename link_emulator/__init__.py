@@ -1,6 +1,6 @@
-"""A link between device and cloud, made up: slow, jittery, lossy, and now and then gone.
+"""An emulated link between device and cloud, with delay, jitter, loss, outages and resets.
 
-`model` says what a link does to bytes, without clock or I/O; `proxy` does it to real connections on this machine:
+`model` computes the delay of bytes, without clock or I/O. `proxy` applies it to real connections on this machine:
 
     async with LinkProxy(load_profile("4g"), to="127.0.0.1:50151", seed=1) as proxy:
         ...  # connect to proxy.address

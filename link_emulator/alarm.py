@@ -1,9 +1,9 @@
 """Callbacks at a precise time on an asyncio event loop.
 
-`loop.call_at` rounds up to whole milliseconds, because epoll waits in those; a link of a few milliseconds would be
-wrong by a quarter. Linux has timers that are file descriptors, precise to some tens of microseconds, and an event loop
-can watch them. Where there are none, `loop.call_at` it is. Python has them in `os` from 3.13 on; here they come by
-ctypes. Source: timerfd_create(2).
+`loop.call_at` rounds up to whole milliseconds, because epoll does. For a link of a few milliseconds, that is an error
+of a quarter. Linux has timers that are file descriptors, which an event loop can watch. They are precise to some tens
+of microseconds. Python's `os` has them from 3.13 on; this module calls them with ctypes, and falls back to
+`loop.call_at`. Source: timerfd_create(2).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Alarm:
-    """Calls back at times of `time.monotonic`, never too early; belongs to the running event loop."""
+    """Callbacks at times of `time.monotonic`, never too early, on the running event loop."""
 
     def __init__(self, *, precise: bool = True) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,17 +45,17 @@ class Alarm:
 
     @property
     def precise(self) -> bool:
-        """Whether it has a timer of the kernel's own."""
+        """True if it has a timer of the kernel."""
         return self._timer is not None
 
     def at(self, when_s: float, callback: Callable[[], None]) -> None:
-        """Call back then, or as soon as the loop runs if that is past; callbacks of one time keep their order."""
+        """Call back at `when_s`, or soon if that is past. Callbacks of one time keep their order."""
         heapq.heappush(self._waiting, (when_s, next(self._order), callback))
         if when_s < self._set_for:
             self._set(when_s)
 
     def close(self) -> None:
-        """Forget all callbacks."""
+        """Drop all callbacks."""
         self._waiting.clear()
         if self._handle is not None:
             self._handle.cancel()
@@ -85,9 +85,9 @@ class Alarm:
             raise OSError(ctypes.get_errno(), "timerfd_settime failed")
 
     def _ring(self) -> None:
-        self._set_for = float("inf")  # a timer that rang stays silent, and readable until it is read or set again
+        self._set_for = float("inf")  # a timer that rang does not ring again; it is readable until it is read or set
         if self._timer is not None:
-            with contextlib.suppress(BlockingIOError):  # it was set anew after it rang
+            with contextlib.suppress(BlockingIOError):  # it was set again after it rang
                 os.read(self._timer, 8)
         while self._waiting and self._waiting[0][0] <= time.monotonic():
             heapq.heappop(self._waiting)[2]()

@@ -1,4 +1,4 @@
-"""One TCP connection across the link: two sockets on this machine, and a pipe each way."""
+"""One TCP connection across the link: two sockets on this machine, and a pipe in each direction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from link_emulator.alarm import Alarm
 from link_emulator.model import Direction
 from link_emulator.pipe import WRITE_BUFFER_BYTES, Pipe
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, with no time, makes the kernel send RST
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on with time 0: the kernel sends RST
 
 
 class Leg(asyncio.Protocol):
@@ -21,7 +21,7 @@ class Leg(asyncio.Protocol):
 
     def __init__(self, connection: Connection, *, sends: Pipe, receives: Pipe) -> None:
         self._connection = connection
-        self._sends = sends  # what this socket's peer has sent goes in here
+        self._sends = sends  # takes the data that this socket receives
         self._receives = receives
         self.transport: asyncio.Transport | None = None
 
@@ -56,7 +56,7 @@ class Leg(asyncio.Protocol):
         self._connection.leg_lost(self, by_peer=exc is not None)
 
     def reset(self) -> None:
-        """Close with RST, at once."""
+        """Close at once, with RST."""
         if self.transport is not None:
             if self.socket.fileno() >= 0:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -94,7 +94,10 @@ class Connection:
         self._gone = gone
 
     def leg_made(self, leg: Leg) -> None:
-        """A socket is open; the client's begins the handshake: SYN up, SYN and ACK down, then data up behind an ACK."""
+        """Continue the handshake after a socket has opened.
+
+        The client's socket begins it: SYN goes up, SYN and ACK go down, an ACK goes up, and data follows.
+        """
         self._legs += 1
         if self._dead:
             leg.reset()
@@ -118,10 +121,10 @@ class Connection:
             await asyncio.get_running_loop().create_connection(lambda: self._server, host, port)
         except OSError:
             self.up.drop_unsent()
-            self.down.control(self.reset)  # nobody listens there
+            self.down.control(self.reset)  # no server listens there
 
     def half_close(self, leg: Leg) -> None:
-        """All that came from this leg has been let out: end the other one's stream, or both if it was the second."""
+        """End the other leg's stream, after all data of this leg has arrived; close both after the second end."""
         self._half_closed += 1
         other = self._server if leg is self.client else self.client
         if other.transport is not None and not other.transport.is_closing():
@@ -132,7 +135,7 @@ class Connection:
                     each.transport.close()
 
     def reset(self) -> None:
-        """Drop everything, and close both sockets with RST."""
+        """Drop all data, and close both sockets with RST."""
         if self._dead:
             return
         self._dead = True
@@ -142,22 +145,22 @@ class Connection:
             self._connecting.cancel()
         self.client.reset()
         self._server.reset()
-        self._leave_if_over()
+        self._end_if_over()
 
     def leg_lost(self, leg: Leg, *, by_peer: bool) -> None:
-        """A socket is closed; if its peer reset it, the reset crosses the link to the other one."""
+        """Note that a socket has closed. If its peer reset it, send the reset across the link."""
         self._legs -= 1
         if by_peer and not self._dead:
             sends, receives = (self.up, self.down) if leg is self.client else (self.down, self.up)
             receives.close()
             sends.drop_unsent()
             if sends.blocked:
-                self.reset()  # a reset does not wait for the reader of what came before it
+                self.reset()  # a reset does not wait until earlier data is read
             else:
                 sends.control(self.reset)
-        self._leave_if_over()
+        self._end_if_over()
 
-    def _leave_if_over(self) -> None:
+    def _end_if_over(self) -> None:
         if self._legs == 0 and (self._dead or self._half_closed == 2):
             self.up.close()
             self.down.close()

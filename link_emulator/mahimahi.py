@@ -1,7 +1,7 @@
-"""Traces in the format of mahimahi: a delivery opportunity a line, in whole milliseconds since the trace began.
+"""Traces in the format of mahimahi: each line is a delivery opportunity, in whole milliseconds since the trace began.
 
-Each opportunity carries up to 1500 bytes; several may share a millisecond. After the last one the trace starts over,
-so its last time is its period. Source: Netravali et al., "Mahimahi: Accurate Record-and-Replay for HTTP", USENIX ATC
+Each opportunity carries up to 1500 bytes, and several may share a millisecond. The trace repeats after its last line,
+so the last time is its period. Source: Netravali et al., "Mahimahi: Accurate Record-and-Replay for HTTP", USENIX ATC
 2015, and the manual page mm-link(1).
 """
 
@@ -19,7 +19,7 @@ MAX_TIME_MS = 86_400_000
 
 
 def load_trace(path: Path) -> tuple[int, ...]:
-    """Read a trace; raises ConfigError that names file and line."""
+    """Read a trace; raises ConfigError, which names file and line."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -35,7 +35,7 @@ def load_trace(path: Path) -> tuple[int, ...]:
 
 
 def parse_trace(text: str, name: str = "trace") -> tuple[int, ...]:
-    """Times of the delivery opportunities [ms], never falling; raises ConfigError that names the line."""
+    """Return the times of the delivery opportunities, in ms and sorted; raises ConfigError, which names the line."""
     times: list[int] = []
     for number, line in enumerate(text.split("\n"), start=1):
         word = line.strip()
@@ -59,5 +59,5 @@ def parse_trace(text: str, name: str = "trace") -> tuple[int, ...]:
 
 
 def mean_rate_kbit_s(times_ms: Sequence[int]) -> float:
-    """Mean rate that a trace offers."""
+    """Return the mean rate of a trace."""
     return len(times_ms) * OPPORTUNITY_BYTES * 8 / times_ms[-1]

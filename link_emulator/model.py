@@ -1,7 +1,7 @@
-"""What a link does to the bytes handed to it: a function of profile, seed, and the calls so far.
+"""The model of a link: the arrival time of each piece of bytes, from profile, seed and the calls so far.
 
-No clock and no I/O: the proxy asks with the time of the machine, a simulator with its own. Times are seconds since
-the link began. What is modelled, and what is not, stands in `docs/links.md`.
+It has no clock and no I/O. The proxy passes the time of the machine, a simulator its own. Times are seconds since the
+link began. `docs/links.md` describes the model and its limits.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from link_emulator.mahimahi import OPPORTUNITY_BYTES
 from link_emulator.profile import DirectionProfile, Profile
 from link_emulator.timeline import Outages, Resets, Uniform, exponential, stream
 
-# A lost segment is noticed by three acknowledgements of later ones (RFC 5681), one round trip after it was sent; with
-# fewer behind it by a tail loss probe, after two round trips and the longest that a receiver may put off its
-# acknowledgement (RFC 8985, section 7.2). A retransmission that is lost too waits for a timeout, which doubles each
-# time (RFC 6298); Linux starts at a round trip and 200 ms.
-FAST_RETRANSMIT_BEHIND = 3
+# Three acknowledgements of later segments reveal a lost one, a round trip after it was sent (RFC 5681). With fewer
+# later segments, a tail loss probe reveals it after two round trips and the longest delay of an acknowledgement (RFC
+# 8985, section 7.2). If the retransmission is lost too, it waits for a timeout that doubles each time (RFC 6298). On
+# Linux the first timeout is a round trip and 200 ms.
+FAST_RETRANSMIT_SEGMENTS = 3
 DELAYED_ACK_S = 0.2
 MIN_TIMEOUT_S = 0.2
 MAX_RETRANSMISSIONS = 8
 
-PIECE_S = 0.001  # what the link carries in this time may as well be handed in at once
+PIECE_S = 0.001  # a piece is as long as the link carries in this time
 MAX_PIECE_BYTES = 64 * 1024
 
-MAX_MISSED_OPPORTUNITIES = 10_000  # one after another, because of outages
+MAX_MISSED_OPPORTUNITIES = 10_000  # in a row, because of outages
 
 NORMAL_TAIL_DEVIATIONS = 3.0
-PARETO_SHAPE = 3.0  # assumed: the smallest whole one whose variance is finite
+PARETO_SHAPE = 3.0  # an assumption: the smallest whole number with a finite variance
 
 
 class Direction:
-    """One way through the link: a queue, a sender of limited rate, and the air behind it.
+    """One direction of the link: a queue, then a sender of limited rate, then the air.
 
-    Delivery is in order within a flow (a connection); the rate is shared by all flows, first come first served.
+    Delivery is in order within a flow, which is a connection. All flows share the rate, first come first served.
     """
 
     def __init__(self, profile: Profile, side: Literal["up", "down"], seed: int) -> None:
@@ -63,9 +63,10 @@ class Direction:
         self.piece_bytes = _piece_bytes(profile, way)
 
     def arrival(self, now_s: float, size_bytes: int, flow: int = 0) -> float:
-        """When a piece handed in now comes out, whole; 0 bytes are a bare control segment (SYN, FIN, ACK).
+        """Send a piece at `now_s`, and return the time at which all of it arrives.
 
-        It is taken whether or not the queue has room: see `room_at`. Raises ValueError if time runs backwards.
+        0 bytes are a bare control segment (SYN, FIN, ACK). A full queue takes the piece, too: see `room_at`. Raises
+        ValueError if time runs backwards.
         """
         self._advance(now_s)
         segments = self._profile.segments(size_bytes)
@@ -82,9 +83,9 @@ class Direction:
         return arrival_s
 
     def room_at(self, now_s: float, size_bytes: int) -> float:
-        """When the queue has room for a piece: now, or later if it is full; an empty queue takes a piece of any size.
+        """Return the time at which the queue has room for a piece: now, or later if it is full.
 
-        The answer holds as long as nothing else is handed in meanwhile.
+        An empty queue has room for a piece of any size. The time is valid until the next piece is sent.
         """
         self._advance(now_s)
         excess = sum(size for _, size in self._queue) + self._profile.wire_bytes(size_bytes) - self._queue_bytes
@@ -97,10 +98,10 @@ class Direction:
         return room_s
 
     def freeze(self, now_s: float, until_s: float) -> float:
-        """Carry nothing until then, not even what is on its way.
+        """Carry nothing until `until_s`; pieces on their way wait, too.
 
-        Returns by how many seconds everything handed in so far arrives later than `arrival` has said; the caller adds
-        them. A freeze that begins within another only prolongs it.
+        Returns the seconds that the caller adds to all arrival times it was given so far. A freeze that begins within
+        another prolongs it.
         """
         self._advance(now_s)
         begin_s = max(now_s, self._frozen_until_s)
@@ -117,7 +118,7 @@ class Direction:
         return shift_s
 
     def forget(self, flow: int) -> None:
-        """Free what is kept of a flow that has ended."""
+        """Drop the state of a flow that has ended."""
         self._last_arrival_s.pop(flow, None)
 
     def _advance(self, now_s: float) -> None:
@@ -128,13 +129,13 @@ class Direction:
             self._queue.popleft()
 
     def _stall_s(self, segments: int, ahead: int) -> float:
-        """How long the piece waits for the last of its lost segments."""
+        """Return the time that the piece waits for the last of its lost segments."""
         if self._loss == 0.0:
             return 0.0
         stall_s = 0.0
         for index in range(segments):
             if self._loss_draws.random() < self._loss:
-                in_bulk = segments - 1 - index + ahead >= FAST_RETRANSMIT_BEHIND
+                in_bulk = segments - 1 - index + ahead >= FAST_RETRANSMIT_SEGMENTS
                 stall_s = max(stall_s, self._recovery_s(in_bulk=in_bulk))
         return stall_s
 
@@ -150,7 +151,7 @@ class Direction:
 
 
 class Link:
-    """Both directions of a link and its resets, drawn from one seed; the directions share their outages."""
+    """Both directions of a link and its resets, drawn from one seed. The directions share their outages."""
 
     def __init__(self, profile: Profile, seed: int = 0) -> None:
         self.profile = profile
@@ -161,7 +162,7 @@ class Link:
 
 class _Sender(Protocol):
     def __call__(self, start_s: float, wire_bytes: int) -> float:
-        """When the last byte has left, if nothing is sent before `start_s`; starts come in rising order."""
+        """Return the time at which the last byte has left, sending from `start_s` on. Calls have rising starts."""
 
 
 def _sender(way: DirectionProfile, outages: Outages) -> _Sender:
@@ -171,7 +172,7 @@ def _sender(way: DirectionProfile, outages: Outages) -> _Sender:
 
 
 class _RateSender:
-    """A constant rate, except in outages."""
+    """A sender of constant rate, which stops in outages."""
 
     def __init__(self, bytes_per_s: float, outages: Outages) -> None:
         self._bytes_per_s = bytes_per_s
@@ -189,7 +190,7 @@ class _RateSender:
 
 
 class _TraceSender:
-    """Delivery opportunities; what is left of one serves the next piece only if that was already waiting."""
+    """A sender with delivery opportunities. The rest of one serves the next piece only if that was waiting already."""
 
     def __init__(self, times_ms: Sequence[int], outages: Outages) -> None:
         self._times_ms = times_ms
@@ -212,7 +213,7 @@ class _TraceSender:
     def _step(self) -> None:
         """Go to the next opportunity outside outages.
 
-        Trace and outages may be in step, so that there is none: after many misses the next end of an outage is one.
+        If trace and outages are in step, there may be none. After many misses, the end of an outage counts as one.
         """
         for _ in range(MAX_MISSED_OPPORTUNITIES):
             self._index += 1
@@ -226,7 +227,7 @@ class _TraceSender:
         self._time_s, self._left_bytes = up_s, OPPORTUNITY_BYTES
 
     def _seek(self, start_s: float) -> None:
-        """Stand before the first opportunity at or after `start_s`."""
+        """Go to the place before the first opportunity at or after `start_s`."""
         start_ms = start_s * 1e3
         self._cycle = max(0, math.ceil(start_ms / self._period_ms) - 1)
         self._index = bisect_left(self._times_ms, start_ms - self._cycle * self._period_ms) - 1
@@ -234,26 +235,26 @@ class _TraceSender:
 
 
 def _delays(way: DirectionProfile, draws: Uniform) -> Callable[[], float]:
-    """A source of delays [s] with mean `delay_ms` and standard deviation `jitter_ms`, never below zero."""
+    """Return a source of delays, in seconds, with mean `delay_ms` and deviation `jitter_ms`, never below zero."""
     delay_s, jitter_s = way.delay_ms / 1e3, way.jitter_ms / 1e3
     if jitter_s == 0.0:
         return lambda: delay_s
     match way.jitter:
-        case "normal":  # cut on both sides alike, so that the mean stays; the deviation shrinks a little
+        case "normal":  # cut on both sides equally: the mean stays, and the deviation shrinks a little
             normal = NormalDist()
             reach = min(NORMAL_TAIL_DEVIATIONS, delay_s / jitter_s)
             low = normal.cdf(-reach)
             return lambda: delay_s + jitter_s * normal.inv_cdf(low + draws.random() * (1 - 2 * low))
         case "exponential":
             return lambda: delay_s - jitter_s + exponential(draws, jitter_s)
-        case "pareto":  # of the second kind (Lomax), whose mean and deviation follow from shape and scale
+        case "pareto":  # the second kind (Lomax); shape and scale determine mean and deviation
             scale_s = jitter_s * (PARETO_SHAPE - 1) * math.sqrt((PARETO_SHAPE - 2) / PARETO_SHAPE)
             floor_s = delay_s - scale_s / (PARETO_SHAPE - 1)
             return lambda: floor_s + scale_s * ((1 - draws.random()) ** (-1 / PARETO_SHAPE) - 1)
 
 
 def _piece_bytes(profile: Profile, way: DirectionProfile) -> int:
-    """The most payload worth handing in at once: whole segments, fine enough that the rate is felt evenly."""
+    """Return the payload of one piece: whole segments, and few enough to spread the rate evenly."""
     rate_kbit_s = way.mean_rate_kbit_s
     if rate_kbit_s is None:
         return MAX_PIECE_BYTES

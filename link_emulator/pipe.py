@@ -1,7 +1,7 @@
-"""One direction of one TCP connection: what one socket has sent waits, crosses the link, and is written to the other.
+"""One direction of one TCP connection: bytes of one socket wait, cross the link, and are written to the other socket.
 
-What crosses is either bytes or a control segment, which is an action taken when it comes out: opening, end of the
-stream, reset. They keep their order.
+Control segments (opening, end of the stream, reset) cross the link as well. Each is an action that is run on its
+arrival. Bytes and control segments keep their order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from link_emulator.alarm import Alarm
 from link_emulator.model import Direction
 
-# What one direction of one connection holds at most, as a TCP sender and receiver would (Linux: 4 and 6 MiB).
+# Most bytes on their way in one direction of a connection, as with the buffers of TCP (Linux: 4 and 6 MiB).
 WINDOW_BYTES = 4 * 1024 * 1024
 UNSENT_HIGH_BYTES = 64 * 1024
 WRITE_BUFFER_BYTES = 256 * 1024
 
 
 class Pipe:
-    """Carries one direction of a connection; `step` does all that is due."""
+    """One direction of a connection. `step` does all work that is due."""
 
     def __init__(self, direction: Direction, flow: int, now_s: Callable[[], float], alarm: Alarm, origin_s: float):
         self._direction = direction
@@ -41,12 +41,12 @@ class Pipe:
         self._closed = False
 
     def open(self) -> None:
-        """From now on data may be handed to the link."""
+        """Allow data to enter the link from now on."""
         self._opened = True
         self.step()
 
     def feed(self, source: asyncio.Transport, data: bytes) -> None:
-        """Take what the source has sent; stops reading from it when too much waits."""
+        """Take data from the source. Stop reading from it while too much data waits."""
         self._source = source
         self._unsent += data
         if len(self._unsent) > UNSENT_HIGH_BYTES and not self._source_paused:
@@ -55,60 +55,60 @@ class Pipe:
         self.step()
 
     def end(self, action: Callable[[], None]) -> None:
-        """The source sends no more; the action is taken when all before it has come out."""
+        """Note the end of the source's stream. Run the action after all data has arrived."""
         self._at_end = action
         self.step()
 
     def control(self, action: Callable[[], None]) -> None:
-        """Send a control segment behind what was handed in so far, ahead of what still waits for room."""
+        """Send a control segment after all data in the link, and before data that waits for room."""
         now_s = self._now_s()
         self._on_the_way.append((self._direction.arrival(now_s, 0, self._flow), action))
         self.step()
 
     def connect(self, sink: asyncio.Transport) -> None:
-        """Say where the bytes come out."""
+        """Set the socket to which bytes are written."""
         self._sink = sink
 
     def block(self) -> None:
-        """Let nothing come out for now: the sink is full, or not there yet."""
+        """Stop writing for now: the sink is full, or not connected yet."""
         self._blocked = True
 
     @property
     def blocked(self) -> bool:
-        """Whether nothing may come out for now."""
+        """True while nothing may be written."""
         return self._blocked
 
     def unblock(self) -> None:
-        """Let it come out again."""
+        """Write again."""
         self._blocked = False
         self.step()
 
     def put_off(self, seconds: float) -> None:
-        """Let everything on its way arrive so much later."""
+        """Delay everything on its way by this time."""
         self._on_the_way = deque((arrival_s + seconds, item) for arrival_s, item in self._on_the_way)
 
     def drop_unsent(self) -> None:
-        """Forget what was not handed to the link."""
+        """Drop all data that has not entered the link."""
         self._unsent.clear()
         self._at_end = None
 
     def close(self) -> None:
-        """Forget everything."""
+        """Drop all data, and stop."""
         self._closed = True
         self._unsent.clear()
         self._on_the_way.clear()
 
     def step(self) -> None:
-        """Hand in what there is room for, let out what has arrived, and plan the next step."""
+        """Send data while there is room, write all that has arrived, and plan the next step."""
         while not self._closed:
             now_s = self._now_s()
-            room_s = self._hand_in(now_s)
-            if not self._let_out(now_s):
+            room_s = self._send(now_s)
+            if not self._deliver(now_s):
                 self._plan(room_s)
                 return
 
-    def _hand_in(self, now_s: float) -> float:
-        """Returns when there is room for more; infinite if nothing waits for room."""
+    def _send(self, now_s: float) -> float:
+        """Send data, and return the time at which there is room for more; infinite if no data waits."""
         while self._opened and self._unsent and self._on_the_way_bytes < WINDOW_BYTES:
             size = min(len(self._unsent), self._direction.piece_bytes)
             room_s = self._direction.room_at(now_s, size)
@@ -127,8 +127,8 @@ class Pipe:
                 self._source.resume_reading()
         return float("inf")
 
-    def _let_out(self, now_s: float) -> bool:
-        """Whether something came out, so that there may be room for more."""
+    def _deliver(self, now_s: float) -> bool:
+        """Write all that has arrived; return whether there was anything, so that there may be room again."""
         data: list[bytes] = []
         moved = False
         while self._on_the_way and self._on_the_way[0][0] <= now_s and not self._blocked:

@@ -1,4 +1,4 @@
-"""What a link is like, as in `configs/links/*.yaml`; `docs/links.md` says what each knob means."""
+"""Profiles of links, as in `configs/links/*.yaml`. `docs/links.md` describes each knob."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Seconds = Annotated[float, Field(ge=0.001, le=DAY_S)]
 
 
 class DirectionProfile(FrozenModel):
-    """One way through the link. Delay and jitter are mean and standard deviation of a lone message's way."""
+    """One direction of a link."""
 
-    delay_ms: float = Field(default=0.0, ge=0, le=60_000)
-    jitter_ms: float = Field(default=0.0, ge=0, le=60_000)
+    delay_ms: float = Field(default=0.0, ge=0, le=60_000)  # mean delay of a lone message
+    jitter_ms: float = Field(default=0.0, ge=0, le=60_000)  # standard deviation of that delay
     jitter: Literal["normal", "exponential", "pareto"] = "normal"
     rate_kbit_s: float | None = Field(default=None, ge=1, le=100_000_000)  # on the wire, headers included
     queue_kbytes: float = Field(default=256.0, ge=4, le=1_000_000)
-    loss: float = Field(default=0.0, ge=0, le=0.5)  # of segments, each on its own
-    trace: str | tuple[int, ...] | None = None  # a mahimahi file beside the profile; `load_profile` reads it
+    loss: float = Field(default=0.0, ge=0, le=0.5)  # probability for each segment, independent of the others
+    trace: str | tuple[int, ...] | None = None  # a mahimahi file in the profile's folder; `load_profile` reads it
 
     @model_validator(mode="after")
     def _knobs_agree(self) -> DirectionProfile:
@@ -38,21 +38,21 @@ class DirectionProfile(FrozenModel):
                 "before they are sent; lower jitter_ms or raise delay_ms"
             )
         if self.trace is not None and self.rate_kbit_s is not None:
-            raise ValueError(f"rate_kbit_s {self.rate_kbit_s:g} and trace both say how fast it is; give one of them")
+            raise ValueError(f"rate_kbit_s {self.rate_kbit_s:g} and trace both set the rate; give one of them")
         if self.trace == ():
             raise ValueError("trace is empty; give at least one delivery opportunity")
         return self
 
     @property
     def mean_rate_kbit_s(self) -> float | None:
-        """Mean rate on the wire, of a trace too; None without a limit."""
+        """The mean rate on the wire, also of a trace; None without a limit."""
         return mean_rate_kbit_s(self.trace) if isinstance(self.trace, tuple) else self.rate_kbit_s
 
 
 class PeriodicOutages(FrozenModel):
-    """An outage every so often, measured from start to start; the seed draws when the first one begins."""
+    """Outages at equal intervals. The seed draws the begin of the first one."""
 
-    every_s: Annotated[float, Field(ge=0.1, le=DAY_S)]
+    every_s: Annotated[float, Field(ge=0.1, le=DAY_S)]  # from start to start
     lasts_s: Seconds
 
     @model_validator(mode="after")
@@ -66,23 +66,23 @@ class PeriodicOutages(FrozenModel):
 
 
 class RandomOutages(FrozenModel):
-    """Outages out of the blue: times between them and their lengths are exponentially distributed."""
+    """Random outages. The times between them and their lengths are exponentially distributed."""
 
     mean_interval_s: Seconds
     mean_lasts_s: Seconds
 
 
 class OutageProfile(FrozenModel):
-    """When nothing gets through, in neither direction."""
+    """The times in which nothing gets through in both directions."""
 
     periodic: PeriodicOutages | None = None
     random: RandomOutages | None = None
 
 
 class ResetProfile(FrozenModel):
-    """When every open connection is reset."""
+    """The times at which every open connection is reset."""
 
-    mean_interval_s: Seconds | None = None  # of a Poisson process
+    mean_interval_s: Seconds | None = None  # mean of a Poisson process
     at_s: tuple[Annotated[float, Field(ge=0, le=DAY_S)], ...] = ()  # since the link began
 
     @field_validator("at_s")
@@ -94,7 +94,7 @@ class ResetProfile(FrozenModel):
 
 
 class Profile(FrozenModel):
-    """A link: two directions, what takes both of them down, and how bytes become segments."""
+    """A link: two directions, outages and resets of both, and the size of segments."""
 
     label: Literal["synthetic", "measured"] = "synthetic"
     description: str = Field(min_length=1, max_length=500)
@@ -103,47 +103,47 @@ class Profile(FrozenModel):
     outages: OutageProfile = OutageProfile()
     resets: ResetProfile = ResetProfile()
     mtu_bytes: int = Field(default=1500, ge=576, le=65_535)
-    header_bytes: int = Field(default=52, ge=0, le=200)  # IPv4 20, TCP 20, and 12 for its timestamps
+    header_bytes: int = Field(default=52, ge=0, le=200)  # 20 for IPv4, 20 for TCP, 12 for its timestamps
 
     @classmethod
     def fixed(cls, rtt_ms: float, *, rate_kbit_s: float | None = None) -> Profile:
-        """A plain link: half the round trip each way, no jitter, no loss, and one rate or no limit."""
+        """Return a plain link: half the round trip in each direction, no jitter, no loss, one rate or no limit."""
         way = DirectionProfile(delay_ms=rtt_ms / 2, rate_kbit_s=rate_kbit_s)
         return cls(description=f"fixed round trip of {rtt_ms:g} ms", up=way, down=way)
 
     @property
     def rtt_ms(self) -> float:
-        """Mean round trip of a lone, loss-free message too small for the rate to matter."""
+        """The mean round trip of a lone small message without loss."""
         return self.up.delay_ms + self.down.delay_ms
 
     @property
     def segment_bytes(self) -> int:
-        """The most payload that one segment carries."""
+        """The largest payload of one segment."""
         return self.mtu_bytes - self.header_bytes
 
     def segments(self, payload_bytes: int) -> int:
-        """How many segments carry so much payload; a bare control segment is one."""
+        """Return the number of segments for this payload; a bare control segment counts as one."""
         return max(1, math.ceil(payload_bytes / self.segment_bytes))
 
     def wire_bytes(self, payload_bytes: int) -> int:
-        """Payload and the headers of its segments."""
+        """Return the size of a payload with the headers of its segments."""
         return payload_bytes + self.segments(payload_bytes) * self.header_bytes
 
 
 def profiles_folder() -> Path:
-    """Where the profiles lie that come along."""
+    """Return the folder of the packaged profiles."""
     return packaged_path("links")
 
 
 def profile_names() -> list[str]:
-    """The profiles that come along."""
+    """Return the names of the packaged profiles."""
     return sorted(path.stem for path in profiles_folder().glob("*.yaml"))
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """Read a profile that comes along by its name, or any other by its path, with the traces that it names.
+    """Read a packaged profile by its name, or another one by its path, with its traces.
 
-    Raises ConfigError, which lists the names if there is none like it.
+    Raises ConfigError, which lists the packaged names if the name is unknown.
     """
     given = str(name_or_path)
     names = profile_names()

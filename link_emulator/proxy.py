@@ -1,4 +1,4 @@
-"""A link between real programs: a TCP proxy on this machine that gives every byte the model's delay."""
+"""An emulated link between real programs: a TCP proxy on this machine that delays bytes as the model does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ MAX_CONNECTIONS = 256
 
 
 class LinkProxy:
-    """Connect to `address` instead of to the server; the link begins when the context is entered.
+    """A TCP proxy. Connect to its `address` instead of to the server.
 
-    Both addresses are HOST:PORT of this machine; port 0 of `listen` takes a free one. Raises ConfigError for others,
-    and on entering if it cannot listen there. All methods belong to the event loop that entered the context.
+    The link begins when the context is entered. `to` and `listen` are HOST:PORT of this machine, and port 0 of `listen`
+    takes a free port. Raises ConfigError for other addresses, and on entering if it cannot listen there. Call all
+    methods on the event loop that entered the context.
     """
 
     def __init__(
@@ -73,47 +74,47 @@ class LinkProxy:
 
     @property
     def address(self) -> str:
-        """Where it listens, as HOST:PORT."""
+        """The address on which it listens, as HOST:PORT."""
         assert self._server is not None
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def bytes_up(self) -> int:
-        """Payload handed to the link towards the server."""
+        """The payload sent towards the server."""
         return self._link.up.payload_bytes
 
     @property
     def bytes_down(self) -> int:
-        """Payload handed to the link towards the device."""
+        """The payload sent towards the device."""
         return self._link.down.payload_bytes
 
     @property
     def wire_bytes_up(self) -> int:
-        """Payload, headers and control segments towards the server."""
+        """The payload, headers and control segments sent towards the server."""
         return self._link.up.wire_bytes
 
     @property
     def wire_bytes_down(self) -> int:
-        """Payload, headers and control segments towards the device."""
+        """The payload, headers and control segments sent towards the device."""
         return self._link.down.wire_bytes
 
     @property
     def open_connections(self) -> int:
-        """Connections open now."""
+        """The number of open connections."""
         return len(self._connections)
 
     def reset(self) -> int:
-        """Reset every open connection now, at both ends, dropping what is on its way; returns how many there were."""
+        """Reset all open connections at both ends, and drop their bytes. Return the number of these connections."""
         count = len(self._connections)
         self._reset_all()
         self.resets += count
         return count
 
     def outage(self, seconds: float) -> None:
-        """Carry nothing for so long from now on, in neither direction; connections stay, and what is on its way waits.
+        """Carry nothing for this time, in both directions. Connections stay, and bytes on their way wait.
 
-        One that begins within another only prolongs it.
+        An outage that begins within another prolongs it.
         """
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"seconds: {seconds} is no length of an outage; give a number from 0 on")
@@ -165,7 +166,7 @@ class LinkProxy:
 
 
 class _Refusal(asyncio.Protocol):
-    """For a connection too many."""
+    """The end of a connection above the limit."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

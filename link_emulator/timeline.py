@@ -1,4 +1,4 @@
-"""Times that a seed draws: when the link is out, and when connections are reset. Pure."""
+"""The times of outages and resets, drawn from a seed. This module is pure."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from link_emulator.profile import OutageProfile, PeriodicOutages, RandomOutages,
 NEVER = math.inf
 Interval = tuple[float, float]
 
-# One independent stream of draws for each purpose, so that turning one knob leaves the others' draws alone.
+# Each purpose has an independent stream of draws. A change of one knob then leaves the draws of the others unchanged.
 STREAMS = {name: number for number, name in enumerate(("outages", "resets", "up", "down"))}
 
 
 class Uniform(Protocol):
-    """Draws uniformly from [0, 1), as numpy.random.Generator and random.Random do."""
+    """A source of uniform draws from [0, 1), such as numpy.random.Generator and random.Random."""
 
     def random(self) -> float: ...
 
 
 def stream(seed: int, purpose: str, *, part: int = 0) -> Uniform:
-    """The draws for one purpose; only uniform ones are taken, so that they stay the same across versions of NumPy."""
+    """Return the draws for one purpose. They are uniform, because NumPy keeps only those stable across versions."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, STREAMS[purpose], part])))
 
 
 class Outages:
-    """When the link is out. Times are asked for in rising order; what lies behind is forgotten."""
+    """The outages of a link. Ask for rising times, because past outages are dropped."""
 
     def __init__(self, profile: OutageProfile, seed: int) -> None:
         sources = []
@@ -42,33 +42,33 @@ class Outages:
         self._next: Interval = next(self._intervals, (NEVER, NEVER))
 
     def after(self, time_s: float) -> Interval:
-        """The outage that goes on at `time_s`, or else the next one, as (begin, end); infinite if there is none."""
+        """Return the outage at `time_s`, or else the next one, as (begin, end); infinite if there is none."""
         while self._next[1] <= time_s:
             self._next = next(self._intervals, (NEVER, NEVER))
         return self._next
 
     def up_at(self, time_s: float) -> float:
-        """`time_s`, or the end of the outage that goes on then."""
+        """Return `time_s`, or the end of an outage at that time."""
         begin, end = self.after(time_s)
         return end if begin <= time_s else time_s
 
 
 class Resets:
-    """When all connections are reset. Times are asked for in rising order."""
+    """The resets of all connections. Ask for rising times."""
 
     def __init__(self, profile: ResetProfile, seed: int) -> None:
         self._times = heapq.merge(_poisson(profile.mean_interval_s, stream(seed, "resets")), profile.at_s)
         self._next = next(self._times, NEVER)
 
     def next_after(self, time_s: float) -> float:
-        """The first reset later than `time_s`; infinite if there is none."""
+        """Return the first reset after `time_s`; infinite if there is none."""
         while self._next <= time_s:
             self._next = next(self._times, NEVER)
         return self._next
 
 
 def exponential(draws: Uniform, mean: float) -> float:
-    """An exponentially distributed number."""
+    """Return an exponentially distributed number."""
     return -mean * math.log1p(-draws.random())
 
 
@@ -97,7 +97,7 @@ def _poisson(mean_interval_s: float | None, draws: Uniform) -> Iterator[float]:
 
 
 def _united(intervals: Iterator[Interval]) -> Iterator[Interval]:
-    """Intervals in order of their begin, those that overlap or touch made one."""
+    """Merge intervals that overlap or touch; they are sorted by their begin."""
     current: Interval | None = None
     for begin, end in intervals:
         if current is None:

@@ -1,4 +1,4 @@
-"""The link's model on a virtual clock: order, rate, delay, loss, outages, freezing, and that a seed tells it all."""
+"""The link's model on a virtual clock: order, rate, delay, loss, outages, freezing, and equal draws for equal seeds."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ OUTAGES = st.sampled_from(
 
 
 @given(ways(), OUTAGES, EVENTS, st.integers(0, 2**32))
-def test_a_seed_tells_it_all(
+def test_a_seed_decides_everything(
     way: DirectionProfile, outages: OutageProfile, events: list[tuple[float, int, int]], seed: int
 ) -> None:
     first, second = (direction(way, seed, outages=outages) for _ in range(2))
@@ -182,7 +182,7 @@ def test_pieces_are_what_a_millisecond_carries(way: DirectionProfile, pieces: in
     assert direction(way).piece_bytes == pieces
 
 
-def test_a_lone_lost_segment_waits_for_the_tail_probe_and_all_behind_it_wait_too() -> None:
+def test_a_lone_lost_segment_waits_for_the_tail_probe_and_all_after_it_wait_too() -> None:
     way = DirectionProfile(delay_ms=50, loss=0.5)
     for seed in range(50):
         link = direction(way, seed)

@@ -35,7 +35,7 @@ class VirtualAlarm:
 
 
 class Socket:
-    """What a pipe uses of a transport."""
+    """The part of a transport that a pipe uses."""
 
     def __init__(self, alarm: VirtualAlarm) -> None:
         self.alarm = alarm

@@ -97,7 +97,7 @@ def test_an_unknown_name_gives_the_list(name: str, hint: str) -> None:
             "up:\n  delay_ms: 2\n  jitter_ms: 3\n",
             "jitter_ms 3 exceeds delay_ms 2, so that messages would arrive before",
         ),
-        ("up:\n  rate_kbit_s: 9\n  trace: x\n", "rate_kbit_s 9 and trace both say how fast it is; give one of them"),
+        ("up:\n  rate_kbit_s: 9\n  trace: x\n", "rate_kbit_s 9 and trace both set the rate; give one of them"),
         ("up:\n  trace: [1, 2]\n", "up.trace: a list of numbers; name the file that holds them"),
         ("up:\n  trace: []\n", "trace is empty"),
         ("up:\n  trace: nowhere.trace\n", "nowhere.trace: the trace cannot be read: No such file"),
@@ -130,7 +130,7 @@ def test_a_fixed_profile_has_a_sensible_round_trip(rtt_ms: float) -> None:
         Profile.fixed(rtt_ms)
 
 
-def test_a_trace_is_read_from_beside_the_profile(tmp_path: Path) -> None:
+def test_a_trace_is_read_from_the_folder_of_the_profile(tmp_path: Path) -> None:
     (tmp_path / "down.trace").write_text("1\n2\n4\n")
     path = tmp_path / "mine.yaml"
     path.write_text("label: measured\ndescription: mine\ndown:\n  trace: down.trace\n")

@@ -118,12 +118,12 @@ def test_a_half_closed_connection_still_carries_the_answer() -> None:
 
 def test_the_server_may_end_first() -> None:
     async def test() -> None:
-        heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        received: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         async def serve(reader: Reader, writer: Writer) -> None:
             writer.write(b"goodbye")
             writer.write_eof()
-            heard.set_result(await reader.read())
+            received.set_result(await reader.read())
             writer.close()
 
         async with linked(serve) as proxy:
@@ -131,7 +131,7 @@ def test_the_server_may_end_first() -> None:
             assert await reader.read() == b"goodbye"
             writer.write(b"one more thing")
             writer.close()
-            assert await heard == b"one more thing"
+            assert await received == b"one more thing"
 
     run(test())
 

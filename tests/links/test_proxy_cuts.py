@@ -16,7 +16,7 @@ OUTAGE_S = 1.0
 
 
 class Silent:
-    """Takes a connection, tells that it has come, and shows how it ends."""
+    """A server that takes a connection, reports it, and reports its end."""
 
     def __init__(self) -> None:
         self.writer: asyncio.Future[Writer] = asyncio.get_running_loop().create_future()
