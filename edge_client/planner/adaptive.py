@@ -60,7 +60,7 @@ class AdaptivePlanner:
         schedule = schedule_for(costs).delivering(estimates.delivery, costs)
         taken_over = session.following and not session.spans
         if taken_over or (session.spans and not session.spans[-1].token_ids):
-            return self._follow(situation, costs) if self.mode is Mode.EXACT else self._read_along(situation)
+            return self._follow(situation, costs) if self.mode is Mode.EXACT else self._feed_along(situation)
         if self.mode is Mode.GATED:
             return self._ask(situation, costs, schedule.rate)
         return self._span(situation, costs, schedule)
@@ -160,10 +160,10 @@ class AdaptivePlanner:
             return Decision(Send(None, room), "the draft is far enough ahead of the cloud", figures)
         if promising and not session.exhausted:
             return Decision(DraftToken(), "drafting can get ahead of the cloud", figures)
-        rest = CatchUp() if _reads_along(costs, unread, plan.value) else Wait()
+        rest = CatchUp() if _should_feed(costs, unread, plan.value) else Wait()
         return Decision(rest, "drafting cannot get ahead of the cloud", figures)
 
-    def _read_along(self, situation: Situation) -> Decision:
+    def _feed_along(self, situation: Situation) -> Decision:
         """Feed the tokens that the cloud writes in chunks, so that drafting can go on after the last one."""
         unread = len(situation.session.text) - situation.fed_length
         return Decision(CatchUp() if unread >= _CATCH_UP_TOKENS else Wait(), "the cloud writes")
@@ -198,7 +198,7 @@ def _likely(situation: Situation) -> bool:
     return survival([situation.tree.risk(position) for position in judged if position < len(session.text)]) >= _LIKELY
 
 
-def _reads_along(costs: Costs, unread: int, value: float) -> bool:
+def _should_feed(costs: Costs, unread: int, value: float) -> bool:
     """Return whether to feed the tokens that the cloud has written so far, while it writes.
 
     A device with time to spare feeds each token, to learn how often its own draft would have been right. Any other one

@@ -70,7 +70,7 @@ def asked_in_hindsight(tokens: Sequence[tuple[float, bool]], missed: int) -> int
     return sum(risk >= threshold for risk, _ in tokens)
 
 
-def calibration(seed: int, *, level: float = 0.05, tokens: int = 4000) -> HeldOutRisks:
+def held_out(seed: int, *, level: float = 0.05, tokens: int = 4000) -> HeldOutRisks:
     drawn = list(stream(np.random.default_rng(seed), tokens, level))
     return HeldOutRisks.of([risk for risk, _ in drawn], [overridden for _, overridden in drawn])
 
@@ -79,7 +79,7 @@ def calibration(seed: int, *, level: float = 0.05, tokens: int = 4000) -> HeldOu
 @pytest.mark.parametrize(("level", "scale"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3), (0.02, 3.0)])
 def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: float, scale: float) -> None:
     """On a task like that of the calibration, on a harder one, and where the risks are wrong by a factor."""
-    control = Control(Promises(catch, 1.0), calibration(1))
+    control = Control(Promises(catch, 1.0), held_out(1))
     _, caught, missed = run(control, stream(np.random.default_rng(2), 30_000, level, scale=scale))
     assert caught / (caught + missed) == pytest.approx(catch, abs=0.02)
     assert control.totals.catch == caught / (caught + missed)
@@ -88,14 +88,14 @@ def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: floa
 @pytest.mark.parametrize("most", [0.005, 0.01, 0.02])
 @pytest.mark.parametrize(("level", "scale"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3)])
 def test_deviations_stay_under_their_ceiling_and_make_use_of_it(most: float, level: float, scale: float) -> None:
-    control = Control(Promises(0.0, most), calibration(1))
+    control = Control(Promises(0.0, most), held_out(1))
     _, _, missed = run(control, stream(np.random.default_rng(3), 30_000, level, scale=scale))
     assert 0.8 * most <= missed / 30_000 <= most + (RESERVE + 1) / 30_000
 
 
 def test_no_more_is_asked_than_a_threshold_chosen_in_hindsight_would() -> None:
     tokens = list(stream(np.random.default_rng(4), 30_000, 0.1))
-    control = Control(Promises(0.95, 1.0), calibration(1))
+    control = Control(Promises(0.95, 1.0), held_out(1))
     asked, caught, missed = run(control, iter(tokens))
     reached = caught / (caught + missed)
     assert asked <= 1.25 * asked_in_hindsight(tokens, missed)
@@ -106,7 +106,7 @@ def test_no_more_is_asked_than_a_threshold_chosen_in_hindsight_would() -> None:
 def test_what_waits_for_its_audit_for_long_is_no_reason_to_ask_about_everything(most: float) -> None:
     """As where many texts are written at once: chance alone then finds more deviations at once than a budget holds."""
     tokens = list(stream(np.random.default_rng(4), 30_000, 0.03))
-    control = Control(Promises(0.0, most), calibration(1))
+    control = Control(Promises(0.0, most), held_out(1))
     asked, _, missed = run(control, iter(tokens), delay=1500, read_on_firing=False)
     assert 0.8 * most <= missed / 30_000 <= 1.1 * most
     assert asked <= 1.5 * asked_in_hindsight(tokens, missed)
@@ -154,7 +154,7 @@ def asked_over_hindsight(fates: Sequence[tuple[float, bool, bool]]) -> float:
 def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promises: Promises, scale: float) -> None:
     random = np.random.default_rng(6)
     texts = [list(stream(random, 800, 0.02, scale=scale)) for _ in range(40)]
-    fates = run_many(Control(promises, calibration(1)), texts)
+    fates = run_many(Control(promises, held_out(1)), texts)
     missed = sum(overridden and not fires for _, overridden, fires in fates)
     overrides = sum(overridden for _, overridden, _ in fates)
     assert missed <= (1 - promises.catch) * overrides + 10
@@ -170,7 +170,7 @@ def test_deviations_that_come_in_clusters_are_no_reason_to_ask_about_everything(
         [token for _ in range(3) for token in stream(random, 100, 0.1, scale=random.choice([0.3, 2.0]))]
         for _ in range(40)
     ]
-    control = Control(Promises(0.9, 1.0), calibration(1))
+    control = Control(Promises(0.9, 1.0), held_out(1))
     fates = run_many(control, texts)
     assert control.totals.catch == pytest.approx(0.9, abs=0.02)
     assert asked_over_hindsight(fates) <= 1.1
@@ -197,7 +197,7 @@ def test_a_ceiling_is_made_use_of_where_risks_are_twice_or_half_the_truth() -> N
     """After what the factor takes to learn, as much is asked as where they are right."""
     asked = []
     for scale in (0.5, 1.0, 2.0):
-        control, random = Control(Promises(0.0, 0.01), calibration(1)), np.random.default_rng(9)
+        control, random = Control(Promises(0.0, 0.01), held_out(1)), np.random.default_rng(9)
         run(control, stream(random, 10_000, 0.05, scale=scale))
         asked.append(run(control, stream(random, 20_000, 0.05, scale=scale))[0])
     assert max(asked) <= 1.1 * min(asked)
@@ -205,7 +205,7 @@ def test_a_ceiling_is_made_use_of_where_risks_are_twice_or_half_the_truth() -> N
 
 def test_a_drift_is_followed() -> None:
     """After it the gate sees a tenth of the risk, of the likeliest overrides only: the order is wrong, too."""
-    control = Control(Promises(0.9, 1.0), calibration(1))
+    control = Control(Promises(0.9, 1.0), held_out(1))
     random = np.random.default_rng(5)
     run(control, stream(random, 5000, 0.05))
     drifted = [(risk / 10 if risk > 0.2 else risk, overridden) for risk, overridden in stream(random, 20_000, 0.1)]
@@ -226,7 +226,7 @@ FATES = st.tuples(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1
     delay=st.integers(0, 30),
 )
 def test_the_long_run_bound_holds_for_any_stream(catch: float, fates: list[tuple[float, bool]], delay: int) -> None:
-    control = Control(Promises(catch, 1.0), calibration(1, tokens=400))
+    control = Control(Promises(catch, 1.0), held_out(1, tokens=400))
     _, caught, missed = run(control, iter(fates), delay=delay)
     assert missed <= (1 - catch) * (caught + missed) + RESERVE + 1 + delay + 1e-9
 
@@ -262,14 +262,14 @@ def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tu
     delay=st.integers(0, 30),
 )
 def test_the_ceiling_holds_for_any_stream(most: float, fates: list[tuple[float, bool]], delay: int) -> None:
-    control = Control(Promises(0.0, most), calibration(1, tokens=400))
+    control = Control(Promises(0.0, most), held_out(1, tokens=400))
     _, _, missed = run(control, iter(fates), delay=delay)
     assert missed <= most * len(fates) + RESERVE + 1 + delay + 1e-9
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
-    control = Control(Promises(0.9, 1.0), calibration(1))
+    control = Control(Promises(0.9, 1.0), held_out(1))
     caught, missed = run_with_sampled_audits(control, texts=1500, share=share)
     assert caught / (caught + missed) == pytest.approx(0.9, abs=0.03)
     assert control.totals.catch == pytest.approx(0.9, abs=0.03)
@@ -279,13 +279,13 @@ def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
 @pytest.mark.parametrize("most", [0.005, 0.02])
 def test_a_share_of_audits_keeps_the_ceiling_on_average(share: float, most: float) -> None:
     """Up to three standard deviations of how many of those allowed are found."""
-    control = Control(Promises(0.0, most), calibration(1))
+    control = Control(Promises(0.0, most), held_out(1))
     _, missed = run_with_sampled_audits(control, texts=1500, share=share)
     allowed = most * 30_000
     assert missed == pytest.approx(allowed, rel=3 / np.sqrt(share * allowed))
 
 
-def test_a_calibration_that_proves_nothing_does_not_ask_for_ever() -> None:
+def test_held_out_tokens_that_prove_nothing_do_not_make_it_ask_for_ever() -> None:
     """With 60 overrides, no threshold can be shown to catch 0.99 of them; the workload's own tokens can."""
     known = HeldOutRisks.of([0.01] * 140 + [0.5] * 60, [False] * 140 + [True] * 60)
     control = Control(Promises(0.99, 1.0), known)
@@ -309,7 +309,7 @@ def test_where_no_risk_was_seen_any_risk_is_asked_about() -> None:
 
 
 def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -> None:
-    control = Control(Promises(0.9, 1.0), calibration(1))
+    control = Control(Promises(0.9, 1.0), held_out(1))
     control.record_audit(7, 7, expected=0.7)
     assert control.threshold == 0.0
     for _ in range(20):
@@ -319,7 +319,7 @@ def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -
 
 @pytest.mark.parametrize("promises", [Promises(0.9, 1.0), Promises(0.0, 0.1)])
 def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(promises: Promises) -> None:
-    control = Control(promises, calibration(1))
+    control = Control(promises, held_out(1))
     control.record_audit(7, 7, expected=0.7)  # 6.3 over
     assert control.threshold == 0.0
     waiting = control.register()
@@ -329,7 +329,7 @@ def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(
     assert control.threshold == 0.0
 
 
-def test_without_a_calibration_everything_is_asked_about_at_first() -> None:
+def test_without_held_out_tokens_everything_is_asked_about_at_first() -> None:
     control = Control(Promises())
     assert control.threshold == 0.0
     run(control, stream(np.random.default_rng(6), 200, 0.05))
@@ -343,9 +343,9 @@ def test_promises_are_checked_and_can_be_switched_off() -> None:
         Promises(max_deviation=-1)
     free = Control(Promises(0.0, 1.0))
     assert free.threshold > 1.0
-    strict = Control(Promises(catch=1.0), calibration(1))
+    strict = Control(Promises(catch=1.0), held_out(1))
     assert strict.threshold == 0.0
-    none_may_deviate = Control(Promises(0.0, 0.0), calibration(1))
+    none_may_deviate = Control(Promises(0.0, 0.0), held_out(1))
     assert none_may_deviate.threshold == 0.0
 
 
@@ -370,7 +370,7 @@ def test_tokens_of_one_risk_are_asked_about_together() -> None:
 @settings(max_examples=50)
 @given(seed=st.integers(0, 1000), catch=st.sampled_from([0.8, 0.9, 0.95]))
 def test_a_calibrated_threshold_keeps_its_promise_where_it_was_made(seed: int, catch: float) -> None:
-    known = calibration(seed, tokens=2000)
+    known = held_out(seed, tokens=2000)
     threshold = known.for_catch(catch)
     missed = int(known.overridden[known.risks < threshold].sum())
     assert missed + catch <= (1 - catch) * int(known.overridden.sum()) + 1e-9
@@ -380,14 +380,14 @@ def test_calibrated_thresholds_keep_the_promise_on_average_elsewhere() -> None:
     """The mean loss of fresh streams is at most 0, up to four standard errors."""
     losses = []
     for seed in range(60):
-        threshold = calibration(seed, tokens=1000).for_catch(0.9)
+        threshold = held_out(seed, tokens=1000).for_catch(0.9)
         fates = list(stream(np.random.default_rng(10_000 + seed), 1000, 0.05))
         missed = sum(overridden for risk, overridden in fates if risk < threshold)
         losses.append((missed - 0.1 * sum(overridden for _, overridden in fates)) / 1000)
     assert np.mean(losses) <= 4 * np.std(losses) / np.sqrt(len(losses))
 
 
-def test_a_calibration_that_makes_no_sense_is_refused() -> None:
+def test_held_out_tokens_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="2 risks of 1 tokens"):
         HeldOutRisks.of([0.1, 0.2], [True])
     with pytest.raises(ConfigError, match="outside"):

@@ -134,7 +134,7 @@ def test_most_of_the_factor_between_raw_risk_and_overrides_is_learned(factor: fl
     assert np.std(factors) < 0.5 * factor
 
 
-def test_calibration_keeps_the_order_and_stays_a_chance() -> None:
+def test_a_correction_keeps_the_order_and_stays_a_chance() -> None:
     risks = learned(Risks(), factor=2.0, tokens=200)
     chances = [risks.corrected(raw) for raw in np.linspace(0, 1, 50)]
     assert chances == sorted(chances)

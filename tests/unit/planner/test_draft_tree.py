@@ -72,7 +72,7 @@ def test_what_the_cloud_confirms_before_a_branch_makes_it_likelier() -> None:
     assert sites(tree) == {11: 0.5 * HIT}
 
 
-def test_chances_are_those_of_the_calibration_when_the_token_was_drafted() -> None:
+def test_chances_are_those_of_the_correction_when_the_token_was_drafted() -> None:
     tree = Tree(1, limit=100, risk=lambda raw: raw / 2)
     tree.draft(4, proposal(50, 0.8))
     assert tree.risk(4) == pytest.approx(0.4)
