@@ -1,4 +1,4 @@
-"""Alarms ring in order and never early, precise ones and others."""
+"""Alarms ring in order and never early, with and without a timer of the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces: what is read, and how each mistake is named with its line."""
+"""Traces are read, and each mistake is named with its line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles: every file loads, the documentation shows what they say, and mistakes are named."""
+"""Profiles: every file loads, the documentation shows its numbers, and mistakes are named."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_documentation_shows_the_files() -> None:
 
 
 def row_of(profile: Profile) -> list[str]:
-    """A profile as the table shows it."""
+    """Return the row of a profile in the table."""
     both = (profile.up, profile.down)
     jitter = " / ".join(f"{way.jitter_ms:g}" for way in both) + f" {profile.up.jitter}"
     outages = []

@@ -46,7 +46,7 @@ def abort(writer: Writer) -> None:
 # --- Resets -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_injected_reset_is_felt_at_both_ends() -> None:
+def test_an_injected_reset_reaches_both_ends() -> None:
     async def test() -> None:
         silent = Silent()
         async with linked(silent.serve) as proxy:
@@ -97,7 +97,7 @@ def test_a_reset_by_the_device_reaches_the_server() -> None:
     run(test())
 
 
-def test_a_server_that_is_not_there_resets_the_device() -> None:
+def test_an_absent_server_resets_the_device() -> None:
     async def test() -> None:
         with socket.socket() as taken:  # bound, but not listening: nobody else gets the port
             taken.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""`models pull` as a command: what it refuses, what it leaves behind, and pairs that are unlike the tiny one."""
+"""`models pull` as a command: its refusals, its leftovers, and pairs of other kinds than the tiny one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_registry(folder: Path, edge: Path, cloud: Path) -> str:
 
 @pytest.fixture
 def weights(tiny_pair: Path, tmp_path: Path) -> Path:
-    """A folder that `from_pretrained` takes, to be changed."""
+    """Return a folder that `from_pretrained` takes and that a test may change."""
     return Path(shutil.copytree(tiny_pair / "cloud", tmp_path / "weights"))
 
 
@@ -148,7 +148,7 @@ def code_that_comes_along(folder: Path, trap: Path) -> None:
     (folder / "configuration.py").write_text(f"from pathlib import Path\nPath({str(trap)!r}).touch()\n")
 
 
-def test_code_that_comes_with_weights_is_not_run(weights: Path, tmp_path: Path) -> None:
+def test_code_packaged_with_weights_is_not_run(weights: Path, tmp_path: Path) -> None:
     code_that_comes_along(weights, tmp_path / "trapped")
     code, _, err = pull(tmp_path, "--pair", "mine", "--registry", write_registry(tmp_path, weights, weights))
     assert (code, err.count("\n")) == (1, 1), err
@@ -174,7 +174,7 @@ def test_a_disk_without_room_is_one_line(tmp_path: Path) -> None:
 
 
 def at_work(process: psutil.Process) -> bool:
-    """Whether a process runs; one that has ended may wait for a while until the system takes note of it."""
+    """Return whether a process runs. A process that has ended may stay a zombie for a while."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -182,7 +182,7 @@ def at_work(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
-def test_a_signal_leaves_nothing_and_nobody(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_leaves_no_files_and_no_processes(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = start(tmp_path, "--pair", "tiny")
     assert process.stdout is not None
     while "quantising" not in (line := process.stdout.readline()):

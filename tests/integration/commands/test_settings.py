@@ -1,4 +1,4 @@
-"""Settings that cannot be are refused by name, from a file, from flags and in Python."""
+"""Impossible settings are refused by name: from a file, from flags and in Python."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROVIDERS: list[tuple[tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("providers", "words"), PROVIDERS, ids=[words for _, words in PROVIDERS])
-def test_providers_that_are_not_here_are_refused(
+def test_unavailable_providers_are_refused(
     tiny_pair: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], providers: tuple[str, ...], words: str
 ) -> None:
     manifest = load_manifest(tiny_pair / "edge", role="edge")
@@ -77,7 +77,7 @@ def test_lists_may_be_given_for_lists() -> None:
     assert DeviceSettings(providers=["CPUExecutionProvider"]).providers == ("CPUExecutionProvider",)
 
 
-def test_a_configuration_that_comes_along_works_anywhere(
+def test_a_packaged_configuration_works_in_any_folder(
     tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -132,14 +132,14 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), COMMANDS, ids=[" ".join(arguments) for arguments, _ in COMMANDS])
-def test_flags_that_cannot_be_are_refused_by_name(
+def test_impossible_flags_are_refused_by_name(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     refuses(main, arguments, words, capsys)
 
 
 @pytest.mark.parametrize(("flags", "words"), LINK_FLAGS, ids=[" ".join(flags) for flags, _ in LINK_FLAGS])
-def test_flags_of_a_link_that_cannot_be_are_refused_by_name(
+def test_impossible_flags_of_a_link_are_refused_by_name(
     capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
     refuses(link_main, ["run", "--rtt-ms", "5", "--to", "127.0.0.1:1", *flags], words, capsys)

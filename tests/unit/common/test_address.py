@@ -1,4 +1,4 @@
-"""Addresses are read in one place; only what stays on this machine may go without TLS."""
+"""Addresses are parsed in one place, and only addresses of this machine work without TLS."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_an_address_is_host_and_port(address: str, expected: tuple[str, int]) ->
         ("unix:", "there is no path"),
     ],
 )
-def test_what_is_wrong_with_an_address_is_said(address: str, words: str) -> None:
+def test_the_problem_of_an_address_is_named(address: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         check_address(address)
 

@@ -48,7 +48,7 @@ def console(out: Output | None, err: Output | None, **environment: str) -> Conso
     return Console("prog", out, err, environment)
 
 
-def test_a_pipe_is_data_and_a_terminal_is_shown_what_it_would_obey() -> None:
+def test_a_pipe_gets_data_and_a_terminal_shows_control_characters() -> None:
     pipe, terminal = Output(), Output(terminal=True)
     for output in (pipe, terminal):
         console(output, None, NO_COLOR="1").text(HOSTILE)
@@ -96,7 +96,9 @@ def test_text_is_replaced_and_json_escaped_where_the_encoding_lacks_a_character(
         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
     ],
 )
-def test_colours_are_for_who_wants_them(environment: Mapping[str, str], terminal: bool, expected: bool) -> None:
+def test_colours_are_for_terminals_that_want_them(
+    environment: Mapping[str, str], terminal: bool, expected: bool
+) -> None:
     output = Output(terminal=terminal)
     console(output, None, **environment).text("x", "36")
     assert output.written == ("\x1b[36mx\x1b[0m" if expected else "x")
@@ -113,7 +115,9 @@ LOST: list[tuple[Output | None, type[OutputLost], str]] = [
 
 
 @pytest.mark.parametrize(("output", "kind", "words"), LOST, ids=[words for _, _, words in LOST])
-def test_what_cannot_be_written_is_lost_by_name(output: Output | None, kind: type[OutputLost], words: str) -> None:
+def test_lost_output_is_reported_with_the_name_of_its_stream(
+    output: Output | None, kind: type[OutputLost], words: str
+) -> None:
     stream = Stream(output, "standard output", {})
     for _ in range(2):
         with pytest.raises(kind, match=f"standard output: .*{words}") as caught:

@@ -1,4 +1,4 @@
-"""One tree of errors, drawn as it is, and a status for every branch."""
+"""The tree of errors matches its drawing, and each error has a gRPC status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL = tree()
 
 
 def drawn() -> dict[str, str | None]:
-    """Class names in the module's drawing, each with its parent."""
+    """Return the class names in the module's drawing, each with its parent."""
     parents: dict[str, str | None] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -85,7 +85,7 @@ def test_the_nearest_class_decides_the_status() -> None:
     assert status_of(errors.CloudUnavailable("")) == "UNAVAILABLE"
 
     class OfAUser(errors.VersionMismatch):
-        """Derived outside the tree."""
+        """An error that a user derives."""
 
     assert status_of(OfAUser("")) == "UNIMPLEMENTED"
 

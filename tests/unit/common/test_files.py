@@ -1,4 +1,4 @@
-"""A file is replaced when its successor is whole, and not before."""
+"""A file is replaced when the new one is complete, and not before."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stopped() -> Iterator[bytes]:
     raise KeyboardInterrupt
 
 
-def test_what_was_there_stays_when_the_new_one_fails(tmp_path: Path) -> None:
+def test_the_old_file_stays_when_the_new_one_fails(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(OutputLost, match="file: cannot be written: No space left on device"):

@@ -1,4 +1,4 @@
-"""Configuration files are read strictly, and complaints say where and what; manifests guard the artefacts."""
+"""Configuration files are read strictly, and errors name place and problem; manifests protect the artefacts."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_byte_order_mark_and_an_alias_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "gate:\n  policy: always\n"])
-def test_what_is_not_said_has_its_default(tmp_path: Path, text: str) -> None:
+def test_an_absent_setting_has_its_default(tmp_path: Path, text: str) -> None:
     assert load_yaml(write(tmp_path, text), Settings) == Settings()
 
 
@@ -197,7 +197,7 @@ def test_a_path_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["edge.yaml", "configs/edge.yaml", "configs/links/4g.yaml", "links/4g.yaml"])
-def test_what_comes_along_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_packaged_file_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert found_config(name) == packaged_path(name.removeprefix("configs/"))
     mine = tmp_path / name
@@ -208,14 +208,14 @@ def test_what_comes_along_is_found_by_name(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["egde.yaml", "configs/../edge.yaml", "/edge.yaml", "configs", "", "."])
-def test_what_does_not_come_along_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_another_name_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert found_config(name) == Path(name)
     with pytest.raises(ConfigError):
         load_yaml(name, Settings)
 
 
-def test_an_absent_file_lists_what_comes_along(tmp_path: Path) -> None:
+def test_an_absent_file_lists_the_packaged_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file; packaged files: cloud\.yaml, edge\.yaml, links/"):
         load_yaml(tmp_path / "egde.yaml", Settings)
 
@@ -252,7 +252,7 @@ HOMES = [
 
 
 @pytest.mark.parametrize(("variables", "words"), HOMES, ids=[words for _, words in HOMES])
-def test_a_home_that_cannot_be_is_named_by_its_setting(
+def test_an_impossible_home_is_named_by_its_setting(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
 ) -> None:
     for name in ("CHAPERONE_HOME", "XDG_CACHE_HOME"):
@@ -334,7 +334,7 @@ def test_a_file_that_cannot_be_read_is_not_corrupt(artefact: Path, monkeypatch: 
     assert not isinstance(caught.value, ModelCorrupt)
 
 
-def test_the_digest_names_what_was_made_from_what(artefact: Path) -> None:
+def test_the_digest_identifies_source_and_recipe(artefact: Path) -> None:
     manifest = load_manifest(artefact, role="edge")
     expected = json.dumps(["edge", "some-model", {"source": "tiny"}, {}, manifest.tokenizer_digest], sort_keys=True)
     assert manifest.digest == f"sha256:{hashlib.sha256(expected.encode()).hexdigest()}", "gates are bound to it"
