@@ -96,7 +96,7 @@ class Demand:
         return self.round_trips + self.hidden_round_trips
 
     def unloaded_ms(self, rtt_ms: float, step: StepTime) -> float:
-        """Approximate duration of a generation on an idle cloud."""
+        """Return the approximate duration of a generation on an idle cloud."""
         forwards = self.requests * self.forwards_per_request * step(1, round(self.tokens_per_forward))
         prompt = step(1, round(self.prompt_tokens)) if self.requests and self.prompt_tokens else 0.0
         return self.device_ms + self.round_trips * rtt_ms + forwards + prompt
