@@ -31,7 +31,7 @@ VERDICTS = [Verdict(0, 3 + index, index, further_token_ids=(9,) * index) for ind
 PATIENCE_S = 10.0
 
 
-class Rig(Protocol):
+class LinkHarness(Protocol):
     """A link, and the cloud's end of it."""
 
     link: CloudLink
@@ -75,7 +75,7 @@ class DelayedRig(FakeRig):
         return await super().receive(count)
 
 
-class GrpcRig:
+class GrpcLinkHarness:
     """A server whose only stream does what the test says."""
 
     def __init__(self, link: CloudLink) -> None:
@@ -112,46 +112,46 @@ class GrpcRig:
 
 
 @asynccontextmanager
-async def fake_rig() -> AsyncIterator[Rig]:
+async def fake_harness() -> AsyncIterator[LinkHarness]:
     yield FakeRig()
 
 
 @asynccontextmanager
-async def delayed_rig() -> AsyncIterator[Rig]:
+async def delayed_harness() -> AsyncIterator[LinkHarness]:
     yield DelayedRig()
 
 
 @asynccontextmanager
-async def grpc_rig() -> AsyncIterator[Rig]:
+async def grpc_harness() -> AsyncIterator[LinkHarness]:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     cloud = GrpcCloud(f"127.0.0.1:{port}")
-    rig = GrpcRig(cloud.link())
-    methods: dict[str, Any] = {SUPERVISE: grpc.stream_stream_rpc_method_handler(rig.supervise)}
+    harness = GrpcLinkHarness(cloud.link())
+    methods: dict[str, Any] = {SUPERVISE: grpc.stream_stream_rpc_method_handler(harness.supervise)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     await server.start()
     try:
-        yield rig
+        yield harness
     finally:
-        rig.link.cancel()
+        harness.link.cancel()
         await cloud.close()
         await server.stop(0)
 
 
-RigFactory = Callable[[], AbstractAsyncContextManager[Rig]]
+LinkHarnessFactory = Callable[[], AbstractAsyncContextManager[LinkHarness]]
 
 
-@pytest.fixture(params=[fake_rig, delayed_rig, grpc_rig], ids=["fake", "delayed", "grpc"])
-def rig_factory(request: pytest.FixtureRequest) -> RigFactory:
-    factory: RigFactory = request.param
+@pytest.fixture(params=[fake_harness, delayed_harness, grpc_harness], ids=["fake", "delayed", "grpc"])
+def harness_factory(request: pytest.FixtureRequest) -> LinkHarnessFactory:
+    factory: LinkHarnessFactory = request.param
     return factory
 
 
-def play(rig_factory: RigFactory, scene: Callable[[Rig], Awaitable[None]]) -> None:
+def play(harness_factory: LinkHarnessFactory, scenario: Callable[[LinkHarness], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with rig_factory() as rig:
-            await rig.link.open(OPEN)
-            await scene(rig)
+        async with harness_factory() as harness:
+            await harness.link.open(OPEN)
+            await scenario(harness)
 
     asyncio.run(run())
 
@@ -170,187 +170,187 @@ async def nothing_follows(link: CloudLink) -> None:
     assert link.ready() == ()
 
 
-def test_frames_go_up_in_order_after_the_open(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
+def test_frames_go_up_in_order_after_the_open(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
         for draft in DRAFTS:
-            rig.link.send(draft)
-        assert await rig.receive(6) == [OPEN, *DRAFTS]
+            harness.link.send(draft)
+        assert await harness.receive(6) == [OPEN, *DRAFTS]
 
-    play(rig_factory, scene)
-
-
-def test_frames_come_down_in_order_and_are_taken_once(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
-        await rig.deliver(*OPENED, *VERDICTS)
-        assert await take(rig.link, 7) == [*OPENED, *VERDICTS]
-        assert rig.link.ready() == ()
-
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_wait_tells_whether_something_is_there_and_takes_nothing(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
-        assert not await rig.link.wait(1)
-        await rig.deliver(OPENED[0])
-        assert await rig.link.wait(PATIENCE_S * 1e3)
-        assert await rig.link.wait(0.001), "a frame that is there needs no waiting"
-        assert [frame for frame, _ in rig.link.ready()] == [OPENED[0]]
-        assert not await rig.link.wait(1), "it was taken"
+def test_frames_come_down_in_order_and_are_taken_once(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
+        await harness.deliver(*OPENED, *VERDICTS)
+        assert await take(harness.link, 7) == [*OPENED, *VERDICTS]
+        assert harness.link.ready() == ()
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
+
+
+def test_wait_tells_whether_something_is_there_and_takes_nothing(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
+        assert not await harness.link.wait(1)
+        await harness.deliver(OPENED[0])
+        assert await harness.link.wait(PATIENCE_S * 1e3)
+        assert await harness.link.wait(0.001), "a frame that is there needs no waiting"
+        assert [frame for frame, _ in harness.link.ready()] == [OPENED[0]]
+        assert not await harness.link.wait(1), "it was taken"
+
+    play(harness_factory, scenario)
 
 
 @pytest.mark.parametrize("moments", range(5))
 def test_who_is_cancelled_as_a_frame_comes_waits_no_longer_and_is_cancelled(
-    rig_factory: RigFactory, moments: int
+    harness_factory: LinkHarnessFactory, moments: int
 ) -> None:
     """`moments` are turns of the event loop since the frame came; after some of them nobody waits any more."""
 
-    async def scene(rig: Rig) -> None:
-        waiting = asyncio.create_task(rig.link.wait(PATIENCE_S * 1e3))
+    async def scenario(harness: LinkHarness) -> None:
+        waiting = asyncio.create_task(harness.link.wait(PATIENCE_S * 1e3))
         await asyncio.sleep(0.02)
-        before = rig.link.bytes_down
-        await rig.deliver(OPENED[0])
-        while rig.link.bytes_down == before:  # noqa: ASYNC110 - the very turn of the loop matters
+        before = harness.link.bytes_down
+        await harness.deliver(OPENED[0])
+        while harness.link.bytes_down == before:  # noqa: ASYNC110 - the very turn of the loop matters
             await asyncio.sleep(0)
         for _ in range(moments):
             await asyncio.sleep(0)
         asked = waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled() is asked
-        assert await take(rig.link, 1) == [OPENED[0]]
+        assert await take(harness.link, 1) == [OPENED[0]]
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_a_frame_comes_when_it_comes_and_not_when_it_is_taken(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
+def test_a_frame_comes_when_it_comes_and_not_when_it_is_taken(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
         loop = asyncio.get_running_loop()  # whose clock is the engine's, virtual or not
         before = loop.time()
-        await rig.deliver(OPENED[0])
-        assert await rig.link.wait(PATIENCE_S * 1e3)
+        await harness.deliver(OPENED[0])
+        assert await harness.link.wait(PATIENCE_S * 1e3)
         there = loop.time()
         await asyncio.sleep(0.02)
-        ((_, at),) = rig.link.ready()
+        ((_, at),) = harness.link.ready()
         assert before <= at <= there
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_wait_is_woken_by_a_frame(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
-        waiting = asyncio.create_task(rig.link.wait(PATIENCE_S * 1e3))
+def test_wait_is_woken_by_a_frame(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
+        waiting = asyncio.create_task(harness.link.wait(PATIENCE_S * 1e3))
         assert not (await asyncio.wait([waiting], timeout=0.01))[0]
-        await rig.deliver(OPENED[0])
+        await harness.deliver(OPENED[0])
         assert await waiting
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_a_good_end_is_closed_and_nothing_else(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
-        rig.link.send(Close(3, ()))
-        rig.link.close()
-        rig.link.close()
-        assert await rig.receive(2) == [OPEN, Close(3, ())]
-        await rig.deliver(Closed((3,)))
-        await rig.hang_up()
-        assert await take(rig.link, 1) == [Closed((3,))]
-        await nothing_follows(rig.link)
+def test_a_good_end_is_closed_and_nothing_else(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
+        harness.link.send(Close(3, ()))
+        harness.link.close()
+        harness.link.close()
+        assert await harness.receive(2) == [OPEN, Close(3, ())]
+        await harness.deliver(Closed((3,)))
+        await harness.hang_up()
+        assert await take(harness.link, 1) == [Closed((3,))]
+        await nothing_follows(harness.link)
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_a_failure_is_a_value_and_comes_once(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
+def test_a_failure_is_a_value_and_comes_once(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
         failure = Failure("RESOURCE_EXHAUSTED", "sessions: full", 250)
-        await rig.deliver(OPENED[0], failure)
-        await rig.hang_up("RESOURCE_EXHAUSTED")
-        assert await take(rig.link, 2) == [OPENED[0], failure]
-        await nothing_follows(rig.link)
+        await harness.deliver(OPENED[0], failure)
+        await harness.hang_up("RESOURCE_EXHAUSTED")
+        assert await take(harness.link, 2) == [OPENED[0], failure]
+        await nothing_follows(harness.link)
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
 @pytest.mark.parametrize("status", [None, "UNAVAILABLE", "CANCELLED"])
-def test_a_cloud_that_goes_away_is_one_failure(rig_factory: RigFactory, status: str | None) -> None:
-    async def scene(rig: Rig) -> None:
-        await rig.deliver(OPENED[0])
-        await rig.hang_up(status)
-        opened, failure = await take(rig.link, 2)
+def test_a_cloud_that_goes_away_is_one_failure(harness_factory: LinkHarnessFactory, status: str | None) -> None:
+    async def scenario(harness: LinkHarness) -> None:
+        await harness.deliver(OPENED[0])
+        await harness.hang_up(status)
+        opened, failure = await take(harness.link, 2)
         assert opened == OPENED[0]
         assert isinstance(failure, Failure)
         assert failure.status == "UNAVAILABLE", failure.message
-        await nothing_follows(rig.link)
-        rig.link.send(DRAFTS[0])  # goes nowhere, and says nothing
-        await nothing_follows(rig.link)
+        await nothing_follows(harness.link)
+        harness.link.send(DRAFTS[0])  # goes nowhere, and says nothing
+        await nothing_follows(harness.link)
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_another_status_is_told(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
-        await rig.hang_up("OUT_OF_RANGE")
-        (failure,) = await take(rig.link, 1)
+def test_another_status_is_told(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
+        await harness.hang_up("OUT_OF_RANGE")
+        (failure,) = await take(harness.link, 1)
         assert isinstance(failure, Failure)
         assert failure.status == "OUT_OF_RANGE"
-        await nothing_follows(rig.link)
+        await nothing_follows(harness.link)
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_cancel_tells_whoever_waits_once_and_may_be_repeated(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
-        await rig.deliver(OPENED[0])
-        assert await take(rig.link, 1) == [OPENED[0]]
-        rig.link.cancel()
-        rig.link.cancel()
-        rig.link.close()
-        rig.link.send(DRAFTS[0])
-        (failure,) = await take(rig.link, 1)
+def test_cancel_tells_whoever_waits_once_and_may_be_repeated(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
+        await harness.deliver(OPENED[0])
+        assert await take(harness.link, 1) == [OPENED[0]]
+        harness.link.cancel()
+        harness.link.cancel()
+        harness.link.close()
+        harness.link.send(DRAFTS[0])
+        (failure,) = await take(harness.link, 1)
         assert isinstance(failure, Failure)
         assert failure.status == "CANCELLED"
-        await nothing_follows(rig.link)
+        await nothing_follows(harness.link)
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
-def test_a_link_that_was_never_opened_can_be_ended(rig_factory: RigFactory) -> None:
+def test_a_link_that_was_never_opened_can_be_ended(harness_factory: LinkHarnessFactory) -> None:
     async def run() -> None:
-        async with rig_factory() as rig:
-            assert rig.link.ready() == ()
-            rig.link.close()
-            rig.link.cancel()
-            assert (rig.link.bytes_up, rig.link.bytes_down) == (0, 0)
+        async with harness_factory() as harness:
+            assert harness.link.ready() == ()
+            harness.link.close()
+            harness.link.cancel()
+            assert (harness.link.bytes_up, harness.link.bytes_down) == (0, 0)
 
     asyncio.run(run())
 
 
-def test_payload_bytes_are_counted(rig_factory: RigFactory) -> None:
-    async def scene(rig: Rig) -> None:
+def test_payload_bytes_are_counted(harness_factory: LinkHarnessFactory) -> None:
+    async def scenario(harness: LinkHarness) -> None:
         up: list[ClientFrame] = [OPEN, *DRAFTS]
         down: list[ServerFrame] = [*OPENED, *VERDICTS]
         for draft in up[1:]:
-            rig.link.send(draft)
-        await rig.deliver(*down)
-        await take(rig.link, 7)
-        assert rig.link.bytes_up == sum(len(encode_client(frame)) for frame in up)
-        assert rig.link.bytes_down == sum(len(encode_server(frame)) for frame in down)
+            harness.link.send(draft)
+        await harness.deliver(*down)
+        await take(harness.link, 7)
+        assert harness.link.bytes_up == sum(len(encode_client(frame)) for frame in up)
+        assert harness.link.bytes_down == sum(len(encode_server(frame)) for frame in down)
 
-    play(rig_factory, scene)
+    play(harness_factory, scenario)
 
 
 def test_grpc_tells_a_frame_that_is_none() -> None:
-    async def scene(rig: Rig) -> None:
-        assert isinstance(rig, GrpcRig)
-        rig.orders.put_nowait(b"\xff\xff\xff")
-        (failure,) = await take(rig.link, 1)
+    async def scenario(harness: LinkHarness) -> None:
+        assert isinstance(harness, GrpcLinkHarness)
+        harness.orders.put_nowait(b"\xff\xff\xff")
+        (failure,) = await take(harness.link, 1)
         assert isinstance(failure, Failure)
         assert failure.status == "OUT_OF_RANGE"
         assert "3 bytes that are not a SuperviseResponse" in failure.message
-        await nothing_follows(rig.link)
+        await nothing_follows(harness.link)
 
-    play(grpc_rig, scene)
+    play(grpc_harness, scenario)
 
 
 def test_grpc_tells_a_server_that_is_not_there() -> None:
@@ -372,16 +372,16 @@ def test_grpc_tells_a_server_that_is_not_there() -> None:
 def test_grpc_keeps_the_last_word_of_a_stream_that_is_being_written_to() -> None:
     """A write that meets the stream's end must not swallow why it ended; which comes first is a matter of chance."""
 
-    async def scene(rig: Rig) -> None:
-        await rig.deliver(*OPENED)
-        await take(rig.link, 2)
+    async def scenario(harness: LinkHarness) -> None:
+        await harness.deliver(*OPENED)
+        await take(harness.link, 2)
         failure = Failure("OUT_OF_RANGE", "the reason")
-        await rig.deliver(*VERDICTS, failure)
-        await rig.hang_up("OUT_OF_RANGE")
+        await harness.deliver(*VERDICTS, failure)
+        await harness.hang_up("OUT_OF_RANGE")
         for _ in range(200):
-            rig.link.send(DRAFTS[0])
+            harness.link.send(DRAFTS[0])
             await asyncio.sleep(0)
-        assert await take(rig.link, 6) == [*VERDICTS, failure]
+        assert await take(harness.link, 6) == [*VERDICTS, failure]
 
     for _ in range(50):
-        play(grpc_rig, scene)
+        play(grpc_harness, scenario)

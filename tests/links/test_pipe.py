@@ -61,7 +61,7 @@ class Socket:
         return b"".join(data for _, data in self.written)
 
 
-class Scene:
+class PipeHarness:
     """A pipe between two sockets."""
 
     def __init__(self, way: DirectionProfile) -> None:
@@ -83,85 +83,85 @@ class Scene:
 
 
 def test_a_slow_link_stops_its_source_and_takes_up_again() -> None:
-    scene = Scene(DirectionProfile(rate_kbit_s=800, queue_kbytes=16))  # 100 bytes a millisecond
-    scene.pipe.open()
-    scene.feed_until_paused()
-    assert len(scene.fed) <= UNSENT_HIGH_BYTES + 16_000 + 2 * BLOCK
-    scene.alarm.pass_until(0.7)
-    assert not scene.source.paused
-    scene.feed_until_paused()
-    scene.alarm.pass_until(60.0)
-    assert scene.sink.content == scene.fed
+    harness = PipeHarness(DirectionProfile(rate_kbit_s=800, queue_kbytes=16))  # 100 bytes a millisecond
+    harness.pipe.open()
+    harness.feed_until_paused()
+    assert len(harness.fed) <= UNSENT_HIGH_BYTES + 16_000 + 2 * BLOCK
+    harness.alarm.pass_until(0.7)
+    assert not harness.source.paused
+    harness.feed_until_paused()
+    harness.alarm.pass_until(60.0)
+    assert harness.sink.content == harness.fed
 
 
 def test_a_full_sink_stops_the_source() -> None:
-    scene = Scene(DirectionProfile())
-    scene.pipe.open()
-    scene.pipe.block()
-    scene.feed_until_paused()
-    assert WINDOW_BYTES <= len(scene.fed) <= WINDOW_BYTES + UNSENT_HIGH_BYTES + 2 * BLOCK + 64 * 1024
-    assert scene.sink.written == []
-    scene.pipe.unblock()
-    assert not scene.source.paused
-    assert scene.sink.content == scene.fed
+    harness = PipeHarness(DirectionProfile())
+    harness.pipe.open()
+    harness.pipe.block()
+    harness.feed_until_paused()
+    assert WINDOW_BYTES <= len(harness.fed) <= WINDOW_BYTES + UNSENT_HIGH_BYTES + 2 * BLOCK + 64 * 1024
+    assert harness.sink.written == []
+    harness.pipe.unblock()
+    assert not harness.source.paused
+    assert harness.sink.content == harness.fed
 
 
 def test_bytes_come_out_when_the_model_says() -> None:
-    scene = Scene(DirectionProfile(delay_ms=100, rate_kbit_s=12))  # 1500 bytes a second
-    scene.pipe.open()
-    scene.feed(2 * 1448)
-    scene.alarm.pass_until(10.0)
-    assert [(round(time_s, 9), len(data)) for time_s, data in scene.sink.written] == [(1.1, 1448), (2.1, 1448)]
+    harness = PipeHarness(DirectionProfile(delay_ms=100, rate_kbit_s=12))  # 1500 bytes a second
+    harness.pipe.open()
+    harness.feed(2 * 1448)
+    harness.alarm.pass_until(10.0)
+    assert [(round(time_s, 9), len(data)) for time_s, data in harness.sink.written] == [(1.1, 1448), (2.1, 1448)]
 
 
 def test_nothing_is_handed_in_before_the_handshake_is_over() -> None:
-    scene = Scene(DirectionProfile(delay_ms=100))
-    scene.feed()
-    scene.alarm.pass_until(5.0)
-    assert scene.sink.written == []
-    scene.pipe.open()
-    scene.alarm.pass_until(10.0)
-    assert [time_s for time_s, _ in scene.sink.written] == [5.1]
+    harness = PipeHarness(DirectionProfile(delay_ms=100))
+    harness.feed()
+    harness.alarm.pass_until(5.0)
+    assert harness.sink.written == []
+    harness.pipe.open()
+    harness.alarm.pass_until(10.0)
+    assert [time_s for time_s, _ in harness.sink.written] == [5.1]
 
 
 def test_control_segments_keep_their_place() -> None:
-    scene = Scene(DirectionProfile(delay_ms=100, jitter_ms=90, jitter="exponential"))
-    scene.pipe.open()
+    harness = PipeHarness(DirectionProfile(delay_ms=100, jitter_ms=90, jitter="exponential"))
+    harness.pipe.open()
     seen: list[tuple[str, int]] = []
     for number in range(20):
-        scene.feed(100)
-        scene.pipe.control(lambda number=number: seen.append(("control", len(scene.sink.content))))  # type: ignore[misc]
-    scene.pipe.end(lambda: seen.append(("end", len(scene.sink.content))))
-    scene.alarm.pass_until(100.0)
+        harness.feed(100)
+        harness.pipe.control(lambda number=number: seen.append(("control", len(harness.sink.content))))  # type: ignore[misc]
+    harness.pipe.end(lambda: seen.append(("end", len(harness.sink.content))))
+    harness.alarm.pass_until(100.0)
     assert seen == [*(("control", 100 * (number + 1)) for number in range(20)), ("end", 2000)]
 
 
 def test_the_end_waits_for_what_waits_for_room() -> None:
-    scene = Scene(DirectionProfile(rate_kbit_s=80, queue_kbytes=4))
-    scene.pipe.open()
+    harness = PipeHarness(DirectionProfile(rate_kbit_s=80, queue_kbytes=4))
+    harness.pipe.open()
     ended: list[int] = []
-    scene.feed(30_000)
-    scene.pipe.end(lambda: ended.append(len(scene.sink.content)))
-    scene.alarm.pass_until(100.0)
+    harness.feed(30_000)
+    harness.pipe.end(lambda: ended.append(len(harness.sink.content)))
+    harness.alarm.pass_until(100.0)
     assert ended == [30_000]
 
 
 def test_an_outage_puts_off_what_is_on_its_way() -> None:
-    scene = Scene(DirectionProfile(delay_ms=100))
-    scene.pipe.open()
-    scene.feed(100)
-    scene.alarm.pass_until(0.05)
-    scene.pipe.put_off(2.0)
-    scene.alarm.pass_until(2.09)
-    assert scene.sink.written == []
-    scene.alarm.pass_until(3.0)
-    assert [round(time_s, 9) for time_s, _ in scene.sink.written] == [2.1]
+    harness = PipeHarness(DirectionProfile(delay_ms=100))
+    harness.pipe.open()
+    harness.feed(100)
+    harness.alarm.pass_until(0.05)
+    harness.pipe.put_off(2.0)
+    harness.alarm.pass_until(2.09)
+    assert harness.sink.written == []
+    harness.alarm.pass_until(3.0)
+    assert [round(time_s, 9) for time_s, _ in harness.sink.written] == [2.1]
 
 
 def test_a_closed_pipe_forgets() -> None:
-    scene = Scene(DirectionProfile(delay_ms=100))
-    scene.pipe.open()
-    scene.feed()
-    scene.pipe.close()
-    scene.alarm.pass_until(5.0)
-    assert scene.sink.written == []
+    harness = PipeHarness(DirectionProfile(delay_ms=100))
+    harness.pipe.open()
+    harness.feed()
+    harness.pipe.close()
+    harness.alarm.pass_until(5.0)
+    assert harness.sink.written == []

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.application import check_application, create_application
 from tests.support.installation import build, fresh_environment, install
-from tests.support.staging import ROOT
+from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
 

@@ -20,7 +20,7 @@ from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings, DeviceSettings
 from tests.support import oracle
-from tests.support.loopback import serving
+from tests.support.servers import serving
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(1800)]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chaperone_common.session import Audited, Committed, Drafted, Retracted
 from chaperone_common.types import FinishReason, Mode, OnDeviation, Origin
 from edge_client.planner import FixedPlanner
-from tests.support.session_pair import EOS, PROMPT, Models, Pair, Whim, cloud_text
+from tests.support.session_pair import EOS, PROMPT, Models, Pair, RandomPlanner, cloud_text
 
 CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
 
@@ -20,14 +20,14 @@ CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
 @st.composite
 def pairs(draw: st.DrawFn, mode: Mode, *, resets: bool = False) -> Pair:
     models = Models(draw(st.integers(0, 2**32)), draw(st.integers(0, 100)), draw(st.integers(5, 200)))
-    planner: FixedPlanner | Whim = FixedPlanner(
+    planner: FixedPlanner | RandomPlanner = FixedPlanner(
         mode,
         span_tokens=draw(st.integers(1, 9)),
         spans_in_flight=draw(st.integers(1, 4)),
         run_ahead_tokens=draw(st.integers(10, 40)),
     )
     if mode is not Mode.CLOUD and draw(st.booleans()):
-        planner = Whim(Random(draw(st.integers(0, 2**32))), draw(st.integers(3, 25)))
+        planner = RandomPlanner(Random(draw(st.integers(0, 2**32))), draw(st.integers(3, 25)))
     max_new_tokens = draw(st.integers(1, 60))
     resumed = cloud_text(models, PROMPT, len(PROMPT) + draw(st.integers(0, 5)))[len(PROMPT) :] if resets else []
     if len(resumed) >= max_new_tokens or EOS in resumed:

@@ -27,6 +27,7 @@ from chaperone_common.types import Choice, Proposal, SamplingParams, SessionId, 
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.model.ports import ForwardResult
 from cloud_supervisor.supervisor import Supervisor
+from tests.support.clock import ManualClock
 
 PROMPT = (7, 8, 9)
 START = len(PROMPT)
@@ -137,13 +138,6 @@ def test_a_draft_that_is_ignored_sets_its_deadline_all_the_same() -> None:
 # The deadline, in the supervisor
 
 
-class StillClock:
-    """Time stands still, so that a deadline is what is left of it."""
-
-    def now(self) -> float:
-        return 0.0
-
-
 class NotingReader:
     """A `Reader` that chooses 1 everywhere, and notes the deadlines of what it had to choose."""
 
@@ -170,7 +164,7 @@ class NotingReader:
 async def _converse(reader: NotingReader, drafts: Sequence[Draft], tail: Close) -> list[ServerFrame]:
     """Send each Draft when the one before it is answered, then the Close."""
     supervisor = Supervisor(
-        reader, Capabilities(API_VERSION, "fake", "digest", 50, 100, 16), LimitsConfig(), StillClock()
+        reader, Capabilities(API_VERSION, "fake", "digest", 50, 100, 16), LimitsConfig(), ManualClock()
     )
     answered = asyncio.Semaphore(0)
 

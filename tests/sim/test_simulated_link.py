@@ -19,71 +19,71 @@ from edge_client.ports import Cloud
 from link_emulator.model import Link
 from link_emulator.profile import Profile, ResetProfile
 from tests.contract import test_cloud_link as contract
-from tests.support.simulated_link import SimulatedRig, simulated_rig
+from tests.support.simulated_link import SimulatedLinkHarness, simulated_link_harness
 from tests.support.traces import trace_of
 
 PROMISES = [
     promise
     for name, promise in inspect.getmembers(contract, inspect.isfunction)
-    if name.startswith("test_") and list(inspect.signature(promise).parameters) == ["rig_factory"]
+    if name.startswith("test_") and list(inspect.signature(promise).parameters) == ["harness_factory"]
 ]
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-def test_the_contract_of_every_link_is_kept(promise: Callable[[contract.RigFactory], None]) -> None:
-    promise(simulated_rig)
+def test_the_contract_of_every_link_is_kept(promise: Callable[[contract.LinkHarnessFactory], None]) -> None:
+    promise(simulated_link_harness)
 
 
 @pytest.mark.parametrize("status", [None, "UNAVAILABLE", "CANCELLED"])
 def test_a_cloud_that_goes_away_is_one_failure(status: str | None) -> None:
-    contract.test_a_cloud_that_goes_away_is_one_failure(simulated_rig, status)
+    contract.test_a_cloud_that_goes_away_is_one_failure(simulated_link_harness, status)
 
 
-def play(scene: Callable[[SimulatedRig], Awaitable[None]], rtt_ms: float) -> None:
-    async def scenario() -> None:
-        rig = SimulatedRig(rtt_ms)
-        await rig.link.open(contract.OPEN)
-        await scene(rig)
+def play(scenario: Callable[[SimulatedLinkHarness], Awaitable[None]], rtt_ms: float) -> None:
+    async def connected() -> None:
+        harness = SimulatedLinkHarness(rtt_ms)
+        await harness.link.open(contract.OPEN)
+        await scenario(harness)
 
-    run(scenario())
+    run(connected())
 
 
 def test_frames_take_half_a_round_trip_each_way() -> None:
-    async def scene(rig: SimulatedRig) -> None:
+    async def scenario(harness: SimulatedLinkHarness) -> None:
         loop = asyncio.get_running_loop()
-        assert await rig.receive(1) == [contract.OPEN]
+        assert await harness.receive(1) == [contract.OPEN]
         assert loop.time() == pytest.approx(0.05)
-        await rig.deliver(contract.OPENED[0])
-        assert not await rig.link.wait(49)
-        assert await rig.link.wait(2)
+        await harness.deliver(contract.OPENED[0])
+        assert not await harness.link.wait(49)
+        assert await harness.link.wait(2)
         assert loop.time() == pytest.approx(0.1)
 
-    play(scene, rtt_ms=100)
+    play(scenario, rtt_ms=100)
 
 
 def test_frames_are_sized_as_on_the_wire() -> None:
-    async def scene(rig: SimulatedRig) -> None:
-        rig.link.send(contract.DRAFTS[0])
-        await rig.receive(2)
+    async def scenario(harness: SimulatedLinkHarness) -> None:
+        harness.link.send(contract.DRAFTS[0])
+        await harness.receive(2)
         payload = len(encode_client(contract.OPEN)) + len(encode_client(contract.DRAFTS[0]))
-        assert rig.link.bytes_up == payload
+        assert harness.link.bytes_up == payload
         segment_headers = Profile.fixed(0).header_bytes
-        assert rig.model.up.wire_bytes == payload + 2 * (FRAME_HEADER_BYTES + segment_headers)
+        assert harness.model.up.wire_bytes == payload + 2 * (FRAME_HEADER_BYTES + segment_headers)
 
-    play(scene, rtt_ms=10)
+    play(scenario, rtt_ms=10)
 
 
 def test_the_cloud_learns_of_a_cancelled_stream_when_the_news_arrives() -> None:
-    async def scene(rig: SimulatedRig) -> None:
-        await rig.receive(1)
-        rig.link.cancel()
-        ((failure, _),) = rig.link.ready()
+    async def scenario(harness: SimulatedLinkHarness) -> None:
+        await harness.receive(1)
+        harness.link.cancel()
+        ((failure, _),) = harness.link.ready()
         assert isinstance(failure, Failure)
-        await rig.deliver(*contract.OPENED)
+        await harness.deliver(*contract.OPENED)
         await asyncio.sleep(1)
-        assert rig.link.ready() == (), "frames in flight are lost"
+        assert harness.link.ready() == (), "frames in flight are lost"
 
-    play(scene, rtt_ms=100)
+    play(scenario, rtt_ms=100)
 
 
 def cloud_of(profile: Profile) -> Cloud:

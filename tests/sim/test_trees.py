@@ -19,7 +19,7 @@ from chaperone_common.types import Mode, Origin
 from edge_client.gate import Always
 from edge_client.planner import FixedPlanner
 from link_emulator.profile import Profile, ResetProfile
-from tests.support.branches import SproutingPlanner
+from tests.support.branching_planner import BranchingPlanner
 from tests.support.traces import trace_of
 
 # Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
@@ -123,7 +123,7 @@ PEERS = st.integers(1, 32).map(lambda tokens: strategy_named(f"specedge-{tokens}
 PLANNERS = st.builds(
     FixedPlanner, st.just(Mode.EXACT), st.integers(1, 8), st.integers(1, 4), st.integers(1, 24), st.sampled_from([0, 3])
 )
-SPROUTING = st.builds(SproutingPlanner, PLANNERS, st.integers(1, 5)).map(
+SPROUTING = st.builds(BranchingPlanner, PLANNERS, st.integers(1, 5)).map(
     lambda planner: Strategy("sprouting", planner, Always)
 )
 

@@ -17,6 +17,7 @@ from edge_client.gate import Always, Gate, Never
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import Estimates, FixedPlanner, Planner
 from edge_client.ports import TEXT_ROW, DraftStep
+from tests.support.clock import ManualClock
 from tests.support.fake_draft import FakeDraft
 from tests.support.fake_link import FakeLink
 from tests.support.fake_target import FakeTarget
@@ -26,15 +27,7 @@ TARGET = FakeTarget()
 OPENED = Opened(prefilled=True, context_tokens=512)
 
 
-class ManualClock:
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> float:
-        return self.seconds
-
-
-class Numbers:
+class NumberText:
     """The text of a token is its number; one of them may complete a stop string."""
 
     def __init__(self, stop_at: int | None = None) -> None:
@@ -53,7 +46,7 @@ class Numbers:
         return "."
 
 
-class Watched(FakeDraft):
+class RecordingDraft(FakeDraft):
     """A draft model that takes time, remembers what it was fed, and lets a test act while it steps."""
 
     def __init__(self, clock: Clock, *, disturbance: float = 0.0, step_s: float = 0.010, branches: int = 0) -> None:
@@ -88,7 +81,7 @@ class Watched(FakeDraft):
         super().close()
 
 
-class Stage:
+class EngineHarness:
     """An engine with everything around it."""
 
     def __init__(
@@ -111,7 +104,7 @@ class Stage:
         **settings: Any,
     ) -> None:
         self.clock = ManualClock()
-        self.model = Watched(clock or self.clock, disturbance=disturbance, step_s=step_s, branches=branches)
+        self.model = RecordingDraft(clock or self.clock, disturbance=disturbance, step_s=step_s, branches=branches)
         opening = Open(SessionId("s"), "", SamplingParams(), new_tokens, eos, PROMPT)
         deadlines = {"open_deadline_ms": 2_000.0, "verification_deadline_ms": 1_000.0}
         self.engine = assemble(
@@ -123,7 +116,7 @@ class Stage:
             gate=gate or (Never() if mode is Mode.EDGE else Always()),
             planner=planner or FixedPlanner(mode, span, in_flight, run_ahead, takeover_tokens),
             estimates=Estimates(),
-            output=Numbers(stop_at),
+            output=NumberText(stop_at),
             clock=clock or self.clock,
         )
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import PromptTooLong
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.types import Choice
 from cloud_supervisor.model.ports import ForwardRequest, KvCache
+from tests.support.waiting import PATIENCE_S
 
 KV_BYTES_PER_TOKEN = 64
 _ROOT = bytes(16)
@@ -137,3 +141,23 @@ class FakeTarget:
             logits += 2 * self._disturbance * own
         logits[self._unwritten] = -np.inf
         return logits.astype(np.float32)
+
+
+def fake_target(pair: Path, before_forward: Callable[[Sequence[ForwardRequest]], None] | None = None) -> FakeTarget:
+    """A large model in microseconds, with the pair's vocabulary; it agrees with the draft only by chance."""
+    manifest = load_manifest(pair / "cloud", role="cloud")
+    return FakeTarget(manifest.vocabulary_size, manifest.context_tokens, before_forward=before_forward)
+
+
+class Brake:
+    """Blocks the model's thread in the first reading of a kind, until it is let go."""
+
+    def __init__(self, applies: Callable[[ForwardRequest], bool] = lambda request: request.num_choices > 0) -> None:
+        self._applies = applies
+        self.reached = threading.Event()
+        self.let_go = threading.Event()
+
+    def __call__(self, readings: Sequence[ForwardRequest]) -> None:
+        if any(self._applies(reading) for reading in readings):
+            self.reached.set()
+            assert self.let_go.wait(PATIENCE_S), "nobody let the brake go"

@@ -40,7 +40,7 @@ def known(
     return estimates
 
 
-class Scene:
+class PlannerHarness:
     """A generation at some moment; risks of drafted tokens are chances as they are."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Scene:
         self.pipeline.opened(0.0)
         self.receive(Opened(prefilled=True, context_tokens=512))
 
-    def drafted(self, *risks: float, token_id: int = 5, fires: bool = True) -> Scene:
+    def drafted(self, *risks: float, token_id: int = 5, fires: bool = True) -> PlannerHarness:
         for risk in risks:
             signal = Signal(1.0, 0.5, 0.1, 1.0, risk)
             position = len(self.session.text)
@@ -68,12 +68,12 @@ class Scene:
         self.read = len(self.session.text) - 1
         return self
 
-    def sent(self, *, max_tokens: int | None = None, continuation_tokens: int = 0) -> Scene:
+    def sent(self, *, max_tokens: int | None = None, continuation_tokens: int = 0) -> PlannerHarness:
         frame = self.session.send(continuation_tokens=continuation_tokens, max_tokens=max_tokens)
         self.pipeline.sent(len(frame.token_ids), self.now_ms)
         return self
 
-    def taken_over(self, *, continuation_tokens: int = 100) -> Scene:
+    def taken_over(self, *, continuation_tokens: int = 100) -> PlannerHarness:
         """The cloud overrides a first token and writes on."""
         self.drafted(0.5).sent(continuation_tokens=continuation_tokens)
         self.now_ms += 160
@@ -81,7 +81,7 @@ class Scene:
         assert self.session.following
         return self
 
-    def written(self, tokens: int, *, each_ms: float) -> Scene:
+    def written(self, tokens: int, *, each_ms: float) -> PlannerHarness:
         """The cloud's tokens of a takeover come in."""
         for _ in range(tokens):
             self.now_ms += each_ms
@@ -89,7 +89,7 @@ class Scene:
             self.receive(Continuation(start, (78,), handed_back=False, compute_us=compute_us))
         return self
 
-    def later(self, elapsed_ms: float) -> Scene:
+    def later(self, elapsed_ms: float) -> PlannerHarness:
         self.now_ms += elapsed_ms
         return self
 
@@ -100,7 +100,7 @@ class Scene:
     def situation(self) -> Situation:
         return Situation(self.session, self.tree, self.pipeline, self.now_ms, self.read)
 
-    def receive(self, frame: Opened | Verdict | Continuation) -> Scene:
+    def receive(self, frame: Opened | Verdict | Continuation) -> PlannerHarness:
         """A frame comes from the cloud, now."""
         self.pipeline.answered(frame, self.now_ms)
         self.session.apply(frame)
@@ -110,14 +110,14 @@ class Scene:
         return self
 
 
-def until_sent(scene: Scene, *, risk: float = 0.02) -> int:
+def until_sent(harness: PlannerHarness, *, risk: float = 0.02) -> int:
     """Draft as long as the planner wants, time going by; how many tokens it then sends."""
     for _ in range(200):
-        match scene.decide().action:
+        match harness.decide().action:
             case DraftToken(text=True):
-                scene.drafted(risk).later(10)
+                harness.drafted(risk).later(10)
             case Send(tokens):
-                return len(scene.session.text) - scene.session.sent_length if tokens is None else tokens
+                return len(harness.session.text) - harness.session.sent_length if tokens is None else tokens
             case action:
                 raise AssertionError(action)
     raise AssertionError("nothing was sent")

@@ -7,7 +7,7 @@ from typing import Any
 from chaperone_common.stats import GenerationStats
 
 
-def row_by_hand(
+def make_row(
     prompt: str,
     strategy: str,
     speed: float | None,
@@ -42,7 +42,7 @@ def row_by_hand(
     }
 
 
-def result_by_hand(rows: list[dict[str, Any]], summary: dict[str, Any], *, rtt_ms: float = 20.0) -> dict[str, Any]:
+def make_result(rows: list[dict[str, Any]], summary: dict[str, Any], *, rtt_ms: float = 20.0) -> dict[str, Any]:
     """What a run with these rows writes, as far as a report reads it."""
     return {
         "benchmark": "run",

@@ -1,4 +1,4 @@
-"""Tools for tests of the runner: a model that blocks, a clock that is set by hand, and an oracle; no sleeps."""
+"""Tools for tests of the runner: a model that blocks, and an oracle; no sleeps."""
 
 from __future__ import annotations
 
@@ -12,20 +12,11 @@ from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
 from cloud_supervisor.scheduling.runner import ModelRunner
+from tests.support.clock import ManualClock
 from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
 from tests.support.forward import feeding
 
 SAMPLED = SamplingParams(temperature=0.9, seed=3)
-
-
-class HandClock:
-    """Shows what the test sets."""
-
-    def __init__(self) -> None:
-        self.seconds = 100.0
-
-    def now(self) -> float:
-        return self.seconds
 
 
 class Gate:
@@ -51,7 +42,7 @@ def runner_of(
     max_queue: int = 8,
     budget_tokens: int = 10_000,
     chunk_tokens: int = 256,
-    clock: HandClock | None = None,
+    clock: ManualClock | None = None,
 ) -> ModelRunner:
     kv_store = KvStore(
         model.new_cache, budget_bytes=budget_tokens * KV_BYTES_PER_TOKEN, bytes_per_token=KV_BYTES_PER_TOKEN

@@ -1,4 +1,4 @@
-"""Scenes on a raw channel: a server with a fake model, and what has to be left of it afterwards."""
+"""Scenarios on a raw channel: a server with a fake model, and what has to be left of it afterwards."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from chaperone_common.frames import Close, Closed, Draft, Opened, Verdict
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
-from tests.support.fake_target import FakeTarget
-from tests.support.loopback import serving
+from tests.support.fake_target import Brake, FakeTarget, fake_target
 from tests.support.raw_stream import RawStream, raw_channel
-from tests.support.staging import Brake, fake_target, until
+from tests.support.servers import serving
+from tests.support.waiting import until
 
 SMALL = LimitsConfig(max_span_tokens=16, max_message_kib=16, prefill_chunk_tokens=4)
 BeforeForward = Callable[[Sequence[ForwardRequest]], None]
-Scene = Callable[[Server, grpc.aio.Channel, str], Awaitable[None]]
+Scenario = Callable[[Server, grpc.aio.Channel, str], Awaitable[None]]
 
 
 def play(
-    pair: Path, scene: Scene, limits: LimitsConfig = SMALL, brake: BeforeForward | None = None, **settings: float
+    pair: Path, scenario: Scenario, limits: LimitsConfig = SMALL, brake: BeforeForward | None = None, **settings: float
 ) -> None:
-    """Run a scene against a server with a fake model; afterwards nothing of it may be left there."""
+    """Run a scenario against a server with a fake model; afterwards nothing of it may be left there."""
     config = CloudConfig(limits=limits, **settings)  # type: ignore[arg-type]
 
     async def run() -> None:
@@ -36,7 +36,7 @@ def play(
             raw_channel(address) as channel,
         ):
             try:
-                await scene(server, channel, address)
+                await scenario(server, channel, address)
             finally:
                 if isinstance(brake, Brake):
                     brake.let_go.set()

@@ -60,7 +60,7 @@ def cloud_text(models: Models, prompt: Sequence[int], limit: int) -> list[int]:
 
 
 @dataclass
-class Whim:
+class RandomPlanner:
     """A planner without a plan: it sends as many tokens as it likes whenever it likes, and takes back what it can."""
 
     random: Random
@@ -82,7 +82,7 @@ class Pair:
 
     models: Models
     mode: Mode
-    planner: FixedPlanner | Whim
+    planner: FixedPlanner | RandomPlanner
     random: Random
     max_new_tokens: int = 60
     continuation_tokens: int = 0
@@ -250,4 +250,4 @@ class Pair:
         return [event for event in self.events if isinstance(event, Committed)]
 
 
-__all__ = ["EOS", "PROMPT", "Drafted", "Models", "Pair", "Retracted", "Whim", "cloud_text"]
+__all__ = ["EOS", "PROMPT", "Drafted", "Models", "Pair", "RandomPlanner", "Retracted", "cloud_text"]

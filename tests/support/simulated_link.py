@@ -1,4 +1,4 @@
-"""A simulated link whose cloud does what a test says: a rig for the contract of `CloudLink`."""
+"""A simulated link whose cloud does what a test says: a harness for the contract of `CloudLink`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from link_emulator.model import Link
 from link_emulator.profile import Profile
 
 
-class SimulatedRig:
+class SimulatedLinkHarness:
     """A link, and a host at its other end that notes what comes and sends what it is told to."""
 
     def __init__(self, rtt_ms: float = 0.0) -> None:
@@ -51,7 +51,7 @@ class SimulatedRig:
 
 
 @asynccontextmanager
-async def simulated_rig() -> AsyncIterator[SimulatedRig]:
-    rig = SimulatedRig()
-    yield rig
-    rig.link.cancel()
+async def simulated_link_harness() -> AsyncIterator[SimulatedLinkHarness]:
+    harness = SimulatedLinkHarness()
+    yield harness
+    harness.link.cancel()

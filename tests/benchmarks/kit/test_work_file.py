@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.kit.work_file import WorkFile
-from tests.support.rows import row_by_hand
+from tests.support.rows import make_row
 
-A, B = row_by_hand("a", "exact", 1.0), row_by_hand("b", "exact", 2.0)
+A, B = make_row("a", "exact", 1.0), make_row("b", "exact", 2.0)
 
 
 def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:

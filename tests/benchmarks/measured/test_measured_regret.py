@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from benchmarks.measured.regret import measured_regret, ratio, ratio_interval
-from tests.support.rows import row_by_hand
+from tests.support.rows import make_row
 
 
 def cold(prompt: str, strategy: str, total_ms: float, **given: Any) -> dict[str, Any]:
-    return row_by_hand(prompt, strategy, None, **given) | {"cold_total_ms": total_ms}
+    return make_row(prompt, strategy, None, **given) | {"cold_total_ms": total_ms}
 
 
 def rows_of(strategy: str, *times_ms: float, category: str = "general") -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def test_only_generations_that_all_of_them_finished_count() -> None:
 
 
 def test_a_warm_run_is_timed_from_its_start() -> None:
-    rows = [row_by_hand("a", "exact", 1.0, decode_ms=50.0), row_by_hand("a", "cloud", 1.0, decode_ms=200.0)]
+    rows = [make_row("a", "exact", 1.0, decode_ms=50.0), make_row("a", "cloud", 1.0, decode_ms=200.0)]
     found = measured_regret(rows, {"cloud"})
     assert found is not None
     assert found["categories"]["all"]["median_ms"] == {"exact": 50.0, "cloud": 200.0}

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.measured.costs import RunCosts
 from chaperone_common.errors import ConfigError
 from link_emulator.profile import Profile
-from tests.support.rows import row_by_hand
+from tests.support.rows import make_row
 
 COSTS = {"draft_ms": 10.0, "row_ms": 3.0, "rtt_ms": 22.0, "stream_ms": 80.0}
 READINGS = ((3, 110.0), (3, 100.0), (3, 990.0), (15, 200.0), (16, 220.0), (16, 240.0))
@@ -22,10 +22,10 @@ HAND_OVER = ((0, 333.0),)
 
 def rows_by_hand() -> list[dict[str, Any]]:
     return [
-        row_by_hand("a", "exact", 1.0, costs=COSTS, readings=READINGS[:4]),
-        row_by_hand("b", "sync-8", 1.0, costs=COSTS | {"draft_ms": 30.0, "row_ms": 99.0}, readings=READINGS[4:]),
-        row_by_hand("a", "edge", 1.0, costs=COSTS | {"draft_ms": 999.0}),
-        row_by_hand("a", "cloud", 1.0, costs=COSTS | {"draft_ms": 999.0}, readings=HAND_OVER),
+        make_row("a", "exact", 1.0, costs=COSTS, readings=READINGS[:4]),
+        make_row("b", "sync-8", 1.0, costs=COSTS | {"draft_ms": 30.0, "row_ms": 99.0}, readings=READINGS[4:]),
+        make_row("a", "edge", 1.0, costs=COSTS | {"draft_ms": 999.0}),
+        make_row("a", "cloud", 1.0, costs=COSTS | {"draft_ms": 999.0}, readings=HAND_OVER),
     ]
 
 
@@ -45,14 +45,14 @@ def test_means_give_the_sum_of_many_steps() -> None:
 
 @pytest.mark.parametrize("name", ["bild-0.6-2", "uhlm-0.1"])
 def test_who_measures_more_or_reads_elsewhere_does_not_count(name: str) -> None:
-    other = row_by_hand("b", name, 1.0, costs=COSTS | {"draft_ms": 70.0}, readings=((3, 70.0), (3, 70.0)))
+    other = make_row("b", name, 1.0, costs=COSTS | {"draft_ms": 70.0}, readings=((3, 70.0), (3, 70.0)))
     assert RunCosts.of([*rows_by_hand(), other]) == RunCosts.of(rows_by_hand())
 
 
 def test_a_longer_forward_takes_no_less() -> None:
     rows = [
-        row_by_hand("a", "sync-2", 1.0, costs=COSTS, readings=((2, 150.0), (30, 140.0))),
-        row_by_hand("a", "cloud", 1.0, costs=COSTS, readings=HAND_OVER),
+        make_row("a", "sync-2", 1.0, costs=COSTS, readings=((2, 150.0), (30, 140.0))),
+        make_row("a", "cloud", 1.0, costs=COSTS, readings=HAND_OVER),
     ]
     costs = RunCosts.of(rows)
     assert costs is not None

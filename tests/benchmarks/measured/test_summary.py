@@ -7,7 +7,7 @@ import pytest
 from benchmarks.measured.bounds import summarise_bounds
 from benchmarks.measured.summary import gaps_ms, percentile, summarise, tokens_per_s
 from benchmarks.simulation.bounds import Costs, clairvoyant_ms, physical_floor_ms
-from tests.support.rows import row_by_hand
+from tests.support.rows import make_row
 from tests.support.traces import trace_of
 
 COSTS = {"draft_ms": 10.0, "row_ms": 3.0, "rtt_ms": 22.0, "stream_ms": 80.0}
@@ -15,9 +15,9 @@ READINGS = ((1, 90.0), (3, 100.0), (7, 120.0))
 
 
 def test_ratios_are_taken_prompt_by_prompt_and_repeats_by_their_median() -> None:
-    rows = [row_by_hand("a", "cloud", 2.0), row_by_hand("b", "cloud", 10.0), row_by_hand("c", "cloud", 1.0)]
-    rows += [row_by_hand("a", "exact", speed, repeat=repeat) for repeat, speed in enumerate((4.0, 100.0, 6.0))]
-    rows += [row_by_hand("b", "exact", 10.0), row_by_hand("c", "exact", 8.0)]
+    rows = [make_row("a", "cloud", 2.0), make_row("b", "cloud", 10.0), make_row("c", "cloud", 1.0)]
+    rows += [make_row("a", "exact", speed, repeat=repeat) for repeat, speed in enumerate((4.0, 100.0, 6.0))]
+    rows += [make_row("b", "exact", 10.0), make_row("c", "exact", 8.0)]
     entry = summarise(rows, {"exact"})["categories"]["all"]["exact"]
     assert entry["tokens_per_s"] == 8.0, "of 6, 10 and 8"
     assert entry["over_cloud"] == 3.0, "of 3, 1 and 8"
@@ -27,10 +27,10 @@ def test_ratios_are_taken_prompt_by_prompt_and_repeats_by_their_median() -> None
 
 def test_categories_stand_apart_and_together() -> None:
     rows = [
-        row_by_hand("a", "cloud", 1.0, category="humaneval"),
-        row_by_hand("b", "cloud", 1.0),
-        row_by_hand("a", "edge", 4.0, category="humaneval"),
-        row_by_hand("b", "edge", 2.0),
+        make_row("a", "cloud", 1.0, category="humaneval"),
+        make_row("b", "cloud", 1.0),
+        make_row("a", "edge", 4.0, category="humaneval"),
+        make_row("b", "edge", 2.0),
     ]
     summary = summarise(rows, set())["categories"]
     assert {name: entries["edge"]["over_cloud"] for name, entries in summary.items()} == {
@@ -42,17 +42,15 @@ def test_categories_stand_apart_and_together() -> None:
 
 
 def test_without_cloud_there_is_no_ratio() -> None:
-    entry = summarise([row_by_hand("a", "exact", 1.0)], {"exact"})["categories"]["all"]["exact"]
+    entry = summarise([make_row("a", "exact", 1.0)], {"exact"})["categories"]["all"]["exact"]
     assert entry["over_cloud"] is None
     assert entry["equal_cloud"] is None
 
 
 def test_counts_and_bytes_are_sums_over_sums() -> None:
     rows = [
-        row_by_hand(
-            "a", "exact", 1.0, round_trips=3, bytes_up=60, cloud_compute_ms=30.0, prefill_ms=10.0, energy_j=2.0
-        ),
-        row_by_hand("b", "exact", 1.0, token_ids=(1,) * 16, commit_ms=(1.0,) * 16, round_trips=1, bytes_up=40),
+        make_row("a", "exact", 1.0, round_trips=3, bytes_up=60, cloud_compute_ms=30.0, prefill_ms=10.0, energy_j=2.0),
+        make_row("b", "exact", 1.0, token_ids=(1,) * 16, commit_ms=(1.0,) * 16, round_trips=1, bytes_up=40),
     ]
     entry = summarise(rows, {"exact"})["categories"]["all"]["exact"]
     assert entry["round_trips_per_100_tokens"] == 20.0
@@ -64,7 +62,7 @@ def test_counts_and_bytes_are_sums_over_sums() -> None:
 
 
 def test_what_one_did_not_measure_is_absent() -> None:
-    rows = [row_by_hand("a", "assisted", 1.0, energy_j=None, cloud_compute_ms=None, prefill_ms=None)]
+    rows = [make_row("a", "assisted", 1.0, energy_j=None, cloud_compute_ms=None, prefill_ms=None)]
     entry = summarise(rows, set())["categories"]["all"]["assisted"]
     assert entry["joules_per_token"] is None
     assert entry["cloud_ms_per_token"] is None
@@ -73,10 +71,10 @@ def test_what_one_did_not_measure_is_absent() -> None:
 
 def test_the_same_text_is_counted_for_strategies_that_promise_it() -> None:
     rows = [
-        row_by_hand("a", "cloud", 1.0),
-        row_by_hand("a", "exact", 1.0),
-        row_by_hand("a", "sync-4", 1.0, token_ids=(1, 2, 3, 5)),
-        row_by_hand("a", "edge", 1.0, token_ids=(9,), commit_ms=(1.0,)),
+        make_row("a", "cloud", 1.0),
+        make_row("a", "exact", 1.0),
+        make_row("a", "sync-4", 1.0, token_ids=(1, 2, 3, 5)),
+        make_row("a", "edge", 1.0, token_ids=(9,), commit_ms=(1.0,)),
     ]
     summary = summarise(rows, {"exact", "sync-4"})
     assert summary["exact_output_equals_cloud"] == {"equal": 1, "of": 2}
@@ -86,9 +84,9 @@ def test_the_same_text_is_counted_for_strategies_that_promise_it() -> None:
 
 def test_a_failed_generation_counts_as_one_and_as_nothing_else() -> None:
     rows = [
-        row_by_hand("a", "cloud", 1.0),
-        row_by_hand("a", "exact", 2.0),
-        row_by_hand("b", "exact", None, token_ids=(), commit_ms=(), error="lost", round_trips=50),
+        make_row("a", "cloud", 1.0),
+        make_row("a", "exact", 2.0),
+        make_row("b", "exact", None, token_ids=(), commit_ms=(), error="lost", round_trips=50),
     ]
     entry = summarise(rows, {"exact"})["categories"]["all"]["exact"]
     assert (entry["generations"], entry["failed"]) == (1, 1)
@@ -97,12 +95,12 @@ def test_a_failed_generation_counts_as_one_and_as_nothing_else() -> None:
 
 
 def test_a_cold_run_is_timed_from_the_request() -> None:
-    row = row_by_hand("a", "exact", None) | {"cold_total_ms": 500.0}
+    row = make_row("a", "exact", None) | {"cold_total_ms": 500.0}
     assert tokens_per_s(row) == 8.0
 
 
 def test_gaps_are_within_generations() -> None:
-    rows = [row_by_hand("a", "exact", 1.0, commit_ms=(10, 10, 40, 45)), row_by_hand("b", "exact", 1.0)]
+    rows = [make_row("a", "exact", 1.0, commit_ms=(10, 10, 40, 45)), make_row("b", "exact", 1.0)]
     assert gaps_ms(rows) == [0, 30, 5, 10, 10, 10]
     assert summarise(rows, set())["categories"]["all"]["exact"]["gap_ms"] == {"p50": 10, "p95": 30, "p99": 30}
 
@@ -119,7 +117,7 @@ def test_a_percentile_of_nothing_is_none() -> None:
 
 
 def test_the_links_processor_time_is_a_share_of_the_generations() -> None:
-    rows = [row_by_hand("a", "exact", 1.0), row_by_hand("a", "assisted", 1.0) | {"link_bytes_up": 0}]
+    rows = [make_row("a", "exact", 1.0), make_row("a", "assisted", 1.0) | {"link_bytes_up": 0}]
     assert summarise(rows, set())["link_cpu_share"] == 0.02
 
 
@@ -127,9 +125,9 @@ def test_bounds_are_those_of_the_traces_that_the_run_followed() -> None:
     trace = trace_of("+-++++")  # of which the run wrote four tokens
     text = trace.token_ids[:4]
     rows = [
-        row_by_hand(trace.id, "cloud", 5.0, token_ids=text, costs=COSTS),
-        row_by_hand(trace.id, "exact", 8.0, token_ids=text, costs=COSTS, readings=READINGS),
-        row_by_hand("another", "cloud", 5.0, costs=COSTS),
+        make_row(trace.id, "cloud", 5.0, token_ids=text, costs=COSTS),
+        make_row(trace.id, "exact", 8.0, token_ids=text, costs=COSTS, readings=READINGS),
+        make_row("another", "cloud", 5.0, costs=COSTS),
     ]
     costs = Costs(10.0, 20.0, 80.0, {1: 80.0, 2: 90.0, 4: 100.0, 8: 120.0})
     bounds = summarise_bounds(rows, [trace], 20.0)
@@ -149,7 +147,7 @@ def test_bounds_are_those_of_the_traces_that_the_run_followed() -> None:
 def test_a_trace_of_another_text_bounds_nothing() -> None:
     trace = trace_of("++++")
     rows = [
-        row_by_hand(trace.id, name, 5.0, token_ids=(1, 2), costs=COSTS, readings=READINGS[:count])
+        make_row(trace.id, name, 5.0, token_ids=(1, 2), costs=COSTS, readings=READINGS[:count])
         for name, count in (("cloud", 0), ("exact", 2))
     ]
     assert summarise_bounds(rows, [trace], 20.0)["prompts"] == 0

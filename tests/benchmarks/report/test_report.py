@@ -18,7 +18,7 @@ from benchmarks.report.figures import FIGURES
 from benchmarks.report.report import cell, load_result, write_report
 from benchmarks.report.speed_figures import heat_map, speed_figure
 from chaperone_common.errors import ConfigError
-from tests.support.rows import result_by_hand, row_by_hand
+from tests.support.rows import make_result, make_row
 
 VOID = {"meta", "img", "br"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -50,12 +50,12 @@ class Reader(HTMLParser):
 
 
 def results(rtt_ms: float) -> dict[str, Any]:
-    rows = [row_by_hand(prompt, name, speed) for prompt in "ab" for name, speed in (("cloud", 2.0), ("sync-8", 6.0))]
-    rows.append(row_by_hand("a", "assisted", 3.0, energy_j=None, cloud_compute_ms=None, ttft_ms=None))
+    rows = [make_row(prompt, name, speed) for prompt in "ab" for name, speed in (("cloud", 2.0), ("sync-8", 6.0))]
+    rows.append(make_row("a", "assisted", 3.0, energy_j=None, cloud_compute_ms=None, ttft_ms=None))
     summary = summarise(rows, {"sync-8"})
     bound = {"tokens_per_s": 8.0, "over_cloud": 4.0, "share_reached": {}}
     summary["bounds"] = {"categories": {"all": {"clairvoyant": bound, "physical_floor": bound}}}
-    return result_by_hand(rows, summary, rtt_ms=rtt_ms)
+    return make_result(rows, summary, rtt_ms=rtt_ms)
 
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:

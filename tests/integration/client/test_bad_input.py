@@ -13,7 +13,7 @@ from chaperone_common.types import FinishReason, Mode, PromptInput
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
-from tests.support.staging import run
+from tests.support.clients import run
 
 PROMPT = "the list of a number is"
 
@@ -68,30 +68,30 @@ def test_bad_parameters_are_named(client: EdgeClient, parameters: dict[str, Any]
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_prompt_longer_than_the_context_is_refused(tiny_pair: Path, target: TorchModel, raw: bool) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         for mode in Mode:
             with pytest.raises(PromptTooLong, match=r"tokens leave no room in a context of 4096; shorten it"):
                 await client.generate("the list " * 4096, mode=mode, raw=raw)
         assert server.cloud.supervisor.counters.streams == 0
 
-    run(target, tiny_pair, scene)
+    run(target, tiny_pair, scenario)
 
 
 @pytest.mark.parametrize("mode", Mode)
 def test_the_context_may_be_filled_to_the_last_token(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
     prompt = PromptInput(tuple(5 + index % 200 for index in range(4086)))
 
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         result = await client.generate(prompt, mode=mode, temperature=1.0, seed=2, max_new_tokens=100)
         assert len(result.token_ids) == 10 or result.finish_reason is FinishReason.STOP
 
-    run(target, tiny_pair, scene, closing_audit=True)
+    run(target, tiny_pair, scenario, closing_audit=True)
 
 
 @pytest.mark.parametrize("committed", [range(5, 8), range(5, 15)])
 def test_a_resume_with_nothing_left_is_refused(tiny_pair: Path, target: TorchModel, committed: Sequence[int]) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         await client.generate(PROMPT, committed_token_ids=committed, max_new_tokens=3)
 
     with pytest.raises(InvalidRequest, match="committed_token_ids: .* as many as max_new_tokens, 3; nothing is left"):
-        run(target, tiny_pair, scene)
+        run(target, tiny_pair, scenario)

@@ -25,8 +25,10 @@ from edge_client import EdgeClient, Event, Failed, Finished, GenerationTimeout, 
 from edge_client.config import CloudSettings
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.ports import CloudLink
-from tests.support.loopback import serving
-from tests.support.staging import PATIENCE_S, Brake, config_for, ending_of, fake_target, until
+from tests.support.clients import config_for, ending_of
+from tests.support.fake_target import Brake, fake_target
+from tests.support.servers import serving
+from tests.support.waiting import PATIENCE_S, until
 
 PROMPT = "the list of a number is"
 MET = sorted({*ERROR_OF.values(), InternalError, ProtocolViolation} - {InvalidRequest}, key=lambda kind: kind.__name__)

@@ -20,7 +20,9 @@ from edge_client.config import PlannerSettings
 from edge_client.generation import Collector
 from edge_client.planner import FixedPlanner, Send
 from edge_client.text.output import CommittedText
-from tests.support.staging import config_for, ending_of, run, serving_in_thread, until
+from tests.support.clients import config_for, ending_of, run
+from tests.support.servers import serving_in_thread
+from tests.support.waiting import until
 
 PROMPT = "the list of a number is"
 LOCKSTEP = PlannerSettings(policy="fixed", span_tokens=4, spans_in_flight=1, run_ahead_tokens=1)
@@ -127,17 +129,17 @@ def test_concurrent_generations_do_not_disturb_each_other(tiny_pair: Path, targe
         for index, mode in enumerate(["exact", "cloud", "edge", "exact", "exact", "edge", "cloud", "exact"])
     ]
 
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         together = await asyncio.gather(*(client.generate(**request) for request in requests))
         alone = [await client.generate(**request) for request in requests]
         assert [result.token_ids for result in together] == [result.token_ids for result in alone]
         assert [result.text for result in together] == [result.text for result in alone]
 
-    run(target, tiny_pair, scene)
+    run(target, tiny_pair, scenario)
 
 
 def test_leaving_the_stream_early_ends_the_session(tiny_pair: Path, target: TorchModel) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         for mode in ("exact", "gated", "cloud"):
             async with aclosing(client.stream(PROMPT, mode=mode, max_new_tokens=2000)) as events:
                 async for event in events:
@@ -147,11 +149,11 @@ def test_leaving_the_stream_early_ends_the_session(tiny_pair: Path, target: Torc
             await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
             await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
 
-    run(target, tiny_pair, scene)
+    run(target, tiny_pair, scenario)
 
 
 def test_cancelling_the_task_ends_the_session(tiny_pair: Path, target: TorchModel) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         task = asyncio.create_task(client.generate(PROMPT, max_new_tokens=3000))
         await until(lambda: server.cloud.runner.kv_stats.bytes_used > 0, "the cloud reads")
         task.cancel()
@@ -160,7 +162,7 @@ def test_cancelling_the_task_ends_the_session(tiny_pair: Path, target: TorchMode
         await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
         assert (await client.generate(PROMPT, max_new_tokens=5)).stats.completion_tokens == 5
 
-    run(target, tiny_pair, scene)
+    run(target, tiny_pair, scenario)
 
 
 # --- Text ------------------------------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_cancelling_the_task_ends_the_session(tiny_pair: Path, target: TorchMode
 
 @pytest.mark.parametrize("mode", Mode)
 def test_the_text_is_that_of_the_tokens(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         for seed in range(4):
             parameters: dict[str, Any] = {"temperature": 1.2, "seed": seed, "max_new_tokens": 80, "mode": mode}
             events = [event async for event in client.stream(PROMPT, **parameters)]
@@ -183,12 +185,12 @@ def test_the_text_is_that_of_the_tokens(tiny_pair: Path, target: TorchModel, mod
             assert len(result.origins) == len(result.token_ids)
             assert result.prompt_token_ids == client.prepare(PROMPT).token_ids
 
-    run(target, tiny_pair, scene)
+    run(target, tiny_pair, scenario)
 
 
 @pytest.mark.parametrize("mode", Mode)
 def test_a_stop_string_cuts_the_text(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         whole = await client.generate(PROMPT, mode=mode, max_new_tokens=60)
         middle = len(whole.text) // 2
         stop = whole.text[middle : middle + 3]
@@ -200,7 +202,7 @@ def test_a_stop_string_cuts_the_text(tiny_pair: Path, target: TorchModel, mode: 
         assert stop not in client.tokenizer.decode(cut.token_ids[:-1])
         assert await client.generate(PROMPT, mode=mode, max_new_tokens=60, stop=["\0", stop]) is not None
 
-    run(target, tiny_pair, scene, risk=0.0)
+    run(target, tiny_pair, scenario, risk=0.0)
 
 
 def test_a_cut_text_and_its_rest_make_the_whole(client: EdgeClient) -> None:
@@ -219,7 +221,7 @@ def test_a_cut_text_and_its_rest_make_the_whole(client: EdgeClient) -> None:
 def test_drafted_text_is_shown_in_whole_characters_and_becomes_the_final_one(
     tiny_pair: Path, target: TorchModel, mode: str
 ) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         retracted = 0
         for seed in range(6):
             shown: dict[int, str] = {}
@@ -244,4 +246,4 @@ def test_drafted_text_is_shown_in_whole_characters_and_becomes_the_final_one(
             assert any(text for _, text in drafted.values())
         assert retracted or mode == "edge"
 
-    run(target, tiny_pair, scene)
+    run(target, tiny_pair, scenario)

@@ -36,20 +36,11 @@ from edge_client import (
 )
 from edge_client.config import CloudSettings
 from edge_client.model.onnx_model import OnnxModel
-from tests.support.fake_target import FakeTarget
-from tests.support.loopback import serving
-from tests.support.staging import (
-    PATIENCE_S,
-    Brake,
-    config_for,
-    ending_of,
-    fake_target,
-    server_process,
-    serving_in_thread,
-    start_python,
-    until,
-    wait_until,
-)
+from tests.support.clients import config_for, ending_of
+from tests.support.fake_target import Brake, FakeTarget, fake_target
+from tests.support.processes import server_process, start_python
+from tests.support.servers import serving, serving_in_thread
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 PROMPT = "the list of a number is"
 LONG: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 3000}

@@ -18,16 +18,11 @@ from cloud_supervisor.model.ports import TargetModel
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
 from edge_client.generation import Collector
-from tests.support.loopback import serving
-from tests.support.staging import (
-    Brake,
-    config_for,
-    ending_of,
-    fake_target,
-    server_process,
-    start_client,
-    until,
-)
+from tests.support.clients import config_for, ending_of
+from tests.support.fake_target import Brake, fake_target
+from tests.support.processes import server_process, start_client
+from tests.support.servers import serving
+from tests.support.waiting import until
 
 PROMPT = "the list of a number is"
 NOBODY = "127.0.0.1:1"

@@ -17,11 +17,11 @@ from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, ModelMismatch, PartialGeneration
 from edge_client.config import CloudSettings, PlannerSettings
+from tests.support.clients import config_for, ending_of
 from tests.support.fake_target import FakeTarget
 from tests.support.forwarder import Forwarder, forwarding
-from tests.support.loopback import serving
 from tests.support.raw_stream import RawStream, opening, raw_channel
-from tests.support.staging import config_for, ending_of
+from tests.support.servers import serving
 
 PROMPT = "the list of a number is"
 SMALL_SPANS = CloudConfig(limits=LimitsConfig(max_span_tokens=2))
@@ -66,14 +66,14 @@ class _Scene:
         self._forwarder.reset()
 
 
-async def written(client: EdgeClient, scene: _Scene, *, swap_after: int, **parameters: Any) -> list[Event]:
+async def written(client: EdgeClient, scenario: _Scene, *, swap_after: int, **parameters: Any) -> list[Event]:
     events: list[Event] = []
     count = 0
     async for event in client.stream(PROMPT, max_new_tokens=60, **parameters):
         events.append(event)
         count += isinstance(event, Committed)
         if count == swap_after and isinstance(event, Committed):
-            scene.swap()
+            scenario.swap()
     ending_of(events)
     return events
 
@@ -81,11 +81,11 @@ async def written(client: EdgeClient, scene: _Scene, *, swap_after: int, **param
 @pytest.mark.parametrize("mode", ["exact", "cloud", "gated"])
 def test_a_text_that_one_model_began_is_never_finished_by_another(tiny_pair: Path, mode: str) -> None:
     async def run() -> tuple[list[Event], str]:
-        async with two_clouds(tiny_pair, model="another") as scene:
+        async with two_clouds(tiny_pair, model="another") as scenario:
             planner = PlannerSettings(policy="fixed", span_tokens=4)
-            async with EdgeClient(config_for(scene.address, planner=planner, risk=0.0)) as client:
+            async with EdgeClient(config_for(scenario.address, planner=planner, risk=0.0)) as client:
                 digest = (await client.capabilities()).model_digest
-                return await written(client, scene, swap_after=8, mode=mode), digest
+                return await written(client, scenario, swap_after=8, mode=mode), digest
 
     events, digest = asyncio.run(run())
     if mode == "gated":
@@ -112,9 +112,12 @@ def test_the_next_text_is_written_with_the_model_that_is_there(tiny_pair: Path) 
     """Capabilities are asked for again after a loss, also after one between two generations."""
 
     async def run() -> list[str]:
-        async with two_clouds(tiny_pair, model="another") as scene, EdgeClient(config_for(scene.address)) as client:
+        async with (
+            two_clouds(tiny_pair, model="another") as scenario,
+            EdgeClient(config_for(scenario.address)) as client,
+        ):
             first = await client.generate(PROMPT, max_new_tokens=4)
-            scene.swap()
+            scenario.swap()
             second = await client.generate(PROMPT, max_new_tokens=4)
             return [first.stats.model_digest, second.stats.model_digest]
 
@@ -123,10 +126,10 @@ def test_the_next_text_is_written_with_the_model_that_is_there(tiny_pair: Path) 
 
 def test_a_failed_text_is_not_resumed_by_another_model(tiny_pair: Path) -> None:
     async def run() -> Event:
-        async with two_clouds(tiny_pair, model="another") as scene:
+        async with two_clouds(tiny_pair, model="another") as scenario:
             cloud = CloudSettings(reconnect_timeout_ms=0.0)
-            async with EdgeClient(config_for(scene.address, cloud=cloud)) as client:
-                failed = (await written(client, scene, swap_after=8))[-1]
+            async with EdgeClient(config_for(scenario.address, cloud=cloud)) as client:
+                failed = (await written(client, scenario, swap_after=8))[-1]
                 assert isinstance(failed, Failed)
                 partial = failed.error.partial
                 assert partial is not None
@@ -165,11 +168,11 @@ def test_the_cloud_refuses_a_text_of_another_model(tiny_pair: Path, given: str, 
 
 def test_a_cloud_that_comes_back_with_smaller_spans_gets_smaller_spans(tiny_pair: Path) -> None:
     async def run() -> tuple[list[Event], list[int]]:
-        async with two_clouds(tiny_pair, SMALL_SPANS) as scene:
+        async with two_clouds(tiny_pair, SMALL_SPANS) as scenario:
             planner = PlannerSettings(policy="fixed", span_tokens=16)
-            async with EdgeClient(config_for(scene.address, planner=planner)) as client:
+            async with EdgeClient(config_for(scenario.address, planner=planner)) as client:
                 whole = await client.generate(PROMPT, max_new_tokens=60, mode="exact")
-                return await written(client, scene, swap_after=8, mode="exact"), [*whole.token_ids]
+                return await written(client, scenario, swap_after=8, mode="exact"), [*whole.token_ids]
 
     events, whole = asyncio.run(run())
     assert isinstance(events[-1], Finished)
@@ -181,15 +184,15 @@ def test_a_generation_waits_for_a_cloud_that_is_restarting(tiny_pair: Path) -> N
     """The channel has backed off by then, and would refuse at once."""
 
     async def run() -> tuple[int, float]:
-        async with two_clouds(tiny_pair) as scene, EdgeClient(config_for(scene.address)) as client:
+        async with two_clouds(tiny_pair) as scenario, EdgeClient(config_for(scenario.address)) as client:
             await client.generate(PROMPT, max_new_tokens=4)
-            scene.leave()
+            scenario.leave()
             patience = CloudSettings(connect_timeout_ms=300.0)
-            async with EdgeClient(config_for(scene.address, cloud=patience)) as hasty:
+            async with EdgeClient(config_for(scenario.address, cloud=patience)) as hasty:
                 gone = [event async for event in hasty.stream(PROMPT)][-1]
                 assert isinstance(gone, Failed)
                 assert "cannot be reached within 300 ms (cloud.connect_timeout_ms)" in gone.error.message
-            asyncio.get_running_loop().call_later(0.7, scene.swap)
+            asyncio.get_running_loop().call_later(0.7, scenario.swap)
             began = asyncio.get_running_loop().time()
             written = await client.generate(PROMPT, max_new_tokens=4)
             return len(written.token_ids), asyncio.get_running_loop().time() - began

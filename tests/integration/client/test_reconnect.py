@@ -18,12 +18,13 @@ from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
-from tests.support.fake_target import FakeTarget
+from tests.support.clients import config_for, ending_of
+from tests.support.fake_target import FakeTarget, fake_target
 from tests.support.forwarder import forwarding
-from tests.support.loopback import serving
 from tests.support.raw_stream import RawStream, opening, raw_channel
 from tests.support.scenario import draft
-from tests.support.staging import PATIENCE_S, config_for, ending_of, fake_target, until
+from tests.support.servers import serving
+from tests.support.waiting import PATIENCE_S, until
 
 PROMPT = "the list of a number is"
 NEW_TOKENS = 120

@@ -17,15 +17,16 @@ from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
-from tests.support.fake_target import FakeTarget
-from tests.support.loopback import serving
+from tests.support.clients import config_for
+from tests.support.fake_target import Brake, FakeTarget, fake_target
 from tests.support.raw_stream import RawStream, opening, raw_channel
 from tests.support.scenario import draft, load_vocabulary, play, write_to_the_end
-from tests.support.staging import Brake, config_for, fake_target, until
+from tests.support.servers import serving
+from tests.support.waiting import until
 
 
 def test_more_sessions_than_allowed_learn_when_to_try_again(tiny_pair: Path, digest: str) -> None:
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         first, second, third = (RawStream(channel) for _ in range(3))
         await first.send(opening(digest, "first"))
         assert await first.read() == Opened(False, 4096, max_span_tokens=256)
@@ -40,13 +41,13 @@ def test_more_sessions_than_allowed_learn_when_to_try_again(tiny_pair: Path, dig
         assert await third.read() == Opened(False, 4096, max_span_tokens=256)
         third.cancel()
 
-    play(tiny_pair, scene, LimitsConfig(max_sessions=1))
+    play(tiny_pair, scenario, LimitsConfig(max_sessions=1))
 
 
 def test_a_full_queue_says_when_to_try_again(tiny_pair: Path, digest: str) -> None:
     brake = Brake()
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         running, waiting, refused = (RawStream(channel) for _ in range(3))
         for name, stream in (("running", running), ("waiting", waiting), ("refused", refused)):
             await stream.send(opening(digest, name, prompt=(5,)))
@@ -68,13 +69,13 @@ def test_a_full_queue_says_when_to_try_again(tiny_pair: Path, digest: str) -> No
         running.cancel()
         waiting.cancel()
 
-    play(tiny_pair, scene, LimitsConfig(max_queue=1), brake)
+    play(tiny_pair, scenario, LimitsConfig(max_queue=1), brake)
 
 
 def test_a_draft_that_waits_past_its_deadline_fails(tiny_pair: Path, digest: str) -> None:
     brake = Brake()
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         running, late = RawStream(channel), RawStream(channel)
         for name, stream in (("running", running), ("late", late)):
             await stream.send(opening(digest, name, prompt=(5,)))
@@ -88,13 +89,13 @@ def test_a_draft_that_waits_past_its_deadline_fails(tiny_pair: Path, digest: str
         assert "waited" in failure.message
         running.cancel()
 
-    play(tiny_pair, scene, brake=brake)
+    play(tiny_pair, scenario, brake=brake)
 
 
 def test_a_deadline_counts_from_the_arrival(tiny_pair: Path, digest: str) -> None:
     brake = Brake()
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         await stream.send(opening(digest, prompt=(5,)))
         await stream.read()
@@ -107,14 +108,14 @@ def test_a_deadline_counts_from_the_arrival(tiny_pair: Path, digest: str) -> Non
         assert failure.status == "DEADLINE_EXCEEDED"
         assert "for the frames before it, and its answer was wanted within 1" in failure.message
 
-    play(tiny_pair, scene, brake=brake)
+    play(tiny_pair, scenario, brake=brake)
 
 
 @pytest.mark.parametrize("busy", ["idle", "in its prefill", "in a takeover"])
 def test_a_newer_stream_of_a_session_takes_over(tiny_pair: Path, digest: str, busy: str) -> None:
     brake = Brake(lambda reading: busy == "in its prefill")
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         older, newer = RawStream(channel), RawStream(channel)
         await older.send(opening(digest, "same", prompt=tuple(range(5, 25)), max_new_tokens=3000))
         assert await older.read() == Opened(False, 4096, max_span_tokens=16)
@@ -131,13 +132,13 @@ def test_a_newer_stream_of_a_session_takes_over(tiny_pair: Path, digest: str, bu
         assert failure == Failure("ABORTED", "session_id: a newer stream of this session took over")
         await write_to_the_end(newer, FakeTarget(load_vocabulary(tiny_pair)))
 
-    play(tiny_pair, scene, brake=brake)
+    play(tiny_pair, scenario, brake=brake)
 
 
 def test_an_older_stream_that_outlives_the_newer_leaves_nothing(tiny_pair: Path, digest: str) -> None:
     brake = Brake(lambda request: len(request.tree.token_ids) == 4)
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         older, newer = RawStream(channel), RawStream(channel)
         await older.send(opening(digest, "same", prompt=tuple(range(5, 105))))
         await until(brake.reached.is_set, "the prompt is being read")
@@ -148,14 +149,14 @@ def test_an_older_stream_that_outlives_the_newer_leaves_nothing(tiny_pair: Path,
         brake.let_go.set()
         assert (await older.failure()).status == "ABORTED"
 
-    play(tiny_pair, scene, brake=brake)
+    play(tiny_pair, scenario, brake=brake)
 
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_device_that_vanishes_frees_its_place(tiny_pair: Path, digest: str, busy: bool) -> None:
     brake = Brake(lambda request: busy and request.num_choices > 0)
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         await stream.send(opening(digest))
         await stream.read()
@@ -167,7 +168,7 @@ def test_a_device_that_vanishes_frees_its_place(tiny_pair: Path, digest: str, bu
         stream.cancel()
         await until(lambda: server.cloud.supervisor.sessions == 0, "the place is free, though the model still reads")
 
-    play(tiny_pair, scene, brake=brake)
+    play(tiny_pair, scenario, brake=brake)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.application import check_application, create_application
 from tests.support.installation import Distribution, build, fresh_environment, install, link_libraries
-from tests.support.staging import ROOT
+from tests.support.processes import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from cloud_supervisor.server import Server
 from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
 from tests.support.raw_stream import RawStream, opening
 from tests.support.scenario import SMALL, draft, load_vocabulary, play, write_to_the_end
-from tests.support.staging import until
+from tests.support.waiting import until
 
 MALFORMED: dict[str, tuple[list[ClientFrame | bytes], str, str]] = {
     "bytes that are no frame": ([b"\xff\xff\xff"], "OUT_OF_RANGE", "frame: 3 bytes that are not a SuperviseRequest"),
@@ -38,7 +38,7 @@ MALFORMED: dict[str, tuple[list[ClientFrame | bytes], str, str]] = {
 def test_a_bad_frame_ends_its_own_stream_only(tiny_pair: Path, digest: str, case: str) -> None:
     frames, status, words = MALFORMED[case]
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         bad, good = RawStream(channel), RawStream(channel)
         await good.send(opening(digest, "good", max_new_tokens=10))
         await bad.send(opening(digest, "bad", max_new_tokens=10), *frames)
@@ -48,11 +48,11 @@ def test_a_bad_frame_ends_its_own_stream_only(tiny_pair: Path, digest: str, case
         assert failure.retry_after_ms is None, "to try again would not help"
         await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
 
-    play(tiny_pair, scene)
+    play(tiny_pair, scenario)
 
 
 def test_an_oversized_message_ends_its_own_stream_only(tiny_pair: Path, digest: str) -> None:
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         bad, good = RawStream(channel), RawStream(channel)
         await good.send(opening(digest, "good", max_new_tokens=10))
         await bad.send(opening(digest, "bad"), bytes(17 << 10))
@@ -61,11 +61,11 @@ def test_an_oversized_message_ends_its_own_stream_only(tiny_pair: Path, digest: 
         assert await bad.status() in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE")
         await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
 
-    play(tiny_pair, scene)
+    play(tiny_pair, scenario)
 
 
 def test_stale_drafts_are_ignored_and_counted(tiny_pair: Path, digest: str) -> None:
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         twin = FakeTarget(load_vocabulary(tiny_pair))
         own = int(twin.logits([5, 6, 7]).argmax())
         stream = RawStream(channel)
@@ -83,24 +83,24 @@ def test_stale_drafts_are_ignored_and_counted(tiny_pair: Path, digest: str) -> N
         assert isinstance(verdict, Verdict)
         return verdict.revision, verdict.position, verdict.token_id
 
-    play(tiny_pair, scene)
+    play(tiny_pair, scenario)
 
 
 @pytest.mark.parametrize("first", [draft(9), Close(3, ())])
 def test_open_comes_first(tiny_pair: Path, first: ClientFrame) -> None:
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         await stream.send(first)
         failure = await stream.failure()
         assert failure.status == "OUT_OF_RANGE"
         assert f"{type(first).__name__} before Open" in failure.message
 
-    play(tiny_pair, scene)
+    play(tiny_pair, scenario)
 
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_stream_ends_with_a_close(tiny_pair: Path, digest: str, opened: bool) -> None:
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         if opened:
             await stream.send(opening(digest))
@@ -108,12 +108,12 @@ def test_a_stream_ends_with_a_close(tiny_pair: Path, digest: str, opened: bool) 
         assert await stream.failure() == Failure("CANCELLED", "frame: the stream ended without a Close")
         assert (server.cloud.supervisor.counters.cancelled, server.cloud.supervisor.counters.refused) == (1, 0)
 
-    play(tiny_pair, scene)
+    play(tiny_pair, scenario)
 
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_stream_that_says_nothing_is_ended(tiny_pair: Path, digest: str, opened: bool) -> None:
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         if opened:
             await stream.send(opening(digest))
@@ -123,13 +123,13 @@ def test_a_stream_that_says_nothing_is_ended(tiny_pair: Path, digest: str, opene
         assert failure.message == f"{limit}: no {missing} came within 0.05 s; open a new stream"
 
     timeouts = {"idle_timeout_s" if opened else "open_timeout_s": 0.05}
-    play(tiny_pair, scene, LimitsConfig(**timeouts))  # type: ignore[arg-type]
+    play(tiny_pair, scenario, LimitsConfig(**timeouts))  # type: ignore[arg-type]
 
 
 def test_streams_that_are_not_admitted_are_bounded_too(tiny_pair: Path, digest: str) -> None:
     limits = LimitsConfig(max_sessions=1)
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         silent = [RawStream(channel) for _ in range(limits.max_streams)]
         await until(lambda: server.cloud.supervisor.counters.streams == limits.max_streams, "all are there")
         assert await RawStream(channel).status() == "RESOURCE_EXHAUSTED"
@@ -137,7 +137,7 @@ def test_streams_that_are_not_admitted_are_bounded_too(tiny_pair: Path, digest: 
             stream.cancel()
         await until(lambda: server.cloud.supervisor.counters.cancelled == limits.max_streams, "all are gone")
 
-    play(tiny_pair, scene, limits)
+    play(tiny_pair, scenario, limits)
 
 
 class Longest:
@@ -153,7 +153,7 @@ class Longest:
 def test_a_long_draft_and_a_long_audit_are_read_in_pieces(tiny_pair: Path, digest: str) -> None:
     longest = Longest()
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         text = [5, 6, 7]
         twin = FakeTarget(load_vocabulary(tiny_pair))
         while len(text) < 35:
@@ -169,14 +169,14 @@ def test_a_long_draft_and_a_long_audit_are_read_in_pieces(tiny_pair: Path, diges
         assert isinstance(closed, Closed)
         assert closed.deviations == (34,)
 
-    play(tiny_pair, scene, brake=longest)
+    play(tiny_pair, scenario, brake=longest)
     assert longest.tokens == SMALL.prefill_chunk_tokens
 
 
 def test_a_rebuild_after_an_eviction_is_read_in_pieces(tiny_pair: Path, digest: str) -> None:
     longest = Longest()
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         twin = FakeTarget(load_vocabulary(tiny_pair))
         streams = {token_id: RawStream(channel) for token_id in (5, 6)}
         for token_id, stream in streams.items():
@@ -192,7 +192,7 @@ def test_a_rebuild_after_an_eviction_is_read_in_pieces(tiny_pair: Path, digest: 
         for stream in streams.values():
             stream.cancel()
 
-    play(tiny_pair, scene, brake=longest, kv_budget_mib=30 * KV_BYTES_PER_TOKEN / 2**20)
+    play(tiny_pair, scenario, brake=longest, kv_budget_mib=30 * KV_BYTES_PER_TOKEN / 2**20)
     assert longest.tokens == SMALL.prefill_chunk_tokens
 
 
@@ -215,7 +215,7 @@ OPENINGS = [
 def test_a_bad_open_is_refused(
     tiny_pair: Path, digest: str, fields: dict[str, object], status: str, words: str
 ) -> None:
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         await stream.send(opening(digest, **{"session": "s", **fields}))  # type: ignore[arg-type]
         failure = await stream.failure()
@@ -226,7 +226,7 @@ def test_a_bad_open_is_refused(
             assert digest in failure.message
             assert "sha256:0" in failure.message
 
-    play(tiny_pair, scene, LimitsConfig(max_message_kib=64))
+    play(tiny_pair, scenario, LimitsConfig(max_message_kib=64))
 
 
 def test_sampling_parameters_are_checked_in_the_cloud_too(tiny_pair: Path, digest: str) -> None:
@@ -234,11 +234,11 @@ def test_sampling_parameters_are_checked_in_the_cloud_too(tiny_pair: Path, diges
     hot = greedy.replace(b"\x09\x00\x00\x00\x00\x00\x00\xe0?", b"\x09\x00\x00\x00\x00\x00\x00\xe0\xbf")
     assert hot != greedy
 
-    async def scene(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         await stream.send(hot)
         failure = await stream.failure()
         assert failure.status == "INVALID_ARGUMENT"
         assert "temperature: -0.5 is not a finite number >= 0; use 0 for greedy" in failure.message
 
-    play(tiny_pair, scene)
+    play(tiny_pair, scenario)

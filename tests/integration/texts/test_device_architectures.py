@@ -28,8 +28,8 @@ from edge_client.config import CloudSettings, DeviceSettings, PlannerSettings
 from edge_client.model.onnx_model import OnnxModel, OnnxSequence
 from tests.support import families, oracle
 from tests.support.families import VOCABULARY, WINDOW
-from tests.support.loopback import serving
 from tests.support.onnx_builder import builder_in_process
+from tests.support.servers import serving
 
 FAMILIES = (
     *("ernie4_5", "gemma", "gemma2", "gemma3", "granite", "llama with rope of llama3", "mistral with a window"),

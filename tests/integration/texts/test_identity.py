@@ -23,7 +23,8 @@ from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import DeviceSettings, PlannerSettings
 from edge_client.generation import Collector, GenerationRequest
 from tests.support import oracle
-from tests.support.loopback import RecordingCloud, serving
+from tests.support.recording_cloud import RecordingCloud
+from tests.support.servers import serving
 
 GENERATIONS = 300
 CONCURRENT = 6

@@ -43,8 +43,8 @@ from link_emulator.profile import (
 )
 from tests.integration.texts.test_identity import WORDS
 from tests.support import oracle
-from tests.support.loopback import serving
-from tests.support.staging import config_for, ending_of
+from tests.support.clients import config_for, ending_of
+from tests.support.servers import serving
 
 RUNS = 200
 GATED_EVERY = 4  # one run in so many is made in `gated` as well

@@ -16,8 +16,8 @@ from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import PlannerSettings
 from edge_client.generation import Collector
+from tests.support.clients import config_for, run
 from tests.support.forward import feeding
-from tests.support.staging import config_for, run
 
 PROMPT = "the list of a number is"
 
@@ -27,7 +27,7 @@ PROMPT = "the list of a number is"
 )
 @pytest.mark.parametrize("mode", Mode)
 def test_the_numbers_add_up(tiny_pair: Path, target: TorchModel, mode: Mode, planner: PlannerSettings) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         for seed in range(3):
             result = await client.generate(PROMPT, mode=mode, temperature=1.0, seed=seed, max_new_tokens=50)
             stats = result.stats
@@ -62,7 +62,7 @@ def test_the_numbers_add_up(tiny_pair: Path, target: TorchModel, mode: Mode, pla
                 assert stats.edge_compute_ms == 0
                 assert stats.takeover_tokens == stats.completion_tokens - 1
 
-    run(target, tiny_pair, scene, planner=planner)
+    run(target, tiny_pair, scenario, planner=planner)
 
 
 class Unreachable:
@@ -108,7 +108,7 @@ def test_an_address_elsewhere_is_refused(tiny_pair: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["exact", "gated", "cloud", "edge"])
 def test_a_warm_start_measures_decoding_alone(tiny_pair: Path, target: TorchModel, mode: str) -> None:
-    async def scene(client: EdgeClient, server: Server) -> None:
+    async def scenario(client: EdgeClient, server: Server) -> None:
         cold = await client.generate(PROMPT, mode=mode, max_new_tokens=30)
         warm = await client.generate(PROMPT, mode=mode, max_new_tokens=30, warm_start=True)
         assert warm.token_ids == cold.token_ids
@@ -116,7 +116,7 @@ def test_a_warm_start_measures_decoding_alone(tiny_pair: Path, target: TorchMode
         assert warm.stats.decode_ms is not None
         assert 0 < warm.stats.decode_ms < warm.stats.total_ms
 
-    run(target, tiny_pair, scene, risk=0.0)
+    run(target, tiny_pair, scenario, risk=0.0)
 
 
 @pytest.mark.parametrize("risk", [0.0, 0.01, 0.1, 1.0])
@@ -124,7 +124,7 @@ def test_a_warm_start_measures_decoding_alone(tiny_pair: Path, target: TorchMode
 def test_the_closing_audit_makes_deviations_complete(
     tiny_pair: Path, target: TorchModel, risk: float, temperature: float
 ) -> None:
-    async def scene(client: EdgeClient, server: Server) -> int:
+    async def scenario(client: EdgeClient, server: Server) -> int:
         total = 0
         for seed in range(4):
             request = client.request(
@@ -148,7 +148,7 @@ def test_the_closing_audit_makes_deviations_complete(
             total += deviations
         return total
 
-    total = run(target, tiny_pair, scene, risk=risk, closing_audit=True)
+    total = run(target, tiny_pair, scenario, risk=risk, closing_audit=True)
     if risk == 0.0:
         assert total == 0, "everything was asked about"
     elif risk == 1.0:

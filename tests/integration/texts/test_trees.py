@@ -16,9 +16,9 @@ from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient
 from edge_client.generation import Collector, Generation
 from edge_client.planner import AdaptivePlanner, FixedPlanner, Planner
-from tests.support.branches import SproutingPlanner
-from tests.support.loopback import serving
-from tests.support.staging import config_for
+from tests.support.branching_planner import BranchingPlanner
+from tests.support.clients import config_for
+from tests.support.servers import serving
 
 SEEDS = 20
 PROMPTS = ("the list of a number is", "import the class and", "each value in python", "def returned by")
@@ -29,11 +29,11 @@ def _peer(mode: Mode) -> Planner:
 
 
 def _several_spans(mode: Mode) -> Planner:
-    return SproutingPlanner(FixedPlanner(mode, 3, spans_in_flight=3, run_ahead_tokens=12))
+    return BranchingPlanner(FixedPlanner(mode, 3, spans_in_flight=3, run_ahead_tokens=12))
 
 
 def _takeovers(mode: Mode) -> Planner:
-    return SproutingPlanner(FixedPlanner(mode, 4, spans_in_flight=2, run_ahead_tokens=16, takeover_tokens=4))
+    return BranchingPlanner(FixedPlanner(mode, 4, spans_in_flight=2, run_ahead_tokens=16, takeover_tokens=4))
 
 
 PLANNERS = {"specedge-12": _peer, "several spans": _several_spans, "takeovers": _takeovers}

@@ -37,7 +37,7 @@ async def settle() -> None:
 
 
 def test_outcomes_come_in_order_and_no_more_than_allowed_run() -> None:
-    async def scene() -> None:
+    async def scenario() -> None:
         work, delivered = Work(), list[int]()
         run = asyncio.create_task(
             in_order(numbered(9), work, lambda outcome: delivered.append(outcome.line.number), limit=3)
@@ -59,11 +59,11 @@ def test_outcomes_come_in_order_and_no_more_than_allowed_run() -> None:
         assert delivered == list(range(9))
         assert work.most == 3
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_a_slow_line_does_not_let_results_pile_up() -> None:
-    async def scene() -> None:
+    async def scenario() -> None:
         work = Work()
         run = asyncio.create_task(in_order(numbered(1000), work, lambda outcome: None, limit=2))
         for _ in range(100):
@@ -75,11 +75,11 @@ def test_a_slow_line_does_not_let_results_pile_up() -> None:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_what_is_finished_is_delivered_when_the_run_is_cancelled() -> None:
-    async def scene() -> None:
+    async def scenario() -> None:
         work, delivered = Work(), list[int]()
         run = asyncio.create_task(
             in_order(numbered(9), work, lambda outcome: delivered.append(outcome.line.number), limit=3)
@@ -93,11 +93,11 @@ def test_what_is_finished_is_delivered_when_the_run_is_cancelled() -> None:
         assert delivered == [1]
         assert len(asyncio.all_tasks()) == 1, "nothing runs on"
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_what_cannot_be_written_ends_the_run() -> None:
-    async def scene() -> None:
+    async def scenario() -> None:
         work = Work()
 
         def deliver(outcome: Outcome) -> None:
@@ -111,4 +111,4 @@ def test_what_cannot_be_written_ends_the_run() -> None:
             await run
         assert len(asyncio.all_tasks()) == 1
 
-    asyncio.run(scene())
+    asyncio.run(scenario())

@@ -104,7 +104,7 @@ def test_a_part_that_never_ends_is_not_written_to_its_end(tmp_path: Path, shelf:
     write_wheel(shelf, 2, bytes(10_000_000))
     unfinished = tmp_path / "d" / f"{WHOLE.sha256[:16]}.unfinished"
 
-    class Watched(Shelf):
+    class RecordingDraft(Shelf):
         def __call__(self, package: str, version: str, folder: Path) -> None:
             super().__call__(package, version, folder)
             unfinished.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def test_a_part_that_never_ends_is_not_written_to_its_end(tmp_path: Path, shelf:
             os.link(unfinished, tmp_path / f"kept{len(self.asked)}")  # outlives its deletion
 
     with pytest.raises(ModelCorrupt, match=f"has more than {WHOLE.bytes} bytes"):
-        fetch(WHOLE, tmp_path / "d", downloader=Watched(shelf), progress=False)
+        fetch(WHOLE, tmp_path / "d", downloader=RecordingDraft(shelf), progress=False)
     written = [path.stat().st_size for path in tmp_path.glob("kept*")]
     assert max(written) == WHOLE.bytes + 1
     assert not [path for path in (tmp_path / "d").rglob("*") if path.is_file()]

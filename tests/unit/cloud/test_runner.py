@@ -11,13 +11,14 @@ import pytest
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
 from cloud_supervisor.scheduling.runner import ModelRunner
+from tests.support.clock import ManualClock
 from tests.support.fake_target import FakeTarget
-from tests.support.runner import SAMPLED, Gate, HandClock, error_of, forward, oracle, run, runner_of, started
+from tests.support.runner import SAMPLED, Gate, error_of, forward, oracle, run, runner_of, started
 
 
 def test_a_request_returns_the_models_choices_and_its_times() -> None:
     async def scenario() -> None:
-        clock = HandClock()
+        clock = ManualClock(100.0)
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
         runner = runner_of(model, clock=clock)
         result = await forward(runner, "a", [1, 2, 3], 2, SAMPLED)
@@ -31,7 +32,7 @@ def test_a_request_returns_the_models_choices_and_its_times() -> None:
 
 def test_a_long_request_runs_in_chunks() -> None:
     async def scenario() -> None:
-        clock = HandClock()
+        clock = ManualClock(100.0)
         chunks: list[tuple[int, int]] = []
 
         def note(requests: Sequence[ForwardRequest]) -> None:
@@ -121,7 +122,7 @@ def test_no_chunk_runs_for_a_caller_that_left(how: str) -> None:
 
 def test_a_deadline_is_for_the_first_chunk() -> None:
     async def scenario() -> None:
-        clock = HandClock()
+        clock = ManualClock(100.0)
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 1))
         runner = runner_of(model, chunk_tokens=1, clock=clock)
         assert (await forward(runner, "a", [1, 2, 3], 1, SAMPLED, deadline_ms=500)).choices == oracle(
@@ -150,7 +151,7 @@ def test_first_come_first_served() -> None:
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     async def scenario() -> None:
-        gate, clock = Gate(), HandClock()
+        gate, clock = Gate(), ManualClock(100.0)
         gate.opened.set()
         model = FakeTarget(before_forward=lambda _: setattr(clock, "seconds", clock.seconds + 0.25))
         runner = runner_of(model, max_queue=2, clock=clock)
@@ -174,7 +175,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
 
 def test_a_request_whose_deadline_passed_in_the_queue_never_starts() -> None:
     async def scenario() -> None:
-        gate, clock = Gate(), HandClock()
+        gate, clock = Gate(), ManualClock(100.0)
         runner = runner_of(FakeTarget(before_forward=gate), clock=clock)
         first = await started(forward(runner, "a", [1], 1, SAMPLED, deadline_ms=60_000))
         late = await started(forward(runner, "b", [2], 1, SAMPLED, deadline_ms=30_000))

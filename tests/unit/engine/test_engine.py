@@ -11,7 +11,7 @@ from chaperone_common.frames import Close, Closed, Draft, Failure, Open, Opened,
 from chaperone_common.session import Committed, Drafted, Retracted
 from chaperone_common.types import FinishReason, Mode, Origin
 from edge_client.gate import Always, Gate, Never
-from tests.support.engine import OPENED, PROMPT, TARGET, Stage, cloud_text, failed, finished, origins, written
+from tests.support.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, failed, finished, origins, written
 from tests.support.fake_link import FakeLink, cloud_of
 from tests.support.fake_target import FakeTarget
 
@@ -19,21 +19,21 @@ from tests.support.fake_target import FakeTarget
 @pytest.mark.parametrize("takeover", [0, 3])
 @pytest.mark.parametrize(("span", "in_flight", "run_ahead"), [(1, 1, 1), (4, 2, 16), (16, 1, 16), (3, 3, 5)])
 def test_exact_writes_what_the_cloud_would(span: int, in_flight: int, run_ahead: int, takeover: int) -> None:
-    stage = Stage(
+    harness = EngineHarness(
         FakeLink(cloud_of(TARGET)), span=span, in_flight=in_flight, run_ahead=run_ahead, takeover_tokens=takeover
     )
-    assert written(stage.run()) == cloud_text(40)
+    assert written(harness.run()) == cloud_text(40)
 
 
 def test_cloud_mode_follows_and_drafts_nothing() -> None:
-    events = Stage(FakeLink(cloud_of(TARGET)), mode=Mode.CLOUD).run()
+    events = EngineHarness(FakeLink(cloud_of(TARGET)), mode=Mode.CLOUD).run()
     assert written(events) == cloud_text(40)
     assert not [event for event in events if isinstance(event, Drafted | Retracted)]
     assert origins(events) <= {Origin.BONUS, Origin.OVERRIDE, Origin.TAKEOVER}
 
 
 def test_edge_mode_writes_alone() -> None:
-    events = Stage(None, mode=Mode.EDGE, disturbance=0.0).run()
+    events = EngineHarness(None, mode=Mode.EDGE, disturbance=0.0).run()
     assert written(events) == cloud_text(40)
     assert origins(events) == {Origin.DRAFT}
     assert finished(events).stats.bytes_up == 0
@@ -43,7 +43,7 @@ def test_edge_mode_writes_alone() -> None:
 def test_a_verdict_is_applied_before_the_next_token_is_drafted() -> None:
     link = FakeLink()
     link.deliver(OPENED)
-    stage = Stage(link, new_tokens=8, run_ahead=8)
+    harness = EngineHarness(link, new_tokens=8, run_ahead=8)
     own = 63  # nothing that either model would write here
 
     def override(step: int) -> None:
@@ -52,36 +52,36 @@ def test_a_verdict_is_applied_before_the_next_token_is_drafted() -> None:
         elif step == 7:
             link.hang_up()
 
-    stage.model.during_step = override
-    events = stage.run()
+    harness.model.during_step = override
+    events = harness.run()
     sixth = next(index for index, event in enumerate(events) if isinstance(event, Drafted) and event.position == 8)
     assert [type(event) for event in events[sixth + 1 : sixth + 3]] == [Retracted, Committed]
-    assert stage.model.rewinds == [3]
-    assert stage.model.fed[6] == (3, (own,)), "the seventh step feeds the cloud's token"
+    assert harness.model.rewinds == [3]
+    assert harness.model.fed[6] == (3, (own,)), "the seventh step feeds the cloud's token"
 
 
 def test_the_model_always_holds_a_prefix_of_the_text() -> None:
-    stage = Stage(FakeLink(cloud_of(TARGET)))
-    session = stage.engine.session
+    harness = EngineHarness(FakeLink(cloud_of(TARGET)))
+    session = harness.engine.session
     fed_in_place = []
 
     def check(step: int) -> None:
-        position, tokens = stage.model.fed[-1]
+        position, tokens = harness.model.fed[-1]
         fed_in_place.append(tuple(session.text[position:]) == tokens and position + len(tokens) == len(session.text))
 
-    stage.model.during_step = check
-    stage.run()
-    assert stage.model.rewinds, "the models differ, so there must be overrides"
+    harness.model.during_step = check
+    harness.run()
+    assert harness.model.rewinds, "the models differ, so there must be overrides"
     assert all(fed_in_place)
 
 
 def test_the_link_is_not_awaited_while_there_is_something_to_draft() -> None:
     link = FakeLink()
     link.deliver(OPENED)
-    stage = Stage(link, verification_deadline_ms=1.0)
+    harness = EngineHarness(link, verification_deadline_ms=1.0)
     waits = []
-    stage.model.during_step = lambda step: waits.append(link.waits)
-    assert isinstance(failed(stage.run()).error, CloudTimeout)
+    harness.model.during_step = lambda step: waits.append(link.waits)
+    assert isinstance(failed(harness.run()).error, CloudTimeout)
     assert waits == [0] * 16, "sixteen tokens ahead of the cloud, and only then a wait"
     assert link.waits == 1
     assert [type(frame) for frame in link.sent] == [Open, Draft, Draft], "two spans on their way"
@@ -94,7 +94,7 @@ def test_the_link_is_not_awaited_while_there_is_something_to_draft() -> None:
 def test_a_cloud_that_does_not_answer_is_one_failure_at_the_deadline(greeting: list[Opened], deadline: str) -> None:
     link = FakeLink()
     link.deliver(*greeting)
-    events = Stage(link, open_deadline_ms=20.0, verification_deadline_ms=10.0).run()
+    events = EngineHarness(link, open_deadline_ms=20.0, verification_deadline_ms=10.0).run()
     error = failed(events).error
     assert isinstance(error, CloudTimeout)
     assert deadline in error.message
@@ -117,7 +117,7 @@ def test_a_cloud_that_does_not_answer_is_one_failure_at_the_deadline(greeting: l
 def test_a_failure_ends_the_generation_once(mode: Mode, failure: Failure, kind: type[Exception]) -> None:
     link = FakeLink()
     link.deliver(OPENED, failure)
-    error = failed(Stage(link, mode=mode).run()).error
+    error = failed(EngineHarness(link, mode=mode).run()).error
     assert type(error) is kind
     assert (error.message, error.retry_after_ms) == (failure.message, failure.retry_after_ms)
     assert link.cancelled
@@ -126,13 +126,13 @@ def test_a_failure_ends_the_generation_once(mode: Mode, failure: Failure, kind: 
 def test_a_failed_generation_keeps_back_the_text_that_its_resume_will_show() -> None:
     link = FakeLink()
     link.deliver(OPENED, Failure("UNAVAILABLE", "gone"))
-    assert failed(Stage(link).run()).text == "", "not the flushed rest"
+    assert failed(EngineHarness(link).run()).text == "", "not the flushed rest"
 
 
 def test_a_cloud_that_breaks_the_rules_is_one_failure() -> None:
     link = FakeLink()
     link.deliver(OPENED, Verdict(0, 3, 9))
-    error = failed(Stage(link).run()).error
+    error = failed(EngineHarness(link).run()).error
     assert isinstance(error, ProtocolViolation)
     assert "answers no span" in error.message
     assert link.cancelled
@@ -142,9 +142,9 @@ def test_a_cloud_that_breaks_the_rules_is_one_failure() -> None:
 def test_without_the_cloud_it_goes_on_unverified_if_it_may(gate: Gate) -> None:
     link = FakeLink()
     link.deliver(OPENED)
-    stage = Stage(link, gate=gate, disturbance=0.0, continue_without_cloud=True)
-    stage.model.during_step = lambda step: link.hang_up() if step == 6 else None
-    events = stage.run()
+    harness = EngineHarness(link, gate=gate, disturbance=0.0, continue_without_cloud=True)
+    harness.model.during_step = lambda step: link.hang_up() if step == 6 else None
+    events = harness.run()
     stats = finished(events).stats
     assert written(events) == cloud_text(40)
     expected = {Origin.UNVERIFIED} if gate == Always() else {Origin.DRAFT, Origin.UNVERIFIED}
@@ -159,9 +159,9 @@ def test_without_the_cloud_it_goes_on_unverified_if_it_may(gate: Gate) -> None:
 def test_a_cloud_that_falls_silent_in_a_takeover_can_be_done_without() -> None:
     link = FakeLink()
     link.deliver(OPENED)
-    stage = Stage(link, takeover_tokens=8, continue_without_cloud=True, verification_deadline_ms=5.0)
-    stage.model.during_step = lambda step: link.deliver(Verdict(1, 3, 63)) if step == 5 else None
-    events = stage.run()
+    harness = EngineHarness(link, takeover_tokens=8, continue_without_cloud=True, verification_deadline_ms=5.0)
+    harness.model.during_step = lambda step: link.deliver(Verdict(1, 3, 63)) if step == 5 else None
+    events = harness.run()
     assert finished(events).finish_reason is FinishReason.LENGTH
     assert len(written(events)) == 40
     assert origins(events) == {Origin.OVERRIDE, Origin.UNVERIFIED}
@@ -171,7 +171,7 @@ def test_in_cloud_mode_there_is_nothing_to_go_on_with() -> None:
     link = FakeLink()
     link.deliver(OPENED)
     link.hang_up()
-    error = failed(Stage(link, mode=Mode.CLOUD, continue_without_cloud=True).run()).error
+    error = failed(EngineHarness(link, mode=Mode.CLOUD, continue_without_cloud=True).run()).error
     assert isinstance(error, CloudUnavailable)
 
 
@@ -179,9 +179,9 @@ def test_in_cloud_mode_there_is_nothing_to_go_on_with() -> None:
 def test_losing_the_closing_audit_costs_the_audit_only(lost: bool) -> None:
     link = FakeLink()
     link.deliver(OPENED)
-    stage = Stage(link, gate=Never(), closing_audit=True, verification_deadline_ms=5.0)
-    stage.model.during_step = lambda step: link.hang_up() if lost and step == 40 else None
-    events = stage.run()
+    harness = EngineHarness(link, gate=Never(), closing_audit=True, verification_deadline_ms=5.0)
+    harness.model.during_step = lambda step: link.hang_up() if lost and step == 40 else None
+    events = harness.run()
     stats = finished(events).stats
     assert len(written(events)) == stats.skipped_tokens + stats.unverified_tokens == 40
     assert stats.deviation_bound == 1.0
@@ -189,7 +189,7 @@ def test_losing_the_closing_audit_costs_the_audit_only(lost: bool) -> None:
 
 def test_the_closing_audit_is_counted() -> None:
     link = FakeLink(cloud_of(TARGET))
-    events = Stage(link, gate=Never(), closing_audit=True).run()
+    events = EngineHarness(link, gate=Never(), closing_audit=True).run()
     text, deviations = list(PROMPT), 0
     for token_id in written(events):
         deviations += token_id != int(TARGET.logits(text).argmax())
@@ -205,7 +205,7 @@ def test_the_closing_audit_is_counted() -> None:
 def test_end_of_text_is_never_skipped() -> None:
     eos = cloud_text(40)[12]
     expected = cloud_text(40)[: cloud_text(40).index(eos) + 1]
-    events = Stage(FakeLink(cloud_of(TARGET)), gate=Never(), disturbance=0.0, eos=(eos,)).run()
+    events = EngineHarness(FakeLink(cloud_of(TARGET)), gate=Never(), disturbance=0.0, eos=(eos,)).run()
     assert written(events) == expected
     assert finished(events).finish_reason is FinishReason.STOP
     assert finished(events).stats.fired == 1
@@ -217,7 +217,7 @@ def test_a_stop_string_ends_it_there() -> None:
     stop_at = cloud_text(40)[10]
     expected = cloud_text(40)[: cloud_text(40).index(stop_at) + 1]
     link = FakeLink(cloud_of(TARGET))
-    events = Stage(link, stop_at=stop_at).run()
+    events = EngineHarness(link, stop_at=stop_at).run()
     assert written(events) == expected
     assert finished(events).finish_reason is FinishReason.STOP
     assert finished(events).stats.completion_tokens == len(expected)
@@ -234,43 +234,43 @@ def test_a_request_is_a_round_trip_if_the_device_waited_for_it() -> None:
 
     slow = Slow()
     slow.deliver(OPENED)
-    stage = Stage(slow, span=4, in_flight=1, run_ahead=4, disturbance=0.0)
-    list(answers(stage.engine.opening))
-    stats = finished(stage.run()).stats
+    harness = EngineHarness(slow, span=4, in_flight=1, run_ahead=4, disturbance=0.0)
+    list(answers(harness.engine.opening))
+    stats = finished(harness.run()).stats
     assert stats.round_trips == len([frame for frame in slow.sent if isinstance(frame, Draft)]) == 8
     assert stats.hidden_round_trips == 0
 
 
 def test_a_request_is_hidden_if_drafting_covered_it() -> None:
-    stats = finished(Stage(FakeLink(cloud_of(TARGET)), disturbance=0.0).run()).stats
+    stats = finished(EngineHarness(FakeLink(cloud_of(TARGET)), disturbance=0.0).run()).stats
     assert stats.round_trips == 0
     assert stats.hidden_round_trips == 8, "spans of four and a bonus each, forty tokens"
 
 
 def test_a_span_is_no_longer_than_the_cloud_allows() -> None:
     link = FakeLink(cloud_of(TARGET))
-    events = Stage(link, span=8, max_span_tokens=3).run()
+    events = EngineHarness(link, span=8, max_span_tokens=3).run()
     assert written(events) == cloud_text(40)
     assert max(len(frame.token_ids) for frame in link.sent if isinstance(frame, Draft)) == 3
 
 
 def test_times_count_from_a_clock_that_begins_at_zero() -> None:
-    stage = Stage(FakeLink(cloud_of(TARGET)), disturbance=0.0, span=4, step_s=0.0)
+    harness = EngineHarness(FakeLink(cloud_of(TARGET)), disturbance=0.0, span=4, step_s=0.0)
 
     def tick(step: int) -> None:
-        stage.clock.seconds += 0.010 if step > 1 else 0.0
+        harness.clock.seconds += 0.010 if step > 1 else 0.0
 
-    stage.model.during_step = tick
-    stats = finished(stage.run()).stats
+    harness.model.during_step = tick
+    stats = finished(harness.run()).stats
     assert stats.ttft_ms == 0.0
     assert stats.ttft_committed_ms == pytest.approx(30.0)
-    assert stats.total_ms == pytest.approx(10.0 * (len(stage.model.fed) - 1))
+    assert stats.total_ms == pytest.approx(10.0 * (len(harness.model.fed) - 1))
     assert stats.edge_compute_ms == pytest.approx(stats.total_ms)
 
 
 def test_a_warm_start_drafts_nothing_until_both_ends_hold_the_prompt() -> None:
     link = FakeLink()
-    stage = Stage(link, warm_start=True, disturbance=0.0)
+    harness = EngineHarness(link, warm_start=True, disturbance=0.0)
 
     def open_late(step: int) -> None:
         if step == 1:
@@ -278,10 +278,10 @@ def test_a_warm_start_drafts_nothing_until_both_ends_hold_the_prompt() -> None:
         elif step == 2:
             link.hang_up()
 
-    stage.model.during_step = open_late
-    stats = failed(stage.run()).stats
-    assert stage.model.fed[0] == (0, PROMPT[:-1])
-    assert stage.model.fed[1] == (2, PROMPT[-1:])
+    harness.model.during_step = open_late
+    stats = failed(harness.run()).stats
+    assert harness.model.fed[0] == (0, PROMPT[:-1])
+    assert harness.model.fed[1] == (2, PROMPT[-1:])
     assert stats.decode_ms == pytest.approx(10.0)
     assert stats.total_ms == pytest.approx(20.0)
 
@@ -289,27 +289,27 @@ def test_a_warm_start_drafts_nothing_until_both_ends_hold_the_prompt() -> None:
 @pytest.mark.parametrize("after", [1, 5])
 def test_leaving_early_cancels(after: int) -> None:
     link = FakeLink(cloud_of(TARGET))
-    stage = Stage(link)
+    harness = EngineHarness(link)
 
     async def leave() -> None:
-        events = stage.engine.stream()
+        events = harness.engine.stream()
         for _ in range(after):
             await anext(events)
         await events.aclose()
 
     asyncio.run(leave())
     assert link.cancelled
-    assert stage.model.was_closed
+    assert harness.model.was_closed
     assert not [frame for frame in link.sent if isinstance(frame, Close | Closed)]
 
 
 def test_a_span_sent_before_the_prompt_is_read_may_wait_for_that() -> None:
     link = FakeLink(cloud_of(FakeTarget()))
-    Stage(link).run()
+    EngineHarness(link).run()
     drafts = [frame for frame in link.sent if isinstance(frame, Draft)]
     assert [draft.deadline_ms for draft in drafts] == [1_000, *[0] * (len(drafts) - 1)], "sent once"
 
     unread = FakeLink()
-    Stage(unread, open_deadline_ms=50.0).run()
+    EngineHarness(unread, open_deadline_ms=50.0).run()
     (first, *_) = [frame for frame in unread.sent if isinstance(frame, Draft)]
     assert first.deadline_ms == 50

@@ -16,15 +16,15 @@ from chaperone_common.session import Audited, Committed, Drafted, Event, Finishe
 from chaperone_common.types import Mode, OnDeviation, Origin, Promises, Proposal, Signal
 from edge_client.gate import Budgeted, Control, Gate, HeldOutRisks, Never, Threshold
 from edge_client.planner import DraftToken, Send
-from tests.support.engine import OPENED, PROMPT, TARGET, Stage, cloud_text, finished, origins, written
+from tests.support.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, finished, origins, written
 from tests.support.fake_link import FakeLink, cloud_of
 from tests.unit.engine.test_engine_trees import AT, FIRST, NEXT, OTHER, staged
 
 TRUSTING = HeldOutRisks.of([number / 100 for number in range(1, 100)], [number > 90 for number in range(1, 100)])
 
 
-def gated(gate: Gate, link: FakeLink, **settings: Any) -> Stage:
-    return Stage(link, mode=Mode.GATED, gate=gate, span=1, in_flight=1, **settings)
+def gated(gate: Gate, link: FakeLink, **settings: Any) -> EngineHarness:
+    return EngineHarness(link, mode=Mode.GATED, gate=gate, span=1, in_flight=1, **settings)
 
 
 def closes(link: FakeLink) -> list[Close]:
@@ -32,8 +32,8 @@ def closes(link: FakeLink) -> list[Close]:
 
 
 def test_with_deviations_retracted_the_text_is_the_cloud_s() -> None:
-    stage = gated(Never(), FakeLink(cloud_of(TARGET)), on_deviation=OnDeviation.RETRACT)
-    events = stage.run()
+    harness = gated(Never(), FakeLink(cloud_of(TARGET)), on_deviation=OnDeviation.RETRACT)
+    events = harness.run()
     assert written(events) == cloud_text(40)
     assert Origin.DRAFT not in origins(events)
     assert finished(events).stats.skipped_tokens == 0
@@ -42,14 +42,14 @@ def test_with_deviations_retracted_the_text_is_the_cloud_s() -> None:
 def test_what_is_audited_after_the_text_is_learned_all_the_same() -> None:
     control = Control(Promises(0.2, 1.0), TRUSTING)
     link = FakeLink(cloud_of(TARGET))
-    stage = gated(Budgeted(control), link)
+    harness = gated(Budgeted(control), link)
 
     async def write() -> tuple[Event, float]:
-        events = [event async for event in stage.engine.stream()]
-        assert stage.engine.audit_pending
+        events = [event async for event in harness.engine.stream()]
+        assert harness.engine.audit_pending
         before = control.totals.audited
-        await stage.engine.audit()
-        assert not stage.engine.audit_pending
+        await harness.engine.audit()
+        assert not harness.engine.audit_pending
         return events[-1], before
 
     ending, before = asyncio.run(write())
@@ -57,17 +57,17 @@ def test_what_is_audited_after_the_text_is_learned_all_the_same() -> None:
     assert before < control.totals.audited == ending.stats.skipped_tokens
 
 
-def leaving(stage: Stage, after: int | None) -> None:
+def leaving(harness: EngineHarness, after: int | None) -> None:
     """Stop listening after this many final tokens; None: at `Finished`."""
 
     async def write() -> None:
         committed = 0
-        async with aclosing(stage.engine.stream()) as events:
+        async with aclosing(harness.engine.stream()) as events:
             async for event in events:
                 committed += isinstance(event, Committed)
                 if committed == after or isinstance(event, Finished):
                     break
-        await stage.engine.audit()
+        await harness.engine.audit()
 
     asyncio.run(write())
 
@@ -86,15 +86,15 @@ def test_a_user_who_leaves_leaves_nothing_unaudited() -> None:
 def test_a_user_who_stops_at_the_last_event_leaves_nothing_unaudited() -> None:
     control = Control(Promises(0.0, 1.0))
     link = FakeLink(cloud_of(TARGET))
-    stage = gated(Budgeted(control), link)
-    leaving(stage, None)
-    assert control.totals.audited == stage.engine.session.tally.skipped_tokens > 0
+    harness = gated(Budgeted(control), link)
+    leaving(harness, None)
+    assert control.totals.audited == harness.engine.session.tally.skipped_tokens > 0
     assert not link.cancelled
 
 
 def test_where_nothing_was_skipped_leaving_cancels_at_once() -> None:
     link = FakeLink(cloud_of(TARGET))
-    leaving(Stage(link, span=4), 10)
+    leaving(EngineHarness(link, span=4), 10)
     assert not closes(link)
     assert link.cancelled
 
@@ -159,42 +159,42 @@ def refusing(frame: ClientFrame) -> Iterable[ServerFrame]:
     return [Failure("UNAVAILABLE", "the cloud is down")]
 
 
-async def _to_the_end(stage: Stage) -> None:
-    async for _ in stage.engine.stream():
+async def _to_the_end(harness: EngineHarness) -> None:
+    async for _ in harness.engine.stream():
         pass
 
 
-async def _audited(stage: Stage) -> None:
-    await _to_the_end(stage)
-    assert stage.engine.audit_pending
-    await stage.engine.audit()
+async def _audited(harness: EngineHarness) -> None:
+    await _to_the_end(harness)
+    assert harness.engine.audit_pending
+    await harness.engine.audit()
 
 
-async def _left(stage: Stage) -> None:
-    async with aclosing(stage.engine.stream()) as events:
+async def _left(harness: EngineHarness) -> None:
+    async with aclosing(harness.engine.stream()) as events:
         async for event in events:
             if isinstance(event, Committed):
                 break
-    await stage.engine.audit()
+    await harness.engine.audit()
 
 
-async def _cancelled(stage: Stage) -> None:
-    async for event in stage.engine.stream():
+async def _cancelled(harness: EngineHarness) -> None:
+    async for event in harness.engine.stream():
         if isinstance(event, Committed):
-            stage.engine.cancel()
-    await stage.engine.audit()
+            harness.engine.cancel()
+    await harness.engine.audit()
 
 
-async def _audit_cancelled(stage: Stage) -> None:
-    await _to_the_end(stage)
-    audit = asyncio.create_task(stage.engine.audit())
+async def _audit_cancelled(harness: EngineHarness) -> None:
+    await _to_the_end(harness)
+    audit = asyncio.create_task(harness.engine.audit())
     await asyncio.sleep(0)
     audit.cancel()
     with suppress(asyncio.CancelledError):
         await audit
 
 
-ENDINGS: dict[str, tuple[Callable[[Stage], Awaitable[None]], FakeLink, dict[str, Any]]] = {
+ENDINGS: dict[str, tuple[Callable[[EngineHarness], Awaitable[None]], FakeLink, dict[str, Any]]] = {
     "audited with the text": (_to_the_end, FakeLink(cloud_of(TARGET)), {"closing_audit": True}),
     "audited after the text": (_audited, FakeLink(cloud_of(TARGET)), {}),
     "not audited": (_to_the_end, FakeLink(cloud_of(TARGET)), {"audit_share": 0.0}),
@@ -211,8 +211,8 @@ ENDINGS: dict[str, tuple[Callable[[Stage], Awaitable[None]], FakeLink, dict[str,
 def test_every_ending_closes_the_gate_once(ending: str) -> None:
     run, link, settings = ENDINGS[ending]
     gate = Skipping()
-    stage = gated(gate, link, **settings)
-    asyncio.run(run(stage))  # type: ignore[arg-type]
+    harness = gated(gate, link, **settings)
+    asyncio.run(run(harness))  # type: ignore[arg-type]
     assert gate.times_closed == 1
 
 
@@ -249,19 +249,19 @@ class Replaying:
 @pytest.mark.parametrize("stop_at", [None, cloud_text(40)[25]])
 def test_the_risk_model_is_in_step_with_the_text(stop_at: int | None) -> None:
     risk_model = Replaying()
-    stage = gated(Threshold(0.5), FakeLink(cloud_of(TARGET)), stop_at=stop_at, branches=2)
-    stage.engine.risk_model = risk_model
+    harness = gated(Threshold(0.5), FakeLink(cloud_of(TARGET)), stop_at=stop_at, branches=2)
+    harness.engine.risk_model = risk_model
     seen: list[int] = []
 
     async def write() -> list[Event]:
         events = []
-        async for event in stage.engine.stream():
+        async for event in harness.engine.stream():
             events.append(event)
-            seen.append(len(stage.engine.session.text))
+            seen.append(len(harness.engine.session.text))
         return events
 
     events = asyncio.run(write())
-    assert risk_model.text == stage.engine.session.text
+    assert risk_model.text == harness.engine.session.text
     risks = {event.position: event.signal.risk for event in events if isinstance(event, Drafted)}
     assert risks
     assert all(risk == (0.9 if position % 3 == 0 else 0.1) for position, risk in risks.items())
@@ -294,8 +294,8 @@ def test_a_stop_string_in_a_foreseen_branch_ends_the_text() -> None:
                 pass
 
     drafting = (DraftToken(), DraftToken(True, (AT,)), DraftToken(True, (AT,)))
-    stage = staged(FakeLink(cloud), *drafting, Send(), gate=Once(), stop_at=NEXT)
-    events = stage.run()
+    harness = staged(FakeLink(cloud), *drafting, Send(), gate=Once(), stop_at=NEXT)
+    events = harness.run()
     assert FIRST not in written(events)
     assert written(events) == [OTHER, NEXT], "and not the second token after the branch"
-    assert stage.engine.session.text == [*PROMPT, OTHER, NEXT]
+    assert harness.engine.session.text == [*PROMPT, OTHER, NEXT]

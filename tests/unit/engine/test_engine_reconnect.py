@@ -15,7 +15,7 @@ from chaperone_common.frames import Draft, Failure, Open, Opened, Verdict
 from chaperone_common.session import Committed, Drafted, Event, Retracted
 from chaperone_common.types import Mode, Origin, Signal
 from edge_client.gate import Always, Gate, Never
-from tests.support.engine import OPENED, PROMPT, TARGET, Stage, cloud_text, failed, finished, origins, written
+from tests.support.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, failed, finished, origins, written
 from tests.support.fake_link import FakeLink, cloud_of
 
 
@@ -30,13 +30,13 @@ class EveryFifth(Gate):
         return self.seen % 5 == 0
 
 
-def going_on(*links: FakeLink, **settings: Any) -> tuple[Stage, list[Event], float]:
+def going_on(*links: FakeLink, **settings: Any) -> tuple[EngineHarness, list[Event], float]:
     """Run with these links, one after the other; the last value is the seconds that it took."""
 
-    async def play() -> tuple[Stage, list[Event], float]:
+    async def play() -> tuple[EngineHarness, list[Event], float]:
         clock = virtual_time.LoopClock()
-        stage = Stage(*links, **{"reconnect_timeout_ms": 30_000.0, "clock": clock, **settings})
-        return stage, [event async for event in stage.engine.stream()], clock.now()
+        harness = EngineHarness(*links, **{"reconnect_timeout_ms": 30_000.0, "clock": clock, **settings})
+        return harness, [event async for event in harness.engine.stream()], clock.now()
 
     return virtual_time.run(play())
 
@@ -60,14 +60,14 @@ def test_a_reset_changes_nothing_of_the_text(lasts: tuple[int | None, ...], mode
 
 def test_the_new_stream_begins_where_the_cloud_is_known_to_have_read() -> None:
     first, second = FakeLink(cloud_of(TARGET), lasts=3), FakeLink(cloud_of(TARGET))
-    stage, events, _ = going_on(first, second, disturbance=0.0)
+    harness, events, _ = going_on(first, second, disturbance=0.0)
     (opened, *_), (reopened, *_) = first.sent, second.sent
     assert isinstance(opened, Open)
     assert reopened == replace(opened, committed_token_ids=tuple(cloud_text(5))), "a span of four, and its bonus"
     drafts = [frame for frame in second.sent if isinstance(frame, Draft)]
     assert (drafts[0].revision, drafts[0].start) == (0, 8)
     assert not [event for event in events if isinstance(event, Retracted)], "nothing provisional was given up"
-    assert len(stage.model.fed) <= 41, "and nothing drafted twice"
+    assert len(harness.model.fed) <= 41, "and nothing drafted twice"
     stats = finished(events).stats
     assert stats.round_trips + stats.hidden_round_trips == 1 + len(drafts), "lost requests count once, as asked again"
 
@@ -113,7 +113,7 @@ def test_a_cloud_that_is_there_may_take_its_time_for_the_prompt() -> None:
     slow = FakeLink()
 
     async def play() -> list[Event]:
-        stage = Stage(
+        harness = EngineHarness(
             FakeLink(lasts=0),
             slow,
             FakeLink(),  # says nothing
@@ -124,7 +124,7 @@ def test_a_cloud_that_is_there_may_take_its_time_for_the_prompt() -> None:
         asyncio.get_running_loop().call_later(4.0, slow.deliver, Opened(False, 512))
         asyncio.get_running_loop().call_later(60.0, slow.deliver, OPENED)
         asyncio.get_running_loop().call_later(60.5, slow.deliver, Verdict(1, 3, 63))
-        return [event async for event in stage.engine.stream()]
+        return [event async for event in harness.engine.stream()]
 
     events = virtual_time.run(play())
     assert written(events) == [63]
@@ -212,9 +212,9 @@ def test_cancelling_ends_the_search_at_once() -> None:
         first = FakeLink()
         first.deliver(OPENED, Failure("RESOURCE_EXHAUSTED", "full", 20_000))
         clock = virtual_time.LoopClock()
-        stage = Stage(first, FakeLink(), clock=clock, reconnect_timeout_ms=30_000.0)
-        asyncio.get_running_loop().call_later(5.0, stage.engine.cancel)
-        return [event async for event in stage.engine.stream()], clock.now()
+        harness = EngineHarness(first, FakeLink(), clock=clock, reconnect_timeout_ms=30_000.0)
+        asyncio.get_running_loop().call_later(5.0, harness.engine.cancel)
+        return [event async for event in harness.engine.stream()], clock.now()
 
     events, seconds = virtual_time.run(play())
     assert isinstance(failed(events).error, Cancelled)
@@ -225,7 +225,7 @@ def test_a_loss_while_closing_costs_the_audit_only() -> None:
     link, never = FakeLink(cloud_of(TARGET)), FakeLink(cloud_of(TARGET))
 
     async def play() -> list[Event]:
-        stage = Stage(
+        harness = EngineHarness(
             link,
             never,
             gate=Never(),
@@ -233,8 +233,8 @@ def test_a_loss_while_closing_costs_the_audit_only() -> None:
             closing_audit=True,
             reconnect_timeout_ms=30_000.0,
         )
-        stage.model.during_step = lambda step: link.hang_up() if step == 40 else None
-        return [event async for event in stage.engine.stream()]
+        harness.model.during_step = lambda step: link.hang_up() if step == 40 else None
+        return [event async for event in harness.engine.stream()]
 
     events = virtual_time.run(play())
     assert len(written(events)) == 40

@@ -13,12 +13,12 @@ from chaperone_common.session import Committed, Drafted
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import Mode, Origin
 from edge_client.planner import Action, BranchPrefix, Decision, DraftToken, Estimates, Pipeline, Send, Situation, Wait
-from tests.support.engine import OPENED, PROMPT, Stage, failed, written
+from tests.support.engine import OPENED, PROMPT, EngineHarness, failed, written
 from tests.support.fake_link import FakeLink
 from tests.support.fake_target import FakeTarget
 
 AT = len(PROMPT)
-DRAFT = FakeTarget(disturbance=0.5)  # what the stage's small model thinks
+DRAFT = FakeTarget(disturbance=0.5)  # what the harness's small model thinks
 FOREIGN = 63  # nothing that it would write here
 
 
@@ -62,8 +62,8 @@ DRAFTING = (DraftToken(), DraftToken(True, (AT,)))  # two tokens of the text, an
 PREFIXES = (BranchPrefix(AT, 2), BranchPrefix(AT + 1, 1))
 
 
-def staged(link: FakeLink, *actions: Action, **settings: Any) -> Stage:
-    return Stage(link, planner=Scripted(*actions), branches=2, verification_deadline_ms=1.0, **settings)
+def staged(link: FakeLink, *actions: Action, **settings: Any) -> EngineHarness:
+    return EngineHarness(link, planner=Scripted(*actions), branches=2, verification_deadline_ms=1.0, **settings)
 
 
 def drafts(link: FakeLink) -> list[Draft]:
@@ -78,9 +78,9 @@ def silent() -> FakeLink:
 
 def test_branches_go_next_to_the_text_in_one_draft() -> None:
     link = silent()
-    stage = staged(link, *DRAFTING, Send(branches=PREFIXES))
-    stage.engine.pipeline = pipeline = NotingPipeline()
-    assert isinstance(failed(stage.run()).error, CloudTimeout)
+    harness = staged(link, *DRAFTING, Send(branches=PREFIXES))
+    harness.engine.pipeline = pipeline = NotingPipeline()
+    assert isinstance(failed(harness.run()).error, CloudTimeout)
     (draft,) = drafts(link)
     assert draft.token_ids == (FIRST, SECOND)
     assert draft.branches == TREE
@@ -119,8 +119,8 @@ def test_a_branch_that_stands_is_committed_at_once_and_drafted_on(own: int) -> N
             case _:
                 pass
 
-    stage = staged(FakeLink(cloud), *DRAFTING, Send(branches=PREFIXES), DraftToken(), DraftToken())
-    events = stage.run()
+    harness = staged(FakeLink(cloud), *DRAFTING, Send(branches=PREFIXES), DraftToken(), DraftToken())
+    events = harness.run()
     assert written(events) == [OTHER, NEXT, own]
     assert [event.origin for event in events if isinstance(event, Committed)] == [
         Origin.OVERRIDE,
@@ -132,4 +132,4 @@ def test_a_branch_that_stands_is_committed_at_once_and_drafted_on(own: int) -> N
         assert (event.position, event.token_id) == (len(text), ranked(text, 0))
         text.append(event.token_id)
     assert len(text) == AT + 3 + 2
-    assert len(stage.model.fed) == 2 + 2, "neither the branch nor the text before it is read again"
+    assert len(harness.model.fed) == 2 + 2, "neither the branch nor the text before it is read again"

@@ -12,7 +12,7 @@ from chaperone_common.frames import Continuation, Verdict
 from chaperone_common.session import Committed, Retracted
 from chaperone_common.types import Origin
 from edge_client.planner import BranchPrefix
-from tests.support.supervisor import START, Desk, greedy, second
+from tests.support.speculation import START, SpeculationHarness, greedy, second
 
 AT = START + 1  # where the branch of these tests begins
 
@@ -25,92 +25,94 @@ def continued(text: list[int], tokens: int) -> list[int]:
     return written[len(text) :]
 
 
-def branched(*, sent: int, after: int, limit: int = 60, eos: tuple[int, ...] = ()) -> tuple[Desk, int, list[int]]:
+def branched(
+    *, sent: int, after: int, limit: int = 60, eos: tuple[int, ...] = ()
+) -> tuple[SpeculationHarness, int, list[int]]:
     """A span of four tokens on its way with `sent` tokens of a branch, after which `after` tokens were drafted.
 
     Also the branch's first token, and what the small model writes after it.
     """
-    desk = Desk(limit=limit, eos=eos)
-    desk.draft(4)
-    wanted = second(desk.text[:AT])
-    desk.branch(AT, tokens=sent - 1)
-    desk.send(BranchPrefix(AT, sent))
-    desk.branch(AT, tokens=after - (sent - 1))
-    return desk, wanted, continued([*desk.text[:AT], wanted], 6)
+    harness = SpeculationHarness(limit=limit, eos=eos)
+    harness.draft(4)
+    wanted = second(harness.text[:AT])
+    harness.branch(AT, tokens=sent - 1)
+    harness.send(BranchPrefix(AT, sent))
+    harness.branch(AT, tokens=after - (sent - 1))
+    return harness, wanted, continued([*harness.text[:AT], wanted], 6)
 
 
 def test_a_branch_that_stands_is_the_text_and_what_was_drafted_after_it_the_draft() -> None:
-    desk, wanted, after = branched(sent=3, after=5)
-    steps = desk.model.steps
-    desk.override(AT, wanted, *after[:3])
-    assert desk.text[AT:] == [wanted, *after[:5]]
-    assert desk.session.final_length == AT + 4, "two branch tokens that stand, and the cloud's own after them"
-    assert desk.model.steps == steps
-    desk.check()
-    desk.draft()
-    assert desk.model.steps == steps + 1, "and its rows are the text's"
-    desk.check()
+    harness, wanted, after = branched(sent=3, after=5)
+    steps = harness.model.steps
+    harness.override(AT, wanted, *after[:3])
+    assert harness.text[AT:] == [wanted, *after[:5]]
+    assert harness.session.final_length == AT + 4, "two branch tokens that stand, and the cloud's own after them"
+    assert harness.model.steps == steps
+    harness.check()
+    harness.draft()
+    assert harness.model.steps == steps + 1, "and its rows are the text's"
+    harness.check()
 
 
 def test_a_token_that_was_not_drafted_ends_the_branch_and_the_model_keeps_what_agrees() -> None:
-    desk, wanted, after = branched(sent=4, after=5)
+    harness, wanted, after = branched(sent=4, after=5)
     foreign = (after[2] + 1) % 16
-    steps = desk.model.steps
-    desk.override(AT, wanted, after[0], after[1], foreign)
-    assert desk.text[AT:] == [wanted, after[0], after[1], foreign]
-    assert desk.speculation.fed_length == len(desk.text) - 1, "only the foreign token is unread"
-    desk.draft(2)
-    assert desk.model.steps == steps + 2
-    desk.check()
+    steps = harness.model.steps
+    harness.override(AT, wanted, after[0], after[1], foreign)
+    assert harness.text[AT:] == [wanted, after[0], after[1], foreign]
+    assert harness.speculation.fed_length == len(harness.text) - 1, "only the foreign token is unread"
+    harness.draft(2)
+    assert harness.model.steps == steps + 2
+    harness.check()
 
 
 def test_a_runner_up_alone_needs_no_row_and_brings_one_token_more() -> None:
-    desk, wanted, _ = branched(sent=1, after=0)
-    assert desk.speculation.tree.branches == {}
-    steps = desk.model.steps
-    desk.override(AT, wanted, 3)
-    assert desk.text[AT:] == [wanted, 3]
-    desk.draft()
-    assert desk.model.steps == steps + 1, "both are read in one forward"
-    desk.draft(2)
-    desk.check()
+    harness, wanted, _ = branched(sent=1, after=0)
+    assert harness.speculation.tree.branches == {}
+    steps = harness.model.steps
+    harness.override(AT, wanted, 3)
+    assert harness.text[AT:] == [wanted, 3]
+    harness.draft()
+    assert harness.model.steps == steps + 1, "both are read in one forward"
+    harness.draft(2)
+    harness.check()
 
 
 @pytest.mark.parametrize("agrees", [True, False])
 def test_a_branch_that_was_drafted_while_its_runner_up_was_judged_goes_on_after_the_verdict(agrees: bool) -> None:
-    desk, wanted, after = branched(sent=1, after=3)
+    harness, wanted, after = branched(sent=1, after=3)
     own = after[0] if agrees else (after[0] + 1) % 16
-    desk.override(AT, wanted, own)
-    assert desk.text[AT:] == ([wanted, *after[:3]] if agrees else [wanted, own])
-    desk.draft(2)
-    desk.check()
+    harness.override(AT, wanted, own)
+    assert harness.text[AT:] == ([wanted, *after[:3]] if agrees else [wanted, own])
+    harness.draft(2)
+    harness.check()
 
 
 def test_a_bonus_after_all_that_was_drafted_of_a_branch_is_read_with_its_last_token() -> None:
-    desk, wanted, after = branched(sent=3, after=2)
-    steps = desk.model.steps
-    desk.override(AT, wanted, after[0], after[1], 9)
-    assert desk.text[AT:] == [wanted, after[0], after[1], 9]
-    assert desk.speculation.fed_length == len(desk.text) - 2, "a branch's last proposal has not been fed"
-    desk.draft()
-    assert desk.model.steps == steps + 1
-    desk.draft(2)
-    desk.check()
+    harness, wanted, after = branched(sent=3, after=2)
+    steps = harness.model.steps
+    harness.override(AT, wanted, after[0], after[1], 9)
+    assert harness.text[AT:] == [wanted, after[0], after[1], 9]
+    assert harness.speculation.fed_length == len(harness.text) - 2, "a branch's last proposal has not been fed"
+    harness.draft()
+    assert harness.model.steps == steps + 1
+    harness.draft(2)
+    harness.check()
 
 
 def test_a_branch_of_another_position_does_not_come_into_it() -> None:
-    desk, _, _ = branched(sent=3, after=4)
-    other = second(desk.text[:START])
-    desk.override(START, other)
-    assert desk.text[START:] == [other]
-    desk.draft(2)
-    desk.check()
+    harness, _, _ = branched(sent=3, after=4)
+    other = second(harness.text[:START])
+    harness.override(START, other)
+    assert harness.text[START:] == [other]
+    harness.draft(2)
+    harness.check()
 
 
 def test_who_vouches_for_what_in_a_branch() -> None:
-    desk, wanted, after = branched(sent=3, after=2)
-    desk.override(AT, wanted, after[0], after[1], 9)
-    committed = [event for event in desk.events if isinstance(event, Committed)]
+    harness, wanted, after = branched(sent=3, after=2)
+    harness.override(AT, wanted, after[0], after[1], 9)
+    committed = [event for event in harness.events if isinstance(event, Committed)]
     assert [event.origin for event in committed] == [
         Origin.VERIFIED,
         Origin.OVERRIDE,
@@ -118,45 +120,45 @@ def test_who_vouches_for_what_in_a_branch() -> None:
         Origin.VERIFIED,
         Origin.BONUS,
     ]
-    assert [event for event in desk.events if isinstance(event, Retracted)] == [Retracted(AT)]
+    assert [event for event in harness.events if isinstance(event, Retracted)] == [Retracted(AT)]
 
 
 # --- Ends ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_verdict_that_fills_the_text_leaves_nothing_to_draft() -> None:
-    desk, wanted, after = branched(sent=3, after=2, limit=START + 4)
-    desk.override(AT, wanted, after[0], after[1])
-    assert len(desk.text) == desk.session.limit
-    assert desk.session.finish_reason is not None
-    desk.check()
+    harness, wanted, after = branched(sent=3, after=2, limit=START + 4)
+    harness.override(AT, wanted, after[0], after[1])
+    assert len(harness.text) == harness.session.limit
+    assert harness.session.finish_reason is not None
+    harness.check()
 
 
 def test_end_of_text_after_a_branch_ends_the_text_whatever_was_drafted() -> None:
-    desk, wanted, after = branched(sent=2, after=4)
-    eos = next(token for token in range(16) if token not in (*desk.text, wanted, *after))
-    desk, wanted, after = branched(sent=2, after=4, eos=(eos,))
-    desk.override(AT, wanted, after[0], eos)
-    assert desk.text[AT:] == [wanted, after[0], eos]
-    assert desk.session.finish_reason is not None
-    desk.check()
+    harness, wanted, after = branched(sent=2, after=4)
+    eos = next(token for token in range(16) if token not in (*harness.text, wanted, *after))
+    harness, wanted, after = branched(sent=2, after=4, eos=(eos,))
+    harness.override(AT, wanted, after[0], eos)
+    assert harness.text[AT:] == [wanted, after[0], eos]
+    assert harness.session.finish_reason is not None
+    harness.check()
 
 
 def test_a_takeover_begins_after_the_branch_and_may_go_on_as_it_was_drafted() -> None:
-    desk = Desk()
-    desk.draft(2)
-    wanted = second(desk.text[:AT])
-    desk.branch(AT, tokens=4)
-    desk.send(BranchPrefix(AT, 2), continuation_tokens=20)
-    after = continued([*desk.text[:AT], wanted], 6)
-    steps = desk.model.steps
-    desk.override(AT, wanted, *after[:2])
-    assert desk.session.following
-    assert desk.text[AT:] == [wanted, *after[:4]], "ahead of the cloud"
-    desk.receive(Continuation(desk.session.final_length, (after[2],), handed_back=True))
-    assert desk.model.steps == steps
-    desk.draft(2)
-    desk.check()
+    harness = SpeculationHarness()
+    harness.draft(2)
+    wanted = second(harness.text[:AT])
+    harness.branch(AT, tokens=4)
+    harness.send(BranchPrefix(AT, 2), continuation_tokens=20)
+    after = continued([*harness.text[:AT], wanted], 6)
+    steps = harness.model.steps
+    harness.override(AT, wanted, *after[:2])
+    assert harness.session.following
+    assert harness.text[AT:] == [wanted, *after[:4]], "ahead of the cloud"
+    harness.receive(Continuation(harness.session.final_length, (after[2],), handed_back=True))
+    assert harness.model.steps == steps
+    harness.draft(2)
+    harness.check()
 
 
 # --- What is learned -------------------------------------------------------------------------------------------------
@@ -164,48 +166,48 @@ def test_a_takeover_begins_after_the_branch_and_may_go_on_as_it_was_drafted() ->
 
 def test_judged_proposals_of_a_branch_teach_how_often_the_draft_is_right() -> None:
     agreeing, silent, contradicting = (branched(sent=4, after=4) for _ in range(3))
-    for (desk, wanted, after), further in (
+    for (harness, wanted, after), further in (
         (agreeing, agreeing[2][:4]),
         (silent, []),
         (contradicting, [(contradicting[2][0] + 1) % 16]),
     ):
-        assert desk.text[AT] != wanted, "an override"
+        assert harness.text[AT] != wanted, "an override"
         assert len(after) > len(further)
-        desk.override(AT, wanted, *further)
-    taught = [desk.estimates.risks.corrected(0.2) for desk, _, _ in (agreeing, silent, contradicting)]
+        harness.override(AT, wanted, *further)
+    taught = [harness.estimates.risks.corrected(0.2) for harness, _, _ in (agreeing, silent, contradicting)]
     assert taught[0] < taught[1] < taught[2]
 
 
 def test_a_proposal_after_a_token_that_was_not_drafted_is_not_judged() -> None:
     taught = []
     for tokens in (1, 2):
-        desk = Desk()
-        desk.draft(2)
-        desk.send(continuation_tokens=20)
-        desk.override(START, second(desk.text[:START]))
-        desk.draft(2)
-        wanted = second(desk.text[:AT])
-        desk.branch(AT, tokens=tokens)
-        after = continued([*desk.text[:AT], wanted], 2)
+        harness = SpeculationHarness()
+        harness.draft(2)
+        harness.send(continuation_tokens=20)
+        harness.override(START, second(harness.text[:START]))
+        harness.draft(2)
+        wanted = second(harness.text[:AT])
+        harness.branch(AT, tokens=tokens)
+        after = continued([*harness.text[:AT], wanted], 2)
         written = (wanted, (after[0] + 1) % 16, after[1])
-        desk.receive(Continuation(desk.session.final_length, written, handed_back=False))
-        taught.append(desk.estimates.risks.corrected(0.2))
+        harness.receive(Continuation(harness.session.final_length, written, handed_back=False))
+        taught.append(harness.estimates.risks.corrected(0.2))
     assert taught[0] == taught[1]
 
 
 # --- Whatever happens ------------------------------------------------------------------------------------------------
 
 
-def _verdict(desk: Desk, choose: Callable[[list[int]], int]) -> Verdict:
+def _verdict(harness: SpeculationHarness, choose: Callable[[list[int]], int]) -> Verdict:
     """Return a cloud's verdict on the oldest span: it follows the chain, and then the branches."""
-    session, span = desk.session, desk.session.spans[0]
-    chain, text = span.token_ids, desk.text[: span.start]
+    session, span = harness.session, harness.session.spans[0]
+    chain, text = span.token_ids, harness.text[: span.start]
     index = span.start - 1
     while (own := choose(text)) not in session.eos_token_ids and own in chain[index + 1 - span.start :][:1]:
         text.append(own)
         index += 1
     position, further = len(text), [own]
-    revision = span.revision + (desk.text[position : position + 1] != [own] and position < span.end)
+    revision = span.revision + (harness.text[position : position + 1] != [own] and position < span.end)
     while further[-1] not in session.eos_token_ids and position + len(further) < session.limit:
         child = span.tree.child(index, further[-1])
         if child is None:
@@ -218,8 +220,10 @@ def _verdict(desk: Desk, choose: Callable[[list[int]], int]) -> Verdict:
 @settings(max_examples=150)
 @given(data=st.data())
 def test_whatever_is_judged_the_text_is_what_the_model_would_write_after_it(data: st.DataObject) -> None:
-    desk = Desk(branches=data.draw(st.integers(1, 3)), limit=data.draw(st.integers(START + 2, 30)), eos=(15,))
-    session, tree = desk.session, desk.speculation.tree
+    harness = SpeculationHarness(
+        branches=data.draw(st.integers(1, 3)), limit=data.draw(st.integers(START + 2, 30)), eos=(15,)
+    )
+    session, tree = harness.session, harness.speculation.tree
 
     def choose(text: list[int]) -> int:
         return (greedy(text), second(text), second(text), data.draw(st.integers(0, 15)))[data.draw(st.integers(0, 3))]
@@ -227,16 +231,16 @@ def test_whatever_is_judged_the_text_is_what_the_model_would_write_after_it(data
     def draft_branches() -> None:
         for _ in range(data.draw(st.integers(0, 6))):
             if sites := [start for _, start in tree.sites()]:
-                desk.draft(text=False, branches=(data.draw(st.sampled_from(sites)),))
-                desk.check()
+                harness.draft(text=False, branches=(data.draw(st.sampled_from(sites)),))
+                harness.check()
 
     while session.finish_reason is None:
         for _ in range(data.draw(st.integers(1, 3))):
             if not session.exhausted:
-                desk.draft()
+                harness.draft()
         draft_branches()
         tokens = data.draw(st.integers(1, 4))
-        desk.send(*(BranchPrefix(start, tokens) for start in range(session.sent_length, len(desk.text))))
+        harness.send(*(BranchPrefix(start, tokens) for start in range(session.sent_length, len(harness.text))))
         draft_branches()
-        desk.receive(_verdict(desk, choose))
-        desk.check()
+        harness.receive(_verdict(harness, choose))
+        harness.check()

@@ -13,321 +13,330 @@ from hypothesis import strategies as st
 from chaperone_common.frames import Verdict
 from chaperone_common.types import Mode, Proposal, Signal
 from edge_client.planner import AdaptivePlanner, BranchPrefix, CatchUp, DraftToken, Estimates, HandOver, Send, Wait
-from tests.support.planner import EOS, PROMPT, RUNNER_UP, Scene, known, until_sent
+from tests.support.planner import EOS, PROMPT, RUNNER_UP, PlannerHarness, known, until_sent
 
 # --- Spans -----------------------------------------------------------------------------------------------------------
 
 
 def test_it_drafts_before_it_asks() -> None:
-    decision = Scene().decide()
+    decision = PlannerHarness().decide()
     assert decision.action == DraftToken()
     assert decision.reason
     assert decision.figures["tokens_per_s"] > 0
 
 
 def test_an_idle_cloud_is_asked_before_a_token_that_it_will_override() -> None:
-    scene = Scene(known(token_ms=10)).drafted(*[0.01] * 6, 0.97, *[0.05] * 3)
-    action = scene.decide().action
+    harness = PlannerHarness(known(token_ms=10)).drafted(*[0.01] * 6, 0.97, *[0.05] * 3)
+    action = harness.decide().action
     assert isinstance(action, Send)
     assert action.tokens in (6, 7), "what comes after is as good as void; the override itself may be fetched"
 
 
 def test_a_span_is_kept_back_while_the_cloud_reads_another() -> None:
-    scene = Scene(known(read_ms=400)).drafted(*[0.02] * 8).sent().drafted(*[0.02] * 4)
-    assert isinstance(scene.decide().action, DraftToken)
-    freed = scene.later(60 + 400)
+    harness = PlannerHarness(known(read_ms=400)).drafted(*[0.02] * 8).sent().drafted(*[0.02] * 4)
+    assert isinstance(harness.decide().action, DraftToken)
+    freed = harness.later(60 + 400)
     assert not freed.session.following
     assert isinstance(freed.drafted(*[0.02] * 40).decide().action, Send), "the cloud is about to be free"
 
 
 def test_even_a_span_that_will_not_grow_is_kept_back_while_the_cloud_is_busy() -> None:
-    def scene() -> Scene:
-        return Scene(known(read_ms=400, token_ms=10), rows=2).drafted(0.01, 0.01).sent().drafted(*[0.01] * 6, 0.97)
+    def harness() -> PlannerHarness:
+        return (
+            PlannerHarness(known(read_ms=400, token_ms=10), rows=2)
+            .drafted(0.01, 0.01)
+            .sent()
+            .drafted(*[0.01] * 6, 0.97)
+        )
 
-    assert isinstance(scene().decide().action, DraftToken), "it may be void, and there are branches to draft until then"
-    assert isinstance(scene().later(460).decide().action, Send)
+    assert isinstance(harness().decide().action, DraftToken), (
+        "it may be void, and there are branches to draft until then"
+    )
+    assert isinstance(harness().later(460).decide().action, Send)
 
 
 def test_a_span_is_kept_back_and_branches_are_drafted_while_the_cloud_reads_the_prompt() -> None:
     estimates = known(read_ms=400, token_ms=10)
     estimates.prefilled(100, 2000.0)
-    scene = Scene(estimates, rows=2).drafted(*[0.01] * 6, 0.97)
-    assert isinstance(scene.decide().action, Send)
-    scene.pipeline.opened(scene.now_ms, prompt_tokens=100)
-    action = scene.decide().action
+    harness = PlannerHarness(estimates, rows=2).drafted(*[0.01] * 6, 0.97)
+    assert isinstance(harness.decide().action, Send)
+    harness.pipeline.opened(harness.now_ms, prompt_tokens=100)
+    action = harness.decide().action
     assert isinstance(action, DraftToken)
     assert action.branches, "there is time for them"
-    assert isinstance(scene.later(2000).decide().action, Send), "it comes when the prompt is read"
+    assert isinstance(harness.later(2000).decide().action, Send), "it comes when the prompt is read"
 
 
 def test_spans_are_longer_where_reading_is_dear() -> None:
-    cheap = until_sent(Scene(known(read_ms=20, token_ms=1, stream_ms=400)))
-    dear = until_sent(Scene(known(read_ms=400, token_ms=1, stream_ms=400)))
+    cheap = until_sent(PlannerHarness(known(read_ms=20, token_ms=1, stream_ms=400)))
+    dear = until_sent(PlannerHarness(known(read_ms=400, token_ms=1, stream_ms=400)))
     assert cheap < dear
 
 
 def test_spans_are_shorter_where_the_draft_is_often_wrong() -> None:
-    sure = until_sent(Scene(known(risk=0.01, stream_ms=400)), risk=0.01)
-    unsure = until_sent(Scene(known(risk=0.3, stream_ms=400)), risk=0.3)
+    sure = until_sent(PlannerHarness(known(risk=0.01, stream_ms=400)), risk=0.01)
+    unsure = until_sent(PlannerHarness(known(risk=0.3, stream_ms=400)), risk=0.3)
     assert unsure < sure
 
 
 def test_a_text_that_has_ended_is_sent_whole() -> None:
-    scene = Scene().drafted(0.01, 0.01).drafted(0.01, token_id=EOS)
-    action = scene.decide().action
+    harness = PlannerHarness().drafted(0.01, 0.01).drafted(0.01, token_id=EOS)
+    action = harness.decide().action
     assert isinstance(action, Send)
     assert action.tokens in (None, 3)
-    full = Scene(limit=5).drafted(0.01, 0.01)
+    full = PlannerHarness(limit=5).drafted(0.01, 0.01)
     action = full.decide().action
     assert isinstance(action, Send)
     assert action.tokens in (None, 2)
 
 
 def test_it_waits_when_all_is_sent_and_the_text_has_ended() -> None:
-    scene = Scene().drafted(0.01).drafted(0.01, token_id=EOS).sent()
-    assert scene.decide().action == Wait()
+    harness = PlannerHarness().drafted(0.01).drafted(0.01, token_id=EOS).sent()
+    assert harness.decide().action == Wait()
 
 
 def test_it_waits_when_nothing_after_is_likely_to_be_used() -> None:
-    scene = Scene().drafted(0.95, 0.95, 0.95).sent()
-    assert scene.decide().action == Wait()
+    harness = PlannerHarness().drafted(0.95, 0.95, 0.95).sent()
+    assert harness.decide().action == Wait()
 
 
 # --- Branches --------------------------------------------------------------------------------------------------------
 
 
 def test_a_branch_is_drafted_where_an_override_is_likelier_than_agreement() -> None:
-    scene = Scene(known(row_ms=10), rows=2).drafted(0.02, 0.8, 0.02).sent()
-    assert scene.decide().action == DraftToken(False, (len(PROMPT) + 1,))
+    harness = PlannerHarness(known(row_ms=10), rows=2).drafted(0.02, 0.8, 0.02).sent()
+    assert harness.decide().action == DraftToken(False, (len(PROMPT) + 1,))
 
 
 def test_text_and_branch_are_drafted_together_where_another_row_is_cheap() -> None:
-    scene = Scene(known(row_ms=0.5), rows=2).drafted(0.02, 0.5, 0.02).sent()
-    assert scene.decide().action == DraftToken(True, (len(PROMPT) + 1,))
+    harness = PlannerHarness(known(row_ms=0.5), rows=2).drafted(0.02, 0.5, 0.02).sent()
+    assert harness.decide().action == DraftToken(True, (len(PROMPT) + 1,))
 
 
 def test_the_text_alone_is_drafted_where_it_is_sure() -> None:
-    scene = Scene(known(row_ms=10), rows=2).drafted(0.01, 0.01).sent()
-    assert scene.decide().action == DraftToken()
+    harness = PlannerHarness(known(row_ms=10), rows=2).drafted(0.01, 0.01).sent()
+    assert harness.decide().action == DraftToken()
 
 
 def test_without_rows_no_branch_is_drafted() -> None:
-    scene = Scene(known(row_ms=0.5), rows=0).drafted(0.02, 0.5, 0.02).sent()
-    assert scene.decide().action == DraftToken()
+    harness = PlannerHarness(known(row_ms=0.5), rows=0).drafted(0.02, 0.5, 0.02).sent()
+    assert harness.decide().action == DraftToken()
 
 
 def test_a_text_that_has_ended_leaves_time_for_branches() -> None:
-    scene = Scene(rows=2).drafted(0.3).drafted(0.01, token_id=EOS).sent()
-    assert scene.decide().action == DraftToken(False, (len(PROMPT),))
+    harness = PlannerHarness(rows=2).drafted(0.3).drafted(0.01, token_id=EOS).sent()
+    assert harness.decide().action == DraftToken(False, (len(PROMPT),))
 
 
 # --- The cloud writes ------------------------------------------------------------------------------------------------
 
 
 def test_a_cloud_that_writes_faster_than_the_device_drafts_is_left_to_write() -> None:
-    scene = Scene(known(draft_ms=200, read_ms=20, token_ms=1, stream_ms=20))
-    action = scene.decide().action
+    harness = PlannerHarness(known(draft_ms=200, read_ms=20, token_ms=1, stream_ms=20))
+    action = harness.decide().action
     assert isinstance(action, HandOver)
-    assert action.tokens == scene.session.limit - len(scene.session.text)
+    assert action.tokens == harness.session.limit - len(harness.session.text)
 
 
 def test_nothing_is_handed_over_while_the_prompt_is_being_read() -> None:
-    scene = Scene(known(draft_ms=200, read_ms=20, token_ms=1, stream_ms=20))
-    scene.session.prefilled = False
-    assert not isinstance(scene.decide().action, HandOver)
+    harness = PlannerHarness(known(draft_ms=200, read_ms=20, token_ms=1, stream_ms=20))
+    harness.session.prefilled = False
+    assert not isinstance(harness.decide().action, HandOver)
 
 
 def test_a_device_that_drafts_faster_hands_nothing_over() -> None:
-    assert Scene(known(draft_ms=5, read_ms=300)).decide().action == DraftToken()
+    assert PlannerHarness(known(draft_ms=5, read_ms=300)).decide().action == DraftToken()
 
 
 def test_a_promise_that_was_broken_is_no_reason_to_keep_the_cloud_from_writing() -> None:
-    def scene(*, delivered: float) -> Scene:
+    def harness(*, delivered: float) -> PlannerHarness:
         estimates = known(draft_ms=20, read_ms=40, stream_ms=40, rtt_ms=20, risk=0.1)
         for _ in range(200):
             estimates.delivered(1, 1 / delivered)
-        return Scene(estimates)
+        return PlannerHarness(estimates)
 
-    assert scene(delivered=1.0).decide().action == DraftToken()
-    assert isinstance(scene(delivered=0.5).decide().action, HandOver)
+    assert harness(delivered=1.0).decide().action == DraftToken()
+    assert isinstance(harness(delivered=0.5).decide().action, HandOver)
 
 
 def test_what_the_cloud_writes_is_taken_back_once_the_draft_is_ahead() -> None:
-    scene = Scene(known(draft_ms=10, read_ms=100, stream_ms=100)).taken_over()
+    harness = PlannerHarness(known(draft_ms=10, read_ms=100, stream_ms=100)).taken_over()
     for _ in range(100):
-        action = scene.decide().action
+        action = harness.decide().action
         if isinstance(action, Send):
             break
         assert action == DraftToken()
-        scene.drafted(0.05).later(10)
+        harness.drafted(0.05).later(10)
     assert isinstance(action, Send)
-    assert action.tokens in (None, len(scene.session.text) - scene.session.sent_length)
-    assert len(scene.session.text) - scene.session.final_length > 2, "more than the cloud wrote in that time"
+    assert action.tokens in (None, len(harness.session.text) - harness.session.sent_length)
+    assert len(harness.session.text) - harness.session.final_length > 2, "more than the cloud wrote in that time"
 
 
 def test_a_draft_that_is_hardly_ahead_is_not_worth_interrupting_the_cloud_for() -> None:
-    scene = Scene(known(draft_ms=20, read_ms=100, stream_ms=25)).taken_over().drafted(0.2)
-    assert not isinstance(scene.decide().action, Send)
+    harness = PlannerHarness(known(draft_ms=20, read_ms=100, stream_ms=25)).taken_over().drafted(0.2)
+    assert not isinstance(harness.decide().action, Send)
 
 
 def test_a_draft_that_is_ahead_but_likely_wrong_is_not_worth_interrupting_the_cloud_for() -> None:
-    scene = Scene(known(draft_ms=5, rtt_ms=10, read_ms=100, stream_ms=100)).taken_over()
-    assert not isinstance(scene.drafted(*[0.9] * 8).decide().action, Send)
+    harness = PlannerHarness(known(draft_ms=5, rtt_ms=10, read_ms=100, stream_ms=100)).taken_over()
+    assert not isinstance(harness.drafted(*[0.9] * 8).decide().action, Send)
 
 
 def test_a_device_that_cannot_get_ahead_does_not_draft_and_reads_at_most_in_chunks() -> None:
-    scene = Scene(known(draft_ms=40, read_ms=30, stream_ms=30)).taken_over()
-    assert scene.written(2, each_ms=30).decide().action == Wait(), "two tokens are not worth a forward"
+    harness = PlannerHarness(known(draft_ms=40, read_ms=30, stream_ms=30)).taken_over()
+    assert harness.written(2, each_ms=30).decide().action == Wait(), "two tokens are not worth a forward"
     for _ in range(30):
-        match scene.written(1, each_ms=30).decide().action:
+        match harness.written(1, each_ms=30).decide().action:
             case CatchUp():
-                assert len(scene.session.text) - scene.read > 4
-                scene.read = len(scene.session.text)
+                assert len(harness.session.text) - harness.read > 4
+                harness.read = len(harness.session.text)
             case action:
                 assert action == Wait()
 
 
 def test_a_device_that_would_have_to_read_too_much_first_does_not_begin_before_the_end() -> None:
     """The same moment, but for what the device has read; a third of a draft's time for each token of a chunk."""
-    scene = Scene(known(draft_ms=30, rtt_ms=10, read_ms=100, stream_ms=100, risk=0.01), limit=61)
-    scene.taken_over().written(52, each_ms=100)
-    scene.read = len(scene.session.text) - 1
-    assert scene.decide().action == DraftToken()
-    scene.read = len(PROMPT)
-    assert scene.decide().action == Wait()
+    harness = PlannerHarness(known(draft_ms=30, rtt_ms=10, read_ms=100, stream_ms=100, risk=0.01), limit=61)
+    harness.taken_over().written(52, each_ms=100)
+    harness.read = len(harness.session.text) - 1
+    assert harness.decide().action == DraftToken()
+    harness.read = len(PROMPT)
+    assert harness.decide().action == Wait()
 
 
 def test_it_waits_while_the_last_tokens_are_written() -> None:
-    scene = Scene(known(draft_ms=5, stream_ms=10), limit=8).taken_over()
-    assert scene.decide().action == Wait()
+    harness = PlannerHarness(known(draft_ms=5, stream_ms=10), limit=8).taken_over()
+    assert harness.decide().action == Wait()
 
 
 def test_a_device_at_leisure_reads_along_with_a_cloud_that_writes_whatever_that_promises() -> None:
     """Its own proposals there show how often it is right, and so when to take back."""
-    scene = Scene(known(draft_ms=10, stream_ms=100, rtt_ms=800, risk=0.9)).taken_over()
-    scene.read = len(scene.session.text)
-    assert scene.decide().action == Wait()
-    scene.written(1, each_ms=100)
-    assert scene.decide().action == CatchUp()
+    harness = PlannerHarness(known(draft_ms=10, stream_ms=100, rtt_ms=800, risk=0.9)).taken_over()
+    harness.read = len(harness.session.text)
+    assert harness.decide().action == Wait()
+    harness.written(1, each_ms=100)
+    assert harness.decide().action == CatchUp()
 
 
 def test_no_branch_is_drafted_where_there_is_none_though_it_would_cost_nothing() -> None:
-    scene = Scene(known(row_ms=0.0, token_ms=0.0, risk=0.01)).drafted(0.01)
-    assert scene.decide().action == DraftToken()
+    harness = PlannerHarness(known(row_ms=0.0, token_ms=0.0, risk=0.01)).drafted(0.01)
+    assert harness.decide().action == DraftToken()
 
 
 # --- Branches that are sent ------------------------------------------------------------------------------------------
 
 
-def branches_sent(scene: Scene) -> tuple[BranchPrefix, ...]:
-    action = scene.decide().action
+def branches_sent(harness: PlannerHarness) -> tuple[BranchPrefix, ...]:
+    action = harness.decide().action
     assert isinstance(action, Send)
     return action.branches
 
 
 def test_a_runner_up_is_sent_next_to_an_unsure_token_and_no_other() -> None:
-    scene = Scene(known(read_ms=300, token_ms=5), hit=0.9).drafted(0.01, 0.7, 0.01)
-    assert branches_sent(scene) == ((len(PROMPT) + 1, 1),)
+    harness = PlannerHarness(known(read_ms=300, token_ms=5), hit=0.9).drafted(0.01, 0.7, 0.01)
+    assert branches_sent(harness) == ((len(PROMPT) + 1, 1),)
 
 
 def test_what_was_drafted_of_a_branch_is_sent_as_far_as_it_is_likely() -> None:
-    scene = Scene(known(read_ms=300, token_ms=10), rows=1, hit=0.9).drafted(0.01, 0.7, 0.01, 0.9)
+    harness = PlannerHarness(known(read_ms=300, token_ms=10), rows=1, hit=0.9).drafted(0.01, 0.7, 0.01, 0.9)
     start = len(PROMPT) + 1
-    scene.tree.plant(start)
+    harness.tree.plant(start)
     for risk in (0.1, 0.1, 0.99, 0.1):
-        scene.tree.grow(start, Proposal(6, Signal(1.0, 0.5, 0.1, 1.0, risk), RUNNER_UP))
-    assert branches_sent(scene)[0] == (start, 3)
+        harness.tree.grow(start, Proposal(6, Signal(1.0, 0.5, 0.1, 1.0, risk), RUNNER_UP))
+    assert branches_sent(harness)[0] == (start, 3)
 
 
 def test_nothing_is_sent_next_to_a_span_where_reading_a_token_is_dear() -> None:
-    assert branches_sent(Scene(known(read_ms=50, token_ms=60), hit=0.5).drafted(0.3, 0.6)) == ()
+    assert branches_sent(PlannerHarness(known(read_ms=50, token_ms=60), hit=0.5).drafted(0.3, 0.6)) == ()
 
 
 # --- Other modes -----------------------------------------------------------------------------------------------------
 
 
 def test_gated_asks_once_nothing_can_join_what_fired_and_not_before() -> None:
-    scene = Scene().drafted(*[0.01] * 30, fires=False)
-    assert scene.decide(Mode.GATED).action == DraftToken()
-    assert scene.drafted(0.3).decide(Mode.GATED).action == DraftToken(), "the next one may fire, too"
+    harness = PlannerHarness().drafted(*[0.01] * 30, fires=False)
+    assert harness.decide(Mode.GATED).action == DraftToken()
+    assert harness.drafted(0.3).decide(Mode.GATED).action == DraftToken(), "the next one may fire, too"
     for _ in range(3):
-        assert scene.drafted(0.01, fires=False).decide(Mode.GATED).action == DraftToken()
-    question = scene.drafted(0.01, fires=False).decide(Mode.GATED).action
+        assert harness.drafted(0.01, fires=False).decide(Mode.GATED).action == DraftToken()
+    question = harness.drafted(0.01, fires=False).decide(Mode.GATED).action
     assert question == Send(30), "what the cloud chooses after these decides on the one that fired"
-    assert isinstance(scene.sent().decide(Mode.GATED).action, DraftToken), "and drafts on while it is being asked"
+    assert isinstance(harness.sent().decide(Mode.GATED).action, DraftToken), "and drafts on while it is being asked"
 
 
 def test_gated_asks_before_fires_without_end_are_more_than_a_good_span() -> None:
-    scene = Scene()
-    while isinstance(scene.decide(Mode.GATED).action, DraftToken):
-        scene.drafted(0.1)
-    assert isinstance(scene.decide(Mode.GATED).action, Send)
-    assert 3 <= len(scene.session.text) - scene.session.final_length <= 16
+    harness = PlannerHarness()
+    while isinstance(harness.decide(Mode.GATED).action, DraftToken):
+        harness.drafted(0.1)
+    assert isinstance(harness.decide(Mode.GATED).action, Send)
+    assert 3 <= len(harness.session.text) - harness.session.final_length <= 16
 
 
 def test_gated_has_long_stretches_read_before_the_next_question() -> None:
-    scene = Scene(known(rtt_ms=20, read_ms=50, token_ms=5))
-    while isinstance(scene.decide(Mode.GATED).action, DraftToken):
-        scene.drafted(0.001, fires=False)
-    assert scene.decide(Mode.GATED).action == Send(36), "which takes longer than three questions: 50 + 5 + 20 ms"
-    assert scene.sent().decide(Mode.GATED).action == DraftToken()
+    harness = PlannerHarness(known(rtt_ms=20, read_ms=50, token_ms=5))
+    while isinstance(harness.decide(Mode.GATED).action, DraftToken):
+        harness.drafted(0.001, fires=False)
+    assert harness.decide(Mode.GATED).action == Send(36), "which takes longer than three questions: 50 + 5 + 20 ms"
+    assert harness.sent().decide(Mode.GATED).action == DraftToken()
 
 
 @pytest.mark.parametrize(("risk", "asks"), [(0.1, True), (0.5, False)])
 def test_gated_asks_on_if_what_is_on_its_way_will_likely_stand(risk: float, asks: bool) -> None:
-    scene = Scene(known(rtt_ms=400)).drafted(risk).sent()
-    scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    assert scene.decide(Mode.GATED).action == DraftToken(), "the cloud has no time for it yet"
-    scene.now_ms += 100
-    assert scene.decide(Mode.GATED).action == (Send(1) if asks else DraftToken())
+    harness = PlannerHarness(known(rtt_ms=400)).drafted(risk).sent()
+    harness.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
+    assert harness.decide(Mode.GATED).action == DraftToken(), "the cloud has no time for it yet"
+    harness.now_ms += 100
+    assert harness.decide(Mode.GATED).action == (Send(1) if asks else DraftToken())
 
 
 def test_gated_has_no_need_to_ask_about_what_the_cloud_chooses_anyway() -> None:
-    scene = Scene(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.2, token_id=EOS)
-    assert scene.decide(Mode.GATED).action == Wait()
+    harness = PlannerHarness(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.2, token_id=EOS)
+    assert harness.decide(Mode.GATED).action == Wait()
 
 
 def test_gated_reckons_with_each_token_on_its_way_once() -> None:
-    scene = Scene(known(rtt_ms=400)).drafted(0.01, fires=False).drafted(0.15).sent(max_tokens=1)
-    scene.drafted(0.05).sent(max_tokens=1)
-    assert [(span.start, span.final_before, span.end) for span in scene.session.spans] == [(3, 4, 4), (4, 4, 5)]
-    scene.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    scene.now_ms += 300
-    assert scene.decide(Mode.GATED).action == Send(2), "0.85 x 0.95 is above 0.7, and 0.85 x 0.85 x 0.95 is not"
+    harness = PlannerHarness(known(rtt_ms=400)).drafted(0.01, fires=False).drafted(0.15).sent(max_tokens=1)
+    harness.drafted(0.05).sent(max_tokens=1)
+    assert [(span.start, span.final_before, span.end) for span in harness.session.spans] == [(3, 4, 4), (4, 4, 5)]
+    harness.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
+    harness.now_ms += 300
+    assert harness.decide(Mode.GATED).action == Send(2), "0.85 x 0.95 is above 0.7, and 0.85 x 0.85 x 0.95 is not"
 
 
 def test_gated_asks_at_once_where_nothing_is_left_to_draft() -> None:
-    scene = Scene(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.01, fires=False).drafted(0.2, token_id=EOS)
-    assert scene.pipeline.wait_ms(scene.now_ms) > 50, "the cloud is busy"
-    assert scene.decide(Mode.GATED).action == Send(1)
+    harness = (
+        PlannerHarness(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.01, fires=False).drafted(0.2, token_id=EOS)
+    )
+    assert harness.pipeline.wait_ms(harness.now_ms) > 50, "the cloud is busy"
+    assert harness.decide(Mode.GATED).action == Send(1)
 
 
 def test_gated_keeps_later_fires_for_the_next_request_and_the_rest_for_itself() -> None:
-    scene = Scene(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
-    scene.drafted(0.2).drafted(*[0.01] * 4, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    assert isinstance(scene.decide(Mode.GATED).action, DraftToken), "the cloud reads another one"
-    stood = scene.session.spans[0]
-    scene.now_ms += 160
-    scene.receive(Verdict(0, stood.end, scene.session.text[stood.end], compute_us=100_000))
-    assert scene.session.final_length == stood.end + 5, (
+    harness = PlannerHarness(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
+    harness.drafted(0.2).drafted(*[0.01] * 4, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
+    assert isinstance(harness.decide(Mode.GATED).action, DraftToken), "the cloud reads another one"
+    stood = harness.session.spans[0]
+    harness.now_ms += 160
+    harness.receive(Verdict(0, stood.end, harness.session.text[stood.end], compute_us=100_000))
+    assert harness.session.final_length == stood.end + 5, (
         "the cloud's own token vouches for the next fire, up to the last one"
     )
-    assert scene.decide(Mode.GATED).action == Send(4), "up to the next fire"
+    assert harness.decide(Mode.GATED).action == Send(4), "up to the next fire"
 
 
 def test_alone_it_drafts_to_the_end_whatever_the_costs() -> None:
     alone = AdaptivePlanner(Mode.EXACT).alone()
     assert alone.mode is Mode.EDGE
-    scene = Scene(known(draft_ms=500, read_ms=5, stream_ms=5), limit=5)
-    assert alone.decide(scene.situation).action == DraftToken()
-    assert alone.decide(scene.drafted(0.5, 0.5, fires=False).situation).action == Wait()
+    harness = PlannerHarness(known(draft_ms=500, read_ms=5, stream_ms=5), limit=5)
+    assert alone.decide(harness.situation).action == DraftToken()
+    assert alone.decide(harness.drafted(0.5, 0.5, fires=False).situation).action == Wait()
 
 
 def test_cloud_mode_hands_over_all_that_is_left_once() -> None:
-    scene = Scene(limit=30)
-    assert scene.decide(Mode.CLOUD).action == HandOver(27)
-    scene.sent(continuation_tokens=26)
-    assert scene.decide(Mode.CLOUD).action == Wait()
+    harness = PlannerHarness(limit=30)
+    assert harness.decide(Mode.CLOUD).action == HandOver(27)
+    harness.sent(continuation_tokens=26)
+    assert harness.decide(Mode.CLOUD).action == Wait()
 
 
 # --- Whatever the situation ------------------------------------------------------------------------------------------
@@ -336,23 +345,25 @@ RISKS = st.lists(st.floats(0.0001, 0.98), max_size=12)
 
 
 @st.composite
-def scenes(draw: st.DrawFn) -> Scene:
+def scenarios(draw: st.DrawFn) -> PlannerHarness:
     costs = {
         "draft_ms": draw(st.sampled_from([5.0, 20.0, 120.0])),
         "row_ms": draw(st.sampled_from([1.0, 10.0])),
         "rtt_ms": draw(st.sampled_from([1.0, 60.0, 300.0])),
         "read_ms": draw(st.sampled_from([10.0, 100.0, 400.0])),
     }
-    scene = Scene(deepcopy(_learned(**costs)), rows=draw(st.integers(0, 3)), limit=draw(st.sampled_from([16, 200])))
+    harness = PlannerHarness(
+        deepcopy(_learned(**costs)), rows=draw(st.integers(0, 3)), limit=draw(st.sampled_from([16, 200]))
+    )
     if draw(st.booleans()):
-        scene.taken_over()
+        harness.taken_over()
     for risks in draw(st.lists(RISKS, max_size=2)):
-        _drafted_within(scene, risks)
-        idle = not scene.session.spans and not scene.session.following
-        if draw(st.booleans()) and (scene.session.sent_length < len(scene.session.text) or idle):
-            scene.sent(continuation_tokens=draw(st.sampled_from([0, 50])))  # without tokens, the cloud is to write
-        scene.later(draw(st.floats(0, 300)))
-    return scene
+        _drafted_within(harness, risks)
+        idle = not harness.session.spans and not harness.session.following
+        if draw(st.booleans()) and (harness.session.sent_length < len(harness.session.text) or idle):
+            harness.sent(continuation_tokens=draw(st.sampled_from([0, 50])))  # without tokens, the cloud is to write
+        harness.later(draw(st.floats(0, 300)))
+    return harness
 
 
 @cache
@@ -360,27 +371,27 @@ def _learned(draft_ms: float, row_ms: float, rtt_ms: float, read_ms: float) -> E
     return known(draft_ms=draft_ms, row_ms=row_ms, rtt_ms=rtt_ms, read_ms=read_ms)
 
 
-def _drafted_within(scene: Scene, risks: Sequence[float]) -> None:
+def _drafted_within(harness: PlannerHarness, risks: Sequence[float]) -> None:
     for risk in risks:
-        if not scene.session.exhausted:
-            scene.drafted(risk)
+        if not harness.session.exhausted:
+            harness.drafted(risk)
 
 
 @settings(max_examples=150)
-@given(scene=scenes(), mode=st.sampled_from([Mode.EXACT, Mode.GATED]))
-def test_every_decision_can_be_carried_out_and_is_made_again(scene: Scene, mode: Mode) -> None:
-    session = scene.session
-    before = (tuple(session.text), session.sent_length, len(session.spans), set(scene.tree.branches))
-    decision = scene.decide(mode)
-    assert scene.decide(mode) == decision, "the same situation gives the same decision"
-    assert (tuple(session.text), session.sent_length, len(session.spans), set(scene.tree.branches)) == before
+@given(harness=scenarios(), mode=st.sampled_from([Mode.EXACT, Mode.GATED]))
+def test_every_decision_can_be_carried_out_and_is_made_again(harness: PlannerHarness, mode: Mode) -> None:
+    session = harness.session
+    before = (tuple(session.text), session.sent_length, len(session.spans), set(harness.tree.branches))
+    decision = harness.decide(mode)
+    assert harness.decide(mode) == decision, "the same situation gives the same decision"
+    assert (tuple(session.text), session.sent_length, len(session.spans), set(harness.tree.branches)) == before
     unsent = len(session.text) - session.sent_length
     match decision.action:
         case DraftToken(text, branches):
             assert text or branches
             assert not (text and session.exhausted)
             assert all(session.final_length <= start < len(session.text) for start in branches)
-            assert not branches or scene.tree.branches.keys() >= set(branches) or scene.tree.sites()
+            assert not branches or harness.tree.branches.keys() >= set(branches) or harness.tree.sites()
         case Send(tokens, continuation_tokens):
             assert unsent > 0
             assert tokens is None or 0 < tokens <= unsent
@@ -389,6 +400,6 @@ def test_every_decision_can_be_carried_out_and_is_made_again(scene: Scene, mode:
             assert not unsent
             assert 0 < tokens <= session.limit - len(session.text)
         case CatchUp():
-            assert scene.read < len(session.text)
+            assert harness.read < len(session.text)
         case Wait():
             assert session.spans or session.following, "somebody must be there to be waited for"

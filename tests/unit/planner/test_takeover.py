@@ -9,7 +9,7 @@ from edge_client.planner import CatchUp, Estimates, Send, Wait
 from edge_client.planner.costs import Costs
 from edge_client.planner.learning import OverrideClusters
 from edge_client.planner.takeover import takeover_tokens
-from tests.support.planner import Scene, known
+from tests.support.planner import PlannerHarness, known
 
 SLOW_LINK = Costs(draft_ms=20.0, rtt_ms=600.0, read_base_ms=80.0, read_token_ms=0.0, stream_ms=80.0)
 
@@ -55,11 +55,13 @@ def test_what_nobody_tried_for_long_is_forgotten() -> None:
     assert takeover_tokens(override_clusters, SLOW_LINK) == 0
 
 
-def asking(estimates: Estimates, limit: int = 200) -> Scene:
+def asking(estimates: Estimates, limit: int = 200) -> PlannerHarness:
     for number in range(60):
         for distance in (1, 2):
             estimates.override_clusters.settled(distance, overridden=number % 10 < 6)
-    return Scene(estimates, limit=limit).drafted(0.01, fires=False).drafted(0.5).drafted(*[0.01] * 4, fires=False)
+    return (
+        PlannerHarness(estimates, limit=limit).drafted(0.01, fires=False).drafted(0.5).drafted(*[0.01] * 4, fires=False)
+    )
 
 
 def test_gated_says_with_its_question_how_long_the_cloud_may_write_on() -> None:
@@ -71,6 +73,6 @@ def test_gated_says_with_its_question_how_long_the_cloud_may_write_on() -> None:
 
 
 def test_gated_reads_along_in_chunks_and_takes_nothing_back() -> None:
-    scene = Scene(known(rtt_ms=60, stream_ms=80)).taken_over(continuation_tokens=12)
-    assert scene.decide(Mode.GATED).action == Wait()
-    assert scene.written(8, each_ms=80).decide(Mode.GATED).action == CatchUp()
+    harness = PlannerHarness(known(rtt_ms=60, stream_ms=80)).taken_over(continuation_tokens=12)
+    assert harness.decide(Mode.GATED).action == Wait()
+    assert harness.written(8, each_ms=80).decide(Mode.GATED).action == CatchUp()

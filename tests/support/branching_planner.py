@@ -10,7 +10,7 @@ from edge_client.planner import BranchPrefix, Decision, DraftToken, FixedPlanner
 
 
 @dataclass(frozen=True, slots=True)
-class SproutingPlanner:
+class BranchingPlanner:
     """Does as another planner, but every token that it sends has a branch next to it of up to `tokens` tokens.
 
     Whenever it drafts, the likeliest branch grows too.

@@ -11,17 +11,13 @@ from chaperone_common.types import Proposal, SamplingParams, SessionId
 from edge_client.engine.speculation import Speculation
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import BranchPrefix, DraftToken, Estimates
+from tests.support.clock import ManualClock
 from tests.support.fake_draft import FakeDraft
 from tests.support.fake_target import FakeTarget
 
 PROMPT = (5, 6, 7)
 START = len(PROMPT)
 SOURCE = FakeTarget(vocabulary_size=16)
-
-
-class StillClock:
-    def now(self) -> float:
-        return 0.0
 
 
 def greedy(text: Iterable[int]) -> int:
@@ -34,7 +30,7 @@ def second(text: Iterable[int]) -> int:
     return int(SOURCE.logits(list(text)).argsort()[-2])
 
 
-class Desk:
+class SpeculationHarness:
     """One generation without engine, planner or link: a test says what is drafted and what the cloud answers."""
 
     def __init__(self, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> None:
@@ -43,7 +39,7 @@ class Desk:
         opening = Open(SessionId("s"), "", SamplingParams(), limit - START, eos, PROMPT)
         self.session = DeviceSession(opening, limit=limit)
         self.speculation = Speculation(
-            self.session, ChoosingDrafter(self.model, SamplingParams()), self.estimates, StillClock()
+            self.session, ChoosingDrafter(self.model, SamplingParams()), self.estimates, ManualClock()
         )
         self.events: list[SessionEvent] = []
         self.receive(Opened(prefilled=True, context_tokens=512))
@@ -99,9 +95,9 @@ class Desk:
         assert self.speculation.fed_length <= len(self.text)
 
 
-def drafted(tokens: int = 4, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> Desk:
-    """A desk whose span of some tokens is on its way."""
-    desk = Desk(branches=branches, limit=limit, eos=eos)
-    desk.draft(tokens)
-    desk.send()
-    return desk
+def drafted(tokens: int = 4, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> SpeculationHarness:
+    """Return a harness whose span of some tokens is on its way."""
+    harness = SpeculationHarness(branches=branches, limit=limit, eos=eos)
+    harness.draft(tokens)
+    harness.send()
+    return harness

@@ -1,45 +1,14 @@
-"""A real server on a loopback port in this event loop, and a cloud that delays and records what crosses it."""
+"""A cloud that delays what crosses it, and counts what happens."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from random import Random
 
-from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Continuation, Draft, Open, ServerFrame, Verdict
-from cloud_supervisor.assembly import build_cloud
-from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.ports import TargetModel
-from cloud_supervisor.server import Server
 from edge_client.link.grpc_link import GrpcCloud, GrpcLink
-
-
-@asynccontextmanager
-async def serving(
-    model: TargetModel,
-    pair: Path,
-    config: CloudConfig | None = None,
-    *,
-    reconnect_grace_s: float = 0.0,
-    manifest: ModelManifest | None = None,
-) -> AsyncIterator[tuple[Server, str]]:
-    """Serve a model on a free port; yields the server and its address. `manifest` is the pair's unless it is given.
-
-    Unless a test asks for a grace, nothing is kept for devices that come back, so that leaks show at once.
-    """
-    config = config or CloudConfig()
-    limits = config.limits.model_copy(update={"reconnect_grace_s": reconnect_grace_s})
-    config = config.model_copy(update={"listen": "127.0.0.1:0", "limits": limits})
-    server = Server(config, build_cloud(config, model, manifest or load_manifest(pair / "cloud", role="cloud")))
-    address = await server.start()
-    try:
-        yield server, address
-    finally:
-        await server.stop(0)
 
 
 class RecordingCloud:

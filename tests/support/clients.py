@@ -1,0 +1,61 @@
+"""Clients of the tiny pair, and a client with a server of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chaperone_common.session import Event, Failed, Finished
+from cloud_supervisor.model.ports import TargetModel
+from cloud_supervisor.server import Server
+from edge_client import EdgeClient, EdgeConfig
+from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
+from tests.support.servers import serving
+
+T = TypeVar("T")
+
+
+def config_for(
+    address: str,
+    *,
+    planner: PlannerSettings | None = None,
+    risk: float = 0.12,
+    closing_audit: bool = False,
+    cloud: CloudSettings | None = None,
+) -> EdgeConfig:
+    """The tiny pair on one thread."""
+    return EdgeConfig(
+        pair="tiny",
+        closing_audit=closing_audit,
+        cloud=(cloud or CloudSettings()).model_copy(update={"address": address}),
+        device=DeviceSettings(threads=1, allow_spinning=False),
+        gate=GateSettings(policy="threshold", risk=risk),
+        planner=planner or PlannerSettings(),
+    )
+
+
+def ending_of(events: Sequence[Event]) -> Finished | Failed:
+    """The last event, after checking that it is the only terminal one."""
+    terminal = [event for event in events if isinstance(event, Finished | Failed)]
+    assert len(terminal) == 1, f"{len(terminal)} terminal events"
+    assert events[-1] is terminal[0], "the terminal event is not the last one"
+    return terminal[0]
+
+
+@asynccontextmanager
+async def both_ends(target: TargetModel, pair: Path, **settings: Any) -> AsyncIterator[tuple[EdgeClient, Server]]:
+    async with serving(target, pair) as (server, address), EdgeClient(config_for(address, **settings)) as client:
+        yield client, server
+
+
+def run(
+    target: TargetModel, pair: Path, scenario: Callable[[EdgeClient, Server], Coroutine[Any, Any, T]], **settings: Any
+) -> T:
+    async def play() -> T:
+        async with both_ends(target, pair, **settings) as (client, server):
+            return await scenario(client, server)
+
+    return asyncio.run(play())

@@ -1,0 +1,80 @@
+"""The commands as child processes: a client, a server, and any other Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.waiting import PATIENCE_S
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """For a child process: this checkout, this CHAPERONE_HOME, no colours asked for."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    return {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "common")]), **extra}
+
+
+def start_client(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
+    """`chaperone generate --pair tiny ...` as a process of its own, with pipes."""
+    return start_python("-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *arguments, **extra)
+
+
+def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
+    """Run `chaperone` with all streams on one pseudo-terminal."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "edge_client.apps.cli.main", *arguments]
+    terminal = {"TERM": "xterm", **extra}
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**terminal), cwd=ROOT
+    )
+    os.close(theirs)
+    output = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            output += chunk
+    except OSError:  # this is how a pseudo-terminal reports that its other end is closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(PATIENCE_S), output.decode().replace("\r\n", "\n")
+
+
+def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
+    """Another interpreter on this checkout, with pipes."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(**extra),
+        cwd=ROOT,
+    )
+
+
+@contextmanager
+def server_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`chaperone-cloud serve --pair tiny ...` on a free port; yields the process and its address."""
+    command = [
+        *(sys.executable, "-m", "cloud_supervisor.cli", "serve", "--pair", "tiny", "--dtype", "float32"),
+        *("--threads", "1", "--listen", "127.0.0.1:0", *arguments),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT)
+    alarm = threading.Timer(60.0, process.kill)  # a server that never comes up ends the read below
+    alarm.start()
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        alarm.cancel()
+        assert line.startswith("chaperone-cloud: serving tiny on 127.0.0.1:"), line
+        yield process, line.split()[-1]
+    finally:
+        alarm.cancel()
+        process.kill()
+        process.communicate()
