@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check test-models bench models proto clean \
-        check-style check-types check-imports check-proto check-docs
+        check-style check-types check-imports check-proto check-docs check-wording
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -40,7 +40,7 @@ models: $(SETUP) ## fetch and convert the default pair; does nothing if it is th
 bench: models ## all that is reported, made again in under 3 hours, 4 without AVX-512; goes on where it was interrupted
 	$(BIN)/python -m benchmarks all $(ARGS)
 
-check: check-style check-types check-imports check-proto check-docs ## linters, types, architecture, contract, docs
+check: check-style check-types check-imports check-proto check-docs check-wording ## linters, types, architecture, contract, docs
 
 check-style: $(SETUP)
 	$(BIN)/ruff check
@@ -53,7 +53,10 @@ check-imports: $(SETUP)
 	$(BIN)/lint-imports
 
 # The contract is well written, breaks nothing it said two changes ago, and the committed stubs are those it generates.
-check-proto: $(SETUP)
+check-check-wording: $(SETUP)
+	$(BIN)/python -m tools.wording
+
+proto: $(SETUP)
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir $$work/stubs; \
@@ -68,6 +71,9 @@ check-proto: $(SETUP)
 
 check-docs: $(SETUP)
 	$(BIN)/python -m tools.docs --check
+
+check-wording: $(SETUP)
+	$(BIN)/python -m tools.wording
 
 proto: $(SETUP) ## regenerate the stubs in $(STUBS)
 	$(call protoc,$(STUBS))

@@ -208,7 +208,7 @@ class _Batch:
 
 
 def _order(branches: int) -> list[int]:
-    """The rows by their place in the buffers: the text in the middle, so that either of two branches is next to it."""
+    """Return the rows in the order of the buffers: the text in the middle, so that two branches are next to it."""
     left = range(1, branches + 1, 2)
     right = range(2, branches + 1, 2)
     return [*reversed(left), TEXT_ROW, *right]

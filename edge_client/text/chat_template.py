@@ -186,7 +186,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _words_of(template: nodes.Template) -> tuple[frozenset[str], frozenset[str]]:
-    """A template's variables, and all that may be a key: its attributes and strings."""
+    """Return the variables of a template, and its attributes and strings, which may be keys."""
     attributes = {node.attr for node in template.find_all(nodes.Getattr)}
     strings = {node.value for node in template.find_all(nodes.Const) if isinstance(node.value, str)}
     return frozenset(node.name for node in template.find_all(nodes.Name)), frozenset(attributes | strings)

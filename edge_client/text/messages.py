@@ -154,7 +154,7 @@ def _check_text(value: Any, field: str) -> None:
 
 
 def _plain(value: Any, field: str, depth: int = 0) -> Any:
-    """The same value in JSON's types, as templates can read and write them."""
+    """Return the value in JSON's types, which templates can read and write."""
     if depth > _MAX_DEPTH:
         raise InvalidRequest(f"{quoted(field)}: nested deeper than {_MAX_DEPTH} levels")
     match value:

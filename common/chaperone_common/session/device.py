@@ -377,7 +377,7 @@ class DeviceSession:
         return events
 
     def _is_asked_about(self, position: int) -> bool:
-        """True if a span in flight has the cloud choose the token at a position, so that it waits for the verdict."""
+        """Return whether a span in flight lets the cloud choose the token at a position; that token waits for it."""
         if any(span.end == position and span.asks_next for span in self.spans):
             return True
         return position < self.sent_length and not any(

@@ -132,7 +132,7 @@ def reliability(risks: Floats, overridden: NDArray[np.bool_]) -> list[tuple[floa
 def export(
     fitted: Fit, tokens: JudgedTokens, *, edge: GatedModel, cloud: GatedModel, data: GateData, made_at: str
 ) -> bytes:
-    """The gate as an ONNX file with its card."""
+    """Return the gate as an ONNX file with its card."""
     margins = np.exp(tokens.features[:, FEATURES.index("log_coupled_margin")].astype(np.float64))
     card = GateCard(
         features_version=FEATURES_VERSION,
