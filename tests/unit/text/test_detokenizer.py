@@ -63,7 +63,8 @@ def test_streamed_text_is_decoded_text(data: st.DataObject) -> None:
     for token_id in token_ids:
         shown += stream.push(token_id)
         assert whole.startswith(shown)
-        assert len(tokenizer_of(sort).decode(token_ids[: len(stream)])) - len(shown) <= 1  # an unfinished character
+        held_back = tokenizer_of(sort).decode(token_ids[: len(stream)])[len(shown) :]
+        assert len(held_back) <= 1 or held_back in ("\ufffd" * 2, "\ufffd" * 3)  # the bytes of an unfinished character
     assert shown + stream.flush() == whole
     assert stream.flush() == ""
 
