@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.signals import let_children_be_interrupted
+from tests.support.processes.signals import let_children_be_interrupted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = (

@@ -11,10 +11,10 @@ import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
 from cloud_supervisor.model.ports import TargetModel
-from tests.support import contract_drafts, contract_targets
-from tests.support.contract_drafts import NewSequence
-from tests.support.fake_draft import FakeDraft
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.draft import FakeDraft
+from tests.support.fakes.target import FakeTarget
+from tests.support.models import contract_drafts, contract_targets
+from tests.support.models.contract_drafts import NewSequence
 
 
 @pytest.fixture(params=["fake", "torch"], scope="module")

@@ -19,7 +19,7 @@ from chaperone_common.wire import SERVICE, SUPERVISE, decode_client, encode_clie
 from edge_client.link.grpc_link import GrpcCloud
 from edge_client.link.reconnection import DelayedLink
 from edge_client.ports import CloudLink
-from tests.support.fake_link import FakeLink
+from tests.support.fakes.link import FakeLink
 
 OPEN = Open(SessionId("s"), "sha256:0", SamplingParams(), 9, (0,), (5, 6, 7))
 DRAFTS = [

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from edge_client.ports import TEXT_ROW, DraftModel
-from tests.support.contract_drafts import CONTEXT_TOKENS, NewSequence, close_to, fresh_logits, logits_after, tokens
+from tests.support.models.contract_drafts import (
+    CONTEXT_TOKENS,
+    NewSequence,
+    close_to,
+    fresh_logits,
+    logits_after,
+    tokens,
+)
 
 BRANCHES = 4
 

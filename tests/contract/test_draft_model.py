@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from edge_client.ports import DraftModel
-from tests.support.contract_drafts import CONTEXT_TOKENS, NewSequence, close_to, logits_after, tokens
+from tests.support.models.contract_drafts import CONTEXT_TOKENS, NewSequence, close_to, logits_after, tokens
 
 
 def test_a_step_returns_one_float32_row_and_counts_its_tokens(new_sequence: NewSequence) -> None:

@@ -10,8 +10,8 @@ from chaperone_common.errors import PromptTooLong
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.model.ports import TargetModel
-from tests.support.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
-from tests.support.forward import bytes_held, feeding
+from tests.support.cloud.forward import bytes_held, feeding
+from tests.support.models.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
 ALL_SAMPLINGS = [GREEDY, SAMPLED, TRUNCATED]
 

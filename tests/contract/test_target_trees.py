@@ -11,8 +11,8 @@ from chaperone_common.errors import PromptTooLong
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.ports import KvCache, TargetModel
-from tests.support.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
-from tests.support.forward import feeding
+from tests.support.cloud.forward import feeding
+from tests.support.models.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
 #   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices wanted begin after it
 #   |   |   |   + - 7 - 9

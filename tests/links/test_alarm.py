@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from link_emulator.alarm import Alarm
-from tests.support.emulated_link import run
+from tests.support.links.emulated import run
 
 
 @pytest.mark.parametrize("precise", [True, False])

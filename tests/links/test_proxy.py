@@ -10,7 +10,7 @@ import pytest
 from chaperone_common.errors import ConfigError
 from link_emulator import LinkProxy, Profile
 from link_emulator.profile import DirectionProfile
-from tests.support.emulated_link import PLAIN, Reader, Writer, connect, echo, linked, run
+from tests.support.links.emulated import PLAIN, Reader, Writer, connect, echo, linked, run
 
 ROUGH_WAY = DirectionProfile(delay_ms=2, jitter_ms=2, jitter="exponential", rate_kbit_s=50_000, queue_kbytes=8)
 ROUGH = Profile(description="test", up=ROUGH_WAY, down=ROUGH_WAY)

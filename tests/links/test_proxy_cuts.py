@@ -10,7 +10,7 @@ import pytest
 
 from link_emulator import LinkProxy
 from link_emulator.profile import ResetProfile
-from tests.support.emulated_link import PLAIN, Reader, Serve, Writer, connect, echo, linked, run
+from tests.support.links.emulated import PLAIN, Reader, Serve, Writer, connect, echo, linked, run
 
 OUTAGE_S = 1.0
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.application import check_application, create_application
-from tests.support.installation import build, fresh_environment, install
-from tests.support.processes import ROOT
+from tests.support.processes.application import check_application, create_application
+from tests.support.processes.commands import ROOT
+from tests.support.processes.installation import build, fresh_environment, install
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
 

@@ -19,8 +19,8 @@ from cloud_supervisor.model.batched_forward import ATTENTION
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings, DeviceSettings
-from tests.support import oracle
-from tests.support.servers import serving
+from tests.support.models import oracle
+from tests.support.processes.servers import serving
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(1800)]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chaperone_common.session import Audited, Committed, Drafted, Retracted
 from chaperone_common.types import FinishReason, Mode, OnDeviation, Origin
 from edge_client.planner import FixedPlanner
-from tests.support.session_pair import EOS, PROMPT, Models, Pair, RandomPlanner, cloud_text
+from tests.support.session.pair import EOS, PROMPT, Models, Pair, RandomPlanner, cloud_text
 
 CLOUDS_OWN = {Origin.VERIFIED, Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER}
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from chaperone_common.errors import ChaperoneError, InvalidRequest, PromptTooLong, ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Open, Verdict
 from chaperone_common.session import CloudSession, State
-from tests.support.cloud_session import answer, draft, opening, session
-from tests.support.device_session import EOS, PROMPT, START
+from tests.support.session.cloud import answer, draft, opening, session
+from tests.support.session.device import EOS, PROMPT, START
 
 # Opening
 

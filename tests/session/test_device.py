@@ -14,7 +14,7 @@ from chaperone_common.errors import (
 from chaperone_common.frames import Continuation, Draft, Opened, Verdict
 from chaperone_common.session import Audited, CloudSession, Committed, Drafted, Retracted
 from chaperone_common.types import Origin, Span
-from tests.support.device_session import (
+from tests.support.session.device import (
     OPEN,
     PROMPT,
     START,

@@ -17,7 +17,7 @@ from chaperone_common.errors import (
 from chaperone_common.frames import Close, Closed, Continuation, Failure, Open, Opened, Verdict
 from chaperone_common.session import Audited, Committed, DeviceSession, Retracted, State
 from chaperone_common.types import FinishReason, OnDeviation, Origin, SamplingParams, SessionId
-from tests.support.device_session import EOS, START, committed, fire, lose, session, skip, with_two_questions
+from tests.support.session.device import EOS, START, committed, fire, lose, session, skip, with_two_questions
 
 # Deviations that are retracted
 

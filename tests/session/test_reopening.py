@@ -7,7 +7,7 @@ import pytest
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Continuation, Draft, Opened, Verdict
 from chaperone_common.types import Origin
-from tests.support.device_session import OPEN, PROMPT, committed, fire, lose, session, skip
+from tests.support.session.device import OPEN, PROMPT, committed, fire, lose, session, skip
 
 
 def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:

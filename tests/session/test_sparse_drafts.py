@@ -27,7 +27,7 @@ from chaperone_common.types import Choice, Proposal, SamplingParams, SessionId, 
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.model.ports import ForwardResult
 from cloud_supervisor.supervisor import Supervisor
-from tests.support.clock import ManualClock
+from tests.support.fakes.clock import ManualClock
 
 PROMPT = (7, 8, 9)
 START = len(PROMPT)

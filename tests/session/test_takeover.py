@@ -9,7 +9,7 @@ from chaperone_common.frames import Continuation, Draft, Verdict
 from chaperone_common.session import CloudSession, DeviceSession, Retracted
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import FinishReason, Origin
-from tests.support.device_session import EOS, OPEN, committed, fire, session, skip
+from tests.support.session.device import EOS, OPEN, committed, fire, session, skip
 
 
 def test_the_cloud_writes_on_until_it_hands_back() -> None:

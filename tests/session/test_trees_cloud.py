@@ -13,8 +13,8 @@ from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
 from chaperone_common.session import CloudSession
 from chaperone_common.token_tree import BranchToken
-from tests.support.cloud_session import answer, draft, session
-from tests.support.device_session import EOS, PROMPT, START
+from tests.support.session.cloud import answer, draft, session
+from tests.support.session.device import EOS, PROMPT, START
 
 # The Draft that most examples send: the chain 1 2 3 from position 3 on, and next to it
 #     6: 5 in place of the 2,   7: 6 after that 5,   8: 7 in place of the 6,   9: 9 after the 3, where the bonus goes

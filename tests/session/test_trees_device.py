@@ -13,7 +13,7 @@ from chaperone_common.frames import Close, Closed, Continuation, Draft, Verdict
 from chaperone_common.session import CloudSession, Committed, DeviceSession, Retracted
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import FinishReason, Origin, Span
-from tests.support.device_session import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip, snapshot
+from tests.support.session.device import EOS, OPEN, PROMPT, START, committed, fire, lose, session, skip, snapshot
 
 # Next to the chain 1 2 3 from position 3 on: a 5 in place of the 2, after it a 6 or a 7, and a 9 after the 3.
 TREE = (BranchToken(3, 5), BranchToken(6, 6), BranchToken(6, 7), BranchToken(5, 9))

@@ -17,7 +17,7 @@ from chaperone_common.types import Mode, Origin
 from edge_client.gate import Always
 from edge_client.planner import Estimates, FixedPlanner
 from link_emulator.profile import DirectionProfile, OutageProfile, Profile, RandomOutages, ResetProfile
-from tests.support.traces import LOST, trace_of
+from tests.support.benchmarks.traces import LOST, trace_of
 
 EXACT, CLOUD = strategy_for(Mode.EXACT), strategy_for(Mode.CLOUD)
 CLOUD_READ_MS = Curve.of((1, 100), (32, 162))  # 2 ms a token

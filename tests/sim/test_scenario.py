@@ -19,7 +19,7 @@ from chaperone_common.types import FinishReason, Mode, Origin, Signal
 from edge_client.gate import Always, Threshold
 from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner
 from link_emulator.profile import DirectionProfile, OutageProfile, PeriodicOutages, Profile, ResetProfile
-from tests.support.traces import EOS, SURE, trace_of
+from tests.support.benchmarks.traces import EOS, SURE, trace_of
 
 SIGNAL = Signal(1.0, 0.5, 0.1, 1.0, 0.5)
 

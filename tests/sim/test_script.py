@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.simulation.script import CLOUD_FILLER, DEVICE_FILLER, PROMPT_TOKEN, VOCABULARY_SIZE, Script
 from chaperone_common.errors import ConfigError
-from tests.support.traces import EOS, LOST, UNSURE, extended_trace, trace_of
+from tests.support.benchmarks.traces import EOS, LOST, UNSURE, extended_trace, trace_of
 
 PROMPT = [PROMPT_TOKEN] * 4
 TRACE = trace_of("++-+-+")

@@ -14,7 +14,7 @@ from chaperone_common.errors import CloudTimeout
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.ports import ForwardQueue
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 COSTS = CloudCosts(read_ms=Curve.of((1, 50), (2, 60)), prefill_ms=10)
 TEXT = (PROMPT_TOKEN,) * 4 + (100, 101, 102)

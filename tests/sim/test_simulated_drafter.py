@@ -13,7 +13,7 @@ from benchmarks.simulation.drafter import SimulatedDrafter
 from benchmarks.simulation.script import PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
 from edge_client.ports import TEXT_ROW, Drafter
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 PROMPT = [PROMPT_TOKEN] * 4
 TRACE = trace_of("+-+-++")

@@ -19,8 +19,8 @@ from edge_client.ports import Cloud
 from link_emulator.model import Link
 from link_emulator.profile import Profile, ResetProfile
 from tests.contract import test_cloud_link as contract
-from tests.support.simulated_link import SimulatedLinkHarness, simulated_link_harness
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
+from tests.support.links.simulated import SimulatedLinkHarness, simulated_link_harness
 
 PROMISES = [
     promise

@@ -10,7 +10,7 @@ from benchmarks.simulation.script import CLOUD_FILLER, PROMPT_TOKEN, Script
 from benchmarks.simulation.virtual_time import run
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 COSTS = CloudCosts(read_ms=Curve.of((1, 1), (100, 100)), prefill_ms=1)  # a millisecond for each token
 PROMPT = (PROMPT_TOKEN,) * 4

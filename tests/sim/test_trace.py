@@ -13,7 +13,7 @@ import benchmarks
 from benchmarks.simulation.trace import ASTRAY_TOKENS, TraceFile, load_traces, save_traces, with_disagreement_as_risk
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import SamplingParams
-from tests.support.traces import extended_trace, trace_of
+from tests.support.benchmarks.traces import extended_trace, trace_of
 
 FOLDER = Path(benchmarks.__path__[0]) / "traces"
 COMMITTED = sorted(FOLDER.glob("*.jsonl.gz"))

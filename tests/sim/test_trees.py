@@ -19,8 +19,8 @@ from chaperone_common.types import Mode, Origin
 from edge_client.gate import Always
 from edge_client.planner import FixedPlanner
 from link_emulator.profile import Profile, ResetProfile
-from tests.support.branching_planner import BranchingPlanner
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
+from tests.support.device.branching_planner import BranchingPlanner
 
 # Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
 SCENARIO = Scenario(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kit.digests import PRODUCT, digest_of, digest_of_source, files_of
-from tests.support.processes import ROOT
+from tests.support.processes.commands import ROOT
 
 SOURCE = {
     "benchmarks/__init__.py": "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.kit.work_file import WorkFile
-from tests.support.rows import make_row
+from tests.support.benchmarks.rows import make_row
 
 A, B = make_row("a", "exact", 1.0), make_row("b", "exact", 2.0)
 

@@ -9,7 +9,7 @@ from benchmarks.measured.device import signals_share
 from benchmarks.traces.record import device_model
 from chaperone_common.artefacts.manifest import load_manifest
 from edge_client.gate.risk import CalibratedRisk
-from tests.support.gate import gate_for
+from tests.support.device.gate import gate_for
 
 
 def test_the_parts_of_a_step_are_measured(tiny_pair: Path, tmp_path: Path) -> None:

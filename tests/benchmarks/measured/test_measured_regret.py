@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measured.regret import measured_regret, ratio, ratio_interval
-from tests.support.rows import make_row
+from tests.support.benchmarks.rows import make_row
 
 
 def cold(prompt: str, strategy: str, total_ms: float, **given: Any) -> dict[str, Any]:

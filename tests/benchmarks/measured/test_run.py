@@ -18,7 +18,7 @@ from benchmarks.kit.digests import digest_of
 from benchmarks.measured.plan import rotated
 from benchmarks.measured.run import add_arguments, plan_from
 from chaperone_common.errors import ChaperoneError, ConfigError
-from tests.support.processes import ROOT, environment
+from tests.support.processes.commands import ROOT, environment
 from tests.support.waiting import PATIENCE_S
 
 STRATEGIES = ("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "specedge-4", "assisted")

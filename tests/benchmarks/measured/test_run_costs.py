@@ -12,7 +12,7 @@ import pytest
 from benchmarks.measured.costs import RunCosts
 from chaperone_common.errors import ConfigError
 from link_emulator.profile import Profile
-from tests.support.rows import make_row
+from tests.support.benchmarks.rows import make_row
 
 COSTS = {"draft_ms": 10.0, "row_ms": 3.0, "rtt_ms": 22.0, "stream_ms": 80.0}
 READINGS = ((3, 110.0), (3, 100.0), (3, 990.0), (15, 200.0), (16, 220.0), (16, 240.0))

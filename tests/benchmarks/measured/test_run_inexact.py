@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, environment
+from tests.support.processes.commands import ROOT, environment
 
 STRATEGIES = ("cloud", "exact", "bild-0-0", "bild-0-9", "uhlm-0", "uhlm-0.4")
 

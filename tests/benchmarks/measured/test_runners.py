@@ -17,10 +17,10 @@ from chaperone_common.types import SamplingParams
 from cloud_supervisor.config import CloudConfig
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.uncertainty import cross_entropy, disagreement
-from tests.support.fake_draft import FakeDraft
-from tests.support.fake_target import FakeTarget
-from tests.support.forward import feeding
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
+from tests.support.cloud.forward import feeding
+from tests.support.fakes.draft import FakeDraft
+from tests.support.fakes.target import FakeTarget
 
 PROMPT = (3, 1, 4, 1)
 SAMPLED = SamplingParams(temperature=0.8, seed=11)

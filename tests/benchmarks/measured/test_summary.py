@@ -7,8 +7,8 @@ import pytest
 from benchmarks.measured.bounds import summarise_bounds
 from benchmarks.measured.summary import gaps_ms, percentile, summarise, tokens_per_s
 from benchmarks.simulation.bounds import Costs, clairvoyant_ms, physical_floor_ms
-from tests.support.rows import make_row
-from tests.support.traces import trace_of
+from tests.support.benchmarks.rows import make_row
+from tests.support.benchmarks.traces import trace_of
 
 COSTS = {"draft_ms": 10.0, "row_ms": 3.0, "rtt_ms": 22.0, "stream_ms": 80.0}
 READINGS = ((1, 90.0), (3, 100.0), (7, 120.0))

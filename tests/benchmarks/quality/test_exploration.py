@@ -29,7 +29,7 @@ from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.onnx_model import OnnxModel, OnnxSequence
 from edge_client.planner import AdaptivePlanner
 from link_emulator.profile import Profile
-from tests.support.forward import feeding
+from tests.support.cloud.forward import feeding
 
 GREEDY = SamplingParams()
 NEW_TOKENS = 24

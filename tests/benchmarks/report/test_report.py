@@ -18,7 +18,7 @@ from benchmarks.report.figures import FIGURES
 from benchmarks.report.report import cell, load_result, write_report
 from benchmarks.report.speed_figures import heat_map, speed_figure
 from chaperone_common.errors import ConfigError
-from tests.support.rows import make_result, make_row
+from tests.support.benchmarks.rows import make_result, make_row
 
 VOID = {"meta", "img", "br"}
 PNG = b"\x89PNG\r\n\x1a\n"

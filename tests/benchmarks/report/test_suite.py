@@ -15,7 +15,7 @@ from benchmarks.kit.digests import PRODUCT
 from benchmarks.report.make_all import Suite, as_text, chosen
 from benchmarks.report.steps import RESULTS, STEPS, Step
 from chaperone_common.errors import ConfigError
-from tests.support.processes import ROOT
+from tests.support.processes.commands import ROOT
 
 A = Step("a", "the first", "peers", "a.json", 1.0, "--traces traces.gz")
 B = Step("b", "of the first", "run", "links/b.json", 2.0, f"--peers {RESULTS}/a.json", needs=("a",))

@@ -19,7 +19,7 @@ from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.model.torch_model import TorchModel
-from tests.support.forward import feeding
+from tests.support.cloud.forward import feeding
 
 WITHIN_NATS = 3.0
 GREEDY = SamplingParams()

@@ -15,7 +15,7 @@ from chaperone_common.session import Committed, Drafted
 from chaperone_common.types import Mode, Origin
 from edge_client.planner import AdaptivePlanner
 from link_emulator.profile import Profile
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 # Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
 SCENARIO = Scenario(

@@ -18,7 +18,7 @@ from benchmarks.traces.extend import add_arguments, run
 from benchmarks.traces.record import models_of, sha256_of
 from chaperone_common.errors import ConfigError
 from edge_client import EdgeClient, EdgeConfig
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 
 @pytest.fixture

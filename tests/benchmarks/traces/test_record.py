@@ -17,8 +17,8 @@ from chaperone_common.sampling import choose, noise, softmax
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import FinishReason, SamplingParams
 from edge_client.generation import Generation
-from tests.support.fake_draft import FakeDraft
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.draft import FakeDraft
+from tests.support.fakes.target import FakeTarget
 
 PROMPT = (3, 4, 5)
 CLOUD, DEVICE = FakeTarget(seed=1), FakeTarget(seed=1, disturbance=0.4)

@@ -17,7 +17,7 @@ from benchmarks.virtual.run import bounds_of, entries, summarise
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import SamplingParams
 from link_emulator.profile import Profile
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 NAMES = {
     "general": {"cloud": "cloud", "exact": "exact", "sync": "sync-8"},

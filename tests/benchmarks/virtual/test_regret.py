@@ -13,7 +13,7 @@ import pytest
 from benchmarks.simulation.trace import TraceFile, save_traces
 from benchmarks.virtual import regret
 from benchmarks.virtual.regret import Cell, summarise
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 
 def measured(folder: Path, *options: str) -> dict[str, Any]:

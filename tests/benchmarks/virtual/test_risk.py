@@ -17,7 +17,7 @@ from benchmarks.virtual.risk_constants import (
     runner_up_share,
 )
 from edge_client.model.uncertainty import doubt
-from tests.support.traces import SURE, UNSURE, trace_of
+from tests.support.benchmarks.traces import SURE, UNSURE, trace_of
 
 RAW = np.linspace(0.01, 0.6, 24)
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.simulation.trace import TraceFile, save_traces
 from benchmarks.virtual import simulate as command
 from chaperone_common.errors import ConfigError
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from benchmarks.virtual.validate import compare
 from chaperone_common.errors import ConfigError
 from edge_client.planner import Estimates
 from link_emulator.profile import Profile
-from tests.support.traces import trace_of
+from tests.support.benchmarks.traces import trace_of
 
 READ = Curve.of((1, 100), (2, 100), (3, 102), (5, 106), (9, 114), (17, 130), (33, 162))
 TRACE = trace_of("+++++++-" * 4)

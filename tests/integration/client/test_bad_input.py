@@ -13,7 +13,7 @@ from chaperone_common.types import FinishReason, Mode, PromptInput
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
-from tests.support.clients import run
+from tests.support.processes.clients import run
 
 PROMPT = "the list of a number is"
 

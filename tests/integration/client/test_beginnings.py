@@ -25,9 +25,9 @@ from edge_client import EdgeClient, Event, Failed, Finished, GenerationTimeout, 
 from edge_client.config import CloudSettings
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.ports import CloudLink
-from tests.support.clients import config_for, ending_of
-from tests.support.fake_target import Brake, fake_target
-from tests.support.servers import serving
+from tests.support.fakes.target import Brake, fake_target
+from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.servers import serving
 from tests.support.waiting import PATIENCE_S, until
 
 PROMPT = "the list of a number is"

@@ -20,8 +20,8 @@ from edge_client.config import PlannerSettings
 from edge_client.generation import Collector
 from edge_client.planner import FixedPlanner, Send
 from edge_client.text.output import CommittedText
-from tests.support.clients import config_for, ending_of, run
-from tests.support.servers import serving_in_thread
+from tests.support.processes.clients import config_for, ending_of, run
+from tests.support.processes.servers import serving_in_thread
 from tests.support.waiting import until
 
 PROMPT = "the list of a number is"

@@ -12,9 +12,9 @@ import pytest
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest
 from chaperone_common.session import Committed, Drafted, Event, Failed, Finished
 from edge_client import EdgeClient, Mode, PromptInput, SyncEdgeClient
-from tests.support.clients import config_for
-from tests.support.fake_target import Brake, fake_target
-from tests.support.servers import serving
+from tests.support.fakes.target import Brake, fake_target
+from tests.support.processes.clients import config_for
+from tests.support.processes.servers import serving
 from tests.support.waiting import PATIENCE_S, until
 
 LONG: dict[str, Any] = {"prompt": "the list", "max_new_tokens": 3000}

@@ -36,10 +36,10 @@ from edge_client import (
 )
 from edge_client.config import CloudSettings
 from edge_client.model.onnx_model import OnnxModel
-from tests.support.clients import config_for, ending_of
-from tests.support.fake_target import Brake, FakeTarget, fake_target
-from tests.support.processes import server_process, start_python
-from tests.support.servers import serving, serving_in_thread
+from tests.support.fakes.target import Brake, FakeTarget, fake_target
+from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.commands import server_process, start_python
+from tests.support.processes.servers import serving, serving_in_thread
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
 PROMPT = "the list of a number is"

@@ -18,10 +18,10 @@ from cloud_supervisor.model.ports import TargetModel
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
 from edge_client.generation import Collector
-from tests.support.clients import config_for, ending_of
-from tests.support.fake_target import Brake, fake_target
-from tests.support.processes import server_process, start_client
-from tests.support.servers import serving
+from tests.support.fakes.target import Brake, fake_target
+from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.commands import server_process, start_client
+from tests.support.processes.servers import serving
 from tests.support.waiting import until
 
 PROMPT = "the list of a number is"

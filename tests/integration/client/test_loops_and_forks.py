@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from edge_client import EdgeClient, InvalidRequest
-from tests.support.clients import config_for
-from tests.support.fake_target import fake_target
-from tests.support.processes import start_python
-from tests.support.servers import serving_in_thread
+from tests.support.fakes.target import fake_target
+from tests.support.processes.clients import config_for
+from tests.support.processes.commands import start_python
+from tests.support.processes.servers import serving_in_thread
 from tests.support.waiting import PATIENCE_S
 
 PROMPT = "the list of a number is"

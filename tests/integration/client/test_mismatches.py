@@ -25,7 +25,7 @@ from chaperone_common.frames import API_VERSION, Capabilities
 from chaperone_common.types import PromptInput
 from chaperone_common.wire import GET_CAPABILITIES, SERVICE, encode_capabilities
 from edge_client import EdgeClient, EdgeConfig
-from tests.support.clients import config_for
+from tests.support.processes.clients import config_for
 
 PROMPT = "the list of a number is"
 

@@ -17,11 +17,11 @@ from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, ModelMismatch, PartialGeneration
 from edge_client.config import CloudSettings, PlannerSettings
-from tests.support.clients import config_for, ending_of
-from tests.support.fake_target import FakeTarget
-from tests.support.forwarder import Forwarder, forwarding
-from tests.support.raw_stream import RawStream, opening, raw_channel
-from tests.support.servers import serving
+from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
+from tests.support.fakes.target import FakeTarget
+from tests.support.links.forwarder import Forwarder, forwarding
+from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.servers import serving
 
 PROMPT = "the list of a number is"
 SMALL_SPANS = CloudConfig(limits=LimitsConfig(max_span_tokens=2))

@@ -18,12 +18,12 @@ from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
-from tests.support.clients import config_for, ending_of
-from tests.support.fake_target import FakeTarget, fake_target
-from tests.support.forwarder import forwarding
-from tests.support.raw_stream import RawStream, opening, raw_channel
-from tests.support.scenario import draft
-from tests.support.servers import serving
+from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
+from tests.support.cloud.scenario import draft
+from tests.support.fakes.target import FakeTarget, fake_target
+from tests.support.links.forwarder import forwarding
+from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.servers import serving
 from tests.support.waiting import PATIENCE_S, until
 
 PROMPT = "the list of a number is"

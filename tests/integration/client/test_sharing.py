@@ -17,11 +17,11 @@ from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
-from tests.support.clients import config_for
-from tests.support.fake_target import Brake, FakeTarget, fake_target
-from tests.support.raw_stream import RawStream, opening, raw_channel
-from tests.support.scenario import draft, load_vocabulary, play, write_to_the_end
-from tests.support.servers import serving
+from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
+from tests.support.cloud.scenario import draft, load_vocabulary, play, write_to_the_end
+from tests.support.fakes.target import Brake, FakeTarget, fake_target
+from tests.support.processes.clients import config_for
+from tests.support.processes.servers import serving
 from tests.support.waiting import until
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chaperone_common.command.console import visible
-from tests.support.processes import ROOT, environment, on_a_terminal
+from tests.support.processes.commands import ROOT, environment, on_a_terminal
 from tests.support.waiting import PATIENCE_S
 
 TINY = "generate --pair tiny --mode edge --max-new-tokens 5"

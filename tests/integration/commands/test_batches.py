@@ -18,9 +18,9 @@ import pytest
 from chaperone_common.command.console import Console
 from edge_client.apps.batch.results import open_results
 from edge_client.apps.cli.main import main
-from tests.support.fake_target import fake_target
-from tests.support.processes import environment
-from tests.support.servers import serving_in_thread
+from tests.support.fakes.target import fake_target
+from tests.support.processes.commands import environment
+from tests.support.processes.servers import serving_in_thread
 from tests.support.waiting import PATIENCE_S, wait_until
 
 NOBODY = "127.0.0.1:1"

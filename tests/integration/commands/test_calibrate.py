@@ -28,10 +28,10 @@ from edge_client.config import CloudSettings, DeviceSettings, GateSettings
 from edge_client.gate import gating
 from edge_client.gate.gate_model import CARD, GatedModel, GateModel
 from edge_client.gate.gating import Gates, load_gate
-from tests.support.fake_target import fake_target
-from tests.support.gate import gate_for, synthetic
-from tests.support.processes import environment
-from tests.support.servers import serving, serving_in_thread
+from tests.support.device.gate import gate_for, synthetic
+from tests.support.fakes.target import fake_target
+from tests.support.processes.commands import environment
+from tests.support.processes.servers import serving, serving_in_thread
 
 CAPABILITIES = Capabilities(API_VERSION, "some model", "", 100, 100, 16)
 

@@ -19,8 +19,8 @@ from chaperone_common.stats import GenerationStats
 from cloud_supervisor.cli import main as cloud_main
 from cloud_supervisor.server import Server
 from edge_client.apps.cli.main import main
-from tests.support.fake_target import fake_target
-from tests.support.servers import serving_in_thread
+from tests.support.fakes.target import fake_target
+from tests.support.processes.servers import serving_in_thread
 
 PROMPT = "the list of a number is"
 RESULT_KEYS = {"prompt_token_ids", "token_ids", "text", "origins", "finish_reason", "stats"}

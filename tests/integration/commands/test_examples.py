@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fake_target import fake_target
-from tests.support.processes import ROOT, environment
-from tests.support.servers import serving_in_thread
+from tests.support.fakes.target import fake_target
+from tests.support.processes.commands import ROOT, environment
+from tests.support.processes.servers import serving_in_thread
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 
 from edge_client import Decision, EdgeClient, EdgeConfig, Mode
 from edge_client.apps.cli.main import main
-from tests.support.fake_target import fake_target
-from tests.support.servers import serving_in_thread
+from tests.support.fakes.target import fake_target
+from tests.support.processes.servers import serving_in_thread
 
 PROMPT = "the quetzal of a number is"
 ACTIONS = {"Draft", "CatchUp", "Send", "Wait", "HandOver"}

@@ -21,10 +21,10 @@ import pytest
 from chaperone_common.artefacts.manifest import load_manifest
 from cloud_supervisor.cli import main as cloud_main
 from edge_client.apps.cli.main import main
-from tests.support.fake_target import Brake, fake_target
-from tests.support.processes import environment, on_a_terminal, server_process, start_client, start_python
-from tests.support.raw_stream import RawStream, opening
-from tests.support.servers import serving
+from tests.support.cloud.raw_stream import RawStream, opening
+from tests.support.fakes.target import Brake, fake_target
+from tests.support.processes.commands import environment, on_a_terminal, server_process, start_client, start_python
+from tests.support.processes.servers import serving
 from tests.support.waiting import PATIENCE_S, until
 
 PROMPT = "the list of a number is"
@@ -120,7 +120,7 @@ def test_control_c_at_the_prompt_is_130(tiny_pair: Path) -> None:
 SCRIPT = """
 import sys
 from edge_client import SyncEdgeClient
-from tests.support.clients import config_for
+from tests.support.processes.clients import config_for
 with SyncEdgeClient(config_for(sys.argv[1])) as client:
     try:
         for event in client.stream("the list"):
@@ -151,7 +151,7 @@ def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -
 INTERRUPTED_ANYWHERE = """
 import random, signal, time
 from edge_client import SyncEdgeClient
-from tests.support.clients import config_for
+from tests.support.processes.clients import config_for
 chance, stopped = random.Random(0), 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
@@ -175,7 +175,7 @@ with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
 INTERRUPTED_IN_CLOSING = """
 import random, signal, threading
 from edge_client import SyncEdgeClient
-from tests.support.clients import config_for
+from tests.support.processes.clients import config_for
 chance, stopped = random.Random(0), 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 for _ in range(20):

@@ -16,7 +16,7 @@ import pytest
 
 from chaperone_common.artefacts.folders import ROLES
 from chaperone_common.artefacts.manifest import load_manifest
-from tests.support.processes import ROOT, environment
+from tests.support.processes.commands import ROOT, environment
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.application import check_application, create_application
-from tests.support.installation import Distribution, build, fresh_environment, install, link_libraries
-from tests.support.processes import ROOT
+from tests.support.processes.application import check_application, create_application
+from tests.support.processes.commands import ROOT
+from tests.support.processes.installation import Distribution, build, fresh_environment, install, link_libraries
 
 
 @pytest.fixture(scope="module")

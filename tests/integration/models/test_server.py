@@ -14,9 +14,9 @@ from chaperone_common.wire import encode_client
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
-from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
-from tests.support.raw_stream import RawStream, opening
-from tests.support.scenario import SMALL, draft, load_vocabulary, play, write_to_the_end
+from tests.support.cloud.raw_stream import RawStream, opening
+from tests.support.cloud.scenario import SMALL, draft, load_vocabulary, play, write_to_the_end
+from tests.support.fakes.target import KV_BYTES_PER_TOKEN, FakeTarget
 from tests.support.waiting import until
 
 MALFORMED: dict[str, tuple[list[ClientFrame | bytes], str, str]] = {

@@ -17,7 +17,7 @@ from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.torch_model import Dtype, TorchModel
-from tests.support.forward import bytes_held, feeding
+from tests.support.cloud.forward import bytes_held, feeding
 
 CONTEXT_TOKENS = 128
 GREEDY = SamplingParams()

@@ -9,7 +9,7 @@ from pathlib import Path
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.torch_model import TorchModel
-from tests.support.forward import feeding
+from tests.support.cloud.forward import feeding
 
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
 CHAIN_TOKENS, BRANCH_TOKENS, TREES = 8, 8, 6

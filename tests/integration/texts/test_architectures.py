@@ -22,9 +22,9 @@ from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.architectures import CLOUD_MODEL_TYPES, context_tokens, layer_windows
 from cloud_supervisor.model.ports import KvCache
 from cloud_supervisor.model.torch_model import TorchModel
-from tests.support import families, oracle
-from tests.support.families import FAMILIES, VOCABULARY, WINDOW
-from tests.support.forward import bytes_held, feeding
+from tests.support.cloud.forward import bytes_held, feeding
+from tests.support.models import families, oracle
+from tests.support.models.families import FAMILIES, VOCABULARY, WINDOW
 
 TEXT_TOKENS = 200
 CLOSE = 1e-4

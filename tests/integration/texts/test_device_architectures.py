@@ -26,10 +26,10 @@ from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, PlannerSettings
 from edge_client.model.onnx_model import OnnxModel, OnnxSequence
-from tests.support import families, oracle
-from tests.support.families import VOCABULARY, WINDOW
-from tests.support.onnx_builder import builder_in_process
-from tests.support.servers import serving
+from tests.support.models import families, oracle
+from tests.support.models.families import VOCABULARY, WINDOW
+from tests.support.models.onnx_builder import builder_in_process
+from tests.support.processes.servers import serving
 
 FAMILIES = (
     *("ernie4_5", "gemma", "gemma2", "gemma3", "granite", "llama with rope of llama3", "mistral with a window"),

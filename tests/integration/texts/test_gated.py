@@ -14,7 +14,7 @@ from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
 from edge_client.gate import Totals
-from tests.support.servers import serving
+from tests.support.processes.servers import serving
 from tests.support.waiting import until
 
 PROMPT = "the list of a number is"

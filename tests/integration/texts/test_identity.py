@@ -22,9 +22,9 @@ from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import DeviceSettings, PlannerSettings
 from edge_client.generation import Collector, GenerationRequest
-from tests.support import oracle
-from tests.support.recording_cloud import RecordingCloud
-from tests.support.servers import serving
+from tests.support.fakes.recording_cloud import RecordingCloud
+from tests.support.models import oracle
+from tests.support.processes.servers import serving
 
 GENERATIONS = 300
 CONCURRENT = 6

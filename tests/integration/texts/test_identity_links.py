@@ -42,9 +42,9 @@ from link_emulator.profile import (
     profile_names,
 )
 from tests.integration.texts.test_identity import WORDS
-from tests.support import oracle
-from tests.support.clients import config_for, ending_of
-from tests.support.servers import serving
+from tests.support.models import oracle
+from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.servers import serving
 
 RUNS = 200
 GATED_EVERY = 4  # one run in so many is made in `gated` as well

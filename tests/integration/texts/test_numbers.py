@@ -16,8 +16,8 @@ from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import PlannerSettings
 from edge_client.generation import Collector
-from tests.support.clients import config_for, run
-from tests.support.forward import feeding
+from tests.support.cloud.forward import feeding
+from tests.support.processes.clients import config_for, run
 
 PROMPT = "the list of a number is"
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from chaperone_common.artefacts.manifest import load_manifest
-from tests.support import oracle
+from tests.support.models import oracle
 
 PROMPT = "the list of a number is sorted and"
 GREEDY: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}

@@ -10,9 +10,9 @@ from chaperone_common.types import Mode, Signal
 from edge_client import EdgeClient, Generation
 from edge_client.gate import Gate
 from edge_client.planner import FixedPlanner, Planner
-from tests.support.clients import config_for
-from tests.support.fake_target import fake_target
-from tests.support.servers import serving
+from tests.support.fakes.target import fake_target
+from tests.support.processes.clients import config_for
+from tests.support.processes.servers import serving
 
 PROMPT = "the list of a number is"
 

@@ -23,7 +23,7 @@ from chaperone_common.artefacts.folders import ROLES, Role
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ModelCorrupt, ModelMissing
 from cloud_supervisor.export.listing import list_pairs
-from tests.support.processes import ROOT, environment
+from tests.support.processes.commands import ROOT, environment
 
 pytestmark = pytest.mark.timeout(600)
 

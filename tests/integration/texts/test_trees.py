@@ -16,9 +16,9 @@ from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient
 from edge_client.generation import Collector, Generation
 from edge_client.planner import AdaptivePlanner, FixedPlanner, Planner
-from tests.support.branching_planner import BranchingPlanner
-from tests.support.clients import config_for
-from tests.support.servers import serving
+from tests.support.device.branching_planner import BranchingPlanner
+from tests.support.processes.clients import config_for
+from tests.support.processes.servers import serving
 
 SEEDS = 20
 PROMPTS = ("the list of a number is", "import the class and", "each value in python", "def returned by")

@@ -12,8 +12,8 @@ from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.scheduling.runner import ModelRunner
 from cloud_supervisor.supervisor import Supervisor
-from tests.support.fake_target import FakeTarget
-from tests.support.runner import SAMPLED, Gate, run, runner_of
+from tests.support.cloud.runner import SAMPLED, Gate, run, runner_of
+from tests.support.fakes.target import FakeTarget
 
 PROMPT = tuple(range(40))
 CHUNK = 4

@@ -11,9 +11,9 @@ import pytest
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
 from cloud_supervisor.scheduling.runner import ModelRunner
-from tests.support.clock import ManualClock
-from tests.support.fake_target import FakeTarget
-from tests.support.runner import SAMPLED, Gate, error_of, forward, oracle, run, runner_of, started
+from tests.support.cloud.runner import SAMPLED, Gate, error_of, forward, oracle, run, runner_of, started
+from tests.support.fakes.clock import ManualClock
+from tests.support.fakes.target import FakeTarget
 
 
 def test_a_request_returns_the_models_choices_and_its_times() -> None:

@@ -13,8 +13,8 @@ from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import Choice
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.scheduling.runner import ModelRunner
-from tests.support.fake_target import FakeTarget
-from tests.support.runner import SAMPLED, error_of, forward, oracle, run, runner_of
+from tests.support.cloud.runner import SAMPLED, error_of, forward, oracle, run, runner_of
+from tests.support.fakes.target import FakeTarget
 
 TOKENS = list(range(15))
 CHOICES = 6

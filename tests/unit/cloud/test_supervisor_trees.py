@@ -20,8 +20,8 @@ from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.supervisor import Supervisor
-from tests.support.fake_target import FakeTarget
-from tests.support.runner import SAMPLED, oracle, runner_of
+from tests.support.cloud.runner import SAMPLED, oracle, runner_of
+from tests.support.fakes.target import FakeTarget
 
 PROMPT = (5, 6, 7)
 START = len(PROMPT)

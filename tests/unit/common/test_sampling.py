@@ -24,8 +24,17 @@ from chaperone_common.errors import ModelCorrupt
 from chaperone_common.ranges import MAX_SEED
 from chaperone_common.sampling import MAX_COUPLED_MARGIN, choose, noise, noise_at, softmax, warp
 from chaperone_common.types import SamplingParams
-from tests.support import oracle
-from tests.support.sampling import EXAMPLE, FILTERS, POSITIONS, SEEDS, Float64s, Logits, brute_choice, make_logits
+from tests.support.models import oracle
+from tests.support.models.sampling import (
+    EXAMPLE,
+    FILTERS,
+    POSITIONS,
+    SEEDS,
+    Float64s,
+    Logits,
+    brute_choice,
+    make_logits,
+)
 
 ALPHA = 1e-4
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chaperone_common.sampling import MAX_COUPLED_MARGIN, choose, softmax
 from chaperone_common.types import SamplingParams
-from tests.support.sampling import EXAMPLE, FILTERS, POSITIONS, SEEDS, brute_choice, make_logits, scores
+from tests.support.models.sampling import EXAMPLE, FILTERS, POSITIONS, SEEDS, brute_choice, make_logits, scores
 
 # The margin
 

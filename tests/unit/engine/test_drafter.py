@@ -10,8 +10,8 @@ from chaperone_common.sampling import choose, softmax
 from chaperone_common.types import Proposal, SamplingParams
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.uncertainty import measure
-from tests.support.fake_draft import FakeDraft
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.draft import FakeDraft
+from tests.support.fakes.target import FakeTarget
 
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
 PARAMS = [SamplingParams(), SAMPLED]

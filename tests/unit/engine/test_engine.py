@@ -11,9 +11,19 @@ from chaperone_common.frames import Close, Closed, Draft, Failure, Open, Opened,
 from chaperone_common.session import Committed, Drafted, Retracted
 from chaperone_common.types import FinishReason, Mode, Origin
 from edge_client.gate import Always, Gate, Never
-from tests.support.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, failed, finished, origins, written
-from tests.support.fake_link import FakeLink, cloud_of
-from tests.support.fake_target import FakeTarget
+from tests.support.device.engine import (
+    OPENED,
+    PROMPT,
+    TARGET,
+    EngineHarness,
+    cloud_text,
+    failed,
+    finished,
+    origins,
+    written,
+)
+from tests.support.fakes.link import FakeLink, cloud_of
+from tests.support.fakes.target import FakeTarget
 
 
 @pytest.mark.parametrize("takeover", [0, 3])

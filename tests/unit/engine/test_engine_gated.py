@@ -16,8 +16,8 @@ from chaperone_common.session import Audited, Committed, Drafted, Event, Finishe
 from chaperone_common.types import Mode, OnDeviation, Origin, Promises, Proposal, Signal
 from edge_client.gate import Budgeted, Control, Gate, HeldOutRisks, Never, Threshold
 from edge_client.planner import DraftToken, Send
-from tests.support.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, finished, origins, written
-from tests.support.fake_link import FakeLink, cloud_of
+from tests.support.device.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, finished, origins, written
+from tests.support.fakes.link import FakeLink, cloud_of
 from tests.unit.engine.test_engine_trees import AT, FIRST, NEXT, OTHER, staged
 
 TRUSTING = HeldOutRisks.of([number / 100 for number in range(1, 100)], [number > 90 for number in range(1, 100)])

@@ -15,8 +15,18 @@ from chaperone_common.frames import Draft, Failure, Open, Opened, Verdict
 from chaperone_common.session import Committed, Drafted, Event, Retracted
 from chaperone_common.types import Mode, Origin, Signal
 from edge_client.gate import Always, Gate, Never
-from tests.support.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, failed, finished, origins, written
-from tests.support.fake_link import FakeLink, cloud_of
+from tests.support.device.engine import (
+    OPENED,
+    PROMPT,
+    TARGET,
+    EngineHarness,
+    cloud_text,
+    failed,
+    finished,
+    origins,
+    written,
+)
+from tests.support.fakes.link import FakeLink, cloud_of
 
 
 @dataclass

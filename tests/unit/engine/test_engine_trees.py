@@ -13,9 +13,9 @@ from chaperone_common.session import Committed, Drafted
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import Mode, Origin
 from edge_client.planner import Action, BranchPrefix, Decision, DraftToken, Estimates, Pipeline, Send, Situation, Wait
-from tests.support.engine import OPENED, PROMPT, EngineHarness, failed, written
-from tests.support.fake_link import FakeLink
-from tests.support.fake_target import FakeTarget
+from tests.support.device.engine import OPENED, PROMPT, EngineHarness, failed, written
+from tests.support.fakes.link import FakeLink
+from tests.support.fakes.target import FakeTarget
 
 AT = len(PROMPT)
 DRAFT = FakeTarget(disturbance=0.5)  # what the harness's small model thinks

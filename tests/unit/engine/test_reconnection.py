@@ -8,7 +8,7 @@ import pytest
 
 from chaperone_common.errors import CloudUnavailable, InvalidRequest, Overloaded, PeerMismatch
 from edge_client.link.reconnection import Reconnection
-from tests.support.clock import ManualClock
+from tests.support.fakes.clock import ManualClock
 
 
 def attempts(seed: int, timeout_ms: float, *, takes_ms: float = 0.0) -> list[float]:

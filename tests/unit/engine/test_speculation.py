@@ -13,8 +13,8 @@ from chaperone_common.session import Committed, DeviceSession, Drafted, Retracte
 from chaperone_common.types import Origin, SamplingParams, SessionId
 from edge_client.engine.speculation import Speculation
 from edge_client.planner import Estimates
-from tests.support.clock import ManualClock
-from tests.support.speculation import PROMPT, START, SpeculationHarness, drafted, greedy, second
+from tests.support.device.speculation import PROMPT, START, SpeculationHarness, drafted, greedy, second
+from tests.support.fakes.clock import ManualClock
 
 
 def test_drafts_are_what_the_model_writes_one_forward_each() -> None:

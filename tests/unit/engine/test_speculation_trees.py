@@ -12,7 +12,7 @@ from chaperone_common.frames import Continuation, Verdict
 from chaperone_common.session import Committed, Retracted
 from chaperone_common.types import Origin
 from edge_client.planner import BranchPrefix
-from tests.support.speculation import START, SpeculationHarness, greedy, second
+from tests.support.device.speculation import START, SpeculationHarness, greedy, second
 
 AT = START + 1  # where the branch of these tests begins
 

@@ -27,7 +27,7 @@ from edge_client.gate import (
 )
 from edge_client.gate.gating import Gates
 from tests.session.test_both_ends import pairs
-from tests.support.session_pair import PROMPT, Pair
+from tests.support.session.pair import PROMPT, Pair
 
 SIGNALS = st.builds(
     Signal,

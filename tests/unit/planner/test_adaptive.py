@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chaperone_common.frames import Verdict
 from chaperone_common.types import Mode, Proposal, Signal
 from edge_client.planner import AdaptivePlanner, BranchPrefix, CatchUp, DraftToken, Estimates, HandOver, Send, Wait
-from tests.support.planner import EOS, PROMPT, RUNNER_UP, PlannerHarness, known, until_sent
+from tests.support.device.planner import EOS, PROMPT, RUNNER_UP, PlannerHarness, known, until_sent
 
 # --- Spans -----------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from edge_client.planner import CatchUp, Estimates, Send, Wait
 from edge_client.planner.costs import Costs
 from edge_client.planner.learning import OverrideClusters
 from edge_client.planner.takeover import takeover_tokens
-from tests.support.planner import PlannerHarness, known
+from tests.support.device.planner import PlannerHarness, known
 
 SLOW_LINK = Costs(draft_ms=20.0, rtt_ms=600.0, read_base_ms=80.0, read_token_ms=0.0, stream_ms=80.0)
 

@@ -11,7 +11,7 @@ import pytest
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import InvalidRequest, ModelCorrupt
 from edge_client.text import ChatTemplate, Tokenizer
-from tests.support.text import CALL, USER, WEATHER, template_of
+from tests.support.device.text import CALL, USER, WEATHER, template_of
 
 CHATS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "Hello"}],

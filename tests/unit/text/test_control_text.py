@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Library
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from edge_client.text import ChatTemplate, Tokenizer, chat_tokens
-from tests.support.text import (
+from tests.support.device.text import (
     ADDED_TEXT,
     CONTROL_TOKENS,
     KINDS,

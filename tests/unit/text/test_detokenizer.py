@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 
 from edge_client.text import DetokenizerStream, Tokenizer
 from edge_client.text.output import CommittedText, ProvisionalText
-from tests.support.text import KINDS, library_tokenizer
+from tests.support.device.text import KINDS, library_tokenizer
 
 PIECES = ("", "a", "▁b", "▁", "##c", "d</w>", "é", "语", ".", "n't", "Ġ", " e", "<0x20>", "<0x0A>", "<0xZZ>", "\ufffd")
 DECODERS = {

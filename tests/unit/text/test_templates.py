@@ -9,7 +9,15 @@ import pytest
 
 from chaperone_common.errors import InvalidRequest
 from edge_client.text import chat_tokens
-from tests.support.text import CONVERSATIONS, KINDS, SPECIAL_TOKENS, TEMPLATES, reference, template_of, tokenizer_of
+from tests.support.device.text import (
+    CONVERSATIONS,
+    KINDS,
+    SPECIAL_TOKENS,
+    TEMPLATES,
+    reference,
+    template_of,
+    tokenizer_of,
+)
 
 # transformers writes these prompts without the tools, calls or results.
 WITH_TOOLS = ("tools", "a call", "system and a call", "a call without content", "calls")

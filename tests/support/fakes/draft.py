@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from edge_client.ports import TEXT_ROW, DraftStep
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.target import FakeTarget
 
 
 class FakeDraft:

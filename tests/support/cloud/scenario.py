@@ -14,9 +14,9 @@ from chaperone_common.frames import Close, Closed, Draft, Opened, Verdict
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
-from tests.support.fake_target import Brake, FakeTarget, fake_target
-from tests.support.raw_stream import RawStream, raw_channel
-from tests.support.servers import serving
+from tests.support.cloud.raw_stream import RawStream, raw_channel
+from tests.support.fakes.target import Brake, FakeTarget, fake_target
+from tests.support.processes.servers import serving
 from tests.support.waiting import until
 
 SMALL = LimitsConfig(max_span_tokens=16, max_message_kib=16, prefill_chunk_tokens=4)

@@ -11,9 +11,9 @@ from chaperone_common.types import Proposal, SamplingParams, SessionId
 from edge_client.engine.speculation import Speculation
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import BranchPrefix, DraftToken, Estimates
-from tests.support.clock import ManualClock
-from tests.support.fake_draft import FakeDraft
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.clock import ManualClock
+from tests.support.fakes.draft import FakeDraft
+from tests.support.fakes.target import FakeTarget
 
 PROMPT = (5, 6, 7)
 START = len(PROMPT)

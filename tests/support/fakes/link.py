@@ -11,7 +11,7 @@ from chaperone_common.frames import Arrived, ClientFrame, Close, Closed, Draft, 
 from chaperone_common.session import CloudSession, VerificationRequest
 from chaperone_common.wire import encode_client, encode_server
 from cloud_supervisor.model.ports import ForwardRequest
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.target import FakeTarget
 
 Cloud = Callable[[ClientFrame], Iterable[ServerFrame]]
 

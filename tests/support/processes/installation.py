@@ -14,7 +14,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.processes import ROOT
+from tests.support.processes.commands import ROOT
 
 
 class Distribution(NamedTuple):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Library
 from cloud_supervisor.export.tiny_corpus import CORPUS
 from edge_client.text import ChatTemplate, Tokenizer
 
-TEMPLATES = Path(__file__).resolve().parents[1] / "data" / "templates"
+TEMPLATES = Path(__file__).resolve().parents[2] / "data" / "templates"
 
 # By name in transformers, as `special_tokens.json` has them.
 SPECIAL_TOKENS: dict[str, dict[str, str | list[str]]] = {

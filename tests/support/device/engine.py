@@ -17,10 +17,10 @@ from edge_client.gate import Always, Gate, Never
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import Estimates, FixedPlanner, Planner
 from edge_client.ports import TEXT_ROW, DraftStep
-from tests.support.clock import ManualClock
-from tests.support.fake_draft import FakeDraft
-from tests.support.fake_link import FakeLink
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.clock import ManualClock
+from tests.support.fakes.draft import FakeDraft
+from tests.support.fakes.link import FakeLink
+from tests.support.fakes.target import FakeTarget
 
 PROMPT = (5, 6, 7)
 TARGET = FakeTarget()

@@ -13,7 +13,7 @@ from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
-from tests.support.servers import serving
+from tests.support.processes.servers import serving
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
 from cloud_supervisor.scheduling.runner import ModelRunner
-from tests.support.clock import ManualClock
-from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeTarget
-from tests.support.forward import feeding
+from tests.support.cloud.forward import feeding
+from tests.support.fakes.clock import ManualClock
+from tests.support.fakes.target import KV_BYTES_PER_TOKEN, FakeTarget
 
 SAMPLED = SamplingParams(temperature=0.9, seed=3)
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.ports import ForwardRequest, KvCache
-from tests.support.fake_target import KV_BYTES_PER_TOKEN, FakeCache
+from tests.support.fakes.target import KV_BYTES_PER_TOKEN, FakeCache
 
 
 def feeding(

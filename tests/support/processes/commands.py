@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.waiting import PATIENCE_S
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def environment(**extra: str) -> dict[str, str]:

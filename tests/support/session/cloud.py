@@ -8,7 +8,7 @@ from chaperone_common.frames import Close, Draft, Open, ServerFrame
 from chaperone_common.session import CloudSession
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams, SessionId
-from tests.support.device_session import EOS, PROMPT
+from tests.support.session.device import EOS, PROMPT
 
 
 def opening(*, max_new_tokens: int = 20, committed: tuple[int, ...] = (), prompt: tuple[int, ...] = PROMPT) -> Open:
