@@ -66,9 +66,9 @@ def chaperone_test_home() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_pair(chaperone_test_home: Path) -> Path:
-    """The folder of the tiny pair, with `edge` and `cloud` inside; made on first use, in some twenty seconds.
+    """Return the folder of the tiny pair, with `edge` and `cloud` inside; the first use takes twenty seconds.
 
-    Made in a process of its own, so that what the conversion imports and sets stays out of the tests.
+    A child process makes the pair, so that imports and settings of the conversion stay out of the tests.
     """
     command = [sys.executable, "-m", "cloud_supervisor.cli", "models", "pull", "--pair", "tiny"]
     made = subprocess.run(
@@ -86,7 +86,7 @@ def tiny_pair(chaperone_test_home: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _home_of_tests(request: pytest.FixtureRequest, chaperone_test_home: Path) -> Iterator[None]:
-    """Keeps every test away from the user's models, except those that are about the default pair."""
+    """Keep every test away from the user's models, except the tests of the default pair."""
     if request.path.is_relative_to(REAL_PAIR_TESTS):
         yield
         return

@@ -59,7 +59,7 @@ def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the packages, to plant a violation in."""
+    """Return a copy of the packages in which a test plants a violation."""
     shutil.copyfile(REPOSITORY / "pyproject.toml", tmp_path / "pyproject.toml")
     for package in PACKAGES:
         shutil.copytree(

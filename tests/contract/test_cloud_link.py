@@ -37,13 +37,13 @@ class LinkHarness(Protocol):
     link: CloudLink
 
     async def receive(self, count: int) -> list[ClientFrame]:
-        """The next frames that the cloud gets."""
+        """Return the next frames that the cloud receives."""
 
     async def deliver(self, *frames: ServerFrame) -> None:
-        """The cloud sends."""
+        """Send frames from the cloud."""
 
     async def hang_up(self, status: str | None = None) -> None:
-        """The cloud ends the stream, with this status or with none."""
+        """End the stream at the cloud, with this status or without one."""
 
 
 class FakeRig:

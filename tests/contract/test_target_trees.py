@@ -30,7 +30,7 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 
 def branches_after(before: Sequence[int]) -> tuple[BranchToken, ...]:
-    """The branches next to CHAIN, if it follows these tokens."""
+    """Return the branches next to CHAIN, if it follows these tokens."""
     return tuple(BranchToken(len(before) - 1 + parent, token_id) for parent, token_id in BRANCHES)
 
 

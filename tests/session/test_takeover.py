@@ -77,7 +77,7 @@ def both_ends() -> tuple[DeviceSession, CloudSession]:
 
 
 def exchange(device: DeviceSession, cloud: CloudSession, frame: Draft, choices: list[int]) -> None:
-    """The cloud judges a Draft, and the device takes the Verdict."""
+    """Let the cloud judge a Draft, and the device apply the Verdict."""
     judging = cloud.receive(frame)
     assert judging is not None
     device.apply(cloud.answer(judging, choices))

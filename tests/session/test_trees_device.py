@@ -20,7 +20,7 @@ TREE = (BranchToken(3, 5), BranchToken(6, 6), BranchToken(6, 7), BranchToken(5, 
 
 
 def sent(*, continuation_tokens: int = 0, limit: int = 23, branches: tuple[BranchToken, ...] = TREE) -> DeviceSession:
-    """A device that has sent the chain 1 2 3 and branches next to it."""
+    """Return a device that has sent the chain 1 2 3 and branches next to it."""
     device = session(limit=limit)
     fire(device, 1, 2, 3)
     device.send(continuation_tokens=continuation_tokens, branches=branches)

@@ -31,7 +31,10 @@ def signal(risk: float) -> Signal:
 
 
 def made_trace(seed: int) -> Trace:
-    """A text in which the device is wrong where it is unsure, but not wherever it is: raw risks as in general prose."""
+    """Return a text in which the device errs only where it is unsure, but not always there.
+
+    The raw risks are as in general prose.
+    """
     random = Random(seed)
     wrong = set(random.sample(range(TOKENS), OVERRIDDEN))
     proposals = []

@@ -29,7 +29,7 @@ def scenario(*, rtt_ms: float = 100.0, draft_ms: float = 10.0, branches: int = 3
 
 
 def accustomed(trace: Trace, place: Scenario, strategy: Strategy = EXACT, *, generations: int = 3) -> Simulation:
-    """A generation of a client that has made a few like it."""
+    """Simulate a generation of a client that has made a few similar ones."""
     estimates = Estimates()
     for _ in range(generations):
         simulate(trace, place, strategy, estimates)

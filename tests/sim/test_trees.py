@@ -32,7 +32,7 @@ PATTERNS = ("+++-" * 10, "-" * 40, "++-+-+++--" * 4)
 
 
 def unforeseen(trace: Trace) -> Trace:
-    """The same, but an override is never the draft's second choice."""
+    """Return the trace with second choices that no override ever takes."""
     return replace(trace, proposals=tuple(replace(proposal, runner_up=401) for proposal in trace.proposals))
 
 

@@ -41,7 +41,7 @@ def kept(*_: Any) -> None:
 
 
 def ticking(step_s: float = 0.001) -> Any:
-    """A clock that goes on by `step_s` whenever it is read."""
+    """Return a clock that advances by `step_s` at each reading."""
     ticks = itertools.count()
     return lambda: next(ticks) * step_s
 

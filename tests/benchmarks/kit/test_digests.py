@@ -25,7 +25,7 @@ SOURCE = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout with a few benchmarks."""
+    """Return a checkout with a few benchmarks."""
     for package in PRODUCT:
         (tmp_path / package).mkdir()
     for name, text in SOURCE.items():

@@ -29,7 +29,7 @@ BILD, UHLM = strategy_named("bild-0.6-2"), strategy_named("uhlm-0.1")
 
 
 def drafts(simulation: Simulation) -> list[tuple[int, ...]]:
-    """The tokens of each span that was sent."""
+    """Return the tokens of each span that was sent."""
     return [moment.event.token_ids for moment in simulation.timeline if isinstance(moment.event, Draft)]
 
 

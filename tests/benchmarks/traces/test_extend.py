@@ -23,7 +23,7 @@ from tests.support.benchmarks.traces import trace_of
 
 @pytest.fixture
 def recorded(tmp_path: Path, tiny_pair: Path) -> Path:
-    """A file of two traces, whose tokens are the first of the vocabulary."""
+    """Write a file of two traces, whose tokens are the first of the vocabulary."""
     prompts = tmp_path / "some.jsonl"
     rows = [{"id": name, "class": "general", "prompt": f"write {name}"} for name in ("one", "two")]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -17,7 +17,10 @@ from tests.support.benchmarks.traces import trace_of
 
 
 def measured(folder: Path, *options: str) -> dict[str, Any]:
-    """A grid of one link and one device over two texts that agree but once, and one that never does."""
+    """Measure a grid of one link and one device over three texts.
+
+    In two of them, device and cloud agree except once; in the third they never agree.
+    """
     kinds = {"humaneval": ["+" * 20 + "-" + "+" * 19, "+" * 40], "general": ["-" * 30]}
     traces = [
         replace(trace_of(pattern), id=f"{category}/{index}", category=category)

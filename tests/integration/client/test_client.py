@@ -36,7 +36,7 @@ def client(tiny_pair: Path) -> EdgeClient:
 
 
 def timeless(event: Event) -> dict[str, Any]:
-    """An event by value, but for what a clock decides."""
+    """Return the fields of an event, without the measured times."""
     fields = asdict(event)
     if "stats" in fields:
         fields["stats"] = {name: value for name, value in fields["stats"].items() if not name.endswith(TIMED)}

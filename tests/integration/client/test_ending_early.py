@@ -54,7 +54,7 @@ def endless(pair: Path) -> FakeTarget:
 
 @asynccontextmanager
 async def braked(pair: Path) -> AsyncIterator[tuple[EdgeClient, Brake]]:
-    """A cloud that stands still at its first judgement."""
+    """Serve a cloud that blocks at its first verification."""
     brake = Brake()
     async with (
         serving(fake_target(pair, brake), pair) as (_, address),
@@ -68,7 +68,7 @@ async def braked(pair: Path) -> AsyncIterator[tuple[EdgeClient, Brake]]:
 
 @asynccontextmanager
 async def at_work(pair: Path, *, risk: float = 0.12) -> AsyncIterator[tuple[EdgeClient, Server]]:
-    """A cloud that never ends a text."""
+    """Serve a cloud that never ends a text."""
     async with (
         serving(endless(pair), pair) as (server, address),
         EdgeClient(config_for(address, risk=risk)) as client,

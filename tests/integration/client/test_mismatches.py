@@ -35,7 +35,7 @@ PROMPT = "the list of a number is"
 
 @asynccontextmanager
 async def claiming(capabilities: Capabilities | None) -> AsyncIterator[str]:
-    """A server of another making: it answers GetCapabilities, or knows nothing at all."""
+    """Serve a foreign server that answers GetCapabilities, or without `capabilities` no method."""
 
     async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         assert capabilities is not None
@@ -101,7 +101,7 @@ def test_a_prompt_longer_than_the_clouds_context_is_refused_before_it_is_sent(ti
 
 @pytest.fixture
 def home_of_copies(tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with one pair, `copied`, that may be damaged."""
+    """Return the folder of a pair `copied`, which a test may damage."""
     shutil.copytree(tiny_pair, tmp_path / "models" / "copied")
     monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path))
     return tmp_path / "models" / "copied"

@@ -32,7 +32,7 @@ def manifest_of(pair: Path, **changes: Any) -> ModelManifest:
 
 
 def endless(pair: Path, seed: int = 0) -> FakeTarget:
-    """A model that never ends a text, in the pair's vocabulary."""
+    """Return a model of the pair's vocabulary that never ends a text."""
     manifest = manifest_of(pair)
     ends = manifest.eos_token_ids
     return FakeTarget(manifest.vocabulary_size, manifest.context_tokens, seed=seed, unwritten=ends)
@@ -40,7 +40,7 @@ def endless(pair: Path, seed: int = 0) -> FakeTarget:
 
 @asynccontextmanager
 async def two_clouds(pair: Path, second: CloudConfig | None = None, **changes: Any) -> AsyncIterator[_Scene]:
-    """A client in front of a cloud, and another one that takes its place when the test says so."""
+    """Serve a cloud to a client, and a second cloud that a test puts in its place."""
     manifest = manifest_of(pair, **changes)
     async with (
         serving(endless(pair), pair) as (first, address),

@@ -26,7 +26,7 @@ def client(tiny_pair: Path) -> EdgeClient:
 
 @pytest.fixture
 def own_home(tiny_pair: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the pair's device half whose manifest does not name its chat template, so that a test may change it."""
+    """Copy the pair's device half, and remove its chat template from the manifest, so that a test may change it."""
     copied = tmp_path / "models" / "tiny" / "edge"
     shutil.copytree(tiny_pair / "edge", copied)
     manifest = json.loads((copied / "manifest.json").read_text())

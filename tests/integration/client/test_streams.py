@@ -40,7 +40,7 @@ def shell(command: str, **extra: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def text(tiny_pair: Path) -> str:
-    """The text after the prompt `hi`."""
+    """Return the text after the prompt `hi`."""
     code, out, err = shell(f"chaperone {TINY} hi")
     assert (code, err) == (0, "")
     return out

@@ -16,7 +16,7 @@ from tests.support.processes.servers import serving_in_thread
 
 @pytest.fixture(scope="module")
 def config(tiny_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A configuration file for the tiny pair, with a cloud that serves it."""
+    """Write a configuration file for the tiny pair, with a cloud that serves it."""
     with serving_in_thread(fake_target(tiny_pair), tiny_pair) as (_, address):
         path = tmp_path_factory.mktemp("config") / "edge.yaml"
         path.write_text(f"pair: tiny\ncloud:\n  address: {address}\ndevice:\n  threads: 1\n", encoding="utf-8")

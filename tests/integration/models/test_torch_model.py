@@ -51,7 +51,7 @@ def prompt(seed: int, length: int, vocabulary: int) -> list[int]:
 
 
 def oracle(folder: Path, tokens: list[int], vocabulary: int, sampling: SamplingParams) -> list[int]:
-    """The choice after every token: transformers' own full forward in float32, without any cache."""
+    """Return the choice after every token, by a full forward of transformers in float32 without a cache."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0, :, :vocabulary].numpy()

@@ -65,7 +65,7 @@ def _text(seed: int, length: int) -> list[int]:
 
 
 def _chosen(logits: NDArray[np.float32], position: int, sampling: SamplingParams) -> int:
-    """The choice for the token at a position."""
+    """Return the choice for the token at a position."""
     return oracle.choice(
         logits,
         position,

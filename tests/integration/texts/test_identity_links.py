@@ -139,13 +139,13 @@ class Faults:
             self._due.setdefault(self.random.randint(1, MOST_TOKENS), []).append(act)
 
     def follow(self, number: int) -> None:
-        """The event of this number came; some faults wait a little longer, so that not all befall a busy device."""
+        """Trigger the faults of this event; some wait a little, so that not all of them hit a busy device."""
         for act in self._due.pop(number, ()):
             delay_s = self.random.choice((0.0, self.random.uniform(0.0, 0.03)))
             self._timers.append(asyncio.get_running_loop().call_later(delay_s, act))
 
     def end(self, stats: GenerationStats) -> None:
-        """The generation is over; note which faults hit it while it was alive."""
+        """End the faults after the generation, and record those that hit it."""
         for timer in self._timers:
             timer.cancel()
         self.hits["reset"] = int(self._resets > 0 and stats.reconnects > 0)

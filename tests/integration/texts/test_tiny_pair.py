@@ -91,7 +91,7 @@ def is_loadable(folder: Path, role: Role) -> bool:
 
 @pytest.fixture(scope="module")
 def pair(killed: Killed) -> Path:
-    """The folder of the tiny pair, pulled after a pull was killed."""
+    """Return the folder of the tiny pair, pulled after a pull was killed."""
     assert "tiny: ready in" in run_pull(killed.home, "tiny")
     return killed.home / "models" / "tiny"
 
@@ -184,7 +184,7 @@ def test_a_damaged_model_is_pulled_again(home: Path, pair: Path) -> None:
 
 
 def coupled_choice(logits: NDArray[np.float32], temperature: float, seed: int, position: int) -> int:
-    """The rule of the protocol, by hand; `logits  # [vocabulary]`."""
+    """Apply the protocol's rule of choice by hand; `logits  # [vocabulary]`."""
     if temperature == 0:
         return int(logits.argmax())
     scaled = logits.astype(np.float64) / temperature

@@ -21,7 +21,7 @@ def make_row(
     error: str | None = None,
     **stats: Any,
 ) -> dict[str, Any]:
-    """A generation of four tokens; `speed` in tokens a second from a warm start."""
+    """Return the row of a generation of four tokens; `speed` in tokens a second from a warm start."""
     measured = GenerationStats(completion_tokens=len(token_ids), total_ms=100.0).to_json() | stats
     return {
         "id": prompt,
@@ -43,7 +43,7 @@ def make_row(
 
 
 def make_result(rows: list[dict[str, Any]], summary: dict[str, Any], *, rtt_ms: float = 20.0) -> dict[str, Any]:
-    """What a run with these rows writes, as far as a report reads it."""
+    """Return the result of a run with these rows, as far as a report reads it."""
     return {
         "benchmark": "run",
         "machine": {"cpu": "<none>", "cores": 2},

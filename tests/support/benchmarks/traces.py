@@ -50,7 +50,10 @@ def trace_of(pattern: str, *, prompt_tokens: int = 4, ended: bool = False, wrong
 def extended_trace(
     trace: Trace, *, cross_entropies: Mapping[int, float] | None = None, disagreements: Sequence[float] = ()
 ) -> Trace:
-    """The trace with what `python -m benchmarks extend` adds; by default the device is sure and the cloud strict."""
+    """Return the trace with the fields of `python -m benchmarks extend`.
+
+    By default the device is sure and the cloud strict.
+    """
     astray = dict.fromkeys(trace.astray, 20.0) | dict(cross_entropies or {})
     unsure = disagreements or [0.0] * len(trace.proposals)
     return replace(trace, cross_entropies=astray, proposals=tuple(map(extended, trace.proposals, unsure)))

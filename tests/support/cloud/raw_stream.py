@@ -14,7 +14,7 @@ from chaperone_common.wire import SERVICE, SUPERVISE, decode_server, encode_clie
 
 
 def opening(digest: str, session: str = "raw", *, prompt: tuple[int, ...] = (5, 6, 7), **fields: object) -> Open:
-    """A valid Open, but for what `fields` say."""
+    """Return a valid Open, with `fields` in place of the valid ones."""
     valid: dict[str, object] = {
         "session_id": SessionId(session),
         "tokenizer_digest": digest,
@@ -40,12 +40,12 @@ class RawStream:
         await self._call.done_writing()
 
     async def read(self) -> ServerFrame | None:
-        """The next frame, or None at the end."""
+        """Return the next frame, or None at the end."""
         data = await self._call.read()
         return decode_server(data) if isinstance(data, bytes) else None
 
     async def answered(self) -> bool:
-        """Whether another frame comes before the end, however that looks."""
+        """Return whether another frame arrives before the stream ends or fails."""
         with suppress(grpc.aio.AioRpcError):
             return await self.read() is not None
         return False
@@ -59,7 +59,7 @@ class RawStream:
         return frame
 
     async def status(self) -> str:
-        """How gRPC ended the stream."""
+        """Return the name of the gRPC status that ended the stream."""
         return (await self._call.code()).name
 
     def cancel(self) -> None:
@@ -68,7 +68,7 @@ class RawStream:
 
 @asynccontextmanager
 async def raw_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel with a connection of its own."""
+    """Open a channel with a connection of its own."""
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         yield channel

@@ -55,7 +55,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def started(awaitable: Coroutine[Any, Any, ForwardResult]) -> asyncio.Task[ForwardResult]:
-    """A task that has run up to its first wait."""
+    """Return a task that has run up to its first wait."""
     task = asyncio.create_task(awaitable)
     await asyncio.sleep(0)
     return task

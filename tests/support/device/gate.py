@@ -15,7 +15,7 @@ DATA = GateData(prompts="p.jsonl", prompts_sha256="0" * 64, texts=1, tokens=1, o
 
 
 def synthetic(texts: int = 24, tokens: int = 120, seed: int = 1) -> tuple[list[list[list[float]]], list[list[bool]]]:
-    """Overrides that the margin foretells, and a feature that has nothing to do with them."""
+    """Return features and overrides of texts: the margin predicts the overrides, another feature does not."""
     random = np.random.default_rng(seed)
     features, overridden = [], []
     for _ in range(texts):

@@ -74,7 +74,7 @@ class PlannerHarness:
         return self
 
     def taken_over(self, *, continuation_tokens: int = 100) -> PlannerHarness:
-        """The cloud overrides a first token and writes on."""
+        """Let the cloud override a first token and write on."""
         self.drafted(0.5).sent(continuation_tokens=continuation_tokens)
         self.now_ms += 160
         self.receive(Verdict(1, len(PROMPT), 77, compute_us=100_000))
@@ -82,7 +82,7 @@ class PlannerHarness:
         return self
 
     def written(self, tokens: int, *, each_ms: float) -> PlannerHarness:
-        """The cloud's tokens of a takeover come in."""
+        """Receive tokens of a takeover, one every `each_ms`."""
         for _ in range(tokens):
             self.now_ms += each_ms
             start, compute_us = self.session.final_length, round(each_ms * 1e3)
@@ -101,7 +101,7 @@ class PlannerHarness:
         return Situation(self.session, self.tree, self.pipeline, self.now_ms, self.read)
 
     def receive(self, frame: Opened | Verdict | Continuation) -> PlannerHarness:
-        """A frame comes from the cloud, now."""
+        """Receive a frame from the cloud now."""
         self.pipeline.answered(frame, self.now_ms)
         self.session.apply(frame)
         self.pipeline.keep(len(self.session.spans))
@@ -111,7 +111,7 @@ class PlannerHarness:
 
 
 def until_sent(harness: PlannerHarness, *, risk: float = 0.02) -> int:
-    """Draft as long as the planner wants, time going by; how many tokens it then sends."""
+    """Draft as long as the planner wants, 10 ms a token; return the number of tokens that it then sends."""
     for _ in range(200):
         match harness.decide().action:
             case DraftToken(text=True):

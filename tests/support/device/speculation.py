@@ -71,7 +71,7 @@ class SpeculationHarness:
                 self._append(proposal)
 
     def override(self, position: int, token_id: int, *further: int) -> None:
-        """The cloud's verdict on the oldest span: all before the position stands, and then it goes on like this."""
+        """Receive a verdict on the oldest span: the tokens before the position stand, and these follow."""
         revision = self.session.spans[0].revision + 1
         self.receive(Verdict(revision, position, token_id, further_token_ids=further))
 

@@ -49,7 +49,7 @@ KINDS = ("byte-level", "prepend", "metaspace", "metaspace-always", "unigram")
 
 @cache
 def library_tokenizer(kind: str) -> str:
-    """A `tokenizer.json` of one kind, with all control tokens of all families."""
+    """Return a `tokenizer.json` of one kind, with all control tokens of all families."""
     made = {"byte-level": _byte_level, "unigram": _unigram}.get(kind, lambda: _sentence_piece(kind))()
     made.add_special_tokens([AddedToken(text, normalized=False) for text in CONTROL_TOKENS])
     made.add_special_tokens([AddedToken(text, normalized=False, rstrip=True) for text in STRIPPING_TOKENS])
@@ -69,7 +69,7 @@ def template_of(family: str) -> ChatTemplate:
 
 @cache
 def reference(kind: str, family: str) -> Any:
-    """The same tokenizer and template in transformers."""
+    """Return the same tokenizer and template in transformers."""
     import transformers
 
     return transformers.PreTrainedTokenizerFast(

@@ -108,7 +108,7 @@ class FakeLink:
 
 
 def cloud_of(target: FakeTarget) -> Cloud:
-    """A cloud that answers every frame at once with the choices of `target`."""
+    """Return a cloud that answers every frame at once with the choices of `target`."""
     sessions: list[tuple[Open, CloudSession]] = []
 
     def choices(wanted: VerificationRequest) -> list[int]:

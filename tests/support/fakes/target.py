@@ -103,7 +103,7 @@ class FakeTarget:
         return [self._feed(request) for request in requests]
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """The logits [vocab] after a prefix, straight from the whole list: an oracle without cache."""
+        """Return the logits [vocab] after a prefix, computed without a cache: an oracle."""
         cache = FakeCache()
         for token_id in token_ids:
             cache.append(token_id)
@@ -144,7 +144,10 @@ class FakeTarget:
 
 
 def fake_target(pair: Path, before_forward: Callable[[Sequence[ForwardRequest]], None] | None = None) -> FakeTarget:
-    """A large model in microseconds, with the pair's vocabulary; it agrees with the draft only by chance."""
+    """Return a large model with the pair's vocabulary and forwards of microseconds.
+
+    It agrees with the draft only by chance.
+    """
     manifest = load_manifest(pair / "cloud", role="cloud")
     return FakeTarget(manifest.vocabulary_size, manifest.context_tokens, before_forward=before_forward)
 

@@ -25,7 +25,7 @@ def tokens(seed: int, count: int) -> list[int]:
 
 
 async def logits_after(sequence: DraftModel, token_ids: Sequence[int]) -> NDArray[np.float32]:
-    """A copy, since the next step may overwrite what a step returned."""
+    """Return a copy of a step's logits, since the next step may overwrite them."""
     return (await sequence.step(token_ids)).logits.copy()
 
 

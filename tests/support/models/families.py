@@ -93,15 +93,17 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def config_of(family: str, **changes: Any) -> Any:
-    """The configuration of a family's tiny model, as its config.json would be read."""
+    """Return the configuration of a family's tiny model, as read from a config.json."""
     kind, extra = FAMILIES[family]
     return getattr(transformers, kind)(**{**_SIZES, **extra, **changes})
 
 
 def build(family: str, *, seed: int = 0, noise: float = 0.0, **changes: Any) -> Any:
-    """A model of transformers whose matrices int4 holds exactly; `noise` is the share of weights moved by a step.
+    """Return a model of transformers whose matrices int4 holds exactly.
 
-    Its attention is `eager`, which does all that an architecture asks for, as plainly as can be.
+    `noise` is the share of weights that are moved by one step of quantization.
+
+    Its attention is `eager`, the plainest one that supports every architecture.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -26,7 +26,7 @@ def config_for(
     closing_audit: bool = False,
     cloud: CloudSettings | None = None,
 ) -> EdgeConfig:
-    """The tiny pair on one thread."""
+    """Return settings for the tiny pair on one thread."""
     return EdgeConfig(
         pair="tiny",
         closing_audit=closing_audit,
@@ -38,7 +38,7 @@ def config_for(
 
 
 def ending_of(events: Sequence[Event]) -> Finished | Failed:
-    """The last event, after checking that it is the only terminal one."""
+    """Return the last event, after checking that no other event is terminal."""
     terminal = [event for event in events if isinstance(event, Finished | Failed)]
     assert len(terminal) == 1, f"{len(terminal)} terminal events"
     assert events[-1] is terminal[0], "the terminal event is not the last one"

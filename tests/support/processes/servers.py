@@ -44,7 +44,7 @@ async def serving(
 def serving_in_thread(
     model: TargetModel, pair: Path, config: CloudConfig | None = None
 ) -> Iterator[tuple[Server, str]]:
-    """`serving` for tests that own no event loop."""
+    """Serve as `serving` does, for tests without an event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="test-server")
     thread.start()

@@ -28,7 +28,7 @@ def draft(
     continuation_tokens: int = 0,
     branches: Sequence[tuple[int, int]] = (),
 ) -> Draft:
-    """A Draft with a risk for each token; `branches` are pairs of an absolute parent and an id."""
+    """Return a Draft with a risk for each token; `branches` are pairs of an absolute parent and an id."""
     final = start if final_before is None else final_before
     tokens = tuple(BranchToken(*branch) for branch in branches)
     return Draft(revision, start, token_ids, (0.5,) * len(token_ids), final, continuation_tokens, branches=tokens)

@@ -41,7 +41,7 @@ def _draft(device: DeviceSession, token_ids: Iterable[int], signal: Signal, *, f
 
 
 def with_two_questions() -> DeviceSession:
-    """The fires 1 and 4 are on their way, in a span each; 2 and 3 were skipped in between."""
+    """Return a device with the fires 1 and 4 on their way, in a span each; 2 and 3 were skipped."""
     device = session()
     fire(device, 1)
     device.send()

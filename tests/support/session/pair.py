@@ -47,7 +47,7 @@ class Models:
         return self.cloud(prefix) if other % 100 < self.agreement else other // 100 % VOCABULARY
 
     def doubts(self, prefix: Sequence[int]) -> bool:
-        """A gate that is right more often than not."""
+        """Return the decision of a gate that is right more often than not."""
         return _hash("gate", self.seed, tuple(prefix)) % 100 < (10 if self.draft(prefix) == self.cloud(prefix) else 60)
 
 
@@ -198,7 +198,7 @@ class Pair:
         self.most_in_flight = max(self.most_in_flight, len(self.device.spans))
 
     def _branches(self, chain: list[int]) -> list[BranchToken]:
-        """A random tree next to a chain: some tokens the cloud would choose, some the draft."""
+        """Return a random tree next to a chain, with choices of the cloud and of the draft."""
         before = self.device.text[: self.device.sent_length]
         texts = [[*before, *chain[:length]] for length in range(len(chain) + 1)]
         branches = []

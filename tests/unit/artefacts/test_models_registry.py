@@ -23,7 +23,7 @@ PARTS = (b"the first part, ", b"the second, ", b"the third")
 
 
 def write_wheel(folder: Path, part: int, content: bytes) -> None:
-    """A minimal wheel that pip accepts, with the content where the real ones have it."""
+    """Write a minimal wheel that pip accepts, with the content at the path of real ones."""
     folder.mkdir(parents=True, exist_ok=True)
     name, info = f"fake_model_part{part}", f"fake_model_part{part}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:

@@ -47,7 +47,7 @@ def write_registry(path: Path, name: Path | str) -> Path:
 
 
 def write_artefact(home: Path, role: Role, source: Path | str, **fields: object) -> Path:
-    """An artefact with a chat template, but without a model, as `write_registry` asks for."""
+    """Write an artefact with a chat template but without a model, as `write_registry` describes it."""
     folder = home / "models" / "mine" / role
     folder.mkdir(parents=True, exist_ok=True)
     template = folder / CHAT_TEMPLATE_NAME

@@ -36,7 +36,7 @@ def trees(draw: st.DrawFn) -> TokenTree:
 
 
 def ancestors(tree: TokenTree, index: int) -> set[int]:
-    """The indices on the path to a token, by going from parent to parent."""
+    """Return the indices on the path to a token, found from parent to parent."""
     if index < tree.end:
         return {*range(index + 1)}
     return {index, *ancestors(tree, tree.branches[index - tree.end].parent)}

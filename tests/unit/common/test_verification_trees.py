@@ -58,7 +58,7 @@ def test_a_choice_too_few_or_too_many_is_refused(choices: list[int]) -> None:
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[int, list[BranchToken]]:
-    """A chain's length, and branches next to it of which no two siblings have the same id."""
+    """Draw a chain's length, and branches next to it whose siblings have different ids."""
     chain = draw(st.integers(0, 3))
     branches: list[BranchToken] = []
     for _ in range(draw(st.integers(0, 12))):

@@ -145,7 +145,7 @@ class Skipping(Gate):
 
 
 def silent_after(frames: int) -> Callable[[ClientFrame], Iterable[ServerFrame]]:
-    """A cloud that answers some frames, and none after them."""
+    """Return a cloud that answers `frames` frames, and none after them."""
     answer, left = cloud_of(TARGET), [frames]
 
     def cloud(frame: ClientFrame) -> Iterable[ServerFrame]:

@@ -50,7 +50,7 @@ class NotingPipeline(Pipeline):
 
 
 def ranked(text: Iterable[int], place: int) -> int:
-    """The draft's choice after a text, or, at place 1, its second."""
+    """Return the draft's choice after a text, or its second choice at place 1."""
     return int(DRAFT.logits(list(text)).argsort()[-1 - place])
 
 

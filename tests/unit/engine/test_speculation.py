@@ -151,7 +151,7 @@ def test_end_of_text_in_a_branch_ends_the_text() -> None:
 
 
 def _branch_that_ends() -> tuple[int, int]:
-    """A position of the text and an end-of-text token that follows its runner-up, and that the text does not hold."""
+    """Return a position, and an end-of-text token that follows its runner-up and is not in the text."""
     text = list(PROMPT)
     for _ in range(4):
         text.append(greedy(text))
@@ -182,7 +182,7 @@ def test_an_override_that_ends_the_text_leaves_nothing_to_draft() -> None:
 
 
 def taken_over(*, ahead: int = 0) -> SpeculationHarness:
-    """The cloud has overridden the first token and writes on, and the device has drafted ahead of it."""
+    """Return a device that has drafted `ahead` tokens while the cloud writes on after its override."""
     harness = SpeculationHarness()
     harness.draft(2)
     harness.send(continuation_tokens=20)

@@ -28,9 +28,9 @@ def continued(text: list[int], tokens: int) -> list[int]:
 def branched(
     *, sent: int, after: int, limit: int = 60, eos: tuple[int, ...] = ()
 ) -> tuple[SpeculationHarness, int, list[int]]:
-    """A span of four tokens on its way with `sent` tokens of a branch, after which `after` tokens were drafted.
+    """Send four tokens with `sent` tokens of a branch, then draft up to `after` tokens after the branch's first.
 
-    Also the branch's first token, and what the small model writes after it.
+    Return the harness, the branch's first token, and the tokens that the small model writes after it.
     """
     harness = SpeculationHarness(limit=limit, eos=eos)
     harness.draft(4)

@@ -46,7 +46,7 @@ def signal(risk: float) -> Signal:
 def committed(
     position: int, token_id: int, origin: Origin, risk: float, *, drafted: int | None = None, fired: bool = False
 ) -> Committed:
-    """A final token where the device had drafted, the same token unless `drafted` is another one."""
+    """Return a final token at a drafted position; the draft was the same token unless `drafted` is given."""
     proposal = Proposal(token_id if drafted is None else drafted, signal(risk), 99)
     return Committed(position, token_id, origin, proposal=proposal, fired=fired)
 

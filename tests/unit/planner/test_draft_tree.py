@@ -35,7 +35,7 @@ class Tree(DraftTree):
 
 
 def tree_of(risks: Sequence[float], *, rows: int = 2, limit: int = 100, first: int = 10) -> Tree:
-    """A text whose tokens from `first` on were proposed at these risks; risks are chances as they are."""
+    """Return a text whose tokens from `first` on were proposed at these risks, taken as chances unchanged."""
     tree = Tree(rows, limit=limit)
     for offset, risk in enumerate(risks):
         tree.draft(first + offset, proposal(50 + offset, risk, runner_up=80 + offset))
@@ -303,7 +303,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @invariant()
     def branch_tokens_spell_the_text_and_then_a_branch(self) -> None:
-        """The parents of a branch's last token are the branch, and then the chain before it."""
+        """Check that the ancestors of a branch's last token are the branch, then the chain before it."""
         opened = [found for at in range(self.final, self.length) if (found := self.tree.proposal(at))]
         assert len(opened) == self.length - self.final
         texts: list[tuple[int, ...]] = [()]

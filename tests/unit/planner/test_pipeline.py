@@ -25,7 +25,7 @@ def known() -> Estimates:
 
 
 def ready(estimates: Estimates | None = None, now_ms: float = 0.0, mode: Mode = Mode.EXACT) -> Pipeline:
-    """A pipeline whose cloud holds the prompt since `now_ms`."""
+    """Return a pipeline whose cloud holds the prompt since `now_ms`."""
     pipeline = Pipeline(estimates or known(), mode)
     pipeline.opened(now_ms - 500.0)
     pipeline.answered(READY, now_ms)

@@ -19,7 +19,7 @@ RISKS = st.lists(st.floats(0.0, 0.98), max_size=12)
 
 
 def chance(risks: Sequence[float], count: int, later: float) -> float:
-    """That the first tokens stand, one factor after the other."""
+    """Return the chance that the first `count` tokens stand, factor by factor."""
     product = 1.0
     for index in range(count):
         product *= 1 - (risks[index] if index < len(risks) else later)

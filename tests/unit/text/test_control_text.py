@@ -79,7 +79,7 @@ def test_who_wants_it_has_control_tokens_read(kind: str) -> None:
 
 
 def everywhere(text: str) -> dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]:
-    """A text in every string of a chat: messages and tools."""
+    """Put a text into every string of a chat, in messages and tools."""
     call: dict[str, Any] = {"type": "function", "id": "abcdefgh1", "function": {"name": "f", "arguments": {"a": "b"}}}
     function = WEATHER["function"]
     assert isinstance(function, dict)
