@@ -1,4 +1,4 @@
-"""What all tests share: a home of their own with the tiny pair in it, and how Hypothesis searches."""
+"""Shared by all tests: a home of their own with the tiny pair, and the settings of Hypothesis."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever stands in tests/models needs the default pair; the longest files come first.
+    """Mark the tests in tests/models as in need of the default pair, and run the longest files first.
 
-    With several processes a long one that came last would be waited for by all others.
+    With several processes, all others would wait for a long file that came last.
     """
     for item in items:
         if item.path.is_relative_to(REAL_PAIR_TESTS):
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _digest_of_recipe() -> str:
-    """Of all that decides what the tiny pair becomes."""
+    """Return a digest of all files that determine the tiny pair."""
     recipe = [*(REPOSITORY / "cloud_supervisor" / "export").glob("*.py")]
     recipe += [*(REPOSITORY / "common" / "chaperone_common" / "artefacts").glob("*.py")]
     recipe += [REPOSITORY / "configs" / "models.yaml", REPOSITORY / "constraints.txt"]
@@ -57,7 +57,7 @@ def _digest_of_recipe() -> str:
 
 @pytest.fixture(scope="session")
 def chaperone_test_home() -> Path:
-    """$CHAPERONE_HOME of the tests; a changed recipe gets another folder, so nothing stale is ever read."""
+    """Return the $CHAPERONE_HOME of the tests; a changed recipe gets another folder, so no stale pair is read."""
     base = Path(os.environ.get("CHAPERONE_TEST_HOME", REPOSITORY / ".cache" / "chaperone-test"))
     home = base.resolve() / _digest_of_recipe()
     home.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What every `CloudLink` promises, held against the fake and against gRPC on a loopback port."""
+"""The contract of `CloudLink`, tested with the fake and with gRPC on a loopback port."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def play(harness_factory: LinkHarnessFactory, scenario: Callable[[LinkHarness], 
 
 
 async def take(link: CloudLink, count: int) -> list[ServerFrame]:
-    """Wait for so many frames and take them."""
+    """Wait for `count` frames and take them."""
     frames: list[ServerFrame] = []
     while len(frames) < count:
         assert await link.wait(PATIENCE_S * 1e3), f"{len(frames)} of {count} frames arrived"
@@ -188,7 +188,7 @@ def test_frames_come_down_in_order_and_are_taken_once(harness_factory: LinkHarne
     play(harness_factory, scenario)
 
 
-def test_wait_tells_whether_something_is_there_and_takes_nothing(harness_factory: LinkHarnessFactory) -> None:
+def test_wait_returns_whether_frames_have_arrived_and_takes_none(harness_factory: LinkHarnessFactory) -> None:
     async def scenario(harness: LinkHarness) -> None:
         assert not await harness.link.wait(1)
         await harness.deliver(OPENED[0])
@@ -282,13 +282,13 @@ def test_a_cloud_that_goes_away_is_one_failure(harness_factory: LinkHarnessFacto
         assert isinstance(failure, Failure)
         assert failure.status == "UNAVAILABLE", failure.message
         await nothing_follows(harness.link)
-        harness.link.send(DRAFTS[0])  # goes nowhere, and says nothing
+        harness.link.send(DRAFTS[0])  # goes nowhere, without an error
         await nothing_follows(harness.link)
 
     play(harness_factory, scenario)
 
 
-def test_another_status_is_told(harness_factory: LinkHarnessFactory) -> None:
+def test_another_status_is_reported(harness_factory: LinkHarnessFactory) -> None:
     async def scenario(harness: LinkHarness) -> None:
         await harness.hang_up("OUT_OF_RANGE")
         (failure,) = await take(harness.link, 1)
@@ -299,7 +299,7 @@ def test_another_status_is_told(harness_factory: LinkHarnessFactory) -> None:
     play(harness_factory, scenario)
 
 
-def test_cancel_tells_whoever_waits_once_and_may_be_repeated(harness_factory: LinkHarnessFactory) -> None:
+def test_cancel_wakes_a_waiting_caller_once_and_may_be_repeated(harness_factory: LinkHarnessFactory) -> None:
     async def scenario(harness: LinkHarness) -> None:
         await harness.deliver(OPENED[0])
         assert await take(harness.link, 1) == [OPENED[0]]
@@ -340,7 +340,7 @@ def test_payload_bytes_are_counted(harness_factory: LinkHarnessFactory) -> None:
     play(harness_factory, scenario)
 
 
-def test_grpc_tells_a_frame_that_is_none() -> None:
+def test_grpc_reports_an_invalid_frame() -> None:
     async def scenario(harness: LinkHarness) -> None:
         assert isinstance(harness, GrpcLinkHarness)
         harness.orders.put_nowait(b"\xff\xff\xff")
@@ -353,7 +353,7 @@ def test_grpc_tells_a_frame_that_is_none() -> None:
     play(grpc_harness, scenario)
 
 
-def test_grpc_tells_a_server_that_is_not_there() -> None:
+def test_grpc_reports_an_unreachable_server() -> None:
     async def run() -> None:
         cloud = GrpcCloud("127.0.0.1:1")
         link = cloud.link()

@@ -1,4 +1,4 @@
-"""What every `DraftModel` promises of branches, held against the fake and against onnxruntime with the tiny pair."""
+"""The contract of `DraftModel` for branches, tested with the fake and with onnxruntime and the tiny pair."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_rows_of_one_forward_get_what_each_would_get_alone(new_sequence: NewSequ
 
 @pytest.mark.parametrize("written", [0, 2, 9])
 def test_an_adopted_branch_is_the_text(new_sequence: NewSequence, written: int) -> None:
-    """Whether the text had written less than the branch, as much or more since the fork."""
+    """The text has written fewer, as many or more tokens than the branch since the fork."""
 
     async def scenario() -> None:
         prompt, own, other = tokens(23, 20), tokens(24, 4), tokens(25, 3)
@@ -148,7 +148,7 @@ def test_a_fork_after_an_adoption_copies_what_the_text_holds_now(new_sequence: N
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_cancelled_step_neither_loses_nor_repeats_what_was_forked(new_sequence: NewSequence, busy: bool) -> None:
-    """Whether it had begun, or still waited for another sequence's step."""
+    """A busy step waits for another sequence's; the other step has begun."""
 
     async def scenario() -> None:
         prompt = tokens(38, 20)
@@ -285,7 +285,7 @@ def test_nothing_is_forked_or_adopted_during_a_step_or_after_the_end(new_sequenc
 
 
 class BranchingMachine(RuleBasedStateMachine):
-    """Drives a sequence at random, beside the tokens that each row should hold.
+    """Drive a sequence at random, and keep the tokens that each row should hold.
 
     The text is never rewound into its prompt, so that every other token is fed alone, here and in `expected`.
     """

@@ -1,4 +1,4 @@
-"""What every `DraftModel` promises, held against the fake and against onnxruntime with the tiny pair."""
+"""The contract of `DraftModel`, tested with the fake and with onnxruntime and the tiny pair."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_tokens_fed_together_or_one_by_one_give_the_same_logits(new_sequence: Ne
 
 
 @pytest.mark.parametrize("count", [0, 1, 33, 75])
-def test_reading_tells_what_follows_each_token(new_sequence: NewSequence, count: int) -> None:
+def test_reading_returns_the_logits_after_each_token(new_sequence: NewSequence, count: int) -> None:
     async def scenario() -> None:
         prompt, text, other = tokens(3, 9), tokens(6, count), tokens(7, 1)
         reading, stepping = new_sequence(), new_sequence()

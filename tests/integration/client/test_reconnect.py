@@ -65,10 +65,10 @@ async def collect(client: EdgeClient, acts: Mapping[int, Callable[[], object]], 
     return events
 
 
-@pytest.mark.parametrize("tell_cloud", [True, False])
+@pytest.mark.parametrize("reset_cloud", [True, False])
 @pytest.mark.parametrize(("mode", "takeover"), [("exact", 0), ("exact", 20), ("cloud", 0)])
 def test_a_reset_connection_changes_nothing_of_the_text(
-    tiny_pair: Path, target: TargetModel, seed: int, mode: str, takeover: int, tell_cloud: bool
+    tiny_pair: Path, target: TargetModel, seed: int, mode: str, takeover: int, reset_cloud: bool
 ) -> None:
     parameters: dict[str, Any] = {"mode": mode, "temperature": 0.9, "seed": seed}
     planner = PlannerSettings(policy="fixed", span_tokens=4, takeover_tokens=takeover)
@@ -82,7 +82,7 @@ def test_a_reset_connection_changes_nothing_of_the_text(
                 whole = await collect(client, {}, **parameters)
 
                 def reset() -> None:
-                    forwarder.reset(tell_cloud=tell_cloud)
+                    forwarder.reset(reset_cloud=reset_cloud)
 
                 events = await collect(client, {3: reset, 40: reset, 80: reset}, **parameters)
             await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")

@@ -200,9 +200,9 @@ def test_rows_of_one_forward_repeat_single_ones(model: OnnxModel, text_tokens: i
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("full", "beside"), [(0, (1, 2)), (1, (0, 3))])
-def test_a_full_row_between_two_others_is_left_alone(folder: Path, full: int, beside: tuple[int, int]) -> None:
-    """It has no room to run along, so that the others take a forward each."""
+@pytest.mark.parametrize(("full", "others"), [(0, (1, 2)), (1, (0, 3))])
+def test_a_full_row_between_two_others_is_left_alone(folder: Path, full: int, others: tuple[int, int]) -> None:
+    """The full row has no room to run along, so the others take a forward each."""
     model = load(folder, context_tokens=12)
 
     async def scenario() -> None:
@@ -214,8 +214,8 @@ def test_a_full_row_between_two_others_is_left_alone(folder: Path, full: int, be
         for branch in (1, 2, 3):
             rows.fork(branch, lengths[branch])
         rows.rewind(lengths[0])
-        steps = await rows.step_rows(dict.fromkeys(beside, 5))
-        together = [steps[row].logits.copy() for row in beside]
+        steps = await rows.step_rows(dict.fromkeys(others, 5))
+        together = [steps[row].logits.copy() for row in others]
         if full != 0:
             rows.adopt(full)
         rows.rewind(11)
@@ -245,7 +245,7 @@ def test_rows_keep_what_they_hold_when_the_buffers_grow(model: OnnxModel) -> Non
     asyncio.run(scenario())
 
 
-def test_a_text_that_fills_its_buffers_is_kept_while_the_branches_beside_it_run(model: OnnxModel) -> None:
+def test_a_text_that_fills_its_buffers_is_kept_while_its_branches_run(model: OnnxModel) -> None:
     async def scenario() -> None:
         prompt = tokens(12, FIRST_CAPACITY)
         alone, rows = model.new_sequence(), model.new_sequence(branches=2)

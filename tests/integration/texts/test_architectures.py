@@ -148,7 +148,7 @@ def test_branches_score_what_their_paths_score_alone(subject: Subject) -> None:
 def _go_on_along(
     subject: Subject, cache: KvCache, length: int, branches: Sequence[BranchToken], path: Sequence[int]
 ) -> None:
-    """Keep the last branch token's path, and read on behind it."""
+    """Keep the last branch token's path, and read on after it."""
     indices, index = list[int](), length + len(branches) - 1
     while index >= length:
         indices.insert(0, index)

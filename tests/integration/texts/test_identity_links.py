@@ -1,8 +1,8 @@
-"""The central promise over the link emulator: whatever the link does, `exact` is the cloud-only stream.
+"""The central promise over the link emulator: `exact` is the cloud-only stream over any link.
 
-Real gRPC between device and server, every profile of `configs/links` between the two, and at drawn moments resets of
-the connection and outages. `exact` is held against `cloud` over the same link, and every token of it, as well as of
-`gated`, against the oracle's choice after the tokens before: a text that is the oracle's choice everywhere is its own.
+Device and server speak real gRPC over every profile of `configs/links`. Connections are reset and outages happen at
+random moments. `exact` must equal `cloud` over the same link. Every token of `exact` must be the oracle's choice after
+the tokens before it, so the whole text is the oracle's. In `gated`, the oracle's choices show the deviations.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tests.support.processes.clients import config_for, ending_of
 from tests.support.processes.servers import serving
 
 RUNS = 200
-GATED_EVERY = 4  # one run in so many is made in `gated` as well
+GATED_EVERY = 4  # every fourth run is repeated in `gated`
 LEAST_TOKENS, MOST_TOKENS = 8, 20
 RISK = 0.65  # at which `gated` asks
 RUN_S = 120.0  # a run that takes longer has hung
@@ -55,10 +55,9 @@ FORWARD_S = 0.015  # of the large model, at least
 SAMPLING: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9})
 FAULTS: tuple[tuple[str, ...], ...] = ((), ("reset",), ("outage",), ("reset", "outage"), ("reset", "reset", "outage"))
 
-# Profiles are hurried so that the runs take seconds: round trips above this are shrunk to it, jitter with them, and
-# outages come so many times as often and are as many times as short. Rates and losses stay; resets are the test's.
-LONGEST_RTT_MS = 40.0
-HASTE = 40.0
+# Profiles are hurried so that the runs take seconds. Rates and losses stay, and the test itself resets connections.
+LONGEST_RTT_MS = 40.0  # longer round trips are shrunk to it, and their jitter with them
+HASTE = 40.0  # outages come this many times as often, and are this many times shorter
 
 
 def hurried(profile: Profile) -> Profile:
@@ -83,9 +82,9 @@ def hurried(profile: Profile) -> Profile:
 
 
 class SlowTarget:
-    """A `TargetModel` whose forwards take as long as a large model's: beside a tiny one, nobody would draft.
+    """A `TargetModel` whose forwards take as long as a large model's, since a device would not draft for a tiny one.
 
-    Several servers share the model, one forward after the other; they are slow side by side.
+    Several servers share the model, one forward after the other. Their delays run in parallel.
     """
 
     def __init__(self, model: TorchModel, turn: threading.Lock) -> None:
@@ -111,7 +110,7 @@ class SlowTarget:
 
 @dataclass
 class Lane:
-    """One link with a server behind it and clients before it; its runs come one after the other."""
+    """One link with its server and its clients, which run one after the other."""
 
     profile: str
     proxy: LinkProxy
@@ -122,7 +121,7 @@ class Lane:
 
 @dataclass
 class Faults:
-    """What befalls one generation, at moments counted in its events."""
+    """The faults of one generation, at moments counted in its events."""
 
     proxy: LinkProxy
     random: Random
@@ -235,7 +234,7 @@ async def _compare(pair: Path, model: TorchModel) -> Counter[str]:
 
 
 async def _run(lane: Lane, reference: Any, seed: int, seen: Counter[str]) -> None:
-    """One text: in `exact` with faults, in `cloud` without, by the oracle, and perhaps in `gated` with faults again."""
+    """Compare one text in `exact` with faults, in `cloud` without, and by the oracle; check some in `gated`, too."""
     random = Random(seed)
     round_number = seed // len(profile_names())
     parameters: dict[str, Any] = {
@@ -250,17 +249,17 @@ async def _run(lane: Lane, reference: Any, seed: int, seen: Counter[str]) -> Non
     cloud, _ = await _collect(
         lane.exact, lane.exact.request(**parameters, mode="cloud"), Faults(lane.proxy, random, ())
     )
-    told = f"seed {seed}, {kinds}, {parameters}"
+    details = f"seed {seed}, {kinds}, {parameters}"
     result = exact.result()
     choices = await _choices(lane.exact, reference, request, result.token_ids)
-    assert list(result.token_ids) == choices, f"exact differs from the oracle: {told}"
+    assert list(result.token_ids) == choices, f"exact differs from the oracle: {details}"
     ended = result.token_ids[-1] in lane.exact.manifest.eos_token_ids
-    assert ended or len(result.token_ids) == parameters["max_new_tokens"], told
-    assert result.text == lane.exact.tokenizer.decode([*result.token_ids]), told
-    assert str(result.finish_reason) == ("stop" if ended else "length"), told
+    assert ended or len(result.token_ids) == parameters["max_new_tokens"], details
+    assert result.text == lane.exact.tokenizer.decode([*result.token_ids]), details
+    assert str(result.finish_reason) == ("stop" if ended else "length"), details
     same = cloud.result()
     assert (same.token_ids, same.text, same.finish_reason) == (result.token_ids, result.text, result.finish_reason), (
-        f"cloud differs from exact: {told}"
+        f"cloud differs from exact: {details}"
     )
     seen["runs"] += 1
     seen[f"over {lane.profile}"] += 1
@@ -275,7 +274,7 @@ async def _run(lane: Lane, reference: Any, seed: int, seen: Counter[str]) -> Non
 async def _check_gated(
     lane: Lane, reference: Any, parameters: dict[str, Any], faults: Faults, seen: Counter[str]
 ) -> None:
-    """Its ledger holds: what was skipped is audited, once, and the deviations are those that the oracle finds."""
+    """Check the ledger of `gated`: skipped tokens are audited once, and the oracle finds the same deviations."""
     request = lane.gated.request(**parameters, mode="gated")
     resets = lane.proxy.resets
     collected, hits = await _collect(lane.gated, request, faults)
@@ -284,17 +283,17 @@ async def _check_gated(
     choices = await _choices(lane.gated, reference, request, result.token_ids)
     deviating = [ours != clouds for ours, clouds in zip(result.token_ids, choices, strict=True)]
     skipped = [origin is Origin.DRAFT for origin in result.origins]
-    told = f"{parameters}: {stats}"
-    assert all(skip for skip, deviates in zip(skipped, deviating, strict=True) if deviates), told
-    assert stats.skipped_tokens == sum(skipped), told
-    assert stats.unverified_tokens == 0, told
+    details = f"{parameters}: {stats}"
+    assert all(skip for skip, deviates in zip(skipped, deviating, strict=True) if deviates), details
+    assert stats.skipped_tokens == sum(skipped), details
+    assert stats.unverified_tokens == 0, details
     audited = stats.audited_tokens == stats.skipped_tokens
     if audited:
-        assert stats.deviations == sum(deviating), told
-    else:  # the connection was reset after the last answer that the device had waited for, and the closing audit lost
-        assert lane.proxy.resets > resets, told
-        assert stats.audited_tokens < stats.skipped_tokens, told
-        assert stats.deviations <= sum(deviating) <= stats.deviation_bound * stats.completion_tokens, told
+        assert stats.deviations == sum(deviating), details
+    else:  # a reset after the last answer that the device waited for lost the closing audit
+        assert lane.proxy.resets > resets, details
+        assert stats.audited_tokens < stats.skipped_tokens, details
+        assert stats.deviations <= sum(deviating) <= stats.deviation_bound * stats.completion_tokens, details
     seen["gated"] += 1
     seen["gated, all audited"] += audited
     seen["gated, hit by a reset"] += hits["reset"]

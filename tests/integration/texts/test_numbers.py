@@ -1,4 +1,4 @@
-"""`GenerationStats` adds up, and the audit tells all deviations; held against a count by the large model itself."""
+"""`GenerationStats` adds up, and the audit finds all deviations that the large model itself counts."""
 
 from __future__ import annotations
 

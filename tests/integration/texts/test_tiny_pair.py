@@ -59,7 +59,7 @@ def run_pull(home: Path, *arguments: str) -> str:
 
 
 class Killed(NamedTuple):
-    """What a pull left behind that was killed while the device's model was being made."""
+    """The files of a pull that was killed while it made the device's model."""
 
     home: Path
     leftovers: list[str]

@@ -1,4 +1,4 @@
-"""A draft model without a model: the twin of `FakeTarget`, behind the device's port."""
+"""A draft model without a model: a `FakeTarget` as the device's port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.fakes.target import FakeTarget
 class FakeDraft:
     """Obeys the contract of `DraftModel`; its logits are those of a `FakeTarget` after the same tokens.
 
-    Two of them, or one and a `FakeTarget` on the cloud's side, agree as their seeds and disturbances say. A step
+    The seeds and disturbances of device and cloud determine how often the two agree. A step
     takes `step_s` seconds of the event loop's time, which may be virtual.
     """
 

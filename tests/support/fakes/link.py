@@ -1,4 +1,4 @@
-"""A link without a network: frames are handed over at once, and a test, or a function, plays the cloud."""
+"""A link without a network: frames arrive at once, and a test or a function plays the cloud."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Cloud = Callable[[ClientFrame], Iterable[ServerFrame]]
 class FakeLink:
     """Obeys the contract of `CloudLink`.
 
-    `cloud` is told every frame that is sent, and what it returns is there to take at once; without one, a test plays
-    the cloud by `deliver` and `hang_up`. After `lasts` frames from the cloud the connection is lost.
+    `cloud` receives every sent frame, and the frames that it returns arrive at once. Without it, a test plays the cloud
+    by `deliver` and `hang_up`. The connection is lost after `lasts` frames from the cloud.
     """
 
     def __init__(self, cloud: Cloud | None = None, *, lasts: int | None = None, clock: Clock | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server, whose connections can be broken and led elsewhere."""
+"""A TCP proxy in front of a server, whose connections a test can break and redirect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Forwarder:
     """A TCP proxy whose connections can be broken."""
 
     def __init__(self, upstream: str) -> None:
-        self.upstream: str | None = upstream  # None: whoever comes is sent away
+        self.upstream: str | None = upstream  # None: refuse connections
         self._server: asyncio.Server | None = None
         self._ends: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []  # device's and cloud's
         self._carrying: set[asyncio.Task[None]] = set()
@@ -31,13 +31,13 @@ class Forwarder:
         if self._carrying:
             await asyncio.wait(self._carrying)
 
-    def reset(self, *, tell_cloud: bool = True) -> None:
-        """Break all connections; without `tell_cloud`, the cloud's ends stay open and silent."""
+    def reset(self, *, reset_cloud: bool = True) -> None:
+        """Break all connections; without `reset_cloud`, the cloud's ends stay open and silent."""
         for device, cloud in self._ends:
             device.transport.abort()
-            if tell_cloud:
+            if reset_cloud:
                 cloud.transport.abort()
-        if tell_cloud:
+        if reset_cloud:
             self._ends.clear()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A simulated link whose cloud does what a test says: a harness for the contract of `CloudLink`."""
+"""A simulated link whose cloud a test plays: a harness for the contract of `CloudLink`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from link_emulator.profile import Profile
 
 
 class SimulatedLinkHarness:
-    """A link, and a host at its other end that notes what comes and sends what it is told to."""
+    """A link, and a host at its other end that records received frames and sends the test's."""
 
     def __init__(self, rtt_ms: float = 0.0) -> None:
         self.capabilities = capabilities(LimitsConfig())

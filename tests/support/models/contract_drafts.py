@@ -1,4 +1,4 @@
-"""What the tests of draft models share: their size, the tokens they are fed, and when logits count as equal."""
+"""Shared by the tests of draft models: sizes, input tokens, and the tolerance of logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ async def logits_after(sequence: DraftModel, token_ids: Sequence[int]) -> NDArra
 
 
 def close_to(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
-    """Equal up to kernels: those of an int4 model round activations to 8 bits, and batch shapes round apart."""
+    """Return whether logits are equal up to rounding.
+
+    Kernels of an int4 model round activations to 8 bits, and differently for each batch shape.
+    """
     return bool(np.abs(left - right).max() < 0.1 * right.std())
 
 

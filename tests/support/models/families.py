@@ -1,4 +1,4 @@
-"""Tiny models with random weights of every architecture that is supported, with a window shorter than the texts."""
+"""Tiny models with random weights of every supported architecture, with a window shorter than the texts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [3.0]
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1, "logits_scaling": 2.0}
 
-# Each by a name of its own: the configuration's class, and what it has beside the sizes.
+# For each name: the configuration's class, and its fields in addition to the sizes.
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ernie4_5": ("Ernie4_5Config", {}),
     "exaone4": ("Exaone4Config", _MIXED),
