@@ -301,7 +301,7 @@ def test_the_sync_client_has_both_and_its_error_resumes(
 
 def test_deadlines_hold_when_the_cloud_is_stopped(tiny_pair: Path) -> None:
     cloud = CloudSettings(verification_deadline_ms=600.0, reconnect_timeout_ms=500.0)
-    with server_process() as (process, address):
+    with server_process(fake_model=True) as (process, address):
         config = config_for(address, cloud=cloud)
         with SyncEdgeClient(config) as client:
             client.generate(PROMPT, max_new_tokens=2)
@@ -352,7 +352,10 @@ def test_a_stopped_device_is_noticed_after_the_keepalive(tiny_pair: Path, monkey
 def test_a_stopped_cloud_is_noticed_after_the_keepalive(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faster(monkeypatch, "edge_client.link.grpc_link._OPTIONS")
     cloud = CloudSettings(reconnect_timeout_ms=0.0)
-    with server_process() as (process, address), SyncEdgeClient(config_for(address, cloud=cloud)) as client:
+    with (
+        server_process(fake_model=True) as (process, address),
+        SyncEdgeClient(config_for(address, cloud=cloud)) as client,
+    ):
         client.generate(PROMPT, max_new_tokens=2)
         os.kill(process.pid, signal.SIGSTOP)
         try:

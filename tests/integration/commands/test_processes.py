@@ -223,7 +223,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_pair: Path) -> None:
 def test_serve_prints_its_address_and_stops_cleanly(
     tiny_pair: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with server_process() as (process, address):
+    with server_process(fake_model=number is signal.SIGINT) as (process, address):
         assert generate("--cloud", address, "--max-new-tokens", "3", PROMPT) == 0
         process.send_signal(number)
         code, out, err = ended(process)
@@ -252,7 +252,7 @@ def test_a_second_signal_ends_the_server_at_once(tiny_pair: Path, tmp_path: Path
             await to_thread(process.wait, PATIENCE_S)
             return asyncio.get_running_loop().time() - began_s
 
-    with server_process("--config", str(config)) as (process, address):
+    with server_process("--config", str(config), fake_model=True) as (process, address):
         assert asyncio.run(interrupt(process, address)) < PATIENCE_S / 2, "long before the streams' 60 s are over"
         assert process.returncode == 128 + number
 

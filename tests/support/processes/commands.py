@@ -59,10 +59,14 @@ def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def server_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`chaperone-cloud serve --pair tiny ...` on a free port; yields the process and its address."""
+def server_process(*arguments: str, fake_model: bool = False) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`chaperone-cloud serve --pair tiny ...` on a free port; yields the process and its address.
+
+    With a fake model no torch is imported; everything else is the same.
+    """
+    program = "tests.support.fake_server" if fake_model else "cloud_supervisor.cli"
     command = [
-        *(sys.executable, "-m", "cloud_supervisor.cli", "serve", "--pair", "tiny", "--dtype", "float32"),
+        *(sys.executable, "-m", program, "serve", "--pair", "tiny", "--dtype", "float32"),
         *("--threads", "1", "--listen", "127.0.0.1:0", *arguments),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT)
