@@ -64,7 +64,7 @@ def server_process(*arguments: str, fake_model: bool = False) -> Iterator[tuple[
 
     With a fake model no torch is imported; everything else is the same.
     """
-    program = "tests.support.fake_server" if fake_model else "cloud_supervisor.cli"
+    program = "tests.support.processes.fake_server" if fake_model else "cloud_supervisor.cli"
     command = [
         *(sys.executable, "-m", program, "serve", "--pair", "tiny", "--dtype", "float32"),
         *("--threads", "1", "--listen", "127.0.0.1:0", *arguments),

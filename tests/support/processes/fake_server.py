@@ -9,7 +9,7 @@ from typing import Any
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from cloud_supervisor.cli import main
-from tests.support.fake_target import FakeTarget
+from tests.support.fakes.target import FakeTarget
 
 
 class TorchModel(FakeTarget):
