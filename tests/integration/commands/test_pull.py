@@ -49,7 +49,7 @@ class Pull(Protocol):
 
 @pytest.fixture
 def pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Pull]:
-    """The command in this process, builder included, since a new process imports torch for ten seconds.
+    """Yield the command in this process, builder included: a new process imports torch for ten seconds.
 
     `CHAPERONE_HOME` is the folder of the test.
     """

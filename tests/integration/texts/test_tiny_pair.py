@@ -21,17 +21,18 @@ from transformers import AutoModelForCausalLM
 
 from chaperone_common.artefacts.folders import ROLES, Role
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
-from chaperone_common.errors import ModelCorrupt, ModelMissing
+from chaperone_common.errors import ModelCorrupt, ModelMissing, TokenizerMismatch
 from cloud_supervisor.export.listing import list_pairs
+from cloud_supervisor.export.pull import pull
+from tests.support.models.onnx_builder import builder_in_process
 from tests.support.processes.commands import ROOT, environment
 
 pytestmark = pytest.mark.timeout(600)
 
 PULL = """
 import sys
-from pathlib import Path
 from cloud_supervisor.export.pull import pull
-pull(sys.argv[1], registry_path=Path(sys.argv[2]) if len(sys.argv) > 2 else None, say=print, progress=False)
+pull(sys.argv[1], say=print, progress=False)
 """
 
 PATIENCE_S = 120
@@ -39,9 +40,9 @@ TOKENS = 100
 QUESTIONS = ("What is the time?", "Count from one to ten.", "Why is the sky blue?")
 
 
-def start_pull(home: Path, *arguments: str) -> subprocess.Popen[str]:
+def start_pull(home: Path, pair: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PULL, *arguments],
+        [sys.executable, "-c", PULL, pair],
         cwd=ROOT,
         env=environment(CHAPERONE_HOME=str(home)),
         stdout=subprocess.PIPE,
@@ -51,11 +52,13 @@ def start_pull(home: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run_pull(home: Path, *arguments: str) -> str:
-    process = start_pull(home, *arguments)
-    output, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, output
-    return output
+def pull_here(home: Path, pair: str, registry: Path | None = None) -> str:
+    """Pull in this process, builder included, and return what the pull says; a new process imports torch first."""
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, builder_in_process():
+        patch.setenv("CHAPERONE_HOME", str(home))
+        pull(pair, registry_path=registry, say=lines.append, progress=False)
+    return "".join(f"{line}\n" for line in lines)
 
 
 class Killed(NamedTuple):
@@ -92,7 +95,7 @@ def is_loadable(folder: Path, role: Role) -> bool:
 @pytest.fixture(scope="module")
 def pair(killed: Killed) -> Path:
     """Return the folder of the tiny pair, pulled after a pull was killed."""
-    assert "tiny: ready in" in run_pull(killed.home, "tiny")
+    assert "tiny: ready in" in pull_here(killed.home, "tiny")
     return killed.home / "models" / "tiny"
 
 
@@ -126,7 +129,9 @@ def test_a_pull_after_it_is_whole_and_clean(pair: Path) -> None:
 def test_a_second_pull_does_nothing(home: Path, pair: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in pair.rglob("*")}
     started = time.monotonic()
-    assert run_pull(home, "tiny") == "tiny: already there\n"
+    process = start_pull(home, "tiny")
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, output) == (0, "tiny: already there\n")
     assert time.monotonic() - started < 10  # no torch is imported
     assert {path: path.stat().st_mtime_ns for path in pair.rglob("*")} == before
     state = next(state for state in list_pairs() if state.pair == "tiny")
@@ -144,7 +149,7 @@ def write_registry(path: Path, edge: Path | str, cloud: Path) -> Path:
 
 def test_a_folder_is_a_source(home: Path, pair: Path, tmp_path: Path) -> None:
     registry = write_registry(tmp_path / "models.yaml", pair / "cloud", pair / "cloud")
-    run_pull(home, "mine", str(registry))
+    pull_here(home, "mine", registry)
     mine = load_manifest(home / "models" / "mine" / "edge", role="edge", verify=True)
     tiny = load_manifest(pair / "edge", role="edge")
     assert mine.model == "edge-model"
@@ -152,7 +157,7 @@ def test_a_folder_is_a_source(home: Path, pair: Path, tmp_path: Path) -> None:
     assert (mine.tokenizer_digest, mine.eos_token_ids) == (tiny.tokenizer_digest, tiny.eos_token_ids)
     cloud = load_manifest(home / "models" / "mine" / "cloud", role="cloud")
     assert cloud.files["model.safetensors"].bytes < 800_000  # bfloat16, where the source has float32
-    assert run_pull(home, "mine", str(registry)) == "mine: already there\n"
+    assert pull_here(home, "mine", registry) == "mine: already there\n"
 
 
 def test_two_vocabularies_are_refused(pair: Path, tmp_path: Path) -> None:
@@ -164,9 +169,8 @@ def test_two_vocabularies_are_refused(pair: Path, tmp_path: Path) -> None:
             content = content.replace(b"<|im_start|>", b"<|im_begin|>")
         (other / path.name).write_bytes(content)
     registry = write_registry(tmp_path / "models.yaml", other, pair / "cloud")
-    process = start_pull(tmp_path, "mine", str(registry))
-    output, _ = process.communicate(timeout=PATIENCE_S)
-    assert "TokenizerMismatch: mine: the two models read different vocabularies" in output
+    with pytest.raises(TokenizerMismatch, match="^mine: the two models read different vocabularies"):
+        pull_here(tmp_path, "mine", registry)
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [".mine.lock"]
 
 
@@ -176,7 +180,7 @@ def test_a_damaged_model_is_pulled_again(home: Path, pair: Path) -> None:
     data.write_bytes(whole[:-1])
     with pytest.raises(ModelCorrupt, match=r"model\.onnx\.data: .*pull --pair tiny --force"):
         load_manifest(pair / "edge", role="edge")
-    assert "tiny: ready in" in run_pull(home, "tiny")
+    assert "tiny: ready in" in pull_here(home, "tiny")
     assert data.read_bytes() == whole  # the same weights from the same seed
 
 
