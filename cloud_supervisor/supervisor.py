@@ -1,6 +1,6 @@
-"""The use case: frames of a device in, frames of the cloud out, for many devices at once.
+"""The cloud's end of all generations: it receives frames of many devices, and answers each with frames of the cloud.
 
-Nothing in here knows gRPC, so that a gRPC server, a test or a simulator can host it.
+It does not depend on gRPC. So its host can be a gRPC server, a test or a simulator.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ MAX_DIGEST_SHOWN = 80  # characters of a device's text that a message quotes
 
 @dataclass(slots=True)
 class Counters:
-    """Counts since the start, for operators and tests. Those of a session are added when its stream ends."""
+    """Counts since the start, for operators and tests. The counts of a session are added when its stream ends."""
 
     streams: int = 0
     refused: int = 0
-    cancelled: int = 0  # streams that ended without a Close: the user stopped, or the device vanished
+    cancelled: int = 0  # streams that ended without a Close: the user stopped, or the connection broke
     stale_frames: int = 0
     takeovers: int = 0
     hand_backs: int = 0
@@ -70,19 +70,19 @@ class _Answer:
 
 
 class Supervisor:
-    """The sessions of one large model."""
+    """Serves the sessions of one large model."""
 
     def __init__(
         self, queue: ForwardQueue, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
     ) -> None:
-        """Serve up to `limits.max_sessions` streams above a queue in front of the model."""
+        """Serve up to `limits.max_sessions` sessions; `queue` holds their requests to the model."""
         self.capabilities = capabilities
         self.counters = Counters()
         self._queue = queue
         self._limits = limits
         self._clock = clock or MonotonicClock()
         self._inboxes: dict[SessionId, Inbox] = {}
-        self._graces: dict[SessionId, asyncio.TimerHandle] = {}  # of sessions whose device may come back
+        self._grace_timers: dict[SessionId, asyncio.TimerHandle] = {}  # of sessions whose device may reconnect
 
     @property
     def sessions(self) -> int:
@@ -100,7 +100,7 @@ class Supervisor:
             return
         except Cancelled as error:
             failure = self._cancelled(error)
-        except (asyncio.CancelledError, GeneratorExit):  # the host noticed before the inbox did
+        except (asyncio.CancelledError, GeneratorExit):  # the host ended the stream before the inbox noticed
             self._cancelled(Cancelled("the host ended the stream"))
             raise
         except ModelError as error:  # found in a forward: the device cannot fix it
@@ -120,13 +120,13 @@ class Supervisor:
         yield failure
 
     def _cancelled(self, error: Cancelled) -> Failure:
-        """Count a stream that the device or the host ended. That is no refusal: a device may stop at any time."""
+        """Count a stream that the device or the host ended. This is not a refusal: a device may stop at any time."""
         _LOG.debug("stream cancelled: %s", error.message)
         self.counters.cancelled += 1
         return _failure(error)
 
     async def _serve(self, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
-        opening = (await self._next(inbox, self._limits.open_timeout_s, "open_timeout_s: no Open came")).frame
+        opening = (await self._next(inbox, self._limits.open_timeout_s, "open_timeout_s: no Open arrived")).frame
         if not isinstance(opening, Open):
             raise ProtocolViolation(f"frame: {type(opening).__name__} before Open")
         session = self._admit(opening, inbox)
@@ -140,7 +140,7 @@ class Supervisor:
             self._count(session)
             if self._inboxes.get(opening.session_id) is inbox:
                 del self._inboxes[opening.session_id]
-            if opening.session_id not in self._inboxes:  # an older stream may end after the newer one, by one forward
+            if opening.session_id not in self._inboxes:  # else a newer stream of the session is open
                 self._free(opening.session_id, after_s=0.0 if closed else self._limits.reconnect_grace_s)
 
     def _count(self, session: CloudSession) -> None:
@@ -149,20 +149,21 @@ class Supervisor:
         self.counters.hand_backs += session.hand_backs
 
     def _free(self, session_id: SessionId, *, after_s: float) -> None:
-        """Free a session's KV after a grace period, in which a device that was cut off may open the session again."""
+        """Free a session's KV cache after `after_s`. Until then, a device that lost its connection may reopen it."""
         self._end_grace(session_id)
         if after_s > 0:
-            self._graces[session_id] = asyncio.get_running_loop().call_later(after_s, self._free_now, session_id)
+            timer = asyncio.get_running_loop().call_later(after_s, self._free_now, session_id)
+            self._grace_timers[session_id] = timer
         else:
             self._queue.free(session_id)
 
     def _free_now(self, session_id: SessionId) -> None:
-        del self._graces[session_id]
+        del self._grace_timers[session_id]
         self._queue.free(session_id)
 
     def _end_grace(self, session_id: SessionId) -> None:
-        if (grace := self._graces.pop(session_id, None)) is not None:
-            grace.cancel()
+        if (timer := self._grace_timers.pop(session_id, None)) is not None:
+            timer.cancel()
 
     async def _converse(self, opening: Open, session: CloudSession, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
         context_tokens = self.capabilities.context_tokens
@@ -175,7 +176,7 @@ class Supervisor:
             if session.writes and inbox.empty:
                 request = session.writing()
             else:
-                arrival = await self._next(inbox, self._limits.idle_timeout_s, "idle_timeout_s: no frame came")
+                arrival = await self._next(inbox, self._limits.idle_timeout_s, "idle_timeout_s: no frame arrived")
                 frame, arrived_at = arrival.frame, arrival.at
                 if isinstance(frame, Open):
                     raise ProtocolViolation("frame: a second Open in one stream")
@@ -195,13 +196,13 @@ class Supervisor:
                 return
 
     @staticmethod
-    async def _next(inbox: Inbox, patience_s: float, missing: str) -> Arrived[ClientFrame]:
-        """Wait for a frame, up to a limit: a silent stream takes a place from others."""
+    async def _next(inbox: Inbox, timeout_s: float, missing: str) -> Arrived[ClientFrame]:
+        """Wait for a frame for up to `timeout_s`, because a silent stream counts towards `max_sessions`."""
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 return await inbox.get()
         except TimeoutError:
-            raise CloudTimeout(f"{missing} within {patience_s:g} s; open a new stream") from None
+            raise CloudTimeout(f"{missing} within {timeout_s:g} s; open a new stream") from None
 
     def _admit(self, opening: Open, inbox: Inbox) -> CloudSession:
         """Check an Open and make it the session's newest stream."""
@@ -229,7 +230,7 @@ class Supervisor:
         older = self._inboxes.get(opening.session_id)
         if older is None and len(self._inboxes) >= self._limits.max_sessions:
             raise Overloaded(
-                f"sessions: {len(self._inboxes)} are open and {self._limits.max_sessions} may be; try again later",
+                f"sessions: {len(self._inboxes)} are open, the limit is {self._limits.max_sessions}; try again later",
                 retry_after_ms=1000,
             )
         if older is not None:
@@ -239,9 +240,9 @@ class Supervisor:
         return session
 
     async def _prefill(self, opening: Open, session: CloudSession, inbox: Inbox) -> _Answer:
-        """Read the prompt except its last token, which is read with the first span, for its choice.
+        """Read the prompt, except its last token. The first span's forward reads that token, and chooses the next one.
 
-        Stop as soon as the stream closes: the queue drops the rest of the prompt, and its cost is not reported.
+        Stops as soon as the stream closes: the queue drops the rest of the prompt, and its cost is not reported.
         """
         prompt = TokenTree(tuple(session.text[:-1]))
         if not prompt.token_ids or inbox.closing:
@@ -275,14 +276,14 @@ class Supervisor:
         return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
 
     def _time_left_ms(self, deadline_ms: int, arrived_at: float) -> float | None:
-        """Return the rest of a Draft's deadline after its wait for the frames before it; None without a deadline."""
+        """Return the time left until a Draft's deadline, or None without one. It runs from the arrival of the Draft."""
         if not deadline_ms:
             return None
         waited_ms = (self._clock.now() - arrived_at) * 1000
         if waited_ms >= deadline_ms:
             raise CloudTimeout(
-                f"deadline_ms: the Draft waited {waited_ms:.0f} ms for the frames before it, and its answer was "
-                f"wanted within {deadline_ms}"
+                f"deadline_ms: the Draft waited {waited_ms:.0f} ms for the frames before it, longer than its deadline "
+                f"of {deadline_ms} ms"
             )
         return deadline_ms - waited_ms
 

@@ -28,7 +28,8 @@ from edge_client.ports import Cloud, CloudLink, Drafter, DraftModel, OutputText,
 from edge_client.text import Tokenizer
 from edge_client.text.output import EventText
 
-# A second branch costs a quarter of a forward, a fourth one doubles it. More than three are rarely likely.
+# A second branch adds a quarter to the time of a forward, and a fourth one doubles it. More than three places for a
+# branch are rarely worth drafting.
 _BRANCHES = 3
 
 Explain = Callable[[Decision], None]
@@ -52,9 +53,9 @@ def assemble(
     cloud_lost: ChaperoneError | None = None,
     explain: Explain | None = None,
 ) -> Engine:
-    """Put the parts of one generation together; see `Engine` for what each of them does.
+    """Build the engine of one generation; `Engine` explains the arguments.
 
-    The planner's mode decides who takes part: `cloud` has no drafter, and `edge` no connection.
+    The planner's mode decides which of them are used: mode `cloud` needs no drafter, and `edge` no connection.
     """
     mode = planner.mode
     return Engine(
@@ -94,7 +95,7 @@ def engine_settings(
 
 
 def continues_alone(config: EdgeConfig, mode: Mode) -> bool:
-    """Return whether a generation goes on if the cloud is lost; one without a drafter cannot."""
+    """Return whether a generation continues if the cloud is lost. It needs a drafter for that."""
     on_loss = config.cloud.on_loss
     return mode.drafts and (on_loss == "continue" or (on_loss == "default" and mode is Mode.GATED))
 
@@ -131,7 +132,7 @@ class Assembly:
         drafter: MakeDrafter = ChoosingDrafter,
         explain: Explain | None = None,
     ) -> None:
-        """Load all but the model. The arguments are those of `EdgeClient`.
+        """Load everything except the model. The arguments are those of `EdgeClient`.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
@@ -150,10 +151,10 @@ class Assembly:
         self._estimates = Estimates()
 
     async def engine(self, request: GenerationRequest, interrupt: Interrupt, explain: Explain | None = None) -> Engine:
-        """Connect if the mode needs the cloud, load the model if it needs that, and build the engine.
+        """Build the engine. Before, connect to the cloud and load the model, if the mode needs them.
 
-        `explain` receives the decisions of this generation in place of the client's. Raises InvalidRequest, or another
-        ChaperoneError that ends the generation.
+        `explain` receives the decisions of this generation, in place of the client's `explain`. Raises InvalidRequest,
+        or another ChaperoneError that ends the generation.
         """
         mode, prompt_length = request.mode, len(request.prompt.token_ids)
         cloud, capabilities, lost = await self._connect(request)
@@ -165,7 +166,8 @@ class Assembly:
         output = EventText(self.tokenizer, request.params.stop, prompt_length, resumed=committed)
         if output.stopped:
             raise InvalidRequest(
-                "committed_token_ids: their text already holds a stop string; nothing is left to write after it"
+                "committed_token_ids: their text already holds a stop string; remove the string from `stop`, or give "
+                "the tokens before it"
             )
         return assemble(
             self._opening(request, capabilities),
@@ -190,7 +192,7 @@ class Assembly:
         )
 
     def leave_loop(self) -> None:
-        """Drop everything that belongs to an event loop which has ended."""
+        """Drop all objects that belong to an event loop which has ended."""
         self.model.leave_loop()
         self.peer.leave_loop()
 
@@ -200,21 +202,21 @@ class Assembly:
         await self.model.close()
 
     async def _connect(self, request: GenerationRequest) -> _Connected:
-        """Return the cloud of a generation; raises the error that a generation cannot do without one."""
+        """Return the cloud of a generation, or the reason for its absence; raises if the generation cannot continue."""
         if not request.mode.connects:
             return _Connected()
         try:
             cloud, capabilities = await self.peer.connect(request.model_digest)
             if request.mode is Mode.GATED:
                 self.gates.use_cloud(capabilities)
-        except (CloudLost, Overloaded, InternalError) as error:  # the same as when it is lost in mid-text
+        except (CloudLost, Overloaded, InternalError) as error:  # treated like a loss in the middle of a text
             if not continues_alone(self.config, request.mode):
                 raise
             return _Connected(lost=error)
         return _Connected(cloud, capabilities)
 
     async def _new_drafter(self, request: GenerationRequest) -> Drafter:
-        """Return a drafter with branches, which are of use only if the cloud corrects the text."""
+        """Return a drafter. It has branches only if a cloud can correct the text."""
         model = await self.model.get()
         branches = _BRANCHES if request.mode.connects else 0
         return self._drafter(model.new_sequence(branches=branches), request.params.sampling)

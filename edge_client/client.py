@@ -38,8 +38,8 @@ class EdgeClient:
     All generations share one model and one connection, which are made when they are first needed. Generations may run
     at the same time, on one event loop. Use the client as an async context manager, or call `aclose`.
 
-    A client may be used again on another event loop after the first loop has ended. It cannot be used in a process
-    that was forked off.
+    A client may be used again on another event loop after the first loop has ended. After a fork, make a new client in
+    the child process.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class EdgeClient:
             config: The settings; the defaults if None.
             cloud: Replaces the gRPC connection.
             planner: Makes the planner of each generation from its mode, in place of the configured one.
-            gate: Makes the gate of each generation from its mode, in place of the configured one. It then has to keep
+            gate: Makes the gate of each generation from its mode, in place of the configured one. That gate has to keep
                 the promises of the mode.
-            drafter: Makes the drafter of each generation, in place of `ChoosingDrafter`. For studies.
+            drafter: Makes the drafter of each generation, in place of `ChoosingDrafter`. For experiments.
             explain: Receives every decision of every planner.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
@@ -93,16 +93,16 @@ class EdgeClient:
         parse_special: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> PromptInput:
-        """Turn a prompt into tokens. Any thread may call this.
+        """Tokenize a prompt. Any thread may call this.
 
         Args:
             prompt: One user message, or a list of messages as for transformers' `apply_chat_template`, or tokens.
-            raw: Read a string without the chat template. Control tokens in it, such as `<|im_end|>`, are read as such.
-            parse_special: Read control tokens in messages as such; by default their text is ordinary text.
-            tools: JSON schemas for the chat template.
+            raw: Read a string without the chat template. Text such as `<|im_end|>` in it becomes a control token.
+            parse_special: In messages, read text such as `<|im_end|>` as a control token, not as ordinary text.
+            tools: JSON schemas of tools, for the chat template.
 
-        Raises InvalidRequest for an empty prompt, for malformed messages or tools, and for what the chat template of
-        the model cannot write.
+        Raises InvalidRequest for an empty prompt, for malformed messages or tools, and for messages that the chat
+        template of the model does not support.
         """
         return self._prompts.tokens(prompt, raw=raw, parse_special=parse_special, tools=tools)
 
@@ -146,7 +146,7 @@ class EdgeClient:
         explain: Callable[[Decision], None] | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
-        """Generate to the end; the arguments are those of `stream`.
+        """Generate to the end and return the result; the arguments are those of `stream`.
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
@@ -158,14 +158,14 @@ class EdgeClient:
         return run.result()
 
     async def load(self) -> None:
-        """Load the device's model now, and not with the first generation; raises ModelError or ConfigError."""
+        """Load the device's model before the first generation needs it; raises ModelError or ConfigError."""
         self._runs.enter_loop()
         await self._assembly.model.get()
 
     async def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
-        """Return what the device's model proposes at each position of a given text.
+        """Return the proposals of the device's model at each position of a given text.
 
-        `token_ids` follow the prompt of the request. The cloud takes no part.
+        The text is the prompt of the request, then `token_ids`. The cloud is not asked.
         """
         self._runs.enter_loop()
         model = await self._assembly.model.get()
@@ -183,7 +183,7 @@ class EdgeClient:
         return (await self._assembly.peer.connect())[1]
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
-        """Return token counts over all `gated` generations made under these promises.
+        """Return token counts over all `gated` generations of this client with these promises.
 
         None means the configured value.
         """
@@ -191,13 +191,13 @@ class EdgeClient:
         return self._assembly.gates.control(promises).totals
 
     def token_text(self, token_id: int) -> str:
-        """Return the text of one token alone; bytes that are no whole character become U+FFFD."""
+        """Return the text of one token alone; bytes of an incomplete character become U+FFFD."""
         return self.tokenizer.token_text(token_id)
 
     async def aclose(self) -> None:
-        """End running generations with Failed(Cancelled), then the connection and the model's worker.
+        """End running generations with Failed(Cancelled), close the connection, and stop the model's worker.
 
-        Pending audits get a moment to arrive.
+        Waits briefly for pending audits.
         """
         if self._runs.forked:  # models and connections belong to the parent process
             return
@@ -223,11 +223,11 @@ class EdgeClient:
     ) -> Run:
         async def request() -> GenerationRequest:
             if not isinstance(prompt, GenerationRequest):
-                # A long prompt takes seconds to become tokens, and other generations go on in that time.
+                # Tokenizing a long prompt takes seconds. Other generations continue during that time.
                 return await asyncio.to_thread(self.request, prompt, **parameters)
             if parameters:
                 raise InvalidRequest(
-                    f"{', '.join(parameters)}: a GenerationRequest has all parameters already; give them to `request`"
+                    f"{', '.join(parameters)}: a GenerationRequest has all parameters already; pass them to `request`"
                 )
             return prompt
 

@@ -19,23 +19,23 @@ MAX_THREADS = 1024
 
 def _in_range(name: str) -> AfterValidator:
     """Return a validator for the range of a generation parameter."""
-    return AfterValidator(lambda value: _accept(value, RANGES[name].problem(value)))
+    return AfterValidator(lambda value: _checked(value, RANGES[name].problem(value)))
 
 
 def _as_stop_strings(value: Any) -> Any:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(text, str) for text in strings):
-        _accept(value, f"{value!r} is neither a string nor a list of strings")
-    return _accept(tuple(strings), stop_problem(strings))
+        _checked(value, f"{value!r} is neither a string nor a list of strings")
+    return _checked(tuple(strings), stop_problem(strings))
 
 
-def _accept(value: Any, problem: str | None) -> Any:
+def _checked(value: Any, problem: str | None) -> Any:
     if problem is not None:
         raise PydanticCustomError("parameter", "{problem}", {"problem": problem})
     return value
 
 
-# Types of generation parameters: these fields are defaults, and requests are checked against the same fields.
+# Types of generation parameters. They check the defaults in the settings, and the values of each request.
 Temperature = Annotated[float, _in_range("temperature")]
 TopP = Annotated[float, _in_range("top_p")]
 TopK = Annotated[int, _in_range("top_k")]
@@ -48,7 +48,7 @@ MaxDeviation = Annotated[float, _in_range("max_deviation")]
 
 
 class CloudSettings(FrozenModel):
-    """The address of the cloud, and how long to wait for it."""
+    """The address of the cloud, and the times to wait for it."""
 
     address: str = "127.0.0.1:50151"
     connect_timeout_ms: float = Field(default=5_000.0, gt=0, le=MAX_DEADLINE_MS)
@@ -81,11 +81,11 @@ class GateSettings(FrozenModel):
     max_deviation: MaxDeviation = 0.02
     on_deviation: OnDeviation = Field(default=OnDeviation.KEEP, strict=False)
     audit_share: float = Field(default=1.0, ge=0.05, le=1)
-    risk: float = Field(default=0.1, ge=0, le=1)  # above it the policy `threshold` fires
+    risk: float = Field(default=0.1, ge=0, le=1)  # the policy `threshold` fires at this risk and above
 
 
 class PlannerSettings(FrozenModel):
-    """The planner: it decides when to draft, send and wait. The numbers are for the policy `fixed`."""
+    """The planner: it decides when to draft, send and wait. Only the policy `fixed` uses the numbers."""
 
     policy: Literal["adaptive", "fixed"] = "adaptive"
     span_tokens: int = Field(default=16, ge=1)
@@ -112,7 +112,7 @@ class EdgeConfig(FrozenModel):
         config = EdgeConfig.load("edge.yaml")
         config = EdgeConfig(pair="tiny", mode="gated", cloud=CloudSettings(address="127.0.0.1:50151"))
 
-    Raises ConfigError for an unknown name or a value out of range.
+    Raises ConfigError for an unknown setting or a value out of range.
     """
 
     pair: str = "default"

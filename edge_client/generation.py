@@ -1,4 +1,4 @@
-"""A generation as values: its request, its events in one place, and its result."""
+"""The request of a generation, the collector of its events, and its result."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class GenerationRequest:
 
 @dataclass
 class Collector:
-    """The events of one generation, collected."""
+    """Collects the events of one generation, and makes its result."""
 
     request: GenerationRequest
     token_ids: list[int] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Collector:
                 pass
 
     def result(self) -> Generation:
-        """Return the generation after its last event; raises the error of a Failed event."""
+        """Return the finished generation, after its last event; raises the error of a Failed event."""
         match self.ending:
             case Finished() as finished:
                 return Generation(
@@ -126,7 +126,7 @@ class Collector:
 
 
 def error_json(error: ChaperoneError, *, where: str = "") -> dict[str, str]:
-    """Return an error as JSON of `chaperone generate`; `where` is put before the message."""
+    """Return an error as in the JSON of `chaperone generate`; `where` is a prefix of its message."""
     return {"type": type(error).__name__, "message": f"{where}{error.message}"}
 
 

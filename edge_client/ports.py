@@ -16,16 +16,16 @@ TEXT_ROW = 0
 
 
 class DraftStep(NamedTuple):
-    """One forward of the small model; the arrays are valid until the next step."""
+    """The result of one forward of the small model."""
 
-    logits: NDArray[np.float32]  # [vocab]; ids of the tokenizer only
-    position: int  # of the token that they choose: the length of the row, including the tokens fed
+    logits: NDArray[np.float32]  # [vocab], without padded ids; valid until the next step
+    position: int  # position of the predicted token: the length of the row, including the tokens fed
 
 
 class DraftModel(Protocol):
-    """The small model's view of one text and of some branches: KV caches that can be rewound.
+    """The small model with the KV caches of one text and of some branches.
 
-    Row `TEXT_ROW` is the text; rows 1 to `branches` are continuations that the text may take instead.
+    A cache has one row for each. Row `TEXT_ROW` is the text. Rows 1 to `branches` are alternative continuations.
     """
 
     @property
@@ -38,16 +38,16 @@ class DraftModel(Protocol):
 
     @property
     def context_tokens(self) -> int:
-        """The largest number of tokens that fits."""
+        """The largest number of tokens that fits into a row."""
 
     def rewind(self, length: int) -> None:
-        """Forget the text's tokens from position `length` on; rewinding forward is a ValueError."""
+        """Forget the text's tokens from position `length` on; raises ValueError if the text is shorter."""
 
     def fork(self, branch: int, length: int) -> None:
-        """Begin a branch after the text's first `length` tokens; forget the earlier tokens of its row."""
+        """Begin a branch after the text's first `length` tokens, in place of the branch that its row held before."""
 
     def adopt(self, branch: int) -> None:
-        """Make the branch the text, and end the branch; other branches keep their tokens."""
+        """Replace the text by the branch, and end the branch; other branches keep their tokens."""
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
         """Feed one token or more to the text without blocking the event loop; raises PromptTooLong past the context."""
@@ -80,7 +80,7 @@ class Drafter(Protocol):
         """Begin a branch after the text's first `length` tokens."""
 
     def adopt(self, branch: int) -> None:
-        """Make the branch the text, and end the branch."""
+        """Replace the text by the branch, and end the branch."""
 
     async def step(self, token_ids: Sequence[int]) -> Proposal:
         """Feed one token or more to the text, and return the proposal for the next position."""
@@ -93,7 +93,7 @@ class Drafter(Protocol):
 
 
 class RiskModel(Protocol):
-    """A calibrated model of risk, which follows the text."""
+    """A calibrated model of the risk of each token. It receives the events of the text."""
 
     def with_risk(self, proposal: Proposal) -> Proposal:
         """Return the proposal for the end of the text with its calibrated risk."""
@@ -106,21 +106,21 @@ class OutputText(Protocol):
     """The text of one generation."""
 
     def follow(self, event: SessionEvent) -> tuple[SessionEvent, bool]:
-        """Return the event with the text it adds, and True if a stop string was completed with it."""
+        """Return the event with the text that it adds, and True if that text completes a stop string."""
 
     def flush(self) -> str:
-        """Return the rest of the text, once no token follows."""
+        """Return the rest of the text, after the last token."""
 
     @property
     def stopped(self) -> bool:
-        """True if a stop string was met, also in the text that `flush` returned."""
+        """True if a stop string was found, in the text of events or of `flush`."""
 
 
 class CloudLink(Protocol):
-    """One stream of frames to the supervisor. Losing it is a Failure frame, never an exception."""
+    """One stream of frames to and from the supervisor. If it breaks, a Failure frame arrives; nothing is raised."""
 
     async def open(self, frame: Open) -> None:
-        """Start the stream; does not wait for the answer."""
+        """Start the stream with an Open frame; does not wait for the answer."""
 
     def send(self, frame: ClientFrame) -> None:
         """Queue a frame; never blocks."""
@@ -129,7 +129,7 @@ class CloudLink(Protocol):
         """Take the frames that have arrived, oldest first."""
 
     async def wait(self, timeout_ms: float) -> bool:
-        """Sleep until a frame has arrived; return False if the time is up first."""
+        """Wait until a frame has arrived, and return True; return False after `timeout_ms` without one."""
 
     def close(self) -> None:
         """Send no more. Answers of the cloud are still received. Idempotent."""
@@ -151,13 +151,13 @@ class Cloud(Protocol):
 
     @property
     def connected(self) -> bool:
-        """True if the connection is the one over which the last capabilities were received."""
+        """True if the connection has not changed since the last capabilities were received."""
 
     async def capabilities(self, timeout_ms: float) -> Capabilities:
-        """Return the cloud's models and limits. Waits for a connection until the time is up; raises CloudLost."""
+        """Return the cloud's models and limits. Waits up to `timeout_ms` for a connection; raises CloudLost."""
 
     def link(self) -> CloudLink:
         """Return a new stream, not yet opened."""
 
     async def close(self) -> None:
-        """Wait a moment for the answers to ended streams, then disconnect."""
+        """Wait briefly for the answers to ended streams, then disconnect."""

@@ -1,12 +1,12 @@
 """The order in which requests reach the model, as a pure state machine.
 
-Requests and a view of the KV store go in, batches come out, and their outcomes come back. There are no threads, no
-futures and no clock in here: `now` is an argument, in seconds.
+It receives requests and a view of the KV store, returns batches, and then receives their outcomes. It has no threads,
+futures or clock: `now` is an argument, in seconds.
 
-A long request is computed in chunks. After each chunk it goes to the end of the queue, so that the others get their
-turn: a prompt, a conversation that was evicted, or a draft with many choices, whose logits are the largest tensors.
-How long a request is depends on what the session's cache holds when its turn comes. So only the scheduler cuts texts
-into chunks. Branch tokens belong to the last chunk, because a cache that holds branches cannot be continued.
+A long request is computed in chunks: a prompt, a conversation that was evicted, or a draft with many choices, whose
+logits need the most memory. After each chunk the request goes to the end of the queue, so that others get their turn.
+The number of tokens left to compute depends on the session's cache at that time. So only the scheduler cuts texts into
+chunks. Branch tokens belong to the last chunk, because a cache that holds branches cannot be continued.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Outcome = list[Choice] | BaseException  # of a chunk: its choices, or why it fai
 
 @dataclass(slots=True)
 class _Progress:
-    """A request, and how far it has come."""
+    """A request and its progress."""
 
     request: QueuedRequest
     queued_at: float
     begun: bool = False
-    reached: int = 0  # tokens that earlier chunks have read, though the cache may have been evicted since
+    reached: int = 0  # tokens that earlier chunks have read; their cache may have been evicted since
     choices: list[Choice] = field(default_factory=list)
     queue_s: float = 0.0
     compute_s: float = 0.0
@@ -49,7 +49,7 @@ class _Progress:
 
 
 class Scheduler:
-    """Requests of many sessions: first come, first served, one chunk at a time.
+    """Orders the requests of many sessions: first come, first served, one chunk at a time.
 
     A request ends in exactly one `Answer`, unless it is cancelled.
     """
@@ -71,12 +71,12 @@ class Scheduler:
 
     @property
     def queue_length(self) -> int:
-        """Requests that wait; those that run are not among them."""
+        """The number of waiting requests, without the running ones."""
         return len(self._queue)
 
     @property
     def busy(self) -> bool:
-        """A batch is running."""
+        """True if a batch is running."""
         return self._running is not None
 
     def submit(self, request: QueuedRequest, now: float) -> None:
@@ -90,12 +90,12 @@ class Scheduler:
         self._queue.append(request)
 
     def cancel(self, request: QueuedRequest) -> None:
-        """Forget a request. A chunk of it that runs is finished, and stays in the cache for the session's next one."""
+        """Forget a request. Its running chunk is finished, and stays in the cache for the session's next request."""
         if self._progress.pop(request, None) is not None and request in self._queue:
             self._queue.remove(request)
 
     def expire(self, request: QueuedRequest, now: float) -> list[Answer]:
-        """Refuse a request whose deadline has come, unless it has begun."""
+        """Refuse a request whose deadline has passed, unless it has begun."""
         progress = self._progress.get(request)
         if progress is None or progress.begun:
             return []
@@ -117,14 +117,14 @@ class Scheduler:
             progress.begun = True
             progress.queue_s += now - progress.queued_at
             if not request.num_choices and kv.held(request.key, request.tree.token_ids) == request.tree.end:
-                answers.append(self._answer(progress, progress.result))  # a prompt that is resumed from
+                answers.append(self._answer(progress, progress.result))  # the cache holds the prompt already
             else:
                 self._running = Batch((self._next_chunk(progress, kv),))
         return self._running, answers
 
     def complete(self, outcomes: Sequence[Outcome], elapsed_s: float, now: float) -> list[Answer]:
-        """Take the outcome of each chunk that ran. Unfinished requests go to the end of the queue."""
-        assert self._running is not None, "only a batch that runs can be completed"
+        """Take the outcome of each chunk of the running batch. Unfinished requests go to the end of the queue."""
+        assert self._running is not None, "only a running batch can be completed"
         batch, self._running = self._running, None
         if not any(isinstance(outcome, BaseException) for outcome in outcomes):
             self._recent_s.append(elapsed_s)
@@ -149,15 +149,15 @@ class Scheduler:
         return answers
 
     def close(self) -> list[Answer]:
-        """Refuse the requests that wait, and all later ones; a running chunk is finished."""
+        """Refuse the waiting requests and all later ones; a running chunk is finished."""
         self._closed = True
         waiting, self._queue = self._queue, deque()
         return [self._answer(self._progress[request], _shutting_down()) for request in waiting]
 
     def _next_chunk(self, progress: _Progress, kv: KvView) -> Chunk:
-        """Cut the next chunk, which ends after every earlier one.
+        """Cut the next chunk of a request. It ends later than each earlier chunk.
 
-        Otherwise two conversations that evict each other between their chunks would never reach their ends.
+        Otherwise two conversations that evict each other between their chunks would never finish.
         """
         tree, left = progress.request.tree, progress.request.num_choices - len(progress.choices)
         held = kv.held(progress.request.key, tree.token_ids[: tree.end - left]) or 0
@@ -170,20 +170,21 @@ class Scheduler:
         tree = request.tree
         if tree.start or not 0 <= request.num_choices <= tree.end or not tree.end:
             raise ValueError(
-                f"num_choices: {request.num_choices} of {tree.end} tokens; give a whole text, and its choices"
+                f"num_choices: {request.num_choices} for {tree.end} tokens from position {tree.start}; give the whole "
+                "text, with at least one token, and at most one choice for each"
             )
         if tree.branches and not request.num_choices:
-            raise ValueError(f"branches: {len(tree.branches)} next to a text that is only read ahead; ask for a choice")
+            raise ValueError(f"branches: {len(tree.branches)} in a request without choices; ask for at least one")
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
         if len(self._queue) >= self._max_queue:
             raise Overloaded(
-                f"queue: {len(self._queue)} requests wait and {self._max_queue} may; try again later",
+                f"queue: {len(self._queue)} requests are waiting, the limit is {self._max_queue}; try again later",
                 retry_after_ms=self._drain_ms(),
             )
 
     def _drain_ms(self) -> int:
-        """Estimate when everything that waits or runs now will be done."""
+        """Return the estimated time until all waiting and running requests are done."""
         if not self._recent_s:
             return _FIRST_RETRY_MS
         mean_s = sum(self._recent_s) / len(self._recent_s)

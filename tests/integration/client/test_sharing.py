@@ -33,7 +33,7 @@ def test_more_sessions_than_allowed_learn_when_to_try_again(tiny_pair: Path, dig
         await second.send(opening(digest, "second"))
         failure = await second.failure()
         assert failure.status == "RESOURCE_EXHAUSTED"
-        assert failure.message == "sessions: 1 are open and 1 may be; try again later"
+        assert failure.message == "sessions: 1 are open, the limit is 1; try again later"
         assert failure.retry_after_ms == 1000
         first.cancel()
         await until(lambda: server.cloud.supervisor.sessions == 0, "the slot is free again")
@@ -60,7 +60,7 @@ def test_a_full_queue_says_when_to_try_again(tiny_pair: Path, digest: str) -> No
         await refused.send(draft(start=1))
         failure = await refused.failure()
         assert failure.status == "RESOURCE_EXHAUSTED"
-        assert "queue: 1 requests wait and 1 may; try again later" in failure.message
+        assert "queue: 1 requests are waiting, the limit is 1; try again later" in failure.message
         assert failure.retry_after_ms is not None
         assert failure.retry_after_ms > 0
         brake.let_go.set()
@@ -106,7 +106,7 @@ def test_a_deadline_counts_from_the_arrival(tiny_pair: Path, digest: str) -> Non
         brake.let_go.set()
         failure = await stream.failure()
         assert failure.status == "DEADLINE_EXCEEDED"
-        assert "for the frames before it, and its answer was wanted within 1" in failure.message
+        assert "for the frames before it, longer than its deadline of 1 ms" in failure.message
 
     play(tiny_pair, scenario, brake=brake)
 

@@ -120,7 +120,7 @@ def test_a_stream_that_says_nothing_is_ended(tiny_pair: Path, digest: str, opene
         failure = await stream.failure()
         assert failure.status == "DEADLINE_EXCEEDED"
         limit, missing = ("idle_timeout_s", "frame") if opened else ("open_timeout_s", "Open")
-        assert failure.message == f"{limit}: no {missing} came within 0.05 s; open a new stream"
+        assert failure.message == f"{limit}: no {missing} arrived within 0.05 s; open a new stream"
 
     timeouts = {"idle_timeout_s" if opened else "open_timeout_s": 0.05}
     play(tiny_pair, scenario, LimitsConfig(**timeouts))  # type: ignore[arg-type]

@@ -163,7 +163,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         await gate.until_entered()
         refusal = await error_of(forward(runner, "d", [1], 1, SAMPLED))
         assert isinstance(refusal, Overloaded)
-        assert "2 requests wait and 2 may" in refusal.message
+        assert "2 requests are waiting, the limit is 2" in refusal.message
         assert refusal.retry_after_ms == 750, "two that wait and one that runs, 250 ms each"
         gate.opened.set()
         await asyncio.gather(*tasks)

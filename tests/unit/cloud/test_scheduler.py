@@ -235,7 +235,7 @@ def test_a_full_queue_refuses_and_names_the_time_to_come_back() -> None:
     bench = Bench(max_queue=2)
     bench.submit("a", 3)
     bench.submit("b", 3)
-    with pytest.raises(Overloaded, match="queue: 2 requests wait and 2 may") as caught:
+    with pytest.raises(Overloaded, match="queue: 2 requests are waiting, the limit is 2") as caught:
         bench.submit("c", 3)
     assert caught.value.retry_after_ms == 500, "no forward was timed yet"
     bench.step()
