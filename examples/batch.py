@@ -24,7 +24,7 @@ async def main(config: str) -> None:
             case BaseException():
                 raise answer
             case _:
-                print(f"{question}\n  {answer.text!r} ({answer.stats.fired} tokens sent to the cloud)")
+                print(f"{question}\n  {answer.text!r} (the gate asked about {answer.stats.fired} tokens)")
 
 
 asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "edge.yaml"))

@@ -1,4 +1,4 @@
-"""TCP throughput under the kernel's own rate limit, `tbf`, in a network namespace made for it."""
+"""TCP throughput under the kernel's own rate limit, `tbf`, between two temporary network namespaces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NETWORK = "10.213.77"  # of the cable's two ends, which exist only during the measurement
+NETWORK = "10.213.77"  # first three numbers of both ends' addresses, which exist only during the measurement
 PORT = 5001
 BURST, LATENCY = "16kb", "200ms"
 
@@ -37,20 +37,23 @@ def why_no_namespace() -> str | None:
     """Return the reason why a namespace with a rate limit cannot be made here, or None."""
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if missing:
-        return f"no {' and no '.join(missing)} here (Debian has them in iproute2)"
+        return f"{' and '.join(missing)} not found; install iproute2"
     if os.geteuid() != 0:
-        return "only root may make a network namespace"
+        return "only root may make a network namespace; run as root"
     try:
-        with _limited(1.0):
+        with _limited_cable(1.0):
             return None
     except subprocess.CalledProcessError as error:
         return f"`{' '.join(error.cmd)}` failed: {error.stderr.strip()}"
 
 
 def kernel_mbit_s(limit_mbit_s: float, seconds: float) -> float:
-    """Return the payload that came out per second, after the first tenth."""
+    """Return the rate in Mbit/s at which the payload arrived, without its first tenth.
+
+    The sender has a rate limit of `limit_mbit_s`, and sends for about `seconds`.
+    """
     size = int(limit_mbit_s * 125_000 * seconds)
-    with _limited(limit_mbit_s) as (near, far):
+    with _limited_cable(limit_mbit_s) as (near, far):
         sink = [*_inside(far), sys.executable, "-c", SINK.format(port=PORT)]
         with subprocess.Popen(sink, stdout=subprocess.PIPE, text=True) as process:
             try:
@@ -63,8 +66,11 @@ def kernel_mbit_s(limit_mbit_s: float, seconds: float) -> float:
 
 
 @contextmanager
-def _limited(limit_mbit_s: float) -> Iterator[tuple[str, str]]:
-    """Create two namespaces with a cable, its near end limited; the machine's own network stays as it is."""
+def _limited_cable(limit_mbit_s: float) -> Iterator[tuple[str, str]]:
+    """Create two namespaces, connect them by a virtual cable, and limit the rate of its near end.
+
+    The machine's own network is not changed. The namespaces are deleted on exit.
+    """
     near, far = (f"chaperone-{end}-{os.getpid()}" for end in ("near", "far"))
     try:
         for namespace in (near, far):

@@ -25,12 +25,12 @@ WARM_UP = "Say hello, then count from one to ten."
 WARM_UP_TOKENS = 32
 LENIENT_SERVER = ("benchmarks.strategies.lenient_server", "--within-nats")
 MAX_FAILURES = 3  # consecutive failures that end a run
-QUIET_MS = 20.0  # without a byte, after a round trip: nothing is in flight
-MAX_SETTLING = 20
+QUIET_MS = 20.0  # a link without a byte for a round trip and this time is quiet
+MAX_SETTLING = 20  # largest number of waits for a quiet link
 
 
 def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
-    """Make the generations and return those that failed; these are not kept, so the next run tries them again."""
+    """Make the missing generations, add them to `work`, and return those that failed, for the next run to try again."""
     cores = Cores.allowed()
     with ExitStack() as stack:
         links = {
@@ -42,13 +42,13 @@ def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str
 
 
 def _lenient_nats(name: str) -> float | None:
-    """Return the cross-entropy that the strategy's cloud accepts; None for the cloud that all others share."""
+    """Return the cross-entropy that the strategy's cloud accepts; None if it uses the usual, exact cloud."""
     return None if name == ASSISTED else strategy_named(name).lenient_nats
 
 
 @contextmanager
 def _cloud_and_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
-    """Run a cloud and its link; every cloud has the same core, since only one is busy at a time."""
+    """Run a cloud and its link. All clouds share one core, because only one of them is busy at a time."""
     arguments = ("--threads", "1", "--dtype", plan.dtype)
     program = SERVE if lenient_nats is None else (*LENIENT_SERVER, str(lenient_nats))
     with (
@@ -60,7 +60,7 @@ def _cloud_and_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Ite
 
 @contextmanager
 def _on_core(core: int) -> Iterator[None]:
-    """Hold this process, and the threads that it starts in the block, to one core."""
+    """Pin this process, and the threads that it starts in the block, to one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -70,10 +70,10 @@ def _on_core(core: int) -> Iterator[None]:
 
 
 class _Run:
-    """Runners, and the links between them and their clouds."""
+    """Makes the generations, with a runner for each strategy, and the link from the runner to its cloud."""
 
     def __init__(self, plan: Plan, links: Mapping[float | None, LinkProcess], cores: Cores) -> None:
-        """Take the links to the clouds, by the cross-entropy that each cloud accepts."""
+        """Prepare a run. `links` lead to the clouds; each key is the cross-entropy that the cloud accepts."""
         self._plan = plan
         self._links = links
         self._cores = cores
@@ -81,7 +81,7 @@ class _Run:
     async def make(self, missing: Sequence[Key], work: WorkFile) -> list[dict[str, Any]]:
         prompts = {prompt.id: prompt for prompt in self._plan.prompts}
         failed: list[dict[str, Any]] = []
-        in_a_row = 0
+        failures_in_a_row = 0
         async with AsyncExitStack() as stack:
             runners = {}
             for name in dict.fromkeys(name for _, name, _ in missing):
@@ -90,13 +90,13 @@ class _Run:
                 await self._generate(runners[name], self._link(name), WARM_UP, self._plan.seed, WARM_UP_TOKENS)
             for done, (prompt_id, name, repeat) in enumerate(missing, start=1):
                 row = await self._row(runners[name], prompts[prompt_id], name, repeat)
-                in_a_row = 0 if row["error"] is None else in_a_row + 1
+                failures_in_a_row = 0 if row["error"] is None else failures_in_a_row + 1
                 if row["error"] is None:
                     work.add(row)
                 else:
                     failed.append(row)
-                if in_a_row == MAX_FAILURES:
-                    raise ServerFailed(f"{MAX_FAILURES} generations in a row failed, the last one so: {row['error']}")
+                if failures_in_a_row == MAX_FAILURES:
+                    raise ServerFailed(f"{MAX_FAILURES} generations in a row failed; the last error: {row['error']}")
                 print(f"{done:4} of {len(missing)}  {_line(row)}", flush=True)
         return failed
 
@@ -105,7 +105,7 @@ class _Run:
             return Assisted(self._plan.pair, self._plan.dtype, self._cores.every)
         config = EdgeConfig(
             pair=self._plan.pair,
-            closing_audit=True,  # so that the cloud's work after the text is counted, too
+            closing_audit=True,  # to count the cloud's work after the end of the text, too
             cloud=CloudSettings(address=self._link(name).address),
             device=DeviceSettings(threads=1, allow_spinning=False),
         )
@@ -119,22 +119,22 @@ class _Run:
             runner, self._link(name), prompt.text, self._plan.seed + repeat, self._plan.max_new_tokens
         )
         if name == ASSISTED:
-            traffic = Traffic()  # it uses no link; the bytes are other clients' keep-alives
+            traffic = Traffic()  # it uses no link; bytes on it are keep-alives of other clients
         return row_of(prompt, name, repeat, measured, traffic)
 
     async def _generate(
         self, runner: Runner, link: LinkProcess, text: str, seed: int, max_new_tokens: int
     ) -> tuple[Measured, Traffic]:
         plan = self._plan
-        most = min(max_new_tokens, plan.max_new_tokens)
-        request = Request(runner.prepare(text), plan.temperature, seed, most, warm=not plan.cold)
+        limit = min(max_new_tokens, plan.max_new_tokens)
+        request = Request(runner.prepare(text), plan.temperature, seed, limit, warm=not plan.cold)
         before = await self._settled(link)
         measured = await runner.generate(request)
         cpu_ms = link.traffic().cpu_ms
         return measured, replace((await self._settled(link)).since(before), cpu_ms=cpu_ms - before.cpu_ms)
 
     async def _settled(self, link: LinkProcess) -> Traffic:
-        """Return the link's counters once it is quiet: acknowledgements and audits may follow the end of a text."""
+        """Return the link's counters once it is quiet, because acknowledgements and audits may follow a text."""
         traffic = link.traffic()
         for _ in range(MAX_SETTLING):
             await asyncio.sleep((self._plan.profile.rtt_ms + QUIET_MS) / 1e3)

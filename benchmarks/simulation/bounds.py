@@ -1,32 +1,33 @@
 """Lower bounds on the time of one trace with exact output.
 
-The scene. n tokens are to be final on the device. A draft step takes `draft_ms`. A message takes `rtt_ms / 2` each way.
-One cloud worker runs one forward at a time. A forward over k tokens takes `verify_ms(k)` and judges k positions: it
-compares drafts with the cloud's choices at the first k - 1, and writes the cloud's own token (override or bonus) at the
-last.
+Model. n tokens have to become final on the device. A draft step takes `draft_ms`. A message takes `rtt_ms / 2` each
+way. The cloud runs one forward at a time. A forward over k tokens takes `verify_ms(k)` and judges k positions. It
+compares drafts with the cloud's choices at the first k - 1 of them. At the last one it writes the cloud's own token,
+which is an override or a bonus.
 
-So a forward over positions [f, f + k) needs the drafts of f .. f + k - 2 at the cloud, all of them right. The device's
-chain can only be right where it agrees. A forward over one position needs no draft: this is a takeover, which takes
-`stream_ms` per token. When the clock starts, both ends hold the prompt, and nothing is drafted or judged. Sizes,
-bandwidth and all other overheads are 0.
+So a forward over positions [f, f + k) needs the drafts of f .. f + k - 2 at the cloud, and all of them must be right.
+They can only be right where the device agrees with the cloud. A forward over one position needs no draft: this is a
+takeover, which takes `stream_ms` per token. When the clock starts, both ends hold the prompt, and nothing is drafted or
+judged. Sizes, bandwidth and all other overheads are 0.
 
-The clairvoyant bound. The device knows where overrides fall, but not the tokens. It drafts up to the next override and
-sends each token at once. The cloud cuts the tokens that have arrived into forwards. A schedule consists of chains: the
-device drafts a, a + 1, ... without a break, after it has received the token before a from the cloud. That token was the
-last position of its forward, else the device would have drafted it. If that forward ended at time R[a], the chain
-starts at R[a] + rtt/2 (the first one at 0), and the draft of j is at the cloud at
+The clairvoyant bound. The device knows the positions of the overrides, but not their tokens. It drafts up to the next
+override and sends each token at once. The cloud divides the tokens that have arrived into forwards. A schedule consists
+of chains. In a chain the device drafts a, a + 1, ... without a break, after it received the token before a from the
+cloud. That token was the last position of its forward, else the device would have drafted it. Let R[a] be the end of
+that forward. The chain starts at R[a] + rtt/2 (the first one at 0), and the draft of j arrives at the cloud at
 
     A[j] = start + (j - a + 1) draft_ms + rtt/2.
 
-R[a] sums up everything before it, and less is never worse. With q the first override at or after a, within the chain
+Later times depend on the past only through R[a], and a smaller R[a] is never worse. Let q be the first override at or
+after a. Let G[f] be the time at which all positions before f are judged. Within the chain
 
     G[a] = R[a]
     G[f] = min( G[f-1] + stream_ms,  min over a <= e <= f-2 of  max(G[e], A[f-2]) + verify_ms(f - e) ),  f <= q + 1.
 
-The device may break off at any f and start again from the cloud's last token: R[f] = min over a of G_a[f]. Everything
-is final at R[n] + rtt/2. A new start at f is not tried if the chain that reaches R[f] is past f by then: the chain is
-at least as good. A forward may also hold useless tokens, so `verify_ms(k)` counts as the least of `verify_ms(m)`, k <=
-m <= n.
+The device may end the chain at any f and start again from the cloud's last token: R[f] = min over a of G_a[f]. All
+tokens are final at R[n] + rtt/2. A new start at f is skipped if the chain that reaches R[f] has drafted past f by then,
+because that chain is at least as good. A forward may also hold useless tokens. So these formulas use the least
+`verify_ms(m)` with k <= m <= n in place of `verify_ms(k)`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from chaperone_common.errors import ConfigError
 class Costs:
     """Durations of steps in milliseconds.
 
-    `verify_ms` maps the tokens of a forward to its time. It is a function or a table. A table is interpolated, constant
-    below its first row, and extrapolated by its last slope. Raises ConfigError.
+    `verify_ms` maps the number of tokens in a forward to its time. It is a function or a table. A table is interpolated
+    between its rows, constant below the first row, and extrapolated with the last slope. Raises ConfigError.
     """
 
     draft_ms: float
@@ -77,17 +78,17 @@ class Costs:
 def clairvoyant_ms(agrees: Sequence[bool], costs: Costs, *, takeover: bool = True, skipping: bool = False) -> float:
     """Return the least time until all tokens are final, for any strategy that drafts one chain.
 
-    `agrees` says for each position if the device's choice is the cloud's, [tokens]. Without `takeover` the cloud writes
-    only on request: it judges a single position once a draft of it, or the right draft before it, has arrived. With
-    `skipping`, tokens that agree are final as soon as they are drafted. This bounds a gate that catches every override
-    and never asks about another token.
+    `agrees` [tokens] is True at the positions where the device's choice is the cloud's. Without `takeover` the cloud
+    writes only on request: it judges a single position once a draft of it, or the right draft before it, has arrived.
+    With `skipping`, tokens that agree are final as soon as they are drafted. This bounds a gate that catches every
+    override and asks about no other token.
     """
     n = len(agrees)
     if n == 0:
         return 0.0
     reading = costs.reading_ms(n)
     alone = min(costs.stream_ms, reading[1]) if takeover else reading[1]
-    way, step = costs.rtt_ms / 2, costs.draft_ms
+    one_way, step = costs.rtt_ms / 2, costs.draft_ms
     stops = _next_override(agrees)
     reached = np.full(n + 1, np.inf)  # R
     reached[0] = 0.0
@@ -96,7 +97,7 @@ def clairvoyant_ms(agrees: Sequence[bool], costs: Costs, *, takeover: bool = Tru
     for a in range(n):
         if overtaken[a]:
             continue
-        start = reached[a] + way if a else 0.0
+        start = reached[a] + one_way if a else 0.0
         stop = stops[a]
         if skipping and stop == n:
             done = min(done, start + (n - a) * step)
@@ -104,7 +105,7 @@ def clairvoyant_ms(agrees: Sequence[bool], costs: Costs, *, takeover: bool = Tru
         judged = np.full(last - a + 1, np.inf)  # G, from position a on
         judged[0] = reached[a]
         for i in range(1, last - a + 1):
-            arrival = start + i * step + way  # of the draft of a + i - 1
+            arrival = start + i * step + one_way  # of the draft of a + i - 1
             asked = 0.0 if takeover else arrival - step * (i > 1)
             judged[i] = max(judged[i - 1], asked) + alone
             if i > 1:
@@ -113,17 +114,17 @@ def clairvoyant_ms(agrees: Sequence[bool], costs: Costs, *, takeover: bool = Tru
             f = a + i
             if judged[i] <= reached[f]:
                 reached[f] = judged[i]
-                overtaken[f] = f <= stop and start + i * step <= judged[i] + way
-    return float(min(done, reached[n] + way))
+                overtaken[f] = f <= stop and start + i * step <= judged[i] + one_way
+    return float(min(done, reached[n] + one_way))
 
 
 def physical_floor_ms(tokens: int, costs: Costs) -> float:
     """Return a time that no strategy beats with this pair and this link, trees and branches included.
 
     It is the clairvoyant bound of a text on which the device is always right. Each token takes a draft step or a
-    forward of the cloud, the cloud reads every token, and no end uses a token before it has arrived. Assumptions: exact
-    output, one device and one worker of these speeds, and no other source of drafts. With `draft_ms=0` the rest is the
-    cheapest cut into forwards and one round trip, or the cloud's own writing if that is less.
+    forward of the cloud, the cloud reads every token, and neither end uses a token before it has arrived. Assumptions:
+    exact output, one device and one cloud of these speeds, and no other source of drafts. With `draft_ms=0` the bound
+    is one round trip and the cheapest division into forwards, or the cloud's own writing if that is less.
     """
     return clairvoyant_ms((True,) * tokens, costs)
 
@@ -134,7 +135,7 @@ def streaming_ms(tokens: int, costs: Costs) -> float:
 
 
 def _next_override(agrees: Sequence[bool]) -> list[int]:
-    """Return, for each position, the first one at or after it where the device does not agree; n if there is none."""
+    """Return, for each position, the next position where the device does not agree, itself included; else n."""
     stops = [len(agrees)] * (len(agrees) + 1)
     for i in range(len(agrees) - 1, -1, -1):
         stops[i] = stops[i + 1] if agrees[i] else i

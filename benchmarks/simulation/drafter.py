@@ -12,10 +12,10 @@ from edge_client.ports import TEXT_ROW
 
 
 class SimulatedDrafter:
-    """A `Drafter` that returns the proposals of scripted models, and takes the time that the costs give."""
+    """A `Drafter` that returns the proposals of scripted models. Its virtual time is that of `costs`."""
 
     def __init__(self, models: ScriptedModels, costs: DraftCosts, *, measuring_ms: float = 0.0) -> None:
-        """Spend `measuring_ms` on each proposal, in addition to a step with the usual signals."""
+        """Prepare a drafter. `measuring_ms` is added for each proposal, for a signal that costs extra time."""
         self._models = models
         self._measuring_ms = measuring_ms
         self._costs = costs
@@ -67,7 +67,7 @@ class SimulatedDrafter:
         self._closed = True
 
     async def _forward(self, fed: Mapping[int, Sequence[int]], cost_ms: float) -> dict[int, Proposal]:
-        """Compute proposals; as in a real model, a cancelled forward has no effect."""
+        """Return the proposals after the fed tokens. As with a real model, a cancelled forward has no effect."""
         self._check_idle("step")
         self._busy = True
         texts = {row: [*self._rows[row], *token_ids] for row, token_ids in fed.items()}

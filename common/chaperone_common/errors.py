@@ -6,7 +6,7 @@
     │   └── ConfigError           a configuration file or flag
     ├── ModelError                the artefacts on disk
     │   ├── ModelMissing          not pulled yet
-    │   └── ModelCorrupt          present, but not what its manifest says
+    │   └── ModelCorrupt          a file differs from its manifest
     ├── PeerMismatch              the two ends cannot work together
     │   ├── TokenizerMismatch     different vocabularies
     │   ├── ModelMismatch         another large model began the text
@@ -17,7 +17,7 @@
     ├── Superseded                a newer stream of the same session took over
     ├── CloudLost                 the cloud gives no answer; the final tokens are kept
     │   ├── CloudUnavailable      it cannot be reached, or the connection broke
-    │   └── CloudTimeout          a verification missed its deadline
+    │   └── CloudTimeout          no answer within the deadline
     ├── OutputLost                a result cannot be written: a full disk, a closed output
     ├── Cancelled                 the user stopped the generation
     │   └── GenerationTimeout     it took longer than its `timeout`
@@ -83,7 +83,7 @@ class ModelMismatch(PeerMismatch):
 
 
 class GateMismatch(PeerMismatch):
-    """A gate was calibrated for other models."""
+    """The gate was calibrated for other models."""
 
 
 class VersionMismatch(PeerMismatch):
@@ -127,10 +127,10 @@ class GenerationTimeout(Cancelled):
 
 
 class InternalError(ChaperoneError):
-    """A bug on the other end. The log over there has the details."""
+    """A bug on the other end. The log of that process has the details."""
 
 
-# The first match along the class's method resolution order wins.
+# `status_of` takes the first match along the class's method resolution order.
 STATUS_OF: dict[type[ChaperoneError], str] = {
     InvalidRequest: "INVALID_ARGUMENT",
     ModelError: "FAILED_PRECONDITION",
@@ -159,11 +159,11 @@ ERROR_OF: dict[str, type[ChaperoneError]] = {
 
 
 def status_of(error: ChaperoneError) -> str:
-    """Return the name of the gRPC status that stands for this error."""
+    """Return the name of the gRPC status that reports this error."""
     return next(STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF)
 
 
-# One status stands for several errors. The field at the beginning of the message distinguishes them.
+# One status can report several errors. The field at the beginning of the message distinguishes them.
 ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
     ("FAILED_PRECONDITION", "model_digest"): ModelMismatch,
     ("FAILED_PRECONDITION", "tokenizer_digest"): TokenizerMismatch,
@@ -171,7 +171,7 @@ ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
 
 
 def error_from_status(status: str, message: str, *, retry_after_ms: int | None = None) -> ChaperoneError:
-    """Return the error that a gRPC status stands for, by its name. An unknown status is a bug of the other end."""
+    """Return the error that a gRPC status reports, by the status name. An unknown status is a bug of the other end."""
     field = message.partition(":")[0]
     kind = ERROR_OF_FIELD.get((status, field)) or ERROR_OF.get(status, InternalError)
     return kind(message, retry_after_ms=retry_after_ms)

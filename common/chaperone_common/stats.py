@@ -9,10 +9,10 @@ from chaperone_common.types import FinishReason, Origin
 
 @dataclass(frozen=True, slots=True)
 class EnergyModel:
-    """A declared model of energy, not a measurement. Replace the constants by those of your hardware.
+    """An assumed model of energy, not a measurement. Replace the constants with those of your hardware.
 
-    All constants are assumptions. Those of the radio have the form and the order of Huang et al., "A close examination
-    of performance and power characteristics of 4G LTE networks", MobiSys 2012.
+    The radio constants have the form and the order of magnitude of Huang et al., "A close examination of performance
+    and power characteristics of 4G LTE networks", MobiSys 2012.
     """
 
     device_watts: float = 5.0  # the big cores of a phone
@@ -22,7 +22,7 @@ class EnergyModel:
     joules_per_byte_down: float = 4.2e-7
 
     def joules(self, *, device_ms: float, cloud_ms: float, radio_ms: float, bytes_up: int, bytes_down: int) -> float:
-        """Return the energy of one generation: compute on both ends, the awake radio, and its bytes."""
+        """Return the energy of one generation: compute on both ends, the radio while it is awake, and its bytes."""
         return (
             (self.device_watts * device_ms + self.cloud_watts * cloud_ms + self.radio_watts * radio_ms) / 1e3
             + self.joules_per_byte_up * bytes_up
@@ -83,16 +83,16 @@ class GenerationStats:
     prompt_tokens: int = 0
     completion_tokens: int = 0  # committed tokens after the prompt
     finish_reason: FinishReason | None = None  # None if the generation failed
-    ttft_ms: float | None = None  # time to the first token that was shown, provisional ones included
+    ttft_ms: float | None = None  # time to the first token, provisional or final
     ttft_committed_ms: float | None = None  # time to the first final token
     prefill_ms: float = 0.0  # the cloud's compute on the prompt, over all streams; a part of cloud_compute_ms
     total_ms: float = 0.0  # time from the request to the end
     decode_ms: float | None = None  # time since both ends held the prompt's KV; None if the device did not wait for it
-    round_trips: int = 0  # requests that the device waited for; one that is sent again counts once
+    round_trips: int = 0  # requests that the device waited for; a request that is sent again counts once
     hidden_round_trips: int = 0  # all other requests
-    fired: int = 0  # tokens at which the gate fired
+    fired: int = 0  # tokens at which the gate fired, retracted ones included
     verified_tokens: int = 0  # draft tokens that the cloud confirmed before they were final
-    skipped_tokens: int = 0  # draft tokens that were final without a question to the cloud
+    skipped_tokens: int = 0  # draft tokens that were final without asking the cloud
     risk_spent: float = 0.0  # sum of the risk of all skipped tokens: the expected number of deviations
     overridden_tokens: int = 0  # tokens of the cloud that replaced a draft token
     caught: int = 0  # draft tokens that a token of the cloud replaced before they were final
@@ -102,9 +102,9 @@ class GenerationStats:
     unverified_tokens: int = 0  # tokens written while the cloud was lost
     audited_tokens: int = 0  # skipped tokens that the cloud has judged since
     deviations: int = 0  # audited tokens that the cloud would have chosen otherwise
-    deviation_bound: float = 0.0  # share of deviations if every unread or unverified token is one
+    deviation_bound: float = 0.0  # share of deviations, if all unread and unverified tokens count as deviations
     catch: float | None = None  # caught / (caught + deviations); None if both are 0, or skipped tokens are unread
-    reconnects: int = 0  # streams after the first on which the cloud answered
+    reconnects: int = 0  # later streams of the session on which the cloud answered
     bytes_up: int = 0  # payload sent to the cloud
     bytes_down: int = 0  # payload received from the cloud
     edge_compute_ms: float = 0.0  # time that the small model computed

@@ -1,4 +1,4 @@
-"""A suggestion for a name that is unknown."""
+"""Hints for messages about an unknown name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return a hint to append to a message: the nearest of the known names, or all of them; "" if there are none."""
+    """Return a hint to append to a message: the nearest known name, or all known names; "" if there are none."""
     if near := nearest(given, known):
         return near
     names = ", ".join(known)
@@ -15,6 +15,6 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """Return a hint with the nearest of the known names, or "", for messages that list them anyway."""
+    """Return a hint with the nearest known name, or "" if none is near. For messages that list the names themselves."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -3,7 +3,7 @@
 draft       tokens that the device's small model proposed and that the cloud has not checked
 span        a run of consecutive draft tokens, sent or not
 chain       the span's own tokens, one after the other
-branch      tokens next to a chain: alternatives that are judged in the same forward
+branch      tokens next to a chain: alternatives that the cloud judges in the same forward
 forward     one run of the large model over new tokens
 choice      the token that a model chooses at a position
 feed, read  let the device's model, or the cloud's, process tokens in a forward
@@ -11,13 +11,15 @@ signal      per-token uncertainty of the small model
 risk        probability that the cloud would have chosen another token here
 gate        the policy that reads signals and decides: keep drafting, skip, or fire
 skip, fire  commit without asking; ask the cloud now
-verdict     the cloud's answer on a span: how many tokens stand, and its own token where they stop
+stand       equal the cloud's choices: a drafted token that stands is accepted
+verdict     the cloud's answer on a span: how many tokens stand, and its own token after them
 override    the cloud's own token in place of the draft's
 bonus       the cloud's own token after a span that stands whole, if the device has none there yet
 takeover    an override of many tokens: the cloud writes on by itself until it hands back
 audit       the cloud's judgement of tokens that were already skipped
 deviation   a committed token that is not the one the cloud would have chosen after the same prefix
-catch       share of would-be overrides that the gate did not let pass: caught / (caught + deviations)
+catch       caught / (caught + deviations), where caught counts the draft tokens that were overridden before they were
+            final
 commit, retract   make output final; take provisional output back
 round trip  one request on the link that the device had to wait for; a hidden one overlaps with drafting
 
@@ -57,7 +59,7 @@ class Mode(StrEnum):
 
 
 class OnDeviation(StrEnum):
-    """The fate of a skipped token that the cloud would have chosen otherwise."""
+    """The treatment of a skipped token where the cloud would have chosen another one."""
 
     KEEP = "keep"  # it is final as soon as it is skipped
     RETRACT = "retract"  # it stays provisional until it is audited, and is then replaced
@@ -65,9 +67,9 @@ class OnDeviation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Promises:
-    """The promises of a gated generation. `catch` 0 and `max_deviation` 1 are off; then only end-of-text fires."""
+    """The promises of a gated generation. With `catch` 0 and `max_deviation` 1, only an end-of-text token fires."""
 
-    catch: float = 0.95  # least share of would-be overrides that are caught; 0 promises nothing
+    catch: float = 0.95  # least catch, as in the glossary; 0 promises nothing
     max_deviation: float = 0.02  # largest share of deviations among committed tokens; 1 promises nothing
 
     def __post_init__(self) -> None:
@@ -75,14 +77,14 @@ class Promises:
 
 
 class FinishReason(StrEnum):
-    """The reason why a generation ended, in OpenAI's words."""
+    """The reason why a generation ended, with the names of OpenAI's API."""
 
     STOP = "stop"  # an end-of-text token or a stop string
     LENGTH = "length"  # max_new_tokens were written, or the context is full
 
 
 class Origin(StrEnum):
-    """The author of a committed token, and who confirmed it."""
+    """The model that wrote a committed token, and the model that confirmed it."""
 
     DRAFT = "draft"  # written by the device, skipped by the gate
     VERIFIED = "verified"  # written by the device, confirmed by the cloud before it was final
@@ -144,8 +146,8 @@ class Choice:
     """A model's choice at one position; `sampling.choose` makes it."""
 
     token_id: int
-    coupled_margin: float  # its score minus the best other score
-    runner_up: int  # the token with that score
+    coupled_margin: float  # best minus second-best score; scores include the noise
+    runner_up: int  # id of the token with the second-best score
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,8 @@ class Signal:
     entropy_nats: float
     top1_probability: float
     margin: float  # top-1 minus top-2 probability
-    coupled_margin: float  # best minus second-best coupled score
-    risk: float  # in [0, 1]
+    coupled_margin: float  # as in `Choice`
+    risk: float  # as in the glossary, in [0, 1]
     varentropy: float = 0.0  # variance of the surprisal, in square nats; 0 if it was not measured
 
 
@@ -173,14 +175,14 @@ class Proposal:
 class Span:
     """A run of draft tokens that was sent to the cloud.
 
-    The cloud's own token after them takes its place in the text, unless that position is below `final_before`, too.
+    The cloud also chooses the token after the run, unless that position is below `final_before`.
     """
 
     revision: int
     start: int  # position of the first token
     token_ids: tuple[int, ...]
     final_before: int  # tokens below this position are committed already
-    continuation_tokens: int  # tokens of a takeover that are welcome after an override
+    continuation_tokens: int  # largest number of tokens of a takeover, if there is an override
     branches: tuple[BranchToken, ...] = ()
 
     @property

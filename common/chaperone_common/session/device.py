@@ -22,7 +22,7 @@ class DeviceSession:
     """The device's state of one generation: prompt, final and provisional tokens, and the spans in flight.
 
         text:         [ prompt | final ............ | provisional ................ ]
-        sent_length:  the cloud has read all tokens below it, or they are in flight
+        sent_length:  all tokens below it were sent to the cloud, or came from it
         read_length:  the cloud has answered that it read all tokens below it, and has audited the skipped ones
 
     Methods that change the state return a list of `SessionEvent`s, or the frame to send. They send nothing themselves.
@@ -45,16 +45,16 @@ class DeviceSession:
         self.spans: deque[Span] = deque()
         self.opened = False  # the cloud has answered the Open of this stream
         self.prefilled = False
-        self.max_span_tokens: int | None = None  # of a Draft on this stream, as the cloud's Opened says
+        self.max_span_tokens: int | None = None  # the cloud's limit for one Draft, from its Opened
         self.prefill_us = 0
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
         self._gated = False  # the gate has skipped a token, so that a Draft carries risks
         self._skips_are_final = on_deviation is OnDeviation.KEEP
-        self._deadline_ms = 0  # the last one sent on this stream; 0: none yet
+        self._deadline_ms = 0  # the last deadline sent on this stream; 0: none yet
         self._tail = (0, 0)  # begin and end of the tokens that the closing audit covers
         self._tail_weight = 1.0
-        self._crossing: tuple[int, ...] = ()  # deviations in it, from verdicts that crossed the Close
+        self._late_deviations: tuple[int, ...] = ()  # in the tail, from verdicts after the Close
         self._alone = False  # the cloud is lost for good
         self._reopened = False  # a new stream was opened, and the cloud has not answered on it
 
@@ -69,9 +69,9 @@ class DeviceSession:
         return sum(1 for _ in self._to_judge(self.sent_length))
 
     def tokens_to_ask(self, gap: int) -> int:
-        """Return the number of unsent tokens up to the first fire, and on to fires at most `gap` tokens after another.
+        """Return the number of unsent tokens up to the last fired one of a group; 0 if none of them fired.
 
-        0 if none of them fired.
+        The group begins with the first fired token. It ends before a gap of more than `gap` tokens that did not fire.
         """
         end = self.sent_length
         for position in self._to_judge(self._asked):
@@ -82,10 +82,10 @@ class DeviceSession:
 
     @property
     def _asked(self) -> int:
-        """The position up to which the cloud is asked: the sent tokens, and the one that it chooses after them.
+        """The position up to which the cloud is asked: the sent tokens, and the token that it chooses after them.
 
-        If the cloud may write on after the last span, that last token is asked about again: an override there belongs
-        to the next span.
+        If the last span allows a takeover, the token after it is asked about again: an override there belongs to the
+        next span.
         """
         last = self.spans[-1] if self.spans else None
         chosen = last is not None and last.end == self.sent_length and last.asks_next and not last.continuation_tokens
@@ -95,9 +95,9 @@ class DeviceSession:
     def _settled(self) -> int:
         """The position up to which a Draft asks for no judgement: tokens below it are final, or will be.
 
-        They become final once the cloud confirms the spans in flight. With nothing in flight, a takeover that was cut
-        off has left the provisional tokens. A token that the cloud chooses anyway needs no judgement, unless tokens
-        after it were skipped.
+        They become final once the cloud confirms the spans in flight. If nothing is in flight, an interrupted takeover
+        has left provisional tokens, and all of these need a judgement. The token that the cloud chooses after a span
+        needs none, unless tokens after it were skipped.
         """
         if not self._skips_are_final or self.following or self.stranded:
             return self.final_length
@@ -111,13 +111,13 @@ class DeviceSession:
 
     @property
     def outgrown(self) -> bool:
-        """True if a span in flight is larger than the cloud accepts since it came back with another limit."""
+        """True if a span in flight is larger than the cloud's limit, which a reconnection may have lowered."""
         most = self.max_span_tokens
         return most is not None and any(len(span.token_ids) + len(span.branches) > most for span in self.spans)
 
     @property
     def audit_pending(self) -> bool:
-        """True if a Close with tokens to audit was sent, and is not answered."""
+        """True if a Close with tokens to audit was sent, and the cloud has not answered it."""
         return self.state is State.CLOSING and self._tail[0] < self._tail[1]
 
     @property
@@ -140,7 +140,10 @@ class DeviceSession:
         return self._tokens[position].proposal if provisional else None
 
     def draft(self, proposal: Proposal, *, fires: bool) -> list[SessionEvent]:
-        """Append a drafted token: provisional after a fire, else final at once, unless deviations are retracted."""
+        """Append a drafted token. After a fire it is provisional, else it is final as soon as all tokens before it are.
+
+        With `OnDeviation.RETRACT` it stays provisional in both cases.
+        """
         position, token_id = len(self.text), proposal.token_id
         self._tokens.append(TextToken(token_id, proposal, fired=fires, to_judge=fires))
         if fires:
@@ -160,9 +163,9 @@ class DeviceSession:
     ) -> Draft:
         """Return a Draft of all unsent tokens, at most `max_tokens`. Without any, it asks the cloud to write.
 
-        `branches` go next to these tokens, parents before their children. They are left out if the cloud judges none of
-        the tokens, because it could not reach them. The frame carries `deadline_ms` if it differs from the last one; 0
-        keeps that.
+        `branches` are sent with these tokens, parents before their children. They are left out if the cloud judges none
+        of the tokens, because it could not reach them. `deadline_ms` is sent only if it differs from the last one; 0
+        keeps the last one.
         """
         self.state = step(self.state, StreamEvent.DRAFT)
         end = len(self.text) if max_tokens is None else min(len(self.text), self.sent_length + max_tokens)
@@ -181,7 +184,7 @@ class DeviceSession:
     def close(self, *, audit_share: float = 1.0) -> Close:
         """Return a Close with the committed tokens that the cloud has not read, for their audit.
 
-        `audit_share` is the share of such generations that are audited. 0: do not audit this one.
+        `audit_share` is the share of such generations that are audited; 0 means that this one is not.
         """
         self.state = step(self.state, StreamEvent.CLOSE)
         start = min(self.read_length, self.final_length)
@@ -207,11 +210,11 @@ class DeviceSession:
         return [Retracted(length)] if drafted else []
 
     def reopen(self) -> Open:
-        """Return the Open of a new stream after a failure, from the tokens that the cloud is known to have read.
+        """Return the Open of a new stream after a failure. It holds the final tokens that the cloud has read.
 
-        A takeover ends with its stream. Provisional tokens stay provisional; those that were sent are sent again, and
-        judged. The next Draft has the final tokens audited that are unread. Raises ProtocolViolation unless the last
-        stream failed while the text was being written.
+        A takeover ends with its stream. Provisional tokens stay provisional. Tokens that were sent are sent again, and
+        judged. With the next Draft, the cloud audits the final tokens that it has not read. Raises ProtocolViolation
+        unless the last stream failed while the text was being written.
         """
         if self.finish_reason is not None:
             raise ProtocolViolation(f"reopen: the text has ended at {self.final_length}; nothing is left to write")
@@ -228,7 +231,7 @@ class DeviceSession:
         return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read_length]))
 
     def lose_cloud(self) -> list[SessionEvent]:
-        """Go on without the cloud: commit provisional tokens, and all that follow, unverified."""
+        """Continue without the cloud: commit all provisional and later tokens as unverified."""
         self._alone = True
         self.spans.clear()
         return [self._commit(Origin.UNVERIFIED) for _ in range(self.final_length, len(self.text))]
@@ -252,7 +255,9 @@ class DeviceSession:
                 self._reopened = False
             case Verdict() if self.state is State.CLOSING:
                 self._count(frame)
-                self._crossing += tuple(position for position in frame.deviations if position < self.final_length)
+                self._late_deviations += tuple(
+                    position for position in frame.deviations if position < self.final_length
+                )
             case Continuation() if self.state is State.CLOSING:
                 self._count(frame)
             case Verdict():
@@ -262,7 +267,7 @@ class DeviceSession:
             case Closed():
                 self.state = step(self.state, StreamEvent.CLOSED)
                 self._count(frame)
-                deviations = tuple(sorted({*self._crossing, *frame.deviations}))
+                deviations = tuple(sorted({*self._late_deviations, *frame.deviations}))
                 return self._audit(*self._tail, deviations, self._tail_weight)
             case Failure():
                 self.fail(error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms))
@@ -275,7 +280,7 @@ class DeviceSession:
             raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
         span = self.spans.popleft()
         check_verdict(verdict, span, self.text, limit=self.limit)
-        vouching = origins(verdict, span)
+        token_origins = origins(verdict, span)
         tokens = (verdict.token_id, *verdict.further_token_ids)
         already_final = verdict.position < self.final_length
         if already_final and verdict.further_token_ids:
@@ -289,7 +294,7 @@ class DeviceSession:
         self._mark_read(span.end if already_final else verdict.position + len(tokens))
         while self.final_length < verdict.position:
             events.append(self._commit(Origin.VERIFIED))
-        for position, (token_id, origin) in enumerate(zip(tokens, vouching, strict=True), verdict.position):
+        for position, (token_id, origin) in enumerate(zip(tokens, token_origins, strict=True), verdict.position):
             events += self._take(position, token_id, origin)
         if upcoming is not None and not self.spans and not begins:
             self._follow_contradicted(upcoming)
@@ -297,10 +302,10 @@ class DeviceSession:
         return events + self._commit_skipped()
 
     def _follow_contradicted(self, span: Span) -> None:
-        """Follow the cloud if its token after one span has contradicted the next span, which is `span`.
+        """Wait for a takeover if the cloud's token after one span contradicts the next span, which is `span`.
 
-        The cloud treats that token as an override of `span`, and writes on if `span` welcomes tokens. That holds only
-        if `span` is the next that the cloud reads.
+        The cloud treats that token as an override of `span`, and takes over if `span` allows it. Call this only if
+        `span` is the next span that the cloud reads.
         """
         if span.continuation_tokens and self.finish_reason is None:
             self.state = step(self.state, StreamEvent.TAKEOVER)
@@ -377,7 +382,7 @@ class DeviceSession:
         return events
 
     def _is_asked_about(self, position: int) -> bool:
-        """Return whether a span in flight lets the cloud choose the token at a position; that token waits for it."""
+        """Return whether a span in flight asks the cloud about a position, so that the token there has to wait."""
         if any(span.end == position and span.asks_next for span in self.spans):
             return True
         return position < self.sent_length and not any(
@@ -388,7 +393,7 @@ class DeviceSession:
         """Withdraw the tokens from `length` on, all of them provisional."""
         self.tally.retracted_tokens += len(self.text) - length
         self._cut(length)
-        self.spans = deque(span for span in self.spans if span.end <= length)  # these are answered nevertheless
+        self.spans = deque(span for span in self.spans if span.end <= length)  # the cloud still answers these
         return Retracted(length)
 
     def _cut(self, length: int) -> None:

@@ -97,7 +97,7 @@ def test_branches_that_follow_nothing_are_refused() -> None:
         runner = runner_of(FakeTarget())
         error = await error_of(forward(runner, "a", [1, 2], 0, SAMPLED, branches=[BranchToken(0, 1)]))
         assert isinstance(error, ValueError)
-        assert "1 next to a text that is only read ahead" in str(error)
+        assert "1 in a request without choices" in str(error)
         error = await error_of(forward(runner, "a", [1, 2], 1, SAMPLED, branches=[BranchToken(2, 1)]))
         assert isinstance(error, ValueError)
         assert "token 0 follows number 2 of the 2 tokens before it" in str(error)

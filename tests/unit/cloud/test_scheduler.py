@@ -274,9 +274,9 @@ def test_closing_refuses_those_that_wait_and_finishes_the_chunk_that_runs() -> N
 def test_impossible_requests_and_limits_are_refused() -> None:
     bench = Bench(context_tokens=4)
     for tokens, num_choices in ((0, 0), (2, 3), (2, -1)):
-        with pytest.raises(ValueError, match=f"num_choices: {num_choices} of {tokens} tokens"):
+        with pytest.raises(ValueError, match=f"num_choices: {num_choices} for {tokens} tokens"):
             bench.submit("a", tokens, num_choices)
-    with pytest.raises(ValueError, match="branches: 1 next to a text that is only read ahead"):
+    with pytest.raises(ValueError, match="branches: 1 in a request without choices"):
         bench.submit("a", 2, 0, branches=[(1, 5)])
     with pytest.raises(PromptTooLong, match="5 tokens; the context holds 4"):
         bench.submit("a", 3, 1, branches=[(2, 5), (3, 5)])
