@@ -1,4 +1,4 @@
-"""The models that are held against their contracts: each fake, and the real one with the tiny pair."""
+"""The models that the contract tests use: each fake, and the real one with the tiny pair."""
 
 from __future__ import annotations
 

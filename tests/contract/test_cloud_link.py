@@ -64,7 +64,7 @@ class FakeRig:
 
 
 class DelayedRig(FakeRig):
-    """A stream that begins a moment later; the cloud sees nothing before."""
+    """A stream that begins a moment later; the cloud receives nothing earlier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class DelayedRig(FakeRig):
 
 
 class GrpcLinkHarness:
-    """A server whose only stream does what the test says."""
+    """A server whose only stream the test controls."""
 
     def __init__(self, link: CloudLink) -> None:
         self.link = link
@@ -193,7 +193,7 @@ def test_wait_returns_whether_frames_have_arrived_and_takes_none(harness_factory
         assert not await harness.link.wait(1)
         await harness.deliver(OPENED[0])
         assert await harness.link.wait(PATIENCE_S * 1e3)
-        assert await harness.link.wait(0.001), "a frame that is there needs no waiting"
+        assert await harness.link.wait(0.001), "a frame that has arrived needs no waiting"
         assert [frame for frame, _ in harness.link.ready()] == [OPENED[0]]
         assert not await harness.link.wait(1), "it was taken"
 
@@ -201,10 +201,10 @@ def test_wait_returns_whether_frames_have_arrived_and_takes_none(harness_factory
 
 
 @pytest.mark.parametrize("moments", range(5))
-def test_who_is_cancelled_as_a_frame_comes_waits_no_longer_and_is_cancelled(
+def test_a_wait_cancelled_as_a_frame_arrives_ends_and_raises_cancelled(
     harness_factory: LinkHarnessFactory, moments: int
 ) -> None:
-    """`moments` are turns of the event loop since the frame came; after some of them nobody waits any more."""
+    """The wait is cancelled `moments` turns of the event loop after the arrival, before or after its end."""
 
     async def scenario(harness: LinkHarness) -> None:
         waiting = asyncio.create_task(harness.link.wait(PATIENCE_S * 1e3))
@@ -223,9 +223,9 @@ def test_who_is_cancelled_as_a_frame_comes_waits_no_longer_and_is_cancelled(
     play(harness_factory, scenario)
 
 
-def test_a_frame_comes_when_it_comes_and_not_when_it_is_taken(harness_factory: LinkHarnessFactory) -> None:
+def test_a_frame_carries_the_time_of_its_arrival_and_not_of_its_reading(harness_factory: LinkHarnessFactory) -> None:
     async def scenario(harness: LinkHarness) -> None:
-        loop = asyncio.get_running_loop()  # whose clock is the engine's, virtual or not
+        loop = asyncio.get_running_loop()  # its clock is the engine's, virtual or not
         before = loop.time()
         await harness.deliver(OPENED[0])
         assert await harness.link.wait(PATIENCE_S * 1e3)
@@ -247,7 +247,7 @@ def test_wait_is_woken_by_a_frame(harness_factory: LinkHarnessFactory) -> None:
     play(harness_factory, scenario)
 
 
-def test_a_good_end_is_closed_and_nothing_else(harness_factory: LinkHarnessFactory) -> None:
+def test_a_regular_end_is_one_closed_frame(harness_factory: LinkHarnessFactory) -> None:
     async def scenario(harness: LinkHarness) -> None:
         harness.link.send(Close(3, ()))
         harness.link.close()
@@ -261,7 +261,7 @@ def test_a_good_end_is_closed_and_nothing_else(harness_factory: LinkHarnessFacto
     play(harness_factory, scenario)
 
 
-def test_a_failure_is_a_value_and_comes_once(harness_factory: LinkHarnessFactory) -> None:
+def test_a_failure_is_a_value_and_is_returned_once(harness_factory: LinkHarnessFactory) -> None:
     async def scenario(harness: LinkHarness) -> None:
         failure = Failure("RESOURCE_EXHAUSTED", "sessions: full", 250)
         await harness.deliver(OPENED[0], failure)
@@ -273,7 +273,7 @@ def test_a_failure_is_a_value_and_comes_once(harness_factory: LinkHarnessFactory
 
 
 @pytest.mark.parametrize("status", [None, "UNAVAILABLE", "CANCELLED"])
-def test_a_cloud_that_goes_away_is_one_failure(harness_factory: LinkHarnessFactory, status: str | None) -> None:
+def test_a_cloud_that_disconnects_is_one_failure(harness_factory: LinkHarnessFactory, status: str | None) -> None:
     async def scenario(harness: LinkHarness) -> None:
         await harness.deliver(OPENED[0])
         await harness.hang_up(status)
@@ -369,8 +369,8 @@ def test_grpc_reports_an_unreachable_server() -> None:
     asyncio.run(run())
 
 
-def test_grpc_keeps_the_last_word_of_a_stream_that_is_being_written_to() -> None:
-    """A write that meets the stream's end must not swallow why it ended; which comes first is a matter of chance."""
+def test_grpc_keeps_the_status_of_a_stream_that_is_being_written_to() -> None:
+    """A write that fails at the stream's end must not hide the status; either may come first."""
 
     async def scenario(harness: LinkHarness) -> None:
         await harness.deliver(*OPENED)

@@ -33,7 +33,7 @@ async def feed_row(sequence: DraftModel, row: int, token_ids: Sequence[int]) -> 
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, 40])
-def test_a_branch_goes_on_from_where_it_was_forked(new_sequence: NewSequence, length: int) -> None:
+def test_a_branch_continues_from_its_fork(new_sequence: NewSequence, length: int) -> None:
     async def scenario() -> None:
         prompt, other = tokens(20, 40), tokens(21, 3)
         sequence = new_sequence(branches=2)
@@ -49,7 +49,7 @@ def test_a_branch_goes_on_from_where_it_was_forked(new_sequence: NewSequence, le
     asyncio.run(scenario())
 
 
-def test_rows_of_one_forward_get_what_each_would_get_alone(new_sequence: NewSequence) -> None:
+def test_rows_of_one_forward_equal_single_rows(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         prompt = tokens(22, 30)
         texts = {0: prompt, 1: prompt[:12], 2: prompt[:30], 3: [], 4: prompt[:29]}
@@ -93,7 +93,7 @@ def test_an_adopted_branch_is_the_text(new_sequence: NewSequence, written: int) 
     asyncio.run(scenario())
 
 
-def test_a_branch_outlives_what_the_text_forgets(new_sequence: NewSequence) -> None:
+def test_a_branch_survives_a_rewind_of_the_text(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         prompt, other = tokens(27, 20), tokens(28, 6)
         sequence = new_sequence(branches=1)
@@ -109,7 +109,7 @@ def test_a_branch_outlives_what_the_text_forgets(new_sequence: NewSequence) -> N
     asyncio.run(scenario())
 
 
-def test_a_fork_after_a_rewind_copies_what_the_text_holds_now(new_sequence: NewSequence) -> None:
+def test_a_fork_after_a_rewind_copies_the_current_text(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         prompt, other = tokens(29, 20), tokens(30, 20)
         sequence = new_sequence(branches=1)
@@ -126,7 +126,7 @@ def test_a_fork_after_a_rewind_copies_what_the_text_holds_now(new_sequence: NewS
     asyncio.run(scenario())
 
 
-def test_a_fork_after_an_adoption_copies_what_the_text_holds_now(new_sequence: NewSequence) -> None:
+def test_a_fork_after_an_adoption_copies_the_current_text(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         prompt, own = tokens(36, 20), tokens(37, 6)
         sequence = new_sequence(branches=2)
@@ -147,7 +147,7 @@ def test_a_fork_after_an_adoption_copies_what_the_text_holds_now(new_sequence: N
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_cancelled_step_neither_loses_nor_repeats_what_was_forked(new_sequence: NewSequence, busy: bool) -> None:
+def test_a_cancelled_step_neither_loses_nor_repeats_forks(new_sequence: NewSequence, busy: bool) -> None:
     """A busy step waits for another sequence's; the other step has begun."""
 
     async def scenario() -> None:
@@ -190,8 +190,8 @@ def test_forks_and_adoptions_before_the_first_step_take_their_turn(new_sequence:
     asyncio.run(scenario())
 
 
-def test_a_branch_ends_at_the_context_too(new_sequence: NewSequence) -> None:
-    """And one that is full stays as it is while the rows around it go on."""
+def test_the_context_limits_branches_too(new_sequence: NewSequence) -> None:
+    """A full branch stays unchanged while the rows around it continue."""
 
     async def scenario() -> None:
         prompt = tokens(32, CONTEXT_TOKENS)
@@ -214,7 +214,7 @@ def test_a_branch_ends_at_the_context_too(new_sequence: NewSequence) -> None:
     asyncio.run(scenario())
 
 
-def test_what_no_branch_can_do_is_refused(new_sequence: NewSequence) -> None:
+def test_impossible_branch_operations_are_refused(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         sequence = new_sequence(branches=2)
         await sequence.step(tokens(33, 6))
@@ -247,7 +247,7 @@ def test_what_no_branch_can_do_is_refused(new_sequence: NewSequence) -> None:
     asyncio.run(scenario())
 
 
-def test_without_branches_there_is_the_text_alone(new_sequence: NewSequence) -> None:
+def test_a_sequence_without_branches_holds_the_text_alone(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         sequence = new_sequence()
         assert sequence.branches == 0
@@ -287,7 +287,7 @@ def test_nothing_is_forked_or_adopted_during_a_step_or_after_the_end(new_sequenc
 class BranchingMachine(RuleBasedStateMachine):
     """Drive a sequence at random, and keep the tokens that each row should hold.
 
-    The text is never rewound into its prompt, so that every other token is fed alone, here and in `expected`.
+    The text is never rewound into its prompt, so that every later token is fed alone, here and in `expected`.
     """
 
     def __init__(
@@ -366,8 +366,8 @@ class BranchingMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("prompt_tokens", [1, 250, CONTEXT_TOKENS - 4])
-def test_rows_hold_what_they_were_fed_whatever_the_order(new_sequence: NewSequence, prompt_tokens: int) -> None:
-    """From the first token, where the buffers grow, and where the context ends."""
+def test_rows_hold_their_tokens_after_any_order_of_calls(new_sequence: NewSequence, prompt_tokens: int) -> None:
+    """The prompts start at the first token, at the growth of the buffers, and near the end of the context."""
     prompt = tokens(35, prompt_tokens)
     alone, held = new_sequence(), list(prompt)
     asyncio.run(alone.step(prompt))

@@ -99,7 +99,7 @@ def test_past_the_context_is_refused_with_numbers_and_leaves_the_sequence_usable
     asyncio.run(scenario())
 
 
-def test_what_cannot_be_fed_is_refused(new_sequence: NewSequence) -> None:
+def test_invalid_tokens_are_refused(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         sequence = new_sequence()
         with pytest.raises(ValueError, match="no tokens"):
@@ -147,7 +147,7 @@ def test_a_cancelled_step_does_not_count(new_sequence: NewSequence) -> None:
     asyncio.run(scenario())
 
 
-def test_one_step_at_a_time(new_sequence: NewSequence) -> None:
+def test_concurrent_steps_of_one_sequence_are_refused(new_sequence: NewSequence) -> None:
     async def scenario() -> None:
         sequence = new_sequence()
         task = asyncio.create_task(sequence.step(tokens(11, 32)))

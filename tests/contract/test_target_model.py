@@ -69,9 +69,9 @@ def test_requests_of_one_call_do_not_affect_each_other(target: TargetModel) -> N
 
 
 def test_sequences_of_any_length_continue_together_as_they_do_alone(target: TargetModel) -> None:
-    """New and held, one token and many, with choices and without, chains and trees; the caches stay usable."""
+    """The batches mix new and cached texts, one and many tokens, with and without choices, chains and trees."""
     dice = random.Random(9)
-    branches = ((0, 3), (1, 4), (3, 5))  # parents count from the first token whose choice is wanted
+    branches = ((0, 3), (1, 4), (3, 5))  # parents count from the first token with a choice
     for _ in range(10):
         texts = [prompt(dice.randrange(1000), dice.randint(2, 40)) for _ in range(6)]
         held = [dice.choice((0, len(text) - 1, dice.randrange(len(text)))) for text in texts]
@@ -107,7 +107,7 @@ def test_two_requests_with_one_cache_are_refused(target: TargetModel) -> None:
     assert cache.length == 0
 
 
-def test_the_noise_is_that_of_the_chosen_tokens_position(target: TargetModel) -> None:
+def test_the_noise_depends_on_the_chosen_tokens_position(target: TargetModel) -> None:
     """The same text after a prefix of another length must not get the same noise."""
     tokens = prompt(6, 30)
     first = whole(target, tokens, 30, SAMPLED)

@@ -14,7 +14,7 @@ from cloud_supervisor.model.ports import KvCache, TargetModel
 from tests.support.cloud.forward import feeding
 from tests.support.models.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
-#   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices wanted begin after it
+#   0 - 1 - 2 - 3 - 4 - 5     0 is the token before the chain; the choices begin after it
 #   |   |   |   + - 7 - 9
 #   |   |   + - 8
 #   |   + - 6
@@ -55,7 +55,7 @@ def chosen(
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, TRUNCATED])
 @pytest.mark.parametrize("ahead", [0, 5, 11])
-def test_a_branch_token_chooses_what_its_path_chooses_as_a_chain(
+def test_a_branch_token_chooses_as_its_path_does_as_a_chain(
     target: TargetModel, sampling: SamplingParams, ahead: int
 ) -> None:
     before = prompt(1, 12)  # its last token is the one before the chain
@@ -83,7 +83,7 @@ def test_the_chain_and_the_siblings_do_not_see_each_other(target: TargetModel) -
 
 
 def test_a_parent_may_have_been_read_before(target: TargetModel) -> None:
-    """A text that is fed in chunks has the parents of its branches in any of them."""
+    """A text fed in chunks may have the parents of its branches in any chunk."""
     before = prompt(3, 10)
     cache = target.new_cache()
     read(target, cache, before + CHAIN[:2], 3)
@@ -121,8 +121,8 @@ def test_dropped_branches_leave_no_trace(target: TargetModel) -> None:
         assert read(target, cache, tail, 5) == expected
 
 
-def test_trees_in_a_row_choose_what_chains_choose(target: TargetModel) -> None:
-    """Round after round, as in a generation: keep a path of the last tree, and feed another tree after it."""
+def test_consecutive_trees_choose_as_chains_do(target: TargetModel) -> None:
+    """As in a generation: keep a path of the last tree and feed another tree after it, round after round."""
     dice = random.Random(8)
     text, held, cache = prompt(8, 6), 0, target.new_cache()
     for _ in range(8):

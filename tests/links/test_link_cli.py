@@ -77,7 +77,9 @@ def test_profiles_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (("--rtt-ms", "20", "--listen", "0.0.0.0:7000"), "listen: '0.0.0.0:7000' is not HOST:PORT of this machine"),
     ],
 )
-def test_wrong_flags_are_two(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str) -> None:
+def test_wrong_flags_exit_with_two(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str
+) -> None:
     assert main(["run", "--to", UNUSED, *arguments]) == 2
     assert complaint in capsys.readouterr().err
 

@@ -35,8 +35,8 @@ def test_the_contract_of_every_link_is_kept(promise: Callable[[contract.LinkHarn
 
 
 @pytest.mark.parametrize("status", [None, "UNAVAILABLE", "CANCELLED"])
-def test_a_cloud_that_goes_away_is_one_failure(status: str | None) -> None:
-    contract.test_a_cloud_that_goes_away_is_one_failure(simulated_link_harness, status)
+def test_a_cloud_that_disconnects_is_one_failure(status: str | None) -> None:
+    contract.test_a_cloud_that_disconnects_is_one_failure(simulated_link_harness, status)
 
 
 def play(scenario: Callable[[SimulatedLinkHarness], Awaitable[None]], rtt_ms: float) -> None:

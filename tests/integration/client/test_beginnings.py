@@ -1,4 +1,4 @@
-"""Generations that are only beginning: whatever goes wrong or ends them there, one terminal event comes of it."""
+"""Generations that fail or end at their beginning: each yields exactly one terminal event."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MET = sorted({*ERROR_OF.values(), InternalError, ProtocolViolation} - {InvalidRe
 
 
 class Refusing:
-    """A cloud that answers the first question with an error."""
+    """A cloud that answers the first request with an error."""
 
     def __init__(self, error: ChaperoneError) -> None:
         self._error = error
@@ -56,7 +56,7 @@ class Refusing:
 
 @pytest.mark.parametrize("mode", ["exact", "gated"])
 @pytest.mark.parametrize("kind", MET)
-def test_whatever_a_cloud_answers_first_is_a_terminal_event(
+def test_every_error_as_a_first_answer_is_a_terminal_event(
     tiny_pair: Path, kind: type[ChaperoneError], mode: str
 ) -> None:
     async def run() -> list[Event]:
@@ -65,7 +65,7 @@ def test_whatever_a_cloud_answers_first_is_a_terminal_event(
 
     events = asyncio.run(run())
     ending = ending_of(events)
-    if mode == "gated" and issubclass(kind, CloudLost | Overloaded | InternalError):  # as in mid-text
+    if mode == "gated" and issubclass(kind, CloudLost | Overloaded | InternalError):  # as later in a text
         assert isinstance(ending, Finished)
         assert isinstance(events[0], Unverified)
     else:
@@ -74,7 +74,7 @@ def test_whatever_a_cloud_answers_first_is_a_terminal_event(
 
 
 class Held:
-    """Something slow in a thread, until it is let go."""
+    """A slow call in a thread, until it is let go."""
 
     def __init__(self, work: Callable[..., Any]) -> None:
         self._work = work
@@ -88,7 +88,7 @@ class Held:
 
 
 def held(phase: str, client: EdgeClient, monkeypatch: pytest.MonkeyPatch) -> Held | None:
-    """Hold a generation in a phase of its beginning; None where it is held by a cloud that is not there."""
+    """Hold a generation in a phase of its beginning; return None if an unreachable cloud holds it."""
     match phase:
         case "its prompt is read":
             hold = Held(client.prepare)
@@ -105,7 +105,7 @@ PHASES = ["its prompt is read", "its cloud is sought", "its model is loaded"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_closing_ends_a_generation_while(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+def test_closing_ends_a_generation_in_every_phase(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     async def run() -> tuple[list[Event], EdgeClient]:
         patience = CloudSettings(connect_timeout_ms=60_000.0)
         client = EdgeClient(config_for("127.0.0.1:1", cloud=patience))
@@ -137,7 +137,7 @@ def test_closing_ends_a_generation_while(tiny_pair: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_time_runs_while(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+def test_the_time_limit_holds_in_every_phase(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     async def run() -> Event:
         patience = CloudSettings(connect_timeout_ms=60_000.0)
         async with EdgeClient(config_for("127.0.0.1:1", cloud=patience)) as client:
@@ -153,7 +153,7 @@ def test_time_runs_while(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, phase
     assert isinstance(ending.error, GenerationTimeout)
 
 
-def test_the_audit_of_a_text_that_ended_in_time_may_take_longer(tiny_pair: Path) -> None:
+def test_the_audit_after_a_text_is_not_bound_by_its_time_limit(tiny_pair: Path) -> None:
     brake = Brake()
 
     async def run() -> bool:
@@ -161,7 +161,7 @@ def test_the_audit_of_a_text_that_ended_in_time_may_take_longer(tiny_pair: Path)
             serving(fake_target(tiny_pair, brake), tiny_pair) as (_, address),
             EdgeClient(config_for(address, risk=1.0)) as client,
         ):
-            await client.generate(PROMPT, mode="edge", max_new_tokens=1)  # what is made once
+            await client.generate(PROMPT, mode="edge", max_new_tokens=1)  # makes the objects that are made once
             text = client.stream(PROMPT, mode="gated", max_new_tokens=6, timeout=1.0)
             assert isinstance(ending_of([event async for event in text]), Finished)
             await until(brake.reached.is_set, "the cloud reads for the audit")
@@ -172,7 +172,7 @@ def test_the_audit_of_a_text_that_ended_in_time_may_take_longer(tiny_pair: Path)
             await asyncio.wait_for(audit, PATIENCE_S)
             return pending
 
-    assert asyncio.run(run()), "the time of the text is over, and its audit goes on"
+    assert asyncio.run(run()), "the time of the text is over, and its audit continues"
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_the_audit_of_a_text_that_ended_in_time_may_take_longer(tiny_pair: Path)
         ({"prompt": PromptInput((5,)), "parse_special": True}, "the prompt is tokens already"),
     ],
 )
-def test_what_is_of_another_kind_is_refused_by_name(tiny_pair: Path, changes: dict[str, Any], words: str) -> None:
+def test_values_of_a_wrong_type_are_refused_by_name(tiny_pair: Path, changes: dict[str, Any], words: str) -> None:
     client = EdgeClient(config_for("127.0.0.1:1"))
     with pytest.raises(InvalidRequest, match=words):
         client.request(**{"prompt": PROMPT, "mode": "edge", **changes})
     assert client.request(PROMPT, mode="edge", committed_token_ids=None, raw=None).committed_token_ids == ()
 
 
-def test_a_handle_that_is_none_is_refused(tiny_pair: Path) -> None:
+def test_an_object_that_is_no_handle_is_refused(tiny_pair: Path) -> None:
     handle: Any = 5
     with pytest.raises(InvalidRequest, match="cancellation: 5 is not a Cancellation"):
         asyncio.run(EdgeClient(config_for("127.0.0.1:1")).generate(PROMPT, mode="edge", cancellation=handle))

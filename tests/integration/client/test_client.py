@@ -43,11 +43,11 @@ def timeless(event: Event) -> dict[str, Any]:
     return {"type": type(event).__name__, **fields}
 
 
-# --- Both faces are the same -----------------------------------------------------------------------------------------
+# --- Async and sync are the same --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_async_and_sync_give_the_same(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
+def test_async_and_sync_give_the_same_events(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
     parameters = {**SAMPLED, "mode": mode}
 
     async def collect(address: str) -> tuple[list[Event], Generation]:
@@ -63,13 +63,13 @@ def test_async_and_sync_give_the_same(tiny_pair: Path, target: TorchModel, mode:
             sync_events = list(client.stream(PROMPT, **parameters))
             sync_generation = client.generate(PROMPT, **parameters)
             assert client.request(PROMPT, **parameters) == client.request(client.prepare(PROMPT), **parameters)
-        client.close()  # once more does no harm
+        client.close()  # closing twice is allowed
     assert [timeless(event) for event in sync_events] == [timeless(event) for event in events]
     assert sync_generation.token_ids == generation.token_ids
     assert sync_generation.text == generation.text
 
 
-def test_sync_raises_what_async_raises(tiny_pair: Path) -> None:
+def test_sync_raises_the_same_errors_as_async(tiny_pair: Path) -> None:
     with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
         with pytest.raises(InvalidRequest, match="temperature: -1"):
             client.generate(PROMPT, temperature=-1)
@@ -77,7 +77,7 @@ def test_sync_raises_what_async_raises(tiny_pair: Path) -> None:
             next(iter(client.stream(PROMPT, temperature=-1)))
 
 
-def test_parameters_next_to_a_request_are_refused_and_not_forgotten(client: EdgeClient) -> None:
+def test_parameters_next_to_a_request_are_refused(client: EdgeClient) -> None:
     request = client.request(PROMPT)
     with pytest.raises(InvalidRequest, match="temperature, seed: a GenerationRequest has all parameters already"):
         asyncio.run(client.generate(request, temperature=0.7, seed=1))
@@ -94,7 +94,7 @@ def test_a_client_can_be_set_from_python_by_plain_values() -> None:
         EdgeConfig(mode=mode[:-1])
 
 
-def test_sync_takes_a_planner_of_ones_own_and_explains(tiny_pair: Path, target: TorchModel) -> None:
+def test_sync_takes_a_custom_planner_and_explains(tiny_pair: Path, target: TorchModel) -> None:
     decisions: list[Decision] = []
     with (
         serving_in_thread(target, tiny_pair) as (_, address),
@@ -169,7 +169,7 @@ def test_cancelling_the_task_ends_the_session(tiny_pair: Path, target: TorchMode
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_the_text_is_that_of_the_tokens(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
+def test_the_text_is_the_decoded_tokens(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
     async def scenario(client: EdgeClient, server: Server) -> None:
         for seed in range(4):
             parameters: dict[str, Any] = {"temperature": 1.2, "seed": seed, "max_new_tokens": 80, "mode": mode}
@@ -205,7 +205,7 @@ def test_a_stop_string_cuts_the_text(tiny_pair: Path, target: TorchModel, mode: 
     run(target, tiny_pair, scenario, risk=0.0)
 
 
-def test_a_cut_text_and_its_rest_make_the_whole(client: EdgeClient) -> None:
+def test_a_resumed_text_joins_into_the_whole(client: EdgeClient) -> None:
     text = "naïve 😀 stopping sto"
     token_ids = client.tokenizer.encode(text)
     assert len(token_ids) > 4
@@ -218,9 +218,7 @@ def test_a_cut_text_and_its_rest_make_the_whole(client: EdgeClient) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exact", "gated", "edge"])
-def test_drafted_text_is_shown_in_whole_characters_and_becomes_the_final_one(
-    tiny_pair: Path, target: TorchModel, mode: str
-) -> None:
+def test_drafted_text_has_whole_characters_and_becomes_final(tiny_pair: Path, target: TorchModel, mode: str) -> None:
     async def scenario(client: EdgeClient, server: Server) -> None:
         retracted = 0
         for seed in range(6):

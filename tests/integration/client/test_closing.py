@@ -1,4 +1,4 @@
-"""A client that is closed in mid-stream, and other ways to end early: one terminal event, soon, and nothing left."""
+"""Clients closed during a stream, and other early ends: one terminal event soon, and no leftovers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_closing_a_client_ends_its_streams(tiny_pair: Path, mode: str) -> None:
     assert sum(isinstance(event, Finished | Failed) for event in events) == 1
 
 
-def test_closing_wakes_a_stream_that_waits_for_the_cloud(tiny_pair: Path) -> None:
+def test_closing_ends_a_stream_that_waits_for_the_cloud(tiny_pair: Path) -> None:
     brake = Brake()
 
     async def run() -> Event:
@@ -76,7 +76,7 @@ def test_a_closed_sync_client_says_so(tiny_pair: Path) -> None:
     client.close()
 
 
-def test_a_proxy_of_the_environment_is_not_used(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_proxy_variables_are_ignored(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     for name in ("no_proxy", "no_grpc_proxy"):
@@ -115,7 +115,7 @@ def test_an_absent_cloud_is_a_terminal_event(tiny_pair: Path) -> None:
         ({"prompt": PromptInput((2**40,))}, "prompt: 1099511627776"),
     ],
 )
-def test_what_cannot_be_written_after_is_refused(tiny_pair: Path, changes: dict[str, Any], words: str) -> None:
+def test_impossible_resumes_are_refused(tiny_pair: Path, changes: dict[str, Any], words: str) -> None:
     async def run() -> None:
         async with EdgeClient(config_for("127.0.0.1:1")) as client:
             request: dict[str, Any] = {"prompt": "the list", "mode": "edge", "max_new_tokens": 4, **changes}
@@ -140,7 +140,7 @@ def test_catch_is_unknown_while_skipped_tokens_are_unread(tiny_pair: Path) -> No
     assert (catch is None) == (audited < skipped)
 
 
-def test_what_is_asked_of_a_sync_client_as_it_ends_is_refused(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_of_a_sync_client_during_its_end_are_refused(tiny_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = SyncEdgeClient(config_for("127.0.0.1:1"))
     refused: list[ChaperoneError] = []
 
@@ -156,7 +156,7 @@ def test_what_is_asked_of_a_sync_client_as_it_ends_is_refused(tiny_pair: Path, m
         asking.start()
         await asyncio.sleep(0.1)
 
-    monkeypatch.setattr(client._loop, "shutdown_asyncgens", ask_at_shutdown)  # all that runs has been cancelled by then
+    monkeypatch.setattr(client._loop, "shutdown_asyncgens", ask_at_shutdown)  # all tasks have been cancelled by then
     client.close()
     asking.join(PATIENCE_S)
     assert not asking.is_alive()

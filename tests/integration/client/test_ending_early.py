@@ -1,4 +1,4 @@
-"""Generations that end early, by cancelling or by their time: at once, with one terminal event, and nothing left."""
+"""Generations that end early, cancelled or timed out: at once, with one terminal event and no leftovers."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ async def at_work(pair: Path, *, risk: float = 0.12) -> AsyncIterator[tuple[Edge
         yield client, server
 
 
-def test_cancelling_at_every_keystroke_leaves_nothing_running(tiny_pair: Path) -> None:
-    """As editors do: 2,000 generations, each cancelled within 5 ms of its start."""
+def test_two_thousand_quick_cancellations_leave_nothing_running(tiny_pair: Path) -> None:
+    """An editor cancels at each keystroke: 2,000 generations are cancelled within 5 ms of their start."""
 
     async def run() -> None:
         async with serving(endless(tiny_pair), tiny_pair) as (server, address):
@@ -97,7 +97,7 @@ def test_cancelling_at_every_keystroke_leaves_nothing_running(tiny_pair: Path) -
                 return psutil.Process().memory_info().rss
 
             tasks = len(asyncio.all_tasks())
-            await cancel(200)  # what is allocated once
+            await cancel(200)  # allocates the objects that are allocated once
             before = len(gc.get_objects()), await cancel(200)
             after = await cancel(1_600)
             assert len(gc.get_objects()) - before[0] < 2_000, "about one object a generation"
@@ -110,7 +110,7 @@ def test_cancelling_at_every_keystroke_leaves_nothing_running(tiny_pair: Path) -
 
 
 class SlowLoading:
-    """Loads of the device's model that wait until they are let go."""
+    """Loading of the device's model that waits until it is let go."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = 0
@@ -132,7 +132,7 @@ class SlowLoading:
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
-def test_the_model_is_loaded_once_however_many_generations_are_cancelled(
+def test_the_model_is_loaded_once_even_if_generations_are_cancelled(
     tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
     loading = SlowLoading(monkeypatch)
@@ -153,7 +153,7 @@ def test_the_model_is_loaded_once_however_many_generations_are_cancelled(
 
     asyncio.run(run())
     assert loading.begun == 1
-    assert len(loading.closed) == 1, "what was loaded is given back"
+    assert len(loading.closed) == 1, "the loaded model is released"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -179,18 +179,18 @@ def test_a_handle_ends_a_generation_from_another_thread(tiny_pair: Path, mode: s
     final = tuple(event.token_id for event in events if isinstance(event, Committed))
     assert bool(final) is not early
     if early:
-        assert ending.error.partial is None, "there is no prompt in tokens yet, and nothing to resume"
+        assert ending.error.partial is None, "without a tokenized prompt there is nothing to resume"
     else:
         assert ending.error.partial is not None
         assert ending.error.partial.token_ids == final
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_generation_ends_with_its_time(tiny_pair: Path, mode: str) -> None:
+def test_a_generation_ends_at_its_time_limit(tiny_pair: Path, mode: str) -> None:
     async def run() -> Failed:
         async with at_work(tiny_pair) as (client, _):
             await client.generate(PROMPT, max_new_tokens=1, mode=mode)
-            # Taking events slowly uses up the time as well: in `edge` the text itself would end at some point.
+            # A slow reader of events uses up the time as well; in `edge` the text itself would end at some point.
             events: list[Event] = []
             async for event in client.stream(**LONG, mode=mode, timeout=0.3):
                 events.append(event)
@@ -206,7 +206,7 @@ def test_a_generation_ends_with_its_time(tiny_pair: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["exact", "cloud"])
 @pytest.mark.parametrize("by", ["timeout", "handle"])
-def test_what_waits_for_a_cloud_that_stands_still_ends_all_the_same(tiny_pair: Path, mode: str, by: str) -> None:
+def test_a_generation_that_waits_for_a_stalled_cloud_ends_in_time(tiny_pair: Path, mode: str, by: str) -> None:
     async def run() -> ChaperoneError:
         async with braked(tiny_pair) as (client, brake):
             handle = Cancellation()
@@ -223,7 +223,7 @@ def test_what_waits_for_a_cloud_that_stands_still_ends_all_the_same(tiny_pair: P
     assert type(asyncio.run(run())) is (GenerationTimeout if by == "timeout" else Cancelled)
 
 
-def test_time_runs_while_a_connection_is_sought(tiny_pair: Path) -> None:
+def test_the_time_limit_includes_connecting(tiny_pair: Path) -> None:
     async def run() -> Failed:
         async with EdgeClient(config_for("127.0.0.1:1", cloud=CloudSettings(connect_timeout_ms=60_000.0))) as client:
             ending = [event async for event in client.stream(PROMPT, timeout=0.2)][-1]
@@ -233,7 +233,7 @@ def test_time_runs_while_a_connection_is_sought(tiny_pair: Path) -> None:
     assert isinstance(asyncio.run(run()).error, GenerationTimeout)
 
 
-def test_skipped_tokens_of_a_generation_that_is_ended_early_are_audited(tiny_pair: Path) -> None:
+def test_skipped_tokens_are_audited_after_an_early_end(tiny_pair: Path) -> None:
     async def run() -> tuple[int, int]:
         async with at_work(tiny_pair, risk=1.0) as (client, server):
             handle = Cancellation()
@@ -247,11 +247,11 @@ def test_skipped_tokens_of_a_generation_that_is_ended_early_are_audited(tiny_pai
 
     skipped, cancelled = asyncio.run(run())
     assert skipped > 0
-    assert cancelled == 0, "the stream ended with a Close, which carries what the cloud had not read"
+    assert cancelled == 0, "the stream ended with a Close, which carries the tokens that the cloud had not read"
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "3", True, 1e12])
-def test_a_time_that_is_none_is_refused(tiny_pair: Path, timeout: Any) -> None:
+def test_an_invalid_time_limit_is_refused(tiny_pair: Path, timeout: Any) -> None:
     async def run() -> None:
         async with EdgeClient(config_for("127.0.0.1:1")) as client:
             await client.generate(PROMPT, mode="edge", timeout=timeout)
@@ -281,11 +281,11 @@ def handle_of(client: SyncEdgeClient) -> Generation:
 
 
 @pytest.mark.parametrize(("ask", "error"), [(timeout_of, GenerationTimeout), (handle_of, Cancelled)])
-def test_the_sync_client_has_both_and_its_error_resumes(
+def test_a_cancelled_or_timed_out_sync_generation_can_be_resumed(
     address: str, ask: Callable[[SyncEdgeClient], Generation], error: type[ChaperoneError]
 ) -> None:
     with SyncEdgeClient(config_for(address)) as client:
-        client.generate(PROMPT, max_new_tokens=2)  # what is made once
+        client.generate(PROMPT, max_new_tokens=2)  # makes the objects that are made once
         with pytest.raises(error) as caught:
             ask(client)
         partial = caught.value.partial

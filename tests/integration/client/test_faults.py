@@ -31,7 +31,7 @@ NO_RECONNECT = CloudSettings(reconnect_timeout_ms=0)
 
 @pytest.fixture(scope="module")
 def seed(tiny_pair: Path, target: TargetModel) -> int:
-    """One with which the cloud writes on for long enough."""
+    """Return a seed with which the cloud's text is long enough."""
 
     async def search() -> int:
         async with serving(target, tiny_pair) as (_, address), EdgeClient(config_for(address)) as client:
@@ -54,7 +54,7 @@ def committed(events: list[Event]) -> list[Committed]:
     return [event for event in events if isinstance(event, Committed)]
 
 
-# --- Not there -------------------------------------------------------------------------------------------------------
+# --- An absent cloud -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["exact", "cloud"])
@@ -69,7 +69,7 @@ def test_an_absent_server_is_named_with_its_address(tiny_pair: Path, mode: str) 
         assert words in caught.value.message
 
 
-def test_gated_writes_on_without_a_server(tiny_pair: Path) -> None:
+def test_gated_continues_without_a_server(tiny_pair: Path) -> None:
     async def run() -> list[Event]:
         async with EdgeClient(config_for(NOBODY)) as client:
             return await collect(client, mode="gated", max_new_tokens=10, seed=1, temperature=0.8)
@@ -80,7 +80,7 @@ def test_gated_writes_on_without_a_server(tiny_pair: Path) -> None:
     assert events[-1].stats.unverified_tokens == len(committed(events)) > 0
 
 
-# --- Not in time -----------------------------------------------------------------------------------------------------
+# --- A slow cloud ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_slow_server_is_one_timeout(tiny_pair: Path, blocks: str, cloud: Cloud
 
     events = asyncio.run(run())
     ending = events[-1]
-    if mode == "gated":  # goes on
+    if mode == "gated":  # continues
         assert isinstance(ending, Finished)
         assert {event.origin for event in committed(events)} == {Origin.UNVERIFIED}
         return
@@ -116,11 +116,11 @@ def test_a_slow_server_is_one_timeout(tiny_pair: Path, blocks: str, cloud: Cloud
     assert committed(events) == []
 
 
-# --- Gone ------------------------------------------------------------------------------------------------------------
+# --- A lost cloud ----------------------------------------------------------------------------------------------------
 
 
 def test_exact_can_be_resumed_after_the_server_was_killed(tiny_pair: Path, target: TargetModel, seed: int) -> None:
-    """SIGKILL in mid-stream, then the rest from another server, as if nothing had happened."""
+    """After SIGKILL during a stream, another server writes the rest as if nothing had happened."""
     parameters: dict[str, Any] = {"mode": "exact", "temperature": 0.9, "seed": seed, "max_new_tokens": 120}
 
     async def until_killed() -> tuple[Collector, Failed]:
@@ -158,7 +158,7 @@ def test_exact_can_be_resumed_after_the_server_was_killed(tiny_pair: Path, targe
 
 
 @pytest.mark.parametrize(("mode", "on_loss"), [("gated", "default"), ("gated", "continue"), ("exact", "continue")])
-def test_without_the_server_it_goes_on_unverified(
+def test_a_lost_server_leaves_the_rest_unverified(
     tiny_pair: Path, target: TargetModel, seed: int, mode: str, on_loss: str
 ) -> None:
     events = asyncio.run(_lose_server(tiny_pair, target, seed, mode, on_loss))
@@ -166,7 +166,7 @@ def test_without_the_server_it_goes_on_unverified(
     assert isinstance(ending, Finished)
     origins = [event.origin for event in committed(events)]
     first = origins.index(Origin.UNVERIFIED)
-    assert first >= 20, "what was written before stands as it was"
+    assert first >= 20, "the text before the loss is unchanged"
     assert Origin.UNVERIFIED not in origins[:first]
     assert set(origins[first:]) == {Origin.UNVERIFIED}
     assert ending.stats.unverified_tokens == len(origins) - first
@@ -175,7 +175,7 @@ def test_without_the_server_it_goes_on_unverified(
 
 
 @pytest.mark.parametrize(("mode", "on_loss"), [("exact", "default"), ("cloud", "continue"), ("gated", "fail")])
-def test_without_the_server_it_fails_once(
+def test_a_lost_server_fails_the_text_once(
     tiny_pair: Path, target: TargetModel, seed: int, mode: str, on_loss: str
 ) -> None:
     events = asyncio.run(_lose_server(tiny_pair, target, seed, mode, on_loss))
@@ -188,7 +188,7 @@ async def _lose_server(pair: Path, target: TargetModel, seed: int, mode: str, on
     """Stop the server once twenty tokens are final."""
     cloud = CloudSettings.model_validate({"on_loss": on_loss, "reconnect_timeout_ms": 0})
     async with serving(target, pair) as (server, address):
-        config = config_for(address, risk=0.0, cloud=cloud)  # so that gated writes what the cloud would
+        config = config_for(address, risk=0.0, cloud=cloud)  # so that gated writes the cloud's text
         async with EdgeClient(config) as client:
             events: list[Event] = []
             async for event in client.stream(PROMPT, mode=mode, temperature=0.9, seed=seed, max_new_tokens=120):
@@ -200,7 +200,7 @@ async def _lose_server(pair: Path, target: TargetModel, seed: int, mode: str, on
 
 
 @pytest.mark.parametrize("how", ["leaves the stream", "is killed"])
-def test_a_device_that_goes_away_frees_its_session(tiny_pair: Path, how: str) -> None:
+def test_a_disconnected_device_frees_its_session(tiny_pair: Path, how: str) -> None:
     brake = Brake()
 
     async def run() -> None:
@@ -216,7 +216,7 @@ def test_a_device_that_goes_away_frees_its_session(tiny_pair: Path, how: str) ->
                     planner = PlannerSettings(policy="fixed", span_tokens=1)
                     async with EdgeClient(config_for(address, planner=planner)) as client:
                         events = client.stream(PROMPT, mode="exact")
-                        for _ in range(8):  # drafted ahead; the first ones are on their way
+                        for _ in range(8):  # draft ahead; the first spans are on their way
                             await anext(events)
                         await until(brake.reached.is_set, "the cloud reads")
                         await events.aclose()

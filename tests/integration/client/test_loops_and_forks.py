@@ -1,4 +1,4 @@
-"""A client, its event loop and its process: used again on another loop, refused on two at once and after a fork."""
+"""A client on another event loop, on two loops at once, and after a fork of its process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_one_client_serves_one_loop_after_another(address: str, mode: str) -> No
     asyncio.run(client.aclose())
 
 
-def test_a_loop_that_was_left_with_a_generation_under_way_is_no_obstacle(address: str) -> None:
+def test_a_loop_that_ended_during_a_generation_is_no_obstacle(address: str) -> None:
     client = EdgeClient(config_for(address))
 
     async def leave() -> None:
@@ -62,7 +62,7 @@ def test_a_second_loop_is_refused_while_the_first_runs(address: str) -> None:
             thread.start()
             await asyncio.to_thread(thread.join, PATIENCE_S)
             assert "another event loop is using it" in refused[0].message
-            assert (await client.generate(PROMPT, max_new_tokens=1)).token_ids, "the first goes on"
+            assert (await client.generate(PROMPT, max_new_tokens=1)).token_ids, "the first continues"
 
     asyncio.run(run())
 

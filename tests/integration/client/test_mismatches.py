@@ -30,7 +30,7 @@ from tests.support.processes.clients import config_for
 PROMPT = "the list of a number is"
 
 
-# --- Not the right one -----------------------------------------------------------------------------------------------
+# --- A wrong cloud ---------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -96,7 +96,7 @@ def test_a_prompt_longer_than_the_clouds_context_is_refused_before_it_is_sent(ti
         asyncio.run(run())
 
 
-# --- Not on the disk -------------------------------------------------------------------------------------------------
+# --- Wrong files -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

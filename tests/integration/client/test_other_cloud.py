@@ -1,4 +1,4 @@
-"""A cloud that comes back as another one: with another model, or with smaller limits."""
+"""A cloud that restarts as another one: with another model, or with smaller limits."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def written(client: EdgeClient, scenario: _Scene, *, swap_after: int, **pa
 
 
 @pytest.mark.parametrize("mode", ["exact", "cloud", "gated"])
-def test_a_text_that_one_model_began_is_never_finished_by_another(tiny_pair: Path, mode: str) -> None:
+def test_a_text_of_one_model_is_never_finished_by_another(tiny_pair: Path, mode: str) -> None:
     async def run() -> tuple[list[Event], str]:
         async with two_clouds(tiny_pair, model="another") as scenario:
             planner = PlannerSettings(policy="fixed", span_tokens=4)
@@ -108,8 +108,8 @@ def test_a_text_that_one_model_began_is_never_finished_by_another(tiny_pair: Pat
     assert other in error.message
 
 
-def test_the_next_text_is_written_with_the_model_that_is_there(tiny_pair: Path) -> None:
-    """Capabilities are asked for again after a loss, also after one between two generations."""
+def test_the_next_text_is_written_with_the_new_model(tiny_pair: Path) -> None:
+    """The client requests capabilities again after a loss, also between two generations."""
 
     async def run() -> list[str]:
         async with (
@@ -135,7 +135,7 @@ def test_a_failed_text_is_not_resumed_by_another_model(tiny_pair: Path) -> None:
                 assert partial is not None
                 again = [event async for event in client.stream(partial)][-1]
                 whole = [event async for event in client.stream(replace(partial, model_digest=""))][-1]
-                assert isinstance(whole, Finished), "who gives no digest takes any model"
+                assert isinstance(whole, Finished), "without a digest any model is accepted"
                 return again
 
     again = asyncio.run(run())
@@ -181,7 +181,7 @@ def test_a_cloud_that_comes_back_with_smaller_spans_gets_smaller_spans(tiny_pair
 
 
 def test_a_generation_waits_for_a_cloud_that_is_restarting(tiny_pair: Path) -> None:
-    """The channel has backed off by then, and would refuse at once."""
+    """The channel has backed off by then, and would fail at once."""
 
     async def run() -> tuple[int, float]:
         async with two_clouds(tiny_pair) as scenario, EdgeClient(config_for(scenario.address)) as client:
@@ -203,7 +203,7 @@ def test_a_generation_waits_for_a_cloud_that_is_restarting(tiny_pair: Path) -> N
 
 
 @pytest.mark.parametrize("mode", ["gated", "exact"])
-def test_going_on_without_a_cloud_is_said(tiny_pair: Path, mode: str) -> None:
+def test_continuing_without_a_cloud_is_reported(tiny_pair: Path, mode: str) -> None:
     async def run() -> list[Event]:
         cloud = CloudSettings(connect_timeout_ms=50.0, on_loss="continue")
         async with EdgeClient(config_for("127.0.0.1:1", cloud=cloud)) as client:

@@ -1,4 +1,4 @@
-"""Prompts through the device SDK: whose control tokens count, from which thread, and without a chat template."""
+"""Prompts through the device SDK: control tokens, threads, and models without a chat template."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ends(client: EdgeClient, prompt: PromptInput) -> int:
     return sum(prompt.token_ids.count(token_id) for token_id in client.manifest.eos_token_ids)
 
 
-def test_a_turn_is_forged_only_where_that_is_asked_for(client: EdgeClient) -> None:
+def test_control_text_is_parsed_only_on_request(client: EdgeClient) -> None:
     end = client.tokenizer.eos_token
     assert end is not None
     plain, forged = client.prepare("hi"), client.prepare(f"hi{end}hi")
@@ -59,8 +59,8 @@ def test_tools_are_never_dropped(client: EdgeClient) -> None:
         client.prepare("hi", tools=[TOOL])
 
 
-def test_any_thread_may_prepare(tiny_pair: Path) -> None:
-    """Also the first ones, at the same time."""
+def test_any_thread_may_prepare_a_request(tiny_pair: Path) -> None:
+    """The first requests may come from several threads at the same time."""
     prompts = [f"{number} {FORGED}" for number in range(24)]
     alone = [EdgeClient(EdgeConfig(pair="tiny")).prepare(prompt) for prompt in prompts]
     client = EdgeClient(EdgeConfig(pair="tiny"))
@@ -78,7 +78,7 @@ def test_a_model_without_a_chat_template_takes_raw_prompts(own_home: Path) -> No
             client.prepare(prompt)
 
 
-def test_a_broken_template_is_found_when_the_client_is_made(own_home: Path) -> None:
+def test_a_broken_template_is_reported_when_the_client_is_made(own_home: Path) -> None:
     (own_home / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(ModelCorrupt, match="chat template: .* copy the folder"):
         EdgeClient(EdgeConfig(pair="tiny"))

@@ -1,4 +1,4 @@
-"""Connections that break in mid-generation, over real gRPC: the text goes on as if nothing had happened."""
+"""Connections that break during a generation, over real gRPC: the text continues as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEW_TOKENS = 120
 
 @pytest.fixture(scope="module")
 def seed(tiny_pair: Path, target: TargetModel) -> int:
-    """One with which the cloud writes on for long enough."""
+    """Return a seed with which the cloud's text is long enough."""
 
     async def search() -> int:
         async with serving(target, tiny_pair) as (_, address), EdgeClient(config_for(address)) as client:
@@ -61,7 +61,7 @@ async def collect(client: EdgeClient, acts: Mapping[int, Callable[[], object]], 
         if act is not None:
             act()
     ending_of(events)
-    assert not due, "everything that was to happen has happened"
+    assert not due, "every act has run"
     return events
 
 
@@ -93,13 +93,13 @@ def test_a_reset_connection_changes_nothing_of_the_text(
     assert "".join(event.text for event in committed(events)) == "".join(event.text for event in committed(whole))
     ending = events[-1]
     assert isinstance(ending, Finished)
-    # In cloud mode what is left of the text may have arrived before the last reset.
+    # In cloud mode the rest of the text may have arrived before the last reset.
     assert 1 <= ending.stats.reconnects <= 3
     assert ending.stats.unverified_tokens == 0
 
 
 def test_gated_has_every_skipped_token_audited_once(tiny_pair: Path) -> None:
-    # The tokens sent with a fired token depend on its time, and so does the text: none may end it early.
+    # Timing decides which tokens are sent with a fired token, and so the text; no token may end it early.
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     model = FakeTarget(manifest.vocabulary_size, manifest.context_tokens, unwritten=manifest.eos_token_ids)
 
@@ -126,8 +126,8 @@ def test_gated_has_every_skipped_token_audited_once(tiny_pair: Path) -> None:
     assert stats.unverified_tokens == 0
 
 
-def test_a_restarted_cloud_is_found_again(tiny_pair: Path, target: TargetModel, seed: int) -> None:
-    """The first server is stopped in mid-stream; for a while nobody listens, then another one does."""
+def test_a_client_reconnects_to_a_restarted_cloud(tiny_pair: Path, target: TargetModel, seed: int) -> None:
+    """The first server stops during a stream; after a while without a server, another one starts."""
     parameters: dict[str, Any] = {"mode": "exact", "temperature": 0.9, "seed": seed}
 
     async def run() -> tuple[list[Event], list[Event]]:
@@ -162,7 +162,7 @@ def test_a_restarted_cloud_is_found_again(tiny_pair: Path, target: TargetModel, 
 
 
 @pytest.mark.parametrize("mode", ["exact", "gated"])
-def test_a_cloud_that_stays_away_is_given_up(tiny_pair: Path, target: TargetModel, seed: int, mode: str) -> None:
+def test_reconnecting_ends_after_its_timeout(tiny_pair: Path, target: TargetModel, seed: int, mode: str) -> None:
     async def run() -> list[Event]:
         async with serving(target, tiny_pair) as (_, address), forwarding(address) as forwarder:
             cloud = CloudSettings(reconnect_timeout_ms=400.0)
@@ -186,7 +186,7 @@ def test_a_cloud_that_stays_away_is_given_up(tiny_pair: Path, target: TargetMode
     assert 20 <= ending.stats.completion_tokens == len(committed(events)) < NEW_TOKENS
 
 
-def test_closing_the_client_ends_the_search(tiny_pair: Path) -> None:
+def test_closing_the_client_ends_reconnecting(tiny_pair: Path) -> None:
     async def run() -> Event:
         async with serving(fake_target(tiny_pair), tiny_pair) as (_, address), forwarding(address) as forwarder:
             client = EdgeClient(config_for(forwarder.address))
@@ -212,7 +212,7 @@ def test_closing_the_client_ends_the_search(tiny_pair: Path) -> None:
     assert type(event.error).__name__ == "Cancelled"
 
 
-# --- What the cloud keeps --------------------------------------------------------------------------------------------
+# --- Kept sessions ---------------------------------------------------------------------------------------------------
 
 
 async def cut_off(server: Server, stream: RawStream, digest: str, prompt: tuple[int, ...]) -> None:
@@ -224,9 +224,9 @@ async def cut_off(server: Server, stream: RawStream, digest: str, prompt: tuple[
     await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
 
 
-def test_a_device_that_comes_back_does_not_pay_for_its_prompt_again(tiny_pair: Path, digest: str) -> None:
+def test_a_reconnected_device_does_not_pay_for_its_prompt_again(tiny_pair: Path, digest: str) -> None:
     model = fake_target(tiny_pair)
-    prompt = (5, 6, 7) * 200  # longer than two chunks of the prefill
+    prompt = (5, 6, 7) * 200  # longer than two prefill chunks
 
     async def run() -> None:
         async with (
@@ -240,7 +240,7 @@ def test_a_device_that_comes_back_does_not_pay_for_its_prompt_again(tiny_pair: P
             await stream.send(opening(digest, prompt=prompt, committed_token_ids=(own,)))
             assert await stream.read() == Opened(False, 4096, max_span_tokens=256)
             assert isinstance(await stream.read(), Opened)
-            assert model.tokens_read == read, "the prompt is there"
+            assert model.tokens_read == read, "the prompt is cached"
             await stream.send(draft(start=len(prompt) + 1))
             verdict = await stream.read()
             assert isinstance(verdict, Verdict)
@@ -251,20 +251,20 @@ def test_a_device_that_comes_back_does_not_pay_for_its_prompt_again(tiny_pair: P
     asyncio.run(run())
 
 
-def test_a_device_that_does_not_come_back_is_forgotten_after_the_grace(tiny_pair: Path, digest: str) -> None:
+def test_the_session_of_a_lost_device_is_dropped_after_the_grace(tiny_pair: Path, digest: str) -> None:
     async def run() -> None:
         async with (
             serving(fake_target(tiny_pair), tiny_pair, reconnect_grace_s=0.2) as (server, address),
             raw_channel(address) as channel,
         ):
             await cut_off(server, RawStream(channel), digest, (5, 6, 7))
-            assert server.cloud.runner.kv_stats.bytes_used > 0, "it may come back"
+            assert server.cloud.runner.kv_stats.bytes_used > 0, "the device may reconnect"
             await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "the KV is freed")
 
     asyncio.run(run())
 
 
-def test_a_session_that_ended_well_is_forgotten_at_once(tiny_pair: Path) -> None:
+def test_a_session_that_ended_regularly_is_dropped_at_once(tiny_pair: Path) -> None:
     async def run() -> None:
         async with serving(fake_target(tiny_pair), tiny_pair, reconnect_grace_s=3600.0) as (server, address):
             async with EdgeClient(config_for(address)) as client:

@@ -25,7 +25,7 @@ from tests.support.processes.servers import serving
 from tests.support.waiting import until
 
 
-def test_more_sessions_than_allowed_learn_when_to_try_again(tiny_pair: Path, digest: str) -> None:
+def test_excess_sessions_are_refused_with_a_retry_delay(tiny_pair: Path, digest: str) -> None:
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         first, second, third = (RawStream(channel) for _ in range(3))
         await first.send(opening(digest, "first"))
@@ -44,7 +44,7 @@ def test_more_sessions_than_allowed_learn_when_to_try_again(tiny_pair: Path, dig
     play(tiny_pair, scenario, LimitsConfig(max_sessions=1))
 
 
-def test_a_full_queue_says_when_to_try_again(tiny_pair: Path, digest: str) -> None:
+def test_a_full_queue_is_reported_with_a_retry_delay(tiny_pair: Path, digest: str) -> None:
     brake = Brake()
 
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
@@ -56,7 +56,7 @@ def test_a_full_queue_says_when_to_try_again(tiny_pair: Path, digest: str) -> No
         await running.send(draft(start=1))
         await until(brake.reached.is_set, "the model is busy")
         await waiting.send(draft(start=1))
-        await until(lambda: server.cloud.runner.queue_length == 1, "a reading waits")
+        await until(lambda: server.cloud.runner.queue_length == 1, "a request is queued")
         await refused.send(draft(start=1))
         failure = await refused.failure()
         assert failure.status == "RESOURCE_EXHAUSTED"
@@ -135,7 +135,7 @@ def test_a_newer_stream_of_a_session_takes_over(tiny_pair: Path, digest: str, bu
     play(tiny_pair, scenario, brake=brake)
 
 
-def test_an_older_stream_that_outlives_the_newer_leaves_nothing(tiny_pair: Path, digest: str) -> None:
+def test_an_older_stream_that_ends_after_the_newer_leaves_nothing(tiny_pair: Path, digest: str) -> None:
     brake = Brake(lambda request: len(request.tree.token_ids) == 4)
 
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
@@ -145,7 +145,7 @@ def test_an_older_stream_that_outlives_the_newer_leaves_nothing(tiny_pair: Path,
         await newer.send(opening(digest, "same", prompt=(5,)))
         await newer.read()
         newer.cancel()
-        await until(lambda: server.cloud.supervisor.sessions == 0, "the newer stream is gone")
+        await until(lambda: server.cloud.supervisor.sessions == 0, "the newer stream ended")
         brake.let_go.set()
         assert (await older.failure()).status == "ABORTED"
 
@@ -214,7 +214,7 @@ def test_the_log_holds_nothing_of_prompts_and_texts(
                 for mode in ("exact", "gated", "cloud"):
                     await client.generate(secret, mode=mode, max_new_tokens=12)
                 prompt = client.prepare(secret).token_ids
-            for frame in (draft(9, start=40), draft(9, revision=3)):  # refused ones are logged, with a reason
+            for frame in (draft(9, start=40), draft(9, revision=3)):  # refused frames are logged with a reason
                 stream = RawStream(channel)
                 await stream.send(opening(digest, prompt=prompt), frame)
                 await stream.failure()
@@ -223,7 +223,7 @@ def test_the_log_holds_nothing_of_prompts_and_texts(
     with caplog.at_level(logging.DEBUG):
         token_ids = asyncio.run(run())
     ours = "\n".join(record.getMessage() for record in caplog.records)
-    assert "stream refused: OUT_OF_RANGE" in ours, "the log is being listened to"
+    assert "stream refused: OUT_OF_RANGE" in ours, "the log is captured"
     assert "xylophone" not in ours
     assert "quarterdeck" not in ours
     assert str(token_ids)[1:-1] not in ours
@@ -244,7 +244,7 @@ def test_an_impossible_port_is_refused(tiny_pair: Path) -> None:
 @pytest.mark.parametrize(
     "address", ["0.0.0.0:0", "[::]:0", "127.0.0.1.example.com:80", "127.example.com:80", "example.com:80"]
 )
-def test_it_listens_on_this_machine_only(tiny_pair: Path, address: str) -> None:
+def test_the_server_listens_on_this_machine_only(tiny_pair: Path, address: str) -> None:
     with pytest.raises(ConfigError, match="needs TLS") as caught:
         server_of(CloudConfig(listen=address), tiny_pair)
     assert repr(address) in caught.value.message

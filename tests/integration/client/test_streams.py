@@ -77,14 +77,14 @@ ENDS: list[tuple[str, int, str | None, str]] = [  # command, exit code, output (
 
 
 @pytest.mark.parametrize(("command", "code", "output", "complaint"), ENDS, ids=[row[0] for row in ENDS])
-def test_whatever_the_streams_are_the_exit_code_is_right(
+def test_the_exit_code_is_right_for_every_kind_of_stream(
     text: str, command: str, code: int, output: str | None, complaint: str
 ) -> None:
     assert shell(command, PYTHONUNBUFFERED="") == (code, text if output is None else output, complaint)
 
 
-def test_nothing_that_is_opened_takes_the_place_of_a_closed_stream(text: str, tmp_path: Path) -> None:
-    """Else what a library says on standard error would go into the results."""
+def test_no_opened_file_takes_the_descriptor_of_a_closed_stream(text: str, tmp_path: Path) -> None:
+    """Otherwise messages of libraries on standard error would go into the results."""
     (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "hi"}\n{"id": 2}\n')
     files = f"--prompts {tmp_path}/in.jsonl --out {tmp_path}/out.jsonl"
     assert shell(f"chaperone {TINY} --explain {files} <&- >&- 2>&-")[0] == 1
@@ -118,7 +118,7 @@ def without_colours(text: str) -> str:
 WILD = [*TINY.split()[:-1], "150", "--temperature", "1.2", "--seed", "125"]
 
 
-def test_control_characters_of_a_model_are_seen_and_not_obeyed(tiny_pair: Path) -> None:
+def test_control_characters_of_a_model_are_escaped_on_a_terminal(tiny_pair: Path) -> None:
     code, raw, _ = shell(f"chaperone {shlex.join(WILD)} hi")
     assert code == 0
     assert visible(raw) != raw, "choose another seed"
@@ -143,7 +143,7 @@ def test_explanations_do_not_break_into_the_text(text: str) -> None:
     assert len(explained) >= 5
 
 
-def test_a_batch_shows_how_far_it_is(tiny_pair: Path, tmp_path: Path) -> None:
+def test_a_batch_shows_its_progress(tiny_pair: Path, tmp_path: Path) -> None:
     lines = "".join(f'{{"id": {number}, "prompt": "hi"}}\n' for number in range(3)) + '{"id": "\x7f"}\n'
     (tmp_path / "in.jsonl").write_text(lines)
     files = ("--prompts", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"))
@@ -158,7 +158,7 @@ def test_a_batch_shows_how_far_it_is(tiny_pair: Path, tmp_path: Path) -> None:
     assert "\r" not in shown
 
 
-def test_a_complaint_does_not_obey_what_it_quotes(tiny_pair: Path) -> None:
+def test_control_characters_in_error_messages_are_escaped(tiny_pair: Path) -> None:
     code, shown = on_a_terminal("generate", "--pair", "tiny", "--\x1b[31mred")
     assert code == 2
     assert "unrecognized arguments: --^[[31mred" in shown

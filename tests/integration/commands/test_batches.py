@@ -59,12 +59,12 @@ def ids(out: Path) -> list[Any]:
     return [result["id"] for result in results(out)]
 
 
-# --- Going on where an earlier run ended ------------------------------------------------------------------------------
+# --- Continuing an earlier run ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 5000])
-def test_a_killed_run_is_gone_on_with(prompts: Path, out: Path, cut: int) -> None:
-    """Finished lines are kept as they are; half a line at the end is dropped."""
+def test_a_killed_run_is_continued(prompts: Path, out: Path, cut: int) -> None:
+    """Finished lines are kept unchanged; half a line at the end is dropped."""
     assert generate("--prompts", prompts, "--out", out, *SHORT) == 0
     whole = results(out)
     content = out.read_bytes()
@@ -72,12 +72,12 @@ def test_a_killed_run_is_gone_on_with(prompts: Path, out: Path, cut: int) -> Non
     complete = content[: len(content) - cut].count(b"\n") + (cut == 1)
     assert generate("--prompts", prompts, "--out", out, *SHORT) == 0
     again = results(out)
-    assert again[:complete] == whole[:complete], "with the times of then"
+    assert again[:complete] == whole[:complete], "with the times of the first run"
     assert [result["token_ids"] for result in again] == [result["token_ids"] for result in whole]
     assert ids(out) == [0, 1, 2, 3, 4]
 
 
-def test_finished_lines_survive_a_cloud_that_is_down_and_errors_are_done_again(
+def test_finished_lines_survive_a_cloud_outage_and_failed_lines_run_again(
     address: str, prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head = prompts.with_name("head.jsonl")
@@ -106,7 +106,7 @@ def test_results_of_other_prompts_are_not_lost(prompts: Path, out: Path, capsys:
     assert ids(out) == [0, "new"]
 
 
-def test_an_id_is_given_once(prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repeated_id_is_an_error(prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts.write_text('{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n{"id": "1", "prompt": "z"}\n')
     for _ in range(2):
         assert generate("--prompts", prompts, "--out", out, *SHORT) == 1
@@ -141,7 +141,7 @@ REFUSED: list[tuple[list[str], str]] = [
         *((arguments, words, ["--overwrite"]) for arguments, words in REFUSED if "notes" not in words),
     ],
 )
-def test_what_is_wrong_is_refused_before_anything_is_written(
+def test_mistakes_are_refused_before_anything_is_written(
     prompts: Path,
     out: Path,
     capsys: pytest.CaptureFixture[str],
@@ -176,7 +176,7 @@ RESULT = '{"id": 9, "prompt_token_ids": [1], "token_ids": [2]}'
         "[1]",
     ],
 )
-def test_a_file_of_the_users_own_is_refused_and_left_as_it_is(
+def test_a_foreign_output_file_is_refused_and_left_unchanged(
     prompts: Path, out: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     out.write_text(content)
@@ -186,10 +186,10 @@ def test_a_file_of_the_users_own_is_refused_and_left_as_it_is(
 
 
 @pytest.mark.parametrize("content", [f'{RESULT}\n{{"id": 1, "pro', RESULT, f"{RESULT}\n{{"])
-def test_nothing_is_written_before_there_is_a_result(
+def test_nothing_is_written_before_the_first_result(
     prompts: Path, out: Path, tmp_path_factory: pytest.TempPathFactory, content: str
 ) -> None:
-    """A half line of a killed run is dropped, and a last line ended, when the first result is there."""
+    """The first result drops a half line of a killed run, and ends a last line without a newline."""
     out.write_text(content)
     with closing(open_results(str(out), Console.standard("test"), prompts.stat(), overwrite=False)) as results:
         assert out.read_text() == content
@@ -199,7 +199,7 @@ def test_nothing_is_written_before_there_is_a_result(
     assert json.loads(second)["id"] == 1
 
 
-def test_promises_are_for_gated_lines(
+def test_promises_are_accepted_for_gated_lines_only(
     address: str, prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts.write_text(
@@ -259,7 +259,7 @@ def test_a_live_pipe_is_read_line_by_line_and_control_c_ends_the_wait(
     process.stderr.close()
 
 
-def test_control_c_in_mid_batch_keeps_what_is_finished(tiny_pair: Path, prompts: Path, out: Path) -> None:
+def test_control_c_during_a_batch_keeps_finished_lines(tiny_pair: Path, prompts: Path, out: Path) -> None:
     prompts.write_text('{"id": 1, "prompt": "x", "max_new_tokens": 2}\n{"id": 2, "prompt": "x"}\n')
     process = start("--prompts", prompts, "--out", out, "--mode", "edge", "--max-new-tokens", "4000")
     wait_until(lambda: out.exists() and out.read_bytes().endswith(b"\n"), "the first result is there")
@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_whole_lines_and_one_line_of_error(
         assert ids(out) == [0, 1, 2, 3, 4]
 
 
-def test_a_reader_that_goes_away_is_no_error(prompts: Path) -> None:
+def test_a_closed_pipe_is_no_error(prompts: Path) -> None:
     prompts.write_text("".join(f'{{"id": {number}, "prompt": "x"}}\n' for number in range(200)))
     process = start("--prompts", prompts, "--out", "-", *SHORT)
     assert process.stdout is not None
@@ -301,7 +301,9 @@ def test_a_reader_that_goes_away_is_no_error(prompts: Path) -> None:
     assert ended(process)[::2] == (0, "")
 
 
-def test_two_runs_do_not_write_one_file(prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_with_the_same_file_is_refused(
+    prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = start("--prompts", "-", "--out", out, *SHORT, stdin=subprocess.PIPE)
     assert first.stdin is not None
     first.stdin.write(b'{"id": 1, "prompt": "x"}\n')
@@ -316,7 +318,7 @@ def test_two_runs_do_not_write_one_file(prompts: Path, out: Path, capsys: pytest
 # --- Several at once --------------------------------------------------------------------------------------------------
 
 
-def test_lines_at_once_are_the_same_in_the_order_of_the_input(
+def test_concurrent_lines_keep_their_text_and_order(
     address: str, prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts.write_text(

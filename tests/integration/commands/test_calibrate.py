@@ -1,4 +1,4 @@
-"""`chaperone calibrate`: a gate is fitted, exported, loaded again and used, and refused where it does not belong."""
+"""`chaperone calibrate`: a gate is fitted, exported, loaded and used, and refused for other models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_fit_ranks_calibrates_and_survives_its_file(tiny_pair: Path, tmp_path:
     assert measured["brier_skill"] > 0.3
     assert measured["expected_calibration_error"] < 0.04
     assert gate.card.figures.keys() == measured.keys()
-    assert gate.card.figures["expected_calibration_error"] < 0.02, "on what it was calibrated on"
+    assert gate.card.figures["expected_calibration_error"] < 0.02, "on the data of its calibration"
     assert len(gate.held_out.risks) == 24 * 120
     assert gate.held_out.overridden.sum() == len(gate.card.held_out_overrides)
 
@@ -63,13 +63,13 @@ def test_a_curve_rises_and_has_no_steps() -> None:
     assert np.interp(at, knots, risks) == pytest.approx(at**2, abs=0.08)
 
 
-def test_too_little_to_fit_is_refused() -> None:
+def test_too_little_data_to_fit_is_refused() -> None:
     features, _ = synthetic(texts=6, tokens=10)
     with pytest.raises(InvalidRequest, match="6 texts with 0 of 60 tokens overridden; a gate needs"):
         fit(judged_tokens(features, [[False] * 10] * 6))
 
 
-def test_what_is_no_gate_is_refused(tiny_pair: Path, tmp_path: Path) -> None:
+def test_an_invalid_gate_file_is_refused(tiny_pair: Path, tmp_path: Path) -> None:
     manifest = load_manifest(tiny_pair / "edge", role="edge")
     with pytest.raises(ModelMissing, match="there is no gate; calibrate one"):
         GateModel.load(tmp_path / "none.onnx", manifest)
@@ -131,7 +131,7 @@ def config(address: str, gate: Path | None) -> EdgeConfig:
     )
 
 
-def test_a_gate_knows_what_it_was_made_from(tiny_pair: Path, made: Path) -> None:
+def test_a_gate_records_its_source_data(tiny_pair: Path, made: Path) -> None:
     manifest = load_manifest(tiny_pair / "edge", role="edge")
     card = GateModel.load(made, manifest).card
     assert card.edge == GatedModel(name=manifest.model, digest=manifest.digest)
@@ -149,7 +149,7 @@ def test_sampled_texts_without_a_seed_share_one(tiny_pair: Path, address: str, t
     assert (card.data.temperature, card.data.seed) == (0.7, 0)
 
 
-def test_gated_goes_by_the_calibrated_risk(address: str, made: Path) -> None:
+def test_gated_uses_the_calibrated_risk(address: str, made: Path) -> None:
     async def write(gate: Path | None) -> tuple[list[Event], float]:
         async with EdgeClient(config(address, gate)) as client:
             events = [event async for event in client.stream("the list of a", mode="gated", max_new_tokens=48)]
@@ -196,7 +196,7 @@ def test_a_cloud_with_another_model_is_refused_in_gated_alone(tiny_pair: Path, t
 
 
 @pytest.mark.parametrize("cloud_digest", ["its own", "of another"])
-def test_the_gate_that_comes_with_a_pair_is_used_where_it_fits(
+def test_the_gate_of_a_pair_is_used_where_it_fits(
     tiny_pair: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -215,11 +215,11 @@ def test_the_gate_that_comes_with_a_pair_is_used_where_it_fits(
     assert (gates.control(Promises()) is begun) == (cloud_digest == "its own"), "another workload"
     assert ("goes on without a calibrated gate" in caplog.text) == (cloud_digest != "its own")
     gates.use_cloud(replace(CAPABILITIES, model_digest=gate.card.cloud.digest))
-    assert gates.risk_model(Mode.GATED, str, 3) is not None, "the right cloud is there again"
+    assert gates.risk_model(Mode.GATED, str, 3) is not None, "the right cloud is back"
     assert gates.risk_model(Mode.EXACT, str, 3) is None
 
 
-def test_a_gate_that_comes_with_a_pair_and_cannot_be_used_is_done_without(
+def test_an_unusable_gate_of_a_pair_is_ignored(
     tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "gate.onnx").write_text("no")
@@ -241,7 +241,7 @@ OUT: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("out", "words"), OUT, ids=[words for _, words in OUT])
-def test_where_a_gate_cannot_go_is_said_before_the_work(
+def test_an_impossible_output_path_is_refused_before_the_calibration(
     tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: str
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
@@ -253,7 +253,7 @@ def test_where_a_gate_cannot_go_is_said_before_the_work(
     assert prompts.read_text() == '{"id": 1, "prompt": "a"}'
 
 
-def test_a_gate_that_is_there_stays_until_the_new_one_is_whole(address: str, made: Path, tmp_path: Path) -> None:
+def test_an_existing_gate_stays_until_the_new_one_is_complete(address: str, made: Path, tmp_path: Path) -> None:
     old = tmp_path / "gate.onnx"
     old.write_bytes(b"the old one")
     arguments = ("--pair", "tiny", "--cloud", address, "--prompts", "-", "--out", str(old), "--max-new-tokens", "32")
@@ -273,7 +273,7 @@ def test_a_gate_that_is_there_stays_until_the_new_one_is_whole(address: str, mad
     assert old.read_bytes() == b"the old one"
 
 
-def test_what_cannot_be_calibrated_on_is_said(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_prompts_are_reported(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--pair", "tiny", "--cloud", address, "--out", str(tmp_path / "gate.onnx"))
     prompts = tmp_path / "prompts.jsonl"
     for content, message in (
@@ -289,7 +289,7 @@ def test_what_cannot_be_calibrated_on_is_said(address: str, tmp_path: Path, caps
     assert not (tmp_path / "gate.onnx").exists()
 
 
-def test_proposals_are_what_the_device_would_write(address: str) -> None:
+def test_proposals_equal_the_choices_of_the_device(address: str) -> None:
     async def write() -> None:
         async with EdgeClient(config(address, None)) as client:
             alone = await client.generate("the list", mode="edge", max_new_tokens=12)

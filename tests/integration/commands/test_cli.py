@@ -1,4 +1,4 @@
-"""`chaperone generate`: what it prints where, and with which exit code it ends."""
+"""`chaperone generate`: its output, its messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ USAGE = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), USAGE, ids=[words for _, words in USAGE])
-def test_wrong_usage_is_two(
+def test_wrong_usage_exits_with_two(
     tiny_pair: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert generate("--mode", "edge", *arguments) == 2
@@ -129,14 +129,14 @@ def test_wrong_usage_is_two(
         (["--colour", PROMPT], "unrecognized arguments: --colour"),
     ],
 )
-def test_wrong_flags_are_two(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+def test_wrong_flags_exit_with_two(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
     with pytest.raises(SystemExit) as caught:
         generate(*arguments)
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_mistake_in_the_configuration_is_two(
+def test_a_mistake_in_the_configuration_exits_with_two(
     tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "mine.yaml"
@@ -147,22 +147,22 @@ def test_a_mistake_in_the_configuration_is_two(
     assert f"{config}:5: device.threads: 'two' is not a whole number" in complaint
 
 
-def test_input_that_is_no_text_is_two(
+def test_undecodable_input_exits_with_two(
     tiny_pair: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_input(monkeypatch, b"caf\xe9")
     assert generate("--mode", "edge") == 2
     assert "prompt: byte 3 of standard input is not UTF-8" in capsys.readouterr().err
-    assert generate("--mode", "edge", "caf\udce9") == 2  # as an argument of other bytes arrives
+    assert generate("--mode", "edge", "caf\udce9") == 2  # Python decodes an argument of other bytes to this
     assert "lone surrogate" in capsys.readouterr().err
 
 
-def test_a_missing_model_is_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_exits_with_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--pair", "nothere", PROMPT) == 1
     assert "chaperone-cloud models pull --pair nothere" in capsys.readouterr().err
 
 
-def test_a_corrupt_model_is_one(
+def test_a_corrupt_model_exits_with_one(
     tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(tiny_pair, tmp_path / "models" / "tiny")
@@ -176,7 +176,7 @@ def test_a_corrupt_model_is_one(
     assert "model.safetensors: 1000 bytes, the manifest says" in capsys.readouterr().err
 
 
-def test_an_absent_cloud_is_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absent_cloud_exits_with_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--cloud", NOBODY, PROMPT) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -193,7 +193,7 @@ def test_json_reports_an_absent_cloud(tiny_pair: Path, capsys: pytest.CaptureFix
 
 # --- Many prompts ----------------------------------------------------------------------------------------------------
 
-LINES: list[tuple[bytes, Any, str | None]] = [  # the line, its id, and what is wrong with it
+LINES: list[tuple[bytes, Any, str | None]] = [  # the line, its id, and its error
     (b'{"id": "good", "prompt": "the list"}', "good", None),
     (b'{"id": "caf\xe9", "prompt": "x"}', None, "line 2: byte 11 is not UTF-8; save the file as UTF-8"),
     (b'{"id": "cut", "prompt": ', None, "line 3: not valid JSON: Expecting value"),
@@ -219,7 +219,7 @@ LINES: list[tuple[bytes, Any, str | None]] = [  # the line, its id, and what is 
 ]
 
 
-def test_a_batch_names_its_bad_lines_and_runs_the_others(
+def test_a_batch_reports_its_bad_lines_and_runs_the_others(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -244,14 +244,16 @@ def test_a_batch_names_its_bad_lines_and_runs_the_others(
     assert "caf\u00e9" in out.read_text(encoding="utf-8"), "not escaped"
 
 
-def test_a_batch_without_mistakes_is_zero(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_without_mistakes_exits_with_zero(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"id": 1, "prompt": "x"}\n')
     assert generate("--prompts", str(prompts), "--out", str(out), "--cloud", address, "--max-new-tokens", "4") == 0
     assert capsys.readouterr() == ("", "")
     assert generate("--prompts", str(prompts), "--out", str(prompts), "--cloud", address) == 2
     assert "is the file that --prompts reads" in capsys.readouterr().err
-    assert prompts.read_text(), "and it is still there"
+    assert prompts.read_text(), "and it remains"
 
 
 def test_a_batch_without_a_cloud_reports_every_line(

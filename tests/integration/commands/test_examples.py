@@ -1,4 +1,4 @@
-"""Each example runs as it is printed, with the tiny pair."""
+"""Each example runs as printed, with the tiny pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chaperone generate --explain`: every decision on standard error, and nothing of what was asked or written."""
+"""`chaperone generate --explain`: every decision on standard error, and nothing of prompt or text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("mode", ["exact", "gated", "cloud", "edge"])
-def test_every_decision_is_a_line_and_the_text_is_as_without(
+def test_explain_prints_a_line_per_decision_and_keeps_the_text(
     address: str, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
     options = ("--cloud", address, "--mode", mode, "--max-new-tokens", "16", PROMPT)
@@ -62,9 +62,7 @@ def test_every_decision_is_a_line_and_the_text_is_as_without(
         assert decisions[0]["tokens"] == 16
 
 
-def test_lines_hold_numbers_and_reasons_and_nothing_of_prompt_or_text(
-    address: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explained_lines_hold_nothing_of_prompt_or_text(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--cloud", address, "--max-new-tokens", "16", "--explain")
     assert generate(*options, PROMPT) == 0
     _, decisions = lines(capsys)
@@ -96,8 +94,8 @@ def test_a_batch_labels_each_decision_with_its_line(
     assert ids == sorted(ids, key=["first", 3].index), "one after the other"
 
 
-def test_decisions_of_overlapping_generations_reach_their_own_listener(tiny_pair: Path) -> None:
-    """Also if one task takes the events of both in turn."""
+def test_overlapping_generations_explain_to_their_own_listener(tiny_pair: Path) -> None:
+    """One task may take the events of both in turn."""
     decisions: dict[str, list[Decision]] = {"short": [], "long": [], "client": []}
 
     async def both() -> dict[str, int]:

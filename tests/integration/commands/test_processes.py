@@ -1,4 +1,4 @@
-"""The two commands as processes: terminals, signals, and how the server starts and stops."""
+"""The two commands as processes: terminals, signals, and the start and stop of the server."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytes
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
-    """Exit code, output and complaints."""
+    """Return exit code, output and errors."""
     out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err.decode()
 
@@ -81,7 +81,7 @@ def test_children_can_be_interrupted_where_the_tests_run_in_the_background() -> 
     assert ended(start_python("-c", IN_THE_BACKGROUND)) == (0, b"True\nstill running\n", "")
 
 
-def test_control_c_is_130_and_frees_the_session(tiny_pair: Path) -> None:
+def test_control_c_exits_with_130_and_frees_the_session(tiny_pair: Path) -> None:
     brake = Brake()
 
     async def run() -> tuple[int, bytes, str]:
@@ -102,7 +102,7 @@ def test_control_c_is_130_and_frees_the_session(tiny_pair: Path) -> None:
     assert out.strip() == b"", "nothing was final yet"
 
 
-def test_control_c_at_the_prompt_is_130(tiny_pair: Path) -> None:
+def test_control_c_at_the_prompt_exits_with_130(tiny_pair: Path) -> None:
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", "--mode", "edge"]
     process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
@@ -204,10 +204,10 @@ def test_an_interrupt_may_strike_the_closing_of_the_sync_client(tiny_pair: Path)
 def test_an_interrupt_may_strike_the_sync_client_anywhere(tiny_pair: Path) -> None:
     code, _, err = ended(start_python("-c", INTERRUPTED_ANYWHERE))
     assert code == 0, err
-    assert "never awaited" not in err  # Python itself reports and ignores an interrupt in a finaliser
+    assert "never awaited" not in err  # Python itself reports and ignores an interrupt in a finalizer
 
 
-def test_a_reader_that_goes_away_is_no_error(tiny_pair: Path) -> None:
+def test_a_closed_pipe_is_no_error(tiny_pair: Path) -> None:
     process = start_client("--mode", "edge", "--max-new-tokens", "2000", PROMPT)
     assert process.stdout is not None
     assert process.stdout.read(1)
@@ -238,7 +238,7 @@ def test_a_second_signal_ends_the_server_at_once(tiny_pair: Path, tmp_path: Path
     config.write_text("grace_seconds: 60\n")
 
     async def interrupt(process: subprocess.Popen[bytes], address: str) -> float:
-        """Seconds from the second signal to the end of a process whose stream stays open."""
+        """Return the seconds from the second signal to the end of a process whose stream stays open."""
         async with grpc.aio.insecure_channel(address) as channel:
             stream = RawStream(channel)
             await stream.send(opening(load_manifest(tiny_pair / "cloud", role="cloud").tokenizer_digest))
@@ -265,14 +265,12 @@ READY = "import sys; from chaperone_common.command import entry; print('ready', 
     ("command", "arguments"),
     [("device", ["generate", "hi"]), ("cloud", ["models", "list"]), ("link", ["profiles"])],
 )
-def test_control_c_while_the_command_is_imported_ends_it_without_a_word(
-    command: str, arguments: list[str], delay_s: float
-) -> None:
+def test_control_c_during_imports_ends_silently(command: str, arguments: list[str], delay_s: float) -> None:
     process = start_python("-c", READY.format(command), *arguments)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     with suppress(subprocess.TimeoutExpired):
-        process.wait(delay_s)  # whatever it is at then, there is to be no traceback
+        process.wait(delay_s)  # no traceback at any moment
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode in (130, -signal.SIGINT, 0, 1), "interrupted, or done before"
@@ -287,7 +285,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_what_is_cheap_is_checked_before_the_model_is_loaded(tiny_pair: Path, tmp_path: Path) -> None:
+def test_cheap_checks_precede_the_loading_of_the_model(tiny_pair: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(tiny_pair, tmp_path / "models" / "tiny")
     (damaged / "cloud" / "config.json").write_text("{}")
     home = {"CHAPERONE_HOME": str(tmp_path)}
@@ -313,7 +311,7 @@ SERVE = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), SERVE, ids=[words for _, _, words in SERVE])
-def test_serve_refuses(
+def test_serve_refuses_impossible_settings(
     tiny_pair: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
 ) -> None:
     try:

@@ -89,7 +89,7 @@ def rewrite(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-# --- Pairs that are unlike the tiny one -------------------------------------------------------------------------------
+# --- Pairs unlike the tiny one ----------------------------------------------------------------------------------------
 
 
 def test_a_model_without_a_chat_template_is_pulled(weights: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_named_templates_and_special_tokens_reach_the_device(pull: Pull, weights
     assert load_manifest(folder, role="edge").digest != first.digest
 
 
-# --- What is refused --------------------------------------------------------------------------------------------------
+# --- Refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -172,7 +172,7 @@ def code_that_comes_along(folder: Path, trap: Path) -> None:
     (folder / "configuration.py").write_text(f"from pathlib import Path\nPath({str(trap)!r}).touch()\n")
 
 
-def test_code_packaged_with_weights_is_not_run(pull: Pull, weights: Path, tmp_path: Path) -> None:
+def test_code_packaged_with_weights_never_runs(pull: Pull, weights: Path, tmp_path: Path) -> None:
     code_that_comes_along(weights, tmp_path / "trapped")
     code, _, err = pull("--pair", "mine", "--registry", write_registry(tmp_path, weights, weights))
     assert (code, err.count("\n")) == (1, 1), err
@@ -193,7 +193,7 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_without_room_is_one_line(pull: Pull, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_of_error(pull: Pull, tmp_path: Path) -> None:
     with files_of_at_most(300 * 1024):  # room for the tokenizer, but not for the weights
         code, _, err = pull("--pair", "tiny")
     assert (code, err) == (
@@ -219,7 +219,7 @@ def test_a_signal_leaves_no_files_and_no_processes(tmp_path: Path, number: signa
     while "quantising" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     children: list[psutil.Process] = []
-    while not any(child.cpu_times().user > 0.1 for child in children):  # it is at work, not just being started
+    while not any(child.cpu_times().user > 0.1 for child in children):  # it works, after its start
         assert process.poll() is None, "the builder was never seen"
         time.sleep(0.05)
         children = psutil.Process(process.pid).children(recursive=True)

@@ -42,7 +42,7 @@ def test_unavailable_providers_are_refused(
     assert words in err
 
 
-def test_a_provider_that_could_not_be_started_is_refused() -> None:
+def test_a_provider_that_fails_to_start_is_refused() -> None:
     check_providers(["CPUExecutionProvider"])
     check_running(["CPUExecutionProvider"], ["CPUExecutionProvider"])
     with pytest.raises(ConfigError, match=r"'CUDAExecutionProvider' could not be started, and CPUExecutionProvider"):
@@ -73,7 +73,7 @@ def test_settings_made_in_python_raise_config_errors(make: Callable[[], Any], wo
     assert caught.value.message.startswith(words)
 
 
-def test_lists_may_be_given_for_lists() -> None:
+def test_settings_accept_lists() -> None:
     assert DeviceSettings(providers=["CPUExecutionProvider"]).providers == ("CPUExecutionProvider",)
 
 
@@ -88,7 +88,7 @@ def test_a_packaged_configuration_works_in_any_folder(
         EdgeClient.from_config("configs/edge.yml")
 
 
-def test_a_gate_lies_next_to_the_file_that_names_it(
+def test_a_gate_path_is_relative_to_its_configuration_file(
     tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "settings").mkdir()

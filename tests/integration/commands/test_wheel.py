@@ -1,4 +1,4 @@
-"""The built distributions: their contents, and their life in an environment that has only a device's libraries."""
+"""The built distributions: their contents, and their use in an environment with only a device's libraries."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ TWO_GPUS = ("cpu", "cuda:0", "cuda:1")
     ("name", "here"),
     [("cpu", ("cpu",)), ("cpu:0", ("cpu",)), ("cuda", TWO_GPUS), ("cuda:1", TWO_GPUS), ("mps", ("cpu", "mps:0"))],
 )
-def test_a_device_that_is_here_is_taken(name: str, here: tuple[str, ...]) -> None:
+def test_an_available_device_is_chosen(name: str, here: tuple[str, ...]) -> None:
     assert str(check_device(name, here)) == name
 
 
@@ -34,13 +34,13 @@ def test_a_device_that_is_here_is_taken(name: str, here: tuple[str, ...]) -> Non
         ),
     ],
 )
-def test_any_other_device_is_named_with_those_there_are(name: str, here: tuple[str, ...]) -> None:
+def test_an_unavailable_device_is_reported_with_the_available_ones(name: str, here: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         check_device(name, here)
     assert caught.value.message == f"device: {name!r} is not on this machine; there is {', '.join(here)}"
 
 
-def test_what_is_here_can_be_used() -> None:
+def test_every_available_device_works() -> None:
     assert [str(check_device(name)) for name in available_devices()] == available_devices()
 
 
@@ -61,7 +61,7 @@ def test_a_served_architecture_that_cannot_be_supervised_is_refused_before_its_w
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025, 10_000])
-def test_a_number_of_threads_beyond_reason_is_named(tmp_path: Path, threads: int) -> None:
+def test_an_excessive_number_of_threads_is_refused(tmp_path: Path, threads: int) -> None:
     path = tmp_path / "cloud.yaml"
     path.write_text(f"threads: {threads}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=f"cloud.yaml:1: threads: {threads}: "):

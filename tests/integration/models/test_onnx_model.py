@@ -1,4 +1,4 @@
-"""The ONNX draft model on the tiny pair: what the contract of `DraftModel` leaves to it."""
+"""The ONNX draft model on the tiny pair, beyond the contract of `DraftModel`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tokens(seed: int, count: int) -> list[int]:
 
 
 def close_to(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
-    """Equal up to kernels, which round activations to 8 bits, and differently for other batch shapes."""
+    """Return whether logits are equal up to rounding: kernels round activations by batch shape, to 8 bits."""
     return bool(np.abs(left - right).max() < 0.1 * right.std())
 
 
@@ -70,7 +70,7 @@ def test_logits_cover_the_tokenizer_and_not_the_padding(model: OnnxModel, folder
     assert step.position == 3
 
 
-def test_buffers_grow_and_keep_what_they_hold(model: OnnxModel) -> None:
+def test_growing_buffers_keep_their_content(model: OnnxModel) -> None:
     async def scenario() -> None:
         prompt = tokens(2, FIRST_CAPACITY + 4)
         grown, at_once = model.new_sequence(), model.new_sequence()
@@ -173,9 +173,9 @@ def lengths_of(text_tokens: int) -> dict[int, int]:
 
 @pytest.mark.parametrize("text_tokens", [20, FIRST_CAPACITY, FIRST_CAPACITY + 20])
 def test_rows_of_one_forward_repeat_single_ones(model: OnnxModel, text_tokens: int) -> None:
-    """Whichever rows run together, of whatever lengths, and whether or not the buffers must grow for them.
+    """Any rows of any lengths may run together, and the buffers may grow for them.
 
-    Up to rounding: on some processors the kernels of several rows add up in another order.
+    The results are equal up to rounding: some processors sum several rows in another order.
     """
 
     async def scenario() -> None:
@@ -229,7 +229,7 @@ def test_a_full_row_between_two_others_is_left_alone(folder: Path, full: int, ot
     model.close()
 
 
-def test_rows_keep_what_they_hold_when_the_buffers_grow(model: OnnxModel) -> None:
+def test_rows_keep_their_content_when_the_buffers_grow(model: OnnxModel) -> None:
     async def scenario() -> None:
         prompt, own = tokens(10, FIRST_CAPACITY - 1), tokens(11, 5)
         sequence = model.new_sequence(branches=2)
@@ -287,7 +287,7 @@ def test_branches_take_no_memory_until_one_is_forked(model: OnnxModel) -> None:
     assert peak_bytes(7, forked=True) > 8 * row_bytes
 
 
-def test_logits_of_one_forward_lie_apart(model: OnnxModel) -> None:
+def test_logits_of_one_forward_do_not_share_memory(model: OnnxModel) -> None:
     async def scenario() -> None:
         sequence = model.new_sequence(branches=2)
         await sequence.step([1, 2, 3])
@@ -309,18 +309,18 @@ def test_a_negative_number_of_branches_is_refused(model: OnnxModel) -> None:
 # Loading
 
 
-def test_a_model_that_was_not_pulled(tmp_path: Path) -> None:
+def test_a_model_that_was_not_pulled_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="models pull"):
         OnnxModel.load(tmp_path, threads=1, allow_spinning=False, vocabulary_size=10, context_tokens=10)
 
 
-def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+def test_a_file_without_a_graph_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelCorrupt, match=r"model\.onnx"):
         OnnxModel.load(tmp_path, threads=1, allow_spinning=False, vocabulary_size=10, context_tokens=10)
 
 
-def test_a_graph_of_another_vocabulary(folder: Path) -> None:
+def test_a_graph_with_another_vocabulary_is_reported(folder: Path) -> None:
     with pytest.raises(ModelCorrupt, match="1000000"):
         OnnxModel.load(folder, threads=1, allow_spinning=False, vocabulary_size=1_000_000, context_tokens=10)
 

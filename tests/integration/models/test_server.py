@@ -45,7 +45,7 @@ def test_a_bad_frame_ends_its_own_stream_only(tiny_pair: Path, digest: str, case
         failure = await bad.failure()
         assert failure.status == status
         assert words in failure.message
-        assert failure.retry_after_ms is None, "to try again would not help"
+        assert failure.retry_after_ms is None, "a retry would not help"
         await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
 
     play(tiny_pair, scenario)
@@ -74,7 +74,7 @@ def test_stale_drafts_are_ignored_and_counted(tiny_pair: Path, digest: str) -> N
         await stream.read()
         assert await answer(stream) == (1, 3, own)
         await stream.send(draft(start=4, revision=1))
-        assert (await answer(stream))[:2] == (1, 4), "the two in between were stale, and are not answered"
+        assert (await answer(stream))[:2] == (1, 4), "the two stale drafts in between get no answer"
         stream.cancel()
         await until(lambda: server.cloud.supervisor.counters.stale_frames == 2, "stale frames counted")
 
@@ -112,7 +112,7 @@ def test_a_stream_ends_with_a_close(tiny_pair: Path, digest: str, opened: bool) 
 
 
 @pytest.mark.parametrize("opened", [True, False])
-def test_a_stream_that_says_nothing_is_ended(tiny_pair: Path, digest: str, opened: bool) -> None:
+def test_a_silent_stream_is_ended(tiny_pair: Path, digest: str, opened: bool) -> None:
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         if opened:
@@ -126,22 +126,22 @@ def test_a_stream_that_says_nothing_is_ended(tiny_pair: Path, digest: str, opene
     play(tiny_pair, scenario, LimitsConfig(**timeouts))  # type: ignore[arg-type]
 
 
-def test_streams_that_are_not_admitted_are_bounded_too(tiny_pair: Path, digest: str) -> None:
+def test_the_number_of_unadmitted_streams_is_bounded(tiny_pair: Path, digest: str) -> None:
     limits = LimitsConfig(max_sessions=1)
 
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         silent = [RawStream(channel) for _ in range(limits.max_streams)]
-        await until(lambda: server.cloud.supervisor.counters.streams == limits.max_streams, "all are there")
+        await until(lambda: server.cloud.supervisor.counters.streams == limits.max_streams, "all streams are open")
         assert await RawStream(channel).status() == "RESOURCE_EXHAUSTED"
         for stream in silent:
             stream.cancel()
-        await until(lambda: server.cloud.supervisor.counters.cancelled == limits.max_streams, "all are gone")
+        await until(lambda: server.cloud.supervisor.counters.cancelled == limits.max_streams, "all streams ended")
 
     play(tiny_pair, scenario, limits)
 
 
 class Longest:
-    """Notes the longest reading that the model is asked for."""
+    """Records the longest forward that the model is given."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -188,7 +188,7 @@ def test_a_rebuild_after_an_eviction_is_read_in_pieces(tiny_pair: Path, digest: 
             verdict = await stream.read()
             assert isinstance(verdict, Verdict)
             assert verdict.token_id == int(twin.logits([token_id] * 20).argmax())
-        assert server.cloud.runner.kv_stats.rebuilt_tokens == 38, "both prompts, but for their last tokens"
+        assert server.cloud.runner.kv_stats.rebuilt_tokens == 38, "both prompts without their last tokens"
         for stream in streams.values():
             stream.cancel()
 

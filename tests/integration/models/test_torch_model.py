@@ -1,4 +1,4 @@
-"""The torch model with the tiny target: exact in float32, close in bfloat16, honest about what it cannot load."""
+"""The torch model with the tiny target: exact in float32, close in bfloat16, clear errors for bad models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def oracle(folder: Path, tokens: list[int], vocabulary: int, sampling: SamplingP
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, NUCLEUS])
-def test_any_chunking_chooses_what_the_full_forward_chooses(
+def test_any_chunking_chooses_as_the_full_forward(
     folder: Path, padded_vocabulary: int, sampling: SamplingParams
 ) -> None:
     model = load(folder, padded_vocabulary)
@@ -81,9 +81,7 @@ def test_any_chunking_chooses_what_the_full_forward_chooses(
             assert [choice.token_id for choice in choices] == expected[at - wanted : at]
 
 
-def test_sessions_that_evict_each_other_choose_what_the_full_forward_chooses(
-    folder: Path, padded_vocabulary: int
-) -> None:
+def test_sessions_that_evict_each_other_choose_as_the_full_forward(folder: Path, padded_vocabulary: int) -> None:
     model = load(folder, padded_vocabulary)
     per_token = model.kv_bytes_per_token
     store = KvStore(model.new_cache, budget_bytes=130 * per_token, bytes_per_token=per_token)
@@ -124,7 +122,7 @@ def test_the_cache_takes_the_memory_that_was_announced(folder: Path, padded_voca
     assert bytes_held(cache) == 11 * model.kv_bytes_per_token
 
 
-def test_bfloat16_chooses_nearly_the_same(folder: Path, padded_vocabulary: int) -> None:
+def test_bfloat16_mostly_chooses_the_same(folder: Path, padded_vocabulary: int) -> None:
     tokens = prompt(6, 100, padded_vocabulary)
     model = load(folder, padded_vocabulary, "bfloat16")
     expected = oracle(folder, tokens, padded_vocabulary, SAMPLED)
@@ -148,7 +146,7 @@ def test_a_damaged_model_is_named(folder: Path, padded_vocabulary: int, tmp_path
         load(tmp_path / "cut", padded_vocabulary)
 
 
-def test_a_configuration_beyond_the_model_is_refused(folder: Path, padded_vocabulary: int) -> None:
+def test_a_configuration_beyond_the_models_limits_is_refused(folder: Path, padded_vocabulary: int) -> None:
     with pytest.raises(ConfigError, match=f"vocabulary_size: {padded_vocabulary + 1}, but the model knows"):
         load(folder, padded_vocabulary + 1)
     with pytest.raises(ConfigError, match="context_tokens: 10000000, but the model holds"):

@@ -1,4 +1,4 @@
-"""Branch tokens in bfloat16, where a mask that is not quite zero or not quite closed would show first."""
+"""Branch tokens in bfloat16, where an inexact attention mask would show first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLED = SamplingParams(temperature=0.8, seed=11)
 CHAIN_TOKENS, BRANCH_TOKENS, TREES = 8, 8, 6
 
 
-def test_bfloat16_chooses_along_branches_nearly_what_it_chooses_along_chains(tiny_pair: Path) -> None:
+def test_bfloat16_mostly_chooses_the_same_along_branches_and_chains(tiny_pair: Path) -> None:
     folder, dice = tiny_pair / "cloud", random.Random(1)
     vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     model = TorchModel.load(folder, dtype="bfloat16", threads=1, vocabulary_size=vocabulary_size, context_tokens=512)

@@ -1,4 +1,4 @@
-"""Every supported architecture with random weights, against a forward without cache: however a text is read.
+"""Every supported architecture with random weights, in every way to read a text, against a forward without cache.
 
 All texts are longer than the windows are wide.
 """
@@ -35,7 +35,7 @@ LENGTHS = (1, 1, 2, 5, 16, 40, 100)  # of chunks
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as the cloud runs it, and the plain one that it is held against."""
+    """A model as the cloud runs it, and the results of plain transformers."""
 
     model: TorchModel
     plain: Any
@@ -53,7 +53,7 @@ class Subject:
 
 
 def _whole(plain: Any, token_ids: Sequence[int]) -> NDArray[np.float32]:
-    """[tokens, VOCABULARY]: one forward, no cache."""
+    """Return the logits [tokens, VOCABULARY] of one forward without a cache."""
     with torch.inference_mode():
         logits: NDArray[np.float32] = plain(torch.tensor([[*token_ids]]), use_cache=False).logits[0].float().numpy()
     return logits[:, :VOCABULARY]
@@ -95,7 +95,7 @@ def test_every_supported_architecture_is_here() -> None:
     assert {families.config_of(family).model_type for family in FAMILIES} == CLOUD_MODEL_TYPES
 
 
-def test_chunks_and_crops_score_what_the_full_forward_scores(subject: Subject) -> None:
+def test_chunks_and_crops_score_as_the_full_forward(subject: Subject) -> None:
     dice, text = random.Random(2), subject.text
     for _ in range(3):
         cache, at = subject.model.new_cache(), 0
@@ -113,10 +113,8 @@ def test_chunks_and_crops_score_what_the_full_forward_scores(subject: Subject) -
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_a_span_and_single_tokens_choose_what_the_full_forward_chooses(
-    subject: Subject, sampling: SamplingParams
-) -> None:
-    """As a span is verified, and as the cloud writes on by itself."""
+def test_a_span_and_single_tokens_choose_as_the_full_forward(subject: Subject, sampling: SamplingParams) -> None:
+    """A span is verified in one forward, and a takeover writes single tokens."""
     first = TEXT_TOKENS - 40
     expected = [_chosen(subject.logits[index], index + 1, sampling) for index in range(first, TEXT_TOKENS)]
     cache, rest = subject.held(first), subject.text[first:]
@@ -127,7 +125,7 @@ def test_a_span_and_single_tokens_choose_what_the_full_forward_chooses(
     assert [choice.token_id for choice in single] == expected
 
 
-def test_branches_score_what_their_paths_score_alone(subject: Subject) -> None:
+def test_branches_score_as_their_paths_do_alone(subject: Subject) -> None:
     dice = random.Random(3)
     for held in (0, WINDOW - 3, 150):
         chain = subject.text[held : held + CHAIN_TOKENS]
@@ -142,10 +140,10 @@ def test_branches_score_what_their_paths_score_alone(subject: Subject) -> None:
         texts = TokenTree(tuple(before), tuple(branches)).paths()
         for row, path in zip(scores[CHAIN_TOKENS:], texts, strict=True):
             np.testing.assert_allclose(row, subject.whole(path)[-1], atol=CLOSE)
-        _go_on_along(subject, cache, held + CHAIN_TOKENS, branches, texts[-1])
+        _continue_along(subject, cache, held + CHAIN_TOKENS, branches, texts[-1])
 
 
-def _go_on_along(
+def _continue_along(
     subject: Subject, cache: KvCache, length: int, branches: Sequence[BranchToken], path: Sequence[int]
 ) -> None:
     """Keep the last branch token's path, and read on after it."""
@@ -160,8 +158,8 @@ def _go_on_along(
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_sessions_read_together_choose_what_each_chooses_alone(subject: Subject, sampling: SamplingParams) -> None:
-    """New and held, one token and many, chains and a tree, in one forward."""
+def test_batched_sessions_choose_as_each_does_alone(subject: Subject, sampling: SamplingParams) -> None:
+    """One forward mixes new and cached sessions, one and many tokens, chains and a tree."""
     readings, expected = [], []
     for held, tokens, wanted in ((0, 50, 1), (40, 8, 8), (99, 1, 1), (150, 20, 3), (170, 5, 0)):
         length = held + tokens
@@ -176,14 +174,14 @@ def test_sessions_read_together_choose_what_each_chooses_alone(subject: Subject,
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if any(layer_windows(families.config_of(name)))])
-def test_the_windows_of_the_models_here_hide_something(family: str) -> None:
+def test_the_windows_of_these_models_hide_tokens(family: str) -> None:
     text = _text(1, TEXT_TOKENS)
     narrow, wide = (_whole(families.build(family, **changes), text) for changes in ({}, {"sliding_window": 4096}))
     np.testing.assert_allclose(narrow[:WINDOW], wide[:WINDOW], atol=CLOSE)
     assert abs(narrow - wide)[WINDOW:].max() > 0.1
 
 
-def test_a_context_in_which_all_keys_would_turn_is_refused(tmp_path: Path) -> None:
+def test_a_context_that_would_rotate_all_keys_is_refused(tmp_path: Path) -> None:
     plain = families.build("phi3 with longrope")
     plain.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="context_tokens: 257, but the model holds 256; run `chaperone-cloud"):

@@ -1,4 +1,4 @@
-"""Every architecture that is supported on the device: exported as `models pull` does, run, and held against torch.
+"""Every architecture supported on the device: exported as by `models pull`, run, and compared with torch.
 
 The texts are longer than the windows are wide, and the prompts, too.
 """
@@ -48,7 +48,7 @@ PROMPT = " ".join(["the list of a number is sorted and returned by def class imp
 
 @dataclass(frozen=True)
 class PulledPair:
-    """A pair that was pulled from folders, and the weights that its device's half was made of."""
+    """A pair that was pulled from folders, and the source weights of its device's half."""
 
     name: str
     folder: Path
@@ -64,7 +64,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         train_tokenizer().save_pretrained(home / role)
         weights = {"source": "pretrained", "name": str(home / role)}
         sides[role] = {"model": f"random-{role}", "licence": "none", "weights": weights}
-    # With 32 bits for what the layers pass on, nothing is rounded but the embedding where it is the output matrix.
+    # With 32-bit activations, only an embedding that is also the output matrix is rounded.
     sides["edge"]["recipe"] = {"algorithm": "k_quant_last", "accuracy_level": 1}
     sides["cloud"]["recipe"] = {"dtype": "float32"}
     registry = home / "models.yaml"
@@ -79,8 +79,8 @@ def test_every_supported_architecture_is_here() -> None:
     assert {families.config_of(family).model_type for family in FAMILIES} | {"qwen2", "mistral"} == EDGE_MODEL_TYPES
 
 
-def test_the_device_computes_what_the_weights_say(pair: PulledPair) -> None:
-    """Whole, token by token and after rewinding; a branch, too."""
+def test_the_device_computes_as_torch_with_the_same_weights(pair: PulledPair) -> None:
+    """The text is read whole, token by token, after rewinding, and as a branch."""
     text = np.random.default_rng(1).integers(VOCABULARY, size=TEXT_TOKENS).tolist()
     with torch.inference_mode():
         expected = pair.drafter(torch.tensor([text]), use_cache=False).logits[0, :, :VOCABULARY].numpy()
@@ -104,7 +104,7 @@ def test_the_device_computes_what_the_weights_say(pair: PulledPair) -> None:
 
 
 async def _scores(sequence: OnnxSequence, text: list[int]) -> tuple[np.ndarray[Any, Any], ...]:
-    """[TEXT_TOKENS, VOCABULARY], and the rows from REWOUND on, fed one by one in the text's row and in a branch."""
+    """Return the logits [TEXT_TOKENS, VOCABULARY], and the rows from REWOUND on, fed one by one as text and branch."""
     whole = [step.logits.copy() async for step in sequence.read(text)]
     sequence.rewind(REWOUND)
     sequence.fork(1, REWOUND)
@@ -117,8 +117,8 @@ async def _scores(sequence: OnnxSequence, text: list[int]) -> tuple[np.ndarray[A
     return np.array(whole), np.array(rewound), np.array(branch)
 
 
-def test_exact_writes_what_the_oracle_writes(pair: PulledPair) -> None:
-    """All at once, so that the cloud reads sessions together."""
+def test_exact_equals_the_oracle(pair: PulledPair) -> None:
+    """All texts run at once, so that the cloud batches sessions."""
 
     async def write() -> None:
         manifest = load_manifest(pair.folder / "cloud", role="cloud")
@@ -150,7 +150,7 @@ def test_exact_writes_what_the_oracle_writes(pair: PulledPair) -> None:
                 )
                 assert (list(result.token_ids), result.text, str(result.finish_reason)) == expected
             stood = [origin is Origin.VERIFIED for result in results[::2] for origin in result.origins]
-            assert sum(stood) > len(stood) / 4, "too few drafts stand for the device to be computing this model"
+            assert sum(stood) > len(stood) / 4, "too few accepted drafts: the device computes another model"
 
     asyncio.run(write())
 
@@ -160,16 +160,16 @@ def _config(pair: PulledPair, address: str) -> EdgeConfig:
         pair=pair.name,
         cloud=CloudSettings(address=address),
         device=DeviceSettings(threads=1, allow_spinning=False),
-        planner=PlannerSettings(policy="fixed", span_tokens=8),  # adaptive, it may leave a slow device out
+        planner=PlannerSettings(policy="fixed", span_tokens=8),  # the adaptive planner may leave a slow device out
     )
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_what_the_builder_does_not_export_rightly_is_refused(family: str) -> None:
+def test_architectures_that_the_builder_exports_wrongly_are_refused(family: str) -> None:
     with pytest.raises(ModelError, match="^random: architecture .* is not supported on the device"):
         refuse_unsupported(families.config_of(family), "edge", "random")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_exported_here_is_not_refused(family: str) -> None:
+def test_the_exported_architectures_are_accepted(family: str) -> None:
     refuse_unsupported(families.config_of(family), "edge", "random")

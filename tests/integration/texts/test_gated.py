@@ -1,4 +1,4 @@
-"""`gated` against a real server: its dial, what is learned after the text, and deviations that are retracted."""
+"""`gated` against a real server: its dial, learning after the text, and retracted deviations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def config(address: str, gate: GateSettings, *, closing_audit: bool = False) -> 
     )
 
 
-def test_with_deviations_retracted_gated_writes_as_exact_and_edge_as_ever(tiny_pair: Path, target: TorchModel) -> None:
+def test_retracting_makes_gated_equal_exact_and_leaves_edge_unchanged(tiny_pair: Path, target: TorchModel) -> None:
     async def write() -> list[list[Generation]]:
         async with serving(target, tiny_pair) as (_, address):
             texts = []
@@ -47,7 +47,7 @@ def test_with_deviations_retracted_gated_writes_as_exact_and_edge_as_ever(tiny_p
     assert set(edge.origins) == {Origin.DRAFT}
 
 
-def test_the_gate_learns_from_audits_that_nobody_waits_for(tiny_pair: Path, target: TorchModel) -> None:
+def test_the_gate_learns_from_audits_after_the_text(tiny_pair: Path, target: TorchModel) -> None:
     async def write() -> tuple[int, Totals]:
         async with (
             serving(target, tiny_pair) as (_, address),
@@ -57,7 +57,7 @@ def test_the_gate_learns_from_audits_that_nobody_waits_for(tiny_pair: Path, targ
             for seed in range(4):
                 written = await client.generate(PROMPT, mode="gated", temperature=0.8, seed=seed, max_new_tokens=60)
                 skipped += written.stats.skipped_tokens
-            await until(lambda: client.totals().audited == skipped, "audits of what was skipped")
+            await until(lambda: client.totals().audited == skipped, "audits of the skipped tokens")
             return skipped, client.totals()
 
     skipped, totals = asyncio.run(write())
@@ -66,7 +66,7 @@ def test_the_gate_learns_from_audits_that_nobody_waits_for(tiny_pair: Path, targ
     assert totals.caught > 0
 
 
-def test_each_promise_has_totals_of_its_own(tiny_pair: Path, target: TorchModel) -> None:
+def test_each_promise_has_its_own_totals(tiny_pair: Path, target: TorchModel) -> None:
     async def write() -> tuple[Totals, Totals, Totals]:
         async with (
             serving(target, tiny_pair) as (_, address),

@@ -1,4 +1,4 @@
-"""The central promise: `exact` is the cloud-only stream, token for token, whatever the device, the span or the link do.
+"""The central promise: `exact` is the cloud-only stream, token for token, for any device, span and link.
 
 Three writers are compared on every request: `exact`, `cloud`, and an oracle that shares no code with either.
 """
@@ -51,7 +51,7 @@ WORDS = (
 
 
 def requests(random: Random) -> list[dict[str, Any]]:
-    """Every setting meets every other one often enough; the rest is drawn."""
+    """Return random requests in which all pairs of settings occur often enough."""
     return [
         {
             "prompt": " ".join(random.choices(WORDS, k=random.randint(1, 30))),
@@ -95,7 +95,7 @@ async def _compare(pair: Path) -> Counter[str]:
     reference = oracle.load(pair / "cloud")
     seen: Counter[str] = Counter()
     random = Random(20)
-    # Room for about three sessions, so that evictions happen all the time.
+    # Room for about three sessions, so that evictions are frequent.
     budget_mib = 3 * 100 * model.kv_bytes_per_token / 2**20
     async with AsyncExitStack() as stack:
         server, address = await stack.enter_async_context(

@@ -66,7 +66,7 @@ def test_the_numbers_add_up(tiny_pair: Path, target: TorchModel, mode: Mode, pla
 
 
 class Unreachable:
-    """A cloud that must not be asked."""
+    """A cloud that must receive no request."""
 
     @property
     def connected(self) -> NoReturn:
@@ -87,7 +87,7 @@ def test_edge_mode_sends_nothing(tiny_pair: Path) -> None:
         async with EdgeClient(config_for("127.0.0.1:1"), cloud=Unreachable()) as client:
             result = await client.generate(PROMPT, mode="edge", max_new_tokens=10)
         assert (result.stats.bytes_up, result.stats.bytes_down) == (0, 0)
-        async with EdgeClient(config_for("cloud.example.com:443")) as client:  # not even looked at
+        async with EdgeClient(config_for("cloud.example.com:443")) as client:  # never resolved
             assert (await client.generate(PROMPT, mode="edge", max_new_tokens=10)).token_ids == result.token_ids
 
     asyncio.run(play())
@@ -133,7 +133,7 @@ def test_the_closing_audit_makes_deviations_complete(
             collected, caught = Collector(request), 0
             async for event in client.stream(request):
                 collected.add(event)
-                caught += isinstance(event, Retracted)  # a draft token gave way to the cloud's
+                caught += isinstance(event, Retracted)  # the cloud's token replaced a draft token
             result = collected.result()
             text = [*result.prompt_token_ids, *result.token_ids]
             count = len(result.token_ids)
@@ -150,6 +150,6 @@ def test_the_closing_audit_makes_deviations_complete(
 
     total = run(target, tiny_pair, scenario, risk=risk, closing_audit=True)
     if risk == 0.0:
-        assert total == 0, "everything was asked about"
+        assert total == 0, "every token was verified"
     elif risk == 1.0:
-        assert total > 0, "the models differ, and nothing was asked about"
+        assert total > 0, "the models differ, and no token was verified"

@@ -1,4 +1,4 @@
-"""The oracle by which other tests judge texts: one forward over a text proves that the oracle generates it."""
+"""The oracle of other tests: one forward over a text proves that the oracle generates it."""
 
 from __future__ import annotations
 

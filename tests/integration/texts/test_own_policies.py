@@ -1,4 +1,4 @@
-"""Planners and gates that a caller brings along, in place of the configured ones."""
+"""Planners and gates of the caller, in place of the configured ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = "the list of a number is"
 
 @dataclass
 class EveryNth(Gate):
-    """Fires on every nth token that it is asked about, whatever it is."""
+    """Fires on every nth call, for any token."""
 
     nth: int
     asked: list[Signal] = field(default_factory=list)
@@ -29,7 +29,7 @@ class EveryNth(Gate):
         return len(self.asked) % self.nth == 0
 
 
-def test_a_gate_of_ones_own_decides_in_place_of_the_configured_one(tiny_pair: Path) -> None:
+def test_a_custom_gate_replaces_the_configured_one(tiny_pair: Path) -> None:
     gates: list[tuple[Mode, EveryNth]] = []
 
     def gate(mode: Mode) -> Gate:
@@ -49,10 +49,10 @@ def test_a_gate_of_ones_own_decides_in_place_of_the_configured_one(tiny_pair: Pa
         # An end-of-text that is drafted astray fires as well; the configured gate would fire at each token.
         assert 0 < len(own.asked) // 4 <= generation.stats.fired < len(own.asked) // 2
         assert generation.stats.skipped_tokens > 0, "the configured gate would have fired on every token"
-    assert edge.stats.fired == 0, "there is nobody to ask"
+    assert edge.stats.fired == 0, "there is no cloud to ask"
 
 
-def test_a_planner_of_ones_own_decides_in_place_of_the_configured_one(tiny_pair: Path) -> None:
+def test_a_custom_planner_replaces_the_configured_one(tiny_pair: Path) -> None:
     asked: list[Mode] = []
 
     def planner(mode: Mode) -> Planner:
@@ -70,4 +70,6 @@ def test_a_planner_of_ones_own_decides_in_place_of_the_configured_one(tiny_pair:
     assert asked == [Mode.CLOUD, Mode.EXACT]
     assert cloud.stats.takeover_tokens == 7, "handed over at once, and the first token is no part of the takeover"
     assert exact.token_ids == cloud.token_ids
-    assert exact.stats.takeover_tokens == exact.stats.hidden_round_trips == 0, "the configured one would not only wait"
+    assert exact.stats.takeover_tokens == exact.stats.hidden_round_trips == 0, (
+        "the configured planner would do more than wait"
+    )

@@ -1,4 +1,4 @@
-"""The tiny pair: a killed pull leaves nothing, the next one is whole, a third does nothing; the two mostly agree."""
+"""The tiny pair: pulls that are killed, complete or repeated, and the agreement of its two models."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     deadline = time.monotonic() + PATIENCE_S
     while not list(home.glob("models/.building-tiny.*/cloud/model.safetensors")):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the cloud model was not there in time"
+        assert time.monotonic() < deadline, "the cloud model was not made in time"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -112,7 +112,7 @@ def test_a_killed_pull_leaves_nothing_that_loads(killed: Killed) -> None:
     assert "tiny" not in killed.leftovers
 
 
-def test_a_pull_after_it_is_whole_and_clean(pair: Path) -> None:
+def test_a_pull_after_a_killed_one_is_complete_and_clean(pair: Path) -> None:
     edge, cloud = (load_manifest(pair / role, role=role, verify=True) for role in ROLES)
     texts = {"tokenizer.json", "chat_template.jinja", "special_tokens.json"}
     assert set(edge.files) == {"model.onnx", "model.onnx.data", *texts}
@@ -147,7 +147,7 @@ def write_registry(path: Path, edge: Path | str, cloud: Path) -> Path:
     return path
 
 
-def test_a_folder_is_a_source(home: Path, pair: Path, tmp_path: Path) -> None:
+def test_a_local_folder_can_be_the_source(home: Path, pair: Path, tmp_path: Path) -> None:
     registry = write_registry(tmp_path / "models.yaml", pair / "cloud", pair / "cloud")
     pull_here(home, "mine", registry)
     mine = load_manifest(home / "models" / "mine" / "edge", role="edge", verify=True)
@@ -184,7 +184,7 @@ def test_a_damaged_model_is_pulled_again(home: Path, pair: Path) -> None:
     assert data.read_bytes() == whole  # the same weights from the same seed
 
 
-# --- How the two agree ----------------------------------------------------------------------------------------------
+# --- Agreement of the two models ------------------------------------------------------------------------------------
 
 
 def coupled_choice(logits: NDArray[np.float32], temperature: float, seed: int, position: int) -> int:
@@ -212,7 +212,7 @@ def write_as_target(pair: Path, manifest: ModelManifest, prompt: list[int], temp
 
 
 def read_as_draft(pair: Path, token_ids: list[int]) -> NDArray[np.float32]:
-    """Logits of the device's model after each token; [tokens, padded vocabulary]."""
+    """Return the logits of the device's model after each token; [tokens, padded vocabulary]."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(pair / "edge" / "model.onnx", options)
@@ -228,7 +228,7 @@ def read_as_draft(pair: Path, token_ids: list[int]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_draft_is_accepted_mostly_but_not_always(pair: Path, temperature: float) -> None:
+def test_drafts_are_accepted_often_but_not_always(pair: Path, temperature: float) -> None:
     manifest = load_manifest(pair / "edge", role="edge")
     tokenizer = Tokenizer.from_file(str(pair / "edge" / "tokenizer.json"))
     accepted = written = 0
@@ -237,7 +237,7 @@ def test_the_draft_is_accepted_mostly_but_not_always(pair: Path, temperature: fl
         token_ids = write_as_target(pair, manifest, prompt, temperature, seed)
         assert len(set(token_ids[len(prompt) :])) > TOKENS // 3  # no loop of a few tokens
         logits = read_as_draft(pair, token_ids)
-        assert logits.shape[1] > manifest.vocabulary_size  # padded, as those of real models
+        assert logits.shape[1] > manifest.vocabulary_size  # padded, as in real models
         for position in range(len(prompt), len(token_ids)):
             row = logits[position - 1, : manifest.vocabulary_size]
             accepted += coupled_choice(row, temperature, seed, position) == token_ids[position]

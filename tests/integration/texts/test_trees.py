@@ -40,7 +40,7 @@ PLANNERS = {"specedge-12": _peer, "several spans": _several_spans, "takeovers": 
 
 
 class Witness:
-    """Counts tokens that stood in a branch: confirmed ones that were never drafted as the text."""
+    """Counts accepted branch tokens: confirmed tokens that were never drafted as the text."""
 
     def __init__(self) -> None:
         self.stood = 0
@@ -70,7 +70,7 @@ async def _write(client: EdgeClient, mode: str, seed: int, temperature: float) -
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_the_text_of_trees_is_the_clouds(target: TorchModel, tiny_pair: Path, temperature: float) -> None:
+def test_the_text_of_trees_equals_the_clouds(target: TorchModel, tiny_pair: Path, temperature: float) -> None:
     async def compare() -> Counter[str]:
         seen: Counter[str] = Counter()
         async with AsyncExitStack() as stack:
