@@ -40,7 +40,7 @@ models: $(SETUP) ## fetch and convert the default pair; does nothing if it is th
 bench: models ## all that is reported, made again in under 3 hours, 4 without AVX-512; goes on where it was interrupted
 	$(BIN)/python -m benchmarks all $(ARGS)
 
-check: check-style check-types check-imports check-proto check-docs check-wording ## linters, types, architecture, contract, docs
+check: check-style check-types check-imports check-proto check-docs check-wording ## linters, types, imports, wire contract, docs, wording
 
 check-style: $(SETUP)
 	$(BIN)/ruff check
@@ -53,10 +53,7 @@ check-imports: $(SETUP)
 	$(BIN)/lint-imports
 
 # The contract is well written, breaks nothing it said two changes ago, and the committed stubs are those it generates.
-check-check-wording: $(SETUP)
-	$(BIN)/python -m tools.wording
-
-proto: $(SETUP)
+check-proto: $(SETUP)
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir $$work/stubs; \
