@@ -30,13 +30,13 @@ from edge_client.parameters import check_promised, parse_mode
 
 BATCHES = """
 batches:
-  IN.jsonl has one JSON object a line: `id`, `prompt` or `messages`, and the parameters of that line, named as the flags
-  with `_` in place of `-`. OUT.jsonl gets one a line: the `id` and the result, or an `error` with what was final. `-`
-  is standard input or output.
+  IN.jsonl has one JSON object per line: `id`, `prompt` or `messages`, and the parameters of that line, named as the
+  flags with `_` in place of `-`. OUT.jsonl gets one line for each: the `id` and the result, or an `error` and the final
+  tokens. `-` is standard input or output.
 
-  Results are added as they finish. Run a batch again to go on with it: lines that are finished in OUT.jsonl are kept,
-  those with an `error` and new ones are done, and at the end all stand in the order of the input. A finished line is
-  known by its `id` and its prompt; for other parameters name another file, or give --overwrite.
+  Results are added as they finish. After an interruption, run the same command again. It keeps finished lines of
+  OUT.jsonl, runs new lines and lines with an `error`, and at the end puts all results in the order of the input. It
+  recognises a finished line by its `id` and prompt. For other parameters name another file, or give --overwrite.
 """
 
 
@@ -44,36 +44,36 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     """Add the command; `exit_codes` is a paragraph for its help."""
     generate = commands.add_parser(
         "generate",
-        help="write a text",
+        help="generate one text, or a batch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{BATCHES}\n{exit_codes}",
     )
     generate.add_argument("prompt", nargs="?", help="one user message; read from standard input if absent")
     add_settings(generate)
     generate.add_argument(
-        "--mode", choices=[str(mode) for mode in Mode], help="exact unless configured otherwise; see the README"
+        "--mode", choices=[str(mode) for mode in Mode], help="see the README; exact unless configured"
     )
-    generate.add_argument("--catch", type=float, help="gated: share of the large model's corrections to be caught")
+    generate.add_argument("--catch", type=float, help="gated: least share of the large model's corrections to catch")
     generate.add_argument(
-        "--max-deviation", type=float, help="gated: share of tokens that may not be the large model's"
+        "--max-deviation", type=float, help="gated: largest share of tokens that differ from the large model's"
     )
     generate.add_argument("--temperature", type=float, help="0 is greedy")
-    generate.add_argument("--top-p", type=float, help="keep the likeliest tokens of this probability together")
+    generate.add_argument("--top-p", type=float, help="keep the likeliest tokens whose probabilities add up to this")
     generate.add_argument("--top-k", type=int, help="keep this number of the likeliest tokens; 0 keeps all")
-    generate.add_argument("--min-p", type=float, help="keep tokens of this share of the likeliest's probability")
-    generate.add_argument("--seed", type=int, help="of the noise; a fresh one by default where temperature is above 0")
+    generate.add_argument("--min-p", type=float, help="keep tokens with at least this share of the top probability")
+    generate.add_argument("--seed", type=int, help="random seed; by default a new one if temperature is above 0")
     generate.add_argument("--max-new-tokens", type=int, help="256 by default")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
     generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
     generate.add_argument(
-        "--parse-special", action="store_true", default=None, help="read control tokens in messages as such"
+        "--parse-special", action="store_true", default=None, help="read text such as <|im_end|> in messages as a token"
     )
     generate.add_argument("--tools", type=tools, metavar="FILE.json", help="a list of JSON schemas for the template")
-    generate.add_argument("--timeout", type=seconds, metavar="SECONDS", help="that each text may take")
-    generate.add_argument("--prompts", type=file_name, metavar="IN.jsonl", help="a batch; see below")
+    generate.add_argument("--timeout", type=seconds, metavar="SECONDS", help="largest time for each text")
+    generate.add_argument("--prompts", type=file_name, metavar="IN.jsonl", help="prompts of a batch; see below")
     generate.add_argument("--out", type=file_name, metavar="OUT.jsonl", help="results of the batch")
-    generate.add_argument("--overwrite", action="store_true", help="lose the results that OUT.jsonl holds")
-    generate.add_argument("--concurrency", type=concurrency, metavar="N", help="lines at once; 1 by default")
+    generate.add_argument("--overwrite", action="store_true", help="discard the results in OUT.jsonl")
+    generate.add_argument("--concurrency", type=concurrency, metavar="N", help="lines that run at a time; 1 by default")
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
     generate.add_argument("--explain", action="store_true", help="print each decision of the planner to standard error")
