@@ -197,7 +197,7 @@ class Supervisor:
 
     @staticmethod
     async def _next(inbox: Inbox, timeout_s: float, missing: str) -> Arrived[ClientFrame]:
-        """Wait for a frame for up to `timeout_s`, because a silent stream counts towards `max_sessions`."""
+        """Wait for a frame for up to `timeout_s`, because a silent stream takes the place of another."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await inbox.get()
