@@ -48,7 +48,9 @@ def test_it_states_every_setting(name: str) -> None:
         (CloudConfig, "dtype: float16\n", ":1: dtype: 'float16' is not 'auto', 'float32' or 'bfloat16'"),
     ],
 )
-def test_a_mistake_is_named_with_its_line(tmp_path: Path, model: type[FrozenModel], text: str, complaint: str) -> None:
+def test_a_mistake_is_reported_with_its_line(
+    tmp_path: Path, model: type[FrozenModel], text: str, complaint: str
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:

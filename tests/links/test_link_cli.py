@@ -1,4 +1,4 @@
-"""`chaperone-link`: a link in a process of its own, how it ends, and what it refuses."""
+"""`chaperone-link`: a link in a process of its own, its end, and its refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def echo_server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_it_carries_bytes_and_ends_by_a_signal(ending: signal.Signals, code: int) -> None:
+def test_a_link_carries_bytes_and_ends_by_a_signal(ending: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "link_emulator.command", "run", "--profile", "lan", "--seed", "3"]
     with echo_server() as address:
         process = subprocess.Popen(
@@ -84,7 +84,7 @@ def test_wrong_flags_exit_with_two(
     assert complaint in capsys.readouterr().err
 
 
-def test_a_taken_port_is_two(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert main(["run", "--rtt-ms", "20", "--to", UNUSED, "--listen", address]) == 2

@@ -1,4 +1,4 @@
-"""Traces are read, and each mistake is named with its line."""
+"""Traces are read, and each mistake is reported with its line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from link_emulator.mahimahi import MAX_FILE_BYTES, MAX_OPPORTUNITIES, load_trace
 
 
 @pytest.mark.parametrize("text", ["0\n3\n3\n10\n", "0\n3\n3\n10", "\n0\r\n3\r\n 3 \n10\n\n"])
-def test_it_is_read(text: str) -> None:
+def test_a_trace_is_read(text: str) -> None:
     assert parse_trace(text) == (0, 3, 3, 10)
 
 
@@ -29,7 +29,7 @@ def test_it_is_read(text: str) -> None:
         ("1\n" * (MAX_OPPORTUNITIES + 1), f"t:{MAX_OPPORTUNITIES + 1}: more than {MAX_OPPORTUNITIES} lines"),
     ],
 )
-def test_a_mistake_is_named_with_its_line(text: str, complaint: str) -> None:
+def test_a_mistake_is_reported_with_its_line(text: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_trace(text, "t")
     assert complaint in str(caught.value)

@@ -65,7 +65,7 @@ OUTAGES = st.sampled_from(
 )
 
 
-# --- What always holds ------------------------------------------------------------------------------------------------
+# --- Invariants -------------------------------------------------------------------------------------------------------
 
 
 @given(ways(), OUTAGES, EVENTS, st.integers(0, 2**32))
@@ -120,7 +120,7 @@ def test_nothing_is_sent_in_an_outage(events: list[tuple[float, int, int]], seed
 
 
 @given(EVENTS, st.floats(4, 40))
-def test_who_waits_for_room_never_has_more_queued_than_the_queue_holds(
+def test_a_source_that_waits_for_room_never_overfills_the_queue(
     events: list[tuple[float, int, int]], queue_kbytes: float
 ) -> None:
     link = direction(DirectionProfile(rate_kbit_s=800, queue_kbytes=queue_kbytes))
@@ -160,7 +160,7 @@ def test_delay_and_jitter_are_mean_and_deviation(jitter: str) -> None:
     assert min(delays_ms) >= 0.0
 
 
-def test_a_control_segment_costs_a_header_and_a_piece_one_for_each_segment() -> None:
+def test_a_control_segment_costs_a_header_and_a_piece_one_per_segment() -> None:
     profile = Profile(description="test")
     assert [profile.wire_bytes(size) for size in (0, 1, 1448, 1449)] == [52, 53, 1500, 1553]
     link = direction(DirectionProfile())
@@ -178,7 +178,7 @@ def test_a_control_segment_costs_a_header_and_a_piece_one_for_each_segment() -> 
         (DirectionProfile(trace=(1,)), 1448),
     ],
 )
-def test_pieces_are_what_a_millisecond_carries(way: DirectionProfile, pieces: int) -> None:
+def test_a_piece_holds_the_bytes_of_a_millisecond(way: DirectionProfile, pieces: int) -> None:
     assert direction(way).piece_bytes == pieces
 
 
@@ -206,7 +206,7 @@ def test_a_loss_in_bulk_costs_one_round_trip() -> None:
     waits_s = [link.arrival(0.0, 1448) - lossless.arrival(0.0, 1448) for _ in range(3000)]
     jumps = [after for before, after in pairwise(waits_s) if after > before + 0.001]
     assert len(jumps) >= 3
-    assert sum(jump == pytest.approx(0.1) for jump in jumps) >= len(jumps) - 1  # a retransmission may be lost too
+    assert sum(jump == pytest.approx(0.1) for jump in jumps) >= len(jumps) - 1  # a retransmission may be lost, too
 
 
 def test_a_trace_is_served_at_its_opportunities_for_ever() -> None:
@@ -215,8 +215,8 @@ def test_a_trace_is_served_at_its_opportunities_for_ever() -> None:
     assert full == [2, 5, 5, 10, 12, 15]
     assert link.arrival(1.0, 1448) == pytest.approx(1.0)  # the last of a cycle is at its period
     assert link.arrival(1.001, 10) == pytest.approx(1.002)
-    assert link.arrival(1.001, 10) == pytest.approx(1.002)  # the rest of an opportunity serves who waited for it
-    assert link.arrival(1.0025, 10) == pytest.approx(1.005)  # but not who came later
+    assert link.arrival(1.001, 10) == pytest.approx(1.002)  # the rest of an opportunity serves bytes that waited for it
+    assert link.arrival(1.0025, 10) == pytest.approx(1.005)  # but not later bytes
 
 
 def test_a_trace_in_step_with_outages_is_still_served() -> None:
@@ -270,7 +270,7 @@ def test_resets_come_as_scheduled_and_at_random() -> None:
 
 
 @given(EVENTS, st.floats(0, 1), st.floats(0.001, 3))
-def test_a_freeze_puts_off_what_is_on_its_way_and_what_comes_later(
+def test_a_freeze_delays_bytes_in_flight_and_later_ones(
     events: list[tuple[float, int, int]], when_s: float, lasts_s: float
 ) -> None:
     way = DirectionProfile(delay_ms=100, rate_kbit_s=100)
@@ -303,7 +303,7 @@ def test_time_does_not_run_backwards() -> None:
         link.arrival(0.5, 10)
 
 
-def test_a_trace_must_have_been_read() -> None:
+def test_a_trace_must_be_loaded() -> None:
     with pytest.raises(ValueError, match="up.trace: 'mine.trace' was not read"):
         Link(profile_of(DirectionProfile(trace="mine.trace")))
 
@@ -315,8 +315,8 @@ def test_turning_one_knob_leaves_the_other_draws_alone() -> None:
     assert sum(one == other for one, other in pairs) > 180
 
 
-def test_uniform_draws_of_any_kind_will_do() -> None:
-    """The protocol that the model asks of its draws is random.Random's too."""
+def test_any_source_of_uniform_draws_works() -> None:
+    """`random.Random` satisfies the protocol of the model's draws, too."""
     from link_emulator.timeline import exponential
 
     assert statistics.mean(exponential(Random(n), 2.0) for n in range(2000)) == pytest.approx(2.0, rel=0.1)

@@ -1,4 +1,4 @@
-"""A pipe on a virtual clock: what it holds is bounded, and what goes in comes out, in order and in time."""
+"""A pipe on a virtual clock: its content is bounded, and all bytes leave in order and on time."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class PipeHarness:
             self.feed()
 
 
-def test_a_slow_link_stops_its_source_and_takes_up_again() -> None:
+def test_a_slow_link_pauses_its_source_and_resumes_it() -> None:
     harness = PipeHarness(DirectionProfile(rate_kbit_s=800, queue_kbytes=16))  # 100 bytes a millisecond
     harness.pipe.open()
     harness.feed_until_paused()
@@ -106,7 +106,7 @@ def test_a_full_sink_stops_the_source() -> None:
     assert harness.sink.content == harness.fed
 
 
-def test_bytes_come_out_when_the_model_says() -> None:
+def test_bytes_leave_at_the_times_of_the_model() -> None:
     harness = PipeHarness(DirectionProfile(delay_ms=100, rate_kbit_s=12))  # 1500 bytes a second
     harness.pipe.open()
     harness.feed(2 * 1448)
@@ -114,7 +114,7 @@ def test_bytes_come_out_when_the_model_says() -> None:
     assert [(round(time_s, 9), len(data)) for time_s, data in harness.sink.written] == [(1.1, 1448), (2.1, 1448)]
 
 
-def test_nothing_is_handed_in_before_the_handshake_is_over() -> None:
+def test_nothing_is_sent_before_the_end_of_the_handshake() -> None:
     harness = PipeHarness(DirectionProfile(delay_ms=100))
     harness.feed()
     harness.alarm.pass_until(5.0)
@@ -136,7 +136,7 @@ def test_control_segments_keep_their_place() -> None:
     assert seen == [*(("control", 100 * (number + 1)) for number in range(20)), ("end", 2000)]
 
 
-def test_the_end_waits_for_what_waits_for_room() -> None:
+def test_the_end_of_a_stream_waits_for_queued_bytes() -> None:
     harness = PipeHarness(DirectionProfile(rate_kbit_s=80, queue_kbytes=4))
     harness.pipe.open()
     ended: list[int] = []
@@ -146,7 +146,7 @@ def test_the_end_waits_for_what_waits_for_room() -> None:
     assert ended == [30_000]
 
 
-def test_an_outage_puts_off_what_is_on_its_way() -> None:
+def test_an_outage_delays_bytes_in_flight() -> None:
     harness = PipeHarness(DirectionProfile(delay_ms=100))
     harness.pipe.open()
     harness.feed(100)
@@ -158,7 +158,7 @@ def test_an_outage_puts_off_what_is_on_its_way() -> None:
     assert [round(time_s, 9) for time_s, _ in harness.sink.written] == [2.1]
 
 
-def test_a_closed_pipe_forgets() -> None:
+def test_a_closed_pipe_drops_its_bytes() -> None:
     harness = PipeHarness(DirectionProfile(delay_ms=100))
     harness.pipe.open()
     harness.feed()

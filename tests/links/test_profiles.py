@@ -1,4 +1,4 @@
-"""Profiles: every file loads, the documentation shows its numbers, and mistakes are named."""
+"""Profiles: every file loads, the documentation shows its numbers, and mistakes are reported."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_an_unknown_name_gives_the_list(name: str, hint: str) -> None:
         ("resets:\n  mean_interval_s: .inf\n", "resets.mean_interval_s: '.inf' is not a plain value"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_mistake_in_a_profile_is_reported(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"{text}description: mine\n")
     with pytest.raises(ConfigError) as caught:

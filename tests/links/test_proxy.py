@@ -20,7 +20,7 @@ ROUGH = Profile(description="test", up=ROUGH_WAY, down=ROUGH_WAY)
 
 
 @pytest.mark.parametrize("profile", [Profile.fixed(0), PLAIN, ROUGH], ids=["direct", "plain", "rough"])
-def test_bytes_come_back_as_they_were(profile: Profile) -> None:
+def test_bytes_return_unchanged(profile: Profile) -> None:
     async def test() -> None:
         random = Random(1)
         async with linked(echo, profile) as proxy:
@@ -66,7 +66,7 @@ def test_headers_and_control_segments_are_counted() -> None:
     run(test())
 
 
-def test_a_reader_that_comes_late_gets_all_of_a_large_stream() -> None:
+def test_a_late_reader_gets_all_of_a_large_stream() -> None:
     async def test() -> None:
         late, total = asyncio.Event(), 24 * 1024 * 1024
 
@@ -102,7 +102,7 @@ def test_a_reader_that_comes_late_gets_all_of_a_large_stream() -> None:
 def test_a_half_closed_connection_still_carries_the_answer() -> None:
     async def test() -> None:
         async def serve(reader: Reader, writer: Writer) -> None:
-            question = await reader.read()  # to its end
+            question = await reader.read()  # up to its end
             writer.write(question.upper())
             writer.close()
 

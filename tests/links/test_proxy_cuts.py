@@ -61,7 +61,7 @@ def test_an_injected_reset_reaches_both_ends() -> None:
     run(test())
 
 
-def test_a_scheduled_reset_comes_by_itself() -> None:
+def test_a_scheduled_reset_happens_by_itself() -> None:
     async def test() -> None:
         silent = Silent()
         profile = PLAIN.model_copy(update={"resets": ResetProfile(at_s=(0.3,))})
@@ -80,7 +80,7 @@ def test_a_reset_by_the_server_reaches_the_device() -> None:
             reader, _ = await connect(proxy)
             abort(await silent.writer)
             assert await how_it_ends(reader) == "reset"
-            assert proxy.resets == 0  # not the link's doing
+            assert proxy.resets == 0  # not caused by the link
 
     run(test())
 
@@ -99,7 +99,7 @@ def test_a_reset_by_the_device_reaches_the_server() -> None:
 
 def test_an_absent_server_resets_the_device() -> None:
     async def test() -> None:
-        with socket.socket() as taken:  # bound, but not listening: nobody else gets the port
+        with socket.socket() as taken:  # bound, but not listening: no other process gets the port
             taken.bind(("127.0.0.1", 0))
             async with LinkProxy(PLAIN, to=f"127.0.0.1:{taken.getsockname()[1]}") as proxy:
                 reader, writer = await connect(proxy)
@@ -176,7 +176,7 @@ def test_a_new_connection_waits_for_the_end_of_an_outage() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
-def test_an_outage_has_a_length(seconds: float) -> None:
+def test_an_outage_needs_a_valid_length(seconds: float) -> None:
     async def test() -> None:
         async with linked(echo) as proxy:
             with pytest.raises(ValueError, match="is no length of an outage"):

@@ -50,7 +50,7 @@ def pairs(draw: st.DrawFn, mode: Mode, *, resets: bool = False) -> Pair:
 
 @settings(max_examples=400)
 @given(pair=pairs(Mode.EXACT))
-def test_exact_commits_what_the_cloud_would_write(pair: Pair) -> None:
+def test_exact_commits_the_cloud_only_text(pair: Pair) -> None:
     pair.run()
     expected = cloud_text(pair.models, PROMPT, pair.limit)
     assert [*PROMPT, *(event.token_id for event in pair.committed)] == expected
@@ -60,7 +60,7 @@ def test_exact_commits_what_the_cloud_would_write(pair: Pair) -> None:
     own = tally.verified_tokens + tally.overridden_tokens + tally.bonus_tokens + tally.takeover_tokens
     assert own == len(pair.committed)
     assert pair.device.tally.deviations == 0
-    assert not any(frame.risks for frame in pair.drafts), "the gate lets nothing pass"
+    assert not any(frame.risks for frame in pair.drafts), "the gate skips no token"
     assert not pair.up
     assert not pair.down
 
@@ -75,15 +75,15 @@ def test_gated_counts_every_deviation_and_no_other(pair: Pair) -> None:
     assert pair.device.tally.deviations == len(differing)
     assert pair.device.tally.audited_tokens == pair.device.tally.skipped_tokens
     unasked = [text[: event.position] for event in pair.committed if event.origin is Origin.DRAFT]
-    assert not any(pair.models.doubts(before) for before in unasked), "whatever fires is judged"
+    assert not any(pair.models.doubts(before) for before in unasked), "every fired token is judged"
     skips = [frame for frame in pair.drafts if frame.final_before > frame.start]
     assert all(len(frame.risks) == len(frame.token_ids) for frame in skips)
 
 
 @settings(max_examples=200)
 @given(pair=pairs(Mode.GATED, resets=True))
-def test_gated_with_deviations_retracted_commits_what_the_cloud_would_write(pair: Pair) -> None:
-    """The gate then decides only when the cloud is asked; a text that runs on unasked is read at its end."""
+def test_gated_with_retracted_deviations_commits_the_cloud_only_text(pair: Pair) -> None:
+    """The gate then decides only the time of a request; a text without requests is read at its end."""
     kept = pair
     pair = Pair(
         kept.models,
@@ -113,7 +113,7 @@ def test_cloud_mode_is_one_takeover(pair: Pair) -> None:
 @settings(max_examples=100)
 @given(pair=pairs(Mode.GATED))
 def test_events_are_enough_to_rebuild_the_text(pair: Pair) -> None:
-    """Replaying drafted, retracted and committed tokens gives the device's text, and nothing final changes."""
+    """Replaying drafted, retracted and committed tokens gives the device's text, and final tokens never change."""
     pair.run()
     text, final, audited = list(PROMPT), len(PROMPT), len(PROMPT)
     for event in pair.events:
@@ -137,7 +137,7 @@ def test_events_are_enough_to_rebuild_the_text(pair: Pair) -> None:
     assert text[:final] == pair.device.text[: pair.device.final_length]
 
 
-def test_the_wire_exercises_what_can_go_wrong() -> None:
+def test_the_wire_exercises_every_fault() -> None:
     stale = in_flight = 0
     for seed in range(200):
         planner = FixedPlanner(Mode.EXACT, span_tokens=4, spans_in_flight=3, run_ahead_tokens=30)
@@ -149,7 +149,7 @@ def test_the_wire_exercises_what_can_go_wrong() -> None:
     assert in_flight >= 10
 
 
-def test_the_branches_exercise_what_can_be_foreseen() -> None:
+def test_the_branches_exercise_every_foreseen_case() -> None:
     further = overtaken = 0
     for seed in range(100):
         planner = FixedPlanner(Mode.EXACT, span_tokens=1, spans_in_flight=4, run_ahead_tokens=30)
@@ -163,7 +163,7 @@ def test_the_branches_exercise_what_can_be_foreseen() -> None:
 
 @settings(max_examples=100)
 @given(pair=pairs(Mode.GATED))
-def test_caught_tokens_are_those_that_gave_way(pair: Pair) -> None:
+def test_caught_tokens_are_the_replaced_drafts(pair: Pair) -> None:
     pair.run()
     gave_way = sum(
         isinstance(before, Retracted) and isinstance(after, Committed) and before.position == after.position
@@ -177,7 +177,7 @@ def test_caught_tokens_are_those_that_gave_way(pair: Pair) -> None:
 
 @settings(max_examples=500)
 @given(pair=pairs(Mode.EXACT, resets=True))
-def test_exact_commits_what_the_cloud_would_write_however_often_the_stream_is_cut(pair: Pair) -> None:
+def test_exact_commits_the_cloud_only_text_over_any_number_of_cuts(pair: Pair) -> None:
     pair.run()
     expected = cloud_text(pair.models, PROMPT, pair.limit)
     assert [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)] == expected
@@ -188,12 +188,12 @@ def test_exact_commits_what_the_cloud_would_write_however_often_the_stream_is_cu
 
 @settings(max_examples=500)
 @given(pair=pairs(Mode.GATED, resets=True))
-def test_gated_audits_every_skipped_token_once_however_often_the_stream_is_cut(pair: Pair) -> None:
+def test_gated_audits_every_skipped_token_once_over_any_number_of_cuts(pair: Pair) -> None:
     pair.run()
     text = [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)]
     assert text == pair.device.text[: pair.device.final_length]
     skipped = [event.position for event in pair.committed if event.origin is Origin.DRAFT]
-    assert pair.audits == Counter(skipped), "each once, and nothing else"
+    assert pair.audits == Counter(skipped), "each of them once, and no others"
     deviating = [event for event in pair.committed if pair.models.cloud(text[: event.position]) != event.token_id]
     assert all(event.origin is Origin.DRAFT for event in deviating)
     assert pair.device.tally.deviations == len(deviating)
@@ -207,13 +207,13 @@ def test_gated_audits_every_skipped_token_once_however_often_the_stream_is_cut(p
 
 @settings(max_examples=100)
 @given(pair=pairs(Mode.CLOUD, resets=True))
-def test_cloud_mode_takes_up_an_interrupted_takeover(pair: Pair) -> None:
+def test_cloud_mode_resumes_an_interrupted_takeover(pair: Pair) -> None:
     pair.run()
     text = [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)]
     assert text == cloud_text(pair.models, PROMPT, pair.limit)
 
 
-def test_the_cuts_exercise_what_can_be_lost() -> None:
+def test_the_cuts_exercise_every_kind_of_loss() -> None:
     lost = reconnects = cut_takeovers = 0
     for seed in range(200):
         planner = FixedPlanner(Mode.GATED, span_tokens=2, spans_in_flight=3, run_ahead_tokens=30)

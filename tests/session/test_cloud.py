@@ -1,4 +1,4 @@
-"""The cloud's end by example: what it reads, what it answers, what it refuses."""
+"""The cloud's end by example: its forwards, answers and refusals."""
 
 from __future__ import annotations
 
@@ -91,29 +91,29 @@ def test_committed_tokens_are_audited_not_overridden() -> None:
 def test_audit_only_spans_come_in_chunks() -> None:
     cloud = session()
     assert answer(cloud, draft(3, 1, 2, final_before=6), [1, 9, 3]) == Verdict(0, 5, 3, (4,))
-    # The cloud's 3 at position 5 is known to be a deviation only when the device's own token is read.
+    # The cloud's 3 at position 5 turns out to be a deviation only when the device's own token is read.
     assert answer(cloud, draft(5, 4, 5, final_before=8), [3, 5, 6]) == Verdict(0, 7, 6, (5,))
     assert cloud.text == [7, 8, 9, 1, 2, 4, 5, 6]
-    # What the cloud has chosen already is not computed again, and no deviation.
+    # A token that the cloud has chosen already is not computed again, and is no deviation.
     assert answer(cloud, draft(7, 6, 1, final_before=10), [2, 3]) == Verdict(0, 9, 3, (8,))
 
 
-def test_a_bonus_holds_against_what_was_skipped_before_the_device_knew_it() -> None:
+def test_a_bonus_wins_over_tokens_skipped_before_its_arrival() -> None:
     cloud = session()
     answer(cloud, draft(3, 1), [1, 2])
     assert cloud.receive(draft(4, 5, 6, final_before=5)) is None
     assert (cloud.revision, cloud.stale_frames, cloud.text) == (1, 1, [7, 8, 9, 1, 2])
 
 
-def test_a_span_that_the_cloud_had_written_asks_for_the_token_after_it() -> None:
+def test_a_span_that_the_cloud_has_written_requests_the_token_after_it() -> None:
     cloud = session()
     answer(cloud, draft(3, 1), [1, 2])
     assert answer(cloud, draft(4, 2), [3]) == Verdict(0, 5, 3)
-    assert cloud.receive(draft(5, 6, 7, final_before=6)) is None, "sent before the 3 was known, and void"
+    assert cloud.receive(draft(5, 6, 7, final_before=6)) is None, "sent before the 3 arrived, and void"
     assert (cloud.text, cloud.revision) == ([7, 8, 9, 1, 2, 3], 1)
 
 
-def test_a_question_may_hold_nothing_but_what_is_final() -> None:
+def test_a_request_may_hold_final_tokens_alone() -> None:
     """The cloud chooses the token at 5, although it has not seen the device's."""
     cloud = session()
     assert answer(cloud, draft(3, 1, 2, final_before=5), [1, 2, 3]) == Verdict(0, 5, 3)
@@ -165,7 +165,7 @@ def test_a_replayed_audit_finds_its_deviations_once() -> None:
     assert answer(cloud, frame, []) == Verdict(0, 5, 3)
 
 
-def test_drafts_of_an_older_revision_are_ignored_however_wrong() -> None:
+def test_even_invalid_drafts_of_an_older_revision_are_ignored() -> None:
     cloud = session()
     answer(cloud, draft(START, 1), [5, 2])
     text = list(cloud.text)
@@ -209,7 +209,7 @@ def test_an_end_of_text_of_the_draft_alone_is_overridden() -> None:
 def test_drafts_after_the_end_are_stale() -> None:
     cloud = session()
     answer(cloud, draft(START, 1), [1, EOS])
-    assert cloud.receive(draft(4, EOS)) is None  # only repeats the end
+    assert cloud.receive(draft(4, EOS)) is None  # repeats the end
     assert cloud.receive(draft(4, 6)) is None  # contradicts it
     assert cloud.text[-1] == EOS
 
@@ -276,11 +276,11 @@ def test_a_draft_takes_back_a_takeover() -> None:
     cloud.answer(cloud.writing(), [6])
     assert cloud.hand_back() == Continuation(5, (), handed_back=True)
     assert not cloud.writes
-    # The device had seen only the 5; its own next token is the one already written.
+    # The device had received only the 5; its own next token equals the one already written.
     assert answer(cloud, draft(4, 6, 1), [1, 2]) == Verdict(0, 6, 2)
 
 
-def test_nothing_is_handed_back_that_was_not_taken() -> None:
+def test_no_hand_back_without_a_takeover() -> None:
     with pytest.raises(ProtocolViolation, match="hands back is not allowed"):
         session().hand_back()
 
@@ -288,7 +288,7 @@ def test_nothing_is_handed_back_that_was_not_taken() -> None:
 # Closing
 
 
-def test_the_closing_audit_reads_what_is_unread() -> None:
+def test_the_closing_audit_reads_the_unread_tokens() -> None:
     cloud = session()
     assert answer(cloud, Close(START, (1, 2, 3)), [1, 5, 3]) == Closed((4,))
     assert cloud.state is State.DONE
@@ -326,7 +326,7 @@ def test_nothing_follows_a_close() -> None:
         cloud.receive(draft(START, 1))
 
 
-# What the protocol does not allow
+# Violations of the protocol
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_an_empty_draft_must_stand_at_the_end_of_the_text() -> None:
         cloud.receive(draft(4))
 
 
-# Whatever comes
+# Hostile devices
 
 
 FRAMES = st.one_of(
@@ -373,13 +373,13 @@ FRAMES = st.one_of(
         continuation_tokens=st.sampled_from([0, 0, 2]),
     ),
     st.builds(Close, start=st.integers(2, 9), token_ids=st.lists(st.integers(0, 3), max_size=4).map(tuple)),
-    st.none(),  # the cloud writes on, if it does
+    st.none(),  # the cloud continues its takeover, if there is one
 )
 
 
 @settings(max_examples=300)
 @given(frames=st.lists(FRAMES, max_size=12), seed=st.integers(0, 99))
-def test_a_hostile_device_meets_only_named_refusals(frames: list[Draft | Close | None], seed: int) -> None:
+def test_a_hostile_device_causes_only_documented_refusals(frames: list[Draft | Close | None], seed: int) -> None:
     cloud = session(max_new_tokens=6)
     for number, frame in enumerate(frames):
         try:

@@ -1,4 +1,4 @@
-"""The device's end by example: what is final, what is taken back, what is sent."""
+"""The device's end by example: final tokens, retracted tokens, and sent frames."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from tests.support.session.device import (
 # Drafting and sending
 
 
-def test_a_fired_token_is_provisional_and_all_after_it() -> None:
+def test_a_fired_token_and_all_after_it_are_provisional() -> None:
     device = session()
     assert committed(skip(device, 1)) == [(3, 1, Origin.DRAFT)]
     assert committed(fire(device, 2)) == []
     assert committed(skip(device, 3)) == []
     assert (device.final_length, device.unsent_fires, device.tally.fired) == (4, 1, 1)
-    assert device.tokens_to_ask(9) == 2, "what is unread before the fire is audited with it"
+    assert device.tokens_to_ask(9) == 2, "unread tokens before the fire are audited with it"
     device.send()
     assert device.tokens_to_ask(9) == 0
 
 
-def test_fires_close_after_each_other_are_asked_about_together() -> None:
+def test_fires_close_to_each_other_share_a_request() -> None:
     device = session()
     skip(device, 1)
     fire(device, 2, 3)
@@ -48,12 +48,12 @@ def test_fires_close_after_each_other_are_asked_about_together() -> None:
     fire(device, 6)
     assert [device.tokens_to_ask(gap) for gap in (0, 1, 2, 3)] == [3, 3, 6, 6]
     device.send(max_tokens=2)
-    assert device.tokens_to_ask(1) == 4, "the first of them is what the cloud chooses after what it reads"
+    assert device.tokens_to_ask(1) == 4, "the first of them is the cloud's choice after the tokens that it reads"
 
 
 @pytest.mark.parametrize(("continuation_tokens", "to_ask"), [(0, 0), (4, 1)])
-def test_a_fire_right_after_a_span_is_asked_about_already(continuation_tokens: int, to_ask: int) -> None:
-    """Unless the cloud may write on: it would do so only once it has read that token."""
+def test_a_fire_right_after_a_span_needs_no_request_of_its_own(continuation_tokens: int, to_ask: int) -> None:
+    """A request is needed if the cloud may take over, which needs the token to be read."""
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=continuation_tokens)
@@ -61,10 +61,10 @@ def test_a_fire_right_after_a_span_is_asked_about_already(continuation_tokens: i
     assert device.tokens_to_ask(9) == to_ask
 
 
-def test_what_is_skipped_after_a_fire_on_its_way_is_final_once_that_stands() -> None:
+def test_tokens_skipped_after_a_sent_fire_are_final_once_it_stands() -> None:
     device = with_two_questions()
     assert device.spans[1] == Span(0, 4, (2, 3, 4), final_before=6, continuation_tokens=0)
-    assert device.final_length == 3, "nobody has judged the fire yet"
+    assert device.final_length == 3, "the fire is not judged yet"
     expected = [(3, 1, Origin.VERIFIED), (4, 2, Origin.VERIFIED), (5, 3, Origin.DRAFT)]
     assert committed(device.apply(Verdict(0, 4, 2))) == expected, "the bonus confirms the first, the second is skipped"
     events = device.apply(Verdict(0, 7, 8, (5,)))
@@ -73,7 +73,7 @@ def test_what_is_skipped_after_a_fire_on_its_way_is_final_once_that_stands() -> 
     assert (device.tally.skipped_tokens, device.tally.audited_tokens, device.tally.deviations) == (1, 1, 1)
 
 
-def test_a_bonus_takes_the_place_of_what_was_skipped_after_a_fire_on_its_way() -> None:
+def test_a_bonus_replaces_tokens_skipped_after_a_sent_fire() -> None:
     device = with_two_questions()
     assert committed(device.apply(Verdict(0, 4, 9)))[-1] == (4, 9, Origin.OVERRIDE)
     assert (device.revision, device.text[3:], len(device.spans)) == (1, [1, 9], 0)
@@ -104,7 +104,7 @@ def test_a_long_audit_is_sent_in_chunks() -> None:
 
 
 def test_chunks_are_audited_once_each_and_only_the_last_is_judged() -> None:
-    """Both ends together, with a cloud that would have written 1 2 8 4 6 here."""
+    """Both ends together, with a cloud whose own text is 1 2 8 4 6."""
     device = session()
     cloud = CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
     skip(device, 1, 2, 3, 4)
@@ -139,7 +139,7 @@ def test_a_span_that_stands_is_verified_and_gets_its_bonus() -> None:
     assert (device.final_length, device.sent_length, device.read_length) == (6, 6, 6)
 
 
-def test_an_override_retracts_what_hangs_on_the_token() -> None:
+def test_an_override_retracts_the_tokens_after_it() -> None:
     device = session()
     fire(device, 1, 2, 3)
     device.send()
@@ -216,7 +216,7 @@ def test_a_replayed_audit_is_not_counted_twice() -> None:
     skip(device, 1, 2, 3)
     device.send(max_tokens=2)
     device.send()
-    audit = Verdict(0, 5, 9, deviations=(4,))  # the bonus contradicts a final token; the next verdict reports it
+    audit = Verdict(0, 5, 9, deviations=(4,))  # the bonus contradicts a final token, which the next verdict reports
     assert device.apply(audit) == [Audited(3, 5, (4,))]
     assert device.apply(audit) == []
     assert device.apply(Verdict(0, 6, 4, deviations=(5,))) == [Audited(5, 6, (5,)), Committed(6, 4, Origin.BONUS)]
@@ -227,7 +227,7 @@ def test_a_replayed_audit_is_not_counted_twice() -> None:
     ("verdict", "message"),
     [
         (Verdict(0, 6, 1), "verdict at position 6 answers a span from 3 to 5"),
-        (Verdict(0, 3, 6), "verdict of revision 0 answers a span of 0"),  # overrides without saying so
+        (Verdict(0, 3, 6), "verdict of revision 0 answers a span of 0"),  # an override without a new revision
         (Verdict(1, 5, 6), "verdict of revision 1 answers a span of 0"),  # a bonus overrides nothing
         (Verdict(2, 3, 6), "verdict of revision 2 answers a span of 0"),
     ],
@@ -240,7 +240,7 @@ def test_a_verdict_that_fits_no_span_is_refused(verdict: Verdict, message: str) 
         device.apply(verdict)
 
 
-def test_a_verdict_may_not_touch_what_is_final() -> None:
+def test_a_verdict_may_not_change_final_tokens() -> None:
     device = session()
     skip(device, 1, 2)
     fire(device, 3)
@@ -268,7 +268,7 @@ def test_times_of_the_cloud_add_up() -> None:
 # Resuming
 
 
-def test_a_resumed_session_starts_after_what_was_committed() -> None:
+def test_a_resumed_session_starts_after_the_committed_tokens() -> None:
     device = session(committed=(1, 2))
     assert (device.final_length, device.sent_length, device.read_length, device.first_new) == (5, 5, 5, 5)
     events = fire(device, 3)
@@ -277,7 +277,7 @@ def test_a_resumed_session_starts_after_what_was_committed() -> None:
     assert device.send().start == 5
 
 
-# Whatever comes
+# Hostile clouds
 
 
 TOKENS = st.lists(st.integers(0, 3), max_size=3).map(tuple)
@@ -292,8 +292,8 @@ MOVES = st.one_of(
 
 @settings(max_examples=300)
 @given(moves=st.lists(MOVES, max_size=20))
-def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Opened | Verdict | Continuation]) -> None:
-    """And whatever it says, what is final stays as it was."""
+def test_a_hostile_cloud_causes_only_documented_refusals(moves: list[str | Opened | Verdict | Continuation]) -> None:
+    """Final tokens never change, whatever the cloud sends."""
     device = session(limit=9)
     final: list[int] = [*PROMPT]
     for number, move in enumerate(moves):

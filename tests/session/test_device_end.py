@@ -1,4 +1,4 @@
-"""The end of a text on the device, by example: by itself, by closing, or alone."""
+"""The end of a text on the device, by example: its own end, a close, or a lost cloud."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.session.device import EOS, START, committed, fire, lose, sess
 # Deviations that are retracted
 
 
-def test_skipped_tokens_that_may_be_retracted_are_final_when_they_are_read() -> None:
+def test_retractable_skipped_tokens_become_final_when_they_are_read() -> None:
     device = session(on_deviation=OnDeviation.RETRACT)
     assert committed(skip(device, 1, 2, 3)) == []
     fire(device, 4)
@@ -33,7 +33,7 @@ def test_skipped_tokens_that_may_be_retracted_are_final_when_they_are_read() -> 
     assert (device.tally.skipped_tokens, device.tally.deviations, device.tally.caught) == (0, 0, 1)
 
 
-def test_a_text_that_nobody_reads_is_stranded() -> None:
+def test_a_text_of_unread_skips_is_stranded() -> None:
     device = session(limit=5, on_deviation=OnDeviation.RETRACT)
     assert not device.stranded
     skip(device, 1, 2)
@@ -64,7 +64,7 @@ def test_an_end_of_text_that_stands_ends_the_text() -> None:
     assert device.finish_reason is FinishReason.STOP
 
 
-def test_an_end_of_text_that_falls_lets_the_text_go_on() -> None:
+def test_a_rejected_end_of_text_continues_the_text() -> None:
     device = session()
     fire(device, EOS)
     device.send()
@@ -73,7 +73,7 @@ def test_an_end_of_text_that_falls_lets_the_text_go_on() -> None:
     assert not device.exhausted
 
 
-def test_an_end_of_text_as_bonus_withdraws_what_was_drafted_on() -> None:
+def test_an_end_of_text_as_bonus_withdraws_the_tokens_drafted_after_it() -> None:
     device = session()
     fire(device, 1)
     device.send()
@@ -115,11 +115,11 @@ def test_a_stop_string_ends_the_text_where_it_was_completed() -> None:
     assert device.finish_at(5) == [Retracted(5)]
     assert (device.finish_reason, device.text, device.final_length) == (FinishReason.STOP, [7, 8, 9, 1, 2], 5)
     assert not device.spans
-    assert device.close() == Close(5, ())  # the cloud has read it all
+    assert device.close() == Close(5, ())  # the cloud has read the whole text
 
 
 def test_a_stop_string_before_an_override_undoes_the_override() -> None:
-    """The counts are those of a text that ended at the stop string."""
+    """The counts equal those of a text that ended at the stop string."""
     device = session()
     fire(device, 1, 2, 3, 4)
     device.send()
@@ -131,7 +131,7 @@ def test_a_stop_string_before_an_override_undoes_the_override() -> None:
     assert device.close() == Close(4, ())
 
 
-def test_a_stop_string_in_a_takeover_undoes_what_the_cloud_wrote_after_it() -> None:
+def test_a_stop_string_in_a_takeover_undoes_the_clouds_tokens_after_it() -> None:
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=10)
@@ -151,7 +151,7 @@ def test_a_deadline_that_passed_ends_the_stream() -> None:
     assert device.state is State.FAILED
 
 
-def test_each_token_has_a_record_of_what_became_of_it() -> None:
+def test_each_token_has_a_record_of_its_outcome() -> None:
     device = session()
     skip(device, 1)
     fire(device, 2, 3)
@@ -178,7 +178,7 @@ def test_a_stop_string_at_the_end_of_the_text_retracts_nothing() -> None:
 # Closing
 
 
-def test_the_close_carries_what_was_never_read() -> None:
+def test_the_close_carries_the_unread_tokens() -> None:
     device = session()
     skip(device, 1)
     fire(device, 2)
@@ -193,7 +193,7 @@ def test_the_close_carries_what_was_never_read() -> None:
     assert (device.tally.audited_tokens, device.tally.deviations, device.tally.cloud_compute_us) == (3, 1, 2)
 
 
-def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
+def test_answers_that_cross_the_close_are_counted_and_change_nothing() -> None:
     device = session()
     skip(device, 1, 2)
     device.send()
@@ -209,7 +209,7 @@ def test_what_crosses_the_close_is_counted_and_changes_nothing() -> None:
         device.apply(Closed())
 
 
-def test_a_deviation_after_a_stop_string_counts_for_nothing() -> None:
+def test_a_deviation_after_a_stop_string_does_not_count() -> None:
     device = with_two_questions()
     assert committed(device.apply(Verdict(0, 4, 2)))[-1] == (5, 3, Origin.DRAFT)
     device.finish_at(5)
@@ -219,7 +219,7 @@ def test_a_deviation_after_a_stop_string_counts_for_nothing() -> None:
     assert (device.tally.audited_tokens, device.tally.deviations) == (0, 0)
 
 
-def test_a_share_of_the_texts_that_nothing_was_asked_about_is_audited() -> None:
+def test_a_share_of_the_texts_without_requests_is_audited() -> None:
     audited, passed = session(), session()
     for device in (audited, passed):
         skip(device, 1, 2)
@@ -240,7 +240,7 @@ def test_nothing_is_sent_after_the_close() -> None:
 # Losing the cloud
 
 
-def test_without_the_cloud_what_is_provisional_becomes_final_and_says_so() -> None:
+def test_without_the_cloud_provisional_tokens_become_final_as_unverified() -> None:
     device = session()
     skip(device, 1)
     fire(device, 2)

@@ -10,7 +10,7 @@ from chaperone_common.types import Origin
 from tests.support.session.device import OPEN, PROMPT, committed, fire, lose, session, skip
 
 
-def test_reopening_keeps_what_is_provisional_and_sends_it_again() -> None:
+def test_reopening_keeps_provisional_tokens_and_sends_them_again() -> None:
     device = session()
     fire(device, 1, 2)
     device.send(continuation_tokens=4)
@@ -35,7 +35,7 @@ def test_reopening_reports_the_read_tokens_and_the_next_draft_audits_the_rest() 
     device.send()
     lose(device)
     opening = device.reopen()
-    assert opening.committed_token_ids == (4, 1, 2), "what an earlier generation had committed, and what was read since"
+    assert opening.committed_token_ids == (4, 1, 2), "tokens of an earlier generation, and tokens read since"
     assert opening.prompt_token_ids == PROMPT
     assert (device.sent_length, device.final_length) == (6, 8)
     frame = device.send()
@@ -44,7 +44,7 @@ def test_reopening_reports_the_read_tokens_and_the_next_draft_audits_the_rest() 
     assert (device.tally.audited_tokens, device.tally.deviations, device.tally.skipped_tokens) == (2, 1, 2)
 
 
-def test_what_was_skipped_after_a_fire_is_judged_with_it_after_a_loss() -> None:
+def test_tokens_skipped_after_a_fire_are_judged_with_it_after_a_loss() -> None:
     device = session()
     fire(device, 1)
     device.send()
@@ -56,13 +56,13 @@ def test_what_was_skipped_after_a_fire_is_judged_with_it_after_a_loss() -> None:
     assert device.send() == Draft(0, 3, (1, 2, 3), (0.5, 0.0, 0.0), 3)
 
 
-def test_what_a_takeover_kept_provisional_is_judged_once_it_is_cut_off() -> None:
+def test_provisional_tokens_of_a_takeover_are_judged_after_its_cut() -> None:
     device = session()
     device.send(continuation_tokens=9)
     device.apply(Verdict(0, 3, 5))
     assert committed(skip(device, 6)) == [], "the cloud may write something else"
     frame = device.send()
-    assert (frame.token_ids, frame.final_before) == ((6,), 4), "a take-back is judged"
+    assert (frame.token_ids, frame.final_before) == ((6,), 4), "a draft that takes back a takeover is judged"
     assert committed(skip(device, 7)) == []
     lose(device)
     device.reopen()
@@ -70,15 +70,15 @@ def test_what_a_takeover_kept_provisional_is_judged_once_it_is_cut_off() -> None
     assert device.send() == Draft(0, 4, (6, 7), (0.0, 0.0), 4)
 
 
-def test_tokens_on_their_way_to_a_judge_wait_for_one_again() -> None:
-    """Skipped ones, too: after fires on their way they would not be final without that."""
+def test_tokens_in_flight_are_judged_again_after_a_loss() -> None:
+    """Skipped tokens after sent fires, too: they are not final before a judgement."""
     device = session()
     fire(device, 1)
     device.send()
     fire(device, 2, 3)
     skip(device, 4)
     device.send()
-    device.apply(Verdict(0, 4, 2))  # the bonus confirms the 2, and the others are on their way
+    device.apply(Verdict(0, 4, 2))  # the bonus confirms the 2, and the others are in flight
     assert (device.final_length, device.unsent_fires) == (5, 0)
     lose(device)
     assert device.reopen().committed_token_ids == (1, 2)

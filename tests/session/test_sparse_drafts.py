@@ -67,11 +67,11 @@ def test_no_risks_are_sent_while_every_token_is_judged() -> None:
     assert device.send() == Draft(0, START, (1, 2, 3), (), START)
 
 
-def test_risks_are_sent_from_the_first_token_on_that_passes() -> None:
+def test_risks_are_sent_from_the_first_skipped_token_on() -> None:
     device = device_session()
     fire(device, 1)
     assert device.send().risks == ()
-    skip(device, 2)  # after the fire, so it is judged as well; had the verdict been there, it would have passed
+    skip(device, 2)  # after the fire, so it is judged as well; after the verdict it would have been skipped
     fire(device, 3)
     assert device.send().risks == (0.0, 0.5)
     fire(device, 4)
@@ -94,12 +94,12 @@ def test_a_deadline_is_sent_when_it_changes() -> None:
     assert [sent_deadline(device, 1 + index, each) for index, each in enumerate(wanted)] == [900, 0, 500, 0, 900]
 
 
-def test_zero_leaves_the_deadline_as_it_is() -> None:
+def test_zero_keeps_the_deadline() -> None:
     device = device_session()
     assert [sent_deadline(device, 1, each) for each in (0, 900, 0, 900)] == [0, 900, 0, 0]
 
 
-def test_a_new_stream_gets_the_deadline_again() -> None:
+def test_a_new_stream_sends_the_deadline_again() -> None:
     device = device_session()
     assert sent_deadline(device, 1, 900) == 900
     reopen(device)
@@ -114,7 +114,7 @@ def draft(start: int, *token_ids: int, deadline_ms: int = 0) -> Draft:
     return Draft(0, start, token_ids, (), start, deadline_ms=deadline_ms)
 
 
-def test_a_deadline_holds_until_another_one_comes() -> None:
+def test_a_deadline_holds_until_the_next_one() -> None:
     cloud = CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
     seen = []
     for start, deadline_ms in ((3, 0), (4, 900), (5, 0), (6, 500), (7, 0)):
@@ -125,7 +125,7 @@ def test_a_deadline_holds_until_another_one_comes() -> None:
     assert seen == [0, 900, 900, 500, 500]
 
 
-def test_a_draft_that_is_ignored_sets_its_deadline_all_the_same() -> None:
+def test_even_an_ignored_draft_sets_its_deadline() -> None:
     cloud = CloudSession(OPEN, context_tokens=100, vocabulary_size=50)
     judging = cloud.receive(draft(START, 1))
     assert judging is not None
@@ -139,7 +139,7 @@ def test_a_draft_that_is_ignored_sets_its_deadline_all_the_same() -> None:
 
 
 class NotingReader:
-    """A `Reader` that chooses 1 everywhere, and notes the deadlines of what it had to choose."""
+    """A `Reader` that chooses 1 everywhere, and records the deadlines of its requests."""
 
     def __init__(self) -> None:
         self.deadlines_ms: list[float | None] = []
@@ -158,11 +158,11 @@ class NotingReader:
         return ForwardResult([Choice(1, 1.0, 2)] * (num_choices + len(tree.branches)), 0, 0)
 
     def free(self, key: Hashable) -> None:
-        """Nothing is kept."""
+        """Do nothing, since nothing is cached."""
 
 
 async def _converse(reader: NotingReader, drafts: Sequence[Draft], tail: Close) -> list[ServerFrame]:
-    """Send each Draft when the one before it is answered, then the Close."""
+    """Send each Draft after the previous answer, then the Close."""
     supervisor = Supervisor(
         reader, Capabilities(API_VERSION, "fake", "digest", 50, 100, 16), LimitsConfig(), ManualClock()
     )
@@ -183,15 +183,15 @@ async def _converse(reader: NotingReader, drafts: Sequence[Draft], tail: Close) 
     return replies
 
 
-def test_the_supervisor_reads_by_the_last_deadline_that_was_sent() -> None:
+def test_the_supervisor_uses_the_last_deadline_sent() -> None:
     reader = NotingReader()
     drafts = [draft(3), draft(4, 1, deadline_ms=900), draft(6), draft(7, deadline_ms=500), draft(8)]
     replies = asyncio.run(_converse(reader, drafts, Close(9, (1,))))
     assert isinstance(replies[-1], Closed)
-    assert reader.deadlines_ms == [None, 900, 900, 500, 500, None], "the closing audit may take its time"
+    assert reader.deadlines_ms == [None, 900, 900, 500, 500, None], "the closing audit has no deadline"
 
 
-def test_deadlines_of_one_stream_say_nothing_about_another() -> None:
+def test_deadlines_of_one_stream_do_not_affect_another() -> None:
     reader = NotingReader()
 
     async def twice() -> None:

@@ -1,4 +1,4 @@
-"""The cloud writes by itself, as the device sees it: who vouches for what, and when it is over."""
+"""The cloud writes by itself, as seen by the device: the origin of each token, and the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chaperone_common.types import FinishReason, Origin
 from tests.support.session.device import EOS, OPEN, committed, fire, session, skip
 
 
-def test_the_cloud_writes_on_until_it_hands_back() -> None:
+def test_a_takeover_lasts_until_the_hand_back() -> None:
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=3)
@@ -27,7 +27,7 @@ def test_the_cloud_writes_on_until_it_hands_back() -> None:
     assert (device.sent_length, device.read_length, device.tally.takeover_tokens) == (7, 7, 3)
 
 
-def test_what_is_skipped_while_the_cloud_writes_is_final_only_when_it_has_handed_back() -> None:
+def test_tokens_skipped_during_a_takeover_are_final_after_the_hand_back() -> None:
     device = session()
     device.send(continuation_tokens=3)
     device.apply(Verdict(0, 3, 5))
@@ -84,7 +84,7 @@ def exchange(device: DeviceSession, cloud: CloudSession, frame: Draft, choices: 
 
 
 @pytest.mark.parametrize("welcome", [0, 9])
-def test_a_bonus_that_contradicts_the_next_span_is_taken_for_an_override_of_it(welcome: int) -> None:
+def test_a_bonus_that_contradicts_the_next_span_overrides_it(welcome: int) -> None:
     device, cloud = both_ends()
     fire(device, 1)
     first = device.send()
@@ -141,7 +141,7 @@ def test_an_end_of_text_that_contradicts_the_next_span_begins_no_takeover() -> N
     assert not cloud.writes
 
 
-def test_what_a_takeover_contradicts_begins_no_other_one() -> None:
+def test_a_draft_that_a_takeover_contradicts_begins_no_other_takeover() -> None:
     device, cloud = both_ends()
     exchange(device, cloud, device.send(continuation_tokens=1), [5])
     fire(device, 2)
@@ -164,7 +164,7 @@ def test_a_draft_takes_the_takeover_back_and_its_tokens_in_flight_stand() -> Non
     frame = device.send()
     assert (frame.start, frame.revision) == (4, 0)
     in_flight.append(cloud.hand_back())
-    assert cloud.receive(frame) is None  # contradicts the 7, which the device is about to receive
+    assert cloud.receive(frame) is None  # contradicts the 7, which is on its way to the device
     events = [event for answer in in_flight for event in device.apply(answer)]
     assert committed(events) == [(4, 6, Origin.TAKEOVER), (5, 7, Origin.TAKEOVER)]
     assert Retracted(5) in events

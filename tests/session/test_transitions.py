@@ -1,4 +1,4 @@
-"""The table of transitions is complete, has no dead corners, and is what the diagram shows."""
+"""The table of transitions is complete, has no dead ends, and equals the diagram."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TERMINAL = {State.DONE, State.FAILED}
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, StreamEvent)))
-def test_every_event_leads_on_or_is_refused(state: State, event: StreamEvent) -> None:
+def test_every_event_has_a_next_state_or_is_refused(state: State, event: StreamEvent) -> None:
     if (state, event) in TRANSITIONS:
         assert step(state, event) is TRANSITIONS[state, event]
     else:
@@ -33,7 +33,7 @@ def test_every_state_is_reachable() -> None:
     assert reached == set(State)
 
 
-def test_from_every_other_state_there_is_an_end() -> None:
+def test_every_other_state_leads_to_an_end() -> None:
     for state in set(State) - TERMINAL:
         seen, frontier = {state}, [state]
         while frontier:
@@ -44,7 +44,7 @@ def test_from_every_other_state_there_is_an_end() -> None:
         assert seen >= TERMINAL
 
 
-def test_nothing_leads_out_of_an_end_but_a_new_stream_out_of_a_failure() -> None:
+def test_no_state_follows_an_end_except_a_new_stream_after_a_failure() -> None:
     exits = {key: target for key, target in TRANSITIONS.items() if key[0] in TERMINAL}
     assert exits == {(State.FAILED, StreamEvent.REOPEN): State.DEVICE_WRITES}
 

@@ -1,4 +1,4 @@
-"""Branches next to a span, in the cloud: those it reads, how far it follows them, and those it refuses."""
+"""Branches next to a span, in the cloud: reading, following and refusing them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chaperone_common.token_tree import BranchToken
 from tests.support.session.cloud import answer, draft, session
 from tests.support.session.device import EOS, PROMPT, START
 
-# The Draft that most examples send: the chain 1 2 3 from position 3 on, and next to it
+# Most examples send this Draft: the chain 1 2 3 from position 3 on, and next to it
 #     6: 5 in place of the 2,   7: 6 after that 5,   8: 7 in place of the 6,   9: 9 after the 3, where the bonus goes
 TREE = ((3, 5), (6, 6), (6, 7), (5, 9))
 
@@ -40,10 +40,10 @@ def read(cloud: CloudSession, frame: Draft) -> tuple[tuple[int, ...], int, tuple
         ([1, 5, 3, 4, 7, 0, 8, 0], Verdict(1, 4, 5, further_token_ids=(7, 8))),  # its second leaf
         ([1, 2, 3, 9, 0, 0, 0, 8], Verdict(0, 6, 9, further_token_ids=(8,))),  # the chain stands, and the bonus too
         ([1, 2, 3, 4, 0, 0, 0, 0], Verdict(0, 6, 4)),
-        ([5, 2, 3, 4, 6, 8, 0, 0], Verdict(1, 3, 5)),  # a branch token's id, but elsewhere
+        ([5, 2, 3, 4, 6, 8, 0, 0], Verdict(1, 3, 5)),  # a branch token's id, but at another place
     ],
 )
-def test_the_cloud_goes_along_the_chain_and_then_along_the_branches(choices: list[int], verdict: Verdict) -> None:
+def test_the_cloud_follows_the_chain_and_then_the_branches(choices: list[int], verdict: Verdict) -> None:
     cloud = session()
     assert answer(cloud, draft(START, 1, 2, 3, branches=TREE), choices) == verdict
     own = [verdict.token_id, *verdict.further_token_ids]
@@ -108,16 +108,16 @@ def test_a_draft_with_branches_takes_back_a_takeover() -> None:
     assert answer(cloud, frame, [6, 2, 0, 3, 4]) == Verdict(1, 5, 2, further_token_ids=(3, 4))
 
 
-def test_a_draft_on_its_way_is_held_against_the_further_tokens() -> None:
+def test_a_draft_in_flight_is_compared_with_the_further_tokens() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, 2, 3, branches=TREE), [1, 2, 3, 9, 0, 0, 0, 8])
-    assert answer(cloud, draft(6, 9), []) == Verdict(0, 7, 8), "it has sent both before"
+    assert answer(cloud, draft(6, 9), []) == Verdict(0, 7, 8), "the cloud has sent both before"
     assert cloud.receive(draft(7, 4)) is None
     assert (cloud.text, cloud.revision) == ([7, 8, 9, 1, 2, 3, 9, 8], 1)
 
 
 def test_tokens_that_were_sent_are_not_sent_again() -> None:
-    """A replayed Draft is answered in short: the cloud's own token, which the device has."""
+    """The answer to a replayed Draft is short: the cloud's own token, which the device has."""
     cloud = session()
     frame = draft(START, 1, 2, 3, branches=TREE)
     answer(cloud, frame, [1, 2, 3, 9, 0, 0, 0, 8])
@@ -141,7 +141,7 @@ def test_all_branches_are_read_next_to_a_chain_that_is_new() -> None:
     assert read(session(), draft(START, 1, 2, 3, branches=TREE)) == ((1, 2, 3), 4, TREE)
 
 
-def test_branches_before_tokens_that_the_cloud_knows_are_not_read() -> None:
+def test_branches_before_tokens_that_the_cloud_holds_are_not_read() -> None:
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
     frame = draft(4, 2, 3, branches=((3, 5), (6, 6), (4, 7), (8, 8), (5, 9)))
@@ -149,7 +149,7 @@ def test_branches_before_tokens_that_the_cloud_knows_are_not_read() -> None:
     assert answer(cloud, frame, [7, 0, 8, 4, 0]) == Verdict(1, 5, 7, further_token_ids=(8, 4))
 
 
-def test_no_branch_is_read_next_to_a_chain_that_the_cloud_knows_whole() -> None:
+def test_no_branch_is_read_next_to_a_chain_that_the_cloud_holds_whole() -> None:
     """The device may have committed skipped tokens after it, so nothing may follow the bonus."""
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
@@ -204,7 +204,7 @@ def test_bad_branches_are_refused_with_the_value(frame: Draft, message: str) -> 
 
 @st.composite
 def hostile(draw: st.DrawFn) -> Draft:
-    """Anything that the wire lets through."""
+    """Draw any branches that the wire accepts."""
     chain = draw(st.lists(st.integers(0, 3), max_size=4))
     start = draw(st.integers(2, 9))
     end = start + len(chain)
@@ -218,7 +218,7 @@ def hostile(draw: st.DrawFn) -> Draft:
 
 
 def in_short(cloud: CloudSession, frames: Sequence[Draft], seed: int) -> None:
-    """Play a hostile device to the end; whatever it sends, the text stays whole."""
+    """Play a hostile device to the end, and check that the text stays whole."""
     for number, frame in enumerate(frames):
         try:
             if cloud.hands_back(frame):
@@ -240,5 +240,5 @@ def in_short(cloud: CloudSession, frames: Sequence[Draft], seed: int) -> None:
 
 @settings(max_examples=300)
 @given(frames=st.lists(hostile(), max_size=8), seed=st.integers(0, 99))
-def test_hostile_branches_meet_only_named_refusals(frames: list[Draft], seed: int) -> None:
+def test_hostile_branches_cause_only_documented_refusals(frames: list[Draft], seed: int) -> None:
     in_short(session(max_new_tokens=6), frames, seed)

@@ -1,4 +1,4 @@
-"""Branches next to a span, on the device: what is sent, and what becomes of the further tokens of a Verdict."""
+"""Branches next to a span, on the device: sending them, and the further tokens of a Verdict."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def sent(*, continuation_tokens: int = 0, limit: int = 23, branches: tuple[Branc
     return device
 
 
-# What is sent
+# Sending
 
 
-def test_branches_go_with_the_span() -> None:
+def test_branches_are_sent_with_the_span() -> None:
     device = session()
     fire(device, 1, 2)
     assert device.send(max_tokens=1, branches=TREE[:1]) == Draft(0, 3, (1,), (), 3, branches=TREE[:1])
@@ -48,7 +48,7 @@ def test_branches_are_left_out_where_nothing_is_judged() -> None:
     assert device.send(branches=[BranchToken(4, 5)]).branches == (BranchToken(4, 5),)
 
 
-# What becomes of the further tokens
+# Further tokens
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_branches_are_left_out_where_nothing_is_judged() -> None:
         ),
     ],
 )
-def test_further_tokens_are_final_and_say_who_vouches(verdict: Verdict, events: list[tuple[int, int, Origin]]) -> None:
+def test_further_tokens_are_final_with_their_origins(verdict: Verdict, events: list[tuple[int, int, Origin]]) -> None:
     device = sent()
     assert committed(device.apply(verdict))[-len(events) :] == events
     end = verdict.position + 1 + len(verdict.further_token_ids)
@@ -79,7 +79,7 @@ def test_further_tokens_are_final_and_say_who_vouches(verdict: Verdict, events: 
     assert device.send() == Draft(verdict.revision, end, (4,), (), end)
 
 
-def test_an_override_retracts_once_however_far_it_reaches() -> None:
+def test_an_override_of_any_length_retracts_once() -> None:
     device = sent()
     fire(device, 4)
     device.send()
@@ -128,7 +128,7 @@ def test_a_span_before_the_contradiction_is_answered_nevertheless() -> None:
     up.append(device.send())
     assert device.apply(down[1]) == []
     assert [span.start for span in device.spans] == [6]
-    assert (device.read_length, device.final_length) == (6, 6), "an answer without news takes nothing back"
+    assert (device.read_length, device.final_length) == (6, 6), "an answer without a change retracts nothing"
     assert device.text[:6] == cloud.text == [7, 8, 9, 1, 9, 8]
     assert device.revision == cloud.revision == up[-1].revision == 1
 
@@ -190,10 +190,10 @@ def test_the_limit_inside_a_branch_ends_the_text() -> None:
 def test_a_stop_string_may_be_completed_by_a_further_token() -> None:
     device = sent()
     assert committed(device.apply(Verdict(1, 4, 5, further_token_ids=(6, 8))))[-2] == (5, 6, Origin.VERIFIED)
-    assert device.finish_at(6) == [], "nothing of the device's stands after it"
+    assert device.finish_at(6) == [], "no token of the device remains after it"
     assert (device.tally.overridden_tokens, device.tally.verified_tokens, device.tally.bonus_tokens) == (1, 2, 0)
     assert device.text == [7, 8, 9, 1, 5, 6]
-    assert device.close() == Close(6, ()), "the cloud has read it all"
+    assert device.close() == Close(6, ()), "the cloud has read the whole text"
 
 
 def test_a_verdict_that_crosses_the_close_changes_nothing() -> None:
@@ -227,7 +227,7 @@ def test_further_tokens_were_read_when_the_session_is_opened_again() -> None:
     assert device.send() == Draft(0, 7, (4,), (), 7), "branches are not kept"
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_further_tokens_that_follow_no_branch_are_refused(verdict: Verdict, mess
         device.apply(verdict)
 
 
-def test_further_tokens_may_not_follow_what_is_final() -> None:
+def test_further_tokens_may_not_follow_final_tokens() -> None:
     device = session()
     fire(device, 1, 9, 8)
     device.send(max_tokens=1, branches=[BranchToken(3, 9)])
@@ -275,8 +275,8 @@ VERDICTS = st.builds(
 
 @settings(max_examples=300)
 @given(moves=st.lists(st.sampled_from(["fire", "fire", "skip", "send"]) | VERDICTS, max_size=20), data=st.data())
-def test_a_hostile_cloud_meets_only_named_refusals(moves: list[str | Verdict], data: st.DataObject) -> None:
-    """And whatever it says, what is final stays as it was."""
+def test_a_hostile_cloud_causes_only_documented_refusals(moves: list[str | Verdict], data: st.DataObject) -> None:
+    """Final tokens never change, whatever the cloud sends."""
     device = session(limit=9)
     final: list[int] = [*PROMPT]
     for number, move in enumerate(moves):

@@ -1,4 +1,4 @@
-"""The bounds against two independent models: every schedule of small cases tick by tick, and strategies replayed."""
+"""The bounds against two independent models: all schedules of small cases by ticks, and replayed strategies."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from chaperone_common.errors import ConfigError
 ONE_CORE_EACH = Costs(22.5, 100.0, 310.0, {1: 310, 2: 310, 4: 323, 8: 380, 16: 500, 32: 747})
 
 
-# --- every schedule -------------------------------------------------------------------------------------------------
+# --- Every schedule -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class State:
-    """All that the future depends on, at a whole tick."""
+    """The complete state at a whole tick; the future depends on nothing else."""
 
     known: int = 0  # tokens that the device has, drafted or received
     drafting: int = 0  # ticks left of its step
-    confirmed: int = 0  # tokens that the cloud has confirmed to it
+    confirmed: int = 0  # tokens whose confirmation it has received
     judged: int = 0
-    reading: tuple[int, int] = (0, 0)  # ticks left, and what will then be judged
+    reading: tuple[int, int] = (0, 0)  # ticks left, and the tokens judged then
     up: frozenset[tuple[int, int]] = frozenset()  # drafts on their way: ticks left, position
     down: frozenset[tuple[int, int]] = frozenset()  # answers on their way: ticks left, tokens judged
     arrived: frozenset[int] = frozenset()
@@ -49,7 +49,7 @@ class Small:
         return Costs(self.step, 2 * self.way, self.stream, lambda tokens: self.verify[tokens - 1])
 
     def least_ticks(self) -> int:
-        """Try everything: at each tick the device may start a step or not, the cloud any forward or none."""
+        """Return the least ticks of all schedules: at each tick the device may start a step, the cloud any forward."""
         moments = {State()}
         for tick in itertools.count():
             if any(moment.confirmed == len(self.agrees) for moment in moments):
@@ -78,7 +78,7 @@ class Small:
             else:
                 feasible = all(i in moment.arrived and self.agrees[i] for i in range(first, first + positions - 1))
             if feasible:
-                for tokens in range(positions, total + 1):  # some of them may be useless
+                for tokens in range(positions, total + 1):  # some tokens may be useless
                     yield replace(moment, reading=(self.verify[tokens - 1], first + positions))
 
     def _tick(self, moment: State) -> State:
@@ -131,11 +131,11 @@ def small_cases(count: int) -> list[Small]:
 
 
 @pytest.mark.parametrize("case", small_cases(60))
-def test_no_schedule_is_faster_and_one_is_as_fast(case: Small) -> None:
+def test_the_bound_equals_the_fastest_schedule(case: Small) -> None:
     assert clairvoyant_ms(case.agrees, case.costs, takeover=case.takeover) == case.least_ticks()
 
 
-# --- strategies that do not know the future -------------------------------------------------------------------------
+# --- Strategies without knowledge of the future ---------------------------------------------------------------------
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Replay:
     now: float = 0.0
     events: list[tuple[float, int, str, tuple[int, ...]]] = field(default_factory=list)
     order: Iterator[int] = field(default_factory=itertools.count)
-    # the device: tokens it has, how many of them are sent, where it went astray, and its rewinds so far
+    # the device: its tokens, sent tokens, the position where it went astray, and its rewinds
     length: int = 0
     sent: int = 0
     astray: int | None = None
@@ -170,7 +170,7 @@ class Replay:
             self.now, _, kind, data = heapq.heappop(self.events)
             match kind:
                 case "drafted" if data[0] != self.chain:
-                    pass  # of a text that was given up
+                    pass  # of an abandoned text
                 case "drafted":
                     self.drafting = False
                     if self.astray is None and not self.agrees[self.length]:
@@ -217,7 +217,7 @@ class Replay:
         while self.spans and not self.busy:
             start, end, wrong, chain = self.spans.pop(0)
             if start > self.judged or wrong < self.judged:
-                continue  # what it builds on was refused, which the device is about to learn
+                continue  # it follows a refused token; the refusal is on its way to the device
             if end < self.judged:
                 self._later(self.costs.rtt_ms / 2, "confirmed", self.judged, chain)
                 continue
@@ -267,13 +267,13 @@ def test_the_bounds_are_in_order(agrees: list[bool], costs: Costs) -> None:
 
 
 @given(texts, costs_of(), st.integers(0, 23))
-def test_agreeing_once_more_never_costs_time(agrees: list[bool], costs: Costs, position: int) -> None:
+def test_one_more_agreement_never_costs_time(agrees: list[bool], costs: Costs, position: int) -> None:
     better = [*agrees]
     better[position % len(agrees)] = True
     assert clairvoyant_ms(better, costs) <= clairvoyant_ms(agrees, costs) * (1 + 1e-9)
 
 
-# --- by hand --------------------------------------------------------------------------------------------------------
+# --- By hand --------------------------------------------------------------------------------------------------------
 
 
 def test_one_span_and_its_bonus_take_one_round_trip() -> None:
@@ -281,9 +281,9 @@ def test_one_span_and_its_bonus_take_one_round_trip() -> None:
     assert clairvoyant_ms([True, True, True, False], costs) == 3 * 10 + 100 + 50
 
 
-def test_a_chain_starts_when_the_override_has_come() -> None:
+def test_a_chain_starts_when_the_override_arrives() -> None:
     costs = Costs(10, 100, 1000, {1: 50, 4: 50})
-    # Token 0 is drafted and read with its successor, the override, which goes back; token 2 is drafted, and read.
+    # Token 0 is drafted and verified; the override after it returns; then token 2 is drafted and verified.
     confirmed = clairvoyant_ms([True, False, True, True], costs, takeover=False)
     assert confirmed == (10 + 50 + 50) + 50 + 10 + 50 + 50 + 50
 
@@ -292,7 +292,7 @@ def test_a_fast_cloud_writes_by_itself() -> None:
     assert clairvoyant_ms([True] * 10, Costs(50, 100, 20, {1: 20, 10: 200})) == 10 * 20 + 50
 
 
-def test_a_gate_that_never_asks_in_vain_waits_for_overrides_alone() -> None:
+def test_a_gate_without_false_alarms_waits_for_overrides_alone() -> None:
     costs = Costs(10, 100, 1000, {1: 50, 8: 50})
     assert clairvoyant_ms([True] * 5, costs, skipping=True) == 50
     agrees = [True, False, True, True]
@@ -319,12 +319,12 @@ def test_an_empty_text_takes_no_time() -> None:
     assert physical_floor_ms(0, ONE_CORE_EACH) == 0
 
 
-def test_a_table_is_interpolated_and_goes_on_with_its_last_slope() -> None:
+def test_a_table_is_interpolated_and_extrapolated_with_its_last_slope() -> None:
     reading = Costs(1, 0, 1, {2: 10, 4: 20, 8: 60}).reading_ms(10)
     assert reading[1:].tolist() == [10, 10, 15, 20, 30, 40, 50, 60, 70, 80]
 
 
-def test_times_that_are_none_are_refused() -> None:
+def test_invalid_times_are_refused() -> None:
     with pytest.raises(ConfigError, match="rtt_ms: -1 is no time"):
         Costs(1, -1, 1, {1: 1})
     with pytest.raises(ConfigError, match="stream_ms: nan is no time"):

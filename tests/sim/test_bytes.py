@@ -17,12 +17,12 @@ from chaperone_common.types import Mode, Proposal, SamplingParams, Signal
 from chaperone_common.wire import encode_client
 from link_emulator.profile import Profile
 
-MOST_BYTES_UP = 12.0  # of payload, for a committed token
+MOST_BYTES_UP = 12.0  # of payload per committed token
 TRACES = Path(__file__).resolve().parents[2] / "benchmarks" / "traces"
 TOKENS, OVERRIDDEN = 200, 24  # of a made trace: 88% of the device's tokens stand
 FORESEEN = 0.65  # of the overrides are the device's second choice; three in five in the recorded traces
 
-# Ids are three bytes each on the wire, as most of a large vocabulary are.
+# Ids take three bytes on the wire, as most ids of a large vocabulary do.
 CLOUDS, DEVICES, ASTRAY, OTHER = 110_000, 120_000, 130_000, 150_000
 
 
@@ -67,9 +67,9 @@ def made_trace(seed: int) -> Trace:
 
 
 def payload_up(traces: Iterable[Trace], rtt_ms: float) -> float:
-    """Bytes of Drafts and Close for a committed token, in `exact` with the adaptive planner.
+    """Return the bytes of Drafts and Close per committed token, in `exact` with the adaptive planner.
 
-    Print them, and all bytes on the link: with the headers of gRPC, HTTP/2, TCP and IP, and with the Open.
+    Print them, and all bytes on the link with the Open and the headers of gRPC, HTTP/2, TCP and IP.
     """
     payload = link = tokens = 0
     for trace in traces:
@@ -82,7 +82,7 @@ def payload_up(traces: Iterable[Trace], rtt_ms: float) -> float:
         assert simulation.link_bytes_up >= sum(sizes) + FRAME_HEADER_BYTES * len(sizes)
         drafts = [frame for frame in frames if isinstance(frame, Draft)]
         assert not any(draft.risks for draft in drafts)
-        assert sum(draft.deadline_ms > 0 for draft in drafts) == 1, "given once"
+        assert sum(draft.deadline_ms > 0 for draft in drafts) == 1, "sent once"
         payload += sum(sizes[1:])
         link += simulation.link_bytes_up
         tokens += simulation.stats.completion_tokens
@@ -90,18 +90,18 @@ def payload_up(traces: Iterable[Trace], rtt_ms: float) -> float:
     return payload / tokens
 
 
-def test_a_made_trace_is_accepted_as_often_as_it_says() -> None:
+def test_a_made_trace_has_its_stated_acceptance() -> None:
     assert [sum(made_trace(seed).matches) / TOKENS for seed in range(4)] == [0.88] * 4
 
 
 @pytest.mark.parametrize("rtt_ms", [20.0, 100.0, 200.0])
-def test_at_most_twelve_bytes_go_up_for_a_token(rtt_ms: float) -> None:
+def test_a_token_costs_at_most_twelve_bytes_up(rtt_ms: float) -> None:
     assert 0.0 < payload_up(map(made_trace, range(4)), rtt_ms) <= MOST_BYTES_UP
 
 
 @pytest.mark.parametrize("name", ["tuning-T0", "tuning-T0.7"])
 @pytest.mark.parametrize(("category", "most"), [("humaneval", MOST_BYTES_UP), ("general", 17.5)])
 def test_recorded_traces(name: str, category: str, most: float) -> None:
-    """HumanEval is accepted more often than the made traces are, general prose less often (about 73%)."""
+    """HumanEval is accepted more often than the made traces, general prose less often (about 73%)."""
     traces = load_traces(TRACES / f"{name}.jsonl.gz").traces
     assert 0.0 < payload_up([trace for trace in traces if trace.category == category], 100.0) <= most

@@ -9,7 +9,7 @@ from benchmarks.virtual.simulate import curve
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 10), (1, 10), (2, 10), (3, 15), (4, 20), (6, 40), (8, 60), (10, 80)])
-def test_a_curve_is_level_before_its_points_straight_between_them_and_goes_on_after(x: float, y: float) -> None:
+def test_a_curve_is_level_then_linear_then_extrapolated(x: float, y: float) -> None:
     assert Curve.of((1, 10), (2, 10), (4, 20), (8, 60)).at(x) == pytest.approx(y)
 
 

@@ -1,4 +1,4 @@
-"""The adaptive planner, end to end in virtual time: whatever it decides, the text is the cloud's, and comes soon."""
+"""The adaptive planner, end to end in virtual time: the text is always the cloud's, and fast."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ LINKS = st.builds(
     warm_start=st.booleans(),
     generations=st.integers(0, 1),
 )
-def test_the_exact_text_is_the_clouds_whatever_is_decided(
+def test_the_exact_text_is_the_clouds_for_all_decisions(
     pattern: str,
     ended: bool,
     profile: Profile,
@@ -98,8 +98,8 @@ def test_the_same_arguments_give_the_same_generation() -> None:
 
 
 @pytest.mark.parametrize("rtt_ms", [20.0, 100.0, 300.0])
-def test_an_override_that_was_foreseen_costs_less(rtt_ms: float) -> None:
-    trace = trace_of("+++++++-" * 12)  # a wrong token is the runner-up's, and is known to be unsure
+def test_a_foreseen_override_costs_less(rtt_ms: float) -> None:
+    trace = trace_of("+++++++-" * 12)  # at a wrong token, the runner-up is right and the signal unsure
     foreseeing = accustomed(trace, scenario(rtt_ms=rtt_ms))
     blind = accustomed(trace, scenario(rtt_ms=rtt_ms, branches=0))
     assert foreseeing.token_ids == blind.token_ids == trace.token_ids
@@ -114,29 +114,29 @@ def test_branches_cost_little_where_no_override_can_be_foreseen() -> None:
     assert decode_ms(accustomed(unlike, scenario())) < 1.1 * decode_ms(accustomed(unlike, scenario(branches=0)))
 
 
-# --- Against streaming, and against knobs ----------------------------------------------------------------------------
+# --- Compared with streaming and with fixed settings -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rtt_ms", [10.0, 200.0])
 @pytest.mark.parametrize("pattern", ["+" * 96, "++-" * 32])
-def test_where_the_device_is_slower_than_the_cloud_it_is_streaming(rtt_ms: float, pattern: str) -> None:
+def test_a_device_slower_than_the_cloud_streams(rtt_ms: float, pattern: str) -> None:
     trace, place = trace_of(pattern), scenario(rtt_ms=rtt_ms, draft_ms=400.0)
     assert decode_ms(accustomed(trace, place)) <= 1.03 * decode_ms(simulate(trace, place, CLOUD))
 
 
-def test_where_the_draft_is_hardly_ever_right_it_is_close_to_streaming() -> None:
+def test_a_rarely_right_draft_is_close_to_streaming() -> None:
     trace, place = trace_of("-" * 96, wrong=LOST), scenario(rtt_ms=200.0, draft_ms=20.0)
     assert decode_ms(accustomed(trace, place)) <= 1.15 * decode_ms(simulate(trace, place, CLOUD))
 
 
 @pytest.mark.parametrize(("rtt_ms", "times"), [(10.0, 3.0), (100.0, 2.5), (300.0, 2.0)])
-def test_where_the_draft_is_mostly_right_it_is_much_faster_than_streaming(rtt_ms: float, times: float) -> None:
+def test_a_mostly_right_draft_is_much_faster_than_streaming(rtt_ms: float, times: float) -> None:
     trace, place = trace_of("+++++++++++-" * 8), scenario(rtt_ms=rtt_ms)
     assert times * decode_ms(accustomed(trace, place)) < decode_ms(simulate(trace, place, CLOUD))
 
 
 @pytest.mark.parametrize("rtt_ms", [10.0, 100.0, 300.0])
-def test_no_setting_of_the_knobs_is_better(rtt_ms: float) -> None:
+def test_no_fixed_setting_is_better(rtt_ms: float) -> None:
     trace, place = trace_of("++++++++++++++++-+++++++-" * 4), scenario(rtt_ms=rtt_ms)
     fixed = [
         Strategy("fixed", FixedPlanner(Mode.EXACT, span, in_flight, 32), Always)
@@ -147,7 +147,7 @@ def test_no_setting_of_the_knobs_is_better(rtt_ms: float) -> None:
     assert decode_ms(accustomed(trace, place)) <= 1.02 * best_ms
 
 
-# --- What it learns --------------------------------------------------------------------------------------------------
+# --- Learning --------------------------------------------------------------------------------------------------------
 
 
 def test_a_client_that_has_generated_before_is_no_slower() -> None:
@@ -162,12 +162,12 @@ def test_costs_are_learned_as_they_are() -> None:
         simulate(trace, place, EXACT, estimates)
     costs = estimates.costs()
     assert costs.draft_ms == pytest.approx(12.0)
-    assert costs.row_ms == pytest.approx(3.0, rel=0.5), "a quarter of a step for the second row, more for others"
+    assert costs.row_ms == pytest.approx(3.0, rel=0.5), "a quarter of a step for the second row, more for further rows"
     assert costs.rtt_ms == pytest.approx(130.0, rel=0.02)
     assert costs.read_ms(8) == pytest.approx(CLOUD_READ_MS.at(9), rel=0.1), "the token before the span is read with it"
 
 
-def test_a_span_asks_only_for_what_is_needed() -> None:
+def test_a_span_requests_only_needed_choices() -> None:
     simulation = accustomed(trace_of("+" * 96), scenario())
     asked = [moment.event for moment in simulation.timeline if isinstance(moment.event, Draft)]
     fixed = simulate(trace_of("+" * 96), scenario(), Strategy("f", FixedPlanner(Mode.EXACT, 1, 4, 32), Always))
@@ -187,14 +187,14 @@ def test_gated_waits_for_fired_tokens_alone() -> None:
     assert set(simulation.origins) <= {Origin.DRAFT, Origin.OVERRIDE, Origin.BONUS, Origin.VERIFIED}
 
 
-def test_gated_asks_nothing_where_the_gate_trusts_the_draft() -> None:
+def test_gated_sends_no_request_where_the_gate_trusts_the_draft() -> None:
     trace, place = trace_of("+" * 48), scenario()
     simulation = accustomed(trace, place, strategy_for(Mode.GATED))
     assert (simulation.stats.fired, simulation.stats.round_trips) == (0, 0)
     assert decode_ms(simulation) == pytest.approx(48 * place.draft.step_ms)
 
 
-def test_a_client_that_has_lost_its_cloud_writes_on_alone() -> None:
+def test_a_client_without_its_cloud_continues_alone() -> None:
     gone = Profile(
         description="a moment of service before an outage of hours",
         up=DirectionProfile(),
@@ -207,12 +207,12 @@ def test_a_client_that_has_lost_its_cloud_writes_on_alone() -> None:
     assert simulation.error is None
     assert len(simulation.token_ids) == len(trace.token_ids)
     judged = simulation.origins.index(Origin.UNVERIFIED)
-    assert judged > 0, "the first ones were judged"
+    assert judged > 0, "the first tokens were judged"
     assert simulation.token_ids[:judged] == trace.token_ids[:judged]
     assert set(simulation.origins[judged:]) == {Origin.UNVERIFIED}
 
 
-def test_a_client_that_was_wrong_about_its_costs_takes_back_what_it_has_handed_over() -> None:
+def test_a_client_with_wrong_costs_takes_back_a_takeover() -> None:
     estimates = Estimates()
     for _ in range(20):  # as after a quick cloud and a busy device
         estimates.read(1, 10.0)

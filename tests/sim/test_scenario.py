@@ -1,4 +1,4 @@
-"""Whole generations in virtual time, held against what can be reckoned by hand."""
+"""Whole generations in virtual time, compared with results computed by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.benchmarks.traces import EOS, SURE, trace_of
 
 SIGNAL = Signal(1.0, 0.5, 0.1, 1.0, 0.5)
 
-# Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
+# A forward takes 50 ms in the cloud and 10 ms on the device, and the round trip 100 ms.
 SCENARIO = Scenario(
     Profile.fixed(100),
     CloudCosts(read_ms=Curve.of((1, 50)), prefill_ms=10),
@@ -55,13 +55,13 @@ def test_streaming_is_one_round_trip_and_then_a_token_a_forward() -> None:
     times = [100.0 + 50 * count for count in (1, 2, 3, 4)]
     assert [row[:2] for row in commits(simulation)] == list(zip(times, [100, 101, 102, 103], strict=True))
     assert simulation.stats.decode_ms == pytest.approx(300)
-    assert simulation.stats.prefill_ms == pytest.approx(30), "the prompt, but for its last token"
+    assert simulation.stats.prefill_ms == pytest.approx(30), "the prompt without its last token"
     assert simulation.stats.total_ms == pytest.approx(100 + 30 + 300)
     assert simulation.stats.cloud_compute_ms == pytest.approx(30 + 200)
     assert simulation.stats.round_trips == 1
 
 
-def test_a_span_that_stands_is_two_drafts_a_round_trip_and_a_forward_and_brings_one_more() -> None:
+def test_an_accepted_span_of_two_costs_a_round_trip_and_brings_a_bonus() -> None:
     simulation = simulate(trace_of("+++"), SCENARIO, exact())
     assert commits(simulation) == [
         (170.0, 100, Origin.VERIFIED),
@@ -90,24 +90,24 @@ def test_running_ahead_keeps_the_cloud_busy() -> None:
     assert ahead.token_ids == waiting.token_ids == tuple(range(100, 112))
     assert ahead.stats.decode_ms is not None
     assert waiting.stats.decode_ms is not None
-    # Spans leave at 20, 40, 60, ...; the cloud, the slowest of the three, reads one in 50 ms, six in a row.
+    # Spans leave at 20, 40, 60, ...; the cloud is the slowest part and verifies one in 50 ms, six in a row.
     assert ahead.stats.decode_ms == pytest.approx(20 + 100 + 6 * 50)
     assert ahead.stats.decode_ms < waiting.stats.decode_ms
 
 
 def test_a_cold_start_drafts_while_the_cloud_reads_the_prompt() -> None:
     cold = simulate(trace_of("+++"), replace(SCENARIO, warm_start=False), exact())
-    # Two drafts (20 ms) and half a round trip (70) come before the prompt's 30 ms (80) are over; then one forward.
+    # Two drafts (20 ms) and half a round trip (70) end before the prompt's 30 ms (80); then one forward follows.
     assert cold.stats.decode_ms is None
     assert cold.stats.total_ms == pytest.approx(50 + 30 + 50 + 50)
     assert cold.stats.ttft_ms == pytest.approx(10)
 
 
-def test_the_gate_lets_pass_what_it_trusts_and_the_audit_counts_what_was_wrong() -> None:
+def test_the_gate_skips_trusted_tokens_and_the_audit_counts_deviations() -> None:
     gated = Strategy("gated", FixedPlanner(Mode.GATED, 1, 2, 8), partial(Threshold, 0.5))
     trusting = simulate(trace_of("+-++", wrong=SURE), SCENARIO, gated)
     assert trusting.token_ids == (100, 201, 102, 103)
-    assert trusting.stats.decode_ms == pytest.approx(40), "nothing was asked"
+    assert trusting.stats.decode_ms == pytest.approx(40), "no request was sent"
     assert (trusting.stats.deviations, trusting.stats.audited_tokens) == (1, 4)
     asking = simulate(trace_of("+-++"), SCENARIO, gated)
     assert asking.token_ids == (100, 101, 102, 103)
@@ -115,15 +115,15 @@ def test_the_gate_lets_pass_what_it_trusts_and_the_audit_counts_what_was_wrong()
     assert asking.stats.fired == 1
 
 
-def test_the_cloud_writes_on_after_overrides_once_they_are_known_to_cluster() -> None:
-    """Over a satellite asking again takes longer than some tokens of a fast cloud."""
+def test_the_cloud_takes_over_after_overrides_once_they_are_known_to_cluster() -> None:
+    """Over a satellite, another request takes longer than a few tokens of a fast cloud."""
     trace = trace_of(("---" + 9 * "+") * 12)
     scenario = Scenario(Profile.fixed(600.0), CloudCosts(read_ms=Curve.of((1, 40.0), (16, 42.0))))
     written = simulate(trace, scenario, Strategy("gated", AdaptivePlanner(Mode.GATED), partial(Threshold, 0.4)))
     assert written.error is None
     assert written.token_ids == trace.token_ids
     first = written.origins.index(Origin.TAKEOVER)
-    assert first >= 3, "nothing is known before the first overrides"
+    assert first >= 3, "there are no data before the first overrides"
     assert 5 <= written.stats.takeover_tokens < 40
     assert written.stats.overridden_tokens >= 12
     assert written.stats.deviations == 0
@@ -136,7 +136,7 @@ def test_the_edge_alone_sends_nothing() -> None:
     assert simulation.stats.decode_ms == pytest.approx(40)
 
 
-def test_other_devices_make_the_cloud_slower_not_different() -> None:
+def test_other_devices_slow_the_cloud_without_changing_its_text() -> None:
     trace = trace_of("++-+" * 16)
     crowded = replace(SCENARIO, cloud=replace(SCENARIO.cloud, load=0.6, other_ms=200))
     alone, among_background = simulate(trace, SCENARIO, exact()), simulate(trace, crowded, exact())
@@ -190,7 +190,7 @@ LINKS = st.builds(
     spans=st.tuples(st.integers(1, 8), st.integers(1, 4), st.integers(1, 24)),
     takeover_tokens=st.sampled_from([0, 3]),
 )
-def test_the_exact_text_is_the_clouds_whatever_the_link_does(
+def test_the_exact_text_is_the_clouds_over_any_link(
     pattern: str,
     ended: bool,
     profile: Profile,
@@ -213,7 +213,7 @@ def test_the_exact_text_is_the_clouds_whatever_the_link_does(
     spans=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 24)),
     rtt_ms=st.floats(0, 200),
 )
-def test_the_audit_counts_every_token_that_was_let_pass_and_is_not_the_clouds(
+def test_the_audit_counts_every_skipped_token_that_deviates(
     pattern: str, spans: tuple[int, int, int], rtt_ms: float
 ) -> None:
     wrong = trace_of(pattern.replace("?", "-"))
@@ -246,7 +246,7 @@ def test_the_timeline_has_events_and_frames_in_order() -> None:
     assert [name for _, name in timeline[-3:]] == ["Close", "Closed", "Finished"]
 
 
-def test_a_client_that_has_seen_a_prompt_read_sends_no_short_span_while_the_next_one_is() -> None:
+def test_a_client_that_knows_prefill_times_sends_no_short_span_during_a_prefill() -> None:
     trace = trace_of("+" * 32, prompt_tokens=100)
     scenario = Scenario(Profile.fixed(50.0), CloudCosts(prefill_ms=40.0), DraftCosts(step_ms=20), warm_start=False)
     estimates = Estimates()
@@ -256,12 +256,12 @@ def test_a_client_that_has_seen_a_prompt_read_sends_no_short_span_while_the_next
         for simulation in (first, second)
     ]
     assert len(spans[0]) > 1
-    assert spans[1] == [32], "all of it was drafted before the prompt was read"
+    assert spans[1] == [32], "the whole text was drafted before the prompt was read"
     assert second.stats.total_ms < first.stats.total_ms
 
 
-def test_the_models_keep_what_is_skipped_or_final_and_no_token_that_fired() -> None:
-    """Tokens of an adopted branch come several at a time, so the event itself must say whether its token fired."""
+def test_the_models_keep_skipped_and_final_tokens_but_no_fired_ones() -> None:
+    """An adopted branch adds several tokens at once, so each event must say if its token fired."""
     kept: set[int] = set()
 
     class Kept(Script):

@@ -12,7 +12,7 @@ PROMPT = [PROMPT_TOKEN] * 4
 TRACE = trace_of("++-+-+")
 
 
-def test_on_the_recorded_path_both_say_what_was_recorded() -> None:
+def test_both_models_follow_the_recorded_path() -> None:
     script = Script(TRACE)
     for length in range(6):
         text = PROMPT + list(TRACE.token_ids[:length])
@@ -21,7 +21,7 @@ def test_on_the_recorded_path_both_say_what_was_recorded() -> None:
     assert script.choices([*PROMPT, 100, 101, 102, 103, 104], 6) == [100, 101, 102, 103, 104, 105]
 
 
-def test_astray_the_device_goes_on_as_recorded_and_then_says_what_equals_nothing() -> None:
+def test_astray_the_device_continues_as_recorded_and_then_with_filler() -> None:
     script = Script(TRACE)
     astray = [100, 101, 202]
     for step in range(3):
@@ -32,7 +32,7 @@ def test_astray_the_device_goes_on_as_recorded_and_then_says_what_equals_nothing
     assert script.proposal([*PROMPT, *astray, DEVICE_FILLER]).token_id == DEVICE_FILLER
 
 
-def test_on_a_side_branch_that_was_not_recorded_the_device_says_what_equals_nothing() -> None:
+def test_on_an_unrecorded_branch_the_device_writes_filler() -> None:
     branch = Script(TRACE).proposal([*PROMPT, 100, 101, 999])
     assert (branch.token_id, branch.signal) == (DEVICE_FILLER, UNSURE)
 
@@ -47,7 +47,7 @@ def test_after_a_token_that_is_kept_both_continue_as_recorded() -> None:
     script.keep(4 + 2)
     text = [*PROMPT, 100, 101, 202]
     assert script.proposal(text) == TRACE.proposals[3]
-    assert script.choices([*text, 103], 3) == [102, 103, 104], "and the cloud still thinks otherwise at that place"
+    assert script.choices([*text, 103], 3) == [102, 103, 104], "and the cloud still chooses another token there"
     script.keep(4 + 4)
     assert script.choices([*text, 103, 204, 105], 2) == [105, CLOUD_FILLER]
 
@@ -58,7 +58,7 @@ def test_a_lenient_cloud_chooses_the_device_s_token_where_the_text_has_it() -> N
     text = [*PROMPT, 100, 101, 202]
     assert script.choices([*text, 103, 204, 300], 7) == [100, 101, 202, 103, 104, CLOUD_FILLER, CLOUD_FILLER]
     assert script.proposal(text) == trace.proposals[3], "the device continues as after the cloud's token"
-    assert script.choices([*PROMPT, 100, 101], 1) == [102], "nobody has drafted anything there"
+    assert script.choices([*PROMPT, 100, 101], 1) == [102], "no token was drafted there"
     assert script.choices([*PROMPT, 100, 101, 999, 103], 3) == [102, CLOUD_FILLER, CLOUD_FILLER], "another token"
 
 
@@ -67,14 +67,14 @@ def test_leniency_needs_cross_entropies() -> None:
         Script(TRACE, lenient_nats=2.0)
 
 
-def test_what_is_taken_back_is_not_kept() -> None:
+def test_retracted_tokens_are_not_kept() -> None:
     script = Script(TRACE)
     script.keep(4 + 2)
     script.drop(4 + 2)
     assert script.proposal([*PROMPT, 100, 101, 202]).token_id == 300
 
 
-def test_past_the_end_nothing_was_recorded() -> None:
+def test_the_recording_ends_with_the_text() -> None:
     trace = trace_of("++-", ended=True)
     script = Script(trace)
     text = [*PROMPT, 100, 101, EOS]
@@ -84,7 +84,7 @@ def test_past_the_end_nothing_was_recorded() -> None:
 
 @pytest.mark.parametrize("filler", [CLOUD_FILLER, DEVICE_FILLER, PROMPT_TOKEN])
 def test_fillers_are_valid_ids(filler: int) -> None:
-    assert 2**20 <= filler < VOCABULARY_SIZE, "beyond every tokenizer, and three bytes long on the wire as others are"
+    assert 2**20 <= filler < VOCABULARY_SIZE, "beyond every tokenizer, and three bytes long on the wire as other ids"
 
 
 def test_choices_inside_the_prompt_were_not_recorded() -> None:

@@ -1,4 +1,4 @@
-"""The device's model in virtual time keeps what the `Drafter` port promises."""
+"""The device's model in virtual time keeps the contract of the `Drafter` port."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drafter() -> Drafter:
     return SimulatedDrafter(Script(TRACE), DraftCosts(step_ms=10, branches=2))
 
 
-def test_a_step_takes_its_time_and_proposes_what_comes_next() -> None:
+def test_a_step_takes_its_time_and_proposes_the_next_token() -> None:
     async def scenario() -> tuple[list[tuple[int, int]], list[float]]:
         model, loop = drafter(), asyncio.get_running_loop()
         seen: list[tuple[int, int]] = []
@@ -40,7 +40,7 @@ def test_a_step_takes_its_time_and_proposes_what_comes_next() -> None:
     assert times == pytest.approx(list(accumulate(costs.chunk_ms(tokens) / 1e3 for tokens in (4, 1, 2))))
 
 
-def test_a_rewound_text_is_as_if_it_had_never_been_longer() -> None:
+def test_a_rewind_leaves_no_trace() -> None:
     async def scenario() -> int:
         model = drafter()
         await model.step([*PROMPT, 100, 201, 300])
@@ -80,7 +80,7 @@ def test_a_branch_follows_its_own_tokens_and_becomes_the_text_when_adopted() -> 
         (lambda model: model.adopt(TEXT_ROW), ValueError),
     ],
 )
-def test_rows_that_are_not_there_are_refused(break_it: Callable[[Drafter], None], error: type[Exception]) -> None:
+def test_unknown_rows_are_refused(break_it: Callable[[Drafter], None], error: type[Exception]) -> None:
     async def scenario() -> None:
         model = drafter()
         await model.step([*PROMPT, 100])
@@ -95,7 +95,7 @@ def test_rows_that_are_not_there_are_refused(break_it: Callable[[Drafter], None]
     run(scenario())
 
 
-def test_one_step_at_a_time_a_cancelled_one_does_not_count_and_none_after_closing() -> None:
+def test_steps_are_exclusive_cancellable_and_end_with_closing() -> None:
     async def scenario() -> None:
         model = drafter()
         await model.step(PROMPT)

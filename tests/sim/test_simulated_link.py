@@ -1,4 +1,4 @@
-"""The simulated link: the contract of `CloudLink`, and what the link model does to frames."""
+"""The simulated link: the contract of `CloudLink`, and the effects of the link model on frames."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_frames_are_sized_as_on_the_wire() -> None:
     play(scenario, rtt_ms=10)
 
 
-def test_the_cloud_learns_of_a_cancelled_stream_when_the_news_arrives() -> None:
+def test_a_cancellation_reaches_the_cloud_after_the_links_delay() -> None:
     async def scenario(harness: SimulatedLinkHarness) -> None:
         await harness.receive(1)
         harness.link.cancel()

@@ -1,4 +1,4 @@
-"""The cloud's model in virtual time with branches: its choices there, and their cost."""
+"""The cloud's model in virtual time with branches: its choices and their cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
 from tests.support.benchmarks.traces import trace_of
 
-COSTS = CloudCosts(read_ms=Curve.of((1, 1), (100, 100)), prefill_ms=1)  # a millisecond for each token
+COSTS = CloudCosts(read_ms=Curve.of((1, 1), (100, 100)), prefill_ms=1)  # a millisecond per token
 PROMPT = (PROMPT_TOKEN,) * 4
 
 Round = tuple[tuple[int, ...], int, Sequence[tuple[int, int]]]
@@ -34,8 +34,8 @@ def play(*rounds: Round) -> list[tuple[int, list[int]]]:
     return run(scenario())
 
 
-def test_the_script_goes_on_along_the_branch_that_is_the_clouds() -> None:
-    # The draft goes astray at its second token; the branch there is the cloud's own, and so is the one after it.
+def test_the_script_follows_the_branch_of_the_cloud() -> None:
+    # The draft goes astray at its second token; the branch there is the cloud's own text, and so is its continuation.
     branches = [(4, 101), (7, 102), (7, 109), (3, 108)]
     [(_, choices)] = play(((100, 201, 300), 4, branches))
     assert choices == [100, 101, CLOUD_FILLER, CLOUD_FILLER, 102, 103, CLOUD_FILLER, CLOUD_FILLER]
@@ -45,7 +45,7 @@ def test_chain_and_branch_tokens_cost_the_same() -> None:
     assert [cost for cost, _ in play(((100, 101), 3, ()), ((100, 101), 3, [(3, 108), (6, 109)]))] == [3, 5]
 
 
-def test_branch_tokens_that_stood_are_not_paid_for_again() -> None:
+def test_accepted_branch_tokens_cost_no_second_forward() -> None:
     first = ((100, 201, 300), 4, [(4, 101), (7, 102)])
     text = (100, 101, 102, 103)
     assert [cost for cost, _ in play(first, (text, 1, ()))] == [6, 1]

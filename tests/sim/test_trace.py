@@ -19,7 +19,7 @@ FOLDER = Path(benchmarks.__path__[0]) / "traces"
 COMMITTED = sorted(FOLDER.glob("*.jsonl.gz"))
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_trace_loads_unchanged(tmp_path: Path) -> None:
     traces = (
         trace_of("+-+--"),
         replace(trace_of("++", ended=True), id="sampled", sampling=SamplingParams(temperature=0.7, seed=3)),
@@ -67,25 +67,25 @@ def test_signals_are_rounded_to_four_digits_whatever_their_size(tmp_path: Path) 
     ],
     ids=["bytes", "empty", "text", "format", "field", "cut"],
 )
-def test_what_is_no_file_of_traces_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_file_of_traces_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "some.jsonl.gz"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"some\.jsonl\.gz: .*record"):
         load_traces(path)
 
 
-def test_columns_that_do_not_fit_are_refused() -> None:
+def test_columns_of_wrong_lengths_are_refused() -> None:
     trace = trace_of("++")
     with pytest.raises(ConfigError, match="2 tokens, 1 proposals and 2 ranks"):
         replace(trace, proposals=trace.proposals[:1])
 
 
-def test_traces_come_along() -> None:
+def test_the_repository_has_traces() -> None:
     assert COMMITTED, f"{FOLDER}: record them with `python -m benchmarks record`"
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
-def test_the_traces_that_come_along_are_small_and_sound(path: Path) -> None:
+def test_committed_traces_are_small_and_sound(path: Path) -> None:
     assert path.stat().st_size < 1_000_000
     file = load_traces(path)
     assert {"commit", "machine", "models", "prompts_sha256", "settings"} <= file.header.keys()

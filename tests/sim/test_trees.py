@@ -1,4 +1,4 @@
-"""Token trees in virtual time: the text is the cloud's whatever the branches are, and those that stand save rounds."""
+"""Token trees in virtual time: the text is the cloud's for all branches, and accepted branches save rounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from link_emulator.profile import Profile, ResetProfile
 from tests.support.benchmarks.traces import trace_of
 from tests.support.device.branching_planner import BranchingPlanner
 
-# Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
+# A forward takes 50 ms in the cloud and 10 ms on the device, and the round trip 100 ms.
 SCENARIO = Scenario(
     Profile.fixed(100),
     CloudCosts(read_ms=Curve.of((1, 50)), prefill_ms=10),
@@ -41,14 +41,14 @@ def drafts(simulation: Simulation) -> list[Draft]:
 
 
 def further(simulation: Simulation) -> int:
-    """Tokens that came by verdicts on branches."""
+    """Return the tokens that verdicts on branches brought."""
     verdicts = [moment.event for moment in simulation.timeline if isinstance(moment.event, Verdict)]
     return sum(len(verdict.further_token_ids) for verdict in verdicts)
 
 
 @pytest.mark.parametrize("tokens", [8, 16, 32])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_overrides_that_are_the_runner_up_cost_no_further_round(pattern: str, tokens: int) -> None:
+def test_overrides_by_the_runner_up_cost_no_further_round(pattern: str, tokens: int) -> None:
     trace = trace_of(pattern)
     tree = simulate(trace, SCENARIO, strategy_named(f"specedge-{tokens}"))
     chain_tokens = max(len(draft.token_ids) for draft in drafts(tree))
@@ -62,7 +62,7 @@ def test_overrides_that_are_the_runner_up_cost_no_further_round(pattern: str, to
 
 @pytest.mark.parametrize("tokens", [4, 8, 16, 32])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_overrides_that_are_never_the_runner_up_change_nothing_of_the_text(pattern: str, tokens: int) -> None:
+def test_overrides_by_other_tokens_do_not_change_the_text(pattern: str, tokens: int) -> None:
     trace = unforeseen(trace_of(pattern))
     tree = simulate(trace, SCENARIO, strategy_named(f"specedge-{tokens}"))
     assert tree.error is None
@@ -87,18 +87,18 @@ def test_a_tree_has_as_many_tokens_as_its_name_says_unless_the_text_is_nearly_fu
 
 
 def test_the_likeliest_tokens_are_chosen() -> None:
-    """A sure draft is sent as a chain; an unsure one with its second choices, as far as the draft is trusted."""
+    """A sure draft is sent as a chain; an unsure draft also with second choices, within the trusted part."""
     sure = drafts(simulate(trace_of("+" * 40), SCENARIO, strategy_named("specedge-8")))
     unsure = drafts(simulate(trace_of("-" * 40), SCENARIO, strategy_named("specedge-8")))
     assert (len(sure[0].token_ids), len(sure[0].branches)) == (8, 0)
     assert max(len(draft.token_ids) for draft in unsure) < 8
     assert all(draft.branches[0].parent == draft.start - 1 for draft in unsure[:-1]), (
-        "first of all where the first token is wrong"
+        "first of all for a wrong first token"
     )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_branches_leave_the_chain_once_a_depth_and_at_most_three_go_on(pattern: str) -> None:
+def test_branches_leave_the_chain_once_a_depth_and_at_most_three_continue(pattern: str) -> None:
     simulation = simulate(trace_of(pattern), SCENARIO, strategy_named("specedge-32"))
     for draft in drafts(simulation):
         parents = [branch.parent for branch in draft.branches]
@@ -116,7 +116,7 @@ def test_the_device_drafts_on_while_a_tree_is_verified() -> None:
         ahead += isinstance(moment.event, Drafted) and flying > 0
         assert flying <= 1
     assert ahead >= 16
-    assert simulation.stats.round_trips < len(drafts(simulation)), "some trees were there before the verdict"
+    assert simulation.stats.round_trips < len(drafts(simulation)), "some trees were drafted before the verdict"
 
 
 PEERS = st.integers(1, 32).map(lambda tokens: strategy_named(f"specedge-{tokens}"))
@@ -138,7 +138,7 @@ SPROUTING = st.builds(BranchingPlanner, PLANNERS, st.integers(1, 5)).map(
     resets=st.lists(st.floats(0, 3).map(lambda moment: round(moment, 3)), max_size=3).map(sorted).map(tuple),
     rows=st.integers(0, 3),
 )
-def test_the_text_is_the_clouds_whatever_the_tree(
+def test_the_text_is_the_clouds_for_every_tree(
     pattern: str,
     foreseen: bool,
     ended: bool,

@@ -1,4 +1,4 @@
-"""The virtual loop: asyncio as it is, but nobody waits."""
+"""The virtual loop: plain asyncio without real waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from benchmarks.simulation.virtual_time import Deadlock, LoopClock, RealWorld, run
 
 
-def test_an_hour_of_sleep_is_an_hour_of_its_own_clock_and_the_result_comes_back() -> None:
+def test_an_hour_of_sleep_is_an_hour_of_the_loops_clock() -> None:
     async def sleep() -> tuple[float, float]:
         clock = LoopClock()
         began = clock.now()
@@ -36,7 +36,7 @@ def test_timers_fire_in_the_order_of_their_times_and_at_them() -> None:
     assert run(scenario()) == [("first", 0.0), ("second", 0.25), ("third", 0.5)]
 
 
-def test_what_is_ready_runs_before_time_passes() -> None:
+def test_ready_callbacks_run_before_time_passes() -> None:
     async def scenario() -> list[float]:
         loop = asyncio.get_running_loop()
         times: list[float] = []
@@ -81,7 +81,7 @@ def test_a_cancelled_timer_does_not_hide_a_deadlock() -> None:
         run(scenario())
 
 
-def test_errors_come_out_and_tasks_left_running_are_cancelled() -> None:
+def test_errors_propagate_and_running_tasks_are_cancelled() -> None:
     ended: list[str] = []
 
     async def left_running() -> None:

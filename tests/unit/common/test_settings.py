@@ -132,7 +132,7 @@ def test_an_absent_setting_has_its_default(tmp_path: Path, text: str) -> None:
         (BOMB, "edge.yaml: more than 100000 values, this is no configuration file"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_mistake_is_reported_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     assert complaint(tmp_path, text) == expected
 
 
