@@ -19,14 +19,14 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 def proposal_after(token_ids: list[int], sampling: SamplingParams) -> Proposal:
-    """Return the next token straight from the logits: position and noise are those after the last token."""
+    """Return the next token straight from the logits, with the position and noise after the last token."""
     soft = softmax(FakeTarget().logits(token_ids), sampling.temperature)
     choice = choose(soft, sampling, len(token_ids))
     return Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
 
 
 @pytest.mark.parametrize("sampling", PARAMS)
-def test_the_text_s_proposals(sampling: SamplingParams) -> None:
+def test_proposals_of_the_text(sampling: SamplingParams) -> None:
     async def scenario() -> None:
         drafter = ChoosingDrafter(FakeDraft(), sampling)
         text = list(PROMPT)
@@ -45,7 +45,7 @@ def test_the_text_s_proposals(sampling: SamplingParams) -> None:
 
 
 @pytest.mark.parametrize("sampling", PARAMS)
-def test_what_follows_each_token_that_is_read(sampling: SamplingParams) -> None:
+def test_proposals_after_each_token_that_is_read(sampling: SamplingParams) -> None:
     async def scenario() -> None:
         drafter = ChoosingDrafter(FakeDraft(), sampling)
         await drafter.step(PROMPT)
@@ -78,7 +78,7 @@ def test_each_row_proposes_at_its_own_position(sampling: SamplingParams) -> None
     asyncio.run(scenario())
 
 
-def test_an_adopted_branch_goes_on_as_the_text() -> None:
+def test_an_adopted_branch_continues_as_the_text() -> None:
     async def scenario() -> None:
         drafter = ChoosingDrafter(FakeDraft(branches=2), SAMPLED)
         await drafter.step(PROMPT)
@@ -118,7 +118,7 @@ def test_a_step_of_branches_that_is_cancelled_does_not_count() -> None:
     asyncio.run(scenario())
 
 
-def test_what_the_model_refuses_changes_nothing() -> None:
+def test_a_call_that_the_model_refuses_changes_nothing() -> None:
     async def scenario() -> None:
         drafter = ChoosingDrafter(FakeDraft(branches=1), SAMPLED)
         await drafter.step(PROMPT)

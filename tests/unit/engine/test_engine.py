@@ -28,14 +28,14 @@ from tests.support.fakes.target import FakeTarget
 
 @pytest.mark.parametrize("takeover", [0, 3])
 @pytest.mark.parametrize(("span", "in_flight", "run_ahead"), [(1, 1, 1), (4, 2, 16), (16, 1, 16), (3, 3, 5)])
-def test_exact_writes_what_the_cloud_would(span: int, in_flight: int, run_ahead: int, takeover: int) -> None:
+def test_exact_writes_the_cloud_only_text(span: int, in_flight: int, run_ahead: int, takeover: int) -> None:
     harness = EngineHarness(
         FakeLink(cloud_of(TARGET)), span=span, in_flight=in_flight, run_ahead=run_ahead, takeover_tokens=takeover
     )
     assert written(harness.run()) == cloud_text(40)
 
 
-def test_cloud_mode_follows_and_drafts_nothing() -> None:
+def test_cloud_mode_follows_without_drafting() -> None:
     events = EngineHarness(FakeLink(cloud_of(TARGET)), mode=Mode.CLOUD).run()
     assert written(events) == cloud_text(40)
     assert not [event for event in events if isinstance(event, Drafted | Retracted)]
@@ -54,7 +54,7 @@ def test_a_verdict_is_applied_before_the_next_token_is_drafted() -> None:
     link = FakeLink()
     link.deliver(OPENED)
     harness = EngineHarness(link, new_tokens=8, run_ahead=8)
-    own = 63  # nothing that either model would write here
+    own = 63  # a token that neither model writes here
 
     def override(step: int) -> None:
         if step == 6:
@@ -85,7 +85,7 @@ def test_the_model_always_holds_a_prefix_of_the_text() -> None:
     assert all(fed_in_place)
 
 
-def test_the_link_is_not_awaited_while_there_is_something_to_draft() -> None:
+def test_the_link_is_not_awaited_while_drafting_is_possible() -> None:
     link = FakeLink()
     link.deliver(OPENED)
     harness = EngineHarness(link, verification_deadline_ms=1.0)
@@ -133,7 +133,7 @@ def test_a_failure_ends_the_generation_once(mode: Mode, failure: Failure, kind: 
     assert link.cancelled
 
 
-def test_a_failed_generation_keeps_back_the_text_that_its_resume_will_show() -> None:
+def test_a_failed_generation_holds_back_text_for_its_resume() -> None:
     link = FakeLink()
     link.deliver(OPENED, Failure("UNAVAILABLE", "gone"))
     assert failed(EngineHarness(link).run()).text == "", "not the flushed rest"
@@ -149,7 +149,7 @@ def test_a_cloud_that_breaks_the_rules_is_one_failure() -> None:
 
 
 @pytest.mark.parametrize("gate", [Always(), Never()])
-def test_without_the_cloud_it_goes_on_unverified_if_it_may(gate: Gate) -> None:
+def test_without_the_cloud_a_text_may_continue_unverified(gate: Gate) -> None:
     link = FakeLink()
     link.deliver(OPENED)
     harness = EngineHarness(link, gate=gate, disturbance=0.0, continue_without_cloud=True)
@@ -160,13 +160,13 @@ def test_without_the_cloud_it_goes_on_unverified_if_it_may(gate: Gate) -> None:
     expected = {Origin.UNVERIFIED} if gate == Always() else {Origin.DRAFT, Origin.UNVERIFIED}
     assert origins(events) == expected
     assert stats.unverified_tokens + stats.skipped_tokens == 40
-    assert stats.deviation_bound == 1.0, "nobody has judged anything"
+    assert stats.deviation_bound == 1.0, "no token was judged"
     assert stats.bytes_up == link.bytes_up > 0, "the lost link's traffic counts"
     assert link.cancelled
     assert not [frame for frame in link.sent if isinstance(frame, Close)]
 
 
-def test_a_cloud_that_falls_silent_in_a_takeover_can_be_done_without() -> None:
+def test_a_text_continues_without_a_cloud_that_is_silent_in_a_takeover() -> None:
     link = FakeLink()
     link.deliver(OPENED)
     harness = EngineHarness(link, takeover_tokens=8, continue_without_cloud=True, verification_deadline_ms=5.0)
@@ -177,7 +177,7 @@ def test_a_cloud_that_falls_silent_in_a_takeover_can_be_done_without() -> None:
     assert origins(events) == {Origin.OVERRIDE, Origin.UNVERIFIED}
 
 
-def test_in_cloud_mode_there_is_nothing_to_go_on_with() -> None:
+def test_cloud_mode_cannot_continue_without_the_cloud() -> None:
     link = FakeLink()
     link.deliver(OPENED)
     link.hang_up()
@@ -186,7 +186,7 @@ def test_in_cloud_mode_there_is_nothing_to_go_on_with() -> None:
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_losing_the_closing_audit_costs_the_audit_only(lost: bool) -> None:
+def test_a_loss_during_the_closing_audit_loses_only_the_audit(lost: bool) -> None:
     link = FakeLink()
     link.deliver(OPENED)
     harness = EngineHarness(link, gate=Never(), closing_audit=True, verification_deadline_ms=5.0)
@@ -223,7 +223,7 @@ def test_end_of_text_is_never_skipped() -> None:
     assert last.origin is Origin.VERIFIED
 
 
-def test_a_stop_string_ends_it_there() -> None:
+def test_a_stop_string_ends_the_text() -> None:
     stop_at = cloud_text(40)[10]
     expected = cloud_text(40)[: cloud_text(40).index(stop_at) + 1]
     link = FakeLink(cloud_of(TARGET))
@@ -313,7 +313,7 @@ def test_leaving_early_cancels(after: int) -> None:
     assert not [frame for frame in link.sent if isinstance(frame, Close | Closed)]
 
 
-def test_a_span_sent_before_the_prompt_is_read_may_wait_for_that() -> None:
+def test_the_deadline_of_a_span_includes_the_prefill() -> None:
     link = FakeLink(cloud_of(FakeTarget()))
     EngineHarness(link).run()
     drafts = [frame for frame in link.sent if isinstance(frame, Draft)]

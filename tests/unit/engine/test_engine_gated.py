@@ -1,4 +1,4 @@
-"""The engine in `gated`: audits during and after the text, and the events that gate and risk model receive."""
+"""The engine in `gated`: audits during and after the text, and the events of gate and risk model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def closes(link: FakeLink) -> list[Close]:
     return [frame for frame in link.sent if isinstance(frame, Close)]
 
 
-def test_with_deviations_retracted_the_text_is_the_cloud_s() -> None:
+def test_retracting_deviations_gives_the_cloud_only_text() -> None:
     harness = gated(Never(), FakeLink(cloud_of(TARGET)), on_deviation=OnDeviation.RETRACT)
     events = harness.run()
     assert written(events) == cloud_text(40)
@@ -39,7 +39,7 @@ def test_with_deviations_retracted_the_text_is_the_cloud_s() -> None:
     assert finished(events).stats.skipped_tokens == 0
 
 
-def test_what_is_audited_after_the_text_is_learned_all_the_same() -> None:
+def test_audits_after_the_text_are_learned_too() -> None:
     control = Control(Promises(0.2, 1.0), TRUSTING)
     link = FakeLink(cloud_of(TARGET))
     harness = gated(Budgeted(control), link)
@@ -72,7 +72,7 @@ def leaving(harness: EngineHarness, after: int | None) -> None:
     asyncio.run(write())
 
 
-def test_a_user_who_leaves_leaves_nothing_unaudited() -> None:
+def test_leaving_a_stream_leaves_nothing_unaudited() -> None:
     control = Control(Promises(0.0, 1.0))
     link = FakeLink(cloud_of(TARGET))
     leaving(gated(Budgeted(control), link), 10)
@@ -83,7 +83,7 @@ def test_a_user_who_leaves_leaves_nothing_unaudited() -> None:
     assert not link.cancelled
 
 
-def test_a_user_who_stops_at_the_last_event_leaves_nothing_unaudited() -> None:
+def test_leaving_at_the_last_event_leaves_nothing_unaudited() -> None:
     control = Control(Promises(0.0, 1.0))
     link = FakeLink(cloud_of(TARGET))
     harness = gated(Budgeted(control), link)
@@ -92,7 +92,7 @@ def test_a_user_who_stops_at_the_last_event_leaves_nothing_unaudited() -> None:
     assert not link.cancelled
 
 
-def test_where_nothing_was_skipped_leaving_cancels_at_once() -> None:
+def test_leaving_without_skipped_tokens_cancels_at_once() -> None:
     link = FakeLink(cloud_of(TARGET))
     leaving(EngineHarness(link, span=4), 10)
     assert not closes(link)
@@ -100,7 +100,7 @@ def test_where_nothing_was_skipped_leaving_cancels_at_once() -> None:
 
 
 @pytest.mark.parametrize("audited", [True, False])
-def test_a_share_of_the_texts_about_which_nothing_was_asked_is_audited(audited: bool) -> None:
+def test_a_share_of_the_texts_without_any_request_is_audited(audited: bool) -> None:
     drawn = Random("s").random()
     share = (drawn + 1) / 2 if audited else drawn / 2
     link = FakeLink(cloud_of(TARGET))
@@ -113,8 +113,8 @@ def test_a_share_of_the_texts_about_which_nothing_was_asked_is_audited(audited: 
 
 
 @pytest.mark.parametrize("share", [1.0, 0.0])
-def test_the_gate_of_a_text_that_is_not_audited_is_closed(share: float) -> None:
-    """Else its tokens would count as waiting for an audit that does not come."""
+def test_the_gate_of_an_unaudited_text_is_closed(share: float) -> None:
+    """Otherwise its tokens would count as waiting for an audit that never comes."""
     link = FakeLink(cloud_of(TARGET))
     gate = Skipping()
     gated(gate, link, audit_share=share).run()
@@ -127,7 +127,7 @@ def test_the_gate_of_a_text_that_is_not_audited_is_closed(share: float) -> None:
 
 
 class Skipping(Gate):
-    """A gate that asks about no token, and checks that nothing is reported after it was closed."""
+    """A gate that skips every token, and checks that it receives nothing after its close."""
 
     def __init__(self) -> None:
         self.times_closed = 0
@@ -220,7 +220,7 @@ def test_every_ending_closes_the_gate_once(ending: str) -> None:
 
 
 class Replaying:
-    """An `RiskModel` that follows the text by events alone, and finds every third token risky."""
+    """A `RiskModel` that follows the text by events alone, and finds every third token risky."""
 
     def __init__(self) -> None:
         self.text = [*PROMPT]
@@ -273,7 +273,7 @@ def test_the_risk_model_is_in_step_with_the_text(stop_at: int | None) -> None:
 
 
 class Once(Gate):
-    """Asks about the first token, and about none after it."""
+    """Fires at the first token alone."""
 
     def __init__(self) -> None:
         self._asked = False

@@ -1,4 +1,4 @@
-"""The engine that loses its cloud and finds it again, in virtual time; no gRPC, no files."""
+"""An engine that loses its cloud and reconnects, in virtual time; no gRPC, no files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.fakes.link import FakeLink, cloud_of
 
 @dataclass
 class EveryFifth(Gate):
-    """A gate that fires on every fifth token, whatever it is."""
+    """A gate that fires on every fifth token."""
 
     seen: int = field(default=0)
 
@@ -41,7 +41,7 @@ class EveryFifth(Gate):
 
 
 def going_on(*links: FakeLink, **settings: Any) -> tuple[EngineHarness, list[Event], float]:
-    """Run with these links, one after the other; the last value is the seconds that it took."""
+    """Run with these links, one after the other; return the harness, its events and the seconds."""
 
     async def play() -> tuple[EngineHarness, list[Event], float]:
         clock = virtual_time.LoopClock()
@@ -62,13 +62,13 @@ def test_a_reset_changes_nothing_of_the_text(lasts: tuple[int | None, ...], mode
     _, events, _ = going_on(*links, mode=mode, takeover_tokens=takeover)
     assert written(events) == cloud_text(40)
     stats = finished(events).stats
-    assert stats.reconnects == sum(count != 0 for count in lasts[1:]), "streams on which nobody answered do not count"
+    assert stats.reconnects == sum(count != 0 for count in lasts[1:]), "streams without an answer do not count"
     assert stats.bytes_up == sum(link.bytes_up for link in links), "the lost links' traffic counts"
     assert stats.bytes_down == sum(link.bytes_down for link in links)
     assert [link.cancelled for link in links] == [True] * (len(links) - 1) + [False]
 
 
-def test_the_new_stream_begins_where_the_cloud_is_known_to_have_read() -> None:
+def test_the_new_stream_begins_after_the_tokens_read_by_the_cloud() -> None:
     first, second = FakeLink(cloud_of(TARGET), lasts=3), FakeLink(cloud_of(TARGET))
     harness, events, _ = going_on(first, second, disturbance=0.0)
     (opened, *_), (reopened, *_) = first.sent, second.sent
@@ -76,13 +76,15 @@ def test_the_new_stream_begins_where_the_cloud_is_known_to_have_read() -> None:
     assert reopened == replace(opened, committed_token_ids=tuple(cloud_text(5))), "a span of four, and its bonus"
     drafts = [frame for frame in second.sent if isinstance(frame, Draft)]
     assert (drafts[0].revision, drafts[0].start) == (0, 8)
-    assert not [event for event in events if isinstance(event, Retracted)], "nothing provisional was given up"
+    assert not [event for event in events if isinstance(event, Retracted)], "no provisional token was given up"
     assert len(harness.model.fed) <= 41, "and nothing drafted twice"
     stats = finished(events).stats
-    assert stats.round_trips + stats.hidden_round_trips == 1 + len(drafts), "lost requests count once, as asked again"
+    assert stats.round_trips + stats.hidden_round_trips == 1 + len(drafts), (
+        "a lost request that is repeated counts once"
+    )
 
 
-def test_an_outage_is_waited_out_with_growing_pauses() -> None:
+def test_retries_during_an_outage_have_growing_pauses() -> None:
     links = lasting(3, *[0] * 8, None)
     _, events, seconds = going_on(*links)
     assert written(events) == cloud_text(40)
@@ -104,7 +106,7 @@ def test_a_cloud_that_stays_lost_is_reported_with_the_first_error_and_the_attemp
     assert type(error) is (CloudUnavailable if failure.status == "UNAVAILABLE" else Overloaded)
     attempts = sum(link.opened_at is not None for link in refused)
     assert error.message.startswith(f"{failure.message}; {attempts} attempts to reconnect within 30000 ms")
-    assert "cloud: it went away" in error.message, "what the last one met"
+    assert "cloud: it went away" in error.message, "the error of the last attempt"
     assert attempts >= 5
     assert 20 < seconds <= 30
     if failure.retry_after_ms is not None:
@@ -112,21 +114,21 @@ def test_a_cloud_that_stays_lost_is_reported_with_the_first_error_and_the_attemp
         assert refused[0].opened_at >= 9.0, "as the cloud asked"
 
 
-def test_a_cloud_that_says_nothing_on_the_new_stream_is_given_up_in_time() -> None:
+def test_reconnecting_to_a_silent_cloud_ends_in_time() -> None:
     _, events, seconds = going_on(FakeLink(lasts=0), FakeLink(), open_deadline_ms=90_000.0)
     assert isinstance(failed(events).error, CloudUnavailable)
     assert "no answer within" in failed(events).error.message
     assert seconds == pytest.approx(30.0, abs=0.01)
 
 
-def test_a_cloud_that_is_there_may_take_its_time_for_the_prompt() -> None:
+def test_a_reachable_cloud_may_take_long_for_the_prompt() -> None:
     slow = FakeLink()
 
     async def play() -> list[Event]:
         harness = EngineHarness(
             FakeLink(lasts=0),
             slow,
-            FakeLink(),  # says nothing
+            FakeLink(),  # never answers
             clock=virtual_time.LoopClock(),
             reconnect_timeout_ms=5_000.0,
             open_deadline_ms=90_000.0,
@@ -141,7 +143,7 @@ def test_a_cloud_that_is_there_may_take_its_time_for_the_prompt() -> None:
     assert isinstance(failed(events).error, CloudTimeout), "the verification deadline, in the end"
 
 
-def test_a_cloud_that_opens_and_never_judges_is_given_up() -> None:
+def test_a_cloud_that_opens_but_never_judges_times_out() -> None:
     class Mute(FakeLink):
         async def open(self, frame: Open) -> None:
             await super().open(frame)
@@ -165,7 +167,7 @@ def test_a_cloud_that_opens_and_never_judges_is_given_up() -> None:
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_an_error_that_another_try_cannot_fix_is_reported_at_once(failure: Failure, first: bool) -> None:
+def test_an_error_without_a_useful_retry_is_reported_at_once(failure: Failure, first: bool) -> None:
     refused = FakeLink()
     refused.deliver(failure)
     never = FakeLink(cloud_of(TARGET))
@@ -176,7 +178,7 @@ def test_an_error_that_another_try_cannot_fix_is_reported_at_once(failure: Failu
 
 
 def test_the_time_for_reconnecting_starts_again_with_every_loss() -> None:
-    """Three outages of some seconds each: more in all than one may take."""
+    """Three outages last a few seconds each, together longer than the timeout."""
     links = lasting(3, *[0] * 6, 3, *[0] * 6, 3, *[0] * 6, None)
     _, events, seconds = going_on(*links, reconnect_timeout_ms=12_000.0)
     assert written(events) == cloud_text(40)
@@ -184,7 +186,7 @@ def test_the_time_for_reconnecting_starts_again_with_every_loss() -> None:
     assert seconds > 4
 
 
-def test_drafting_goes_on_while_the_cloud_is_sought() -> None:
+def test_drafting_continues_while_reconnecting() -> None:
     links = [FakeLink(lasts=0), *[FakeLink(lasts=0) for _ in range(5)], FakeLink(cloud_of(TARGET))]
     _, events, _ = going_on(*links, run_ahead=16)
     found_at = next(index for index, event in enumerate(events) if isinstance(event, Committed))
@@ -192,7 +194,7 @@ def test_drafting_goes_on_while_the_cloud_is_sought() -> None:
     assert written(events) == cloud_text(40)
 
 
-def test_gated_skips_on_without_the_cloud_and_has_the_tokens_audited_later() -> None:
+def test_gated_skips_during_an_outage_and_audits_later() -> None:
     links = lasting(4, 0, 0, None)
     _, events, _ = going_on(*links, mode=Mode.GATED, gate=EveryFifth(), span=1, closing_audit=True)
     text, deviations = list(PROMPT), 0
@@ -208,7 +210,7 @@ def test_gated_skips_on_without_the_cloud_and_has_the_tokens_audited_later() -> 
 
 
 @pytest.mark.parametrize("gate", [Always(), Never()])
-def test_it_goes_on_alone_once_reconnecting_has_failed(gate: Gate) -> None:
+def test_a_text_continues_alone_after_failed_reconnecting(gate: Gate) -> None:
     links = [FakeLink(cloud_of(TARGET), lasts=3), *[FakeLink(lasts=0) for _ in range(100)]]
     _, events, seconds = going_on(*links, gate=gate, continue_without_cloud=True, span=1, run_ahead=8)
     assert len(written(events)) == 40
@@ -217,7 +219,7 @@ def test_it_goes_on_alone_once_reconnecting_has_failed(gate: Gate) -> None:
     assert seconds <= 30
 
 
-def test_cancelling_ends_the_search_at_once() -> None:
+def test_cancelling_ends_reconnecting_at_once() -> None:
     async def play() -> tuple[list[Event], float]:
         first = FakeLink()
         first.deliver(OPENED, Failure("RESOURCE_EXHAUSTED", "full", 20_000))
@@ -231,7 +233,7 @@ def test_cancelling_ends_the_search_at_once() -> None:
     assert seconds == pytest.approx(5.0)
 
 
-def test_a_loss_while_closing_costs_the_audit_only() -> None:
+def test_a_loss_while_closing_loses_only_the_audit() -> None:
     link, never = FakeLink(cloud_of(TARGET)), FakeLink(cloud_of(TARGET))
 
     async def play() -> list[Event]:
@@ -253,7 +255,7 @@ def test_a_loss_while_closing_costs_the_audit_only() -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_text_that_ends_while_the_cloud_is_sought_is_audited_if_that_is_waited_for(waits: bool) -> None:
+def test_a_text_that_ends_while_reconnecting_is_audited_if_configured(waits: bool) -> None:
     busy, back = FakeLink(), FakeLink(cloud_of(TARGET))
     busy.deliver(Failure("RESOURCE_EXHAUSTED", "full", 5_000))
     _, events, seconds = going_on(busy, back, mode=Mode.GATED, gate=Never(), closing_audit=waits)

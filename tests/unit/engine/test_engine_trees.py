@@ -1,4 +1,4 @@
-"""The engine that sends branches next to its text, against a scripted cloud; no gRPC, no files, no real time."""
+"""An engine that sends branches next to its text, against a scripted cloud; no gRPC, no files, no real time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.fakes.link import FakeLink
 from tests.support.fakes.target import FakeTarget
 
 AT = len(PROMPT)
-DRAFT = FakeTarget(disturbance=0.5)  # what the harness's small model thinks
-FOREIGN = 63  # nothing that it would write here
+DRAFT = FakeTarget(disturbance=0.5)  # the harness's small model
+FOREIGN = 63  # a token that it never writes here
 
 
 class Scripted:
@@ -38,7 +38,7 @@ class Scripted:
 
 
 class NotingPipeline(Pipeline):
-    """Remembers the lengths of the spans that were sent."""
+    """Records the lengths of the sent spans."""
 
     def __init__(self) -> None:
         super().__init__(Estimates())
@@ -76,7 +76,7 @@ def silent() -> FakeLink:
     return link
 
 
-def test_branches_go_next_to_the_text_in_one_draft() -> None:
+def test_text_and_branches_share_one_draft() -> None:
     link = silent()
     harness = staged(link, *DRAFTING, Send(branches=PREFIXES))
     harness.engine.pipeline = pipeline = NotingPipeline()
@@ -90,7 +90,7 @@ def test_branches_go_next_to_the_text_in_one_draft() -> None:
 @pytest.mark.parametrize(
     ("most", "tokens", "branches"), [(5, 2, TREE), (4, 2, TREE[:2]), (3, 2, TREE[:1]), (2, 2, ()), (1, 1, ())]
 )
-def test_what_the_cloud_does_not_allow_is_left_out_branches_first_and_from_the_back(
+def test_tokens_beyond_the_clouds_limit_are_left_out_last_branches_first(
     most: int, tokens: int, branches: tuple[BranchToken, ...]
 ) -> None:
     link = silent()
@@ -100,7 +100,7 @@ def test_what_the_cloud_does_not_allow_is_left_out_branches_first_and_from_the_b
     assert draft.branches == branches
 
 
-def test_branches_stand_next_to_what_is_sent_and_not_after_it() -> None:
+def test_only_branches_next_to_the_sent_span_are_sent() -> None:
     link = silent()
     staged(link, *DRAFTING, Send(1, branches=PREFIXES), Send(branches=PREFIXES)).run()
     first, second = drafts(link)
@@ -109,7 +109,7 @@ def test_branches_stand_next_to_what_is_sent_and_not_after_it() -> None:
 
 
 @pytest.mark.parametrize("own", [ranked((*PROMPT, OTHER, NEXT), 0), FOREIGN])
-def test_a_branch_that_stands_is_committed_at_once_and_drafted_on(own: int) -> None:
+def test_an_accepted_branch_is_committed_at_once_and_continued(own: int) -> None:
     def cloud(frame: ClientFrame) -> Iterable[ServerFrame]:
         match frame:
             case Open():

@@ -25,7 +25,7 @@ def attempts(seed: int, timeout_ms: float, *, takes_ms: float = 0.0) -> list[flo
 
 @pytest.mark.parametrize("timeout_ms", [50.0, 400.0, 3_000.0, 30_000.0])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_cloud_is_sought_until_the_time_is_over(seed: int, timeout_ms: float) -> None:
+def test_attempts_continue_until_the_time_is_over(seed: int, timeout_ms: float) -> None:
     begun = attempts(seed, timeout_ms)
     shortest_ms = min(100.0, timeout_ms / 10)
     assert timeout_ms - shortest_ms <= begun[-1] <= timeout_ms
@@ -38,16 +38,16 @@ def test_the_last_attempt_leaves_time_for_an_answer() -> None:
     for seed in range(20):
         begun = attempts(seed, 3_000.0, takes_ms=450.0)
         assert begun[-1] <= 3_000.0
-        assert any(2_000.0 <= at <= 2_550.0 for at in begun), "one that can be answered before the time is over"
+        assert any(2_000.0 <= at <= 2_550.0 for at in begun), "an answer can arrive before the time is over"
 
 
-def test_nothing_is_sought_without_time_or_reason() -> None:
+def test_no_attempt_without_time_or_reason() -> None:
     assert attempts(0, 0.0) == []
     for error in (InvalidRequest("bad"), PeerMismatch("another")):
         assert Reconnection(ManualClock(), Random(0), timeout_ms=9e9).pause_ms(error) is None
 
 
-def test_a_cloud_that_wants_to_be_asked_later_is_asked_later_or_not_at_all() -> None:
+def test_a_retry_delay_of_the_cloud_is_respected_or_ends_the_attempts() -> None:
     reconnection = Reconnection(ManualClock(), Random(0), timeout_ms=3_000.0)
     pause_ms = reconnection.pause_ms(Overloaded("full", retry_after_ms=1_000))
     assert pause_ms is not None

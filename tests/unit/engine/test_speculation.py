@@ -17,7 +17,7 @@ from tests.support.device.speculation import PROMPT, START, SpeculationHarness, 
 from tests.support.fakes.clock import ManualClock
 
 
-def test_drafts_are_what_the_model_writes_one_forward_each() -> None:
+def test_each_draft_token_takes_one_forward() -> None:
     harness = drafted(4)
     harness.check()
     assert harness.model.steps == 4
@@ -27,7 +27,7 @@ def test_drafts_are_what_the_model_writes_one_forward_each() -> None:
 # --- Overrides -------------------------------------------------------------------------------------------------------
 
 
-def test_a_foreseen_override_becomes_the_text_with_what_was_drafted_after_it_and_without_a_step() -> None:
+def test_a_foreseen_override_adopts_its_branch_without_a_step() -> None:
     harness = drafted(4)
     at = START + 1
     wanted = second(harness.text[:at])
@@ -79,7 +79,7 @@ def test_an_override_where_no_branch_began_is_drafted_after_again() -> None:
     harness.check()
 
 
-def test_what_agrees_leaves_branches_after_it_alone() -> None:
+def test_agreement_keeps_later_branches() -> None:
     harness = drafted(2)
     harness.draft(2)
     at = START + 3
@@ -92,7 +92,7 @@ def test_what_agrees_leaves_branches_after_it_alone() -> None:
     harness.check()
 
 
-def test_a_second_branch_goes_on_where_it_was_forked() -> None:
+def test_a_second_branch_continues_from_its_fork() -> None:
     harness = drafted(4)
     harness.branch(START, tokens=2)
     harness.branch(START + 2, tokens=1)
@@ -102,7 +102,7 @@ def test_a_second_branch_goes_on_where_it_was_forked() -> None:
     harness.check()
 
 
-def test_a_branch_that_gave_way_is_not_adopted() -> None:
+def test_a_displaced_branch_is_not_adopted() -> None:
     harness = drafted(4, branches=1)
     harness.branch(START, tokens=2)
     harness.branch(START + 1, tokens=2)
@@ -112,7 +112,7 @@ def test_a_branch_that_gave_way_is_not_adopted() -> None:
     harness.check()
 
 
-def test_text_that_is_cut_is_forgotten_with_what_was_read_of_it() -> None:
+def test_cut_text_is_dropped_with_its_proposals() -> None:
     harness = drafted(6)
     harness.override(START, second(harness.text[:START]))
     assert harness.speculation.fed_length <= START + 1
@@ -121,7 +121,7 @@ def test_text_that_is_cut_is_forgotten_with_what_was_read_of_it() -> None:
     harness.check()
 
 
-def test_spans_on_their_way_do_not_outlive_an_override() -> None:
+def test_an_override_voids_spans_in_flight() -> None:
     harness = drafted(3)
     harness.draft(3)
     harness.send()
@@ -196,7 +196,7 @@ def written(harness: SpeculationHarness, *token_ids: int) -> None:
     harness.receive(Continuation(harness.session.final_length, token_ids, handed_back=False))
 
 
-def test_what_the_cloud_writes_as_drafted_stands() -> None:
+def test_draft_tokens_that_a_takeover_repeats_stand() -> None:
     harness = taken_over(ahead=4)
     expected = list(harness.text)
     written(harness, *harness.text[START + 1 : START + 3])
@@ -217,7 +217,7 @@ def test_a_takeover_contradicts_a_draft_that_ran_ahead() -> None:
     harness.check()
 
 
-def test_a_takeover_that_goes_on_after_a_foreseen_token_voids_the_rest_of_the_branch() -> None:
+def test_a_takeover_past_a_foreseen_token_voids_the_rest_of_the_branch() -> None:
     harness = taken_over(ahead=4)
     at = START + 2
     harness.branch(at, tokens=3)
@@ -242,7 +242,7 @@ def test_a_takeover_that_writes_a_foreseen_token_finds_its_branch() -> None:
     harness.check()
 
 
-def test_catching_up_reads_all_at_once_and_gives_the_next_draft_for_nothing() -> None:
+def test_catching_up_takes_one_forward_and_yields_the_next_draft() -> None:
     harness = taken_over()
     written(harness, 1, 2, 3, 4, 5)
     steps = harness.model.steps
@@ -264,7 +264,7 @@ def test_a_draft_after_a_takeover_catches_up_by_itself() -> None:
     harness.check()
 
 
-def test_what_was_caught_up_with_before_the_cloud_wrote_on_is_not_drafted_from() -> None:
+def test_a_proposal_of_an_outdated_catch_up_is_not_drafted() -> None:
     harness = taken_over()
     written(harness, 1, 2, 3)
     harness.catch_up()
@@ -273,7 +273,7 @@ def test_what_was_caught_up_with_before_the_cloud_wrote_on_is_not_drafted_from()
     harness.check()
 
 
-def test_what_came_to_mind_while_reading_teaches_how_often_the_draft_is_right() -> None:
+def test_proposals_while_catching_up_update_the_acceptance_estimate() -> None:
     agreeing, contradicting = taken_over(), taken_over()
     for harness, agrees in ((agreeing, True), (contradicting, False)):
         for _ in range(10):
@@ -285,7 +285,7 @@ def test_what_came_to_mind_while_reading_teaches_how_often_the_draft_is_right() 
     assert agreeing.estimates.risks.corrected(0.2) < contradicting.estimates.risks.corrected(0.2)
 
 
-def test_what_came_to_mind_after_a_text_that_was_cut_teaches_nothing() -> None:
+def test_proposals_after_a_cut_text_update_no_estimate() -> None:
     read, unread = taken_over(ahead=2), taken_over(ahead=2)
     read.catch_up()
     for harness in (read, unread):
@@ -296,10 +296,10 @@ def test_what_came_to_mind_after_a_text_that_was_cut_teaches_nothing() -> None:
     assert read.estimates.risks.corrected(0.2) == unread.estimates.risks.corrected(0.2)
 
 
-# --- Without ---------------------------------------------------------------------------------------------------------
+# --- Without a model -------------------------------------------------------------------------------------------------
 
 
-def test_without_a_model_there_is_nothing_to_keep_in_step() -> None:
+def test_without_a_model_no_rows_are_kept() -> None:
     session = DeviceSession(Open(SessionId("s"), "", SamplingParams(), 57, (), PROMPT), limit=60)
     speculation = Speculation(session, None, Estimates(), ManualClock())
     speculation.follow(Committed(START, 4, Origin.TAKEOVER))
@@ -309,14 +309,14 @@ def test_without_a_model_there_is_nothing_to_keep_in_step() -> None:
     speculation.close()
 
 
-def test_closing_gives_the_models_rows_back() -> None:
+def test_closing_releases_the_models_rows() -> None:
     harness = drafted(2)
     harness.speculation.close()
     with pytest.raises(RuntimeError, match="closed"):
         harness.draft()
 
 
-# --- Whatever happens ------------------------------------------------------------------------------------------------
+# --- Random events ---------------------------------------------------------------------------------------------------
 
 MOVES = ("draft", "both", "branch", "send", "agree", "foreseen", "foreign", "write", "catch up", "hand back")
 
@@ -368,7 +368,7 @@ def _make(harness: SpeculationHarness, move: str, draw: Callable[[int], int]) ->
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_whatever_happens_the_text_is_what_the_model_would_write(data: st.DataObject) -> None:
+def test_after_any_events_the_text_is_the_models_own(data: st.DataObject) -> None:
     harness = SpeculationHarness(branches=data.draw(st.integers(0, 3)), limit=40, eos=(15,))
     for _ in range(data.draw(st.integers(1, 30))):
         possible = [move for move in MOVES if _may(harness, move)]

@@ -1,4 +1,4 @@
-"""Model and draft tree in step with the text where the cloud has judged branches too."""
+"""Model and draft tree in step with the text, if the cloud has judged branches, too."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def branched(
     return harness, wanted, continued([*harness.text[:AT], wanted], 6)
 
 
-def test_a_branch_that_stands_is_the_text_and_what_was_drafted_after_it_the_draft() -> None:
+def test_an_accepted_branch_becomes_text_and_its_rest_the_draft() -> None:
     harness, wanted, after = branched(sent=3, after=5)
     steps = harness.model.steps
     harness.override(AT, wanted, *after[:3])
@@ -54,7 +54,7 @@ def test_a_branch_that_stands_is_the_text_and_what_was_drafted_after_it_the_draf
     harness.check()
 
 
-def test_a_token_that_was_not_drafted_ends_the_branch_and_the_model_keeps_what_agrees() -> None:
+def test_an_undrafted_token_ends_the_branch_and_keeps_its_agreeing_part() -> None:
     harness, wanted, after = branched(sent=4, after=5)
     foreign = (after[2] + 1) % 16
     steps = harness.model.steps
@@ -79,7 +79,7 @@ def test_a_runner_up_alone_needs_no_row_and_brings_one_token_more() -> None:
 
 
 @pytest.mark.parametrize("agrees", [True, False])
-def test_a_branch_that_was_drafted_while_its_runner_up_was_judged_goes_on_after_the_verdict(agrees: bool) -> None:
+def test_a_branch_grown_during_its_verification_continues_after_the_verdict(agrees: bool) -> None:
     harness, wanted, after = branched(sent=1, after=3)
     own = after[0] if agrees else (after[0] + 1) % 16
     harness.override(AT, wanted, own)
@@ -88,7 +88,7 @@ def test_a_branch_that_was_drafted_while_its_runner_up_was_judged_goes_on_after_
     harness.check()
 
 
-def test_a_bonus_after_all_that_was_drafted_of_a_branch_is_read_with_its_last_token() -> None:
+def test_a_bonus_after_a_whole_branch_is_read_with_its_last_token() -> None:
     harness, wanted, after = branched(sent=3, after=2)
     steps = harness.model.steps
     harness.override(AT, wanted, after[0], after[1], 9)
@@ -100,7 +100,7 @@ def test_a_bonus_after_all_that_was_drafted_of_a_branch_is_read_with_its_last_to
     harness.check()
 
 
-def test_a_branch_of_another_position_does_not_come_into_it() -> None:
+def test_a_branch_of_another_position_is_not_used() -> None:
     harness, _, _ = branched(sent=3, after=4)
     other = second(harness.text[:START])
     harness.override(START, other)
@@ -109,7 +109,7 @@ def test_a_branch_of_another_position_does_not_come_into_it() -> None:
     harness.check()
 
 
-def test_who_vouches_for_what_in_a_branch() -> None:
+def test_origins_of_the_tokens_of_a_branch() -> None:
     harness, wanted, after = branched(sent=3, after=2)
     harness.override(AT, wanted, after[0], after[1], 9)
     committed = [event for event in harness.events if isinstance(event, Committed)]
@@ -134,7 +134,7 @@ def test_a_verdict_that_fills_the_text_leaves_nothing_to_draft() -> None:
     harness.check()
 
 
-def test_end_of_text_after_a_branch_ends_the_text_whatever_was_drafted() -> None:
+def test_end_of_text_after_a_branch_ends_the_text_despite_later_drafts() -> None:
     harness, wanted, after = branched(sent=2, after=4)
     eos = next(token for token in range(16) if token not in (*harness.text, wanted, *after))
     harness, wanted, after = branched(sent=2, after=4, eos=(eos,))
@@ -144,7 +144,7 @@ def test_end_of_text_after_a_branch_ends_the_text_whatever_was_drafted() -> None
     harness.check()
 
 
-def test_a_takeover_begins_after_the_branch_and_may_go_on_as_it_was_drafted() -> None:
+def test_a_takeover_begins_after_the_branch_and_may_repeat_its_draft() -> None:
     harness = SpeculationHarness()
     harness.draft(2)
     wanted = second(harness.text[:AT])
@@ -161,10 +161,10 @@ def test_a_takeover_begins_after_the_branch_and_may_go_on_as_it_was_drafted() ->
     harness.check()
 
 
-# --- What is learned -------------------------------------------------------------------------------------------------
+# --- Learning --------------------------------------------------------------------------------------------------------
 
 
-def test_judged_proposals_of_a_branch_teach_how_often_the_draft_is_right() -> None:
+def test_judged_proposals_of_a_branch_update_the_acceptance_estimate() -> None:
     agreeing, silent, contradicting = (branched(sent=4, after=4) for _ in range(3))
     for (harness, wanted, after), further in (
         (agreeing, agreeing[2][:4]),
@@ -195,7 +195,7 @@ def test_a_proposal_after_a_token_that_was_not_drafted_is_not_judged() -> None:
     assert taught[0] == taught[1]
 
 
-# --- Whatever happens ------------------------------------------------------------------------------------------------
+# --- Random events ---------------------------------------------------------------------------------------------------
 
 
 def _verdict(harness: SpeculationHarness, choose: Callable[[list[int]], int]) -> Verdict:
@@ -219,7 +219,7 @@ def _verdict(harness: SpeculationHarness, choose: Callable[[list[int]], int]) ->
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_whatever_is_judged_the_text_is_what_the_model_would_write_after_it(data: st.DataObject) -> None:
+def test_after_any_verdict_the_text_continues_as_the_model_writes(data: st.DataObject) -> None:
     harness = SpeculationHarness(
         branches=data.draw(st.integers(1, 3)), limit=data.draw(st.integers(START + 2, 30)), eos=(15,)
     )

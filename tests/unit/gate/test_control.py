@@ -1,4 +1,4 @@
-"""The promises of the control, on streams of tokens with known risk: with drift, with delay, and for any stream."""
+"""The promises of the control on streams of tokens with known risk: with drift, with delay, and on any stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DELAY = 20  # tokens between a skip and its audit
 def stream(
     random: np.random.Generator, tokens: int, level: float, *, scale: float = 1.0
 ) -> Iterator[tuple[float, bool]]:
-    """Yield risks and overrides; `level` is their mean, `scale` the factor that risks are wrong by."""
+    """Yield risks and overrides; `level` is their mean, `scale` the error factor of the risks."""
     risks = np.minimum(random.gamma(0.25, level / 0.25, tokens), 0.95)
     for risk, dice in zip(risks, random.random(tokens), strict=True):
         yield min(float(risk) * scale, 1.0), bool(dice < risk)
@@ -30,9 +30,9 @@ def stream(
 def run(
     control: Control, tokens: Iterator[tuple[float, bool]], *, delay: int = DELAY, read_on_firing: bool = True
 ) -> tuple[int, int, int]:
-    """Let a gate go by the control's threshold; returns asked, caught and missed."""
+    """Apply the control's threshold to a stream; return the counts of fired, caught and missed tokens."""
     unread: deque[tuple[float, bool]] = deque()
-    generations = (control.register(), control.register())  # that take turns
+    generations = (control.register(), control.register())  # they take turns
     asked = caught = missed = 0
 
     def wait() -> None:
@@ -64,7 +64,7 @@ def run(
 
 
 def asked_in_hindsight(tokens: Sequence[tuple[float, bool]], missed: int) -> int:
-    """Return the number of tokens that a fixed threshold asks about if it misses as many."""
+    """Return the number of tokens at which a fixed threshold fires if it misses as many."""
     risks = sorted((risk for risk, overridden in tokens if overridden), reverse=True)
     threshold = risks[len(risks) - missed - 1]
     return sum(risk >= threshold for risk, _ in tokens)
@@ -77,8 +77,8 @@ def held_out(seed: int, *, level: float = 0.05, tokens: int = 4000) -> HeldOutRi
 
 @pytest.mark.parametrize("catch", [0.8, 0.9, 0.95])
 @pytest.mark.parametrize(("level", "scale"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3), (0.02, 3.0)])
-def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: float, scale: float) -> None:
-    """On a task like that of the calibration, on a harder one, and where the risks are wrong by a factor."""
+def test_the_promised_share_of_overrides_is_caught(catch: float, level: float, scale: float) -> None:
+    """The tasks are as in the calibration, harder, and with risks that are wrong by a factor."""
     control = Control(Promises(catch, 1.0), held_out(1))
     _, caught, missed = run(control, stream(np.random.default_rng(2), 30_000, level, scale=scale))
     assert caught / (caught + missed) == pytest.approx(catch, abs=0.02)
@@ -87,13 +87,13 @@ def test_the_share_that_is_caught_is_the_one_asked_for(catch: float, level: floa
 
 @pytest.mark.parametrize("most", [0.005, 0.01, 0.02])
 @pytest.mark.parametrize(("level", "scale"), [(0.05, 1.0), (0.15, 1.0), (0.15, 0.3)])
-def test_deviations_stay_under_their_ceiling_and_make_use_of_it(most: float, level: float, scale: float) -> None:
+def test_deviations_stay_under_their_ceiling_but_close_to_it(most: float, level: float, scale: float) -> None:
     control = Control(Promises(0.0, most), held_out(1))
     _, _, missed = run(control, stream(np.random.default_rng(3), 30_000, level, scale=scale))
     assert 0.8 * most <= missed / 30_000 <= most + (RESERVE + 1) / 30_000
 
 
-def test_no_more_is_asked_than_a_threshold_chosen_in_hindsight_would() -> None:
+def test_requests_are_close_to_a_threshold_chosen_in_hindsight() -> None:
     tokens = list(stream(np.random.default_rng(4), 30_000, 0.1))
     control = Control(Promises(0.95, 1.0), held_out(1))
     asked, caught, missed = run(control, iter(tokens))
@@ -103,8 +103,8 @@ def test_no_more_is_asked_than_a_threshold_chosen_in_hindsight_would() -> None:
 
 
 @pytest.mark.parametrize("most", [0.01, 0.02])
-def test_what_waits_for_its_audit_for_long_is_no_reason_to_ask_about_everything(most: float) -> None:
-    """As where many texts are written at once: chance alone then finds more deviations at once than a budget holds."""
+def test_long_audits_do_not_raise_the_request_rate(most: float) -> None:
+    """With many concurrent texts, chance alone finds more deviations at once than a budget holds."""
     tokens = list(stream(np.random.default_rng(4), 30_000, 0.03))
     control = Control(Promises(0.0, most), held_out(1))
     asked, _, missed = run(control, iter(tokens), delay=1500, read_on_firing=False)
@@ -113,9 +113,9 @@ def test_what_waits_for_its_audit_for_long_is_no_reason_to_ask_about_everything(
 
 
 def run_many(control: Control, texts: Sequence[Sequence[tuple[float, bool]]]) -> list[tuple[float, bool, bool]]:
-    """Texts side by side, each read when something fires in it, or 60 tokens wait: audits come very late.
+    """Run texts concurrently, each read when a token fires or 60 tokens wait, so that audits are very late.
 
-    Returns of each token its risk, whether it was overridden, and whether the gate fired.
+    Return for each token its risk, whether it was overridden, and whether the gate fired.
     """
     fates: list[tuple[float, bool, bool]] = []
     readers = [(tokens, control.register(), deque[bool]()) for tokens in texts]
@@ -151,7 +151,7 @@ def asked_over_hindsight(fates: Sequence[tuple[float, bool, bool]]) -> float:
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("promises", [Promises(0.95, 1.0), Promises(0.8, 1.0), Promises(0.0, 0.005)])
-def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promises: Promises, scale: float) -> None:
+def test_concurrent_texts_barely_raise_the_request_rate(promises: Promises, scale: float) -> None:
     random = np.random.default_rng(6)
     texts = [list(stream(random, 800, 0.02, scale=scale)) for _ in range(40)]
     fates = run_many(Control(promises, held_out(1)), texts)
@@ -163,8 +163,8 @@ def test_many_texts_at_once_ask_about_hardly_more_than_one_after_the_other(promi
 
 
 @pytest.mark.parametrize("seed", [6, 7, 8])
-def test_deviations_that_come_in_clusters_are_no_reason_to_ask_about_everything(seed: int) -> None:
-    """In half of all stretches of 100 tokens the risks are too low, so that many deviations are found at once."""
+def test_clustered_deviations_do_not_raise_the_request_rate(seed: int) -> None:
+    """In half of all stretches of 100 tokens the risks are too low, and many deviations are found at once."""
     random = np.random.default_rng(seed)
     texts = [
         [token for _ in range(3) for token in stream(random, 100, 0.1, scale=random.choice([0.3, 2.0]))]
@@ -193,8 +193,8 @@ def test_the_factor_of_the_risks_is_learned_from_audits_and_forgotten_with_them(
     assert scale.factor == pytest.approx(1.0, rel=0.1)
 
 
-def test_a_ceiling_is_made_use_of_where_risks_are_twice_or_half_the_truth() -> None:
-    """After what the factor takes to learn, as much is asked as where they are right."""
+def test_a_ceiling_is_used_up_with_risks_wrong_by_a_factor_of_two() -> None:
+    """Once the factor is learned, the gate fires as often as with correct risks."""
     asked = []
     for scale in (0.5, 1.0, 2.0):
         control, random = Control(Promises(0.0, 0.01), held_out(1)), np.random.default_rng(9)
@@ -204,7 +204,7 @@ def test_a_ceiling_is_made_use_of_where_risks_are_twice_or_half_the_truth() -> N
 
 
 def test_a_drift_is_followed() -> None:
-    """After it the gate sees a tenth of the risk, of the likeliest overrides only: the order is wrong, too."""
+    """After the drift the likeliest overrides show a tenth of their risk, so the order is wrong, too."""
     control = Control(Promises(0.9, 1.0), held_out(1))
     random = np.random.default_rng(5)
     run(control, stream(random, 5000, 0.05))
@@ -213,7 +213,7 @@ def test_a_drift_is_followed() -> None:
     assert caught / (caught + missed) == pytest.approx(0.9, abs=0.02)
 
 
-# Long streams that repeat what little is drawn: deviations must come by the dozen to use a budget up.
+# Long streams that repeat a short drawn pattern: only dozens of deviations use a budget up.
 FATES = st.tuples(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=8), st.integers(1, 60)).map(
     lambda drawn: drawn[0] * drawn[1]
 )
@@ -232,7 +232,7 @@ def test_the_long_run_bound_holds_for_any_stream(catch: float, fates: list[tuple
 
 
 def run_with_sampled_audits(control: Control, *, texts: int, share: float) -> tuple[int, int]:
-    """Texts of 20 tokens, of which a share is audited; what the others hold is not learned. Returns caught, missed."""
+    """Run texts of 20 tokens, of which only a share is audited and learned from; return caught and missed."""
     random = np.random.default_rng(7)
     caught = missed = 0
     for _ in range(texts):
@@ -278,15 +278,15 @@ def test_a_share_of_audits_keeps_the_promise_on_average(share: float) -> None:
 @pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("most", [0.005, 0.02])
 def test_a_share_of_audits_keeps_the_ceiling_on_average(share: float, most: float) -> None:
-    """Up to three standard deviations of how many of those allowed are found."""
+    """The tolerance is three standard deviations of the number of allowed deviations that are found."""
     control = Control(Promises(0.0, most), held_out(1))
     _, missed = run_with_sampled_audits(control, texts=1500, share=share)
     allowed = most * 30_000
     assert missed == pytest.approx(allowed, rel=3 / np.sqrt(share * allowed))
 
 
-def test_held_out_tokens_that_prove_nothing_do_not_make_it_ask_for_ever() -> None:
-    """With 60 overrides, no threshold can be shown to catch 0.99 of them; the workload's own tokens can."""
+def test_inconclusive_held_out_tokens_give_way_to_audits() -> None:
+    """60 overrides cannot prove that any threshold catches 0.99 of them; the workload's own tokens can."""
     known = HeldOutRisks.of([0.01] * 140 + [0.5] * 60, [False] * 140 + [True] * 60)
     control = Control(Promises(0.99, 1.0), known)
     assert control.threshold == 0.0
@@ -294,7 +294,7 @@ def test_held_out_tokens_that_prove_nothing_do_not_make_it_ask_for_ever() -> Non
     assert control.threshold > 0.0
 
 
-def test_promises_of_everything_ask_about_everything() -> None:
+def test_total_promises_verify_every_token() -> None:
     tame = HeldOutRisks.of([0.2 + number / 1000 for number in range(100)], [number % 5 == 0 for number in range(100)])
     for promises in (Promises(1.0, 1.0), Promises(0.0, 0.0)):
         control = Control(promises, tame)
@@ -302,13 +302,13 @@ def test_promises_of_everything_ask_about_everything() -> None:
         assert control.threshold == 0.0
 
 
-def test_where_no_risk_was_seen_any_risk_is_asked_about() -> None:
+def test_after_zero_risks_alone_any_risk_fires() -> None:
     control = Control(Promises(0.9, 1.0))
     run(control, iter([(0.0, False)] * 50))
     assert 0.0 < control.threshold < 1e-5
 
 
-def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -> None:
+def test_a_spent_budget_fires_at_every_token_until_overrides_refill_it() -> None:
     control = Control(Promises(0.9, 1.0), held_out(1))
     control.record_audit(7, 7, expected=0.7)
     assert control.threshold == 0.0
@@ -318,7 +318,7 @@ def test_a_spent_budget_asks_about_everything_until_overrides_have_filled_it() -
 
 
 @pytest.mark.parametrize("promises", [Promises(0.9, 1.0), Promises(0.0, 0.1)])
-def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(promises: Promises) -> None:
+def test_a_spent_budget_fires_at_every_token_unless_unread_tokens_refill_it(promises: Promises) -> None:
     control = Control(promises, held_out(1))
     control.record_audit(7, 7, expected=0.7)  # 6.3 over
     assert control.threshold == 0.0
@@ -329,7 +329,7 @@ def test_a_spent_budget_asks_about_everything_but_for_what_waiting_tokens_allow(
     assert control.threshold == 0.0
 
 
-def test_without_held_out_tokens_everything_is_asked_about_at_first() -> None:
+def test_without_held_out_tokens_every_token_fires_at_first() -> None:
     control = Control(Promises())
     assert control.threshold == 0.0
     run(control, stream(np.random.default_rng(6), 200, 0.05))
@@ -353,7 +353,7 @@ def test_promises_are_checked_and_can_be_switched_off() -> None:
 
 
 def test_calibrated_thresholds_by_hand() -> None:
-    """Overrides at .4, .6 and .8; the loss of one more token is always reckoned with."""
+    """Overrides have the risks .4, .6 and .8; the bound always includes the loss of one more token."""
     known = HeldOutRisks.of([0.8, 0.1, 0.2, 0.4, 0.6, 0.9], [True, False, False, True, True, False])
     assert known.for_catch(1.0) == 0.0
     assert known.for_catch(0.5) == 0.6  # one missed: 1 - 0.5 * 3 + 0.5 <= 0; two would be 0.5 + 0.5
@@ -362,21 +362,21 @@ def test_calibrated_thresholds_by_hand() -> None:
     assert known.for_deviation(1.0) > 1.0
 
 
-def test_tokens_of_one_risk_are_asked_about_together() -> None:
+def test_tokens_of_equal_risk_fire_together() -> None:
     known = HeldOutRisks.of([0.1, 0.3, 0.3, 0.3], [False, False, False, True])
     assert known.for_deviation(0.2) == 0.3
 
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 1000), catch=st.sampled_from([0.8, 0.9, 0.95]))
-def test_a_calibrated_threshold_keeps_its_promise_where_it_was_made(seed: int, catch: float) -> None:
+def test_a_calibrated_threshold_keeps_its_promise_on_its_own_data(seed: int, catch: float) -> None:
     known = held_out(seed, tokens=2000)
     threshold = known.for_catch(catch)
     missed = int(known.overridden[known.risks < threshold].sum())
     assert missed + catch <= (1 - catch) * int(known.overridden.sum()) + 1e-9
 
 
-def test_calibrated_thresholds_keep_the_promise_on_average_elsewhere() -> None:
+def test_calibrated_thresholds_keep_the_promise_on_average_on_new_data() -> None:
     """The mean loss of fresh streams is at most 0, up to four standard errors."""
     losses = []
     for seed in range(60):
@@ -387,7 +387,7 @@ def test_calibrated_thresholds_keep_the_promise_on_average_elsewhere() -> None:
     assert np.mean(losses) <= 4 * np.std(losses) / np.sqrt(len(losses))
 
 
-def test_held_out_tokens_that_make_no_sense_are_refused() -> None:
+def test_invalid_held_out_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match="2 risks of 1 tokens"):
         HeldOutRisks.of([0.1, 0.2], [True])
     with pytest.raises(ConfigError, match="outside"):

@@ -35,7 +35,7 @@ def test_kinds(text: str, kind: TokenKind) -> None:
     assert kind_of(text) is kind
 
 
-def test_the_first_token_has_nothing_before_it() -> None:
+def test_the_first_token_has_no_history() -> None:
     first = named(Features(read))
     assert first["log_coupled_margin"] == pytest.approx(math.log(0.2))
     assert first["log_doubted"] == pytest.approx(math.log(0.6))
@@ -47,7 +47,7 @@ def test_the_first_token_has_nothing_before_it() -> None:
     )
 
 
-def test_the_text_before_counts() -> None:
+def test_features_depend_on_the_text_before() -> None:
     features = Features(read)
     for token_id, signal in ((1, SURE), (2, DOUBT), (3, SURE), (4, SURE), (5, None), (6, DOUBT)):
         features.append(token_id, signal)
@@ -69,7 +69,7 @@ def test_fences_open_and_close() -> None:
     assert fenced == [0, 1, 1, 1, 0, 0]
 
 
-def test_what_is_cut_leaves_no_trace() -> None:
+def test_cut_text_leaves_no_trace() -> None:
     features, straight = Features(read), Features(read)
     for token_id in (1, 2):
         features.append(token_id, SURE)

@@ -1,4 +1,4 @@
-"""Gates decide from a signal and from what became of those before, and every mode has one."""
+"""Gates decide from a signal and from the outcomes of earlier tokens, and every mode has one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_threshold_fires_at_its_value() -> None:
     [("threshold", [0.9]), ("always", [0.0, 0.1, 0.9]), ("never", []), ("budgeted", [0.0, 0.1, 0.9])],
 )
 def test_the_gate_of_a_policy(policy: str, risks_that_fire: list[float]) -> None:
-    """The budgeted one knows nothing yet, and so asks about everything."""
+    """The budgeted gate has no data yet, and so fires at every token."""
     gate = Gates(GateSettings.model_validate({"policy": policy, "risk": 0.3})).gate(Mode.GATED, Promises())
     assert [risk for risk in (0.0, 0.1, 0.9) if gate.fires(signal(risk))] == risks_that_fire
 
@@ -98,7 +98,7 @@ def test_generations_of_one_promise_share_its_control() -> None:
 
 
 def test_a_ledger_distinguishes_all_ends_of_a_token() -> None:
-    """Skipped, fired and confirmed, fired and overridden, written by the cloud; then read."""
+    """Tokens are skipped, fired and confirmed, fired and overridden, or written by the cloud, and then read."""
     ledger = Ledger()
     doubt = signal(0.25)
     events: list[SessionEvent] = [
@@ -122,8 +122,8 @@ def test_a_ledger_distinguishes_all_ends_of_a_token() -> None:
 
 @settings(max_examples=200)
 @given(pair=pairs(Mode.GATED, resets=True))
-def test_a_ledger_never_counts_too_few(pair: Pair) -> None:
-    """At no moment are there more deviations in the final text than it allows for; at the end it knows them all."""
+def test_a_ledger_never_underestimates_deviations(pair: Pair) -> None:
+    """The final text never has more deviations than the ledger allows for; at the end the ledger is exact."""
     pair.run()
     ledger, text, deviations = Ledger(), list(PROMPT), 0
     text += pair.resumed
@@ -138,7 +138,7 @@ def test_a_ledger_never_counts_too_few(pair: Pair) -> None:
     assert ledger.audited == pair.device.tally.skipped_tokens
 
 
-def test_where_skips_are_provisional_one_that_gives_way_counts_as_a_deviation() -> None:
+def test_an_overridden_provisional_skip_counts_as_a_deviation() -> None:
     for fired, expected in ((True, (1, 0)), (False, (0, 1))):
         ledger = Ledger(stay_provisional=True)
         ledger.follow(Drafted(3, 1, signal(0.25), fired))
@@ -150,7 +150,7 @@ def test_where_skips_are_provisional_one_that_gives_way_counts_as_a_deviation() 
         assert ledger.unread == {}
 
 
-def test_where_skips_are_provisional_one_that_stands_was_read_too() -> None:
+def test_a_provisional_skip_that_stands_counts_as_read() -> None:
     ledger = Ledger(stay_provisional=True)
     ledger.follow(Drafted(3, 1, signal(0.25)))
     ledger.follow(Drafted(4, 2, signal(0.5)))
@@ -177,8 +177,8 @@ def test_a_gate_reports_its_tokens_to_its_control() -> None:
     assert control.totals.catch == 0.5
 
 
-def test_an_open_gate_counts_and_a_closed_one_does_not_in_spite_of_references() -> None:
-    """Closing decides, not garbage collection: both gates are alive all the time, and then none is."""
+def test_open_gates_count_and_closed_ones_do_not() -> None:
+    """Closing decides, not garbage collection: both gates stay referenced until the end."""
     spent = HeldOutRisks.of([0.01 * number for number in range(1, 61)], [True] * 60)
     control = Control(Promises(0.9, 1.0), spent)
     control.record_audit(7, 7, expected=0.7)
@@ -201,10 +201,10 @@ def test_an_open_gate_counts_and_a_closed_one_does_not_in_spite_of_references() 
 
     abandoned()
     gc.collect()
-    assert control.threshold > 0.0, "a gate that nobody closed counts, even if nobody holds it"
+    assert control.threshold > 0.0, "an unclosed gate counts, even without references"
 
 
-def test_a_closed_gate_receives_nothing_more_and_is_closed_once() -> None:
+def test_a_closed_gate_receives_nothing_and_closes_once() -> None:
     calls: list[str] = []
 
     class Noting(Gate):
@@ -226,7 +226,7 @@ def test_a_closed_gate_receives_nothing_more_and_is_closed_once() -> None:
 
 def test_a_gate_without_a_close_can_be_closed() -> None:
     class Older:
-        """Has the methods that the protocol once had, and does not derive from it."""
+        """Has the methods of the former protocol, without deriving from it."""
 
         def fires(self, signal: Signal) -> bool:
             return False
@@ -237,8 +237,8 @@ def test_a_gate_without_a_close_can_be_closed() -> None:
     GateUntilClosed(cast(Gate, Older())).close()
 
 
-def test_a_sampled_audit_stands_for_those_that_were_not_made() -> None:
-    """Seven deviations empty a budget; one does, where one generation in eight is audited."""
+def test_a_sampled_audit_counts_for_the_omitted_ones() -> None:
+    """Seven deviations empty a budget; a single one does if one generation in eight is audited."""
     spent = []
     for weight, deviations in ((1.0, 6), (1.0, 7), (8.0, 1)):
         control = Control(Promises(0.9, 1.0), HeldOutRisks.of([0.01 * number for number in range(1, 61)], [True] * 60))

@@ -35,7 +35,7 @@ def test_signal_equals_its_definition_in_float64(logits: list[float], temperatur
 
 
 @pytest.mark.parametrize("params", [SamplingParams(1.0, top_k=1), SamplingParams(1.0, top_p=0.1), SamplingParams(1.0)])
-def test_truncation_does_not_change_what_is_measured(params: SamplingParams) -> None:
+def test_truncation_does_not_change_the_signal(params: SamplingParams) -> None:
     logits = [1.0, 0.5, 0.25, -1.0]
     measured, plain = signal(logits, params), signal(logits, SamplingParams(1.0))
     assert (measured.entropy_nats, measured.top1_probability, measured.margin) == (
@@ -64,7 +64,7 @@ def test_extreme_temperatures_give_finite_signals(temperature: float) -> None:
     )
 
 
-def test_the_coupled_margin_is_the_choice_s_own() -> None:
+def test_the_coupled_margin_belongs_to_the_choice() -> None:
     soft = softmax(np.array([0.0, 1.0], np.float32), 1.0)
     assert measure(soft, Choice(0, 1.25, 1)).coupled_margin == 1.25
 
@@ -80,7 +80,7 @@ def test_risk_falls_with_the_margin_and_grows_with_entropy(entropy: float, near:
 
 
 def by_brute_force(logits: list[float], token_id: int, points: int = 20_000) -> float:
-    """Return how often a token drawn at a temperature from (0, 2] is another one, by the midpoint rule in float64."""
+    """Return how often a token drawn at a temperature in (0, 2] differs, by the midpoint rule in float64."""
     temperatures = 2 * (np.arange(points) + 0.5) / points
     drawn = special.softmax(np.array(logits, np.float64)[None] / temperatures[:, None], axis=1)
     return float(1 - drawn[:, token_id].mean())

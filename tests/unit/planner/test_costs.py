@@ -15,7 +15,7 @@ from edge_client.planner.spans import best_span, best_take_back
 
 
 def learned(risks: Risks, *, factor: float, tokens: int, seed: int = 7) -> Risks:
-    """Show tokens that are overridden more often, by a factor, than is taken for granted at first."""
+    """Return risks that have seen overrides `factor` times as often as their prior."""
     dice, taken_for_granted = np.random.default_rng(seed), Risks()
     for raw in dice.uniform(0.001, 0.1, tokens):
         risks.judged(float(raw), agreed=bool(dice.random() >= factor * taken_for_granted.corrected(float(raw))))
@@ -32,7 +32,7 @@ def test_a_median_is_the_prior_until_there_is_a_sample() -> None:
     assert (median.value, median.known) == (5.0, True)
 
 
-def test_a_median_bears_outliers_and_forgets_what_is_long_ago() -> None:
+def test_a_median_ignores_outliers_and_forgets_old_samples() -> None:
     median = Recent(20.0, window=5)
     for sample in (10, 11, 900, 12, 10):
         median.add(sample)
@@ -45,7 +45,7 @@ def test_a_median_bears_outliers_and_forgets_what_is_long_ago() -> None:
 # --- Shares ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_share_moves_from_its_prior_to_what_is_seen() -> None:
+def test_a_share_moves_from_its_prior_to_the_samples() -> None:
     share = Share(0.7, weight=10.0)
     assert share.value == pytest.approx(0.7)
     share.add(1.0)
@@ -56,7 +56,7 @@ def test_a_share_moves_from_its_prior_to_what_is_seen() -> None:
     assert share.value == pytest.approx(0.2, abs=0.05)
 
 
-def test_one_sample_counts_for_no_more_than_can_be_remembered() -> None:
+def test_one_sample_counts_for_no_more_than_the_memory() -> None:
     once = Share(1.0, weight=20.0, memory=100.0)
     once.add(8.0, 500.0)
     assert once.value == pytest.approx((20 + 1.6) / 120)
@@ -97,7 +97,7 @@ def test_a_cloud_that_becomes_slower_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 64])
-def test_with_one_length_seen_that_length_is_right_and_none_is_absurd(tokens: int) -> None:
+def test_samples_of_one_length_give_a_right_and_sensible_estimate(tokens: int) -> None:
     reading = ReadingTime(100.0, 3.0)
     for _ in range(50):
         reading.add(tokens, 200.0)
@@ -112,7 +112,7 @@ def test_one_sample_is_enough_for_its_scale() -> None:
     assert reading.base_ms + reading.token_ms * 4 == pytest.approx(8, rel=0.2)
 
 
-def test_times_are_never_negative_whatever_the_noise() -> None:
+def test_times_are_never_negative_despite_noise() -> None:
     dice = np.random.default_rng(11)
     reading = ReadingTime(100.0, 3.0)
     for tokens in dice.integers(1, 33, 500):
@@ -130,7 +130,7 @@ def test_most_of_the_factor_between_raw_risk_and_overrides_is_learned(factor: fl
     before = Risks().corrected(0.1)
     factors = [learned(Risks(), factor=factor, tokens=600, seed=seed).corrected(0.1) / before for seed in range(40)]
     assert abs(np.mean(factors) - factor) < max(0.3 * abs(1 - factor), 0.1)
-    # Few overrides are remembered, so that a change of task is noticed; still, most of what is said is signal.
+    # Few overrides are remembered, so that a change of task is noticed; still, the estimate is mostly signal.
     assert np.std(factors) < 0.5 * factor
 
 
@@ -141,7 +141,7 @@ def test_a_correction_keeps_the_order_and_stays_a_chance() -> None:
     assert 0 < chances[0] < chances[-1] < 1
 
 
-def test_the_typical_risk_is_that_of_tokens_like_those_seen() -> None:
+def test_the_typical_risk_follows_the_seen_tokens() -> None:
     sure, unsure = Risks(), Risks()
     for _ in range(200):
         sure.drafted(0.001)
@@ -154,35 +154,35 @@ def test_the_typical_risk_is_that_of_tokens_like_those_seen() -> None:
 # --- All together ----------------------------------------------------------------------------------------------------
 
 
-def test_before_anything_is_known_costs_are_the_priors() -> None:
+def test_without_samples_costs_are_the_priors() -> None:
     prior = Costs()
     costs = Estimates().costs()
     assert (costs.draft_ms, costs.rtt_ms, costs.read_base_ms) == (prior.draft_ms, prior.rtt_ms, prior.read_base_ms)
     assert costs.foresight == prior.foresight
 
 
-def test_a_row_costs_what_it_adds_to_a_forward() -> None:
+def test_the_cost_of_a_row_is_its_addition_to_a_forward() -> None:
     estimates = Estimates()
     estimates.drafted(1, 20.0)
-    assert estimates.costs().row_ms == pytest.approx(5.0), "a guess, for as long as no branch was drafted"
+    assert estimates.costs().row_ms == pytest.approx(5.0), "a guess until a branch is drafted"
     for _ in range(100):
         estimates.drafted(3, 32.0)
     assert estimates.costs().draft_ms == 20.0
     assert estimates.costs().row_ms == pytest.approx(6.0, rel=0.05)
     for _ in range(100):
         estimates.drafted(2, 15.0)
-    assert 0 <= estimates.costs().row_ms < 2, "a forward that was quicker than most gains no time by more rows"
+    assert 0 <= estimates.costs().row_ms < 2, "more rows cannot make a forward faster"
     for _ in range(100):
         estimates.drafted(2, 900.0)
-    assert 16 < estimates.costs().row_ms <= 20, "a forward of its own would take no longer"
+    assert 16 < estimates.costs().row_ms <= 20, "a separate forward would take no longer"
 
 
-def test_a_row_that_was_dear_once_gets_another_chance() -> None:
-    """The first forward with branches takes their memory; where rows seem dear there is none to learn more from."""
+def test_a_row_that_was_expensive_once_gets_another_chance() -> None:
+    """The first forward with branches allocates memory; if rows seemed expensive, no other would follow."""
     estimates = Estimates()
     estimates.drafted(1, 20.0)
     estimates.drafted(2, 80.0)
-    assert estimates.costs().row_ms < 10.0, "one forward says little"
+    assert estimates.costs().row_ms < 10.0, "one forward changes little"
     for _ in range(10):
         estimates.drafted(2, 80.0)
     assert estimates.costs().row_ms > 14.0
@@ -191,7 +191,7 @@ def test_a_row_that_was_dear_once_gets_another_chance() -> None:
     assert estimates.costs().row_ms == pytest.approx(5.0, rel=0.1)
 
 
-def test_streaming_is_reckoned_as_readings_of_one_token_until_it_is_seen() -> None:
+def test_streaming_costs_forwards_of_one_token_until_measured() -> None:
     estimates = Estimates()
     for _ in range(20):
         estimates.read(1, 300.0)
@@ -200,7 +200,7 @@ def test_streaming_is_reckoned_as_readings_of_one_token_until_it_is_seen() -> No
     assert estimates.costs().stream_ms == 250.0
 
 
-def test_a_token_takes_what_the_cloud_says_or_as_long_as_the_link_needs_for_it() -> None:
+def test_a_streamed_token_takes_the_longer_of_cloud_and_link() -> None:
     bunched, held_up = Estimates(), Estimates()
     for elapsed_ms in (0.0, 0.0, 120.0) * 5:
         bunched.streamed(elapsed_ms, 40.0)
@@ -209,11 +209,11 @@ def test_a_token_takes_what_the_cloud_says_or_as_long_as_the_link_needs_for_it()
     assert held_up.costs().stream_ms == 70.0
 
 
-def test_a_promise_is_believed_until_it_was_broken_and_again_once_it_is_kept() -> None:
+def test_delivery_drops_after_broken_promises_and_recovers() -> None:
     estimates = Estimates()
     assert estimates.delivery == 1.0
     estimates.delivered(0, 2.0)
-    assert estimates.delivery > 0.9, "one override says little"
+    assert estimates.delivery > 0.9, "one override changes little"
     for _ in range(50):
         estimates.delivered(2, 4.0)
     assert estimates.delivery < 0.6
@@ -222,7 +222,7 @@ def test_a_promise_is_believed_until_it_was_broken_and_again_once_it_is_kept() -
     assert estimates.delivery == 1.0
 
 
-def test_spans_that_broke_their_promise_get_another_chance_once_the_cloud_has_streamed_for_long() -> None:
+def test_spans_get_another_chance_after_long_streaming() -> None:
     estimates = Estimates()
     for _ in range(50):
         estimates.delivered(2, 4.0)
@@ -234,7 +234,7 @@ def test_spans_that_broke_their_promise_get_another_chance_once_the_cloud_has_st
     assert estimates.delivery > 0.9
 
 
-def test_an_observer_gets_each_span_that_the_cloud_reads_from_then_on() -> None:
+def test_an_observer_receives_each_later_span_that_the_cloud_reads() -> None:
     estimates = Estimates()
     estimates.read(1, 5.0)
     seen: list[tuple[int, float]] = []
@@ -243,7 +243,7 @@ def test_an_observer_gets_each_span_that_the_cloud_reads_from_then_on() -> None:
     assert seen == [(3, 12.5)]
 
 
-def test_overrides_teach_how_often_branches_hit_and_how_long_they_are() -> None:
+def test_overrides_update_hit_rate_and_length_of_branches() -> None:
     estimates = Estimates()
     before = estimates.hit
     for _ in range(100):
@@ -257,14 +257,14 @@ def test_overrides_teach_how_often_branches_hit_and_how_long_they_are() -> None:
     assert estimates.costs().foresight < 0.1
 
 
-def test_survival_is_the_chance_that_all_stand() -> None:
+def test_survival_is_the_chance_that_all_tokens_stand() -> None:
     assert survival([]) == 1.0
     assert survival([0.5, 0.2]) == 0.4
     assert survival([0.1, 1.0]) == 0.0
 
 
-def test_times_of_nothing_leave_everything_finite() -> None:
-    """A coarse clock, or a cloud that says that its work took no time, must not end a generation."""
+def test_times_of_zero_keep_all_estimates_finite() -> None:
+    """A coarse clock, or a cloud that reports times of 0, must not end a generation."""
     estimates = Estimates()
     for _ in range(20):
         estimates.drafted(1, 0.0)

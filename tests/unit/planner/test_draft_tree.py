@@ -1,4 +1,4 @@
-"""The draft tree: which branches are worth drafting, and what becomes of them when the cloud has spoken."""
+"""The draft tree: the value of branches, and their outcomes after verdicts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def proposal(token_id: int, risk: float, runner_up: int = 99) -> Proposal:
 
 
 class Tree(DraftTree):
-    """A tree above a text that is given by hand."""
+    """A tree above a text made by hand."""
 
     def __init__(self, rows: int, *, limit: int, risk: Callable[[float], float] = lambda raw: raw) -> None:
         self.text: dict[int, Proposal] = {}
@@ -49,12 +49,12 @@ def sites(tree: DraftTree) -> dict[int, Any]:
 # --- Chances ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_branch_is_as_likely_as_an_override_that_is_the_runner_up_where_all_before_stands() -> None:
+def test_the_chance_of_a_branch_is_survival_times_override_by_the_runner_up() -> None:
     tree = tree_of([0.1, 0.5, 0.2])
     assert sites(tree) == {10: 0.1 * HIT, 11: 0.9 * 0.5 * HIT, 12: 0.9 * 0.5 * 0.2 * HIT}
 
 
-def test_planting_does_not_change_a_chance_and_every_token_of_a_branch_makes_it_smaller() -> None:
+def test_planting_keeps_a_chance_and_each_branch_token_lowers_it() -> None:
     tree = tree_of([0.1, 0.5])
     branch = tree.plant(11)
     assert (branch.first, branch.unread) == (81, 81)
@@ -65,14 +65,14 @@ def test_planting_does_not_change_a_chance_and_every_token_of_a_branch_makes_it_
     assert sites(tree)[11] == 0.9 * 0.5 * HIT * 0.75 * 0.5
 
 
-def test_what_the_cloud_confirms_before_a_branch_makes_it_likelier() -> None:
+def test_confirmed_tokens_before_a_branch_make_it_likelier() -> None:
     tree = tree_of([0.6, 0.5])
     tree.plant(11)
     tree.settle(11)
     assert sites(tree) == {11: 0.5 * HIT}
 
 
-def test_chances_are_those_of_the_correction_when_the_token_was_drafted() -> None:
+def test_chances_use_the_correction_at_the_time_of_the_draft() -> None:
     tree = Tree(1, limit=100, risk=lambda raw: raw / 2)
     tree.draft(4, proposal(50, 0.8))
     assert tree.risk(4) == pytest.approx(0.4)
@@ -80,14 +80,14 @@ def test_chances_are_those_of_the_correction_when_the_token_was_drafted() -> Non
     assert sites(tree) == {4: 0.4 * HIT}
 
 
-def test_without_rows_there_is_nowhere_to_branch() -> None:
+def test_without_rows_there_are_no_branch_sites() -> None:
     assert list(tree_of([0.5, 0.5], rows=0).sites()) == []
 
 
 # --- Ends ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_branch_that_has_reached_end_of_text_is_not_drafted_on() -> None:
+def test_a_branch_at_end_of_text_does_not_grow() -> None:
     tree = tree_of([0.5])
     tree.plant(10)
     tree.grow(10, proposal(EOS, 0.1))
@@ -95,13 +95,13 @@ def test_a_branch_that_has_reached_end_of_text_is_not_drafted_on() -> None:
     assert tree.take(10, 80) is not None, "but it may still become the text"
 
 
-def test_a_branch_that_would_begin_with_end_of_text_is_never_begun() -> None:
+def test_a_branch_never_begins_with_end_of_text() -> None:
     tree = tree_of([0.5])
     tree.draft(11, proposal(51, 0.5, runner_up=EOS))
     assert list(sites(tree)) == [10]
 
 
-def test_branches_end_where_the_text_would_be_full() -> None:
+def test_branches_end_at_the_limit_of_the_text() -> None:
     tree = tree_of([0.5, 0.5, 0.5], limit=13)
     assert list(sites(tree)) == [10, 11], "an override of the last token leaves nothing to draft"
     tree.plant(11)
@@ -112,7 +112,7 @@ def test_branches_end_where_the_text_would_be_full() -> None:
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_least_likely_branch_gives_way() -> None:
+def test_the_least_likely_branch_is_displaced() -> None:
     tree = tree_of([0.5, 0.1, 0.8], rows=2)
     tree.plant(10)
     evicted = tree.plant(11).row
@@ -120,7 +120,7 @@ def test_the_least_likely_branch_gives_way() -> None:
     assert set(tree.branches) == {10, 12}
 
 
-def test_how_far_a_branch_has_come_counts_against_it() -> None:
+def test_a_longer_branch_is_displaced_first() -> None:
     tree = tree_of([0.5, 0.4, 0.8], rows=2)
     tree.plant(10)
     tree.plant(11)
@@ -130,7 +130,7 @@ def test_how_far_a_branch_has_come_counts_against_it() -> None:
     assert set(tree.branches) == {11, 12}
 
 
-def test_what_is_confirmed_before_a_branch_keeps_it_from_giving_way() -> None:
+def test_confirmed_tokens_before_a_branch_keep_it_from_displacement() -> None:
     tree = tree_of([0.9, 0.9, 0.2, 0.5], rows=2)
     tree.plant(11)  # planted while it was unlikely to be reached
     tree.settle(11)
@@ -154,7 +154,7 @@ def test_a_foreseen_override_takes_its_branch_and_frees_every_row() -> None:
 
 
 @pytest.mark.parametrize(("position", "token_id"), [(11, 79), (10, 80), (12, 81)])
-def test_another_override_takes_none_and_voids_all(position: int, token_id: int) -> None:
+def test_an_unforeseen_override_takes_no_branch_and_voids_all(position: int, token_id: int) -> None:
     tree = tree_of([0.5, 0.5, 0.5])
     tree.plant(11)
     assert tree.take(position, token_id) is None
@@ -171,7 +171,7 @@ def test_a_cut_voids_proposals_and_branches_from_there_on() -> None:
     assert set(tree.branches) == {10}
 
 
-def test_judged_positions_are_forgotten_with_their_branches() -> None:
+def test_judged_positions_are_dropped_with_their_branches() -> None:
     tree = tree_of([0.1, 0.2, 0.3])
     tree.plant(10)
     tree.plant(12)
@@ -198,7 +198,7 @@ def test_branch_tokens_follow_the_chain_and_each_other_by_absolute_indices() -> 
     assert all(isinstance(token, BranchToken) for token in tokens)
 
 
-def test_a_prefix_has_as_many_tokens_as_are_wanted_and_drafted() -> None:
+def test_a_prefix_has_at_most_the_wanted_and_drafted_tokens() -> None:
     tree = tree_of([0.5, 0.5])
     grown(tree, 10, 60, 61, 62)
     assert tree.branch_tokens(10, 12, [(10, 2)]) == ((9, 80), (12, 60))
@@ -219,7 +219,7 @@ def test_no_branch_token_lies_at_or_past_the_limit() -> None:
     assert tree.branch_tokens(10, 13, [(11, 9), (12, 9)]) == ((10, 81), (13, 60), (11, 82))
 
 
-def test_the_chances_of_a_branch_are_those_of_its_tokens_one_after_the_other() -> None:
+def test_the_chances_of_a_branch_are_listed_token_by_token() -> None:
     tree = tree_of([0.1, 0.5])
     assert tree.chances(11) == pytest.approx([0.5 * HIT]), "not planted: the runner-up's"
     tree.plant(11)
@@ -240,7 +240,7 @@ def test_rows_are_free_until_branches_take_them() -> None:
     assert tree.free_rows == 2
 
 
-# --- Whatever happens ------------------------------------------------------------------------------------------------
+# --- Random events ---------------------------------------------------------------------------------------------------
 
 
 class TreeMachine(RuleBasedStateMachine):
@@ -319,7 +319,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert not wanted or (*texts[index], *wanted) in texts[len(opened) + 1 :]
 
     def teardown(self) -> None:
-        """Every row that was ever given out can be given out again."""
+        """Check that every row can be used again."""
         self.tree.take(self.length, 0)
         self.tree.cut(0)
         for position in range(self.ROWS):
@@ -330,7 +330,7 @@ class TreeMachine(RuleBasedStateMachine):
 TestTreeMachine = TreeMachine.TestCase
 
 
-def test_two_branches_do_not_take_turns_for_ever_on_one_row() -> None:
+def test_two_branches_do_not_alternate_forever_on_one_row() -> None:
     tree = tree_of([0.4, 0.4], rows=1)
     for _ in range(100):
         chance, start = max(tree.sites(), default=(0.0, -1))
@@ -339,4 +339,4 @@ def test_two_branches_do_not_take_turns_for_ever_on_one_row() -> None:
         if start not in tree.branches:
             tree.plant(start)
         tree.grow(start, proposal(60, 0.5))
-    pytest.fail("there is always a branch that seems worth drafting")
+    pytest.fail("a branch always seems worth drafting")

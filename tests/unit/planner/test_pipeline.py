@@ -1,4 +1,4 @@
-"""Spans in flight: the expected times of answers, and the lessons of those that come."""
+"""Spans in flight: the expected times of answers, and the estimates from received answers."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def about(value: float) -> object:
     return pytest.approx(value, abs=3.0)
 
 
-# --- How long a span would wait ---------------------------------------------------------------------------------------
+# --- Waiting times of spans -------------------------------------------------------------------------------------------
 
 
-def test_an_idle_cloud_makes_nobody_wait() -> None:
+def test_a_span_to_an_idle_cloud_does_not_wait() -> None:
     assert ready().wait_ms(0.0) == 0.0
     assert ready().wait_ms(5000.0) == 0.0
 
@@ -53,7 +53,7 @@ def test_a_span_waits_for_the_one_before_it_and_less_as_time_goes_by() -> None:
     pipeline.sent(4, 1000.0)
     assert pipeline.wait_ms(1000.0) == about(READ_MS)
     assert pipeline.wait_ms(1000.0 + READ_MS / 2) == about(READ_MS / 2)
-    assert pipeline.wait_ms(1000.0 + READ_MS + 10) == 0.0, "it arrives when the other one is read, and not before"
+    assert pipeline.wait_ms(1000.0 + READ_MS + 10) == 0.0, "it arrives when the other span is read, and not before"
 
 
 def test_spans_are_read_one_after_the_other() -> None:
@@ -63,21 +63,21 @@ def test_spans_are_read_one_after_the_other() -> None:
     assert pipeline.wait_ms(1000.0) == about(3 * READ_MS)
 
 
-def test_spans_that_leave_far_apart_do_not_wait_for_each_other() -> None:
+def test_spans_sent_far_apart_do_not_wait_for_each_other() -> None:
     pipeline = ready()
     pipeline.sent(4, 1000.0)
     pipeline.sent(4, 1000.0 + 3 * READ_MS)
     assert pipeline.wait_ms(1000.0 + 3 * READ_MS) == about(READ_MS)
 
 
-def test_a_takeover_by_a_span_on_its_way_begins_when_that_comes() -> None:
+def test_a_takeover_by_a_span_in_flight_begins_at_its_arrival() -> None:
     pipeline = ready()
     pipeline.sent(4, 1000.0)
     answered_ms = 1000.0 + RTT_MS + READ_MS
     pipeline.sent(4, answered_ms - 10.0)
     pipeline.answered(verdict(), answered_ms)
     pipeline.keep(0, begins_takeover=True)
-    assert pipeline.written_by(answered_ms) == 0, "the cloud has yet to get it"
+    assert pipeline.written_by(answered_ms) == 0, "the cloud has not received it yet"
     assert pipeline.written_by(answered_ms + RTT_MS) == about(RTT_MS / STREAM_MS)
     at_once = ready()
     at_once.sent(4, 1000.0)
@@ -87,7 +87,7 @@ def test_a_takeover_by_a_span_on_its_way_begins_when_that_comes() -> None:
     assert at_once.written_by(answered_ms) == int(RTT_MS / STREAM_MS)
 
 
-def test_a_late_answer_holds_up_the_next_span_while_nothing_is_known_of_reading() -> None:
+def test_a_late_answer_delays_the_next_span_without_known_forward_times() -> None:
     guessed, prior = ready(Estimates()), Costs()
     guessed.sent(4, 1000.0)
     due_ms = 1000.0 + prior.rtt_ms + prior.read_ms(4)
@@ -95,11 +95,11 @@ def test_a_late_answer_holds_up_the_next_span_while_nothing_is_known_of_reading(
     assert guessed.wait_ms(due_ms + 300.0) == 300.0 - prior.rtt_ms, "as late again"
     measured = ready()
     measured.sent(4, 1000.0)
-    assert measured.wait_ms(due_ms + 300.0) == 0.0, "a link that holds things up lets them all through at once"
+    assert measured.wait_ms(due_ms + 300.0) == 0.0, "a stalled link delivers everything at once"
 
 
 @pytest.mark.parametrize("late_ms", [-30.0, 200.0])
-def test_an_answer_that_comes_early_or_late_moves_those_after_it(late_ms: float) -> None:
+def test_an_early_or_late_answer_shifts_later_ones(late_ms: float) -> None:
     pipeline = ready()
     pipeline.sent(4, 1000.0)
     pipeline.sent(4, 1000.0)
@@ -112,7 +112,7 @@ def test_an_answer_that_comes_early_or_late_moves_those_after_it(late_ms: float)
     assert pipeline.wait_ms(probe_ms) == about(20)
 
 
-def test_spans_that_an_override_has_voided_are_waited_for_no_more() -> None:
+def test_spans_voided_by_an_override_are_no_longer_waited_for() -> None:
     pipeline = ready()
     for _ in range(3):
         pipeline.sent(4, 1000.0)
@@ -129,7 +129,7 @@ def test_keeping_more_than_there_are_keeps_all() -> None:
     assert pipeline.wait_ms(1000.0) == about(READ_MS)
 
 
-def test_a_new_stream_has_nothing_on_its_way() -> None:
+def test_a_new_stream_has_no_spans_in_flight() -> None:
     pipeline = ready()
     for _ in range(5):
         pipeline.sent(4, 1000.0)
@@ -137,17 +137,17 @@ def test_a_new_stream_has_nothing_on_its_way() -> None:
     assert pipeline.wait_ms(1001.0) == 0.0
 
 
-# --- What is learned of the link --------------------------------------------------------------------------------------
+# --- Estimates of the link --------------------------------------------------------------------------------------------
 
 
-def test_the_round_trip_is_what_a_lone_span_took_less_the_clouds_own_time() -> None:
+def test_the_round_trip_is_the_time_of_a_lone_span_without_the_clouds_own() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(cloud_ms=40, queue_ms=25), 1000.0 + 65 + 77)
     assert pipeline.estimates.costs().rtt_ms == pytest.approx(77)
 
 
-def test_a_span_after_another_teaches_nothing_about_the_link() -> None:
+def test_a_span_after_another_updates_no_link_estimate() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.sent(4, 1001.0)
@@ -158,7 +158,7 @@ def test_a_span_after_another_teaches_nothing_about_the_link() -> None:
     assert pipeline.estimates.costs().rtt_ms == pytest.approx(77), "the lower of the first and the third"
 
 
-def test_a_span_that_waited_for_the_prompt_teaches_nothing_about_the_link() -> None:
+def test_a_span_that_waited_for_the_prompt_updates_no_link_estimate() -> None:
     estimates = Estimates()
     pipeline = Pipeline(estimates)
     pipeline.opened(0.0)
@@ -168,7 +168,7 @@ def test_a_span_that_waited_for_the_prompt_teaches_nothing_about_the_link() -> N
     assert estimates.costs().rtt_ms == Costs().rtt_ms
 
 
-def test_the_first_answer_to_an_open_teaches_the_round_trip() -> None:
+def test_the_first_answer_to_an_open_updates_the_round_trip() -> None:
     pipeline = Pipeline(Estimates())
     pipeline.opened(500.0)
     pipeline.answered(Opened(prefilled=False, context_tokens=512), 583.0)
@@ -178,7 +178,7 @@ def test_the_first_answer_to_an_open_teaches_the_round_trip() -> None:
 def test_a_round_trip_is_never_negative() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
-    pipeline.answered(verdict(cloud_ms=90), 1050.0)  # clocks of two machines
+    pipeline.answered(verdict(cloud_ms=90), 1050.0)  # the clocks of two machines differ
     assert pipeline.estimates.costs().rtt_ms == 0.0
 
 
@@ -192,7 +192,7 @@ def read_prompts(*prompts: tuple[int, float]) -> Estimates:
     return estimates
 
 
-def test_a_span_waits_for_the_prompt_as_long_as_such_prompts_took() -> None:
+def test_a_span_waits_for_the_prompt_by_past_prefill_times() -> None:
     pipeline = Pipeline(read_prompts((100, 1000.0), (200, 2000.0), (100, 1000.0)))
     pipeline.opened(500.0, prompt_tokens=150)
     assert pipeline.wait_ms(500.0) == pytest.approx(1500.0, rel=0.1)
@@ -212,14 +212,14 @@ def test_a_span_sent_before_the_prefill_ends_is_read_after_it() -> None:
 
 
 @pytest.mark.parametrize("prompt_tokens", [0, 100])
-def test_what_is_not_known_makes_nobody_wait(prompt_tokens: int) -> None:
-    """Nor does a prompt whose KV the cloud may still have: that of a session which is opened again."""
+def test_unknown_prefill_times_cause_no_wait(prompt_tokens: int) -> None:
+    """A reopened session causes no wait either, since the cloud may still have the KV of its prompt."""
     pipeline = Pipeline(read_prompts((100, 1000.0)) if not prompt_tokens else known())
     pipeline.opened(0.0, prompt_tokens)
     assert pipeline.wait_ms(0.0) == 0.0
 
 
-def test_a_prompt_teaches_how_long_prompts_take_unless_it_was_opened_again() -> None:
+def test_a_prefill_updates_the_estimate_unless_the_session_was_reopened() -> None:
     pipeline = Pipeline(Estimates())
     pipeline.opened(0.0, prompt_tokens=100)
     pipeline.answered(Opened(True, 512, queue_us=100_000, compute_us=700_000), 900.0)
@@ -229,10 +229,10 @@ def test_a_prompt_teaches_how_long_prompts_take_unless_it_was_opened_again() -> 
     assert pipeline.estimates.prefill_ms(100) == pytest.approx(800.0)
 
 
-# --- What is learned of the cloud -------------------------------------------------------------------------------------
+# --- Estimates of the cloud -------------------------------------------------------------------------------------------
 
 
-def test_readings_teach_base_and_slope_with_the_wait_for_other_devices() -> None:
+def test_forwards_update_base_and_slope_including_the_queue_time() -> None:
     pipeline = ready(Estimates())
     for index in range(60):
         tokens = 1 + index % 16
@@ -241,7 +241,7 @@ def test_readings_teach_base_and_slope_with_the_wait_for_other_devices() -> None
     assert pipeline.estimates.costs().read_ms(8) == pytest.approx(80 + 16, rel=0.05)
 
 
-def test_a_cloud_that_reports_no_times_teaches_none() -> None:
+def test_a_cloud_without_reported_times_updates_no_estimate() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(cloud_ms=0), 1200.0)
@@ -257,7 +257,7 @@ def test_the_pace_of_a_takeover_is_the_time_between_its_tokens() -> None:
     assert pipeline.estimates.costs().stream_ms == pytest.approx(35)
 
 
-def test_tokens_that_came_in_a_bunch_took_the_cloud_no_less_than_it_says() -> None:
+def test_bunched_tokens_took_at_least_the_clouds_reported_time() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(), 1200.0)
@@ -265,7 +265,7 @@ def test_tokens_that_came_in_a_bunch_took_the_cloud_no_less_than_it_says() -> No
     assert pipeline.estimates.costs().stream_ms == pytest.approx(30)
 
 
-def test_a_link_that_holds_tokens_back_does_not_make_the_cloud_seem_slower() -> None:
+def test_tokens_delayed_by_the_link_do_not_slow_the_clouds_pace() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(), 1200.0)
@@ -275,7 +275,7 @@ def test_a_link_that_holds_tokens_back_does_not_make_the_cloud_seem_slower() -> 
     assert pipeline.estimates.costs().stream_ms == pytest.approx(30)
 
 
-def test_a_link_that_is_too_slow_for_the_tokens_sets_the_pace() -> None:
+def test_a_link_slower_than_the_cloud_sets_the_pace() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(), 1200.0)
@@ -285,7 +285,7 @@ def test_a_link_that_is_too_slow_for_the_tokens_sets_the_pace() -> None:
     assert pipeline.estimates.costs().stream_ms == pytest.approx(45)
 
 
-def test_an_empty_hand_back_teaches_no_pace() -> None:
+def test_an_empty_hand_back_updates_no_pace() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(), 1200.0)
@@ -294,18 +294,18 @@ def test_an_empty_hand_back_teaches_no_pace() -> None:
     assert pipeline.estimates.costs().stream_ms == before
 
 
-def test_other_frames_and_answers_to_nothing_do_no_harm() -> None:
+def test_other_frames_and_unexpected_answers_are_ignored() -> None:
     pipeline = ready()
     pipeline.answered(Closed(), 10.0)
     pipeline.answered(verdict(), 20.0)
     assert pipeline.wait_ms(20.0) == 0.0
 
 
-# --- What comes of the long view's promise ----------------------------------------------------------------------------
+# --- The promise of the long view -------------------------------------------------------------------------------------
 
 
 def after_answers_every(elapsed_ms: float, mode: Mode = Mode.EXACT) -> Pipeline:
-    """Five tokens are settled each time."""
+    """Return a pipeline after answers at this interval, with five settled tokens each."""
     pipeline = ready(mode=mode)
     for count in range(1, 13):
         now_ms = elapsed_ms * count
@@ -314,18 +314,18 @@ def after_answers_every(elapsed_ms: float, mode: Mode = Mode.EXACT) -> Pipeline:
     return pipeline
 
 
-def test_answers_that_come_more_slowly_than_promised_lower_the_share_that_is_believed() -> None:
+def test_answers_slower_than_promised_lower_the_delivery() -> None:
     quick, slow = after_answers_every(30.0), after_answers_every(400.0)
     assert not schedule_for(slow.estimates.costs()).streams
     assert quick.estimates.delivery == 1.0, "more than the promise counts as the promise"
     assert slow.estimates.delivery < 0.7
 
 
-def test_a_mode_in_which_tokens_are_final_without_the_cloud_says_nothing_of_the_promise() -> None:
+def test_modes_with_skipped_tokens_do_not_update_the_delivery() -> None:
     assert after_answers_every(400.0, Mode.GATED).estimates.delivery == 1.0
 
 
-def test_the_first_answer_and_what_the_cloud_writes_by_itself_are_no_part_of_the_promise() -> None:
+def test_the_first_answer_and_takeovers_do_not_update_the_delivery() -> None:
     pipeline = ready()
     pipeline.sent(4, 9000.0)
     pipeline.answered(verdict(), 9999.0)
@@ -334,10 +334,10 @@ def test_the_first_answer_and_what_the_cloud_writes_by_itself_are_no_part_of_the
     assert pipeline.estimates.delivery == 1.0
 
 
-# --- What a takeover will have written --------------------------------------------------------------------------------
+# --- Tokens written by a takeover -------------------------------------------------------------------------------------
 
 
-def test_what_the_cloud_writes_until_a_span_arrives() -> None:
+def test_tokens_written_until_a_span_arrives() -> None:
     pipeline = ready()
     pipeline.sent(4, 1000.0)
     pipeline.answered(verdict(), 1200.0)
@@ -347,8 +347,8 @@ def test_what_the_cloud_writes_until_a_span_arrives() -> None:
     assert pipeline.written_by(1200.0 + STREAM_MS) == int(RTT_MS / STREAM_MS)
 
 
-def test_it_never_has_written_less_than_nothing_though_the_round_trip_turns_out_shorter() -> None:
-    """Another generation of the same client may lower the estimate while this one waits."""
+def test_the_number_of_written_tokens_is_never_negative() -> None:
+    """Another generation of the client may lower the estimated round trip while this one waits."""
     pipeline = ready()
     pipeline.sent(0, 1000.0)
     for _ in range(20):
@@ -356,7 +356,7 @@ def test_it_never_has_written_less_than_nothing_though_the_round_trip_turns_out_
     assert pipeline.written_by(1000.0) == 0
 
 
-def test_tokens_that_come_in_one_frame_share_what_the_cloud_says_that_it_took() -> None:
+def test_tokens_of_one_frame_share_its_reported_time() -> None:
     pipeline = ready(Estimates())
     pipeline.sent(0, 0.0)
     pipeline.answered(verdict(), 100.0)
@@ -366,7 +366,7 @@ def test_tokens_that_come_in_one_frame_share_what_the_cloud_says_that_it_took() 
     assert pipeline.estimates.costs().stream_ms == pytest.approx(40.0)
 
 
-def test_a_cloud_that_was_asked_to_write_has_written_nothing_when_it_is_asked() -> None:
+def test_a_takeover_begins_with_no_written_tokens() -> None:
     pipeline = ready()
     pipeline.sent(0, 1000.0)
     assert pipeline.written_by(1000.0) == 0

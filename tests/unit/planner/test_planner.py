@@ -29,7 +29,7 @@ def planner(
 
 
 def run(plan: FixedPlanner, device: DeviceSession, *, steps: int) -> list[Action]:
-    """Follow the plan, while the cloud keeps silent."""
+    """Follow the plan while the cloud sends nothing."""
     actions = []
     for _ in range(steps):
         action = plan.next_action(device)
@@ -58,7 +58,7 @@ def test_one_span_in_flight_and_no_run_ahead_is_synchronous() -> None:
     assert run(plan, session(), steps=99) == [DraftToken(), DraftToken(), DraftToken(), Send(), Wait()]
 
 
-def test_a_verdict_frees_the_way() -> None:
+def test_a_verdict_allows_the_next_span() -> None:
     device = session()
     plan = planner(spans_in_flight=1, run_ahead_tokens=3)
     run(plan, device, steps=99)
@@ -66,7 +66,7 @@ def test_a_verdict_frees_the_way() -> None:
     assert plan.next_action(device) == DraftToken()
 
 
-def test_what_is_left_is_sent_when_nothing_can_be_drafted() -> None:
+def test_the_rest_is_sent_when_nothing_can_be_drafted() -> None:
     ended = session()
     draft(ended, 1, EOS)
     assert planner(span_tokens=8).next_action(ended) == Send()
@@ -78,7 +78,7 @@ def test_what_is_left_is_sent_when_nothing_can_be_drafted() -> None:
     assert planner(span_tokens=8, run_ahead_tokens=2).next_action(ahead) == Send()
 
 
-def test_when_all_is_sent_and_nothing_can_be_drafted_it_waits() -> None:
+def test_the_planner_waits_when_nothing_can_be_sent_or_drafted() -> None:
     device = session()
     draft(device, 1, EOS)
     device.send()
@@ -99,7 +99,7 @@ def test_one_fire_is_sent_at_once_with_a_span_of_one() -> None:
     assert planner(Mode.GATED, span_tokens=1).next_action(device) == Send()
 
 
-def test_cloud_mode_hands_over_all_that_is_left_once() -> None:
+def test_cloud_mode_hands_over_the_rest_once() -> None:
     device = session(limit=30)
     plan = planner(Mode.CLOUD)
     assert run(plan, device, steps=99) == [HandOver(27), Wait()]

@@ -1,4 +1,4 @@
-"""The long view: how fast spans can be, held against schedules that are tried one by one."""
+"""The long view: the best rate of spans, compared with a search over schedules."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ NEVER = 2.0**20
 
 
 def rate_of(costs: Costs, length: Callable[[float], int]) -> float:
-    """Tokens a millisecond of the schedule that sends `length(stock)` tokens; what overrides end is weighed, not drawn.
+    """Return the tokens a millisecond of the schedule that sends `length(stock)` tokens.
 
-    Written from the description of the process, one span after the other until an override is all but certain.
+    Overrides are weighed by their chance, not drawn. The code follows the description of the process, span by span
+    until an override is almost certain.
     """
 
     def until_override(stock: float) -> tuple[float, float]:
@@ -43,7 +44,7 @@ def rate_of(costs: Costs, length: Callable[[float], int]) -> float:
             reading_ms = costs.read_ms(span)
             tokens += reached * (1 + sum(stands))
             time_ms += reached * (max(0.0, span - stock) * costs.draft_ms + reading_ms)
-            reached *= stands[-1] * (1 - costs.risk)  # the cloud's own token has to be as drafted, too
+            reached *= stands[-1] * (1 - costs.risk)  # the cloud's own token must equal the draft, too
             stock = max(0.0, max(0.0, stock - span) + reading_ms / costs.draft_ms - 1)
         return tokens, time_ms
 
@@ -56,7 +57,7 @@ def rate_of(costs: Costs, length: Callable[[float], int]) -> float:
 
 
 def schedules() -> Iterator[Callable[[float], int]]:
-    """Send the stock, within a least and a most length; or draft more first."""
+    """Yield schedules that send the stock within a least and a most length, or draft more first."""
     lengths = [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48]
     for least, most, more in itertools.product(lengths, lengths, (0, 1, 2, 4, 8)):
         if least <= most:
@@ -83,7 +84,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("costs", SETTINGS)
-def test_the_rate_is_that_of_the_best_schedule_that_can_be_found_by_trying(costs: Costs) -> None:
+def test_the_rate_equals_the_best_schedule_of_a_search(costs: Costs) -> None:
     found, tried = schedule_for(costs), best_rate(costs)
     assert not found.streams
     assert tried * 0.99 <= found.rate <= tried * 1.04, "and no schedule of another form is much better"
@@ -112,13 +113,13 @@ def test_the_rate_is_never_below_plain_streaming(stream_ms: float, draft_ms: flo
 
 
 @pytest.mark.parametrize("rtt_ms", [1.0, 64.0, 512.0])
-def test_where_drafting_is_slower_than_the_cloud_the_cloud_streams(rtt_ms: float) -> None:
+def test_the_cloud_streams_where_drafting_is_slower(rtt_ms: float) -> None:
     # A span is one forward of the cloud, as a streamed token is, and each of its tokens takes longer to draft.
     costs = replace(COSTS, draft_ms=128.0, read_base_ms=31.0, read_token_ms=1.0, stream_ms=32.0, rtt_ms=rtt_ms)
     assert schedule_for(costs).streams
 
 
-def test_a_schedule_that_does_not_deliver_gives_way_to_streaming_and_no_sooner() -> None:
+def test_streaming_replaces_exactly_the_schedules_that_deliver_too_little() -> None:
     costs = replace(COSTS, stream_ms=128.0)
     promise = schedule_for(costs)
     assert not promise.streams
@@ -147,14 +148,16 @@ WORSE = {
 
 @pytest.mark.parametrize("stream_ms", [256.0, NEVER])
 @pytest.mark.parametrize("name", WORSE)
-def test_the_rate_falls_with_whatever_costs_more(name: str, stream_ms: float) -> None:
+def test_the_rate_falls_with_every_rising_cost(name: str, stream_ms: float) -> None:
     costs = replace(COSTS, stream_ms=stream_ms)
     rates = [schedule_for(replace(costs, **{name: value})).rate for value in WORSE[name]]
-    assert all(worse <= better * 1.004 for better, worse in itertools.pairwise(rates)), "as precisely as it is solved"
+    assert all(worse <= better * 1.004 for better, worse in itertools.pairwise(rates)), (
+        "within the precision of the solver"
+    )
     assert rates[-1] < 0.95 * rates[0]
 
 
-def test_the_rate_rises_with_foresight_and_with_the_length_of_what_is_foreseen() -> None:
+def test_the_rate_rises_with_foresight_and_with_branch_length() -> None:
     costs = replace(COSTS, rtt_ms=256.0, risk=1 / 8)
     shares = [schedule_for(replace(costs, foresight=share)).rate for share in (0.0, 1 / 4, 1 / 2, 1.0)]
     assert shares == sorted(shares)
@@ -164,14 +167,14 @@ def test_the_rate_rises_with_foresight_and_with_the_length_of_what_is_foreseen()
 
 
 @pytest.mark.parametrize("stream_ms", [256.0, NEVER])
-def test_twice_all_times_is_half_the_rate(stream_ms: float) -> None:
+def test_doubling_all_times_halves_the_rate(stream_ms: float) -> None:
     costs = replace(COSTS, stream_ms=stream_ms)
     names = ("draft_ms", "row_ms", "rtt_ms", "read_base_ms", "read_token_ms", "stream_ms")
     slower = replace(costs, **{name: 2 * getattr(costs, name) for name in names})
     assert schedule_for(slower).rate == pytest.approx(schedule_for(costs).rate / 2, rel=0.01)
 
 
-def test_a_cloud_that_writes_on_until_the_next_span_comes_helps_where_links_are_long() -> None:
+def test_takeovers_until_the_next_span_help_on_long_links() -> None:
     far = replace(COSTS, rtt_ms=1024.0, read_base_ms=64.0, read_token_ms=0.5, stream_ms=64.0)
     silent, helped = schedule_for(replace(far, stream_ms=NEVER)), schedule_for(far)
     assert (silent.cloud_writes_on, helped.cloud_writes_on) == (False, True)
@@ -181,7 +184,7 @@ def test_a_cloud_that_writes_on_until_the_next_span_comes_helps_where_links_are_
 
 
 @pytest.mark.parametrize("zero", ["rtt_ms", "read_token_ms", "foresight", "branch_tokens", "risk"])
-def test_nothing_breaks_where_a_cost_is_nil(zero: str) -> None:
+def test_costs_of_zero_give_a_finite_rate(zero: str) -> None:
     rate = schedule_for(replace(COSTS, stream_ms=256.0, **{zero: 0.0})).rate
     assert math.isfinite(rate)
     assert rate >= 1 / 256

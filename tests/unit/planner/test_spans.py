@@ -1,4 +1,4 @@
-"""The near view, held against a plain reckoning of every length."""
+"""The near view, compared with a plain calculation for every length."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def chance(risks: Sequence[float], count: int, later: float) -> float:
 
 
 def worth(risks: Sequence[float], length: int, wait_ms: float, costs: Costs, rate: float) -> float:
-    """Tokens of a span and of the best one after it, less their time; written from the description."""
+    """Return the tokens of a span and of the best span after it, less their time, as the description defines them."""
 
     def tokens(first: int, count: int) -> float:
         return sum(chance(risks, index, costs.risk) for index in range(first, first + count + 1))
@@ -45,15 +45,15 @@ def worth(risks: Sequence[float], length: int, wait_ms: float, costs: Costs, rat
     return 1 + own - rate * spent_ms + after
 
 
-def test_survivals_are_chances_that_all_before_stand() -> None:
+def test_survivals_are_chances_that_all_earlier_tokens_stand() -> None:
     assert survivals([0.5, 0.2], 4, 0.1) == pytest.approx([1.0, 0.5, 0.4, 0.36, 0.324])
-    assert survivals([0.5, 0.2], 1, 0.1) == pytest.approx([1.0, 0.5]), "cut at the length asked for"
+    assert survivals([0.5, 0.2], 1, 0.1) == pytest.approx([1.0, 0.5]), "cut at the given length"
 
 
 @pytest.mark.parametrize("wait_ms", [0.0, 70.0])
 @pytest.mark.parametrize("risks", [[], [0.02] * 5, [0.02, 0.9, 0.02], [0.3] * 8])
-def test_no_length_is_worth_more_than_the_one_that_is_planned(risks: list[float], wait_ms: float) -> None:
-    dear = 0.5  # a millisecond so dear that the rate given is the one that is used
+def test_no_length_is_worth_more_than_the_planned_one(risks: list[float], wait_ms: float) -> None:
+    dear = 0.5  # a rate so high that the given one is used
     plan = best_span(risks, 12, wait_ms, COSTS, dear)
     values = [worth(risks, length, wait_ms, COSTS, dear) for length in range(1, len(risks) + 13)]
     assert plan.value == pytest.approx(max(values))
@@ -61,7 +61,7 @@ def test_no_length_is_worth_more_than_the_one_that_is_planned(risks: list[float]
 
 
 @given(risks=RISKS, drafts=st.integers(0, 100), wait_ms=st.floats(0, 500), rate=st.floats(1e-4, 1.0))
-def test_a_plan_is_a_length_that_there_is(risks: list[float], drafts: int, wait_ms: float, rate: float) -> None:
+def test_a_plan_is_an_available_length(risks: list[float], drafts: int, wait_ms: float, rate: float) -> None:
     plan = best_span(risks, drafts, wait_ms, COSTS, rate)
     if risks or drafts:
         assert 1 <= plan.tokens <= len(risks) + drafts
@@ -69,16 +69,16 @@ def test_a_plan_is_a_length_that_there_is(risks: list[float], drafts: int, wait_
         assert plan.tokens == 0
 
 
-def test_a_span_ends_before_what_will_be_overridden() -> None:
+def test_a_span_ends_before_a_likely_override() -> None:
     dear = replace(COSTS, read_token_ms=10.0)
     assert best_span([0.01] * 6 + [0.97] + [0.01] * 6, 0, 0.0, dear, RATE).tokens in (6, 7)
 
 
-def test_longer_spans_pay_while_the_cloud_is_busy_anyway() -> None:
+def test_spans_are_longer_while_the_cloud_is_busy() -> None:
     assert best_span([], 60, 300.0, COSTS, RATE).tokens > best_span([], 60, 0.0, COSTS, RATE).tokens
 
 
-def test_where_drafts_are_likelier_wrong_spans_are_shorter() -> None:
+def test_riskier_drafts_give_shorter_spans() -> None:
     lengths = [best_span([], 60, 0.0, replace(COSTS, risk=risk), RATE).tokens for risk in (0.01, 0.1, 0.5)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
@@ -87,30 +87,30 @@ def test_where_drafts_are_likelier_wrong_spans_are_shorter() -> None:
 # --- Taking back -----------------------------------------------------------------------------------------------------
 
 
-def test_taking_back_goes_beyond_what_the_cloud_will_have_written() -> None:
+def test_a_take_back_reaches_beyond_the_tokens_that_the_cloud_writes() -> None:
     for written, drafted in itertools.product((0, 3, 9), (0, 5, 20)):
         plan = best_take_back([0.02] * drafted, written, 40, COSTS)
         assert written < plan.tokens <= 40
 
 
-def test_a_sure_draft_far_ahead_is_worth_taking_back_and_one_that_is_likely_wrong_is_not() -> None:
+def test_only_a_sure_draft_far_ahead_is_worth_a_take_back() -> None:
     sure, unsure = (best_take_back([risk] * 20, 1, 40, replace(COSTS, risk=risk)) for risk in (0.01, 0.9))
     assert sure.value > 1 > 0 > unsure.value
 
 
-def test_what_is_drafted_is_sent_once_more_of_it_would_not_pay_for_its_time() -> None:
+def test_a_draft_is_sent_once_further_tokens_do_not_pay() -> None:
     costs = replace(COSTS, draft_ms=5.0, read_base_ms=300.0, stream_ms=300.0, risk=0.01)
     drafted = next(count for count in range(200) if best_take_back([0.01] * count, 0, 500, costs).tokens <= count)
     assert 20 < drafted <= 64
 
 
-def test_a_failed_take_back_costs_nothing_so_the_risk_of_tokens_that_the_cloud_writes_does_not_count() -> None:
-    """A span that contradicts what the cloud has written is not read, and the cloud writes on."""
+def test_the_risk_of_tokens_that_the_cloud_writes_does_not_count() -> None:
+    """A failed take-back costs nothing: the cloud does not read the contradicting span and continues to write."""
     sure, bold = (best_take_back([risk] * 3 + [0.02] * 20, 3, 40, COSTS) for risk in (0.02, 0.9))
     assert bold.tokens == sure.tokens
     assert bold.value == pytest.approx(sure.value)
 
 
-def test_taking_back_is_worth_less_the_less_is_drafted_beyond_what_the_cloud_will_have_written() -> None:
+def test_a_take_back_is_worth_less_with_fewer_tokens_beyond_the_clouds() -> None:
     values = [best_take_back([0.05] * 20, written, 21, COSTS).value for written in (0, 8, 16, 20)]
     assert values == sorted(values, reverse=True)

@@ -1,4 +1,4 @@
-"""The length of a takeover: the cloud writes on as long as asking again would take longer."""
+"""The length of a takeover: the cloud writes as long as another request would take longer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLOW_LINK = Costs(draft_ms=20.0, rtt_ms=600.0, read_base_ms=80.0, read_token_ms=
 
 
 def clustered(*chances: float) -> OverrideClusters:
-    """Return the clusters after a hundred overrides with this share of others at each distance."""
+    """Return the clusters after a hundred overrides, with this share of further overrides at each distance."""
     override_clusters = OverrideClusters()
     for number in range(1, 101):
         for distance, chance in enumerate(chances, start=1):
@@ -23,11 +23,11 @@ def clustered(*chances: float) -> OverrideClusters:
     return override_clusters
 
 
-def test_nothing_is_known_at_first_and_the_device_writes() -> None:
+def test_without_samples_the_device_writes() -> None:
     assert takeover_tokens(OverrideClusters(), SLOW_LINK) == 0
 
 
-def test_the_cloud_writes_on_as_far_as_overrides_come_in_a_cluster() -> None:
+def test_a_takeover_is_as_long_as_a_cluster_of_overrides() -> None:
     override_clusters = clustered(0.9, 0.7, 0.5, 0.02, 0.9)
     assert takeover_tokens(override_clusters, SLOW_LINK) == 3
 
@@ -39,15 +39,15 @@ def test_the_cloud_writes_on_as_far_as_overrides_come_in_a_cluster() -> None:
         Costs(draft_ms=20.0, rtt_ms=0.0, read_base_ms=10.0, read_token_ms=0.0, stream_ms=80.0),
     ],
 )
-def test_it_does_not_where_asking_again_is_no_dearer_than_a_token_of_the_clouds(costs: Costs) -> None:
+def test_no_takeover_where_a_request_is_as_cheap_as_a_token_of_the_cloud(costs: Costs) -> None:
     assert takeover_tokens(clustered(0.5, 0.5), costs) == 0
 
 
-def test_a_device_that_is_mostly_right_writes_however_fast_the_cloud_is() -> None:
+def test_a_device_that_is_mostly_right_writes_even_with_a_fast_cloud() -> None:
     assert takeover_tokens(clustered(0.1, 0.1), Costs(draft_ms=40.0, rtt_ms=600.0, stream_ms=5.0)) == 0
 
 
-def test_what_nobody_tried_for_long_is_forgotten() -> None:
+def test_old_samples_of_clusters_are_forgotten() -> None:
     override_clusters = clustered(0.9)
     assert takeover_tokens(override_clusters, SLOW_LINK) == 1
     for _ in range(400):
@@ -64,15 +64,15 @@ def asking(estimates: Estimates, limit: int = 200) -> PlannerHarness:
     )
 
 
-def test_gated_says_with_its_question_how_long_the_cloud_may_write_on() -> None:
+def test_gated_sends_the_length_of_a_takeover_with_its_request() -> None:
     far = asking(known(rtt_ms=600, read_ms=80, token_ms=0, stream_ms=80)).decide(Mode.GATED)
     assert far.action == Send(2, 2)
     assert far.figures["takeover"] == 2
     near = asking(known(rtt_ms=5, read_ms=80, token_ms=0, stream_ms=80)).decide(Mode.GATED)
-    assert near.action == Send(1, 0), "after the first one the cloud chooses, and no more"
+    assert near.action == Send(1, 0), "the cloud chooses one token, without a takeover"
 
 
-def test_gated_reads_along_in_chunks_and_takes_nothing_back() -> None:
+def test_gated_reads_along_in_chunks_without_a_take_back() -> None:
     harness = PlannerHarness(known(rtt_ms=60, stream_ms=80)).taken_over(continuation_tokens=12)
     assert harness.decide(Mode.GATED).action == Wait()
     assert harness.written(8, each_ms=80).decide(Mode.GATED).action == CatchUp()
