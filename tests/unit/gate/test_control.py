@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -23,26 +25,22 @@ def stream(
 ) -> Iterator[tuple[float, bool]]:
     """Yield risks and overrides; `level` is their mean, `scale` the error factor of the risks."""
     risks = np.minimum(random.gamma(0.25, level / 0.25, tokens), 0.95)
-    for risk, dice in zip(risks, random.random(tokens), strict=True):
-        yield min(float(risk) * scale, 1.0), bool(dice < risk)
+    overridden = random.random(tokens) < risks
+    yield from zip(np.minimum(risks * scale, 1.0).tolist(), overridden.tolist(), strict=True)
 
 
 def run(
     control: Control, tokens: Iterator[tuple[float, bool]], *, delay: int = DELAY, read_on_firing: bool = True
 ) -> tuple[int, int, int]:
     """Apply the control's threshold to a stream; return the counts of fired, caught and missed tokens."""
-    unread: deque[tuple[float, bool]] = deque()
-    generations = (control.register(), control.register())  # they take turns
+    unread: deque[tuple[float, bool, Unread]] = deque()
+    generations = cycle((control.register(), control.register()))  # they take turns
     asked = caught = missed = 0
 
-    def wait() -> None:
-        risks = [risk for risk, _ in unread]
-        for turn, waiting in enumerate(generations):
-            waiting.tokens, waiting.risk = len(risks[turn::2]), sum(risks[turn::2])
-
     def audit() -> None:
-        risk, overridden = unread.popleft()
-        wait()
+        risk, overridden, generation = unread.popleft()
+        generation.tokens -= 1
+        generation.risk = generation.risk - risk if generation.tokens else 0.0
         control.record_audit(1, int(overridden), expected=risk)
 
     for risk, overridden in tokens:
@@ -54,10 +52,11 @@ def run(
             control.record_caught()
         if not fires:
             missed += overridden
-            unread.append((risk, overridden))
+            generation = next(generations)
+            generation.tokens, generation.risk = generation.tokens + 1, generation.risk + risk
+            unread.append((risk, overridden, generation))
         while len(unread) > delay or (read_on_firing and fires and unread):
             audit()
-        wait()
     while unread:
         audit()
     return asked, caught, missed
@@ -70,6 +69,7 @@ def asked_in_hindsight(tokens: Sequence[tuple[float, bool]], missed: int) -> int
     return sum(risk >= threshold for risk, _ in tokens)
 
 
+@cache
 def held_out(seed: int, *, level: float = 0.05, tokens: int = 4000) -> HeldOutRisks:
     drawn = list(stream(np.random.default_rng(seed), tokens, level))
     return HeldOutRisks.of([risk for risk, _ in drawn], [overridden for _, overridden in drawn])
