@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,22 @@ from chaperone_common.errors import ChaperoneError, ConfigError
 from tests.support.processes.commands import ROOT, environment
 from tests.support.waiting import PATIENCE_S
 
-STRATEGIES = ("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "specedge-4", "assisted")
+INEXACT = ("bild-0-0", "bild-0-9", "uhlm-0", "uhlm-0.4")  # BiLD has a lenient cloud for each of its leniencies
+STRATEGIES = (
+    *("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "specedge-4", "assisted"),
+    *INEXACT,
+)
+FAKE_CLOUD = """
+import sys
+from benchmarks.__main__ import main
+from benchmarks.measured import generations
+generations.SERVE = ("tests.support.processes.fake_server", "serve")
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
+def write_prompts(folder: Path) -> Path:
+    path = folder / "prompts.jsonl"
     rows = [
         {"id": "one", "class": "humaneval", "prompt": "the list of a number is"},
         {"id": "two", "class": "general", "prompt": "write a letter"},
@@ -35,13 +46,18 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def command_of(prompts: Path, *arguments: str) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks", "run", "--prompts", str(prompts), "--pair", "tiny"]
-    return [*command, "--work", str(prompts.parent / "work"), "--max-new-tokens", "12", "--rtt-ms", "4", *arguments]
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path)
 
 
-def start(prompts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = command_of(prompts, *arguments)
+def options_of(prompts: Path, *arguments: str) -> list[str]:
+    options = ["run", "--prompts", str(prompts), "--pair", "tiny", "--work", str(prompts.parent / "work")]
+    return [*options, "--rtt-ms", "4", *arguments]
+
+
+def start(program: tuple[str, str], prompts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *program, *options_of(prompts, *arguments)]
     return subprocess.run(
         command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=150
     )
@@ -53,12 +69,17 @@ def plan_of(prompts: Path, *arguments: str) -> Any:
     return plan_from(parser.parse_args(["--prompts", str(prompts), "--pair", "tiny", *arguments]))
 
 
-@pytest.mark.usefixtures("tiny_pair")
-def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
-    out = tmp_path / "r.json"
-    done = start(prompts, "--strategies", ",".join(STRATEGIES), "--out", str(out))
+@pytest.fixture(scope="module")
+def result(tiny_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the result of a run with real models, all strategies and a link."""
+    folder = tmp_path_factory.mktemp("run")
+    arguments = ("--strategies", ",".join(STRATEGIES), "--max-new-tokens", "24", "--dtype", "float32")
+    done = start(("-m", "benchmarks"), write_prompts(folder), *arguments, "--out", str(folder / "r.json"))
     assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text(encoding="utf-8"))
+    return json.loads((folder / "r.json").read_text(encoding="utf-8"))
+
+
+def test_all_strategies_over_a_link(result: Any) -> None:
     rows = result["generations"]
     assert Counter(row["strategy"] for row in rows) == dict.fromkeys(STRATEGIES, 2)
     assert [row["strategy"] for row in rows[len(STRATEGIES) :]] == rotated(STRATEGIES, 1)
@@ -74,17 +95,35 @@ def test_all_strategies_over_a_link(prompts: Path, tmp_path: Path) -> None:
     assert set(summary["categories"]) == {"humaneval", "general", "all"}
     assert summary["categories"]["all"]["cloud"]["over_cloud"] == 1.0
     assert 0 < summary["link_cpu_share"] < 1
+    assert summary["regret"]["categories"]["all"]["median_ms"].keys().isdisjoint(INEXACT)
+
+
+def test_bild_and_uhlm_over_a_link(result: Any) -> None:
+    entries = result["summary"]["categories"]["all"]
+    assert entries["uhlm-0"]["equal_cloud"] == {"equal": 2, "of": 2}, "every token is asked about"
+    assert entries["uhlm-0"]["deviations_per_100_tokens"] == 0
+    assert entries["bild-0-0"]["equal_cloud"] == {"equal": 2, "of": 2}, "nothing is let stand but what is certain"
+    assert entries["bild-0-9"]["deviations_per_100_tokens"] is None, "nobody counts them"
+
+    def total(name: str, field: str) -> float:
+        return sum(float(row["stats"][field]) for row in result["generations"] if row["strategy"] == name)
+
+    assert total("uhlm-0", "skipped_tokens") == 0 < total("uhlm-0.4", "skipped_tokens")
+    assert total("uhlm-0.4", "round_trips") < total("uhlm-0", "round_trips")
+    assert total("bild-0-9", "overridden_tokens") < total("bild-0-0", "overridden_tokens")
 
 
 IN_ITS_OWN = "import sys; from benchmarks.kit.processes import in_its_own_process as run; sys.exit(run(sys.argv[1:]))"
 
 
 @pytest.mark.usefixtures("tiny_pair")
-@pytest.mark.parametrize("program", [("-m", "benchmarks"), ("-c", IN_ITS_OWN)], ids=["run", "all"])
-def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program: tuple[str, str]) -> None:
+@pytest.mark.parametrize(("program", "dtype"), [(FAKE_CLOUD, "float32"), (IN_ITS_OWN, "auto")], ids=["run", "all"])
+def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program: str, dtype: str) -> None:
     """Also where the run is a process of another one, as those of `all` are."""
-    _, _, _, *options = command_of(prompts, "--strategies", "cloud", "--repeats", "500")
-    command = [sys.executable, *program, *options]
+    options = options_of(
+        prompts, "--strategies", "cloud", "--repeats", "500", "--max-new-tokens", "12", "--dtype", dtype
+    )
+    command = [sys.executable, "-c", program, *options]
     with subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         lines = iter(run.stdout)
@@ -106,8 +145,9 @@ def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program:
 @pytest.mark.usefixtures("tiny_pair")
 def test_a_run_continues_unless_it_is_another_one(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    both = ("--strategies", "cloud,sync-4", "--dtype", "float32", "--out", str(out))
-    first = start(prompts, *both)
+    arguments = ("--strategies", "cloud,sync-4", "--max-new-tokens", "12", "--dtype", "float32", "--out", str(out))
+    start_both = partial(start, ("-c", FAKE_CLOUD), prompts, *arguments)
+    first = start_both()
     assert first.returncode == 0, first.stderr
     assert "4 of 4 generations to make" in first.stdout
     (work,) = (tmp_path / "work").iterdir()
@@ -115,14 +155,14 @@ def test_a_run_continues_unless_it_is_another_one(prompts: Path, tmp_path: Path)
 
     lines = work.read_bytes().splitlines(keepends=True)
     work.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as if it had been killed
-    again = start(prompts, *both)
+    again = start_both()
     assert "2 of 4 generations to make" in again.stdout
     resumed = json.loads(out.read_text(encoding="utf-8"))["generations"]
     assert resumed[:2] == measured[:2]
     assert [row["token_ids"] for row in resumed] == [row["token_ids"] for row in measured]
 
-    assert "generations to make" not in start(prompts, *both).stdout
-    assert "4 of 4 generations to make" in start(prompts, *both, "--fresh", "--cold").stdout
+    assert "generations to make" not in start_both().stdout
+    assert "4 of 4 generations to make" in start_both("--fresh", "--cold").stdout
     cold = json.loads(out.read_text(encoding="utf-8"))["generations"]
     assert all(row["cold_total_ms"] > 0 and row["decode_tokens_per_s"] is None for row in cold)
     assert all(row["costs"]["row_ms"] > 0 for row in cold)
