@@ -1,4 +1,4 @@
-"""JSON Lines in: every line is an object to run or a complaint that names the line."""
+"""JSON Lines as input: every line is an object to run or an error that names the line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_bad_line_does_not_stop_the_others() -> None:
     assert [line.number for line in lines] == [1, 2, 3]
 
 
-def test_a_byte_order_mark_is_no_mistake() -> None:
+def test_a_byte_order_mark_is_accepted() -> None:
     assert only(b'\xef\xbb\xbf{"id": 1}').id == 1
 
 
@@ -63,7 +63,7 @@ def test_a_byte_order_mark_is_no_mistake() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_is_said(raw: bytes, expected: str) -> None:
+def test_each_mistake_in_a_line_is_reported(raw: bytes, expected: str) -> None:
     assert expected in complaint(raw)
 
 
@@ -73,19 +73,19 @@ def test_a_pair_of_surrogates_is_a_character() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 @pytest.mark.parametrize("content", [b"", b"a", b"a\n", b"a\nbc\n\n\r\nd", b"\n\n"])
-def test_blocks_are_cut_into_lines_as_python_cuts_them(content: bytes, size: int) -> None:
+def test_blocks_are_split_into_lines_as_python_does(content: bytes, size: int) -> None:
     blocks = iter([content[start : start + size] for start in range(0, len(content), size)])
     assert list(split_lines(lambda: next(blocks, b""))) == content.splitlines(keepends=True)
 
 
-def test_a_source_without_line_ends_is_given_up() -> None:
+def test_a_source_without_line_ends_is_refused() -> None:
     zeros = bytes(MAX_LINE_BYTES)
     with pytest.raises(InvalidRequest, match="--prompts: a line has no end within"):
         list(split_lines(lambda: zeros))
 
 
-def test_a_line_without_end_takes_no_more_memory_than_is_allowed() -> None:
+def test_a_line_without_end_takes_bounded_memory() -> None:
     blocks = iter([b"x" * 4_000_000] * 20 + [b"\nnext\n"])
     first, second = split_lines(lambda: next(blocks, b""))
-    assert len(first) == MAX_LINE_BYTES + 2, "one more, and the end"
+    assert len(first) == MAX_LINE_BYTES + 2, "one byte more, and the line end"
     assert second == b"next\n"

@@ -1,4 +1,4 @@
-"""Lines at once: their outcomes come in order, and none that is finished is lost."""
+"""Concurrent lines: their outcomes arrive in order, and no finished one is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def numbered(count: int) -> AsyncIterator[Line]:
 
 
 class Work:
-    """Lines that end on demand."""
+    """Lines whose end the test controls."""
 
     def __init__(self) -> None:
         self.gates: dict[int, asyncio.Event] = {}
@@ -78,7 +78,7 @@ def test_a_slow_line_does_not_let_results_pile_up() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_finished_is_delivered_when_the_run_is_cancelled() -> None:
+def test_a_cancelled_run_delivers_finished_lines() -> None:
     async def scenario() -> None:
         work, delivered = Work(), list[int]()
         run = asyncio.create_task(
@@ -91,12 +91,12 @@ def test_what_is_finished_is_delivered_when_the_run_is_cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await run
         assert delivered == [1]
-        assert len(asyncio.all_tasks()) == 1, "nothing runs on"
+        assert len(asyncio.all_tasks()) == 1, "no line keeps running"
 
     asyncio.run(scenario())
 
 
-def test_what_cannot_be_written_ends_the_run() -> None:
+def test_an_output_error_ends_the_run() -> None:
     async def scenario() -> None:
         work = Work()
 

@@ -28,7 +28,7 @@ def test_an_action_is_written_with_its_fields(action: Action, fields: dict[str, 
     assert decision_json(Decision(action, "because")) == {**fields, "reason": "because", "figures": {}}
 
 
-def test_figures_are_rounded_to_what_can_be_read() -> None:
+def test_figures_are_rounded_to_four_digits() -> None:
     figures = {"position": 123456, "at_ms": 1234.5678, "value": -0.000123456, "best": 3.0, "nil": 0.0}
     assert decision_json(Decision(Wait(), "", figures))["figures"] == {
         "position": 123456,

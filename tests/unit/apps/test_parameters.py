@@ -32,16 +32,16 @@ def seed_of(configured: int | None = None, **given: Any) -> int:
     return parse_params(given, GenerationSettings(seed=configured)).sampling.seed
 
 
-def test_a_seed_is_drawn_where_it_matters_and_none_is_given() -> None:
+def test_a_missing_seed_is_drawn_where_it_matters() -> None:
     drawn = {seed_of(temperature=0.7) for _ in range(20)}
     assert len(drawn) == 20
-    assert all(0 <= seed < 2**32 for seed in drawn), "what every reader of JSON keeps whole"
+    assert all(0 <= seed < 2**32 for seed in drawn), "every JSON reader represents it exactly"
     assert seed_of(temperature=0.0) == 0
     assert seed_of() == 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_seed_that_is_given_or_configured_is_kept(temperature: float) -> None:
+def test_a_given_or_configured_seed_is_kept(temperature: float) -> None:
     assert seed_of(temperature=temperature, seed=0) == 0
     assert seed_of(temperature=temperature, seed=2**64 - 1) == 2**64 - 1
     assert seed_of(7, temperature=temperature) == 7
@@ -50,7 +50,7 @@ def test_a_seed_that_is_given_or_configured_is_kept(temperature: float) -> None:
 
 @pytest.mark.parametrize("mode", [Mode.EXACT, Mode.EDGE, Mode.CLOUD])
 @pytest.mark.parametrize("name", ["catch", "max_deviation"])
-def test_a_promise_that_the_mode_does_not_make_is_refused(mode: Mode, name: str) -> None:
+def test_a_promise_without_a_fitting_mode_is_refused(mode: Mode, name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{name}: mode is {mode}, and only gated keeps promises"):
         check_promised({name: 0.9}, mode)
     check_promised({name: 0.9}, Mode.GATED)
@@ -69,14 +69,14 @@ PARTIAL = PartialGeneration(
 )
 
 
-def test_a_resumed_text_keeps_what_it_was_begun_with() -> None:
+def test_a_resumed_text_keeps_its_parameters() -> None:
     parameters = resumed(PARTIAL, RequestParameters())
     assert parse_params(parameters, GenerationSettings()) == PARTIAL.params
     assert parameters["committed_token_ids"] == (7, 8, 9)
     assert (parameters["mode"], parameters["catch"], parameters["max_deviation"]) == (Mode.GATED, 0.9, 0.1)
 
 
-def test_a_resumed_text_may_go_on_in_another_mode_and_for_longer() -> None:
+def test_a_resumed_text_may_change_mode_promises_and_length() -> None:
     parameters = resumed(PARTIAL, RequestParameters(mode="exact", max_new_tokens=80))
     check_promised(parameters, Mode.EXACT)
     assert (parameters["mode"], parameters["max_new_tokens"]) == ("exact", 80)
@@ -84,7 +84,7 @@ def test_a_resumed_text_may_go_on_in_another_mode_and_for_longer() -> None:
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p", "seed", "committed_token_ids"])
-def test_what_would_change_a_resumed_text_is_refused(name: str) -> None:
+def test_parameters_that_would_change_a_resumed_text_are_refused(name: str) -> None:
     given: Any = {name: (1,) if name == "committed_token_ids" else 1}
     with pytest.raises(InvalidRequest, match=f"^{name}: a resumed text keeps"):
         resumed(PARTIAL, given)
@@ -106,7 +106,7 @@ MANIFEST = ModelManifest(
 
 
 @pytest.mark.parametrize(("committed", "index"), [((60, 2, 60), 1), ((3,), 0), ((60, 61, 3), 2)])
-def test_a_text_that_has_ended_is_not_gone_on_with(committed: tuple[int, ...], index: int) -> None:
+def test_an_ended_text_cannot_be_resumed(committed: tuple[int, ...], index: int) -> None:
     request = GenerationRequest(PromptInput((5,)), committed_token_ids=committed)
     with pytest.raises(InvalidRequest, match=rf"committed_token_ids\[{index}\]: {committed[index]} is end-of-text"):
         text_limit(request, MANIFEST, 64)

@@ -41,7 +41,7 @@ def gemma3(*kinds: str, **fields: Any) -> Any:
         gemma3(*[SLIDING] * 5, FULL, SLIDING),
     ],
 )
-def test_what_is_tested_is_not_refused(role: Role, fine: Any) -> None:
+def test_tested_architectures_are_accepted(role: Role, fine: Any) -> None:
     refuse_unsupported(fine, role, "mine")
 
 
@@ -79,7 +79,7 @@ def test_an_untested_architecture_is_refused_with_the_tested_ones(
         ("edge", gemma3(*[SLIDING] * 5, FULL, rope_scaling={"rope_type": "linear"}), "'linear'; tested are default"),
     ],
 )
-def test_what_would_be_computed_wrongly_is_named(role: Role, refused: Any, message: str) -> None:
+def test_wrongly_computed_settings_are_reported(role: Role, refused: Any, message: str) -> None:
     with pytest.raises(ModelError) as caught:
         refuse_unsupported(refused, role, "mine")
     assert caught.value.message.startswith(f"mine: architecture {refused.model_type!r} is not supported ")

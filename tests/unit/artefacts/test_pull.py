@@ -1,4 +1,4 @@
-"""The surroundings of a pull, without any model: sources, leftovers, failures, signs of life, and the list."""
+"""Pulls without a model: sources, leftovers, failures, progress, and the list."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def write_weights(folder: Path) -> PretrainedSource:
     return PretrainedSource(source="pretrained", name=str(folder))
 
 
-def test_a_folder_is_known_by_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_is_identified_by_its_content(tmp_path: Path) -> None:
     source = write_weights(tmp_path / "one")
     first = content_of(source)
     assert first is not None
-    assert first == content_of(write_weights(tmp_path / "two")), "its place does not matter"
+    assert first == content_of(write_weights(tmp_path / "two")), "its path does not matter"
     for name in ("README.md", ".git"):
         (tmp_path / "one" / name).write_text("nothing that is loaded")
     assert content_of(source) == first
@@ -97,24 +97,26 @@ def test_a_folder_is_known_by_what_it_holds(tmp_path: Path) -> None:
     assert len({first, second, content_of(source)}) == 3
 
 
-def test_other_sources_have_a_name_that_says_it(tmp_path: Path) -> None:
+def test_sources_without_a_folder_have_no_content_digest(tmp_path: Path) -> None:
     assert content_of(PretrainedSource(source="pretrained", name=str(tmp_path / "absent"))) is None
     assert content_of(PretrainedSource(source="pretrained", name="~nobody_such/model")) is None
     assert content_of(TinySource(source="tiny", seed=0)) is None
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./model", "models/of/mine", "~nobody_such/model", "my model"])
-def test_a_mistyped_folder_is_named(tmp_path: Path, home: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_folder_is_reported(
+    tmp_path: Path, home: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     registry = write_registry(tmp_path / "models.yaml", name)
     assert main([*PULL, "--registry", str(registry)]) == 1
     assert capsys.readouterr().err == (
         f"chaperone-cloud: my-edge: weights.name: {name!r} does not exist; name a folder, or a model on a hub\n"
     )
-    assert not home.exists(), "nothing was begun"
+    assert not home.exists(), "no work was begun"
 
 
 def is_current(registry: Path) -> bool:
-    """Return whether a pull has nothing to do; else it fails, because the folder holds no model."""
+    """Return whether a pull has nothing to do; otherwise it fails, because the folder holds no model."""
     said: list[str] = []
     try:
         pull("mine", registry_path=registry, say=said.append, progress=False)
@@ -130,7 +132,7 @@ def test_changed_weights_and_missing_special_tokens_are_pulled_again(tmp_path: P
         write_artefact(home, role, source.name, content=content_of(source))
     assert is_current(registry)
     write_artefact(home, "edge", source.name, content=content_of(source), template="{{ bos_token }}{{ messages }}")
-    assert not is_current(registry), "made by a version that knew no special_tokens.json"
+    assert not is_current(registry), "made by a version without special_tokens.json"
     write_artefact(home, "edge", source.name, content=content_of(source))
     (tmp_path / "weights" / "model.safetensors").write_bytes(b"other")
     assert not is_current(registry)
@@ -143,7 +145,7 @@ def hidden(home: Path) -> set[str]:
     return {path.name for path in (home / "models").iterdir() if path.name.startswith(".") and path.is_dir()}
 
 
-def test_leftovers_are_removed_where_everything_is_there(tmp_path: Path, home: Path) -> None:
+def test_leftovers_are_removed_next_to_a_complete_pair(tmp_path: Path, home: Path) -> None:
     source = write_weights(tmp_path / "weights")
     registry = write_registry(tmp_path / "models.yaml", source.name)
     for role in ROLES:
@@ -154,12 +156,12 @@ def test_leftovers_are_removed_where_everything_is_there(tmp_path: Path, home: P
     with (home / "models" / ".mine.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert is_current(registry)
-        assert hidden(home) == {*names}, "another pull is at work"
+        assert hidden(home) == {*names}, "another pull is running"
     assert is_current(registry)
-    assert hidden(home) == {".building-of-mine.3"}, "of another pair, whose name ends alike"
+    assert hidden(home) == {".building-of-mine.3"}, "of another pair, whose name has the same end"
 
 
-def test_a_build_that_fails_leaves_what_was_there(home: Path) -> None:
+def test_a_failed_build_keeps_the_existing_files(home: Path) -> None:
     workplace = Workplace(home / "models", "mine")
     for text in ("old", "new"):
         with workplace.locked(silent), workplace.building() as folder:
@@ -214,11 +216,11 @@ LOGS = [
 
 
 @pytest.mark.parametrize(("log", "code", "reason"), LOGS, ids=[reason for _, _, reason in LOGS])
-def test_the_reason_in_a_log(tmp_path: Path, log: str, code: int, reason: str) -> None:
+def test_the_reason_is_found_in_a_log(tmp_path: Path, log: str, code: int, reason: str) -> None:
     assert reason_in(log.replace("SCRATCH", str(tmp_path)), code, tmp_path) == reason
 
 
-def test_a_step_that_takes_long_says_so() -> None:
+def test_a_long_step_reports_its_progress() -> None:
     said: list[str] = []
     enough = threading.Event()
 
@@ -236,7 +238,7 @@ def test_a_step_that_takes_long_says_so() -> None:
 # --- The list --------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_shows_what_is_on_disk_too(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_models_on_disk_too(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_artefact(home, "edge", "somewhere")
     (write_artefact(home, "cloud", "somewhere") / CHAT_TEMPLATE_NAME).unlink()
     (home / "models" / ".building-tiny.x").mkdir()
@@ -272,7 +274,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[words for _, words in WRONG])
-def test_a_wrong_flag_is_named_with_its_value(
+def test_a_wrong_flag_is_reported_with_its_value(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -281,7 +283,7 @@ def test_a_wrong_flag_is_named_with_its_value(
     assert words in capsys.readouterr().err
 
 
-def test_the_same_settings_in_a_file_are_named_with_the_line(
+def test_the_same_settings_in_a_file_are_reported_with_the_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cloud.yaml"

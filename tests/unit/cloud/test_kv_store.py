@@ -19,7 +19,7 @@ BYTES_PER_TOKEN = 10
 
 @dataclass
 class ListCache:
-    """A cache that is the list of tokens fed to it."""
+    """A cache that is the list of its tokens."""
 
     tokens: list[int] = field(default_factory=list)
 
@@ -58,16 +58,16 @@ def feed(kv: KvStore, key: str, tokens: list[int], num_choices: int = 0) -> list
     return tokens[held:]
 
 
-def test_only_what_is_missing_is_fed() -> None:
+def test_only_missing_tokens_are_fed() -> None:
     kv = store(100)
     assert feed(kv, "a", [1, 2, 3]) == [1, 2, 3]
     assert feed(kv, "a", [1, 2, 3, 4]) == [4]
     assert feed(kv, "a", [1, 9, 3]) == [9, 3]
     assert feed(kv, "a", [1, 9]) == []
-    assert feed(kv, "a", [1, 9, 3]) == [3], "what was cropped is gone"
+    assert feed(kv, "a", [1, 9, 3]) == [3], "cropped tokens are dropped"
 
 
-def test_tokens_whose_choices_are_wanted_are_fed_again() -> None:
+def test_tokens_with_choices_are_fed_again() -> None:
     kv = store(100)
     feed(kv, "a", [1, 2, 3, 4])
     assert feed(kv, "a", [1, 2, 3, 4], num_choices=1) == [4]
@@ -76,18 +76,18 @@ def test_tokens_whose_choices_are_wanted_are_fed_again() -> None:
         kv.prepare("a", chain([1, 2, 3, 4]), num_choices=5)
 
 
-def test_what_is_held_already_is_covered_and_kept() -> None:
+def test_cached_tokens_are_covered_and_kept() -> None:
     kv = store(100)
     assert not covers(kv, "a", [])
     feed(kv, "a", [1, 2, 3])
     assert [covers(kv, "a", tokens) for tokens in ([], [1, 2], [1, 2, 3])] == [True] * 3
     assert [covers(kv, "a", tokens) for tokens in ([1, 3], [1, 2, 3, 4])] == [False] * 2
-    assert feed(kv, "a", [1, 2, 3, 4]) == [4], "asking changed nothing"
+    assert feed(kv, "a", [1, 2, 3, 4]) == [4], "the query changed nothing"
     kv.free("a")
     assert not covers(kv, "a", [])
 
 
-def test_the_least_recently_used_leaves_first_and_comes_back_whole() -> None:
+def test_the_least_recently_used_is_evicted_first_and_rebuilt_whole() -> None:
     kv = store(9)
     for key in ("a", "b", "c"):
         feed(kv, key, [1, 2, 3])
@@ -111,7 +111,7 @@ def test_a_rebuild_in_chunks_is_counted_once() -> None:
     assert kv.stats.rebuilt_tokens == 4
 
 
-def test_a_running_reading_is_never_evicted_and_its_growth_is_counted() -> None:
+def test_a_running_forward_is_never_evicted_and_its_growth_is_counted() -> None:
     kv = store(8)
     feed(kv, "a", [1])
     kv.prepare("a", chain([1, 2, 3, 4, 5]), num_choices=1)
@@ -143,7 +143,7 @@ def test_a_failed_forward_leaves_no_cache() -> None:
     assert feed(kv, "a", [1, 2, 3]) == [1, 2, 3]
 
 
-def test_a_model_that_read_something_else_is_found_out() -> None:
+def test_a_cache_of_unexpected_length_is_detected() -> None:
     kv = store(10)
     kv.prepare("a", chain([1, 2]), num_choices=1)
     with pytest.raises(InternalError, match="holds 0 tokens after a forward of 2"):
@@ -153,7 +153,7 @@ def test_a_model_that_read_something_else_is_found_out() -> None:
         kv.commit("a", chain([1, 2]))
 
 
-def test_freeing_during_a_reading_waits_for_its_end() -> None:
+def test_freeing_during_a_forward_waits_for_its_end() -> None:
     kv = store(10)
     cache, held = kv.prepare("a", chain([1, 2]), num_choices=1)
     kv.free("a")
@@ -170,7 +170,7 @@ token_lists = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 
 
 @given(st.lists(token_lists, min_size=1, max_size=6), st.integers(0, 9))
-def test_feeding_starts_where_the_lists_part(lists: list[list[int]], keep: int) -> None:
+def test_feeding_starts_after_the_common_prefix(lists: list[list[int]], keep: int) -> None:
     kv, before = store(9), list[int]()
     for tokens in lists:
         num_choices = min(keep, len(tokens))
@@ -180,7 +180,7 @@ def test_feeding_starts_where_the_lists_part(lists: list[list[int]], keep: int) 
 
 
 class Interleaving(RuleBasedStateMachine):
-    """Sessions prepare, commit, fail and are freed in any order, several at once."""
+    """Concurrent sessions that prepare, commit, fail and are freed in any order."""
 
     BUDGET_TOKENS = 20
 
@@ -215,7 +215,7 @@ class Interleaving(RuleBasedStateMachine):
         cache.tokens += todo
         self.kv.commit(key, chain(tokens))
         self.committed[key] = tokens
-        assert covers(self.kv, key, []) == covers(self.kv, key, tokens), "all is held, or nothing"
+        assert covers(self.kv, key, []) == covers(self.kv, key, tokens), "either all tokens are held, or none"
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())

@@ -1,4 +1,4 @@
-"""The store's promises where branch tokens are held: no path is read twice, and the budget counts them all."""
+"""The store's promises with branch tokens: no path is read twice, and the budget counts all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Path = tuple[int, ...]
 
 @dataclass
 class PathCache:
-    """A cache that knows of each token the whole path that ends with it, as keys and values depend on it."""
+    """A cache that holds for each token its whole path, since keys and values depend on the path."""
 
     paths: list[Path] = field(default_factory=list)
 
@@ -50,7 +50,7 @@ def covers(kv: KvStore, key: str, tokens: Sequence[int]) -> bool:
 
 
 def feed(kv: KvStore, token_ids: Path, branches: Sequence[BranchToken] = (), num_choices: int = 0) -> int:
-    """Run one whole forward, which leaves a tree in the cache; return the length of the path that was held."""
+    """Run one whole forward, which leaves a tree in the cache; return the length of the cached path."""
     tree = TokenTree(token_ids, tuple(branches))
     cache, held = kv.prepare("a", tree, num_choices=num_choices)
     assert isinstance(cache, PathCache)
@@ -63,7 +63,7 @@ def feed(kv: KvStore, token_ids: Path, branches: Sequence[BranchToken] = (), num
     return held
 
 
-def test_branch_tokens_that_stood_are_not_read_again() -> None:
+def test_accepted_branch_tokens_are_not_read_again() -> None:
     kv = store(20)
     branches = [BranchToken(1, 7), BranchToken(3, 8), BranchToken(4, 9)]
     feed(kv, (1, 2, 3), branches)
@@ -72,18 +72,18 @@ def test_branch_tokens_that_stood_are_not_read_again() -> None:
     assert feed(kv, (1, 2, 7, 9)) == 3
 
 
-def test_tokens_with_choices_are_fed_though_a_branch_holds_them() -> None:
+def test_tokens_with_choices_are_fed_even_if_a_branch_holds_them() -> None:
     kv = store(20)
     feed(kv, (1, 2, 3), [BranchToken(1, 7), BranchToken(3, 8)])
     assert feed(kv, (1, 2, 7, 8), num_choices=1) == 3
 
 
-def test_a_branch_covers_what_it_holds() -> None:
+def test_a_branch_covers_its_path() -> None:
     kv = store(20)
     feed(kv, (1, 2, 3), [BranchToken(1, 7), BranchToken(3, 8)])
     assert [covers(kv, "a", path) for path in [(1, 2), (1, 2, 7), (1, 2, 7, 8)]] == [True] * 3
     assert [covers(kv, "a", path) for path in [(1, 2, 8), (1, 2, 3, 8), (1, 2, 7, 8, 9)]] == [False] * 3
-    assert feed(kv, (1, 2, 7, 8, 9)) == 4, "asking changed nothing"
+    assert feed(kv, (1, 2, 7, 8, 9)) == 4, "the query changed nothing"
 
 
 def test_branch_tokens_count_while_they_are_planned_and_held() -> None:
@@ -100,7 +100,7 @@ def test_branch_tokens_count_while_they_are_planned_and_held() -> None:
     assert kv.stats.bytes_used == 2 * BYTES_PER_TOKEN
 
 
-def test_a_model_that_forgot_the_branches_is_found_out() -> None:
+def test_a_model_that_dropped_the_branches_is_detected() -> None:
     kv = store(6)
     tree = TokenTree((1,), (BranchToken(0, 7),))
     cache, _ = kv.prepare("a", tree, num_choices=0)
@@ -122,7 +122,7 @@ def trees(draw: st.DrawFn) -> tuple[Path, list[BranchToken]]:
 
 
 @given(st.lists(st.tuples(trees(), st.integers(0, 6)), min_size=1, max_size=6))
-def test_feeding_starts_after_the_longest_path_that_is_held(
+def test_feeding_starts_after_the_longest_cached_path(
     readings: list[tuple[tuple[Path, list[BranchToken]], int]],
 ) -> None:
     kv = store(11)

@@ -53,7 +53,7 @@ def test_a_long_request_runs_in_chunks() -> None:
     run(scenario)
 
 
-def test_a_prompt_that_is_resumed_from_is_not_cropped_to_its_first_chunk() -> None:
+def test_a_cached_prompt_is_not_cropped_to_its_first_chunk() -> None:
     async def scenario() -> None:
         model = FakeTarget()
         runner = runner_of(model)
@@ -64,13 +64,13 @@ def test_a_prompt_that_is_resumed_from_is_not_cropped_to_its_first_chunk() -> No
         assert model.tokens_read == 7, "each token once"
         assert result.choices == oracle(model, [*tokens, 7], 1)
         await forward(runner, "a", [1, 2, 9], 0, SAMPLED)
-        assert model.tokens_read == 8, "another text is read, from where they part"
+        assert model.tokens_read == 8, "another text is read after their common prefix"
         await runner.close()
 
     run(scenario)
 
 
-def test_others_get_their_turn_between_the_chunks() -> None:
+def test_other_requests_run_between_the_chunks() -> None:
     async def scenario() -> None:
         gate = Gate()
         model = FakeTarget(before_forward=gate)
@@ -87,7 +87,7 @@ def test_others_get_their_turn_between_the_chunks() -> None:
     run(scenario)
 
 
-def test_two_that_evict_each_other_get_to_their_ends() -> None:
+def test_two_requests_that_evict_each_other_both_finish() -> None:
     async def scenario() -> None:
         model = FakeTarget()
         runner = runner_of(model, budget_tokens=50, chunk_tokens=4)
@@ -101,7 +101,7 @@ def test_two_that_evict_each_other_get_to_their_ends() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
-def test_no_chunk_runs_for_a_caller_that_left(how: str) -> None:
+def test_no_chunk_runs_for_a_cancelled_caller(how: str) -> None:
     async def scenario() -> None:
         gate = Gate()
         runner = runner_of(FakeTarget(before_forward=gate), chunk_tokens=1)
@@ -149,7 +149,7 @@ def test_first_come_first_served() -> None:
     run(scenario)
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+def test_a_full_queue_refuses_at_once_with_a_retry_delay() -> None:
     async def scenario() -> None:
         gate, clock = Gate(), ManualClock(100.0)
         gate.opened.set()
@@ -164,7 +164,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         refusal = await error_of(forward(runner, "d", [1], 1, SAMPLED))
         assert isinstance(refusal, Overloaded)
         assert "2 requests are waiting, the limit is 2" in refusal.message
-        assert refusal.retry_after_ms == 750, "two that wait and one that runs, 250 ms each"
+        assert refusal.retry_after_ms == 750, "two waiting and one running, 250 ms each"
         gate.opened.set()
         await asyncio.gather(*tasks)
         await forward(runner, "d", [1], 1, SAMPLED)
@@ -209,7 +209,7 @@ def test_a_caller_is_refused_at_its_deadline_before_its_turn_comes() -> None:
     run(scenario)
 
 
-def test_cancelling_a_waiting_request_takes_it_out_of_the_queue() -> None:
+def test_cancelling_a_waiting_request_removes_it_from_the_queue() -> None:
     async def scenario() -> None:
         gate = Gate()
         runner = runner_of(FakeTarget(before_forward=gate))
@@ -334,8 +334,8 @@ def test_closing_finishes_the_running_forward_and_refuses_the_rest() -> None:
     run(scenario)
 
 
-def test_evictions_go_unnoticed_among_many_sessions() -> None:
-    """Twelve conversations grow and are cut back at random, with room for about three of them."""
+def test_evictions_do_not_change_choices_among_many_sessions() -> None:
+    """Twelve conversations grow and shrink at random, with room for about three of them."""
 
     async def converse(runner: ModelRunner, model: FakeTarget, key: int) -> None:
         dice = random.Random(key)

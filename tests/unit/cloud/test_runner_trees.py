@@ -1,4 +1,4 @@
-"""The runner with token trees: the order of the choices, and the chunk that has the branches."""
+"""The runner with token trees: the order of the choices, and the chunk of the branches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BRANCHES = tuple(BranchToken(*pair) for pair in [(9, 30), (9, 31), (15, 32), (12
 def tree_oracle(
     model: FakeTarget, tokens: Sequence[int], choices: int, branches: Sequence[BranchToken]
 ) -> list[Choice]:
-    """Chain first, then each branch token as the end of a text of its own."""
+    """Return the choices of the chain, then of each branch token as the end of a text of its own."""
     texts = TokenTree(tuple(tokens), tuple(branches)).paths()
     return oracle(model, tokens, choices) + [oracle(model, text, 1)[0] for text in texts]
 
@@ -58,12 +58,12 @@ def test_branches_are_read_with_the_last_chunk(chunk_tokens: int) -> None:
     run(scenario)
 
 
-def test_branch_tokens_that_stood_are_never_read_twice() -> None:
+def test_accepted_branch_tokens_are_never_read_twice() -> None:
     async def scenario() -> None:
         model = FakeTarget()
         runner = runner_of(model)
         await forward(runner, "a", TOKENS, CHOICES, SAMPLED, branches=BRANCHES)
-        text = [*TOKENS[:10], 30, 32, 34, 40, 41]  # the branch that stood, and two tokens after it
+        text = [*TOKENS[:10], 30, 32, 34, 40, 41]  # the accepted branch, and two tokens after it
         before = model.tokens_read
         result = await forward(runner, "a", text, 2, SAMPLED, branches=[BranchToken(len(text) - 1, 50)])
         assert model.tokens_read == before + 3
@@ -73,7 +73,7 @@ def test_branch_tokens_that_stood_are_never_read_twice() -> None:
     run(scenario)
 
 
-def test_the_context_limits_the_depth_and_the_memory_all_tokens() -> None:
+def test_the_context_limits_depth_and_the_memory_limits_all_tokens() -> None:
     async def scenario() -> None:
         runner = runner_of(FakeTarget(context_tokens=4), budget_tokens=8)
         wide = [BranchToken(2, token_id) for token_id in range(5)]
@@ -92,7 +92,7 @@ def test_the_context_limits_the_depth_and_the_memory_all_tokens() -> None:
     run(scenario)
 
 
-def test_branches_that_follow_nothing_are_refused() -> None:
+def test_branches_without_a_valid_parent_are_refused() -> None:
     async def scenario() -> None:
         runner = runner_of(FakeTarget())
         error = await error_of(forward(runner, "a", [1, 2], 0, SAMPLED, branches=[BranchToken(0, 1)]))
@@ -124,8 +124,8 @@ def test_a_failed_forward_of_a_tree_leaves_no_cache() -> None:
     run(scenario)
 
 
-def test_evictions_go_unnoticed_where_many_send_trees() -> None:
-    """Eight conversations go on along a path of their last tree, or another way, with room for about three of them."""
+def test_evictions_do_not_change_choices_among_many_trees() -> None:
+    """Eight conversations continue along their last tree or elsewhere, with room for about three of them."""
 
     async def converse(runner: ModelRunner, model: FakeTarget, key: int) -> None:
         dice = random.Random(key)

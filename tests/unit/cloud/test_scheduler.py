@@ -19,7 +19,7 @@ SAMPLING = SamplingParams()
 
 
 class Caches:
-    """The tokens that each session's cache holds."""
+    """The cached tokens of each session."""
 
     def __init__(self) -> None:
         self.texts: dict[Hashable, tuple[int, ...]] = {}
@@ -37,7 +37,7 @@ class Bench:
         self.now = 100.0
         self.forward_s = 0.25
         self.answers: list[Answer] = []
-        self.chunks: list[Chunk] = []  # that ran
+        self.chunks: list[Chunk] = []  # chunks that ran
 
     def submit(
         self,
@@ -48,7 +48,7 @@ class Bench:
         branches: Sequence[tuple[int, int]] = (),
         deadline_ms: float | None = None,
     ) -> QueuedRequest:
-        """Add a request for a text 0, 1, 2, ..., and return it."""
+        """Add a request for the text 0, 1, 2, ..., and return it."""
         tree = TokenTree(tuple(range(tokens)), tuple(BranchToken(*branch) for branch in branches))
         deadline_at = None if deadline_ms is None else self.now + deadline_ms / 1e3
         request = QueuedRequest(key, tree, num_choices, SAMPLING, deadline_at)
@@ -62,7 +62,7 @@ class Bench:
         return [*batch.chunks] if batch is not None else []
 
     def finish(self, chunks: Sequence[Chunk], error: Exception | None = None) -> None:
-        """Complete the batch that runs, with choices that name their positions."""
+        """Complete the running batch, with choices that equal their positions."""
         self.now += self.forward_s
         outcomes: list[list[Choice] | BaseException] = []
         for chunk in chunks:
@@ -74,14 +74,14 @@ class Bench:
         self.answers += self.scheduler.complete(outcomes, self.forward_s, self.now)
 
     def step(self) -> bool:
-        """Run one batch; False if nothing waits."""
+        """Run one batch; return False if no request waits."""
         chunks = self.start()
         if chunks:
             self.finish(chunks)
         return bool(chunks)
 
     def run(self) -> list[str]:
-        """Run until nothing waits, and return the sessions in the order of their chunks."""
+        """Run until no request waits, and return the sessions in the order of their chunks."""
         while self.step():
             pass
         return [str(chunk.request.key) for chunk in self.chunks]
@@ -91,7 +91,7 @@ class Bench:
         return outcome
 
 
-def test_a_request_is_answered_with_its_choices_and_its_times() -> None:
+def test_an_answer_has_the_choices_and_times_of_its_request() -> None:
     bench = Bench()
     request = bench.submit("a", 4, 2)
     bench.now += 1.5
@@ -131,7 +131,7 @@ def test_a_cache_shortens_the_text_but_never_the_choices() -> None:
     assert [(chunk.end, chunk.num_choices) for chunk in bench.chunks] == [(10, 1), (8, 3), (10, 2)]
 
 
-def test_a_prompt_that_the_cache_holds_is_answered_without_the_model() -> None:
+def test_a_cached_prompt_is_answered_without_the_model() -> None:
     bench = Bench()
     bench.caches.texts["a"] = tuple(range(9))
     held, longer = bench.submit("a", 8, 0), bench.submit("a", 10, 0)
@@ -141,7 +141,7 @@ def test_a_prompt_that_the_cache_holds_is_answered_without_the_model() -> None:
 
 
 def test_verifications_interleave_with_the_chunks_of_a_long_prompt() -> None:
-    """A prompt of forty tokens holds nobody up for longer than one chunk."""
+    """A prompt of forty tokens delays other requests by at most one chunk."""
     bench = Bench()
     prompt = bench.submit("prompt", 40, 0)
     bench.step()
@@ -152,7 +152,7 @@ def test_verifications_interleave_with_the_chunks_of_a_long_prompt() -> None:
     assert isinstance(bench.outcome(prompt), ForwardResult)
 
 
-def test_a_chunk_ends_after_all_earlier_ones_though_the_cache_was_evicted() -> None:
+def test_chunk_ends_increase_even_after_an_eviction() -> None:
     bench = Bench()
     bench.submit("a", 12, 1)
     bench.step()
@@ -164,7 +164,7 @@ def test_a_chunk_ends_after_all_earlier_ones_though_the_cache_was_evicted() -> N
 # Deadlines
 
 
-def test_a_request_that_waited_past_its_deadline_never_starts() -> None:
+def test_a_request_past_its_deadline_never_starts() -> None:
     bench = Bench()
     first, late = bench.submit("a", 3, deadline_ms=200), bench.submit("b", 3, deadline_ms=200)
     patient = bench.submit("c", 3, deadline_ms=600)
@@ -187,10 +187,10 @@ def test_a_caller_is_refused_at_its_deadline_and_only_then() -> None:
     bench = Bench()
     running, waiting = bench.submit("a", 12, deadline_ms=100), bench.submit("b", 3, deadline_ms=100)
     chunks = bench.start()
-    assert bench.scheduler.expire(running, bench.now) == [], "it has begun"
+    assert bench.scheduler.expire(running, bench.now) == [], "the request has begun"
     [refusal] = bench.scheduler.expire(waiting, bench.now + 0.1)
     assert (refusal.request, type(refusal.outcome)) == (waiting, CloudTimeout)
-    assert bench.scheduler.expire(waiting, bench.now + 0.1) == [], "once is enough"
+    assert bench.scheduler.expire(waiting, bench.now + 0.1) == [], "it is refused once"
     bench.finish(chunks)
     assert bench.run() == ["a", "a", "a"]
 
@@ -198,7 +198,7 @@ def test_a_caller_is_refused_at_its_deadline_and_only_then() -> None:
 # Cancellation
 
 
-def test_a_request_that_is_cancelled_while_it_waits_never_runs() -> None:
+def test_a_request_cancelled_while_waiting_never_runs() -> None:
     bench = Bench()
     bench.submit("a", 3)
     bench.scheduler.cancel(bench.submit("b", 3))
@@ -207,7 +207,7 @@ def test_a_request_that_is_cancelled_while_it_waits_never_runs() -> None:
     assert len(bench.answers) == 1
 
 
-def test_a_prompt_that_is_cancelled_leaves_after_the_chunk_that_runs() -> None:
+def test_a_cancelled_prompt_leaves_after_the_running_chunk() -> None:
     bench = Bench()
     prompt, other = bench.submit("prompt", 40, 0), bench.submit("a", 3)
     chunks = bench.start()
@@ -231,20 +231,20 @@ def test_a_failure_reaches_its_own_caller() -> None:
     assert isinstance(bench.outcome(fine), ForwardResult)
 
 
-def test_a_full_queue_refuses_and_names_the_time_to_come_back() -> None:
+def test_a_full_queue_refuses_with_a_retry_delay() -> None:
     bench = Bench(max_queue=2)
     bench.submit("a", 3)
     bench.submit("b", 3)
     with pytest.raises(Overloaded, match="queue: 2 requests are waiting, the limit is 2") as caught:
         bench.submit("c", 3)
-    assert caught.value.retry_after_ms == 500, "no forward was timed yet"
+    assert caught.value.retry_after_ms == 500, "no forward has been timed yet"
     bench.step()
     bench.submit("c", 3)
     bench.start()
     bench.submit("d", 3)
     with pytest.raises(Overloaded) as caught:
         bench.submit("e", 3)
-    assert caught.value.retry_after_ms == 750, "two that wait and one that runs, 250 ms each"
+    assert caught.value.retry_after_ms == 750, "two waiting and one running, 250 ms each"
 
 
 def test_a_long_request_keeps_its_place_in_a_full_queue() -> None:
@@ -257,7 +257,7 @@ def test_a_long_request_keeps_its_place_in_a_full_queue() -> None:
     assert isinstance(bench.outcome(long), ForwardResult)
 
 
-def test_closing_refuses_those_that_wait_and_finishes_the_chunk_that_runs() -> None:
+def test_closing_refuses_waiting_requests_and_finishes_the_running_chunk() -> None:
     bench = Bench()
     long, waiting = bench.submit("a", 12), bench.submit("b", 3)
     chunks = bench.start()
@@ -291,7 +291,7 @@ def test_impossible_requests_and_limits_are_refused() -> None:
 
 
 @given(data=st.data())
-def test_every_request_that_is_not_cancelled_is_answered_once(data: st.DataObject) -> None:
+def test_every_uncancelled_request_is_answered_once(data: st.DataObject) -> None:
     bench = Bench(max_queue=99, chunk_tokens=data.draw(st.integers(1, 5)))
     requests: list[QueuedRequest] = []
     cancelled: list[QueuedRequest] = []

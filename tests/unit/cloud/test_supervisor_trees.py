@@ -1,4 +1,4 @@
-"""The supervisor with Drafts that carry branches: they reach the model, and count against the limit of a span."""
+"""The supervisor with branches in Drafts: they reach the model, and count against the limit of a span."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPEN = Open(SessionId("s"), "digest", SAMPLED, 40, (), PROMPT)
 
 
 def converse(model: FakeTarget, frames: Sequence[Draft]) -> list[ServerFrame]:
-    """Send each Draft when the one before it is answered, then a Close; what came after the opening."""
+    """Send each Draft after the previous answer, then a Close; return the frames after the opening."""
 
     async def scenario() -> list[ServerFrame]:
         runner = runner_of(model)
@@ -56,14 +56,14 @@ def converse(model: FakeTarget, frames: Sequence[Draft]) -> list[ServerFrame]:
 
 
 def written(model: FakeTarget, count: int) -> tuple[int, ...]:
-    """Return the tokens that the model writes by itself."""
+    """Return the model's own text."""
     text: tuple[int, ...] = PROMPT
     for _ in range(count):
         text += (oracle(model, text, 1)[0].token_id,)
     return text[START:]
 
 
-def test_a_branch_that_the_cloud_would_have_written_saves_a_round() -> None:
+def test_a_branch_of_the_clouds_own_text_saves_a_round() -> None:
     model = FakeTarget()
     own = written(model, 7)
     wrong, other = ((own[1] + more) % model.vocabulary_size for more in (1, 2))
@@ -78,8 +78,8 @@ def test_a_branch_that_the_cloud_would_have_written_saves_a_round() -> None:
     assert (first.revision, first.position, first.token_id) == (1, START + 1, own[1])
     assert first.further_token_ids == own[2:4]
     assert (second.position, second.token_id) == (START + 5, own[5])
-    # The prompt but for its last token; that one, the chain and the branches; the cloud's last choice and the token
-    # after it. The branch that stood is not read again.
+    # The forwards read: the prompt without its last token; that token, the chain and the branches; the cloud's last
+    # choice and the token after it. The accepted branch is not read again.
     assert model.tokens_read == 2 + (1 + 2 + 3) + 2
 
 

@@ -31,7 +31,7 @@ def test_loopback(address: str) -> None:
         "",
     ],
 )
-def test_not_loopback(address: str) -> None:
+def test_other_addresses_are_not_loopback(address: str) -> None:
     assert not is_loopback(address)
 
 
@@ -74,7 +74,7 @@ def test_an_address_is_host_and_port(address: str, expected: tuple[str, int]) ->
         ("unix:", "there is no path"),
     ],
 )
-def test_the_problem_of_an_address_is_named(address: str, words: str) -> None:
+def test_the_problem_of_an_address_is_reported(address: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         check_address(address)
 

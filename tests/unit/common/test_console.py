@@ -1,4 +1,4 @@
-"""Each output gets the text that it can hold, and a loss is reported once."""
+"""Each output gets the text that it can represent, and a loss is reported once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_pipe_gets_data_and_a_terminal_shows_control_characters() -> None:
     assert visible("caf\u00e9 \U0001f600 \u4f60") == "caf\u00e9 \U0001f600 \u4f60"
 
 
-def test_complaints_quote_what_is_safe_to_show() -> None:
+def test_error_messages_escape_quoted_control_characters() -> None:
     pipe, terminal = Output(), Output(terminal=True)
     for output in (pipe, terminal):
         console(None, output).complain("bad \x1b]0;title\x07")
@@ -131,7 +131,7 @@ def test_lost_output_is_reported_with_the_name_of_its_stream(
     assert silent.finished(3) == 3
 
 
-def test_a_loss_that_shows_only_at_the_end_is_an_error() -> None:
+def test_a_loss_found_at_the_end_is_an_error() -> None:
     errors = Output()
     assert console(Output(error=OSError(errno.ENOSPC, "No space left on device")), errors).finished(0) == 1
     assert errors.written == "prog: standard output: cannot be written: No space left on device\n"
@@ -153,7 +153,7 @@ def test_explanations_wait_for_the_end_of_the_line_on_one_terminal() -> None:
     assert terminal.written == '{"n": 1}\none line\n{"n": 2}\ntwo\n{"n": 3}\nprog: warning: now\nmore\n'
 
 
-def test_explanations_on_a_pipe_come_at_once() -> None:
+def test_explanations_on_a_pipe_are_written_at_once() -> None:
     out, err = Output(terminal=True), Output()
     apart = console(out, err, NO_COLOR="1")
     apart.text("one ")
@@ -175,14 +175,14 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere() -> None:
         assert quiet.written == ""
 
 
-def test_notes_are_for_people_who_watch() -> None:
+def test_notes_are_for_terminals() -> None:
     terminal, pipe = Output(terminal=True), Output()
     for output in (terminal, pipe):
         console(None, output).note("[done]")
     assert (terminal.written, pipe.written) == ("[done]\n", "")
 
 
-def test_a_stream_knows_what_it_writes_to(tmp_path: Path) -> None:
+def test_a_stream_recognizes_its_file(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w") as file:
         stream = Stream(file, "standard output", {})
         assert stream.samestat((tmp_path / "out").stat())

@@ -39,7 +39,7 @@ def drawn() -> dict[str, str | None]:
     return parents
 
 
-def test_the_drawing_is_the_tree() -> None:
+def test_the_drawing_equals_the_tree() -> None:
     actual = {cls.__name__: None if cls is ChaperoneError else cls.__bases__[0].__name__ for cls in ALL}
     assert drawn() == actual
 
@@ -64,7 +64,7 @@ def test_a_status_survives_the_round_trip(status: str) -> None:
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_an_error_comes_back_as_itself_or_as_an_ancestor_or_descendant(cls: type[ChaperoneError]) -> None:
+def test_an_error_survives_the_wire_up_to_its_line_of_descent(cls: type[ChaperoneError]) -> None:
     back = error_from_status(status_of(cls("why")), "why")
     assert status_of(back) == status_of(cls("why"))
     if not issubclass(
@@ -85,7 +85,7 @@ def test_the_nearest_class_decides_the_status() -> None:
     assert status_of(errors.CloudUnavailable("")) == "UNAVAILABLE"
 
     class OfAUser(errors.VersionMismatch):
-        """An error that a user derives."""
+        """An error class of a user."""
 
     assert status_of(OfAUser("")) == "UNIMPLEMENTED"
 

@@ -1,4 +1,4 @@
-"""A file is replaced when the new one is complete, and not before."""
+"""A file is replaced only when the new one is complete."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_philox_equals_the_published_vectors(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vector", PHILOX)
-def test_numpy_s_philox_is_the_same_one_block_later(vector: dict[str, Any]) -> None:
+def test_numpys_philox_is_the_same_one_block_later(vector: dict[str, Any]) -> None:
     before = (sum(word << 64 * place for place, word in enumerate(numbers(vector["counter"]))) - 1) % 2**256
     counter = np.array([before >> 64 * place & 2**64 - 1 for place in range(4)], np.uint64)
     generator = np.random.Philox(key=np.array(numbers(vector["key"]), np.uint64), counter=counter)
@@ -80,8 +80,8 @@ def test_choices(vector: dict[str, Any]) -> None:
     assert choose(softmax(logits, params.temperature), params, vector["position"]).token_id == vector["token_id"]
 
 
-def test_the_file_covers_what_goes_wrong() -> None:
-    """Seeds beyond 2**53 and 2**63, large positions, the last id, streams and domains, and no two rows alike."""
+def test_the_file_covers_the_difficult_cases() -> None:
+    """It has seeds above 2**53 and 2**63, large positions, the last id, streams and domains, and no equal rows."""
     seeds = {int(vector["seed"], 16) for vector in UNIFORMS}
     assert {0, 2**53 + 1, 2**63, 2**64 - 1} <= seeds
     assert max(vector["position"] for vector in UNIFORMS) == 2**32 - 1

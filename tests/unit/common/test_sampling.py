@@ -1,4 +1,4 @@
-"""Coupled choice is an exact sample of the warped distribution, and cheap only where that changes nothing."""
+"""Coupled choice is an exact sample of the warped distribution, and its shortcuts change nothing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_choice_equals_brute_force_for_every_filter(shape: str, size: int) -> No
 @pytest.mark.parametrize("shape", ["flat", "normal", "peaked", "tied"])
 @pytest.mark.parametrize("size", [4, 64, 5000])
 def test_whole_row_race_equals_brute_force(shape: str, size: int) -> None:
-    """Without filters, many positions: here the pruning by one comparison decides."""
+    """Without filters, over many positions, the pruning by one comparison decides."""
     logits = make_logits(shape, size, 3)
     for position in range(150):
         params = SamplingParams(0.5 + position % 3, seed=9)
@@ -64,7 +64,7 @@ def test_whole_row_race_equals_brute_force(shape: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("shape", ["flat", "normal", "peaked", "tied"])
-def test_choice_equals_the_oracle_that_shares_no_code(shape: str) -> None:
+def test_choice_equals_an_independent_oracle(shape: str) -> None:
     for size, (top_k, top_p, min_p) in itertools.product([4, 37], FILTERS):
         logits = make_logits(shape, size, top_k + size)
         params = SamplingParams(0.8, top_p, top_k, min_p, seed=MAX_SEED - top_k)
@@ -162,7 +162,7 @@ def test_scores_that_are_not_numbers_are_refused(logits: list[float], temperatur
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_token_that_is_ruled_out_is_not_chosen(temperature: float) -> None:
+def test_a_token_of_probability_zero_is_not_chosen(temperature: float) -> None:
     logits = np.array([-math.inf, 0.0], np.float32)
     assert {chosen(logits, SamplingParams(temperature=temperature), position) for position in range(50)} == {1}
 
@@ -176,7 +176,7 @@ def test_shifting_all_logits_changes_nothing() -> None:
 @pytest.mark.parametrize("size", [2, 4, 100, 5000])
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("filters", [(0, 1.0, 0.0), (2, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1)])
-def test_one_hopelessly_likely_token_is_chosen(
+def test_one_overwhelmingly_likely_token_is_chosen(
     size: int, temperature: float, filters: tuple[int, float, float]
 ) -> None:
     """Weights underflow here; warnings are errors, so this also shows that nothing divides by them."""
@@ -190,7 +190,7 @@ def test_one_hopelessly_likely_token_is_chosen(
         assert choice.coupled_margin == MAX_COUPLED_MARGIN
 
 
-def test_a_scorching_temperature_is_uniform() -> None:
+def test_an_extreme_temperature_is_uniform() -> None:
     p = warp(np.array([0, -1, -2, -3], np.float32), SamplingParams(1e300))
     np.testing.assert_allclose(p, 0.25)
 
@@ -247,7 +247,7 @@ def test_the_statistical_test_rejects_wrong_distributions() -> None:
     swapped = right.copy()
     swapped[[2, 3]] = swapped[[3, 2]]
     assert p_value(tokens, swapped) < ALPHA
-    reset = [choose(soft, with_seed(params, 7), 1).token_id for _ in range(3000)]  # the seed reset in the loop
+    reset = [choose(soft, with_seed(params, 7), 1).token_id for _ in range(3000)]  # resets the seed in the loop
     assert p_value(reset, right) < ALPHA
 
 
@@ -274,7 +274,7 @@ def test_two_models_agree_as_often_as_promised(case: int) -> None:
 
 
 def test_independent_noise_would_not_agree_as_often() -> None:
-    """The promise is not empty: without sharing the noise, agreement is far below it."""
+    """The promise is not trivial: without shared noise, agreement is far lower."""
     logits = EXAMPLE
     left, right = SamplingParams(1.0, seed=1), SamplingParams(1.0, seed=2)
     together = sum(chosen(logits, left, n) == chosen(logits, left, n) for n in range(500))
@@ -305,7 +305,7 @@ def test_noise_of_the_last_id_of_a_large_vocabulary() -> None:
 
 
 def test_no_two_places_share_noise() -> None:
-    """Other positions, seeds and streams draw other uniforms; none is a shifted copy of another."""
+    """Different positions, seeds and streams draw different uniforms; none is a shifted copy of another."""
     places = [*((seed, position, 0) for seed in (0, 1, 2**63, MAX_SEED) for position in range(8)), (0, 0, 1), (0, 1, 1)]
     rows = np.concatenate([noise(seed, position, 100, stream=stream) for seed, position, stream in places])
     assert len(np.unique(rows)) == len(places) * 100

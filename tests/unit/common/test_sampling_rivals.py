@@ -17,7 +17,7 @@ from tests.support.models.sampling import EXAMPLE, FILTERS, POSITIONS, SEEDS, br
 @settings(max_examples=150)
 @given(values=st.lists(st.integers(-16, 16), min_size=2, max_size=9), seed=SEEDS, position=POSITIONS)
 def test_margin_is_best_minus_second_best_score(values: list[int], seed: int, position: int) -> None:
-    logits = np.array([value / 4 for value in values], np.float32)  # all weights above the bar for rivals
+    logits = np.array([value / 4 for value in values], np.float32)  # all weights above the threshold for rivals
     params = SamplingParams(1.0, seed=seed)
     second, best = np.sort(scores(logits, params, position))[-2:]
     for filters in (params, SamplingParams(1.0, top_k=len(values), seed=seed)):
@@ -67,7 +67,7 @@ def test_a_vocabulary_of_one_has_no_rival(params: SamplingParams) -> None:
         ([3, 5, 1, 3], 1, 0),
         ([7, 3, 3, 0], 0, 1),
         ([2, 2], 0, 1),
-        ([2], 0, 0),  # with no rival there is no other runner-up
+        ([2], 0, 0),  # without a rival the choice is its own runner-up
     ],
 )
 def test_greedy_names_the_second_largest_logit(logits: list[float], winner: int, second: int) -> None:
@@ -88,8 +88,8 @@ def test_sampling_names_the_second_best_score(shape: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 7, 50])
 def test_under_truncation_the_runner_up_is_the_best_of_all_others(size: int) -> None:
-    """It counts although truncation removed it: the cloud, whose distribution differs, may have kept it."""
-    logits = np.random.default_rng(6).standard_normal(size).astype(np.float32)  # none too light to be a rival
+    """It counts even if truncation removed it, because the cloud's distribution may have kept it."""
+    logits = np.random.default_rng(6).standard_normal(size).astype(np.float32)  # no weight is too small for a rival
     removed_is_ahead = 0
     for number, (top_k, top_p, min_p) in enumerate(FILTERS):
         params = SamplingParams(1.5, top_p, top_k, min_p, seed=number)
@@ -107,7 +107,7 @@ def test_under_truncation_the_runner_up_is_the_best_of_all_others(size: int) -> 
 
 
 @pytest.mark.parametrize("params", [SamplingParams(0.1), SamplingParams(1.0, top_k=2), SamplingParams(1.0, top_p=0.9)])
-def test_the_runner_up_of_a_hopelessly_likely_token_is_the_likeliest_other(params: SamplingParams) -> None:
+def test_the_runner_up_of_an_overwhelmingly_likely_token_is_the_likeliest_other(params: SamplingParams) -> None:
     logits = np.full(100, -200.0, np.float32)
     logits[[40, 70]] = [0.0, -120.0]
     choice = choose(softmax(logits, params.temperature), params, 3)

@@ -1,4 +1,4 @@
-"""Configuration files are read strictly, and errors name place and problem; manifests protect the artefacts."""
+"""Configuration files are read strictly, errors name place and problem, and manifests protect the artefacts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Required(FrozenModel):
     model: str
 
 
-# Nine names, each nine times the one before: 200 bytes that stand for 400 million values.
+# Nine names, each nine times the previous one: 200 bytes represent 400 million values.
 BOMB = "0: &0 x\n" + "".join(f"{n}: &{n} [{', '.join([f'*{n - 1}'] * 9)}]\n" for n in range(1, 10))
 
 
@@ -65,7 +65,7 @@ def complaint(tmp_path: Path, text: str | bytes, model: type[FrozenModel] = Sett
     return str(caught.value).replace(f"{path}", "edge.yaml")
 
 
-def test_values_of_the_right_type_are_taken(tmp_path: Path) -> None:
+def test_values_of_the_right_type_are_accepted(tmp_path: Path) -> None:
     text = (
         "# a comment\ngate: {max_deviation: 1}\nthreads: 2\nspinning: true\nstops: [a, b]\n"
         "links:\n  home: {kind: air, watts: 1e-3}\n  lan: {kind: wire, name: '1e3'}\n"
@@ -141,11 +141,11 @@ def test_every_mistake_is_listed_in_the_order_of_the_file(tmp_path: Path) -> Non
     assert [line.split(":")[1] for line in lines] == ["1", "3", "4"]
 
 
-def test_a_missing_key_is_named(tmp_path: Path) -> None:
+def test_a_missing_key_is_reported(tmp_path: Path) -> None:
     assert complaint(tmp_path, "", Required) == "edge.yaml:1: model: this key is required"
 
 
-def test_a_broken_file_is_named_with_the_line(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_with_the_line(tmp_path: Path) -> None:
     assert complaint(tmp_path, "threads: 1\ngate: [\n").startswith("edge.yaml:3: not valid YAML: ")
 
 
@@ -155,7 +155,7 @@ def test_another_encoding_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
         load_yaml(tmp_path / "absent.yaml", Settings)
 
@@ -172,13 +172,13 @@ PYTHON: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "expected"), PYTHON, ids=[expected for _, expected in PYTHON])
-def test_settings_made_in_python_are_refused_with_field_and_value(values: dict[str, Any], expected: str) -> None:
+def test_invalid_settings_in_python_are_refused_with_field_and_value(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Settings(**values)
     assert caught.value.message == expected
 
 
-def test_a_required_setting_is_named_in_python() -> None:
+def test_a_missing_required_setting_in_python_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"^model: this key is required$"):
         Required()  # type: ignore[call-arg]  # that is the point
 
@@ -192,7 +192,7 @@ def test_a_path_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
     assert load_yaml(write(tmp_path, "gate: /mine.onnx\n"), Paths).gate == Path("/mine.onnx")
     assert load_yaml(write(tmp_path, "gate: auto\n"), Paths).gate == "auto"
     assert load_yaml(write(tmp_path, ""), Paths).gate is None
-    assert Paths(gate=Path("mine.onnx")).gate == Path("mine.onnx"), "made in Python, to the working directory"
+    assert Paths(gate=Path("mine.onnx")).gate == Path("mine.onnx"), "made in Python, relative to the working directory"
     assert complaint(tmp_path, "gate: ''\n", Paths).endswith(": no file is named; give a path")
 
 
@@ -203,12 +203,12 @@ def test_a_packaged_file_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     mine = tmp_path / name
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("threads: 7\n")
-    assert found_config(name) == Path(name), "a file that is there comes first"
+    assert found_config(name) == Path(name), "an existing file has precedence"
     assert load_yaml(name, Settings).threads == 7
 
 
 @pytest.mark.parametrize("name", ["egde.yaml", "configs/../edge.yaml", "/edge.yaml", "configs", "", "."])
-def test_another_name_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_unpackaged_name_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert found_config(name) == Path(name)
     with pytest.raises(ConfigError):
@@ -225,7 +225,7 @@ def test_a_file_without_end_is_refused() -> None:
         load_yaml("/dev/zero", Settings)
 
 
-def test_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_determines_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path / "chosen"))
     assert pair_folder("tiny", "edge") == tmp_path / "chosen" / "models" / "tiny" / "edge"
     monkeypatch.delenv("CHAPERONE_HOME")
@@ -252,7 +252,7 @@ HOMES = [
 
 
 @pytest.mark.parametrize(("variables", "words"), HOMES, ids=[words for _, words in HOMES])
-def test_an_impossible_home_is_named_by_its_setting(
+def test_an_impossible_home_is_reported_with_its_setting(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
 ) -> None:
     for name in ("CHAPERONE_HOME", "XDG_CACHE_HOME"):
@@ -297,7 +297,7 @@ def artefact(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_artefact_loads(artefact: Path) -> None:
+def test_a_complete_artefact_loads(artefact: Path) -> None:
     assert load_manifest(artefact, role="edge", verify=True).eos_token_ids == (3,)
 
 
@@ -325,10 +325,10 @@ def test_a_damaged_file_is_named_with_the_command(artefact: Path, content: bytes
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
-def test_a_file_that_cannot_be_read_is_not_corrupt(artefact: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_unreadable_file_is_not_corrupt(artefact: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("CHAPERONE_HOME", str(artefact))
     (artefact / name).unlink()
-    (artefact / name).symlink_to(name)  # in a circle: root may read anything else
+    (artefact / name).symlink_to(name)  # a circle of links, because root may read everything else
     with pytest.raises(ModelError, match=f"{name}: cannot be read: .*; CHAPERONE_HOME is {artefact}$") as caught:
         load_manifest(artefact, role="edge")
     assert not isinstance(caught.value, ModelCorrupt)
@@ -337,7 +337,7 @@ def test_a_file_that_cannot_be_read_is_not_corrupt(artefact: Path, monkeypatch: 
 def test_the_digest_identifies_source_and_recipe(artefact: Path) -> None:
     manifest = load_manifest(artefact, role="edge")
     expected = json.dumps(["edge", "some-model", {"source": "tiny"}, {}, manifest.tokenizer_digest], sort_keys=True)
-    assert manifest.digest == f"sha256:{hashlib.sha256(expected.encode()).hexdigest()}", "gates are bound to it"
+    assert manifest.digest == f"sha256:{hashlib.sha256(expected.encode()).hexdigest()}", "gates are bound to the digest"
     contents = (None, f"sha256:{'1' * 64}", f"sha256:{'2' * 64}")
     copies = [manifest.model_copy(update={"content": content}) for content in contents]
     assert len({copy.digest for copy in copies}) == 3
@@ -362,7 +362,7 @@ def test_a_broken_manifest_is_corrupt(artefact: Path) -> None:
             load_manifest(artefact, role="edge")
 
 
-def test_a_vocabulary_is_named_by_bytes_and_special_ids() -> None:
+def test_the_digest_of_a_vocabulary_covers_bytes_and_special_ids() -> None:
     table = {0: b"a", 1: b"bc", 2: b"<end>"}
     digest = vocabulary_digest(table, [2])
     records = [(0, b"\x00a"), (1, b"\x00bc"), (2, b"\x01<end>")]

@@ -27,7 +27,7 @@ SPAN = TokenTree(
 
 @st.composite
 def trees(draw: st.DrawFn) -> TokenTree:
-    """Any tree of some tokens, at any place."""
+    """Draw any tree of some tokens, at any place."""
     token_ids, start = tuple(draw(st.lists(st.integers(0, 2), max_size=4))), draw(st.integers(1, 4))
     branches: list[BranchToken] = []
     for index in range(start + len(token_ids), start + len(token_ids) + draw(st.integers(0, 6))):
@@ -90,7 +90,7 @@ def test_of_siblings_with_one_id_the_first_is_the_child() -> None:
         ((1, 2, 3, 8, 5), (3, [4])),
         ((1, 2, 3, 8), (3, [4])),
         ((1, 2, 3, 9), (3, [])),
-        ((1, 2, 3, 4, 7), (2, [6, 7, 8])),  # longer than the chain that it equals at first
+        ((1, 2, 3, 4, 7), (2, [6, 7, 8])),  # longer than the chain, whose tokens it repeats at first
         ((1, 2, 3, 4), (4, [])),  # the chain is preferred
         ((5, 2, 3, 8), (0, [])),
         ((), (0, [])),
@@ -100,7 +100,7 @@ def test_the_longest_path_is_followed(token_ids: tuple[int, ...], path: tuple[in
     assert TREE.longest_path(token_ids) == path
 
 
-def test_without_branches_it_is_the_common_prefix() -> None:
+def test_without_branches_the_longest_path_is_the_common_prefix() -> None:
     for token_ids in [(1, 2, 3, 4, 5), (1, 2, 9), (9,), ()]:
         assert TokenTree(TREE.token_ids).longest_path(token_ids) == (common_prefix(TREE.token_ids, token_ids), [])
 

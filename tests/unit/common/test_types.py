@@ -117,5 +117,5 @@ def test_common_prefix(shared: list[int], left: list[int], right: list[int]) -> 
     ("left", "right", "shared"),
     [([1, 2], [1, 2, 3], 2), ([1, 2], (1, 2, 3), 2), ((1, 5), [1, 2], 1), ((), [1], 0)],
 )
-def test_a_list_and_a_tuple_share_what_they_begin_with(left: list[int], right: list[int], shared: int) -> None:
+def test_lists_and_tuples_share_common_prefixes(left: list[int], right: list[int], shared: int) -> None:
     assert common_prefix(left, right) == common_prefix(right, left) == shared

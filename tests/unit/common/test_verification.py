@@ -23,7 +23,7 @@ IDS = st.lists(st.integers(0, 3), max_size=12)
         ([5, 6, 7], [1, 2, 3, 8], 3, SpanOutcome(3, 8, (0, 1, 2))),
         ([5, 6, 7], [1, 6, 3, 8], 2, SpanOutcome(2, 3, (0,))),
         ([5, 6, 7], [1, 6, 7, 8], 2, SpanOutcome(3, 8, (0,))),
-        ([5, 6], [5, 6, 7], 99, SpanOutcome(2, 7, ())),  # more audited than there are
+        ([5, 6], [5, 6, 7], 99, SpanOutcome(2, 7, ())),  # more audited tokens than there are
     ],
 )
 def test_judges_by_example(tokens: list[int], choices: list[int], audited: int, expected: SpanOutcome) -> None:
@@ -55,7 +55,7 @@ def test_a_choice_too_few_or_too_many_is_refused(tokens: list[int], choices: lis
         verify(tokens, choices)
 
 
-def test_a_draft_is_held_against_the_cloud_not_against_itself() -> None:
+def test_a_draft_is_compared_with_the_cloud_not_with_itself() -> None:
     draft = [1, 2, 3, 1]
     for wrong in range(4):
         choices = [*draft, 7]
@@ -70,16 +70,14 @@ def test_a_choice_judges_its_own_position_not_the_one_before() -> None:
 
 
 def test_padding_is_no_agreement() -> None:
-    """Token 0 is a token: a row of zeros agrees with no other text, and a draft of zeros with no other choice."""
+    """Token 0 is an ordinary token: a row of zeros agrees with no other text, and a draft of zeros with no choice."""
     assert verify([1, 2, 3], [0, 0, 0, 0]) == SpanOutcome(0, 0, ())
     assert verify([1, 0, 0], [1, 2, 3, 4]) == SpanOutcome(1, 2, ())
     assert verify([1, 2], [0, 0, 0], audited=2) == SpanOutcome(2, 0, (0, 1))
 
 
 @given(tokens=IDS, choices=IDS, bonus=st.integers(0, 3), audited=st.integers(0, 14))
-def test_what_stands_is_the_longest_agreeing_run(
-    tokens: list[int], choices: list[int], bonus: int, audited: int
-) -> None:
+def test_the_longest_agreeing_prefix_stands(tokens: list[int], choices: list[int], bonus: int, audited: int) -> None:
     size = min(len(tokens), len(choices))
     tokens, choices = tokens[:size], [*choices[:size], bonus]
     result = verify(tokens, choices, audited=audited)

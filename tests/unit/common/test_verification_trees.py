@@ -20,7 +20,7 @@ TREE = TokenTree(
     ("position", "token_id", "choices", "further"),
     [
         (2, 4, [1, 2, 3, 4, 5], ()),  # matches no branch
-        (1, 5, [1, 2, 3, 4, 5], ()),  # matches one elsewhere
+        (1, 5, [1, 2, 3, 4, 5], ()),  # matches a branch elsewhere
         (2, 5, [1, 2, 3, 4, 5], (1,)),
         (2, 6, [1, 2, 3, 4, 5], (2,)),
         (2, 5, [7, 2, 3, 4, 5], (7, 3)),
@@ -69,10 +69,8 @@ def trees(draw: st.DrawFn) -> tuple[int, list[BranchToken]]:
 
 
 @given(tree=trees(), stands=st.integers(0, 3), seed=st.integers(0, 2**32))
-def test_the_walk_writes_what_the_cloud_would_write(
-    tree: tuple[int, list[BranchToken]], stands: int, seed: int
-) -> None:
-    """The oracle knows texts only: while the text so far is that of a branch token, the cloud's next choice follows."""
+def test_the_walk_writes_the_cloud_only_text(tree: tuple[int, list[BranchToken]], stands: int, seed: int) -> None:
+    """The oracle works on texts: while the text so far ends in a branch token, the cloud's next choice follows."""
     chain, branches = tree
     stands = min(stands, chain)
 

@@ -110,7 +110,7 @@ def test_capabilities_survive(value: Capabilities) -> None:
     assert wire.decode_capabilities(wire.encode_capabilities(value)) == value
 
 
-def test_the_question_for_capabilities_is_empty() -> None:
+def test_the_request_for_capabilities_is_empty() -> None:
     assert wire.encode_capabilities_request() == b""
 
 
@@ -144,7 +144,7 @@ def test_absent_sampling_is_greedy() -> None:
     assert frame.sampling == SamplingParams()
 
 
-def test_absent_top_p_is_no_cut_and_zero_is_refused() -> None:
+def test_absent_top_p_cuts_nothing_and_zero_is_refused() -> None:
     present = pb.SuperviseRequest(open=pb.Open(session_id="s", sampling=pb.SamplingParams(top_p=0.0)))
     with pytest.raises(InvalidRequest, match="top_p"):
         wire.decode_client(present.SerializeToString())
@@ -185,7 +185,7 @@ def test_a_verdict_fits_in_twenty_bytes() -> None:
 
 @pytest.mark.parametrize("continuation_tokens", [0, 16])
 def test_a_span_of_eight_that_repeats_nothing_fits_in_forty_bytes(continuation_tokens: int) -> None:
-    """As in `exact`: every token is judged, so there are no risks, and the deadline was sent before."""
+    """In `exact` every token is judged, so there are no risks, and the deadline was sent before."""
     token_ids = tuple(range(VOCABULARY - 8, VOCABULARY))
     sparse = Draft(120, 1900, token_ids, (), 1900, continuation_tokens)
     assert len(wire.encode_client(sparse)) <= 40
@@ -193,13 +193,13 @@ def test_a_span_of_eight_that_repeats_nothing_fits_in_forty_bytes(continuation_t
     assert len(wire.encode_client(full)) - len(wire.encode_client(sparse)) == 2 + 8 + 4  # risks and their tag; deadline
 
 
-@pytest.mark.parametrize(("risks", "cost"), [((), 3), ((0.5,), 4)])  # of varint; and of its risk
-def test_what_a_token_costs(risks: tuple[float, ...], cost: int) -> None:
+@pytest.mark.parametrize(("risks", "cost"), [((), 3), ((0.5,), 4)])  # bytes of the varint, and of the risk
+def test_the_bytes_of_a_token(risks: tuple[float, ...], cost: int) -> None:
     eight, nine = (wire.encode_client(Draft(0, 1900, (VOCABULARY - 1,) * n, risks * n, 1900)) for n in (8, 9))
     assert len(nine) - len(eight) == cost
 
 
-def test_a_deadline_that_has_not_changed_takes_no_byte() -> None:
+def test_an_unchanged_deadline_takes_no_byte() -> None:
     data = wire.encode_client(Draft(1, 1900, (1,), (), 1900, 0, deadline_ms=0))
     assert data == pb.SuperviseRequest(draft=pb.Draft(revision=1, start=1900, token_ids=[1])).SerializeToString()
     back = wire.decode_client(data)
@@ -207,7 +207,7 @@ def test_a_deadline_that_has_not_changed_takes_no_byte() -> None:
     assert back.deadline_ms == 0
 
 
-# What must not get in
+# Invalid frames
 
 
 def opening(**changes: object) -> bytes:
@@ -227,18 +227,18 @@ def opening(**changes: object) -> bytes:
         ("min_p", pb.SamplingParams(min_p=math.nan)),
     ],
 )
-def test_bad_sampling_is_named(field: str, sampling: pb.SamplingParams) -> None:
+def test_bad_sampling_is_reported(field: str, sampling: pb.SamplingParams) -> None:
     with pytest.raises(InvalidRequest, match=f"^{field}: "):
         wire.decode_client(opening(sampling=sampling))
 
 
 @pytest.mark.parametrize("session_id", ["", "s" * 65])
-def test_a_bad_session_id_is_named(session_id: str) -> None:
+def test_a_bad_session_id_is_reported(session_id: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^session_id: {len(session_id)} characters; it must have 1 to 64"):
         wire.decode_client(opening(session_id=session_id))
 
 
-def test_too_many_eos_ids_are_named() -> None:
+def test_too_many_eos_ids_are_reported() -> None:
     with pytest.raises(InvalidRequest, match="^eos_token_ids: 65 ids, at most 64"):
         wire.decode_client(opening(eos_token_ids=range(65)))
 
@@ -253,14 +253,14 @@ def test_risks_must_match_the_tokens() -> None:
 
 
 @pytest.mark.parametrize("decode", [wire.decode_client, wire.decode_server])
-@pytest.mark.parametrize("data", [b"", b"\x78\x01"])  # nothing at all; only a field that nobody knows
+@pytest.mark.parametrize("data", [b"", b"\x78\x01"])  # nothing at all; only an unknown field
 def test_an_unset_frame_is_refused(decode: Callable[[bytes], object], data: bytes) -> None:
     with pytest.raises(ProtocolViolation, match="^frame: none of "):
         decode(data)
 
 
 @pytest.mark.parametrize("decode", [wire.decode_client, wire.decode_server, wire.decode_capabilities])
-def test_bytes_that_are_no_message_are_refused(decode: Callable[[bytes], object]) -> None:
+def test_invalid_bytes_are_refused(decode: Callable[[bytes], object]) -> None:
     with pytest.raises(ProtocolViolation, match="^frame: 3 bytes that are not a "):
         decode(b"\x0a\xff\xff")
 
@@ -280,7 +280,7 @@ def decodes_or_refuses(decode: Callable[[bytes], object], data: bytes) -> bool:
 
 @settings(max_examples=300)
 @given(data=st.binary(max_size=80))
-def test_noise_is_refused_by_name(data: bytes) -> None:
+def test_random_bytes_are_refused_with_a_documented_error(data: bytes) -> None:
     for decode in (wire.decode_client, wire.decode_server, wire.decode_capabilities):
         assert decodes_or_refuses(decode, data)
 
@@ -292,7 +292,9 @@ def test_noise_is_refused_by_name(data: bytes) -> None:
     byte=st.integers(0, 255),
     length=st.integers(0, 10_000),
 )
-def test_damaged_frames_are_read_or_refused_by_name(data: bytes, position: int, byte: int, length: int) -> None:
+def test_damaged_frames_are_read_or_refused_with_a_documented_error(
+    data: bytes, position: int, byte: int, length: int
+) -> None:
     damaged = bytearray(data)
     if damaged:
         damaged[position % len(damaged)] = byte

@@ -37,7 +37,7 @@ def test_trees_survive(frame: Draft) -> None:
 
 @settings(max_examples=300)
 @given(parents=st.lists(st.integers(0, 6), max_size=6), tokens=st.integers(0, 6), risks=st.integers(0, 6))
-def test_what_is_read_is_a_tree(parents: list[int], tokens: int, risks: int) -> None:
+def test_only_valid_trees_are_read(parents: list[int], tokens: int, risks: int) -> None:
     message = pb.Draft(start=70, token_ids=[1] * tokens, parents=parents, risks=b"\x01" * risks)
     chain = tokens - len(parents)
     good = chain >= 0 and risks in (0, chain) and all(p <= chain + index for index, p in enumerate(parents))
@@ -61,12 +61,12 @@ def test_what_is_read_is_a_tree(parents: list[int], tokens: int, risks: int) -> 
         (pb.Draft(token_ids=[1, 2, 3], parents=[0], risks=b"\x01\x01\x01"), "risks: 3 bytes for 2 tokens"),
     ],
 )
-def test_what_is_no_tree_is_refused_with_the_value(message: pb.Draft, refusal: str) -> None:
+def test_an_invalid_tree_is_refused_with_the_value(message: pb.Draft, refusal: str) -> None:
     with pytest.raises(ProtocolViolation, match="^" + re.escape(refusal)):
         wire.decode_client(pb.SuperviseRequest(draft=message).SerializeToString())
 
 
-def test_more_branch_tokens_than_any_cloud_takes_are_refused_by_their_number() -> None:
+def test_too_many_branch_tokens_are_refused_with_their_number() -> None:
     count = wire.MAX_BRANCH_TOKENS + 1
     message = pb.SuperviseRequest(draft=pb.Draft(token_ids=[1] * count, parents=[0] * count))
     with pytest.raises(InvalidRequest, match=f"^parents: {count} branch tokens, at most {count - 1}"):
@@ -87,14 +87,14 @@ def test_a_chain_and_a_verdict_without_further_tokens_cost_no_byte() -> None:
     assert wire.encode_server(Verdict(1, 1907, 5)) == verdict
 
 
-def test_what_a_branch_token_costs() -> None:
-    """Its id, and a byte for its parent; the first one also two for the field."""
+def test_the_bytes_of_a_branch_token() -> None:
+    """A branch token costs its id and a byte for its parent; the first one also two bytes for the field."""
     largest = VOCABULARY - 1
     branches = tuple(BranchToken(parent, largest) for parent in (1902, 1908, 1904))
     sizes = [len(wire.encode_client(Draft(1, 1900, (largest,) * 8, (), 1900, branches=branches[:n]))) for n in range(4)]
     assert [after - before for before, after in pairwise(sizes)] == [6, 4, 4]
 
 
-def test_what_a_further_token_costs() -> None:
+def test_the_bytes_of_a_further_token() -> None:
     sizes = [len(wire.encode_server(Verdict(1, 1907, 5, further_token_ids=(VOCABULARY - 1,) * n))) for n in range(4)]
     assert [after - before for before, after in pairwise(sizes)] == [5, 3, 3]

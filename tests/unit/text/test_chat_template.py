@@ -1,4 +1,4 @@
-"""Chats to prompts: what is rendered as transformers renders it, what is refused and how that is named."""
+"""Chats to prompts: rendering as in transformers, refusals and their messages."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def reference(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("chat", CHATS)
-def test_the_models_template_gives_what_transformers_gives(
+def test_the_models_template_renders_as_transformers(
     folder: Path, tokenizer: Tokenizer, reference: Any, chat: list[dict[str, str]]
 ) -> None:
     text = ChatTemplate.load(folder, tokenizer).render(chat)
@@ -66,7 +66,7 @@ def test_the_models_template_gives_what_transformers_gives(
 
 @pytest.mark.parametrize("name", TRICKY_TEMPLATES)
 @pytest.mark.parametrize("chat", CHATS)
-def test_other_templates_give_what_transformers_gives(name: str, chat: list[dict[str, str]], reference: Any) -> None:
+def test_other_templates_render_as_transformers(name: str, chat: list[dict[str, str]], reference: Any) -> None:
     ours = ChatTemplate(TRICKY_TEMPLATES[name], {"bos_token": "<s>", "eos_token": "</s>"}).render(chat)
     theirs = reference.apply_chat_template(
         chat,
@@ -124,7 +124,7 @@ CALLING = {"role": "assistant", "content": None}
         ),
     ],
 )
-def test_messages_that_are_none_are_named(messages: Any, complaint: str) -> None:
+def test_invalid_messages_are_reported(messages: Any, complaint: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         template_of("qwen2").render(messages)
     assert caught.value.message.startswith(complaint)
@@ -142,13 +142,13 @@ def test_messages_that_are_none_are_named(messages: Any, complaint: str) -> None
         ([{"type": "function", "function": {"name": 3}}], "tools[0].function.name: expected a string, got int"),
     ],
 )
-def test_tools_that_are_none_are_named(tools: Any, complaint: str) -> None:
+def test_invalid_tools_are_reported(tools: Any, complaint: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         template_of("qwen2").render([USER], tools)
     assert caught.value.message.startswith(complaint)
 
 
-def test_nesting_ends_somewhere() -> None:
+def test_the_depth_of_nesting_is_limited() -> None:
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
@@ -169,19 +169,19 @@ def test_nesting_ends_somewhere() -> None:
         ("qwen2", [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}], "cannot render them: Type"),
     ],
 )
-def test_nothing_is_left_out_in_silence(family: str, chat: list[Any], complaint: str) -> None:
+def test_unsupported_parts_are_refused_not_dropped(family: str, chat: list[Any], complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
         template_of(family).render(chat)
 
 
-def test_a_key_that_the_template_reads_is_no_typo() -> None:
+def test_a_key_that_the_template_reads_is_accepted() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{{ m.thinking }}{{ m['mood'] }}{% endfor %}")
     assert template.render([{**USER, "content": "a", "thinking": "b", "mood": "c"}]) == "abc"
     with pytest.raises(InvalidRequest, match="'moood' is an unknown key"):
         template.render([{**USER, "moood": "c"}])
 
 
-def test_keys_of_an_answer_that_are_null_are_none() -> None:
+def test_null_keys_of_an_answer_count_as_absent() -> None:
     answer = {"role": "assistant", "content": "x", "refusal": None, "audio": None, "tool_calls": None}
     assert template_of("smollm").render([USER, answer]) == template_of("smollm").render(
         [USER, {"role": "assistant", "content": "x"}]
@@ -191,7 +191,7 @@ def test_keys_of_an_answer_that_are_null_are_none() -> None:
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}]
 
 
-def test_text_parts_go_to_templates_that_know_them_and_else_become_lines() -> None:
+def test_text_parts_are_passed_on_or_joined_by_lines() -> None:
     assert "user\nab<end_of_turn>" in template_of("gemma3").render(PARTS)
     assert "user\na \nb<|im_end|>" in template_of("qwen2").render(PARTS)
     only_parts = ChatTemplate("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}")
@@ -199,7 +199,7 @@ def test_text_parts_go_to_templates_that_know_them_and_else_become_lines() -> No
     assert only_parts.render([{"role": "system", "content": "x"}, *PARTS]) == "xa b"
 
 
-def test_the_callers_messages_stay_as_they_are() -> None:
+def test_the_callers_messages_are_not_modified() -> None:
     chat = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     template_of("qwen2").render(chat)
     assert chat == [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
@@ -218,7 +218,7 @@ def test_a_template_may_refuse_and_may_be_broken() -> None:
         ChatTemplate("{% for %}")
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_without_a_template_takes_raw_prompts_only(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -226,7 +226,7 @@ def test_a_model_without_a_template_takes_raw_prompts_only(tmp_path: Path, token
         ChatTemplate.load(tmp_path, tokenizer).render([USER])
 
 
-def test_a_template_that_is_no_text_or_does_not_parse(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_an_invalid_template_is_reported(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ModelCorrupt, match=r"chat_template\.jinja: it cannot be read as UTF-8"):
         ChatTemplate.load(tmp_path, tokenizer)
@@ -254,7 +254,7 @@ def test_special_tokens_are_read_by_name(tmp_path: Path, tokenizer: Tokenizer) -
         ('{"bos_token": ["a", 1]}', "bos_token: .* is neither"),
     ],
 )
-def test_special_tokens_that_are_none(tmp_path: Path, tokenizer: Tokenizer, text: str, complaint: str) -> None:
+def test_invalid_special_tokens_are_reported(tmp_path: Path, tokenizer: Tokenizer, text: str, complaint: str) -> None:
     (tmp_path / "chat_template.jinja").write_text("x")
     (tmp_path / "special_tokens.json").write_text(text, encoding="latin-1")
     with pytest.raises(ModelCorrupt, match=rf"special_tokens\.json: {complaint}"):

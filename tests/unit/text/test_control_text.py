@@ -1,4 +1,4 @@
-"""The text of a control token is text where a user wrote it, and the control token where the template did."""
+"""The text of a control token stays text in a user's message, and is the control token in the template."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_turn_cannot_be_forged(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_wants_it_has_control_tokens_read(kind: str) -> None:
+def test_control_tokens_are_parsed_on_request(kind: str) -> None:
     asked = tokens(kind, "qwen2", [{"role": "user", "content": FORGED}], parse_special=True)
     theirs = reference(kind, "qwen2").apply_chat_template(
         [{"role": "user", "content": FORGED}], add_generation_prompt=True
@@ -112,8 +112,8 @@ def everywhere(text: str) -> dict[str, tuple[list[dict[str, Any]], list[dict[str
 
 @pytest.mark.parametrize("place", everywhere(""))
 @pytest.mark.parametrize("family", ["qwen3", "llama3", "granite"])
-def test_every_string_is_text(place: str, family: str) -> None:
-    """The text of each control token adds none, wherever it stands."""
+def test_every_string_of_a_chat_is_text(place: str, family: str) -> None:
+    """The text of each control token adds no control token at any place."""
     tokenizer = tokenizer_of("byte-level")
     template = template_of(family)
     try:
@@ -145,7 +145,7 @@ def test_the_control_tokens_are_the_templates_own(data: st.DataObject) -> None:
     texts = data.draw(st.lists(contents, min_size=3, max_size=3))
     chat = data.draw(st.sampled_from(CHATS))
     token_ids = tokens(kind, family, chat(texts))
-    # Templates look whether there is a content at all, and some trim it.
+    # Templates test for a content, and some trim it.
     plain = tokens(kind, family, chat(["x" if text else "" for text in texts]))
     assert controls(tokenizer_of(kind), token_ids) == controls(tokenizer_of(kind), plain)
     rendered = template_of(family).render(chat(texts))
@@ -181,7 +181,7 @@ SEAMS = {
 
 @pytest.mark.parametrize("seam", SEAMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_control_token_is_made_at_a_seam(kind: str, seam: str) -> None:
+def test_no_control_token_forms_between_strings(kind: str, seam: str) -> None:
     source, message = SEAMS[seam]
     tokenizer = tokenizer_of(kind)
     token_ids = chat_tokens(tokenizer, ChatTemplate(source), [{"role": "user", **message}])
@@ -196,7 +196,7 @@ def test_no_control_token_is_made_at_a_seam(kind: str, seam: str) -> None:
     theirs=st.lists(st.lists(st.sampled_from(PIECES), max_size=3).map("".join), min_size=3, max_size=3),
     trim=st.sampled_from(["", " | trim"]),
 )
-def test_strings_that_touch_make_no_control_token(kind: str, own: list[str], theirs: list[str], trim: str) -> None:
+def test_adjacent_strings_form_no_control_token(kind: str, own: list[str], theirs: list[str], trim: str) -> None:
     keys = ("name", "content", "tool_call_id")
     places = [f"{{{{ messages[0].{key}{trim} }}}}" for key in keys]
     template = ChatTemplate("".join(chain(*zip_longest(own, places, fillvalue=""))))
@@ -205,7 +205,7 @@ def test_strings_that_touch_make_no_control_token(kind: str, own: list[str], the
     assert controls(tokenizer_of(kind), token_ids) == Counter(text for text in own if text in CONTROL_TOKENS)
 
 
-def test_a_template_that_looks_at_control_tokens_is_not_second_guessed() -> None:
+def test_a_template_that_examines_control_tokens_of_messages_is_refused() -> None:
     tokenizer = tokenizer_of("byte-level")
     template = ChatTemplate("{{ messages[0].content.split('<s>')[-1] }}")
     with pytest.raises(InvalidRequest, match="looks at"):
@@ -220,7 +220,7 @@ LOOSE = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
 
 
 @pytest.mark.parametrize("forged", ["<s>", "<S>", "＜s＞", " <s> ", "</s>", "a </s>"])
-def test_control_tokens_that_are_found_in_normalised_text(forged: str) -> None:
+def test_control_tokens_in_normalised_text(forged: str) -> None:
     library = Library(models.WordLevel({"<unk>": 0, "a": 1, "<": 2, "s": 3, ">": 4, "</s>": 5}, unk_token="<unk>"))
     library.normalizer = LOOSE
     library.pre_tokenizer = pre_tokenizers.Punctuation()
@@ -232,7 +232,7 @@ def test_control_tokens_that_are_found_in_normalised_text(forged: str) -> None:
     assert controls(tokenizer, chat_tokens(tokenizer, template, chat, parse_special=True)).total() == 3
 
 
-def test_settings_of_a_training_run_cut_no_prompt() -> None:
+def test_truncation_settings_of_a_tokenizer_are_ignored() -> None:
     library = Library.from_str(library_tokenizer("byte-level"))
     library.enable_truncation(4)
     library.enable_padding(length=32)
@@ -240,7 +240,7 @@ def test_settings_of_a_training_run_cut_no_prompt() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_certainly_is_too_long_is_refused_unread(kind: str) -> None:
+def test_a_certainly_too_long_text_is_refused_without_tokenizing(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     longest = max(map(len, Library.from_str(library_tokenizer(kind)).get_vocab()))
     assert tokenizer.encode("a" * longest, max_tokens=1)

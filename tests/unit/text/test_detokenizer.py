@@ -1,4 +1,4 @@
-"""Every sort of decoder: streamed text is decoded text, whatever the bytes, in linear time, and can be rewound."""
+"""Every sort of decoder: streamed text equals decoded text for any bytes, in linear time, and can be rewound."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DECODERS = {
     "suffix": decoders.BPEDecoder(),
     "byte-level and more": decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()]),
 }
-LONE_BYTES = 50_000  # that a decoder of the whole text for each token would take minutes for
+LONE_BYTES = 50_000  # decoding the whole text for each of them would take minutes
 
 
 @cache
@@ -47,7 +47,7 @@ sorts = st.sampled_from([*KINDS, *DECODERS])
 
 
 def drawn_ids(data: st.DataObject, sort: str) -> list[int]:
-    """Any ids, bytes more often than others, and some that stand for nothing."""
+    """Draw any ids, bytes more often than others, and some without text."""
     size = tokenizer_of(sort).vocabulary_size
     return data.draw(st.lists(st.integers(0, min(size, 262)) | st.integers(0, size + 3), max_size=24))
 
@@ -71,12 +71,12 @@ def test_streamed_text_is_decoded_text(data: st.DataObject) -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(data=st.data())
-def test_decoded_text_is_that_of_the_library(data: st.DataObject) -> None:
+def test_decoded_text_equals_the_librarys(data: st.DataObject) -> None:
     """The library drops valid bytes next to an invalid one, unless the tokenizer is byte-level."""
     sort = data.draw(st.sampled_from([*KINDS, "none", "word piece", "metaspace"]))
     token_ids = drawn_ids(data, sort)
     theirs = library_of(sort).decode(token_ids, skip_special_tokens=True)
-    if sort == "none":  # the library writes spaces between tokens then
+    if sort == "none":  # then the library writes spaces between tokens
         theirs = theirs.replace(" ", "")
     ours = tokenizer_of(sort).decode(token_ids)
     if sort == "byte-level" or "\ufffd" not in theirs:
@@ -85,7 +85,7 @@ def test_decoded_text_is_that_of_the_library(data: st.DataObject) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_a_rewound_stream_is_as_if_nothing_had_been_pushed(data: st.DataObject) -> None:
+def test_a_rewound_stream_equals_a_fresh_one(data: st.DataObject) -> None:
     sort = data.draw(sorts)
     tokenizer = tokenizer_of(sort)
     stream = DetokenizerStream(tokenizer)
@@ -106,7 +106,7 @@ def test_a_rewound_stream_is_as_if_nothing_had_been_pushed(data: st.DataObject) 
     assert stream.flush() == fresh.flush()
 
 
-def test_only_tokens_that_were_pushed_can_be_forgotten() -> None:
+def test_only_pushed_tokens_can_be_rewound() -> None:
     stream = DetokenizerStream(tokenizer_of("byte-level"))
     stream.push(0)
     for count in (-1, 2):
@@ -115,7 +115,7 @@ def test_only_tokens_that_were_pushed_can_be_forgotten() -> None:
 
 
 @pytest.mark.parametrize("sort", ["prepend", "metaspace", "unigram"])
-def test_bytes_that_are_no_character_harm_only_themselves(sort: str) -> None:
+def test_invalid_bytes_do_not_affect_other_characters(sort: str) -> None:
     tokenizer, vocabulary = tokenizer_of(sort), library_of(sort).get_vocab()
     stream = DetokenizerStream(tokenizer)
     ids = [vocabulary[piece] for piece in ("<0x3A>", "<0xE4>", "i", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "<0xE8>")]
@@ -127,7 +127,7 @@ def test_bytes_that_are_no_character_harm_only_themselves(sort: str) -> None:
 
 @pytest.mark.parametrize("sort", ["byte-level", "prepend", "metaspace"])
 def test_a_repeated_lone_byte_costs_no_more_than_any_token(sort: str) -> None:
-    """In processor time, which does not count what else the machine does."""
+    """Processor time leaves out the other work of the machine."""
     vocabulary = library_of(sort).get_vocab()
     lone = vocabulary["ł" if sort == "byte-level" else "<0x9F>"]
     stream = DetokenizerStream(tokenizer_of(sort))
@@ -159,8 +159,8 @@ def test_provisional_text_has_no_gaps() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_provisional_text_shows_what_stands(data: st.DataObject) -> None:
-    """Committed at last, the text is that of all tokens, whatever was drafted and taken back between."""
+def test_provisional_text_ends_as_the_text_of_final_tokens(data: st.DataObject) -> None:
+    """The committed text equals the text of all final tokens, for any drafts and retractions between."""
     tokenizer = tokenizer_of("byte-level")
     final = tokenizer.encode(data.draw(st.text(min_size=1, max_size=8)))
     text = ProvisionalText(tokenizer, start=3)
@@ -173,7 +173,7 @@ def test_provisional_text_shows_what_stands(data: st.DataObject) -> None:
     assert "".join(pieces) == tokenizer.decode(final)
 
 
-def test_a_resumed_text_that_has_stopped_already_says_so() -> None:
+def test_a_resumed_text_with_a_stop_string_is_reported() -> None:
     tokenizer = tokenizer_of("byte-level")
     token_ids = tokenizer.encode("one two three")
     assert CommittedText(tokenizer, ["two"], resumed=token_ids).stopped

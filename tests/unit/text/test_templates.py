@@ -33,7 +33,7 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", SPECIAL_TOKENS)
-def test_ids_are_those_of_transformers(kind: str, family: str) -> None:
+def test_ids_equal_those_of_transformers(kind: str, family: str) -> None:
     for name, chat in CONVERSATIONS.items():
         theirs = ids_of_transformers(kind, family, chat)
         if theirs is None or (family, name) in LEFT_OUT:

@@ -30,7 +30,7 @@ def tokenizer(folder: Path, manifest: ModelManifest) -> Tokenizer:
     return Tokenizer.load(folder, manifest)
 
 
-# --- tokenizer ------------------------------------------------------------------------------------------------------
+# --- Tokenizer ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", "def f(x):\n    return x", "naïve 語 🙂 e\u0301", "a\x00b", "\ufffd"])
@@ -38,13 +38,15 @@ def test_plain_text_survives(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_special_tokens_are_read_as_such_and_not_written(tokenizer: Tokenizer) -> None:
+def test_special_tokens_are_parsed_but_not_written(tokenizer: Tokenizer) -> None:
     assert tokenizer.eos_token is not None
     assert tokenizer.encode(tokenizer.eos_token) == (tokenizer.eos_token_ids[0],)
     assert tokenizer.decode(tokenizer.encode(f"a{tokenizer.eos_token}b")) == "ab"
 
 
-def test_a_tokenizer_that_is_missing_broken_or_another(tmp_path: Path, folder: Path, manifest: ModelManifest) -> None:
+def test_a_missing_broken_or_different_tokenizer_is_reported(
+    tmp_path: Path, folder: Path, manifest: ModelManifest
+) -> None:
     with pytest.raises(ModelMissing, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path, manifest)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -54,12 +56,12 @@ def test_a_tokenizer_that_is_missing_broken_or_another(tmp_path: Path, folder: P
         Tokenizer.load(folder, manifest.model_copy(update={"vocabulary_size": 7}))
 
 
-# --- streamed text --------------------------------------------------------------------------------------------------
+# --- Streamed text --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_any_token_ids_stream_to_what_they_decode_to(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_any_token_ids_stream_to_their_decoded_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     token_ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1), max_size=40))
     whole = tokenizer.decode(token_ids)
     stream = DetokenizerStream(tokenizer)
@@ -73,7 +75,7 @@ def test_any_token_ids_stream_to_what_they_decode_to(tokenizer: Tokenizer, data:
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=30), cut=st.integers(0, 8))
-def test_text_cut_in_mid_character_streams_whole_characters(tokenizer: Tokenizer, text: str, cut: int) -> None:
+def test_text_cut_inside_a_character_streams_whole_characters(tokenizer: Tokenizer, text: str, cut: int) -> None:
     token_ids = tokenizer.encode(text)
     token_ids = token_ids[: len(token_ids) - cut]
     stream = DetokenizerStream(tokenizer)
@@ -83,14 +85,14 @@ def test_text_cut_in_mid_character_streams_whole_characters(tokenizer: Tokenizer
     assert shown + stream.flush() == whole
 
 
-def test_a_character_of_several_tokens_comes_out_once_and_whole(tokenizer: Tokenizer) -> None:
+def test_a_character_of_several_tokens_appears_once_and_whole(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode("🙂")
     assert len(token_ids) > 1
     stream = DetokenizerStream(tokenizer)
     assert [stream.push(token_id) for token_id in token_ids] == [""] * (len(token_ids) - 1) + ["🙂"]
 
 
-# --- stop strings ---------------------------------------------------------------------------------------------------
+# --- Stop strings ---------------------------------------------------------------------------------------------------
 
 
 def cut_at_first(text: str, stop: list[str]) -> tuple[str, bool]:
@@ -103,7 +105,7 @@ def cut_at_first(text: str, stop: list[str]) -> tuple[str, bool]:
     chunks=st.lists(st.text("ab", max_size=4), max_size=12),
     stop=st.lists(st.text("ab", min_size=1, max_size=5), max_size=4),
 )
-def test_any_chunking_stops_where_a_search_of_the_whole_text_does(chunks: list[str], stop: list[str]) -> None:
+def test_any_chunking_finds_the_same_stop_as_a_search_of_the_whole_text(chunks: list[str], stop: list[str]) -> None:
     expected, met = cut_at_first("".join(chunks), stop)
     scanner = StopScanner(stop)
     shown = ""
@@ -131,15 +133,15 @@ def test_only_the_start_of_a_stop_string_is_held_back(chunks: list[str], shown: 
     assert [scanner.push(chunk)[0] for chunk in chunks] == shown
 
 
-def test_nothing_comes_after_a_stop_string() -> None:
+def test_no_text_follows_a_stop_string() -> None:
     scanner = StopScanner(("x",))
     assert scanner.push("axb") == ("a", True)
     assert scanner.push("c") == ("", True)
     assert scanner.flush() == ""
 
 
-def test_long_stop_strings_cost_no_more_than_short_ones() -> None:
-    """In processor time, which does not count what else the machine does."""
+def test_long_stop_strings_are_as_fast_as_short_ones() -> None:
+    """Processor time leaves out the other work of the machine."""
     scanner = StopScanner([f"{'ab' * 127}{number:02d}" for number in range(16)])
     began_s = time.process_time()
     shown = "".join(scanner.push("abababab")[0] for _ in range(10_000)) + scanner.flush()
@@ -147,9 +149,9 @@ def test_long_stop_strings_cost_no_more_than_short_ones() -> None:
     assert shown == "ab" * 40_000
 
 
-def test_a_stop_string_may_be_met_by_the_last_of_several_that_compete() -> None:
+def test_a_shorter_stop_string_may_complete_before_an_earlier_start() -> None:
     scanner = StopScanner(("abcx", "bc", "c"))
-    assert scanner.push("abc") == ("", False)  # "abcx" starts first and may still come
+    assert scanner.push("abc") == ("", False)  # "abcx" starts first and may still complete
     assert scanner.flush() == "a"
     assert scanner.stopped
     scanner = StopScanner(("abcx", "bc"))
@@ -157,7 +159,7 @@ def test_a_stop_string_may_be_met_by_the_last_of_several_that_compete() -> None:
     assert scanner.push("d") == ("a", True)
 
 
-def test_the_output_of_a_generation_joins_both(tokenizer: Tokenizer) -> None:
+def test_generated_text_is_detokenized_and_stopped(tokenizer: Tokenizer) -> None:
     output = CommittedText(tokenizer, stop=("🙂",))
     pieces = [output.push(token_id) for token_id in tokenizer.encode("naïve 🙂 rest")]
     assert "".join(text for text, _ in pieces) + output.flush() == "naïve "
