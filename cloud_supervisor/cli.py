@@ -78,12 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="fetch, convert and list models")
     model_commands = models.add_subparsers(required=True, metavar="COMMAND")
     pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
-    pull.add_argument("--pair", default="default", metavar="NAME", type=checked(check_pair_name))
-    pull.add_argument("--registry", type=_file, help="another models.yaml")
+    pull.add_argument(
+        "--pair",
+        default="default",
+        metavar="NAME",
+        type=checked(check_pair_name),
+        help="a pair of the registry, such as tiny (default: %(default)s)",
+    )
+    pull.add_argument("--registry", type=_file, help="a file in place of the packaged models.yaml")
     pull.add_argument("--force", action="store_true", help="build it again")
     pull.set_defaults(run=_pull, extras="cloud,build")
     listing = model_commands.add_parser("list", help="which pairs are known, and which are here")
-    listing.add_argument("--registry", type=_file, help="another models.yaml")
+    listing.add_argument("--registry", type=_file, help="a file in place of the packaged models.yaml")
     listing.set_defaults(run=_list)
     return parser
 

@@ -23,7 +23,8 @@ async def main(config: str) -> None:
                     drafted.pop(event.position, None)
                     final += event.text
                 case Finished():
-                    print(f"{final}{event.text}\n{event.stats.round_trips} round trips")
+                    waited, hidden = event.stats.round_trips, event.stats.hidden_round_trips
+                    print(f"{final}{event.text}\n{waited} round trips that the device waited for, {hidden} hidden")
                     return
                 case Failed():
                     raise event.error  # client.stream(event.error.partial) resumes the text
