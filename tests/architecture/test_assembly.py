@@ -11,7 +11,7 @@ CALLERS = ("edge_client", "benchmarks", "examples", "tests")
 
 
 def called_names(source: str) -> Iterator[str]:
-    """Yield the last part of the name of everything that is called."""
+    """Yield the last part of the name of every called object."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             function = node.func

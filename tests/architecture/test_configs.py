@@ -22,18 +22,18 @@ def test_every_file_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_loads(name: str) -> None:
+def test_every_configuration_file_loads(name: str) -> None:
     load_yaml(CONFIGS / name, MODELS[name])
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_it_states_the_defaults(name: str) -> None:
+def test_every_file_states_the_defaults(name: str) -> None:
     model = DEFAULTS[name]
     assert load_yaml(CONFIGS / name, model) == model()
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_it_states_every_setting(name: str) -> None:
+def test_every_file_states_every_setting(name: str) -> None:
     assert _keys(load_yaml(CONFIGS / name, DEFAULTS[name]), given=True) == _keys(DEFAULTS[name](), given=False)
 
 

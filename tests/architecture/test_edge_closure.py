@@ -11,7 +11,7 @@ PYPROJECT = Path(__file__).resolve().parent.parent.parent / "pyproject.toml"
 UNWANTED = {"accelerate", "onnxruntime-genai", "optimum", "torch", "transformers"}
 
 
-def test_the_device_gets_neither_torch_nor_transformers() -> None:
+def test_the_device_installs_neither_torch_nor_transformers() -> None:
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     on_device = closure([*project["dependencies"], *project["optional-dependencies"]["edge"]])
     assert {"numpy", "onnxruntime", "tokenizers", "grpcio"} <= on_device

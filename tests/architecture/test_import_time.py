@@ -1,4 +1,4 @@
-"""Importing the device SDK is quick, and the commands print their help without any library of models.
+"""Importing the device SDK is quick, and the commands print their help without any model library.
 
 The loaded libraries decide the time of an import on any machine, so the test names all that may be loaded. Our own part
 of that time is compared with theirs in the same process.
@@ -70,7 +70,7 @@ def packages_loaded(statement: str) -> set[str]:
     ],
     ids=["sdk", "chaperone generate", "chaperone-link", "artefacts", "chaperone-cloud serve", "chaperone-cloud models"],
 )
-def test_nothing_is_loaded_that_is_not_needed(statement: str, own: set[str], libraries: set[str]) -> None:
+def test_only_needed_packages_are_loaded(statement: str, own: set[str], libraries: set[str]) -> None:
     loaded = packages_loaded(statement)
     assert own <= loaded
     assert loaded - own - OF_GRPC <= libraries

@@ -27,7 +27,7 @@ IMPURE = re.compile(r"chaperone_common\.(settings|artefacts|wire|pb)\b")
 
 
 def foreign_imports(common: Path) -> Iterator[str]:
-    """`file:line: module` for each import of common/, outside its rim, that leaves the standard library and NumPy."""
+    """Return `file:line: module` for imports of common/, outside its rim, beyond the standard library and NumPy."""
     for path in sorted(common.rglob("*.py")):
         relative = path.relative_to(common)
         if relative.with_suffix("").parts[0] in RIM:
@@ -46,7 +46,7 @@ def foreign_imports(common: Path) -> Iterator[str]:
 
 
 def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
-    """`lint-imports` on the packages below `tree`, which come before the installed ones."""
+    """Run `lint-imports` on the packages below `tree`, which take precedence over the installed ones."""
     return subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"],
         cwd=tree,

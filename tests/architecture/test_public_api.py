@@ -30,15 +30,15 @@ def test_public_names() -> None:
     assert all(hasattr(edge_client, name) for name in edge_client.__all__)
 
 
-def test_every_error_that_can_be_met_is_exported() -> None:
-    """All but what the commands meet when they write."""
+def test_every_error_of_the_sdk_is_exported() -> None:
+    """Only errors of the commands' own output are not exported."""
     errors = [value for value in vars(chaperone_common.errors).values() if isinstance(value, type)]
     names = {error.__name__ for error in errors if issubclass(error, ChaperoneError)}
     assert names - {*edge_client.__all__} == {"OutputLost"}
 
 
 def named_types(annotation: Any) -> Iterator[type]:
-    """Our own classes in an annotation, however deep."""
+    """Return our own classes at any depth of an annotation."""
     if isinstance(annotation, type) and annotation.__module__.partition(".")[0] in OURS:
         yield annotation
     for part in typing.get_args(annotation):
@@ -67,4 +67,6 @@ def test_both_clients_take_the_same_parameters(method: str) -> None:
 @pytest.mark.parametrize("method", ["request", "stream", "generate"])
 def test_parameters_are_typed(method: str) -> None:
     hints = typing.get_type_hints(getattr(EdgeClient, method))
-    assert hints["parameters"] == typing.Unpack[RequestParameters]  # what editors complete and type checkers check
+    assert (
+        hints["parameters"] == typing.Unpack[RequestParameters]
+    )  # for the completion of editors and for type checkers

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Where packages are found, and which.
+# The packages below each import root.
 ROOTS = {"common": ["chaperone_common"], ".": ["edge_client", "cloud_supervisor", "link_emulator", "benchmarks"]}
 MOST_MODULES = 14  # of a folder, apart from __init__.py and generated code
 
 
 def sources() -> dict[str, Path]:
-    """Every module of the project by its dotted name; a package is named without `__init__`."""
+    """Return every module of the project by its dotted name; a package is named without `__init__`."""
     found = {}
     for root, packages in ROOTS.items():
         for package in packages:
@@ -29,7 +29,7 @@ def sources() -> dict[str, Path]:
 
 
 def imported_names(node: ast.AST) -> Iterator[str]:
-    """Yield the dotted names that code imports anywhere, except what only type checkers read."""
+    """Yield the dotted names that code imports anywhere, except those for type checkers only."""
     for child in ast.iter_child_nodes(node):
         match child:
             case ast.If(test=ast.Name("TYPE_CHECKING")):
@@ -92,7 +92,7 @@ def test_a_circle_would_be_found() -> None:
 @pytest.mark.parametrize(
     "line", ["import benchmarks.kit.prompts", "def f() -> None:\n    from benchmarks.kit import prompts"]
 )
-def test_an_import_is_seen_wherever_it_stands(line: str) -> None:
+def test_an_import_is_found_at_any_place(line: str) -> None:
     (name,) = imported_names(ast.parse(line))
     assert name == "benchmarks.kit.prompts"
 

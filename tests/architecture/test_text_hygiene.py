@@ -1,4 +1,4 @@
-"""Nothing in the tree knows the machine that it was written on."""
+"""No file of the tree names the machine that it was written on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring a two-layer model on the processor, and reading between the rows of a profile."""
+"""Measuring a two-layer model on the processor, and interpolating the rows of a profile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = Shape(hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2
 
 
 class Roomy(Accelerator):
-    """The processor, with as much memory as a test wants."""
+    """The processor, with memory set by the test."""
 
     def __init__(self, free: int = 2**40) -> None:
         super().__init__("cpu")
@@ -46,7 +46,7 @@ def ticking(step_s: float = 0.001) -> Any:
     return lambda: next(ticks) * step_s
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
+# --- Measuring ------------------------------------------------------------------------------------------------------
 
 
 def test_every_combination_becomes_a_row_of_medians() -> None:
@@ -72,13 +72,13 @@ def test_rows_of_an_earlier_run_are_not_measured_again() -> None:
     assert again == rows
 
 
-def test_a_spent_budget_skips_the_rest_and_says_so() -> None:
+def test_a_spent_budget_skips_the_rest_with_a_message() -> None:
     rows, skipped = measure(plan(budget_s=0.012), Roomy(), (), ticking(), kept)
     assert 0 < len(rows) < 8
     assert {entry["why"] for entry in skipped} == {"the budget of 0.012 s is spent"}
 
 
-def test_what_does_not_fit_is_skipped_and_says_so() -> None:
+def test_oversized_combinations_are_skipped_with_a_message() -> None:
     rows, skipped = measure(plan(), Roomy(free=1000), (), ticking(), kept)
     assert not rows
     assert [entry["shape"] for entry in skipped] == ["tiny"]
@@ -98,7 +98,7 @@ def test_shapes_have_the_published_number_of_weights(shape: str, billions: float
     assert round(SHAPES[shape].parameters / 1e9, 2) == billions
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- The command ----------------------------------------------------------------------------------------------------
 
 
 def arguments(*options: str) -> argparse.Namespace:
@@ -108,7 +108,7 @@ def arguments(*options: str) -> argparse.Namespace:
     return parser.parse_args([*options, "--device", "cpu"])
 
 
-def test_the_command_writes_a_profile_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_a_profile_and_continues_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloud_profile, "SHAPES", {"tiny": TINY})
     out = tmp_path / "profile.json"
     small = ("--shapes", "tiny", "--batches", "1", "--tokens", "1,2", "--repeats", "3", "--out", str(out))
@@ -124,7 +124,7 @@ def test_the_command_writes_a_profile_and_goes_on_with_it(tmp_path: Path, monkey
     assert {"machine", "commit", "date", "versions", "shapes", "skipped"} <= profile.header.keys()
 
 
-def test_rows_of_another_machine_are_not_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_of_another_machine_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloud_profile, "SHAPES", {"tiny": TINY})
     out = tmp_path / "profile.json"
     small = ("--shapes", "tiny", "--batches", "1", "--tokens", "1", "--contexts", "8", "--repeats", "3")
@@ -149,7 +149,7 @@ def test_bad_options_are_refused(options: tuple[str, ...], message: str) -> None
         cloud_profile.run(arguments(*options))
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------------------------------------
 
 
 def profile(*rows: tuple[int, int, int, float]) -> CloudProfile:
@@ -164,7 +164,7 @@ def test_between_rows_time_is_linear() -> None:
     assert measured.step_ms("s", 1, batch=2) == 20
 
 
-def test_beyond_the_rows_tokens_and_batch_count_in_proportion_and_contexts_as_the_nearest() -> None:
+def test_tokens_and_batches_are_extrapolated_and_contexts_are_clamped() -> None:
     measured = profile((1, 512, 1, 10), (1, 512, 8, 20), (2, 512, 8, 30))
     assert measured.step_ms("s", 16) == 40
     assert measured.step_ms("s", 8, batch=8) == 120
@@ -177,7 +177,7 @@ def test_a_row_that_did_not_fit_is_filled_by_its_neighbours() -> None:
     assert measured.step_ms("s", 1, batch=4, context=2048) == 20
 
 
-def test_what_was_not_measured_is_refused() -> None:
+def test_unmeasured_queries_are_refused() -> None:
     with pytest.raises(ConfigError, match="shape: 't' was not measured; the profile has s"):
         profile((1, 512, 1, 10)).step_ms("t", 1)
     with pytest.raises(ConfigError, match="at least one token"):
@@ -185,7 +185,7 @@ def test_what_was_not_measured_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 2, "rows": []}', '{"format": 1, "rows": [{"shape": "s"}]}'])
-def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_profile_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="measure"):

@@ -1,4 +1,4 @@
-"""The fleet simulator against queueing theory, and what it must keep whatever happens."""
+"""The fleet simulator against queueing theory, and its invariants."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def simulate(fleet: Fleet, demand: Demand, step: StepTime, seed: int = 1) -> Out
     return Simulation(fleet, demand, step, seed).run()
 
 
-# --- queueing theory ------------------------------------------------------------------------------------------------
+# --- Queueing theory ------------------------------------------------------------------------------------------------
 
 
 def test_constant_service_waits_as_m_d_1() -> None:
@@ -68,7 +68,7 @@ def test_utilisation_is_throughput_times_service_time() -> None:
     fleet = replace(one_server(0.5, 4000), replicas=3, devices=9, think_s=0.12)
     demand = Demand("two", 1, round_trips=1, forwards_per_request=2)
     outcome = simulate(fleet, demand, affine_step(SERVICE_MS, 0))
-    assert outcome.steps == pytest.approx(2 * len(outcome.total_ms), abs=20)  # those under way at the ends
+    assert outcome.steps == pytest.approx(2 * len(outcome.total_ms), abs=20)  # some are in progress at the ends
     per_ms = outcome.steps / (fleet.window_s * 1e3) / fleet.replicas
     assert outcome.utilisation == pytest.approx(per_ms * SERVICE_MS, rel=1e-3)
 
@@ -83,14 +83,14 @@ def test_littles_law_holds_for_generations_and_for_the_queue(closed: bool) -> No
     assert outcome.waiting == pytest.approx(forwards * np.mean(outcome.waits_ms), rel=0.03)
 
 
-def test_a_closed_loop_keeps_its_cycle() -> None:
+def test_a_closed_loop_obeys_the_response_time_law() -> None:
     fleet = Fleet(devices=300, replicas=2, think_s=10, window_s=150, warmup_s=30)
     outcome = simulate(fleet, CHAT, affine_step(15, 0.2))
     cycle_s = fleet.think_s + np.mean(outcome.total_ms) / 1e3  # the interactive response time law
     assert outcome.measured / fleet.window_s == pytest.approx(fleet.devices / cycle_s, rel=0.03)
 
 
-# --- one generation -------------------------------------------------------------------------------------------------
+# --- One generation -------------------------------------------------------------------------------------------------
 
 
 def alone(demand: Demand, **changes: Any) -> Outcome:
@@ -104,18 +104,18 @@ def test_round_trips_add_up_and_hidden_ones_hide() -> None:
     assert waited.total_ms == pytest.approx([1000 + 4 * (100 + 30)] * len(waited.total_ms))
     assert waited.ttft_ms == pytest.approx([250 + 130] * len(waited.ttft_ms))
     hidden = alone(Demand("hides", 40, hidden_round_trips=4, tokens_per_forward=10, device_ms=1000))
-    assert hidden.total_ms == pytest.approx([1000 + 130] * len(hidden.total_ms))  # the last one has nothing to hide in
+    assert hidden.total_ms == pytest.approx([1000 + 130] * len(hidden.total_ms))  # the last round trip cannot be hidden
     assert hidden.ttft_ms == pytest.approx([250 + 130] * len(hidden.ttft_ms))
 
 
-def test_the_cloud_writes_on_by_itself_and_its_first_token_comes_early() -> None:
+def test_streaming_shows_its_first_token_early() -> None:
     streamed = alone(Demand("cloud", 10, round_trips=1, forwards_per_request=10, prompt_tokens=600))
     prompt = (20 + 512) + (20 + 88)
     assert streamed.ttft_ms == pytest.approx([prompt + 21 + 100] * len(streamed.ttft_ms))
     assert streamed.total_ms == pytest.approx([prompt + 10 * 21 + 100] * len(streamed.total_ms))
 
 
-def test_a_device_alone_asks_nobody() -> None:
+def test_a_device_alone_sends_no_request() -> None:
     outcome = alone(Demand("edge", 50, device_ms=1000))
     assert outcome.total_ms == pytest.approx([1000] * len(outcome.total_ms))
     assert outcome.ttft_ms == pytest.approx([20] * len(outcome.ttft_ms))
@@ -131,7 +131,7 @@ def test_waiting_requests_share_a_forward() -> None:
     assert np.median(together.total_ms) < np.median(one_by_one.total_ms)
 
 
-# --- whatever happens -----------------------------------------------------------------------------------------------
+# --- Invariants -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -154,7 +154,7 @@ def test_a_seed_reproduces_and_another_one_does_not() -> None:
     assert simulate(fleet, demand, step, seed=3) != simulate(fleet, demand, step, seed=4)
 
 
-def test_a_part_stands_for_the_whole() -> None:
+def test_a_part_of_a_fleet_predicts_the_whole() -> None:
     fleet, step = Fleet(devices=2000, replicas=8, think_s=20, window_s=60), affine_step(15, 0.2)
     part = part_of(fleet, CHAT, step, max_work=100_000)
     assert part.replicas < fleet.replicas
@@ -176,10 +176,10 @@ def test_a_small_fleet_is_simulated_whole_and_a_single_replica_for_a_shorter_tim
     assert crowd.window_s < 5
 
 
-# --- demands, steps and reports -------------------------------------------------------------------------------------
+# --- Demands, steps and reports -------------------------------------------------------------------------------------
 
 
-def test_a_demand_keeps_the_means_it_is_given() -> None:
+def test_a_demand_keeps_its_means() -> None:
     demand = Demand("d", 50, round_trips=2.5, hidden_round_trips=1.25, forwards_per_request=1.5, device_ms=700)
     rng = np.random.default_rng(2)
     drawn: list[list[Segment]] = [list(demand.segments(1.0, rng)) for _ in range(4000)]
@@ -224,7 +224,7 @@ def test_steps_come_from_a_profile() -> None:
     assert step(4, 29) == 12  # as four spans of eight
 
 
-def test_cost_and_energy_are_those_of_the_window() -> None:
+def test_cost_and_energy_cover_the_window() -> None:
     fleet = Fleet(devices=10, replicas=2, window_s=10)
     demand = Demand("d", 10, round_trips=1, bytes_up=100)
     outcome = Outcome(
@@ -244,7 +244,7 @@ def test_cost_and_energy_are_those_of_the_window() -> None:
         report(fleet, fleet, demand, Outcome(), 3.6)
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- The command ----------------------------------------------------------------------------------------------------
 
 
 def run(*options: str) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def test_the_command_reports_each_strategy_and_every_assumption(tmp_path: Path) 
     assert result["summary"]["sync"]["simulated"]["devices"] == 50
     assert result["step"] == {"assumption": "affine", "base_ms": 20.0, "ms_per_token": 0.05}
     assert {"usd_per_replica_hour", "energy", "seed"} <= result["assumptions"].keys()
-    json.dumps(result)  # it can be written
+    json.dumps(result)  # the result is valid JSON
     assert list(run(*small, "--strategies", "edge")["summary"]) == ["edge"]
 
 

@@ -1,4 +1,4 @@
-"""Digests: equal for equal parts, and of exactly the source that runs."""
+"""Digests: equal for equal parts, and covering exactly the source that runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_digest_follows_the_parts_and_not_their_order() -> None:
     assert digest_of({"a": 1, "b": [2]}) != digest_of({"a": 1, "b": [3]})
 
 
-def test_files_are_those_of_all_imports(root: Path) -> None:
+def test_files_cover_all_imports(root: Path) -> None:
     files = {str(path.relative_to(root)) for path in files_of(root, "benchmarks.measured.run")}
     assert files == {name for name in SOURCE if "virtual" not in name and "edge_client" not in name}
 
@@ -65,7 +65,7 @@ def test_a_module_without_a_file_is_refused(root: Path) -> None:
         ("benchmarks/virtual/peers.py", False),
     ],
 )
-def test_source_counts_where_it_runs(root: Path, changed: str, measured_changes: bool) -> None:
+def test_source_counts_for_the_benchmarks_that_run_it(root: Path, changed: str, measured_changes: bool) -> None:
     before = digest_of_source(root, "benchmarks.measured.run")
     (root / changed).write_text("CHANGED = True\n")
     assert (digest_of_source(root, "benchmarks.measured.run") != before) == measured_changes
@@ -84,4 +84,4 @@ def test_a_run_covers_the_processes_that_it_starts() -> None:
         "kit/processes.py",
     } <= names
     assert not {name for name in names if name.startswith(("virtual", "report", "quality", "fleet"))}
-    assert "measured/summary.py" not in names, "a summary is made again from the same generations"
+    assert "measured/summary.py" not in names, "a summary is repeated from the same generations"

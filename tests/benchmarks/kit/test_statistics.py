@@ -1,4 +1,4 @@
-"""Bootstrap intervals: what is drawn, what they hold, and when there is none."""
+"""Bootstrap intervals: their draws, their coverage, and cases without an interval."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_an_interval_holds_the_median_and_narrows_with_more_values() -> None:
     assert median_interval(VALUES) == few, "the same values give the same interval"
 
 
-def test_an_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+def test_an_interval_of_a_mean_matches_the_normal_distribution() -> None:
     values = np.random.default_rng(1).normal(10.0, 2.0, size=400)
     found = interval(len(values), lambda drawn: float(values[drawn].mean()))
     assert found is not None

@@ -1,4 +1,4 @@
-"""The file of an unfinished run: what it keeps, and what makes it another one."""
+"""The file of an unfinished run: its rows, and their repetition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.benchmarks.rows import make_row
 A, B = make_row("a", "exact", 1.0), make_row("b", "exact", 2.0)
 
 
-def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_work_file_continues_after_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "new" / "work.jsonl"
     WorkFile(path).add(A)
     again = WorkFile(path)
@@ -19,7 +19,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again.missing(keys) == [("b", "exact", 0), ("a", "exact", 1), ("a", "cloud", 0)]
 
 
-def test_a_line_that_was_cut_is_made_again(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_repeated(tmp_path: Path) -> None:
     path = tmp_path / "work.jsonl"
     work = WorkFile(path)
     work.add(A)
@@ -31,7 +31,7 @@ def test_a_line_that_was_cut_is_made_again(tmp_path: Path) -> None:
     assert WorkFile(path).rows == {("a", "exact", 0): A, ("b", "exact", 0): B}
 
 
-def test_fresh_forgets(tmp_path: Path) -> None:
+def test_fresh_drops_earlier_rows(tmp_path: Path) -> None:
     path = tmp_path / "work.jsonl"
     WorkFile(path).add(A)
     assert WorkFile(path, fresh=True).rows == {}

@@ -1,4 +1,4 @@
-"""The regret that a run measured, on rows made by hand."""
+"""The regret of a run, on rows made by hand."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def rows_of(strategy: str, *times_ms: float, category: str = "general") -> list[
     ]
 
 
-def test_the_best_is_the_one_with_the_least_median_cloud_included() -> None:
+def test_the_best_strategy_has_the_least_median_and_may_be_cloud() -> None:
     times = {"exact": [100, 120, 110], "cloud": [300, 90, 95], "overlap-8": [100, 100, 500]}
     value, best = ratio(times)
     assert best == "cloud"
     assert value == pytest.approx(95 / 110)
 
 
-def test_each_class_has_its_own_best_and_all_together_one() -> None:
+def test_each_class_and_all_together_have_a_best_strategy() -> None:
     rows = rows_of("exact", 100, 100, 100) + rows_of("cloud", 90, 90, 90) + rows_of("sync-4", 200, 200, 200)
     for strategy, time_ms in (("exact", 100), ("cloud", 400), ("sync-4", 110)):
         rows += rows_of(strategy, *(time_ms,) * 3, category="humaneval")
@@ -41,7 +41,7 @@ def test_each_class_has_its_own_best_and_all_together_one() -> None:
     assert not found["categories"]["humaneval"]["upper_bound_under_limit"]
 
 
-def test_what_ran_on_one_class_only_is_no_rival_on_all() -> None:
+def test_a_strategy_of_one_class_is_no_rival_on_all() -> None:
     rows = rows_of("exact", 100, 100, 100) + rows_of("cloud", 300, 300, 300) + rows_of("sync-4", 50, 50, 50)
     rows += rows_of("exact", 100, 100, 100, category="humaneval") + rows_of(
         "cloud", 200, 200, 200, category="humaneval"
@@ -52,7 +52,7 @@ def test_what_ran_on_one_class_only_is_no_rival_on_all() -> None:
     assert best == {"general": ("sync-4", 0.5), "humaneval": ("cloud", 2.0), "all": ("cloud", 2.5)}
 
 
-def test_a_loss_within_the_noise_is_none() -> None:
+def test_a_loss_within_the_noise_does_not_pass_the_limit() -> None:
     times = {"exact": [100.0, 100.0, 100.0, 100.0, 100.0, 100.0], "cloud": [60.0, 80.0, 90.0, 95.0, 130.0, 150.0]}
     low, high = ratio_interval(times) or (0, 0)
     assert low < ratio(times)[0] < high
@@ -64,12 +64,12 @@ def test_a_loss_within_the_noise_is_none() -> None:
 
 
 def test_the_strategies_of_a_draw_have_the_same_prompts() -> None:
-    """Prompts differ a thousandfold, but the ratio is the same on each: so it is in every draw."""
+    """Prompts differ a thousandfold, but the ratio is the same on each, and so in every draw."""
     exact = [1.0, 10.0, 100.0, 1000.0]
     assert ratio_interval({"exact": exact, "cloud": [time * 1.25 for time in exact]}) == [1.25, 1.25]
 
 
-def test_only_generations_that_all_of_them_finished_count() -> None:
+def test_only_prompts_finished_by_all_strategies_count() -> None:
     rows = [cold("a", "exact", 100), cold("a", "cloud", 100), cold("b", "exact", 100), cold("c", "cloud", 1)]
     rows.append(cold("b", "cloud", 1, error="lost"))
     found = measured_regret(rows, {"cloud"})
@@ -87,5 +87,5 @@ def test_a_warm_run_is_timed_from_its_start() -> None:
 
 
 @pytest.mark.parametrize("strategies", [("cloud",), ("exact",), ("exact", "gated")])
-def test_without_both_there_is_none(strategies: tuple[str, ...]) -> None:
+def test_without_exact_and_a_rival_there_is_no_regret(strategies: tuple[str, ...]) -> None:
     assert measured_regret([cold("a", name, 100) for name in strategies], {"cloud", "sync-8"}) is None

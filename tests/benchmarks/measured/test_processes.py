@@ -1,4 +1,4 @@
-"""The processes that benchmarks start end with them."""
+"""Child processes of benchmarks end with the benchmarks."""
 
 import os
 import signal
@@ -18,16 +18,16 @@ signal.pause()
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_process_that_made_them(ended_by: signal.Signals) -> None:
+def test_workers_end_with_their_parent_process(ended_by: signal.Signals) -> None:
     command = [sys.executable, "-c", MAIN]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "32\n"
             process.send_signal(ended_by)
-            # The workers hold the other end of this pipe as well: it is at its end when all of them have ended.
+            # The workers also hold the other end of this pipe, so it ends when all of them have ended.
             rest, _ = process.communicate(timeout=60)
         finally:
-            with suppress(ProcessLookupError):  # unless they have not
+            with suppress(ProcessLookupError):  # in case some have not ended
                 os.killpg(process.pid, signal.SIGKILL)
     assert rest == ""

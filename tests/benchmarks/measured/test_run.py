@@ -100,10 +100,10 @@ def test_all_strategies_over_a_link(result: Any) -> None:
 
 def test_bild_and_uhlm_over_a_link(result: Any) -> None:
     entries = result["summary"]["categories"]["all"]
-    assert entries["uhlm-0"]["equal_cloud"] == {"equal": 2, "of": 2}, "every token is asked about"
+    assert entries["uhlm-0"]["equal_cloud"] == {"equal": 2, "of": 2}, "every token is verified"
     assert entries["uhlm-0"]["deviations_per_100_tokens"] == 0
-    assert entries["bild-0-0"]["equal_cloud"] == {"equal": 2, "of": 2}, "nothing is let stand but what is certain"
-    assert entries["bild-0-9"]["deviations_per_100_tokens"] is None, "nobody counts them"
+    assert entries["bild-0-0"]["equal_cloud"] == {"equal": 2, "of": 2}, "only certain tokens are accepted"
+    assert entries["bild-0-9"]["deviations_per_100_tokens"] is None, "they are not counted"
 
     def total(name: str, field: str) -> float:
         return sum(float(row["stats"][field]) for row in result["generations"] if row["strategy"] == name)
@@ -118,8 +118,8 @@ IN_ITS_OWN = "import sys; from benchmarks.kit.processes import in_its_own_proces
 
 @pytest.mark.usefixtures("tiny_pair")
 @pytest.mark.parametrize(("program", "dtype"), [(FAKE_CLOUD, "float32"), (IN_ITS_OWN, "auto")], ids=["run", "all"])
-def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program: str, dtype: str) -> None:
-    """Also where the run is a process of another one, as those of `all` are."""
+def test_ending_a_run_ends_its_cloud_and_its_link(prompts: Path, program: str, dtype: str) -> None:
+    """The run may be a child process, as in `all`."""
     options = options_of(
         prompts, "--strategies", "cloud", "--repeats", "500", "--max-new-tokens", "12", "--dtype", dtype
     )
@@ -130,7 +130,7 @@ def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program:
         first, second = next(lines), next(lines)
         children = psutil.Process(run.pid).children(recursive=True)
         run.terminate()
-        list(lines)  # until it closes its output
+        list(lines)  # reads until the run closes its output
         code = run.wait(PATIENCE_S)
         ended, alive = psutil.wait_procs(children, PATIENCE_S)
         for child in alive:
@@ -143,7 +143,7 @@ def test_a_run_that_is_ended_ends_its_cloud_and_its_link(prompts: Path, program:
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_a_run_continues_unless_it_is_another_one(prompts: Path, tmp_path: Path) -> None:
+def test_a_run_continues_only_with_the_same_options(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     arguments = ("--strategies", "cloud,sync-4", "--max-new-tokens", "12", "--dtype", "float32", "--out", str(out))
     start_both = partial(start, ("-c", FAKE_CLOUD), prompts, *arguments)
@@ -154,7 +154,7 @@ def test_a_run_continues_unless_it_is_another_one(prompts: Path, tmp_path: Path)
     measured = json.loads(out.read_text(encoding="utf-8"))["generations"]
 
     lines = work.read_bytes().splitlines(keepends=True)
-    work.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as if it had been killed
+    work.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as after a kill
     again = start_both()
     assert "2 of 4 generations to make" in again.stdout
     resumed = json.loads(out.read_text(encoding="utf-8"))["generations"]
@@ -166,11 +166,11 @@ def test_a_run_continues_unless_it_is_another_one(prompts: Path, tmp_path: Path)
     cold = json.loads(out.read_text(encoding="utf-8"))["generations"]
     assert all(row["cold_total_ms"] > 0 and row["decode_tokens_per_s"] is None for row in cold)
     assert all(row["costs"]["row_ms"] > 0 for row in cold)
-    assert json.loads(out.read_text(encoding="utf-8"))["summary"]["regret"] is None, "exact was not there"
+    assert json.loads(out.read_text(encoding="utf-8"))["summary"]["regret"] is None, "exact was missing"
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_options_that_make_another_run(prompts: Path) -> None:
+def test_options_that_make_a_different_run(prompts: Path) -> None:
     def identity(*arguments: str) -> str:
         plan = plan_of(prompts, "--strategies", "cloud,exact", *arguments)
         return digest_of(plan.identity({"versions": {}, "machine": {}}))
@@ -220,7 +220,7 @@ def test_the_first_prompts_of_each_class(tmp_path: Path) -> None:
     assert len(plan_of(path, "--strategies", "cloud", "--per-category", "2", "--first", "3").prompts) == 3
 
 
-def test_every_strategy_is_first_as_often() -> None:
+def test_every_strategy_is_first_equally_often() -> None:
     assert [rotated("abc", turns)[0] for turns in range(6)] == list("abcabc")
     assert rotated("abc", 4) == ["b", "c", "a"]
 
@@ -251,9 +251,7 @@ def test_ids_must_differ(prompts: Path) -> None:
         plan_of(prompts, "--strategies", "cloud")
 
 
-def test_assisted_needs_the_weights_as_they_were_fetched(
-    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_assisted_needs_the_original_weights(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path))
     with pytest.raises(ChaperoneError, match="models pull --pair default --force"):
         plan_of(prompts, "--strategies", "cloud,assisted", "--pair", "default")

@@ -29,12 +29,12 @@ def rows_by_hand() -> list[dict[str, Any]]:
     ]
 
 
-def test_costs_are_medians_of_those_who_did_it() -> None:
+def test_costs_are_medians_over_the_strategies_that_have_them() -> None:
     costs = RunCosts.of(rows_by_hand())
     assert costs is not None
-    assert (costs.draft_ms, costs.stream_ms) == (20.0, 80.0), "who drafts, and who streams"
-    assert costs.read_ms == {1: 80.0, 4: 110.0, 17: 220.0}, "the token before the span is read, too"
-    assert costs.rows.at(2) == 1.3, "only the planner that wants rows measures them"
+    assert (costs.draft_ms, costs.stream_ms) == (20.0, 80.0), "from strategies that draft, and from those that stream"
+    assert costs.read_ms == {1: 80.0, 4: 110.0, 17: 220.0}, "the forward includes the token before the span"
+    assert costs.rows.at(2) == 1.3, "only a planner with rows measures them"
 
 
 def test_means_give_the_sum_of_many_steps() -> None:
@@ -44,12 +44,12 @@ def test_means_give_the_sum_of_many_steps() -> None:
 
 
 @pytest.mark.parametrize("name", ["bild-0.6-2", "uhlm-0.1"])
-def test_who_measures_more_or_reads_elsewhere_does_not_count(name: str) -> None:
+def test_strategies_with_other_costs_do_not_count(name: str) -> None:
     other = make_row("b", name, 1.0, costs=COSTS | {"draft_ms": 70.0}, readings=((3, 70.0), (3, 70.0)))
     assert RunCosts.of([*rows_by_hand(), other]) == RunCosts.of(rows_by_hand())
 
 
-def test_a_longer_forward_takes_no_less() -> None:
+def test_the_time_of_a_forward_never_falls_with_its_length() -> None:
     rows = [
         make_row("a", "sync-2", 1.0, costs=COSTS, readings=((2, 150.0), (30, 140.0))),
         make_row("a", "cloud", 1.0, costs=COSTS, readings=HAND_OVER),
@@ -59,7 +59,7 @@ def test_a_longer_forward_takes_no_less() -> None:
     assert costs.read_ms == {1: 80.0, 3: 150.0, 31: 150.0}
 
 
-def test_a_simulation_and_a_bound_reckon_with_them() -> None:
+def test_a_simulation_and_a_bound_use_the_costs() -> None:
     costs = RunCosts.of(rows_by_hand())
     assert costs is not None
     scenario = costs.scenario(Profile.fixed(20.0))
@@ -72,7 +72,7 @@ def test_a_simulation_and_a_bound_reckon_with_them() -> None:
 
 
 @pytest.mark.parametrize("kept", [slice(0, 3), slice(2, 4)])
-def test_nothing_is_guessed(kept: slice, tmp_path: Path) -> None:
+def test_missing_costs_are_not_guessed(kept: slice, tmp_path: Path) -> None:
     assert RunCosts.of(rows_by_hand()[kept]) is None
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"generations": rows_by_hand()[kept]}), encoding="utf-8")
@@ -80,7 +80,7 @@ def test_nothing_is_guessed(kept: slice, tmp_path: Path) -> None:
         RunCosts.load(path)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
     path.write_text('{"rows": []}', encoding="utf-8")
     with pytest.raises(ConfigError, match="python -m benchmarks run"):

@@ -1,4 +1,4 @@
-"""U-HLM's gate gets the disagreement as the risk, on the device and from traces."""
+"""U-HLM's gate receives the disagreement as the risk, on the device and from traces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT = (3, 1, 4, 1)
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
 
 
-def test_the_drafter_proposes_as_any_and_gives_the_disagreement_as_the_risk() -> None:
+def test_the_drafter_proposes_as_usual_with_the_disagreement_as_risk() -> None:
     async def scenario() -> None:
         plain, measuring = (kind(FakeDraft(), SAMPLED) for kind in (ChoosingDrafter, DisagreementDrafter))
         for text in (PROMPT, (5,), (6,)):
@@ -38,7 +38,7 @@ def test_the_drafter_proposes_as_any_and_gives_the_disagreement_as_the_risk() ->
     asyncio.run(scenario())
 
 
-def test_disagreements_are_read_again_along_the_text() -> None:
+def test_disagreements_are_recomputed_along_the_text() -> None:
     trace = replace(trace_of("+-+"), token_ids=(5, 6, 7), sampling=SAMPLED)
     proposals = tuple(replace(proposal, token_id=9) for proposal in trace.proposals)
     found, same = asyncio.run(read_disagreements(FakeDraft(), replace(trace, proposals=proposals), PROMPT))
@@ -49,7 +49,7 @@ def test_disagreements_are_read_again_along_the_text() -> None:
     assert same == sum([asyncio.run(drafter.step(tokens)).token_id == 9 for tokens in fed])
 
 
-def test_cross_entropies_are_read_where_the_two_differ(tiny_pair: Path) -> None:
+def test_cross_entropies_are_computed_where_the_models_differ(tiny_pair: Path) -> None:
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     model = lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), manifest, within_nats=0.0)
     [choices] = model.forward([feeding(model.new_cache(), PROMPT, 1, SAMPLED)])

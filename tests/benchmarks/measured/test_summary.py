@@ -25,7 +25,7 @@ def test_ratios_are_taken_prompt_by_prompt_and_repeats_by_their_median() -> None
     assert (entry["generations"], entry["prompts"]) == (5, 3)
 
 
-def test_categories_stand_apart_and_together() -> None:
+def test_categories_are_summarised_apart_and_together() -> None:
     rows = [
         make_row("a", "cloud", 1.0, category="humaneval"),
         make_row("b", "cloud", 1.0),
@@ -41,7 +41,7 @@ def test_categories_stand_apart_and_together() -> None:
     assert summary["general"]["edge"]["over_cloud_95"] is None, "one prompt has no spread"
 
 
-def test_without_cloud_there_is_no_ratio() -> None:
+def test_without_the_cloud_strategy_there_is_no_ratio() -> None:
     entry = summarise([make_row("a", "exact", 1.0)], {"exact"})["categories"]["all"]["exact"]
     assert entry["over_cloud"] is None
     assert entry["equal_cloud"] is None
@@ -61,7 +61,7 @@ def test_counts_and_bytes_are_sums_over_sums() -> None:
     assert entry["joules_per_token"] == 0.1
 
 
-def test_what_one_did_not_measure_is_absent() -> None:
+def test_unmeasured_values_are_absent() -> None:
     rows = [make_row("a", "assisted", 1.0, energy_j=None, cloud_compute_ms=None, prefill_ms=None)]
     entry = summarise(rows, set())["categories"]["all"]["assisted"]
     assert entry["joules_per_token"] is None
@@ -82,7 +82,7 @@ def test_the_same_text_is_counted_for_strategies_that_promise_it() -> None:
     assert summary["categories"]["all"]["cloud"]["equal_cloud"] is None
 
 
-def test_a_failed_generation_counts_as_one_and_as_nothing_else() -> None:
+def test_a_failed_generation_counts_only_as_failed() -> None:
     rows = [
         make_row("a", "cloud", 1.0),
         make_row("a", "exact", 2.0),
@@ -112,7 +112,7 @@ def test_percentiles_are_values_that_occurred(percent: float, expected: float) -
     assert percentile([float(value) for value in range(100, 0, -1)], percent) == expected
 
 
-def test_a_percentile_of_nothing_is_none() -> None:
+def test_a_percentile_of_no_values_is_none() -> None:
     assert percentile([], 50) is None
 
 
@@ -121,8 +121,8 @@ def test_the_links_processor_time_is_a_share_of_the_generations() -> None:
     assert summarise(rows, set())["link_cpu_share"] == 0.02
 
 
-def test_bounds_are_those_of_the_traces_that_the_run_followed() -> None:
-    trace = trace_of("+-++++")  # of which the run wrote four tokens
+def test_bounds_follow_the_traces_of_the_run() -> None:
+    trace = trace_of("+-++++")  # the run wrote four of its tokens
     text = trace.token_ids[:4]
     rows = [
         make_row(trace.id, "cloud", 5.0, token_ids=text, costs=COSTS),

@@ -1,4 +1,4 @@
-"""Real models write the same texts together in virtual time as alone, and no request is made twice."""
+"""Real models write the same texts together in virtual time as alone, without repeated requests."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def edge_text(model: OnnxModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Counting(Explorer):
-    """Counts how often the models had to be asked."""
+    """Counts the requests to the models."""
 
     asked = 0
 
@@ -106,7 +106,7 @@ class Counting(Explorer):
         super()._answer_choices()
 
 
-def test_explored_texts_are_those_that_the_models_write(
+def test_explored_texts_equal_the_models_own(
     models: tuple[OnnxModel, RecordingModel], trees: list[TextTree], tmp_path: Path
 ) -> None:
     device, cloud = models
@@ -125,7 +125,7 @@ def test_explored_texts_are_those_that_the_models_write(
     answers = sum(len(tree.proposals) + len(tree.choices) for tree in trees)
     assert 0 < asked < answers / 2, "many texts are answered at once"
     again = write_all(all_models(trees, explorer), scenario, strategy_for(Mode.EXACT))
-    assert explorer.asked == asked, "nothing is asked twice"
+    assert explorer.asked == asked, "no request is repeated"
     assert [one.token_ids for one in again] == [one.token_ids for one in written[Mode.EXACT]]
 
     save_trees(tmp_path / "trees.gz", {"pair": "tiny"}, trees)
@@ -140,10 +140,10 @@ def test_explored_texts_are_those_that_the_models_write(
             node: proposal.token_id for node, proposal in tree.proposals.items()
         }
     write_all(all_models([*loaded.values()], explorer), scenario, strategy_for(Mode.EXACT))
-    assert explorer.asked == asked, "nor after it was written down"
+    assert explorer.asked == asked, "nor after it was saved"
 
 
-def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
+def test_plain_texts_equal_the_engines_and_leave_no_requests(
     models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]
 ) -> None:
     device, cloud = models
@@ -165,7 +165,7 @@ def test_plain_texts_are_what_engines_would_write_and_leave_nothing_to_ask(
 ROUNDING = 0.25  # of logits between -12 and 12
 
 
-def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, RecordingModel]) -> None:
+def test_batched_texts_are_read_as_each_alone(models: tuple[OnnxModel, RecordingModel]) -> None:
     device, _ = models
     dice = Random(7)
     texts = {f"text {index}": dice.choices(range(5, 60), k=dice.randint(2, 40)) for index in range(ROWS + 8)}
@@ -176,15 +176,15 @@ def test_many_texts_are_read_as_each_would_be_alone(models: tuple[OnnxModel, Rec
             sequence = alone[name]
             unread = texts[name][sequence.length :]
             expected = asyncio.run(sequence.step(unread)).logits
-            # With AVX2 alone, kernels round by the number of rows, and 8-bit activations make a step of it. Logits
-            # differ by units where a row holds another text.
+            # With AVX2 alone, kernels round by the number of rows, and 8-bit activations enlarge that to a step.
+            # Logits differ by whole units if a row holds another text.
             assert np.abs(logits - expected).max() < ROUNDING, name
         for name, text in texts.items():
-            if dice.random() < 0.2:  # another text, which shares its beginning with what was read
+            if dice.random() < 0.2:  # another text with a common beginning
                 kept = dice.randrange(1, len(text))
                 del text[kept:]
                 alone[name].rewind(min(kept, alone[name].length))
-            elif dice.random() < 0.1:  # another one in its place
+            elif dice.random() < 0.1:  # another text in its place
                 together.leave(name)
                 alone[name].rewind(0)
             text.append(dice.randrange(5, 60))
@@ -242,7 +242,7 @@ def test_gated_texts_are_written_and_audited_to_the_end(
         assert one.stats.audited_tokens == one.stats.skipped_tokens
 
 
-def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]) -> None:
+def test_texts_begin_in_order(models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]) -> None:
     began: list[float] = []
 
     def beginning() -> Always:
@@ -258,9 +258,7 @@ def test_texts_begin_one_after_the_other(models: tuple[OnnxModel, RecordingModel
     assert [one.token_ids for one in apart] == [one.token_ids for one in together]
 
 
-def test_a_lenient_cloud_lets_near_misses_stand(
-    models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]
-) -> None:
+def test_a_lenient_cloud_accepts_near_misses(models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]) -> None:
     lenient = bild("bild", 0.0, 1e9)
     strict = bild("bild", 0.0, 0.0)
     explorer = Explorer(*models, GREEDY)
@@ -284,7 +282,7 @@ def test_a_tree_knows_texts_by_their_tokens() -> None:
         tree.node([1, 3])
 
 
-def test_what_is_no_file_of_texts_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_file_of_texts_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "no.gz"
     path.write_bytes(b"no")
     with pytest.raises(ConfigError, match="not a file of explored texts"):

@@ -1,4 +1,4 @@
-"""A gate out of explored texts of the tiny pair, what it is worth on them, and the figures of it all."""
+"""A gate fitted on explored texts of the tiny pair, its value on them, and the figures."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_from_explored_texts_to_a_gate_and_its_figures(tiny_pair: Path, tmp_path
         called(gate_figures, "--gates", str(tmp_path / "q.json"), "--out", str(figures), pair=())
 
 
-def test_a_gate_is_made_from_the_prompts_that_nothing_is_reported_on(tiny_pair: Path, tmp_path: Path) -> None:
+def test_a_gate_is_fitted_on_unreported_prompts_only(tiny_pair: Path, tmp_path: Path) -> None:
     assert tiny_pair.is_dir()
     explore(tmp_path, "prose", "--strategies", "cloud")
     with pytest.raises(ConfigError, match="explored on another suite than code"):
         called(fit_gate, "--explored", str(tmp_path / "prose.gz"), "--gate", str(tmp_path / "gate.onnx"))
 
 
-def test_overrides_that_matter_weigh_as_many_as_they_stand_for() -> None:
-    scores = np.arange(100.0)  # the last places are taken first
+def test_sampled_overrides_weigh_by_the_number_they_represent() -> None:
+    scores = np.arange(100.0)  # the last positions are taken first
     caught = dict(zip(gates.BUDGETS, _caught(np.array([99, 60]), np.array([1.0, 3.0]), scores), strict=True))
     assert (caught[0.0], caught[0.01], caught[0.3], caught[0.4]) == (0.0, 0.25, 0.25, 1.0)

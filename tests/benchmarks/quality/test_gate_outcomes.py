@@ -1,4 +1,4 @@
-"""The outcome of each of a gate's tokens is recorded once, also where texts are taken back."""
+"""The outcome of each of a gate's tokens is recorded once, also in retracted texts."""
 
 from __future__ import annotations
 

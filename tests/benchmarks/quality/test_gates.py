@@ -47,7 +47,7 @@ def explored(tiny_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_each_policy_is_held_against_the_oracle(explored: Path) -> None:
+def test_each_policy_is_compared_with_the_oracle(explored: Path) -> None:
     result = called(gates, "--suite", "humaneval", "--explored", str(explored), "--hidden-states")
     summary = result["summary"]
     catch = summary["catch"]
@@ -60,7 +60,7 @@ def test_each_policy_is_held_against_the_oracle(explored: Path) -> None:
     assert result["settings"]["texts"] == 8
 
 
-def test_overrides_that_are_left_out_are_written_on_by_the_cloud(explored: Path) -> None:
+def test_left_out_overrides_are_continued_by_the_cloud(explored: Path) -> None:
     _, before = load_trees(explored)
     options = ("--suite", "humaneval", "--explored", str(explored))
     found = called(gates, *options, "--rollouts", "2")["summary"]["rescues"]
@@ -80,7 +80,7 @@ def test_overrides_that_are_left_out_are_written_on_by_the_cloud(explored: Path)
         )
 
 
-def test_what_was_not_explored_so_is_refused(explored: Path) -> None:
+def test_texts_explored_for_other_purposes_are_refused(explored: Path) -> None:
     with pytest.raises(ConfigError, match="explored on another suite"):
         called(gates, "--suite", "prose", "--explored", str(explored))
     header, trees = load_trees(explored)
@@ -111,23 +111,23 @@ def judged(token_ids: tuple[int, ...], proposed: tuple[int, ...]) -> JudgedText:
     return JudgedText(TextTree("a", (1,)), tuple(range(len(token_ids))), token_ids, proposals)
 
 
-def test_overrides_that_an_answer_depends_on_are_weighed_by_those_they_stand_for() -> None:
-    # The first text has four overrides, of which two were left out; both of the second were.
+def test_decisive_overrides_are_weighed_by_the_number_they_represent() -> None:
+    # Two of the four overrides of the first text were left out, and both of the second.
     texts = [judged((5,) * 10, (6, 6, 6, 6, *(5,) * 6)), judged((5,) * 10, (6, 6, *(5,) * 8))]
     rescues = {Deviation(0, 0): 1, Deviation(0, 3): 0, Deviation(1, 0): 1, Deviation(1, 1): -1}
     scores = {"of_order": [np.arange(20.0, 10.0, -1.0), np.arange(10.0, 0.0, -1.0)]}
     found = rescue_curves(texts, rescues, scores)
     assert (found["left_out"], found["rescues"], found["harms"]) == (4, 2, 1)
     caught = {budget: found["caught"]["of_order"][BUDGETS.index(budget)] for budget in (0.0, 0.05, 0.5)}
-    assert caught == {0.0: 0.0, 0.05: round(2 / 3, 4), 0.5: round(2 / 3, 4)}, "the other one is the eleventh token"
+    assert caught == {0.0: 0.0, 0.05: round(2 / 3, 4), 0.5: round(2 / 3, 4)}, "the other override is the eleventh token"
     oracle = found["caught"]["oracle"]
-    assert oracle[BUDGETS.index(0.05)] == round(1 / 3, 4), "one token of three that matter"
+    assert oracle[BUDGETS.index(0.05)] == round(1 / 3, 4), "one of three decisive tokens"
     assert oracle[BUDGETS.index(0.15)] == oracle[-1] == 1.0
-    # By weight 2, 2, 1, 1: of the pairs of one that matters and one that does not, it ranks all right but 1 x 2.
+    # By weights 2, 2, 1, 1: it ranks all pairs of a decisive and another override correctly, except 1 x 2.
     assert found["auc_among_overrides"] == {"of_order": round(7 / 9, 4)}
 
 
-def test_without_overrides_that_matter_there_is_no_curve_of_them() -> None:
+def test_without_decisive_overrides_there_is_no_rescue_curve() -> None:
     texts = [judged((5, 5), (6, 6))]
     found = rescue_curves(texts, {Deviation(0, 0): 0, Deviation(0, 1): 0}, {"of_order": [np.arange(2.0)]})
     assert found == {"left_out": 2, "rescues": 0, "harms": 0, "caught": None, "auc_among_overrides": None}

@@ -15,7 +15,7 @@ from benchmarks.quality.hidden_states import HiddenStates
 from chaperone_common.errors import ModelCorrupt
 
 
-def test_the_end_of_the_graph_makes_the_scores_of_each_token_from_them(tiny_pair: Path) -> None:
+def test_the_graphs_last_layer_turns_hidden_states_into_the_scores(tiny_pair: Path) -> None:
     prompt, tokens = [3, 4, 5], [7, 8, 9]
     states = HiddenStates(tiny_pair / "edge", threads=1).before(tokens, prompt)
     assert states.shape[0] == 3
@@ -44,7 +44,7 @@ def run(model: str | bytes, fed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
     return scores
 
 
-def test_a_graph_that_scores_in_another_way_is_refused(tmp_path: Path) -> None:
+def test_a_graph_with_another_last_layer_is_refused(tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info
     nodes = [onnx.helper.make_node("Identity", ["states"], ["logits"])]
     shape = (onnx.TensorProto.FLOAT, [1, 2])

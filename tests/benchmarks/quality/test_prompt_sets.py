@@ -1,4 +1,4 @@
-"""The prompts that are reported on were fixed before anything was tuned, and nothing is tuned on them."""
+"""The reported prompts were fixed before any tuning, and are never used for tuning."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ DIGESTS = {
 
 
 @pytest.mark.parametrize("name", DIGESTS)
-def test_a_set_is_the_one_that_was_fixed(name: str) -> None:
+def test_a_prompt_set_equals_its_fixed_digest(name: str) -> None:
     assert hashlib.sha256((SETS / f"{name}.jsonl").read_bytes()).hexdigest() == DIGESTS[name]
 
 

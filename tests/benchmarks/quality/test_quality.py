@@ -1,4 +1,4 @@
-"""Quality on the tiny pair: every task is answered by every strategy, and a second run asks the models nothing new."""
+"""Quality on the tiny pair: every strategy answers every task, and a second run needs no new requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_all_strategies_answer_all_tasks(tmp_path: Path) -> None:
     summary = result["summary"]
     assert summary["cloud"]["equal_cloud"] == summary["exact"]["equal_cloud"] == 1.0
     assert summary["threshold-0"]["catch"] == 1.0
-    assert summary["threshold-1"]["catch"] <= 0.1  # end-of-text is asked about
+    assert summary["threshold-1"]["catch"] <= 0.1  # end-of-text is verified
     assert summary["edge"]["pass_at_1"] == 0.0  # these models write no code
     again, same_rows = answered(tmp_path, *asked)
     assert same_rows == rows
@@ -56,26 +56,26 @@ def test_all_strategies_answer_all_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_deviations_that_give_way_make_the_text_of_the_cloud_and_cost_time(tmp_path: Path) -> None:
+def test_retracting_deviations_gives_the_clouds_text_and_costs_time(tmp_path: Path) -> None:
     asked = ("--suite", "humaneval", "--tasks", "8", "--strategies", "edge,cloud,gated-0.3,retract-0.3")
     summary = answered(tmp_path, *asked)[0]["summary"]
     kept, retracted = summary["gated-0.3"], summary["retract-0.3"]
     assert kept["equal_cloud"] < retracted["equal_cloud"] == 1.0
     assert kept["catch"] < retracted["catch"] == 1.0
-    assert retracted["fired_share"] < 0.5, "else nothing was there to take back"
+    assert retracted["fired_share"] < 0.5, "otherwise there are no tokens to retract"
     assert kept["retracted_per_100_tokens"] < retracted["retracted_per_100_tokens"]
     assert summary["edge"]["decode_tokens_per_s"] > kept["decode_tokens_per_s"] > retracted["decode_tokens_per_s"]
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_what_was_explored_with_other_models_is_refused(tmp_path: Path) -> None:
+def test_texts_explored_with_other_models_are_refused(tmp_path: Path) -> None:
     answered(tmp_path, "--suite", "prose", "--tasks", "1", "--strategies", "gated-0.9")
     with pytest.raises(ConfigError, match="suite is 'prose' there, not 'humaneval'"):
         answered(tmp_path, "--suite", "humaneval", "--tasks", "1")
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_what_was_explored_for_another_prompt_is_refused(tmp_path: Path) -> None:
+def test_texts_explored_for_another_prompt_are_refused(tmp_path: Path) -> None:
     asked = ("--suite", "prose", "--tasks", "1", "--strategies", "edge")
     _, [row] = answered(tmp_path, *asked)
     path = tmp_path / "explored.jsonl.gz"
@@ -95,12 +95,12 @@ def test_what_was_explored_for_another_prompt_is_refused(tmp_path: Path) -> None
         (("--tasks", "0"), "--tasks: 0; at least 1"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tmp_path: Path, option: tuple[str, str], words: str) -> None:
+def test_contradictory_options_are_refused(tmp_path: Path, option: tuple[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         answered(tmp_path, "--suite", "prose", *option)
 
 
-def test_strategies_that_are_none_are_refused() -> None:
+def test_unknown_quality_strategies_are_refused() -> None:
     with pytest.raises(ConfigError, match="strategies: 'gate-1' is none of"):
         assessed_strategy("gate-1", None, str)
     with pytest.raises(InvalidRequest, match="catch: 1.5 is outside"):
@@ -110,14 +110,14 @@ def test_strategies_that_are_none_are_refused() -> None:
 def test_the_best_threshold_is_found_in_hindsight() -> None:
     risks = np.array([0.1, 0.9, 0.2, 0.2, 0.5])
     overridden = np.array([False, True, True, False, False])
-    assert fired_share_in_hindsight(risks, overridden, 0) == 0.8  # the two of 0.2 cannot be parted
+    assert fired_share_in_hindsight(risks, overridden, 0) == 0.8  # the two tokens of 0.2 fire together
     assert fired_share_in_hindsight(risks, overridden, 1) == 0.2
     assert fired_share_in_hindsight(risks, overridden, 2) == 0.0
 
 
 @pytest.mark.parametrize(("finish_reason", "asked"), [("stop", 0.75), ("length", 0.5)])
-def test_the_threshold_in_hindsight_asks_about_ends_too(finish_reason: str, asked: float) -> None:
-    """About the risks of .9 and .3, and the end, if it is one."""
+def test_the_threshold_in_hindsight_covers_ends_of_text(finish_reason: str, asked: float) -> None:
+    """It fires at the risks .9 and .3, and at the token if it is an end of text."""
     one = row("gated", 0, passed=True)
     one["fates"] = OutcomeColumns((0.3, 0.2, 0.9, 0.1), (1.0,) * 4, "10-11", "10-10").to_json()
     one["token_ids"] = [7, 8, 9, 5, 0]
@@ -141,7 +141,7 @@ def row(name: str, task: int, *, passed: bool) -> dict[str, Any]:
     }
 
 
-def test_the_gap_that_is_closed_is_paired_by_task() -> None:
+def test_the_closed_gap_is_paired_by_task() -> None:
     solved = {"edge": {0}, "cloud": {0, 1, 2, 3, 4}, "gated": {0, 1, 2, 3}}
     rows = [row(name, task, passed=task in tasks) for name, tasks in solved.items() for task in range(8)]
     entries = summarise(rows, [*solved])
@@ -178,7 +178,7 @@ def test_suites_are_pooled_by_the_strategies_that_answered_them_all(tmp_path: Pa
     assert result["summary"]["gated"]["gap_closed"] == 0.5
 
 
-def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:
+def test_incompatible_suites_are_not_pooled(tmp_path: Path) -> None:
     rows = [row(name, task, passed=True) for name in ("edge", "cloud") for task in range(2)]
     path = written(tmp_path, "a.gz", rows)
     with pytest.raises(ConfigError, match="0 is answered by edge more than once"):

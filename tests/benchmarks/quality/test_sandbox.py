@@ -1,4 +1,4 @@
-"""Code that a model has written can do little beyond being right or wrong."""
+"""Code written by a model is confined to passing or failing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from benchmarks.quality.sandbox import run_python
 
 
-def test_code_that_gets_to_its_end_passes() -> None:
+def test_code_that_ends_without_an_error_passes() -> None:
     outcome = run_python("import math\nassert math.gcd(12, 18) == 6\n")
     assert outcome.passed
     assert outcome.reason == ""
@@ -28,13 +28,13 @@ def test_code_that_gets_to_its_end_passes() -> None:
         ("import os; assert 'HOME' in os.environ", "AssertionError"),
     ],
 )
-def test_code_that_does_not_is_reported_with_its_reason(source: str, reason: str) -> None:
+def test_code_that_fails_is_reported_with_its_reason(source: str, reason: str) -> None:
     outcome = run_python(source)
     assert not outcome.passed
     assert reason in outcome.reason
 
 
-def test_code_without_an_end_is_ended_with_what_it_started() -> None:
+def test_endless_code_is_killed_with_its_children() -> None:
     outcome = run_python("import os\nos.fork()\nwhile True: pass\n", timeout_s=1.0)
     assert not outcome.passed
     assert outcome.reason == "no end within 1 s"
@@ -46,5 +46,5 @@ def test_code_runs_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert [*tmp_path.iterdir()] == []
 
 
-def test_what_is_only_run_as_a_script_is_not_run() -> None:
+def test_script_only_code_does_not_run() -> None:
     assert run_python("if __name__ == '__main__':\n    raise ValueError\n").passed

@@ -1,4 +1,4 @@
-"""Tasks are scored as their suites mean it: right answers pass, wrong ones say why they do not."""
+"""Tasks are scored as their suites define it: right answers pass, wrong ones fail with a reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_bare_body_uses_the_helpers_of_its_head() -> None:
     assert scored(task, f"```python\n{alone}\n```") == (True, "")
 
 
-def test_tasks_of_reasoning_are_seeded_and_scored_by_their_authors() -> None:
+def test_reasoning_tasks_use_their_authors_seeds_and_scores() -> None:
     tasks = tasks_of("reasoning")
     assert len(tasks) == 200
     assert [task.message for task in tasks] == [task.message for task in tasks_of("reasoning")]
@@ -47,7 +47,7 @@ def test_tasks_of_reasoning_are_seeded_and_scored_by_their_authors() -> None:
     assert sum(scored(task, f"We see.\n**Answer: {number}**")[0] for number in range(1, 2000)) == 1
 
 
-def test_whatever_is_answered_is_scored() -> None:
+def test_every_answer_is_scored() -> None:
     for task in tasks_of("reasoning", 40):
         for answer in ("", "Answer: 2^2 * 3", "Answer: I do not know", "Answer: 1/0", "\ufffd", "Answer: []"):
             assert isinstance(scored(task, answer)[0], bool)
@@ -57,7 +57,7 @@ def test_prose_is_not_scored() -> None:
     assert all(task.score is None for task in tasks_of("prose"))
 
 
-def test_a_part_of_a_suite_is_spread_over_it() -> None:
+def test_a_part_of_a_suite_is_evenly_spread() -> None:
     ids = [task.id for task in tasks_of("humaneval", 4)]
     assert ids == [f"HumanEval/{number}" for number in (0, 41, 82, 123)]
     with pytest.raises(ConfigError, match="--tasks: 0; at least 1"):

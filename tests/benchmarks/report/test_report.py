@@ -1,4 +1,4 @@
-"""The report: one file of valid HTML that loads nothing, and figures as files."""
+"""The report: one file of valid HTML that loads no other file, and figures as files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Reader(HTMLParser):
-    """Checks that elements are closed in order; collects what the page refers to, and its cells."""
+    """Checks that elements are closed in order; collects the page's references and cells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def results(rtt_ms: float) -> dict[str, Any]:
     return make_result(rows, summary, rtt_ms=rtt_ms)
 
 
-def test_the_page_stands_alone(tmp_path: Path) -> None:
+def test_the_page_loads_no_other_file(tmp_path: Path) -> None:
     write_report([results(20.0), results(100.0)], tmp_path)
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
@@ -111,11 +111,11 @@ def test_the_worst_cell_of_the_grid_is_framed_and_those_under_the_limit_dotted()
     assert np.asarray(dots.get_xydata()).tolist() == [[0, 1]]
 
 
-def test_measured_points_are_drawn_if_they_are_comparable_with_the_lines() -> None:
+def test_measured_points_are_drawn_if_comparable_with_the_lines() -> None:
     def points(result: dict[str, Any]) -> int:
         return sum(len(axes.containers) for axes in speed_figure(BY_RTT, [result]).axes)
 
-    assert points(results(20.0)) == 1, "of sync-8; cloud is what the others are measured against"
+    assert points(results(20.0)) == 1, "of sync-8; cloud is the baseline of the others"
     assert points(changed(results(20.0), cold=True)) == 0
     assert points(changed(results(20.0), temperature=0.7)) == 0
     assert points(changed(results(20.0), profile={"description": "slow", "up": {"rate_kbit_s": 50}})) == 0

@@ -1,4 +1,4 @@
-"""The suite: steps that are made, skipped, and held up by a failure."""
+"""The suite: steps that run, are skipped, or are stopped by a failure."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_steps_run_in_order_and_are_skipped_when_nothing_has_changed(bench: Bench) -> None:
+def test_steps_run_in_order_and_unchanged_ones_are_skipped(bench: Bench) -> None:
     assert bench.make() == "peers run risk report: made made made made"
     assert bench.launched[0] == ("peers", "--traces", "traces.gz", "--out", "benchmarks/results/a.json")
     assert bench.make() == ": skipped skipped skipped skipped"
     assert bench.make((C,), fresh=True) == "risk: made"
 
 
-def test_fresh_goes_down_to_unfinished_runs_alone(bench: Bench) -> None:
+def test_fresh_is_passed_to_unfinished_runs_only(bench: Bench) -> None:
     bench.make(fresh=True)
     assert [line[-1] == "--fresh" for line in bench.launched] == [False, True, False, False]
 
@@ -90,7 +90,7 @@ def test_fresh_goes_down_to_unfinished_runs_alone(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "path", ["common/chaperone_common/types.py", "benchmarks/kit/provenance.py", "configs/links/moon.yaml"]
 )
-def test_another_source_or_link_makes_everything_again(bench: Bench, path: str) -> None:
+def test_a_changed_source_or_link_repeats_every_step(bench: Bench, path: str) -> None:
     bench.make()
     bench.write(path, "2")
     assert bench.make() == "peers run risk report: made made made made"
@@ -105,35 +105,35 @@ def test_another_source_or_link_makes_everything_again(bench: Bench, path: str) 
         ("fleet", ": skipped skipped skipped skipped"),
     ],
 )
-def test_another_study_leaves_all_others_current(bench: Bench, command: str, outcome: str) -> None:
+def test_a_changed_study_keeps_all_others_current(bench: Bench, command: str, outcome: str) -> None:
     bench.make()
     bench.write(source_of(command), "CHANGED = True")
     assert bench.make() == outcome
 
 
-def test_a_module_makes_again_only_the_studies_that_import_it(bench: Bench) -> None:
+def test_a_changed_module_repeats_only_the_studies_that_import_it(bench: Bench) -> None:
     bench.make()
     bench.write("benchmarks/virtual/replay.py", "CHANGED = True")
     assert bench.make() == "peers: made skipped skipped skipped"
 
 
-def test_a_file_that_is_read_counts_with_its_content(bench: Bench) -> None:
+def test_an_input_file_counts_with_its_content(bench: Bench) -> None:
     bench.make()
     bench.write("traces.gz", "2")
-    assert bench.make() == "peers: made skipped skipped skipped", "the answer was the same"
+    assert bench.make() == "peers: made skipped skipped skipped", "the result was the same"
     bench.write("traces.gz", "3")
     bench.content = "2"
     assert bench.make() == "peers run: made made skipped skipped"
 
 
-def test_a_result_that_is_gone_or_was_changed_is_made_again(bench: Bench) -> None:
+def test_a_missing_or_changed_result_repeats_its_step(bench: Bench) -> None:
     bench.make()
     (bench.root / C.path).unlink()
     bench.write(str(PAGE.path / "index.html"), "changed")
     assert bench.make() == "risk report: skipped skipped made made"
 
 
-def test_a_failure_holds_up_only_what_needs_it(bench: Bench) -> None:
+def test_a_failure_stops_only_dependent_steps(bench: Bench) -> None:
     bench.fails = {"peers"}
     assert bench.make() == "peers risk: failed left out made left out"
     bench.fails = set()
@@ -142,7 +142,7 @@ def test_a_failure_holds_up_only_what_needs_it(bench: Bench) -> None:
     assert bench.make(fresh=True) == "peers risk: failed left out made left out", "the old result is not used"
 
 
-def test_a_step_alone_needs_what_is_there(bench: Bench) -> None:
+def test_a_single_step_needs_existing_inputs(bench: Bench) -> None:
     assert bench.make((B,)) == ": left out"
     bench.make((A,))
     assert bench.make((B,)) == "run: made"
@@ -155,19 +155,19 @@ def test_a_run_whose_generations_failed_continues(bench: Bench) -> None:
     assert bench.make((A,)) == "peers: made"
 
 
-def test_a_record_that_was_cut_begins_again(bench: Bench) -> None:
+def test_a_truncated_record_begins_again(bench: Bench) -> None:
     bench.make((A,))
     bench.write(".cache/benchmarks/suite.json", '{"a": ')
     assert bench.make((A,)) == "peers: made"
 
 
-def test_the_steps_can_be_done() -> None:
+def test_the_order_of_the_steps_is_possible() -> None:
     names = [step.name for step in STEPS]
     assert len(set(names)) == len(names)
     assert len({step.path for step in STEPS}) == len(STEPS)
     for index, step in enumerate(STEPS):
         assert step.command in COMMANDS
-        assert set(step.needs) <= set(names[:index]), "what is needed comes first"
+        assert set(step.needs) <= set(names[:index]), "inputs are made first"
         made = {str(needed.path) for needed in STEPS[:index] if needed.name in step.needs}
         read = {word for word in step.options.split() if word.startswith("benchmarks/")}
         assert {path for path in read - made if not (ROOT / path).exists()} == set()
@@ -175,7 +175,7 @@ def test_the_steps_can_be_done() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_the_options_of_a_step_are_understood(step: Step) -> None:
+def test_the_options_of_a_step_are_valid(step: Step) -> None:
     command, *options = step.line
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
@@ -183,12 +183,12 @@ def test_the_options_of_a_step_are_understood(step: Step) -> None:
     assert parser.parse_args(options).out == step.path
 
 
-def test_they_are_listed_with_their_time() -> None:
+def test_steps_are_listed_with_their_time() -> None:
     assert as_text((A, B)).splitlines()[-1].split()[:3] == ["together", "3", "min,"]
     assert "needs a" in as_text((B,))
 
 
-def test_a_choice_keeps_the_order_and_refuses_what_there_is_not() -> None:
+def test_a_choice_keeps_the_order_and_refuses_unknown_steps() -> None:
     assert chosen(ABC, "c,a") == (A, C)
     assert chosen(ABC, None) == ABC
     with pytest.raises(ConfigError, match="'d': no such step; there are a, b, c, page"):

@@ -1,4 +1,4 @@
-"""BiLD and U-HLM in virtual time: what is sent when, what stands, and what is rolled back."""
+"""BiLD and U-HLM in virtual time: sent spans, accepted tokens, and rollbacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chaperone_common.types import Mode, Origin
 from link_emulator.profile import Profile
 from tests.support.benchmarks.traces import EOS, SURE, extended_trace, trace_of
 
-# Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
+# A forward takes 50 ms in the cloud and 10 ms on the device, and the round trip 100 ms.
 SCENARIO = Scenario(
     Profile.fixed(100),
     CloudCosts(read_ms=Curve.of((1, 50)), prefill_ms=10),
@@ -43,7 +43,7 @@ def events_while_asked(simulation: Simulation) -> list[type]:
     return found
 
 
-def test_bild_has_all_judged_but_the_token_that_it_is_unsure_of() -> None:
+def test_bild_has_all_tokens_judged_except_the_unsure_one() -> None:
     simulation = simulate(extended_trace(trace_of("++-+++-")), SCENARIO, BILD)
     assert simulation.error is None
     assert simulation.token_ids == (100, 101, 102, 103, 104, 105, 106)
@@ -52,19 +52,19 @@ def test_bild_has_all_judged_but_the_token_that_it_is_unsure_of() -> None:
     assert simulation.stats.decode_ms == pytest.approx(3 * 10 + ANSWER_MS + 4 * 10 + ANSWER_MS)
 
 
-def test_bild_lets_the_cloud_write_where_it_is_unsure_at_once() -> None:
+def test_bild_lets_the_cloud_write_if_its_first_token_is_unsure() -> None:
     simulation = simulate(extended_trace(trace_of("--+")), SCENARIO, BILD)
     assert simulation.token_ids == (100, 101, 102)
     assert drafts(simulation)[:2] == [(), ()]
 
 
-def test_bild_keeps_what_the_cloud_finds_likely_enough_and_rolls_back_to_what_it_does_not() -> None:
+def test_bild_keeps_likely_tokens_and_rolls_back_to_unlikely_ones() -> None:
     trace = trace_of("+-++-+-++", wrong=SURE)
     simulation = simulate(extended_trace(trace, cross_entropies={1: 1.9, 4: 2.0, 6: 2.1}), SCENARIO, BILD)
     assert simulation.token_ids == (100, 201, 102, 103, 204, 105, 106, 107, 108)
     assert drafts(simulation) == [(100, 201, 102, 103, 204, 105, 206), (107, 108)], "astray it is unsure at once"
     assert simulation.stats.overridden_tokens == 1
-    assert simulation.stats.audited_tokens == 0, "nothing was final before it was judged"
+    assert simulation.stats.audited_tokens == 0, "no token was final before its judgement"
 
 
 def test_bild_at_no_leniency_writes_the_clouds_own_text() -> None:
@@ -73,13 +73,13 @@ def test_bild_at_no_leniency_writes_the_clouds_own_text() -> None:
         assert simulate(trace, SCENARIO, strategy_named(name)).token_ids == trace.token_ids
 
 
-def test_bild_has_so_many_tokens_judged_at_most_and_waits_for_the_verdict() -> None:
+def test_bild_limits_its_spans_and_waits_for_the_verdict() -> None:
     simulation = simulate(extended_trace(trace_of("+" * 25)), SCENARIO, BILD)
     assert [len(tokens) for tokens in drafts(simulation)] == [BILD_TOKENS, BILD_TOKENS, 25 - 2 * (BILD_TOKENS + 1)]
     assert events_while_asked(simulation) == []
 
 
-def test_bild_ends_where_the_device_s_end_of_text_is_likely_enough() -> None:
+def test_bild_ends_at_a_likely_enough_end_of_text() -> None:
     trace = extended_trace(trace_of("++-+", wrong=SURE), cross_entropies={2: 1.0})
     ending = replace(trace.proposals[2], token_id=EOS)
     trace = replace(trace, proposals=(*trace.proposals[:2], ending, *trace.proposals[3:]))
@@ -87,7 +87,7 @@ def test_bild_ends_where_the_device_s_end_of_text_is_likely_enough() -> None:
     assert simulate(trace, SCENARIO, strategy_named("bild-0.6-0.5")).token_ids == trace.token_ids
 
 
-def test_uhlm_skips_under_the_threshold_and_asks_from_it_on_with_what_it_skipped() -> None:
+def test_uhlm_skips_below_the_threshold_and_sends_skipped_tokens_with_the_next_request() -> None:
     trace = extended_trace(trace_of("++-++-+"), disagreements=(0.0, 0.09, 0.1, 0.0, 0.0, 0.5, 0.0))
     simulation = simulate(trace, SCENARIO, UHLM)
     assert simulation.error is None
@@ -97,11 +97,13 @@ def test_uhlm_skips_under_the_threshold_and_asks_from_it_on_with_what_it_skipped
         ((100, 101, 202), 2),
         ((103, 104, 205), 2),
     ]
-    assert events_while_asked(simulation) == [], "nothing is drafted until the cloud has answered"
-    assert simulation.stats.decode_ms == pytest.approx(7 * (10 + 2) + 2 * ANSWER_MS), "measuring takes its time"
+    assert events_while_asked(simulation) == [], "no token is drafted until the cloud has answered"
+    assert simulation.stats.decode_ms == pytest.approx(7 * (10 + 2) + 2 * ANSWER_MS), (
+        "measuring the disagreement takes 2 ms a token"
+    )
 
 
-def test_uhlm_keeps_what_it_skipped_and_the_audit_counts_it() -> None:
+def test_uhlm_keeps_skipped_tokens_and_the_audit_counts_them() -> None:
     trace = extended_trace(trace_of("+-+-+", wrong=SURE), disagreements=(0.0, 0.05, 0.0, 0.3, 0.0))
     simulation = simulate(trace, SCENARIO, UHLM)
     assert simulation.token_ids == (100, 201, 102, 103, 104)
@@ -126,7 +128,7 @@ def test_a_file_without_the_values_is_refused_with_the_remedy(name: str, column:
         simulate(trace, SCENARIO, strategy_named(name))
 
 
-def test_neither_promises_the_clouds_text() -> None:
+def test_bild_and_uhlm_do_not_promise_the_clouds_text() -> None:
     assert not BILD.exact
     assert not UHLM.exact
     assert (BILD.mode, UHLM.mode) == (Mode.EXACT, Mode.GATED)
@@ -134,7 +136,7 @@ def test_neither_promises_the_clouds_text() -> None:
 
 
 @pytest.mark.parametrize("name", ["bild", "bild-0.6", "bild-0.6-2-1", "bild-.6-2", "bild--1-2", "uhlm", "uhlm-0.1-2"])
-def test_a_name_without_its_thresholds_is_refused(name: str) -> None:
+def test_a_name_without_thresholds_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="bild-FALLBACK-ROLLBACK, uhlm-THRESHOLD, with .* such as bild-0.6-2"):
         strategy_named(name)
 
@@ -145,7 +147,7 @@ def test_a_probability_is_at_most_one(name: str) -> None:
         strategy_named(name)
 
 
-def test_a_trace_that_is_cut_keeps_the_values_that_both_decide_by() -> None:
+def test_a_cut_trace_keeps_the_values_of_both_strategies() -> None:
     trace = cut(extended_trace(trace_of("+-++-", wrong=SURE), cross_entropies={1: 1.0, 4: 1.0}), 3)
     assert trace.cross_entropies == {1: 1.0}
     assert simulate(trace, SCENARIO, BILD).token_ids == (100, 201, 102)

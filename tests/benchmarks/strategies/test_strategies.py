@@ -1,4 +1,4 @@
-"""Strategies by name, and what each does in virtual time."""
+"""Strategies by name, and their behaviour in virtual time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edge_client.planner import AdaptivePlanner
 from link_emulator.profile import Profile
 from tests.support.benchmarks.traces import trace_of
 
-# Everything takes 50 ms in the cloud and 10 ms on the device, and the round trip is 100 ms.
+# A forward takes 50 ms in the cloud and 10 ms on the device, and the round trip 100 ms.
 SCENARIO = Scenario(
     Profile.fixed(100),
     CloudCosts(read_ms=Curve.of((1, 50)), prefill_ms=10),
@@ -50,7 +50,7 @@ def sent_ms(simulation: Simulation) -> list[float]:
     "name",
     ["", "sync", "sync-", "sync-0", "sync-08", "sync--8", "sync-8 ", "Sync-8", "sync-٣", "pearl-8", "exact-8", "EXACT"],
 )
-def test_a_name_that_is_none_is_refused_with_those_that_are(name: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     known = "exact, gated, edge, cloud, sync-N, overlap-N, acespec-N, specedge-N"
     with pytest.raises(ConfigError, match=f"is none of {known}") as error:
         strategy_named(name)
@@ -63,7 +63,7 @@ def test_a_span_has_a_limit() -> None:
         strategy_named("sync-65")
 
 
-def test_modes_are_planned_adaptively_and_all_names_are_listed() -> None:
+def test_modes_use_the_adaptive_planner_and_all_names_are_listed() -> None:
     for mode in Mode:
         assert strategy_named(str(mode)).planner == AdaptivePlanner(mode)
     assert tuple(Mode) == NAMES[: len(Mode)]
@@ -78,14 +78,14 @@ def test_peers_write_the_clouds_own_text(name: str, pattern: str) -> None:
     assert simulation.token_ids == trace.token_ids
 
 
-def test_sync_makes_a_round_trip_for_each_span_and_its_bonus() -> None:
+def test_sync_takes_one_round_trip_per_span_and_bonus() -> None:
     simulation = simulate(trace_of("+" * 9), SCENARIO, strategy_named("sync-2"))
     assert simulation.stats.round_trips == 3
     assert simulation.stats.hidden_round_trips == 0
     assert simulation.stats.decode_ms == pytest.approx(3 * (2 * 10 + 100 + 50))
 
 
-def test_sync_drafts_nothing_while_it_waits() -> None:
+def test_sync_does_not_draft_while_it_waits() -> None:
     simulation = simulate(trace_of("++-++++-+++"), SCENARIO, strategy_named("sync-3"))
     drafted = [flying for moment, flying in spans_in_flight(simulation) if isinstance(moment.event, Drafted)]
     assert len(drafted) >= 9
@@ -103,8 +103,8 @@ def test_overlap_drafts_while_a_span_is_verified_and_has_two_in_flight() -> None
     assert simulation.decode_tokens_per_s > sync.decode_tokens_per_s
 
 
-def test_a_branch_that_was_hit_is_the_next_span_at_once() -> None:
-    """The draft's second choice at the override was branched off while the cloud read, so nothing is drafted again."""
+def test_a_hit_branch_becomes_the_next_span_at_once() -> None:
+    """The draft's second choice at the override was branched off during the forward, so it needs no new draft."""
     simulation = simulate(trace_of("+-++++"), SCENARIO, strategy_named("acespec-2"))
     overridden_ms = next(
         moment.at_ms
@@ -117,23 +117,23 @@ def test_a_branch_that_was_hit_is_the_next_span_at_once() -> None:
     assert saved_ms == pytest.approx(2 * 10 + 10), "the second span's drafts, and the last token's"
 
 
-def test_a_span_that_stands_whole_finds_the_next_one_drafted() -> None:
+def test_after_an_accepted_span_the_next_one_is_drafted_already() -> None:
     simulation = simulate(trace_of("+" * 9), SCENARIO, strategy_named("acespec-2"))
     gaps_ms = [later - earlier for earlier, later in pairwise(sent_ms(simulation))]
-    assert gaps_ms[0] == pytest.approx(150 + 10), "one draft more, for the one that the bonus used up"
+    assert gaps_ms[0] == pytest.approx(150 + 10), "one more draft, in place of the one that the bonus used up"
     assert max(flying for _, flying in spans_in_flight(simulation)) == 1
 
 
-def test_a_tree_is_verified_as_a_whole_and_waited_for() -> None:
+def test_a_tree_is_verified_whole_while_the_device_waits() -> None:
     simulation = simulate(trace_of("++-+-+++--" * 2), SCENARIO, strategy_named("specedge-8"))
     assert max(flying for _, flying in spans_in_flight(simulation)) == 1
     trees = [moment.event for moment in simulation.timeline if isinstance(moment.event, Draft)]
     assert {len(tree.token_ids) + len(tree.branches) for tree in trees[:-1]} == {8}
-    assert all(tree.branches for tree in trees), "an unsure draft has second choices that are worth a token"
+    assert all(tree.branches for tree in trees), "second choices of an unsure draft are worth a token"
 
 
-def test_a_tree_that_was_drafted_ahead_is_sent_with_the_verdict() -> None:
-    """Drafting ahead of a tree that stands whole and of its bonus: the next tree is there when the answer comes."""
+def test_a_tree_drafted_ahead_is_sent_at_the_verdict() -> None:
+    """If the tree and the guessed bonus are accepted, the next tree is ready at the answer."""
     simulation = simulate(trace_of("+" * 40), SCENARIO, strategy_named("specedge-8"))
     verdict_ms = [moment.at_ms for moment in simulation.timeline if isinstance(moment.event, Verdict)]
     assert sent_ms(simulation)[1] == pytest.approx(verdict_ms[0])

@@ -1,4 +1,4 @@
-"""Traces of the tiny pair, read again: what is added, what stays, and what is refused."""
+"""Extended traces of the tiny pair: new columns, unchanged ones, and refusals."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_columns_are_added_and_nothing_else_changes(recorded: Path, capsys: pyte
     whole = recorded.read_bytes()
     extend(recorded)
     assert recorded.read_bytes() == whole
-    assert capsys.readouterr().out == "", "nothing is read twice"
+    assert capsys.readouterr().out == "", "no trace is read twice"
 
 
 def test_other_prompts_or_models_are_refused(recorded: Path) -> None:
@@ -96,13 +96,13 @@ def test_other_prompts_or_models_are_refused(recorded: Path) -> None:
         extend(recorded)
 
 
-def test_a_file_is_finished_where_it_was_begun_and_then_left_alone_anywhere(recorded: Path) -> None:
+def test_a_file_is_finished_on_its_machine_and_then_never_changed(recorded: Path) -> None:
     extend(recorded)
     whole = load_traces(recorded)
     begun = {**whole.header, "extended": {**whole.header["extended"], "dtype": "bfloat16"}}
     save_traces(recorded, TraceFile(begun, whole.traces))
     extend(recorded)
-    assert load_traces(recorded).header["extended"] == begun["extended"], "there was nothing to do"
+    assert load_traces(recorded).header["extended"] == begun["extended"], "a finished file stays unchanged"
     save_traces(recorded, TraceFile(begun, (whole.traces[0], replace(whole.traces[1], cross_entropies=None))))
     with pytest.raises(ConfigError, match="begun in bfloat16"):
         extend(recorded)

@@ -1,4 +1,4 @@
-"""The recorder, with models that take no time."""
+"""The recorder, with instant models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def record(sampling: SamplingParams, *, tokens: int, max_new_tokens: int, eos: i
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_what_the_device_proposes_after_the_clouds_text_and_astray_from_it_is_recorded(temperature: float) -> None:
+def test_proposals_along_the_clouds_text_and_astray_are_recorded(temperature: float) -> None:
     sampling = SamplingParams(temperature=temperature, seed=5)
     trace = record(sampling, tokens=60, max_new_tokens=60)
     assert 10 < sum(trace.matches) < 58, "the pair must agree and disagree"
@@ -58,7 +58,7 @@ def test_what_the_device_proposes_after_the_clouds_text_and_astray_from_it_is_re
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_ranks_are_places_in_the_devices_scores(temperature: float) -> None:
+def test_ranks_are_positions_in_the_devices_scores(temperature: float) -> None:
     sampling = SamplingParams(temperature=temperature, seed=5)
     trace = record(sampling, tokens=60, max_new_tokens=60)
     text = PROMPT + trace.token_ids

@@ -1,4 +1,4 @@
-"""The choice of the best span length, names that stand for it, and the comparison in virtual time."""
+"""The choice of the best span length, its names, and the comparison in virtual time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def peers_file(folder: Path) -> Path:
     return path
 
 
-def test_the_fastest_length_is_the_best_and_of_equal_ones_the_shorter() -> None:
+def test_the_best_length_is_the_fastest_and_shortest() -> None:
     speeds = {(0.0, 20.0, "sync", "general", tokens): value for tokens, value in ((8, 3.0), (2, 1.0), (4, 3.0))}
     (row,) = best_spans(speeds)
     assert row == {
@@ -56,7 +56,7 @@ def test_the_fastest_length_is_the_best_and_of_equal_ones_the_shorter() -> None:
     }
 
 
-def test_every_temperature_round_trip_family_and_kind_has_its_own(tmp_path: Path) -> None:
+def test_every_temperature_round_trip_family_and_kind_has_a_best_length(tmp_path: Path) -> None:
     rows = load_peers(peers_file(tmp_path))
     assert [row["best"] for row in rows] == [4, 24, 8, 24, 16, 2]
     lines = [line.split() for line in as_text(rows).splitlines()]
@@ -69,16 +69,18 @@ def test_every_temperature_round_trip_family_and_kind_has_its_own(tmp_path: Path
     ("rtt_ms", "temperature", "expected"),
     [(100, 0.0, "sync-8"), (100, 0.7, "sync-2"), (40, 0.0, "sync-4"), (150, 0.0, "sync-16"), (590, 0.2, "sync-16")],
 )
-def test_a_name_stands_for_the_nearest(tmp_path: Path, rtt_ms: float, temperature: float, expected: str) -> None:
+def test_a_best_name_stands_for_the_nearest_entry(
+    tmp_path: Path, rtt_ms: float, temperature: float, expected: str
+) -> None:
     names = with_best(["cloud", "sync-best", "sync-32"], peers_file(tmp_path), rtt_ms, temperature, "general")
     assert names == ("cloud", expected, "sync-32")
 
 
-def test_without_such_a_name_no_file_is_read(tmp_path: Path) -> None:
+def test_without_a_best_name_no_file_is_read(tmp_path: Path) -> None:
     assert with_best(["cloud", "sync-8"], tmp_path / "none.json", 0.0, 0.0, "poems") == ("cloud", "sync-8")
 
 
-def test_a_family_that_the_file_lacks_is_refused(tmp_path: Path) -> None:
+def test_a_family_missing_in_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="knows no 'acespec', only overlap, sync"):
         with_best(["acespec-best"], peers_file(tmp_path), 0.0, 0.0, "general")
     with pytest.raises(ConfigError, match="no prompts of the class 'poems'"):
@@ -87,8 +89,8 @@ def test_a_family_that_the_file_lacks_is_refused(tmp_path: Path) -> None:
         with_best(["sync-best"], tmp_path / "none.json", 0.0, 0.0, "general")
 
 
-def test_the_mean_is_a_geometric_one_of_the_prompts() -> None:
-    """A prompt that is four times as fast counts as one that is four times as slow."""
+def test_the_mean_over_prompts_is_geometric() -> None:
+    """A prompt four times as fast balances one four times as slow."""
     sure, unsure = trace_of("+" * 9), trace_of("---------")
     each = [speed([trace], 100.0, "sync-2")["general"] for trace in (sure, unsure)]
     assert speed([sure, unsure], 100.0, "sync-2") == {"general": pytest.approx((each[0] * each[1]) ** 0.5)}
@@ -99,7 +101,7 @@ def test_the_mean_is_a_geometric_one_of_the_prompts() -> None:
     }
 
 
-def test_the_warm_up_teaches_and_is_thrown_away() -> None:
+def test_the_warm_up_trains_estimates_and_is_dropped() -> None:
     traces = [trace_of("++++----" * 4), trace_of("++++++++")]
     scenario = Scenario(Profile.fixed(100.0))
     simulations = replay(traces, scenario, "exact", warm_up=traces[0])
@@ -108,7 +110,7 @@ def test_the_warm_up_teaches_and_is_thrown_away() -> None:
     assert [one.stats.decode_ms for one in simulations] != [one.stats.decode_ms for one in other]
 
 
-def test_a_trace_that_is_cut_is_that_of_a_shorter_generation() -> None:
+def test_a_cut_trace_equals_a_shorter_generation() -> None:
     trace = trace_of("+-++-+", ended=True)
     shorter = cut(trace, 3)
     assert shorter.token_ids == trace.token_ids[:3]
@@ -116,7 +118,7 @@ def test_a_trace_that_is_cut_is_that_of_a_shorter_generation() -> None:
     assert cut(trace, 6) is trace
 
 
-def test_virtual_time_separates_kinds_and_says_if_exact_is_ahead() -> None:
+def test_virtual_time_separates_kinds_and_reports_if_exact_is_ahead() -> None:
     traces = [trace_of("+" * 4), trace_of("+" * 4), replace(trace_of("+" * 4), category="humaneval")]
     speeds = {
         "cloud": [1, 2, 1],
@@ -131,7 +133,7 @@ def test_virtual_time_separates_kinds_and_says_if_exact_is_ahead() -> None:
     assert general["exact_over"] == {"cloud": 3.5, "sync": 1.75}
     assert general["bound"]["share_of_exact"] == pytest.approx((4 / 5 + 6 / 8) / 2)
     assert general["exact_ahead_of_all"]
-    assert not humaneval["exact_ahead_of_all"], "as fast is not ahead"
+    assert not humaneval["exact_ahead_of_all"], "equally fast is not ahead"
     summary = summarise([general, humaneval])
     assert (summary["settings"], summary["exact_ahead_of_all"]) == (2, 1)
     (slower,) = summary["not_ahead"]

@@ -1,4 +1,4 @@
-"""The regret grid: every cell and kind of prompt once, against the best of what was tried, chosen in hindsight."""
+"""The regret grid: every cell and kind of prompt once, against the best tried strategy in hindsight."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows_of(result: dict[str, Any], category: str) -> dict[float, dict[str, Any]
     return {row["cloud_ms"]: row for row in rows if row["category"] == category}
 
 
-def test_the_best_in_hindsight_is_streaming_where_nothing_agrees_and_spans_where_nearly_all_does(
+def test_in_hindsight_streaming_is_best_without_agreement_and_spans_with_it(
     tmp_path: Path,
 ) -> None:
     result = measured(tmp_path, "--against", "cloud,sync-8,overlap-8")
@@ -48,11 +48,11 @@ def test_the_best_in_hindsight_is_streaming_where_nothing_agrees_and_spans_where
     assert {row["best"] for row in rows_of(result, "general").values()} == {"cloud"}
     sure = rows_of(result, "humaneval")[310.0]
     assert sure["best"] == "overlap-8"
-    assert sure["over_cloud"] > 3, "a forward settles many tokens there"
+    assert sure["over_cloud"] > 3, "a forward settles many tokens for this kind"
 
 
-def test_a_ratio_is_the_time_of_the_best_over_that_of_exact(tmp_path: Path) -> None:
-    """Against `exact` itself it is 1, and the more is tried, the less it can be."""
+def test_a_ratio_is_the_best_time_over_the_time_of_exact(tmp_path: Path) -> None:
+    """Against `exact` itself it is 1, and more strategies can only lower it."""
     itself = measured(tmp_path, "--against", "exact")
     assert {row[measure] for row in itself["rows"] for measure in ("settled", "whole")} == {1.0}
     few, many = (measured(tmp_path, "--against", names) for names in ("sync-8", "sync-8,cloud,overlap-8"))
@@ -60,7 +60,7 @@ def test_a_ratio_is_the_time_of_the_best_over_that_of_exact(tmp_path: Path) -> N
         assert more["whole"] <= less["whole"]
 
 
-def test_the_summary_counts_the_cells_under_the_mark_and_names_the_worst() -> None:
+def test_the_summary_counts_cells_under_the_limit_and_names_the_worst() -> None:
     rows = [
         {
             "link": "5",
@@ -79,7 +79,7 @@ def test_the_summary_counts_the_cells_under_the_mark_and_names_the_worst() -> No
 
 
 @pytest.mark.parametrize(("cloud_ms", "of_64_tokens"), [(310.0, 310 * (1 + 0.046 * 63)), (40.0, 40 * (1 + 0.002 * 63))])
-def test_further_tokens_of_a_forward_are_dear_on_a_cpu_and_next_to_free_on_an_accelerator(
+def test_longer_forwards_are_expensive_on_a_cpu_and_cheap_on_an_accelerator(
     cloud_ms: float, of_64_tokens: float
 ) -> None:
     scenario = Cell("100", cloud_ms, 20.0).scenario(seed=1)

@@ -23,7 +23,7 @@ RAW = np.linspace(0.01, 0.6, 24)
 
 
 def judged_by(curve: Curve, each: int = 200) -> list[Judged]:
-    """As many overrides at each raw risk as the curve foretells, spread over some traces; half are the runner-up."""
+    """Return traces with as many overrides at each raw risk as the curve predicts; half are the runner-up."""
     counts = np.round(curve.chance(RAW) * each)
     overridden = np.arange(each) < counts[:, None]  # [tokens, traces]
     dice = np.random.Generator(np.random.PCG64(1))
@@ -60,7 +60,7 @@ def test_intervals_hold_the_truth_and_narrow_with_more_traces() -> None:
     assert power[1] - power[0] < few_power[1] - few_power[0]
 
 
-def test_what_a_true_curve_foretells_comes() -> None:
+def test_predictions_of_a_true_curve_are_observed() -> None:
     table = list(reliability(judged_by(Curve(0.6, 1.25)), Curve(0.6, 1.25)))
     assert sum(row["tokens"] for row in table) == 200 * len(RAW)
     for row in table:
@@ -69,7 +69,7 @@ def test_what_a_true_curve_foretells_comes() -> None:
     assert len(as_text(table).splitlines()) == 1 + len(table)
 
 
-def test_a_trace_says_what_was_overridden_and_by_what() -> None:
+def test_a_trace_holds_its_overrides_and_their_kind() -> None:
     one = Judged.of(trace_of("+-+-"))
     assert one.group == "general, temperature 0"
     assert one.overridden.tolist() == [False, True, False, True]
@@ -79,7 +79,7 @@ def test_a_trace_says_what_was_overridden_and_by_what() -> None:
     assert runner_up_share([Judged.of(trace_of("++"))]) is None
 
 
-def test_the_constants_in_use_are_read_off_the_planner() -> None:
+def test_the_constants_in_use_are_the_planners() -> None:
     used = in_use()
     assert 0.1 < used.power < 2
     assert used.chance(np.array([0.05]))[0] == pytest.approx(used.scale * 0.05**used.power)

@@ -46,12 +46,12 @@ def test_a_table_compares_strategies_by_category(traces: Path, capsys: pytest.Ca
     assert printed[0].split()[:3] == ["category", "strategy", "generations"]
 
 
-def test_a_strategy_that_is_none_is_refused_with_the_list(traces: Path) -> None:
+def test_an_unknown_strategy_is_refused_with_the_list(traces: Path) -> None:
     with pytest.raises(ConfigError, match="'exat' is none of exact, gated, edge, cloud"):
         command.run(arguments("--traces", str(traces), "--strategies", "exat"))
 
 
-def test_a_curve_that_is_none_is_refused(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_curve_is_refused(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         arguments("--traces", str(traces), "--cloud-ms", "1:x")
     assert "neither MS nor TOKENS:MS" in capsys.readouterr().err

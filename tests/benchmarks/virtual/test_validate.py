@@ -1,4 +1,4 @@
-"""The validation finds no error in a run that the simulator itself has made, and the error of one that it has not."""
+"""The validation finds no error in a simulated run, and the error of a different one."""
 
 from dataclasses import asdict
 from typing import Any
@@ -46,7 +46,7 @@ def run_of(
     return {"settings": {"profile": profile, "temperature": 0.0}, "generations": generations}
 
 
-def test_a_run_of_the_simulators_own_is_found_without_error() -> None:
+def test_a_simulated_run_has_no_error() -> None:
     rows = list(compare(run_of("cloud", "sync-8", "overlap-4"), {TRACE.id: TRACE}))
     assert [row["strategy"] for row in rows] == ["cloud", "sync-8", "overlap-4"]
     assert {row["link"] for row in rows} == {"fixed round trip of 50 ms"}
@@ -54,7 +54,7 @@ def test_a_run_of_the_simulators_own_is_found_without_error() -> None:
     assert all(row["within_10_percent"] for row in rows)
 
 
-def test_each_strategy_is_taken_at_the_costs_that_it_met_with() -> None:
+def test_each_strategy_is_simulated_at_its_own_costs() -> None:
     result = run_of("cloud", "sync-8")
     slower = Curve(tuple((tokens, ms if tokens == 1 else 2 * ms) for tokens, ms in READ.points))
     result["generations"] += run_of("overlap-4", draft_ms=30.0, read=slower)["generations"]
@@ -63,7 +63,7 @@ def test_each_strategy_is_taken_at_the_costs_that_it_met_with() -> None:
     assert max(abs(row["error"]) for row in rows) < 0.03
 
 
-def test_what_a_device_writes_alone_it_drafts_at_its_own_pace() -> None:
+def test_edge_is_simulated_at_its_own_draft_time() -> None:
     agreed = trace_of("++++++++" * 4)
     result = run_of("cloud", "sync-8", trace=agreed)
     result["generations"] += run_of("edge", trace=agreed, draft_ms=10.0)["generations"]
@@ -76,7 +76,7 @@ def test_a_calibrated_gate_is_left_out() -> None:
     assert [row["strategy"] for row in rows] == ["cloud", "sync-8"]
 
 
-def test_a_run_that_was_faster_is_no_match() -> None:
+def test_a_faster_run_does_not_match() -> None:
     rows = list(compare(run_of("cloud", "sync-8", speed=1.25), {TRACE.id: TRACE}))
     assert [row["within_10_percent"] for row in rows] == [False, False]
     assert rows[0]["error"] == pytest.approx(-0.2, abs=0.01)
@@ -87,7 +87,7 @@ def test_a_run_without_its_baseline_is_refused() -> None:
         list(compare(run_of("sync-8"), {TRACE.id: TRACE}))
 
 
-def test_a_text_that_was_not_recorded_is_left_out() -> None:
+def test_an_unrecorded_text_is_left_out() -> None:
     result = run_of("cloud", "sync-8")
     for row in result["generations"]:
         row["token_ids"][0] += 1
