@@ -13,7 +13,7 @@ from tests.support.processes.installation import build, fresh_environment, insta
 pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
 
 
-def test_pip_installs_what_a_device_needs(tmp_path: Path) -> None:
+def test_pip_installs_all_needs_of_a_device(tmp_path: Path) -> None:
     wheel = build(ROOT, tmp_path / "built").wheel
     python = fresh_environment(tmp_path / "environment")
     install(python, "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[edge]")

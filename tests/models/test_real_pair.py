@@ -46,7 +46,7 @@ def test_exact_equals_the_oracle_in_float32(pair: Path, problems: Sequence[Probl
     for (exact,) in results:
         assert len(exact.token_ids) == MAX_NEW_TOKENS or exact.finish_reason == "stop"
         assert _oracle_choices(pair, reference, exact) == list(exact.token_ids)
-        assert exact.stats.verified_tokens > len(exact.token_ids) / 2, "the draft model is hardly ever right"
+        assert exact.stats.verified_tokens > len(exact.token_ids) / 2, "the draft model is rarely right"
 
 
 def test_bfloat16_flips_are_few_and_counted(
@@ -54,7 +54,7 @@ def test_bfloat16_flips_are_few_and_counted(
 ) -> None:
     """Kernels of bfloat16 round differently for different numbers of rows, so that near ties may flip.
 
-    A processor without AVX-512 computes it many times more slowly, and is given one text.
+    A processor without AVX-512 is many times slower, and gets one text.
     """
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         problems = problems[:1]
@@ -101,7 +101,7 @@ def test_a_user_cannot_forge_a_turn(pair: Path) -> None:
 async def _generate(
     pair: Path, reference: Any, problems: Sequence[Problem], modes: Sequence[str]
 ) -> list[list[Generation]]:
-    """Texts of the oracle's own weights, of which there is room for one copy: between them its attention is ours."""
+    """Generate texts with the oracle's own weights, since memory holds one copy; our attention replaces its own."""
     manifest = load_manifest(pair / "cloud", role="cloud")
     attention = reference.config._attn_implementation
     reference.set_attn_implementation(ATTENTION)

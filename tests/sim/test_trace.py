@@ -46,7 +46,7 @@ def test_values_that_extend_adds_are_saved_with_the_recorded_ones(tmp_path: Path
     assert with_both == with_neither
 
 
-def test_signals_are_rounded_to_four_digits_whatever_their_size(tmp_path: Path) -> None:
+def test_signals_of_any_size_are_rounded_to_four_digits(tmp_path: Path) -> None:
     trace = trace_of("-")
     tiny = replace(trace.proposals[0].signal, entropy_nats=1.23456e-7, coupled_margin=12.34567)
     path = tmp_path / "some.jsonl.gz"

@@ -65,7 +65,7 @@ def test_closing_ends_a_stream_that_waits_for_the_cloud(tiny_pair: Path) -> None
     assert isinstance(event.error, Cancelled)
 
 
-def test_a_closed_sync_client_says_so(tiny_pair: Path) -> None:
+def test_a_closed_sync_client_reports_its_close(tiny_pair: Path) -> None:
     with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
         stream = client.stream(**LONG, mode="edge")
         assert isinstance(next(stream), Drafted)

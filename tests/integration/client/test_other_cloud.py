@@ -166,7 +166,7 @@ def test_the_cloud_refuses_a_text_of_another_model(tiny_pair: Path, given: str, 
     assert message is None or given in message
 
 
-def test_a_cloud_that_comes_back_with_smaller_spans_gets_smaller_spans(tiny_pair: Path) -> None:
+def test_a_cloud_that_restarts_with_smaller_spans_gets_smaller_spans(tiny_pair: Path) -> None:
     async def run() -> tuple[list[Event], list[int]]:
         async with two_clouds(tiny_pair, SMALL_SPANS) as scenario:
             planner = PlannerSettings(policy="fixed", span_tokens=16)

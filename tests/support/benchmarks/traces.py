@@ -1,4 +1,4 @@
-"""Traces made by hand, for tests that reckon what must come out."""
+"""Traces made by hand, for tests with results computed by hand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ LOST = Signal(entropy_nats=3.0, top1_probability=0.2, margin=0.1, coupled_margin
 
 
 def trace_of(pattern: str, *, prompt_tokens: int = 4, ended: bool = False, wrong: Signal = UNSURE) -> Trace:
-    """One token a character: `+` where the device's choice is the cloud's, `-` where it is not, but comes second.
+    """Return a trace of one token a character.
 
-    The cloud writes 100, 101, ..., the device 200 + n in place of 100 + n, and astray from there 300, 301, ...; an
-    `ended` trace ends in end-of-text.
+    `+`: the device chooses the cloud's token. `-`: the device's second choice is the cloud's token.
+    The cloud writes 100, 101, ..., the device 200 + n in place of 100 + n, and astray from there 300, 301, ...
+    An `ended` trace ends in end-of-text.
     """
     token_ids = [100 + index for index in range(len(pattern))]
     if ended:

@@ -1,4 +1,4 @@
-"""Requests of a forward, written in short."""
+"""Short constructors for requests of a forward."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def feeding(
     sampling: SamplingParams,
     branches: Sequence[BranchToken] = (),
 ) -> ForwardRequest:
-    """Return a request that feeds these tokens after those that the cache holds now."""
+    """Return a request that feeds these tokens after the cached ones."""
     return ForwardRequest(cache, TokenTree(tuple(token_ids), tuple(branches), cache.length), num_choices, sampling)
 
 
 def bytes_held(cache: KvCache) -> int:
-    """Return the memory of a cache of the fake or of torch; torch gives back what was cropped with the next forward."""
+    """Return the memory of a cache of the fake or of torch; torch frees cropped tokens at the next forward."""
     if isinstance(cache, FakeCache):
         return cache.length * KV_BYTES_PER_TOKEN
     layers = cast(Any, cache).layers.layers

@@ -1,4 +1,4 @@
-"""A device that does not keep to the rules: any bytes, in any order, on a stream of its own."""
+"""A device that breaks the rules: any bytes, in any order, on a stream of its own."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SAMPLED = SamplingParams(temperature=0.9, seed=3)
 
 
 class Gate:
-    """Holds every reading in the model's thread until it is opened; records the order of the readings."""
+    """Holds every forward in the model's thread until it is opened; records the order of the forwards."""
 
     def __init__(self) -> None:
         self.order: list[int] = []

@@ -1,4 +1,4 @@
-"""Scenarios on a raw channel: a server with a fake model, and what has to be left of it afterwards."""
+"""Scenarios on a raw channel: a server with a fake model, and its state afterwards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Scenario = Callable[[Server, grpc.aio.Channel, str], Awaitable[None]]
 def play(
     pair: Path, scenario: Scenario, limits: LimitsConfig = SMALL, brake: BeforeForward | None = None, **settings: float
 ) -> None:
-    """Run a scenario against a server with a fake model; afterwards nothing of it may be left there."""
+    """Run a scenario against a server with a fake model; afterwards the server may hold no session and no KV."""
     config = CloudConfig(limits=limits, **settings)  # type: ignore[arg-type]
 
     async def run() -> None:

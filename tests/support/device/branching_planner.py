@@ -1,4 +1,4 @@
-"""A planner for tests that sends branches wherever it can."""
+"""A planner for tests that sends branches at every position."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edge_client.planner import BranchPrefix, Decision, DraftToken, FixedPlanner
 
 @dataclass(frozen=True, slots=True)
 class BranchingPlanner:
-    """Does as another planner, but every token that it sends has a branch next to it of up to `tokens` tokens.
+    """Decides as another planner, but sends a branch of up to `tokens` tokens next to every token.
 
-    Whenever it drafts, the likeliest branch grows too.
+    With each draft token, the likeliest branch grows, too.
     """
 
     planner: FixedPlanner

@@ -1,4 +1,4 @@
-"""An engine with everything around it, for its tests: a draft model without a model, and texts of numbers."""
+"""An engine with fakes for its ports: a draft model without a model, and texts of numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NumberText:
 
 
 class RecordingDraft(FakeDraft):
-    """A draft model that takes time, remembers what it was fed, and lets a test act while it steps."""
+    """A draft model that takes time, records its input, and lets a test act while it steps."""
 
     def __init__(self, clock: Clock, *, disturbance: float = 0.0, step_s: float = 0.010, branches: int = 0) -> None:
         super().__init__(FakeTarget(disturbance=disturbance), branches=branches)

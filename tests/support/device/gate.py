@@ -1,4 +1,4 @@
-"""Gates for the tiny pair, fitted to tokens that nobody wrote."""
+"""Gates for the tiny pair, fitted to synthetic tokens."""
 
 from __future__ import annotations
 

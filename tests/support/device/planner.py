@@ -1,4 +1,4 @@
-"""A generation at some moment, made by hand, for tests of what a planner decides there."""
+"""A generation at some moment, made by hand, for tests of a planner's decision there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def known(
     stream_ms: float | None = None,
     risk: float = 0.05,
 ) -> Estimates:
-    """Estimates of a client that has seen these costs many times, and no override that a branch had foreseen."""
+    """Return estimates of a client that has seen these costs many times, and no foreseen override."""
     estimates = Estimates()
     for index in range(100):
         tokens = 1 + index % 24
@@ -41,7 +41,7 @@ def known(
 
 
 class PlannerHarness:
-    """A generation at some moment; risks of drafted tokens are chances as they are."""
+    """A generation at some moment; risks of drafted tokens are taken as chances unchanged."""
 
     def __init__(
         self, estimates: Estimates | None = None, *, rows: int = 0, hit: float = 0.9, limit: int = 200

@@ -1,4 +1,4 @@
-"""One generation without engine, planner or link, for the tests of what the device drafts."""
+"""One generation without engine, planner or link, for the tests of drafting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def second(text: Iterable[int]) -> int:
 
 
 class SpeculationHarness:
-    """One generation without engine, planner or link: a test says what is drafted and what the cloud answers."""
+    """One generation without engine, planner or link: a test chooses the drafts and the cloud's answers."""
 
     def __init__(self, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> None:
         self.model = FakeDraft(SOURCE, branches=branches)
@@ -96,7 +96,7 @@ class SpeculationHarness:
 
 
 def drafted(tokens: int = 4, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> SpeculationHarness:
-    """Return a harness whose span of some tokens is on its way."""
+    """Return a harness with a span of some tokens in flight."""
     harness = SpeculationHarness(branches=branches, limit=limit, eos=eos)
     harness.draft(tokens)
     harness.send()

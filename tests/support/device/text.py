@@ -15,7 +15,7 @@ from edge_client.text import ChatTemplate, Tokenizer
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "data" / "templates"
 
-# By name in transformers, as `special_tokens.json` has them.
+# By name in transformers, as in `special_tokens.json`.
 SPECIAL_TOKENS: dict[str, dict[str, str | list[str]]] = {
     "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
     "gemma2": {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
@@ -41,7 +41,7 @@ CONTROL_TOKENS = (
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|tool_call|>"),
 )
-# As Phi-3 has them: white space after them is theirs.
+# As in Phi-3: white space after them belongs to them.
 STRIPPING_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 ADDED_TEXT = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>", "</tool_response>")
 KINDS = ("byte-level", "prepend", "metaspace", "metaspace-always", "unigram")
@@ -96,7 +96,7 @@ def _byte_level() -> Library:
 
 
 def _sentence_piece(kind: str) -> Library:
-    """Pieces with `▁`, and `<0x0A>` for the bytes of all other characters."""
+    """Return a tokenizer of pieces with `▁`, and `<0x0A>` for the bytes of all other characters."""
     trained = Library(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False, special_tokens=["<unk>", "<s>", "</s>"])
@@ -119,7 +119,7 @@ def _sentence_piece(kind: str) -> Library:
 
 
 def _unigram() -> Library:
-    """Its own vocabulary holds control tokens: a plain text of theirs could be read as one."""
+    """Return a tokenizer whose own vocabulary holds control tokens, so that plain text could be read as one."""
     scored = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256))]
     scored += [(f"▁{word}", -4.0) for word in dict.fromkeys(CORPUS.split())][:200]
     scored += [(character, -6.0) for character in map(chr, range(33, 127))] + [("▁", -5.0)]

@@ -1,4 +1,4 @@
-"""A cloud that delays what crosses it, and counts what happens."""
+"""A cloud that delays its frames, and counts events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_client.link.grpc_link import GrpcCloud, GrpcLink
 
 
 class RecordingCloud:
-    """Delays frames in both directions by up to `delay_ms`, never reordering them, and counts what happens."""
+    """Delays frames in both directions by up to `delay_ms`, never reordering them, and counts events."""
 
     def __init__(self, address: str, *, delay_ms: float, random: Random, seen: Counter[str]) -> None:
         self._cloud = GrpcCloud(address)
@@ -65,7 +65,7 @@ class RecordingLink:
     def send(self, frame: ClientFrame) -> None:
         if isinstance(frame, Draft):
             if self._spans and self._spans[-1].revision < frame.revision:
-                self._spans.clear()  # the older ones are stale
+                self._spans.clear()  # the older spans are stale
             self._spans.append(frame)
             self._seen["two or more spans in flight"] += len(self._spans) >= 2
         self._up.put_nowait(frame)

@@ -23,7 +23,7 @@ _ROOT = bytes(16)
 
 
 class FakeCache:
-    """Holds a digest of each prefix, as a real cache holds keys and values that depend on all before them."""
+    """Holds a digest of each prefix, as the keys and values of a real cache depend on all earlier tokens."""
 
     def __init__(self) -> None:
         self.digests: list[bytes] = []
@@ -45,7 +45,7 @@ class FakeCache:
         self.digests += kept
 
     def append(self, token_id: int, parent: int = -1) -> None:
-        """Hold a token that follows the one at index `parent`."""
+        """Append a token after the token at index `parent`."""
         before = self.digests[parent] if self.digests else _ROOT
         self.digests.append(hashlib.blake2b(before + token_id.to_bytes(8, "little"), digest_size=16).digest())
 
@@ -53,10 +53,10 @@ class FakeCache:
 class FakeTarget:
     """Obeys the contract of `TargetModel` in microseconds.
 
-    Two of them with one `seed` agree always. `disturbance` mixes in noise of its own, so that a disturbed twin can
-    stand in for a draft model: among 64 ids the two agree on about 70% of the greedy choices at 0.25, 50% at 0.5.
+    Two models with one `seed` always agree. `disturbance` mixes in separate noise, so that a disturbed twin can play a
+    draft model: among 64 ids the two agree on about 70% of the greedy choices at 0.25, 50% at 0.5.
     `before_forward` is called with every batch before it is fed: a test may block, count or raise there.
-    An id of `unwritten` is never chosen; with the ends of a text there, texts go on to their limit.
+    An id in `unwritten` is never chosen. Without end-of-text ids, texts continue to their limit.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ def fake_target(pair: Path, before_forward: Callable[[Sequence[ForwardRequest]],
 
 
 class Brake:
-    """Blocks the model's thread in the first reading of a kind, until it is let go."""
+    """Blocks the model's thread in the first forward of a kind, until it is let go."""
 
     def __init__(self, applies: Callable[[ForwardRequest], bool] = lambda request: request.num_choices > 0) -> None:
         self._applies = applies
@@ -163,4 +163,4 @@ class Brake:
     def __call__(self, readings: Sequence[ForwardRequest]) -> None:
         if any(self._applies(reading) for reading in readings):
             self.reached.set()
-            assert self.let_go.wait(PATIENCE_S), "nobody let the brake go"
+            assert self.let_go.wait(PATIENCE_S), "the brake was never let go"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-VOCABULARY = 512  # that of the tiny pair's tokenizer
+VOCABULARY = 512  # of the tiny pair's tokenizer
 WINDOW = 32
 CONTEXT_TOKENS = 512
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -103,7 +103,7 @@ def build(family: str, *, seed: int = 0, noise: float = 0.0, **changes: Any) -> 
 
     `noise` is the share of weights that are moved by one step of quantization.
 
-    Its attention is `eager`, the plainest one that supports every architecture.
+    Its attention is `eager`, the plainest implementation that supports every architecture.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -15,9 +15,9 @@ from cloud_supervisor.export import conversion
 
 @contextlib.contextmanager
 def builder_in_process() -> Iterator[None]:
-    """Run the builder of every pull in this process; the arguments are those that its own process would get.
+    """Run the builder of every pull in this process, with the arguments of its usual child process.
 
-    A process of its own takes ten seconds to import the libraries, and less than one to build a tiny model.
+    A child process takes ten seconds to import the libraries, and less than one to build a tiny model.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversion, "run_builder", _run_builder)

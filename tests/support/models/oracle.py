@@ -1,7 +1,7 @@
 """The text that the cloud model writes alone, computed as plainly as possible.
 
-Nothing of Chaperone is used here: forwards without cache, a Philox in Python integers, and the rule of coupled choice
-in float64, as the protocol states it.
+No code of Chaperone is used here: forwards run without a cache, Philox uses Python integers, and the rule of coupled
+choice uses float64, as the protocol states it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def philox(counter: list[int], key: list[int]) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def _block(seed: int, position: int, block: int) -> list[int]:
-    """Return the raw numbers of four tokens; kept, since a choice asks for each of them."""
+    """Return the raw numbers of four tokens; cached, since a choice needs each of them."""
     return philox([1 + block, position, 0, 0], [seed, 0])
 
 
@@ -55,7 +55,7 @@ def choice(
         return int(np.argmax(logits))
     scaled = logits.astype(np.float64) / temperature
     p = np.exp(scaled - scaled.max())
-    p = (p / p.sum()).tolist()  # Python's floats, which a loop reads faster than numpy's
+    p = (p / p.sum()).tolist()  # a loop reads Python's floats faster than numpy's
     order = sorted(range(len(p)), key=lambda v: (-p[v], v))
     if top_k:
         order = order[:top_k]
@@ -96,9 +96,9 @@ def generate(model: Any, prompt: Sequence[int], *, vocabulary_size: int, **setti
 def confirm(
     model: Any, prompt: Sequence[int], claimed: Sequence[int], *, vocabulary_size: int, **settings: Any
 ) -> tuple[list[int], str, str]:
-    """Return what `generate` returns, if it returns the claimed token ids, from a single forward over them.
+    """Check claimed token ids with a single forward, and return the result of `generate` if they are right.
 
-    Otherwise the result differs from the claim: it ends with the first other token, or where the oracle ends.
+    Otherwise the result differs from the claim: it ends at the first other token, or where the oracle ends.
     """
     rows = list(_logits(model, [*prompt, *claimed], vocabulary_size)[len(prompt) - 1 :])
 
@@ -132,7 +132,7 @@ def _extend(
 
 
 def _logits(model: Any, token_ids: list[int], vocabulary_size: int) -> np.ndarray[Any, Any]:
-    """Return [tokens, vocabulary], after each token, from one forward without cache."""
+    """Return the logits [tokens, vocabulary] after each token, from one forward without cache."""
     with torch.inference_mode():
         logits: np.ndarray[Any, Any] = model(torch.tensor([token_ids]), use_cache=False).logits[0].float().numpy()
     return logits[:, :vocabulary_size]

@@ -1,4 +1,4 @@
-"""Logits to choose from, and what the choice should be, the long way."""
+"""Logits to choose from, and the expected choice, computed the long way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = np.array([2.0, 1.5, 1.2, 0.7, 0.3, 0.0, -0.4, -1.0, -1.5, -3.0], np.fl
 
 
 def scores(logits: Logits, params: SamplingParams, position: int) -> Float64s:
-    """Gumbel-max scores before truncation, in float64."""
+    """Return the Gumbel-max scores before truncation, in float64."""
     scaled = logits.astype(np.float64) / params.temperature
     return np.asarray(scaled - np.log(-np.log(noise(params.seed, position, len(logits)))), np.float64)
 

@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """For a child process: this checkout, this CHAPERONE_HOME, no colours asked for."""
+    """Return the environment of a child process: this checkout, this CHAPERONE_HOME, default colours."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     return {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "common")]), **extra}
 
 
 def start_client(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
-    """`chaperone generate --pair tiny ...` as a process of its own, with pipes."""
+    """Start `chaperone generate --pair tiny ...` as a process of its own, with pipes."""
     return start_python("-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *arguments, **extra)
 
 
@@ -39,7 +39,7 @@ def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
     try:
         while chunk := os.read(ours, 4096):
             output += chunk
-    except OSError:  # this is how a pseudo-terminal reports that its other end is closed
+    except OSError:  # the other end of a pseudo-terminal is closed
         pass
     finally:
         os.close(ours)
@@ -47,7 +47,7 @@ def on_a_terminal(*arguments: str, **extra: str) -> tuple[int, str]:
 
 
 def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
-    """Another interpreter on this checkout, with pipes."""
+    """Start another interpreter on this checkout, with pipes."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
@@ -60,7 +60,7 @@ def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def server_process(*arguments: str, fake_model: bool = False) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`chaperone-cloud serve --pair tiny ...` on a free port; yields the process and its address.
+    """Run `chaperone-cloud serve --pair tiny ...` on a free port; yield the process and its address.
 
     With a fake model no torch is imported; everything else is the same.
     """
@@ -70,7 +70,7 @@ def server_process(*arguments: str, fake_model: bool = False) -> Iterator[tuple[
         *("--threads", "1", "--listen", "127.0.0.1:0", *arguments),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT)
-    alarm = threading.Timer(60.0, process.kill)  # a server that never comes up ends the read below
+    alarm = threading.Timer(60.0, process.kill)  # ends the read below if the server never starts
     alarm.start()
     try:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Built distributions, and environments that hold nothing except them and the libraries of a device."""
+"""Built distributions, and environments with only them and the libraries of a device."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def link_libraries(python: Path, requirements: Iterable[str]) -> None:
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
-    """Canonical names of all distributions that these requirements pull in on this machine."""
+    """Return the canonical names of all distributions that these requirements pull in on this machine."""
     seen: set[tuple[str, str]] = set()
     pending = [(Requirement(text), "") for text in requirements]
     while pending:

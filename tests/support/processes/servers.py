@@ -25,9 +25,9 @@ async def serving(
     reconnect_grace_s: float = 0.0,
     manifest: ModelManifest | None = None,
 ) -> AsyncIterator[tuple[Server, str]]:
-    """Serve a model on a free port; yields the server and its address. `manifest` is the pair's unless it is given.
+    """Serve a model on a free port; yield the server and its address. The default of `manifest` is the pair's.
 
-    Unless a test asks for a grace, nothing is kept for devices that come back, so that leaks show at once.
+    By default no session is kept for devices that reconnect, so that leaks show at once.
     """
     config = config or CloudConfig()
     limits = config.limits.model_copy(update={"reconnect_grace_s": reconnect_grace_s})

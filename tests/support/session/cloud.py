@@ -35,7 +35,7 @@ def draft(
 
 
 def answer(cloud: CloudSession, frame: Draft | Close, choices: Sequence[int]) -> ServerFrame:
-    """Let the cloud read a frame, choosing these tokens from the start of what is new to it, then after each branch."""
+    """Let the cloud read a frame; `choices` begin at the first new token, followed by one after each branch."""
     request = cloud.receive(frame)
     assert request is not None
     assert request.num_choices + len(request.tree.branches) == len(choices), request

@@ -1,4 +1,4 @@
-"""A device's end alone, with a few words for what a draft model and a gate do to it."""
+"""A device's end alone, with short functions for the actions of a draft model and a gate."""
 
 from __future__ import annotations
 

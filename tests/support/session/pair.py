@@ -1,7 +1,7 @@
 """Both ends of a session in one test, with a wire between them that delays but never reorders, and may be cut.
 
-The models are functions of the text before a token, so that what either would write is known without running
-anything: the cloud's choice is a hash of the prefix, the draft's is the same one most of the time.
+The models are functions of the text before a token, so their texts are known without running a session: the cloud's
+choice is a hash of the prefix, and the draft's is the same most of the time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def cloud_text(models: Models, prompt: Sequence[int], limit: int) -> list[int]:
 
 @dataclass
 class RandomPlanner:
-    """A planner without a plan: it sends as many tokens as it likes whenever it likes, and takes back what it can."""
+    """A planner without a plan: it sends a random number of tokens at random times, and takes back takeovers."""
 
     random: Random
     run_ahead_tokens: int
@@ -87,10 +87,10 @@ class Pair:
     max_new_tokens: int = 60
     continuation_tokens: int = 0
     max_span_tokens: int | None = None
-    resumed: tuple[int, ...] = ()  # of a generation that is resumed
+    resumed: tuple[int, ...] = ()  # tokens of a resumed generation
     resets: int = 0  # how often the stream may be cut before the text is complete
     reset_odds: int = 20  # one move in this many is a cut
-    deadlines_ms: tuple[int, ...] = (0,)  # that the device wants, one drawn for each Draft
+    deadlines_ms: tuple[int, ...] = (0,)  # one is drawn for each Draft
     branch_tokens: int = 0  # at most, next to each Draft
     on_deviation: OnDeviation = OnDeviation.KEEP
     up: deque[ClientFrame] = field(default_factory=deque)
@@ -99,12 +99,12 @@ class Pair:
     overrides_at: list[tuple[int, int]] = field(default_factory=list)  # (index in the span, its length)
     most_in_flight: int = 0
     lost_verdicts: int = 0
-    further_tokens: int = 0  # that the cloud sent after its own token
-    overtaken_spans: int = 0  # of which the device knew every token when the answer came
+    further_tokens: int = 0  # sent by the cloud after its own token
+    overtaken_spans: int = 0  # the device had every token of them before the answer
     cut_takeovers: int = 0
     audits: Counter[int] = field(default_factory=Counter)  # by position, as events report them
-    drafts: list[Draft] = field(default_factory=list)  # that the device sent
-    wanted_ms: deque[int] = field(default_factory=deque)  # the deadlines of those on their way
+    drafts: list[Draft] = field(default_factory=list)  # sent by the device
+    wanted_ms: deque[int] = field(default_factory=deque)  # the deadlines of drafts in flight
 
     def __post_init__(self) -> None:
         opening = Open(SessionId("s"), "", SamplingParams(), self.max_new_tokens, (EOS,), PROMPT, self.resumed)
@@ -131,14 +131,14 @@ class Pair:
         raise AssertionError("no end in sight")
 
     def _check_agreement(self) -> None:
-        """Nothing is on its way, so each end knows what the other one does."""
+        """Check that both ends agree when no frame is in flight."""
         assert self.device.revision == self.cloud.revision
         assert not self.cloud.writes
         assert not self.device.spans
         assert self.device.text[: self.device.read_length] == self.cloud.text[: self.device.read_length]
 
     def reset(self) -> None:
-        """Cut the stream: what is on its way is lost, and the device opens a new one."""
+        """Cut the stream: frames in flight are lost, and the device opens a new stream."""
         self.resets -= 1
         self.cut_takeovers += self.device.following
         self.lost_verdicts += sum(isinstance(frame, Verdict) for frame in self.down)

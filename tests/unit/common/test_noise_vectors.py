@@ -30,7 +30,7 @@ def numbers(words: list[str]) -> list[int]:
     return [int(word, 16) for word in words]
 
 
-def test_the_file_holds_what_was_published() -> None:
+def test_the_file_holds_the_published_numbers() -> None:
     assert VECTORS["format"] == 1
     assert [numbers(vector["words"]) for vector in PHILOX] == [
         [int(word, 16) for word in line.split()] for line in PUBLISHED
