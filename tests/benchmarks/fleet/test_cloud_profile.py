@@ -7,10 +7,12 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.fleet import cloud_profile
 from benchmarks.fleet.cloud_profile import SHAPES, CloudProfile
@@ -30,6 +32,15 @@ class Roomy(Accelerator):
 
     def free_bytes(self) -> int:
         return self.free
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: two wait for each other longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def plan(budget_s: float = 1e9, **shapes: Shape) -> Plan:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest
-from chaperone_common.session import Committed, Drafted, Event, Failed, Finished
-from edge_client import EdgeClient, Mode, PromptInput, SyncEdgeClient
+from chaperone_common.session import Drafted, Event, Failed, Finished
+from edge_client import EdgeClient, PromptInput, SyncEdgeClient
 from tests.support.fakes.target import Brake, fake_target
 from tests.support.processes.clients import config_for
 from tests.support.processes.servers import serving
@@ -90,19 +90,6 @@ def test_http_proxy_variables_are_ignored(tiny_pair: Path, monkeypatch: pytest.M
             return len((await client.generate("the list", mode="cloud", max_new_tokens=4)).token_ids)
 
     assert asyncio.run(run()) > 0
-
-
-def test_an_absent_cloud_is_a_terminal_event(tiny_pair: Path) -> None:
-    async def run(mode: Mode) -> list[Event]:
-        async with EdgeClient(config_for("127.0.0.1:1")) as client:
-            return [event async for event in client.stream("the list", mode=mode, max_new_tokens=4)]
-
-    (failed,) = asyncio.run(run(Mode.EXACT))
-    assert isinstance(failed, Failed)
-    assert failed.stats.prompt_tokens > 0
-    *_, finished = events = asyncio.run(run(Mode.GATED))
-    assert isinstance(finished, Finished)
-    assert {event.origin for event in events if isinstance(event, Committed)} == {"unverified"}
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,12 @@ from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
 from edge_client.generation import Collector
 from tests.support.fakes.target import Brake, fake_target
-from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.clients import IMPATIENT, NOBODY, config_for, ending_of
 from tests.support.processes.commands import server_process, start_client
 from tests.support.processes.servers import serving
 from tests.support.waiting import until
 
 PROMPT = "the list of a number is"
-NOBODY = "127.0.0.1:1"
 NO_RECONNECT = CloudSettings(reconnect_timeout_ms=0)
 
 
@@ -58,20 +57,23 @@ def committed(events: list[Event]) -> list[Committed]:
 
 
 @pytest.mark.parametrize("mode", ["exact", "cloud"])
-def test_an_absent_server_is_named_with_its_address(tiny_pair: Path, mode: str) -> None:
-    async def run() -> None:
-        async with EdgeClient(config_for(NOBODY)) as client:
-            await client.generate(PROMPT, mode=mode)
+def test_an_absent_server_is_a_terminal_event_and_an_error_with_its_address(tiny_pair: Path, mode: str) -> None:
+    async def run() -> list[Event]:
+        async with EdgeClient(config_for(NOBODY, cloud=IMPATIENT)) as client:
+            with pytest.raises(CloudUnavailable) as caught:
+                await client.generate(PROMPT, mode=mode)
+            for words in (NOBODY, "cannot be reached", "chaperone-cloud serve", "cloud.address"):
+                assert words in caught.value.message
+            return await collect(client, mode=mode)
 
-    with pytest.raises(CloudUnavailable) as caught:
-        asyncio.run(run())
-    for words in (NOBODY, "cannot be reached", "chaperone-cloud serve", "cloud.address"):
-        assert words in caught.value.message
+    (failed,) = asyncio.run(run())
+    assert isinstance(failed, Failed)
+    assert failed.stats.prompt_tokens > 0
 
 
 def test_gated_continues_without_a_server(tiny_pair: Path) -> None:
     async def run() -> list[Event]:
-        async with EdgeClient(config_for(NOBODY)) as client:
+        async with EdgeClient(config_for(NOBODY, cloud=IMPATIENT)) as client:
             return await collect(client, mode="gated", max_new_tokens=10, seed=1, temperature=0.8)
 
     events = asyncio.run(run())

@@ -19,11 +19,11 @@ from chaperone_common.command.console import Console
 from edge_client.apps.batch.results import open_results
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
+from tests.support.processes.clients import impatient_options
 from tests.support.processes.commands import environment
 from tests.support.processes.servers import serving_in_thread
 from tests.support.waiting import PATIENCE_S, wait_until
 
-NOBODY = "127.0.0.1:1"
 SHORT = ("--mode", "edge", "--max-new-tokens", "4")
 
 
@@ -78,13 +78,14 @@ def test_a_killed_run_is_continued(prompts: Path, out: Path, cut: int) -> None:
 
 
 def test_finished_lines_survive_a_cloud_outage_and_failed_lines_run_again(
-    address: str, prompts: Path, out: Path, capsys: pytest.CaptureFixture[str]
+    address: str, prompts: Path, out: Path, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     head = prompts.with_name("head.jsonl")
     head.write_text("".join(prompts.read_text().splitlines(keepends=True)[1:3]))
     assert generate("--prompts", head, "--out", out, "--cloud", address, "--max-new-tokens", "4") == 0
     finished = results(out)
-    assert generate("--prompts", prompts, "--out", out, "--cloud", NOBODY, "--max-new-tokens", "4") == 1
+    absent = impatient_options(tmp_path_factory.mktemp("absent"))
+    assert generate("--prompts", prompts, "--out", out, *absent, "--max-new-tokens", "4") == 1
     assert [("error" in result) for result in results(out)] == [True, False, False, True, True]
     assert results(out)[1:3] == finished
     assert generate("--prompts", prompts, "--out", out, "--cloud", address, "--max-new-tokens", "4") == 0
@@ -206,7 +207,10 @@ def test_promises_are_accepted_for_gated_lines_only(
         '{"id": 1, "prompt": "x"}\n{"id": 2, "prompt": "x", "mode": "gated"}\n'
         '{"id": 3, "prompt": "x", "catch": 0.5}\n{"id": 4, "prompt": "x", "mode": "gated", "max_deviation": 0.5}\n'
     )
-    assert generate("--prompts", prompts, "--out", out, "--cloud", address, "--catch", "0.9") == 1
+    assert (
+        generate("--prompts", prompts, "--out", out, "--cloud", address, "--catch", "0.9", "--max-new-tokens", "20")
+        == 1
+    )
     assert [("error" in result) for result in results(out)] == [False, False, True, False]
     complaint = "line 3: catch: mode is exact, and only gated keeps promises; ask for gated, or leave it out"
     assert capsys.readouterr().err == f"chaperone: {complaint}\n"

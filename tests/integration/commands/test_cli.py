@@ -20,11 +20,11 @@ from cloud_supervisor.cli import main as cloud_main
 from cloud_supervisor.server import Server
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
+from tests.support.processes.clients import NOBODY, impatient_options
 from tests.support.processes.servers import serving_in_thread
 
 PROMPT = "the list of a number is"
 RESULT_KEYS = {"prompt_token_ids", "token_ids", "text", "origins", "finish_reason", "stats"}
-NOBODY = "127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
@@ -176,15 +176,15 @@ def test_a_corrupt_model_exits_with_one(
     assert "model.safetensors: 1000 bytes, the manifest says" in capsys.readouterr().err
 
 
-def test_an_absent_cloud_exits_with_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate("--cloud", NOBODY, PROMPT) == 1
+def test_an_absent_cloud_exits_with_one(tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(*impatient_options(tmp_path), PROMPT) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert f"chaperone: cloud: {NOBODY} cannot be reached" in output.err
 
 
-def test_json_reports_an_absent_cloud(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate("--cloud", NOBODY, "--json", PROMPT) == 1
+def test_json_reports_an_absent_cloud(tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(*impatient_options(tmp_path), "--json", PROMPT) == 1
     result = json.loads(capsys.readouterr().out)
     assert result["error"]["type"] == "CloudUnavailable"
     assert NOBODY in result["error"]["message"]
@@ -261,7 +261,8 @@ def test_a_batch_without_a_cloud_reports_every_line(
 ) -> None:
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"id": 1, "prompt": "x"}\n{"id": 2, "prompt": "x", "mode": "edge"}\n')
-    assert generate("--prompts", str(prompts), "--out", str(out), "--cloud", NOBODY, "--max-new-tokens", "4") == 1
+    options = ("--prompts", str(prompts), "--out", str(out), *impatient_options(tmp_path))
+    assert generate(*options, "--max-new-tokens", "4") == 1
     first, second = (json.loads(line) for line in out.read_text().splitlines())
     assert first["error"]["type"] == "CloudUnavailable"
     assert "line 1: cloud: " in first["error"]["message"]

@@ -37,6 +37,17 @@ def config_for(
     )
 
 
+NOBODY = "127.0.0.1:1"  # no server listens there
+IMPATIENT = CloudSettings(connect_timeout_ms=300.0)  # for an absent server, which is waited for in full
+
+
+def impatient_options(folder: Path) -> tuple[str, ...]:
+    """Return options of `chaperone generate` for an absent server that is not waited for; they write a file."""
+    path = folder / "impatient.yaml"
+    path.write_text(f"cloud:\n  connect_timeout_ms: {IMPATIENT.connect_timeout_ms}\n", encoding="utf-8")
+    return "--config", str(path), "--cloud", NOBODY
+
+
 def ending_of(events: Sequence[Event]) -> Finished | Failed:
     """Return the last event, after checking that no other event is terminal."""
     terminal = [event for event in events if isinstance(event, Finished | Failed)]
