@@ -28,8 +28,9 @@ demo: $(SETUP) ## the default pair, cloud and device as two processes, side by s
 	$(BIN)/python -m examples.demo
 
 # A file is the unit, since its tests share servers and models; more processes than cores would only be slower.
+# The longest files come first (tests/conftest.py), so xdist must not put those with most tests before them.
 test: $(SETUP) ## all tests that need no download
-	$(BIN)/python -m pytest -m "not models" --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not models" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-models: models ## tests of the default pair
 	$(BIN)/python -m pytest tests/models -m models $(ARGS)

@@ -15,11 +15,26 @@ from hypothesis import settings
 from tests.support.processes.signals import let_children_be_interrupted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LONGEST = (
-    *("test_identity.py", "test_run.py", "test_device_architectures.py", "test_architectures.py"),
-    *("test_identity_links.py", "test_tiny_pair.py", "test_processes.py"),
+TESTS = REPOSITORY / "tests"
+# In the order of their durations; all take more than 20 s. They start first, so that no worker ends late.
+LONGEST = tuple(
+    TESTS / name
+    for name in (
+        "integration/texts/test_identity.py",
+        "integration/texts/test_identity_links.py",
+        "benchmarks/measured/test_run.py",
+        "unit/gate/test_control.py",
+        "integration/commands/test_calibrate.py",
+        "benchmarks/quality/test_gates.py",
+        "integration/client/test_streams.py",
+        "integration/commands/test_processes.py",
+        "integration/commands/test_pull.py",
+        "integration/texts/test_device_architectures.py",
+        "integration/texts/test_architectures.py",
+    )
 )
-REAL_PAIR_TESTS = REPOSITORY / "tests" / "models"
+assert all(path.is_file() for path in LONGEST)
+REAL_PAIR_TESTS = TESTS / "models"
 
 # Read when onnxruntime and huggingface_hub are imported, here and in every process that a test starts.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -36,12 +51,13 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests in tests/models as in need of the default pair, and run the longest files first.
 
-    With several processes, all others would wait for a long file that came last.
+    With several processes, all others would wait for a long file that came last. pytest-xdist keeps this order only
+    with `--no-loadscope-reorder`; otherwise files with few tests come last, and the longest file has one.
     """
     for item in items:
         if item.path.is_relative_to(REAL_PAIR_TESTS):
             item.add_marker("models")
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
 
 
 def _digest_of_recipe() -> str:
