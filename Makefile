@@ -73,7 +73,7 @@ check-docs: $(SETUP)
 check-wording: $(SETUP)
 	$(BIN)/python -m tools.wording
 
-proto: $(SETUP) ## regenerate the stubs in $(STUBS)
+proto: $(SETUP) ## regenerate the stubs in common/chaperone_common/pb
 	$(call protoc,$(STUBS))
 
 protoc = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --mypy_out=quiet:$(1) $(PROTO)
