@@ -57,7 +57,7 @@ class Reconnection:
         return asked_ms + pause_ms
 
     def on_frame(self, *, idle: bool) -> None:
-        """Note that the cloud has answered. With `caught_up`, no answer is pending, and the loss is over."""
+        """Note that the cloud has answered. If the cloud is `idle`, it owes no answer, and the loss is over."""
         self.seeking = False
         if idle:
             self._loss = None

@@ -128,9 +128,9 @@ def test_control_segments_keep_their_place() -> None:
     harness = PipeHarness(DirectionProfile(delay_ms=100, jitter_ms=90, jitter="exponential"))
     harness.pipe.open()
     seen: list[tuple[str, int]] = []
-    for number in range(20):
+    for _ in range(20):
         harness.feed(100)
-        harness.pipe.control(lambda number=number: seen.append(("control", len(harness.sink.content))))  # type: ignore[misc]
+        harness.pipe.control(lambda: seen.append(("control", len(harness.sink.content))))
     harness.pipe.end(lambda: seen.append(("end", len(harness.sink.content))))
     harness.alarm.pass_until(100.0)
     assert seen == [*(("control", 100 * (number + 1)) for number in range(20)), ("end", 2000)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from random import Random
@@ -194,7 +194,7 @@ async def _audit_cancelled(harness: EngineHarness) -> None:
         await audit
 
 
-ENDINGS: dict[str, tuple[Callable[[EngineHarness], Awaitable[None]], FakeLink, dict[str, Any]]] = {
+ENDINGS: dict[str, tuple[Callable[[EngineHarness], Coroutine[Any, Any, None]], FakeLink, dict[str, Any]]] = {
     "audited with the text": (_to_the_end, FakeLink(cloud_of(TARGET)), {"closing_audit": True}),
     "audited after the text": (_audited, FakeLink(cloud_of(TARGET)), {}),
     "not audited": (_to_the_end, FakeLink(cloud_of(TARGET)), {"audit_share": 0.0}),
@@ -212,7 +212,7 @@ def test_every_ending_closes_the_gate_once(ending: str) -> None:
     run, link, settings = ENDINGS[ending]
     gate = Skipping()
     harness = gated(gate, link, **settings)
-    asyncio.run(run(harness))  # type: ignore[arg-type]
+    asyncio.run(run(harness))
     assert gate.times_closed == 1
 
 
