@@ -80,6 +80,21 @@ def test_gated_counts_every_deviation_and_no_other(pair: Pair) -> None:
     assert all(len(frame.risks) == len(frame.token_ids) for frame in skips)
 
 
+@settings(max_examples=400)
+@given(pair=st.booleans().flatmap(lambda resets: pairs(Mode.GATED, resets=resets)))
+def test_a_gated_text_is_the_cloud_only_text_or_reports_its_first_other_token(pair: Pair) -> None:
+    """So a text with 0 deviations is the cloud's own. Later deviations are relative to the text before them."""
+    pair.run()
+    text = [*PROMPT, *pair.resumed, *(event.token_id for event in pair.committed)]
+    expected = cloud_text(pair.models, PROMPT, pair.limit)
+    audits = [event for event in pair.events if isinstance(event, Audited)]
+    reported = sorted(position for audit in audits for position in audit.deviations)
+    other = [position for position, (own, cloud) in enumerate(zip(text, expected, strict=False)) if own != cloud]
+    assert reported[:1] == other[:1]
+    assert other or text == expected
+    assert pair.device.tally.deviations == len(reported)
+
+
 @settings(max_examples=200)
 @given(pair=pairs(Mode.GATED, resets=True))
 def test_gated_with_retracted_deviations_commits_the_cloud_only_text(pair: Pair) -> None:

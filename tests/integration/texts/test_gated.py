@@ -1,4 +1,4 @@
-"""`gated` against a real server: its dial, learning after the text, and retracted deviations."""
+"""`gated` against a real server: its dial, learning after the text, and deviations that are reported or retracted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from chaperone_common.errors import InvalidRequest
-from chaperone_common.types import OnDeviation, Origin
+from chaperone_common.session import Audited
+from chaperone_common.types import Mode, OnDeviation, Origin
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
 from edge_client.gate import Totals
+from edge_client.generation import Collector
+from examples.demo_table import Answer, Difference, Reason, answer_of, difference
 from tests.support.processes.servers import serving
 from tests.support.waiting import until
 
@@ -79,6 +82,37 @@ def test_each_promise_has_its_own_totals(tiny_pair: Path, target: TorchModel) ->
     default, own, other = asyncio.run(write())
     assert 0 < default.tokens <= 8 < own.tokens <= 16
     assert other == Totals()
+
+
+def test_a_text_other_than_the_clouds_reports_a_deviation_at_its_first_other_token(
+    tiny_pair: Path, target: TorchModel
+) -> None:
+    """In float32; in bfloat16 the cloud itself may choose another token in mode `cloud` (docs/architecture.md)."""
+
+    async def answer(client: EdgeClient, mode: Mode, seed: int) -> Answer:
+        request = client.request(PROMPT, mode=mode, temperature=0.8, seed=seed, max_new_tokens=30 + seed)
+        collected, audits = Collector(request), list[Audited]()
+        async for event in client.stream(request):
+            collected.add(event)
+            if isinstance(event, Audited):
+                audits.append(event)
+        return answer_of(collected.result(), audits)
+
+    async def write() -> list[Difference | None]:
+        found = []
+        gates = [GateSettings(), *(GateSettings(policy="threshold", risk=risk) for risk in (0.02, 0.3, 1.0))]
+        async with serving(target, tiny_pair) as (_, address):
+            for gate in gates:
+                async with EdgeClient(config(address, gate, closing_audit=True)) as client:
+                    for seed in range(3):
+                        text, reference = [await answer(client, mode, seed) for mode in (Mode.GATED, Mode.CLOUD)]
+                        found.append(difference(text, reference))
+                        assert (found[-1] is None) == (text.generation.stats.deviations == 0)
+        return found
+
+    found = asyncio.run(write())
+    assert {difference.reason for difference in found if difference is not None} == {Reason.DEVIATION}
+    assert None in found, "some texts are the cloud's own"
 
 
 @pytest.mark.parametrize(("name", "value"), [("catch", 1.5), ("catch", float("nan")), ("max_deviation", -0.1)])

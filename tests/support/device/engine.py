@@ -16,7 +16,7 @@ from edge_client.engine.settings import EngineSettings
 from edge_client.gate import Always, Gate, Never
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import Estimates, FixedPlanner, Planner
-from edge_client.ports import TEXT_ROW, DraftStep
+from edge_client.ports import TEXT_ROW, CloudLink, DraftStep
 from tests.support.fakes.clock import ManualClock
 from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.link import FakeLink
@@ -49,8 +49,18 @@ class NumberText:
 class RecordingDraft(FakeDraft):
     """A draft model that takes time, records its input, and lets a test act while it steps."""
 
-    def __init__(self, clock: Clock, *, disturbance: float = 0.0, step_s: float = 0.010, branches: int = 0) -> None:
-        super().__init__(FakeTarget(disturbance=disturbance), branches=branches)
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        disturbance: float = 0.0,
+        step_s: float = 0.010,
+        loop_step_s: float = 0.0,
+        branches: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Take `step_s` of a manual clock for a step, and `loop_step_s` of the event loop's time."""
+        super().__init__(FakeTarget(seed=seed, disturbance=disturbance), step_s=loop_step_s, branches=branches)
         self._clock = clock
         self._takes_s = step_s
         self.fed: list[tuple[int, tuple[int, ...]]] = []  # (position, tokens)
@@ -87,6 +97,7 @@ class EngineHarness:
     def __init__(
         self,
         *links: FakeLink | None,
+        connect: Callable[[], CloudLink] | None = None,
         mode: Mode = Mode.EXACT,
         gate: Gate | None = None,
         planner: Planner | None = None,
@@ -97,14 +108,23 @@ class EngineHarness:
         new_tokens: int = 40,
         disturbance: float = 0.5,
         step_s: float = 0.010,
+        loop_step_s: float = 0.0,
         branches: int = 0,
         eos: tuple[int, ...] = (),
         stop_at: int | None = None,
         clock: Clock | None = None,
+        seed: int = 0,
         **settings: Any,
     ) -> None:
         self.clock = ManualClock()
-        self.model = RecordingDraft(clock or self.clock, disturbance=disturbance, step_s=step_s, branches=branches)
+        self.model = RecordingDraft(
+            clock or self.clock,
+            disturbance=disturbance,
+            step_s=step_s,
+            loop_step_s=loop_step_s,
+            branches=branches,
+            seed=seed,
+        )
         opening = Open(SessionId("s"), "", SamplingParams(), new_tokens, eos, PROMPT)
         deadlines = {"open_deadline_ms": 2_000.0, "verification_deadline_ms": 1_000.0}
         self.engine = assemble(
@@ -112,7 +132,7 @@ class EngineHarness:
             EngineSettings(**{**deadlines, **settings}),
             limit=len(PROMPT) + new_tokens,
             drafter=ChoosingDrafter(self.model, SamplingParams()),
-            connect=None if links == (None,) else iter([link for link in links if link is not None]).__next__,
+            connect=connect or (None if links == (None,) else iter([link for link in links if link]).__next__),
             gate=gate or (Never() if mode is Mode.EDGE else Always()),
             planner=planner or FixedPlanner(mode, span, in_flight, run_ahead, takeover_tokens),
             estimates=Estimates(),
