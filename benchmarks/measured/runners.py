@@ -135,7 +135,8 @@ class Device:
         self._strategy = strategy
         self._planner = WatchedPlanner(strategy.planner)
         settings = config.model_copy(update={"mode": strategy.mode})
-        if strategy.name in tuple(Mode):  # as users have it, with the pair's own gate
+        if strategy.gate_settings is not None:  # as users have it, with the pair's own gate
+            settings = settings.model_copy(update={"gate": strategy.gate_settings})
             self._client = EdgeClient(settings, planner=lambda _: self._planner)
             return
         settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"file": None})})

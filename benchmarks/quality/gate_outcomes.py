@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,6 @@ from edge_client.gate.gate_model import GateModel
 from edge_client.gate.gating import load_gate
 
 _DIGITS = 4  # significant digits in a file
-
-
-def add_gate_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--gate`, the calibrated gate that gives risks."""
-    parser.add_argument("--gate", default="auto", help="a file, `auto` for the pair's own, or `none`")
 
 
 def chosen_gate(name: str, manifest: ModelManifest) -> GateModel | None:

@@ -43,10 +43,11 @@ from benchmarks.kit.provenance import provenance
 from benchmarks.kit.statistics import Indices, interval
 from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
 from benchmarks.quality.exploration.text_tree import load_trees, save_trees
-from benchmarks.quality.gate_outcomes import add_gate_option, chosen_gate
+from benchmarks.quality.gate_outcomes import chosen_gate
 from benchmarks.quality.hidden_states import HiddenStates
 from benchmarks.quality.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_after
 from benchmarks.quality.task_suites import SUITES, Task, tasks_of
+from benchmarks.strategies.gated import add_gate_option
 from benchmarks.traces.record import device_model, models_of
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest

@@ -16,7 +16,6 @@ import asyncio
 import gzip
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -30,32 +29,30 @@ from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
 from benchmarks.quality.exploration.plain_texts import cloud_writes, device_reads, device_writes
 from benchmarks.quality.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.quality.exploration.workload import write_all
-from benchmarks.quality.gate_outcomes import OutcomeColumns, RecordingGate, add_gate_option, chosen_gate
+from benchmarks.quality.gate_outcomes import OutcomeColumns, RecordingGate, chosen_gate
 from benchmarks.quality.summary import summarise
 from benchmarks.quality.task_suites import SUITES, Task, tasks_of
 from benchmarks.simulation.costs import DraftCosts
 from benchmarks.simulation.scenario import Scenario, Simulation
 from benchmarks.simulation.strategy import Strategy
 from benchmarks.strategies.families import strategy_named
+from benchmarks.strategies.gated import add_gate_option
 from benchmarks.traces.record import device_model, models_of
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError
-from chaperone_common.types import Mode, OnDeviation, Promises, SamplingParams
+from chaperone_common.types import Mode, SamplingParams
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import GateSettings
-from edge_client.gate import Gate, Threshold
+from edge_client.gate import Gate
 from edge_client.gate.gate_model import GateModel
-from edge_client.gate.gating import Gates
 from edge_client.gate.risk import CalibratedRisk
-from edge_client.planner import AdaptivePlanner, Estimates
+from edge_client.planner import Estimates
 from link_emulator.profile import Profile
 
 RTT_MS = 100.0
 # Branches make overrides cheaper but do not change them, and would cost further answers of the models.
 SCENARIO = Scenario(Profile.fixed(RTT_MS), draft=DraftCosts(branches=0))
 GREEDY = SamplingParams()
-_OURS = re.compile(r"(gated|retract|deviation|threshold)-([0-9]*\.?[0-9]+)", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,31 +136,10 @@ class AssessedStrategy:
 
 
 def assessed_strategy(name: str, gate: GateModel | None, token_text: Callable[[int], str]) -> AssessedStrategy:
-    """Return a strategy by name.
-
-    `gated-C` and `deviation-D` keep one promise alone, `gated` both, as configured. `retract-C` is `gated-C` where
-    deviations are retracted once they are found.
-
-    Raises ConfigError for an unknown name, InvalidRequest for a promise that is not possible.
-    """
-    found = _OURS.fullmatch(name)
-    if found is None and name != Mode.GATED:
-        return AssessedStrategy(strategy_named(name))
-    kind, value = (found[1], float(found[2])) if found is not None else ("both", 0.0)
-    risk_model = None if gate is None else partial(CalibratedRisk, gate, token_text)
-    on_deviation = OnDeviation.RETRACT if kind == "retract" else OnDeviation.KEEP
-    gates = Gates(GateSettings(on_deviation=on_deviation), gate)
-    makes: Callable[[], Gate]
-    match kind:
-        case "threshold":
-            makes = partial(Threshold, value)
-        case "gated" | "retract":
-            makes = partial(gates.gate, Mode.GATED, Promises(value, 1.0))
-        case "deviation":
-            makes = partial(gates.gate, Mode.GATED, Promises(0.0, value))
-        case _:
-            makes = partial(gates.gate, Mode.GATED, Promises())
-    return AssessedStrategy(Strategy(name, AdaptivePlanner(Mode.GATED), makes, on_deviation=on_deviation), risk_model)
+    """Return a strategy by name; raise as `strategy_named` does."""
+    strategy = strategy_named(name, gate)
+    calibrated = strategy.gate_model
+    return AssessedStrategy(strategy, None if calibrated is None else partial(CalibratedRisk, calibrated, token_text))
 
 
 class _Study:

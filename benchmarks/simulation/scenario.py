@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks.simulation import virtual_time
 from benchmarks.simulation.cloud import simulated_supervisor
@@ -14,7 +15,7 @@ from benchmarks.simulation.drafter import SimulatedDrafter
 from benchmarks.simulation.link import SimulatedCloud
 from benchmarks.simulation.script import Script, ScriptedModels
 from benchmarks.simulation.strategy import Strategy
-from benchmarks.simulation.trace import Trace, with_disagreement_as_risk
+from benchmarks.simulation.trace import Trace, lacking, with_disagreement_as_risk
 from benchmarks.simulation.virtual_time import LoopClock
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.frames import ClientFrame, ServerFrame
@@ -35,10 +36,14 @@ from cloud_supervisor.config import LimitsConfig
 from edge_client.assembly import assemble, engine_settings
 from edge_client.config import CloudSettings, EdgeConfig, GateSettings
 from edge_client.engine.engine import Engine
+from edge_client.gate.gate_model import GateModel
+from edge_client.gate.risk import CalibratedRisk
 from edge_client.planner import Estimates
 from edge_client.ports import RiskModel
 from link_emulator.model import Link
 from link_emulator.profile import Profile
+
+_WORD = " any"  # the text of tokens that no trace has, such as those after the recorded ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,9 @@ def simulate(trace: Trace, scenario: Scenario, strategy: Strategy, estimates: Es
     """
     if strategy.risk_is_disagreement:
         trace = with_disagreement_as_risk(trace)
-    return virtual_time.run(play(Script(trace, strategy.lenient_nats), scenario, strategy, estimates or Estimates()))
+    risk_model = None if strategy.gate_model is None else _calibrated(strategy.gate_model, trace)
+    script = Script(trace, strategy.lenient_nats)
+    return virtual_time.run(play(script, scenario, strategy, estimates or Estimates(), risk_model))
 
 
 async def play(
@@ -129,6 +136,14 @@ async def play(
     )
 
 
+def _calibrated(gate: GateModel, trace: Trace) -> Callable[[int], RiskModel]:
+    """Return the source of a trace's calibrated risks; raise ConfigError if it lacks values that the gate reads."""
+    if trace.device is None:
+        raise lacking(trace, "varentropies and token texts")
+    texts = trace.device.token_texts
+    return partial(CalibratedRisk, gate, lambda token_id: texts.get(token_id, _WORD))
+
+
 def _engine(
     models: ScriptedModels,
     cloud: SimulatedCloud,
@@ -140,7 +155,7 @@ def _engine(
     config = EdgeConfig(
         closing_audit=True,  # so that everything that the cloud computes is counted
         cloud=CloudSettings(on_loss="continue" if strategy.continue_without_cloud else "fail"),
-        gate=GateSettings(on_deviation=strategy.on_deviation),
+        gate=strategy.gate_settings or GateSettings(),
     )
     opening = models.opening()
     return assemble(

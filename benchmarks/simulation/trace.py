@@ -5,7 +5,8 @@ Where the two differ it also holds the device's continuation of its own token ("
 the override arrives. A file is gzipped JSON, one object per line; the first one is the header.
 
 Some strategies decide by values that not every file has. `python -m benchmarks extend` adds them: the `disagreement` of
-each proposal along the text, and cross-entropies under the cloud's model.
+each proposal along the text, cross-entropies under the cloud's model, and the varentropies and texts of tokens that a
+calibrated gate reads.
 """
 
 from __future__ import annotations
@@ -36,6 +37,18 @@ class ExtendedProposal(Proposal):
 
 
 @dataclass(frozen=True, slots=True)
+class TracedDevice:
+    """The device's model of a trace, for a calibrated gate: its identity, and the texts of its tokens."""
+
+    pair: str
+    model: str
+    # See `ModelManifest.digest`.
+    digest: str
+    # The text of each token of the trace alone: of the cloud's tokens, the proposals and the second choices.
+    token_texts: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """A generation with the answers of both models.
 
@@ -45,7 +58,9 @@ class Trace:
 
     `astray[i]` exists where the two differ: the proposals of the device's model after its own token at i, after that
     token and the next one, and so on. `cross_entropies[i]` exists at the same places: that of the device's token under
-    the cloud's model, in nats. It is None if the file has none. `source` is the file.
+    the cloud's model, in nats. It is None if the file has none.
+
+    `device` exists if all signals have their varentropy. `source` is the file.
     """
 
     id: str
@@ -61,6 +76,7 @@ class Trace:
     astray: Mapping[int, tuple[Proposal, ...]] = field(default_factory=dict)
     draft_ms: float = 0.0  # median of the steps of one token, on the machine of the file's header
     cross_entropies: Mapping[int, float] | None = None
+    device: TracedDevice | None = None
     source: str = field(default="traces", compare=False)
 
     def __post_init__(self) -> None:
@@ -69,6 +85,13 @@ class Trace:
                 f"trace {self.id}: {len(self.token_ids)} tokens, {len(self.proposals)} proposals and "
                 f"{len(self.ranks)} ranks; they must be as many. Record it again"
             )
+
+    @property
+    def own_token_ids(self) -> frozenset[int]:
+        """The ids of all tokens and second choices in the trace."""
+        rows = [self.proposals, *self.astray.values()]
+        proposed = {one for row in rows for proposal in row for one in (proposal.token_id, proposal.runner_up)}
+        return frozenset(proposed | set(self.token_ids))
 
     @property
     def matches(self) -> tuple[bool, ...]:
@@ -128,6 +151,7 @@ def with_disagreement_as_risk(trace: Trace) -> Trace:
 
 
 def _encode(trace: Trace) -> dict[str, Any]:
+    measured = trace.device is not None
     row = {
         "id": trace.id,
         "category": trace.category,
@@ -138,18 +162,26 @@ def _encode(trace: Trace) -> dict[str, Any]:
         "eos_token_ids": trace.eos_token_ids,
         "token_ids": trace.token_ids,
         "ended": trace.ended,
-        "proposals": _columns(trace.proposals),
+        "proposals": _columns(trace.proposals, varentropy=measured),
         "ranks": trace.ranks,
-        "astray": {str(position): _columns(rows) for position, rows in trace.astray.items()},
+        "astray": {str(position): _columns(rows, varentropy=measured) for position, rows in trace.astray.items()},
         "draft_ms": round(trace.draft_ms, 2),
     }
     if trace.cross_entropies is not None:
         row["cross_entropies"] = {str(at): _short(nats) for at, nats in trace.cross_entropies.items()}
+    if trace.device is not None:
+        texts = {str(token_id): text for token_id, text in sorted(trace.device.token_texts.items())}
+        row["device"] = {
+            "pair": trace.device.pair,
+            "model": trace.device.model,
+            "digest": trace.device.digest,
+            "token_texts": texts,
+        }
     return row
 
 
 def _decode(row: Mapping[str, Any], source: str) -> Trace:
-    cross_entropies = row.get("cross_entropies")
+    cross_entropies, device = row.get("cross_entropies"), row.get("device")
     return Trace(
         id=row["id"],
         category=row["category"],
@@ -164,8 +196,14 @@ def _decode(row: Mapping[str, Any], source: str) -> Trace:
         astray={int(position): _rows(columns) for position, columns in row["astray"].items()},
         draft_ms=row["draft_ms"],
         cross_entropies=None if cross_entropies is None else {int(at): nats for at, nats in cross_entropies.items()},
+        device=None if device is None else _decode_device(device),
         source=source,
     )
+
+
+def _decode_device(row: Mapping[str, Any]) -> TracedDevice:
+    texts = {int(token_id): text for token_id, text in row["token_texts"].items()}
+    return TracedDevice(row["pair"], row["model"], row["digest"], texts)
 
 
 def _with_risks(trace: Trace) -> Trace:
@@ -180,7 +218,7 @@ def _with_risk(signal: Signal) -> Signal:
     return replace(signal, risk=risk(signal.entropy_nats, signal.coupled_margin))
 
 
-def _columns(proposals: Sequence[Proposal]) -> dict[str, list[Any]]:
+def _columns(proposals: Sequence[Proposal], *, varentropy: bool) -> dict[str, list[Any]]:
     signals = [proposal.signal for proposal in proposals]
     columns: dict[str, list[Any]] = {
         "token_id": [proposal.token_id for proposal in proposals],
@@ -191,6 +229,8 @@ def _columns(proposals: Sequence[Proposal]) -> dict[str, list[Any]]:
         "coupled_margin": [_short(signal.coupled_margin) for signal in signals],
         "risk": [_short(signal.risk) for signal in signals],
     }
+    if varentropy:
+        columns["varentropy"] = [_short(signal.varentropy) for signal in signals]
     known = [proposal.disagreement for proposal in proposals if isinstance(proposal, ExtendedProposal)]
     if known:
         columns["disagreement"] = [float(f"{value:.{_DISAGREEMENT_DIGITS}g}") for value in known]
@@ -204,6 +244,7 @@ def _rows(columns: Mapping[str, Sequence[Any]]) -> tuple[Proposal, ...]:
         columns["margin"],
         columns["coupled_margin"],
         columns["risk"],
+        columns.get("varentropy", [0.0] * len(columns["risk"])),
         strict=True,
     )
     proposals = [

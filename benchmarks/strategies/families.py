@@ -1,7 +1,8 @@
 """Strategies by name, ours and the published ones, for real devices and virtual time alike.
 
 A name is one of `NAMES`, where N stands for a number of tokens: `sync-8`, `overlap-16`, `acespec-8`, `specedge-32`.
-`bild-0.6-2` and `uhlm-0.1` take thresholds (`benchmarks.strategies.inexact`), and do not promise the cloud's own text.
+`gated-0.9` and its like take a promise or a risk (`benchmarks.strategies.gated`). `bild-0.6-2` and `uhlm-0.1` take
+thresholds (`benchmarks.strategies.inexact`). None of these promise the cloud's own text.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple, Self
 
-from benchmarks.simulation.strategy import Strategy, strategy_for
+from benchmarks.simulation.strategy import Strategy, gated_strategy, strategy_for
+from benchmarks.simulation.trace import Trace
+from benchmarks.strategies.gated import GATED_NAMES, PACKAGED, gate_for, gate_settings
 from benchmarks.strategies.inexact import bild, uhlm
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from edge_client.gate import Always
+from edge_client.gate.gate_model import GateModel
 from edge_client.planner import BranchPrefix, Decision, DraftToken, FixedPlanner, Planner, Send, Situation, Wait
 from edge_client.planner.draft_tree import DraftTree
 
@@ -201,12 +205,26 @@ FAMILIES: Mapping[str, Callable[[int], Planner]] = {
     "specedge": treewise,
 }
 INEXACT = ("bild-FALLBACK-ROLLBACK", "uhlm-THRESHOLD")
-NAMES = (*(str(mode) for mode in Mode), *(f"{family}-N" for family in FAMILIES), *INEXACT)
+NAMES = (*(str(mode) for mode in Mode), *(f"{family}-N" for family in FAMILIES), *GATED_NAMES, *INEXACT)
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
 
-def strategy_named(name: str) -> Strategy:
-    """Return the strategy of a name; raise ConfigError with all names if there is none."""
+def strategy_over(trace: Trace, name: str, gate: str = PACKAGED) -> Strategy:
+    """Return the strategy of a name for traces of one device model, with the gate that `gate_for` names.
+
+    Raises as `strategy_named` and `gate_for` do; only strategies that use a calibrated gate need its values.
+    """
+    return strategy_named(name, gate_for(trace, gate) if gate_settings(name) is not None else None)
+
+
+def strategy_named(name: str, gate_model: GateModel | None = None) -> Strategy:
+    """Return the strategy of a name; raise ConfigError with all names if there is none.
+
+    The product's own gates (`benchmarks.strategies.gated`) use the calibrated risks of `gate_model`.
+    """
+    settings = gate_settings(name)
+    if settings is not None:
+        return gated_strategy(name, settings, gate_model)
     if name in tuple(Mode):
         return strategy_for(Mode(name))
     if match := re.fullmatch(rf"bild-{_NUMBER}-{_NUMBER}", name, re.ASCII):

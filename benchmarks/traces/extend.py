@@ -1,8 +1,11 @@
 """Add values to traces that only some strategies decide by: `python -m benchmarks extend FILE...`.
 
-Both models read the recorded texts again, and the recorded values do not change. The device's model adds the
-`disagreement` of each proposal, for U-HLM's gate. U-HLM never drafts on after a token that it asks about, so proposals
-astray need none. The cloud's model adds the cross-entropy of the device's token wherever the two differ, for BiLD.
+The models read the recorded texts again, and the recorded values do not change. Only the missing values are added:
+
+- the varentropy of each proposal and the texts of all tokens, for a calibrated gate (device's model);
+- the `disagreement` of each proposal along the text, for U-HLM's gate (device's model). U-HLM never drafts on after a
+  token that it asks about, so proposals astray need none;
+- the cross-entropy of the device's token wherever the two models differ, for BiLD (cloud's model).
 
 A file is written after each trace; run the same command again to continue an interrupted one. The models must be the
 recorded ones, but kernels differ between processors and dtypes: the file's header says for how many tokens each model
@@ -13,17 +16,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.kit.prompts import read_prompts
 from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.trace import Trace, TraceFile, extended, load_traces, save_traces
-from benchmarks.traces.record import device_model, models_of, sha256_of
+from benchmarks.traces.record import device_model, models_of, sha256_of, traced_device
+from benchmarks.traces.signals import Repeats, with_varentropies
 from chaperone_common.artefacts.folders import pair_folder
-from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.artefacts.manifest import SPECIAL_TOKENS_NAME, ModelManifest, load_manifest
 from chaperone_common.errors import ConfigError
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.token_tree import TokenTree
@@ -52,13 +57,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Readers:
-    """Both models of a pair."""
+    """Both models of a pair. The cloud's is loaded when a trace needs it."""
 
     def __init__(self, pair: str, dtype: Dtype | Literal["auto"]) -> None:
         self._pair = pair
+        self._dtype = dtype
         self._client = EdgeClient(EdgeConfig(pair=pair))
         self._device = device_model(pair, self._client.manifest)
-        self._cloud = _cloud_model(pair, load_manifest(pair_folder(pair, "cloud"), role="cloud"), dtype)
 
     def __enter__(self) -> _Readers:
         return self
@@ -67,34 +72,41 @@ class _Readers:
         self._device.close()
         asyncio.run(self._client.aclose())
 
-    def extend(self, path: Path, prompt_sets: Path) -> dict[str, int]:
+    @cached_property
+    def _cloud(self) -> TorchModel:
+        return _cloud_model(self._pair, load_manifest(pair_folder(self._pair, "cloud"), role="cloud"), self._dtype)
+
+    def extend(self, path: Path, prompt_sets: Path) -> dict[str, Any]:
         """Extend one file; return the numbers of tokens read, and of repeated answers of each model."""
         file = load_traces(path)
         self._check(path, file, prompt_sets)
         texts = {prompt.id: prompt.text for prompt in read_prompts(prompt_sets / file.header["prompts"])}
-        counts = {"tokens": 0, "same_proposals": 0, "same_tokens": 0}
-        counts |= file.header.get("extended", {}).get("read", {})
-        made_by = {key: value for key, value in provenance().items() if key != "commit"}
-        traces = list(file.traces)
+        traces, header = list(file.traces), dict(file.header)
         for place, trace in enumerate(traces):
+            if trace.cross_entropies is not None and trace.device is not None:
+                continue
+            prompt = self._prompt(path, trace, texts)
             if trace.cross_entropies is None:
-                prompt = self._prompt(path, trace, texts)
-                traces[place] = self._extended(trace, prompt, counts)
-                header = {**file.header, "extended": {**made_by, "dtype": self._cloud.dtype, "read": counts}}
-                save_traces(path, TraceFile(header, tuple(traces)))
-                print(f"{path.name}: {place + 1:3} of {len(traces)}: {trace.id}", flush=True)
-        return counts
+                trace, header["extended"] = self._with_disagreements(trace, prompt, header.get("extended", {}))
+            if trace.device is None:
+                trace, header["signals"] = self._with_signals(trace, prompt, header.get("signals", {}))
+            traces[place] = trace
+            save_traces(path, TraceFile(header, tuple(traces)))
+            print(f"{path.name}: {place + 1:3} of {len(traces)}: {trace.id}", flush=True)
+        read = {**_NOTHING_READ, **header.get("extended", {}).get("read", {})}
+        return read | {"signals": {**Repeats()._asdict(), **header.get("signals", {}).get("read", {})}}
 
     def _check(self, path: Path, file: TraceFile, prompt_sets: Path) -> None:
-        if file.header["models"] != models_of(self._pair):
+        if _weights(file.header["models"]) != _weights(models_of(self._pair)):
             raise ConfigError(f"{path}: models are others than those of pair {self._pair!r} here; record it again")
-        made_by = file.header.get("extended", {})
-        left = any(trace.cross_entropies is None for trace in file.traces)
-        if left and made_by and (made_by["dtype"], made_by["machine"]) != (self._cloud.dtype, provenance()["machine"]):
-            raise ConfigError(
-                f"{path}: it was begun in {made_by['dtype']} on another machine or in another dtype; finish it there, "
-                "or begin again with the file as it was recorded"
-            )
+        machine = provenance()["machine"]
+        judged_by, measured_by = file.header.get("extended", {}), file.header.get("signals", {})
+        unjudged = any(trace.cross_entropies is None for trace in file.traces)
+        unmeasured = any(trace.device is None for trace in file.traces)
+        if judged_by and unjudged and (judged_by["dtype"], judged_by["machine"]) != (self._cloud.dtype, machine):
+            raise _begun_elsewhere(path, f"in {judged_by['dtype']} on another machine or in another dtype")
+        if measured_by and unmeasured and measured_by["machine"] != machine:
+            raise _begun_elsewhere(path, "on another machine")
         prompts = prompt_sets / file.header["prompts"]
         if not prompts.is_file() or sha256_of(prompts) != file.header["prompts_sha256"]:
             raise ConfigError(f"{prompts}: it is not the prompt set that {path} was recorded with; give --prompt-sets")
@@ -108,14 +120,59 @@ class _Readers:
             )
         return token_ids
 
-    def _extended(self, trace: Trace, prompt: Sequence[int], counts: dict[str, int]) -> Trace:
+    def _with_disagreements(
+        self, trace: Trace, prompt: Sequence[int], made_by: Mapping[str, Any]
+    ) -> tuple[Trace, dict[str, Any]]:
+        """Return the trace with the values that U-HLM and BiLD decide by, and the file's record of how it was read."""
         disagreements, same_proposals = asyncio.run(read_disagreements(self._device.new_sequence(), trace, prompt))
         cross_entropies, same_tokens = read_cross_entropies(self._cloud, trace, prompt)
-        counts["tokens"] += len(trace.token_ids)
-        counts["same_proposals"] += same_proposals
-        counts["same_tokens"] += same_tokens
+        read = {"tokens": len(trace.token_ids), "same_proposals": same_proposals, "same_tokens": same_tokens}
         proposals = tuple(map(extended, trace.proposals, disagreements))
-        return replace(trace, proposals=proposals, cross_entropies=cross_entropies)
+        record = {**_reader(), "dtype": self._cloud.dtype, "read": _sum(made_by.get("read", {}), read)}
+        return replace(trace, proposals=proposals, cross_entropies=cross_entropies), record
+
+    def _with_signals(
+        self, trace: Trace, prompt: Sequence[int], made_by: Mapping[str, Any]
+    ) -> tuple[Trace, dict[str, Any]]:
+        """Return the trace with the values that a calibrated gate reads, and the file's record of how it was read."""
+        measured, repeats = asyncio.run(with_varentropies(self._device.new_sequence(), trace, prompt))
+        record = {
+            **_reader(),
+            "model": models_of(self._pair)["edge"],
+            "read": _sum(made_by.get("read", {}), repeats._asdict()),
+        }
+        return replace(measured, device=traced_device(measured, self._client)), record
+
+
+_NOTHING_READ = {"tokens": 0, "same_proposals": 0, "same_tokens": 0}
+_GRAPH, _WEIGHTS = "model.onnx", "model.onnx.data"
+
+
+def _weights(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the models of a header without the graph file, whose bytes depend on the version of the exporter."""
+    return {
+        role: {
+            "model": model["model"],
+            "files": {
+                name: digest
+                for name, digest in model["files"].items()
+                if name != SPECIAL_TOKENS_NAME and not (name == _GRAPH and _WEIGHTS in model["files"])
+            },
+        }
+        for role, model in models.items()
+    }
+
+
+def _begun_elsewhere(path: Path, how: str) -> ConfigError:
+    return ConfigError(f"{path}: it was begun {how}; finish it there, or begin again with the file as it was recorded")
+
+
+def _reader() -> dict[str, Any]:
+    return {key: value for key, value in provenance().items() if key != "commit"}
+
+
+def _sum(before: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    return {name: before.get(name, 0) + count for name, count in more.items()}
 
 
 async def read_disagreements(model: DraftModel, trace: Trace, prompt: Sequence[int]) -> tuple[list[float], int]:

@@ -16,6 +16,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.kit.processes import cloud_server
 from benchmarks.kit.prompts import Prompt, read_prompts
 from benchmarks.kit.provenance import provenance
-from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, TraceFile, load_traces, save_traces
+from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, TracedDevice, TraceFile, load_traces, save_traces
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ConfigError
@@ -87,7 +88,8 @@ async def _record(
                 reader = TracingReader(
                     model.new_sequence(), sampling, client.manifest.eos_token_ids, args.max_new_tokens
                 )
-                found[prompt.id] = await reader.read(prompt, written)
+                trace = await reader.read(prompt, written)
+                found[prompt.id] = replace(trace, device=traced_device(trace, client))
                 traces = tuple(found[prompt.id] for prompt in prompts if prompt.id in found)
                 save_traces(args.traces, TraceFile(file.header, traces))
                 print(f"{len(traces):3} of {len(prompts)}: {prompt.id}", flush=True)
@@ -163,6 +165,13 @@ class TracingReader:
         ahead = scores > scores[token_id]
         ahead[:token_id] |= scores[:token_id] == scores[token_id]
         return int(ahead.sum())
+
+
+def traced_device(trace: Trace, client: EdgeClient) -> TracedDevice:
+    """Return the model that measured the varentropies of a trace, with the texts of its tokens."""
+    manifest, token_text = client.manifest, client.token_text
+    texts = {token_id: token_text(token_id) for token_id in trace.own_token_ids}
+    return TracedDevice(manifest.pair, manifest.model, manifest.digest, texts)
 
 
 def device_model(pair: str, manifest: ModelManifest, *, threads: int = 1) -> OnnxModel:

@@ -7,19 +7,25 @@ from dataclasses import replace
 
 from benchmarks.simulation.scenario import Scenario, Simulation, simulate
 from benchmarks.simulation.trace import Trace
-from benchmarks.strategies.families import strategy_named
+from benchmarks.strategies.families import strategy_over
+from benchmarks.strategies.gated import PACKAGED
 from edge_client.planner import Estimates
 
 WARM_UP_TOKENS = 32
 
 
-def replay(traces: Sequence[Trace], scenario: Scenario, strategy: str, warm_up: Trace) -> list[Simulation]:
-    """Generate each trace in turn; as in a run, the client keeps its estimates.
+def replay(
+    traces: Sequence[Trace], scenario: Scenario, strategy: str, warm_up: Trace, gate: str = PACKAGED
+) -> list[Simulation]:
+    """Generate each trace in turn; as in a run, the client keeps its estimates, and what its gate has learned.
 
     The beginning of `warm_up` comes first and is discarded. Each generation has its own seed for the link, counted on
-    from the scenario's. Raises the error of a generation that failed.
+    from the scenario's. `gate` is the calibrated gate of `benchmarks.strategies.gated.gate_for`, which needs its values
+    in the traces.
+
+    Raises the error of a generation that failed, and as `strategy_over` does.
     """
-    named, estimates = strategy_named(strategy), Estimates()
+    named, estimates = strategy_over(warm_up, strategy, gate), Estimates()
     simulate(cut(warm_up, min(WARM_UP_TOKENS, len(warm_up.token_ids))), scenario, named, estimates)
     simulations = [
         simulate(trace, replace(scenario, seed=seed), named, estimates)

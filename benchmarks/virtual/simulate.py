@@ -17,7 +17,8 @@ from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.scenario import Scenario, Simulation, simulate
 from benchmarks.simulation.strategy import Strategy
 from benchmarks.simulation.trace import Trace, load_traces
-from benchmarks.strategies.families import strategy_named
+from benchmarks.strategies.families import strategy_over
+from benchmarks.strategies.gated import add_gate_option
 from chaperone_common.types import Mode
 from link_emulator.profile import Profile, load_profile
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     draft, cloud = DraftCosts(), CloudCosts()
     parser.add_argument("--traces", type=Path, nargs="+", required=True, help="files of `python -m benchmarks record`")
     parser.add_argument("--strategies", default="exact,gated,cloud", help="modes and peers (sync-8), comma-separated")
+    add_gate_option(parser)
     link = parser.add_mutually_exclusive_group()
     link.add_argument("--rtt-ms", type=float, default=100.0, help="a link with this round trip and nothing else")
     link.add_argument("--profile", help="a link by the name of its profile, or by the path of one")
@@ -52,12 +54,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         warm_start=not args.cold,
     )
-    strategies = [strategy_named(name) for name in args.strategies.split(",")]
+    traces = [trace for path in args.traces for trace in load_traces(path).traces]
+    strategies = [strategy_over(traces[0], name, args.gate) for name in args.strategies.split(",")]
     generations = [
-        describe(trace, strategy, simulate(trace, scenario, strategy))
-        for path in args.traces
-        for trace in load_traces(path).traces
-        for strategy in strategies
+        describe(trace, strategy, simulate(trace, scenario, strategy)) for trace in traces for strategy in strategies
     ]
     table = summarise(generations)
     print(as_text(table))

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import Field, ValidationError
 
-from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import GateMismatch, ModelCorrupt, ModelMissing
 from chaperone_common.settings import FrozenModel
 from edge_client.gate import FEATURES_VERSION, HeldOutRisks
@@ -23,6 +22,18 @@ import onnxruntime
 
 CARD = "chaperone.gate"  # the key in the file's metadata
 _REMEDY = "calibrate one with `chaperone calibrate`"
+
+
+class DeviceModel(Protocol):
+    """The identity of a device model; `ModelManifest` has it."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+
+    @property
+    def digest(self) -> str:
+        """See `ModelManifest.digest`."""
 
 
 class GatedModel(FrozenModel):
@@ -72,7 +83,7 @@ class GateModel:
         self._risks = np.array(card.risks)
 
     @classmethod
-    def load(cls, path: Path | str, manifest: ModelManifest) -> Self:
+    def load(cls, path: Path | str, device: DeviceModel) -> Self:
         """Load a gate file. Raises ModelMissing, ModelCorrupt, or GateMismatch if it is for another device model."""
         if not Path(path).is_file():
             raise ModelMissing(f"{path}: there is no gate; {_REMEDY}, or leave gate.file out")
@@ -90,7 +101,7 @@ class GateModel:
             card = GateCard.model_validate_json(written)
         except ValidationError as error:
             raise ModelCorrupt(f"{path}: its metadata {CARD!r} are not those of a gate: {error}") from None
-        _check(Path(path), card, manifest)
+        _check(Path(path), card, device)
         return cls(session, card)
 
     @property
@@ -118,16 +129,16 @@ class GateModel:
 _SCORE = "probabilities"  # [rows, 2]
 
 
-def _check(path: Path, card: GateCard, manifest: ModelManifest) -> None:
+def _check(path: Path, card: GateCard, device: DeviceModel) -> None:
     if card.features_version != FEATURES_VERSION:
         raise GateMismatch(
             f"{path}: it reads features of version {card.features_version}, this device has version "
             f"{FEATURES_VERSION}; {_REMEDY}"
         )
-    if card.edge.digest != manifest.digest:
+    if card.edge.digest != device.digest:
         raise GateMismatch(
-            f"{path}: made for the device model {card.edge.name} ({card.edge.digest}), this one is {manifest.model} "
-            f"({manifest.digest}); {_REMEDY}"
+            f"{path}: made for the device model {card.edge.name} ({card.edge.digest}), this one is {device.model} "
+            f"({device.digest}); {_REMEDY}"
         )
     if len(card.scores) != len(card.risks) or list(card.scores) != sorted(card.scores):
         raise ModelCorrupt(

@@ -13,7 +13,7 @@ import benchmarks
 from benchmarks.simulation.trace import ASTRAY_TOKENS, TraceFile, load_traces, save_traces, with_disagreement_as_risk
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import SamplingParams
-from tests.support.benchmarks.traces import extended_trace, trace_of
+from tests.support.benchmarks.traces import extended_trace, measured_trace, trace_of
 
 FOLDER = Path(benchmarks.__path__[0]) / "traces"
 COMMITTED = sorted(FOLDER.glob("*.jsonl.gz"))
@@ -43,6 +43,19 @@ def test_values_that_extend_adds_are_saved_with_the_recorded_ones(tmp_path: Path
     _, with_both, with_neither = (json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines())
     assert with_both.pop("cross_entropies") == {"1": 2.25}
     assert with_both["proposals"].pop("disagreement") == [0.5, 0.125, 0.0]
+    assert with_both == with_neither
+
+
+def test_a_measured_trace_keeps_its_varentropies_and_token_texts(tmp_path: Path) -> None:
+    plain, measured = trace_of("+-+"), measured_trace(trace_of("+-+"))
+    assert measured.device is not None
+    path = tmp_path / "some.jsonl.gz"
+    save_traces(path, TraceFile({}, (measured, plain)))
+    assert load_traces(path).traces == (measured, plain)
+    _, with_both, with_neither = (json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines())
+    assert with_both.pop("device")["token_texts"]["100"] == " 100"
+    for columns in (with_both["proposals"], *with_both["astray"].values()):
+        assert set(columns.pop("varentropy")) == {0.5}
     assert with_both == with_neither
 
 
@@ -96,6 +109,11 @@ def test_committed_traces_are_small_and_sound(path: Path) -> None:
         assert trace.astray.keys() == {index for index, match in enumerate(trace.matches) if not match}
         assert trace.cross_entropies is not None
         assert trace.cross_entropies.keys() == trace.astray.keys()
+        if "signals" in file.header:
+            assert trace.device is not None
+            assert trace.device.pair == file.header["pair"]
+            assert trace.device.token_texts.keys() == trace.own_token_ids
+            assert any(proposal.signal.varentropy > 0 for proposal in trace.proposals)
         assert all(0 <= proposal.signal.risk <= 1 for proposal in with_disagreement_as_risk(trace).proposals)
         for index, gone in trace.astray.items():
             chosen = [trace.proposals[index].token_id, *(proposal.token_id for proposal in gone)]

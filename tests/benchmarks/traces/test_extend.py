@@ -62,11 +62,17 @@ def test_columns_are_added_and_nothing_else_changes(recorded: Path, capsys: pyte
     before = [json.loads(line) for line in gzip.decompress(recorded.read_bytes()).splitlines()]
     counts = extend(recorded)["summary"]["some.jsonl.gz"]
     assert counts["tokens"] == 8
+    signals = counts.pop("signals")
     after = [json.loads(line) for line in gzip.decompress(recorded.read_bytes()).splitlines()]
     assert after[0].pop("extended")["read"] == counts
+    assert after[0].pop("signals")["read"] == signals
+    assert (signals["proposals"], signals["astray"]) == (8, 2 * (2 + 0))
     for row in after[1:]:
         assert row.pop("cross_entropies").keys() == {"1", "3"}
         assert all(0 < value <= 1 for value in row["proposals"].pop("disagreement"))
+        assert row.pop("device").keys() == {"pair", "model", "digest", "token_texts"}
+        for columns in (row["proposals"], *row["astray"].values()):
+            assert all(value > 0 for value in columns.pop("varentropy"))
     assert after == before
 
     trace = load_traces(recorded).traces[0]

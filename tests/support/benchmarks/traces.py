@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, extended
+from benchmarks.simulation.trace import ASTRAY_TOKENS, Trace, TracedDevice, extended
 from chaperone_common.types import Proposal, SamplingParams, Signal
 
 EOS = 7
@@ -58,3 +58,20 @@ def extended_trace(
     astray = dict.fromkeys(trace.astray, 20.0) | dict(cross_entropies or {})
     unsure = disagreements or [0.0] * len(trace.proposals)
     return replace(trace, cross_entropies=astray, proposals=tuple(map(extended, trace.proposals, unsure)))
+
+
+def measured_trace(trace: Trace, *, pair: str = "none", varentropy: float = 0.5) -> Trace:
+    """Return the trace with the fields that a calibrated gate reads; the text of a token is its id."""
+
+    def measured(proposals: Sequence[Proposal]) -> tuple[Proposal, ...]:
+        return tuple(
+            replace(proposal, signal=replace(proposal.signal, varentropy=varentropy)) for proposal in proposals
+        )
+
+    texts = {token_id: f" {token_id}" for token_id in trace.own_token_ids}
+    return replace(
+        trace,
+        proposals=measured(trace.proposals),
+        astray={index: measured(proposals) for index, proposals in trace.astray.items()},
+        device=TracedDevice(pair, "drafter", "sha256:device", texts),
+    )
