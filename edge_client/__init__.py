@@ -11,6 +11,7 @@ from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
     CloudLost,
+    CloudShareExceeded,
     CloudTimeout,
     CloudUnavailable,
     ConfigError,
@@ -32,7 +33,17 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
+from chaperone_common.session import (
+    Audited,
+    CloudShareReached,
+    Committed,
+    Drafted,
+    Event,
+    Failed,
+    Finished,
+    Retracted,
+    Unverified,
+)
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import (
     FinishReason,
@@ -72,6 +83,8 @@ __all__ = [
     "Cloud",
     "CloudLost",
     "CloudSettings",
+    "CloudShareExceeded",
+    "CloudShareReached",
     "CloudTimeout",
     "CloudUnavailable",
     "Committed",

@@ -8,7 +8,17 @@ from typing import Any
 
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Audited, Committed, Drafted, Event, Failed, Finished, Retracted, Unverified
+from chaperone_common.session import (
+    Audited,
+    CloudShareReached,
+    Committed,
+    Drafted,
+    Event,
+    Failed,
+    Finished,
+    Retracted,
+    Unverified,
+)
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import (
     FinishReason,
@@ -60,6 +70,8 @@ class GenerationRequest:
     committed_token_ids: tuple[int, ...] = ()  # final tokens of the failed generation that this one resumes
     warm_start: bool = False  # for measurements: draft nothing until both ends hold the prompt's KV cache
     model_digest: str = ""  # of the large model that began a resumed text; "" accepts any
+    max_cloud_share: float | None = None  # of mode `gated`: the ceiling of the cloud's share of the text
+    committed_cloud_tokens: int = 0  # how many of the committed tokens the cloud chose, as far as known
 
 
 @dataclass
@@ -72,6 +84,7 @@ class Collector:
     text: str = ""
     drafted: bool = False  # True if provisional text was shown
     unverified: ChaperoneError | None = None
+    cloud_share_reached: CloudShareReached | None = None  # the first such event
     ending: Finished | Failed | None = None
 
     def add(self, event: Event) -> None:
@@ -86,6 +99,8 @@ class Collector:
                 self.ending = event
             case Unverified():
                 self.unverified = event.error
+            case CloudShareReached():
+                self.cloud_share_reached = self.cloud_share_reached or event
             case Drafted():
                 self.drafted = True
             case Retracted() | Audited():
@@ -109,6 +124,12 @@ class Collector:
             case None:
                 raise RuntimeError("the generation has not ended")
 
+    def warnings(self) -> list[str]:
+        """Return warnings about tokens of the text that the cloud was not asked about."""
+        reached, lost = self.cloud_share_reached, self.unverified
+        warnings = [] if reached is None else [cloud_share_warning(reached)]
+        return warnings if lost is None else [*warnings, unverified_warning(lost)]
+
     def partial(self) -> PartialGeneration:
         """Return the final tokens so far, from which a failed generation can be resumed."""
         request = self.request
@@ -122,12 +143,19 @@ class Collector:
             request.mode,
             request.promises,
             begun_with or request.model_digest,
+            request.max_cloud_share,
+            request.committed_cloud_tokens + sum(origin.of_cloud for origin in self.origins),
         )
 
 
 def error_json(error: ChaperoneError, *, where: str = "") -> dict[str, str]:
     """Return an error as in the JSON of `chaperone generate`; `where` is a prefix of its message."""
     return {"type": type(error).__name__, "message": f"{where}{error.message}"}
+
+
+def cloud_share_warning(event: CloudShareReached) -> str:
+    """Return a warning about a text in which the ceiling on the cloud's share was reached."""
+    return f"{event.reason}; tokens from here on may be unverified, and the promises do not hold"
 
 
 def unverified_warning(error: ChaperoneError) -> str:

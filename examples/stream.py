@@ -6,7 +6,17 @@ Provisional text is shown after the final text, in brackets. The cloud confirms 
 import asyncio
 import sys
 
-from edge_client import Audited, Committed, Drafted, EdgeClient, Failed, Finished, Retracted, Unverified
+from edge_client import (
+    Audited,
+    CloudShareReached,
+    Committed,
+    Drafted,
+    EdgeClient,
+    Failed,
+    Finished,
+    Retracted,
+    Unverified,
+)
 
 
 async def main(config: str) -> None:
@@ -28,7 +38,7 @@ async def main(config: str) -> None:
                     return
                 case Failed():
                     raise event.error  # client.stream(event.error.partial) resumes the text
-                case Audited() | Unverified():
+                case Audited() | Unverified() | CloudShareReached():
                     pass  # only in `gated`
             print(f"{final[-40:]}[{''.join(drafted.values())}]".replace("\n", " "), flush=True)
 

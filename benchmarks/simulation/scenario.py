@@ -21,6 +21,7 @@ from chaperone_common.errors import ChaperoneError
 from chaperone_common.frames import ClientFrame, ServerFrame
 from chaperone_common.session import (
     Audited,
+    CloudShareReached,
     Committed,
     Drafted,
     Event,
@@ -198,7 +199,7 @@ class Follower:
                 self._models.keep(position)
             case Retracted(position):
                 self._models.drop(position)
-            case Audited() | Unverified() | Finished() | Failed():
+            case Audited() | Unverified() | CloudShareReached() | Finished() | Failed():
                 pass
 
 

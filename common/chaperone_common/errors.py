@@ -19,8 +19,9 @@
     │   ├── CloudUnavailable      it cannot be reached, or the connection broke
     │   └── CloudTimeout          no answer within the deadline
     ├── OutputLost                a result cannot be written: a full disk, a closed output
-    ├── Cancelled                 the user stopped the generation
-    │   └── GenerationTimeout     it took longer than its `timeout`
+    ├── Cancelled                 the user stopped the generation, or set a limit that did
+    │   ├── GenerationTimeout     it took longer than its `timeout`
+    │   └── CloudShareExceeded    the cloud would choose more of the text than `max_cloud_share` allows
     └── InternalError             a bug on the other end
 
 Messages name the field, the value and the remedy. gRPC statuses are mapped by name in `STATUS_OF` and
@@ -119,11 +120,15 @@ class OutputLost(ChaperoneError):
 
 
 class Cancelled(ChaperoneError):
-    """The user stopped the generation."""
+    """The user stopped the generation, or set a limit that did."""
 
 
 class GenerationTimeout(Cancelled):
     """The generation did not end within its `timeout`."""
+
+
+class CloudShareExceeded(Cancelled):
+    """The cloud would choose more of the text than `max_cloud_share` allows."""
 
 
 class InternalError(ChaperoneError):

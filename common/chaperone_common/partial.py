@@ -19,3 +19,5 @@ class PartialGeneration:
     mode: Mode
     promises: Promises  # used in gated mode
     model_digest: str = ""  # the large model that began the text; "" accepts any
+    max_cloud_share: float | None = None  # used in gated mode
+    cloud_tokens: int = 0  # how many of `token_ids` the cloud chose, as far as known

@@ -40,6 +40,7 @@ RANGES: Mapping[str, Range] = {
     "max_new_tokens": Range(1, MAX_COUNT, f"outside [1, {MAX_COUNT}]; give a number of tokens"),
     "catch": Range(0, 1, "outside [0, 1]; use 0 to switch it off"),
     "max_deviation": Range(0, 1, "outside [0, 1]; use 1 to switch it off"),
+    "max_cloud_share": Range(0, 1, "outside (0, 1]; use 1 to switch it off", includes_lowest=False),
 }
 
 

@@ -45,6 +45,7 @@ class Tally:
     takeover_tokens: int = 0
     retracted_tokens: int = 0
     unverified_tokens: int = 0
+    cloud_tokens: int = 0
     audited_tokens: int = 0
     deviations: int = 0
     reconnects: int = 0
@@ -54,12 +55,13 @@ class Tally:
     def forget_committed(self) -> None:
         """Reset the counts of committed tokens, before the caller counts them all again."""
         self.skipped_tokens = self.verified_tokens = self.overridden_tokens = 0
-        self.bonus_tokens = self.takeover_tokens = self.unverified_tokens = self.caught = 0
+        self.bonus_tokens = self.takeover_tokens = self.unverified_tokens = self.caught = self.cloud_tokens = 0
         self.risk_spent = 0.0
 
     def committed(self, origin: Origin, risk: float, *, caught: bool) -> None:
         """Count a token that became final; `caught` if it replaced a token of the device."""
         self.caught += caught
+        self.cloud_tokens += origin.of_cloud
         match origin:
             case Origin.DRAFT:
                 self.skipped_tokens += 1
@@ -99,11 +101,15 @@ class GenerationStats:
     bonus_tokens: int = 0  # tokens of the cloud after a span that it confirmed whole
     takeover_tokens: int = 0  # tokens that the cloud wrote by itself
     retracted_tokens: int = 0  # tokens that were shown and taken back
-    unverified_tokens: int = 0  # tokens written while the cloud was lost
-    audited_tokens: int = 0  # skipped tokens that the cloud has judged since
+    unverified_tokens: int = 0  # tokens written while the cloud was lost, or not asked because of `max_cloud_share`
+    audited_tokens: int = 0  # skipped and unverified tokens that the cloud has judged since
     deviations: int = 0  # audited tokens that the cloud would have chosen otherwise
-    deviation_bound: float = 0.0  # share of deviations, if all unread and unverified tokens count as deviations
-    catch: float | None = None  # caught / (caught + deviations); None if both are 0, or skipped tokens are unread
+    deviation_bound: float = 0.0  # share of deviations, if all unread tokens count as deviations
+    catch: float | None = None  # caught / (caught + deviations); None if both are 0, or tokens are unread
+    cloud_share: float = 0.0  # share of all new tokens that the cloud chose itself, those of a resumed text included
+    max_cloud_share: float | None = None  # the ceiling of `cloud_share`; None if there is none
+    promises_hold: bool = True  # False if tokens are unverified: the promises of the mode do not cover these
+    guard: str | None = None  # "max_cloud_share" if this ceiling was reached; None if no guard has stopped a question
     reconnects: int = 0  # later streams of the session on which the cloud answered
     bytes_up: int = 0  # payload sent to the cloud
     bytes_down: int = 0  # payload received from the cloud

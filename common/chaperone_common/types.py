@@ -91,12 +91,17 @@ class Origin(StrEnum):
     OVERRIDE = "override"  # the cloud's token in place of the draft's
     BONUS = "bonus"  # the cloud's token after a whole span, where the device had none yet
     TAKEOVER = "takeover"  # the cloud wrote on by itself
-    UNVERIFIED = "unverified"  # written by the device while the cloud was lost
+    UNVERIFIED = "unverified"  # the device's, final without the cloud: it was lost, or `max_cloud_share` was reached
 
     @property
     def judged(self) -> bool:
         """True if the cloud confirmed or chose the token before it was final."""
         return self not in (Origin.DRAFT, Origin.UNVERIFIED)
+
+    @property
+    def of_cloud(self) -> bool:
+        """True if the cloud chose the token itself. Such tokens count for `cloud_share`."""
+        return self in (Origin.OVERRIDE, Origin.BONUS, Origin.TAKEOVER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from edge_client.cancellation import Interrupt
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
-from edge_client.gate import Gate, GateUntilClosed
+from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, loss_of, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
 from edge_client.planner.actions import CatchUp, Decision, DraftToken, HandOver, Send, Wait
@@ -57,6 +57,7 @@ class Engine:
         self.speculation = Speculation(self.session, drafter, estimates, clock)
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = GateUntilClosed(gate)
+        self.guard = CloudShareGuard(self.session, settings.cloud_share)
         self.risk_model = risk_model
         self.planner = planner
         self.output = output
@@ -102,7 +103,7 @@ class Engine:
                 if isinstance(error, Cancelled):
                     ended = ended or self._leave()
                 # The output may hold back a part of a character: the generation that resumes shows it.
-                yield Failed(error, self.watch.stats(self.session, self.cloud))
+                yield Failed(error, self.watch.stats(self.session, self.cloud, self.guard))
         except (GeneratorExit, asyncio.CancelledError):
             ended = ended or self._leave()
             raise
@@ -126,9 +127,10 @@ class Engine:
                     for event in self._go_on_alone(lost):
                         yield event
 
-    async def _act(self) -> list[SessionEvent]:
+    async def _act(self) -> list[Event]:
         session, speculation = self.session, self.speculation
-        situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, speculation.fed_length)
+        fed, left = speculation.fed_length, self.guard.tokens_left
+        situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, fed, left)
         decision = self.planner.decide(situation)
         if self.explain is not None:
             where = {"position": len(session.text), "at_ms": self._now_ms - self._made_ms}
@@ -150,7 +152,7 @@ class Engine:
     def _now_ms(self) -> float:
         return self._clock.now() * 1e3
 
-    async def _draft(self, action: DraftToken) -> list[SessionEvent]:
+    async def _draft(self, action: DraftToken) -> list[Event]:
         with self.watch.edge_compute():
             proposal = await self._interrupt.bounded(self.speculation.draft(action))
         return self._append(proposal) if proposal is not None else []
@@ -159,36 +161,43 @@ class Engine:
         with self.watch.edge_compute():
             await self._interrupt.bounded(self.speculation.catch_up())
 
-    def _append(self, proposal: Proposal) -> list[SessionEvent]:
+    def _append(self, proposal: Proposal) -> list[Event]:
         if self.risk_model is not None:
             with self.watch.edge_compute():
                 proposal = self.risk_model.with_risk(proposal)
         ends = proposal.token_id in self.session.eos_token_ids
         # End-of-text cannot be taken back, so the cloud must confirm it. Without a cloud nothing fires.
         fires = self.cloud.is_up and (self.gate.fires(proposal.signal) or ends)
-        return self._observe(self.session.draft(proposal, fires=fires))
+        reached = self.guard.check() if fires else []
+        if self.guard.error is not None:
+            self._interrupt.stop(self.guard.error)
+            return []
+        held = fires and self.guard.held
+        return [*reached, *self._observe(self.session.draft(proposal, fires=fires and not held, unasked=held))]
 
     def _send(self, action: Send) -> None:
         session = self.session
         start, most = session.sent_length, session.max_span_tokens or self.settings.max_span_tokens
         tokens = min(most, len(session.text) - start, most if action.tokens is None else action.tokens)
         branches = self.speculation.tree.branch_tokens(start, start + tokens, action.branches)
+        branches = branches[: most - tokens]  # a parent comes before its child, so the rest is whole
+        continuation_tokens, branches = self.guard.fit(action.continuation_tokens, branches)
         frame = session.send(
-            continuation_tokens=action.continuation_tokens,
+            continuation_tokens=continuation_tokens,
             max_tokens=tokens,
             deadline_ms=int(self.settings.answer_ms(session)),
-            branches=branches[: most - tokens],  # a parent comes before its child, so the rest is whole
+            branches=branches,
         )
         self.pipeline.sent(len(frame.token_ids) + len(frame.branches), self._now_ms)
         self.cloud.send(frame)
 
-    def _receive(self, frame: ServerFrame, at: float) -> list[SessionEvent]:
+    def _receive(self, frame: ServerFrame, at: float) -> list[Event]:
         session, revision = self.session, self.session.revision
         span = session.spans[0] if session.spans and session.spans[0].token_ids else None
         if isinstance(frame, Verdict):
             self.watch.answered()
         self.pipeline.answered(frame, at * 1e3)
-        events = self._observe(session.apply(frame))
+        events: list[Event] = [*self._observe(session.apply(frame))]
         stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
         self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
         owes_answer = bool(session.spans) or not session.prefilled
@@ -273,7 +282,7 @@ class Engine:
             self.session.finish_reason = FinishReason.STOP
         reason = self.session.finish_reason
         assert reason is not None, "the loop ends only when the session has"
-        return Finished(reason, self.watch.stats(self.session, self.cloud), rest)
+        return Finished(reason, self.watch.stats(self.session, self.cloud, self.guard), rest)
 
     async def audit(self) -> list[SessionEvent]:
         """Wait for the answer to the Close, if one is to come, and return its events. `stream` may have ended."""
@@ -292,14 +301,10 @@ class Engine:
         return events
 
     def _closing_frame(self) -> Close:
-        """Return the Close; audit a random `audit_share` of the generations that never asked the cloud."""
-        share = self.settings.audit_share
-        if self.session.tally.requests:
-            return self.session.close()
-        if self._random.random() < share:
-            return self.session.close(audit_share=share)
-        self.gate.close()  # no audit comes: the audited texts stand for these tokens
-        return self.session.close(audit_share=0.0)
+        share = self.settings.closing_share(self.session, self._random.random())
+        if not share:
+            self.gate.close()  # no audit comes: the audited texts stand for these tokens
+        return self.session.close(audit_share=share)
 
     def _close(self, frame: Close, *, audit_awaited: bool) -> None:
         self.cloud.send(frame)

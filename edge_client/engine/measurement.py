@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from chaperone_common.clock import Clock
 from chaperone_common.session import Committed, DeviceSession, Drafted, SessionEvent
 from chaperone_common.stats import EnergyModel, GenerationStats
+from edge_client.gate import CloudShareGuard
 from edge_client.link.connection import Connection
 
 
@@ -63,14 +64,14 @@ class Stopwatch:
         finally:
             self._edge_compute_ms += self._now_ms() - began
 
-    def stats(self, session: DeviceSession, cloud: Connection) -> GenerationStats:
+    def stats(self, session: DeviceSession, cloud: Connection, guard: CloudShareGuard) -> GenerationStats:
         """Return the statistics of the generation up to now."""
         end = self._now_ms() if self._stopped is None else self._stopped
         total_ms = end - self._started
         tally = session.tally
         up, down = cloud.bytes_up, cloud.bytes_down
         completion = session.final_length - session.first_new
-        unread = max(0, tally.skipped_tokens - tally.audited_tokens)
+        unread = max(0, tally.skipped_tokens + tally.unverified_tokens - tally.audited_tokens)
         caught = tally.caught
         missed = tally.deviations
         cloud_ms = tally.cloud_compute_us / 1e3
@@ -97,8 +98,12 @@ class Stopwatch:
             unverified_tokens=tally.unverified_tokens,
             audited_tokens=tally.audited_tokens,
             deviations=missed,
-            deviation_bound=(missed + unread + tally.unverified_tokens) / completion if completion else 0.0,
+            deviation_bound=(missed + unread) / completion if completion else 0.0,
             catch=caught / (caught + missed) if caught + missed and not unread else None,
+            cloud_share=guard.share,
+            max_cloud_share=guard.limit,
+            promises_hold=not tally.unverified_tokens,
+            guard="max_cloud_share" if guard.reached else None,
             reconnects=tally.reconnects,
             bytes_up=up,
             bytes_down=down,

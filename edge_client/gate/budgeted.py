@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
-from chaperone_common.types import Signal
+from chaperone_common.types import Origin, Signal
 from edge_client.gate.control import Control
 from edge_client.gate.policies import Gate
 
@@ -20,6 +20,7 @@ class Entry(NamedTuple):
     audited: int = 0  # skipped tokens that the cloud has read
     deviations: int = 0  # found among the audited tokens
     expected: float = 0.0  # sum of the risks of the audited tokens
+    unasked: float | None = None  # the risk of a final token that fired, and that the cloud must not be asked about
 
 
 class Ledger:
@@ -28,6 +29,8 @@ class Ledger:
     A token may be overridden before it is final although it did not fire, because another token did. It counts as
     caught. If skipped tokens `stay_provisional` until the cloud has read them (`OnDeviation.RETRACT`), it counts as a
     deviation that was taken back.
+
+    No promise covers an unverified token, so it counts for none, and neither does its audit.
     """
 
     def __init__(self, *, stay_provisional: bool = False) -> None:
@@ -36,6 +39,7 @@ class Ledger:
         self.audited = 0
         self.deviations = 0
         self.unread: dict[int, float] = {}  # risks of the skipped positions that no audit has reached
+        self._unasked: set[int] = set()  # positions of unverified tokens
 
     @property
     def most_deviations(self) -> int:
@@ -55,7 +59,8 @@ class Ledger:
                 entry = self._settle(event)
             case Audited(start, end, deviations):
                 read = [self.unread.pop(position) for position in range(start, end) if position in self.unread]
-                entry = Entry(audited=len(read), deviations=len(deviations), expected=math.fsum(read))
+                found = len(deviations) - sum(position in self._unasked for position in deviations)
+                entry = Entry(audited=len(read), deviations=found, expected=math.fsum(read))
         self.caught += entry.caught
         self.audited += entry.audited
         self.deviations += entry.deviations
@@ -65,6 +70,9 @@ class Ledger:
         if event.proposal is None:  # the cloud wrote here before the device did
             return Entry()
         position, risk, overridden = event.position, event.proposal.signal.risk, event.replaced is not None
+        if event.origin is Origin.UNVERIFIED:
+            self._unasked.add(position)
+            return Entry(unasked=risk)
         if not event.origin.judged:
             self.unread[position] = risk
             return Entry(risk, skipped=True)
@@ -92,6 +100,8 @@ class Budgeted(Gate):
             self._unread.tokens, self._unread.risk = len(unread), math.fsum(unread.values())
         if entry.settled is not None:
             self._control.record_token(entry.settled, skipped=entry.skipped)
+        if entry.unasked is not None:
+            self._control.record_unasked(entry.unasked)
         if entry.caught:
             self._control.record_caught()
         if entry.audited or entry.deviations:

@@ -193,6 +193,11 @@ class Control:
         if not skipped:
             self._deviation.add(self.promises.max_deviation, self._expected_deviation())
 
+    def record_unasked(self, risk: float) -> None:
+        """Learn the risk of a token that no promise covers. It counts for no budget, and is not in the totals."""
+        self._histogram.add(risk)
+        self._proof *= FADING
+
     def record_caught(self) -> None:
         """Count an override of a token that was not final."""
         self.totals.caught += 1

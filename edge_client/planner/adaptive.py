@@ -117,7 +117,7 @@ class AdaptivePlanner:
         busy = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(action, Wait)
         if asked and ready and not busy and _likely(situation):
             onward = takeover_tokens(situation.pipeline.estimates.override_clusters, costs)
-            onward = min(onward, session.limit - session.final_length)
+            onward = min(onward, situation.takeover_room)
             # The cloud chooses the token after a span, so the last fire need not be sent unless the cloud may write on.
             tokens = asked if onward or asked == 1 else asked - 1
             return Decision(Send(tokens, onward), "the gate fired", {"takeover": onward, "wait_ms": wait_ms})

@@ -14,8 +14,9 @@ import edge_client
 from edge_client import ChaperoneError, EdgeClient, RequestParameters, SyncEdgeClient
 
 PUBLIC = """
-Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudTimeout CloudUnavailable
-Committed ConfigError Decision DeviceSettings DraftModel Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason
+Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudShareExceeded
+CloudShareReached CloudTimeout CloudUnavailable Committed
+ConfigError Decision DeviceSettings DraftModel Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason
 Finished Gate GateMismatch GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats
 GenerationTimeout InternalError InvalidRequest Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation
 Origin Overloaded PartialGeneration PeerMismatch Planner PlannerSettings Promises Prompt PromptInput PromptTooLong

@@ -17,7 +17,36 @@ from chaperone_common.errors import (
 from chaperone_common.frames import Close, Closed, Continuation, Failure, Open, Opened, Verdict
 from chaperone_common.session import Audited, Committed, DeviceSession, Retracted, State
 from chaperone_common.types import FinishReason, OnDeviation, Origin, SamplingParams, SessionId
-from tests.support.session.device import EOS, START, committed, fire, lose, session, skip, with_two_questions
+from tests.support.session.device import EOS, START, committed, fire, lose, session, skip, unasked, with_two_questions
+
+# Tokens that the cloud must not be asked about
+
+
+def test_an_unasked_token_is_final_and_unverified_once_the_tokens_before_it_are() -> None:
+    device = session()
+    assert committed(unasked(device, 1)) == [(3, 1, Origin.UNVERIFIED)]
+    fire(device, 2)
+    assert committed(unasked(device, 3)) == []
+    assert committed(skip(device, 4)) == []
+    device.send(max_tokens=2)
+    assert committed(device.apply(Verdict(0, 5, 3))) == [
+        (4, 2, Origin.VERIFIED),
+        (5, 3, Origin.VERIFIED),
+        (6, 4, Origin.DRAFT),
+    ]
+    assert (device.tally.fired, device.tally.unverified_tokens, device.tally.cloud_tokens) == (1, 1, 0)
+    assert device.unsent_fires == 0
+
+
+def test_unasked_tokens_are_audited_with_the_next_question() -> None:
+    device = session()
+    unasked(device, 1)
+    fire(device, 2)
+    frame = device.send()
+    assert (frame.start, frame.final_before) == (3, 4)
+    assert device.apply(Verdict(1, 4, 9, deviations=(3,)))[0] == Audited(3, 4, (3,))
+    assert (device.tally.audited_tokens, device.tally.deviations, device.tally.cloud_tokens) == (1, 1, 1)
+
 
 # Deviations that are retracted
 

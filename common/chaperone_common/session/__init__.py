@@ -4,6 +4,7 @@ from chaperone_common.session.cloud import CloudSession, VerificationRequest
 from chaperone_common.session.device import DeviceSession
 from chaperone_common.session.events import (
     Audited,
+    CloudShareReached,
     Committed,
     Drafted,
     Event,
@@ -20,6 +21,7 @@ __all__ = [
     "TRANSITIONS",
     "Audited",
     "CloudSession",
+    "CloudShareReached",
     "Committed",
     "DeviceSession",
     "Drafted",

@@ -139,13 +139,14 @@ class DeviceSession:
         provisional = self.final_length <= position < len(self.text)
         return self._tokens[position].proposal if provisional else None
 
-    def draft(self, proposal: Proposal, *, fires: bool) -> list[SessionEvent]:
+    def draft(self, proposal: Proposal, *, fires: bool, unasked: bool = False) -> list[SessionEvent]:
         """Append a drafted token. After a fire it is provisional, else it is final as soon as all tokens before it are.
 
-        With `OnDeviation.RETRACT` it stays provisional in both cases.
+        An `unasked` token fired, but the cloud must not be asked about it. It does not count as a fire, and becomes
+        final as unverified. With `OnDeviation.RETRACT` each token stays provisional.
         """
         position, token_id = len(self.text), proposal.token_id
-        self._tokens.append(TextToken(token_id, proposal, fired=fires, to_judge=fires))
+        self._tokens.append(TextToken(token_id, proposal, fired=fires, unasked=unasked, to_judge=fires))
         if fires:
             self.tally.fired += 1
         else:
@@ -376,9 +377,9 @@ class DeviceSession:
         if self.following or not (self._skips_are_final or self._alone):
             return events
         end = next(self._to_judge(self.final_length), len(self.text))
-        origin = Origin.UNVERIFIED if self._alone else Origin.DRAFT
         while self.final_length < end and not self._is_asked_about(self.final_length):
-            events.append(self._commit(origin))
+            unverified = self._alone or self._tokens[self.final_length].unasked
+            events.append(self._commit(Origin.UNVERIFIED if unverified else Origin.DRAFT))
         return events
 
     def _is_asked_about(self, position: int) -> bool:

@@ -1,7 +1,7 @@
 """The events of a generation.
 
-`Drafted`, `Committed`, `Retracted`, `Audited` and `Unverified` come in any number and order. Exactly one `Finished` or
-`Failed` ends the generation. Each event has a `text`, which is empty if the event adds none.
+`Drafted`, `Committed`, `Retracted`, `Audited`, `Unverified` and `CloudShareReached` come in any number and order.
+Exactly one `Finished` or `Failed` ends the generation. Each event has a `text`, which is empty if the event adds none.
 """
 
 from __future__ import annotations
@@ -82,6 +82,34 @@ class Unverified:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudShareReached:
+    """The ceiling on the cloud's share: the device goes on without asking, from the token at `position` on.
+
+    Tokens that the gate would have asked about are final and have the origin `UNVERIFIED`. The promises do not cover
+    them. The gate asks again once the ceiling leaves room. Then this event may come again.
+    """
+
+    text: ClassVar[str] = ""
+    position: int
+    cloud_tokens: int  # final tokens that the cloud chose itself
+    tokens: int  # all final tokens after the prompt, or 32 if there are fewer
+    limit: float  # `max_cloud_share`
+
+    @property
+    def share(self) -> float:
+        """The cloud's share, as the ceiling measures it."""
+        return self.cloud_tokens / self.tokens
+
+    @property
+    def reason(self) -> str:
+        """The setting and the figures, as a message for users."""
+        return (
+            f"max_cloud_share: the cloud chose {self.cloud_tokens} tokens, and {self.limit} of {self.tokens} tokens "
+            "allows no more"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The good end of the generation; `text` is the rest of the output, which no token completed."""
 
@@ -100,4 +128,4 @@ class Failed:
 
 
 SessionEvent = Drafted | Retracted | Committed | Audited
-Event = SessionEvent | Unverified | Finished | Failed
+Event = SessionEvent | Unverified | CloudShareReached | Finished | Failed

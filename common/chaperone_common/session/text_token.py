@@ -21,6 +21,8 @@ class TextToken:
     proposal: Proposal | None = None
     # The gate asked the cloud about the proposal.
     fired: bool = False
+    # The cloud is not asked about the proposal although the gate fired.
+    unasked: bool = False
     # Provisional, and the cloud has to judge it before it is final. True after a fire, or when a stream broke that had
     # carried the token.
     to_judge: bool = False

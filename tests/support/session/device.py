@@ -35,9 +35,15 @@ def skip(device: DeviceSession, *token_ids: int) -> list[SessionEvent]:
     return _draft(device, token_ids, Signal(0.0, 1.0, 1.0, 9.0, 0.0), fires=False)
 
 
-def _draft(device: DeviceSession, token_ids: Iterable[int], signal: Signal, *, fires: bool) -> list[SessionEvent]:
+def unasked(device: DeviceSession, *token_ids: int) -> list[SessionEvent]:
+    return _draft(device, token_ids, Signal(1.0, 0.5, 0.1, 1.0, 0.5), fires=False, unasked=True)
+
+
+def _draft(
+    device: DeviceSession, token_ids: Iterable[int], signal: Signal, *, fires: bool, unasked: bool = False
+) -> list[SessionEvent]:
     proposals = [Proposal(token_id, signal, RUNNER_UP) for token_id in token_ids]
-    return [event for proposal in proposals for event in device.draft(proposal, fires=fires)]
+    return [event for proposal in proposals for event in device.draft(proposal, fires=fires, unasked=unasked)]
 
 
 def with_two_questions() -> DeviceSession:

@@ -97,6 +97,19 @@ def test_generations_of_one_promise_share_its_control() -> None:
 # The ledger
 
 
+def test_an_unverified_token_and_its_audit_count_for_no_promise() -> None:
+    ledger = Ledger()
+    assert ledger.follow(committed(3, 1, Origin.UNVERIFIED, 0.5)) == Entry(unasked=0.5)
+    assert ledger.follow(committed(4, 2, Origin.DRAFT, 0.25)) == Entry(0.25, skipped=True)
+    assert ledger.most_deviations == 1
+    assert ledger.follow(Audited(3, 5, (3, 4))) == Entry(audited=1, deviations=1, expected=0.25)
+    control = Control(Promises())
+    gate = Budgeted(control)
+    for event in (committed(3, 1, Origin.UNVERIFIED, 0.5), Audited(3, 4, (3,))):
+        gate.follow(event)
+    assert control.totals == Totals()
+
+
 def test_a_ledger_distinguishes_all_ends_of_a_token() -> None:
     """Tokens are skipped, fired and confirmed, fired and overridden, or written by the cloud, and then read."""
     ledger = Ledger()
