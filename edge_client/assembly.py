@@ -16,7 +16,7 @@ from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, PlannerSettings
 from edge_client.engine.engine import Engine
 from edge_client.engine.settings import EngineSettings
-from edge_client.gate import Gate
+from edge_client.gate import CloudShareLimit, Gate
 from edge_client.gate.gating import Gates, load_gate
 from edge_client.generation import GenerationRequest
 from edge_client.link.peer import Peer
@@ -77,9 +77,19 @@ def assemble(
 
 
 def engine_settings(
-    config: EdgeConfig, mode: Mode, *, max_span_tokens: int, warm_start: bool = False
+    config: EdgeConfig,
+    mode: Mode,
+    *,
+    max_span_tokens: int,
+    warm_start: bool = False,
+    max_cloud_share: float | None = None,
+    resumed_cloud_tokens: int = 0,
 ) -> EngineSettings:
-    """Return the settings of a generation. `max_span_tokens` is the cloud's limit for one Draft."""
+    """Return the settings of a generation.
+
+    `max_span_tokens` is the cloud's limit for one Draft. `resumed_cloud_tokens` counts the cloud's own among the
+    committed tokens. Only `gated` keeps `max_cloud_share`.
+    """
     cloud, gate = config.cloud, config.gate
     return EngineSettings(
         open_deadline_ms=cloud.open_deadline_ms,
@@ -90,6 +100,11 @@ def engine_settings(
         closing_audit=config.closing_audit,
         audit_share=gate.audit_share,
         on_deviation=gate.on_deviation if mode is Mode.GATED else OnDeviation.KEEP,
+        cloud_share=CloudShareLimit(
+            max_cloud_share if mode is Mode.GATED else None,
+            fails=gate.on_cloud_share == "fail",
+            resumed_cloud_tokens=resumed_cloud_tokens,
+        ),
         warm_start=warm_start,
     )
 
@@ -176,6 +191,8 @@ class Assembly:
                 mode,
                 max_span_tokens=capabilities.max_span_tokens if capabilities is not None else 1,
                 warm_start=request.warm_start,
+                max_cloud_share=request.max_cloud_share,
+                resumed_cloud_tokens=request.committed_cloud_tokens,
             ),
             limit=limit,
             drafter=await self._new_drafter(request) if mode.drafts else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from chaperone_common.address import check_address
@@ -45,6 +45,7 @@ MaxNewTokens = Annotated[int, _in_range("max_new_tokens")]
 Stop = Annotated[tuple[str, ...], BeforeValidator(_as_stop_strings)]
 Catch = Annotated[float, _in_range("catch")]
 MaxDeviation = Annotated[float, _in_range("max_deviation")]
+MaxCloudShare = Annotated[float, _in_range("max_cloud_share")]
 
 
 class CloudSettings(FrozenModel):
@@ -80,8 +81,18 @@ class GateSettings(FrozenModel):
     catch: Catch = 0.95
     max_deviation: MaxDeviation = 0.02
     on_deviation: OnDeviation = Field(default=OnDeviation.KEEP, strict=False)
+    max_cloud_share: MaxCloudShare | None = None
+    on_cloud_share: Literal["continue", "fail"] = "continue"
     audit_share: float = Field(default=1.0, ge=0.05, le=1)
     risk: float = Field(default=0.1, ge=0, le=1)  # the policy `threshold` fires at this risk and above
+
+    @field_validator("max_cloud_share")
+    @classmethod
+    def _fits_on_deviation(cls, share: float | None, info: ValidationInfo) -> float | None:
+        """Refuse a ceiling where tokens wait for the cloud: unasked ones could never become final."""
+        if share not in (None, 1) and info.data.get("on_deviation") is OnDeviation.RETRACT:
+            _checked(share, f"{share} cannot be kept with on_deviation: retract; use keep, or null here")
+        return share
 
 
 class PlannerSettings(FrozenModel):

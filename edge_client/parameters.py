@@ -15,7 +15,8 @@ from chaperone_common.types import GenerationParams, Mode, Promises, PromptInput
 from edge_client.config import EdgeConfig, GateSettings, GenerationSettings
 from edge_client.generation import GenerationRequest, Prompt
 
-PROMISES = ("catch", "max_deviation")  # parameters of `gated` alone
+PROMISES = ("catch", "max_deviation")
+GATED_ONLY = (*PROMISES, "max_cloud_share")  # parameters of `gated` alone
 _SEED_BITS = 32  # of a drawn seed: every JSON reader keeps such a number whole
 _SETTLED = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "committed_token_ids")  # by a resumed text
 
@@ -28,10 +29,11 @@ class RequestParameters(TypedDict, total=False):
     A parameter that is absent or None has its configured value.
     """
 
-    # The mode, and the promises of `gated`.
+    # The mode, and the promises and the ceiling of `gated`.
     mode: Mode | str | None
     catch: float | None  # share of the cloud's corrections that must be applied, in [0, 1]
     max_deviation: float | None  # share of tokens that may differ from the cloud's choice, in [0, 1]
+    max_cloud_share: float | None  # share of the text's tokens that the cloud may choose, in (0, 1]; 1 switches it off
 
     # Sampling.
     temperature: float | None  # 0 is greedy
@@ -67,10 +69,10 @@ def parse_request(
     `prepare` turns a prompt into tokens, as `EdgeClient.prepare` does. Raises InvalidRequest, naming the field.
     """
     check_names(parameters)
-    model_digest = ""
+    model_digest, cloud_tokens = "", 0
     if isinstance(prompt, PartialGeneration):
         parameters = resumed(prompt, parameters)
-        model_digest = prompt.model_digest
+        model_digest, cloud_tokens = prompt.model_digest, prompt.cloud_tokens
         prompt = PromptInput(prompt.prompt_token_ids)
     mode = parse_mode(parameters.get("mode"), config.mode)
     check_promised(parameters, mode)
@@ -87,6 +89,8 @@ def parse_request(
         _parse_committed_ids(parameters.get("committed_token_ids")),
         _parse_flag("warm_start", parameters.get("warm_start")),
         model_digest,
+        parse_max_cloud_share(parameters, config.gate),
+        cloud_tokens,
     )
 
 
@@ -106,6 +110,11 @@ def parse_promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises
     return Promises(settings.catch, settings.max_deviation)
 
 
+def parse_max_cloud_share(given: Mapping[str, Any], defaults: GateSettings) -> float | None:
+    """Check the ceiling of the cloud's share, and fill in the default; raises InvalidRequest."""
+    return _overridden(defaults, {"max_cloud_share": given.get("max_cloud_share")}).max_cloud_share
+
+
 def parse_mode(value: Mode | str | None, default: Mode) -> Mode:
     """Return a mode by its name; raises InvalidRequest, which lists the names."""
     try:
@@ -123,12 +132,11 @@ def check_names(parameters: Mapping[str, Any]) -> None:
 
 
 def check_promised(given: Mapping[str, Any], mode: Mode) -> None:
-    """Raise InvalidRequest for a promise that the mode does not make."""
-    for name in PROMISES:
+    """Raise InvalidRequest for a promise that the mode does not make, or a ceiling that it does not keep."""
+    for name in GATED_ONLY:
         if given.get(name) is not None and mode is not Mode.GATED:
-            raise InvalidRequest(
-                f"{name}: mode is {mode}, and only gated keeps promises; ask for gated, or leave it out"
-            )
+            kept = "promises" if name in PROMISES else "this ceiling"
+            raise InvalidRequest(f"{name}: mode is {mode}, and only gated keeps {kept}; ask for gated, or leave it out")
 
 
 def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestParameters:
@@ -155,6 +163,7 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
     if parse_mode(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
         kept.setdefault("catch", partial.promises.catch)
         kept.setdefault("max_deviation", partial.promises.max_deviation)
+        kept.setdefault("max_cloud_share", partial.max_cloud_share)
     return kept
 
 

@@ -15,10 +15,10 @@ from chaperone_common.types import Mode
 from edge_client.apps.batch.prompt_file import MAX_LINE_BYTES
 from edge_client.client import EdgeClient
 from edge_client.generation import Collector, GenerationRequest, Prompt, error_json
-from edge_client.parameters import PROMISES, check_promised, parse_mode
+from edge_client.parameters import GATED_ONLY, check_promised, parse_mode
 
 PARAMETERS = (
-    *("mode", *PROMISES),
+    *("mode", *GATED_ONLY),
     *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw", "parse_special", "tools"),
 )
 _KEYS = ("id", "prompt", "messages", *PARAMETERS)
@@ -122,7 +122,7 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
     mode = parse_mode(asked.get("mode"), client.config.mode)
     check_promised(given, mode)
     if mode is not Mode.GATED:
-        asked = {name: value for name, value in asked.items() if name not in PROMISES}
+        asked = {name: value for name, value in asked.items() if name not in GATED_ONLY}
     return client.request(prompt, **asked)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from edge_client.apps.batch.explanation import Explain
 from edge_client.apps.batch.lines import Line, failure_json, line_of, request_of
 from edge_client.apps.batch.results import Results, key_of
 from edge_client.client import EdgeClient
-from edge_client.generation import Collector, error_json, unverified_warning
+from edge_client.generation import Collector, error_json
 
 _WINDOW = 4  # lines that run or wait, in multiples of the lines that run
 
@@ -27,7 +27,7 @@ class Outcome:
     line: Line
     result: dict[str, Any] | None
     complaint: str | None = None
-    warning: str | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass
@@ -92,9 +92,7 @@ class Batch:
                     self.tally.tokens += isinstance(event, Committed)
                     self.watch(self.tally)
             result = {"id": line.id, **collected.result().to_json()}
-            if (alone := collected.unverified) is not None:
-                return Outcome(line, result, warning=f"line {line.number}: {unverified_warning(alone)}")
-            return Outcome(line, result)
+            return Outcome(line, result, warnings=[f"line {line.number}: {text}" for text in collected.warnings()])
         except ChaperoneError as error:
             result = {"id": line.id, **failure_json(collected, error, where=f"line {line.number}: ")}
             return Outcome(line, result, result["error"]["message"])
@@ -112,8 +110,8 @@ class Batch:
             self.results.keep(outcome.line.id)
         else:
             self.results.add(outcome.result)
-        if outcome.warning is not None:
-            self.warn(outcome.warning)
+        for warning in outcome.warnings:
+            self.warn(warning)
         if outcome.complaint is not None:
             self.tally.failed += 1
             self.complain(outcome.complaint)

@@ -12,7 +12,7 @@ from chaperone_common.clock import MonotonicClock
 from chaperone_common.command.console import Console
 from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
 from chaperone_common.errors import InvalidRequest
-from chaperone_common.session import Committed, Failed, Finished, Unverified
+from chaperone_common.session import CloudShareReached, Committed, Failed, Finished, Unverified
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Mode
 from edge_client.apps.batch.explanation import explainer
@@ -25,7 +25,7 @@ from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
-from edge_client.generation import Collector, unverified_warning
+from edge_client.generation import Collector, cloud_share_warning, unverified_warning
 from edge_client.parameters import check_promised, parse_mode
 
 BATCHES = """
@@ -56,6 +56,9 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate.add_argument("--catch", type=float, help="gated: least share of the large model's corrections to catch")
     generate.add_argument(
         "--max-deviation", type=float, help="gated: largest share of tokens that differ from the large model's"
+    )
+    generate.add_argument(
+        "--max-cloud-share", type=float, help="gated: largest share of tokens that the large model may write; 1 is any"
     )
     generate.add_argument("--temperature", type=float, help="0 is greedy")
     generate.add_argument("--top-p", type=float, help="keep the likeliest tokens whose probabilities add up to this")
@@ -123,6 +126,8 @@ async def _one(
                 match event:
                     case Unverified(error=error):
                         console.warn(unverified_warning(error))
+                    case CloudShareReached() if event is collected.cloud_share_reached:  # once is enough
+                        console.warn(cloud_share_warning(event))
                     case Committed(text=text, origin=origin) if not arguments.json:
                         console.text(text, colour_of(origin))
                     case Finished(text=text) if not arguments.json:
@@ -182,11 +187,23 @@ def _hint(console: Console, what: str) -> None:
         console.complain(f"reading {what} from standard input; end it with Ctrl-D")
 
 
-def _summarise(console: Console, collected: Collector, stats: GenerationStats) -> None:
+def summary(stats: GenerationStats) -> list[str]:
+    """Return lines about a finished text, for a terminal."""
     rate = stats.completion_tokens / stats.total_ms * 1e3 if stats.total_ms else 0.0
-    console.note(
+    lines = [
         f"[{stats.completion_tokens} tokens, {rate:.1f} tokens/s, {stats.round_trips} round trips waited for, "
         f"{stats.hidden_round_trips} hidden, {stats.overridden_tokens} overrides]"
-    )
+    ]
+    if stats.guard is not None:
+        lines.append(
+            f"[{stats.guard} {stats.max_cloud_share} was reached: the cloud's share is {stats.cloud_share:.2f}, "
+            f"{stats.unverified_tokens} tokens are unverified, and the promises do not hold]"
+        )
+    return lines
+
+
+def _summarise(console: Console, collected: Collector, stats: GenerationStats) -> None:
+    for line in summary(stats):
+        console.note(line)
     if console.out.is_coloured and console.err.is_coloured:
         console.note(f"colours: {legend(collected.origins)}")

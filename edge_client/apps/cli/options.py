@@ -13,7 +13,7 @@ from chaperone_common.errors import InvalidRequest
 from edge_client.apps.cli.values import pair, path
 from edge_client.config import EdgeConfig
 from edge_client.model.onnx_model import check_providers
-from edge_client.parameters import PROMISES, parse_params, parse_promises
+from edge_client.parameters import parse_max_cloud_share, parse_params, parse_promises
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"  # argparse has no public name for it
 RunCommand = Callable[[Console, argparse.Namespace], int]  # returns the exit code
@@ -49,7 +49,8 @@ def parameters_of(arguments: argparse.Namespace, config: EdgeConfig, names: Sequ
         for text in given.get("stop", ()):
             check_characters("stop", text)
         parse_params(given, config.generation)
-        parse_promises({name: given.get(name) for name in PROMISES}, config.gate)
+        parse_promises(given, config.gate)
+        parse_max_cloud_share(given, config.gate)
     except InvalidRequest as error:
         raise as_flags(error, given) from None
     return given

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from chaperone_common.artefacts.manifest import ModelManifest
-from chaperone_common.errors import InvalidRequest
-from chaperone_common.types import GenerationParams, Mode, Origin, Promises, PromptInput, SamplingParams
+from chaperone_common.errors import ConfigError, InvalidRequest
+from chaperone_common.session import Committed
+from chaperone_common.types import (
+    GenerationParams,
+    Mode,
+    OnDeviation,
+    Origin,
+    Promises,
+    PromptInput,
+    SamplingParams,
+)
 from edge_client import PartialGeneration, RequestParameters
-from edge_client.config import GenerationSettings
-from edge_client.generation import GenerationRequest
-from edge_client.parameters import check_names, check_promised, parse_params, resumed, text_limit
+from edge_client.assembly import engine_settings
+from edge_client.config import EdgeConfig, GateSettings, GenerationSettings
+from edge_client.gate import CloudShareLimit
+from edge_client.generation import Collector, GenerationRequest
+from edge_client.parameters import (
+    check_names,
+    check_promised,
+    parse_max_cloud_share,
+    parse_params,
+    parse_request,
+    resumed,
+    text_limit,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +77,54 @@ def test_a_promise_without_a_fitting_mode_is_refused(mode: Mode, name: str) -> N
     check_promised({name: None}, mode)
 
 
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.EDGE, Mode.CLOUD])
+def test_a_ceiling_of_the_cloud_share_is_for_gated(mode: Mode) -> None:
+    with pytest.raises(InvalidRequest, match=f"max_cloud_share: mode is {mode}, and only gated keeps this ceiling"):
+        check_promised({"max_cloud_share": 0.3}, mode)
+    check_promised({"max_cloud_share": 0.3}, Mode.GATED)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_a_ceiling_out_of_range_is_refused(share: float) -> None:
+    words = re.escape(f"max_cloud_share: {share} is outside (0, 1]; use 1 to switch it off")
+    with pytest.raises(InvalidRequest, match=f"^{words}$"):
+        parse_max_cloud_share({"max_cloud_share": share}, GateSettings())
+    with pytest.raises(ConfigError, match=f"^{words}$"):
+        GateSettings(max_cloud_share=share)
+
+
+def test_a_ceiling_is_taken_from_the_request_or_the_settings() -> None:
+    assert parse_max_cloud_share({}, GateSettings()) is None
+    assert parse_max_cloud_share({}, GateSettings(max_cloud_share=0.2)) == 0.2
+    assert parse_max_cloud_share({"max_cloud_share": 0.4}, GateSettings(max_cloud_share=0.2)) == 0.4
+    assert parse_max_cloud_share({"max_cloud_share": 1.0}, GateSettings(max_cloud_share=0.2)) == 1.0
+
+
+def test_a_ceiling_needs_skipped_tokens_that_are_final() -> None:
+    words = r"max_cloud_share: 0.3 cannot be kept with on_deviation: retract; use keep, or null here"
+    with pytest.raises(ConfigError, match=f"^{words}$"):
+        GateSettings(on_deviation=OnDeviation.RETRACT, max_cloud_share=0.3)
+    retract = GateSettings(on_deviation=OnDeviation.RETRACT)
+    with pytest.raises(InvalidRequest, match=f"^{words}$"):
+        parse_max_cloud_share({"max_cloud_share": 0.3}, retract)
+    assert parse_max_cloud_share({"max_cloud_share": 1.0}, retract) == 1.0
+
+
+def test_what_happens_at_the_ceiling_is_one_of_two() -> None:
+    values: dict[str, Any] = {"on_cloud_share": "stop"}
+    with pytest.raises(ConfigError, match=r"^on_cloud_share: 'stop' is not 'continue' or 'fail'$"):
+        GateSettings(**values)
+
+
+def test_the_settings_of_a_generation_keep_the_ceiling_in_gated_alone() -> None:
+    config = EdgeConfig(gate=GateSettings(on_cloud_share="fail"))
+    for mode in Mode:
+        settings = engine_settings(config, mode, max_span_tokens=8, max_cloud_share=0.3, resumed_cloud_tokens=2)
+        assert settings.cloud_share == CloudShareLimit(
+            0.3 if mode is Mode.GATED else None, fails=True, resumed_cloud_tokens=2
+        )
+
+
 PARTIAL = PartialGeneration(
     (5, 6),
     (7, 8, 9),
@@ -66,6 +134,8 @@ PARTIAL = PartialGeneration(
     Mode.GATED,
     Promises(0.9, 0.1),
     "sha256:1",
+    0.3,
+    cloud_tokens=2,
 )
 
 
@@ -74,6 +144,7 @@ def test_a_resumed_text_keeps_its_parameters() -> None:
     assert parse_params(parameters, GenerationSettings()) == PARTIAL.params
     assert parameters["committed_token_ids"] == (7, 8, 9)
     assert (parameters["mode"], parameters["catch"], parameters["max_deviation"]) == (Mode.GATED, 0.9, 0.1)
+    assert parameters["max_cloud_share"] == 0.3
 
 
 def test_a_resumed_text_may_change_mode_promises_and_length() -> None:
@@ -81,6 +152,17 @@ def test_a_resumed_text_may_change_mode_promises_and_length() -> None:
     check_promised(parameters, Mode.EXACT)
     assert (parameters["mode"], parameters["max_new_tokens"]) == ("exact", 80)
     assert resumed(PARTIAL, RequestParameters(catch=0.99))["catch"] == 0.99
+    assert resumed(PARTIAL, RequestParameters(max_cloud_share=0.6))["max_cloud_share"] == 0.6
+
+
+def test_a_resumed_text_counts_the_cloud_tokens_of_all_its_parts() -> None:
+    request = parse_request(PARTIAL, RequestParameters(), EdgeConfig(), lambda prompt, **_: prompt)
+    assert (request.max_cloud_share, request.committed_cloud_tokens) == (0.3, 2)
+    collected = Collector(request)
+    for position, origin in enumerate([Origin.OVERRIDE, Origin.VERIFIED, Origin.TAKEOVER], start=5):
+        collected.add(Committed(position, 9, origin))
+    partial = collected.partial()
+    assert (partial.max_cloud_share, partial.cloud_tokens, len(partial.token_ids)) == (0.3, 4, 6)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p", "seed", "committed_token_ids"])
