@@ -20,10 +20,8 @@ from typing import Any
 
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Proposal, SamplingParams, Signal
-from edge_client.model.uncertainty import risk
 
 FORMAT = 2
-_UNCALIBRATED = 1  # an older format, with a doubt in place of the risk
 ASTRAY_TOKENS = 32  # proposals after a wrong token; the override arrives within fewer
 _SIGNAL_DIGITS = 4  # significant ones
 _DISAGREEMENT_DIGITS = 3  # the precision of its quadrature
@@ -114,10 +112,9 @@ def load_traces(path: Path | str) -> TraceFile:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             header, *rows = map(json.loads, lines)
-        if header.get("format") not in (FORMAT, _UNCALIBRATED):
+        if header.get("format") != FORMAT:
             raise ConfigError(f"{path}: format {header.get('format')!r}, expected {FORMAT}; record the traces again")
-        traces = tuple(_decode(row, source=str(path)) for row in rows)
-        return TraceFile(header, tuple(map(_with_risks, traces)) if header["format"] == _UNCALIBRATED else traces)
+        return TraceFile(header, tuple(_decode(row, source=str(path)) for row in rows))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path}: not a file of traces ({error}); record it with `python -m benchmarks record`"
@@ -204,18 +201,6 @@ def _decode(row: Mapping[str, Any], source: str) -> Trace:
 def _decode_device(row: Mapping[str, Any]) -> TracedDevice:
     texts = {int(token_id): text for token_id, text in row["token_texts"].items()}
     return TracedDevice(row["pair"], row["model"], row["digest"], texts)
-
-
-def _with_risks(trace: Trace) -> Trace:
-    def corrected(proposals: Sequence[Proposal]) -> tuple[Proposal, ...]:
-        return tuple(replace(proposal, signal=_with_risk(proposal.signal)) for proposal in proposals)
-
-    astray = {position: corrected(proposals) for position, proposals in trace.astray.items()}
-    return replace(trace, proposals=corrected(trace.proposals), astray=astray)
-
-
-def _with_risk(signal: Signal) -> Signal:
-    return replace(signal, risk=risk(signal.entropy_nats, signal.coupled_margin))
 
 
 def _columns(proposals: Sequence[Proposal], *, varentropy: bool) -> dict[str, list[Any]]:

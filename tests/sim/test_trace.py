@@ -75,8 +75,8 @@ def test_signals_of_any_size_are_rounded_to_four_digits(tmp_path: Path) -> None:
         gzip.compress(b""),
         gzip.compress(b"no json\n"),
         gzip.compress(b'{"format":99}\n'),
-        gzip.compress(b'{"format":1}\n{"id":"x"}\n'),
-        gzip.compress(b'{"format":1}\n' + 9999 * b" ")[:-12],
+        gzip.compress(b'{"format":2}\n{"id":"x"}\n'),
+        gzip.compress(b'{"format":2}\n' + 9999 * b" ")[:-12],
     ],
     ids=["bytes", "empty", "text", "format", "field", "cut"],
 )
@@ -109,11 +109,10 @@ def test_committed_traces_are_small_and_sound(path: Path) -> None:
         assert trace.astray.keys() == {index for index, match in enumerate(trace.matches) if not match}
         assert trace.cross_entropies is not None
         assert trace.cross_entropies.keys() == trace.astray.keys()
-        if "signals" in file.header:
-            assert trace.device is not None
-            assert trace.device.pair == file.header["pair"]
-            assert trace.device.token_texts.keys() == trace.own_token_ids
-            assert any(proposal.signal.varentropy > 0 for proposal in trace.proposals)
+        assert trace.device is not None
+        assert trace.device.pair == file.header["pair"]
+        assert trace.device.token_texts.keys() == trace.own_token_ids
+        assert any(proposal.signal.varentropy > 0 for proposal in trace.proposals)
         assert all(0 <= proposal.signal.risk <= 1 for proposal in with_disagreement_as_risk(trace).proposals)
         for index, gone in trace.astray.items():
             chosen = [trace.proposals[index].token_id, *(proposal.token_id for proposal in gone)]
