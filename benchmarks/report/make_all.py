@@ -130,12 +130,13 @@ class Suite:
         return (self._root / self._steps[name].path).exists()
 
     def _made_by(self, step: Step) -> str:
-        """Return a digest of all that a result depends on: source, profiles, arguments and the files they name."""
+        """Return a digest of the causes of a result: source, profiles, gates, arguments, and the files these name."""
         named = [path for path in map(self._root.joinpath, step.options.split()) if path.is_file()]
         return digest_of(
             {
                 "source": digest_of_source(self._root, COMMANDS[step.command].module),
                 "profiles": digest_of_files((self._root / "configs" / "links").glob("*.yaml"), self._root),
+                "gates": digest_of_files((self._root / "configs" / "gates").glob("*.onnx"), self._root),
                 "line": step.line,
                 "files": digest_of_files(named, self._root),
             }

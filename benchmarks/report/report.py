@@ -1,7 +1,8 @@
 """Figures and a page of the results of `run`: `python -m benchmarks report R.json ... --out FOLDER`.
 
 The folder gets `index.html`, one file with all figures in it, which loads nothing and can be sent as it is. It also
-gets two figures as PNG files: speed over the round trip (`--virtual`), and regret (`--regret`).
+gets figures as PNG files: speed over the round trip (`--virtual`), and from `--regret` the regret of `exact` and the
+speed of `gated` over that of `exact`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.report.figures import FIGURES, Result, entries, label_of
-from benchmarks.report.speed_figures import heat_map, speed_figure
+from benchmarks.report.speed_figures import gated_map, heat_map, speed_figure
 from chaperone_common.errors import ConfigError
 
 COLUMNS = {
@@ -55,7 +56,7 @@ img { max-width: 100%; display: block; margin: 1rem 0 }
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, nargs="+", help="results of `python -m benchmarks run`")
     parser.add_argument("--virtual", type=Path, help="a result of `python -m benchmarks virtual`, for one more figure")
-    parser.add_argument("--regret", type=Path, help="a result of `python -m benchmarks regret`, for one more figure")
+    parser.add_argument("--regret", type=Path, help="a result of `python -m benchmarks regret`, for two more figures")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -67,7 +68,10 @@ def run(args: argparse.Namespace) -> None:
     if args.virtual is not None:
         overview["speed"] = speed_figure(_rows(args.virtual, "virtual"), results)
     if args.regret is not None:
-        overview["regret"] = heat_map(_rows(args.regret, "regret"))
+        rows = _rows(args.regret, "regret")
+        overview["regret"] = heat_map(rows)
+        if all("gated_over_exact" in row for row in rows):
+            overview["gated"] = gated_map(rows)
     write_report(results, args.out, overview)
     print(f"{args.out / 'index.html'}")
 

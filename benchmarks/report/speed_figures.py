@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,8 +15,7 @@ from benchmarks.measured.summary import BASELINE
 from benchmarks.report.figures import COLOURS, INK, MARKERS, Result, entries, tidy
 
 BOUND = "bound"
-MEASURE = "settled"
-LIMIT = 0.97  # cells under this have a dot
+LIMIT, GATED_LIMIT = 0.97, 0.98  # cells under these have a dot
 _DARKEST = (0.85, 1.5)  # beyond these the colour stays the same
 _APART_MS = 5.0  # between points of two strategies, which would else overlap
 
@@ -27,7 +26,8 @@ def speed_figure(rows: Sequence[Row], results: Sequence[Result], temperature: fl
     """Return a panel for each kind of prompt: lines from virtual time, points with intervals from warm runs.
 
     `rows` are those of `python -m benchmarks virtual`, `results` of `python -m benchmarks run` over plain links.
-    Published strategies have one line and one kind of point per family, each with its best span length.
+    Published strategies have one line and one kind of point per family, each with its best span length. Strategies
+    that do not promise the cloud's text have dotted lines.
     """
     mine = [row for row in rows if row["temperature"] == temperature]
     measured = [result for result in results if _comparable(result["settings"], temperature)]
@@ -60,7 +60,8 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], looks: Mapping[str, tuple[str, 
     x = [row["rtt_ms"] for row in ordered]
     for family, (colour, marker) in looks.items():
         y = [row["strategies"][family]["over_cloud"] for row in ordered]
-        axes.plot(x, y, color=colour, linewidth=2.0 if family == "exact" else 1.2)
+        exact = all(family not in row.get("inexact_over_exact", ()) for row in ordered)
+        axes.plot(x, y, "-" if exact else ":", color=colour, linewidth=2.0 if family == "exact" else 1.2)
         axes.plot([], [], color=colour, marker=marker, label=family)  # for the legend: line and point in one
     axes.plot(x, [row[BOUND]["over_cloud"] for row in ordered], "--", color=INK, label="clairvoyant bound\nof a chain")
 
@@ -68,7 +69,7 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], looks: Mapping[str, tuple[str, 
 def _draw_points(axes: Axes, results: Sequence[Result], category: str, looks: Mapping[str, tuple[str, str]]) -> None:
     for result in results:
         for name, entry in entries(result, category).items():
-            family = name.rpartition("-")[0] or name
+            family = name.partition("-")[0]
             if family not in looks or entry["over_cloud"] is None:
                 continue
             value = entry["over_cloud"]
@@ -98,10 +99,35 @@ def _frame(axes: Axes, category: str) -> None:
 def heat_map(rows: Sequence[Row]) -> Figure:
     """Return the best fixed strategy's time over that of `exact`, from rows of `python -m benchmarks regret`.
 
-    There is a panel for each kind of prompt (down) and device speed (across), and in it links (down) and cloud speeds
-    (across). White is as good as the best, purple better than all, orange a loss. The worst cell of all has a frame and
-    its number.
+    White is as good as the best, purple better than all, orange a loss.
     """
+    shown = [_Cell(row, row["settled"]) for row in rows]
+    return _grid(shown, f"best fixed strategy's time / that of exact; dots: under {LIMIT}", LIMIT)
+
+
+def gated_map(rows: Sequence[Row]) -> Figure:
+    """Return the time of `exact` over that of `gated`, from rows of `python -m benchmarks regret`.
+
+    White is as fast as `exact`, purple faster, orange slower.
+    """
+    shown = [_Cell(row, row["gated_over_exact"]["whole"]) for row in rows]
+    return _grid(shown, f"time of exact / that of gated; dots: under {GATED_LIMIT}", GATED_LIMIT)
+
+
+class _Cell(NamedTuple):
+    """A cell of the grid for one kind of prompt, and the ratio that is shown there."""
+
+    row: Row
+    ratio: float
+
+
+def _grid(cells: Sequence[_Cell], label: str, limit: float) -> Figure:
+    """Return a heat map of ratios.
+
+    There is a panel for each kind of prompt (down) and device speed (across), and in it links (down) and cloud speeds
+    (across). Cells under the limit have a dot. The worst cell of all has a frame and its number.
+    """
+    rows = [cell.row for cell in cells]
     categories = sorted({row["category"] for row in rows})
     drafts = sorted({row["draft_ms"] for row in rows})
     links = list(dict.fromkeys(row["link"] for row in rows))
@@ -109,33 +135,38 @@ def heat_map(rows: Sequence[Row]) -> Figure:
     size = (1.8 + 2.1 * len(drafts), 1.4 + (0.6 + 0.2 * len(links)) * len(categories))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     panels = figure.subplots(len(categories), len(drafts), squeeze=False, sharex=True, sharey=True)
-    worst = min(rows, key=lambda row: float(row[MEASURE]))
+    worst = min(cells, key=lambda cell: cell.ratio)
     image = None
     for category, line in zip(categories, panels, strict=True):
         for draft_ms, axes in zip(drafts, line, strict=True):
-            mine = [row for row in rows if (row["category"], row["draft_ms"]) == (category, draft_ms)]
-            image = _panel(axes, mine, links, clouds, worst)
+            mine = [cell for cell in cells if (cell.row["category"], cell.row["draft_ms"]) == (category, draft_ms)]
+            image = _panel(axes, mine, links, clouds, limit)
+            if worst in mine:
+                _mark(axes, worst, links, clouds)
             axes.set_title(f"{category}, draft {draft_ms:g} ms", fontsize=8, color=INK)
     if image is not None:
         bar = figure.colorbar(image, ax=panels, shrink=0.6, extend="both")
-        bar.set_label(f"best fixed strategy's time / that of exact; dots: under {LIMIT}", fontsize=8)
+        bar.set_label(label, fontsize=8)
     figure.supxlabel("a token of the cloud [ms]", fontsize=9)
     figure.supylabel("link: round trip [ms], or profile", fontsize=9)
     return figure
 
 
-def _panel(axes: Axes, rows: Sequence[Row], links: Sequence[str], clouds: Sequence[float], worst: Row) -> Any:
+def _panel(axes: Axes, cells: Sequence[_Cell], links: Sequence[str], clouds: Sequence[float], limit: float) -> Any:
     values = np.full((len(links), len(clouds)), np.nan)
-    for row in rows:
-        values[links.index(row["link"]), clouds.index(row["cloud_ms"])] = row[MEASURE]
+    for row, ratio in cells:
+        values[links.index(row["link"]), clouds.index(row["cloud_ms"])] = ratio
     low, high = _DARKEST
     image = axes.imshow(values, cmap="PuOr", norm=TwoSlopeNorm(1.0, low, high), aspect="auto")
-    dots = np.argwhere(values < LIMIT)
+    dots = np.argwhere(values < limit)
     axes.plot(dots[:, 1], dots[:, 0], ".", color=INK, markersize=3)
-    if worst in rows:
-        x, y = clouds.index(worst["cloud_ms"]), links.index(worst["link"])
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.5))
-        axes.annotate(f"{worst[MEASURE]:.3f}", (x, y - 0.5), ha="center", va="bottom", fontsize=7, color=INK)
     axes.set_xticks(range(len(clouds)), [f"{cloud:g}" for cloud in clouds], fontsize=7)
     axes.set_yticks(range(len(links)), list(links), fontsize=7)
     return image
+
+
+def _mark(axes: Axes, cell: _Cell, links: Sequence[str], clouds: Sequence[float]) -> None:
+    """Draw a frame around a cell, and write its number."""
+    x, y = clouds.index(cell.row["cloud_ms"]), links.index(cell.row["link"])
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.5))
+    axes.annotate(f"{cell.ratio:.3f}", (x, y - 0.5), ha="center", va="bottom", fontsize=7, color=INK)

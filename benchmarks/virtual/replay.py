@@ -37,6 +37,11 @@ def replay(
     return simulations
 
 
+def deviations(simulation: Simulation, trace: Trace) -> int:
+    """Return the number of tokens that differ from the cloud's text at their position."""
+    return sum(mine != its for mine, its in zip(simulation.token_ids, trace.token_ids, strict=False))
+
+
 def cut(trace: Trace, tokens: int) -> Trace:
     """Return the trace of a shorter generation."""
     if tokens == len(trace.token_ids):

@@ -4,7 +4,10 @@ The strategies are `exact`, `cloud` and the published ones, each with its best s
 peers`), on the reporting traces, at the declared costs of the default pair. The result also has the clairvoyant bound
 (`benchmarks.simulation.bounds`) and the share of it that `exact` reached. The bound is that of a chain without
 branches, so a share may exceed 1. For each temperature, round trip and kind of prompt the result says if `exact` is
-ahead of each strategy.
+ahead of each strategy that promises the cloud's text.
+
+`gated`, U-HLM and BiLD promise less than the cloud's text. The result has their speeds next to the others, with the
+requests of every strategy and its deviations.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from benchmarks.kit.processes import worker_pool
 from benchmarks.kit.provenance import provenance
@@ -24,13 +27,30 @@ from benchmarks.simulation.bounds import Costs, clairvoyant_ms
 from benchmarks.simulation.scenario import Scenario
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.best_spans import BEST, PEERS, load_peers, with_best
+from benchmarks.strategies.gated import add_gate_option
 from benchmarks.virtual.peers import RTTS_MS, TRACES, numbers
-from benchmarks.virtual.replay import replay
+from benchmarks.virtual.replay import deviations, replay
 from link_emulator.profile import Profile
 
 EXACT, BOUND = "exact", "bound"
+INEXACT = {"gated": "gated", "uhlm": "uhlm-0.1", "bild": "bild-0.6-2"}  # by key; they do not promise the cloud's text
 
 Speeds = Mapping[str, Sequence[float]]  # tokens per second of each strategy and of the bound, by trace
+
+
+class Counts(NamedTuple):
+    """The counts of one generation."""
+
+    tokens: int
+    requests: int  # hidden ones included
+    deviations: int  # tokens that differ from the cloud's text
+
+
+class Written(NamedTuple):
+    """A strategy's generations over one link, trace by trace."""
+
+    tokens_per_s: list[float]
+    counts: list[Counts]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=Path, default=TRACES / "tuning-T0.jsonl.gz", help="its last trace is it")
     parser.add_argument("--peers", type=Path, default=PEERS, help="a result of `python -m benchmarks peers`")
     parser.add_argument("--rtts-ms", type=numbers, default=RTTS_MS)
+    add_gate_option(parser)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
 
 
@@ -57,11 +78,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 for category in dict.fromkeys(trace.category for trace in traces)
             }
             wanted = dict.fromkeys(name for mine in names.values() for name in mine.values())
-            jobs = {name: pool.submit(speeds_of, traces, rtt_ms, name, warm_up) for name in wanted}
+            jobs = {name: pool.submit(written_by, name, traces, rtt_ms, warm_up, args.gate) for name in wanted}
             settings.append((traces, rtt_ms, names, jobs))
         for done, (traces, rtt_ms, names, jobs) in enumerate(settings, 1):
-            speeds = {name: job.result() for name, job in jobs.items()} | {BOUND: bounds_of(traces, rtt_ms)}
-            rows += entries(traces, rtt_ms, names, speeds)
+            written = {name: job.result() for name, job in jobs.items()}
+            speeds = {name: one.tokens_per_s for name, one in written.items()} | {BOUND: bounds_of(traces, rtt_ms)}
+            counts = {name: one.counts for name, one in written.items()}
+            rows += entries(traces, rtt_ms, names, speeds, counts)
             print(f"{done} of {len(settings)} settings", end="\r", flush=True)
     print(as_text(rows))
     return {
@@ -76,13 +99,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _names(families: Sequence[str], peers: Path, rtt_ms: float, temperature: float, category: str) -> dict[str, str]:
     """Return the strategies by family, each peer with the span that is best for this kind of prompt."""
     best = with_best([f"{family}-{BEST}" for family in families], peers, rtt_ms, temperature, category)
-    return {BASELINE: BASELINE, EXACT: EXACT, **dict(zip(families, best, strict=True))}
+    return {BASELINE: BASELINE, EXACT: EXACT, **dict(zip(families, best, strict=True)), **INEXACT}
 
 
-def speeds_of(traces: Sequence[Trace], rtt_ms: float, strategy: str, warm_up: Trace) -> list[float]:
-    """Return tokens per second, trace by trace, of one client from a warm start."""
-    simulations = replay(traces, Scenario(Profile.fixed(rtt_ms)), strategy, warm_up)
-    return [simulation.decode_tokens_per_s for simulation in simulations]
+def written_by(strategy: str, traces: Sequence[Trace], rtt_ms: float, warm_up: Trace, gate: str) -> Written:
+    """Return the generations of one client from a warm start; `gate` is that of `replay`."""
+    simulations = replay(traces, Scenario(Profile.fixed(rtt_ms)), strategy, warm_up, gate)
+    counts = [
+        Counts(stats.completion_tokens, stats.round_trips + stats.hidden_round_trips, deviations(simulation, trace))
+        for simulation, trace in zip(simulations, traces, strict=True)
+        for stats in (simulation.stats,)
+    ]
+    return Written([simulation.decode_tokens_per_s for simulation in simulations], counts)
 
 
 def bounds_of(traces: Sequence[Trace], rtt_ms: float) -> list[float]:
@@ -94,15 +122,20 @@ def bounds_of(traces: Sequence[Trace], rtt_ms: float) -> list[float]:
 
 
 def entries(
-    traces: Sequence[Trace], rtt_ms: float, names: Mapping[str, Mapping[str, str]], speeds: Speeds
+    traces: Sequence[Trace],
+    rtt_ms: float,
+    names: Mapping[str, Mapping[str, str]],
+    speeds: Speeds,
+    counts: Mapping[str, Sequence[Counts]],
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each kind of prompt; `names` are those of the strategies in `speeds`, by kind and family.
 
-    Ratios are taken trace by trace. All numbers are medians over traces.
+    Ratios are taken trace by trace. Speeds and ratios are medians over traces, counts are over all of their tokens.
     """
     for category in dict.fromkeys(trace.category for trace in traces):
         places = [place for place, trace in enumerate(traces) if trace.category == category]
         chosen = names[category]
+        rivals = [key for key in chosen if key != EXACT and key not in INEXACT]
         mine = {key: [speeds[name][place] for place in places] for key, name in (*chosen.items(), (BOUND, BOUND))}
         yield {
             "temperature": traces[0].sampling.temperature,
@@ -121,8 +154,17 @@ def entries(
                 "over_cloud": _ratio(mine[BOUND], mine[BASELINE]),
                 "share_of_exact": _ratio(mine[EXACT], mine[BOUND]),
             },
-            "exact_over": {key: _ratio(mine[EXACT], mine[key]) for key in chosen if key != EXACT},
-            "exact_ahead_of_all": all(_ratio(mine[EXACT], mine[key]) > 1 for key in chosen if key != EXACT),
+            "exact_over": {key: _ratio(mine[EXACT], mine[key]) for key in rivals},
+            "exact_ahead_of_all": all(_ratio(mine[EXACT], mine[key]) > 1 for key in rivals),
+            "inexact_over_exact": {key: _ratio(mine[key], mine[EXACT]) for key in chosen if key in INEXACT},
+            "requests_per_100_tokens": {
+                key: _per_100([counts[name][place] for place in places], "requests") for key, name in chosen.items()
+            },
+            "deviations_per_100_tokens": {
+                key: _per_100([counts[name][place] for place in places], "deviations")
+                for key, name in chosen.items()
+                if key in INEXACT
+            },
         }
 
 
@@ -160,6 +202,11 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(entry: Mapping[str, Any], exact_over: float | None) -> str:
     name = entry["strategy"] if entry["strategy"] != EXACT else ""
     return f"{name} {entry['over_cloud']:.2f}{'!' if exact_over is not None and exact_over <= 1 else ''}"
+
+
+def _per_100(counts: Sequence[Counts], field: Literal["requests", "deviations"]) -> float:
+    total: int = sum(getattr(one, field) for one in counts)
+    return round(100 * total / sum(one.tokens for one in counts), 2)
 
 
 def _median(values: Sequence[float]) -> float:

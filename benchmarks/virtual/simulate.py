@@ -19,6 +19,7 @@ from benchmarks.simulation.strategy import Strategy
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.families import strategy_over
 from benchmarks.strategies.gated import add_gate_option
+from benchmarks.virtual.replay import deviations
 from chaperone_common.types import Mode
 from link_emulator.profile import Profile, load_profile
 
@@ -99,7 +100,7 @@ def describe(trace: Trace, strategy: Strategy, simulation: Simulation) -> dict[s
         "strategy": strategy.name,
         "tokens_per_s": round(simulation.decode_tokens_per_s, 4),
         "equals_cloud": simulation.token_ids == trace.token_ids,
-        "deviations": sum(mine != its for mine, its in zip(simulation.token_ids, trace.token_ids, strict=False)),
+        "deviations": deviations(simulation, trace),
         "error": simulation.error.message if simulation.error else None,
         "link_bytes_up": simulation.link_bytes_up,
         "link_bytes_down": simulation.link_bytes_down,

@@ -7,8 +7,9 @@ both share the machine's memory, and strategies differ in how often this happens
 estimates from prompt to prompt.
 
 A setting is a link, a kind of prompts and a strategy. The simulator is as good as its medians of tokens per second are
-near the measured ones. A prompt counts if the run wrote its recorded text. `gated` is left out: a run's gate is
-calibrated, and traces do not hold all features of its decisions.
+near the measured ones. A prompt counts if the run wrote its recorded text. So for `gated` it counts if the run kept no
+deviation. The simulated generation may keep some; the trace then continues as after the cloud's token. The gate of a
+simulated client learns from these prompts alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from benchmarks.measured.costs import NO_COSTS, RunCosts
 from benchmarks.measured.summary import BASELINE, Row
 from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
-from benchmarks.strategies.families import strategy_named
+from benchmarks.strategies.families import strategy_over
+from benchmarks.strategies.gated import PACKAGED, add_gate_option
 from benchmarks.virtual.replay import cut
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
@@ -40,13 +42,14 @@ WITHIN = 0.10  # relative error of the speed that counts as a match
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="results of `python -m benchmarks run`")
     parser.add_argument("--traces", type=Path, nargs="+", required=True, help="of the same prompts and temperatures")
+    add_gate_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     measured = provenance()
     traces = [trace for path in args.traces for trace in load_traces(path).traces]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in args.runs]
-    settings = [row for result in results for row in compare(result, _of_the_same(result, traces))]
+    settings = [row for result in results for row in compare(result, _of_the_same(result, traces), args.gate)]
     print(_table(settings))
     return {
         "benchmark": "validate",
@@ -66,14 +69,16 @@ def _of_the_same(result: dict[str, Any], traces: Sequence[Trace]) -> dict[str, T
     return {trace.id: trace for trace in traces if trace.sampling.temperature == temperature}
 
 
-def compare(result: dict[str, Any], traces: dict[str, Trace]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each setting of a run; raise ConfigError if the run has no costs."""
+def compare(result: dict[str, Any], traces: dict[str, Trace], gate: str = PACKAGED) -> Iterator[dict[str, Any]]:
+    """Yield a row for each setting of a run; raise ConfigError if the run has no costs.
+
+    `gate` is the calibrated gate of `gated`; see `benchmarks.strategies.gated.gate_for`.
+    """
     profile = Profile.model_validate(result["settings"]["profile"])
-    left_out = (ASSISTED, Mode.GATED)
-    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] not in left_out]
+    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] != ASSISTED]
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]
-        simulated = _speeds(mine, traces, _met(strategy, rows).scenario(profile))
+        simulated = _speeds(mine, traces, _met(strategy, rows).scenario(profile), gate)
         for category in dict.fromkeys(row["category"] for row in mine):
             pairs = [(row, speed) for row, speed in zip(mine, simulated, strict=True) if row["category"] == category]
             measured = statistics.median(row["decode_tokens_per_s"] for row, _ in pairs)
@@ -103,12 +108,13 @@ def _met(strategy: str, rows: Sequence[Row]) -> RunCosts:
     return whole if met is None else replace(met, rows=whole.rows)
 
 
-def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario) -> list[float]:
-    estimates, speeds = Estimates(), []
-    for row in rows:
-        trace = cut(traces[row["id"]], len(row["token_ids"]))
-        speeds.append(simulate(trace, scenario, strategy_named(row["strategy"]), estimates).decode_tokens_per_s)
-    return speeds
+def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario, gate: str) -> list[float]:
+    """Return the simulated speeds of one strategy's generations, as one client would make them."""
+    if not rows:
+        return []
+    estimates, strategy = Estimates(), strategy_over(traces[rows[0]["id"]], rows[0]["strategy"], gate)
+    mine = [cut(traces[row["id"]], len(row["token_ids"])) for row in rows]
+    return [simulate(trace, scenario, strategy, estimates).decode_tokens_per_s for trace in mine]
 
 
 def _recorded(row: Row, traces: dict[str, Trace]) -> bool:

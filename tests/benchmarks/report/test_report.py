@@ -16,7 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.measured.summary import summarise
 from benchmarks.report.figures import FIGURES
 from benchmarks.report.report import cell, load_result, write_report
-from benchmarks.report.speed_figures import heat_map, speed_figure
+from benchmarks.report.speed_figures import gated_map, heat_map, speed_figure
 from chaperone_common.errors import ConfigError
 from tests.support.benchmarks.rows import make_result, make_row
 
@@ -111,6 +111,15 @@ def test_the_worst_cell_of_the_grid_is_framed_and_those_under_the_limit_dotted()
     assert np.asarray(dots.get_xydata()).tolist() == [[0, 1]]
 
 
+def test_the_cells_where_gated_is_slower_than_exact_are_dotted() -> None:
+    ratios = ({"whole": 0.975, "settled": 1.2}, {"whole": 1.3, "settled": 0.5})
+    grid = [cell | {"gated_over_exact": ratio} for cell, ratio in zip(GRID, ratios, strict=True)]
+    (panel,) = (axes for axes in gated_map(grid).axes if axes.get_title())
+    assert [text.get_text() for text in panel.texts] == ["0.975"]
+    (dots,) = panel.lines
+    assert np.asarray(dots.get_xydata()).tolist() == [[0, 0]]
+
+
 def test_measured_points_are_drawn_if_comparable_with_the_lines() -> None:
     def points(result: dict[str, Any]) -> int:
         return sum(len(axes.containers) for axes in speed_figure(BY_RTT, [result]).axes)
@@ -134,6 +143,12 @@ def test_the_command_writes_to_the_given_folder(tmp_path: Path, capsys: pytest.C
     further = ["--regret", str(regret), "--virtual", str(virtual)]
     assert main(["report", str(path), *further, "--out", str(tmp_path / "page")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "index.html")
+    assert not (tmp_path / "page" / "gated.png").exists(), "an older grid has no gated"
+    gated = [row | {"gated_over_exact": {"whole": 1.1, "settled": 1.1}} for row in GRID]
+    regret.write_text(json.dumps({"benchmark": "regret", "rows": gated}), encoding="utf-8")
+    assert main(["report", str(path), *further, "--out", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "gated.png").read_bytes().startswith(PNG)
+    capsys.readouterr()
     assert main(["report", str(path), "--regret", str(virtual), "--out", str(tmp_path / "page")]) == 1
     assert "not a result of `python -m benchmarks regret`" in capsys.readouterr().err
     assert main(["report", str(path)]) == 1

@@ -12,12 +12,12 @@ from benchmarks.simulation.scenario import Scenario
 from benchmarks.strategies.best_spans import load_peers, with_best
 from benchmarks.virtual.peers import as_text, best_spans, speed
 from benchmarks.virtual.replay import cut, replay
+from benchmarks.virtual.run import Counts, bounds_of, entries, summarise, written_by
 from benchmarks.virtual.run import as_text as table_of
-from benchmarks.virtual.run import bounds_of, entries, summarise
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import SamplingParams
 from link_emulator.profile import Profile
-from tests.support.benchmarks.traces import trace_of
+from tests.support.benchmarks.traces import SURE, extended_trace, trace_of
 
 NAMES = {
     "general": {"cloud": "cloud", "exact": "exact", "sync": "sync-8"},
@@ -127,7 +127,8 @@ def test_virtual_time_separates_kinds_and_reports_if_exact_is_ahead() -> None:
         "sync-32": [1, 1, 3],
         "bound": [5, 8, 4],
     }
-    general, humaneval = entries(traces, 50.0, NAMES, speeds)
+    counts = {name: [Counts(10, 5, 0)] * 3 for name in speeds}
+    general, humaneval = entries(traces, 50.0, NAMES, speeds, counts)
     assert general["category"] == "general"
     assert general["strategies"]["sync"] == {"strategy": "sync-8", "tokens_per_s": 3, "over_cloud": 2.0}
     assert general["exact_over"] == {"cloud": 3.5, "sync": 1.75}
@@ -139,6 +140,30 @@ def test_virtual_time_separates_kinds_and_reports_if_exact_is_ahead() -> None:
     (slower,) = summary["not_ahead"]
     assert (slower["category"], slower["strategy"], slower["exact_over"]) == ("humaneval", "sync-32", 1.0)
     assert [line.count("!") for line in table_of([general, humaneval]).splitlines()] == [0, 0, 1]
+
+
+def test_virtual_time_has_requests_and_deviations_and_never_counts_inexact_strategies_as_rivals() -> None:
+    traces = [trace_of("+" * 4), trace_of("+" * 4)]
+    names = {"general": {"cloud": "cloud", "exact": "exact", "gated": "gated", "uhlm": "uhlm-0.1"}}
+    speeds = {"cloud": [1, 1], "exact": [4, 4], "gated": [6, 8], "uhlm-0.1": [2, 2], "bound": [5, 5]}
+    counts = {name: [Counts(100, 50, 0), Counts(300, 50, 0)] for name in ("cloud", "exact", "gated")}
+    counts["uhlm-0.1"] = [Counts(100, 10, 1), Counts(300, 10, 3)]
+    (row,) = entries(traces, 50.0, names, speeds, counts)
+    assert row["strategies"]["gated"] == {"strategy": "gated", "tokens_per_s": 7, "over_cloud": 7.0}
+    assert row["exact_over"].keys() == {"cloud"}
+    assert row["exact_ahead_of_all"], "gated is faster and no rival"
+    assert row["inexact_over_exact"] == {"gated": 1.75, "uhlm": 0.5}
+    assert row["requests_per_100_tokens"] == {"cloud": 25.0, "exact": 25.0, "gated": 25.0, "uhlm": 5.0}
+    assert row["deviations_per_100_tokens"] == {"gated": 0.0, "uhlm": 1.0}
+
+
+def test_generations_are_counted_trace_by_trace() -> None:
+    traces = [extended_trace(trace_of("+-+-", wrong=SURE)), extended_trace(trace_of("++++"))]
+    written = written_by("uhlm-0.1", traces, 50.0, traces[0], "none")
+    assert [one.tokens for one in written.counts] == [4, 4]
+    assert [one.deviations for one in written.counts] == [2, 0]
+    assert [one.requests for one in written.counts] == [0, 0], "nothing is asked, and the last audit is no request"
+    assert len(written.tokens_per_s) == 2
 
 
 def test_the_bound_has_the_costs_of_the_simulation() -> None:

@@ -13,17 +13,17 @@ import pytest
 from benchmarks.simulation.trace import TraceFile, save_traces
 from benchmarks.virtual import regret
 from benchmarks.virtual.regret import Cell, summarise
-from tests.support.benchmarks.traces import trace_of
+from tests.support.benchmarks.traces import extended_trace, trace_of
 
 
 def measured(folder: Path, *options: str) -> dict[str, Any]:
-    """Measure a grid of one link and one device over three texts.
+    """Measure a grid of one link and one device over three texts, with the gate of their signals.
 
     In two of them, device and cloud agree except once; in the third they never agree.
     """
     kinds = {"humaneval": ["+" * 20 + "-" + "+" * 19, "+" * 40], "general": ["-" * 30]}
     traces = [
-        replace(trace_of(pattern), id=f"{category}/{index}", category=category)
+        replace(extended_trace(trace_of(pattern)), id=f"{category}/{index}", category=category)
         for category, patterns in kinds.items()
         for index, pattern in enumerate(patterns)
     ]
@@ -32,7 +32,7 @@ def measured(folder: Path, *options: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     regret.add_arguments(parser)
     grid = ["--rtts-ms", "50", "--profiles", "none", "--clouds-ms", "20,310", "--drafts-ms", "20", "--processes", "1"]
-    return regret.run(parser.parse_args(["--traces", str(path), *grid, *options]))
+    return regret.run(parser.parse_args(["--traces", str(path), "--gate", "none", *grid, *options]))
 
 
 def rows_of(result: dict[str, Any], category: str) -> dict[float, dict[str, Any]]:
@@ -76,6 +76,55 @@ def test_the_summary_counts_cells_under_the_limit_and_names_the_worst() -> None:
     summary = summarise(rows)["settled"]
     assert (summary["cells"], summary["under_0.97"], summary["least"]) == (4, 2, 0.9)
     assert [row["settled"] for row in summary["worst"]] == [0.9, 0.96, 0.97, 1.2]
+
+
+def test_gated_and_inexact_rivals_are_compared_with_exact_and_never_the_best(tmp_path: Path) -> None:
+    result = measured(tmp_path, "--against", "sync-8", "--inexact", "uhlm-0.1,bild-0.6-2")
+    for row in result["rows"]:
+        assert row["best"] == "sync-8"
+        assert row["gated_over_exact"].keys() == {"settled", "whole"}
+        assert row["gated_requests"] > 0
+        assert row["gated_cloud_work"] > 0
+        assert row["gated_deviations_per_100_tokens"] >= 0
+        assert row["inexact"].keys() == {"uhlm-0.1", "bild-0.6-2"}
+        for ratios in row["inexact"].values():
+            assert ratios.keys() == {"settled", "whole", "requests", "cloud_work"}
+    sure = rows_of(result, "humaneval")[310.0]
+    assert sure["inexact"]["uhlm-0.1"]["requests"] < 0.5, "it is sure of nearly every token"
+    summary = result["summary"]
+    assert summary["gated"]["whole"]["cells"] == 4
+    for share in ("requests", "cloud_work"):
+        assert summary["gated"][share].keys() == {"geometric_mean", "most"}
+    assert summary["inexact"].keys() == {"uhlm-0.1", "bild-0.6-2"}
+
+
+def test_a_quick_grid_has_exact_and_gated_alone(tmp_path: Path) -> None:
+    result = measured(tmp_path, "--against", "", "--inexact", "none")
+    assert result["summary"].keys() == {"gated", "inexact"}
+    for row in result["rows"]:
+        assert not row.keys() & {"best", "settled", "whole", "over_cloud"}
+        assert row["inexact"] == {}
+
+
+def test_the_summary_counts_cells_where_gated_loses() -> None:
+    rows = [
+        {
+            "link": "5",
+            "cloud_ms": 10.0,
+            "draft_ms": 5.0,
+            "category": "general",
+            "gated_over_exact": {"settled": value, "whole": 1.0},
+            "gated_requests": requests,
+            "gated_cloud_work": 0.5,
+            "inexact": {},
+        }
+        for value, requests in ((1.2, 0.5), (0.9, 0.0), (0.98, 0.25), (0.97, 2.0))
+    ]
+    gated = summarise(rows)["gated"]
+    assert (gated["settled"]["under_0.98"], gated["settled"]["least"], gated["whole"]["under_0.98"]) == (2, 0.9, 0)
+    assert [row["settled"] for row in gated["settled"]["worst"]] == [0.9, 0.97, 0.98, 1.2]
+    assert gated["requests"]["most"] == 2.0
+    assert gated["requests"]["geometric_mean"] == pytest.approx((0.5 * 1e-4 * 0.25 * 2.0) ** 0.25, abs=1e-4)
 
 
 @pytest.mark.parametrize(("cloud_ms", "of_64_tokens"), [(310.0, 310 * (1 + 0.046 * 63)), (40.0, 40 * (1 + 0.002 * 63))])

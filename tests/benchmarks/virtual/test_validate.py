@@ -13,7 +13,7 @@ from benchmarks.virtual.validate import compare
 from chaperone_common.errors import ConfigError
 from edge_client.planner import Estimates
 from link_emulator.profile import Profile
-from tests.support.benchmarks.traces import trace_of
+from tests.support.benchmarks.traces import measured_trace, trace_of
 
 READ = Curve.of((1, 100), (2, 100), (3, 102), (5, 106), (9, 114), (17, 130), (33, 162))
 TRACE = trace_of("+++++++-" * 4)
@@ -71,9 +71,30 @@ def test_edge_is_simulated_at_its_own_draft_time() -> None:
     assert abs(rows["edge"]["error"]) < 0.03
 
 
-def test_a_calibrated_gate_is_left_out() -> None:
-    rows = list(compare(run_of("cloud", "sync-8", "gated"), {TRACE.id: TRACE}))
-    assert [row["strategy"] for row in rows] == ["cloud", "sync-8"]
+def test_gated_is_simulated_with_the_gate_of_its_pair() -> None:
+    measured = measured_trace(TRACE)  # of a pair without a packaged gate, so that risks follow from the signals
+    rows = list(compare(run_of("cloud", "sync-8", "gated", trace=measured), {TRACE.id: measured}))
+    assert [row["strategy"] for row in rows] == ["cloud", "sync-8", "gated"]
+    assert max(abs(row["error"]) for row in rows) < 0.03
+    with pytest.raises(ConfigError, match="has no varentropies and token texts"):
+        list(compare(run_of("cloud", "sync-8", "gated"), {TRACE.id: TRACE}))
+
+
+def test_one_client_writes_all_generations_of_gated() -> None:
+    """The gate of the run learns from prompt to prompt, and so does the simulated one."""
+    twice = run_of("cloud", "sync-8")
+    learning, estimates = strategy_named("gated"), Estimates()
+    trace = measured_trace(trace_of("+" * 48))
+    row = dict(twice["generations"][0], strategy="gated", id=trace.id, token_ids=list(trace.token_ids))
+    scenario = Scenario(Profile.fixed(50.0), CloudCosts(read_ms=READ), DraftCosts(step_ms=20.0))
+    for _ in range(3):
+        simulation = simulate(trace, scenario, learning, estimates)
+        costs = asdict(estimates.costs()) | {"draft_ms": 20.0, "stream_ms": 100.0}
+        speed = simulation.decode_tokens_per_s
+        twice["generations"].append(row | {"decode_tokens_per_s": speed, "costs": costs})
+    (gated,) = (found for found in compare(twice, {trace.id: trace}) if found["strategy"] == "gated")
+    assert gated["prompts"] == 3
+    assert abs(gated["error"]) < 0.05
 
 
 def test_a_faster_run_does_not_match() -> None:
