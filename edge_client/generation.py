@@ -155,7 +155,7 @@ def error_json(error: ChaperoneError, *, where: str = "") -> dict[str, str]:
 
 def cloud_share_warning(event: CloudShareReached) -> str:
     """Return a warning about a text in which the ceiling on the cloud's share was reached."""
-    return f"{event.reason}; tokens from here on may be unverified, and the promises do not hold"
+    return f"{event.reason}; tokens from here on may be unverified, and then the promises do not hold"
 
 
 def unverified_warning(error: ChaperoneError) -> str:

@@ -195,9 +195,10 @@ def summary(stats: GenerationStats) -> list[str]:
         f"{stats.hidden_round_trips} hidden, {stats.overridden_tokens} overrides]"
     ]
     if stats.guard is not None:
+        outcome = "the promises hold" if stats.promises_hold else "the promises do not hold"
         lines.append(
             f"[{stats.guard} {stats.max_cloud_share} was reached: the cloud's share is {stats.cloud_share:.2f}, "
-            f"{stats.unverified_tokens} tokens are unverified, and the promises do not hold]"
+            f"{stats.unverified_tokens} tokens are unverified, and {outcome}]"
         )
     return lines
 

@@ -46,7 +46,9 @@ def test_the_json_and_one_warning_report_the_ceiling(address: str, capsys: pytes
 
 
 def test_the_summary_says_that_the_promises_do_not_hold() -> None:
-    stats = GenerationStats(guard="max_cloud_share", max_cloud_share=0.2, cloud_share=0.194, unverified_tokens=7)
+    stats = GenerationStats(
+        guard="max_cloud_share", max_cloud_share=0.2, cloud_share=0.194, unverified_tokens=7, promises_hold=False
+    )
     assert summary(stats)[1:] == [
         "[max_cloud_share 0.2 was reached: the cloud's share is 0.19, 7 tokens are unverified, and the promises do not "
         "hold]"
