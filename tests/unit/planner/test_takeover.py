@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chaperone_common.types import Mode
-from edge_client.planner import CatchUp, Estimates, Send, Wait
+from edge_client.planner import AdaptivePlanner, CatchUp, Estimates, Send, Wait
 from edge_client.planner.costs import Costs
 from edge_client.planner.learning import OverrideClusters
 from edge_client.planner.takeover import takeover_tokens
@@ -70,6 +72,14 @@ def test_gated_sends_the_length_of_a_takeover_with_its_request() -> None:
     assert far.figures["takeover"] == 2
     near = asking(known(rtt_ms=5, read_ms=80, token_ms=0, stream_ms=80)).decide(Mode.GATED)
     assert near.action == Send(1, 0), "the cloud chooses one token, without a takeover"
+
+
+@pytest.mark.parametrize(("left", "takeover"), [(None, 2), (8, 2), (2, 1), (1, 0), (0, 0)])
+def test_a_ceiling_on_the_cloud_share_shortens_a_takeover(left: int | None, takeover: int) -> None:
+    situation = asking(known(rtt_ms=600, read_ms=80, token_ms=0, stream_ms=80)).situation
+    action = AdaptivePlanner(Mode.GATED).decide(replace(situation, cloud_tokens_left=left)).action
+    assert isinstance(action, Send)
+    assert action.continuation_tokens == takeover
 
 
 def test_gated_reads_along_in_chunks_without_a_take_back() -> None:
