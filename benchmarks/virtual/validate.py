@@ -8,8 +8,8 @@ estimates from prompt to prompt.
 
 A setting is a link, a kind of prompts and a strategy. The simulator is as good as its medians of tokens per second are
 near the measured ones. A prompt counts if the run wrote its recorded text. So for `gated` it counts if the run kept no
-deviation. The simulated generation may keep some; the trace then continues as after the cloud's token. The gate of a
-simulated client learns from these prompts alone.
+deviation. The simulated client writes the other prompts, too, since its estimates and its gate learn from them. If it
+keeps a deviation, the trace continues as after the cloud's token.
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ def compare(result: dict[str, Any], traces: dict[str, Trace], gate: str = PACKAG
     profile = Profile.model_validate(result["settings"]["profile"])
     rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] != ASSISTED]
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
-        mine = [row for row in rows if row["strategy"] == strategy and _recorded(row, traces)]
+        mine = [row for row in rows if row["strategy"] == strategy and row["id"] in traces]
         simulated = _speeds(mine, traces, _met(strategy, rows).scenario(profile), gate)
-        for category in dict.fromkeys(row["category"] for row in mine):
-            pairs = [(row, speed) for row, speed in zip(mine, simulated, strict=True) if row["category"] == category]
+        recorded = [pair for pair in zip(mine, simulated, strict=True) if _recorded(pair[0], traces)]
+        for category in dict.fromkeys(row["category"] for row, _ in recorded):
+            pairs = [(row, speed) for row, speed in recorded if row["category"] == category]
             measured = statistics.median(row["decode_tokens_per_s"] for row, _ in pairs)
             virtual = statistics.median(speed for _, speed in pairs)
             yield {
@@ -113,13 +114,15 @@ def _speeds(rows: Sequence[Row], traces: dict[str, Trace], scenario: Scenario, g
     if not rows:
         return []
     estimates, strategy = Estimates(), strategy_over(traces[rows[0]["id"]], rows[0]["strategy"], gate)
-    mine = [cut(traces[row["id"]], len(row["token_ids"])) for row in rows]
+    whole = [traces[row["id"]] for row in rows]
+    mine = [
+        cut(trace, min(len(trace.token_ids), len(row["token_ids"]))) for trace, row in zip(whole, rows, strict=True)
+    ]
     return [simulate(trace, scenario, strategy, estimates).decode_tokens_per_s for trace in mine]
 
 
 def _recorded(row: Row, traces: dict[str, Trace]) -> bool:
-    trace = traces.get(row["id"])
-    return trace is not None and tuple(row["token_ids"]) == trace.token_ids[: len(row["token_ids"])]
+    return tuple(row["token_ids"]) == traces[row["id"]].token_ids[: len(row["token_ids"])]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

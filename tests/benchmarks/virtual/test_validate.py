@@ -1,6 +1,6 @@
 """The validation finds no error in a simulated run, and the error of a different one."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -95,6 +95,16 @@ def test_one_client_writes_all_generations_of_gated() -> None:
     (gated,) = (found for found in compare(twice, {trace.id: trace}) if found["strategy"] == "gated")
     assert gated["prompts"] == 3
     assert abs(gated["error"]) < 0.05
+
+
+def test_a_client_learns_from_prompts_that_do_not_count() -> None:
+    other = replace(TRACE, id="other")
+    result = run_of("cloud", "sync-8")
+    result["generations"] = [row | {"id": "other"} for row in result["generations"]] + result["generations"]
+    for row in result["generations"][:2]:
+        row["token_ids"] = [row["token_ids"][0] + 1, *row["token_ids"][1:], 1]
+    rows = list(compare(result, {TRACE.id: TRACE, "other": other}))
+    assert [(row["strategy"], row["prompts"]) for row in rows] == [("cloud", 1), ("sync-8", 1)]
 
 
 def test_a_faster_run_does_not_match() -> None:
