@@ -28,7 +28,7 @@ from examples.demo_table import WIDTH, Answer, Answers, answer_of, explanation, 
 
 PROMPTS = (
     "Write a Python function that merges two sorted lists into one sorted list, with a docstring.",
-    "Why does the sea look blue, although a glass of water has no colour?",
+    "Describe an early morning in a small harbour town, in one paragraph.",
 )
 # Other prompts than those of the tables, one of each kind.
 WARM_UP_PROMPTS = ("Write a Python function that counts the words in a file.", "What is a lighthouse for?")

@@ -49,12 +49,12 @@ class Reason(StrEnum):
 
 
 REASONS = {
-    Reason.DEVIATION: "the gate let tokens pass without asking, and audits found that the cloud would have chosen "
+    Reason.DEVIATION: "The gate let tokens pass without asking, and audits found that the cloud would have chosen "
     "others after the same text. The number counts all of them.",
-    Reason.ROUNDING: "the cloud chose both tokens after the same text. It rounds differently if it reads more tokens "
+    Reason.ROUNDING: "The cloud chose both tokens after the same text. It rounds differently if it reads more tokens "
     "at once, and the two were almost equally good.",
-    Reason.UNCHECKED: "the device wrote the token, and the cloud has not read it.",
-    Reason.LENGTH: "one text continues where the other ends.",
+    Reason.UNCHECKED: "The device wrote the token, and the cloud has not read it.",
+    Reason.LENGTH: "One text continues where the other ends.",
 }
 
 
