@@ -125,6 +125,15 @@ class DisagreementDrafter(ChoosingDrafter):
         return replace(proposal, signal=replace(proposal.signal, risk=risk))
 
 
+def configured(strategy: Strategy, config: EdgeConfig) -> EdgeConfig:
+    """Return the configuration of a strategy's client.
+
+    The product's own gate is as users have it: with the pair's calibrated gate, and with the strategy's promise.
+    """
+    gate = strategy.gate_settings or config.gate.model_copy(update={"file": None})
+    return config.model_copy(update={"mode": strategy.mode, "gate": gate})
+
+
 class Device:
     """An `EdgeClient` for one strategy, so that no strategy learns from another's generations.
 
@@ -134,12 +143,10 @@ class Device:
     def __init__(self, strategy: Strategy, config: EdgeConfig) -> None:
         self._strategy = strategy
         self._planner = WatchedPlanner(strategy.planner)
-        settings = config.model_copy(update={"mode": strategy.mode})
-        if strategy.gate_settings is not None:  # as users have it, with the pair's own gate
-            settings = settings.model_copy(update={"gate": strategy.gate_settings})
+        settings = configured(strategy, config)
+        if strategy.gate_settings is not None:
             self._client = EdgeClient(settings, planner=lambda _: self._planner)
             return
-        settings = settings.model_copy(update={"gate": settings.gate.model_copy(update={"file": None})})
         self._client = EdgeClient(
             settings,
             planner=lambda _: self._planner,

@@ -1,4 +1,4 @@
-"""U-HLM's gate receives the disagreement as the risk, on the device and from traces."""
+"""Gates of measured devices: the product's own as users have it, and U-HLM's with the disagreement as the risk."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measured.runners import DisagreementDrafter
+from benchmarks.measured.runners import DisagreementDrafter, configured
+from benchmarks.strategies.families import strategy_named
 from benchmarks.strategies.lenient_server import lenient_model
 from benchmarks.traces.extend import read_cross_entropies, read_disagreements
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.sampling import softmax
-from chaperone_common.types import SamplingParams
+from chaperone_common.types import Mode, SamplingParams
 from cloud_supervisor.config import CloudConfig
+from edge_client.config import EdgeConfig
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.uncertainty import cross_entropy, disagreement
 from tests.support.benchmarks.traces import trace_of
@@ -24,6 +26,15 @@ from tests.support.fakes.target import FakeTarget
 
 PROMPT = (3, 1, 4, 1)
 SAMPLED = SamplingParams(temperature=0.8, seed=11)
+
+
+def test_the_products_own_gate_is_calibrated_and_keeps_the_promise_of_its_name() -> None:
+    config = EdgeConfig(pair="tiny")
+    assert configured(strategy_named("exact"), config) == config.model_copy(update={"mode": Mode.EXACT})
+    gated = configured(strategy_named("gated-0.9"), config)
+    assert (gated.mode, gated.gate.catch, gated.gate.max_deviation) == (Mode.GATED, 0.9, 1.0)
+    assert gated.gate.file == "auto"
+    assert configured(strategy_named("uhlm-0.1"), config).gate.file is None
 
 
 def test_the_drafter_proposes_as_usual_with_the_disagreement_as_risk() -> None:
