@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kit.pair_models import check_models
 from benchmarks.kit.provenance import provenance
 from benchmarks.quality.exploration.text_tree import load_trees
 from benchmarks.quality.judged_texts import JudgedText
 from benchmarks.quality.task_suites import PROMPT_SETS, tasks_of
-from benchmarks.traces.record import models_of, sha256_of
+from benchmarks.traces.record import sha256_of
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError
@@ -36,10 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     header, trees = load_trees(args.explored)
-    if header.get("suite") != SUITE or header.get("models") != models_of(args.pair):
-        raise ConfigError(
-            f"{args.explored}: explored on another suite than {SUITE}, or with other models; explore again"
-        )
+    if header.get("suite") != SUITE:
+        raise ConfigError(f"{args.explored}: explored on another suite than {SUITE}; explore again")
+    check_models(args.explored, header.get("models", {}), args.pair, remedy="explore again")
     edge, cloud = (load_manifest(pair_folder(args.pair, role), role=role) for role in ("edge", "cloud"))
     client = EdgeClient(EdgeConfig(pair=args.pair, gate=GateSettings(file=None)))
     try:

@@ -39,6 +39,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.kit.pair_models import check_models
 from benchmarks.kit.provenance import provenance
 from benchmarks.kit.statistics import Indices, interval
 from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
@@ -48,7 +49,7 @@ from benchmarks.quality.hidden_states import HiddenStates
 from benchmarks.quality.judged_texts import SIGNALS, Deviation, JudgedText, risks_by, sampled, written_after
 from benchmarks.quality.task_suites import SUITES, Task, tasks_of
 from benchmarks.strategies.gated import add_gate_option
-from benchmarks.traces.record import device_model, models_of
+from benchmarks.traces.record import device_model
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError, InvalidRequest
@@ -90,8 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     header, trees = load_trees(args.explored)
-    if header.get("suite") != args.suite or header.get("models") != models_of(args.pair):
-        raise ConfigError(f"{args.explored}: explored on another suite, or with other models; name another --explored")
+    if header.get("suite") != args.suite:
+        raise ConfigError(f"{args.explored}: explored on another suite than {args.suite}; name another --explored")
+    check_models(args.explored, header.get("models", {}), args.pair, remedy="name another --explored")
     tasks = [task for task in tasks_of(args.suite) if task.id in trees]
     if not tasks:
         raise ConfigError(f"{args.explored}: none of the tasks of {args.suite}; explore them first")

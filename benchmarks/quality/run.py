@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kit.pair_models import check_models, models_of
 from benchmarks.kit.provenance import provenance
 from benchmarks.quality.exploration.explored_models import ExploredModels
 from benchmarks.quality.exploration.explorer import Explorer, RecordingModel
@@ -37,7 +38,7 @@ from benchmarks.simulation.scenario import Scenario, Simulation
 from benchmarks.simulation.strategy import Strategy
 from benchmarks.strategies.families import strategy_named
 from benchmarks.strategies.gated import add_gate_option
-from benchmarks.traces.record import device_model, models_of
+from benchmarks.traces.record import device_model
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError
@@ -161,13 +162,7 @@ class _Study:
         manifest = load_manifest(folder, role="cloud")
         cloud = RecordingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
         self.dtype = cloud.model.dtype
-        header = {
-            "suite": self._args.suite,
-            "models": models_of(self._args.pair),
-            "dtype": self.dtype,
-            "max_new_tokens": self._args.max_new_tokens,
-        }
-        self._trees = _explored(self._args.explored, header)
+        header, self._trees = self._explored()
         self._check_prompts()
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
         began = time.monotonic()
@@ -185,6 +180,25 @@ class _Study:
                 explorer.leave(self._trees[task.id])
         device.close()
         return rows
+
+    def _explored(self) -> tuple[dict[str, Any], dict[str, TextTree]]:
+        """Return the header and the texts explored before; raise ConfigError if they are those of another study."""
+        path, pair = self._args.explored, self._args.pair
+        settings = {
+            "suite": self._args.suite,
+            "dtype": self.dtype,
+            "max_new_tokens": self._args.max_new_tokens,
+        }
+        if not path.exists():
+            return {**settings, "models": models_of(pair)}, {}
+        header, trees = load_trees(path)
+        for name, value in settings.items():
+            if header.get(name) != value:
+                raise ConfigError(
+                    f"{path}: {name} is {header.get(name)!r} there, not {value!r}; name another --explored"
+                )
+        check_models(path, header.get("models", {}), pair, remedy="name another --explored")
+        return header, trees
 
     def _groups(self) -> Iterator[Sequence[Task]]:
         together: int = self._args.together
@@ -263,17 +277,6 @@ class _Study:
 
     def _new_tree(self, task: Task) -> TextTree:
         return TextTree(task.id, tuple(self._client.prepare(task.message).token_ids))
-
-
-def _explored(path: Path, header: dict[str, Any]) -> dict[str, TextTree]:
-    """Return the texts explored before; raise ConfigError if they are those of other models."""
-    if not path.exists():
-        return {}
-    known, trees = load_trees(path)
-    for name, value in header.items():
-        if known.get(name) != value:
-            raise ConfigError(f"{path}: {name} is {known.get(name)!r} there, not {value!r}; name another --explored")
-    return trees
 
 
 def _report(strategy: str, done: int, of: int, began: float) -> None:

@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.kit.pair_models import check_models, models_of
 from benchmarks.kit.prompts import read_prompts
 from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.trace import Trace, TraceFile, extended, load_traces, save_traces
-from benchmarks.traces.record import device_model, models_of, sha256_of, traced_device
+from benchmarks.traces.record import device_model, sha256_of, traced_device
 from benchmarks.traces.signals import Repeats, with_varentropies
 from chaperone_common.artefacts.folders import pair_folder
-from chaperone_common.artefacts.manifest import SPECIAL_TOKENS_NAME, ModelManifest, load_manifest
+from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ConfigError
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.token_tree import TokenTree
@@ -97,8 +98,7 @@ class _Readers:
         return read | {"signals": {**Repeats()._asdict(), **header.get("signals", {}).get("read", {})}}
 
     def _check(self, path: Path, file: TraceFile, prompt_sets: Path) -> None:
-        if _weights(file.header["models"]) != _weights(models_of(self._pair)):
-            raise ConfigError(f"{path}: models are others than those of pair {self._pair!r} here; record it again")
+        check_models(path, file.header["models"], self._pair, remedy="record it again")
         machine = provenance()["machine"]
         judged_by, measured_by = file.header.get("extended", {}), file.header.get("signals", {})
         unjudged = any(trace.cross_entropies is None for trace in file.traces)
@@ -145,22 +145,6 @@ class _Readers:
 
 
 _NOTHING_READ = {"tokens": 0, "same_proposals": 0, "same_tokens": 0}
-_GRAPH, _WEIGHTS = "model.onnx", "model.onnx.data"
-
-
-def _weights(models: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the models of a header without the graph file, whose bytes depend on the version of the exporter."""
-    return {
-        role: {
-            "model": model["model"],
-            "files": {
-                name: digest
-                for name, digest in model["files"].items()
-                if name != SPECIAL_TOKENS_NAME and not (name == _GRAPH and _WEIGHTS in model["files"])
-            },
-        }
-        for role, model in models.items()
-    }
 
 
 def _begun_elsewhere(path: Path, how: str) -> ConfigError:

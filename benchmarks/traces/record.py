@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.kit.pair_models import models_of
 from benchmarks.kit.processes import cloud_server
 from benchmarks.kit.prompts import Prompt, read_prompts
 from benchmarks.kit.provenance import provenance
@@ -196,15 +197,6 @@ def _header(args: argparse.Namespace) -> dict[str, Any]:
         "tokenizer_digest": manifest.tokenizer_digest,
         "vocabulary_size": manifest.vocabulary_size,
         "settings": {"temperature": args.temperature, "seed": args.seed, "max_new_tokens": args.max_new_tokens},
-    }
-
-
-def models_of(pair: str) -> dict[str, Any]:
-    """Return the models of a pair as they stand in a header."""
-    manifests = {role: load_manifest(pair_folder(pair, role), role=role) for role in ("edge", "cloud")}
-    return {
-        role: {"model": manifest.model, "files": {name: file.sha256 for name, file in manifest.files.items()}}
-        for role, manifest in manifests.items()
     }
 
 

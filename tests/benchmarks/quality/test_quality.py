@@ -75,6 +75,23 @@ def test_texts_explored_with_other_models_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny_pair")
+def test_texts_explored_with_another_export_are_continued(tmp_path: Path) -> None:
+    """The file keeps the names of the models that began it."""
+    asked = ("--suite", "prose", "--tasks", "1", "--strategies", "edge")
+    answered(tmp_path, *asked)
+    path = tmp_path / "explored.jsonl.gz"
+    header, trees = load_trees(path)
+    del header["models"]["edge"]["files"]["special_tokens.json"]
+    save_trees(path, header, trees.values())
+    answered(tmp_path, *asked)
+    assert load_trees(path)[0] == header
+    header["models"]["edge"]["files"]["tokenizer.json"] = "other"
+    save_trees(path, header, trees.values())
+    with pytest.raises(ConfigError, match=r"models are others .* \(edge tokenizer.json\); name another --explored"):
+        answered(tmp_path, *asked)
+
+
+@pytest.mark.usefixtures("tiny_pair")
 def test_texts_explored_for_another_prompt_are_refused(tmp_path: Path) -> None:
     asked = ("--suite", "prose", "--tasks", "1", "--strategies", "edge")
     _, [row] = answered(tmp_path, *asked)

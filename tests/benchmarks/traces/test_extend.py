@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.kit.pair_models import models_of
 from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import ExtendedProposal, TraceFile, load_traces, save_traces
 from benchmarks.strategies.families import strategy_named
 from benchmarks.traces.extend import add_arguments, run
-from benchmarks.traces.record import models_of, sha256_of
+from benchmarks.traces.record import sha256_of
 from chaperone_common.errors import ConfigError
 from edge_client import EdgeClient, EdgeConfig
 from tests.support.benchmarks.traces import trace_of
