@@ -36,6 +36,9 @@ COMMANDS = {
     "regret": Command(
         "benchmarks.virtual.regret", "loss of exact against the best fixed strategy, over a grid in virtual time"
     ),
+    "fresh": Command(
+        "benchmarks.virtual.fresh", "the first text of a fresh client compared with its tenth, in virtual time"
+    ),
     "quality": Command(
         "benchmarks.quality.run", "pass@1, and whether gates keep their promises: strategies on suites of tasks"
     ),

@@ -140,6 +140,7 @@ STEPS = (
         28,
         options=f"--prompts 2 --traces {_TRACES}0.jsonl.gz",
     ),
+    Step("fresh", "a client's first text against its tenth", "fresh", "fresh.json", 3),
     Step("risk", "the planner's constants of risk, fitted", "risk", "risk.json", 0.5),
     Step("calibration", "the link emulator against its profiles", "calibration", "calibration.json", 8),
     Step("device", "the device's path over bare onnxruntime", "device", "device.json", 3),
