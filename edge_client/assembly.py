@@ -13,7 +13,7 @@ from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, In
 from chaperone_common.frames import Capabilities, Open
 from chaperone_common.types import Mode, OnDeviation, SamplingParams, SessionId
 from edge_client.cancellation import Interrupt
-from edge_client.config import EdgeConfig, PlannerSettings
+from edge_client.config import EdgeConfig
 from edge_client.engine.engine import Engine
 from edge_client.engine.settings import EngineSettings
 from edge_client.gate import CloudShareLimit, Gate
@@ -115,10 +115,11 @@ def continues_alone(config: EdgeConfig, mode: Mode) -> bool:
     return mode.drafts and (on_loss == "continue" or (on_loss == "default" and mode is Mode.GATED))
 
 
-def configured_planner(settings: PlannerSettings, mode: Mode) -> Planner:
+def configured_planner(config: EdgeConfig, mode: Mode) -> Planner:
     """Return the planner that the settings name."""
+    settings = config.planner
     if settings.policy == "adaptive":
-        return AdaptivePlanner(mode)
+        return AdaptivePlanner(mode, config.gate.request_price_ms)
     # The device waits for each fired token, so collecting several of them gains nothing.
     span_tokens = 1 if mode is Mode.GATED else settings.span_tokens
     return FixedPlanner(
@@ -198,7 +199,7 @@ class Assembly:
             drafter=await self._new_drafter(request) if mode.drafts else None,
             connect=self.peer.links(cloud) if cloud is not None else None,
             gate=self._gate(mode) if self._gate is not None else self.gates.gate(mode, request.promises),
-            planner=self._planner(mode) if self._planner is not None else configured_planner(self.config.planner, mode),
+            planner=self._planner(mode) if self._planner is not None else configured_planner(self.config, mode),
             estimates=self._estimates,
             risk_model=self.gates.risk_model(mode, self.tokenizer.token_text, prompt_length, committed),
             output=output,

@@ -84,6 +84,7 @@ class GateSettings(FrozenModel):
     max_cloud_share: MaxCloudShare | None = None
     on_cloud_share: Literal["continue", "fail"] = "continue"
     audit_share: float = Field(default=1.0, ge=0.05, le=1)
+    request_price_ms: float | None = Field(default=None, ge=0, le=MAX_DEADLINE_MS)
     risk: float = Field(default=0.1, ge=0, le=1)  # the policy `threshold` fires at this risk and above
 
     @field_validator("max_cloud_share")

@@ -168,6 +168,7 @@ class Engine:
         ends = proposal.token_id in self.session.eos_token_ids
         # End-of-text cannot be taken back, so the cloud must confirm it. Without a cloud nothing fires.
         fires = self.cloud.is_up and (self.gate.fires(proposal.signal) or ends)
+        self.pipeline.drafted(fires=fires)
         reached = self.guard.check() if fires else []
         if self.guard.error is not None:
             self._interrupt.stop(self.guard.error)

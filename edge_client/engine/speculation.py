@@ -37,10 +37,8 @@ class Speculation:
         )
         self._session = session
         self._estimates = estimates
-        self._clusters = estimates.override_clusters
         self._clock = clock
         self._next_proposal: tuple[int, Proposal] | None = None  # with a position that the text has not reached
-        self._overridden_at: int | None = None  # position of the last override
         self._adopted_branch: Branch | None = None  # the branch that has just become the text
 
     @property
@@ -134,14 +132,6 @@ class Speculation:
         overridden = judged and proposal is not None and proposal.token_id != event.token_id
         if proposal is not None and judged:
             self._estimates.risks.judged(proposal.signal.risk, agreed=not overridden)
-        if self._overridden_at is not None:
-            distance = event.position - self._overridden_at
-            if proposal is not None:
-                self._clusters.settled(distance, overridden=overridden)
-            else:
-                self._clusters.unknown(distance)
-        if overridden:
-            self._overridden_at = event.position
 
     def _unwritten(self, position: int) -> Proposal | None:
         """Return the model's proposal for a position that the cloud wrote before the device did, if it made one."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edge_client.planner.learning import OverrideClusters, ReadingTime, Recent, Share
+from edge_client.planner.learning import ReadingTime, Recent, Share
 
 # Forwards of several rows to forget for each forward of a single row (an assumption).
 _UNTRIED = 0.2
+# Share of drafted tokens that a gate asks about before any is known: between code and prose (an assumption).
+_FIRES_PRIOR = 0.1
 # The least time of any step: clocks are coarse, and a cloud may report any time.
 _LEAST_MS = 0.01
 
@@ -29,6 +31,8 @@ class Costs:
     risk: float = 0.05  # of a token that is not drafted yet
     foresight: float = 0.0  # share of overrides that begin a drafted branch
     branch_tokens: float = 0.0  # tokens in such a branch
+    fires: float = 1.0  # share of drafted tokens that the gate asks about
+    request_ms: float = 0.0  # price of a request: the time that saving one is worth
 
     def read_ms(self, tokens: float) -> float:
         """Return the time that the cloud needs for a span."""
@@ -66,7 +70,6 @@ class Estimates:
     def __init__(self) -> None:
         prior = Costs()
         self.risks = Risks()
-        self.override_clusters = OverrideClusters()
         self._draft = Recent(prior.draft_ms)
         # The cost of a further row in the same forward, as a share of a draft's time. While it seems high, no branch is
         # drafted with the text, so old samples fade: the first such forward allocates memory and takes long.
@@ -83,6 +86,7 @@ class Estimates:
         # It takes about 20 tokens to doubt the promised rate, and 100 without a trial to trust it again.
         self._delivery = Share(prior=1.0, weight=20.0, memory=100.0)
         self._foresight = Share(prior.foresight, weight=2.0, memory=50.0)
+        self._fires = Share(_FIRES_PRIOR, weight=16.0, memory=160.0)
         self._observers: list[Callable[[int, float], None]] = []
         self._branch_tokens = Share(4.0, weight=2.0, memory=20.0)
 
@@ -94,6 +98,10 @@ class Estimates:
         else:
             share = (elapsed_ms / max(self._draft.value, _LEAST_MS) - 1) / (rows - 1)
             self._row.add(min(max(share, 0.0), 1.0))  # at most 1: a forward of its own would take no longer
+
+    def gated(self, *, fires: bool) -> None:
+        """Record whether the gate asks about a drafted token of a gated generation."""
+        self._fires.add(fires)
 
     def travelled(self, elapsed_ms: float) -> None:
         """Record the round trip of a request, without the cloud's own time."""
@@ -171,6 +179,7 @@ class Estimates:
             risk=self.risks.typical,
             foresight=self._foresight.value,
             branch_tokens=self._branch_tokens.value,
+            fires=self._fires.value,
         )
 
 

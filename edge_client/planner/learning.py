@@ -1,9 +1,8 @@
-"""Estimates from samples: a quantile, a chance, a line, and the clusters that overrides come in."""
+"""Estimates from samples: a quantile, a chance and a line."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +11,6 @@ _WINDOW = 9  # samples of a quantile
 _FORGETTING = 0.96  # weight of a sample relative to the next one
 # Time of each further token, as a share of the base time: between 1/20 on a CPU and almost 0 on a GPU.
 _SLOPE_PRIOR = 1 / 32
-_CLUSTER = 16  # tokens after an override that belong to its cluster
 
 
 class Recent:
@@ -101,24 +99,3 @@ class ReadingTime:
         if token < 0 or base <= 0:  # noise: all of it is base, or all of it slope
             base, token = (y / ones, 0.0) if token < 0 else (0.0, ky / kk)
         self.base_ms, self.token_ms = base, token
-
-
-class OverrideClusters:
-    """The chance that the cloud overrides the device again, by the distance from the last override."""
-
-    def __init__(self) -> None:
-        self._shares = [Share(prior=0.15, weight=6.0, memory=60.0) for _ in range(_CLUSTER)]
-
-    def settled(self, distance: int, *, overridden: bool) -> None:
-        """Record whether the device was overridden this many tokens after an override."""
-        if distance <= _CLUSTER:
-            self._shares[distance - 1].add(overridden)
-
-    def unknown(self, distance: int) -> None:
-        """Record that the device drafted nothing at this distance: fade, so that it gets another chance."""
-        if distance <= _CLUSTER:
-            self._shares[distance - 1].fade()
-
-    def chances(self) -> Iterator[float]:
-        """Yield the chance at each distance, from 1 on."""
-        return (share.value for share in self._shares)

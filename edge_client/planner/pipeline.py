@@ -58,6 +58,11 @@ class Pipeline:
             self._last_token_ms = now_ms + costs.rtt_ms
         self._spans.append(_Sent(now_ms, tokens, not self._spans and self._prefilled, answer_ms))
 
+    def drafted(self, *, fires: bool) -> None:
+        """Record whether the gate asks about a drafted token. In other modes than `gated` this says nothing."""
+        if self._mode is Mode.GATED:
+            self.estimates.gated(fires=fires)
+
     def answered(self, frame: ServerFrame, now_ms: float) -> None:
         """Record a frame that arrived at `now_ms`."""
         match frame:

@@ -33,6 +33,21 @@ class Situation:
         left = self.cloud_tokens_left
         return room if left is None else min(room, max(left - 1, 0))
 
+    @property
+    def most_streamed(self) -> int:
+        """The most tokens that the cloud may write if it is handed the text."""
+        room = self.session.limit - len(self.session.text)
+        return room if self.cloud_tokens_left is None else min(room, self.cloud_tokens_left)
+
+    @property
+    def ending(self) -> float:
+        """The chance that the cloud ends the text in place of the device's last token."""
+        token = self.session.token(len(self.session.text) - 1)
+        if token is None or token.proposal is None or token.proposal.runner_up not in self.session.eos_token_ids:
+            return 0.0
+        estimates = self.pipeline.estimates
+        return estimates.risks.corrected(token.proposal.signal.risk) * estimates.hit
+
 
 class Planner(Protocol):
     """Chooses actions. It is pure: the same situation gives the same decision."""

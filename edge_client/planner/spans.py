@@ -2,11 +2,12 @@
 
 Values are in tokens. A millisecond of the cloud costs `rate` tokens, so a span of k tokens has the value
 
-    1 + S_1 + ... + S_k - rate * (idle + V(k)) + value of the best next span
+    1 + S_1 + ... + S_k - rate * (idle + V(k) + price) + value of the best next span
 
     S_j    chance that its first j tokens stand
     V(k)   time in which the cloud reads it
     idle   time that the cloud waits because tokens are not drafted yet
+    price  time that one request less is worth; 0 in `exact`
 
 The rate is that of the schedule (`schedule.py`). If the draft is surer than usual, it is the best rate of a single span
 here: otherwise spans would grow as long as drafting is faster than the average.
@@ -50,7 +51,7 @@ def best_span(risks: Sequence[float], drafts: int, wait_ms: float, costs: Costs,
     lengths = np.arange(1, longest + 1)
     drafting_ms = np.maximum(0, lengths - unsent) * costs.draft_ms
     reading_ms = costs.read_base_ms + costs.read_token_ms * lengths
-    spent_ms = np.maximum(0, drafting_ms - wait_ms) + reading_ms
+    spent_ms = np.maximum(0, drafting_ms - wait_ms) + reading_ms + costs.request_ms
     tokens = np.cumsum(stands)[lengths]
     rate = max(rate, float((tokens / spent_ms).max()))
     free_ms = np.maximum(wait_ms, drafting_ms) + reading_ms
@@ -109,5 +110,5 @@ def _span_after(
     idle_ms = np.maximum(0, (ends - unsent) * costs.draft_ms - free_ms[:, np.newaxis])
     reading_ms = costs.read_base_ms + costs.read_token_ms * spans
     tokens = total[ends] - total[lengths + 1][:, np.newaxis] + begins
-    values = tokens - rate * (idle_ms + reading_ms) * begins
+    values = tokens - rate * (idle_ms + reading_ms + costs.request_ms) * begins
     return np.asarray(np.maximum(values.max(axis=1), 0), np.float64)

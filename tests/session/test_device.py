@@ -35,30 +35,19 @@ def test_a_fired_token_and_all_after_it_are_provisional() -> None:
     assert committed(fire(device, 2)) == []
     assert committed(skip(device, 3)) == []
     assert (device.final_length, device.unsent_fires, device.tally.fired) == (4, 1, 1)
-    assert device.tokens_to_ask(9) == 2, "unread tokens before the fire are audited with it"
+    assert device.has_question
     device.send()
-    assert device.tokens_to_ask(9) == 0
+    assert not device.has_question
 
 
-def test_fires_close_to_each_other_share_a_request() -> None:
-    device = session()
-    skip(device, 1)
-    fire(device, 2, 3)
-    skip(device, 4, 5)
-    fire(device, 6)
-    assert [device.tokens_to_ask(gap) for gap in (0, 1, 2, 3)] == [3, 3, 6, 6]
-    device.send(max_tokens=2)
-    assert device.tokens_to_ask(1) == 4, "the first of them is the cloud's choice after the tokens that it reads"
-
-
-@pytest.mark.parametrize(("continuation_tokens", "to_ask"), [(0, 0), (4, 1)])
-def test_a_fire_right_after_a_span_needs_no_request_of_its_own(continuation_tokens: int, to_ask: int) -> None:
+@pytest.mark.parametrize(("continuation_tokens", "asks"), [(0, False), (4, True)])
+def test_a_fire_right_after_a_span_needs_no_request_of_its_own(continuation_tokens: int, asks: bool) -> None:
     """A request is needed if the cloud may take over, which needs the token to be read."""
     device = session()
     fire(device, 1)
     device.send(continuation_tokens=continuation_tokens)
     fire(device, 2)
-    assert device.tokens_to_ask(9) == to_ask
+    assert device.has_question is asks
 
 
 def test_tokens_skipped_after_a_sent_fire_are_final_once_it_stands() -> None:

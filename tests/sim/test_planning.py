@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,8 @@ from benchmarks.simulation.strategy import Strategy, strategy_for
 from benchmarks.simulation.trace import Trace
 from chaperone_common.frames import Draft
 from chaperone_common.types import Mode, Origin
-from edge_client.gate import Always
-from edge_client.planner import Estimates, FixedPlanner
+from edge_client.gate import Always, Threshold
+from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner
 from link_emulator.profile import DirectionProfile, OutageProfile, Profile, RandomOutages, ResetProfile
 from tests.support.benchmarks.traces import LOST, trace_of
 
@@ -192,6 +193,41 @@ def test_gated_sends_no_request_where_the_gate_trusts_the_draft() -> None:
     simulation = accustomed(trace, place, strategy_for(Mode.GATED))
     assert (simulation.stats.fired, simulation.stats.round_trips) == (0, 0)
     assert decode_ms(simulation) == pytest.approx(48 * place.draft.step_ms)
+
+
+@pytest.mark.parametrize("rtt_ms", [5.0, 100.0, 400.0])
+@pytest.mark.parametrize("draft_ms", [5.0, 20.0, 80.0])
+def test_gated_is_exact_if_it_asks_about_everything_at_no_price(rtt_ms: float, draft_ms: float) -> None:
+    everything = Strategy("everything", AdaptivePlanner(Mode.GATED, request_price_ms=0.0), Always)
+    trace, place = trace_of("+++++++-++-+--+++++" * 5), scenario(rtt_ms=rtt_ms, draft_ms=draft_ms)
+    exact, asking = Estimates(), Estimates()
+    for _ in range(3):
+        expected, simulation = simulate(trace, place, EXACT, exact), simulate(trace, place, everything, asking)
+        assert simulation.token_ids == expected.token_ids == trace.token_ids
+        assert sent(simulation) == sent(expected), "the same requests at the same times"
+        assert decode_ms(simulation) == decode_ms(expected)
+
+
+def sent(simulation: Simulation) -> list[tuple[float, int, int, int]]:
+    """Return when each Draft was sent, its place and its takeover."""
+    return [
+        (moment.at_ms, frame.start, frame.end, frame.continuation_tokens)
+        for moment in simulation.timeline
+        if isinstance(frame := moment.event, Draft)
+    ]
+
+
+@pytest.mark.parametrize("text", ["+++++++-" * 12, "++-" * 30, "+" * 96])
+@pytest.mark.parametrize("cloud_ms", [5.0, 40.0, 300.0])
+def test_gated_is_no_slower_than_exact_and_asks_less(text: str, cloud_ms: float) -> None:
+    cloud = CloudCosts(read_ms=Curve.of((1, cloud_ms), (64, 2 * cloud_ms)), prefill_ms=cloud_ms / 10)
+    place = Scenario(Profile.fixed(60.0), cloud, DraftCosts(step_ms=20))
+    trace = trace_of(text)
+    exact = accustomed(trace, place)
+    gated = accustomed(trace, place, Strategy("gated", AdaptivePlanner(Mode.GATED), partial(Threshold, 0.3)))
+    assert gated.token_ids == trace.token_ids
+    assert decode_ms(gated) <= 1.03 * decode_ms(exact)  # one short text varies by more than the mean of several
+    assert len(sent(gated)) <= len(sent(exact))
 
 
 def test_a_client_without_its_cloud_continues_alone() -> None:

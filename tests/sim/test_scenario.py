@@ -115,17 +115,14 @@ def test_the_gate_skips_trusted_tokens_and_the_audit_counts_deviations() -> None
     assert asking.stats.fired == 1
 
 
-def test_the_cloud_takes_over_after_overrides_once_they_are_known_to_cluster() -> None:
+def test_the_cloud_writes_on_after_an_override_where_a_request_takes_longer() -> None:
     """Over a satellite, another request takes longer than a few tokens of a fast cloud."""
     trace = trace_of(("---" + 9 * "+") * 12)
     scenario = Scenario(Profile.fixed(600.0), CloudCosts(read_ms=Curve.of((1, 40.0), (16, 42.0))))
     written = simulate(trace, scenario, Strategy("gated", AdaptivePlanner(Mode.GATED), partial(Threshold, 0.4)))
     assert written.error is None
     assert written.token_ids == trace.token_ids
-    first = written.origins.index(Origin.TAKEOVER)
-    assert first >= 3, "there are no data before the first overrides"
-    assert 5 <= written.stats.takeover_tokens < 40
-    assert written.stats.overridden_tokens >= 12
+    assert written.stats.takeover_tokens >= 5
     assert written.stats.deviations == 0
 
 

@@ -68,17 +68,10 @@ class DeviceSession:
         """The number of unsent tokens that the cloud has to judge."""
         return sum(1 for _ in self._to_judge(self.sent_length))
 
-    def tokens_to_ask(self, gap: int) -> int:
-        """Return the number of unsent tokens up to the last fired one of a group; 0 if none of them fired.
-
-        The group begins with the first fired token. It ends before a gap of more than `gap` tokens that did not fire.
-        """
-        end = self.sent_length
-        for position in self._to_judge(self._asked):
-            if end > self.sent_length and position - end > gap:
-                break
-            end = position + 1
-        return end - self.sent_length
+    @property
+    def has_question(self) -> bool:
+        """True if the cloud has to judge a token that no span in flight asks about."""
+        return next(self._to_judge(self._asked), None) is not None
 
     @property
     def _asked(self) -> int:

@@ -93,8 +93,8 @@ class PlannerHarness:
         self.now_ms += elapsed_ms
         return self
 
-    def decide(self, mode: Mode = Mode.EXACT) -> Decision:
-        return AdaptivePlanner(mode).decide(self.situation)
+    def decide(self, mode: Mode = Mode.EXACT, *, price_ms: float | None = None) -> Decision:
+        return AdaptivePlanner(mode, price_ms).decide(self.situation)
 
     @property
     def situation(self) -> Situation:

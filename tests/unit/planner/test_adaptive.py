@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaperone_common.frames import Verdict
 from chaperone_common.types import Mode, Proposal, Signal
 from edge_client.planner import AdaptivePlanner, BranchPrefix, CatchUp, DraftToken, Estimates, HandOver, Send, Wait
 from tests.support.device.planner import EOS, PROMPT, RUNNER_UP, PlannerHarness, known, until_sent
@@ -156,77 +154,6 @@ def test_no_branch_is_sent_where_reading_a_token_is_expensive() -> None:
 
 
 # --- Other modes -----------------------------------------------------------------------------------------------------
-
-
-def test_gated_sends_once_no_token_can_join_the_fired_ones() -> None:
-    harness = PlannerHarness().drafted(*[0.01] * 30, fires=False)
-    assert harness.decide(Mode.GATED).action == DraftToken()
-    assert harness.drafted(0.3).decide(Mode.GATED).action == DraftToken(), "the next one may fire, too"
-    for _ in range(3):
-        assert harness.drafted(0.01, fires=False).decide(Mode.GATED).action == DraftToken()
-    question = harness.drafted(0.01, fires=False).decide(Mode.GATED).action
-    assert question == Send(30), "the cloud's choice after these tokens decides on the fired token"
-    assert isinstance(harness.sent().decide(Mode.GATED).action, DraftToken), "and continues to draft during the request"
-
-
-def test_gated_sends_before_endless_fires_exceed_a_good_span() -> None:
-    harness = PlannerHarness()
-    while isinstance(harness.decide(Mode.GATED).action, DraftToken):
-        harness.drafted(0.1)
-    assert isinstance(harness.decide(Mode.GATED).action, Send)
-    assert 3 <= len(harness.session.text) - harness.session.final_length <= 16
-
-
-def test_gated_has_long_stretches_read_before_the_next_request() -> None:
-    harness = PlannerHarness(known(rtt_ms=20, read_ms=50, token_ms=5))
-    while isinstance(harness.decide(Mode.GATED).action, DraftToken):
-        harness.drafted(0.001, fires=False)
-    assert harness.decide(Mode.GATED).action == Send(36), "which takes longer than three requests: 50 + 5 + 20 ms"
-    assert harness.sent().decide(Mode.GATED).action == DraftToken()
-
-
-@pytest.mark.parametrize(("risk", "asks"), [(0.1, True), (0.5, False)])
-def test_gated_sends_more_if_tokens_in_flight_will_likely_stand(risk: float, asks: bool) -> None:
-    harness = PlannerHarness(known(rtt_ms=400)).drafted(risk).sent()
-    harness.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    assert harness.decide(Mode.GATED).action == DraftToken(), "the cloud is still busy"
-    harness.now_ms += 100
-    assert harness.decide(Mode.GATED).action == (Send(1) if asks else DraftToken())
-
-
-def test_gated_does_not_send_tokens_that_the_cloud_chooses_anyway() -> None:
-    harness = PlannerHarness(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.2, token_id=EOS)
-    assert harness.decide(Mode.GATED).action == Wait()
-
-
-def test_gated_counts_each_token_in_flight_once() -> None:
-    harness = PlannerHarness(known(rtt_ms=400)).drafted(0.01, fires=False).drafted(0.15).sent(max_tokens=1)
-    harness.drafted(0.05).sent(max_tokens=1)
-    assert [(span.start, span.final_before, span.end) for span in harness.session.spans] == [(3, 4, 4), (4, 4, 5)]
-    harness.drafted(0.01, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    harness.now_ms += 300
-    assert harness.decide(Mode.GATED).action == Send(2), "0.85 x 0.95 is above 0.7, and 0.85 x 0.85 x 0.95 is not"
-
-
-def test_gated_sends_at_once_when_nothing_is_left_to_draft() -> None:
-    harness = (
-        PlannerHarness(known(rtt_ms=400)).drafted(0.1).sent().drafted(0.01, fires=False).drafted(0.2, token_id=EOS)
-    )
-    assert harness.pipeline.wait_ms(harness.now_ms) > 50, "the cloud is busy"
-    assert harness.decide(Mode.GATED).action == Send(1)
-
-
-def test_gated_keeps_later_fires_for_the_next_request_and_the_rest_for_itself() -> None:
-    harness = PlannerHarness(rows=2).drafted(0.01, fires=False).drafted(0.3).sent()
-    harness.drafted(0.2).drafted(*[0.01] * 4, fires=False).drafted(0.2).drafted(*[0.01] * 4, fires=False)
-    assert isinstance(harness.decide(Mode.GATED).action, DraftToken), "the cloud reads another span"
-    stood = harness.session.spans[0]
-    harness.now_ms += 160
-    harness.receive(Verdict(0, stood.end, harness.session.text[stood.end], compute_us=100_000))
-    assert harness.session.final_length == stood.end + 5, (
-        "the cloud's own token confirms the next fire, up to the last one"
-    )
-    assert harness.decide(Mode.GATED).action == Send(4), "up to the next fire"
 
 
 def test_without_a_cloud_the_planner_drafts_to_the_end() -> None:
