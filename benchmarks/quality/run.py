@@ -157,7 +157,6 @@ class _Study:
 
     def answers(self, strategies: Sequence[AssessedStrategy]) -> list[dict[str, Any]]:
         """Return the answers of all strategies, group by group of tasks."""
-        rows: list[dict[str, Any]] = []
         folder = pair_folder(self._args.pair, "cloud")
         manifest = load_manifest(folder, role="cloud")
         cloud = RecordingModel.of_manifest(folder, manifest, dtype=self._args.dtype, threads=self._args.threads)
@@ -165,21 +164,33 @@ class _Study:
         header, self._trees = self._explored()
         self._check_prompts()
         device = device_model(self._args.pair, self._client.manifest, threads=self._args.threads)
+        save = partial(self._save, header)
+        try:
+            return self._all_answers(strategies, Explorer(device, cloud, GREEDY), save)
+        finally:  # an interrupted command continues here
+            device.close()  # waits for forwards that write to the trees
+            save()
+
+    def _all_answers(
+        self, strategies: Sequence[AssessedStrategy], explorer: Explorer, save: Callable[[], None]
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
         began = time.monotonic()
-        explorer = Explorer(device, cloud, GREEDY)
         names = {one.strategy.name for one in strategies}
         for tasks in self._groups():
             self._write_plain_texts(tasks, names, explorer)
-            save_trees(self._args.explored, header, self._trees.values())
+            save()
             print(f"plain texts up to {tasks[-1].id}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
             for one in strategies:
                 rows += self._answer(tasks, one, explorer)
-                save_trees(self._args.explored, header, self._trees.values())
+                save()
                 _report(one.strategy.name, len(rows), len(strategies) * len(self.tasks), began)
             for task in tasks:
                 explorer.leave(self._trees[task.id])
-        device.close()
         return rows
+
+    def _save(self, header: dict[str, Any]) -> None:
+        save_trees(self._args.explored, header, self._trees.values())
 
     def _explored(self) -> tuple[dict[str, Any], dict[str, TextTree]]:
         """Return the header and the texts explored before; raise ConfigError if they are those of another study."""

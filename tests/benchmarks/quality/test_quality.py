@@ -15,7 +15,7 @@ import pytest
 from benchmarks.quality import summary
 from benchmarks.quality.exploration.text_tree import TextTree, load_trees, save_trees
 from benchmarks.quality.gate_outcomes import OutcomeColumns
-from benchmarks.quality.run import add_arguments, assessed_strategy, run
+from benchmarks.quality.run import _Study, add_arguments, assessed_strategy, run
 from benchmarks.quality.summary import fired_share_in_hindsight, summarise
 from chaperone_common.errors import ConfigError, InvalidRequest
 from chaperone_common.stats import GenerationStats
@@ -65,6 +65,18 @@ def test_retracting_deviations_gives_the_clouds_text_and_costs_time(tmp_path: Pa
     assert retracted["fired_share"] < 0.5, "otherwise there are no tokens to retract"
     assert kept["retracted_per_100_tokens"] < retracted["retracted_per_100_tokens"]
     assert summary["edge"]["decode_tokens_per_s"] > kept["decode_tokens_per_s"] > retracted["decode_tokens_per_s"]
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_an_interrupted_study_keeps_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Study, "_row", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        answered(tmp_path, "--suite", "prose", "--tasks", "1", "--strategies", "gated-0.9")
+    [tree] = load_trees(tmp_path / "explored.jsonl.gz")[1].values()
+    assert len(tree.proposals) >= 16
 
 
 @pytest.mark.usefixtures("tiny_pair")
