@@ -22,9 +22,13 @@ control (Gibbs and Candes, arXiv 2106.00170; Feldman et al., arXiv 2205.09095) a
 only a share of the texts is audited, a deviation in one of them counts for the others. The bound then holds in
 expectation, and the terms after `RESERVE` grow by the same factor.
 
+A new client starts with budgets of 0, so the bound holds from its first token, with the same terms.
+
 Within the bound the threshold follows the workload before any verdict does. Final tokens enter a fading histogram of
-risk. Suppose that the risk ranks tokens here as well as elsewhere. Then the threshold that skips a share `1 - catch` of
-all *risk* misses that share of the overrides, even if all risks are wrong by one factor. A ceiling on deviations needs
+risk. It begins with the held-out tokens, and these weigh little (`PRIOR`): a client's first text outweighs them.
+
+Suppose that the risk ranks tokens here as well as elsewhere. Then the threshold that skips a share `1 - catch` of all
+*risk* misses that share of the overrides, even if all risks are wrong by one factor. A ceiling on deviations needs
 that factor. It is learned from audits: deviations found, divided by the sum of the risks. Feedback corrects the rest:
 
     share of risk that is skipped  *=  exp(GAIN * budget)                for `catch`

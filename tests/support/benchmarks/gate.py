@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +40,13 @@ class FeatureSession:
         return [np.array([[0.0, feeds["features"][0, self._column]]], np.float32)]
 
 
-def gate_of(feature: str) -> GateModel:
-    """Return a gate whose risk is a feature, cut to [0, 1]."""
-    return GateModel(FeatureSession(feature), CARD)
+def gate_of(feature: str, held_out: Sequence[tuple[float, bool]] = ()) -> GateModel:
+    """Return a gate whose risk is a feature, cut to [0, 1].
+
+    A held-out token is its risk, and True if the cloud overrode it.
+    """
+    proof = {
+        "held_out_risks": tuple(risk for risk, _ in held_out),
+        "held_out_overrides": tuple(index for index, (_, overridden) in enumerate(held_out) if overridden),
+    }
+    return GateModel(FeatureSession(feature), CARD.model_copy(update=proof))

@@ -16,6 +16,7 @@ from chaperone_common.errors import ConfigError, InvalidRequest
 from chaperone_common.types import Promises
 from edge_client.gate import Control, HeldOutRisks
 from edge_client.gate.control import RESERVE, RiskScale, Unread
+from edge_client.gate.risk_histogram import PRIOR, RiskHistogram
 
 DELAY = 20  # tokens between a skip and its audit
 
@@ -60,6 +61,17 @@ def run(
     while unread:
         audit()
     return asked, caught, missed
+
+
+def first_and_later(catch: float, level: float) -> tuple[float, float]:
+    """Return the mean tokens asked about in the first 128 tokens of a client, and in 128 after its tenth text."""
+    first = later = 0
+    for seed in range(40):
+        control, random = Control(Promises(catch, 1.0), held_out(1)), np.random.default_rng(100 + seed)
+        first += run(control, stream(random, 128, level))[0]
+        run(control, stream(random, 9 * 128, level))
+        later += run(control, stream(random, 128, level))[0]
+    return first / 40, later / 40
 
 
 def asked_in_hindsight(tokens: Sequence[tuple[float, bool]], missed: int) -> int:
@@ -347,6 +359,34 @@ def test_promises_are_checked_and_can_be_switched_off() -> None:
     assert strict.threshold == 0.0
     none_may_deviate = Control(Promises(0.0, 0.0), held_out(1))
     assert none_may_deviate.threshold == 0.0
+
+
+# The first text of a client
+
+
+@pytest.mark.parametrize(("catch", "level"), [(0.95, 0.02), (0.95, 0.05), (0.95, 0.3), (0.8, 0.05), (0.8, 0.3)])
+def test_a_first_text_asks_about_as_many_tokens_as_later_ones(catch: float, level: float) -> None:
+    """The texts are easier than the held-out tokens, alike, or harder."""
+    first, later = first_and_later(catch, level)
+    assert first == pytest.approx(later, rel=0.25)
+
+
+def test_held_out_tokens_count_as_few_however_many_there_are() -> None:
+    few, many = (np.linspace(0.0, 0.5, count) for count in (600, 6000))
+    known = [RiskHistogram.of(risks) for risks in (few, many)]
+    assert [histogram.tokens for histogram in known] == pytest.approx([PRIOR, PRIOR])
+    assert known[0].mass == pytest.approx(known[1].mass, rel=0.01)
+    assert RiskHistogram.of(few[:20]).tokens == 20, "none counts as more than itself"
+
+
+def test_held_out_tokens_give_a_new_client_no_budget() -> None:
+    """The bound has the same terms for any held-out tokens: after seven deviations, every token fires."""
+    tame = HeldOutRisks.of([0.01] * 4000, [number < 40 for number in range(4000)])
+    for known in (tame, held_out(1), held_out(1, level=0.3)):
+        control = Control(Promises(0.95, 1.0), known)
+        control.record_audit(6, 6, expected=0.06)
+        control.record_audit(1, 1, expected=0.01)
+        assert control.threshold == 0.0
 
 
 # Conformal risk control
