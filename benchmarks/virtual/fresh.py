@@ -41,7 +41,7 @@ from link_emulator.profile import Profile
 
 STRATEGIES = "gated,exact"
 # Milliseconds of a token of the cloud, by name; `declared` is the default pair on one core (`simulation.costs`).
-CLOUDS: Mapping[str, float | None] = {"declared": None, "accelerator": 20.0}
+CLOUDS: Mapping[str, float | None] = {"declared": None, "accelerator": 60.0}
 STARTS = ("warm", "cold")
 HISTORIES = ("mixed", "same_kind", "other_kind")
 EARLIER_TEXTS = 9

@@ -44,7 +44,7 @@ def asked(level: float) -> tuple[int, int]:
     random = np.random.default_rng(1)
     gate = gate_of(RISK, drawn(random, 2000, HELD_OUT))
     texts = [text_of(drawn(random, TOKENS, level), number) for number in range(12)]
-    fresh, scenario = Client(strategy_named("gated", gate), Estimates()), scenario_of("accelerator", 20.0)
+    fresh, scenario = Client(strategy_named("gated", gate), Estimates()), scenario_of("declared", 20.0)
     experienced = fresh.copy()
     for text in texts[6:]:
         experienced.write(text, scenario)
