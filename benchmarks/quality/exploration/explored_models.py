@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.quality.exploration.explorer import Explorer
 from benchmarks.quality.exploration.text_tree import TextTree
-from benchmarks.simulation.script import TOKENIZER_DIGEST, ScriptedModels
+from benchmarks.simulation.script import CLOUD_FILLER, TOKENIZER_DIGEST, ScriptedModels
 from chaperone_common.frames import Open
 from chaperone_common.types import Proposal, SamplingParams, SessionId, Signal
 
@@ -15,7 +15,11 @@ _SURE = Signal(entropy_nats=0.0, top1_probability=1.0, margin=1.0, coupled_margi
 
 
 class ExploredModels(ScriptedModels):
-    """Answers with the models' own answers on any text."""
+    """Answers with the models' own answers on any text.
+
+    The models are asked again after a deviation that is kept. After an override everything is void: choices there are
+    fillers, since a forward for them would change nothing.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class ExploredModels(ScriptedModels):
         self._max_new_tokens = max_new_tokens
         self._lenient_nats = lenient_nats
         self._risk_is_disagreement = risk_is_disagreement
+        self._kept: set[int] = set()  # positions of tokens that stand, even if the cloud would choose others
 
     @property
     def limit(self) -> int:
@@ -52,10 +57,10 @@ class ExploredModels(ScriptedModels):
         )
 
     def keep(self, position: int) -> None:
-        return  # the models answer after a deviation, too
+        self._kept.add(position)
 
     def drop(self, position: int) -> None:
-        return
+        self._kept = {kept for kept in self._kept if kept < position}
 
     def expect_proposal(self, token_ids: Sequence[int]) -> None:
         if len(token_ids) >= len(self._tree.prompt):
@@ -79,7 +84,7 @@ class ExploredModels(ScriptedModels):
         nodes = self._nodes(token_ids, count)
         chosen = self._explorer.choices(self._tree, nodes)
         if self._lenient_nats is None:
-            return chosen
+            return chosen + [CLOUD_FILLER] * (count - len(chosen))
         for place, node in enumerate(nodes[1:]):
             own = self._tree.tokens[node]
             if own != chosen[place] and self._explorer.cross_entropy(self._tree, node) <= self._lenient_nats:
@@ -87,4 +92,15 @@ class ExploredModels(ScriptedModels):
         return chosen
 
     def _nodes(self, token_ids: Sequence[int], count: int) -> list[int]:
-        return self._tree.path(self._tree.node(token_ids))[-count:]
+        """Return the last `count` nodes of a text, without those after a known override."""
+        nodes = self._tree.path(self._tree.node(token_ids))[-count:]
+        if self._lenient_nats is not None:
+            return nodes
+        positions = range(len(token_ids) - count + 1, len(token_ids))  # of the tokens of all nodes but the first
+        for place, position in enumerate(positions):
+            choice = self._tree.choices.get(nodes[place])
+            if choice is None:  # one forward answers this node and all after it
+                break
+            if choice != self._tree.tokens[nodes[place + 1]] and position not in self._kept:
+                return nodes[: place + 1]
+        return nodes

@@ -19,6 +19,7 @@ from benchmarks.quality.exploration.plain_texts import cloud_writes, device_read
 from benchmarks.quality.exploration.text_tree import ROOT, TextTree, load_trees, save_trees
 from benchmarks.quality.exploration.workload import write_all
 from benchmarks.simulation.scenario import Scenario
+from benchmarks.simulation.script import CLOUD_FILLER
 from benchmarks.simulation.strategy import Strategy, strategy_for
 from benchmarks.strategies.inexact import bild, uhlm
 from chaperone_common.artefacts.manifest import load_manifest
@@ -269,6 +270,22 @@ def test_a_lenient_cloud_accepts_near_misses(models: tuple[OnnxModel, RecordingM
     assert [one.token_ids for one in anything] != [one.token_ids for one in exact]
     asking = write_all(all_models(trees, explorer, risk_is_disagreement=True), Scenario(), uhlm("uhlm", 0.0))
     assert [one.token_ids for one in asking] == [one.token_ids for one in exact]
+
+
+def test_choices_after_an_override_are_void_until_its_token_is_kept(
+    models: tuple[OnnxModel, RecordingModel], trees: list[TextTree]
+) -> None:
+    explorer = Explorer(*models, GREEDY)
+    tree = trees[0]
+    [one] = all_models([tree], explorer)
+    [first] = one.choices(tree.prompt, 1)
+    text = (*tree.prompt, first + 1, 7, 8)
+    assert one.choices(text, 4) == [first, CLOUD_FILLER, CLOUD_FILLER, CLOUD_FILLER]
+    assert tree.choices.keys() == {ROOT}, "nothing is asked about a void text"
+    one.keep(len(tree.prompt))
+    assert CLOUD_FILLER not in one.choices(text, 2)
+    one.drop(len(tree.prompt))
+    assert one.choices(text, 4)[1:] == [CLOUD_FILLER] * 3
 
 
 def test_a_tree_knows_texts_by_their_tokens() -> None:
