@@ -38,7 +38,7 @@ test-models: models ## tests of the default pair
 models: $(SETUP) ## fetch and convert the default pair; does nothing if it is there
 	$(BIN)/chaperone-cloud models pull --pair default
 
-bench: models ## all that is reported, made again in under 3 hours, 4 without AVX-512; goes on where it was interrupted
+bench: models ## all that is reported, made again in under 5 hours, 6 without AVX-512; goes on where it was interrupted
 	$(BIN)/python -m benchmarks all $(ARGS)
 
 check: check-style check-types check-imports check-proto check-docs check-wording ## linters, types, imports, wire contract, docs, wording

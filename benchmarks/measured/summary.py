@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.kit.statistics import interval, rounded
 
 BASELINE = "cloud"
+COMPARED = ("exact", "edge")  # further modes to compare speeds with
 ALL = "all"
 GAP_PERCENTILES = (50, 95, 99)
 
@@ -97,12 +98,23 @@ def _entry(rows: Sequence[Row], strategy: str) -> dict[str, Any]:
         "tokens_per_s": rounded(_median(by_prompt.values())),
         "over_cloud": rounded(_median(over_cloud)),
         "over_cloud_95": _median_interval(over_cloud),
+        **_over_modes(rows, by_prompt),
         "ttft_ms": rounded(_median(row["stats"]["ttft_ms"] for row in mine)),
         "ttft_committed_ms": rounded(_median(row["stats"]["ttft_committed_ms"] for row in mine)),
         "gap_ms": {f"p{percent}": rounded(percentile(gaps, percent)) for percent in GAP_PERCENTILES},
         "equal_cloud": _equal_cloud(rows, strategy),
         **_per_token(mine),
     }
+
+
+def _over_modes(rows: Sequence[Row], by_prompt: Mapping[str, float]) -> dict[str, Any]:
+    """Return the median ratio to the speed of each mode in `COMPARED` that was run, with its interval."""
+    entry: dict[str, Any] = {}
+    for mode in COMPARED:
+        if base := speeds(rows, mode):
+            over = ratios(by_prompt, base)
+            entry |= {f"over_{mode}": rounded(_median(over)), f"over_{mode}_95": _median_interval(over)}
+    return entry
 
 
 def _per_token(rows: Sequence[Row]) -> dict[str, float | None]:

@@ -1,8 +1,8 @@
 """Figures and a page of the results of `run`: `python -m benchmarks report R.json ... --out FOLDER`.
 
 The folder gets `index.html`, one file with all figures in it, which loads nothing and can be sent as it is. It also
-gets figures as PNG files: speed over the round trip (`--virtual`), and from `--regret` the regret of `exact` and the
-speed of `gated` over that of `exact`.
+gets figures as PNG files: speed over the round trip (`--virtual`), the regret of `exact` (`--regret`), and the speed
+of `gated` over that of `exact` (`--gated`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ img { max-width: 100%; display: block; margin: 1rem 0 }
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, nargs="+", help="results of `python -m benchmarks run`")
     parser.add_argument("--virtual", type=Path, help="a result of `python -m benchmarks virtual`, for one more figure")
-    parser.add_argument("--regret", type=Path, help="a result of `python -m benchmarks regret`, for two more figures")
+    parser.add_argument("--regret", type=Path, help="a result of `python -m benchmarks regret`, for one more figure")
+    parser.add_argument("--gated", type=Path, help="such a result with `gated`, for its speed over that of `exact`")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,10 +69,9 @@ def run(args: argparse.Namespace) -> None:
     if args.virtual is not None:
         overview["speed"] = speed_figure(_rows(args.virtual, "virtual"), results)
     if args.regret is not None:
-        rows = _rows(args.regret, "regret")
-        overview["regret"] = heat_map(rows)
-        if all("gated_over_exact" in row for row in rows):
-            overview["gated"] = gated_map(rows)
+        overview["regret"] = heat_map(_rows(args.regret, "regret"))
+    if args.gated is not None:
+        overview["gated"] = gated_map(_rows(args.gated, "regret"))
     write_report(results, args.out, overview)
     print(f"{args.out / 'index.html'}")
 

@@ -74,6 +74,15 @@ WARM = (
         f"--rtt-ms 100 --temperature 0.7 --per-category 3 --max-new-tokens 64 --traces {_TRACES}0.7.jsonl.gz",
     ),
 )
+WHOLE = Step(
+    "whole",
+    "24 whole answers of `exact`, `gated` and `edge` over 100 ms",
+    "run",
+    "links/whole.json",
+    minutes=60,
+    options="--prompts benchmarks/prompt_sets/whole.jsonl --strategies exact,gated,edge --rtt-ms 100 "
+    "--max-new-tokens 400",
+)
 COLD = (_cold("4g", 7), _cold("satellite", 10), _cold("50kbit", 9))
 ASSISTED = _over_link(
     "assisted",
@@ -113,6 +122,7 @@ STEPS = (
         needs=("costs",),
     ),
     *_RUNS,
+    WHOLE,
     Step("peers", "the same at the declared costs of the default pair", "peers", "peers.json", 9),
     Step(
         "virtual",
@@ -134,11 +144,19 @@ STEPS = (
     ),
     Step(
         "regret",
-        "exact against the best fixed strategy, and gated against exact, over a grid",
+        "exact against the best fixed strategy, over a grid",
         "regret",
         "regret.json",
         28,
         options=f"--prompts 2 --traces {_TRACES}0.jsonl.gz",
+    ),
+    Step(
+        "gated-grid",
+        "gated against exact, over the same grid, with all prompts",
+        "regret",
+        "gated-grid.json",
+        40,
+        options=f"--against none --inexact none --prompts 6 --traces {_TRACES}0.jsonl.gz",
     ),
     Step("fresh", "a client's first text against its tenth", "fresh", "fresh.json", 3),
     Step("risk", "the planner's constants of risk, fitted", "risk", "risk.json", 0.5),
@@ -151,7 +169,8 @@ STEPS = (
         "report",
         "report",
         minutes=1,
-        options=f"{_paths(_RUNS)} --virtual {RESULTS}/virtual.json --regret {RESULTS}/regret.json",
-        needs=(*_names(_RUNS), "virtual", "regret"),
+        options=f"{_paths(_RUNS)} --virtual {RESULTS}/virtual.json --regret {RESULTS}/regret.json "
+        f"--gated {RESULTS}/gated-grid.json",
+        needs=(*_names(_RUNS), "virtual", "regret", "gated-grid"),
     ),
 )

@@ -25,6 +25,14 @@ def test_ratios_are_taken_prompt_by_prompt_and_repeats_by_their_median() -> None
     assert (entry["generations"], entry["prompts"]) == (5, 3)
 
 
+def test_speeds_are_compared_with_exact_and_edge_where_they_ran() -> None:
+    rows = [make_row("a", "exact", 2.0), make_row("b", "exact", 4.0), make_row("a", "gated", 3.0)]
+    entry = summarise([*rows, make_row("b", "gated", 8.0)], {"exact"})["categories"]["all"]["gated"]
+    assert (entry["over_exact"], entry["over_exact_95"]) == (1.75, [1.5, 2.0])
+    assert entry["over_cloud"] is None
+    assert "over_edge" not in entry
+
+
 def test_categories_are_summarised_apart_and_together() -> None:
     rows = [
         make_row("a", "cloud", 1.0, category="humaneval"),

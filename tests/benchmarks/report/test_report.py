@@ -143,10 +143,11 @@ def test_the_command_writes_to_the_given_folder(tmp_path: Path, capsys: pytest.C
     further = ["--regret", str(regret), "--virtual", str(virtual)]
     assert main(["report", str(path), *further, "--out", str(tmp_path / "page")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "index.html")
-    assert not (tmp_path / "page" / "gated.png").exists(), "an older grid has no gated"
-    gated = [row | {"gated_over_exact": {"whole": 1.1, "settled": 1.1}} for row in GRID]
-    regret.write_text(json.dumps({"benchmark": "regret", "rows": gated}), encoding="utf-8")
-    assert main(["report", str(path), *further, "--out", str(tmp_path / "page")]) == 0
+    assert not (tmp_path / "page" / "gated.png").exists()
+    grid = tmp_path / "gated.json"
+    rows = [row | {"gated_over_exact": {"whole": 1.1, "settled": 1.1}} for row in GRID]
+    grid.write_text(json.dumps({"benchmark": "regret", "rows": rows}), encoding="utf-8")
+    assert main(["report", str(path), "--gated", str(grid), "--out", str(tmp_path / "page")]) == 0
     assert (tmp_path / "page" / "gated.png").read_bytes().startswith(PNG)
     capsys.readouterr()
     assert main(["report", str(path), "--regret", str(virtual), "--out", str(tmp_path / "page")]) == 1
