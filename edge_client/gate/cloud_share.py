@@ -73,7 +73,7 @@ class CloudShareGuard:
         if self.limit is None or was_held or not self.held:
             return []
         self.reached = True
-        event = CloudShareReached(len(self._session.text), self._cloud_tokens, self._measured_tokens, self.limit)
+        event = CloudShareReached(len(self._session.text), self._taken, self._measured_tokens, self.limit)
         if not self._fails:
             return [event]
         remedy = "resume with a higher value or in mode edge, or set gate.on_cloud_share to continue"

@@ -91,7 +91,8 @@ class CloudShareReached:
 
     text: ClassVar[str] = ""
     position: int
-    cloud_tokens: int  # final tokens that the cloud chose itself
+    # Final tokens that the cloud chose itself. While it writes, also those that it was asked to write.
+    cloud_tokens: int
     tokens: int  # all final tokens after the prompt, or 32 if there are fewer
     limit: float  # `max_cloud_share`
 
@@ -104,7 +105,7 @@ class CloudShareReached:
     def reason(self) -> str:
         """The setting and the figures, as a message for users."""
         return (
-            f"max_cloud_share: the cloud chose {self.cloud_tokens} tokens, and {self.limit} of {self.tokens} tokens "
+            f"max_cloud_share: the cloud has {self.cloud_tokens} tokens, and {self.limit} of {self.tokens} tokens "
             "allows no more"
         )
 

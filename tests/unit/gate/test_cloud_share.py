@@ -55,6 +55,8 @@ def test_a_takeover_in_progress_takes_all_that_it_may_write() -> None:
     override(device, continuation_tokens=7)
     assert device.following
     assert held.tokens_left == 0
+    [reached] = held.check()
+    assert reached.cloud_tokens == 8, "the tokens that the cloud is writing count"
     device.apply(Continuation(START + 1, (OTHER, OTHER), handed_back=True))
     assert held.tokens_left == 5
 
