@@ -93,14 +93,15 @@ class ExploredModels(ScriptedModels):
 
     def _nodes(self, token_ids: Sequence[int], count: int) -> list[int]:
         """Return the last `count` nodes of a text, without those after a known override."""
-        nodes = self._tree.path(self._tree.node(token_ids))[-count:]
-        if self._lenient_nats is not None:
-            return nodes
-        positions = range(len(token_ids) - count + 1, len(token_ids))  # of the tokens of all nodes but the first
-        for place, position in enumerate(positions):
-            choice = self._tree.choices.get(nodes[place])
-            if choice is None:  # one forward answers this node and all after it
-                break
-            if choice != self._tree.tokens[nodes[place + 1]] and position not in self._kept:
-                return nodes[: place + 1]
-        return nodes
+        path = self._tree.path(self._tree.node(token_ids))
+        valid = len(path) if self._lenient_nats is not None else self._valid(path)
+        return path[len(path) - count : valid]
+
+    def _valid(self, path: Sequence[int]) -> int:
+        """Return the number of leading nodes whose tokens are kept, or may be the cloud's own."""
+        positions = range(len(self._tree.prompt), len(self._tree.prompt) + len(path) - 1)
+        for place, position in enumerate(positions, start=1):
+            choice = self._tree.choices.get(path[place - 1])
+            if choice not in (None, self._tree.tokens[path[place]]) and position not in self._kept:
+                return place
+        return len(path)

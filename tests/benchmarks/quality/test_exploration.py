@@ -281,6 +281,7 @@ def test_choices_after_an_override_are_void_until_its_token_is_kept(
     [first] = one.choices(tree.prompt, 1)
     text = (*tree.prompt, first + 1, 7, 8)
     assert one.choices(text, 4) == [first, CLOUD_FILLER, CLOUD_FILLER, CLOUD_FILLER]
+    assert one.choices(text, 1) == [CLOUD_FILLER], "a branch is void, too"
     assert tree.choices.keys() == {ROOT}, "nothing is asked about a void text"
     one.keep(len(tree.prompt))
     assert CLOUD_FILLER not in one.choices(text, 2)
