@@ -17,7 +17,7 @@ from chaperone_common.types import Mode
 from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.planner.branch_prefixes import branches_worth_sending
 from edge_client.planner.costs import Costs, survival
-from edge_client.planner.questions import default_price_ms, worth_asking_ahead, worth_reading_ahead
+from edge_client.planner.questions import default_price_ms, skipping_schedule, worth_asking_ahead, worth_reading_ahead
 from edge_client.planner.schedule import Schedule, schedule_for
 from edge_client.planner.situation import Situation
 from edge_client.planner.spans import LONGEST, Plan, best_span, best_take_back
@@ -56,6 +56,8 @@ class AdaptivePlanner:
         estimates = situation.pipeline.estimates
         costs = estimates.costs()
         schedule = schedule_for(costs).delivering(estimates.delivery, costs)
+        if self.mode is Mode.GATED:
+            schedule = skipping_schedule(schedule, costs)
         taken_over = session.following and not session.spans
         if taken_over or (session.spans and not session.spans[-1].token_ids):
             return self._follow(situation, costs)

@@ -8,6 +8,7 @@ request.
 from __future__ import annotations
 
 from edge_client.planner.costs import Costs
+from edge_client.planner.schedule import ADVANTAGE, Schedule
 
 # The default price of a request, as a share of the time in which the cloud reads one token (chosen on tuning traces).
 # That time includes the queue, so a busy cloud is asked less often.
@@ -21,6 +22,23 @@ def default_price_ms(costs: Costs) -> float:
     The price is paid from the time that skipping saves. A gate that asks about every token saves none.
     """
     return _PRICE * (1.0 - costs.fires) * costs.read_base_ms
+
+
+def skipping_schedule(schedule: Schedule, costs: Costs) -> Schedule:
+    """Return the schedule of a device that skips tokens, if that is faster than a cloud that streams.
+
+    `schedule.py` asks about every token. Where it says that streaming is best, this stays so for the share `fires`,
+    about which the gate asks. Each other token takes a draft, and its part of the waits for overrides:
+
+        t_d + min(risk, fires) * (R + V(1))
+    """
+    if not schedule.streams:
+        return schedule
+    skipped_ms = costs.draft_ms + min(costs.risk, costs.fires) * (costs.rtt_ms + costs.read_ms(1))
+    token_ms = costs.fires * costs.stream_ms + (1.0 - costs.fires) * skipped_ms
+    if token_ms * ADVANTAGE >= costs.stream_ms:
+        return schedule
+    return Schedule(1 / token_ms, streams=False, cloud_writes_on=costs.stream_ms < costs.rtt_ms)
 
 
 def worth_asking_ahead(stands: float, fails: float, costs: Costs) -> bool:

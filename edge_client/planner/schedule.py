@@ -37,7 +37,7 @@ from edge_client.planner.costs import Costs
 MAX_STOCK = 64
 _MOST_STEPS = 50  # of policy iteration. It takes a few, but equally good choices may take turns.
 _LEAST_RISK = 1e-6  # keeps the time to the next restart finite
-_ADVANTAGE = 1.05  # spans must promise this times the rate of streaming, which is certain
+ADVANTAGE = 1.05  # spans must promise this times the rate of streaming, which is certain
 # Costs are rounded to this many steps an octave: fewer for costs that change a schedule less.
 _PRECISIONS = {
     **dict.fromkeys(("draft_ms", "rtt_ms", "read_base_ms", "stream_ms", "risk"), 8),
@@ -77,13 +77,13 @@ def _rounded(value: float, steps: int) -> float:
 @lru_cache(maxsize=4096)
 def _solved(costs: Costs) -> Schedule:
     problem, streaming = _Problem(costs), 1 / costs.stream_ms
-    rate, writes_on = problem.improved(streaming * _ADVANTAGE)
+    rate, writes_on = problem.improved(streaming * ADVANTAGE)
     for _ in range(_MOST_STEPS):
         chosen = problem.spans
         rate, writes_on = problem.improved(rate)
         if np.array_equal(chosen, problem.spans):
             break
-    if rate <= streaming * _ADVANTAGE:
+    if rate <= streaming * ADVANTAGE:
         return Schedule(streaming, streams=True, cloud_writes_on=True)
     return Schedule(rate, streams=False, cloud_writes_on=writes_on)
 

@@ -143,7 +143,6 @@ def test_the_closing_audit_makes_deviations_complete(
             assert result.stats.deviations == deviations
             assert result.stats.audited_tokens >= result.stats.skipped_tokens
             assert result.stats.deviation_bound == deviations / count
-            assert caught >= result.stats.overridden_tokens
             assert result.stats.catch == (caught / (caught + deviations) if caught + deviations else None)
             total += deviations
         return total

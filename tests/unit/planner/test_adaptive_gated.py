@@ -114,6 +114,13 @@ def test_the_cloud_writes_where_spans_are_no_faster(mode: Mode) -> None:
     assert harness.decide(mode).action == HandOver(197)
 
 
+def test_the_device_writes_where_only_asking_about_every_token_is_slower_than_the_cloud() -> None:
+    costs = {"draft_ms": 20, "read_ms": 300, "stream_ms": 150, "risk": 0.5}
+    assert PlannerHarness(skipping(known(**costs))).decide(Mode.EXACT).action == HandOver(197)
+    assert PlannerHarness(skipping(known(**costs))).decide(Mode.GATED).action == DraftToken()
+    assert PlannerHarness(skipping(known(**costs), fires=0.9)).decide(Mode.GATED).action == HandOver(197)
+
+
 @pytest.mark.parametrize(("left", "action"), [(None, HandOver(197)), (20, HandOver(20)), (0, DraftToken())])
 def test_a_ceiling_on_the_cloud_share_limits_what_the_cloud_writes(
     left: int | None, action: HandOver | DraftToken

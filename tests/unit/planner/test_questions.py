@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from edge_client.planner import Costs
-from edge_client.planner.questions import default_price_ms, worth_asking_ahead, worth_reading_ahead
+from edge_client.planner.questions import (
+    default_price_ms,
+    skipping_schedule,
+    worth_asking_ahead,
+    worth_reading_ahead,
+)
+from edge_client.planner.schedule import Schedule
 
 COSTS = Costs(draft_ms=20, rtt_ms=100, read_base_ms=300, read_token_ms=15, risk=0.03, fires=0.1, request_ms=60)
 
@@ -17,6 +23,28 @@ def test_a_price_is_a_part_of_the_cloud_time_that_skipping_pays_for() -> None:
     assert default_price_ms(replace(COSTS, read_base_ms=600)) == 2 * default_price_ms(COSTS), "such as a full queue"
     assert default_price_ms(replace(COSTS, fires=0.5)) < default_price_ms(COSTS)
     assert default_price_ms(replace(COSTS, fires=1.0)) == 0, "a gate that asks about everything saves nothing"
+
+
+STREAMING = Schedule(1 / 40, streams=True, cloud_writes_on=True)
+
+
+def test_a_device_that_skips_nothing_lets_the_cloud_stream() -> None:
+    costs = replace(COSTS, draft_ms=1, stream_ms=40, risk=0.0, fires=1.0)
+    assert skipping_schedule(STREAMING, costs) == STREAMING
+
+
+def test_a_device_that_skips_everything_writes_as_fast_as_it_drafts() -> None:
+    costs = replace(COSTS, draft_ms=30, stream_ms=40, risk=0.5, fires=0.0)
+    assert skipping_schedule(STREAMING, costs) == Schedule(1 / 30, streams=False, cloud_writes_on=True)
+    assert skipping_schedule(STREAMING, replace(costs, draft_ms=39)) == STREAMING, "the cloud's own rate is certain"
+
+
+def test_overrides_count_where_the_gate_can_find_them() -> None:
+    costs = replace(COSTS, draft_ms=30, stream_ms=40, fires=0.05)
+    assert skipping_schedule(STREAMING, replace(costs, risk=0.001)).rate > 1 / 35
+    assert skipping_schedule(STREAMING, replace(costs, risk=0.5)) == STREAMING
+    spans = Schedule(1 / 10, streams=False, cloud_writes_on=False)
+    assert skipping_schedule(spans, costs) == spans
 
 
 @pytest.mark.parametrize(
