@@ -88,9 +88,12 @@ def engine_settings(
     """Return the settings of a generation.
 
     `max_span_tokens` is the cloud's limit for one Draft. `resumed_cloud_tokens` counts the cloud's own among the
-    committed tokens. Only `gated` keeps `max_cloud_share`.
+    committed tokens. Only `gated` keeps `max_cloud_share`; raises InvalidRequest if it is combined with retraction.
     """
     cloud, gate = config.cloud, config.gate
+    on_deviation = gate.on_deviation if mode is Mode.GATED else OnDeviation.KEEP
+    if max_cloud_share not in (None, 1) and on_deviation is OnDeviation.RETRACT:
+        raise InvalidRequest(f"max_cloud_share: {max_cloud_share} cannot be kept with on_deviation: retract; use keep")
     return EngineSettings(
         open_deadline_ms=cloud.open_deadline_ms,
         verification_deadline_ms=cloud.verification_deadline_ms,
@@ -99,7 +102,7 @@ def engine_settings(
         continue_without_cloud=continues_alone(config, mode),
         closing_audit=config.closing_audit,
         audit_share=gate.audit_share,
-        on_deviation=gate.on_deviation if mode is Mode.GATED else OnDeviation.KEEP,
+        on_deviation=on_deviation,
         cloud_share=CloudShareLimit(
             max_cloud_share if mode is Mode.GATED else None,
             fails=gate.on_cloud_share == "fail",

@@ -8,6 +8,7 @@ from typing import Any
 
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.partial import PartialGeneration
+from chaperone_common.ranges import check_ranges
 from chaperone_common.session import (
     Audited,
     CloudShareReached,
@@ -72,6 +73,11 @@ class GenerationRequest:
     model_digest: str = ""  # of the large model that began a resumed text; "" accepts any
     max_cloud_share: float | None = None  # of mode `gated`: the ceiling of the cloud's share of the text
     committed_cloud_tokens: int = 0  # how many of the committed tokens the cloud chose, as far as known
+
+    def __post_init__(self) -> None:
+        """Raise InvalidRequest for a ceiling that is out of its range."""
+        if self.max_cloud_share is not None:
+            check_ranges(self, "max_cloud_share")
 
 
 @dataclass

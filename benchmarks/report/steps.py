@@ -83,6 +83,15 @@ WHOLE = Step(
     options="--prompts benchmarks/prompt_sets/whole.jsonl --strategies exact,gated,edge --rtt-ms 100 "
     "--max-new-tokens 400",
 )
+GATED100 = Step(
+    "gated100",
+    "`exact`, `gated` and `edge`, 12 prompts over 100 ms",
+    "run",
+    "links/gated100.json",
+    minutes=8,
+    options="--prompts benchmarks/prompt_sets/reporting.jsonl --strategies exact,gated,edge --rtt-ms 100 "
+    "--max-new-tokens 64",
+)
 COLD = (_cold("4g", 7), _cold("satellite", 10), _cold("50kbit", 9))
 ASSISTED = _over_link(
     "assisted",
@@ -123,6 +132,7 @@ STEPS = (
     ),
     *_RUNS,
     WHOLE,
+    GATED100,
     Step("peers", "the same at the declared costs of the default pair", "peers", "peers.json", 9),
     Step(
         "virtual",
@@ -141,6 +151,15 @@ STEPS = (
         minutes=1,
         options=f"{_paths(WARM)} --traces {_TRACES}0.jsonl.gz {_TRACES}0.7.jsonl.gz",
         needs=_names(WARM),
+    ),
+    Step(
+        "validate-gated",
+        "virtual time against the run of `gated`",
+        "validate",
+        "validate-gated.json",
+        minutes=1,
+        options=f"{_paths((GATED100,))} --traces {_TRACES}0.jsonl.gz",
+        needs=_names((GATED100,)),
     ),
     Step(
         "regret",

@@ -17,7 +17,7 @@ from benchmarks.simulation.script import Script, ScriptedModels
 from benchmarks.simulation.strategy import Strategy
 from benchmarks.simulation.trace import Trace, lacking, with_disagreement_as_risk
 from benchmarks.simulation.virtual_time import LoopClock
-from chaperone_common.errors import ChaperoneError
+from chaperone_common.errors import ChaperoneError, ConfigError
 from chaperone_common.frames import ClientFrame, ServerFrame
 from chaperone_common.session import (
     Audited,
@@ -138,9 +138,17 @@ async def play(
 
 
 def _calibrated(gate: GateModel, trace: Trace) -> Callable[[int], RiskModel]:
-    """Return the source of a trace's calibrated risks; raise ConfigError if it lacks values that the gate reads."""
+    """Return the source of a trace's calibrated risks.
+
+    Raises ConfigError if the trace lacks values that the gate reads, or is another device model's.
+    """
     if trace.device is None:
         raise lacking(trace, "varentropies and token texts")
+    if trace.device.digest != gate.card.edge.digest:
+        raise ConfigError(
+            f"{trace.source}: trace {trace.id} is of the device model {trace.device.digest}, the gate was made for "
+            f"{gate.card.edge.digest}; give the files of one device model"
+        )
     texts = trace.device.token_texts
     return partial(CalibratedRisk, gate, lambda token_id: texts.get(token_id, _WORD))
 

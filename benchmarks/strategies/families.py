@@ -237,7 +237,7 @@ def strategy_named(name: str, gate_model: GateModel | None = None) -> Strategy:
 
 def _probability(name: str, text: str) -> float:
     if float(text) > 1:
-        raise ConfigError(f"strategies: {name!r}: {text} is a probability; give at most 1")
+        raise ConfigError(f"strategies: {name!r}: {text} is no probability; give at most 1")
     return float(text)
 
 

@@ -42,7 +42,7 @@ def gate_settings(name: str) -> GateSettings | None:
     match kind:
         case "threshold":
             if value > 1:
-                raise ConfigError(f"strategies: {name!r}: {found[2]} is a probability; give at most 1")
+                raise ConfigError(f"strategies: {name!r}: {found[2]} is no probability; give at most 1")
             return GateSettings(policy="threshold", risk=value)
         case "deviation":
             return _keeping(Promises(0.0, value))

@@ -107,7 +107,7 @@ class GenerationStats:
     deviation_bound: float = 0.0  # share of deviations, if all unread tokens count as deviations
     catch: float | None = None  # caught / (caught + deviations); None if both are 0, or tokens are unread
     cloud_share: float = 0.0  # share of all new tokens that the cloud chose itself, those of a resumed text included
-    max_cloud_share: float | None = None  # the ceiling of `cloud_share`; None if there is none
+    max_cloud_share: float | None = None  # the ceiling of the share, over at least 32 tokens; None: none
     promises_hold: bool = True  # False if tokens are unverified: the promises of the mode do not cover these
     guard: str | None = None  # "max_cloud_share" if this ceiling was reached; None if no guard has stopped a question
     reconnects: int = 0  # later streams of the session on which the cloud answered

@@ -129,8 +129,8 @@ class Engine:
 
     async def _act(self) -> list[Event]:
         session, speculation = self.session, self.speculation
-        fed, left = speculation.fed_length, self.guard.tokens_left
-        situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, fed, left)
+        fed, takeovers = speculation.fed_length, self.guard.limit is None
+        situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, fed, takeovers)
         decision = self.planner.decide(situation)
         if self.explain is not None:
             where = {"position": len(session.text), "at_ms": self._now_ms - self._made_ms}
@@ -142,6 +142,8 @@ class Engine:
                 await self._catch_up()
             case Send():
                 self._send(decision.action)
+            case HandOver() if self.guard.tokens_left == 0:  # from a planner that does not know of the ceiling
+                return await self._draft(DraftToken())
             case HandOver(tokens):
                 self._send(Send(0, tokens - 1))
             case Wait():
@@ -168,7 +170,8 @@ class Engine:
         ends = proposal.token_id in self.session.eos_token_ids
         # End-of-text cannot be taken back, so the cloud must confirm it. Without a cloud nothing fires.
         fires = self.cloud.is_up and (self.gate.fires(proposal.signal) or ends)
-        self.pipeline.drafted(fires=fires)
+        if self.cloud.is_up:
+            self.pipeline.drafted(fires=fires)
         reached = self.guard.check() if fires else []
         if self.guard.error is not None:
             self._interrupt.stop(self.guard.error)

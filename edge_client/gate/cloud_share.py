@@ -5,9 +5,9 @@ price. The ceiling makes that visible, and keeps the cloud's tokens within
 
     cloud tokens <= limit * max(final tokens, LEAST_TOKENS)
 
-at all times. An answer brings at most one token of the cloud, one more after a branch, and those of a takeover. So a
-fire needs room for one token. Fires that wait for their answers share that room: an override takes back the tokens
-after it, and their fires.
+at all times. Under a ceiling the cloud only answers questions, and never writes by itself. An answer brings at most one
+token of the cloud, and one more after a branch. So a fire needs room for one token. Fires that wait for their answers
+share that room: an override takes back the tokens after it, and their fires.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ class CloudShareGuard:
         self._session = session
         self._resumed = limit.resumed_cloud_tokens
         self._fails = limit.fails
-        self._most = 0  # cloud tokens after all answers in flight, and after a takeover that was begun
 
     @property
     def share(self) -> float:
@@ -64,7 +63,7 @@ class CloudShareGuard:
         """Tokens that the cloud may choose in answer to the next question; None: any number."""
         if self.limit is None:
             return None
-        left = max(0, int(self.limit * self._measured_tokens) - self._taken)
+        left = max(0, int(self.limit * self._measured_tokens) - self._cloud_tokens)
         return 0 if self.held and left < RESUME_TOKENS else left
 
     def check(self) -> list[CloudShareReached]:
@@ -73,7 +72,7 @@ class CloudShareGuard:
         if self.limit is None or was_held or not self.held:
             return []
         self.reached = True
-        event = CloudShareReached(len(self._session.text), self._taken, self._measured_tokens, self.limit)
+        event = CloudShareReached(len(self._session.text), self._cloud_tokens, self._measured_tokens, self.limit)
         if not self._fails:
             return [event]
         remedy = "resume with a higher value or in mode edge, or set gate.on_cloud_share to continue"
@@ -81,21 +80,11 @@ class CloudShareGuard:
         return []
 
     def fit(self, continuation_tokens: int, branches: tuple[BranchToken, ...]) -> tuple[int, tuple[BranchToken, ...]]:
-        """Return the part of a takeover and of branches that the next question may have, and count it as asked."""
+        """Return the part of a takeover and of branches that the next question may have."""
         left = self.tokens_left
         if left is None:
             return continuation_tokens, branches
-        branches = branches if left > 1 else ()
-        own = 1 + bool(branches)
-        continuation_tokens = max(0, min(continuation_tokens, left - own))
-        in_flight = self._most if self._session.spans or self._session.following else 0
-        self._most = max(in_flight, self._taken + own + continuation_tokens)
-        return continuation_tokens, branches
-
-    @property
-    def _taken(self) -> int:
-        """The cloud's final tokens. While it writes, also those that it may still write."""
-        return max(self._most, self._cloud_tokens) if self._session.following else self._cloud_tokens
+        return 0, branches if left > 1 else ()
 
     @property
     def _cloud_tokens(self) -> int:

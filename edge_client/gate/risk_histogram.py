@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 SKIP_ALL = math.inf  # a threshold that no risk reaches
 SKIP_NONE = 0.0  # a threshold that every risk reaches
 MEMORY = 600.0  # tokens that the histogram remembers
-# Tokens that the held-out ones count as at first (chosen on tuning traces). With more, the first text of another kind
-# than theirs is over before its own tokens count as much.
+# Tokens that the held-out ones count as at first (chosen on tuning traces). With more, a first text of another kind
+# would end before its own tokens outweigh these.
 PRIOR = 60.0
 FADING = 1.0 - 1.0 / MEMORY  # weight that an old token keeps when a new one comes
 _EDGES = np.linspace(-14.0, 14.0, 141)  # log-odds of risk

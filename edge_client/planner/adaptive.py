@@ -32,6 +32,9 @@ _UPLOAD = 0.08
 _CATCH_UP_TOKENS = 8
 # Feed every streamed token if it takes this many times as long as a draft (an assumption).
 _LEISURE = 4
+# `on_deviation: retract` waits for the cloud if this is the chance that all tokens stand, or a smaller one (an
+# assumption). Until then a request can be saved.
+_DOUBTFUL = 0.5
 # Share of a draft's time for each further token of a chunk. Measured on the default pair, where a chunk of 8 takes 3.3
 # times as long as one token (DRAFT_CHUNK in benchmarks/simulation/costs.py).
 _CHUNK_SHARE = 1 / 3
@@ -41,7 +44,8 @@ _CHUNK_SHARE = 1 / 3
 class AdaptivePlanner:
     """Picks the action with the best expected speed, token by token.
 
-    In `gated` a request costs `request_price_ms`, in milliseconds of the text's time; None: `default_price_ms`.
+    In `gated` a request costs `request_price_ms`: the milliseconds by which a text may take longer to save one request.
+    None: `default_price_ms`.
     """
 
     mode: Mode
@@ -56,8 +60,10 @@ class AdaptivePlanner:
         estimates = situation.pipeline.estimates
         costs = estimates.costs()
         schedule = schedule_for(costs).delivering(estimates.delivery, costs)
-        if self.mode is Mode.GATED:
+        if self.mode is Mode.GATED and session.skips_are_final:
             schedule = skipping_schedule(schedule, costs)
+        if not situation.takeovers:
+            schedule = replace(schedule, streams=False, cloud_writes_on=False)
         taken_over = session.following and not session.spans
         if taken_over or (session.spans and not session.spans[-1].token_ids):
             return self._follow(situation, costs)
@@ -94,17 +100,17 @@ class AdaptivePlanner:
             "price_ms": costs.request_ms,
         }
         idle = not session.spans and not unsent and session.prefilled
-        if schedule.streams and idle and situation.most_streamed > 0:
-            return Decision(HandOver(situation.most_streamed), "spans are no faster than the cloud alone", figures)
+        if schedule.streams and idle and room:
+            return Decision(HandOver(room), "spans are no faster than the cloud alone", figures)
         draft = self._draft(situation, costs, schedule.rate)
-        if not session.has_question and not session.stranded:
+        if not session.has_question and not _must_be_read(situation, draft):
             action, reason = _without_question(situation, costs, draft)
             return Decision(action, reason, figures)
         if not schedule.cloud_writes_on and not _worth_asking_ahead(situation, costs):
-            return Decision(draft, "the question is likely void: tokens in flight may fall", figures)
+            return Decision(draft, "asking before the answer comes is not worth its price", figures)
         # Keep a span that would only wait in the cloud: it may grow, or become void.
         early = wait_ms > costs.draft_ms + costs.row_ms and not isinstance(draft, Wait)
-        onward = min(room + unsent, situation.takeover_room) if schedule.cloud_writes_on else 0
+        onward = session.limit - max(session.sent_length, session.final_length) if schedule.cloud_writes_on else 0
         least = schedule.rate * costs.read_token_ms + _UPLOAD
         if not early and (plan.tokens <= unsent or session.exhausted):
             send = _send(situation, min(plan.tokens, unsent), onward, least)
@@ -182,6 +188,16 @@ def _worth_asking_ahead(situation: Situation, costs: Costs) -> bool:
     return worth_asking_ahead(survival(risks[:in_flight]), fails, costs)
 
 
+def _must_be_read(situation: Situation, draft: Action) -> bool:
+    """Return whether to send tokens that the gate skipped, because they become final in no other way."""
+    session = situation.session
+    if not session.stranded:
+        return False
+    if session.skips_are_final or isinstance(draft, Wait):
+        return True
+    return survival(_risks(situation, session.final_length)) < _DOUBTFUL
+
+
 def _without_question(situation: Situation, costs: Costs, draft: Action) -> tuple[Action, str]:
     """Draft on, or send skipped tokens alone if they would delay the next question."""
     session = situation.session
@@ -189,7 +205,7 @@ def _without_question(situation: Situation, costs: Costs, draft: Action) -> tupl
     cloud_waits = not session.spans and not situation.pipeline.wait_ms(situation.now_ms)
     if unread > 0 and cloud_waits and worth_reading_ahead(unread, situation.ending, costs):
         return Send(unread), "the unread tokens would delay the next question"
-    return draft, "the gate has not fired"
+    return draft, "there is nothing new to ask"
 
 
 def _should_feed(costs: Costs, unread: int, value: float) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from edge_client.planner.costs import Costs
 from edge_client.planner.schedule import ADVANTAGE, Schedule
 
-# The default price of a request, as a share of the time in which the cloud reads one token (chosen on tuning traces).
-# That time includes the queue, so a busy cloud is asked less often.
+# The default price of a request, as a share of the base time of a span (chosen on tuning traces). That time includes
+# the queue, so a busy cloud is asked less often.
 _PRICE = 0.25
 _LEAST_RISK = 1e-6  # keeps a divisor above 0
 
@@ -27,8 +27,8 @@ def default_price_ms(costs: Costs) -> float:
 def skipping_schedule(schedule: Schedule, costs: Costs) -> Schedule:
     """Return the schedule of a device that skips tokens, if that is faster than a cloud that streams.
 
-    `schedule.py` asks about every token. Where it says that streaming is best, this stays so for the share `fires`,
-    about which the gate asks. Each other token takes a draft, and its part of the waits for overrides:
+    `schedule.py` asks about every token. Where it finds that streaming is best, a token that the gate asks about is
+    counted as one that the cloud streams. A skipped token takes a draft, and its part of the waits for overrides:
 
         t_d + min(risk, fires) * (R + V(1))
     """

@@ -22,22 +22,8 @@ class Situation:
     now_ms: float
     # Tokens of the text that the device's model was fed.
     fed_length: int
-    # Tokens that the cloud may choose in answer to the next question, under `max_cloud_share`. None: any number. At 0
-    # only fires that wait for their question may be asked about.
-    cloud_tokens_left: int | None = None
-
-    @property
-    def takeover_room(self) -> int:
-        """The most tokens that the cloud may write after an override."""
-        room = self.session.limit - self.session.final_length
-        left = self.cloud_tokens_left
-        return room if left is None else min(room, max(left - 1, 0))
-
-    @property
-    def most_streamed(self) -> int:
-        """The most tokens that the cloud may write if it is handed the text."""
-        room = self.session.limit - len(self.session.text)
-        return room if self.cloud_tokens_left is None else min(room, self.cloud_tokens_left)
+    # The cloud may write tokens by itself. Under `max_cloud_share` it only answers questions.
+    takeovers: bool = True
 
     @property
     def ending(self) -> float:

@@ -50,7 +50,7 @@ class DeviceSession:
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
         self._gated = False  # the gate has skipped a token, so that a Draft carries risks
-        self._skips_are_final = on_deviation is OnDeviation.KEEP
+        self.skips_are_final = on_deviation is OnDeviation.KEEP
         self._deadline_ms = 0  # the last deadline sent on this stream; 0: none yet
         self._tail = (0, 0)  # begin and end of the tokens that the closing audit covers
         self._tail_weight = 1.0
@@ -92,7 +92,7 @@ class DeviceSession:
         has left provisional tokens, and all of these need a judgement. The token that the cloud chooses after a span
         needs none, unless tokens after it were skipped.
         """
-        if not self._skips_are_final or self.following or self.stranded:
+        if not self.skips_are_final or self.following or self.stranded:
             return self.final_length
         fire = next(self._to_judge(self._asked), len(self.text))
         return fire if fire > self._asked else self.final_length
@@ -143,7 +143,7 @@ class DeviceSession:
         if fires:
             self.tally.fired += 1
         else:
-            self._gated = self._skips_are_final
+            self._gated = self.skips_are_final
         drafted = Drafted(position, token_id, proposal.signal, fires)
         return [drafted, *self._commit_skipped()]
 
@@ -367,7 +367,7 @@ class DeviceSession:
         While the cloud writes, all of them wait for its tokens.
         """
         events: list[SessionEvent] = []
-        if self.following or not (self._skips_are_final or self._alone):
+        if self.following or not (self.skips_are_final or self._alone):
             return events
         end = next(self._to_judge(self.final_length), len(self.text))
         while self.final_length < end and not self._is_asked_about(self.final_length):

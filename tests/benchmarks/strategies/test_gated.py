@@ -91,6 +91,14 @@ def test_a_gate_for_another_device_model_is_refused() -> None:
         gate_for(measured_trace(trace_of("+"), pair="default"))
 
 
+def test_a_gate_reads_no_trace_of_another_device_model() -> None:
+    trace = cut(load_traces(TUNING).traces[0], 12)
+    assert trace.device is not None
+    other = replace(trace, source="other.jsonl.gz", device=replace(trace.device, digest="sha256:other"))
+    with pytest.raises(ConfigError, match=r"^other.jsonl.gz: trace .* is of the device model sha256:other, the gate"):
+        simulate(other, SCENARIO, strategy_over(trace, "gated"))
+
+
 def test_committed_traces_have_the_packaged_gate() -> None:
     trace = cut(load_traces(TUNING).traces[0], 12)
     strategy = strategy_over(trace, "gated")

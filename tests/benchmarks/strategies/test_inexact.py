@@ -143,7 +143,7 @@ def test_a_name_without_thresholds_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bild-1.5-2", "uhlm-2"])
 def test_a_probability_is_at_most_one(name: str) -> None:
-    with pytest.raises(ConfigError, match="is a probability; give at most 1"):
+    with pytest.raises(ConfigError, match="is no probability; give at most 1"):
         strategy_named(name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chaperone_common.frames import Continuation, Open, Opened, Verdict
 from chaperone_common.session import DeviceSession
-from chaperone_common.types import Mode, Proposal, SamplingParams, SessionId, Signal
+from chaperone_common.types import Mode, OnDeviation, Proposal, SamplingParams, SessionId, Signal
 from edge_client.planner import AdaptivePlanner, Decision, DraftToken, Estimates, Pipeline, Send, Situation
 from edge_client.planner.draft_tree import DraftTree
 
@@ -44,9 +44,16 @@ class PlannerHarness:
     """A generation at some moment; risks of drafted tokens are taken as chances unchanged."""
 
     def __init__(
-        self, estimates: Estimates | None = None, *, rows: int = 0, hit: float = 0.9, limit: int = 200
+        self,
+        estimates: Estimates | None = None,
+        *,
+        rows: int = 0,
+        hit: float = 0.9,
+        limit: int = 200,
+        on_deviation: OnDeviation = OnDeviation.KEEP,
     ) -> None:
-        self.session = DeviceSession(Open(SessionId("s"), "", SamplingParams(), limit - 3, (EOS,), PROMPT), limit=limit)
+        opening = Open(SessionId("s"), "", SamplingParams(), limit - 3, (EOS,), PROMPT)
+        self.session = DeviceSession(opening, limit=limit, on_deviation=on_deviation)
         self.pipeline = Pipeline(estimates or known())
         self.tree = DraftTree(
             rows, self.session.proposal, limit=limit, eos_token_ids=(EOS,), risk=lambda raw: raw, hit=lambda: hit

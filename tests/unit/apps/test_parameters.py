@@ -125,6 +125,17 @@ def test_the_settings_of_a_generation_keep_the_ceiling_in_gated_alone() -> None:
         )
 
 
+def test_a_request_made_by_hand_is_checked_too() -> None:
+    prompt = PromptInput((1, 2))
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(InvalidRequest, match=r"^max_cloud_share: .* is outside \(0, 1\]; use 1 to switch it off$"):
+            GenerationRequest(prompt, max_cloud_share=share)
+    retract = EdgeConfig(gate=GateSettings(on_deviation=OnDeviation.RETRACT))
+    with pytest.raises(InvalidRequest, match=r"^max_cloud_share: 0.3 cannot be kept with on_deviation: retract"):
+        engine_settings(retract, Mode.GATED, max_span_tokens=8, max_cloud_share=0.3)
+    assert engine_settings(retract, Mode.EXACT, max_span_tokens=8, max_cloud_share=0.3).cloud_share.share is None
+
+
 PARTIAL = PartialGeneration(
     (5, 6),
     (7, 8, 9),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaperone_common.errors import CloudShareExceeded
-from chaperone_common.frames import Arrived, Draft, ServerFrame
+from chaperone_common.frames import Arrived, ServerFrame
 from chaperone_common.session import CloudShareReached, Committed, Event
 from chaperone_common.types import FinishReason, Mode, Origin, Promises, Signal
 from edge_client.gate import Always, Budgeted, CloudShareLimit, Control, Gate, Never, Threshold
@@ -22,18 +22,14 @@ from edge_client.gate.cloud_share import LEAST_TOKENS, RESUME_TOKENS
 from edge_client.planner import (
     AdaptivePlanner,
     Decision,
-    DraftToken,
     FixedPlanner,
     HandOver,
     Planner,
-    Send,
     Situation,
-    Wait,
 )
 from tests.support.device.branching_planner import BranchingPlanner
 from tests.support.device.engine import TARGET, EngineHarness, cloud_text, failed, finished, origins, written
 from tests.support.fakes.link import Cloud, FakeLink, cloud_of
-from tests.unit.engine.test_engine_trees import Scripted
 
 FOREIGN = 3.0  # a disturbance at which the two models agree on few tokens
 
@@ -147,8 +143,8 @@ class LateLink(FakeLink):
 
 
 @dataclass(frozen=True, slots=True)
-class DraftingAhead:
-    """Decides as another planner, but drafts on while the cloud writes, and sends spans to take the text back."""
+class Careless:
+    """Decides as another planner, but hands the text to the cloud whenever all of it was sent and answered."""
 
     planner: FixedPlanner
     tokens: int
@@ -159,13 +155,9 @@ class DraftingAhead:
 
     def decide(self, situation: Situation) -> Decision:
         session = situation.session
-        if not session.following:
+        if session.spans or len(session.text) > session.sent_length:
             return self.planner.decide(situation)
-        if not session.exhausted and len(session.text) - session.final_length < self.tokens:
-            return Decision(DraftToken(), "the cloud writes")
-        if session.unsent_fires and not session.spans:
-            return Decision(Send(None, self.planner.takeover_tokens), "the device may be faster")
-        return Decision(Wait(), "the cloud writes")
+        return Decision(HandOver(min(self.tokens, session.limit - len(session.text))), "the cloud may be faster")
 
     def alone(self) -> Self:
         return replace(self, planner=self.planner.alone())
@@ -175,7 +167,7 @@ class DraftingAhead:
 def planners(draw: st.DrawFn) -> Planner:
     spans, in_flight, ahead = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 16))
     fixed = FixedPlanner(Mode.GATED, spans, in_flight, ahead, draw(st.integers(0, 12)))
-    others: list[Planner] = [fixed, BranchingPlanner(fixed), DraftingAhead(fixed, ahead), AdaptivePlanner(Mode.GATED)]
+    others: list[Planner] = [fixed, BranchingPlanner(fixed), Careless(fixed, ahead), AdaptivePlanner(Mode.GATED)]
     return draw(st.sampled_from(others))
 
 
@@ -209,18 +201,6 @@ def test_the_cloud_never_chooses_more_than_the_ceiling_allows(
     stats = finished(events).stats
     assert (stats.guard is not None) == bool(reached(events))
     assert (stats.unverified_tokens == 0) == stats.promises_hold
-
-
-def test_a_takeover_is_no_longer_than_the_ceiling_allows() -> None:
-    link = FakeLink(cloud_of(TARGET))
-    limit = CloudShareLimit(0.25)
-    engine = EngineHarness(
-        link, mode=Mode.GATED, planner=Scripted(HandOver(40)), cloud_share=limit, verification_deadline_ms=5.0
-    )
-    events = engine.run()
-    (draft,) = [frame for frame in link.sent if isinstance(frame, Draft)]
-    assert draft.continuation_tokens == 7, "one of the eight tokens is the cloud's own after the prompt"
-    assert len(written(events)) == 8
 
 
 def test_unasked_tokens_are_audited_and_count_for_no_promise() -> None:

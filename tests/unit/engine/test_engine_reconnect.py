@@ -15,6 +15,7 @@ from chaperone_common.frames import Draft, Failure, Open, Opened, Verdict
 from chaperone_common.session import Committed, Drafted, Event, Retracted
 from chaperone_common.types import Mode, Origin, Signal
 from edge_client.gate import Always, Gate, Never
+from edge_client.planner import Estimates
 from tests.support.device.engine import (
     OPENED,
     PROMPT,
@@ -207,6 +208,14 @@ def test_gated_skips_during_an_outage_and_audits_later() -> None:
     assert stats.audited_tokens == stats.skipped_tokens > 0
     assert stats.unverified_tokens == 0
     assert stats.reconnects == 1
+
+
+def test_tokens_written_alone_teach_nothing_about_the_gate() -> None:
+    links = [FakeLink(cloud_of(TARGET), lasts=3), *[FakeLink(lasts=0) for _ in range(100)]]
+    settings = {"mode": Mode.GATED, "gate": Always(), "continue_without_cloud": True}
+    harness, events, _ = going_on(*links, span=1, run_ahead=8, **settings)
+    assert finished(events).stats.unverified_tokens > 20
+    assert harness.engine.pipeline.estimates.costs().fires > Estimates().costs().fires, "every decision was to ask"
 
 
 @pytest.mark.parametrize("gate", [Always(), Never()])

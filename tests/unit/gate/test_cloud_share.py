@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chaperone_common.errors import CloudShareExceeded
-from chaperone_common.frames import Continuation, Verdict
+from chaperone_common.frames import Verdict
 from chaperone_common.session import CloudShareReached, DeviceSession
 from chaperone_common.token_tree import BranchToken
 from edge_client.gate import CloudShareGuard, CloudShareLimit
@@ -21,9 +21,9 @@ def guard(device: DeviceSession, tokens: int, *, fails: bool = False, resumed: i
     return CloudShareGuard(device, CloudShareLimit(tokens / LEAST_TOKENS, fails, resumed))
 
 
-def override(device: DeviceSession, *, continuation_tokens: int = 0) -> None:
+def override(device: DeviceSession) -> None:
     fire(device, 1)
-    position = device.send(continuation_tokens=continuation_tokens).start
+    position = device.send().start
     device.apply(Verdict(device.revision + 1, position, OTHER))
 
 
@@ -48,35 +48,26 @@ def test_only_tokens_that_the_cloud_chose_count() -> None:
     assert (held.tokens_left, held.share) == (6, 2 / 4)
 
 
-def test_a_takeover_in_progress_takes_all_that_it_may_write() -> None:
+def test_the_cloud_writes_nothing_by_itself() -> None:
     device = session()
-    held = guard(device, 8)
-    assert held.fit(12, ()) == (7, ()), "the override is the eighth"
-    override(device, continuation_tokens=7)
-    assert device.following
-    assert held.tokens_left == 0
-    [reached] = held.check()
-    assert reached.cloud_tokens == 8, "the tokens that the cloud is writing count"
-    device.apply(Continuation(START + 1, (OTHER, OTHER), handed_back=True))
-    assert held.tokens_left == 5
+    assert guard(device, 8).fit(12, ()) == (0, ())
 
 
 def test_a_branch_needs_room_for_the_token_after_it() -> None:
     device = session()
-    assert guard(device, 8).fit(12, BRANCHES) == (6, BRANCHES)
-    assert guard(device, 2).fit(12, BRANCHES) == (0, BRANCHES)
-    assert guard(device, 1).fit(12, BRANCHES) == (0, ())
+    assert guard(device, 2).fit(0, BRANCHES) == (0, BRANCHES)
+    assert guard(device, 1).fit(0, BRANCHES) == (0, ())
 
 
-def test_spans_in_flight_share_their_room() -> None:
+def test_questions_in_flight_share_their_room() -> None:
     """An override in the first one voids the others."""
     device = session()
-    held = guard(device, 4)
+    held = guard(device, 1)
     for _ in range(3):
-        assert held.fit(2, ()) == (2, ())
+        assert held.check() == []
         fire(device, 1)
-        device.send(continuation_tokens=2)
-    assert held.tokens_left == 4
+        device.send()
+    assert held.tokens_left == 1
 
 
 def test_the_ceiling_is_reported_once_until_it_leaves_room() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from chaperone_common.frames import Verdict
-from chaperone_common.types import Mode
+from chaperone_common.types import Mode, OnDeviation
 from edge_client.planner import AdaptivePlanner, DraftToken, Estimates, HandOver, Send, Wait
 from tests.support.device.planner import EOS, PROMPT, PlannerHarness, known
 
@@ -121,22 +121,28 @@ def test_the_device_writes_where_only_asking_about_every_token_is_slower_than_th
     assert PlannerHarness(skipping(known(**costs), fires=0.9)).decide(Mode.GATED).action == HandOver(197)
 
 
-@pytest.mark.parametrize(("left", "action"), [(None, HandOver(197)), (20, HandOver(20)), (0, DraftToken())])
-def test_a_ceiling_on_the_cloud_share_limits_what_the_cloud_writes(
-    left: int | None, action: HandOver | DraftToken
-) -> None:
+@pytest.mark.parametrize(("takeovers", "action"), [(True, HandOver(197)), (False, DraftToken())])
+def test_under_a_ceiling_the_cloud_is_handed_nothing(takeovers: bool, action: HandOver | DraftToken) -> None:
     situation = PlannerHarness(skipping(known(draft_ms=40, read_ms=5, stream_ms=5))).situation
-    assert AdaptivePlanner(Mode.GATED).decide(replace(situation, cloud_tokens_left=left)).action == action
+    assert AdaptivePlanner(Mode.GATED).decide(replace(situation, takeovers=takeovers)).action == action
 
 
-@pytest.mark.parametrize(("left", "takeover"), [(None, 197), (8, 7), (1, 0), (0, 0)])
-def test_a_ceiling_on_the_cloud_share_shortens_a_takeover(left: int | None, takeover: int) -> None:
+@pytest.mark.parametrize(("takeovers", "tokens"), [(True, 197), (False, 0)])
+def test_under_a_ceiling_the_cloud_does_not_write_on_after_an_override(takeovers: bool, tokens: int) -> None:
     """A far cloud that writes quickly: after an override it should write until the next span arrives."""
     estimates = skipping(known(draft_ms=10, rtt_ms=600, read_ms=80, token_ms=0, stream_ms=80, risk=0.2))
     harness = PlannerHarness(estimates).drafted(0.9)
-    action = AdaptivePlanner(Mode.GATED).decide(replace(harness.situation, cloud_tokens_left=left)).action
+    action = AdaptivePlanner(Mode.GATED).decide(replace(harness.situation, takeovers=takeovers)).action
     assert isinstance(action, Send)
-    assert action.continuation_tokens == takeover
+    assert action.continuation_tokens == tokens
+
+
+@pytest.mark.parametrize(("on_deviation", "sends"), [(OnDeviation.KEEP, False), (OnDeviation.RETRACT, True)])
+def test_doubtful_text_is_sent_where_skipped_tokens_wait_for_the_cloud(on_deviation: OnDeviation, sends: bool) -> None:
+    harness = PlannerHarness(skipping(), on_deviation=on_deviation).drafted(*[0.02] * 20, fires=False)
+    assert harness.decide(Mode.GATED).action == DraftToken(), "a request may be saved"
+    harness.drafted(*[0.02] * 15, fires=False)
+    assert isinstance(harness.decide(Mode.GATED).action, Send) is sends
 
 
 @pytest.mark.parametrize("mode", [Mode.EXACT, Mode.GATED])
