@@ -105,7 +105,7 @@ class CloudShareReached:
     def reason(self) -> str:
         """The setting and the figures, as a message for users."""
         return (
-            f"max_cloud_share: the cloud has {self.cloud_tokens} tokens, and {self.limit} of {self.tokens} tokens "
+            f"max_cloud_share: the cloud chose {self.cloud_tokens} tokens, and {self.limit} of {self.tokens} tokens "
             "allows no more"
         )
 

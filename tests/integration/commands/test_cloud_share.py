@@ -17,7 +17,7 @@ from tests.support.processes.servers import serving_in_thread
 
 PROMPT = "the list of a number is"
 TOKENS = 60
-WARNING = "chaperone: warning: max_cloud_share: the cloud has 6 tokens, and 0.2 of 32 tokens allows no more"
+WARNING = "chaperone: warning: max_cloud_share: the cloud chose 6 tokens, and 0.2 of 32 tokens allows no more"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_lines_of_a_batch_have_ceilings(address: str, tmp_path: Path, capsys
     assert results[3]["error"]["message"] == message
     errors = capsys.readouterr().err
     assert errors.count("the promises do not hold") == 1
-    assert "line 1: max_cloud_share: the cloud has" in errors
+    assert "line 1: max_cloud_share: the cloud chose" in errors
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from chaperone_common.errors import ConfigError
-from chaperone_common.session import Retracted
+from chaperone_common.session import Committed, Retracted
 from chaperone_common.types import Mode
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
@@ -130,10 +130,11 @@ def test_the_closing_audit_makes_deviations_complete(
             request = client.request(
                 PROMPT, mode="gated", temperature=temperature, top_p=0.95, seed=seed, max_new_tokens=50 + seed
             )
-            collected, caught = Collector(request), 0
+            collected, caught, replaced = Collector(request), 0, 0
             async for event in client.stream(request):
                 collected.add(event)
                 caught += isinstance(event, Retracted)  # the cloud's token replaced a draft token
+                replaced += isinstance(event, Committed) and event.replaced is not None
             result = collected.result()
             text = [*result.prompt_token_ids, *result.token_ids]
             count = len(result.token_ids)
@@ -143,6 +144,7 @@ def test_the_closing_audit_makes_deviations_complete(
             assert result.stats.deviations == deviations
             assert result.stats.audited_tokens >= result.stats.skipped_tokens
             assert result.stats.deviation_bound == deviations / count
+            assert caught == replaced, "an override of a branch token replaces no draft of the text"
             assert result.stats.catch == (caught / (caught + deviations) if caught + deviations else None)
             total += deviations
         return total

@@ -79,7 +79,7 @@ def test_a_text_that_would_be_nearly_all_cloud_is_held_at_the_ceiling_with_its_r
     assert origins(events) <= {Origin.OVERRIDE, Origin.BONUS, Origin.VERIFIED, Origin.UNVERIFIED}
     first = reached(events)[0]
     assert (first.cloud_tokens, first.tokens, first.limit, first.share) == (8, LEAST_TOKENS, 0.25, 0.25)
-    assert first.reason == "max_cloud_share: the cloud has 8 tokens, and 0.25 of 32 tokens allows no more"
+    assert first.reason == "max_cloud_share: the cloud chose 8 tokens, and 0.25 of 32 tokens allows no more"
 
 
 def test_the_event_precedes_the_first_unasked_token() -> None:
@@ -244,7 +244,7 @@ def test_a_text_may_fail_at_the_ceiling() -> None:
     error = failed(events).error
     assert isinstance(error, CloudShareExceeded)
     assert error.message == (
-        "max_cloud_share: the cloud has 8 tokens, and 0.25 of 32 tokens allows no more; resume with a higher value "
+        "max_cloud_share: the cloud chose 8 tokens, and 0.25 of 32 tokens allows no more; resume with a higher value "
         "or in mode edge, or set gate.on_cloud_share to continue"
     )
     assert not reached(events)
