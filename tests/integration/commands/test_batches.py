@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from edge_client.apps.batch.results import open_results
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
 from tests.support.processes.clients import impatient_options
-from tests.support.processes.commands import environment
+from tests.support.processes.commands import environment, with_file_size
 from tests.support.processes.servers import serving_in_thread
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -221,8 +220,10 @@ def test_promises_are_accepted_for_gated_lines_only(
 # --- Pipes, full disks, signals ---------------------------------------------------------------------------------------
 
 
-def start(*arguments: str | Path, **settings: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *map(str, arguments)]
+def start(
+    *arguments: str | Path, interpreter: Sequence[str] = (sys.executable,), **settings: Any
+) -> subprocess.Popen[bytes]:
+    command = [*interpreter, "-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *map(str, arguments)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=environment(), **{**pipes, **settings})
 
@@ -282,10 +283,8 @@ FULL: list[tuple[str, str]] = [
 def test_a_full_disk_leaves_whole_lines_and_one_line_of_error(
     prompts: Path, out: Path, target: str, words: str
 ) -> None:
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
-
-    process = start("--prompts", prompts, "--out", target.format(out=out), *SHORT, preexec_fn=limited)
+    arguments = ("--prompts", prompts, "--out", target.format(out=out), *SHORT)
+    process = start(*arguments, interpreter=with_file_size(2500))
     code, _, err = ended(process)
     assert (code, len(err.splitlines())) == (1, 1)
     assert words in err

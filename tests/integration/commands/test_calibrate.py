@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from edge_client.gate.gate_model import CARD, GatedModel, GateModel
 from edge_client.gate.gating import Gates, load_gate
 from tests.support.device.gate import gate_for, synthetic
 from tests.support.fakes.target import fake_target
-from tests.support.processes.commands import environment
+from tests.support.processes.commands import environment, with_file_size
 from tests.support.processes.servers import serving, serving_in_thread
 
 CAPABILITIES = Capabilities(API_VERSION, "some model", "", 100, 100, 16)
@@ -258,11 +256,10 @@ def test_an_existing_gate_stays_until_the_new_one_is_complete(address: str, made
     old.write_bytes(b"the old one")
     arguments = ("--pair", "tiny", "--cloud", address, "--prompts", "-", "--out", str(old), "--max-new-tokens", "32")
     process = subprocess.run(
-        [sys.executable, "-m", "edge_client.apps.cli.main", "calibrate", *arguments],
+        [*with_file_size(1000), "-m", "edge_client.apps.cli.main", "calibrate", *arguments],
         input=(made.parent / "prompts.jsonl").read_bytes(),
         capture_output=True,
         env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
         check=False,
     )
     assert (process.returncode, process.stderr.decode()) == (

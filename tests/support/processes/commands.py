@@ -21,6 +21,19 @@ def environment(**extra: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "common")]), **extra}
 
 
+def with_file_size(limit_bytes: int) -> list[str]:
+    """Return the beginning of a command that may write files of at most `limit_bytes`.
+
+    The child sets its own limit: `preexec_fn` would run the fork handlers of this process, and those of gRPC may abort.
+    """
+    program = (
+        "import os, resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes})); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    return [sys.executable, "-c", program]
+
+
 def start_client(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
     """Start `chaperone generate --pair tiny ...` as a process of its own, with pipes."""
     return start_python("-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", *arguments, **extra)
