@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.clock import MonotonicClock
 from chaperone_common.frames import API_VERSION, Capabilities
+from chaperone_common.observation import Observer, Observers
+from cloud_supervisor.admission import Admission
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.ports import TargetModel
@@ -25,12 +28,16 @@ class Cloud:
         await self.runner.close()
 
 
-def build_cloud(config: CloudConfig, model: TargetModel, manifest: ModelManifest) -> Cloud:
+def build_cloud(
+    config: CloudConfig, model: TargetModel, manifest: ModelManifest, observer: Observer | None = None
+) -> Cloud:
     """Assemble a cloud, without starting anything; raises ConfigError for limits that serve nobody."""
-    limits = config.limits
+    limits, clock, observer = config.limits, MonotonicClock(), observer or Observers()
     budget_bytes = int(config.kv_budget_mib * 2**20)
     kv_store = KvStore(model.new_cache, budget_bytes=budget_bytes, bytes_per_token=model.kv_bytes_per_token)
-    runner = ModelRunner(model, kv_store, max_queue=limits.max_queue, chunk_tokens=limits.prefill_chunk_tokens)
+    runner = ModelRunner(
+        model, kv_store, max_queue=limits.max_queue, chunk_tokens=limits.prefill_chunk_tokens, observer=observer
+    )
     capabilities = Capabilities(
         api_version=API_VERSION,
         model=manifest.model,
@@ -40,4 +47,6 @@ def build_cloud(config: CloudConfig, model: TargetModel, manifest: ModelManifest
         max_span_tokens=limits.max_span_tokens,
         model_digest=manifest.digest,
     )
-    return Cloud(Supervisor(runner, capabilities, limits), runner)
+    admission = Admission(limits, config.quotas, kv_store.capacity_tokens, clock)
+    supervisor = Supervisor(runner, capabilities, limits, clock, admission=admission, observer=observer)
+    return Cloud(supervisor, runner)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from chaperone_common.address import check_address
+from chaperone_common.address import check_address, host_and_port
 from chaperone_common.artefacts.folders import is_pair_name
-from chaperone_common.settings import FrozenModel
+from chaperone_common.settings import FrozenModel, RelativePath
 
 
 def check_listen(address: str) -> str:
     """Return the address; raise ValueError unless it is `HOST:PORT` or `unix:PATH`."""
     check_address(address, any_port=True)
+    return address
+
+
+def check_metrics(address: str) -> str:
+    """Return the address; raise ValueError unless it is `HOST:PORT`."""
+    host_and_port(address, any_port=True)
     return address
 
 
@@ -28,32 +35,115 @@ MAX_THREADS = 1024  # torch would start any number, and each thread costs memory
 
 
 class LimitsConfig(FrozenModel):
-    """The limits of the cloud, for all devices together and for each request."""
+    """The limits of the cloud, for all devices together and for each stream."""
 
     max_sessions: int = Field(default=256, ge=1)
+    max_opening: int = Field(default=256, ge=1)
     max_queue: int = Field(default=256, ge=1)
     max_frames_waiting: int = Field(default=64, ge=1)
     max_span_tokens: int = Field(default=256, ge=1)
     max_message_kib: int = Field(default=1024, ge=1)
     prefill_chunk_tokens: int = Field(default=256, ge=1)
-    open_timeout_s: float = Field(default=30.0, gt=0)
+    kv_overcommit: float = Field(default=2.0, ge=1)
+    open_timeout_s: float = Field(default=10.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    max_stream_s: float = Field(default=14_400.0, gt=0)
     reconnect_grace_s: float = Field(default=30.0, ge=0)
 
     @property
     def max_streams(self) -> int:
-        """Calls of any kind at once: sessions, streams that are refused or superseded, and health checks."""
-        return 4 * self.max_sessions + 16
+        """Streams at once: sessions, those without an Open, and those that are being refused or superseded."""
+        return 2 * (self.max_sessions + self.max_opening) + 16
+
+
+class TenantQuota(FrozenModel):
+    """What one tenant may use. None: as much as the cloud has."""
+
+    max_sessions: int | None = Field(default=None, ge=1)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    max_kv_tokens: int | None = Field(default=None, ge=1)
+    streams_per_minute: int = Field(default=6_000, ge=1)
+    positions_per_minute: int = Field(default=1_000_000, ge=1)
+
+
+class QuotasConfig(FrozenModel):
+    """The quotas of all tenants: `default`, and those that differ by name."""
+
+    default: TenantQuota = TenantQuota()
+    tenants: dict[str, TenantQuota] = Field(default_factory=dict)
+
+    def of(self, tenant: str) -> TenantQuota:
+        """Return the quota of a tenant."""
+        return self.tenants.get(tenant, self.default)
+
+
+class TlsConfig(FrozenModel):
+    """The certificate of the server, and the authority that signs those of devices."""
+
+    cert_file: RelativePath | None = None
+    key_file: RelativePath | None = None
+    client_ca_file: RelativePath | None = None
+
+
+class JwtConfig(FrozenModel):
+    """Tokens of an identity provider. Only signatures by a private key are accepted."""
+
+    issuer: str
+    audience: str
+    jwks_file: RelativePath
+    algorithms: tuple[Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"], ...] = Field(
+        default=("RS256", "ES256", "EdDSA"), strict=False, min_length=1
+    )
+    tenant_claim: str = Field(default="tenant", min_length=1)
+
+
+class LogsConfig(FrozenModel):
+    """The log on standard error."""
+
+    format: Literal["console", "json"] = "console"
+
+
+class TracingConfig(FrozenModel):
+    """OpenTelemetry: where spans are sent, as `http://HOST:PORT/v1/traces`. None sends none."""
+
+    otlp_endpoint: str | None = None
 
 
 class CloudConfig(FrozenModel):
     """All settings of `chaperone-cloud serve`; `configs/cloud.yaml` explains them."""
 
     listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:50151"
+    tls: TlsConfig = TlsConfig()
+    tokens_file: RelativePath | None = None
+    jwt: JwtConfig | None = None
+    insecure: bool = False
     pair: Annotated[str, AfterValidator(check_pair_name)] = "default"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     kv_budget_mib: float = Field(default=2048.0, gt=0)
-    grace_seconds: float = Field(default=5.0, ge=0)
+    metrics: Annotated[str, AfterValidator(check_metrics)] | None = None
+    logs: LogsConfig = LogsConfig()
+    tracing: TracingConfig = TracingConfig()
+    lame_duck_seconds: float = Field(default=0.0, ge=0)
+    grace_seconds: float = Field(default=30.0, ge=0)
     limits: LimitsConfig = LimitsConfig()
+    quotas: QuotasConfig = QuotasConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        tls = self.tls
+        if (tls.cert_file is None) != (tls.key_file is None):
+            missing = "key_file" if tls.key_file is None else "cert_file"
+            raise PydanticCustomError(
+                "tls", "tls.{missing}: missing; a certificate needs its key", {"missing": missing}
+            )
+        if tls.client_ca_file is not None and tls.cert_file is None:
+            raise PydanticCustomError("tls", "tls.client_ca_file: needs tls.cert_file and tls.key_file as well")
+        return self
+
+    @property
+    def secure(self) -> bool:
+        """The port speaks TLS."""
+        return self.tls.cert_file is not None

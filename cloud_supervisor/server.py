@@ -1,4 +1,4 @@
-"""The process: the model, and a gRPC server that hosts the cloud above it."""
+"""The process: a gRPC server, and the model that it hosts once it is loaded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import functools
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 
@@ -18,17 +20,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chaperone_common.address import is_loopback
 from chaperone_common.artefacts.folders import pair_folder
-from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.command.program import EXIT_SIGNAL
-from chaperone_common.errors import ConfigError
+from chaperone_common.errors import ConfigError, Unauthenticated
 from chaperone_common.wire import SERVICE
 from cloud_supervisor.assembly import Cloud, build_cloud
-from cloud_supervisor.config import CloudConfig, check_listen
-from cloud_supervisor.model.ports import TargetModel
+from cloud_supervisor.config import CloudConfig, LimitsConfig, check_listen
+from cloud_supervisor.entrance import Entrance, build_entrance
 from cloud_supervisor.service import SupervisionService
 
 _LOG = logging.getLogger(__name__)
 
+_MINUTE_MS = 60_000
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -36,83 +39,198 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
+    ("grpc.max_connection_idle_ms", 10 * _MINUTE_MS),  # a connection costs a file descriptor
+    ("grpc.http2.max_header_list_size", 16 << 10),
 )
+_CREDENTIAL_CHECK_S = 1.0
+_LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end
+
+
+class Readiness(StrEnum):
+    """Whether a server takes new sessions, and why not."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FULL = "full"
+    DRAINING = "draining"
 
 
 class Server:
-    """A supervisor on a listening port."""
+    """A listening port. It refuses everybody until it hosts a cloud."""
 
-    def __init__(self, config: CloudConfig, cloud: Cloud) -> None:
-        refuse_elsewhere(config.listen)
+    def __init__(self, config: CloudConfig, cloud: Cloud | None = None, *, entrance: Entrance | None = None) -> None:
+        """Host a cloud at once, or later by `host`.
+
+        Raises ConfigError for an address that needs TLS, and for certificates and tokens that cannot be used.
+        """
+        refuse_elsewhere(config)
         limits = config.limits
-        self.cloud = cloud
-        self._listen = config.listen
+        self._config = config
+        self._cloud = cloud
+        self._entrance = entrance or build_entrance(config)
+        self._service = SupervisionService(self._entrance.authenticator, limits, self._entrance.observer)
         self._health = health.aio.HealthServicer()
+        self._watching: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=limits.max_streams,
-            options=(*_OPTIONS, ("grpc.max_receive_message_length", limits.max_message_kib << 10)),
+            # Health checks and refusals need room when all streams are taken.
+            maximum_concurrent_rpcs=4 * limits.max_streams,
+            options=(
+                *_OPTIONS,
+                ("grpc.max_receive_message_length", limits.max_message_kib << 10),
+                ("grpc.max_concurrent_streams", limits.max_streams),  # of one connection
+            ),
         )
 
+    @property
+    def cloud(self) -> Cloud:
+        """The cloud that is hosted."""
+        assert self._cloud is not None, "call `host` first"
+        return self._cloud
+
+    @property
+    def readiness(self) -> Readiness:
+        """Whether new sessions are taken."""
+        supervisor = self._service.supervisor
+        if supervisor is None:
+            return Readiness.LOADING
+        if supervisor.draining:
+            return Readiness.DRAINING
+        return Readiness.FULL if supervisor.full else Readiness.READY
+
     async def start(self) -> str:
-        """Listen, report healthy, and return the address with the assigned port."""
-        self._server.add_generic_rpc_handlers((SupervisionService(self.cloud.supervisor).handler(),))
+        """Listen, and return the address with the assigned port."""
+        self._server.add_generic_rpc_handlers((self._service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        listen, credentials = self._config.listen, self._entrance.credentials
         try:
-            port = self._server.add_insecure_port(self._listen)
+            if credentials is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, credentials)
         except RuntimeError as error:
-            raise ConfigError(f"listen: {self._listen!r} cannot be bound ({error}); choose a free port") from None
+            raise ConfigError(f"listen: {listen!r} cannot be bound ({error}); choose a free port") from None
         await self._server.start()
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return self._listen if self._listen.startswith("unix:") else f"{self._listen.rpartition(':')[0]}:{port}"
+        if self._cloud is None:
+            await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        else:
+            await self.host(self._cloud)
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    async def host(self, cloud: Cloud) -> None:
+        """Serve this cloud from now on, and report healthy."""
+        self._cloud = cloud
+        self._service.supervisor = cloud.supervisor
+        self._watching = asyncio.create_task(self._watch_credentials())
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self, *, lame_duck_seconds: float = 0.0, grace_seconds: float) -> None:
+        """Take no new session, give the open ones time to finish, then send their devices to another server.
+
+        During `lame_duck_seconds` the port stays open for those who have not noticed yet that it reports unhealthy.
+        """
+        await self._health.enter_graceful_shutdown()
+        supervisor = self._service.supervisor
+        if supervisor is None:
+            return
+        supervisor.drain()
+        await asyncio.sleep(lame_duck_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self._service.until_idle()
+        supervisor.hand_over()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no new stream, give the open ones time to finish, then end them."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_seconds)
-        await self.cloud.close()
+        """Drain, then close the port and end everything."""
+        await self.drain(grace_seconds=grace_seconds)
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._server.stop(_LAST_FAILURES_S if grace_seconds else 0)
+        if self._cloud is not None:
+            await self._cloud.close()
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def _watch_credentials(self) -> None:
+        """End the streams of tokens that are revoked or expire while they are open."""
+        authenticator = self._entrance.authenticator
+        while True:
+            await asyncio.sleep(_CREDENTIAL_CHECK_S)
+            self.cloud.supervisor.end_where(
+                lambda caller: not authenticator.valid(caller),
+                lambda: Unauthenticated("authorization: the token was revoked or has expired; get a new one"),
+            )
 
 
-def refuse_elsewhere(address: str) -> None:
-    """Raise ConfigError for an invalid address, or one that other machines can reach."""
+def refuse_elsewhere(config: CloudConfig) -> None:
+    """Raise ConfigError for an invalid address, or one that other machines can reach without TLS."""
+    address = config.listen
     try:
         check_listen(address)
     except ValueError as error:
         raise ConfigError(f"listen: {address!r}: {error}") from None
-    if not is_loopback(address):
+    if not (is_loopback(address) or config.secure or config.insecure):
         raise ConfigError(
-            f"listen: {address!r} can be reached from other machines, which needs TLS; use 127.0.0.1:PORT, "
-            "and a proxy that ends TLS in front of it"
+            f"listen: {address!r} can be reached from other machines, which needs TLS; give --tls-cert and --tls-key "
+            "(`chaperone-cloud cert dev` makes some for trials), use 127.0.0.1:PORT, or say --insecure if a proxy or a "
+            "private network protects the port"
         )
 
 
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
-    """Load the model and serve until SIGINT or SIGTERM; `announce` receives the address.
+    """Listen, load the model and serve until SIGINT or SIGTERM; `announce` receives the address when it is ready.
 
-    Cheap checks come first. Until the address is announced, Ctrl-C raises KeyboardInterrupt. After that the first
-    signal lets streams end. A second one ends the process at once, with exit code 128 plus its number.
+    Cheap checks come first. While the model is loaded, health and readiness say so, and Ctrl-C ends the process. After
+    that the first signal drains: open streams finish or move to another server. A second one ends the process at once,
+    with exit code 128 plus its number. SIGHUP is ignored: tokens and certificates are read again when they change.
     """
-    refuse_elsewhere(config.listen)
+    refuse_elsewhere(config)
     check_free(config.listen)
     folder = pair_folder(config.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
-    from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import
+    raise_descriptor_limit(config.limits)
+    entrance = build_entrance(config)
 
-    model = TorchModel.of_manifest(folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device)
-    _LOG.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
-    asyncio.run(_host(config, model, manifest, announce))
+    def load() -> Cloud:
+        from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import
+
+        model = TorchModel.of_manifest(
+            folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device
+        )
+        _LOG.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
+        return build_cloud(config, model, manifest, entrance.observer)
+
+    asyncio.run(_host(config, entrance, load, announce))
 
 
 async def _host(
-    config: CloudConfig, model: TargetModel, manifest: ModelManifest, announce: Callable[[str], None]
+    config: CloudConfig, entrance: Entrance, load: Callable[[], Cloud], announce: Callable[[str], None]
 ) -> None:
-    server = Server(config, build_cloud(config, model, manifest))
+    server = Server(config, entrance=entrance)
     stopped = asyncio.Event()
+    address = await server.start()
+    try:
+        cloud = await asyncio.to_thread(load)
+    except BaseException:
+        await server.stop(0)
+        raise
     with first_and_second_signal(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)):
-        announce(await server.start())
+        await server.host(cloud)
+        announce(address)
         await stopped.wait()
-        _LOG.info("stopping: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
-        await server.stop(config.grace_seconds)
+        _LOG.info("draining: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
+        await server.drain(lame_duck_seconds=config.lame_duck_seconds, grace_seconds=config.grace_seconds)
+        await server.stop(0.0)
+
+
+def raise_descriptor_limit(limits: LimitsConfig) -> None:
+    """Allow as many open files as the system lets this process have: each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < (needed := 2 * limits.max_streams):
+        _LOG.warning("only %d files may be open, and %d connections would lock others out (ulimit -n)", hard, needed)
 
 
 @contextmanager

@@ -1,17 +1,21 @@
-"""gRPC in the cloud: decode, call, encode.
+"""gRPC in the cloud: identify, decode, call, encode.
 
 gRPC carries frames as bytes, so that our own rules refuse a malformed frame, with a message, on its stream only.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from typing import NoReturn, Protocol
 
 import grpc
 import grpc.aio
 
+from chaperone_common.errors import ChaperoneError, CloudUnavailable, Overloaded, QuotaExceeded, status_of
 from chaperone_common.frames import ClientFrame, Failure
+from chaperone_common.observation import Observer, Refused
 from chaperone_common.wire import (
     GET_CAPABILITIES,
     SERVICE,
@@ -20,14 +24,53 @@ from chaperone_common.wire import (
     encode_capabilities,
     encode_server,
 )
+from cloud_supervisor.caller import ANONYMOUS, Caller
+from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.status_details import status_details
 from cloud_supervisor.supervisor import Supervisor
+
+_LOADING_RETRY_MS = 1000
+_BUSY_RETRY_MS = 1000
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Metadata = Sequence[tuple[str, str | bytes]]
+AuthContext = Mapping[str, Iterable[bytes]]
+
+
+class Authenticator(Protocol):
+    """Finds out who calls."""
+
+    async def authenticate(self, metadata: Metadata, auth_context: AuthContext, peer: str) -> Caller:
+        """Return the caller; raises Unauthenticated or PermissionDenied.
+
+        `auth_context` is gRPC's, and holds the certificate of the device if it has shown one.
+        """
+
+    def valid(self, caller: Caller) -> bool:
+        """Return whether a caller's credential still stands."""
+
+
+class Everybody:
+    """An `Authenticator` that lets everybody in, as one tenant."""
+
+    async def authenticate(self, metadata: Metadata, auth_context: AuthContext, peer: str) -> Caller:
+        return Caller(ANONYMOUS, peer_host(peer))
+
+    def valid(self, caller: Caller) -> bool:
+        return True
 
 
 class SupervisionService:
-    """The servicer of `chaperone.v1.SupervisionService`."""
+    """The servicer of `chaperone.v1.SupervisionService`. It refuses everybody until it has a supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, authenticator: Authenticator, limits: LimitsConfig, observer: Observer) -> None:
+        self.supervisor: Supervisor | None = None
+        self._authenticator = authenticator
+        self._limits = limits
+        self._observer = observer
+        self._streams = 0
+        self._idle = asyncio.Event()  # no stream is open
+        self._idle.set()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handler to register in a gRPC server."""
@@ -39,19 +82,81 @@ class SupervisionService:
             },
         )
 
-    async def supervise(
-        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> AsyncIterator[bytes]:
+    async def supervise(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Serve one generation; a Failure frame also sets the status of the stream."""
-        async with aclosing(self._supervisor.supervise(_decoded(requests))) as answers:
-            async for frame in answers:
-                yield encode_server(frame)
-                if isinstance(frame, Failure):
-                    await context.abort(getattr(grpc.StatusCode, frame.status), frame.message)
+        if self._streams >= self._limits.max_streams:
+            message = f"streams: {self._streams} are open, the limit is {self._limits.max_streams}; try again later"
+            await self._refuse(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS))
+        self._streams += 1
+        self._idle.clear()
+        try:
+            await self._supervise(requests, context)
+        finally:
+            self._streams -= 1
+            if not self._streams:
+                self._idle.set()
 
-    async def get_capabilities(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        """Return the model and the limits of this cloud."""
-        return encode_capabilities(self._supervisor.capabilities)
+    async def until_idle(self) -> None:
+        """Wait until no stream is open."""
+        await self._idle.wait()
+
+    async def get_capabilities(self, request: bytes, context: Context) -> bytes:
+        """Return the model and the limits of this cloud, and the quotas of the caller's tenant."""
+        supervisor, caller = await self._begin(context)
+        return encode_capabilities(supervisor.capabilities_for(caller))
+
+    async def _supervise(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        supervisor, caller = await self._begin(context)
+        frames = supervisor.supervise(_decoded(requests), caller, _header(context, "traceparent"))
+        async with aclosing(frames) as answers:
+            async for frame in answers:
+                try:
+                    async with asyncio.timeout(self._limits.write_timeout_s):
+                        await context.write(encode_server(frame))
+                except TimeoutError:
+                    self._observer.notice(Refused(caller.tenant, caller.peer, "write_timeout", _unread(self._limits)))
+                    return
+                if isinstance(frame, Failure):
+                    await _abort(context, frame)
+
+    async def _begin(self, context: Context) -> tuple[Supervisor, Caller]:
+        """Return the supervisor and the caller, or end the call."""
+        try:
+            caller = await self._authenticator.authenticate(
+                tuple(context.invocation_metadata() or ()), context.auth_context(), context.peer()
+            )
+        except ChaperoneError as error:
+            await self._refuse(context, error)
+        if self.supervisor is None:
+            loading = CloudUnavailable("the cloud is loading its model; try again", retry_after_ms=_LOADING_RETRY_MS)
+            await self._refuse(context, loading, caller)
+        return self.supervisor, caller
+
+    async def _refuse(self, context: Context, error: ChaperoneError, caller: Caller | None = None) -> NoReturn:
+        peer = caller.peer if caller is not None else peer_host(context.peer())
+        tenant = caller.tenant if caller is not None else ANONYMOUS
+        self._observer.notice(Refused(tenant, peer, status_of(error).lower(), error.message))
+        quota = error.quota if isinstance(error, QuotaExceeded) else ""
+        await _abort(context, Failure(status_of(error), error.message, error.retry_after_ms, quota))
+
+
+def peer_host(peer: str) -> str:
+    """Return the host of gRPC's name for a peer, such as `ipv4:10.0.0.7:50123`."""
+    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer.partition(":")[0]
+
+
+async def _abort(context: Context, failure: Failure) -> NoReturn:
+    await context.abort(getattr(grpc.StatusCode, failure.status), failure.message, status_details(failure))
+    raise AssertionError("abort returned")
+
+
+def _header(context: Context, name: str) -> str:
+    value = dict(context.invocation_metadata() or ()).get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def _unread(limits: LimitsConfig) -> str:
+    return f"write_timeout_s: the device has not read an answer for {limits.write_timeout_s:g} s"
 
 
 async def _decoded(requests: AsyncIterator[bytes]) -> AsyncIterator[ClientFrame]:

@@ -6,48 +6,41 @@ It does not depend on gRPC. So its host can be a gRPC server, a test or a simula
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
-    CloudTimeout,
-    InvalidRequest,
+    CloudUnavailable,
     ModelError,
     ModelMismatch,
     Overloaded,
     ProtocolViolation,
+    QuotaExceeded,
     Superseded,
     TokenizerMismatch,
     VersionMismatch,
     status_of,
 )
-from chaperone_common.frames import (
-    API_VERSION,
-    Arrived,
-    Capabilities,
-    ClientFrame,
-    Closed,
-    Draft,
-    Failure,
-    Open,
-    Opened,
-    ServerFrame,
-)
-from chaperone_common.session import CloudSession, VerificationRequest
-from chaperone_common.token_tree import TokenTree
-from chaperone_common.types import SessionId
-from cloud_supervisor.config import LimitsConfig
+from chaperone_common.frames import API_VERSION, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
+from chaperone_common.observation import Observer, Observers, Outcome, Refused, StreamBegan, StreamEnded
+from chaperone_common.session import CloudSession
+from cloud_supervisor.admission import Admission, SessionKey
+from cloud_supervisor.caller import LOCAL, Caller
+from cloud_supervisor.config import LimitsConfig, QuotasConfig
+from cloud_supervisor.conversation import Conversation, Stream, next_frame
 from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.model.ports import ForwardQueue
 
 _LOG = logging.getLogger(__name__)
 
 MAX_DIGEST_SHOWN = 80  # characters of a device's text that a message quotes
+_HAND_OVER_MS = 100  # after which a device opens its stream again, on another server if there is one
 
 
 @dataclass(slots=True)
@@ -62,61 +55,100 @@ class Counters:
     hand_backs: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    choices: Sequence[int]
-    queue_us: int
-    compute_us: int
-
-
 class Supervisor:
     """Serves the sessions of one large model."""
 
     def __init__(
-        self, queue: ForwardQueue, capabilities: Capabilities, limits: LimitsConfig, clock: Clock | None = None
+        self,
+        queue: ForwardQueue,
+        capabilities: Capabilities,
+        limits: LimitsConfig,
+        clock: Clock | None = None,
+        *,
+        admission: Admission | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        """Serve up to `limits.max_sessions` sessions; `queue` holds their requests to the model."""
-        self.capabilities = capabilities
+        """Serve the sessions that `admission` admits; `queue` holds their requests to the model."""
         self.counters = Counters()
+        self.capabilities = capabilities
         self._queue = queue
         self._limits = limits
         self._clock = clock or MonotonicClock()
-        self._inboxes: dict[SessionId, Inbox] = {}
-        self._grace_timers: dict[SessionId, asyncio.TimerHandle] = {}  # of sessions whose device may reconnect
+        self._admission = admission or Admission(limits, QuotasConfig(), None, self._clock)
+        self._observer = observer or Observers()
+        self._numbers = itertools.count(1)
+        self._opening: dict[Inbox, None] = {}  # streams without an Open, oldest first
+        self._streams: dict[SessionKey, Stream] = {}
+        self._grace_timers: dict[SessionKey, asyncio.TimerHandle] = {}  # of sessions whose device may reconnect
+        self._draining = False
 
     @property
     def sessions(self) -> int:
-        """Streams that are open now."""
-        return len(self._inboxes)
+        """Sessions that are open now."""
+        return len(self._streams)
 
-    async def supervise(self, frames: AsyncIterator[ClientFrame]) -> AsyncGenerator[ServerFrame, None]:
+    @property
+    def full(self) -> bool:
+        """No further session is admitted."""
+        return self._admission.full
+
+    @property
+    def draining(self) -> bool:
+        """No new session is admitted, because the cloud is about to stop."""
+        return self._draining
+
+    def capabilities_for(self, caller: Caller) -> Capabilities:
+        """Return the model and the limits of this cloud, with the quotas of the caller's tenant."""
+        return replace(self.capabilities, quotas=self._admission.states(caller.tenant))
+
+    def drain(self) -> None:
+        """Refuse new sessions from now on. Open ones go on."""
+        self._draining = True
+
+    def hand_over(self) -> None:
+        """End all open streams, with a Failure that sends their devices to another server."""
+        for stream in tuple(self._streams.values()):
+            stream.inbox.interrupt(_shutting_down())
+
+    def end_where(self, invalid: Callable[[Caller], bool], error: Callable[[], ChaperoneError]) -> None:
+        """End the streams of all callers that `invalid` names, such as those whose token was revoked."""
+        for stream in tuple(self._streams.values()):
+            if invalid(stream.caller):
+                stream.inbox.interrupt(error())
+
+    async def supervise(
+        self, frames: AsyncIterator[ClientFrame], caller: Caller = LOCAL, traceparent: str = ""
+    ) -> AsyncGenerator[ServerFrame, None]:
         """Serve one generation. The last frame is Closed or Failure; a bug ends this stream only."""
         self.counters.streams += 1
         inbox = Inbox(frames, self._limits.max_frames_waiting, self._clock)
+        stream = Stream(next(self._numbers), caller, inbox, traceparent, self._clock.now())
         try:
-            async with aclosing(self._serve(inbox)) as answers:
+            async with aclosing(self._serve(stream)) as answers:
                 async for frame in answers:
+                    stream.outcome = Outcome.CLOSED if isinstance(frame, Closed) else stream.outcome
                     yield frame
             return
         except Cancelled as error:
             failure = self._cancelled(error)
         except (asyncio.CancelledError, GeneratorExit):  # the host ended the stream before the inbox noticed
-            self._cancelled(Cancelled("the host ended the stream"))
+            if stream.outcome is not Outcome.CLOSED:
+                self._cancelled(Cancelled("the host ended the stream"))
             raise
         except ModelError as error:  # found in a forward: the device cannot fix it
             _LOG.error("stream failed: %s", error.message)
-            self.counters.refused += 1
-            failure = Failure("INTERNAL", f"the cloud's {error.message}")
+            failure = self._failed(stream, f"the cloud's {error.message}")
         except ChaperoneError as error:
-            _LOG.info("stream refused: %s: %s", status_of(error), error.message)
-            self.counters.refused += 1
-            failure = _failure(error)
+            failure = self._refused(stream, error)
         except Exception:
             _LOG.exception("stream failed")
-            self.counters.refused += 1
-            failure = Failure("INTERNAL", "the supervisor failed; its log has the details")
+            failure = self._failed(stream, "the supervisor failed; its log has the details")
         finally:
+            self._opening.pop(inbox, None)
             await inbox.close()  # before the last frame: the host may end the stream with it
+            if stream.began:
+                duration_s = self._clock.now() - stream.began_at
+                self._observer.notice(StreamEnded(stream.number, caller.tenant, stream.outcome, duration_s))
         yield failure
 
     def _cancelled(self, error: Cancelled) -> Failure:
@@ -125,87 +157,80 @@ class Supervisor:
         self.counters.cancelled += 1
         return _failure(error)
 
-    async def _serve(self, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
-        opening = (await self._next(inbox, self._limits.open_timeout_s, "open_timeout_s: no Open arrived")).frame
-        if not isinstance(opening, Open):
-            raise ProtocolViolation(f"frame: {type(opening).__name__} before Open")
-        session = self._admit(opening, inbox)
-        closed = False
+    def _failed(self, stream: Stream, message: str) -> Failure:
+        self.counters.refused += 1
+        stream.outcome = Outcome.FAILED
+        return Failure("INTERNAL", message)
+
+    def _refused(self, stream: Stream, error: ChaperoneError) -> Failure:
+        self.counters.refused += 1
+        stream.outcome = Outcome.REFUSED
+        reason = error.quota if isinstance(error, QuotaExceeded) else status_of(error).lower()
+        self._observer.notice(Refused(stream.caller.tenant, stream.caller.peer, reason, error.message))
+        return _failure(error)
+
+    async def _serve(self, stream: Stream) -> AsyncGenerator[ServerFrame, None]:
+        opening = await self._opened(stream)
+        key = SessionKey(stream.caller.tenant, opening.session_id)
+        session = self._admit(key, opening, stream)
         try:
-            async with aclosing(self._converse(opening, session, inbox)) as answers:
+            conversation = Conversation(
+                key, opening, session, stream, self._queue, self._admission, self._limits, self._observer, self._clock
+            )
+            async with aclosing(conversation.frames(self.capabilities.context_tokens)) as answers:
                 async for frame in answers:
-                    closed = isinstance(frame, Closed)
                     yield frame
         finally:
             self._count(session)
-            if self._inboxes.get(opening.session_id) is inbox:
-                del self._inboxes[opening.session_id]
-            if opening.session_id not in self._inboxes:  # else a newer stream of the session is open
-                self._free(opening.session_id, after_s=0.0 if closed else self._limits.reconnect_grace_s)
+            if self._streams.get(key) is stream:
+                del self._streams[key]
+                self._admission.release(key)
+            if key not in self._streams:  # else a newer stream of the session is open
+                closed = stream.outcome is Outcome.CLOSED
+                self._free(key, after_s=0.0 if closed else self._limits.reconnect_grace_s)
+
+    async def _opened(self, stream: Stream) -> Open:
+        """Wait for the Open. Streams without one give way to newer ones, oldest first, so that they block nobody."""
+        self._admission.begin_stream(stream.caller.tenant)
+        if len(self._opening) >= self._limits.max_opening:
+            limit = self._limits.max_opening
+            next(iter(self._opening)).interrupt(
+                Overloaded(f"opening: {limit} streams have sent no Open (limits.max_opening); send it at once")
+            )
+            del self._opening[next(iter(self._opening))]
+        self._opening[stream.inbox] = None
+        opening = (await next_frame(stream.inbox, self._limits.open_timeout_s, "open_timeout_s: no Open arrived")).frame
+        self._opening.pop(stream.inbox, None)
+        if not isinstance(opening, Open):
+            raise ProtocolViolation(f"frame: {type(opening).__name__} before Open")
+        return opening
 
     def _count(self, session: CloudSession) -> None:
         self.counters.stale_frames += session.stale_frames
         self.counters.takeovers += session.takeovers
         self.counters.hand_backs += session.hand_backs
 
-    def _free(self, session_id: SessionId, *, after_s: float) -> None:
+    def _free(self, key: SessionKey, *, after_s: float) -> None:
         """Free a session's KV cache after `after_s`. Until then, a device that lost its connection may reopen it."""
-        self._end_grace(session_id)
+        self._end_grace(key)
         if after_s > 0:
-            timer = asyncio.get_running_loop().call_later(after_s, self._free_now, session_id)
-            self._grace_timers[session_id] = timer
+            self._queue.spare(key)
+            self._grace_timers[key] = asyncio.get_running_loop().call_later(after_s, self._free_now, key)
         else:
-            self._queue.free(session_id)
+            self._queue.free(key)
 
-    def _free_now(self, session_id: SessionId) -> None:
-        del self._grace_timers[session_id]
-        self._queue.free(session_id)
+    def _free_now(self, key: SessionKey) -> None:
+        del self._grace_timers[key]
+        self._queue.free(key)
 
-    def _end_grace(self, session_id: SessionId) -> None:
-        if (timer := self._grace_timers.pop(session_id, None)) is not None:
+    def _end_grace(self, key: SessionKey) -> None:
+        if (timer := self._grace_timers.pop(key, None)) is not None:
             timer.cancel()
 
-    async def _converse(self, opening: Open, session: CloudSession, inbox: Inbox) -> AsyncGenerator[ServerFrame, None]:
-        context_tokens = self.capabilities.context_tokens
-        yield Opened(False, context_tokens, max_span_tokens=self._limits.max_span_tokens)
-        prefill = await self._prefill(opening, session, inbox)
-        yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us)
-        while True:
-            request: VerificationRequest | None
-            arrived_at = self._clock.now()
-            if session.writes and inbox.empty:
-                request = session.writing()
-            else:
-                arrival = await self._next(inbox, self._limits.idle_timeout_s, "idle_timeout_s: no frame arrived")
-                frame, arrived_at = arrival.frame, arrival.at
-                if isinstance(frame, Open):
-                    raise ProtocolViolation("frame: a second Open in one stream")
-                if isinstance(frame, Draft):
-                    self._check_size(frame)
-                    if inbox.closing:  # the device needs no more verdicts; the Close carries the unread text
-                        continue
-                    if session.hands_back(frame):
-                        yield session.hand_back()
-                request = session.receive(frame)
-            if request is None:
-                continue
-            answer = await self._forward(opening, session, request, arrived_at)
-            reply = session.answer(request, answer.choices, answer.queue_us, answer.compute_us)
-            yield reply
-            if isinstance(reply, Closed):
-                return
-
-    @staticmethod
-    async def _next(inbox: Inbox, timeout_s: float, missing: str) -> Arrived[ClientFrame]:
-        """Wait for a frame for up to `timeout_s`, because a silent stream takes the place of another."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await inbox.get()
-        except TimeoutError:
-            raise CloudTimeout(f"{missing} within {timeout_s:g} s; open a new stream") from None
-
-    def _admit(self, opening: Open, inbox: Inbox) -> CloudSession:
+    def _admit(self, key: SessionKey, opening: Open, stream: Stream) -> CloudSession:
         """Check an Open and make it the session's newest stream."""
+        if self._draining:
+            raise _shutting_down()
         if opening.api_version != API_VERSION:
             raise VersionMismatch(
                 f"api_version: the device speaks {opening.api_version}, this cloud {API_VERSION}; "
@@ -227,73 +252,22 @@ class Supervisor:
             context_tokens=self.capabilities.context_tokens,
             vocabulary_size=self.capabilities.vocabulary_size,
         )
-        older = self._inboxes.get(opening.session_id)
-        if older is None and len(self._inboxes) >= self._limits.max_sessions:
-            raise Overloaded(
-                f"sessions: {len(self._inboxes)} are open, the limit is {self._limits.max_sessions}; try again later",
-                retry_after_ms=1000,
-            )
-        if older is not None:
-            older.interrupt(Superseded("session_id: a newer stream of this session took over"))
-        self._inboxes[opening.session_id] = inbox
-        self._end_grace(opening.session_id)
+        self._admission.admit(key, opening)
+        if (older := self._streams.get(key)) is not None:
+            older.inbox.interrupt(Superseded("session_id: a newer stream of this session took over"))
+        self._streams[key] = stream
+        self._end_grace(key)
+        stream.began = True
+        self._observer.notice(StreamBegan(stream.number, key.tenant, session.prompt_length, stream.traceparent))
         return session
-
-    async def _prefill(self, opening: Open, session: CloudSession, inbox: Inbox) -> _Answer:
-        """Read the prompt, except its last token. The first span's forward reads that token, and chooses the next one.
-
-        Stops as soon as the stream closes: the queue drops the rest of the prompt, and its cost is not reported.
-        """
-        prompt = TokenTree(tuple(session.text[:-1]))
-        if not prompt.token_ids or inbox.closing:
-            return _Answer((), 0, 0)
-        reading = asyncio.ensure_future(self._queue.forward(opening.session_id, prompt, 0, opening.sampling))
-        closing = asyncio.ensure_future(inbox.until_closing())
-        try:
-            await asyncio.wait((reading, closing), return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                return _Answer((), 0, 0)
-            result = reading.result()
-            return _Answer((), result.queue_us, result.compute_us)
-        finally:
-            closing.cancel()
-            reading.cancel()
-            await asyncio.gather(reading, closing, return_exceptions=True)  # before the session is freed
-
-    async def _forward(
-        self, opening: Open, session: CloudSession, request: VerificationRequest, arrived_at: float
-    ) -> _Answer:
-        if not request.num_choices:
-            return _Answer((), 0, 0)
-        deadline_ms = session.deadline_ms if isinstance(request.frame, Draft) else 0
-        result = await self._queue.forward(
-            opening.session_id,
-            request.tree,
-            request.num_choices,
-            opening.sampling,
-            deadline_ms=self._time_left_ms(deadline_ms, arrived_at),
-        )
-        return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
-
-    def _time_left_ms(self, deadline_ms: int, arrived_at: float) -> float | None:
-        """Return the time left until a Draft's deadline, or None without one. It runs from the arrival of the Draft."""
-        if not deadline_ms:
-            return None
-        waited_ms = (self._clock.now() - arrived_at) * 1000
-        if waited_ms >= deadline_ms:
-            raise CloudTimeout(
-                f"deadline_ms: the Draft waited {waited_ms:.0f} ms for the frames before it, longer than its deadline "
-                f"of {deadline_ms} ms"
-            )
-        return deadline_ms - waited_ms
-
-    def _check_size(self, frame: Draft) -> None:
-        size = len(frame.token_ids) + len(frame.branches)
-        if size > self._limits.max_span_tokens:
-            raise InvalidRequest(
-                f"token_ids: {size} in one Draft, at most {self._limits.max_span_tokens} are allowed, branches included"
-            )
 
 
 def _failure(error: ChaperoneError) -> Failure:
-    return Failure(status_of(error), error.message, error.retry_after_ms)
+    quota = error.quota if isinstance(error, QuotaExceeded) else ""
+    return Failure(status_of(error), error.message, error.retry_after_ms, quota)
+
+
+def _shutting_down() -> CloudUnavailable:
+    return CloudUnavailable(
+        "the cloud is shutting down; open the stream again, on another server", retry_after_ms=_HAND_OVER_MS
+    )

@@ -75,6 +75,9 @@ class SimulatedQueue:
     def free(self, key: Hashable) -> None:
         self._held.pop(key, None)
 
+    def spare(self, key: Hashable) -> None:
+        """Change nothing: there is no budget."""
+
     def _compute_ms(self, key: Hashable, tree: TokenTree, num_choices: int) -> float:
         """Return the price of the tokens that the cache lacks, and always of those whose choices are wanted."""
         length, indices = self._held.get(key, TokenTree(())).longest_path(tree.token_ids[: tree.end - num_choices])

@@ -10,10 +10,11 @@ while the model's thread is idle.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from chaperone_common.errors import ConfigError, InternalError, Overloaded
+from chaperone_common.errors import ConfigError, InternalError, Overloaded, PromptTooLong
 from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.model.ports import KvCache
 
@@ -52,11 +53,16 @@ class KvStore:
         self._new_cache = new_cache
         self._budget_bytes = budget_bytes
         self._bytes_per_token = bytes_per_token
-        self._entries: dict[Hashable, _Entry] = {}  # in order of last use
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # in order of last use
         self._lost_tokens: dict[Hashable, int] = {}  # evicted and not read again yet; forgotten by `free`
         self._used_tokens = 0
         self._evictions = 0
         self._rebuilt_tokens = 0
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the budget holds."""
+        return self._budget_bytes // self._bytes_per_token
 
     @property
     def stats(self) -> KvStats:
@@ -83,7 +89,8 @@ class KvStore:
         The rest of the tree has to be fed. The cache keeps the longest path that the chain follows, through branch
         tokens that it holds as well. The chain's last `num_choices` tokens are always fed, since the choices need their
         logits, and so are all branch tokens.
-        Raises `Overloaded`, with nothing changed, if the tree does not fit next to the forwards that are running.
+        Raises `Overloaded`, with nothing changed, if the tree does not fit next to the forwards that are running, and
+        `PromptTooLong` if it never will.
         """
         if not 0 <= num_choices <= tree.end:
             raise ValueError(f"num_choices: {num_choices} is outside [0, {tree.end}], the number of tokens")
@@ -126,16 +133,26 @@ class KvStore:
         else:
             self._drop(key)
 
+    def spare(self, key: Hashable) -> None:
+        """Evict this session before all others, until it is used again. Unknown sessions are no error."""
+        if key in self._entries:
+            self._entries.move_to_end(key, last=False)
+
     def _make_room(self, key: Hashable, tokens: int) -> None:
         """Evict others, least recently used first, until `tokens` fit for this session."""
         own = self._entries.get(key)
         pinned_tokens = sum(entry.planned_tokens for entry in self._entries.values() if entry.pinned)
-        capacity_tokens = self._budget_bytes // self._bytes_per_token
+        capacity_tokens = self.capacity_tokens
+        if tokens > capacity_tokens:
+            raise PromptTooLong(
+                f"prompt: the text and its branches have {tokens} tokens, the cloud's cache holds {capacity_tokens}; "
+                "shorten the conversation, or raise kv_budget_mib on the cloud"
+            )
         if pinned_tokens + tokens > capacity_tokens:
             raise Overloaded(
                 f"kv budget: {tokens} tokens need {tokens * self._bytes_per_token} bytes, and"
                 f" {(capacity_tokens - pinned_tokens) * self._bytes_per_token} of {self._budget_bytes} are available;"
-                " shorten the conversation or raise the budget"
+                " try again when other requests have ended"
             )
         needed_tokens = tokens - (own.planned_tokens if own else 0)
         for other, entry in list(self._entries.items()):

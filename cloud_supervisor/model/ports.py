@@ -106,3 +106,6 @@ class ForwardQueue(Protocol):
 
     def free(self, key: Hashable) -> None:
         """Forget a session; unknown sessions are no error."""
+
+    def spare(self, key: Hashable) -> None:
+        """Let a session's cache go first when memory is short: its device is away, and may come back."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from chaperone_common.clock import Clock, MonotonicClock
+from chaperone_common.observation import Observer, Observers, Stepped
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStats, KvStore
@@ -23,6 +24,15 @@ from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, QueuedReques
 from cloud_supervisor.scheduling.scheduler import Outcome, Scheduler
 
 _LOG = logging.getLogger(__name__)
+
+
+class _Computed(NamedTuple):
+    """One forward: each chunk's outcome, and what it took."""
+
+    outcomes: list[Outcome]
+    elapsed_s: float = 0.0
+    fed_tokens: int = 0
+    held_tokens: int = 0
 
 
 class ModelRunner:
@@ -36,14 +46,16 @@ class ModelRunner:
         max_queue: int,
         chunk_tokens: int = 256,
         clock: Clock | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Schedule as `Scheduler` describes it; raises ConfigError for limits that serve nobody."""
         self._scheduler = Scheduler(max_queue=max_queue, chunk_tokens=chunk_tokens, context_tokens=model.context_tokens)
         self._model = model
         self._kv_store = kv_store
         self._clock = clock or MonotonicClock()
+        self._observer = observer or Observers()
         self._answers: dict[QueuedRequest, asyncio.Future[ForwardResult]] = {}
-        self._to_free: list[Hashable] = []  # sessions, as soon as the thread is idle
+        self._to_change: list[tuple[Callable[[Hashable], None], Hashable]] = []  # as soon as the thread is idle
         self._running: asyncio.Future[Any] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._closed = False
@@ -100,7 +112,13 @@ class ModelRunner:
         Cancel the session's waiting requests first: a later one would read everything again.
         """
         if not self._closed:
-            self._to_free.append(key)
+            self._to_change.append((self._kv_store.free, key))
+            self._start_next()
+
+    def spare(self, key: Hashable) -> None:
+        """Let a session's cache go first when memory is short."""
+        if not self._closed:
+            self._to_change.append((self._kv_store.spare, key))
             self._start_next()
 
     async def close(self) -> None:
@@ -120,10 +138,10 @@ class ModelRunner:
         if self._running is not None:
             return
         loop = asyncio.get_running_loop()
-        if self._to_free:
-            keys, self._to_free = self._to_free, []
-            freeing = self._running = loop.run_in_executor(self._thread, self._free, keys)
-            freeing.add_done_callback(self._freed)
+        if self._to_change:
+            changes, self._to_change = self._to_change, []
+            changing = self._running = loop.run_in_executor(self._thread, self._change, changes)
+            changing.add_done_callback(self._changed)
             return
         batch, answers = self._scheduler.schedule(self._kv_store, self._clock.now())
         self._deliver(answers)
@@ -131,19 +149,20 @@ class ModelRunner:
             computing = self._running = loop.run_in_executor(self._thread, self._compute, batch)
             computing.add_done_callback(partial(self._computed, batch))
 
-    def _freed(self, done: asyncio.Future[None]) -> None:
+    def _changed(self, done: asyncio.Future[None]) -> None:
         self._running = None
         if (error := done.exception()) is not None:
-            _LOG.error("sessions could not be freed", exc_info=error)
+            _LOG.error("the KV store could not be changed", exc_info=error)
         self._start_next()
 
-    def _computed(self, batch: Batch, done: asyncio.Future[tuple[list[Outcome], float]]) -> None:
+    def _computed(self, batch: Batch, done: asyncio.Future[_Computed]) -> None:
         self._running = None
         bug = done.exception()  # the model's own errors are outcomes
-        outcomes, elapsed_s = done.result() if bug is None else ([bug] * len(batch.chunks), 0.0)
+        outcomes, elapsed_s, fed, held = done.result() if bug is None else _Computed([bug] * len(batch.chunks))
+        self._observer.notice(Stepped(len(batch.chunks), fed, held, elapsed_s))
         for chunk, outcome in zip(batch.chunks, outcomes, strict=True):
             if isinstance(outcome, BaseException) and chunk.request not in self._answers:
-                _LOG.warning("an abandoned request of session %r failed", chunk.request.key, exc_info=outcome)
+                _LOG.warning("an abandoned request failed", exc_info=outcome)
         self._deliver(self._scheduler.complete(outcomes, elapsed_s, self._clock.now()))
         self._start_next()
 
@@ -159,12 +178,13 @@ class ModelRunner:
 
     # In the model's thread
 
-    def _free(self, keys: Sequence[Hashable]) -> None:
-        for key in keys:
-            self._kv_store.free(key)
+    @staticmethod
+    def _change(changes: Sequence[tuple[Callable[[Hashable], None], Hashable]]) -> None:
+        for change, key in changes:
+            change(key)
 
-    def _compute(self, batch: Batch) -> tuple[list[Outcome], float]:
-        """Run one forward; return each chunk's outcome, and the seconds that all took."""
+    def _compute(self, batch: Batch) -> _Computed:
+        """Run one forward."""
         began_at = self._clock.now()
         outcomes: dict[QueuedRequest, Outcome] = {}
         fed: list[tuple[Chunk, ForwardRequest]] = []
@@ -178,7 +198,10 @@ class ModelRunner:
                 piece = request.tree.piece(held, chunk.end)
                 fed.append((chunk, ForwardRequest(cache, piece, chunk.num_choices, request.sampling)))
         outcomes.update(self._feed(fed))
-        return [outcomes[chunk.request] for chunk in batch.chunks], self._clock.now() - began_at
+        fed_tokens = sum(request.tree.size - request.tree.start for _, request in fed)
+        held_tokens = sum(request.tree.start for _, request in fed)
+        elapsed_s = self._clock.now() - began_at
+        return _Computed([outcomes[chunk.request] for chunk in batch.chunks], elapsed_s, fed_tokens, held_tokens)
 
     def _feed(self, fed: Sequence[tuple[Chunk, ForwardRequest]]) -> dict[QueuedRequest, Outcome]:
         """Call the model, and report the outcome to the KV store."""

@@ -12,8 +12,11 @@
     │   ├── ModelMismatch         another large model began the text
     │   ├── GateMismatch          the gate was calibrated for other models
     │   └── VersionMismatch       different API versions
+    ├── Unauthenticated           no token or certificate, or one that is not valid
+    ├── PermissionDenied          the tenant may not do this
     ├── ProtocolViolation         a frame that the protocol does not allow here
     ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
+    │   └── QuotaExceeded         the tenant has used up its share
     ├── Superseded                a newer stream of the same session took over
     ├── CloudLost                 the cloud gives no answer; the final tokens are kept
     │   ├── CloudUnavailable      it cannot be reached, or the connection broke
@@ -91,12 +94,28 @@ class VersionMismatch(PeerMismatch):
     """Device and cloud speak different API versions."""
 
 
+class Unauthenticated(ChaperoneError):
+    """No token or certificate, or one that is not valid."""
+
+
+class PermissionDenied(ChaperoneError):
+    """The tenant may not do this."""
+
+
 class ProtocolViolation(ChaperoneError):
     """A frame that the protocol does not allow in this state."""
 
 
 class Overloaded(ChaperoneError):
     """The cloud has no room now. `retry_after_ms` is the time to wait before the next attempt."""
+
+
+class QuotaExceeded(Overloaded):
+    """The tenant has used up a quota. `quota` is its name, as in `GetCapabilities`."""
+
+    def __init__(self, message: str, *, quota: str = "", retry_after_ms: int | None = None) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms)
+        self.quota = quota
 
 
 class Superseded(ChaperoneError):
@@ -141,6 +160,8 @@ STATUS_OF: dict[type[ChaperoneError], str] = {
     ModelError: "FAILED_PRECONDITION",
     PeerMismatch: "FAILED_PRECONDITION",
     VersionMismatch: "UNIMPLEMENTED",
+    Unauthenticated: "UNAUTHENTICATED",
+    PermissionDenied: "PERMISSION_DENIED",
     ProtocolViolation: "OUT_OF_RANGE",
     Overloaded: "RESOURCE_EXHAUSTED",
     Superseded: "ABORTED",
@@ -154,6 +175,8 @@ ERROR_OF: dict[str, type[ChaperoneError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
     "FAILED_PRECONDITION": PeerMismatch,
     "UNIMPLEMENTED": VersionMismatch,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     "OUT_OF_RANGE": ProtocolViolation,
     "RESOURCE_EXHAUSTED": Overloaded,
     "ABORTED": Superseded,
@@ -172,6 +195,7 @@ def status_of(error: ChaperoneError) -> str:
 ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
     ("FAILED_PRECONDITION", "model_digest"): ModelMismatch,
     ("FAILED_PRECONDITION", "tokenizer_digest"): TokenizerMismatch,
+    ("RESOURCE_EXHAUSTED", "quota"): QuotaExceeded,
 }
 
 

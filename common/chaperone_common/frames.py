@@ -118,6 +118,7 @@ class Failure:
     status: str
     message: str
     retry_after_ms: int | None = None
+    quota: str = ""  # of the tenant, that was used up; it travels in the status of the stream
 
 
 ClientFrame = Open | Draft | Close
@@ -134,6 +135,15 @@ class Arrived(NamedTuple, Generic[FrameT]):
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaState:
+    """One limit of the caller's tenant, and how much of it is used now."""
+
+    name: str
+    limit: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """The model and limits of a cloud; requested once per channel, before the first stream."""
 
@@ -144,3 +154,4 @@ class Capabilities:
     context_tokens: int
     max_span_tokens: int
     model_digest: str = ""  # of weights and recipe; "": unknown
+    quotas: tuple[QuotaState, ...] = ()  # of the tenant that asked

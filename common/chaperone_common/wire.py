@@ -21,6 +21,7 @@ from chaperone_common.frames import (
     Failure,
     Open,
     Opened,
+    QuotaState,
     ServerFrame,
     Verdict,
 )
@@ -187,6 +188,7 @@ def encode_capabilities(value: Capabilities) -> bytes:
         context_tokens=value.context_tokens,
         max_span_tokens=value.max_span_tokens,
         model_digest=value.model_digest,
+        quotas=[pb.QuotaState(name=quota.name, limit=quota.limit, used=quota.used) for quota in value.quotas],
     )
     return message.SerializeToString()
 
@@ -202,6 +204,7 @@ def decode_capabilities(data: bytes) -> Capabilities:
         message.context_tokens,
         message.max_span_tokens,
         message.model_digest,
+        tuple(QuotaState(quota.name, quota.limit, quota.used) for quota in message.quotas),
     )
 
 

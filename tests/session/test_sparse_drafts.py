@@ -160,6 +160,9 @@ class NotingReader:
     def free(self, key: Hashable) -> None:
         """Do nothing, since nothing is cached."""
 
+    def spare(self, key: Hashable) -> None:
+        """Do nothing, since nothing is cached."""
+
 
 async def _converse(reader: NotingReader, drafts: Sequence[Draft], tail: Close) -> list[ServerFrame]:
     """Send each Draft after the previous answer, then the Close."""

@@ -55,6 +55,9 @@ class FakeQueue:
     def free(self, key: Hashable) -> None:
         """Free nothing: every forward reads the whole text."""
 
+    def spare(self, key: Hashable) -> None:
+        """Change nothing: nothing is kept."""
+
 
 @dataclass
 class Dice(Gate):

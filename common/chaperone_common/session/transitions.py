@@ -54,6 +54,10 @@ TRANSITIONS: dict[tuple[State, StreamEvent], State] = {
     (State.DEVICE_WRITES, StreamEvent.VERDICT): State.DEVICE_WRITES,
     (State.DEVICE_WRITES, StreamEvent.TAKEOVER): State.CLOUD_WRITES,
     (State.DEVICE_WRITES, StreamEvent.CLOSE): State.CLOSING,
+    (
+        State.CLOUD_WRITES,
+        StreamEvent.OPENED,
+    ): State.CLOUD_WRITES,  # sent before the cloud read the Draft that it follows
     (State.CLOUD_WRITES, StreamEvent.DRAFT): State.CLOUD_WRITES,
     (State.CLOUD_WRITES, StreamEvent.CONTINUATION): State.CLOUD_WRITES,
     (State.CLOUD_WRITES, StreamEvent.HAND_BACK): State.DEVICE_WRITES,

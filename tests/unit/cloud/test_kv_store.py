@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from chaperone_common.errors import ConfigError, InternalError, Overloaded
+from chaperone_common.errors import ConfigError, InternalError, Overloaded, PromptTooLong
 from chaperone_common.token_tree import TokenTree, common_prefix
 from cloud_supervisor.kv.store import KvStore
 
@@ -127,7 +127,7 @@ def test_a_running_forward_is_never_evicted_and_its_growth_is_counted() -> None:
 def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
     kv = store(4)
     feed(kv, "a", [1, 2])
-    with pytest.raises(Overloaded, match="5 tokens need 50 bytes, and 40 of 40 are available"):
+    with pytest.raises(PromptTooLong, match="the text and its branches have 5 tokens, the cloud's cache holds 4"):
         kv.prepare("b", chain([1, 2, 3, 4, 5]), num_choices=1)
     assert covers(kv, "a", [1, 2])
     with pytest.raises(ConfigError, match="9 bytes hold no token"):

@@ -79,6 +79,7 @@ class GetCapabilitiesResponse(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol, 1 here. Set by the cloud."""
     model: _builtins.str
@@ -98,6 +99,10 @@ class GetCapabilitiesResponse(_message.Message):
     over the data type of its arithmetic. Risks that were calibrated for one model are meaningless for another. Absent
     means unknown.
     """
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaState]:
+        """The quotas of the caller's tenant. Set by the cloud; absent from clouds without tenants."""
+
     def __init__(
         self,
         *,
@@ -108,14 +113,47 @@ class GetCapabilitiesResponse(_message.Message):
         context_tokens: _builtins.int = ...,
         max_span_tokens: _builtins.int = ...,
         model_digest: _builtins.str = ...,
+        quotas: _abc.Iterable[Global___QuotaState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "model", b"model", "model_digest", b"model_digest", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "model", b"model", "model_digest", b"model_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
+
+@_typing.final
+class QuotaState(_message.Message):
+    """A limit of one tenant, and its use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`sessions`, `streams_per_minute`, `positions_per_minute`, `kv_tokens`, `prompt_tokens`; others MAY follow."""
+    limit: _builtins.int
+    """The most that is allowed."""
+    used: _builtins.int
+    """The use when the call was answered. It MAY be above the limit for a moment, since the last verification of a minute
+    is not cut short. Always 0 for `prompt_tokens`, a limit of each text.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        used: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaState: _TypeAlias = QuotaState  # noqa: Y015
 
 @_typing.final
 class SuperviseRequest(_message.Message):
