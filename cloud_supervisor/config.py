@@ -48,7 +48,7 @@ class LimitsConfig(FrozenModel):
     open_timeout_s: float = Field(default=10.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
     write_timeout_s: float = Field(default=30.0, gt=0)
-    max_stream_s: float = Field(default=14_400.0, gt=0)
+    max_stream_s: float = Field(default=3_600.0, gt=0)
     reconnect_grace_s: float = Field(default=30.0, ge=0)
 
     @property
@@ -74,8 +74,9 @@ class QuotasConfig(FrozenModel):
     tenants: dict[str, TenantQuota] = Field(default_factory=dict)
 
     def of(self, tenant: str) -> TenantQuota:
-        """Return the quota of a tenant."""
-        return self.tenants.get(tenant, self.default)
+        """Return the quota of a tenant; what it does not set is that of `default`."""
+        own = self.tenants.get(tenant, self.default)
+        return self.default.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
 
 class TlsConfig(FrozenModel):

@@ -40,6 +40,9 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
     ("grpc.max_connection_idle_ms", 10 * _MINUTE_MS),  # a connection costs a file descriptor
+    # A stream whose device does not read cannot be ended; only its connection can. Devices open their streams again.
+    ("grpc.max_connection_age_ms", 60 * _MINUTE_MS),
+    ("grpc.max_connection_age_grace_ms", 10 * _MINUTE_MS),
     ("grpc.http2.max_header_list_size", 16 << 10),
 )
 _CREDENTIAL_CHECK_S = 1.0

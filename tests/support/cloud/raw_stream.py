@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import grpc
 import grpc.aio
+from google.rpc.status_pb2 import Status
 
 from chaperone_common.frames import ClientFrame, Failure, Open, ServerFrame
 from chaperone_common.types import SamplingParams, SessionId
@@ -29,8 +30,10 @@ def opening(digest: str, session: str = "raw", *, prompt: tuple[int, ...] = (5, 
 class RawStream:
     """One `Supervise` call."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")()
+    def __init__(self, channel: grpc.aio.Channel, **metadata: str) -> None:
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+        method = channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
+        self._call = method(metadata=tuple(metadata.items()))
 
     async def send(self, *frames: ClientFrame | bytes) -> None:
         for frame in frames:
@@ -61,6 +64,11 @@ class RawStream:
     async def status(self) -> str:
         """Return the name of the gRPC status that ended the stream."""
         return (await self._call.code()).name
+
+    async def details(self) -> Status:
+        """Return the status with its details, once the stream has ended."""
+        trailing = await self._call.trailing_metadata()
+        return Status.FromString(dict(trailing or ())["grpc-status-details-bin"])
 
     def cancel(self) -> None:
         self._call.cancel()

@@ -12,6 +12,7 @@ import grpc.aio
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Close, Closed, Draft, Opened, Verdict
 from cloud_supervisor.config import CloudConfig, LimitsConfig
+from cloud_supervisor.entrance import Entrance
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
 from tests.support.cloud.raw_stream import RawStream, raw_channel
@@ -25,14 +26,19 @@ Scenario = Callable[[Server, grpc.aio.Channel, str], Awaitable[None]]
 
 
 def play(
-    pair: Path, scenario: Scenario, limits: LimitsConfig = SMALL, brake: BeforeForward | None = None, **settings: float
+    pair: Path,
+    scenario: Scenario,
+    limits: LimitsConfig = SMALL,
+    brake: BeforeForward | None = None,
+    entrance: Entrance | None = None,
+    **settings: Any,
 ) -> None:
     """Run a scenario against a server with a fake model; afterwards the server may hold no session and no KV."""
-    config = CloudConfig(limits=limits, **settings)  # type: ignore[arg-type]
+    config = CloudConfig(limits=limits, **settings)
 
     async def run() -> None:
         async with (
-            serving(fake_target(pair, brake), pair, config) as (server, address),
+            serving(fake_target(pair, brake), pair, config, entrance=entrance) as (server, address),
             raw_channel(address) as channel,
         ):
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.entrance import Entrance, build_entrance
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from tests.support.waiting import PATIENCE_S
@@ -24,15 +25,20 @@ async def serving(
     *,
     reconnect_grace_s: float = 0.0,
     manifest: ModelManifest | None = None,
+    entrance: Entrance | None = None,
 ) -> AsyncIterator[tuple[Server, str]]:
-    """Serve a model on a free port; yield the server and its address. The default of `manifest` is the pair's.
+    """Serve a model on a free port; yield the server and its address.
+
+    The default of `manifest` is the pair's, and that of `entrance` is what the settings name.
 
     By default no session is kept for devices that reconnect, so that leaks show at once.
     """
     config = config or CloudConfig()
     limits = config.limits.model_copy(update={"reconnect_grace_s": reconnect_grace_s})
     config = config.model_copy(update={"listen": "127.0.0.1:0", "limits": limits})
-    server = Server(config, build_cloud(config, model, manifest or load_manifest(pair / "cloud", role="cloud")))
+    manifest = manifest or load_manifest(pair / "cloud", role="cloud")
+    entrance = entrance or build_entrance(config)
+    server = Server(config, build_cloud(config, model, manifest, entrance.observer), entrance=entrance)
     address = await server.start()
     try:
         yield server, address

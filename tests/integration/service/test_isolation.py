@@ -1,0 +1,142 @@
+"""Tenants: nobody can supersede, resume, starve or see another's session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import QuotaFailure, RetryInfo
+
+from chaperone_common.frames import Failure, Opened, QuotaState, Verdict
+from chaperone_common.observation import Answered, Outcome, Refused, StreamEnded
+from chaperone_common.wire import GET_CAPABILITIES, SERVICE, decode_capabilities, encode_capabilities_request
+from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
+from cloud_supervisor.server import Server
+from tests.support.cloud.raw_stream import RawStream, opening
+from tests.support.cloud.scenario import SMALL, draft, load_vocabulary, play, write_to_the_end
+from tests.support.cloud.watched import NamedCallers, Observed, watched
+from tests.support.fakes.target import FakeTarget
+
+
+def test_the_same_session_id_is_another_session_of_another_tenant(tiny_pair: Path, digest: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        mine, theirs = RawStream(channel, tenant="mine"), RawStream(channel, tenant="theirs")
+        await mine.send(opening(digest, "same", max_new_tokens=10))
+        assert isinstance(await mine.read(), Opened)
+        await theirs.send(opening(digest, "same", max_new_tokens=10))
+        twin = FakeTarget(load_vocabulary(tiny_pair))
+        await write_to_the_end(theirs, twin)
+        await write_to_the_end(mine, twin)
+
+    play(tiny_pair, scenario, entrance=watched())
+
+
+def test_a_tenant_supersedes_its_own_stream(tiny_pair: Path, digest: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        older, newer = RawStream(channel, tenant="mine"), RawStream(channel, tenant="mine")
+        await older.send(opening(digest, "same", max_new_tokens=10))
+        assert isinstance(await older.read(), Opened)
+        await newer.send(opening(digest, "same", max_new_tokens=10))
+        assert (await older.failure()).status == "ABORTED"
+        await write_to_the_end(newer, FakeTarget(load_vocabulary(tiny_pair)))
+
+    play(tiny_pair, scenario, entrance=watched())
+
+
+def test_a_quota_is_reported_with_its_remedy_and_leaves_others_alone(tiny_pair: Path, digest: str) -> None:
+    quotas = QuotasConfig(tenants={"small": TenantQuota(max_sessions=1)})
+    observed = Observed()
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        first, second = RawStream(channel, tenant="small"), RawStream(channel, tenant="small")
+        await first.send(opening(digest, "a", max_new_tokens=10))
+        assert isinstance(await first.read(), Opened)
+        await second.send(opening(digest, "b"))
+        failure = await second.failure()
+        assert failure.status == "RESOURCE_EXHAUSTED"
+        assert failure.message.startswith("quota: sessions: tenant 'small' may have 1")
+        status = await second.details()
+        retry, quota = RetryInfo(), QuotaFailure()
+        assert [detail.Unpack(kind) for detail, kind in zip(status.details, (retry, quota), strict=True)] == [True] * 2
+        assert retry.retry_delay == Duration(seconds=1)
+        assert [violation.subject for violation in quota.violations] == ["sessions"]
+
+        capabilities: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        capabilities = channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
+        states = decode_capabilities(
+            await capabilities(encode_capabilities_request(), metadata=(("tenant", "small"),))
+        ).quotas
+        assert states[0] == QuotaState("sessions", 1, 1)
+
+        other = RawStream(channel, tenant="other")
+        await other.send(opening(digest, "b", max_new_tokens=10))
+        twin = FakeTarget(load_vocabulary(tiny_pair))
+        await write_to_the_end(other, twin)
+        await write_to_the_end(first, twin)
+
+    play(tiny_pair, scenario, entrance=watched(observed), quotas=quotas)
+    (refused,) = observed.of(Refused)
+    assert isinstance(refused, Refused)
+    assert (refused.tenant, refused.reason) == ("small", "sessions")
+
+
+def test_a_drafter_that_is_always_wrong_pays_for_every_position(tiny_pair: Path, digest: str) -> None:
+    quotas = QuotasConfig(tenants={"wrong": TenantQuota(positions_per_minute=10)})
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        stream = RawStream(channel, tenant="wrong")
+        await stream.send(opening(digest), *(draft(9, 9, 9, 9, revision=0) for _ in range(3)))
+        frames = [await stream.read() for _ in range(3)]
+        assert isinstance(frames[-1], Verdict)
+        await stream.send(draft(9, 9, 9, 9, start=4, revision=1), draft(9, start=5, revision=2))
+        failure = await stream.failure()
+        assert failure.message.startswith("quota: positions_per_minute: tenant 'wrong' may have 10")
+        assert failure.retry_after_ms is not None
+
+    play(tiny_pair, scenario, entrance=watched(), quotas=quotas)
+
+
+def test_a_revoked_tenant_loses_its_streams_and_no_other_does(tiny_pair: Path, digest: str) -> None:
+    callers, observed = NamedCallers(), Observed()
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        bad, good = RawStream(channel, tenant="bad"), RawStream(channel, tenant="good")
+        for stream in (bad, good):
+            await stream.send(opening(digest, max_new_tokens=10))
+            assert isinstance(await stream.read(), Opened)
+        callers.revoked.add("bad")
+        failure = await bad.failure()
+        assert failure == Failure(
+            "UNAUTHENTICATED", "authorization: the token was revoked or has expired; get a new one"
+        )
+        await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
+
+    play(tiny_pair, scenario, entrance=watched(observed, callers))
+    outcomes = {ended.tenant: ended.outcome for ended in observed.of(StreamEnded) if isinstance(ended, StreamEnded)}
+    assert outcomes == {"bad": Outcome.REFUSED, "good": Outcome.CLOSED}
+
+
+def test_a_drafter_whose_tokens_never_stand_is_held_to_single_tokens(tiny_pair: Path, digest: str) -> None:
+    observed = Observed()
+    limits = LimitsConfig(**{**SMALL.model_dump(), "max_span_tokens": 32})
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        stream = RawStream(channel, tenant="wrong")
+        await stream.send(opening(digest, max_new_tokens=100))
+        twin, text, most = FakeTarget(load_vocabulary(tiny_pair)), [5, 6, 7], 32
+        revision = 0
+        for _ in range(4):  # the third Draft crosses the new limit
+            wrong = int(twin.logits(text).argmax()) ^ 1
+            await stream.send(draft(*[wrong] * min(most, 32), start=len(text), revision=revision))
+            while not isinstance(verdict := await stream.read(), Verdict):
+                assert isinstance(verdict, Opened)
+                most = verdict.max_span_tokens or most
+            text.append(verdict.token_id)
+            revision = verdict.revision
+        assert most == 1
+        stream.cancel()
+
+    play(tiny_pair, scenario, limits, entrance=watched(observed))
+    answers = [answer for answer in observed.of(Answered) if isinstance(answer, Answered)]
+    assert [(answer.verified, answer.accepted) for answer in answers] == [(32, 0), (32, 0), (32, 0), (1, 0)]

@@ -1,0 +1,78 @@
+"""Start and stop: loading, ready, draining; a server that stops sends its devices to another one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.frames import Failure, Opened
+from cloud_supervisor.assembly import build_cloud
+from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.server import Readiness, Server
+from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
+from tests.support.cloud.scenario import load_vocabulary, play, write_to_the_end
+from tests.support.fakes.target import FakeTarget, fake_target
+
+HAND_OVER = Failure("UNAVAILABLE", "the cloud is shutting down; open the stream again, on another server", 100)
+
+
+async def health_of(channel: grpc.aio.Channel) -> str:
+    response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+
+def test_a_server_listens_before_its_model_is_loaded(tiny_pair: Path, digest: str) -> None:
+    async def scenario() -> None:
+        config = CloudConfig(listen="127.0.0.1:0")
+        server = Server(config)
+        address = await server.start()
+        async with raw_channel(address) as channel:
+            assert str(server.readiness) == "loading"
+            assert await health_of(channel) == "NOT_SERVING"
+            early = RawStream(channel)
+            assert await early.status() == "UNAVAILABLE"
+            assert (await early.details()).message == "the cloud is loading its model; try again"
+            manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+            await server.host(build_cloud(config, fake_target(tiny_pair), manifest))
+            assert await health_of(channel) == "SERVING"
+            assert str(server.readiness) == "ready"
+            stream = RawStream(channel)
+            await stream.send(opening(digest, max_new_tokens=10))
+            await write_to_the_end(stream, FakeTarget(load_vocabulary(tiny_pair)))
+        await server.stop(0)
+
+    asyncio.run(scenario())
+
+
+def test_open_texts_finish_while_a_server_drains_and_new_ones_are_sent_away(tiny_pair: Path, digest: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        good = RawStream(channel)
+        await good.send(opening(digest, max_new_tokens=10))
+        assert isinstance(await good.read(), Opened)
+        draining = asyncio.create_task(server.drain(grace_seconds=60))
+        await asyncio.sleep(0)
+        new = RawStream(channel)
+        await new.send(opening(digest, "new"))
+        assert await new.failure() == HAND_OVER
+        assert server.readiness is Readiness.DRAINING
+        assert await health_of(channel) == "NOT_SERVING"
+        assert not draining.done()
+        await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
+        await draining
+
+    play(tiny_pair, scenario)
+
+
+def test_texts_that_do_not_finish_in_time_are_handed_over_with_a_reason(tiny_pair: Path, digest: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        stream = RawStream(channel)
+        await stream.send(opening(digest, max_new_tokens=10))
+        assert isinstance(await stream.read(), Opened)
+        await server.drain(grace_seconds=0.05)
+        assert await stream.failure() == HAND_OVER
+
+    play(tiny_pair, scenario)
