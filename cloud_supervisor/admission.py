@@ -1,4 +1,4 @@
-"""Who may open a session, and how much of the cloud a tenant may use.
+"""The rules by which sessions are opened, and the use of the cloud by each tenant.
 
 Pure: it counts, and the supervisor reports what happens. Every refusal names the quota or limit, its value and the time
 after which another attempt may succeed.
@@ -29,7 +29,7 @@ class SessionKey(NamedTuple):
 
 
 class Rate:
-    """A token bucket: so many in a minute on average, and at most as many at once. A use may leave a debt."""
+    """A token bucket: `per_minute` on average, and at most as many at once. A use may leave a debt."""
 
     def __init__(self, per_minute: int, clock: Clock) -> None:
         self.per_minute = per_minute
@@ -39,7 +39,7 @@ class Rate:
 
     @property
     def used(self) -> int:
-        """What is not free again yet."""
+        """The part that is not free again yet."""
         return math.ceil(self.per_minute - self._refilled())
 
     def take(self, amount: int) -> None:

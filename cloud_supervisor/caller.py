@@ -1,4 +1,4 @@
-"""Who is at the other end of a stream."""
+"""The device at the other end of a stream, and its tenant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ANONYMOUS = "anonymous"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is at the other end of a stream."""
+    """The device at the other end of a stream, and its tenant."""
 
     tenant: str  # the account that the token or certificate names; ANONYMOUS without either
     peer: str  # network address without port, for limits of strangers and for logs

@@ -58,7 +58,7 @@ class LimitsConfig(FrozenModel):
 
 
 class TenantQuota(FrozenModel):
-    """What one tenant may use. None: as much as the cloud has."""
+    """The most that one tenant may use. None: as much as the cloud has."""
 
     max_sessions: int | None = Field(default=None, ge=1)
     max_prompt_tokens: int | None = Field(default=None, ge=1)

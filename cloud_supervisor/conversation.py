@@ -57,7 +57,7 @@ class _Answer:
 
 
 class Acceptance:
-    """How often the last tokens of a device stood."""
+    """The share of the last tokens of a device that stood."""
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int, int]] = deque()

@@ -13,7 +13,7 @@ from cloud_supervisor.service import Authenticator, Everybody
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """What a server needs before it has a model."""
+    """The parts that a server needs before it has a model."""
 
     authenticator: Authenticator
     credentials: grpc.ServerCredentials | None  # None: plain text

@@ -50,7 +50,7 @@ _LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end
 
 
 class Readiness(StrEnum):
-    """Whether a server takes new sessions, and why not."""
+    """The reason why a server takes no new sessions, or `ready`."""
 
     LOADING = "loading"
     READY = "ready"
@@ -92,7 +92,7 @@ class Server:
 
     @property
     def readiness(self) -> Readiness:
-        """Whether new sessions are taken."""
+        """The state of the server, for those who send it devices."""
         supervisor = self._service.supervisor
         if supervisor is None:
             return Readiness.LOADING

@@ -13,7 +13,9 @@ from benchmarks.simulation.virtual_time import LoopClock
 from chaperone_common.errors import CloudTimeout
 from chaperone_common.frames import API_VERSION, Capabilities
 from chaperone_common.token_tree import TokenTree
-from chaperone_common.types import Choice, SamplingParams
+from chaperone_common.types import Choice, SamplingParams, SessionId
+from cloud_supervisor.admission import SessionKey
+from cloud_supervisor.caller import LOCAL
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.model.ports import ForwardResult
 from cloud_supervisor.supervisor import Supervisor
@@ -114,8 +116,10 @@ def capabilities(limits: LimitsConfig) -> Capabilities:
     )
 
 
-def simulated_supervisor(all_models: Mapping[Hashable, ScriptedModels], costs: CloudCosts) -> Supervisor:
+def simulated_supervisor(all_models: Mapping[SessionId, ScriptedModels], costs: CloudCosts) -> Supervisor:
     """Return the real supervisor over a queue that plays each session's models; call it inside a virtual loop."""
     limits = LimitsConfig()
-    queue = SimulatedQueue(all_models, costs, chunk_tokens=limits.prefill_chunk_tokens)
+    keyed: dict[Hashable, ScriptedModels]
+    keyed = {SessionKey(LOCAL.tenant, session_id): models for session_id, models in all_models.items()}
+    queue = SimulatedQueue(keyed, costs, chunk_tokens=limits.prefill_chunk_tokens)
     return Supervisor(queue, capabilities(limits), limits, LoopClock())

@@ -1,4 +1,4 @@
-"""What happens in a service, as values: one port, which metrics, traces and logs implement.
+"""The happenings in a service, as values, and the one port that metrics, traces and logs implement.
 
 No observation holds a prompt, a token id or a text. Times are in seconds.
 """
@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
-    """How a stream ended."""
+    """The end of a stream."""
 
     CLOSED = "closed"  # the device closed it, and has its last answer
     CANCELLED = "cancelled"  # the device left, or its connection broke

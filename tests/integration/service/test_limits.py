@@ -71,6 +71,21 @@ def test_a_device_that_does_not_read_loses_its_sessions(tiny_pair: Path, digest:
     assert {refused.reason for refused in observed.of(Refused) if isinstance(refused, Refused)} == {"write_timeout"}
 
 
+def test_the_number_of_streams_is_bounded(tiny_pair: Path) -> None:
+    limits = LimitsConfig(max_sessions=1, max_opening=1)
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        async with hostile_connection(address, window=0) as deaf:
+            for _ in range(limits.max_streams):
+                deaf.open()  # each sends the one before it away, which does not read why
+            await until(lambda: server.cloud.supervisor.counters.streams == limits.max_streams, "all are open")
+            stream = RawStream(channel)
+            assert await stream.status() == "RESOURCE_EXHAUSTED"
+            assert (await stream.details()).message == "streams: 20 are open, the limit is 20; try again later"
+
+    play(tiny_pair, scenario, limits)
+
+
 def test_frames_that_need_no_work_are_no_progress(tiny_pair: Path, digest: str) -> None:
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)

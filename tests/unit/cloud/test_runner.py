@@ -290,7 +290,7 @@ def test_a_conversation_beyond_the_memory_is_refused_alone() -> None:
     async def scenario() -> None:
         runner = runner_of(FakeTarget(), budget_tokens=4)
         small = await forward(runner, "a", [1, 2, 3], 1, SAMPLED)
-        assert isinstance(await error_of(forward(runner, "b", [1] * 5, 1, SAMPLED)), Overloaded)
+        assert isinstance(await error_of(forward(runner, "b", [1] * 5, 1, SAMPLED)), PromptTooLong)
         again = await forward(runner, "a", [1, 2, 3], 1, SAMPLED)
         assert again.choices == small.choices
         assert runner.kv_stats.evictions == 0

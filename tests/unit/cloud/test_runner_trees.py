@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from chaperone_common.errors import Overloaded, PromptTooLong
+from chaperone_common.errors import PromptTooLong
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import Choice
 from cloud_supervisor.model.ports import ForwardRequest
@@ -86,7 +86,7 @@ def test_the_context_limits_depth_and_the_memory_limits_all_tokens() -> None:
             await error_of(forward(runner, "b", [1, 2, 3], 1, SAMPLED, branches=[BranchToken(3, 1)])), ValueError
         )
         wide.append(BranchToken(2, 6))
-        assert isinstance(await error_of(forward(runner, "a", [1, 2, 3], 2, SAMPLED, branches=wide)), Overloaded)
+        assert isinstance(await error_of(forward(runner, "a", [1, 2, 3], 2, SAMPLED, branches=wide)), PromptTooLong)
         await runner.close()
 
     run(scenario)

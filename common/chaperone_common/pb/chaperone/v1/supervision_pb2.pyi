@@ -476,7 +476,7 @@ class Opened(_message.Message):
     COMPUTE_US_FIELD_NUMBER: _builtins.int
     MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
     prefilled: _builtins.bool
-    """The prompt's KV is ready. False in the first Opened, true in the second."""
+    """The prompt's KV is ready. False in the first Opened, true in all others."""
     context_tokens: _builtins.int
     """As in GetCapabilitiesResponse."""
     queue_us: _builtins.int
@@ -484,7 +484,9 @@ class Opened(_message.Message):
     compute_us: _builtins.int
     max_span_tokens: _builtins.int
     """As in GetCapabilitiesResponse. Set in the first Opened, so that a device sends no Draft that is too large after the
-    cloud was restarted with another limit. Absent, or 0, means as in GetCapabilitiesResponse.
+    cloud was restarted with another limit. Absent, or 0, means as in GetCapabilitiesResponse. A further Opened lowers it
+    to 1 for a device whose tokens almost never stand: verifying them costs more than streaming. Larger Drafts on their
+    way are still answered.
     """
     def __init__(
         self,
