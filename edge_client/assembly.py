@@ -13,7 +13,7 @@ from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, In
 from chaperone_common.frames import Capabilities, Open
 from chaperone_common.types import Mode, OnDeviation, SamplingParams, SessionId
 from edge_client.cancellation import Interrupt
-from edge_client.config import EdgeConfig
+from edge_client.config import EdgeConfig, cloud_share_problem
 from edge_client.engine.engine import Engine
 from edge_client.engine.settings import EngineSettings
 from edge_client.gate import CloudShareLimit, Gate
@@ -92,8 +92,8 @@ def engine_settings(
     """
     cloud, gate = config.cloud, config.gate
     on_deviation = gate.on_deviation if mode is Mode.GATED else OnDeviation.KEEP
-    if max_cloud_share not in (None, 1) and on_deviation is OnDeviation.RETRACT:
-        raise InvalidRequest(f"max_cloud_share: {max_cloud_share} cannot be kept with on_deviation: retract; use keep")
+    if problem := cloud_share_problem(max_cloud_share, on_deviation):
+        raise InvalidRequest(f"max_cloud_share: {problem}")
     return EngineSettings(
         open_deadline_ms=cloud.open_deadline_ms,
         verification_deadline_ms=cloud.verification_deadline_ms,

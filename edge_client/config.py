@@ -17,6 +17,16 @@ MAX_DEADLINE_MS = 86_400_000.0  # a day
 MAX_THREADS = 1024
 
 
+def cloud_share_problem(share: float | None, on_deviation: OnDeviation) -> str | None:
+    """Return why a ceiling of the cloud's share cannot be kept; None if it can, or if there is none.
+
+    With `retract` all tokens wait for the cloud, and those that it may not be asked about would never become final.
+    """
+    if share in (None, 1) or on_deviation is OnDeviation.KEEP:
+        return None
+    return f"{share} cannot be kept with on_deviation: retract; use keep, or 1 to switch the ceiling off"
+
+
 def _in_range(name: str) -> AfterValidator:
     """Return a validator for the range of a generation parameter."""
     return AfterValidator(lambda value: _checked(value, RANGES[name].problem(value)))
@@ -90,9 +100,7 @@ class GateSettings(FrozenModel):
     @field_validator("max_cloud_share")
     @classmethod
     def _fits_on_deviation(cls, share: float | None, info: ValidationInfo) -> float | None:
-        """Refuse a ceiling where tokens wait for the cloud: unasked ones could never become final."""
-        if share not in (None, 1) and info.data.get("on_deviation") is OnDeviation.RETRACT:
-            _checked(share, f"{share} cannot be kept with on_deviation: retract; use keep, or null here")
+        _checked(share, cloud_share_problem(share, info.data.get("on_deviation", OnDeviation.KEEP)))
         return share
 
 

@@ -121,6 +121,17 @@ def load_traces(path: Path | str) -> TraceFile:
         ) from None
 
 
+def traces_of(option: str, *paths: Path) -> tuple[Trace, ...]:
+    """Return the traces of all files of a command's option; raise ConfigError if none holds a trace."""
+    traces = tuple(trace for path in paths for trace in load_traces(path).traces)
+    if not traces:
+        verb = "holds" if len(paths) == 1 else "hold"
+        raise ConfigError(
+            f"{option}: {', '.join(map(str, paths))} {verb} no trace; record one with `python -m benchmarks record`"
+        )
+    return traces
+
+
 def save_traces(path: Path, file: TraceFile) -> None:
     """Write the whole file again; an interruption leaves the old one intact."""
     unfinished = path.with_name(path.name + ".part")

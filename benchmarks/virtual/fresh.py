@@ -30,7 +30,7 @@ from benchmarks.kit.processes import worker_pool
 from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.scenario import Scenario, Simulation, simulate
 from benchmarks.simulation.strategy import Strategy
-from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.simulation.trace import Trace, traces_of
 from benchmarks.strategies.families import strategy_over
 from benchmarks.strategies.gated import add_gate_option
 from benchmarks.virtual.peers import TRACES
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write all texts; return a row for each prompt, strategy, cloud and start."""
     measured = provenance()
-    traces, earlier = load_traces(args.traces).traces, load_traces(args.earlier).traces
+    traces, earlier = traces_of("--traces", args.traces), traces_of("--earlier", args.earlier)
     names = (value.split(",") for value in (args.strategies, args.clouds, args.starts))
     with worker_pool(args.processes) as pool:
         jobs = [

@@ -16,11 +16,10 @@ from benchmarks.kit.provenance import provenance
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.scenario import Scenario, Simulation, simulate
 from benchmarks.simulation.strategy import Strategy
-from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.simulation.trace import Trace, traces_of
 from benchmarks.strategies.families import strategy_over
 from benchmarks.strategies.gated import add_gate_option
 from benchmarks.virtual.replay import deviations
-from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from link_emulator.profile import Profile, load_profile
 
@@ -56,9 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         warm_start=not args.cold,
     )
-    traces = [trace for path in args.traces for trace in load_traces(path).traces]
-    if not traces:
-        raise ConfigError(f"--traces: {', '.join(map(str, args.traces))} hold no trace; record one first")
+    traces = traces_of("--traces", *args.traces)
     strategies = [strategy_over(traces[0], name, args.gate) for name in args.strategies.split(",")]
     generations = [
         describe(trace, strategy, simulate(trace, scenario, strategy)) for trace in traces for strategy in strategies

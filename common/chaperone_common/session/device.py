@@ -10,6 +10,7 @@ from typing import NoReturn
 from chaperone_common.errors import ChaperoneError, ProtocolViolation, error_from_status
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
+from chaperone_common.session.questions import asked_length, is_asked_about
 from chaperone_common.session.text_token import TextToken, TextTokens
 from chaperone_common.session.transitions import State, StreamEvent, step
 from chaperone_common.session.verdicts import begins_takeover, check_verdict, is_replay, origins
@@ -71,18 +72,7 @@ class DeviceSession:
     @property
     def has_question(self) -> bool:
         """True if the cloud has to judge a token that no span in flight asks about."""
-        return next(self._to_judge(self._asked), None) is not None
-
-    @property
-    def _asked(self) -> int:
-        """The position up to which the cloud is asked: the sent tokens, and the token that it chooses after them.
-
-        If the last span allows a takeover, the token after it is asked about again: an override there belongs to the
-        next span.
-        """
-        last = self.spans[-1] if self.spans else None
-        chosen = last is not None and last.end == self.sent_length and last.asks_next and not last.continuation_tokens
-        return self.sent_length + chosen
+        return next(self._to_judge(asked_length(self.spans, self.sent_length)), None) is not None
 
     @property
     def _settled(self) -> int:
@@ -94,8 +84,9 @@ class DeviceSession:
         """
         if not self.skips_are_final or self.following or self.stranded:
             return self.final_length
-        fire = next(self._to_judge(self._asked), len(self.text))
-        return fire if fire > self._asked else self.final_length
+        asked = asked_length(self.spans, self.sent_length)
+        fire = next(self._to_judge(asked), len(self.text))
+        return fire if fire > asked else self.final_length
 
     @property
     def stranded(self) -> bool:
@@ -370,18 +361,10 @@ class DeviceSession:
         if self.following or not (self.skips_are_final or self._alone):
             return events
         end = next(self._to_judge(self.final_length), len(self.text))
-        while self.final_length < end and not self._is_asked_about(self.final_length):
+        while self.final_length < end and not is_asked_about(self.final_length, self.spans, self.sent_length):
             unverified = self._alone or self._tokens[self.final_length].unasked
             events.append(self._commit(Origin.UNVERIFIED if unverified else Origin.DRAFT))
         return events
-
-    def _is_asked_about(self, position: int) -> bool:
-        """Return whether a span in flight asks the cloud about a position, so that the token there has to wait."""
-        if any(span.end == position and span.asks_next for span in self.spans):
-            return True
-        return position < self.sent_length and not any(
-            span.start <= position < span.final_before for span in self.spans
-        )
 
     def _truncate(self, length: int) -> Retracted:
         """Withdraw the tokens from `length` on, all of them provisional."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from benchmarks.simulation.trace import Trace, TraceFile, save_traces
 from benchmarks.virtual import fresh
 from benchmarks.virtual.fresh import Client, summarise, texts_before
+from chaperone_common.errors import ConfigError
 from tests.support.benchmarks.traces import trace_of
 
 
@@ -23,13 +25,16 @@ EARLIER = (
     *(named("+" * 20, f"code/{index}", "humaneval") for index in range(3)),
     *(named("+" * 9 + "-" + "+" * 10, f"prose/{index}", "general") for index in range(2)),
 )
+REPORTED = (EARLIER[0], named("+++-" * 5, "code/new", "humaneval"))
 
 
-def measured(folder: Path, *options: str) -> dict[str, Any]:
+def measured(
+    folder: Path, *options: str, reported: tuple[Trace, ...] = REPORTED, earlier: tuple[Trace, ...] = EARLIER
+) -> dict[str, Any]:
     """Compare two texts of one kind, with the gate of their signals."""
     paths = {"--traces": folder / "traces.jsonl.gz", "--earlier": folder / "earlier.jsonl.gz"}
-    save_traces(paths["--traces"], TraceFile({}, (EARLIER[0], named("+++-" * 5, "code/new", "humaneval"))))
-    save_traces(paths["--earlier"], TraceFile({}, EARLIER))
+    save_traces(paths["--traces"], TraceFile({}, reported))
+    save_traces(paths["--earlier"], TraceFile({}, earlier))
     parser = argparse.ArgumentParser()
     fresh.add_arguments(parser)
     files = [word for option, path in paths.items() for word in (option, str(path))]
@@ -79,6 +84,18 @@ def test_a_cold_text_is_slower_than_a_warm_one(tmp_path: Path) -> None:
     rows = measured(tmp_path, "--clouds", "accelerator", "--strategies", "gated")["rows"]
     speeds = {(row["start"], row["id"]): row["first"]["tokens_per_s"] for row in rows}
     assert speeds["cold", "code/0"] < speeds["warm", "code/0"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "option", "name"),
+    [({"reported": ()}, "--traces", "traces.jsonl.gz"), ({"earlier": ()}, "--earlier", "earlier.jsonl.gz")],
+)
+def test_a_file_without_a_trace_is_refused_with_the_remedy(
+    tmp_path: Path, texts: dict[str, Any], option: str, name: str
+) -> None:
+    words = f"{option}: {tmp_path / name} holds no trace; record one with `python -m benchmarks record`"
+    with pytest.raises(ConfigError, match=f"^{re.escape(words)}$"):
+        measured(tmp_path, **texts)
 
 
 def test_the_summary_has_medians_of_ratios_and_shares_over_all_texts() -> None:

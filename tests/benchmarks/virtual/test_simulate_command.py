@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def test_a_table_compares_strategies_by_category(traces: Path, capsys: pytest.Ca
 def test_an_unknown_strategy_is_refused_with_the_list(traces: Path) -> None:
     with pytest.raises(ConfigError, match="'exat' is none of exact, gated, edge, cloud"):
         command.run(arguments("--traces", str(traces), "--strategies", "exat"))
+
+
+def test_files_without_a_trace_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("one.jsonl.gz", "two.jsonl.gz")]
+    for path in paths:
+        save_traces(Path(path), TraceFile({}, ()))
+    for given, problem in (
+        (paths[:1], f"{paths[0]} holds no trace"),
+        (paths, f"{paths[0]}, {paths[1]} hold no trace"),
+    ):
+        words = re.escape(f"--traces: {problem}; record one with `python -m benchmarks record`")
+        with pytest.raises(ConfigError, match=f"^{words}$"):
+            command.run(arguments("--traces", *given))
+
+
+def test_a_file_without_a_trace_adds_none_to_the_others(traces: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl.gz"
+    save_traces(empty, TraceFile({}, ()))
+    result = command.run(arguments("--traces", str(empty), str(traces), "--strategies", "cloud"))
+    assert len(result["generations"]) == 2
 
 
 def test_an_invalid_curve_is_refused(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
