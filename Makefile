@@ -4,6 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup-done
 PROTO := proto/chaperone/v1/supervision.proto
 STUBS := common/chaperone_common/pb
+DEPLOYMENT := .cache/deployment-checks
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ORT_DISABLE_TELEMETRY := 1
@@ -11,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check test-models bench models proto clean \
-        check-style check-types check-imports check-proto check-docs check-wording
+        check-style check-types check-imports check-proto check-docs check-wording check-deployment
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -41,7 +42,7 @@ models: $(SETUP) ## fetch and convert the default pair; does nothing if it is th
 bench: models ## all that is reported, made again in under 5 hours, 6 without AVX-512; goes on where it was interrupted
 	$(BIN)/python -m benchmarks all $(ARGS)
 
-check: check-style check-types check-imports check-proto check-docs check-wording ## linters, types, imports, wire contract, docs, wording
+check: check-style check-types check-imports check-proto check-docs check-wording check-deployment ## linters, types, imports, wire contract, docs, wording, deployment
 
 check-style: $(SETUP)
 	$(BIN)/ruff check
@@ -72,6 +73,20 @@ check-docs: $(SETUP)
 
 check-wording: $(SETUP)
 	$(BIN)/python -m tools.wording
+
+# No Docker engine and no cluster: images, Compose file and manifests are read, not run. checkov looks up nothing online.
+check-deployment: $(DEPLOYMENT)/.done
+	$(DEPLOYMENT)/bin/hadolint docker/*.Dockerfile
+	$(DEPLOYMENT)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(DEPLOYMENT)/bin/kubernetes-validate --strict --quiet docker/k8s/*.yaml docker/k8s/templates/*.yaml
+	$(DEPLOYMENT)/bin/checkov --framework dockerfile kubernetes --directory docker --skip-download --quiet --compact
+
+$(DEPLOYMENT)/.done: tools/deployment-checks.txt
+	rm -rf $(DEPLOYMENT)
+	$(PYTHON) -m venv $(DEPLOYMENT)
+	$(DEPLOYMENT)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile --no-deps -r $<
+	$(DEPLOYMENT)/bin/python -m pip check --disable-pip-version-check
+	touch $@
 
 proto: $(SETUP) ## regenerate the stubs in common/chaperone_common/pb
 	$(call protoc,$(STUBS))

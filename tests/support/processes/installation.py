@@ -54,7 +54,8 @@ def link_libraries(python: Path, requirements: Iterable[str]) -> None:
         library = distribution(name)
         tops = {file.parts[0] for file in library.files or ()} - {"..", "__pycache__"}
         for top in tops:
-            (packages / top).symlink_to(Path(str(library.locate_file(top))))
+            if not (packages / top).is_symlink():  # by an earlier call
+                (packages / top).symlink_to(Path(str(library.locate_file(top))))
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
