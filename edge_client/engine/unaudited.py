@@ -32,7 +32,7 @@ class UnauditedText:
 
     @property
     def skipped_tokens(self) -> int:
-        """How many unread tokens the gate skipped."""
+        """The number of unread tokens that the gate skipped."""
         return sum(end - begin for begin, end in self.skipped)
 
 

@@ -99,7 +99,7 @@ class JournalAudits:
         """Audit all texts now, and return the counts.
 
         Raises CloudLost, Overloaded, InternalError or PeerMismatch, and keeps the texts that are left. Raises Cancelled
-        if the client is closed meanwhile.
+        if the client is closed.
         """
         self._open()
         task = self._begin(self._audit_until_empty())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -15,12 +14,12 @@ from typing import Any
 import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
-from chaperone_common.errors import Cancelled, CloudUnavailable, ConfigError, InvalidRequest
+from chaperone_common.errors import Cancelled, CloudUnavailable
 from chaperone_common.session import Committed, Event, Failed, Finished
 from chaperone_common.types import Origin
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
-from edge_client import EdgeClient, EdgeConfig, JournalState, SyncEdgeClient, Totals
+from edge_client import EdgeClient, EdgeConfig, JournalState, Totals
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
 from edge_client.journal.entry import decode
 from tests.support.fakes.target import Brake, fake_target
@@ -60,7 +59,7 @@ def hasty(address: str, file: Path) -> EdgeConfig:
 
 @dataclass
 class Oracle:
-    """What the large model would have chosen, by the independent oracle."""
+    """The choices of the large model, by the independent oracle."""
 
     model: Any
     vocabulary_size: int
@@ -106,7 +105,7 @@ def state_of(client: EdgeClient) -> JournalState:
 
 
 @asynccontextmanager
-async def behind_forwarder(pair: Path, target: Any) -> AsyncIterator[tuple[Server, Forwarder]]:
+async def through_forwarder(pair: Path, target: Any) -> AsyncIterator[tuple[Server, Forwarder]]:
     async with serving(target, pair) as (server, address), forwarding(address) as forwarder:
         yield server, forwarder
 
@@ -124,7 +123,7 @@ def test_a_text_that_lost_its_cloud_is_audited_at_the_next_connect(
     """The totals are those of an audit that nothing disturbs."""
 
     async def run() -> tuple[Totals, JournalState, list[Event], list[Event]]:
-        async with behind_forwarder(tiny_pair, target) as (server, forwarder):
+        async with through_forwarder(tiny_pair, target) as (server, forwarder):
             settings = config(forwarder.address, file)
             client = EdgeClient(settings)
             upstream = forwarder.upstream
@@ -168,7 +167,7 @@ def test_an_undisturbed_client_has_the_same_totals(
 
     async def run(*, disturbed: bool) -> Totals:
         async with (
-            behind_forwarder(tiny_pair, target) as (_, forwarder),
+            through_forwarder(tiny_pair, target) as (_, forwarder),
             EdgeClient(config(forwarder.address, file)) as client,
         ):
             upstream = forwarder.upstream
@@ -241,7 +240,7 @@ def test_closing_ends_the_audit_of_a_journal_at_once(tiny_pair: Path, file: Path
 
 
 def test_a_background_audit_waits_for_no_one_and_nobody_waits_for_it(tiny_pair: Path, file: Path) -> None:
-    """The cloud hangs in the audit. The next text is written meanwhile, and closing takes no time."""
+    """The cloud hangs in the audit. The next text is written in that time, and closing takes no time."""
     brake = Brake(lambda request: request.num_choices > 10)  # no verification is as long
 
     async def run() -> None:
@@ -268,7 +267,7 @@ def test_an_audit_that_is_lost_is_made_again_and_counted_once(
 ) -> None:
     async def run() -> tuple[Totals, list[Event]]:
         async with (
-            behind_forwarder(tiny_pair, target) as (server, forwarder),
+            through_forwarder(tiny_pair, target) as (server, forwarder),
             EdgeClient(config(forwarder.address, file, connect_ms=1_500.0)) as client,
         ):
             upstream = forwarder.upstream
@@ -348,7 +347,7 @@ def test_a_generation_that_fails_leaves_its_unread_tokens_to_the_journal(
     tiny_pair: Path, target: TorchModel, file: Path
 ) -> None:
     async def run() -> None:
-        async with behind_forwarder(tiny_pair, target) as (_, forwarder):
+        async with through_forwarder(tiny_pair, target) as (_, forwarder):
             settings = config(forwarder.address, file)
             cloud = settings.cloud.model_copy(update={"on_loss": "fail"})
             async with EdgeClient(settings.model_copy(update={"cloud": cloud})) as client:
@@ -369,64 +368,3 @@ def test_a_generation_that_fails_leaves_its_unread_tokens_to_the_journal(
                 await until(lambda: client.totals().audited == skipped, "both parts are audited")
 
     asyncio.run(run())
-
-
-def test_without_a_setting_there_is_no_journal(tiny_pair: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with EdgeClient(config(NOBODY, None)) as client:
-            await client.generate(PROMPT, mode="gated", max_new_tokens=4)
-            assert client.journal is None
-            with pytest.raises(InvalidRequest, match="gate.journal_file: it is null"):
-                await client.audit_journal()
-
-    asyncio.run(run())
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_two_clients_cannot_share_a_journal(tiny_pair: Path, file: Path) -> None:
-    async def run() -> None:
-        async with EdgeClient(config(NOBODY, file)):
-            with pytest.raises(ConfigError, match="in use by another client"):
-                EdgeClient(config(NOBODY, file))
-        async with EdgeClient(config(NOBODY, file)):
-            pass
-
-    asyncio.run(run())
-
-
-def test_a_closed_client_opens_its_journal_again(tiny_pair: Path, file: Path) -> None:
-    client = EdgeClient(config(NOBODY, file))
-
-    async def write() -> JournalState:
-        try:
-            await client.generate(PROMPT, mode="gated", max_new_tokens=4)
-        finally:
-            await client.aclose()
-        return state_of(client)
-
-    assert asyncio.run(write()) == JournalState(waiting=1)
-    assert asyncio.run(write()) == JournalState(waiting=2), "on another event loop"
-
-
-def test_the_sync_client_has_the_journal_too(tiny_pair: Path, file: Path) -> None:
-    with SyncEdgeClient(config(NOBODY, file)) as client:
-        client.generate(PROMPT, mode="gated", max_new_tokens=4)
-        assert client.journal == JournalState(waiting=1)
-        with pytest.raises(CloudUnavailable):
-            client.audit_journal()
-
-
-def test_only_budgets_learn(tiny_pair: Path, file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Other policies have no totals; the journal still counts."""
-
-    async def run() -> None:
-        async with serving(fake_target(tiny_pair), tiny_pair) as (_, address):
-            async with EdgeClient(config(NOBODY, file, policy="never")) as client:
-                await client.generate(PROMPT, mode="gated", max_new_tokens=8)
-            async with EdgeClient(config(address, file, policy="never")) as client:
-                assert (await client.audit_journal()).audited == 1
-                assert client.totals() == Totals()
-
-    with caplog.at_level(logging.DEBUG, "edge_client"):
-        asyncio.run(run())
-    assert PROMPT not in caplog.text
