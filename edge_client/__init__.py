@@ -69,6 +69,7 @@ from edge_client.config import (
 )
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
 from edge_client.ports import Cloud, Drafter, DraftModel
@@ -111,6 +112,7 @@ __all__ = [
     "GenerationTimeout",
     "InternalError",
     "InvalidRequest",
+    "JournalState",
     "Mode",
     "ModelCorrupt",
     "ModelError",

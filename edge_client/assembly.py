@@ -11,12 +11,12 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, InvalidRequest, Overloaded
 from chaperone_common.frames import Capabilities, Open
-from chaperone_common.types import Mode, OnDeviation, SamplingParams, SessionId
+from chaperone_common.types import Mode, OnDeviation, Promises, SamplingParams, SessionId
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, cloud_share_problem
 from edge_client.engine.engine import Engine
 from edge_client.engine.settings import EngineSettings
-from edge_client.gate import CloudShareLimit, Gate
+from edge_client.gate import CloudShareLimit, Control, Gate
 from edge_client.gate.gating import Gates, load_gate
 from edge_client.generation import GenerationRequest
 from edge_client.link.peer import Peer
@@ -211,6 +211,17 @@ class Assembly:
             cloud_lost=lost,
             explain=explain or self._explain,
         )
+
+    async def reach(self) -> tuple[Cloud, Capabilities]:
+        """Return the cloud for an audit after the text. Raises CloudLost, Overloaded, InternalError or PeerMismatch."""
+        cloud, capabilities = await self.peer.connect()
+        self.gates.use_cloud(capabilities)
+        return cloud, capabilities
+
+    def control(self, promises: Promises) -> Control | None:
+        """Return the control that learns from the audits of texts with these promises; None if the gate has none."""
+        learns = self._gate is None and self.config.gate.policy == "budgeted"
+        return self.gates.control(promises) if learns else None
 
     def leave_loop(self) -> None:
         """Drop all objects that belong to an event loop which has ended."""

@@ -20,6 +20,7 @@ from edge_client.cancellation import Cancellation
 from edge_client.config import EdgeConfig
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.journal import JournalState
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.parameters import RequestParameters, parse_promises, parse_request
 from edge_client.planner import Decision, Planner
@@ -74,11 +75,11 @@ class EdgeClient:
             drafter=drafter or ChoosingDrafter,
             explain=explain,
         )
-        self._runs = Runs(self._assembly)
         self.manifest: ModelManifest = self._assembly.manifest
         self.tokenizer = self._assembly.tokenizer
         template = ChatTemplate.load(self._assembly.folder, self.tokenizer)
         self._prompts = PromptReader(self.tokenizer, template, context_tokens=self.manifest.context_tokens)
+        self._runs = Runs(self._assembly)
 
     @classmethod
     def from_config(cls, path: Path | str) -> Self:
@@ -189,6 +190,23 @@ class EdgeClient:
         """
         promises = parse_promises({"catch": catch, "max_deviation": max_deviation}, self.config.gate)
         return self._assembly.gates.control(promises).totals
+
+    @property
+    def journal(self) -> JournalState | None:
+        """Counts of the journal of unaudited texts; None without `gate.journal_file`."""
+        return self._runs.journal.state if self._runs.journal is not None else None
+
+    async def audit_journal(self) -> JournalState:
+        """Have all texts in the journal audited now, and return its counts.
+
+        The journal is also audited in the background, between the generations that reach a cloud. Raises InvalidRequest
+        without `gate.journal_file`, and CloudLost, Overloaded, InternalError or PeerMismatch; the texts that are left
+        then stay in the journal.
+        """
+        self._runs.enter_loop()
+        if self._runs.journal is None:
+            raise InvalidRequest("gate.journal_file: it is null, so there is no journal to audit; name a file")
+        return await self._runs.journal.audit_all()
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token alone; bytes of an incomplete character become U+FFFD."""

@@ -96,6 +96,8 @@ class GateSettings(FrozenModel):
     audit_share: float = Field(default=1.0, ge=0.05, le=1)
     request_price_ms: float | None = Field(default=None, ge=0, le=MAX_DEADLINE_MS)
     risk: float = Field(default=0.1, ge=0, le=1)  # the policy `threshold` fires at this risk and above
+    journal_file: RelativePath | None = None
+    journal_mib: int = Field(default=8, ge=1, le=1024)
 
     @field_validator("max_cloud_share")
     @classmethod

@@ -10,11 +10,12 @@ from contextlib import aclosing, contextmanager
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest, ModelMismatch
 from chaperone_common.session import Event, Failed, Retracted
 from chaperone_common.stats import GenerationStats
-from chaperone_common.types import Mode
+from chaperone_common.types import Mode, Promises
 from edge_client.assembly import Assembly, Explain
 from edge_client.cancellation import Cancellation, Interrupt
 from edge_client.engine.engine import Engine
 from edge_client.generation import Collector, Generation, GenerationRequest
+from edge_client.journal import Journal, JournalAudits
 
 _AUDIT_PATIENCE_S = 5.0  # for audits that are still due when the client is closed
 
@@ -73,7 +74,9 @@ class Run:
             except ChaperoneError as error:
                 yield Failed(error, GenerationStats(prompt_tokens=prompt_tokens, seed=request.params.sampling.seed))
                 return
-            with self._runs.running(engine, audited=request.mode is Mode.GATED):
+            if engine.cloud.is_up:
+                self._runs.audit_journal()
+            with self._runs.running(engine, request):
                 async with aclosing(engine.stream()) as events:
                     async for event in events:
                         if may_begin_again and isinstance(event, Failed) and self._is_refused(event, request):
@@ -96,12 +99,20 @@ class Runs:
     """All running generations of a client, on the one event loop that it uses."""
 
     def __init__(self, assembly: Assembly) -> None:
+        """Open the journal, if the settings name one; raises ConfigError."""
         self.assembly = assembly
         self.audits: set[asyncio.Task[object]] = set()  # of texts that have ended
         self._interrupts: set[Interrupt] = set()  # one for each generation, from its request on
         self._engines: set[Engine] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that was used last
         self._process = os.getpid()
+        self._idle = asyncio.Event()  # no generation runs
+        self._idle.set()
+        gate = assembly.config.gate
+        self.journal: JournalAudits | None = None
+        if gate.journal_file is not None:
+            journal = Journal(gate.journal_file, gate.journal_mib << 20)
+            self.journal = JournalAudits(assembly, journal, lambda: self._idle.wait())
 
     @property
     def forked(self) -> bool:
@@ -121,6 +132,10 @@ class Runs:
             self._engines.clear()
             self._interrupts.clear()
             self.audits.clear()
+            self._idle = asyncio.Event()
+            self._idle.set()
+            if self.journal is not None:
+                self.journal.leave_loop()
             self.assembly.leave_loop()
         self._loop = loop
 
@@ -132,32 +147,61 @@ class Runs:
             raise InvalidRequest(f"cancellation: {cancellation!r} is not a Cancellation")
         interrupt = Interrupt(timeout)
         self._interrupts.add(interrupt)
+        self._idle.clear()
         try:
             with (cancellation or Cancellation()).stopping(interrupt.canceller()):
                 yield interrupt
         finally:
             self._interrupts.discard(interrupt)
+            if not self._interrupts:
+                self._idle.set()
 
     @contextmanager
-    def running(self, engine: Engine, *, audited: bool) -> Iterator[None]:
-        """Let `close` end this engine. If it is `audited`, a pending audit goes on after the text."""
+    def running(self, engine: Engine, request: GenerationRequest) -> Iterator[None]:
+        """Let `close` end this engine. In `gated`, a pending audit goes on after the text."""
         self._engines.add(engine)
         try:
             yield
         finally:
             self._engines.discard(engine)
-            if audited and engine.audit_pending:
-                task: asyncio.Task[object] = asyncio.create_task(engine.audit())
-                self.audits.add(task)
-                task.add_done_callback(self.audits.discard)
+            if request.mode is Mode.GATED:
+                self._have_audited(engine, request.promises)
+
+    def audit_journal(self) -> None:
+        """Begin to audit the texts in the journal, in the background: a cloud was reached."""
+        if self.journal is not None:
+            self.journal.start()
 
     async def close(self) -> None:
-        """End all generations with Failed(Cancelled). Pending audits get a moment to arrive."""
+        """End all generations with Failed(Cancelled). Pending closing audits get a moment to arrive."""
+        if self.journal is not None:
+            await self.journal.stop()
         for interrupt in tuple(self._interrupts):
             interrupt.stop(Cancelled("generation: the client was closed"))
         for engine in tuple(self._engines):
             engine.cancel()
         if self.audits:
             await asyncio.wait(tuple(self.audits), timeout=_AUDIT_PATIENCE_S)
-        for audit in tuple(self.audits):
+        lost = tuple(self.audits)
+        for audit in lost:
             audit.cancel()
+        if lost:
+            await asyncio.wait(lost)
+        if self.journal is not None:
+            await self.journal.close()
+
+    def _have_audited(self, engine: Engine, promises: Promises) -> None:
+        """Wait for the closing audit of a text. If none comes, the text goes into the journal."""
+
+        def keep(_: object = None) -> None:
+            left = engine.unaudited() if self.journal is not None else None
+            if left is not None and self.journal is not None:
+                self.journal.keep(left, promises)
+
+        if not engine.audit_pending:
+            keep()
+            return
+        task: asyncio.Task[object] = asyncio.create_task(engine.audit())
+        self.audits.add(task)
+        task.add_done_callback(self.audits.discard)
+        task.add_done_callback(keep)

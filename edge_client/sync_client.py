@@ -23,6 +23,7 @@ from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
 
@@ -123,6 +124,15 @@ class SyncEdgeClient:
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """See `EdgeClient.totals`."""
         return self._client.totals(catch=catch, max_deviation=max_deviation)
+
+    @property
+    def journal(self) -> JournalState | None:
+        """See `EdgeClient.journal`."""
+        return self._client.journal
+
+    def audit_journal(self) -> JournalState:
+        """See `EdgeClient.audit_journal`."""
+        return self._run(self._client.audit_journal)
 
     def capabilities(self) -> Capabilities:
         """See `EdgeClient.capabilities`."""

@@ -17,6 +17,7 @@ from edge_client.cancellation import Interrupt
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
+from edge_client.engine.unaudited import UnauditedText, unaudited_text
 from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, loss_of, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
@@ -71,6 +72,8 @@ class Engine:
         self.cloud = Connection(connect, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
         self._interrupt = interrupt or Interrupt()
         self._cloud_lost = cloud_lost
+        self._closing: Close | None = None  # once it is sent
+        self._audit_weight = 1.0  # texts that this one stands for, if its audit was drawn by lot
 
     @property
     def audit_pending(self) -> bool:
@@ -79,6 +82,23 @@ class Engine:
         Call `audit` then. Until it returns, the gate stays open and counts these tokens as unread.
         """
         return self.session.audit_pending
+
+    def unaudited(self) -> UnauditedText | None:
+        """Return the final tokens that no audit of this stream has reached, with their text; None if there are none.
+
+        Call it once, after `stream`, and after `audit` if that is pending. A text that the settings leave unaudited
+        has none.
+        """
+        session, closing = self.session, self._closing
+        if session.closed:
+            return None
+        if closing is None:
+            share = self.settings.closing_share(session, self._random.random())
+            start, end = session.read_length, session.final_length if share else 0
+            self._audit_weight = 1.0 / (share or 1.0)
+        else:
+            start, end = closing.start, closing.start + len(closing.token_ids)
+        return unaudited_text(session, start, end, self._audit_weight) if start < end else None
 
     def cancel(self) -> None:
         """End the generation from outside, and its stream at once: it fails with Cancelled."""
@@ -308,9 +328,11 @@ class Engine:
         share = self.settings.closing_share(self.session, self._random.random())
         if not share:
             self.gate.close()  # no audit comes: the audited texts stand for these tokens
+        self._audit_weight = 1.0 / (share or 1.0)
         return self.session.close(audit_share=share)
 
     def _close(self, frame: Close, *, audit_awaited: bool) -> None:
+        self._closing = frame
         self.cloud.send(frame)
         self.cloud.close()
         if not audit_awaited:

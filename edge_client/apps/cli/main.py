@@ -15,6 +15,7 @@ from importlib.metadata import version
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser
 from chaperone_common.command.program import run_program
+from edge_client.apps.cli.audit import add_audit
 from edge_client.apps.cli.calibrate import add_calibrate
 from edge_client.apps.cli.generate import add_generate
 from edge_client.apps.cli.options import Commands
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     commands: Commands = top.add_subparsers(required=True, metavar="COMMAND")
     add_generate(commands, exit_codes)
     add_calibrate(commands)
+    add_audit(commands)
     _add_link(commands, top)
     return top
 

@@ -40,6 +40,14 @@ class Forwarder:
         if reset_cloud:
             self._ends.clear()
 
+    def move(self, upstream: str) -> None:
+        """End all connections in order, after the bytes that wait; later ones lead to another server."""
+        self.upstream = upstream
+        for device, cloud in self._ends:
+            device.close()
+            cloud.close()
+        self._ends.clear()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.upstream is None:
             writer.transport.abort()
