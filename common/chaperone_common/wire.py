@@ -216,6 +216,8 @@ def decode_capabilities(data: bytes) -> Capabilities:
     _fields(data, DEFAULT_LIMITS, ProtocolViolation)
     message = _parse(pb.GetCapabilitiesResponse(), data)
     _check_names(message, ProtocolViolation, "model", "tokenizer_digest", "model_digest")
+    if not message.max_span_tokens:
+        raise ProtocolViolation("max_span_tokens: 0, so that the cloud reads no token; use another cloud")
     return Capabilities(
         message.api_version,
         message.model,
@@ -235,8 +237,8 @@ def encode_capabilities_request() -> bytes:
 def _fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) -> list[tuple[int, int]]:
     """Return number and size of the outermost fields of a message, without reading them.
 
-    A frame that follows another one replaces it, and protobuf would make an object for each, of 40 times its size. So
-    there must be few. Bytes that are no message end the list: the parser refuses them.
+    There must be few: protobuf makes an object of 40 times its size for each frame that replaces another. Bytes that
+    are no message end the list, and the parser refuses them.
     """
     if len(data) > limits.max_message_bytes:
         raise too_large(f"frame: {len(data)} bytes, at most {limits.max_message_bytes} are allowed; send shorter texts")
@@ -278,7 +280,6 @@ def _check_count(field: str, count: int, most: int, remedy: str) -> None:
 
 
 def _bounded(field: str, values: Sequence[int], most: int) -> tuple[int, ...]:
-    """Return a list of the cloud as a value."""
     if len(values) > most:
         raise ProtocolViolation(f"{field}: {len(values)} from the cloud, at most {most} are allowed; use another cloud")
     return tuple(values)

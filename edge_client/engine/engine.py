@@ -53,7 +53,9 @@ class Engine:
         `position` and `at_ms` are the length of the text, prompt included, and the time since the engine was made.
         """
         self.opening = opening
-        self.session = DeviceSession(opening, limit=limit, on_deviation=settings.on_deviation)
+        self.session = DeviceSession(
+            opening, limit=limit, on_deviation=settings.on_deviation, vocabulary_size=settings.vocabulary_size
+        )
         self.speculation = Speculation(self.session, drafter, estimates, clock)
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = GateUntilClosed(gate)

@@ -127,6 +127,12 @@ def test_long_names_of_a_cloud_are_refused(field: str) -> None:
         wire.decode_capabilities(wire.encode_capabilities(value))
 
 
+def test_a_cloud_that_reads_no_token_is_refused() -> None:
+    """A device would cut its span into empty Drafts, without end."""
+    with pytest.raises(ProtocolViolation, match="^max_span_tokens: 0, so that the cloud reads no token"):
+        wire.decode_capabilities(wire.encode_capabilities(Capabilities(1, "m", "t", 9, 9, 0)))
+
+
 # Bytes and fields, before the parser
 
 
