@@ -69,7 +69,7 @@ class Engine:
         self._clock = clock
         self._made_ms = self._now_ms
         # Session ids differ, so devices that lose one cloud together do not come back together.
-        self._random = Random(opening.session_id)  # noqa: S311
+        self._random = Random(opening.session_id)  # noqa: S311 # nosec B311
         self.cloud = Connection(connect, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
         self._interrupt = interrupt or Interrupt()
         self._cloud_lost = cloud_lost
