@@ -42,8 +42,8 @@ DEFAULT_LIMITS = FrameLimits()
 _DRAFT = pb.SuperviseRequest.DRAFT_FIELD_NUMBER
 _RISK_STEPS = 255
 
-# Wire types of protobuf: a number, 8 or 4 bytes, and a length with that many bytes. The others are long obsolete.
-_VARINT, _LENGTH, _FIXED = 0, 2, {1: 8, 5: 4}
+# Wire types of protobuf: a number, a length with that many bytes, nested fields up to an end mark, and 8 or 4 bytes.
+_VARINT, _LENGTH, _GROUP, _FIXED = 0, 2, 3, {1: 8, 5: 4}
 _VARINT_BYTES = 10
 
 M = TypeVar("M", bound=Message)
@@ -256,8 +256,10 @@ def _fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) -
             _, end = _varint(data, start)
         elif kind in _FIXED:
             end = start + _FIXED[kind]
+        elif kind == _GROUP:
+            raise ProtocolViolation("frame: a field is a group, which is not part of this protocol; send a message")
         else:
-            raise ProtocolViolation(f"frame: a field of wire type {kind}, which is not part of this protocol")
+            break
         found.append((key >> 3, end - start))
     return found
 

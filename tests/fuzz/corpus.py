@@ -24,7 +24,7 @@ from chaperone_common.frames import (
 )
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams, SessionId
-from tests.fuzz.cloud_session import bytes_of
+from tests.fuzz.cloud_session import Moves
 
 CORPUS = Path(__file__).parent / "corpus"
 U32 = 2**32 - 1
@@ -72,19 +72,33 @@ ATTACKS: Mapping[str, bytes] = {
     "not-utf8": b"\x0a\x04\x12\x02\xff\xfe",
     "early-parent": wire.encode_client(Draft(0, 0, (1,), (), 0, branches=(BranchToken(-1, 2),))),
 }
-STREAMS: Mapping[str, list[ClientFrame | None]] = {
-    "exact": [OPEN, Draft(0, 2, (1, 2, 3), (), 2), Draft(1, 3, (2, 3), (), 3), Close(5, ())],
-    "pipelined": [OPEN, Draft(0, 2, (1, 2), (), 2), Draft(0, 4, (3, 4), (), 4), Draft(0, 6, (1,), (), 6)],
-    "gated": [OPEN, Draft(0, 2, (1, 1, 1), (0.1,) * 3, 4), Draft(0, 5, (2, 3), (), 8), Close(6, (3, 4))],
-    "tree": [OPEN, TREE, Draft(1, 4, (1,), (), 4, branches=(BranchToken(3, 2),)), Close(4, ())],
-    "takeover": [OPEN, Draft(0, 2, (), (), 2, 9), None, None, Draft(0, 5, (4,), (), 5), Close(5, ())],
-    "whole-takeover": [OPEN, Draft(0, 2, (), (), 2, U32), *[None] * 30, Close(20, ())],
-    "resumed": [RESUMED, Draft(0, 5, (1, 2), (), 5), Close(5, (1,))],
-    "replayed": [OPEN, *[Draft(0, 2, (1, 2), (), 2)] * 3, Close(2, (1, 2))],
-    "to-the-limit": [OPEN, Draft(0, 2, (1, 2, 3, 4, 5) * 4, (), 2), Close(2, (1,) * 20)],
-    "second-open": [OPEN, OPEN],
-    "draft-first": [Draft(0, 2, (1,), (), 2)],
-    "after-the-close": [OPEN, Close(2, ()), Draft(0, 2, (1,), (), 2)],
+FAR = 127  # an offset of 2**31
+STREAMS: Mapping[str, Moves] = {
+    "exact": Moves(1).draft(0, 1, 2, 3).draft(0, 2, 3).draft(0, 1).close(0),
+    "pipelined": Moves(2).draft(0, 1, 2).draft(0, 3, 4).draft(-1, 1, 2),
+    "stale": Moves(3).draft(0, 4, 4, 4).draft(0, 1, revision=-1).draft(0, 1),
+    "gated": Moves(4).draft(0, 1, 1, 1, final=2).draft(0, 2, 3, final=3).close(-2, 3, 4),
+    "audit": Moves(5).draft(0, 1, 1, 1, final=4).draft(0, 1, 1, final=3).close(0, 1, 2),
+    "tree": Moves(6).draft(0, 1, 2, branches=[(0, 2), (1, 3), (2, 1), (3, 4)]).draft(0, 1, branches=[(0, 2)]),
+    "takeover": Moves(7).draft(0, more=9).writes(3).draft(0, 4).draft(-1, 2, more=2).writes(2).close(0),
+    "whole-takeover": Moves(8, limit=39).draft(0, more=11).writes(11).draft(0, more=11).writes(11).close(-3, 1, 2, 3),
+    "resumed": Moves(9, committed=[4, 5], eos=[0, 7]).draft(0, 1, 2).draft(-3, 4).close(0, 1),
+    "resumed-whole": Moves(10, limit=2, committed=[4, 5]).draft(-1, 5).close(0),
+    "resumed-beyond": Moves(11, limit=1, committed=[4, 5]).draft(0, 1).close(0),
+    "replayed": Moves(12).draft(0, 1, 2).draft(-1, 2).draft(-1, 2).close(-1, 2),
+    "to-the-limit": Moves(13, limit=5).draft(0, 1, 2, 3, 4, 5).draft(-1, 5).close(-1, 5),
+    "beyond-the-limit": Moves(14, limit=5).draft(0, *[1] * 6),
+    "branch-beyond-the-limit": Moves(15, limit=2).draft(0, 1, 2, branches=[(2, 3), (3, 4)]),
+    "beyond-the-text": Moves(16).draft(1, 1),
+    "far-beyond": Moves(17).draft(FAR, 1, branches=[(0, 1)]),
+    "before-the-text": Moves(18).draft(-2, 1),
+    "beyond-the-vocabulary": Moves(19).draft(0, 1, 50),
+    "end-of-text": Moves(20, eos=[1, 2]).draft(0, 1).draft(0, 3, more=3).writes(1).close(0),
+    "later-revision": Moves(21).draft(0, 1, revision=1),
+    "final-beyond": Moves(22).draft(0, 1, final=3),
+    "after-the-close": Moves(23).close(0).draft(0, 1),
+    "second-open": Moves(24).raw(OPEN),
+    "on-the-wire": Moves(25).raw(Draft(0, 2, (1, 2, 3), (0.5,) * 3, 2, 4, 900)).raw(Close(4, (3,))),
 }
 
 
@@ -95,7 +109,7 @@ def files() -> dict[str, bytes]:
     frames["capabilities"] = wire.encode_capabilities(Capabilities(1, "model", "sha256:0", 50, 4096, 256, "sha256:1"))
     frames |= ATTACKS
     found = {f"frame_decoder/{name}.bin": data for name, data in frames.items()}
-    found |= {f"cloud_session/{name}.bin": bytes_of(stream, len(name)) for name, stream in STREAMS.items()}
+    found |= {f"cloud_session/{name}.bin": stream.data for name, stream in STREAMS.items()}
     return found
 
 

@@ -204,7 +204,7 @@ def test_fields_of_newer_versions_are_read_over() -> None:
 def test_nesting_is_refused_at_every_depth(depth: int) -> None:
     """No message of ours nests deeper than three; the parser stops at 100, before its stack does."""
     groups = b"\x7b" * depth + b"\x7c" * depth
-    with pytest.raises(ProtocolViolation, match="^frame: a field of wire type 3, which is not part of this protocol"):
+    with pytest.raises(ProtocolViolation, match="^frame: a field is a group, which is not part of this protocol"):
         wire.decode_client(groups)
     inner = field(CLOSE, groups)
     if depth > 100:
@@ -212,6 +212,12 @@ def test_nesting_is_refused_at_every_depth(depth: int) -> None:
             wire.decode_client(inner)
     else:
         assert wire.decode_client(inner) == Close(0, ())
+
+
+@pytest.mark.parametrize("kind", [4, 6, 7])
+def test_wire_types_that_protobuf_lacks_are_refused(kind: int) -> None:
+    with pytest.raises(ProtocolViolation, match="^frame: [0-9]+ bytes that are not a SuperviseRequest"):
+        wire.decode_client(bytes([0x78 | kind]) + b"\x0a\x00\x12\x00" * 100)
 
 
 @pytest.mark.parametrize("data", [b"\x0a", b"\x0a\x80", b"\x0a" + b"\xff" * 20, b"\x80", b"\x79\x00", b"\x12\xff\x01"])
