@@ -44,7 +44,6 @@ _RISK_STEPS = 255
 
 # Wire types of protobuf: a number, a length with that many bytes, nested fields up to an end mark, and 8 or 4 bytes.
 _VARINT, _LENGTH, _GROUP, _FIXED = 0, 2, 3, {1: 8, 5: 4}
-_VARINT_BYTES = 10
 
 M = TypeVar("M", bound=Message)
 
@@ -265,15 +264,13 @@ def _fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) -
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """Return a number at an index, and the index after it. A number that the data cuts off ends with them."""
-    value, end = 0, start
-    for shift in range(0, 7 * _VARINT_BYTES, 7):
-        byte = data[end] if end < len(data) else 0
-        end += 1
-        value |= (byte & 0x7F) << shift
+    """Return a number of up to ten bytes, and the index after it. A number that the data cuts off ends with them."""
+    value = 0
+    for place, byte in enumerate(data[start : start + 10]):
+        value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
-            break
-    return value, end
+            return value, start + place + 1
+    return value, start + 10
 
 
 def _check_count(field: str, count: int, most: int, remedy: str) -> None:

@@ -1,7 +1,7 @@
 """Any bytes, read as what a device does on one stream, leave the cloud's session whole, or are refused.
 
-Every byte is a small choice, so that a changed byte is another stream, and most streams reach the session. `Moves` writes
-the choices in the order in which they are read. Each frame is encoded and decoded.
+Every byte is a small choice, so that a changed byte is another stream, and most streams reach the session. `Moves`
+writes the choices in the order in which they are read. Each frame is encoded and decoded.
 """
 
 from __future__ import annotations
