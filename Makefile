@@ -5,14 +5,15 @@ SETUP := .venv/.setup-done
 PROTO := proto/chaperone/v1/supervision.proto
 STUBS := common/chaperone_common/pb
 DEPLOYMENT := .cache/deployment-checks
+SHIPPED := common/chaperone_common edge_client cloud_supervisor link_emulator
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ORT_DISABLE_TELEMETRY := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-models bench models proto clean \
-        check-style check-types check-imports check-proto check-docs check-wording check-deployment
+.PHONY: help setup demo test check test-models bench models proto clean fuzz audit \
+        check-style check-types check-imports check-proto check-docs check-wording check-security check-deployment
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -42,7 +43,7 @@ models: $(SETUP) ## fetch and convert the default pair; does nothing if it is th
 bench: models ## all that is reported, made again in under 5 hours, 6 without AVX-512; goes on where it was interrupted
 	$(BIN)/python -m benchmarks all $(ARGS)
 
-check: check-style check-types check-imports check-proto check-docs check-wording check-deployment ## linters, types, imports, wire contract, docs, wording, deployment
+check: check-style check-types check-imports check-proto check-docs check-wording check-security check-deployment ## linters, types, imports, wire contract, docs, wording, security, deployment
 
 check-style: $(SETUP)
 	$(BIN)/ruff check
@@ -87,6 +88,21 @@ $(DEPLOYMENT)/.done: tools/deployment-checks.txt
 	$(DEPLOYMENT)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile --no-deps -r $<
 	$(DEPLOYMENT)/bin/python -m pip check --disable-pip-version-check
 	touch $@
+
+check-security: $(SETUP)
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml $(SHIPPED)
+
+# Not part of `check`: the answer comes from an advisory service, and changes without a change here.
+audit: $(SETUP) ## known vulnerabilities of the pinned dependencies; needs an advisory service
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+FUZZ_SECONDS ?= 600
+fuzz: $(SETUP) ## search for hostile input, FUZZ_SECONDS for each target; keeps what it learns in .cache/fuzz
+	@set -e; for target in frame_decoder cloud_session; do \
+	  mkdir -p .cache/fuzz/$$target; \
+	  PYTHONPATH=.:common $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) -max_len=600 \
+	    -artifact_prefix=.cache/fuzz/$$target- .cache/fuzz/$$target tests/fuzz/corpus/$$target; \
+	done
 
 proto: $(SETUP) ## regenerate the stubs in common/chaperone_common/pb
 	$(call protoc,$(STUBS))

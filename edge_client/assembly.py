@@ -11,6 +11,7 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, InvalidRequest, Overloaded
 from chaperone_common.frames import Capabilities, Open
+from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.types import Mode, OnDeviation, Promises, SamplingParams, SessionId
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, cloud_share_problem
@@ -81,6 +82,7 @@ def engine_settings(
     mode: Mode,
     *,
     max_span_tokens: int,
+    vocabulary_size: int = MAX_COUNT + 1,
     warm_start: bool = False,
     max_cloud_share: float | None = None,
     resumed_cloud_tokens: int = 0,
@@ -98,6 +100,7 @@ def engine_settings(
         open_deadline_ms=cloud.open_deadline_ms,
         verification_deadline_ms=cloud.verification_deadline_ms,
         max_span_tokens=max_span_tokens,
+        vocabulary_size=vocabulary_size,
         reconnect_timeout_ms=cloud.reconnect_timeout_ms,
         continue_without_cloud=continues_alone(config, mode),
         closing_audit=config.closing_audit,
@@ -194,6 +197,7 @@ class Assembly:
                 self.config,
                 mode,
                 max_span_tokens=capabilities.max_span_tokens if capabilities is not None else 1,
+                vocabulary_size=self.manifest.vocabulary_size,
                 warm_start=request.warm_start,
                 max_cloud_share=request.max_cloud_share,
                 resumed_cloud_tokens=request.committed_cloud_tokens,

@@ -32,6 +32,7 @@ LONGEST = tuple(
         "integration/commands/test_pull.py",
         "integration/texts/test_device_architectures.py",
         "integration/texts/test_architectures.py",
+        "fuzz/test_fuzz.py",
     )
 )
 assert all(path.is_file() for path in LONGEST)

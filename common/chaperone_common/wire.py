@@ -1,6 +1,7 @@
 """Conversion of frames between values and protobuf; no other module knows the generated classes.
 
 Decoding trusts nothing: anything that the specification does not allow raises ProtocolViolation or InvalidRequest.
+A number in Python takes ten times its bytes on the wire, so sizes are checked before any value is made of a message.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TypeVar, assert_never
 
 from google.protobuf.message import DecodeError, Message
 
-from chaperone_common.errors import InvalidRequest, ProtocolViolation
+from chaperone_common.errors import ChaperoneError, InvalidRequest, ProtocolViolation
 from chaperone_common.frames import (
     Capabilities,
     ClientFrame,
@@ -19,6 +20,7 @@ from chaperone_common.frames import (
     Continuation,
     Draft,
     Failure,
+    FrameLimits,
     Open,
     Opened,
     QuotaState,
@@ -33,10 +35,16 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SupervisionService"].full_name
 SUPERVISE = "Supervise"
 GET_CAPABILITIES = "GetCapabilities"
 
-MAX_SESSION_ID_LENGTH = 64
-MAX_EOS_TOKEN_IDS = 64
-MAX_BRANCH_TOKENS = 4096  # of one Draft; checked here, before the supervisor checks its own lower limit
+MAX_SESSION_ID_LENGTH = 64  # in characters, as the next two
+MAX_NAME_LENGTH = 128  # of a digest, or of the name of a model
+MAX_FAILURE_LENGTH = 4096  # of a message for people; a longer one is cut
+MAX_FIELDS = 16  # of one message: a frame, and the additions of newer versions
+DEFAULT_LIMITS = FrameLimits()
+_DRAFT = pb.SuperviseRequest.DRAFT_FIELD_NUMBER
 _RISK_STEPS = 255
+
+# Wire types of protobuf: a number, a length with that many bytes, nested fields up to an end mark, and 8 or 4 bytes.
+_VARINT, _LENGTH, _GROUP, _FIXED = 0, 2, 3, {1: 8, 5: 4}
 
 M = TypeVar("M", bound=Message)
 
@@ -76,15 +84,25 @@ def encode_client(frame: ClientFrame) -> bytes:
     return message.SerializeToString()
 
 
-def decode_client(data: bytes) -> ClientFrame:
-    """Parse a frame of the device; raises ProtocolViolation, or InvalidRequest for bad parameters."""
+def decode_client(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ClientFrame:
+    """Parse a frame of the device.
+
+    Raises ProtocolViolation, or InvalidRequest for bad parameters and for a frame that is larger than the limits.
+    """
+    fields = _fields(data, limits, InvalidRequest)
+    if (size := sum(length for number, length in fields if number == _DRAFT)) > limits.max_draft_bytes:
+        raise InvalidRequest(
+            f"draft: {size} bytes, at most {limits.max_draft_bytes} are allowed for {limits.max_span_tokens} tokens; "
+            "send shorter spans"
+        )
     message = _parse(pb.SuperviseRequest(), data)
     match message.WhichOneof("frame"):
         case "open":
-            return _parse_open(message.open)
+            return _parse_open(message.open, limits)
         case "draft":
-            return _parse_draft(message.draft)
+            return _parse_draft(message.draft, limits)
         case "close":
+            _check_count("token_ids", len(message.close.token_ids), limits.max_text_tokens, "send fewer unread tokens")
             return Close(message.close.start, tuple(message.close.token_ids))
         case _:
             raise ProtocolViolation("frame: none of open, draft and close is set")
@@ -142,9 +160,11 @@ def encode_server(frame: ServerFrame) -> bytes:
     return message.SerializeToString()
 
 
-def decode_server(data: bytes) -> ServerFrame:
-    """Parse a frame of the cloud; raises ProtocolViolation."""
+def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFrame:
+    """Parse a frame of the cloud; raises ProtocolViolation, also for a frame that is larger than the limits."""
+    _fields(data, limits, ProtocolViolation)
     message = _parse(pb.SuperviseResponse(), data)
+    span, text = limits.max_span_tokens, limits.max_text_tokens
     match message.WhichOneof("frame"):
         case "opened":
             opened = message.opened
@@ -157,23 +177,22 @@ def decode_server(data: bytes) -> ServerFrame:
                 verdict.revision,
                 verdict.position,
                 verdict.token_id,
-                tuple(verdict.deviations),
+                _bounded("deviations", verdict.deviations, span),
                 verdict.queue_us,
                 verdict.compute_us,
-                tuple(verdict.further_token_ids),
+                _bounded("further_token_ids", verdict.further_token_ids, span),
             )
         case "continuation":
             written = message.continuation
-            return Continuation(
-                written.start, tuple(written.token_ids), written.handed_back, written.queue_us, written.compute_us
-            )
+            token_ids = _bounded("token_ids", written.token_ids, text)
+            return Continuation(written.start, token_ids, written.handed_back, written.queue_us, written.compute_us)
         case "closed":
             closed = message.closed
-            return Closed(tuple(closed.deviations), closed.queue_us, closed.compute_us)
+            return Closed(_bounded("deviations", closed.deviations, text), closed.queue_us, closed.compute_us)
         case "failure":
             failure = message.failure
             retry = failure.retry_after_ms if failure.HasField("retry_after_ms") else None
-            return Failure(_NAMES.get(failure.code, "UNKNOWN"), failure.message, retry)
+            return Failure(_NAMES.get(failure.code, "UNKNOWN"), failure.message[:MAX_FAILURE_LENGTH], retry)
         case _:
             raise ProtocolViolation("frame: none of opened, verdict, continuation, closed and failure is set")
 
@@ -195,7 +214,11 @@ def encode_capabilities(value: Capabilities) -> bytes:
 
 def decode_capabilities(data: bytes) -> Capabilities:
     """Parse the answer to GetCapabilities; raises ProtocolViolation."""
+    _fields(data, DEFAULT_LIMITS, ProtocolViolation)
     message = _parse(pb.GetCapabilitiesResponse(), data)
+    _check_names(message, ProtocolViolation, "model", "tokenizer_digest", "model_digest")
+    if not message.max_span_tokens:
+        raise ProtocolViolation("max_span_tokens: 0, so that the cloud reads no token; use another cloud")
     return Capabilities(
         message.api_version,
         message.model,
@@ -211,6 +234,63 @@ def decode_capabilities(data: bytes) -> Capabilities:
 def encode_capabilities_request() -> bytes:
     """Serialise the request of GetCapabilities."""
     return pb.GetCapabilitiesRequest().SerializeToString()
+
+
+def _fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) -> list[tuple[int, int]]:
+    """Return number and size of the outermost fields of a message, without reading them.
+
+    There must be few: protobuf makes an object of 40 times its size for each frame that replaces another. Bytes that
+    are no message end the list, and the parser refuses them.
+    """
+    if len(data) > limits.max_message_bytes:
+        raise too_large(f"frame: {len(data)} bytes, at most {limits.max_message_bytes} are allowed; send shorter texts")
+    found: list[tuple[int, int]] = []
+    end = 0
+    while end < len(data):
+        if len(found) == MAX_FIELDS:
+            raise ProtocolViolation(f"frame: it has more than {MAX_FIELDS} fields; send one frame in each message")
+        key, start = _varint(data, end)
+        kind = key & 7
+        if kind == _LENGTH:
+            length, start = _varint(data, start)
+            end = start + length
+        elif kind == _VARINT:
+            _, end = _varint(data, start)
+        elif kind in _FIXED:
+            end = start + _FIXED[kind]
+        elif kind == _GROUP:
+            raise ProtocolViolation("frame: a field is a group, which is not part of this protocol; send a message")
+        else:
+            break
+        found.append((key >> 3, end - start))
+    return found
+
+
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """Return a number of up to ten bytes, and the index after it. A number that the data cuts off ends with them."""
+    value = 0
+    for place, byte in enumerate(data[start : start + 10]):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value, start + place + 1
+    return value, start + 10
+
+
+def _check_count(field: str, count: int, most: int, remedy: str) -> None:
+    if count > most:
+        raise InvalidRequest(f"{field}: {count} ids, at most {most} allowed; {remedy}")
+
+
+def _bounded(field: str, values: Sequence[int], most: int) -> tuple[int, ...]:
+    if len(values) > most:
+        raise ProtocolViolation(f"{field}: {len(values)} from the cloud, at most {most} are allowed; use another cloud")
+    return tuple(values)
+
+
+def _check_names(message: Message, error: type[ChaperoneError], *fields: str) -> None:
+    for field in fields:
+        if (length := len(getattr(message, field))) > MAX_NAME_LENGTH:
+            raise error(f"{field}: {length} characters, at most {MAX_NAME_LENGTH} are allowed; send the digest alone")
 
 
 def _parse(message: M, data: bytes) -> M:
@@ -242,13 +322,15 @@ def _open(frame: Open) -> pb.Open:
     )
 
 
-def _parse_open(message: pb.Open) -> Open:
+def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
     if not 0 < len(message.session_id) <= MAX_SESSION_ID_LENGTH:
         raise InvalidRequest(
             f"session_id: {len(message.session_id)} characters; it must have 1 to {MAX_SESSION_ID_LENGTH}"
         )
-    if len(message.eos_token_ids) > MAX_EOS_TOKEN_IDS:
-        raise InvalidRequest(f"eos_token_ids: {len(message.eos_token_ids)} ids, at most {MAX_EOS_TOKEN_IDS} allowed")
+    _check_names(message, InvalidRequest, "tokenizer_digest", "model_digest")
+    _check_count("eos_token_ids", len(message.eos_token_ids), limits.max_eos_token_ids, "send the most likely ones")
+    text = len(message.prompt_token_ids) + len(message.committed_token_ids)
+    _check_count("prompt_token_ids", text, limits.max_text_tokens, "shorten the prompt, or resume from less text")
     sampling = message.sampling
     return Open(
         session_id=SessionId(message.session_id),
@@ -282,12 +364,15 @@ def _draft(frame: Draft) -> pb.Draft:
     )
 
 
-def _parse_draft(message: pb.Draft) -> Draft:
+def _parse_draft(message: pb.Draft, limits: FrameLimits) -> Draft:
+    if len(message.token_ids) > limits.max_span_tokens:
+        raise InvalidRequest(
+            f"token_ids: {len(message.token_ids)} in one Draft, at most {limits.max_span_tokens} are allowed, branches "
+            "included; send shorter spans"
+        )
     chain = len(message.token_ids) - len(message.parents)
     if chain < 0:
         raise ProtocolViolation(f"parents: {len(message.parents)} for {len(message.token_ids)} tokens")
-    if len(message.parents) > MAX_BRANCH_TOKENS:
-        raise InvalidRequest(f"parents: {len(message.parents)} branch tokens, at most {MAX_BRANCH_TOKENS} allowed")
     for number, parent in enumerate(message.parents, chain + 1):
         if parent >= number:
             raise ProtocolViolation(f"parents: {parent} does not come before token {number}, its child")

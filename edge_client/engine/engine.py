@@ -54,7 +54,9 @@ class Engine:
         `position` and `at_ms` are the length of the text, prompt included, and the time since the engine was made.
         """
         self.opening = opening
-        self.session = DeviceSession(opening, limit=limit, on_deviation=settings.on_deviation)
+        self.session = DeviceSession(
+            opening, limit=limit, on_deviation=settings.on_deviation, vocabulary_size=settings.vocabulary_size
+        )
         self.speculation = Speculation(self.session, drafter, estimates, clock)
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = GateUntilClosed(gate)
@@ -68,7 +70,7 @@ class Engine:
         self._clock = clock
         self._made_ms = self._now_ms
         # Session ids differ, so devices that lose one cloud together do not come back together.
-        self._random = Random(opening.session_id)  # noqa: S311
+        self._random = Random(opening.session_id)  # noqa: S311 # nosec B311
         self.cloud = Connection(connect, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
         self._interrupt = interrupt or Interrupt()
         self._cloud_lost = cloud_lost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.session import DeviceSession
 from chaperone_common.types import OnDeviation
 from edge_client.gate import NO_LIMIT, CloudShareLimit
@@ -17,6 +18,8 @@ class EngineSettings:
     verification_deadline_ms: float
     # Tokens of one Draft, branches included.
     max_span_tokens: int = 256
+    # Ids below it are tokens; the cloud may send no other. The default allows all ids that a frame can hold.
+    vocabulary_size: int = MAX_COUNT + 1
     # How long to try to reach a lost cloud. 0: do not try.
     reconnect_timeout_ms: float = 0.0
     continue_without_cloud: bool = False

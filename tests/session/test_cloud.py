@@ -57,6 +57,12 @@ def test_the_context_bounds_the_text() -> None:
         (opening(max_new_tokens=0), 100, InvalidRequest, "max_new_tokens: 0 is outside [1, 4294967295]"),
         (opening(), 3, PromptTooLong, "prompt: 3 tokens leave no room in a context of 3; shorten it"),
         (opening(committed=(1,) * 97), 100, PromptTooLong, "prompt: 100 tokens leave no room"),
+        (
+            opening(max_new_tokens=2, committed=(1, 2, 3)),
+            100,
+            InvalidRequest,
+            "committed_token_ids: 3 tokens, more than max_new_tokens, 2; raise it",
+        ),
         (opening(prompt=(7, 50)), 100, ChaperoneError, "50 is not in a vocabulary of 50"),
         (opening(committed=(4_000_000_000,)), 100, ChaperoneError, "4000000000 is not in a vocabulary of 50"),
     ],

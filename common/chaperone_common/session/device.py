@@ -9,14 +9,24 @@ from typing import NoReturn
 
 from chaperone_common.errors import ChaperoneError, ProtocolViolation, error_from_status
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
+from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
 from chaperone_common.session.questions import asked_length, is_asked_about
 from chaperone_common.session.text_token import TextToken, TextTokens
 from chaperone_common.session.transitions import State, StreamEvent, step
-from chaperone_common.session.verdicts import begins_takeover, check_verdict, is_replay, origins
+from chaperone_common.session.verdicts import (
+    begins_takeover,
+    check_deviations,
+    check_ids,
+    check_verdict,
+    is_replay,
+    origins,
+)
 from chaperone_common.stats import Tally
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import FinishReason, OnDeviation, Origin, Proposal, Span
+
+MOST_IDLE_FRAMES = 64  # in a row
 
 
 class DeviceSession:
@@ -29,7 +39,14 @@ class DeviceSession:
     Methods that change the state return a list of `SessionEvent`s, or the frame to send. They send nothing themselves.
     """
 
-    def __init__(self, open_frame: Open, *, limit: int, on_deviation: OnDeviation = OnDeviation.KEEP) -> None:
+    def __init__(
+        self,
+        open_frame: Open,
+        *,
+        limit: int,
+        on_deviation: OnDeviation = OnDeviation.KEEP,
+        vocabulary_size: int = MAX_COUNT + 1,
+    ) -> None:
         """Start from an Open; `limit` is the length at which the text is full, prompt included.
 
         With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them like fired ones.
@@ -55,9 +72,11 @@ class DeviceSession:
         self._deadline_ms = 0  # the last deadline sent on this stream; 0: none yet
         self._tail = (0, 0)  # begin and end of the tokens that the closing audit covers
         self._tail_weight = 1.0
-        self._late_deviations: tuple[int, ...] = ()  # in the tail, from verdicts after the Close
+        self._late_deviations: set[int] = set()  # in the tail, from verdicts after the Close
         self._alone = False  # the cloud is lost for good
         self._reopened = False  # a new stream was opened, and the cloud has not answered on it
+        self._vocabulary_size = vocabulary_size
+        self._idle_frames = 0  # of the cloud, in a row, that changed nothing
 
     @property
     def exhausted(self) -> bool:
@@ -227,7 +246,26 @@ class DeviceSession:
         raise error
 
     def apply(self, frame: ServerFrame) -> list[SessionEvent]:
-        """Apply a frame from the cloud. Raises ProtocolViolation, or the error that a Failure carries."""
+        """Apply a frame from the cloud. Raises ProtocolViolation, or the error that a Failure carries.
+
+        Frames that change nothing are harmless, but the device waits again after each. So only a takeover that crosses
+        the Close may have more than a few of them.
+        """
+        before = self._progress
+        events = self._apply(frame)
+        self._idle_frames = self._idle_frames + 1 if before == self._progress else 0
+        if self._idle_frames > MOST_IDLE_FRAMES + max(0, self.limit - self.final_length):
+            raise ProtocolViolation(
+                f"cloud: {self._idle_frames} frames in a row that change nothing; use another cloud"
+            )
+        return events
+
+    @property
+    def _progress(self) -> tuple[object, ...]:
+        lengths = (self.final_length, self.read_length, len(self.spans))
+        return (*lengths, self.state, self.opened, self.prefilled)
+
+    def _apply(self, frame: ServerFrame) -> list[SessionEvent]:
         match frame:
             case Opened():
                 self.state = step(self.state, StreamEvent.OPENED)
@@ -240,8 +278,8 @@ class DeviceSession:
                 self._reopened = False
             case Verdict() if self.state is State.CLOSING:
                 self._count(frame)
-                self._late_deviations += tuple(
-                    position for position in frame.deviations if position < self.final_length
+                self._late_deviations.update(
+                    position for position in frame.deviations if position in range(*self._tail)
                 )
             case Continuation() if self.state is State.CLOSING:
                 self._count(frame)
@@ -250,6 +288,7 @@ class DeviceSession:
             case Continuation():
                 return self._apply_continuation(frame)
             case Closed():
+                check_deviations(frame.deviations, *self._tail)
                 self.state = step(self.state, StreamEvent.CLOSED)
                 self._count(frame)
                 deviations = tuple(sorted({*self._late_deviations, *frame.deviations}))
@@ -270,12 +309,15 @@ class DeviceSession:
         already_final = verdict.position < self.final_length
         if already_final and verdict.further_token_ids:
             raise ProtocolViolation(f"further_token_ids: they follow {verdict.position}, which is final already")
+        check_ids(tokens, self._vocabulary_size)
+        audited = min(span.final_before, span.end)
+        unread = min(max(span.start, self.read_length), audited)
+        check_deviations(verdict.deviations, unread, audited)
         begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
         self.state = step(self.state, StreamEvent.TAKEOVER if begins else StreamEvent.VERDICT)
         upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
         self._count(verdict)
-        audited = min(span.final_before, span.end)
-        events = self._audit(min(max(span.start, self.read_length), audited), audited, verdict.deviations)
+        events = self._audit(unread, audited, verdict.deviations)
         self._mark_read(span.end if already_final else verdict.position + len(tokens))
         while self.final_length < verdict.position:
             events.append(self._commit(Origin.VERIFIED))
@@ -301,6 +343,7 @@ class DeviceSession:
             return []  # a replay
         if frame.token_ids and frame.start != self.final_length:
             raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final_length}")
+        check_ids(frame.token_ids, self._vocabulary_size)
         self.state = step(self.state, StreamEvent.HAND_BACK if frame.handed_back else StreamEvent.CONTINUATION)
         self._count(frame)
         events: list[SessionEvent] = []

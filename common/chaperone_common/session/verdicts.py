@@ -1,4 +1,4 @@
-"""Checks of a Verdict on the device: that it answers the span, and the origins of its tokens."""
+"""Checks of the cloud's answers on the device: that a Verdict answers its span, and that its values are valid."""
 
 from __future__ import annotations
 
@@ -21,6 +21,24 @@ def check_verdict(verdict: Verdict, span: Span, text: Sequence[int], *, limit: i
     overridden = judged and text[verdict.position] != verdict.token_id
     if verdict.revision != span.revision + overridden:
         raise ProtocolViolation(f"verdict of revision {verdict.revision} answers a span of {span.revision}")
+
+
+def check_deviations(deviations: Sequence[int], start: int, end: int) -> None:
+    """Raise ProtocolViolation unless the deviations are positions of the audited tokens [start, end), in order."""
+    lowest = start
+    for position in deviations:
+        if not lowest <= position < end:
+            raise ProtocolViolation(
+                f"deviations: {position} is not in the audit from {start} to {end}, in rising order and once"
+            )
+        lowest = position + 1
+
+
+def check_ids(token_ids: Sequence[int], vocabulary_size: int) -> None:
+    """Raise ProtocolViolation for a token that the device's vocabulary lacks: no model could read it."""
+    for token_id in token_ids:
+        if not 0 <= token_id < vocabulary_size:
+            raise ProtocolViolation(f"token_ids: {token_id} is not in a vocabulary of {vocabulary_size}")
 
 
 def is_replay(verdict: Verdict, spans: Sequence[Span]) -> bool:

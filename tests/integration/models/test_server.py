@@ -186,7 +186,12 @@ OPENINGS = [
     ({"api_version": 2}, "UNIMPLEMENTED", "the device speaks 2, this cloud 1; update the cloud"),
     ({"api_version": 0}, "UNIMPLEMENTED", "the device speaks 0, this cloud 1; update the device"),
     ({"tokenizer_digest": "sha256:0"}, "FAILED_PRECONDITION", "pull the same model pair on both ends"),
-    ({"tokenizer_digest": "x\n" * 5_000}, "FAILED_PRECONDITION", "tokenizer_digest: the device has 'x\\nx"),
+    ({"tokenizer_digest": "x\n" * 64}, "FAILED_PRECONDITION", "tokenizer_digest: the device has 'x\\nx"),
+    (
+        {"tokenizer_digest": "x" * 5_000},
+        "INVALID_ARGUMENT",
+        "tokenizer_digest: 5000 characters, at most 128 are allowed",
+    ),
     ({"prompt_token_ids": ()}, "INVALID_ARGUMENT", "prompt_token_ids: empty; give at least one token"),
     ({"prompt_token_ids": (5,) * 4096}, "INVALID_ARGUMENT", "4096 tokens leave no room in a context of 4096; shorten"),
     ({"prompt_token_ids": (40_000,)}, "INVALID_ARGUMENT", "token_ids: 40000 is not in a vocabulary of"),

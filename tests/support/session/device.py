@@ -14,6 +14,7 @@ from chaperone_common.types import OnDeviation, Origin, Proposal, SamplingParams
 EOS = 0
 PROMPT = (7, 8, 9)
 START = len(PROMPT)
+VOCABULARY = 50
 RUNNER_UP = 99
 OPEN = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT)
 
@@ -22,7 +23,7 @@ def session(
     *, limit: int = 23, committed: tuple[int, ...] = (), on_deviation: OnDeviation = OnDeviation.KEEP
 ) -> DeviceSession:
     opening = Open(SessionId("s"), "", SamplingParams(), 20, (EOS,), PROMPT, committed)
-    device = DeviceSession(opening, limit=limit, on_deviation=on_deviation)
+    device = DeviceSession(opening, limit=limit, on_deviation=on_deviation, vocabulary_size=VOCABULARY)
     assert device.apply(Opened(prefilled=True, context_tokens=100)) == []
     return device
 

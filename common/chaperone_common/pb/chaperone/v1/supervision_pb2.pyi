@@ -157,7 +157,9 @@ Global___QuotaState: _TypeAlias = QuotaState  # noqa: Y015
 
 @_typing.final
 class SuperviseRequest(_message.Message):
-    """A frame from the device."""
+    """A frame from the device. A message MUST hold one frame, and MUST NOT have more than 16 outermost fields, unknown ones
+    included. The cloud refuses another, or one that is larger than its limits, with INVALID_ARGUMENT or OUT_OF_RANGE.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -195,7 +197,7 @@ Global___SuperviseRequest: _TypeAlias = SuperviseRequest  # noqa: Y015
 
 @_typing.final
 class SuperviseResponse(_message.Message):
-    """A frame from the cloud."""
+    """A frame from the cloud. The same rules hold for its size: a device ends a stream that breaks them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
