@@ -25,10 +25,12 @@ from chaperone_common.errors import (
     ModelMissing,
     Overloaded,
     PeerMismatch,
+    PermissionDenied,
     PromptTooLong,
     ProtocolViolation,
     Superseded,
     TokenizerMismatch,
+    Unauthenticated,
     VersionMismatch,
 )
 from chaperone_common.frames import Capabilities
@@ -121,6 +123,7 @@ __all__ = [
     "Overloaded",
     "PartialGeneration",
     "PeerMismatch",
+    "PermissionDenied",
     "Planner",
     "PlannerSettings",
     "Promises",
@@ -137,6 +140,7 @@ __all__ = [
     "SyncEdgeClient",
     "TokenizerMismatch",
     "Totals",
+    "Unauthenticated",
     "Unverified",
     "VersionMismatch",
 ]

@@ -13,6 +13,8 @@
     │   ├── GateMismatch          the gate was calibrated for other models
     │   └── VersionMismatch       different API versions
     ├── ProtocolViolation         a frame that the protocol does not allow here
+    ├── Unauthenticated           the cloud does not know the caller: no token or certificate, or one that is not valid
+    ├── PermissionDenied          the cloud knows the caller, and does not allow this
     ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
     ├── Superseded                a newer stream of the same session took over
     ├── CloudLost                 the cloud gives no answer; the final tokens are kept
@@ -95,6 +97,14 @@ class ProtocolViolation(ChaperoneError):
     """A frame that the protocol does not allow in this state."""
 
 
+class Unauthenticated(ChaperoneError):
+    """The cloud does not know the caller: no token or certificate, or one that is not valid. Never retried."""
+
+
+class PermissionDenied(ChaperoneError):
+    """The cloud knows the caller, and does not allow this. Never retried."""
+
+
 class Overloaded(ChaperoneError):
     """The cloud has no room now. `retry_after_ms` is the time to wait before the next attempt."""
 
@@ -142,6 +152,8 @@ STATUS_OF: dict[type[ChaperoneError], str] = {
     PeerMismatch: "FAILED_PRECONDITION",
     VersionMismatch: "UNIMPLEMENTED",
     ProtocolViolation: "OUT_OF_RANGE",
+    Unauthenticated: "UNAUTHENTICATED",
+    PermissionDenied: "PERMISSION_DENIED",
     Overloaded: "RESOURCE_EXHAUSTED",
     Superseded: "ABORTED",
     CloudTimeout: "DEADLINE_EXCEEDED",
@@ -155,6 +167,8 @@ ERROR_OF: dict[str, type[ChaperoneError]] = {
     "FAILED_PRECONDITION": PeerMismatch,
     "UNIMPLEMENTED": VersionMismatch,
     "OUT_OF_RANGE": ProtocolViolation,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     "RESOURCE_EXHAUSTED": Overloaded,
     "ABORTED": Superseded,
     "DEADLINE_EXCEEDED": CloudTimeout,

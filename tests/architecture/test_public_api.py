@@ -19,9 +19,9 @@ CloudShareReached CloudTimeout CloudUnavailable Committed
 ConfigError Decision DeviceSettings DraftModel Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason
 Finished Gate GateMismatch GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats
 GenerationTimeout InternalError InvalidRequest Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation
-Origin Overloaded PartialGeneration PeerMismatch Planner PlannerSettings Promises Prompt PromptInput PromptTooLong
-Proposal ProtocolViolation RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient TokenizerMismatch
-Totals Unverified VersionMismatch
+Origin Overloaded PartialGeneration PeerMismatch PermissionDenied Planner PlannerSettings Promises Prompt PromptInput
+PromptTooLong Proposal ProtocolViolation RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient
+TokenizerMismatch Totals Unauthenticated Unverified VersionMismatch
 """
 OURS = ("chaperone_common", "edge_client")
 
