@@ -16,8 +16,8 @@ from chaperone_common.suggestion import nearest
 from cloud_supervisor.security.tenants import check_tenant
 from cloud_supervisor.security.watched import Watched
 
-# Each algorithm with the type and curve of its keys. Only signatures with a public key: whoever can check a token with
-# a shared secret can also forge one.
+# Each algorithm with the type and curve of its keys. Only signatures with a public key: a holder of a shared
+# secret could also forge tokens.
 ALGORITHMS: Mapping[str, tuple[str, str | None]] = {
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), ("RSA", None)),
     "ES256": ("EC", "P-256"),

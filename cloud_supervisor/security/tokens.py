@@ -171,7 +171,7 @@ def _store(path: Path, entries: Sequence[TokenEntry]) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes from changing the file in this block, so that no change is lost.
 
-    The lock is on the folder: the file itself is replaced by each change, and a file for the lock would stay behind.
+    The lock is on the folder: the file itself is replaced by each change, and a file for the lock would be left over.
     """
     folder = Path(os.path.realpath(path)).parent
     try:
