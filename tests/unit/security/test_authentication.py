@@ -18,6 +18,7 @@ from cloud_supervisor.security.authentication import Authenticator, peer_address
 from cloud_supervisor.security.certificates import make_certificates
 from cloud_supervisor.security.jwt_tokens import JwtVerifier
 from cloud_supervisor.security.tokens import TokenEntry, TokenFile, split_token
+from cloud_supervisor.security.x509 import ClientCertificate
 from tests.support.fakes.clock import ManualClock
 from tests.support.security.jwts import AUDIENCE, ISSUER, jwk_of, new_key, token_of, write_jwks
 
@@ -149,9 +150,8 @@ def test_anything_but_one_bearer_token_is_refused(rig: Rig, metadata: Any) -> No
 
 
 def test_the_scheme_is_read_in_any_case(rig: Rig) -> None:
-    token, metadata_of = rig.token(), lambda scheme, token: [("authorization", f"{scheme}  {token}")]
-    authenticator = rig.authenticator(tokens=True)
-    assert asyncio.run(authenticator.authenticate(metadata_of("bearer", token), {}, PEER)).tenant == "acme"
+    metadata = [("authorization", f"bearer  {rig.token()}")]
+    assert asyncio.run(rig.authenticator(tokens=True).authenticate(metadata, {}, PEER)).tenant == "acme"
 
 
 def message_of(authenticator: Authenticator, token: str) -> str:
@@ -371,7 +371,7 @@ def test_the_tenant_of_a_certificate(
     uris: tuple[str, ...],
     outcome: str,
 ) -> None:
-    certificate = authentication.ClientCertificate(common_name, uris, "1", NOW.timestamp() + 9)
+    certificate = ClientCertificate(common_name, uris, "1", NOW.timestamp() + 9)
     monkeypatch.setattr(authentication, "read_client", lambda _: certificate)
     authenticator = rig.authenticator(certificates=True)
     if outcome == "acme":
@@ -383,7 +383,7 @@ def test_the_tenant_of_a_certificate(
 
 def test_a_certificate_of_any_name_leaves_the_tenant_to_the_token(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway in front of the cloud has a certificate with its own common name."""
-    certificate = authentication.ClientCertificate("gateway-1", (), "1", NOW.timestamp() + 9)
+    certificate = ClientCertificate("gateway-1", (), "1", NOW.timestamp() + 9)
     monkeypatch.setattr(authentication, "read_client", lambda _: certificate)
     token = rig.token("acme")
     assert ask(rig.authenticator(tokens=True, certificates=True), token, {"x509_pem_cert": [b"any"]}).tenant == "acme"

@@ -75,7 +75,7 @@ REFUSED = [
     ("a.b.c", "the token is not valid"),
     ("", "the token is not valid"),
     (token_of("s" * 32, "HS256", kid="one"), "a key or an algorithm that this cloud does not accept"),
-    (jwt.encode({"tenant": "acme"}, None, "none"), "a key or an algorithm that this cloud does not accept"),
+    (jwt.encode({"tenant": "acme"}, "", "none"), "a key or an algorithm that this cloud does not accept"),
     (token_of(new_key("ES384"), "ES384", kid="one"), "a key or an algorithm that this cloud does not accept"),
 ]
 

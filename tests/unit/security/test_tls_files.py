@@ -6,6 +6,7 @@ import logging
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,9 @@ from cloud_supervisor.security.tls import ServerTls
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
 
-def tls(folder: Path, *, now: datetime = NOW, **files: Path) -> ServerTls:
-    named = {"cert_file": folder / "cert.pem", "key_file": folder / "key.pem", **files}
-    return ServerTls(**named, now=lambda: now)
+def tls(folder: Path, *, now: datetime = NOW, **files: str) -> ServerTls:
+    paths = {name: folder / file for name, file in {"cert_file": "cert.pem", "key_file": "key.pem", **files}.items()}
+    return ServerTls(paths["cert_file"], paths["key_file"], paths.get("client_ca_file"), now=lambda: now)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_the_end_of_the_certificate_is_known(folder: Path) -> None:
     server = tls(folder)
     assert server.expires_at == (NOW + timedelta(days=30)).timestamp()
     assert not server.client_certificates
-    assert tls(folder, client_ca_file=folder / "ca.pem").client_certificates
+    assert tls(folder, client_ca_file="ca.pem").client_certificates
 
 
 @pytest.mark.parametrize(
@@ -46,9 +47,9 @@ def test_the_end_of_the_certificate_is_known(folder: Path) -> None:
         ({"key_file": "client-key.pem"}, "tls.key_file: {}/client-key.pem: it is not the key of the certificate"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_by_name(folder: Path, files: dict[str, str], words: str) -> None:
+def test_files_that_do_not_fit_are_refused_by_name(folder: Path, files: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        tls(folder, **{name: folder / file for name, file in files.items()})
+        tls(folder, **files)
     assert caught.value.message.startswith(words.format(folder))
 
 
@@ -65,7 +66,7 @@ def test_a_key_with_a_passphrase_is_refused(folder: Path) -> None:
     command = ["openssl", "ec", "-aes256", "-passout", "pass:secret", "-in", str(folder / "key.pem")]
     subprocess.run([*command, "-out", str(encrypted)], check=True, capture_output=True)
     with pytest.raises(ConfigError, match="it is encrypted; give a key without a passphrase"):
-        tls(folder, key_file=encrypted)
+        tls(folder, key_file=encrypted.name)
 
 
 def test_a_key_that_everybody_can_read_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
