@@ -25,10 +25,13 @@ from chaperone_common.errors import (
     ModelMissing,
     Overloaded,
     PeerMismatch,
+    PermissionDenied,
     PromptTooLong,
     ProtocolViolation,
+    QuotaExceeded,
     Superseded,
     TokenizerMismatch,
+    Unauthenticated,
     VersionMismatch,
 )
 from chaperone_common.frames import Capabilities
@@ -123,6 +126,7 @@ __all__ = [
     "Overloaded",
     "PartialGeneration",
     "PeerMismatch",
+    "PermissionDenied",
     "Planner",
     "PlannerSettings",
     "Promises",
@@ -131,6 +135,7 @@ __all__ = [
     "PromptTooLong",
     "Proposal",
     "ProtocolViolation",
+    "QuotaExceeded",
     "RequestParameters",
     "Retracted",
     "SamplingParams",
@@ -139,6 +144,7 @@ __all__ = [
     "SyncEdgeClient",
     "TokenizerMismatch",
     "Totals",
+    "Unauthenticated",
     "Unverified",
     "VersionMismatch",
 ]

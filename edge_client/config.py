@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from chaperone_common.address import check_address
+from chaperone_common.address import split_addresses
 from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem
 from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
 from chaperone_common.types import Mode, OnDeviation
@@ -59,9 +59,15 @@ MaxCloudShare = Annotated[float, _in_range("max_cloud_share")]
 
 
 class CloudSettings(FrozenModel):
-    """The address of the cloud, and the times to wait for it."""
+    """The address of the cloud, the credentials for it, and the times to wait for it."""
 
     address: str = "127.0.0.1:50151"
+    tls: bool | None = None
+    ca_file: RelativePath | None = None
+    cert_file: RelativePath | None = None
+    key_file: RelativePath | None = None
+    token_file: RelativePath | None = None
+    insecure: bool = False
     connect_timeout_ms: float = Field(default=5_000.0, gt=0, le=MAX_DEADLINE_MS)
     open_deadline_ms: float = Field(default=300_000.0, gt=0, le=MAX_DEADLINE_MS)
     verification_deadline_ms: float = Field(default=60_000.0, gt=0, le=MAX_DEADLINE_MS)
@@ -71,7 +77,7 @@ class CloudSettings(FrozenModel):
     @field_validator("address")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
-        check_address(address)
+        split_addresses(address)
         return address
 
 

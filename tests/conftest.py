@@ -44,6 +44,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core, so that more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+for variable in ("CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN"):  # of the person who runs the tests
+    os.environ.pop(f"CHAPERONE_{variable}", None)
+
 let_children_be_interrupted()
 
 settings.register_profile("local", deadline=None)

@@ -60,6 +60,31 @@ def check_address(address: str, *, any_port: bool = False) -> None:
         raise ValueError("there is no path; write unix:PATH")
 
 
+def split_addresses(addresses: str) -> tuple[str, ...]:
+    """Return the addresses of one cloud, which commas separate; raises ValueError as `check_address` does.
+
+    Several addresses must be IP addresses of one kind.
+    """
+    if addresses.startswith("unix:") or "," not in addresses:
+        check_address(addresses)
+        return (addresses,)
+    split = tuple(part.strip() for part in addresses.split(","))
+    versions = {_version(address) for address in split}
+    if len(versions) > 1:
+        raise ValueError("it mixes IPv4 and IPv6 addresses; give those of one kind")
+    return split
+
+
+def _version(address: str) -> int:
+    host, _ = host_and_port(address)
+    try:
+        return ip_address(host).version
+    except ValueError:
+        raise ValueError(
+            f"{host!r} is a name; several addresses must be IP addresses, or give one name alone"
+        ) from None
+
+
 def is_loopback(address: str) -> bool:
     """Return whether an address stays on this machine. Every other address needs TLS."""
     if address.startswith("unix:"):

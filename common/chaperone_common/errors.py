@@ -12,9 +12,9 @@
     │   ├── ModelMismatch         another large model began the text
     │   ├── GateMismatch          the gate was calibrated for other models
     │   └── VersionMismatch       different API versions
-    ├── Unauthenticated           no token or certificate, or one that is not valid
-    ├── PermissionDenied          the tenant may not do this
     ├── ProtocolViolation         a frame that the protocol does not allow here
+    ├── Unauthenticated           the cloud does not know the caller: no token or certificate, or one that is not valid
+    ├── PermissionDenied          the cloud knows the caller, and does not allow this
     ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
     │   └── QuotaExceeded         the tenant has used up its share
     ├── Superseded                a newer stream of the same session took over
@@ -94,16 +94,16 @@ class VersionMismatch(PeerMismatch):
     """Device and cloud speak different API versions."""
 
 
+class ProtocolViolation(ChaperoneError):
+    """A frame that the protocol does not allow in this state."""
+
+
 class Unauthenticated(ChaperoneError):
-    """No token or certificate, or one that is not valid."""
+    """The cloud does not know the caller: no token or certificate, or one that is not valid. Never retried."""
 
 
 class PermissionDenied(ChaperoneError):
-    """The tenant may not do this."""
-
-
-class ProtocolViolation(ChaperoneError):
-    """A frame that the protocol does not allow in this state."""
+    """The cloud knows the caller, and does not allow this. Never retried."""
 
 
 class Overloaded(ChaperoneError):
@@ -160,9 +160,9 @@ STATUS_OF: dict[type[ChaperoneError], str] = {
     ModelError: "FAILED_PRECONDITION",
     PeerMismatch: "FAILED_PRECONDITION",
     VersionMismatch: "UNIMPLEMENTED",
+    ProtocolViolation: "OUT_OF_RANGE",
     Unauthenticated: "UNAUTHENTICATED",
     PermissionDenied: "PERMISSION_DENIED",
-    ProtocolViolation: "OUT_OF_RANGE",
     Overloaded: "RESOURCE_EXHAUSTED",
     Superseded: "ABORTED",
     CloudTimeout: "DEADLINE_EXCEEDED",
@@ -175,9 +175,9 @@ ERROR_OF: dict[str, type[ChaperoneError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
     "FAILED_PRECONDITION": PeerMismatch,
     "UNIMPLEMENTED": VersionMismatch,
+    "OUT_OF_RANGE": ProtocolViolation,
     "UNAUTHENTICATED": Unauthenticated,
     "PERMISSION_DENIED": PermissionDenied,
-    "OUT_OF_RANGE": ProtocolViolation,
     "RESOURCE_EXHAUSTED": Overloaded,
     "ABORTED": Superseded,
     "DEADLINE_EXCEEDED": CloudTimeout,

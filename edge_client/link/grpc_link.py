@@ -16,15 +16,15 @@ from collections.abc import Sequence
 import grpc
 import grpc.aio
 
-from chaperone_common.address import check_address, is_loopback
+from chaperone_common.address import is_loopback
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import (
     ChaperoneError,
     CloudTimeout,
     CloudUnavailable,
-    ConfigError,
     InvalidRequest,
     ProtocolViolation,
+    Unauthenticated,
     error_from_status,
     status_of,
 )
@@ -38,6 +38,9 @@ from chaperone_common.wire import (
     encode_capabilities_request,
     encode_client,
 )
+from edge_client.config import CloudSettings
+from edge_client.link.credentials import Credentials, TokenSource, read_credentials
+from edge_client.link.diagnosis import connection_problem, handshake_problem
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -45,8 +48,6 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 1 << 20),
-    # Without TLS nothing leaves this machine, not even to a proxy.
-    ("grpc.enable_http_proxy", 0),
     # Every client has its own connection, so that closing one cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
     # The engine decides when to try again, and how long; a channel must not add a backoff of its own.
@@ -55,24 +56,27 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _DRAIN_SECONDS = 5.0
+_LOOK_FIRST_S, _LOOK_AGAIN_S = 0.05, 0.5  # after which a connection that does not come about is looked into
+
+_Metadata = tuple[tuple[str, str], ...]
 
 
 class GrpcCloud:
     """The channel to one cloud."""
 
-    def __init__(self, address: str, clock: Clock | None = None) -> None:
-        try:
-            check_address(address)
-        except ValueError as error:
-            raise ConfigError(f"cloud.address: {address!r}: {error}") from None
-        if not is_loopback(address):
-            raise ConfigError(
-                f"cloud.address: {address!r} is not on this machine, and without TLS nothing leaves it; "
-                "use 127.0.0.1:PORT and a tunnel"
-            )
-        self.address = address
+    def __init__(self, settings: CloudSettings | str, clock: Clock | None = None) -> None:
+        """Read the credentials that settings and environment name; raises ConfigError.
+
+        An address in place of the settings means the defaults of all others, and no environment variable.
+        """
+        if isinstance(settings, str):
+            credentials = read_credentials(CloudSettings(address=settings), {})
+        else:
+            credentials = read_credentials(settings, os.environ)
+        self.address = credentials.address
+        self._credentials = credentials
         self._clock = clock or MonotonicClock()
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = _channel(credentials)
         self._draining: set[asyncio.Task[None]] = set()
 
     @property
@@ -81,19 +85,36 @@ class GrpcCloud:
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def capabilities(self, timeout_ms: float) -> Capabilities:
-        """Return the cloud's models and limits. Waits for a connection until the time is up; raises CloudLost."""
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-        method = self._channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
+        """Return the cloud's models and limits. Waits for a connection until the time is up.
+
+        Raises CloudLost, also at once if no wait can help, or another error with which the cloud refuses.
+        """
+        requesting = asyncio.create_task(self._request_capabilities(timeout_ms))
+        looking = asyncio.create_task(self._look_into_connection())
         try:
+            await asyncio.wait((requesting, looking), return_when=asyncio.FIRST_COMPLETED)
+            if not requesting.done():
+                raise CloudUnavailable(looking.result())
+            return await requesting
+        finally:
+            requesting.cancel()
+            looking.cancel()
+            await asyncio.gather(requesting, looking, return_exceptions=True)
+
+    async def _request_capabilities(self, timeout_ms: float) -> Capabilities:
+        request, timeout_s = encode_capabilities_request(), timeout_ms / 1e3
+        method = self._get_capabilities()
+        try:
+            metadata = _metadata(self._credentials.token)
             # Ready: after a loss a channel backs off, and would refuse at once although the cloud is back.
-            answer: bytes = await method(encode_capabilities_request(), timeout=timeout_ms / 1e3, wait_for_ready=True)
+            answer: bytes = await method(request, timeout=timeout_s, metadata=metadata, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not self.connected:
                 raise CloudUnavailable(
                     f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms (cloud.connect_timeout_ms); "
                     "start it with `chaperone-cloud serve`, or correct cloud.address"
                 ) from None
-            mapped = _from_grpc(error, self.address)
+            mapped = _from_grpc(error, self._credentials)
             # The request had nothing that the caller could correct.
             raise ProtocolViolation(mapped.message) if isinstance(mapped, InvalidRequest) else mapped from None
         except asyncio.CancelledError:
@@ -103,11 +124,30 @@ class GrpcCloud:
             raise CloudUnavailable(f"cloud: the channel to {self.address} was closed during the request") from None
         return decode_capabilities(answer)
 
+    async def _look_into_connection(self) -> str:
+        """Return when no connection can come about however long one waits: the problem, and its remedy."""
+        pause_s = _LOOK_FIRST_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_AGAIN_S)
+            if self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                continue
+            try:
+                # A call that does not wait ends at once, with the reason. It carries no token.
+                await self._get_capabilities()(encode_capabilities_request(), timeout=_LOOK_AGAIN_S)
+            except grpc.aio.AioRpcError as error:
+                problem = await connection_problem(error.details() or "", self._credentials)
+                if problem is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return problem
+
+    def _get_capabilities(self) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+        return self._channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
+
     def link(self) -> GrpcLink:
         """Return a new stream, not yet opened."""
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
-        return GrpcLink(method, self.address, self._draining, self._clock)
+        return GrpcLink(method, self._credentials, self._draining, self._clock)
 
     async def close(self) -> None:
         """Wait a moment for the answers to ended streams, then close the channel."""
@@ -122,13 +162,13 @@ class GrpcLink:
     def __init__(
         self,
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes],
-        address: str,
+        credentials: Credentials,
         draining: set[asyncio.Task[None]],
         clock: Clock,
     ) -> None:
         self._method = method
         self._clock = clock
-        self._address = address
+        self._credentials = credentials
         self._draining = draining
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._inbox: deque[Arrived[ServerFrame]] = deque()
@@ -147,7 +187,14 @@ class GrpcLink:
         return self._bytes_down
 
     async def open(self, frame: Open) -> None:
-        self._call = call = self._method()
+        try:
+            # The session id is also in the Open frame; here routers can read it.
+            metadata = (*_metadata(self._credentials.token), ("x-session-id", str(frame.session_id)))
+        except Unauthenticated as error:
+            self._closed = True
+            self._put(Failure(status_of(error), error.message))
+            return
+        self._call = call = self._method(metadata=metadata)
         writer, reader = asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))
         for task in (writer, reader):
             self._draining.add(task)
@@ -212,13 +259,15 @@ class GrpcLink:
                     ended = isinstance(frame, Failure | Closed)
                     self._put(frame)
             if not ended:
-                self._put(Failure("UNAVAILABLE", f"cloud: {self._address} ended the stream without a reason"))
+                self._put(
+                    Failure("UNAVAILABLE", f"cloud: {self._credentials.address} ended the stream without a reason")
+                )
         except ChaperoneError as error:
             self._put(Failure(status_of(error), error.message))
             call.cancel()
         except grpc.aio.AioRpcError as error:
             if not ended:
-                mapped = _from_grpc(error, self._address)
+                mapped = _from_grpc(error, self._credentials)
                 self._put(Failure(status_of(mapped), mapped.message))
         except asyncio.CancelledError:
             if not ended:
@@ -231,15 +280,37 @@ class GrpcLink:
         self._arrived.set()
 
 
-def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> ChaperoneError:
-    details = error.details() or "no details"
+def _channel(credentials: Credentials) -> grpc.aio.Channel:
+    addresses, tls = credentials.addresses, credentials.tls
+    elsewhere = not all(is_loopback(address) for address in addresses)
+    # Without TLS nothing goes to a proxy, and on this machine there is none.
+    options: list[tuple[str, str | int]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(elsewhere and tls is not None))]
+    target = addresses[0]
+    if len(addresses) > 1:  # pick_first, gRPC's default, tries them in order
+        target = f"{'ipv6' if target.startswith('[') else 'ipv4'}:{','.join(addresses)}"
+        options.append(("grpc.default_authority", addresses[0]))  # the name that all certificates must have
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    files = grpc.ssl_channel_credentials(tls.authorities, tls.key, tls.certificate)
+    return grpc.aio.secure_channel(target, files, options=options)
+
+
+def _metadata(token: TokenSource) -> _Metadata:
+    """Return the metadata of each call; raises Unauthenticated if the token cannot be read."""
+    secret = token.read()
+    return (("authorization", f"Bearer {secret.get_secret_value()}"),) if secret is not None else ()
+
+
+def _from_grpc(error: grpc.aio.AioRpcError, credentials: Credentials) -> ChaperoneError:
+    details, address = error.details() or "no details", credentials.address
     match error.code():
         # A stopping server leaves CANCELLED. A write at the stream's end becomes INTERNAL in grpc.aio; a bug in our own
         # server arrives as a Failure frame.
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
             return CloudUnavailable(
-                f"cloud: {address} cannot be reached, or went away ({details}); start it with `chaperone-cloud serve`, "
-                "or correct cloud.address"
+                handshake_problem(details, credentials)
+                or f"cloud: {address} cannot be reached, or went away ({details}); start it with `chaperone-cloud "
+                "serve`, or correct cloud.address"
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return CloudTimeout(f"cloud: {address} did not answer in time; raise cloud.connect_timeout_ms")

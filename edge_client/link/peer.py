@@ -30,7 +30,7 @@ class Peer:
         Raises CloudLost, PeerMismatch, or ModelMismatch if `model_digest` names another model.
         """
         if self._cloud is None:
-            self._cloud = GrpcCloud(self._settings.address)
+            self._cloud = GrpcCloud(self._settings)
         cloud = self._cloud
         if self._capabilities is None or not cloud.connected:
             self._capabilities = None

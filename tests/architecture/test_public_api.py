@@ -15,13 +15,13 @@ from edge_client import ChaperoneError, EdgeClient, RequestParameters, SyncEdgeC
 
 PUBLIC = """
 Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudShareExceeded
-CloudShareReached CloudTimeout CloudUnavailable Committed
-ConfigError Decision DeviceSettings DraftModel Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason
-Finished Gate GateMismatch GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats
-GenerationTimeout InternalError InvalidRequest JournalState Mode ModelCorrupt ModelError ModelMismatch ModelMissing
-OnDeviation Origin Overloaded PartialGeneration PeerMismatch Planner PlannerSettings Promises Prompt PromptInput
-PromptTooLong Proposal ProtocolViolation RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient
-TokenizerMismatch Totals Unverified VersionMismatch
+CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Decision DeviceSettings DraftModel Drafted
+Drafter EdgeClient EdgeConfig Event Failed FinishReason Finished Gate GateMismatch GateSettings Generation
+GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout InternalError InvalidRequest
+JournalState Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation Origin Overloaded PartialGeneration
+PeerMismatch PermissionDenied Planner PlannerSettings Promises Prompt PromptInput PromptTooLong Proposal
+ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient
+TokenizerMismatch Totals Unauthenticated Unverified VersionMismatch
 """
 OURS = ("chaperone_common", "edge_client")
 

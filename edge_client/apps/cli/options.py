@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from chaperone_common.address import check_address
+from chaperone_common.address import split_addresses
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.errors import InvalidRequest
@@ -19,10 +19,30 @@ Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"  # argparse ha
 RunCommand = Callable[[Console, argparse.Namespace], int]  # returns the exit code
 
 
+# The flags for settings of the cloud, by the name that argparse gives them.
+_CLOUD_FLAGS = {
+    "cloud": "address",
+    "tls_ca": "ca_file",
+    "tls_cert": "cert_file",
+    "tls_key": "key_file",
+    "token_file": "token_file",
+    "insecure": "insecure",
+}
+
+
 def add_settings(command: argparse.ArgumentParser) -> None:
     """Add the flags that choose the configuration."""
     command.add_argument("--config", type=path, help="YAML file; flags override it")
-    command.add_argument("--cloud", type=checked(check_address), metavar="HOST:PORT", help="address of chaperone-cloud")
+    command.add_argument(
+        "--cloud", type=checked(split_addresses), metavar="HOST:PORT", help="address of chaperone-cloud"
+    )
+    command.add_argument("--tls-ca", type=path, metavar="FILE", help="certificates that vouch for the cloud's, in PEM")
+    command.add_argument("--tls-cert", type=path, metavar="FILE", help="certificate of this device, in PEM")
+    command.add_argument("--tls-key", type=path, metavar="FILE", help="key of that certificate")
+    command.add_argument("--token-file", type=path, metavar="FILE", help="token for the cloud; or set CHAPERONE_TOKEN")
+    command.add_argument(
+        "--insecure", action="store_true", default=None, help="allow plain text to a cloud that is not on this machine"
+    )
     command.add_argument(
         "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
     )
@@ -36,8 +56,9 @@ def config_of(arguments: argparse.Namespace) -> EdgeConfig:
         updates["pair"] = arguments.pair
     if arguments.closing_audit:
         updates["closing_audit"] = True
-    if arguments.cloud is not None:
-        updates["cloud"] = config.cloud.model_copy(update={"address": arguments.cloud})
+    given = {setting: getattr(arguments, flag) for flag, setting in _CLOUD_FLAGS.items()}
+    given = {setting: value for setting, value in given.items() if value is not None}
+    updates["cloud"] = config.cloud.model_copy(update=given)
     check_providers(config.device.providers)
     return config.model_copy(update=updates)
 

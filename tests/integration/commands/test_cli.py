@@ -99,7 +99,6 @@ USAGE = [
     (["--stop", "", PROMPT], "--stop: '' must have 1 to 256 characters"),
     ([""], "prompt: it is empty; give some text"),
     (["the list " * 4096], "tokens leave no room in a context of 4096; shorten it"),
-    (["--mode", "exact", "--cloud", "cloud.example.com:443", PROMPT], "cloud.address: 'cloud.example.com:443' is not"),
     (["--config", "/nothere.yaml", PROMPT], "/nothere.yaml: no such file"),
     (["--prompts", "/nothere.jsonl", "--out", "/dev/null"], "--prompts: /nothere.jsonl: No such file or directory"),
     (["--prompts", os.devnull, "--out", "/nothere/out.jsonl"], "--out: /nothere/out.jsonl: No such file or directory"),

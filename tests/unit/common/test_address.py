@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from chaperone_common.address import check_address, host_and_port, is_loopback
+from chaperone_common.address import check_address, host_and_port, is_loopback, split_addresses
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,31 @@ def test_the_problem_of_an_address_is_reported(address: str, words: str) -> None
 def test_a_server_may_take_a_free_port_and_a_cloud_may_have_a_socket() -> None:
     assert host_and_port("localhost:0", any_port=True) == ("localhost", 0)
     check_address("unix:/run/c.sock")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "split"),
+    [
+        ("cloud.example.com:443", ("cloud.example.com:443",)),
+        ("unix:/run/a,b.sock", ("unix:/run/a,b.sock",)),
+        ("10.0.0.1:1,10.0.0.2:2", ("10.0.0.1:1", "10.0.0.2:2")),
+        ("[::1]:1, [::2]:2", ("[::1]:1", "[::2]:2")),
+    ],
+)
+def test_a_cloud_may_have_several_addresses(addresses: str, split: tuple[str, ...]) -> None:
+    assert split_addresses(addresses) == split
+
+
+@pytest.mark.parametrize(
+    ("addresses", "words"),
+    [
+        ("", "it is empty"),
+        ("10.0.0.1:1,", "it is empty"),
+        ("10.0.0.1:1,10.0.0.2", "there is no port"),
+        ("10.0.0.1:1,b.example.com:1", "'b.example.com' is a name; several addresses must be IP addresses"),
+        ("10.0.0.1:1,[::1]:1", "it mixes IPv4 and IPv6 addresses"),
+    ],
+)
+def test_the_problem_of_several_addresses_is_reported(addresses: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        split_addresses(addresses)

@@ -24,6 +24,21 @@ def test_a_file_is_replaced_with_its_rights_and_through_links(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "link", "real"]
 
 
+def test_a_new_secret_is_readable_by_its_owner_alone_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    (tmp_path / "secret.part").write_bytes(b"left by a process that was killed")
+
+    def blocks() -> Iterator[bytes]:
+        yield b"a secret"
+        assert (tmp_path / "secret.part").stat().st_mode & 0o777 == 0o600
+
+    replace_file(path, blocks(), mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    replace_file(path, [b"another"], mode=0o600)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"another", 0o640)
+
+
 def full_disk() -> Iterator[bytes]:
     yield b"half"
     raise OSError(errno.ENOSPC, "No space left on device")

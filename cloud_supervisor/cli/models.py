@@ -1,0 +1,83 @@
+"""`chaperone-cloud models`: fetch, convert and list models."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from chaperone_common.command.console import Console
+from chaperone_common.command.parser import checked
+from chaperone_common.command.program import EXIT_SIGNAL
+from cloud_supervisor.cli.values import Commands, yaml_file
+from cloud_supervisor.config import check_pair_name
+
+
+class Ended(BaseException):
+    """A signal ended the command. It is no Exception, as KeyboardInterrupt is none, so that no code handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = EXIT_SIGNAL + number
+
+
+def add_models(commands: Commands) -> None:
+    """Add the commands."""
+    models = commands.add_parser("models", help="fetch, convert and list models")
+    model_commands = models.add_subparsers(required=True, metavar="COMMAND")
+    pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
+    pull.add_argument(
+        "--pair",
+        default="default",
+        metavar="NAME",
+        type=checked(check_pair_name),
+        help="a pair of the registry, such as tiny (default: %(default)s)",
+    )
+    pull.add_argument("--registry", type=yaml_file, help="a file in place of the packaged models.yaml")
+    pull.add_argument("--force", action="store_true", help="build it again")
+    pull.set_defaults(run=_pull, extras="cloud,build")
+    listing = model_commands.add_parser("list", help="which pairs are known, and which are here")
+    listing.add_argument("--registry", type=yaml_file, help="a file in place of the packaged models.yaml")
+    listing.set_defaults(run=_list)
+
+
+def _pull(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.export.pull import pull
+
+    with _ended_by(signal.SIGTERM, signal.SIGHUP):
+        pull(
+            arguments.pair,
+            registry_path=arguments.registry,
+            force=arguments.force,
+            progress=console.err.is_terminal,
+            say=console.line,
+        )
+
+
+def _list(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.export.listing import list_pairs
+
+    for state in list_pairs(arguments.registry):
+        for artefact in (state.edge, state.cloud):
+            line = f"{state.pair:12} {artefact.role:6} {artefact.presence:11} {artefact.model}"
+            line += "" if state.registered else "  (of another registry)"
+            console.line(line + (f"  {artefact.problem}" if artefact.problem else ""))
+
+
+@contextmanager
+def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Within the block let signals end the command in order, so that it removes its temporary files."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Ended(number)
+
+    kept = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` ignores SIGHUP
+    for number in kept:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in kept:
+            signal.signal(number, signal.SIG_DFL)

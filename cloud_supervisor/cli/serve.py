@@ -1,0 +1,107 @@
+"""`chaperone-cloud serve`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from chaperone_common.command.console import Console
+from chaperone_common.command.parser import checked
+from chaperone_common.errors import ConfigError, OutputLost
+from chaperone_common.settings import FrozenModel, load_yaml
+from cloud_supervisor.cli.values import Commands, path, yaml_file
+from cloud_supervisor.config import CloudConfig, check_listen, check_pair_name
+
+# The flags that override a setting, by the name that argparse gives them.
+SETTINGS = {
+    "listen": "listen",
+    "pair": "pair",
+    "dtype": "dtype",
+    "threads": "threads",
+    "tls_cert": "tls.cert_file",
+    "tls_key": "tls.key_file",
+    "client_ca": "tls.client_ca_file",
+    "tokens": "tokens_file",
+    "metrics": "metrics",
+    "insecure": "insecure",
+}
+
+ConfigT = TypeVar("ConfigT", bound=FrozenModel)
+
+
+def add_serve(commands: Commands) -> None:
+    """Add the command."""
+    serve = commands.add_parser("serve", help="supervise devices with one large model")
+    serve.add_argument("--config", type=yaml_file, help="YAML file; flags override it")
+    serve.add_argument("--listen", metavar="HOST:PORT", type=checked(check_listen), help="port 0 takes a free one")
+    serve.add_argument(
+        "--pair",
+        metavar="NAME",
+        type=checked(check_pair_name),
+        help="model pair: tiny, default, or another name of models.yaml",
+    )
+    serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
+    serve.add_argument("--threads", type=int, help="CPU threads of the model")
+    serve.add_argument("--tls-cert", metavar="FILE", type=path, help="certificate of this server, in PEM")
+    serve.add_argument("--tls-key", metavar="FILE", type=path, help="key of that certificate")
+    serve.add_argument(
+        "--client-ca", metavar="FILE", type=path, help="each device must have a certificate of these authorities"
+    )
+    serve.add_argument("--tokens", metavar="FILE", type=path, help="file of `token create`; each device needs a token")
+    serve.add_argument(
+        "--metrics", metavar="HOST:PORT", type=checked(check_listen), help="serve metrics and readiness over HTTP"
+    )
+    serve.add_argument(
+        "--insecure", action="store_true", default=None, help="allow plain text, or strangers, beyond this machine"
+    )
+    serve.set_defaults(run=_serve)
+
+
+def _serve(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.server import serve
+
+    config = load_yaml(arguments.config, CloudConfig) if arguments.config else CloudConfig()
+    config = overridden(config, vars(arguments))
+
+    def announce(address: str) -> None:
+        with suppress(OutputLost):  # a service may run without anybody reading its output
+            console.line(f"chaperone-cloud: serving {config.pair} on {address}")
+
+    serve(config, announce)
+
+
+def overridden(config: ConfigT, flags: Mapping[str, Any], settings: Mapping[str, str] = SETTINGS) -> ConfigT:
+    """Return the configuration with the settings that flags give; None in `flags` gives nothing.
+
+    `settings` maps the name of each flag to that of its setting, such as `tls.cert_file`. Raises ConfigError, naming
+    the flag of each wrong value.
+    """
+    values = config.model_dump()
+    for flag, setting in settings.items():
+        if flags.get(flag) is not None:
+            _put(values, setting.split("."), flags[flag])
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        given = {setting: flag for flag, setting in settings.items() if flags.get(flag) is not None}
+        flag_of = {setting: f"--{flag.replace('_', '-')}" for setting, flag in given.items()}
+        complaints = []
+        for details in error.errors():
+            setting = ".".join(map(str, details["loc"]))
+            value = f"{details['input']!r}: " if setting in flag_of else ""  # that of a table would be all of it
+            complaints.append(f"{flag_of.get(setting, setting)}: {value}{details['msg'].removeprefix('Value error, ')}")
+        raise ConfigError("\n".join(complaints)) from None
+
+
+def _put(values: dict[str, Any], names: list[str], value: Any) -> None:
+    """Set a value in nested tables; a table that is null becomes one."""
+    *tables, last = names
+    for name in tables:
+        if values.get(name) is None:
+            values[name] = {}
+        values = values[name]
+    values[last] = value

@@ -1,0 +1,1 @@
+"""Identity and transport: tokens, certificates, TLS, and the caller that they name."""

@@ -1,0 +1,127 @@
+"""The reason why no connection comes about: a cloud that is not there yet, or settings that can never work.
+
+gRPC tries again in both cases. Waiting helps only in the first, so the second is recognised here, by the words of
+gRPC's errors and by a connection of our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from enum import Enum, auto
+from urllib.parse import unquote
+
+from chaperone_common.address import host_and_port
+from edge_client.link.credentials import Credentials
+
+_PROBE_S = 0.7  # for each step; all problems are to be reported within about a second
+_LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?:ipv[46]):(\S+): ")
+
+
+class _Answer(Enum):
+    """The answer of a port to the beginning of a TLS connection."""
+
+    NONE = auto()  # refused, closed, or no answer in time
+    PLAIN = auto()
+    TLS = auto()
+    TLS_THEN_CLOSED = auto()  # after the handshake, before the first frame
+
+
+def handshake_problem(details: str, credentials: Credentials) -> str | None:
+    """Return the problem that gRPC's words name, with its remedy; None if waiting may help."""
+    address, tls = _address(details, credentials), credentials.tls
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        if "expired" in details or "not yet valid" in details:
+            state = "has expired" if "expired" in details else "is not yet valid"
+            return (
+                f"cloud: the certificate of {address} {state}; renew it (tls.cert_file of the cloud), or correct the "
+                "clock of this machine"
+            )
+        known = "in cloud.ca_file" if tls is not None and tls.authorities else "known to the public"
+        return (
+            f"cloud: the certificate of {address} is not from an authority {known}; give the file with its authority "
+            "(cloud.ca_file, --tls-ca)"
+        )
+    if "Hostname Verification" in details or "not in peer certificate" in details:
+        return (
+            f"cloud: the certificate of {address} is for another name; correct cloud.address, or give the cloud a "
+            f"certificate for {credentials.addresses[0].rpartition(':')[0]}"
+        )
+    if "WRONG_VERSION_NUMBER" in details:
+        return (
+            f"cloud: {address} answers without TLS; give the cloud a certificate (--tls-cert, --tls-key), or set "
+            "cloud.tls: false"
+        )
+    if "security handshaker" in details:
+        return "cloud: gRPC cannot use the files of cloud.ca_file, cloud.cert_file and cloud.key_file; check them"
+    return None
+
+
+async def connection_problem(details: str, credentials: Credentials) -> str | None:
+    """Return the problem of a failed connection, with its remedy; None if waiting may help.
+
+    Where gRPC only says that the other end closed the connection, this makes one to see why.
+    """
+    problem = handshake_problem(details, credentials)
+    if problem is not None or not _was_closed(details):
+        return problem
+    address, tls = _address(details, credentials), credentials.tls
+    match await _probe(address):
+        case _Answer.TLS | _Answer.TLS_THEN_CLOSED if tls is None:
+            return (
+                f"cloud: {address} answers with TLS; set cloud.tls: true, and cloud.ca_file (--tls-ca) to its authority"
+            )
+        case _Answer.TLS_THEN_CLOSED if tls is not None and tls.certificate is None:
+            return (
+                f"cloud: {address} closes the connection after the TLS handshake: it wants a certificate of this "
+                "device; give cloud.cert_file and cloud.key_file"
+            )
+        case _Answer.TLS_THEN_CLOSED:
+            return (
+                f"cloud: {address} does not accept the certificate of this device: it has expired, or is from another "
+                "authority; renew the one in cloud.cert_file"
+            )
+        case _:
+            return None
+
+
+def _was_closed(details: str) -> bool:
+    return "Socket closed" in details or "Connection reset" in details or "Broken pipe" in details
+
+
+def _address(details: str, credentials: Credentials) -> str:
+    """Return the address that gRPC tried last."""
+    found = _LAST_ERROR.search(details)
+    return unquote(found[1]) if found and len(credentials.addresses) > 1 else credentials.addresses[0]
+
+
+async def _probe(address: str) -> _Answer:
+    """Begin a TLS connection, send nothing over it, and return the answer."""
+    # Nothing that the other end says is believed or shown, so that its certificate does not matter.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(_PROBE_S):
+            if address.startswith("unix:"):
+                path = address.removeprefix("unix:")
+                reader, writer = await asyncio.open_unix_connection(path, ssl=context, server_hostname="localhost")
+            else:
+                host, port = host_and_port(address)
+                reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    except ssl.SSLError as error:
+        # An alert is an answer in TLS: the other end wants another version, or no connection like this.
+        return _Answer.TLS if "ALERT" in (error.reason or "") else _Answer.PLAIN
+    except (OSError, ValueError):  # TimeoutError is an OSError
+        return _Answer.NONE
+    try:
+        async with asyncio.timeout(_PROBE_S):
+            return _Answer.TLS if await reader.read(1) else _Answer.TLS_THEN_CLOSED
+    except TimeoutError:
+        return _Answer.TLS
+    except (OSError, ssl.SSLError):
+        return _Answer.TLS_THEN_CLOSED
+    finally:
+        writer.transport.abort()

@@ -1,0 +1,59 @@
+"""Flags of `serve` override settings at any depth, and errors name the flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from chaperone_common.errors import ConfigError
+from chaperone_common.settings import FrozenModel
+from cloud_supervisor.cli.serve import overridden
+
+
+class Inner(FrozenModel):
+    cert_file: Path
+    key_file: Path | None = None
+
+
+class Outer(FrozenModel):
+    threads: int = Field(default=1, ge=1)
+    tls: Inner | None = None
+    names: tuple[str, ...] = ("a",)
+
+
+SETTINGS = {"threads": "threads", "tls_cert": "tls.cert_file", "tls_key": "tls.key_file"}
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "expected"),
+    [
+        (Outer(), {}, Outer()),
+        (Outer(), {"threads": None, "other": 5}, Outer()),
+        (Outer(), {"threads": 3}, Outer(threads=3)),
+        (Outer(), {"tls_cert": Path("a")}, Outer(tls=Inner(cert_file=Path("a")))),
+        (
+            Outer(tls=Inner(cert_file=Path("a")), names=("b",)),
+            {"tls_key": Path("c")},
+            Outer(tls=Inner(cert_file=Path("a"), key_file=Path("c")), names=("b",)),
+        ),
+    ],
+)
+def test_only_given_flags_change_something(config: Outer, flags: dict[str, Any], expected: Outer) -> None:
+    assert overridden(config, flags, SETTINGS) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"threads": 0}, "--threads: 0: Input should be greater than or equal to 1"),
+        ({"tls_cert": 5}, "--tls-cert: 5: Input should be an instance of Path"),
+        ({"tls_key": Path("k")}, "tls.cert_file: Field required"),
+    ],
+)
+def test_a_wrong_value_names_its_flag(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        overridden(Outer(), flags, SETTINGS)
+    assert caught.value.message.startswith(message)
