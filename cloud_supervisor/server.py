@@ -18,14 +18,13 @@ from types import FrameType
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from chaperone_common.address import is_loopback
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.command.program import EXIT_SIGNAL
 from chaperone_common.errors import ConfigError, Unauthenticated
 from chaperone_common.wire import SERVICE
 from cloud_supervisor.assembly import Cloud, build_cloud
-from cloud_supervisor.config import CloudConfig, LimitsConfig, check_listen
+from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.entrance import Entrance, build_entrance
 from cloud_supervisor.service import SupervisionService
 
@@ -66,12 +65,11 @@ class Server:
 
         Raises ConfigError for an address that needs TLS, and for certificates and tokens that cannot be used.
         """
-        refuse_elsewhere(config)
         limits = config.limits
         self._config = config
         self._cloud = cloud
         self._entrance = entrance or build_entrance(config)
-        self._service = SupervisionService(self._entrance.authenticator, limits, self._entrance.observer)
+        self._service = SupervisionService(self._entrance.callers, limits, self._entrance.observer)
         self._health = health.aio.HealthServicer()
         self._watching: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
@@ -104,12 +102,12 @@ class Server:
         """Listen, and return the address with the assigned port."""
         self._server.add_generic_rpc_handlers((self._service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        listen, credentials = self._config.listen, self._entrance.credentials
+        listen, tls = self._config.listen, self._entrance.tls
         try:
-            if credentials is None:
+            if tls is None:
                 port = self._server.add_insecure_port(listen)
             else:
-                port = self._server.add_secure_port(listen, credentials)
+                port = self._server.add_secure_port(listen, tls.credentials())
         except RuntimeError as error:
             raise ConfigError(f"listen: {listen!r} cannot be bound ({error}); choose a free port") from None
         await self._server.start()
@@ -150,6 +148,7 @@ class Server:
         await self._server.stop(_LAST_FAILURES_S if grace_seconds else 0)
         if self._cloud is not None:
             await self._cloud.close()
+        self._entrance.callers.close()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):
@@ -157,28 +156,13 @@ class Server:
 
     async def _watch_credentials(self) -> None:
         """End the streams of tokens that are revoked or expire while they are open."""
-        authenticator = self._entrance.authenticator
+        callers = self._entrance.callers
         while True:
             await asyncio.sleep(_CREDENTIAL_CHECK_S)
             self.cloud.supervisor.end_where(
-                lambda caller: not authenticator.valid(caller),
+                lambda caller: not callers.valid(caller),
                 lambda: Unauthenticated("authorization: the token was revoked or has expired; get a new one"),
             )
-
-
-def refuse_elsewhere(config: CloudConfig) -> None:
-    """Raise ConfigError for an invalid address, or one that other machines can reach without TLS."""
-    address = config.listen
-    try:
-        check_listen(address)
-    except ValueError as error:
-        raise ConfigError(f"listen: {address!r}: {error}") from None
-    if not (is_loopback(address) or config.secure or config.insecure):
-        raise ConfigError(
-            f"listen: {address!r} can be reached from other machines, which needs TLS; give --tls-cert and --tls-key "
-            "(`chaperone-cloud cert dev` makes some for trials), use 127.0.0.1:PORT, or say --insecure if a proxy or a "
-            "private network protects the port"
-        )
 
 
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
@@ -188,12 +172,11 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     that the first signal drains: open streams finish or move to another server. A second one ends the process at once,
     with exit code 128 plus its number. SIGHUP is ignored: tokens and certificates are read again when they change.
     """
-    refuse_elsewhere(config)
+    entrance = build_entrance(config)
     check_free(config.listen)
     folder = pair_folder(config.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
     raise_descriptor_limit(config.limits)
-    entrance = build_entrance(config)
 
     def load() -> Cloud:
         from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import

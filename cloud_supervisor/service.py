@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from chaperone_common.errors import ChaperoneError, CloudUnavailable, Overloaded, QuotaExceeded, status_of
-from chaperone_common.frames import ClientFrame, Failure
+from chaperone_common.frames import ClientFrame, Failure, FrameLimits
 from chaperone_common.observation import Observer, Refused
 from chaperone_common.wire import (
     GET_CAPABILITIES,
@@ -26,6 +26,7 @@ from chaperone_common.wire import (
 )
 from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.security.authentication import peer_address
 from cloud_supervisor.status_details import status_details
 from cloud_supervisor.supervisor import Supervisor
 
@@ -37,8 +38,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 AuthContext = Mapping[str, Iterable[bytes]]
 
 
-class Authenticator(Protocol):
-    """Finds out who calls."""
+class Callers(Protocol):
+    """The callers that may come in, by their tokens and certificates."""
 
     async def authenticate(self, metadata: Metadata, auth_context: AuthContext, peer: str) -> Caller:
         """Return the caller; raises Unauthenticated or PermissionDenied.
@@ -49,23 +50,16 @@ class Authenticator(Protocol):
     def valid(self, caller: Caller) -> bool:
         """Return whether a caller's credential still stands."""
 
-
-class Everybody:
-    """An `Authenticator` that lets everybody in, as one tenant."""
-
-    async def authenticate(self, metadata: Metadata, auth_context: AuthContext, peer: str) -> Caller:
-        return Caller(ANONYMOUS, peer_host(peer))
-
-    def valid(self, caller: Caller) -> bool:
-        return True
+    def close(self) -> None:
+        """End all checks."""
 
 
 class SupervisionService:
     """The servicer of `chaperone.v1.SupervisionService`. It refuses everybody until it has a supervisor."""
 
-    def __init__(self, authenticator: Authenticator, limits: LimitsConfig, observer: Observer) -> None:
+    def __init__(self, callers: Callers, limits: LimitsConfig, observer: Observer) -> None:
         self.supervisor: Supervisor | None = None
-        self._authenticator = authenticator
+        self._callers = callers
         self._limits = limits
         self._observer = observer
         self._streams = 0
@@ -107,7 +101,12 @@ class SupervisionService:
 
     async def _supervise(self, requests: AsyncIterator[bytes], context: Context) -> None:
         supervisor, caller = await self._begin(context)
-        frames = supervisor.supervise(_decoded(requests), caller, _header(context, "traceparent"))
+        limits = FrameLimits(
+            max_message_bytes=self._limits.max_message_kib << 10,
+            max_text_tokens=supervisor.capabilities.context_tokens,
+            max_span_tokens=self._limits.max_span_tokens,
+        )
+        frames = supervisor.supervise(_decoded(requests, limits), caller, _header(context, "traceparent"))
         async with aclosing(frames) as answers:
             async for frame in answers:
                 try:
@@ -122,7 +121,7 @@ class SupervisionService:
     async def _begin(self, context: Context) -> tuple[Supervisor, Caller]:
         """Return the supervisor and the caller, or end the call."""
         try:
-            caller = await self._authenticator.authenticate(
+            caller = await self._callers.authenticate(
                 tuple(context.invocation_metadata() or ()), context.auth_context(), context.peer()
             )
         except ChaperoneError as error:
@@ -133,16 +132,11 @@ class SupervisionService:
         return self.supervisor, caller
 
     async def _refuse(self, context: Context, error: ChaperoneError, caller: Caller | None = None) -> NoReturn:
-        peer = caller.peer if caller is not None else peer_host(context.peer())
+        peer = caller.peer if caller is not None else peer_address(context.peer())
         tenant = caller.tenant if caller is not None else ANONYMOUS
         self._observer.notice(Refused(tenant, peer, status_of(error).lower(), error.message))
         quota = error.quota if isinstance(error, QuotaExceeded) else ""
         await _abort(context, Failure(status_of(error), error.message, error.retry_after_ms, quota))
-
-
-def peer_host(peer: str) -> str:
-    """Return the host of gRPC's name for a peer, such as `ipv4:10.0.0.7:50123`."""
-    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer.partition(":")[0]
 
 
 async def _abort(context: Context, failure: Failure) -> NoReturn:
@@ -159,6 +153,6 @@ def _unread(limits: LimitsConfig) -> str:
     return f"write_timeout_s: the device has not read an answer for {limits.write_timeout_s:g} s"
 
 
-async def _decoded(requests: AsyncIterator[bytes]) -> AsyncIterator[ClientFrame]:
+async def _decoded(requests: AsyncIterator[bytes], limits: FrameLimits) -> AsyncIterator[ClientFrame]:
     async for data in requests:
-        yield decode_client(data)
+        yield decode_client(data, limits)

@@ -14,7 +14,7 @@ from chaperone_common.command.parser import checked
 from chaperone_common.errors import ConfigError, OutputLost
 from chaperone_common.settings import FrozenModel, load_yaml
 from cloud_supervisor.cli.values import Commands, path, yaml_file
-from cloud_supervisor.config import CloudConfig, check_listen, check_pair_name
+from cloud_supervisor.config import CloudConfig, check_listen, check_metrics, check_pair_name
 
 # The flags that override a setting, by the name that argparse gives them.
 SETTINGS = {
@@ -53,11 +53,9 @@ def add_serve(commands: Commands) -> None:
     )
     serve.add_argument("--tokens", metavar="FILE", type=path, help="file of `token create`; each device needs a token")
     serve.add_argument(
-        "--metrics", metavar="HOST:PORT", type=checked(check_listen), help="serve metrics and readiness over HTTP"
+        "--metrics", metavar="HOST:PORT", type=checked(check_metrics), help="serve metrics and readiness over HTTP"
     )
-    serve.add_argument(
-        "--insecure", action="store_true", default=None, help="allow plain text, or strangers, beyond this machine"
-    )
+    serve.add_argument("--insecure", action="store_true", default=None, help="allow plain text beyond this machine")
     serve.set_defaults(run=_serve)
 
 

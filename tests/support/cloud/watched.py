@@ -20,6 +20,9 @@ class NamedCallers:
     def valid(self, caller: Caller) -> bool:
         return caller.tenant not in self.revoked
 
+    def close(self) -> None:
+        """Do nothing: no check waits."""
+
 
 class Observed:
     """An `Observer` that keeps everything."""

@@ -1,0 +1,39 @@
+"""`chaperone-cloud check`: everything that `serve` would refuse, without loading a model."""
+
+from __future__ import annotations
+
+import argparse
+
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.command.console import Console
+from cloud_supervisor.cli.serve import add_settings, configuration
+from cloud_supervisor.cli.values import Commands
+
+
+def add_check(commands: Commands) -> None:
+    """Add the command; it takes the flags of `serve`."""
+    check = commands.add_parser("check", help="check the settings and files that `serve` would use")
+    add_settings(check)
+    check.set_defaults(run=_check)
+
+
+def _check(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.entrance import build_entrance
+
+    config = configuration(arguments)
+    entrance = build_entrance(config)
+    entrance.callers.close()
+    manifest = load_manifest(pair_folder(config.pair, "cloud"), role="cloud")
+    transport = "TLS" if entrance.tls is not None else "plain text"
+    credentials = [
+        name
+        for name, given in (
+            ("tokens", config.tokens_file),
+            ("JWTs", config.jwt),
+            ("certificates", config.tls.client_ca_file),
+        )
+        if given is not None
+    ]
+    console.line(f"chaperone-cloud: {config.pair} ({manifest.model}) on {config.listen}, {transport}")
+    console.line(f"chaperone-cloud: devices need {' or '.join(credentials) or 'no credentials'}")
