@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.clock import MonotonicClock
 from chaperone_common.frames import API_VERSION, Capabilities
-from chaperone_common.observation import Observer, Observers
 from cloud_supervisor.admission import Admission
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model.ports import TargetModel
+from cloud_supervisor.observation import Observer, Observers
 from cloud_supervisor.scheduling.runner import ModelRunner
 from cloud_supervisor.supervisor import Supervisor
 

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from chaperone_common.address import check_address, host_and_port
 from chaperone_common.artefacts.folders import is_pair_name
 from chaperone_common.settings import FrozenModel, RelativePath
+from cloud_supervisor.caller import check_tenant
 
 
 def check_listen(address: str) -> str:
@@ -71,7 +72,7 @@ class QuotasConfig(FrozenModel):
     """The quotas of all tenants: `default`, and those that differ by name."""
 
     default: TenantQuota = TenantQuota()
-    tenants: dict[str, TenantQuota] = Field(default_factory=dict)
+    tenants: dict[Annotated[str, AfterValidator(check_tenant)], TenantQuota] = Field(default_factory=dict)
 
     def of(self, tenant: str) -> TenantQuota:
         """Return the quota of a tenant; what it does not set is that of `default`."""

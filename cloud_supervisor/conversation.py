@@ -21,7 +21,6 @@ from chaperone_common.frames import (
     ServerFrame,
     Verdict,
 )
-from chaperone_common.observation import Answered, Observer, Outcome, Prefilled
 from chaperone_common.session import CloudSession, VerificationRequest
 from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.admission import Admission, SessionKey
@@ -29,6 +28,7 @@ from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.model.ports import ForwardQueue
+from cloud_supervisor.observation import Answered, Observer, Outcome, Prefilled
 
 # A drafter whose tokens almost never stand costs more than streaming. Below this share of its last tokens a device is
 # held to spans of one token. A pair of unrelated models still agrees on a fifth of them.

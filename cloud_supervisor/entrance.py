@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from chaperone_common.address import is_loopback
 from chaperone_common.clock import MonotonicClock
 from chaperone_common.errors import ConfigError
-from chaperone_common.observation import Observer, Observers
 from cloud_supervisor.config import CloudConfig, check_listen
+from cloud_supervisor.observation import Observer, Observers
 from cloud_supervisor.security.authentication import Authenticator
 from cloud_supervisor.security.jwt_tokens import JwtVerifier
 from cloud_supervisor.security.tls import ServerTls

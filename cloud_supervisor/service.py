@@ -15,7 +15,6 @@ import grpc.aio
 
 from chaperone_common.errors import ChaperoneError, CloudUnavailable, Overloaded, QuotaExceeded, status_of
 from chaperone_common.frames import ClientFrame, Failure, FrameLimits
-from chaperone_common.observation import Observer, Refused
 from chaperone_common.wire import (
     GET_CAPABILITIES,
     SERVICE,
@@ -26,6 +25,7 @@ from chaperone_common.wire import (
 )
 from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.observation import Observer, Refused
 from cloud_supervisor.security.authentication import peer_address
 from cloud_supervisor.status_details import status_details
 from cloud_supervisor.supervisor import Supervisor

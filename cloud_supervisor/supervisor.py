@@ -28,7 +28,6 @@ from chaperone_common.errors import (
     status_of,
 )
 from chaperone_common.frames import API_VERSION, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
-from chaperone_common.observation import Observer, Observers, Outcome, Refused, StreamBegan, StreamEnded
 from chaperone_common.session import CloudSession
 from cloud_supervisor.admission import Admission, SessionKey
 from cloud_supervisor.caller import LOCAL, Caller
@@ -36,6 +35,7 @@ from cloud_supervisor.config import LimitsConfig, QuotasConfig
 from cloud_supervisor.conversation import Conversation, Stream, next_frame
 from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.model.ports import ForwardQueue
+from cloud_supervisor.observation import Observer, Observers, Outcome, Refused, StreamBegan, StreamEnded
 
 _LOG = logging.getLogger(__name__)
 

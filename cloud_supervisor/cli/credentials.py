@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked
+from cloud_supervisor.caller import check_tenant
 from cloud_supervisor.cli.values import Commands, duration, path
-from cloud_supervisor.security.tenants import check_tenant
 
 _TENANT = "NAME"
 

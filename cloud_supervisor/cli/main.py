@@ -9,6 +9,7 @@ from importlib.metadata import version
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser
 from chaperone_common.command.program import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, run_program
+from cloud_supervisor.cli.check import add_check
 from cloud_supervisor.cli.credentials import add_cert, add_token
 from cloud_supervisor.cli.models import Ended, add_models
 from cloud_supervisor.cli.serve import add_serve
@@ -53,6 +54,7 @@ def _parser() -> CommandParser:
     parser.set_defaults(extras="cloud")
     commands: Commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_serve(commands)
+    add_check(commands)
     add_token(commands)
     add_cert(commands)
     add_models(commands)

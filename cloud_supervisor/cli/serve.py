@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from chaperone_common.command.console import Console
-from chaperone_common.command.parser import checked
+from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.errors import ConfigError, OutputLost
 from chaperone_common.settings import FrozenModel, load_yaml
 from cloud_supervisor.cli.values import Commands, path, yaml_file
@@ -36,6 +36,12 @@ ConfigT = TypeVar("ConfigT", bound=FrozenModel)
 def add_serve(commands: Commands) -> None:
     """Add the command."""
     serve = commands.add_parser("serve", help="supervise devices with one large model")
+    add_settings(serve)
+    serve.set_defaults(run=_serve)
+
+
+def add_settings(serve: CommandParser) -> None:
+    """Add the flags that override settings."""
     serve.add_argument("--config", type=yaml_file, help="YAML file; flags override it")
     serve.add_argument("--listen", metavar="HOST:PORT", type=checked(check_listen), help="port 0 takes a free one")
     serve.add_argument(
@@ -56,20 +62,24 @@ def add_serve(commands: Commands) -> None:
         "--metrics", metavar="HOST:PORT", type=checked(check_metrics), help="serve metrics and readiness over HTTP"
     )
     serve.add_argument("--insecure", action="store_true", default=None, help="allow plain text beyond this machine")
-    serve.set_defaults(run=_serve)
 
 
 def _serve(console: Console, arguments: argparse.Namespace) -> None:
     from cloud_supervisor.server import serve
 
-    config = load_yaml(arguments.config, CloudConfig) if arguments.config else CloudConfig()
-    config = overridden(config, vars(arguments))
+    config = configuration(arguments)
 
     def announce(address: str) -> None:
         with suppress(OutputLost):  # a service may run without anybody reading its output
             console.line(f"chaperone-cloud: serving {config.pair} on {address}")
 
     serve(config, announce)
+
+
+def configuration(arguments: argparse.Namespace) -> CloudConfig:
+    """Return the settings of the file, if there is one, with those of the flags; raises ConfigError."""
+    config = load_yaml(arguments.config, CloudConfig) if arguments.config else CloudConfig()
+    return overridden(config, vars(arguments))
 
 
 def overridden(config: ConfigT, flags: Mapping[str, Any], settings: Mapping[str, str] = SETTINGS) -> ConfigT:

@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from chaperone_common.clock import Clock, MonotonicClock
-from chaperone_common.observation import Observer, Observers, Stepped
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStats, KvStore
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult, TargetModel
+from cloud_supervisor.observation import Observer, Observers, Stepped
 from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, QueuedRequest
 from cloud_supervisor.scheduling.scheduler import Outcome, Scheduler
 

@@ -16,9 +16,8 @@ from urllib.parse import unquote
 
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, Overloaded, PermissionDenied, Unauthenticated
-from cloud_supervisor.caller import ANONYMOUS, Caller
+from cloud_supervisor.caller import ANONYMOUS, TENANT_URI, Caller, check_tenant
 from cloud_supervisor.security.jwt_tokens import JwtVerifier
-from cloud_supervisor.security.tenants import TENANT_URI, check_tenant
 from cloud_supervisor.security.tokens import PREFIX, TokenFile, split_token
 from cloud_supervisor.security.watched import Watched
 from cloud_supervisor.security.x509 import ClientCertificate, read_client

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from chaperone_common.address import host_and_port
 from chaperone_common.errors import ConfigError, OutputLost
 from chaperone_common.files import replace_file
-from cloud_supervisor.security.tenants import TENANT_URI, check_tenant
+from cloud_supervisor.caller import TENANT_URI, check_tenant
 
 LIFETIME = timedelta(days=365)
 _BACKDATED = timedelta(hours=1)  # for clocks that differ

@@ -13,7 +13,7 @@ import jwt
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ConfigError, PermissionDenied, Unauthenticated
 from chaperone_common.suggestion import nearest
-from cloud_supervisor.security.tenants import check_tenant
+from cloud_supervisor.caller import check_tenant
 from cloud_supervisor.security.watched import Watched
 
 # Each algorithm with the type and curve of its keys. Only signatures with a public key: a holder of a shared

@@ -25,7 +25,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 from chaperone_common.errors import ConfigError
 from chaperone_common.files import replace_file
 from chaperone_common.settings import FrozenModel
-from cloud_supervisor.security.tenants import check_tenant
+from cloud_supervisor.caller import check_tenant
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import QuotaFailure, RetryInfo
 
 from chaperone_common.frames import Failure, Opened, QuotaState, Verdict
-from chaperone_common.observation import Answered, Outcome, Refused, StreamEnded
 from chaperone_common.wire import GET_CAPABILITIES, SERVICE, decode_capabilities, encode_capabilities_request
 from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
+from cloud_supervisor.observation import Answered, Outcome, Refused, StreamEnded
 from cloud_supervisor.server import Server
 from tests.support.cloud.raw_stream import RawStream, opening
 from tests.support.cloud.scenario import SMALL, draft, load_vocabulary, play, write_to_the_end

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from chaperone_common.frames import Failure, Opened
-from chaperone_common.observation import Refused
 from chaperone_common.wire import encode_client
 from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.observation import Refused
 from cloud_supervisor.server import Readiness, Server
 from tests.support.cloud.hostile import hostile_connection
 from tests.support.cloud.raw_stream import RawStream, opening
@@ -24,22 +24,24 @@ from tests.support.waiting import until
 
 
 def test_streams_without_an_open_give_way_to_newer_ones(tiny_pair: Path, digest: str) -> None:
-    limits = LimitsConfig(max_sessions=4, max_opening=20)
+    observed, limits = Observed(), LimitsConfig(max_sessions=4, max_opening=20, open_timeout_s=60)
 
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         silent = [RawStream(channel) for _ in range(20)]
         await until(lambda: server.cloud.supervisor.counters.streams == 20, "all are waiting")
         good = RawStream(channel)
         await good.send(opening(digest, max_new_tokens=10))
-        failure = await silent[0].failure()
-        assert failure.status == "RESOURCE_EXHAUSTED"
-        assert failure.message == "opening: 20 streams have sent no Open (limits.max_opening); send it at once"
+        await until(lambda: bool(observed.of(Refused)), "the oldest gave way")
         assert server.readiness is Readiness.READY
         await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
         for stream in silent:
             stream.cancel()
 
-    play(tiny_pair, scenario, limits)
+    play(tiny_pair, scenario, limits, entrance=watched(observed))
+    (refused,) = observed.of(Refused)
+    assert isinstance(refused, Refused)
+    assert refused.message == "opening: 20 streams have sent no Open (limits.max_opening); send it at once"
+    assert refused.reason == "resource_exhausted"
 
 
 def test_a_full_server_says_so(tiny_pair: Path, digest: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from chaperone_common.observation import Observation
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.entrance import Entrance
+from cloud_supervisor.observation import Observation
 from cloud_supervisor.service import AuthContext, Metadata
 
 
