@@ -78,9 +78,9 @@ class Authenticator:
         `client_certificates` says that TLS verifies them; otherwise none is looked at. `wall` returns seconds since
         1970, and `clock` measures how long results are kept.
         """
-        self._tokens = (
-            Watched(lambda: TokenFile.load(tokens_file), [tokens_file], clock) if tokens_file is not None else None
-        )
+        self._tokens: Watched[TokenFile] | None = None
+        if tokens_file is not None:  # looked at for each call, so that a new token can be used at once
+            self._tokens = Watched(lambda: TokenFile.load(tokens_file), [tokens_file], clock, look_every_s=0.0)
         self._jwt = jwt
         self._client_certificates = client_certificates
         self._clock = clock

@@ -23,15 +23,23 @@ _Signature = tuple[tuple[int, int, int] | None, ...]
 class Watched(Generic[T]):
     """A value loaded from files. Any thread may ask for it.
 
-    A change is noticed by modification time, size and inode, within a second. If the changed files cannot be used, the
-    value before stays in use, and the problem is logged once.
+    A change is noticed by modification time, size and inode, within `look_every_s`. If the changed files cannot be
+    used, the value before stays in use, and the problem is logged once.
     """
 
-    def __init__(self, load: Callable[[], T], files: Sequence[Path], clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], T],
+        files: Sequence[Path],
+        clock: Clock | None = None,
+        *,
+        look_every_s: float = LOOK_EVERY_S,
+    ) -> None:
         """Load the value; raises the ConfigError of `load`."""
         self._load = load
         self._files = tuple(files)
         self._clock = clock or MonotonicClock()
+        self._look_every_s = look_every_s
         self._lock = threading.Lock()
         self._looked_at = self._clock.now()
         self._signature = self._look()
@@ -47,7 +55,7 @@ class Watched(Generic[T]):
     def value(self) -> T:
         """The newest value that can be used."""
         # Another thread that looks just now is enough: a handshake never waits for it.
-        if self._clock.now() - self._looked_at >= LOOK_EVERY_S and self._lock.acquire(blocking=False):
+        if self._clock.now() - self._looked_at >= self._look_every_s and self._lock.acquire(blocking=False):
             try:
                 self._refresh()
             finally:

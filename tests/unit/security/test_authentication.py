@@ -231,13 +231,11 @@ def test_only_the_last_tokens_are_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch
     assert rig.checks == [id_of(token) for token in (*tokens, tokens[0])]
 
 
-def test_a_revocation_ends_a_token_and_its_streams_within_a_second(rig: Rig) -> None:
+def test_a_revocation_ends_a_token_and_its_streams_at_once(rig: Rig) -> None:
     token, other = rig.token(), rig.token("other")
     authenticator = rig.authenticator(tokens=True)
     caller, kept = ask(authenticator, token), ask(authenticator, other)
     rig.revoke(token)
-    assert authenticator.valid(caller)
-    rig.clock.seconds = 1.0
     assert not authenticator.valid(caller)
     assert authenticator.valid(kept)
     assert message_of(authenticator, token).startswith("authorization: the token was revoked; ask the operator")
@@ -249,7 +247,6 @@ def test_a_removed_token_is_unknown(rig: Rig) -> None:
     authenticator = rig.authenticator(tokens=True)
     caller = ask(authenticator, token)
     rig.path.write_text(json.dumps({"tokens": []}))
-    rig.clock.seconds = 1.0
     assert not authenticator.valid(caller)
     assert message_of(authenticator, token) == "authorization: the token is not valid"
 
@@ -266,20 +263,17 @@ def test_a_token_expires(rig: Rig) -> None:
     assert rig.checks == [id_of(token)], "known from before"
 
 
-def test_a_new_token_works_without_a_restart(rig: Rig) -> None:
+def test_a_new_token_works_at_once(rig: Rig) -> None:
     rig.token()
     authenticator = rig.authenticator(tokens=True)
     new = rig.token("new")
-    message_of(authenticator, new)
-    rig.clock.seconds = 1.0
-    assert ask(authenticator, new).tenant == "new", "the refusal was forgotten with the file"
+    assert ask(authenticator, new).tenant == "new"
 
 
 def test_a_broken_file_keeps_the_tokens(rig: Rig) -> None:
     token = rig.token()
     authenticator = rig.authenticator(tokens=True)
     rig.path.write_text("{")
-    rig.clock.seconds = 1.0
     assert authenticator.valid(ask(authenticator, token))
 
 
