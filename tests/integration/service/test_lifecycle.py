@@ -6,23 +6,17 @@ import asyncio
 from pathlib import Path
 
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Failure, Opened
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.server import Readiness, Server
-from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
+from tests.support.cloud.raw_stream import RawStream, health_of, opening, raw_channel
 from tests.support.cloud.scenario import load_vocabulary, play, write_to_the_end
 from tests.support.fakes.target import FakeTarget, fake_target
 
 HAND_OVER = Failure("UNAVAILABLE", "the cloud is shutting down; open the stream again, on another server", 100)
-
-
-async def health_of(channel: grpc.aio.Channel) -> str:
-    response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
 def test_a_server_listens_before_its_model_is_loaded(tiny_pair: Path, digest: str) -> None:

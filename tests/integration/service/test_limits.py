@@ -16,7 +16,7 @@ from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.observation import Refused
 from cloud_supervisor.server import Readiness, Server
 from tests.support.cloud.hostile import hostile_connection
-from tests.support.cloud.raw_stream import RawStream, opening
+from tests.support.cloud.raw_stream import RawStream, health_of, opening
 from tests.support.cloud.scenario import draft, load_vocabulary, play, write_to_the_end
 from tests.support.cloud.watched import Observed, watched
 from tests.support.fakes.target import FakeTarget
@@ -84,6 +84,7 @@ def test_the_number_of_streams_is_bounded(tiny_pair: Path) -> None:
             stream = RawStream(channel)
             assert await stream.status() == "RESOURCE_EXHAUSTED"
             assert (await stream.details()).message == "streams: 20 are open, the limit is 20; try again later"
+            assert await health_of(channel) == "SERVING"
 
     play(tiny_pair, scenario, limits)
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import grpc
 import grpc.aio
 from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chaperone_common.frames import ClientFrame, Failure, Open, ServerFrame
 from chaperone_common.types import SamplingParams, SessionId
@@ -80,3 +81,9 @@ async def raw_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         yield channel
+
+
+async def health_of(channel: grpc.aio.Channel) -> str:
+    """Return what the health check of a server says."""
+    response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
