@@ -85,7 +85,7 @@ def test_a_device_without_a_valid_token_is_refused(
     assert "chp_" not in err
 
 
-def test_a_device_that_trusts_another_authority_or_speaks_plain_text_is_told_so(
+def test_a_device_that_trusts_another_authority_or_speaks_plain_text_learns_what_to_change(
     secured: Secured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(secured, monkeypatch, secured.token, "--mode", "exact", ca="other") == 1
