@@ -67,10 +67,17 @@ class QueuedHandler(logging.Handler):
         while (record := self._waiting.get()) is not None:
             if not self._written(record):
                 self._unwritten += 1
-            elif (dropped := self.dropped) > reported and self._waiting.empty():
-                message = f"{dropped - reported} log records were dropped, because nobody read the log"
-                reported = dropped
-                self._written(logging.LogRecord(__name__, logging.WARNING, "", 0, message, None, None))
+            elif self._waiting.qsize() < self._max_waiting // 2:
+                reported = self._report(reported)
+        self._report(reported)
+
+    def _report(self, reported: int) -> int:
+        """Write how many more records were dropped than were reported before; return the number reported now."""
+        if (dropped := self.dropped) == reported:
+            return reported
+        message = f"{dropped - reported} log records were dropped, because nobody read the log"
+        line = logging.LogRecord(__name__, logging.WARNING, "", 0, message, None, None)
+        return dropped if self._written(line) else reported
 
     def _written(self, record: logging.LogRecord) -> bool:
         try:
@@ -133,6 +140,7 @@ def _frozen(record: logging.LogRecord) -> logging.LogRecord:
     asyncio's records show objects of the program, and with them the messages of errors. Only its own words are kept.
     """
     kept = copy.copy(record)
+    kept.__dict__.pop("message", None)  # another handler may have left the whole text here
     own_words = record.name == "asyncio"
     text = str(record.msg).partition("\n")[0] if own_words else record.getMessage()
     if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
