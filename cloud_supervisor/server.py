@@ -182,12 +182,13 @@ class Server:
 
     def _monitored(self) -> Monitoring | None:
         """Take the port for metrics, if one is wanted."""
-        metrics = self._entrance.instruments.metrics
+        metrics, tls = self._entrance.instruments.metrics, self._entrance.tls
         if metrics is None or self._config.metrics is None:
             return None
         metrics.watch(
             ready=lambda: self.readiness is Readiness.READY,
             queue=lambda: self._cloud.runner if self._cloud is not None else None,
+            certificate_expires_at=None if tls is None else functools.partial(getattr, tls, "expires_at"),
         )
         return Monitoring(self._config.metrics, metrics.application(), lambda: self.readiness)
 

@@ -97,9 +97,19 @@ class PrometheusObserver:
             "chaperone_step_sessions", "Sessions in one forward.", buckets=_SESSIONS, registry=registry
         )
 
-    def watch(self, *, ready: Callable[[], bool], queue: Callable[[], Queue | None]) -> None:
-        """Read these when the metrics are read; without a queue there is no model yet."""
+    def watch(
+        self,
+        *,
+        ready: Callable[[], bool],
+        queue: Callable[[], Queue | None],
+        certificate_expires_at: Callable[[], float] | None = None,
+    ) -> None:
+        """Read these when the metrics are read.
+
+        Without a queue there is no model yet. A server in plain text has no certificate that expires.
+        """
         self._state.ready, self._state.queue = ready, queue
+        self._state.certificate_expires_at = certificate_expires_at
 
     def notice(self, observation: Observation) -> None:
         match observation:
@@ -152,6 +162,7 @@ class _State:
     def __init__(self, dropped_log_records: Callable[[], int]) -> None:
         self.ready: Callable[[], bool] = lambda: False
         self.queue: Callable[[], Queue | None] = lambda: None
+        self.certificate_expires_at: Callable[[], float] | None = None
         self._dropped_log_records = dropped_log_records
 
     def collect(self) -> Iterator[Metric]:
@@ -170,6 +181,11 @@ class _State:
             "chaperone_log_records_dropped",
             "Log records that were dropped because nobody read them in time.",
             value=self._dropped_log_records(),
+        )
+        yield GaugeMetricFamily(
+            "chaperone_tls_certificate_expiry_timestamp_seconds",
+            "Expiry of the certificate of the server, in seconds since 1970; absent without one.",
+            value=None if self.certificate_expires_at is None else self.certificate_expires_at(),
         )
 
 

@@ -96,10 +96,11 @@ class _Model:
 def test_the_state_is_read_with_the_metrics() -> None:
     observer = PrometheusObserver(dropped_log_records=lambda: 12)
     assert read_page(observer.application())("chaperone_kv_budget_bytes") == 0, "there is no model yet"
-    observer.watch(ready=lambda: True, queue=_Model)
+    observer.watch(ready=lambda: True, queue=_Model, certificate_expires_at=lambda: 1.8e9)
     samples = read_page(observer.application())
-    expected = {"ready": 1, "queue_length": 4, "kv_used_bytes": 640, "kv_budget_bytes": 1000}
+    expected: dict[str, float] = {"ready": 1, "queue_length": 4, "kv_used_bytes": 640, "kv_budget_bytes": 1000}
     expected |= {"kv_evictions_total": 7, "kv_rebuilt_tokens_total": 90, "log_records_dropped_total": 12}
+    expected |= {"tls_certificate_expiry_timestamp_seconds": 1.8e9}
     assert {name: samples(f"chaperone_{name}") for name in expected} == expected
 
 
