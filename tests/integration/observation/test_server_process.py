@@ -106,7 +106,7 @@ def test_the_log_is_json_and_says_where_the_metrics_are(config: Path) -> None:
     assert any(record["event"].endswith(f"on http://{metrics_address(config)}") for record in records)
     (refused,) = (record for record in records if record["event"] == "refused")
     assert (refused["tenant"], refused["reason"], refused["count"]) == ("anonymous", "out_of_range", 1)
-    assert refused["peer"] == "ipv4:127.0.0.1"
+    assert refused["peer"] == "127.0.0.1"
 
 
 def test_a_taken_port_for_metrics_is_found_before_the_model_is_loaded(config: Path) -> None:
