@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chaperone_common.address import is_loopback
 from chaperone_common.clock import MonotonicClock
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.config import CloudConfig, check_listen
-from cloud_supervisor.observation import Observer, Observers
+from cloud_supervisor.observation import Observer
+from cloud_supervisor.observers.instruments import Instruments, build_instruments
 from cloud_supervisor.security.authentication import Authenticator
 from cloud_supervisor.security.jwt_tokens import JwtVerifier
 from cloud_supervisor.security.tls import ServerTls
@@ -24,11 +25,16 @@ class Entrance:
 
     callers: Callers
     tls: ServerTls | None  # None: plain text
-    observer: Observer
+    instruments: Instruments = field(default_factory=Instruments)
+
+    @property
+    def observer(self) -> Observer:
+        """The observer of the whole server."""
+        return self.instruments.observer
 
 
 def build_entrance(config: CloudConfig) -> Entrance:
-    """Read certificates and tokens; raises ConfigError for those that cannot be used."""
+    """Read certificates and tokens; raises ConfigError for settings that cannot be used."""
     refuse_elsewhere(config)
     clock, tls, jwt = MonotonicClock(), None, None
     if config.tls.cert_file is not None and config.tls.key_file is not None:
@@ -53,7 +59,7 @@ def build_entrance(config: CloudConfig) -> Entrance:
             "everybody who reaches %s may use the model: give --tokens, jwt or --client-ca to admit only some",
             config.listen,
         )
-    return Entrance(authenticator, tls, Observers())
+    return Entrance(authenticator, tls, build_instruments(config))
 
 
 def refuse_elsewhere(config: CloudConfig) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import Cancelled, ChaperoneError, InternalError
+from chaperone_common.errors import Cancelled, ChaperoneError, InternalError, trace_of
 from chaperone_common.frames import Arrived, ClientFrame, Close
 
 _LOG = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Inbox:
     def _note_end(self, pump: asyncio.Task[None]) -> None:
         """Interrupt `get` if a bug ended the reading, so that it does not wait for ever."""
         if not pump.cancelled() and (error := pump.exception()) is not None:
-            _LOG.error("a stream cannot be read", exc_info=error)
+            _LOG.error("a stream cannot be read: %s", trace_of(error))
             self.interrupt(InternalError("the supervisor cannot read the stream; its log has the details"))
 
     async def _read(self, frames: AsyncIterator[ClientFrame]) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from chaperone_common.errors import trace_of
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -83,6 +85,11 @@ class Answered:
     first: bool  # the first answer of the stream
     since_open_s: float
 
+    @property
+    def needed_forward(self) -> bool:
+        """The model was asked; else the cloud's text held the answer already, or there was nothing left to audit."""
+        return bool(self.verified or self.own or self.takeover or self.audited)
+
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
@@ -114,5 +121,5 @@ class Observers:
         for observer in self._observers:
             try:
                 observer.notice(observation)
-            except Exception:
-                _LOG.exception("%s failed on %s", type(observer).__name__, type(observation).__name__)
+            except Exception as error:
+                _LOG.error("%s failed on %s: %s", type(observer).__name__, type(observation).__name__, trace_of(error))

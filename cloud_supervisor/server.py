@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes to standard error, which nobody may be reading
+
 import asyncio
 import functools
 import logging
-import os
 import resource
 import signal
 import socket
@@ -26,6 +29,7 @@ from chaperone_common.wire import SERVICE
 from cloud_supervisor.assembly import Cloud, build_cloud
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.entrance import Entrance, build_entrance
+from cloud_supervisor.monitoring import Monitoring
 from cloud_supervisor.service import SupervisionService
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +59,7 @@ class Readiness(StrEnum):
     READY = "ready"
     FULL = "full"
     DRAINING = "draining"
+    STOPPING = "stopping"
 
 
 class Server:
@@ -72,6 +77,8 @@ class Server:
         self._service = SupervisionService(self._entrance.callers, limits, self._entrance.observer)
         self._health = health.aio.HealthServicer()
         self._watching: asyncio.Task[None] | None = None
+        self._monitoring: Monitoring | None = None
+        self._stopping = False
         self._server = grpc.aio.server(
             # Health checks and refusals need room when all streams are taken.
             maximum_concurrent_rpcs=4 * limits.max_streams,
@@ -90,7 +97,9 @@ class Server:
 
     @property
     def readiness(self) -> Readiness:
-        """The state of the server, for those who send it devices."""
+        """The state of the server, for those who send it devices. Any thread may ask."""
+        if self._stopping:
+            return Readiness.STOPPING
         supervisor = self._service.supervisor
         if supervisor is None:
             return Readiness.LOADING
@@ -98,8 +107,25 @@ class Server:
             return Readiness.DRAINING
         return Readiness.FULL if supervisor.full else Readiness.READY
 
+    @property
+    def metrics_address(self) -> str:
+        """The address of `/metrics` and `/readyz`, with the assigned port; "" without one."""
+        return self._monitoring.address if self._monitoring is not None else ""
+
     async def start(self) -> str:
         """Listen, and return the address with the assigned port."""
+        self._monitoring = monitoring = self._monitored()
+        try:
+            address = await self._listen()
+        except BaseException:
+            if monitoring is not None:
+                monitoring.close()
+            raise
+        if monitoring is not None:
+            monitoring.start()
+        return address
+
+    async def _listen(self) -> str:
         self._server.add_generic_rpc_handlers((self._service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         listen, tls = self._config.listen, self._entrance.tls
@@ -143,12 +169,28 @@ class Server:
     async def stop(self, grace_seconds: float) -> None:
         """Drain, then close the port and end everything."""
         await self.drain(grace_seconds=grace_seconds)
+        self._stopping = True
         if self._watching is not None:
             self._watching.cancel()
         await self._server.stop(_LAST_FAILURES_S if grace_seconds else 0)
         if self._cloud is not None:
             await self._cloud.close()
         self._entrance.callers.close()
+        await asyncio.to_thread(self._entrance.instruments.close)
+        if self._monitoring is not None:
+            await asyncio.to_thread(self._monitoring.close)
+
+    def _monitored(self) -> Monitoring | None:
+        """Take the port for metrics, if one is wanted."""
+        metrics, tls = self._entrance.instruments.metrics, self._entrance.tls
+        if metrics is None or self._config.metrics is None:
+            return None
+        metrics.watch(
+            ready=lambda: self.readiness is Readiness.READY,
+            queue=lambda: self._cloud.runner if self._cloud is not None else None,
+            certificate_expires_at=None if tls is None else functools.partial(getattr, tls, "expires_at"),
+        )
+        return Monitoring(self._config.metrics, metrics.application(), lambda: self.readiness)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):

@@ -26,6 +26,7 @@ from chaperone_common.errors import (
     TokenizerMismatch,
     VersionMismatch,
     status_of,
+    trace_of,
 )
 from chaperone_common.frames import API_VERSION, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from chaperone_common.session import CloudSession
@@ -136,12 +137,12 @@ class Supervisor:
                 self._cancelled(Cancelled("the host ended the stream"))
             raise
         except ModelError as error:  # found in a forward: the device cannot fix it
-            _LOG.error("stream failed: %s", error.message)
+            _LOG.error("stream failed: %s", trace_of(error))
             failure = self._failed(stream, f"the cloud's {error.message}")
         except ChaperoneError as error:
             failure = self._refused(stream, error)
-        except Exception:
-            _LOG.exception("stream failed")
+        except Exception as error:
+            _LOG.error("stream failed: %s", trace_of(error))
             failure = self._failed(stream, "the supervisor failed; its log has the details")
         finally:
             self._opening.pop(inbox, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
@@ -153,6 +153,7 @@ class Assembly:
         gate: Callable[[Mode], Gate] | None = None,
         drafter: MakeDrafter = ChoosingDrafter,
         explain: Explain | None = None,
+        tracer: Any = None,
     ) -> None:
         """Load everything except the model. The arguments are those of `EdgeClient`.
 
@@ -163,7 +164,7 @@ class Assembly:
         self.folder = folder
         self.manifest = load_manifest(folder, role="edge")
         self.tokenizer = Tokenizer.load(folder, self.manifest)
-        self.peer = Peer(config.cloud, self.manifest, cloud)
+        self.peer = Peer(config.cloud, self.manifest, cloud, tracer)
         self.model = SharedModel(folder, self.manifest, config.device)
         self.gates = Gates(config.gate, load_gate(config.gate, self.manifest))
         self._planner = planner

@@ -52,6 +52,7 @@ class EdgeClient:
         gate: Callable[[Mode], Gate] | None = None,
         drafter: Callable[[DraftModel, SamplingParams], Drafter] | None = None,
         explain: Callable[[Decision], None] | None = None,
+        tracer: Any = None,
     ) -> None:
         """Load the tokenizer and the gate of the configured pair.
 
@@ -63,6 +64,8 @@ class EdgeClient:
                 the promises of the mode.
             drafter: Makes the drafter of each generation, in place of `ChoosingDrafter`. For experiments.
             explain: Receives every decision of every planner.
+            tracer: An OpenTelemetry `Tracer`. Each generation and each verification becomes a span, whose trace the
+                cloud continues. Needs `opentelemetry-api`.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
@@ -74,6 +77,7 @@ class EdgeClient:
             gate=gate,
             drafter=drafter or ChoosingDrafter,
             explain=explain,
+            tracer=tracer,
         )
         self.manifest: ModelManifest = self._assembly.manifest
         self.tokenizer = self._assembly.tokenizer

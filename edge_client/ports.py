@@ -14,6 +14,8 @@ from chaperone_common.types import Proposal
 
 TEXT_ROW = 0
 
+Metadata = Sequence[tuple[str, str]]  # names in lower case, and values
+
 
 class DraftStep(NamedTuple):
     """The result of one forward of the small model."""
@@ -156,8 +158,8 @@ class Cloud(Protocol):
     async def capabilities(self, timeout_ms: float) -> Capabilities:
         """Return the cloud's models and limits. Waits up to `timeout_ms` for a connection; raises CloudLost."""
 
-    def link(self) -> CloudLink:
-        """Return a new stream, not yet opened."""
+    def link(self, metadata: Metadata = ()) -> CloudLink:
+        """Return a new stream, not yet opened; `metadata` travels with it."""
 
     async def close(self) -> None:
         """Wait briefly for the answers to ended streams, then disconnect."""

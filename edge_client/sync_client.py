@@ -51,9 +51,10 @@ class SyncEdgeClient:
         planner: Callable[[Mode], Planner] | None = None,
         gate: Callable[[Mode], Gate] | None = None,
         explain: Callable[[Decision], None] | None = None,
+        tracer: Any = None,
     ) -> None:
         """See `EdgeClient`; the loop's thread calls the given functions."""
-        self._client = EdgeClient(config, planner=planner, gate=gate, explain=explain)
+        self._client = EdgeClient(config, planner=planner, gate=gate, explain=explain, tracer=tracer)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
         self._process = os.getpid()

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from chaperone_common.wire import decode_client, decode_server, encode_client, encode_server
+from edge_client.ports import Metadata
 
 # Around every frame: the length prefix of a gRPC message (5) and the header of an HTTP/2 DATA frame (9). Headers of TCP
 # and IP are the link model's; those that open the stream, acknowledgements and TLS are not counted.
@@ -89,7 +90,7 @@ class SimulatedCloud:
         await asyncio.sleep(back_s - self._loop.time())
         return self._supervisor.capabilities
 
-    def link(self) -> SimulatedLink:
+    def link(self, metadata: Metadata = ()) -> SimulatedLink:
         if self._reset_alarm is None:
             self._plan_reset()
         link = SimulatedLink(self._supervisor, self._model, next(self._flows), self._tap)

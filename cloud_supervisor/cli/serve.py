@@ -65,6 +65,7 @@ def add_settings(serve: CommandParser) -> None:
 
 
 def _serve(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.observers.log_output import log_output
     from cloud_supervisor.server import serve
 
     config = configuration(arguments)
@@ -73,7 +74,8 @@ def _serve(console: Console, arguments: argparse.Namespace) -> None:
         with suppress(OutputLost):  # a service may run without anybody reading its output
             console.line(f"chaperone-cloud: serving {config.pair} on {address}")
 
-    serve(config, announce)
+    with log_output(config.logs.format):
+        serve(config, announce)
 
 
 def configuration(arguments: argparse.Namespace) -> CloudConfig:

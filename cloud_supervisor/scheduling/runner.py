@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from chaperone_common.clock import Clock, MonotonicClock
+from chaperone_common.errors import trace_of
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStats, KvStore
@@ -152,7 +153,7 @@ class ModelRunner:
     def _changed(self, done: asyncio.Future[None]) -> None:
         self._running = None
         if (error := done.exception()) is not None:
-            _LOG.error("the KV store could not be changed", exc_info=error)
+            _LOG.error("the KV store could not be changed: %s", trace_of(error))
         self._start_next()
 
     def _computed(self, batch: Batch, done: asyncio.Future[_Computed]) -> None:
@@ -162,7 +163,7 @@ class ModelRunner:
         self._observer.notice(Stepped(len(batch.chunks), fed, held, elapsed_s))
         for chunk, outcome in zip(batch.chunks, outcomes, strict=True):
             if isinstance(outcome, BaseException) and chunk.request not in self._answers:
-                _LOG.warning("an abandoned request failed", exc_info=outcome)
+                _LOG.warning("an abandoned request failed: %s", trace_of(outcome))
         self._deliver(self._scheduler.complete(outcomes, elapsed_s, self._clock.now()))
         self._start_next()
 

@@ -33,6 +33,8 @@ Messages name the field, the value and the remedy. gRPC statuses are mapped by n
 
 from __future__ import annotations
 
+import traceback
+from types import CodeType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -204,3 +206,25 @@ def error_from_status(status: str, message: str, *, retry_after_ms: int | None =
     field = message.partition(":")[0]
     kind = ERROR_OF_FIELD.get((status, field)) or ERROR_OF.get(status, InternalError)
     return kind(message, retry_after_ms=retry_after_ms)
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the type of an error, the calls that led to it, innermost first, and its causes, on one line.
+
+    Its message is left out, and so are all values: those of an unexpected error may hold a text or its tokens. The log
+    gets this line instead of a traceback.
+    """
+    traces: list[str] = []
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        calls = [_call(frame.f_code, line) for frame, line in traceback.walk_tb(cause.__traceback__)]
+        traces.append(" < ".join([type(cause).__name__, *reversed(calls)]))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "; after ".join(traces)
+
+
+def _call(code: CodeType, line: int) -> str:
+    file = "/".join(code.co_filename.split("/")[-2:])
+    return f"{code.co_name} ({file}:{line})"

@@ -41,6 +41,7 @@ from chaperone_common.wire import (
 from edge_client.config import CloudSettings
 from edge_client.link.credentials import Credentials, TokenSource, read_credentials
 from edge_client.link.diagnosis import connection_problem, handshake_problem
+from edge_client.ports import Metadata
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -143,11 +144,11 @@ class GrpcCloud:
     def _get_capabilities(self) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
         return self._channel.unary_unary(f"/{SERVICE}/{GET_CAPABILITIES}")
 
-    def link(self) -> GrpcLink:
+    def link(self, metadata: Metadata = ()) -> GrpcLink:
         """Return a new stream, not yet opened."""
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
-        return GrpcLink(method, self._credentials, self._draining, self._clock)
+        return GrpcLink(method, self._credentials, self._draining, self._clock, metadata)
 
     async def close(self) -> None:
         """Wait a moment for the answers to ended streams, then close the channel."""
@@ -165,8 +166,10 @@ class GrpcLink:
         credentials: Credentials,
         draining: set[asyncio.Task[None]],
         clock: Clock,
+        metadata: Metadata = (),
     ) -> None:
         self._method = method
+        self._metadata = tuple(metadata)
         self._clock = clock
         self._credentials = credentials
         self._draining = draining
@@ -189,7 +192,8 @@ class GrpcLink:
     async def open(self, frame: Open) -> None:
         try:
             # The session id is also in the Open frame; here routers can read it.
-            metadata = (*_metadata(self._credentials.token), ("x-session-id", str(frame.session_id)))
+            session = ("x-session-id", str(frame.session_id))
+            metadata = (*_metadata(self._credentials.token), session, *self._metadata)
         except Unauthenticated as error:
             self._closed = True
             self._put(Failure(status_of(error), error.message))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ModelMismatch, TokenizerMismatch, VersionMismatch
@@ -15,8 +16,11 @@ from edge_client.ports import Cloud, CloudLink
 class Peer:
     """One channel for all generations of a client. Its capabilities are requested again after every loss."""
 
-    def __init__(self, settings: CloudSettings, manifest: ModelManifest, cloud: Cloud | None = None) -> None:
-        """`cloud` replaces the gRPC channel."""
+    def __init__(
+        self, settings: CloudSettings, manifest: ModelManifest, cloud: Cloud | None = None, tracer: Any = None
+    ) -> None:
+        """`cloud` replaces the gRPC channel; `tracer` is an OpenTelemetry `Tracer`, or None."""
+        self._tracer = tracer
         self._settings = settings
         self._manifest = manifest
         self._given = cloud
@@ -47,16 +51,24 @@ class Peer:
 
     def links(self, cloud: Cloud) -> Callable[[], CloudLink]:
         """Return a function that makes the streams of one generation; a second stream means that the first was lost."""
-        made = False
+        made, connect = False, self._traced(cloud)
 
         def link() -> CloudLink:
             nonlocal made
             if made:
                 self.forget()
             made = True
-            return cloud.link()
+            return connect()
 
         return link
+
+    def _traced(self, cloud: Cloud) -> Callable[[], CloudLink]:
+        """Return what makes the streams of one generation, in its trace where the application wants one."""
+        if self._tracer is None:
+            return cloud.link
+        from edge_client.link.tracing import GenerationTrace  # needs a package that few devices have
+
+        return GenerationTrace(self._tracer, cloud).link
 
     def forget(self) -> None:
         """Request the capabilities again before the next generation: the cloud may have been replaced."""

@@ -24,7 +24,7 @@ from chaperone_common.frames import Capabilities
 from edge_client import EdgeClient, Event, Failed, Finished, GenerationTimeout, PromptInput, Unverified
 from edge_client.config import CloudSettings
 from edge_client.model.onnx_model import OnnxModel
-from edge_client.ports import CloudLink
+from edge_client.ports import CloudLink, Metadata
 from tests.support.fakes.target import Brake, fake_target
 from tests.support.processes.clients import config_for, ending_of
 from tests.support.processes.servers import serving
@@ -47,7 +47,7 @@ class Refusing:
     async def capabilities(self, timeout_ms: float) -> Capabilities:
         raise self._error
 
-    def link(self) -> CloudLink:
+    def link(self, metadata: Metadata = ()) -> CloudLink:
         raise AssertionError("a stream to a cloud that refuses")
 
     async def close(self) -> None:

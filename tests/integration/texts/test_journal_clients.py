@@ -14,6 +14,7 @@ from chaperone_common.errors import CloudUnavailable, ConfigError, InternalError
 from chaperone_common.frames import API_VERSION, Capabilities, ClientFrame, Failure, Open, ServerFrame
 from edge_client import EdgeClient, JournalState, SyncEdgeClient, Totals
 from edge_client.apps.cli.main import main
+from edge_client.ports import Metadata
 from tests.integration.texts.test_journal import PROMPT, alone, config, state_of
 from tests.support.fakes.link import FakeLink
 from tests.support.fakes.target import fake_target
@@ -99,7 +100,7 @@ class FailingCloud:
         digest = load_manifest(pair_folder("tiny", "edge"), role="edge").tokenizer_digest
         return Capabilities(API_VERSION, "large", digest, 512, 4096, 256, "sha256:large")
 
-    def link(self) -> FakeLink:
+    def link(self, metadata: Metadata = ()) -> FakeLink:
         def fail(frame: ClientFrame) -> list[ServerFrame]:
             if not isinstance(frame, Open):
                 return []

@@ -16,6 +16,7 @@ from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import PlannerSettings
 from edge_client.generation import Collector
+from edge_client.ports import Metadata
 from tests.support.cloud.forward import feeding
 from tests.support.processes.clients import config_for, run
 
@@ -75,7 +76,7 @@ class Unreachable:
     async def capabilities(self, timeout_ms: float) -> NoReturn:
         raise AssertionError("edge mode asked for capabilities")
 
-    def link(self) -> NoReturn:
+    def link(self, metadata: Metadata = ()) -> NoReturn:
         raise AssertionError("edge mode opened a stream")
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.entrance import Entrance
 from cloud_supervisor.observation import Observation
+from cloud_supervisor.observers.instruments import Instruments
 from cloud_supervisor.service import AuthContext, Metadata
 
 
@@ -40,4 +41,4 @@ class Observed:
 
 def watched(observed: Observed | None = None, callers: NamedCallers | None = None) -> Entrance:
     """Return an entrance in plain text that believes its callers."""
-    return Entrance(callers or NamedCallers(), None, observed or Observed())
+    return Entrance(callers or NamedCallers(), None, Instruments(observed or Observed()))

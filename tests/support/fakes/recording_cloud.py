@@ -9,6 +9,7 @@ from random import Random
 
 from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Continuation, Draft, Open, ServerFrame, Verdict
 from edge_client.link.grpc_link import GrpcCloud, GrpcLink
+from edge_client.ports import Metadata
 
 
 class RecordingCloud:
@@ -27,8 +28,8 @@ class RecordingCloud:
     async def capabilities(self, timeout_ms: float) -> Capabilities:
         return await self._cloud.capabilities(timeout_ms)
 
-    def link(self) -> RecordingLink:
-        return RecordingLink(self._cloud.link(), self._delay_ms, self._random, self._seen)
+    def link(self, metadata: Metadata = ()) -> RecordingLink:
+        return RecordingLink(self._cloud.link(metadata), self._delay_ms, self._random, self._seen)
 
     async def close(self) -> None:
         await self._cloud.close()

@@ -1,0 +1,128 @@
+"""A server process: its log, which nobody may be reading, and its metrics, which open before the model is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.cloud.metrics import Samples, fetch
+from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
+from tests.support.cloud.scenario import draft
+from tests.support.processes.commands import ROOT, environment, server_process
+from tests.support.waiting import PATIENCE_S, until
+
+REFUSALS = 1500  # more than the queue of the log holds
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_pair: Path) -> Path:
+    """Return settings with a free port for metrics, a log in JSON, and no wait for devices at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = tmp_path / "cloud.yaml"
+    path.write_text(f"metrics: 127.0.0.1:{port}\nlogs:\n  format: json\ngrace_seconds: 0\n", encoding="utf-8")
+    return path
+
+
+def metrics_address(config: Path) -> str:
+    return config.read_text(encoding="utf-8").split()[1]
+
+
+@contextmanager
+def unread(config: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, int]]:
+    """Run a server whose standard error is a full pipe; yield it, its address, and the pipe's end for reading."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command = [sys.executable, "-m", "tests.support.processes.fake_server", "--log-level", "debug", "serve"]
+    command += ["--pair", "tiny", "--listen", "127.0.0.1:0", "--config", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writing, env=environment(), cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().split()[-1]
+        os.set_blocking(writing, False)  # the server shares the descriptor, and has made it block
+        while True:
+            try:
+                os.write(writing, b"x" * 512 + b"\n")
+            except BlockingIOError:
+                break
+        os.set_blocking(writing, True)
+        yield process, address, reading
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(writing)
+        os.close(reading)
+
+
+def test_a_log_that_nobody_reads_stops_nothing(config: Path, digest: str) -> None:
+    async def refuse(address: str) -> None:
+        """Be refused many times, which makes a line each at this level, and then ask for the metrics."""
+        async with raw_channel(address) as channel:
+            for _ in range(REFUSALS // 100):
+                streams = [RawStream(channel) for _ in range(100)]
+                for number, stream in enumerate(streams):
+                    await stream.send(opening(digest, str(number)), draft(9, start=9))
+                for stream in streams:
+                    assert (await stream.failure()).status == "OUT_OF_RANGE"
+
+        def dropped() -> float:
+            samples = Samples(fetch(metrics_address(config), "/metrics"))
+            assert samples("chaperone_refusals_total") == REFUSALS
+            return samples("chaperone_log_records_dropped_total")
+
+        await until(lambda: dropped() > 0, "dropped records counted")
+
+    with unread(config) as (process, address, _):
+        asyncio.run(refuse(address))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_the_log_is_json_and_says_where_the_metrics_are(config: Path) -> None:
+    async def refuse(address: str) -> None:
+        async with raw_channel(address) as channel:
+            stream = RawStream(channel)
+            await stream.send(draft(9))
+            assert (await stream.failure()).status == "OUT_OF_RANGE"
+
+    with server_process("--config", str(config), fake_model=True) as (process, address):
+        asyncio.run(refuse(address))
+        assert fetch(metrics_address(config), "/readyz") == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    records = [json.loads(line) for line in log.decode().splitlines()]
+    assert any(record["event"].endswith(f"on http://{metrics_address(config)}") for record in records)
+    (refused,) = (record for record in records if record["event"] == "refused")
+    assert (refused["tenant"], refused["reason"], refused["count"]) == ("anonymous", "out_of_range", 1)
+    assert refused["peer"] == "127.0.0.1"
+
+
+def test_a_taken_port_for_metrics_is_found_before_the_model_is_loaded(config: Path) -> None:
+    host, _, port = metrics_address(config).rpartition(":")
+    with socket.socket() as other:
+        other.bind((host, int(port)))
+        other.listen()
+        command = [sys.executable, "-m", "cloud_supervisor.cli", "serve", "--pair", "tiny", "--listen", "127.0.0.1:0"]
+        ended = subprocess.run(
+            [*command, "--config", str(config)],
+            env=environment(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert f"metrics: '{host}:{port}' cannot be bound (Address already in use)" in ended.stderr
+    assert "computes in" not in ended.stderr
