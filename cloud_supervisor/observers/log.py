@@ -16,6 +16,7 @@ _MAX_TENANTS = 200
 _MAX_REASONS = 50
 # These limits are the cloud's, and their messages its own words. Messages of others may quote what a device has sent.
 _OF_THE_CLOUD = frozenset({"resource_exhausted", "unavailable", "write_timeout"})
+_FOR_OPERATORS = frozenset({"resource_exhausted", "write_timeout"})  # a server that stops refuses as it should
 
 
 @dataclass(slots=True)
@@ -62,6 +63,6 @@ class LogObserver:
         fields: dict[str, object] = {"tenant": tenant, "reason": reason, "count": refused.count, "peer": refused.peer}
         if reason in _OF_THE_CLOUD:
             fields["detail"] = refused.message
-        _LOG.log(logging.WARNING if reason in _OF_THE_CLOUD else logging.INFO, "refused", extra=fields)
+        _LOG.log(logging.WARNING if reason in _FOR_OPERATORS else logging.INFO, "refused", extra=fields)
         self._unreported[key] = _Unreported()
         asyncio.get_running_loop().call_later(_PAUSE_S, self._report, key)

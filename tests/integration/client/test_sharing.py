@@ -200,7 +200,8 @@ def test_a_bug_in_the_model_costs_one_stream(
             await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "all KV freed")
 
     asyncio.run(run())
-    assert "a bug in the model" in caplog.text
+    assert f"{type(bug).__name__} < " in caplog.text, "its type and place"
+    assert "a bug in the model" not in caplog.text, "its message may hold a text"
 
 
 def test_the_log_holds_nothing_of_prompts_and_texts(
@@ -223,7 +224,7 @@ def test_the_log_holds_nothing_of_prompts_and_texts(
     with caplog.at_level(logging.DEBUG):
         token_ids = asyncio.run(run())
     ours = "\n".join(record.getMessage() for record in caplog.records)
-    assert "stream refused: OUT_OF_RANGE" in ours, "the log is captured"
+    assert "refused" in ours, "the log is captured"
     assert "xylophone" not in ours
     assert "quarterdeck" not in ours
     assert str(token_ids)[1:-1] not in ours
@@ -286,5 +287,5 @@ def test_refusing_and_stopping_are_no_errors_in_the_log(
 
     with caplog.at_level(logging.INFO):
         asyncio.run(run())
-    assert len([record for record in caplog.records if "stream refused" in record.getMessage()]) == 3
+    assert any(record.getMessage() == "refused" for record in caplog.records)
     assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
