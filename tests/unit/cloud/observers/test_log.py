@@ -38,7 +38,7 @@ def test_refusals_are_counted_by_the_second(caplog: pytest.LogCaptureFixture) ->
         ("acme", "sessions", 1, "ipv4:10.0.0.1", None),
         ("acme", "sessions", 1, "ipv4:10.0.0.2", None),
     ]
-    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO", "INFO", "INFO"]
+    assert [record.levelname for record in caplog.records] == ["INFO"] * 5
 
 
 @pytest.mark.parametrize("reason", ["invalid_argument", "failed_precondition", "out_of_range", "unauthenticated"])
