@@ -22,7 +22,7 @@ from benchmarks.kit.processes import worker_pool
 from benchmarks.kit.provenance import provenance
 from benchmarks.measured.costs import RunCosts
 from benchmarks.simulation.scenario import Scenario
-from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.simulation.trace import Trace, traces_of
 from benchmarks.strategies.families import FAMILIES
 from benchmarks.virtual.replay import replay
 from link_emulator.profile import Profile
@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Try every N; return a row for each temperature, round trip, family and kind of prompt."""
     measured = provenance()
-    by_temperature = {file[0].sampling.temperature: file for file in (load_traces(path).traces for path in args.traces)}
+    by_temperature = {
+        file[0].sampling.temperature: file for file in (traces_of("--traces", path) for path in args.traces)
+    }
     spans = [int(tokens) for tokens in args.spans]
     costs = RunCosts.load(args.costs) if args.costs else None
     settings = list(product(by_temperature, args.rtts_ms, FAMILIES, spans))

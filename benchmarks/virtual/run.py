@@ -25,7 +25,7 @@ from benchmarks.kit.provenance import provenance
 from benchmarks.measured.summary import BASELINE
 from benchmarks.simulation.bounds import Costs, clairvoyant_ms
 from benchmarks.simulation.scenario import Scenario
-from benchmarks.simulation.trace import Trace, load_traces
+from benchmarks.simulation.trace import Trace, traces_of
 from benchmarks.strategies.best_spans import BEST, PEERS, load_peers, with_best
 from benchmarks.strategies.gated import add_gate_option
 from benchmarks.virtual.peers import RTTS_MS, TRACES, numbers
@@ -66,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Simulate all settings; return a row for each temperature, round trip and kind."""
     measured = provenance()
-    warm_up = load_traces(args.warm_up).traces[-1]
+    warm_up = traces_of("--warm-up", args.warm_up)[-1]
     families = list(dict.fromkeys(row["family"] for row in load_peers(args.peers)))
-    files = [load_traces(path).traces for path in args.traces]
+    files = [traces_of("--traces", path) for path in args.traces]
     rows: list[dict[str, Any]] = []
     with worker_pool(args.processes) as pool:
         settings = []
