@@ -97,14 +97,13 @@ class Admission:
             raise _exceeded(tenant, "streams_per_minute", rate.per_minute, "have begun", wait_s)
         rate.take(1)
 
-    def admit(self, key: SessionKey, opening: Open) -> None:
-        """Open a session, or open it again.
+    def admit(self, key: SessionKey, opening: Open, *, longest: int) -> None:
+        """Open a session, or open it again; its text may reach `longest` tokens.
 
         Raises PromptTooLong or InvalidRequest for a text that this cloud can never serve, QuotaExceeded, or Overloaded.
         """
         quota = self._account(key.tenant).quota
         text_tokens = len(opening.prompt_token_ids) + len(opening.committed_token_ids)
-        longest = text_tokens - len(opening.committed_token_ids) + opening.max_new_tokens
         if text_tokens > self._capacity_tokens:
             raise PromptTooLong(
                 f"prompt: {text_tokens} tokens do not fit into the cloud's cache for {self._capacity_tokens}; shorten "
@@ -115,6 +114,7 @@ class Admission:
                 f"prompt: {len(opening.prompt_token_ids)} tokens, tenant {key.tenant!r} may send "
                 f"{quota.max_prompt_tokens} (quotas.max_prompt_tokens); shorten it"
             )
+        self.check_work(key.tenant)
         if key not in self._text_tokens:
             self._check_sessions(key.tenant, quota)
         self._check_kv(key, quota, text_tokens, longest)

@@ -43,7 +43,7 @@ def build_cloud(
         model=manifest.model,
         tokenizer_digest=manifest.tokenizer_digest,
         vocabulary_size=manifest.vocabulary_size,
-        context_tokens=model.context_tokens,
+        context_tokens=min(model.context_tokens, kv_store.capacity_tokens),
         max_span_tokens=limits.max_span_tokens,
         model_digest=manifest.digest,
     )

@@ -17,7 +17,7 @@ class Caller:
     """The account and the network address at the other end of a stream."""
 
     tenant: str  # the account that the token or certificate names; ANONYMOUS without either
-    peer: str  # network address without port, for limits of strangers and for logs
+    peer: str  # network address without port, for logs
     credential: str = ""  # the id of the token, so that a revocation ends its streams; never the secret
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from chaperone_common.address import check_address, host_and_port
@@ -37,6 +37,8 @@ MAX_THREADS = 1024  # torch would start any number, and each thread costs memory
 
 class LimitsConfig(FrozenModel):
     """The limits of the cloud, for all devices together and for each stream."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     max_sessions: int = Field(default=256, ge=1)
     max_opening: int = Field(default=256, ge=1)
@@ -114,6 +116,8 @@ class TracingConfig(FrozenModel):
 
 class CloudConfig(FrozenModel):
     """All settings of `chaperone-cloud serve`; `configs/cloud.yaml` explains them."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:50151"
     tls: TlsConfig = TlsConfig()

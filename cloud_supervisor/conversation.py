@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ from cloud_supervisor.observation import Answered, Observer, Outcome, Prefilled
 # A drafter whose tokens almost never stand costs more than streaming. Below this share of its last tokens a device is
 # held to spans of one token. A pair of unrelated models still agrees on a fifth of them.
 _LEAST_ACCEPTED = 0.05
-_RECENT_TOKENS = 64
+_RECENT_TOKENS = 32
+# Tokens of a prompt that cost as much as one position. A prompt is read in long chunks.
+_READ_FOR_ONE = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +118,7 @@ class Conversation:
         session, inbox = self._session, self._inbox
         yield Opened(False, context_tokens, max_span_tokens=self._limits.max_span_tokens)
         prefill = await self._prefill()
+        self._progress_at = self._clock.now()
         yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us)
         while True:
             request: VerificationRequest | None
@@ -180,6 +184,7 @@ class Conversation:
             closing.cancel()
             reading.cancel()
             await asyncio.gather(reading, closing, return_exceptions=True)  # before the session is freed
+        self._admission.charge(self._key.tenant, math.ceil(len(prompt.token_ids) / _READ_FOR_ONE))
         number, tenant, tokens = self._stream.number, self._key.tenant, len(prompt.token_ids)
         self._observer.notice(Prefilled(number, tenant, tokens, result.queue_us / 1e6, result.compute_us / 1e6))
         return _Answer((), result.queue_us, result.compute_us)
@@ -242,8 +247,8 @@ class Conversation:
         verified = judged - audited
         if request.num_choices:
             self._progress_at = now
-        if verified:
-            self._acceptance.note(verified, accepted)
+        if verified:  # tokens after the first that does not stand say nothing
+            self._acceptance.note(min(verified, accepted + 1), accepted)
         self._admission.grow(self._key, len(self._session.text))
         self._observer.notice(
             Answered(

@@ -7,8 +7,8 @@ import logging
 from collections.abc import AsyncIterator
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import Cancelled, ChaperoneError, InternalError, trace_of
-from chaperone_common.frames import Arrived, ClientFrame, Close
+from chaperone_common.errors import Cancelled, ChaperoneError, InternalError, ProtocolViolation, trace_of
+from chaperone_common.frames import Arrived, ClientFrame, Close, Open
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,8 +76,12 @@ class Inbox:
             self.interrupt(InternalError("the supervisor cannot read the stream; its log has the details"))
 
     async def _read(self, frames: AsyncIterator[ClientFrame]) -> None:
+        opened = False
         try:
             async for frame in frames:
+                if isinstance(frame, Open) and opened:  # not read ahead: an Open may be large
+                    raise ProtocolViolation("frame: a second Open in one stream")
+                opened = True
                 if isinstance(frame, Close):
                     self._closing.set()
                 await self._queue.put(Arrived(frame, self._clock.now()))

@@ -12,8 +12,9 @@ import logging
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.command.program import EXIT_SIGNAL
-from chaperone_common.errors import ConfigError, Unauthenticated
+from chaperone_common.errors import CloudUnavailable, ConfigError
 from chaperone_common.wire import SERVICE
 from cloud_supervisor.assembly import Cloud, build_cloud
 from cloud_supervisor.config import CloudConfig, LimitsConfig
@@ -44,7 +45,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_connection_idle_ms", 10 * _MINUTE_MS),  # a connection costs a file descriptor
     # A stream whose device does not read cannot be ended; only its connection can. Devices open their streams again.
-    ("grpc.max_connection_age_ms", 60 * _MINUTE_MS),
+    ("grpc.max_connection_age_ms", 30 * _MINUTE_MS),
     ("grpc.max_connection_age_grace_ms", 10 * _MINUTE_MS),
     ("grpc.http2.max_header_list_size", 16 << 10),
 )
@@ -62,6 +63,14 @@ class Readiness(StrEnum):
     STOPPING = "stopping"
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no types
+    """Health checks without `Watch`: a watcher that does not read would hold the lock that every change needs."""
+
+    async def Watch(self, request: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:  # noqa: N802
+        """Refuse; clients then ask by `Check`, or take the service as healthy."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask by Check")
+
+
 class Server:
     """A listening port. It refuses everybody until it hosts a cloud."""
 
@@ -75,17 +84,17 @@ class Server:
         self._cloud = cloud
         self._entrance = entrance or build_entrance(config)
         self._service = SupervisionService(self._entrance.callers, limits, self._entrance.observer)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._watching: asyncio.Task[None] | None = None
         self._monitoring: Monitoring | None = None
+        self._leaving = False
         self._stopping = False
         self._server = grpc.aio.server(
-            # Health checks and refusals need room when all streams are taken.
-            maximum_concurrent_rpcs=4 * limits.max_streams,
+            # No `maximum_concurrent_rpcs`: calls of strangers would count, and lock everybody out.
             options=(
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", limits.max_message_kib << 10),
-                ("grpc.max_concurrent_streams", limits.max_streams),  # of one connection
+                ("grpc.max_concurrent_streams", 256),  # of one connection
             ),
         )
 
@@ -103,7 +112,7 @@ class Server:
         supervisor = self._service.supervisor
         if supervisor is None:
             return Readiness.LOADING
-        if supervisor.draining:
+        if self._leaving:
             return Readiness.DRAINING
         return Readiness.FULL if supervisor.full else Readiness.READY
 
@@ -150,29 +159,30 @@ class Server:
         self._watching = asyncio.create_task(self._watch_credentials())
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
-    async def drain(self, *, lame_duck_seconds: float = 0.0, grace_seconds: float) -> None:
-        """Take no new session, give the open ones time to finish, then send their devices to another server.
+    async def stop(self, grace_seconds: float, *, lame_duck_seconds: float = 0.0) -> None:
+        """Report unhealthy, then close the port, let open streams finish, and send the others to another server.
 
-        During `lame_duck_seconds` the port stays open for those who have not noticed yet that it reports unhealthy.
+        For `lame_duck_seconds` all goes on, so that those who send devices notice. Then connected devices are told to
+        go elsewhere, and open streams have `grace_seconds`.
         """
-        await self._health.enter_graceful_shutdown()
+        self._leaving = True
         supervisor = self._service.supervisor
-        if supervisor is None:
-            return
-        supervisor.drain()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await asyncio.sleep(lame_duck_seconds)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_seconds):
-                await self._service.until_idle()
-        supervisor.hand_over()
-
-    async def stop(self, grace_seconds: float) -> None:
-        """Drain, then close the port and end everything."""
-        await self.drain(grace_seconds=grace_seconds)
+        if supervisor is not None:
+            supervisor.drain()
+        if supervisor is not None and grace_seconds > 0:
+            # Open streams go on. Devices are asked to connect again, which this port then refuses: a device that stayed
+            # on its connection would be sent away from this server again and again, and never reach another one.
+            closing = asyncio.create_task(self._server.stop(grace_seconds + _LAST_FAILURES_S))
+            await self._service.until_idle(grace_seconds)
+            supervisor.hand_over()
+            await self._service.until_idle(_LAST_FAILURES_S)
+            closing.cancel()
         self._stopping = True
+        await self._server.stop(0)  # also ends calls that are no sessions
         if self._watching is not None:
             self._watching.cancel()
-        await self._server.stop(_LAST_FAILURES_S if grace_seconds else 0)
         if self._cloud is not None:
             await self._cloud.close()
         self._entrance.callers.close()
@@ -197,22 +207,25 @@ class Server:
             await self._health.set(name, status)
 
     async def _watch_credentials(self) -> None:
-        """End the streams of tokens that are revoked or expire while they are open."""
+        """End the streams of credentials that are revoked or expire. Their devices come back if they have new ones."""
         callers = self._entrance.callers
         while True:
             await asyncio.sleep(_CREDENTIAL_CHECK_S)
             self.cloud.supervisor.end_where(
                 lambda caller: not callers.valid(caller),
-                lambda: Unauthenticated("authorization: the token was revoked or has expired; get a new one"),
+                lambda: CloudUnavailable(
+                    "authorization: the credential was revoked or has expired; open the stream again with a valid one",
+                    retry_after_ms=1,
+                ),
             )
 
 
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """Listen, load the model and serve until SIGINT or SIGTERM; `announce` receives the address when it is ready.
 
-    Cheap checks come first. While the model is loaded, health and readiness say so, and Ctrl-C ends the process. After
-    that the first signal drains: open streams finish or move to another server. A second one ends the process at once,
-    with exit code 128 plus its number. SIGHUP is ignored: tokens and certificates are read again when they change.
+    Cheap checks come first. While the model is loaded, health and readiness say so, and a signal ends the process.
+    After that the first one drains: open streams finish or move to another server. A second one ends the process at
+    once, with exit code 128 plus its number. SIGHUP is ignored: tokens and certificates are read again anyway.
     """
     entrance = build_entrance(config)
     check_free(config.listen)
@@ -229,6 +242,7 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
         _LOG.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
         return build_cloud(config, model, manifest, entrance.observer)
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # files are read again when they change
     asyncio.run(_host(config, entrance, load, announce))
 
 
@@ -236,20 +250,52 @@ async def _host(
     config: CloudConfig, entrance: Entrance, load: Callable[[], Cloud], announce: Callable[[str], None]
 ) -> None:
     server = Server(config, entrance=entrance)
-    stopped = asyncio.Event()
-    address = await server.start()
-    try:
-        cloud = await asyncio.to_thread(load)
-    except BaseException:
-        await server.stop(0)
-        raise
-    with first_and_second_signal(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)):
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    with ended_at_once():
+        address = await server.start()
+        try:
+            cloud = await _in_daemon_thread(load)
+        except BaseException:
+            await server.stop(0)
+            raise
+    with first_and_second_signal(functools.partial(loop.call_soon_threadsafe, stopped.set)):
         await server.host(cloud)
         announce(address)
         await stopped.wait()
         _LOG.info("draining: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
-        await server.drain(lame_duck_seconds=config.lame_duck_seconds, grace_seconds=config.grace_seconds)
-        await server.stop(0.0)
+        await server.stop(config.grace_seconds, lame_duck_seconds=config.lame_duck_seconds)
+
+
+async def _in_daemon_thread(load: Callable[[], Cloud]) -> Cloud:
+    """Run a function in a thread for which the end of the process does not wait."""
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[Cloud] = loop.create_future()
+
+    def run() -> None:
+        try:
+            cloud = load()
+        except BaseException as error:
+            loop.call_soon_threadsafe(loaded.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(loaded.set_result, cloud)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await loaded
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Within the block let SIGTERM end the process, also as the first process of a container; Ctrl-C does anyway."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        os._exit(EXIT_SIGNAL + number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def raise_descriptor_limit(limits: LimitsConfig) -> None:

@@ -6,8 +6,9 @@ gRPC carries frames as bytes, so that our own rules refuse a malformed frame, wi
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import NoReturn, Protocol
 
 import grpc
@@ -17,6 +18,7 @@ from chaperone_common.errors import ChaperoneError, CloudUnavailable, Overloaded
 from chaperone_common.frames import ClientFrame, Failure, FrameLimits
 from chaperone_common.wire import (
     GET_CAPABILITIES,
+    RETRY_AFTER,
     SERVICE,
     SUPERVISE,
     decode_client,
@@ -63,6 +65,8 @@ class SupervisionService:
         self._limits = limits
         self._observer = observer
         self._streams = 0
+        # Calls by tenant. One whose device does not read goes on after its stream has ended, until the connection does.
+        self._unfinished: Counter[str] = Counter()
         self._idle = asyncio.Event()  # no stream is open
         self._idle.set()
 
@@ -72,7 +76,8 @@ class SupervisionService:
             SERVICE,
             {
                 SUPERVISE: grpc.stream_stream_rpc_method_handler(self.supervise),
-                GET_CAPABILITIES: grpc.unary_unary_rpc_method_handler(self.get_capabilities),
+                # As a stream, so that strangers are refused before their request is there; it is the same on the wire.
+                GET_CAPABILITIES: grpc.stream_stream_rpc_method_handler(self.get_capabilities),
             },
         )
 
@@ -90,17 +95,27 @@ class SupervisionService:
             if not self._streams:
                 self._idle.set()
 
-    async def until_idle(self) -> None:
-        """Wait until no stream is open."""
-        await self._idle.wait()
+    async def until_idle(self, patience_s: float) -> None:
+        """Wait until no stream is open, for at most `patience_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._idle.wait()
 
-    async def get_capabilities(self, request: bytes, context: Context) -> bytes:
-        """Return the model and the limits of this cloud, and the quotas of the caller's tenant."""
+    async def get_capabilities(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """Send the model and the limits of this cloud, and the quotas of the caller's tenant. The request is empty."""
         supervisor, caller = await self._begin(context)
-        return encode_capabilities(supervisor.capabilities_for(caller))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.write_timeout_s):
+                await context.write(encode_capabilities(supervisor.capabilities_for(caller)))
 
     async def _supervise(self, requests: AsyncIterator[bytes], context: Context) -> None:
         supervisor, caller = await self._begin(context)
+        if self._unfinished[caller.tenant] >= self._limits.max_streams:
+            message = f"streams: {self._limits.max_streams} of this tenant are open or unread; read their answers"
+            await self._refuse(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS), caller)
+        self._unfinished[caller.tenant] += 1
+        # Its stub is of the synchronous API.
+        context.add_done_callback(lambda _: self._finish(caller.tenant))  # type: ignore[arg-type]
         limits = FrameLimits(
             max_message_bytes=self._limits.max_message_kib << 10,
             max_text_tokens=supervisor.capabilities.context_tokens,
@@ -117,6 +132,11 @@ class SupervisionService:
                     return
                 if isinstance(frame, Failure):
                     await _abort(context, frame)
+
+    def _finish(self, tenant: str) -> None:
+        self._unfinished[tenant] -= 1
+        if not self._unfinished[tenant]:
+            del self._unfinished[tenant]
 
     async def _begin(self, context: Context) -> tuple[Supervisor, Caller]:
         """Return the supervisor and the caller, or end the call."""
@@ -140,7 +160,10 @@ class SupervisionService:
 
 
 async def _abort(context: Context, failure: Failure) -> NoReturn:
-    await context.abort(getattr(grpc.StatusCode, failure.status), failure.message, status_details(failure))
+    metadata: list[tuple[str, str | bytes]] = [*status_details(failure)]
+    if failure.retry_after_ms is not None:  # the same as in the details, for clients without google.rpc
+        metadata.append((RETRY_AFTER, str(failure.retry_after_ms)))
+    await context.abort(getattr(grpc.StatusCode, failure.status), failure.message, tuple(metadata))
     raise AssertionError("abort returned")
 
 

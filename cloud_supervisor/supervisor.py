@@ -165,6 +165,9 @@ class Supervisor:
 
     def _refused(self, stream: Stream, error: ChaperoneError) -> Failure:
         self.counters.refused += 1
+        if stream.began and isinstance(error, Superseded | CloudUnavailable):  # the device continues on another stream
+            stream.outcome = Outcome.MOVED
+            return _failure(error)
         stream.outcome = Outcome.REFUSED
         reason = error.quota if isinstance(error, QuotaExceeded) else status_of(error).lower()
         self._observer.notice(Refused(stream.caller.tenant, stream.caller.peer, reason, error.message))
@@ -253,7 +256,7 @@ class Supervisor:
             context_tokens=self.capabilities.context_tokens,
             vocabulary_size=self.capabilities.vocabulary_size,
         )
-        self._admission.admit(key, opening)
+        self._admission.admit(key, opening, longest=session.limit)
         if (older := self._streams.get(key)) is not None:
             older.inbox.interrupt(Superseded("session_id: a newer stream of this session took over"))
         self._streams[key] = stream

@@ -90,7 +90,7 @@ def overridden(config: ConfigT, flags: Mapping[str, Any], settings: Mapping[str,
     `settings` maps the name of each flag to that of its setting, such as `tls.cert_file`. Raises ConfigError, naming
     the flag of each wrong value.
     """
-    values = config.model_dump()
+    values = config.model_dump(exclude_unset=True)  # what a tenant does not set stays that of `default`
     for flag, setting in settings.items():
         if flags.get(flag) is not None:
             _put(values, setting.split("."), flags[flag])

@@ -10,7 +10,6 @@ while the model's thread is idle.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +38,7 @@ class _Entry:
     planned_tokens: int = 0  # that the budget is charged for; more than are held only while pinned
     pinned: bool = False  # a forward is using the cache
     doomed: bool = False  # freed while pinned; dropped when the forward ends
+    spare: bool = False  # evicted before all that are not
 
 
 class KvStore:
@@ -53,7 +53,7 @@ class KvStore:
         self._new_cache = new_cache
         self._budget_bytes = budget_bytes
         self._bytes_per_token = bytes_per_token
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # in order of last use
+        self._entries: dict[Hashable, _Entry] = {}  # in order of last use
         self._lost_tokens: dict[Hashable, int] = {}  # evicted and not read again yet; forgotten by `free`
         self._used_tokens = 0
         self._evictions = 0
@@ -101,6 +101,7 @@ class KvStore:
         self._entries[key] = entry  # last in the order: most recently used
         held = _keep(entry, tree.token_ids[: tree.end - num_choices])
         entry.pinned = True
+        entry.spare = False
         self._charge(entry, tree.size)
         self._count_rebuilt(key, held, tree.end)
         return entry.cache, held
@@ -136,7 +137,7 @@ class KvStore:
     def spare(self, key: Hashable) -> None:
         """Evict this session before all others, until it is used again. Unknown sessions are no error."""
         if key in self._entries:
-            self._entries.move_to_end(key, last=False)
+            self._entries[key].spare = True
 
     def _make_room(self, key: Hashable, tokens: int) -> None:
         """Evict others, least recently used first, until `tokens` fit for this session."""
@@ -155,7 +156,7 @@ class KvStore:
                 " try again when other requests have ended"
             )
         needed_tokens = tokens - (own.planned_tokens if own else 0)
-        for other, entry in list(self._entries.items()):
+        for other, entry in sorted(self._entries.items(), key=lambda item: not item[1].spare):
             if self._used_tokens + needed_tokens <= capacity_tokens:
                 break
             if entry is not own and not entry.pinned:

@@ -26,6 +26,7 @@ NO_TOKEN = "authorization: no token; give --token-file or CHAPERONE_TOKEN"
 NOT_VALID = "authorization: the token is not valid"
 
 _CACHED = 4096  # tokens; each takes a few hundred bytes
+_CACHED_REFUSALS = 512
 _REFUSED_FOR_S = 10.0  # a refused token is not checked again before that
 _MOST_WAITING = 256  # tokens that wait for their check; at a millisecond each the last waits a quarter of a second
 _BUSY_RETRY_MS = 1_000
@@ -88,6 +89,7 @@ class Authenticator:
         # A thread of its own: checks must delay neither frames nor the model.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="authentication")
         self._cache = _Cache(_CACHED)
+        self._refusals = _Cache(_CACHED_REFUSALS)  # of their own, so that a flood of them forgets no valid token
         self._pending: dict[bytes, asyncio.Future[_Identity | _Refused]] = {}
 
     @property
@@ -161,10 +163,10 @@ class Authenticator:
         """Return the identity that a token names; a known token costs one look-up."""
         digest = hashlib.sha256(token.encode()).digest()  # of the sender's choice, so that equal bytes reveal nothing
         version = self._version
-        found = self._cache.get(digest, version)
+        found = self._cache.get(digest, version) or self._refusals.get(digest, version)
         if found is None or self._is_over(found):
             found = await self._check_once(digest, token)
-            self._cache.put(digest, found, version)
+            (self._refusals if isinstance(found, _Refused) else self._cache).put(digest, found, version)
         if isinstance(found, _Refused):
             raise type(found.error)(found.error.message)
         if found.expires_at is not None:

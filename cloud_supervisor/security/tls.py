@@ -64,20 +64,19 @@ class ServerTls:
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return the credentials for `add_secure_port`."""
-        initial = self._loaded.value.configuration
-        in_use = self._loaded.version
+        initial, in_use = self._loaded.current
 
         def newer() -> grpc.ServerCertificateConfiguration | None:
             """Return the certificate for the next handshakes, or None for no change. gRPC's own threads call this."""
             nonlocal in_use
-            loaded, version = self._loaded.value, self._loaded.version
+            loaded, version = self._loaded.current
             if version == in_use:
                 return None
             in_use = version
             return loaded.configuration
 
         return grpc.dynamic_ssl_server_credentials(
-            initial,
+            initial.configuration,
             newer,  # type: ignore[arg-type]  # its stub has no None
             require_client_authentication=self.client_certificates,
         )

@@ -43,24 +43,28 @@ class Watched(Generic[T]):
         self._lock = threading.Lock()
         self._looked_at = self._clock.now()
         self._signature = self._look()
-        self._value = load()
-        self._version = 0
+        self._current = load(), 0  # in one, so that a thread never sees a value with the version of another
 
     @property
     def version(self) -> int:
         """A number that grows with each value."""
-        return self._version
+        return self._current[1]
 
     @property
     def value(self) -> T:
         """The newest value that can be used."""
+        return self.current[0]
+
+    @property
+    def current(self) -> tuple[T, int]:
+        """The newest value that can be used, and its version."""
         # Another thread that looks just now is enough: a handshake never waits for it.
         if self._clock.now() - self._looked_at >= self._look_every_s and self._lock.acquire(blocking=False):
             try:
                 self._refresh()
             finally:
                 self._lock.release()
-        return self._value
+        return self._current
 
     def _refresh(self) -> None:
         self._looked_at = self._clock.now()
@@ -69,11 +73,10 @@ class Watched(Generic[T]):
             return
         self._signature = signature
         try:
-            self._value = self._load()
+            self._current = self._load(), self._current[1] + 1
         except ConfigError as error:
             _LOG.error("%s; what was loaded before stays in use", error.message)
         else:
-            self._version += 1
             _LOG.info("loaded again: %s", ", ".join(map(str, self._files)))
 
     def _look(self) -> _Signature:

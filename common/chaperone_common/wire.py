@@ -34,6 +34,7 @@ from chaperone_common.types import SamplingParams, SessionId
 SERVICE = pb.DESCRIPTOR.services_by_name["SupervisionService"].full_name
 SUPERVISE = "Supervise"
 GET_CAPABILITIES = "GetCapabilities"
+RETRY_AFTER = "chaperone-retry-after-ms"  # trailing metadata of a refused call
 
 MAX_SESSION_ID_LENGTH = 64  # in characters, as the next two
 MAX_NAME_LENGTH = 128  # of a digest, or of the name of a model

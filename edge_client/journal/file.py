@@ -65,7 +65,7 @@ class JournalFile:
     def replace(self, lines: Sequence[bytes]) -> None:
         """Replace all lines. Until that is complete, the old ones stay."""
         self.is_damaged = True
-        replace_file(self.path, lines)
+        replace_file(self.path, lines, mode=_OWNER_ONLY)
         try:
             os.close(self._descriptor)
         finally:
@@ -74,6 +74,8 @@ class JournalFile:
 
     def close(self) -> None:
         """Close the file and release the lock."""
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked process may hold a copy of the descriptor
         for descriptor in (self._descriptor, self._lock):
             with suppress(OSError):
                 os.close(descriptor)

@@ -74,8 +74,8 @@ async def connection_problem(details: str, credentials: Credentials) -> str | No
             )
         case _Answer.TLS_THEN_CLOSED if tls is not None and tls.certificate is None:
             return (
-                f"cloud: {address} closes the connection after the TLS handshake: it wants a certificate of this "
-                "device; give cloud.cert_file and cloud.key_file"
+                f"cloud: {address} closes the connection after the TLS handshake: it may want a certificate of "
+                "this device; give cloud.cert_file and cloud.key_file"
             )
         case _Answer.TLS_THEN_CLOSED:
             return (

@@ -31,6 +31,7 @@ from chaperone_common.errors import (
 from chaperone_common.frames import Arrived, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from chaperone_common.wire import (
     GET_CAPABILITIES,
+    RETRY_AFTER,
     SERVICE,
     SUPERVISE,
     decode_capabilities,
@@ -57,6 +58,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _DRAIN_SECONDS = 5.0
+_LONGEST_RETRY_MS = 3_600_000
+_ASK_AGAIN_S, _ASK_AGAIN_MOST_S = 0.1, 1.0  # pauses between requests to a cloud that is not ready
 _LOOK_FIRST_S, _LOOK_AGAIN_S = 0.05, 0.5  # after which a connection that does not come about is looked into
 
 _Metadata = tuple[tuple[str, str], ...]
@@ -77,8 +80,11 @@ class GrpcCloud:
         self.address = credentials.address
         self._credentials = credentials
         self._clock = clock or MonotonicClock()
-        self._channel = _channel(credentials)
+        self._addresses = credentials.addresses
+        self._channel = _channel(credentials, self._addresses)
+        self._left: list[grpc.aio.Channel] = []  # streams may still run on them
         self._draining: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def connected(self) -> bool:
@@ -103,7 +109,30 @@ class GrpcCloud:
             await asyncio.gather(requesting, looking, return_exceptions=True)
 
     async def _request_capabilities(self, timeout_ms: float) -> Capabilities:
-        request, timeout_s = encode_capabilities_request(), timeout_ms / 1e3
+        """Ask again while the cloud loads its model, stops, or goes away during the request."""
+        loop = asyncio.get_running_loop()
+        ends_at, pause_s = loop.time() + timeout_ms / 1e3, _ASK_AGAIN_S
+        while True:
+            try:
+                return await self._ask(timeout_ms, ends_at - loop.time())
+            except CloudUnavailable as error:
+                wait_s = max(pause_s, (error.retry_after_ms or 0) / 1e3)
+                if self._closed or loop.time() + wait_s >= ends_at:
+                    raise
+            await asyncio.sleep(wait_s)
+            pause_s = min(2 * pause_s, _ASK_AGAIN_MOST_S)
+            self._move_on()
+
+    def _move_on(self) -> None:
+        """Prefer the next address: a server that is loading answers, so that gRPC would stay with it."""
+        if len(self._addresses) > 1:
+            self._addresses = (*self._addresses[1:], self._addresses[0])
+            self._left.append(self._channel)
+            self._channel = _channel(self._credentials, self._addresses)
+
+    async def _ask(self, timeout_ms: float, timeout_s: float) -> Capabilities:
+        """Ask once, with `timeout_s` left of `timeout_ms`."""
+        request = encode_capabilities_request()
         method = self._get_capabilities()
         try:
             metadata = _metadata(self._credentials.token)
@@ -154,7 +183,9 @@ class GrpcCloud:
         """Wait a moment for the answers to ended streams, then close the channel."""
         if self._draining:
             await asyncio.wait(self._draining, timeout=_DRAIN_SECONDS)
-        await self._channel.close()
+        self._closed = True
+        for channel in (*self._left, self._channel):
+            await channel.close()
 
 
 class GrpcLink:
@@ -272,7 +303,7 @@ class GrpcLink:
         except grpc.aio.AioRpcError as error:
             if not ended:
                 mapped = _from_grpc(error, self._credentials)
-                self._put(Failure(status_of(mapped), mapped.message))
+                self._put(Failure(status_of(mapped), mapped.message, mapped.retry_after_ms))
         except asyncio.CancelledError:
             if not ended:
                 self._put(Failure("CANCELLED", "generation: it was cancelled on this device"))
@@ -284,15 +315,15 @@ class GrpcLink:
         self._arrived.set()
 
 
-def _channel(credentials: Credentials) -> grpc.aio.Channel:
-    addresses, tls = credentials.addresses, credentials.tls
+def _channel(credentials: Credentials, addresses: Sequence[str]) -> grpc.aio.Channel:
+    tls = credentials.tls
     elsewhere = not all(is_loopback(address) for address in addresses)
     # Without TLS nothing goes to a proxy, and on this machine there is none.
     options: list[tuple[str, str | int]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(elsewhere and tls is not None))]
     target = addresses[0]
     if len(addresses) > 1:  # pick_first, gRPC's default, tries them in order
         target = f"{'ipv6' if target.startswith('[') else 'ipv4'}:{','.join(addresses)}"
-        options.append(("grpc.default_authority", addresses[0]))  # the name that all certificates must have
+        options.append(("grpc.default_authority", credentials.addresses[0]))  # the name that all certificates must have
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
     files = grpc.ssl_channel_credentials(tls.authorities, tls.key, tls.certificate)
@@ -307,7 +338,10 @@ def _metadata(token: TokenSource) -> _Metadata:
 
 def _from_grpc(error: grpc.aio.AioRpcError, credentials: Credentials) -> ChaperoneError:
     details, address = error.details() or "no details", credentials.address
+    retry_after_ms = _retry_after_ms(error)
     match error.code():
+        case grpc.StatusCode.UNAVAILABLE if retry_after_ms is not None:  # the cloud itself says so
+            return CloudUnavailable(f"cloud: {address}: {details}", retry_after_ms=retry_after_ms)
         # A stopping server leaves CANCELLED. A write at the stream's end becomes INTERNAL in grpc.aio; a bug in our own
         # server arrives as a Failure frame.
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
@@ -319,4 +353,13 @@ def _from_grpc(error: grpc.aio.AioRpcError, credentials: Credentials) -> Chapero
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return CloudTimeout(f"cloud: {address} did not answer in time; raise cloud.connect_timeout_ms")
         case code:
-            return error_from_status(code.name, f"cloud: {address}: {details}")
+            kind = type(error_from_status(code.name, details))  # the message begins with the field that decides
+            return kind(f"cloud: {address}: {details}", retry_after_ms=retry_after_ms)
+
+
+def _retry_after_ms(error: grpc.aio.AioRpcError) -> int | None:
+    """Return the time after which the cloud wants to be asked again, if it names one."""
+    for key, value in error.trailing_metadata() or ():
+        if key == RETRY_AFTER and isinstance(value, str) and value.isascii() and value.isdecimal():
+            return min(int(value[:9]), _LONGEST_RETRY_MS)
+    return None

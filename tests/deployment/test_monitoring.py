@@ -47,7 +47,7 @@ LABELS = {
     "chaperone_tokens_total": {"tenant", "kind"},
 }
 VALUES = {
-    "outcome": {"closed", "cancelled", "refused", "failed"},
+    "outcome": {"closed", "cancelled", "moved", "refused", "failed"},
     "kind": {"prompt", "verified", "accepted", "own", "takeover", "audited"},
 }
 OF_PROMETHEUS = {"instance", "job", "namespace", "pod"}  # labels that every series has from its scrape

@@ -55,9 +55,10 @@ def test_readiness_follows_the_life_of_a_server(tiny_pair: Path, digest: str) ->
             stream.cancel()
             await until(lambda: server.cloud.supervisor.sessions == 0, "the stream ended")
         assert await readiness(server) == (200, "ready")
-        await server.drain(grace_seconds=0)
+        stopping = asyncio.create_task(server.stop(0, lame_duck_seconds=0.2))
+        await until(lambda: server.readiness != "ready", "the server leaves")
         assert await readiness(server) == (503, "draining")
-        await server.stop(0)
+        await stopping
         assert server.readiness == "stopping"
 
     asyncio.run(scenario())

@@ -88,7 +88,7 @@ PROBLEMS: list[tuple[Callable[[Path], Serving], Callable[[Path], dict[str, Any]]
     (
         lambda f: secure(f / "ours", client_ca=f / "ours" / "ca.pem"),
         lambda f: {"ca_file": f / "ours" / "ca.pem"},
-        "it wants a certificate of this device; give cloud.cert_file and cloud.key_file",
+        "it may want a certificate of this device; give cloud.cert_file and cloud.key_file",
     ),
     (
         lambda f: secure(f / "ours", client_ca=f / "ours" / "ca.pem"),

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import grpc.aio
+import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Failure, Opened
@@ -15,6 +16,7 @@ from cloud_supervisor.server import Readiness, Server
 from tests.support.cloud.raw_stream import RawStream, health_of, opening, raw_channel
 from tests.support.cloud.scenario import load_vocabulary, play, write_to_the_end
 from tests.support.fakes.target import FakeTarget, fake_target
+from tests.support.waiting import until
 
 HAND_OVER = Failure("UNAVAILABLE", "the cloud is shutting down; open the stream again, on another server", 100)
 
@@ -42,21 +44,26 @@ def test_a_server_listens_before_its_model_is_loaded(tiny_pair: Path, digest: st
     asyncio.run(scenario())
 
 
-def test_open_texts_finish_while_a_server_drains_and_new_ones_are_sent_away(tiny_pair: Path, digest: str) -> None:
+@pytest.mark.parametrize("lame_duck", [True, False])
+def test_open_texts_finish_while_a_server_drains(tiny_pair: Path, digest: str, lame_duck: bool) -> None:
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         good = RawStream(channel)
         await good.send(opening(digest, max_new_tokens=10))
         assert isinstance(await good.read(), Opened)
-        draining = asyncio.create_task(server.drain(grace_seconds=60))
-        await asyncio.sleep(0)
+        stopping = asyncio.create_task(server.stop(60, lame_duck_seconds=60 if lame_duck else 0))
+        await until(lambda: server.readiness is Readiness.DRAINING, "it drains")
         new = RawStream(channel)
-        await new.send(opening(digest, "new"))
-        assert await new.failure() == HAND_OVER
-        assert server.readiness is Readiness.DRAINING
-        assert await health_of(channel) == "NOT_SERVING"
-        assert not draining.done()
+        if lame_duck:
+            assert await health_of(channel) == "NOT_SERVING"
+            await new.send(opening(digest, "new", max_new_tokens=10))
+            await write_to_the_end(new, FakeTarget(load_vocabulary(tiny_pair)))
+        else:
+            assert await new.status() == "UNAVAILABLE"
+        assert not stopping.done()
         await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
-        await draining
+        if lame_duck:
+            stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=lame_duck)
 
     play(tiny_pair, scenario)
 
@@ -66,7 +73,8 @@ def test_texts_that_do_not_finish_in_time_are_handed_over_with_a_reason(tiny_pai
         stream = RawStream(channel)
         await stream.send(opening(digest, max_new_tokens=10))
         assert isinstance(await stream.read(), Opened)
-        await server.drain(grace_seconds=0.05)
+        stopping = asyncio.create_task(server.stop(0.05))
         assert await stream.failure() == HAND_OVER
+        await stopping
 
     play(tiny_pair, scenario)

@@ -12,8 +12,12 @@ from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
 from tests.support.fakes.clock import ManualClock
 
 
-def opening(prompt_tokens: int = 3, *, max_new_tokens: int = 5, committed: int = 0) -> Open:
-    return Open(SessionId("s"), "", SamplingParams(), max_new_tokens, (), (1,) * prompt_tokens, (1,) * committed)
+def admit(
+    entrance: Admission, session: SessionKey, prompt_tokens: int = 3, *, max_new_tokens: int = 5, committed: int = 0
+) -> None:
+    prompt, text = (1,) * prompt_tokens, (1,) * committed
+    opening = Open(SessionId("s"), "", SamplingParams(), max_new_tokens, (), prompt, text)
+    entrance.admit(session, opening, longest=prompt_tokens + max_new_tokens)
 
 
 def key(tenant: str, number: int = 0) -> SessionKey:
@@ -42,26 +46,26 @@ def test_a_rate_is_free_again_after_a_while() -> None:
 
 def test_a_tenant_at_its_limit_disturbs_no_other() -> None:
     entrance = admission(ManualClock(), a=TenantQuota(max_sessions=1))
-    entrance.admit(key("a", 1), opening())
+    admit(entrance, key("a", 1))
     with pytest.raises(QuotaExceeded, match="quota: sessions: tenant 'a' may have 1, and as many are open") as refused:
-        entrance.admit(key("a", 2), opening())
+        admit(entrance, key("a", 2))
     assert refused.value.quota == "sessions"
     assert refused.value.retry_after_ms == 1000
-    entrance.admit(key("a", 1), opening())  # opened again
-    entrance.admit(key("b", 1), opening())  # of the same id, and another tenant's
+    admit(entrance, key("a", 1))  # opened again
+    admit(entrance, key("b", 1))  # of the same id, and another tenant's
     assert entrance.sessions == 2
     entrance.release(key("a", 1))
-    entrance.admit(key("a", 2), opening())
+    admit(entrance, key("a", 2))
 
 
 def test_a_full_cloud_refuses_everybody() -> None:
     entrance = admission(ManualClock(), limits=LimitsConfig(max_sessions=2))
-    entrance.admit(key("a"), opening())
+    admit(entrance, key("a"))
     assert not entrance.full
-    entrance.admit(key("b"), opening())
+    admit(entrance, key("b"))
     assert entrance.full
     with pytest.raises(Overloaded, match="sessions: 2 are open, the limit is 2; try again later"):
-        entrance.admit(key("c"), opening())
+        admit(entrance, key("c"))
 
 
 def test_streams_begin_at_a_limited_rate() -> None:
@@ -92,36 +96,36 @@ def test_work_is_charged_whether_or_not_it_helps() -> None:
 def test_a_text_that_never_fits_is_refused_for_good() -> None:
     entrance = admission(ManualClock(), capacity=10)
     with pytest.raises(PromptTooLong, match="prompt: 11 tokens do not fit into the cloud's cache for 10"):
-        entrance.admit(key("a"), opening(8, committed=3))
-    entrance.admit(key("a"), opening(10))
+        admit(entrance, key("a"), 8, committed=3)
+    admit(entrance, key("a"), 10)
 
 
 def test_open_texts_beyond_the_budget_are_refused_for_now() -> None:
     entrance = admission(ManualClock(), capacity=10, limits=LimitsConfig(kv_overcommit=1.5))
-    entrance.admit(key("a"), opening(9))
+    admit(entrance, key("a"), 9)
     with pytest.raises(Overloaded, match="kv budget: the open texts hold 9 tokens, 7 more would pass 15"):
-        entrance.admit(key("b"), opening(7))
-    entrance.admit(key("b"), opening(6))
+        admit(entrance, key("b"), 7)
+    admit(entrance, key("b"), 6)
     entrance.grow(key("a"), 20)
     with pytest.raises(Overloaded, match="hold 26 tokens"):
-        entrance.admit(key("c"), opening(1))
+        admit(entrance, key("c"), 1)
 
 
 def test_the_longest_texts_of_a_tenant_are_bounded() -> None:
     entrance = admission(ManualClock(), a=TenantQuota(max_kv_tokens=20, max_prompt_tokens=9))
     with pytest.raises(InvalidRequest, match="prompt: 10 tokens, tenant 'a' may send 9"):
-        entrance.admit(key("a"), opening(10))
+        admit(entrance, key("a"), 10)
     with pytest.raises(PromptTooLong, match="it may grow to 21 tokens, tenant 'a' may hold 20"):
-        entrance.admit(key("a"), opening(9, max_new_tokens=12))
-    entrance.admit(key("a", 1), opening(9, max_new_tokens=6))
+        admit(entrance, key("a"), 9, max_new_tokens=12)
+    admit(entrance, key("a", 1), 9, max_new_tokens=6)
     with pytest.raises(QuotaExceeded, match="kv_tokens: tenant 'a' may have 20, and as many are reserved"):
-        entrance.admit(key("a", 2), opening(1, max_new_tokens=5))
+        admit(entrance, key("a", 2), 1, max_new_tokens=5)
 
 
 def test_the_state_of_all_quotas_can_be_asked() -> None:
     entrance = admission(ManualClock(), a=TenantQuota(max_sessions=4, max_kv_tokens=100, max_prompt_tokens=9))
     entrance.begin_stream("a")
-    entrance.admit(key("a"), opening(3, max_new_tokens=5))
+    admit(entrance, key("a"), 3, max_new_tokens=5)
     entrance.charge("a", 7)
     assert entrance.states("a") == (
         QuotaState("sessions", 4, 1),
