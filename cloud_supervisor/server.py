@@ -72,6 +72,8 @@ class Server:
         self._service = SupervisionService(self._entrance.callers, limits, self._entrance.observer)
         self._health = health.aio.HealthServicer()
         self._watching: asyncio.Task[None] | None = None
+        self._leaving = False
+        self._closing: asyncio.Task[None] | None = None  # the port
         self._server = grpc.aio.server(
             # Health checks and refusals need room when all streams are taken.
             maximum_concurrent_rpcs=4 * limits.max_streams,
@@ -94,7 +96,7 @@ class Server:
         supervisor = self._service.supervisor
         if supervisor is None:
             return Readiness.LOADING
-        if supervisor.draining:
+        if self._leaving:
             return Readiness.DRAINING
         return Readiness.FULL if supervisor.full else Readiness.READY
 
@@ -125,30 +127,42 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self, *, lame_duck_seconds: float = 0.0, grace_seconds: float) -> None:
-        """Take no new session, give the open ones time to finish, then send their devices to another server.
+        """Send new sessions elsewhere, give the open ones time to finish, then send their devices elsewhere, too.
 
-        During `lame_duck_seconds` the port stays open for those who have not noticed yet that it reports unhealthy.
+        During `lame_duck_seconds` the server only reports unhealthy, and serves those who have not noticed yet.
         """
+        self._leaving = True
         await self._health.enter_graceful_shutdown()
         supervisor = self._service.supervisor
         if supervisor is None:
             return
-        supervisor.drain()
         await asyncio.sleep(lame_duck_seconds)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_seconds):
-                await self._service.until_idle()
+        supervisor.drain()
+        if grace_seconds > 0:
+            # Open streams go on. Devices are asked to connect again, which this port then refuses: a device that stayed
+            # on its connection would be sent away from this server again and again, and never reach another one.
+            self._closing = asyncio.create_task(self._server.stop(grace_seconds + _LAST_FAILURES_S))
+            await self._idle_within(grace_seconds)
         supervisor.hand_over()
+        if grace_seconds > 0:
+            await self._idle_within(_LAST_FAILURES_S)
 
     async def stop(self, grace_seconds: float) -> None:
         """Drain, then close the port and end everything."""
         await self.drain(grace_seconds=grace_seconds)
         if self._watching is not None:
             self._watching.cancel()
-        await self._server.stop(_LAST_FAILURES_S if grace_seconds else 0)
+        await self._server.stop(0)
+        if self._closing is not None:
+            await self._closing
         if self._cloud is not None:
             await self._cloud.close()
         self._entrance.callers.close()
+
+    async def _idle_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._service.until_idle()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):

@@ -56,6 +56,7 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _DRAIN_SECONDS = 5.0
+_ASK_AGAIN_S, _ASK_AGAIN_MOST_S = 0.1, 1.0  # pauses between requests to a cloud that is not ready
 _LOOK_FIRST_S, _LOOK_AGAIN_S = 0.05, 0.5  # after which a connection that does not come about is looked into
 
 _Metadata = tuple[tuple[str, str], ...]
@@ -78,6 +79,7 @@ class GrpcCloud:
         self._clock = clock or MonotonicClock()
         self._channel = _channel(credentials)
         self._draining: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def connected(self) -> bool:
@@ -85,11 +87,11 @@ class GrpcCloud:
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def capabilities(self, timeout_ms: float) -> Capabilities:
-        """Return the cloud's models and limits. Waits for a connection until the time is up.
+        """Return the cloud's models and limits. Waits for a cloud that is ready until the time is up.
 
         Raises CloudLost, also at once if no wait can help, or another error with which the cloud refuses.
         """
-        requesting = asyncio.create_task(self._request_capabilities(timeout_ms))
+        requesting = asyncio.create_task(self._ready_capabilities(timeout_ms))
         looking = asyncio.create_task(self._look_into_connection())
         try:
             await asyncio.wait((requesting, looking), return_when=asyncio.FIRST_COMPLETED)
@@ -101,8 +103,22 @@ class GrpcCloud:
             looking.cancel()
             await asyncio.gather(requesting, looking, return_exceptions=True)
 
-    async def _request_capabilities(self, timeout_ms: float) -> Capabilities:
-        request, timeout_s = encode_capabilities_request(), timeout_ms / 1e3
+    async def _ready_capabilities(self, timeout_ms: float) -> Capabilities:
+        """Request again while the cloud loads its model, stops, or goes away during the request."""
+        loop = asyncio.get_running_loop()
+        ends_at, pause_s = loop.time() + timeout_ms / 1e3, _ASK_AGAIN_S
+        while True:
+            try:
+                return await self._request_capabilities(timeout_ms, ends_at - loop.time())
+            except CloudUnavailable:
+                if self._closed or loop.time() + pause_s >= ends_at:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _ASK_AGAIN_MOST_S)
+
+    async def _request_capabilities(self, timeout_ms: float, timeout_s: float) -> Capabilities:
+        """Request once, with `timeout_s` left of `timeout_ms`."""
+        request = encode_capabilities_request()
         method = self._get_capabilities()
         try:
             metadata = _metadata(self._credentials.token)
@@ -153,6 +169,7 @@ class GrpcCloud:
         """Wait a moment for the answers to ended streams, then close the channel."""
         if self._draining:
             await asyncio.wait(self._draining, timeout=_DRAIN_SECONDS)
+        self._closed = True
         await self._channel.close()
 
 
