@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from link_emulator.alarm import Alarm
@@ -128,7 +129,8 @@ class Connection:
         self._half_closed += 1
         other = self._server if leg is self.client else self.client
         if other.transport is not None and not other.transport.is_closing():
-            other.transport.write_eof()
+            with suppress(OSError):  # it was reset, and `connection_lost` is about to say so
+                other.transport.write_eof()
         if self._half_closed == 2:
             for each in (self.client, self._server):
                 if each.transport is not None:

@@ -8,12 +8,16 @@ from contextlib import asynccontextmanager, suppress
 
 
 class Forwarder:
-    """A TCP proxy whose connections can be broken."""
+    """A TCP proxy whose connections can be broken.
+
+    The end of a connection is passed on in both directions, so that the death of a server is seen at once.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream: str | None = upstream  # None: refuse connections
         self._server: asyncio.Server | None = None
         self._ends: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []  # device's and cloud's
+        self._silent: set[asyncio.StreamWriter] = set()  # cloud's ends that stay open without a device
         self._carrying: set[asyncio.Task[None]] = set()
 
     @property
@@ -37,8 +41,11 @@ class Forwarder:
             device.transport.abort()
             if reset_cloud:
                 cloud.transport.abort()
+            else:
+                self._silent.add(cloud)
         if reset_cloud:
             self._ends.clear()
+            self._silent.clear()
 
     def move(self, upstream: str) -> None:
         """End all connections in order, after the bytes that wait; later ones lead to another server."""
@@ -53,18 +60,23 @@ class Forwarder:
             writer.transport.abort()
             return
         host, _, port = self.upstream.rpartition(":")
-        cloud_reader, cloud_writer = await asyncio.open_connection(host, int(port))
+        try:
+            cloud_reader, cloud_writer = await asyncio.open_connection(host, int(port))
+        except ConnectionError:  # no server listens there
+            writer.transport.abort()
+            return
         self._ends.append((writer, cloud_writer))
         for source, sink in ((reader, cloud_writer), (cloud_reader, writer)):
             task = asyncio.create_task(self._carry(source, sink))
             self._carrying.add(task)
             task.add_done_callback(self._carrying.discard)
 
-    @staticmethod
-    async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
-            while data := await source.read(1 << 16):
+            while (data := await source.read(1 << 16)) and not sink.is_closing():
                 sink.write(data)
+        if sink not in self._silent:
+            sink.close()
 
 
 @asynccontextmanager
