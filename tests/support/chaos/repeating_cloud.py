@@ -10,6 +10,7 @@ from chaperone_common.frames import Capabilities, ClientFrame, Draft, Open
 from chaperone_common.types import SessionId
 from edge_client.config import CloudSettings
 from edge_client.link.grpc_link import GrpcCloud, GrpcLink
+from edge_client.ports import Metadata
 
 _REMEMBERED = 3  # Drafts, which may come again after later ones
 
@@ -50,8 +51,8 @@ class RepeatingCloud:
     async def capabilities(self, timeout_ms: float) -> Capabilities:
         return await self._cloud.capabilities(timeout_ms)
 
-    def link(self) -> _RepeatingLink:
-        return _RepeatingLink(self._cloud.link(), self.sessions, self._random, self._seen, self._repeated)
+    def link(self, metadata: Metadata = ()) -> _RepeatingLink:
+        return _RepeatingLink(self._cloud.link(metadata), self.sessions, self._random, self._seen, self._repeated)
 
     async def close(self) -> None:
         await self._cloud.close()
