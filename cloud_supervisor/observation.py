@@ -21,7 +21,7 @@ class Outcome(StrEnum):
 
     CLOSED = "closed"  # the device closed it, and has its last answer
     CANCELLED = "cancelled"  # the device left, or its connection broke
-    MOVED = "moved"  # the device was told to open another, or has done so
+    MOVED = "moved"  # the device has another, or opens one
     REFUSED = "refused"  # a frame, a limit or a quota
     FAILED = "failed"  # a fault of the cloud
 

@@ -162,7 +162,7 @@ class Server:
     async def stop(self, grace_seconds: float, *, lame_duck_seconds: float = 0.0) -> None:
         """Report unhealthy, then close the port, let open streams finish, and send the others to another server.
 
-        For `lame_duck_seconds` all goes on, so that those who send devices notice. Then connected devices are told to
+        For `lame_duck_seconds` all goes on, so that those who send devices notice. Then connected devices have to
         go elsewhere, and open streams have `grace_seconds`.
         """
         self._leaving = True

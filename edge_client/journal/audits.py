@@ -129,7 +129,7 @@ class JournalAudits:
     async def close(self) -> None:
         """End all tasks, write the file and release it."""
         await self.stop()
-        self._release()  # on the loop: a generation that ends meanwhile must not meet a file that is half closed
+        self._release()  # on the loop: a generation that ends now must not meet a file that is half closed
 
     def _release(self) -> None:
         self._journal.close()

@@ -219,6 +219,7 @@ def test_prometheus_watches_both_clouds() -> None:
 
 def test_git_ignores_the_secrets_of_compose() -> None:
     files = [secret["file"] for secret in compose()["secrets"].values()]
+    files.append(compose()["services"]["cloud-a"]["volumes"][0].partition(":")[0] + "/")
     assert all(file.startswith("./secrets/") for file in files)
     for file in files:
         ended = subprocess.run(["git", "check-ignore", "--quiet", str(DOCKER / file)], cwd=ROOT, check=False)

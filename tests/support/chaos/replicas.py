@@ -13,7 +13,6 @@ from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.entrance import Entrance
 from cloud_supervisor.model.ports import TargetModel
-from cloud_supervisor.observation import Observers
 from cloud_supervisor.security.authentication import Authenticator
 from cloud_supervisor.security.certificates import make_certificates
 from cloud_supervisor.security.tls import ServerTls
@@ -67,7 +66,7 @@ class Credentials:
         """Return the entrance of one server."""
         clock = HurriedClock()
         tls = ServerTls(self.cert_file, self.key_file, clock=clock)
-        return Entrance(Authenticator(tokens_file=self.tokens_file, clock=clock), tls, Observers())
+        return Entrance(Authenticator(tokens_file=self.tokens_file, clock=clock), tls)
 
 
 class Replica:
