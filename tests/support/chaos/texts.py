@@ -21,6 +21,7 @@ from tests.support.processes.clients import ending_of
 
 WORDS = ("the", "list", "of", "a", "number", "is", "for", "each", "line", "in", "this", "file", "and", "more")
 _DISTURBANCE = 0.2  # at which three of four draft tokens stand
+_STEP_S = 0.003  # of the small model; without it, most drafts would be wasted while an answer is on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def fake_drafter(pair: Path) -> Callable[[DraftModel, SamplingParams], Drafter]:
     """Return what makes drafters for `EdgeClient`: their model is a disturbed twin of `fake_target`."""
     manifest = load_manifest(pair / "cloud", role="cloud")
     twin = FakeTarget(manifest.vocabulary_size, manifest.context_tokens, disturbance=_DISTURBANCE)
-    return lambda model, sampling: ChoosingDrafter(FakeDraft(twin, branches=model.branches), sampling)
+    return lambda model, sampling: ChoosingDrafter(FakeDraft(twin, step_s=_STEP_S, branches=model.branches), sampling)
 
 
 def request_for(client: EdgeClient, text: Text) -> GenerationRequest:
