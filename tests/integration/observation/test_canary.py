@@ -127,9 +127,9 @@ async def check(server: Server, spans: InMemorySpanExporter) -> None:
 
 
 @pytest.mark.parametrize("style", ["console", "json"])
-def test_no_output_holds_the_canary(tiny_pair: Path, digest: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_output_holds_the_canary(tiny_pair: Path, digest: str, style: str, caplog: pytest.LogCaptureFixture) -> None:
     log, spans, faulty = io.StringIO(), InMemorySpanExporter(), Faulty()
-    monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
+    caplog.set_level(logging.DEBUG)
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     config = CloudConfig(

@@ -17,7 +17,7 @@ import pytest
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.session import Committed, Retracted
 from chaperone_common.types import Origin
-from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import DeviceSettings, PlannerSettings
@@ -99,7 +99,11 @@ async def _compare(pair: Path) -> Counter[str]:
     budget_mib = 3 * 100 * model.kv_bytes_per_token / 2**20
     async with AsyncExitStack() as stack:
         server, address = await stack.enter_async_context(
-            serving(model, pair, CloudConfig(kv_budget_mib=budget_mib, dtype="float32"))
+            serving(
+                model,
+                pair,
+                CloudConfig(kv_budget_mib=budget_mib, dtype="float32", limits=LimitsConfig(kv_overcommit=100)),
+            )
         )
         clients = [
             await stack.enter_async_context(

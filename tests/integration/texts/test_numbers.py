@@ -14,7 +14,7 @@ from chaperone_common.types import Mode
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
-from edge_client.config import PlannerSettings
+from edge_client.config import CloudSettings, PlannerSettings
 from edge_client.generation import Collector
 from edge_client.ports import Metadata
 from tests.support.cloud.forward import feeding
@@ -94,13 +94,13 @@ def test_edge_mode_sends_nothing(tiny_pair: Path) -> None:
     asyncio.run(play())
 
 
-def test_an_address_elsewhere_is_refused(tiny_pair: Path) -> None:
+def test_an_address_elsewhere_is_refused_without_tls(tiny_pair: Path) -> None:
     async def play(address: str) -> None:
-        async with EdgeClient(config_for(address)) as client:
+        async with EdgeClient(config_for(address, cloud=CloudSettings(tls=False))) as client:
             await client.generate(PROMPT)
 
     for address in ("cloud.example.com:443", "127.0.0.1.example.com:443", "10.0.0.1:50151"):
-        with pytest.raises(ConfigError, match=r"cloud\.address: .* is not on this machine") as caught:
+        with pytest.raises(ConfigError, match=r"cloud\.tls: false, but .* is not on this machine") as caught:
             asyncio.run(play(address))
         assert repr(address) in caught.value.message
     with pytest.raises(ConfigError, match=r"cloud\.address: '127\.0\.0\.1': there is no port"):
