@@ -90,12 +90,12 @@ def test_a_container_lives_until_its_streams_had_their_grace() -> None:
         assert float(compose()["services"][name]["stop_grace_period"].removesuffix("s")) >= needed
 
 
-def test_the_model_has_as_many_threads_as_processors() -> None:
+def test_the_model_leaves_a_processor_to_the_rest_of_the_server() -> None:
     limits = dict(pods())["chaperone-cloud"]["containers"][0]["resources"]["limits"]
-    assert settings_in_kubernetes()["threads"] == int(limits["cpu"])
+    assert settings_in_kubernetes()["threads"] == int(limits["cpu"]) - 1
     for name in ("cloud-a", "cloud-b"):
         cpus = compose()["services"][name]["deploy"]["resources"]["limits"]["cpus"]
-        assert settings_in_compose()["threads"] == int(cpus)
+        assert settings_in_compose()["threads"] == int(cpus) - 1
 
 
 # --- Kubernetes ------------------------------------------------------------------------------------------------------

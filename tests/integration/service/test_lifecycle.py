@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Failure, Opened
@@ -76,5 +77,16 @@ def test_texts_that_do_not_finish_in_time_are_handed_over_with_a_reason(tiny_pai
         stopping = asyncio.create_task(server.stop(0.05))
         assert await stream.failure() == HAND_OVER
         await stopping
+
+    play(tiny_pair, scenario)
+
+
+def test_health_cannot_be_watched(tiny_pair: Path) -> None:
+    """A watcher that does not read would hold up every change of health, and so the end of the server."""
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        with pytest.raises(grpc.aio.AioRpcError, match="ask by Check"):
+            async for _ in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
+                pass
 
     play(tiny_pair, scenario)

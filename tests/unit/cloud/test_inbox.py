@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from chaperone_common.frames import ClientFrame, Draft
+import pytest
+
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.frames import ClientFrame, Draft, Open
+from chaperone_common.types import SamplingParams, SessionId
 from cloud_supervisor.inbox import Inbox
 from tests.support.fakes.clock import ManualClock
 
@@ -28,6 +32,23 @@ def test_frames_are_read_ahead_up_to_a_limit() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         assert read == 7
+        await inbox.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_second_open_is_not_read_ahead() -> None:
+    opening = Open(SessionId("s"), "", SamplingParams(), 1, (), (1,))
+
+    async def frames() -> AsyncIterator[ClientFrame]:
+        while True:
+            yield opening
+
+    async def scenario() -> None:
+        inbox = Inbox(frames(), 64, ManualClock())
+        assert (await inbox.get()).frame is opening
+        with pytest.raises(ProtocolViolation, match="a second Open in one stream"):
+            await inbox.get()
         await inbox.close()
 
     asyncio.run(scenario())

@@ -124,6 +124,20 @@ def test_a_running_forward_is_never_evicted_and_its_growth_is_counted() -> None:
     assert kv.stats.evictions == 0
 
 
+def test_sessions_whose_devices_are_away_go_first_in_the_order_of_their_last_use() -> None:
+    kv = store(6)
+    for key in ("open", "left first", "left last"):
+        feed(kv, key, [1, 2])
+    kv.spare("left first")
+    kv.spare("left last")
+    kv.spare("unknown")
+    feed(kv, "new", [1, 2])
+    assert [kv.held(key, [1, 2]) for key in ("open", "left first", "left last")] == [2, None, 2]
+    feed(kv, "left last", [1, 2])  # it is back
+    feed(kv, "newer", [1, 2])
+    assert [kv.held(key, [1, 2]) for key in ("open", "left last")] == [None, 2]
+
+
 def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
     kv = store(4)
     feed(kv, "a", [1, 2])

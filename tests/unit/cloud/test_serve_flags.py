@@ -11,6 +11,7 @@ from pydantic import Field
 from chaperone_common.errors import ConfigError
 from chaperone_common.settings import FrozenModel
 from cloud_supervisor.cli.serve import overridden
+from cloud_supervisor.config import CloudConfig, QuotasConfig, TenantQuota
 
 
 class Inner(FrozenModel):
@@ -57,3 +58,10 @@ def test_a_wrong_value_names_its_flag(flags: dict[str, Any], message: str) -> No
     with pytest.raises(ConfigError) as caught:
         overridden(Outer(), flags, SETTINGS)
     assert caught.value.message.startswith(message)
+
+
+def test_what_a_tenant_does_not_set_stays_that_of_default() -> None:
+    quotas = QuotasConfig(default=TenantQuota(max_kv_tokens=5000), tenants={"acme": TenantQuota(max_sessions=3)})
+    config = overridden(CloudConfig(quotas=quotas), {"threads": 2})
+    assert config.threads == 2
+    assert config.quotas.of("acme") == TenantQuota(max_sessions=3, max_kv_tokens=5000)
