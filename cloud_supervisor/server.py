@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -283,19 +283,13 @@ async def _in_daemon_thread(load: Callable[[], Cloud]) -> Cloud:
     return await loaded
 
 
-@contextmanager
-def ended_at_once() -> Iterator[None]:
+def ended_at_once() -> AbstractContextManager[None]:
     """Within the block let SIGTERM end the process, also as the first process of a container; Ctrl-C does anyway."""
 
     def handle(number: int, _: FrameType | None) -> None:
         os._exit(EXIT_SIGNAL + number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _signals_handled(handle)
 
 
 def raise_descriptor_limit(limits: LimitsConfig) -> None:
@@ -307,8 +301,7 @@ def raise_descriptor_limit(limits: LimitsConfig) -> None:
         _LOG.warning("only %d files may be open, and %d connections would lock others out (ulimit -n)", hard, needed)
 
 
-@contextmanager
-def first_and_second_signal(stop: Callable[[], object]) -> Iterator[None]:
+def first_and_second_signal(stop: Callable[[], object]) -> AbstractContextManager[None]:
     """Within the block let the first SIGINT or SIGTERM call `stop`, and the second one end the process at once.
 
     These are Python's own handlers, not the event loop's. So the second signal works even if the loop is stuck.
@@ -321,6 +314,11 @@ def first_and_second_signal(stop: Callable[[], object]) -> Iterator[None]:
         received.append(number)
         stop()
 
+    return _signals_handled(handle)
+
+
+@contextmanager
+def _signals_handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
