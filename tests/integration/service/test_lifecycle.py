@@ -14,10 +14,12 @@ from chaperone_common.frames import Failure, Opened
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.server import Readiness, Server
+from edge_client.link.grpc_link import GrpcCloud
 from tests.support.cloud.raw_stream import RawStream, health_of, opening, raw_channel
 from tests.support.cloud.scenario import load_vocabulary, play, write_to_the_end
 from tests.support.fakes.target import FakeTarget, fake_target
-from tests.support.waiting import until
+from tests.support.processes.servers import serving
+from tests.support.waiting import PATIENCE_S, until
 
 HAND_OVER = Failure("UNAVAILABLE", "the cloud is shutting down; open the stream again, on another server", 100)
 
@@ -90,3 +92,17 @@ def test_health_cannot_be_watched(tiny_pair: Path) -> None:
                 pass
 
     play(tiny_pair, scenario)
+
+
+def test_a_device_leaves_a_server_that_is_loading_for_the_next_one(tiny_pair: Path) -> None:
+    async def scenario() -> None:
+        loading = Server(CloudConfig(listen="127.0.0.1:0"))
+        first = await loading.start()
+        async with serving(fake_target(tiny_pair), tiny_pair) as (server, second):
+            cloud = GrpcCloud(f"{first},{second}")
+            capabilities = await cloud.capabilities(PATIENCE_S * 1000)
+            assert capabilities.model_digest == server.cloud.supervisor.capabilities.model_digest
+            await cloud.close()
+        await loading.stop(0)
+
+    asyncio.run(scenario())
