@@ -18,9 +18,6 @@ from tests.support.processes.commands import ROOT
 DOCKER = ROOT / "docker"
 USER = 10001  # of both Dockerfiles
 TIME_TO_END_S = 10  # after the grace, for threads and connections
-# Settings that the program may not know yet.
-SERVICE_SETTINGS = {"tls", "tokens_file", "metrics", "logs", "lame_duck_seconds"}
-DEVICE_SETTINGS = {"ca_file", "token_file"}
 
 
 def manifests() -> dict[tuple[str, str], Any]:
@@ -53,9 +50,6 @@ def settings_in_compose() -> Any:
 # --- Settings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not CloudConfig.model_fields.keys() >= SERVICE_SETTINGS, reason="the cloud does not know all settings of a service"
-)
 @pytest.mark.parametrize("settings", [settings_in_kubernetes, settings_in_compose])
 def test_the_cloud_accepts_its_settings(settings: Any, tmp_path: Path) -> None:
     path = tmp_path / "cloud.yaml"
@@ -63,9 +57,6 @@ def test_the_cloud_accepts_its_settings(settings: Any, tmp_path: Path) -> None:
     load_yaml(path, CloudConfig)
 
 
-@pytest.mark.skipif(
-    not EdgeConfig().cloud.model_dump().keys() >= DEVICE_SETTINGS, reason="the device does not know all settings of TLS"
-)
 def test_the_device_accepts_its_settings() -> None:
     load_yaml(DOCKER / "compose" / "edge.yaml", EdgeConfig)
 
