@@ -16,6 +16,7 @@ from chaperone_common.address import host_and_port
 from edge_client.link.credentials import Credentials
 
 _PROBE_S = 0.7  # for each step; all problems are to be reported within about a second
+_CONFIRM_AFTER_S = 0.2
 _LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?:ipv[46]):(\S+): ")
 
 
@@ -67,7 +68,11 @@ async def connection_problem(details: str, credentials: Credentials) -> str | No
     if problem is not None or not _was_closed(details):
         return problem
     address, tls = _address(details, credentials), credentials.tls
-    match await _probe(address):
+    answer = await _probe(address)
+    if answer is _Answer.TLS_THEN_CLOSED:  # so does a server that stops just then
+        await asyncio.sleep(_CONFIRM_AFTER_S)
+        answer = await _probe(address)
+    match answer:
         case _Answer.TLS | _Answer.TLS_THEN_CLOSED if tls is None:
             return (
                 f"cloud: {address} answers with TLS; set cloud.tls: true, and cloud.ca_file (--tls-ca) to its authority"

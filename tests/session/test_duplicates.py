@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -18,7 +18,9 @@ from edge_client.planner import FixedPlanner
 from tests.support.session.cloud import answer, draft, session
 from tests.support.session.device import START, fire, skip, snapshot
 from tests.support.session.device import session as device_session
-from tests.support.session.pair import PROMPT, Models, Pair, cloud_text
+from tests.support.session.pair import PROMPT, Models, Pair, RandomPlanner, cloud_text
+
+TEXT_IS_WRITTEN = (State.DEVICE_WRITES, State.CLOUD_WRITES)
 
 
 @dataclass
@@ -33,12 +35,12 @@ class RepeatingPair(Pair):
     def _cloud_reads(self) -> bool:
         frame = self.up[0] if self.up else None
         read = super()._cloud_reads()
-        if isinstance(frame, Draft) and frame.token_ids:
+        if isinstance(frame, Draft):
             self.past_drafts.append(frame)
-        if self.past_drafts and self.cloud.state is State.DEVICE_WRITES and self.random.random() < 0.2:
+        if self.past_drafts and self.cloud.state in TEXT_IS_WRITTEN and self.random.random() < 0.2:
             self.repeated_drafts += 1
             self.up.appendleft(self.random.choice(self.past_drafts[-3:]))
-            self.wanted_ms.appendleft(0)
+            self.wanted_ms.appendleft(self.cloud.deadline_ms)
             super()._cloud_reads()
         return read
 
@@ -47,7 +49,7 @@ class RepeatingPair(Pair):
         received = super()._receive()
         if isinstance(frame, Verdict):
             self.past_verdicts.append(frame)
-        if self.past_verdicts and self.device.state is State.DEVICE_WRITES and self.random.random() < 0.2:
+        if self.past_verdicts and self.device.state in TEXT_IS_WRITTEN and self.random.random() < 0.2:
             self.repeated_verdicts += 1
             before = snapshot(self.device)
             assert self.device.apply(self.random.choice(self.past_verdicts)) == []
@@ -58,16 +60,27 @@ class RepeatingPair(Pair):
 @st.composite
 def repeating(draw: st.DrawFn, mode: Mode) -> RepeatingPair:
     models = Models(draw(st.integers(0, 2**32)), draw(st.integers(0, 100)), draw(st.integers(5, 200)))
-    planner = FixedPlanner(
+    random = Random(draw(st.integers(0, 2**32)))
+    run_ahead_tokens = draw(st.integers(10, 40))
+    fixed = FixedPlanner(
         mode,
         span_tokens=draw(st.integers(1, 9)),
         spans_in_flight=draw(st.integers(1, 4)),
-        run_ahead_tokens=draw(st.integers(10, 40)),
+        run_ahead_tokens=run_ahead_tokens,
     )
-    return RepeatingPair(models, mode, planner, Random(draw(st.integers(0, 2**32))))
+    planners: list[FixedPlanner | RandomPlanner] = [fixed, RandomPlanner(random, run_ahead_tokens)]
+    return RepeatingPair(
+        models,
+        mode,
+        draw(st.sampled_from(planners)),
+        random,
+        continuation_tokens=draw(st.integers(0, 9)),
+        deadlines_ms=(100, 200),
+        branch_tokens=draw(st.integers(0, 6)),
+    )
 
 
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(pair=repeating(Mode.EXACT))
 def test_exact_commits_the_cloud_only_text_although_frames_arrive_twice(pair: RepeatingPair) -> None:
     pair.run()
@@ -75,7 +88,7 @@ def test_exact_commits_the_cloud_only_text_although_frames_arrive_twice(pair: Re
     assert pair.device.tally.deviations == 0
 
 
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(pair=repeating(Mode.GATED))
 def test_gated_counts_every_deviation_once_although_frames_arrive_twice(pair: RepeatingPair) -> None:
     pair.run()
@@ -94,6 +107,66 @@ def test_the_wire_repeats_every_kind_of_frame() -> None:
         drafts += pair.repeated_drafts
         verdicts += pair.repeated_verdicts
     assert min(drafts, verdicts) >= 50
+
+
+@pytest.mark.parametrize(
+    ("frame", "choices"),
+    [
+        (draft(START, 1, 2), [1, 2, 3]),
+        (draft(START, 1, 2, final_before=5), [4, 2, 3]),  # an audit, whose deviation is reported once
+        (draft(START, 1, 2), [5, 2, 3]),  # an override
+        (draft(START, 1, 2, branches=((4, 3), (5, 6))), [1, 2, 3, 6, 7]),
+    ],
+)
+def test_a_copy_of_a_draft_is_ignored(frame: Draft, choices: list[int]) -> None:
+    cloud = session()
+    answer(cloud, frame, choices)
+    text, revision = list(cloud.text), cloud.revision
+    assert cloud.receive(frame) is None
+    assert (cloud.text, cloud.revision, cloud.stale_frames) == (text, revision, 1)
+
+
+@pytest.mark.parametrize(
+    ("frame", "choices"),
+    [(draft(START, continuation_tokens=3), [5]), (draft(START, 1, continuation_tokens=3), [5, 2])],
+)
+def test_a_copy_neither_ends_a_takeover_nor_begins_another(frame: Draft, choices: list[int]) -> None:
+    cloud = session()
+    answer(cloud, frame, choices)
+    assert not cloud.hands_back(frame)
+    assert cloud.receive(frame) is None
+    assert (cloud.writes, cloud.takeovers, cloud.hand_backs) == (True, 1, 0)
+    while cloud.writes:
+        cloud.answer(cloud.writing(), [6])
+    assert cloud.receive(frame) is None
+    assert not cloud.writes
+
+
+def test_a_copy_of_the_draft_before_a_contradicted_one_prevents_no_takeover() -> None:
+    """The device expects the takeover as soon as it receives the Verdict."""
+    cloud = session()
+    first = draft(START, 1)
+    answer(cloud, first, [1, 2])
+    assert cloud.receive(first) is None
+    assert cloud.receive(draft(4, 9, continuation_tokens=3)) is None
+    assert cloud.writes
+
+
+def test_a_copy_restores_no_earlier_deadline() -> None:
+    cloud = session()
+    first, second = replace(draft(START, 1), deadline_ms=100), replace(draft(4, 2), deadline_ms=200)
+    answer(cloud, first, [1, 2])
+    answer(cloud, second, [3])
+    assert cloud.receive(first) is None
+    assert cloud.deadline_ms == 200
+
+
+def test_a_draft_that_continues_the_last_one_is_no_copy() -> None:
+    """Tokens after a request to write, and a request to write after tokens."""
+    cloud = session()
+    assert answer(cloud, draft(START), [5]) == Verdict(0, 3, 5)
+    assert answer(cloud, draft(START, 5), [6]) == Verdict(0, 4, 6)
+    assert answer(cloud, draft(5), [8]) == Verdict(0, 5, 8)
 
 
 def test_a_repeated_close_is_refused_and_its_audit_counted_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 
 import pytest
 from hypothesis import given, settings
@@ -116,15 +117,6 @@ def test_a_draft_in_flight_is_compared_with_the_further_tokens() -> None:
     assert (cloud.text, cloud.revision) == ([7, 8, 9, 1, 2, 3, 9, 8], 1)
 
 
-def test_tokens_that_were_sent_are_not_sent_again() -> None:
-    """The answer to a replayed Draft is short: the cloud's own token, which the device has."""
-    cloud = session()
-    frame = draft(START, 1, 2, 3, branches=TREE)
-    answer(cloud, frame, [1, 2, 3, 9, 0, 0, 0, 8])
-    assert answer(cloud, frame, []) == Verdict(0, 6, 9)
-    assert cloud.text == [7, 8, 9, 1, 2, 3, 9, 8]
-
-
 def test_the_closing_audit_begins_after_the_further_tokens() -> None:
     cloud = session()
     answer(cloud, draft(START, 1, 2, 3, branches=TREE), [1, 5, 3, 4, 6, 8, 0, 0])
@@ -145,7 +137,7 @@ def test_branches_before_tokens_that_the_cloud_holds_are_not_read() -> None:
     cloud = session()
     answer(cloud, draft(START, 1), [1, 2])
     frame = draft(4, 2, 3, branches=((3, 5), (6, 6), (4, 7), (8, 8), (5, 9)))
-    assert read(cloud, frame) == ((3,), 2, ((4, 7), (6, 8), (5, 9)))
+    assert read(deepcopy(cloud), frame) == ((3,), 2, ((4, 7), (6, 8), (5, 9)))
     assert answer(cloud, frame, [7, 0, 8, 4, 0]) == Verdict(1, 5, 7, further_token_ids=(8, 4))
 
 

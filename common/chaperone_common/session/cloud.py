@@ -63,6 +63,7 @@ class CloudSession:
         # Below this position the device accepts the cloud's tokens, even if a Draft on its way calls them final.
         self._vouched = 0
         self._judged_last = False  # the latest frame was judged, and the text has not changed since
+        self._latest: Draft | None = None  # the Draft received last, stale or not; copies are not counted
 
     @property
     def writes(self) -> bool:
@@ -91,7 +92,9 @@ class CloudSession:
 
     def hands_back(self, frame: Draft) -> bool:
         """Return whether a Draft ends the takeover: the device writes again, and the text does not contradict it."""
-        return self.writes and frame.revision == self.revision and not self._contradicted(frame)
+        if not self.writes or frame.revision != self.revision or self._is_copy(frame):
+            return False
+        return not self._contradicted(frame)
 
     def hand_back(self) -> Continuation:
         """End a takeover, and return the frame that reports it."""
@@ -116,6 +119,10 @@ class CloudSession:
                 return self._closed(request, choices, queue_us, compute_us)
 
     def _receive_draft(self, frame: Draft) -> VerificationRequest | None:
+        if self._is_copy(frame):
+            self.stale_frames += 1
+            return None
+        self._latest = frame
         self.deadline_ms = frame.deadline_ms or self.deadline_ms
         if frame.revision < self.revision:
             self.stale_frames += 1
@@ -231,6 +238,16 @@ class CloudSession:
             if token_id != choice
         )
         return Closed(deviations, queue_us, compute_us)
+
+    def _is_copy(self, frame: Draft) -> bool:
+        """Return whether a Draft was received before: a device sends each token once in a revision, in order."""
+        latest = self._latest
+        if latest is None:
+            return False
+        if frame.revision != latest.revision:
+            return frame.revision < latest.revision
+        repeats_request = not frame.token_ids and not latest.token_ids and frame.start == latest.end
+        return frame.start < latest.end or repeats_request
 
     def _contradicted(self, frame: Draft) -> bool:
         """Return whether the cloud has written another token where the device asks for a verdict, or accepts one."""

@@ -162,8 +162,7 @@ async def device(
     ):
         planner = PLANNERS[number % len(PLANNERS)]
         settings = config_for(proxy.address, credentials, token_file, planner)
-        repeated = 0.3 if planner.policy == "fixed" and not planner.takeover_tokens else 0.0
-        cloud = RepeatingCloud(settings.cloud, clock, Random(number), seen, repeated=repeated)
+        cloud = RepeatingCloud(settings.cloud, clock, Random(number), seen, repeated=0.3)
         async with EdgeClient(settings, cloud=cloud, drafter=fake_drafter(pair)) as client:
             yield Device(tenant, client, cloud, clock, proxy, forwarder)
 

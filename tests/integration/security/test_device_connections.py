@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -135,6 +136,33 @@ def test_a_refused_connection_is_waited_for(folder: Path) -> None:
                 error = await capabilities_of(address, timeout_ms=600.0, **settings)
                 assert isinstance(error, CloudUnavailable)
                 assert "cannot be reached within 600 ms" in error.message
+
+    asyncio.run(run())
+
+
+def test_a_server_that_stops_after_a_handshake_is_waited_for(folder: Path) -> None:
+    """It closes connections like one that wants another certificate, but only for a moment."""
+    ours = folder / "ours"
+    writers: list[asyncio.StreamWriter] = []
+
+    async def stop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        if len(writers) <= 2:  # the channel's connection, and the first that looks into it
+            writer.transport.abort()
+
+    async def run() -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(ours / "cert.pem", ours / "key.pem")
+        context.set_alpn_protocols(["h2"])
+        server = await asyncio.start_server(stop, "127.0.0.1", 0, ssl=context)
+        async with server:
+            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            error = await capabilities_of(address, timeout_ms=1500.0, ca_file=ours / "ca.pem")
+            assert isinstance(error, CloudUnavailable)
+            assert "cannot be reached within 1500 ms" in error.message
+            assert len(writers) > 2
+        for writer in writers:
+            writer.transport.abort()
 
     asyncio.run(run())
 

@@ -31,8 +31,7 @@ class JumpingClock:
 class RepeatingCloud:
     """A `GrpcCloud` on whose streams a share of the Drafts is followed by one of the last ones, or by itself.
 
-    `sessions` holds the id of the session that it opened last. Choose a planner that asks for no continuation if
-    Drafts are repeated: only such Drafts change nothing when they come again.
+    `sessions` holds the id of the session that it opened last.
     """
 
     def __init__(
