@@ -56,6 +56,9 @@ COMMANDS = {
         "benchmarks.fleet.cloud_profile", "step times of cloud models, on this machine's accelerator"
     ),
     "fleet": Command("benchmarks.fleet.run", "many devices on a few replicas: latency, load, cost and energy"),
+    "attacks": Command(
+        "benchmarks.attacks.run", "a device next to attackers: its text and speed, and the service's memory"
+    ),
     "all": Command(
         "benchmarks.report.make_all",
         "every reported speed and its inputs, into benchmarks/results/; continues after an interruption",

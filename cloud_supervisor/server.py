@@ -48,6 +48,8 @@ _OPTIONS = (
     ("grpc.max_connection_age_ms", 30 * _MINUTE_MS),
     ("grpc.max_connection_age_grace_ms", 10 * _MINUTE_MS),
     ("grpc.http2.max_header_list_size", 16 << 10),
+    # No device compresses its frames. A compressed message is passed on as it is, and is no frame.
+    ("grpc.per_message_decompression", 0),
 )
 _CREDENTIAL_CHECK_S = 1.0
 _LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end

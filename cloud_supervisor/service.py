@@ -89,7 +89,8 @@ class SupervisionService:
         self._streams += 1
         self._idle.clear()
         try:
-            await self._supervise(requests, context)
+            with suppress(grpc.aio.InternalError):  # gRPC has ended the stream, as after a reset, and takes no answer
+                await self._supervise(requests, context)
         finally:
             self._streams -= 1
             if not self._streams:
@@ -103,8 +104,8 @@ class SupervisionService:
 
     async def get_capabilities(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Send the model and the limits of this cloud, and the quotas of the caller's tenant. The request is empty."""
-        supervisor, caller = await self._begin(context)
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, grpc.aio.InternalError):
+            supervisor, caller = await self._begin(context)
             async with asyncio.timeout(self._limits.write_timeout_s):
                 await context.write(encode_capabilities(supervisor.capabilities_for(caller)))
 

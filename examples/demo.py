@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     threads = max(1, (os.cpu_count() or 2) // 2)
     print(f"Starting the cloud process with {threads} thread(s); the device uses as many.", flush=True)
     started = time.monotonic()
-    with cloud_server(args.pair, arguments=("--threads", str(threads))) as address:
+    with cloud_server(args.pair, arguments=("--threads", str(threads))) as (address, _):
         print(f"The cloud serves on {address} after {time.monotonic() - started:.1f} s.")
         answered = asyncio.run(_all_prompts(args, address, threads))
     print_tables(args.prompt, answered)

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, NamedTuple, Never
 
 ROOT = Path(__file__).parents[2]
 SERVE = ("cloud_supervisor.cli", "--log-level", "warning", "serve")
@@ -78,6 +78,13 @@ def _exit_after_parent() -> None:
     os._exit(1)
 
 
+class CloudProcess(NamedTuple):
+    """A running cloud server."""
+
+    address: str
+    pid: int
+
+
 @contextmanager
 def cloud_server(
     pair: str,
@@ -86,8 +93,8 @@ def cloud_server(
     cores: Sequence[int] | None = None,
     log: Path | None = None,
     program: Sequence[str] = SERVE,
-) -> Iterator[str]:
-    """Start a cloud server on a free port and yield its address; end it afterwards.
+) -> Iterator[CloudProcess]:
+    """Start a cloud server on a free port and yield it; end it afterwards.
 
     `cores` pins it to some cores. `program` is a module with its first arguments: another server than
     `chaperone-cloud serve`, with the same options and the same line of output.
@@ -104,7 +111,7 @@ def cloud_server(
         )
     with unwound_by_sigterm():
         try:
-            yield _address(process)
+            yield CloudProcess(_address(process), process.pid)
         finally:
             _end(process)
 

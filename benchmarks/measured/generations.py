@@ -52,7 +52,7 @@ def _cloud_and_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Ite
     arguments = ("--threads", "1", "--dtype", plan.dtype)
     program = SERVE if lenient_nats is None else (*LENIENT_SERVER, str(lenient_nats))
     with (
-        cloud_server(plan.pair, arguments=arguments, cores=(cores.cloud,), program=program) as address,
+        cloud_server(plan.pair, arguments=arguments, cores=(cores.cloud,), program=program) as (address, _),
         link_process(plan.profile, address, seed=plan.seed, cores=cores.every) as link,
     ):
         yield link

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     missing = [prompt for prompt in prompts if prompt.id not in done]
     if missing:
         args.traces.parent.mkdir(parents=True, exist_ok=True)
-        with cloud_server(args.pair, arguments=("--threads", "1")) as address:
+        with cloud_server(args.pair, arguments=("--threads", "1")) as (address, _):
             asyncio.run(_record(args, address, prompts, missing, file))
     file = load_traces(args.traces)
     return {"benchmark": "record", **file.header, "summary": _summary(file)}

@@ -50,6 +50,7 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 10_000),  # what the keepalive waits for, whatever the option above says
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.per_message_decompression", 0),  # no cloud compresses its frames
     # Every client has its own connection, so that closing one cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
     # The engine decides when to try again, and how long; a channel must not add a backoff of its own.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -10,12 +12,12 @@ import grpc.aio
 import psutil
 import pytest
 
+from benchmarks.attacks.hostile import hostile_connection
 from chaperone_common.frames import Failure, Opened
 from chaperone_common.wire import encode_client
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.observation import Refused
 from cloud_supervisor.server import Readiness, Server
-from tests.support.cloud.hostile import hostile_connection
 from tests.support.cloud.raw_stream import RawStream, health_of, opening
 from tests.support.cloud.scenario import draft, load_vocabulary, play, write_to_the_end
 from tests.support.cloud.watched import Observed, watched
@@ -87,6 +89,23 @@ def test_the_number_of_streams_is_bounded(tiny_pair: Path) -> None:
             assert await health_of(channel) == "SERVING"
 
     play(tiny_pair, scenario, limits)
+
+
+def test_a_compressed_message_is_refused_unopened(tiny_pair: Path, digest: str) -> None:
+    packer = zlib.compressobj(wbits=31)
+    bomb = packer.compress(bytes(40 << 20)) + packer.flush()
+    valid = gzip.compress(encode_client(opening(digest, max_new_tokens=10)))
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        async with hostile_connection(address) as bad:
+            for message in (bomb, valid):
+                await bad.ended(bad.open(message, (("grpc-encoding", "gzip"),), compressed=True))
+            assert bad.endings == {"OUT_OF_RANGE": 2}
+        good = RawStream(channel)
+        await good.send(opening(digest, max_new_tokens=10))
+        await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
+
+    play(tiny_pair, scenario, LimitsConfig())
 
 
 def test_frames_that_need_no_work_are_no_progress(tiny_pair: Path, digest: str) -> None:

@@ -1,0 +1,1 @@
+"""A device next to attackers of its service: text and speed."""
