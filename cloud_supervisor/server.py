@@ -24,6 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.clock import MonotonicClock
 from chaperone_common.command.program import EXIT_SIGNAL
 from chaperone_common.errors import CloudUnavailable, ConfigError
 from chaperone_common.wire import SERVICE
@@ -51,6 +52,7 @@ _OPTIONS = (
     # No device compresses its frames. A compressed message is passed on as it is, and is no frame.
     ("grpc.per_message_decompression", 0),
 )
+_GRPC_LOG = "grpc._cython.cygrpc"
 _CREDENTIAL_CHECK_S = 1.0
 _LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end
 
@@ -85,7 +87,7 @@ class Server:
         self._config = config
         self._cloud = cloud
         self._entrance = entrance or build_entrance(config)
-        self._service = SupervisionService(self._entrance.callers, limits, self._entrance.observer)
+        self._service = SupervisionService(self._entrance.callers, limits, self._entrance.observer, MonotonicClock())
         self._health = _Health()
         self._watching: asyncio.Task[None] | None = None
         self._monitoring: Monitoring | None = None
@@ -147,6 +149,7 @@ class Server:
                 port = self._server.add_secure_port(listen, tls.credentials())
         except RuntimeError as error:
             raise ConfigError(f"listen: {listen!r} cannot be bound ({error}); choose a free port") from None
+        logging.getLogger(_GRPC_LOG).addFilter(_is_worth_a_line)
         await self._server.start()
         if self._cloud is None:
             await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -351,3 +354,9 @@ def check_free(address: str) -> None:
         except OSError as error:
             problem = error.strerror
     raise ConfigError(f"listen: {address!r} cannot be bound ({problem}); choose a free port")
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Drop the errors of gRPC that it cannot end a stream, because the device has reset it or reads nothing."""
+    raised = record.exc_info[1] if record.exc_info else None
+    return not isinstance(raised, grpc.aio.InternalError)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from typing import NoReturn, Protocol
 
 import grpc
 import grpc.aio
 
+from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, CloudUnavailable, Overloaded, QuotaExceeded, status_of
-from chaperone_common.frames import ClientFrame, Failure, FrameLimits
+from chaperone_common.frames import ClientFrame, Failure, FrameLimits, ServerFrame
 from chaperone_common.wire import (
     GET_CAPABILITIES,
     RETRY_AFTER,
@@ -29,6 +30,7 @@ from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.observation import Observer, Refused
 from cloud_supervisor.security.authentication import peer_address
+from cloud_supervisor.security.pacing import RefusalPace
 from cloud_supervisor.status_details import status_details
 from cloud_supervisor.supervisor import Supervisor
 
@@ -56,17 +58,29 @@ class Callers(Protocol):
         """End all checks."""
 
 
+class _RefusalError(Exception):
+    """A stream is refused before it is a session."""
+
+    def __init__(self, failure: Failure, caller: Caller, *, framed: bool = False) -> None:
+        super().__init__(failure.status)
+        self.failure = failure
+        self.caller = caller
+        self.framed = framed  # the failure is sent as a frame, too; such calls count as unfinished
+
+
 class SupervisionService:
     """The servicer of `chaperone.v1.SupervisionService`. It refuses everybody until it has a supervisor."""
 
-    def __init__(self, callers: Callers, limits: LimitsConfig, observer: Observer) -> None:
+    def __init__(self, callers: Callers, limits: LimitsConfig, observer: Observer, clock: Clock) -> None:
         self.supervisor: Supervisor | None = None
         self._callers = callers
         self._limits = limits
         self._observer = observer
+        self._pace = RefusalPace(limits.max_refusal_delay_s, clock)
         self._streams = 0
         # Calls by tenant. One whose device does not read goes on after its stream has ended, until the connection does.
         self._unfinished: Counter[str] = Counter()
+        self._held: Counter[str | None] = Counter()  # those of `_unfinished` whose refusal is held back
         self._idle = asyncio.Event()  # no stream is open
         self._idle.set()
 
@@ -85,12 +99,20 @@ class SupervisionService:
         """Serve one generation; a Failure frame also sets the status of the stream."""
         if self._streams >= self._limits.max_streams:
             message = f"streams: {self._streams} are open, the limit is {self._limits.max_streams}; try again later"
-            await self._refuse(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS))
+            await self._refuse(context, self._refusal(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS)))
+        try:
+            with self._counted():
+                await self._supervise(requests, context)
+        except _RefusalError as refusal:
+            await self._refuse(context, refusal)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count an open stream within the block."""
         self._streams += 1
         self._idle.clear()
         try:
-            with suppress(grpc.aio.InternalError):  # gRPC has ended the stream, as after a reset, and takes no answer
-                await self._supervise(requests, context)
+            yield
         finally:
             self._streams -= 1
             if not self._streams:
@@ -104,16 +126,19 @@ class SupervisionService:
 
     async def get_capabilities(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Send the model and the limits of this cloud, and the quotas of the caller's tenant. The request is empty."""
-        with suppress(TimeoutError, grpc.aio.InternalError):
+        try:
             supervisor, caller = await self._begin(context)
+        except _RefusalError as refusal:
+            await self._refuse(context, refusal)
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.write_timeout_s):
                 await context.write(encode_capabilities(supervisor.capabilities_for(caller)))
 
     async def _supervise(self, requests: AsyncIterator[bytes], context: Context) -> None:
         supervisor, caller = await self._begin(context)
-        if self._unfinished[caller.tenant] >= self._limits.max_streams:
+        if self._unfinished[caller.tenant] - self._held[caller.tenant] >= self._limits.max_streams:
             message = f"streams: {self._limits.max_streams} of this tenant are open or unread; read their answers"
-            await self._refuse(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS), caller)
+            raise self._refusal(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS), caller)
         self._unfinished[caller.tenant] += 1
         # Its stub is of the synchronous API.
         context.add_done_callback(lambda _: self._finish(caller.tenant))  # type: ignore[arg-type]
@@ -123,16 +148,24 @@ class SupervisionService:
             max_span_tokens=self._limits.max_span_tokens,
         )
         frames = supervisor.supervise(_decoded(requests, limits), caller, _header(context, "traceparent"))
+        opened = False
         async with aclosing(frames) as answers:
             async for frame in answers:
+                if isinstance(frame, Failure) and not opened:
+                    raise _RefusalError(frame, caller, framed=True)
+                opened = True
                 try:
-                    async with asyncio.timeout(self._limits.write_timeout_s):
-                        await context.write(encode_server(frame))
+                    await self._write(context, frame)
                 except TimeoutError:
                     self._observer.notice(Refused(caller.tenant, caller.peer, "write_timeout", _unread(self._limits)))
                     return
                 if isinstance(frame, Failure):
                     await _abort(context, frame)
+
+    async def _write(self, context: Context, frame: ServerFrame) -> None:
+        """Write a frame; raises TimeoutError if the device does not read."""
+        async with asyncio.timeout(self._limits.write_timeout_s):
+            await context.write(encode_server(frame))
 
     def _finish(self, tenant: str) -> None:
         self._unfinished[tenant] -= 1
@@ -140,24 +173,52 @@ class SupervisionService:
             del self._unfinished[tenant]
 
     async def _begin(self, context: Context) -> tuple[Supervisor, Caller]:
-        """Return the supervisor and the caller, or end the call."""
+        """Return the supervisor and the caller; raises _RefusalError."""
         try:
             caller = await self._callers.authenticate(
                 tuple(context.invocation_metadata() or ()), context.auth_context(), context.peer()
             )
         except ChaperoneError as error:
-            await self._refuse(context, error)
+            raise self._refusal(context, error) from None
         if self.supervisor is None:
             loading = CloudUnavailable("the cloud is loading its model; try again", retry_after_ms=_LOADING_RETRY_MS)
-            await self._refuse(context, loading, caller)
+            raise self._refusal(context, loading, caller)
         return self.supervisor, caller
 
-    async def _refuse(self, context: Context, error: ChaperoneError, caller: Caller | None = None) -> NoReturn:
-        peer = caller.peer if caller is not None else peer_address(context.peer())
-        tenant = caller.tenant if caller is not None else ANONYMOUS
-        self._observer.notice(Refused(tenant, peer, status_of(error).lower(), error.message))
+    def _refusal(self, context: Context, error: ChaperoneError, caller: Caller | None = None) -> _RefusalError:
+        """Report a refusal, and return it."""
+        caller = caller or Caller(ANONYMOUS, peer_address(context.peer()))
+        self._observer.notice(Refused(caller.tenant, caller.peer, status_of(error).lower(), error.message))
         quota = error.quota if isinstance(error, QuotaExceeded) else ""
-        await _abort(context, Failure(status_of(error), error.message, error.retry_after_ms, quota))
+        return _RefusalError(Failure(status_of(error), error.message, error.retry_after_ms, quota), caller)
+
+    async def _refuse(self, context: Context, refusal: _RefusalError) -> NoReturn:
+        """End a stream by a refusal, when its turn has come."""
+        # A device that knows at once that this service is not ready can go to another.
+        if refusal.failure.status != grpc.StatusCode.UNAVAILABLE.name:
+            with self._holding(refusal.caller.tenant if refusal.framed else None):
+                await self._pace.hold(_client(refusal.caller))
+        with self._counted():
+            if refusal.framed:
+                with suppress(TimeoutError):
+                    await self._write(context, refusal.failure)
+            await _abort(context, refusal.failure)
+
+    @contextmanager
+    def _holding(self, tenant: str | None) -> Iterator[None]:
+        """Count a held call of a tenant within the block."""
+        self._held[tenant] += 1
+        try:
+            yield
+        finally:
+            self._held[tenant] -= 1
+            if not self._held[tenant]:
+                del self._held[tenant]
+
+
+def _client(caller: Caller) -> str:
+    """Return whom refusals count for: a tenant, or the address of a stranger."""
+    return caller.peer if caller.tenant == ANONYMOUS else f"tenant {caller.tenant}"
 
 
 async def _abort(context: Context, failure: Failure) -> NoReturn:

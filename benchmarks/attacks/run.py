@@ -1,8 +1,9 @@
 """Text and speed of a device next to attackers: `python -m benchmarks attacks`.
 
-The service is a process of its own on one core, with tokens and quotas. The device is on another core, which the
-attacker shares at the lowest priority. Each attack goes on while the device writes the same texts as before and after
-it, and `malformed` until it has sent at least 10,000 messages. Speed is tokens over whole requests. The service's
+The service is a process of its own on one core, with tokens and quotas. Device and attacker share the other cores, and
+the attacker has the lowest priority there. In mode `cloud` the device mostly waits, so that the attacker has nearly all
+of its core, and the speed is the service's. Each attack goes on while the device writes the same texts as before and
+after it, and `malformed` until it has sent at least 10,000 messages. Speed is tokens over whole requests. The service's
 memory is read before an attack, and some seconds after it.
 """
 
@@ -32,7 +33,6 @@ from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings
 
 PROMPTS = Path(__file__).parents[1] / "prompt_sets" / "reporting.jsonl"
-SETTLING_S = 5.0
 DEVICE, ATTACKER, LIMITED = "device", "attacker", "limited"  # tenants
 CONFIG = f"""
 quotas:
@@ -68,10 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=Path, default=PROMPTS, help="a prompt set: JSON lines of id, class and prompt"
     )
-    parser.add_argument("--first", type=int, default=6, help="only the first N prompts")
+    parser.add_argument("--first", type=int, default=3, help="only the first N prompts")
     parser.add_argument("--pair", default="default")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--mode", choices=("cloud", "exact"), default="cloud", help="of the device")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--malformed", type=int, default=MALFORMED, help="messages that `malformed` sends at least")
+    parser.add_argument("--settling-s", type=float, default=5.0, help="from the end of an attack to the look at memory")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -91,10 +93,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **measured,
         "settings": {
             "pair": args.pair,
+            "mode": args.mode,
             "prompts": [prompt.id for prompt in prompts],
             "max_new_tokens": args.max_new_tokens,
             "held_streams": HELD,
-            "settling_s": SETTLING_S,
+            "settling_s": args.settling_s,
         },
         "summary": {row["attack"]: {name: value for name, value in row.items() if name != "attack"} for row in rows},
     }
@@ -124,7 +127,7 @@ async def _attack_in_turn(
 ) -> list[dict[str, Any]]:
     settings = EdgeConfig(
         pair=args.pair,
-        mode="exact",
+        mode=args.mode,
         cloud=CloudSettings(address=service.process.address, token_file=token_file),
         device=DeviceSettings(threads=len(service.rest), allow_spinning=False),
     )
@@ -157,7 +160,7 @@ async def _attack_in_turn(
                 while not attacked or (kind == "malformed" and attacker.toll().opened < args.malformed):
                     attacked += await write_all()
                 seconds, toll = time.perf_counter() - began, attacker.toll()
-            await asyncio.sleep(SETTLING_S)
+            await asyncio.sleep(args.settling_s)
             rss_after_mib = service.rss_mib
             after = await write_all()
             rows.append(

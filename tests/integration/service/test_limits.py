@@ -17,6 +17,8 @@ from chaperone_common.frames import Failure, Opened
 from chaperone_common.wire import encode_client
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.observation import Refused
+from cloud_supervisor.security import pacing
+from cloud_supervisor.security.pacing import BURST
 from cloud_supervisor.server import Readiness, Server
 from tests.support.cloud.raw_stream import RawStream, health_of, opening
 from tests.support.cloud.scenario import draft, load_vocabulary, play, write_to_the_end
@@ -58,7 +60,9 @@ def test_a_full_server_says_so(tiny_pair: Path, digest: str) -> None:
     play(tiny_pair, scenario, LimitsConfig(max_sessions=1))
 
 
-def test_a_device_that_does_not_read_loses_its_sessions(tiny_pair: Path, digest: str) -> None:
+def test_a_device_that_does_not_read_loses_its_sessions(
+    tiny_pair: Path, digest: str, caplog: pytest.LogCaptureFixture
+) -> None:
     observed = Observed()
     limits = LimitsConfig(max_sessions=8, write_timeout_s=0.1)
 
@@ -73,6 +77,7 @@ def test_a_device_that_does_not_read_loses_its_sessions(tiny_pair: Path, digest:
 
     play(tiny_pair, scenario, limits, entrance=watched(observed))
     assert {refused.reason for refused in observed.of(Refused) if isinstance(refused, Refused)} == {"write_timeout"}
+    assert not [record for record in caplog.records if record.name.startswith("grpc")], "gRPC could not end them"
 
 
 def test_the_number_of_streams_is_bounded(tiny_pair: Path) -> None:
@@ -106,6 +111,30 @@ def test_a_compressed_message_is_refused_unopened(tiny_pair: Path, digest: str) 
         await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
 
     play(tiny_pair, scenario, LimitsConfig())
+
+
+def test_refusals_of_one_client_are_paced_and_take_no_place(
+    tiny_pair: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "PER_SECOND", 0.001)  # so that none is due while the test runs
+    limits = LimitsConfig(max_sessions=1, max_opening=1, max_refusal_delay_s=3600.0)
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        async with hostile_connection(address) as bad:
+            for number in range(BURST + limits.max_streams):
+                stream = bad.open(b"\xff")
+                if number < BURST:
+                    await bad.ended(stream)
+            await until(
+                lambda: server.cloud.supervisor.counters.streams == BURST + limits.max_streams, "all were refused"
+            )
+            assert bad.endings == {"OUT_OF_RANGE": BURST}
+            good = RawStream(channel)
+            await good.send(opening(digest, max_new_tokens=10))
+            await write_to_the_end(good, FakeTarget(load_vocabulary(tiny_pair)))
+            assert bad.endings == {"OUT_OF_RANGE": BURST}
+
+    play(tiny_pair, scenario, limits)
 
 
 def test_frames_that_need_no_work_are_no_progress(tiny_pair: Path, digest: str) -> None:
