@@ -9,6 +9,7 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.command.console import Console
 from cloud_supervisor.cli.serve import add_settings, configuration
 from cloud_supervisor.cli.values import Commands
+from cloud_supervisor.config import CloudConfig
 
 
 def add_check(commands: Commands) -> None:
@@ -37,3 +38,18 @@ def _check(console: Console, arguments: argparse.Namespace) -> None:
     ]
     console.line(f"chaperone-cloud: {config.pair} ({manifest.model}) on {config.listen}, {transport}")
     console.line(f"chaperone-cloud: devices need {' or '.join(credentials) or 'no credentials'}")
+    if credentials == ["tokens"]:
+        for tenant in _without_token(config):
+            console.line(
+                f"chaperone-cloud: quotas.tenants: {tenant} has no token; correct the name, or make a token with "
+                "`chaperone-cloud token create`"
+            )
+
+
+def _without_token(config: CloudConfig) -> list[str]:
+    """Return the tenants with a quota of their own that no token names, in order."""
+    from cloud_supervisor.security.tokens import TokenFile
+
+    assert config.tokens_file is not None
+    named = {entry.tenant for entry in TokenFile.load(config.tokens_file).entries}
+    return sorted(config.quotas.tenants.keys() - named)

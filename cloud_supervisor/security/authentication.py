@@ -18,7 +18,7 @@ from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, Overloaded, PermissionDenied, Unauthenticated
 from cloud_supervisor.caller import ANONYMOUS, TENANT_URI, Caller, check_tenant
 from cloud_supervisor.security.jwt_tokens import JwtVerifier
-from cloud_supervisor.security.tokens import PREFIX, TokenFile, split_token
+from cloud_supervisor.security.tokens import PREFIX, TokenEntry, TokenFile, split_token
 from cloud_supervisor.security.watched import Watched
 from cloud_supervisor.security.x509 import ClientCertificate, read_client
 
@@ -224,9 +224,9 @@ class Authenticator:
         if entry is None:
             raise Unauthenticated(NOT_VALID)
         if entry.revoked is not None:
-            raise Unauthenticated("authorization: the token was revoked; ask the operator of the cloud for another")
+            raise _over(entry, "was revoked")
         if entry.expired(self._now()):
-            raise Unauthenticated("authorization: the token has expired; ask the operator of the cloud for another")
+            raise _over(entry, "has expired")
         return identity
 
     def _now(self) -> datetime:
@@ -296,3 +296,8 @@ def _tenant_of(certificate: ClientCertificate) -> tuple[str, bool]:
         raise PermissionDenied(
             f"certificate: neither a URI {TENANT_URI}NAME nor its common name is a tenant: {error}"
         ) from None
+
+
+def _over(entry: TokenEntry, what: str) -> Unauthenticated:
+    """Name the token: its id is no secret, and the operator knows the device by it."""
+    return Unauthenticated(f"authorization: the token {entry.id} {what}; ask the operator of the cloud for another")

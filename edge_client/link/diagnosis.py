@@ -19,6 +19,18 @@ _PROBE_S = 0.7  # for each step; all problems are to be reported within about a 
 _CONFIRM_AFTER_S = 0.2
 _LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?:ipv[46]):(\S+): ")
 
+_REASONS = {
+    "errors resolving": "no address is known for its name",
+    "DNS resolution failed": "no address is known for its name",
+    "Connection refused": "nothing listens there",
+    "No route to host": "no network leads there",
+    "Network is unreachable": "no network leads there",
+    "Socket closed": "the connection is closed at once",
+    "Connection reset": "the connection is closed at once",
+    "connect timed out": "nothing answers",
+    "Timeout occurred": "nothing answers",
+}
+
 
 class _Answer(Enum):
     """The answer of a port to the beginning of a TLS connection."""
@@ -57,6 +69,14 @@ def handshake_problem(details: str, credentials: Credentials) -> str | None:
     if "security handshaker" in details:
         return "cloud: gRPC cannot use the files of cloud.ca_file, cloud.cert_file and cloud.key_file; check them"
     return None
+
+
+def reason_of(details: str) -> str:
+    """Return why the last attempt to connect failed, in a few words; empty if gRPC's words do not say."""
+    for words, reason in _REASONS.items():
+        if words in details:
+            return reason
+    return ""
 
 
 async def connection_problem(details: str, credentials: Credentials) -> str | None:

@@ -41,7 +41,7 @@ from chaperone_common.wire import (
 )
 from edge_client.config import CloudSettings
 from edge_client.link.credentials import Credentials, TokenSource, read_credentials
-from edge_client.link.diagnosis import connection_problem, handshake_problem
+from edge_client.link.diagnosis import connection_problem, handshake_problem, reason_of
 from edge_client.ports import Metadata
 
 _OPTIONS = (
@@ -86,6 +86,7 @@ class GrpcCloud:
         self._left: list[grpc.aio.Channel] = []  # streams may still run on them
         self._draining: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._reason = ""  # why the last attempt to connect failed
 
     @property
     def connected(self) -> bool:
@@ -141,9 +142,10 @@ class GrpcCloud:
             answer: bytes = await method(request, timeout=timeout_s, metadata=metadata, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not self.connected:
+                reason = f": {self._reason}" if self._reason else ""
                 raise CloudUnavailable(
-                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms (cloud.connect_timeout_ms); "
-                    "start it with `chaperone-cloud serve`, or correct cloud.address"
+                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms (cloud.connect_timeout_ms)"
+                    f"{reason}; start it with `chaperone-cloud serve`, or correct cloud.address"
                 ) from None
             mapped = _from_grpc(error, self._credentials)
             # The request had nothing that the caller could correct.
@@ -167,6 +169,7 @@ class GrpcCloud:
                 # A call that does not wait ends at once, with the reason. It carries no token.
                 await self._get_capabilities()(encode_capabilities_request(), timeout=_LOOK_AGAIN_S)
             except grpc.aio.AioRpcError as error:
+                self._reason = reason_of(error.details() or "")
                 problem = await connection_problem(error.details() or "", self._credentials)
                 if problem is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
                     return problem

@@ -21,6 +21,7 @@ from cloud_supervisor.security.certificates import make_certificates
 from cloud_supervisor.security.tls import ServerTls
 from cloud_supervisor.security.tokens import TokenFile
 from edge_client import CloudSettings
+from edge_client.link.diagnosis import reason_of
 from edge_client.link.grpc_link import GrpcCloud
 from edge_client.ports import CloudLink
 from tests.support.security.servers import CAPABILITIES, GuardedService, guarded, write
@@ -131,13 +132,30 @@ def test_a_refused_connection_is_waited_for(folder: Path) -> None:
         for settings in ({}, {"ca_file": folder / "ours" / "ca.pem"}):
             error = await capabilities_of("127.0.0.1:1", timeout_ms=600.0, **settings)
             assert isinstance(error, CloudUnavailable)
-            assert "127.0.0.1:1 cannot be reached within 600 ms (cloud.connect_timeout_ms)" in error.message
+            assert (
+                "127.0.0.1:1 cannot be reached within 600 ms (cloud.connect_timeout_ms): nothing listens there; start"
+            ) in error.message
             async with closing_at_once() as address:
                 error = await capabilities_of(address, timeout_ms=600.0, **settings)
                 assert isinstance(error, CloudUnavailable)
                 assert "cannot be reached within 600 ms" in error.message
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        ("errors resolving cloud.invalid:443: [address lookup failed]", "no address is known for its name"),
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Connection refused",
+            "nothing listens there",
+        ),
+        ("something else", ""),
+    ],
+)
+def test_the_reason_is_said_where_waiting_did_not_help(details: str, reason: str) -> None:
+    assert reason_of(details) == reason
 
 
 def test_a_server_that_stops_after_a_handshake_is_waited_for(folder: Path) -> None:
@@ -236,7 +254,7 @@ def test_refusals_keep_their_kind(tmp_path: Path) -> None:
             assert error.message.endswith("authorization: no token; give --token-file or CHAPERONE_TOKEN")
             error = await capabilities_of(address, token_file=token_file)
             assert isinstance(error, Unauthenticated)
-            assert "the token was revoked" in error.message
+            assert "was revoked; ask the operator" in error.message
             cloud = GrpcCloud(CloudSettings(address=address, token_file=token_file))
             messages: list[str] = []
             for _ in range(2):
@@ -247,7 +265,7 @@ def test_refusals_keep_their_kind(tmp_path: Path) -> None:
                 assert failure.status == "UNAUTHENTICATED"
                 messages.append(failure.message)
                 token_file.unlink(missing_ok=True)  # the second time it is reported without a connection
-            assert "the token was revoked" in messages[0]
+            assert "was revoked; ask the operator" in messages[0]
             assert "cloud.token_file" in messages[1]
             assert not any(token in message for message in messages)
             await cloud.close()

@@ -75,8 +75,11 @@ def test_a_device_without_a_valid_token_is_refused(
     token, words = {
         "none": (None, "no token; give --token-file or CHAPERONE_TOKEN"),
         "wrong": (secured.token[:-4] + "AAAA", "the token is not valid"),
-        "expired": (TokenFile.create(secured.tokens, "acme", timedelta(days=1), now=long_ago), "the token has expired"),
-        "revoked": (revoked, "the token was revoked"),
+        "expired": (
+            TokenFile.create(secured.tokens, "acme", timedelta(days=1), now=long_ago),
+            "has expired; ask",
+        ),
+        "revoked": (revoked, "was revoked; ask"),
     }[kind]
     assert generate(secured, monkeypatch, token, "--mode", "exact") == 1
     out, err = capsys.readouterr()
@@ -110,4 +113,11 @@ def test_the_flags_and_files_of_a_service_are_checked_before_it_starts(
     assert "no such file; make it with `chaperone-cloud token create" in capsys.readouterr().err
     assert cloud([*everywhere, *certificate, "--tls-key", key, "--tokens", str(secured.tokens)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "chaperone-cloud: devices need tokens"
+    quotas = tmp_path / "quotas.yaml"
+    quotas.write_text("quotas: {tenants: {acme: {max_sessions: 2}, acne: {max_sessions: 2}}}", encoding="utf-8")
+    assert cloud(["check", "--pair", "tiny", "--config", str(quotas), "--tokens", str(secured.tokens)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "chaperone-cloud: quotas.tenants: acne has no token; correct the name, or make a token with "
+        "`chaperone-cloud token create`"
+    )
     assert cloud([*everywhere, "--insecure"]) == 0
