@@ -358,5 +358,5 @@ def check_free(address: str) -> None:
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
     """Drop the errors of gRPC that it cannot end a stream, because the device has reset it or reads nothing."""
-    raised = record.exc_info[1] if record.exc_info else None
-    return not isinstance(raised, grpc.aio.InternalError)
+    raised = record.exc_info[0] if record.exc_info else None
+    return raised is None or raised.__name__ != "ExecuteBatchError"  # a class that gRPC does not export

@@ -36,6 +36,7 @@ from cloud_supervisor.supervisor import Supervisor
 
 _LOADING_RETRY_MS = 1000
 _BUSY_RETRY_MS = 1000
+_REFUSAL_WRITE_S = 1.0  # the client need not read its refusal
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -78,10 +79,11 @@ class SupervisionService:
         self._observer = observer
         self._pace = RefusalPace(limits.max_refusal_delay_s, clock)
         self._streams = 0
+        self._working = 0  # open streams, and those that are being refused
         # Calls by tenant. One whose device does not read goes on after its stream has ended, until the connection does.
         self._unfinished: Counter[str] = Counter()
-        self._held: Counter[str | None] = Counter()  # those of `_unfinished` whose refusal is held back
-        self._idle = asyncio.Event()  # no stream is open
+        self._held: Counter[str] = Counter()  # those of `_unfinished` whose refusal is held back
+        self._idle = asyncio.Event()  # no stream is open, or being refused
         self._idle.set()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -110,12 +112,22 @@ class SupervisionService:
     def _counted(self) -> Iterator[None]:
         """Count an open stream within the block."""
         self._streams += 1
+        try:
+            with self._busy():
+                yield
+        finally:
+            self._streams -= 1
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Let `until_idle` wait for the block."""
+        self._working += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._streams -= 1
-            if not self._streams:
+            self._working -= 1
+            if not self._working:
                 self._idle.set()
 
     async def until_idle(self, patience_s: float) -> None:
@@ -155,16 +167,16 @@ class SupervisionService:
                     raise _RefusalError(frame, caller, framed=True)
                 opened = True
                 try:
-                    await self._write(context, frame)
+                    await self._write(context, frame, self._limits.write_timeout_s)
                 except TimeoutError:
                     self._observer.notice(Refused(caller.tenant, caller.peer, "write_timeout", _unread(self._limits)))
                     return
                 if isinstance(frame, Failure):
                     await _abort(context, frame)
 
-    async def _write(self, context: Context, frame: ServerFrame) -> None:
-        """Write a frame; raises TimeoutError if the device does not read."""
-        async with asyncio.timeout(self._limits.write_timeout_s):
+    async def _write(self, context: Context, frame: ServerFrame, timeout_s: float) -> None:
+        """Write a frame; raises TimeoutError if the device does not read it in time."""
+        async with asyncio.timeout(timeout_s):
             await context.write(encode_server(frame))
 
     def _finish(self, tenant: str) -> None:
@@ -194,30 +206,30 @@ class SupervisionService:
 
     async def _refuse(self, context: Context, refusal: _RefusalError) -> NoReturn:
         """End a stream by a refusal, when its turn has come."""
-        # A device that knows at once that this service is not ready can go to another.
+        # A device that knows at once that this service is not ready can go to another. If this service is full, the
+        # device has a hint when to ask again.
         if refusal.failure.status != grpc.StatusCode.UNAVAILABLE.name:
-            with self._holding(refusal.caller.tenant if refusal.framed else None):
-                await self._pace.hold(_client(refusal.caller))
-        with self._counted():
+            await self._hold(refusal)
+        with self._busy():  # not `_counted`: refused devices that read nothing would take the places of others
             if refusal.framed:
                 with suppress(TimeoutError):
-                    await self._write(context, refusal.failure)
+                    await self._write(context, refusal.failure, _REFUSAL_WRITE_S)
             await _abort(context, refusal.failure)
 
-    @contextmanager
-    def _holding(self, tenant: str | None) -> Iterator[None]:
-        """Count a held call of a tenant within the block."""
-        self._held[tenant] += 1
+    async def _hold(self, refusal: _RefusalError) -> None:
+        """Wait until a refusal may be sent."""
+        tenant = refusal.caller.tenant
+        self._held[tenant] += refusal.framed
         try:
-            yield
+            await self._pace.hold(_client(refusal.caller))
         finally:
-            self._held[tenant] -= 1
+            self._held[tenant] -= refusal.framed
             if not self._held[tenant]:
                 del self._held[tenant]
 
 
 def _client(caller: Caller) -> str:
-    """Return whom refusals count for: a tenant, or the address of a stranger."""
+    """Return the client that a refusal counts for: a tenant, or the address of a stranger."""
     return caller.peer if caller.tenant == ANONYMOUS else f"tenant {caller.tenant}"
 
 

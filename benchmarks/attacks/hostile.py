@@ -24,7 +24,7 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class HostileConnection:
-    """One connection, on which streams are opened and bytes are sent as the test wants.
+    """One connection, on which streams are opened and bytes are sent as the caller wants.
 
     `endings` counts the streams that the server ended: by the name of a gRPC status, or `reset`. `going_away` is true
     once the server has ended the connection.

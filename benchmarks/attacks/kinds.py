@@ -26,7 +26,7 @@ AT_ONCE = 256  # streams of a flood
 BOMB_MIB = 40  # more would not fit into the window of a connection while it is compressed
 DRIPPED = b"\x00\x00\x00\x04\x00" + bytes(1)  # the head of a message of 1 KiB, and its first byte
 PAUSE_S = 1.0  # between two looks at held streams, and two bytes of a slow one
-LATE_S = 5.0  # a stream that has not ended by then is reset
+LATE_S = 10.0  # a stream that has not ended by then is reset; refusals are held for up to two seconds
 PROMPT = (5, 6, 7)
 GUESSED_DIGITS = 9
 SEED = 7
@@ -56,7 +56,7 @@ Attack = Callable[[Target], Awaitable[None]]
 
 
 async def malformed(target: Target) -> None:
-    """Send messages that are no frames, cut frames, frames out of order, and such with fields without meaning."""
+    """Send messages that are no frames, cut frames, frames out of order, and frames with unknown fields."""
     messages = _malformed_messages(target)
     await _flood(target, lambda number: (next(messages), target.credentials))
 

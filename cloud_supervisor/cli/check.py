@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
+from pathlib import Path
 
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
@@ -38,18 +40,18 @@ def _check(console: Console, arguments: argparse.Namespace) -> None:
     ]
     console.line(f"chaperone-cloud: {config.pair} ({manifest.model}) on {config.listen}, {transport}")
     console.line(f"chaperone-cloud: devices need {' or '.join(credentials) or 'no credentials'}")
-    if credentials == ["tokens"]:
-        for tenant in _without_token(config):
+    if config.tokens_file is not None and credentials == ["tokens"]:
+        for tenant in _without_token(config, config.tokens_file):
             console.line(
-                f"chaperone-cloud: quotas.tenants: {tenant} has no token; correct the name, or make a token with "
+                f"chaperone-cloud: quotas.tenants: {tenant} has no valid token; correct the name, or make a token with "
                 "`chaperone-cloud token create`"
             )
 
 
-def _without_token(config: CloudConfig) -> list[str]:
-    """Return the tenants with a quota of their own that no token names, in order."""
+def _without_token(config: CloudConfig, tokens_file: Path) -> list[str]:
+    """Return the tenants with a quota of their own that no valid token names, in order."""
     from cloud_supervisor.security.tokens import TokenFile
 
-    assert config.tokens_file is not None
-    named = {entry.tenant for entry in TokenFile.load(config.tokens_file).entries}
+    now = datetime.now(UTC)
+    named = {entry.tenant for entry in TokenFile.load(tokens_file).entries if entry.stands(now)}
     return sorted(config.quotas.tenants.keys() - named)

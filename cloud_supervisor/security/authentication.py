@@ -224,9 +224,9 @@ class Authenticator:
         if entry is None:
             raise Unauthenticated(NOT_VALID)
         if entry.revoked is not None:
-            raise _over(entry, "was revoked")
+            raise _ended(entry, "was revoked")
         if entry.expired(self._now()):
-            raise _over(entry, "has expired")
+            raise _ended(entry, "has expired")
         return identity
 
     def _now(self) -> datetime:
@@ -298,6 +298,6 @@ def _tenant_of(certificate: ClientCertificate) -> tuple[str, bool]:
         ) from None
 
 
-def _over(entry: TokenEntry, what: str) -> Unauthenticated:
+def _ended(entry: TokenEntry, reason: str) -> Unauthenticated:
     """Name the token: its id is no secret, and the operator knows the device by it."""
-    return Unauthenticated(f"authorization: the token {entry.id} {what}; ask the operator of the cloud for another")
+    return Unauthenticated(f"authorization: the token {entry.id} {reason}; ask the operator of the cloud for another")

@@ -1,4 +1,4 @@
-"""The pace of refusals: a client that tries again at once, by a bug or on purpose, must cost little."""
+"""The pace of refusals: a client that tries again without a pause must cost little."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _MAX_HELD = 1024
 
 
 class RefusalPace:
-    """Holds refusals back, so that one client gets at most `PER_SECOND` of them, after a burst.
+    """Holds refusals back, so that one client gets `PER_SECOND` of them after a burst.
 
-    A client is a tenant, or the network address of a stranger. No refusal is held for longer than `max_delay_s`.
+    A client is a tenant, or the network address of a stranger. No refusal is held for longer than `max_delay_s`, so a
+    client with many streams gets more: each of them one in `max_delay_s`. While very many are held, no other is.
     """
 
     def __init__(self, max_delay_s: float, clock: Clock) -> None:
@@ -29,7 +30,7 @@ class RefusalPace:
     def delay_s(self, client: str) -> float:
         """Count a refusal of a client, and return how long it is to be held back."""
         now = self._clock.now()
-        # A client that had to wait for as long as possible is not made to wait for its earlier refusals, too.
+        # The excess is forgotten: after `max_delay_s` and the time of a burst without refusals, a client begins again.
         due = min(max(now, self._due_s.pop(client, now)), now + BURST / PER_SECOND + self._max_delay_s)
         self._due_s[client] = due + 1 / PER_SECOND
         if len(self._due_s) > _MAX_CLIENTS:

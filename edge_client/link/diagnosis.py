@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from chaperone_common.address import host_and_port
 from edge_client.link.credentials import Credentials
 
-_PROBE_S = 0.7  # for each step; all problems are to be reported within about a second
+_PROBE_S = 0.7  # for each step; most problems are reported within a second
 _CONFIRM_AFTER_S = 0.2
 _LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?:ipv[46]):(\S+): ")
 

@@ -98,6 +98,7 @@ class GrpcCloud:
 
         Raises CloudLost, also at once if no wait can help, or another error with which the cloud refuses.
         """
+        self._reason = ""
         requesting = asyncio.create_task(self._request_capabilities(timeout_ms))
         looking = asyncio.create_task(self._look_into_connection())
         try:
@@ -169,7 +170,7 @@ class GrpcCloud:
                 # A call that does not wait ends at once, with the reason. It carries no token.
                 await self._get_capabilities()(encode_capabilities_request(), timeout=_LOOK_AGAIN_S)
             except grpc.aio.AioRpcError as error:
-                self._reason = reason_of(error.details() or "")
+                self._reason = reason_of(error.details() or "") or self._reason
                 problem = await connection_problem(error.details() or "", self._credentials)
                 if problem is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
                     return problem

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Close, Closed, Draft, Opened, Verdict
 from chaperone_common.session import State
-from chaperone_common.types import Mode, Origin
+from chaperone_common.types import Mode, OnDeviation, Origin
 from edge_client.planner import FixedPlanner
 from tests.support.session.cloud import answer, draft, session
 from tests.support.session.device import START, fire, skip, snapshot
@@ -31,6 +31,11 @@ class RepeatingPair(Pair):
     past_verdicts: list[Verdict] = field(default_factory=list)
     repeated_drafts: int = 0
     repeated_verdicts: int = 0
+
+    def reset(self) -> None:
+        self.past_drafts.clear()
+        self.past_verdicts.clear()
+        super().reset()
 
     def _cloud_reads(self) -> bool:
         frame = self.up[0] if self.up else None
@@ -58,7 +63,7 @@ class RepeatingPair(Pair):
 
 
 @st.composite
-def repeating(draw: st.DrawFn, mode: Mode) -> RepeatingPair:
+def repeating(draw: st.DrawFn, mode: Mode, on_deviation: OnDeviation = OnDeviation.KEEP) -> RepeatingPair:
     models = Models(draw(st.integers(0, 2**32)), draw(st.integers(0, 100)), draw(st.integers(5, 200)))
     random = Random(draw(st.integers(0, 2**32)))
     run_ahead_tokens = draw(st.integers(10, 40))
@@ -77,6 +82,8 @@ def repeating(draw: st.DrawFn, mode: Mode) -> RepeatingPair:
         continuation_tokens=draw(st.integers(0, 9)),
         deadlines_ms=(100, 200),
         branch_tokens=draw(st.integers(0, 6)),
+        resets=draw(st.integers(0, 3)),
+        on_deviation=on_deviation,
     )
 
 
@@ -86,6 +93,13 @@ def test_exact_commits_the_cloud_only_text_although_frames_arrive_twice(pair: Re
     pair.run()
     assert [*PROMPT, *(event.token_id for event in pair.committed)] == cloud_text(pair.models, PROMPT, pair.limit)
     assert pair.device.tally.deviations == 0
+
+
+@settings(max_examples=100)
+@given(pair=repeating(Mode.GATED, OnDeviation.RETRACT))
+def test_retracting_commits_the_cloud_only_text_although_frames_arrive_twice(pair: RepeatingPair) -> None:
+    pair.run()
+    assert [*PROMPT, *(event.token_id for event in pair.committed)] == cloud_text(pair.models, PROMPT, pair.limit)
 
 
 @settings(max_examples=300)
@@ -159,6 +173,13 @@ def test_a_copy_restores_no_earlier_deadline() -> None:
     answer(cloud, second, [3])
     assert cloud.receive(first) is None
     assert cloud.deadline_ms == 200
+
+
+def test_other_tokens_at_a_place_that_was_sent_are_refused() -> None:
+    cloud = session()
+    answer(cloud, draft(START, 1, 2), [1, 2, 3])
+    with pytest.raises(ProtocolViolation, match="start: 4 is below 5, the end of the last Draft; send each token once"):
+        cloud.receive(draft(4, 2, 3))
 
 
 def test_a_draft_that_continues_the_last_one_is_no_copy() -> None:

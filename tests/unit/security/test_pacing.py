@@ -8,6 +8,7 @@ import pytest
 
 from cloud_supervisor.security.pacing import BURST, PER_SECOND, RefusalPace
 from tests.support.fakes.clock import ManualClock
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -79,4 +80,4 @@ def test_few_enough_are_held_at_once(clock: ManualClock) -> None:
         assert not another.done(), "places of those that left are free"
         another.cancel()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))

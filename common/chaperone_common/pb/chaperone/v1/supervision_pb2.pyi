@@ -379,7 +379,9 @@ class Draft(_message.Message):
     """The latest revision that the device knows."""
     start: _builtins.int
     """Position of the first token. If it is above the length of the cloud's text, the stream fails with OUT_OF_RANGE.
-    Tokens below that length are compared with the text.
+    Tokens below that length are compared with the text. In one revision a device MUST send each position once, in
+    order. The cloud ignores a copy of an earlier Draft, its deadline too; other tokens below the end of the last Draft
+    fail with OUT_OF_RANGE.
     """
     risks: _builtins.bytes
     """The device's risk in 1/255, one byte per token of the chain. MAY be absent. A device SHOULD leave them out while it
@@ -397,7 +399,7 @@ class Draft(_message.Message):
     deadline_ms: _builtins.int
     """Milliseconds within which the answer is useful, counted from the Draft's arrival. If they pass before the work has
     begun, the stream fails with DEADLINE_EXCEEDED. 0, or absent, means the value of the previous Draft on this stream,
-    even if that was ignored. In the first Draft it means no limit. So a device SHOULD set it only when it changes. A
+    even if that was stale. In the first Draft it means no limit. So a device SHOULD set it only when it changes. A
     limit can be changed, but not removed.
     """
     @_builtins.property
