@@ -32,7 +32,7 @@ from cloud_supervisor.security.tokens import TokenFile
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings
 
-PROMPTS = Path(__file__).parents[1] / "prompt_sets" / "reporting.jsonl"
+PROMPTS = Path(__file__).parents[1] / "prompt_sets" / "prose.jsonl"
 DEVICE, ATTACKER, LIMITED = "device", "attacker", "limited"  # tenants
 CONFIG = f"""
 quotas:
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, default=3, help="only the first N prompts")
     parser.add_argument("--pair", default="default")
     parser.add_argument("--mode", choices=("cloud", "exact"), default="cloud", help="of the device")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("--malformed", type=int, default=MALFORMED, help="messages that `malformed` sends at least")
     parser.add_argument("--settling-s", type=float, default=5.0, help="from the end of an attack to the look at memory")
 
