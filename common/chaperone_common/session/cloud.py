@@ -251,6 +251,7 @@ class CloudSession:
         return frame.start < latest.end or repeats_request
 
     def _check_copy(self, frame: Draft) -> None:
+        """Raise ProtocolViolation for tokens that no earlier Draft of the revision had."""
         latest = self._latest
         if latest is not None and frame.revision == latest.revision and frame.end > latest.end:
             raise ProtocolViolation(
