@@ -51,7 +51,7 @@ class LimitsConfig(FrozenModel):
     open_timeout_s: float = Field(default=10.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
     write_timeout_s: float = Field(default=30.0, gt=0)
-    max_refusal_delay_s: float = Field(default=2.0, ge=0)
+    max_refusal_delay_s: float = Field(default=4.0, ge=0)
     max_stream_s: float = Field(default=3_600.0, gt=0)
     reconnect_grace_s: float = Field(default=30.0, ge=0)
 
