@@ -34,9 +34,14 @@ def build_cloud(
     """Assemble a cloud, without starting anything; raises ConfigError for limits that serve nobody."""
     limits, clock, observer = config.limits, MonotonicClock(), observer or Observers()
     budget_bytes = int(config.kv_budget_mib * 2**20)
-    kv_store = KvStore(model.new_cache, budget_bytes=budget_bytes, bytes_per_token=model.kv_bytes_per_token)
+    kv_store = KvStore(model.kv_pool, budget_bytes=budget_bytes, bytes_per_token=model.kv_bytes_per_token)
     runner = ModelRunner(
-        model, kv_store, max_queue=limits.max_queue, chunk_tokens=limits.prefill_chunk_tokens, observer=observer
+        model,
+        kv_store,
+        max_queue=limits.max_queue,
+        step_tokens=limits.step_tokens,
+        chunk_tokens=limits.prefill_chunk_tokens,
+        observer=observer,
     )
     capabilities = Capabilities(
         api_version=API_VERSION,

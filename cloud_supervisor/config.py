@@ -46,7 +46,8 @@ class LimitsConfig(FrozenModel):
     max_frames_waiting: int = Field(default=64, ge=1)
     max_span_tokens: int = Field(default=256, ge=1)
     max_message_kib: int = Field(default=1024, ge=1)
-    prefill_chunk_tokens: int = Field(default=256, ge=1)
+    step_tokens: int = Field(default=320, ge=1)
+    prefill_chunk_tokens: int = Field(default=64, ge=1)
     kv_overcommit: float = Field(default=2.0, ge=1)
     open_timeout_s: float = Field(default=10.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
@@ -54,6 +55,20 @@ class LimitsConfig(FrozenModel):
     max_refusal_delay_s: float = Field(default=4.0, ge=0)
     max_stream_s: float = Field(default=3_600.0, gt=0)
     reconnect_grace_s: float = Field(default=30.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_a_step(self) -> Self:
+        for name, least in (
+            ("prefill_chunk_tokens", self.prefill_chunk_tokens),
+            ("max_span_tokens", self.max_span_tokens + 1),  # and the token that the branches follow
+        ):
+            if self.step_tokens < least:
+                raise PydanticCustomError(
+                    "step",
+                    "step_tokens: {step} with {name} {value}; it must be at least {least}",
+                    {"step": self.step_tokens, "name": name, "value": getattr(self, name), "least": least},
+                )
+        return self
 
     @property
     def max_streams(self) -> int:

@@ -28,7 +28,7 @@ from cloud_supervisor.admission import Admission, SessionKey
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.inbox import Inbox
-from cloud_supervisor.model.ports import ForwardQueue
+from cloud_supervisor.model.ports import ForwardQueue, Urgency
 from cloud_supervisor.observation import Answered, Observer, Outcome, Prefilled
 
 # A drafter whose tokens almost never stand costs more than streaming. Below this share of its last tokens a device is
@@ -173,7 +173,11 @@ class Conversation:
         prompt = TokenTree(tuple(self._session.text[:-1]))
         if not prompt.token_ids or self._inbox.closing:
             return _Answer((), 0, 0)
-        reading = asyncio.ensure_future(self._queue.forward(self._key, prompt, 0, self._opening.sampling))
+        reading = asyncio.ensure_future(
+            self._queue.forward(
+                self._key, prompt, 0, self._opening.sampling, tenant=self._key.tenant, urgency=Urgency.READ
+            )
+        )
         closing = asyncio.ensure_future(self._inbox.until_closing())
         try:
             await asyncio.wait((reading, closing), return_when=asyncio.FIRST_COMPLETED)
@@ -199,6 +203,8 @@ class Conversation:
             request.num_choices,
             self._opening.sampling,
             deadline_ms=self._time_left_ms(deadline_ms, arrived_at),
+            tenant=self._key.tenant,
+            urgency=Urgency.VERIFY if isinstance(request.frame, Draft) else Urgency.WRITE,
         )
         return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
 

@@ -17,7 +17,7 @@ from chaperone_common.types import Choice, SamplingParams, SessionId
 from cloud_supervisor.admission import SessionKey
 from cloud_supervisor.caller import LOCAL
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.model.ports import ForwardResult
+from cloud_supervisor.model.ports import ForwardResult, Urgency
 from cloud_supervisor.supervisor import Supervisor
 
 
@@ -46,6 +46,8 @@ class SimulatedQueue:
         sampling: SamplingParams,
         *,
         deadline_ms: float | None = None,
+        tenant: str = "",
+        urgency: Urgency = Urgency.VERIFY,
     ) -> ForwardResult:
         """Return what the models write, after the time that the requests before it and this one take."""
         ends = [*range(0, tree.end, self._chunk_tokens)][1:] if not num_choices else []

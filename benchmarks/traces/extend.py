@@ -180,7 +180,7 @@ def read_cross_entropies(model: TorchModel, trace: Trace, prompt: Sequence[int])
     """
     tokens = len(trace.token_ids)
     text = TokenTree((*prompt, *trace.token_ids[:-1]))
-    request = ForwardRequest(model.new_cache(), text, tokens, trace.sampling)
+    request = ForwardRequest(model.kv_pool.new_cache(), text, tokens, trace.sampling)
     cross_entropies, same = {}, 0
     for index, row in enumerate(model.scores(request)):
         soft = softmax(row, trace.sampling.temperature)

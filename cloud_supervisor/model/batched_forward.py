@@ -2,8 +2,8 @@
 
 All tokens are in one row, so that the weights are read once, and each linear layer is one product for all lengths. Only
 attention runs once per sequence. transformers passes new keys and values to its cache, and the cache's return value to
-the attention function of the model's configuration. Here these are `Sequences` and `attend`. transformers does not look
-at the values that they exchange; a test and a pinned version guard this.
+the attention function of the model's configuration. Here these are `torch_kv.Sequences` and `attend`. transformers does
+not look at the values that they exchange; a test and a pinned version guard this.
 
 The caches keep the tokens of all layers whole. A layer with a sliding window passes the window's width to its attention
 function, and the layer's own mask hides the tokens outside.
@@ -11,16 +11,18 @@ function, and the layer's own mask hides the tokens outside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from chaperone_common.token_tree import TokenTree
 
 ATTENTION = "chaperone_sequences"  # the name of `attend` in a model's configuration
+ROW_ATTENTION = "chaperone_rows"  # of `attend_rows`
+ROW_MULTIPLE = 16  # keys that `attend_rows` sees are padded to a multiple of this
 
 
 class View:
@@ -33,6 +35,7 @@ class View:
         self._tree = tree
         self._device = device
         self._masks: dict[int | None, torch.Tensor | None] = {}  # by the window's width; made when first needed
+        self._row_masks: dict[tuple[int | None, int], torch.Tensor] = {}
 
     def mask(self, window: int | None) -> torch.Tensor | None:
         """Return a mask [1, 1, fed, held + fed] bool as `sdpa` takes it, or None where `sdpa` needs none.
@@ -45,15 +48,26 @@ class View:
             self._masks[window] = self._make(window)
         return self._masks[window]
 
+    def row_mask(self, window: int | None, padded: int) -> torch.Tensor:
+        """Return a mask [fed, 1, 1, padded] bool: of all keys, padding included, those that each token fed may see."""
+        if (window, padded) not in self._row_masks:
+            seen = torch.zeros(self.fed, padded, dtype=torch.bool)
+            seen[:, : len(self.positions)] = self._seen(window)
+            self._row_masks[window, padded] = seen.to(self._device)[:, None, None]
+        return self._row_masks[window, padded]
+
     def _make(self, window: int | None) -> torch.Tensor | None:
-        start = self._tree.start
-        if window is None and not self._tree.branches and (not start or self.fed == 1):
+        if window is None and not self._tree.branches and (not self._tree.start or self.fed == 1):
             return None
+        return self._seen(window).to(self._device)[None, None]
+
+    def _seen(self, window: int | None) -> torch.Tensor:
+        """Return which tokens each token fed may see: [fed, held + fed] bool, on the processor."""
         seen = torch.from_numpy(self._tree.visible())
         if window is not None:
             positions = torch.tensor(self.positions)
-            seen &= positions > positions[start:, None] - window
-        return seen.to(self._device)[None, None]
+            seen &= positions > positions[self._tree.start :, None] - window
+        return seen
 
 
 class Held(NamedTuple):
@@ -61,23 +75,6 @@ class Held(NamedTuple):
 
     tensors: list[torch.Tensor]
     views: list[View]
-
-
-class Sequences:
-    """The caches of several sequences, as the one cache that a forward writes to."""
-
-    def __init__(self, caches: Sequence[Any], views: Sequence[View]) -> None:
-        self._caches = caches
-        self._views = [*views]
-        self._fed = [view.fed for view in views]
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, cache_kwargs: dict[str, Any] | None = None
-    ) -> tuple[Held, Held]:
-        """Give each sequence its part of the row, [1, heads, all tokens fed, head_dim]."""
-        parts = zip(self._caches, keys.split(self._fed, dim=2), values.split(self._fed, dim=2), strict=True)
-        held = [cache.update(key, value, layer) for cache, key, value in parts]
-        return Held([key for key, _ in held], self._views), Held([value for _, value in held], self._views)
 
 
 def attend(
@@ -126,4 +123,38 @@ def _attend_capped(
     return (weights @ value).transpose(1, 2).contiguous()
 
 
+def attend_rows(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Held,
+    value: Held,
+    attention_mask: Any,
+    *,
+    scaling: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as `attend` does, each token as an entry of a batch, so that its result does not depend on the others.
+
+    The keys are padded to a multiple of `ROW_MULTIPLE`. The heads that share keys are the queries of one entry.
+    """
+    outputs = []  # [1, fed, heads, head_dim] each
+    queries = query.split([view.fed for view in key.views], dim=2)
+    for fed, keys, values, view in zip(queries, key.tensors, value.tensors, key.views, strict=True):
+        heads, groups = fed.shape[1], keys.shape[1]
+        rows = fed[0].transpose(0, 1).reshape(view.fed, groups, heads // groups, -1)
+        keys, values = keys.expand(view.fed, -1, -1, -1), values.expand(view.fed, -1, -1, -1)
+        mask = view.row_mask(sliding_window, keys.shape[2])
+        if softcap is None:
+            attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+        else:
+            scores = softcap * torch.tanh(rows @ keys.transpose(2, 3) * scaling / softcap)
+            attended = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values
+        outputs.append(attended.reshape(1, view.fed, heads, -1))
+    return torch.cat(outputs, dim=1), None
+
+
 AttentionInterface.register(ATTENTION, attend)
+AttentionInterface.register(ROW_ATTENTION, attend_rows)

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, SamplingParams
+from cloud_supervisor.kv.slots import SlotCache, SlotPool
 
 
-class KvCache(Protocol):
-    """Keys and values of one sequence, on the device that the model uses.
+class Urgency(IntEnum):
+    """What a request is for; the scheduler serves lower values first."""
 
-    It holds one entry for each token, in the order of the forwards: of each forward the chain, then the branch tokens.
-    So an entry's index is its token's absolute index in the last tree. A model accepts only caches of its own
-    `new_cache`, since only it knows how they hold keys and values.
-    """
-
-    @property
-    def length(self) -> int:
-        """Entries held, branch tokens included; so it may be more than any path has tokens."""
-
-    def crop(self, length: int) -> None:
-        """Keep the first `length` entries, which must be one path; forget the others.
-
-        Raises ValueError unless `length` entries are held.
-        """
-
-    def select(self, length: int, indices: Sequence[int]) -> None:
-        """Keep the first `length` entries, and then those at `indices`; forget the others, and close the gaps.
-
-        The kept entries must be one path: the next forward continues it. Raises ValueError unless all indices are at
-        least `length`, held, and in ascending order.
-        """
+    VERIFY = 0  # a device waits for the verdict
+    WRITE = 1  # the cloud writes on its own
+    READ = 2  # a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +28,7 @@ class ForwardRequest:
     may be a token that the cache holds.
     """
 
-    cache: KvCache
+    cache: SlotCache
     tree: TokenTree  # the tokens to feed: a chain after the entries held, and branch tokens
     num_choices: int  # choices wanted after the last tokens of the chain; there is one more for each branch token
     sampling: SamplingParams
@@ -61,8 +45,9 @@ class TargetModel(Protocol):
     def kv_bytes_per_token(self) -> int:
         """Cache memory of one token, for a budget before it is allocated."""
 
-    def new_cache(self) -> KvCache:
-        """Return an empty cache."""
+    @property
+    def kv_pool(self) -> SlotPool:
+        """The memory of all keys and values. Only caches of this pool are accepted."""
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
         """Feed the tokens of all requests, extend their caches, and return each request's choices.
@@ -95,6 +80,8 @@ class ForwardQueue(Protocol):
         sampling: SamplingParams,
         *,
         deadline_ms: float | None = None,
+        tenant: str = "",
+        urgency: Urgency = Urgency.VERIFY,
     ) -> ForwardResult:
         """Read a session's whole text, and return the choices after its last `num_choices` tokens and its branches.
 

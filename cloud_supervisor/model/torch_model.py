@@ -14,55 +14,35 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.model import architectures
-from cloud_supervisor.model.batched_forward import ATTENTION, Sequences, View
+from cloud_supervisor.model.batched_forward import ATTENTION, ROW_ATTENTION, ROW_MULTIPLE, View
 from cloud_supervisor.model.devices import check_device
+from cloud_supervisor.model.int8_linear import quantise
 from cloud_supervisor.model.packed_linear import pack
-from cloud_supervisor.model.ports import ForwardRequest, KvCache
+from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.torch_kv import Sequences, TorchKv
 
-Dtype = Literal["float32", "bfloat16"]
+KV_BUDGET_MIB = 2048.0
 
-_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Dtype = Literal["float32", "bfloat16", "int8"]
 
-
-class TorchCache:
-    """Keys and values of one sequence, layer by layer."""
-
-    def __init__(self) -> None:
-        self.layers: Any = DynamicCache()
-
-    @property
-    def length(self) -> int:
-        return int(self.layers.get_seq_length())
-
-    def crop(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise ValueError(f"crop: {length} is outside [0, {self.length}], the tokens held")
-        if length == 0:
-            self.layers = DynamicCache()
-        elif length < self.length:
-            self.layers.crop(length)
-
-    @torch.inference_mode()
-    def select(self, length: int, indices: Sequence[int]) -> None:
-        kept = [*indices]
-        if kept != sorted({*kept}.intersection(range(length, self.length))):
-            raise ValueError(f"select: {kept} are not ascending indices of [{length}, {self.length}), the rest held")
-        for layer in self.layers.layers if kept else ():
-            for tensor in (layer.keys, layer.values):  # [1, heads, tokens, head_dim]
-                tensor[:, :, length : length + len(kept)] = tensor[:, :, kept]
-        self.crop(length + len(kept))
+# `int8` is made of whatever the checkpoint has.
+_DTYPES: dict[Dtype, torch.dtype | Literal["auto"]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": "auto",
+}
 
 
 class Chooser(Protocol):
@@ -84,11 +64,18 @@ class TorchModel:
     """
 
     def __init__(
-        self, model: Any, *, vocabulary_size: int, context_tokens: int, chooser: Chooser = coupled_choice
+        self,
+        model: Any,
+        *,
+        vocabulary_size: int,
+        context_tokens: int,
+        kv_budget_mib: float = KV_BUDGET_MIB,
+        chooser: Chooser = coupled_choice,
     ) -> None:
-        """Serve a model of transformers. Another `chooser` than `coupled_choice` breaks the promise of `exact`.
+        """Serve a model of transformers, with keys and values of up to `kv_budget_mib`.
 
-        It is for studies that compare the protocol's rule with others.
+        Another `chooser` than `coupled_choice` breaks the promise of `exact`. It is for studies that compare the
+        protocol's rule with others.
         """
         config = model.config
         if config.vocab_size < vocabulary_size:
@@ -105,7 +92,9 @@ class TorchModel:
         self._choose = chooser
         # With a mask of four dimensions, models make none themselves; `attend` uses its own.
         self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
+        self._multiple = ROW_MULTIPLE if config._attn_implementation == ROW_ATTENTION else 1
         self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
+        self.kv_pool = TorchKv(max(1, int(kv_budget_mib * 2**20) // self._kv_bytes_per_token))
 
     @classmethod
     def load(
@@ -117,6 +106,7 @@ class TorchModel:
         vocabulary_size: int,
         context_tokens: int,
         device: str = "cpu",
+        kv_budget_mib: float = KV_BUDGET_MIB,
         chooser: Chooser = coupled_choice,
     ) -> Self:
         """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
@@ -136,12 +126,23 @@ class TorchModel:
         chosen = _fastest_dtype(config, place) if dtype == "auto" else dtype
         with _loading(folder):
             model: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615
-                folder, dtype=_DTYPES[chosen], attn_implementation=ATTENTION, local_files_only=True
+                folder,
+                dtype=_DTYPES[chosen],
+                attn_implementation=ROW_ATTENTION if chosen == "int8" else ATTENTION,
+                local_files_only=True,
             )
         model = model.to(place).eval()
-        if place.type == "cpu" and chosen == "float32":
+        if chosen == "int8":
+            quantise(model)
+        elif place.type == "cpu" and chosen == "float32":
             pack(model)
-        return cls(model, vocabulary_size=vocabulary_size, context_tokens=context_tokens, chooser=chooser)
+        return cls(
+            model,
+            vocabulary_size=vocabulary_size,
+            context_tokens=context_tokens,
+            kv_budget_mib=kv_budget_mib,
+            chooser=chooser,
+        )
 
     @classmethod
     def of_manifest(
@@ -152,6 +153,7 @@ class TorchModel:
         dtype: Dtype | Literal["auto"],
         threads: int | None,
         device: str = "cpu",
+        kv_budget_mib: float = KV_BUDGET_MIB,
         chooser: Chooser = coupled_choice,
     ) -> Self:
         """Load a folder as its manifest describes it; raises as `load` does."""
@@ -162,6 +164,7 @@ class TorchModel:
             vocabulary_size=manifest.vocabulary_size,
             context_tokens=manifest.context_tokens,
             device=device,
+            kv_budget_mib=kv_budget_mib,
             chooser=chooser,
         )
 
@@ -177,9 +180,6 @@ class TorchModel:
     @property
     def kv_bytes_per_token(self) -> int:
         return self._kv_bytes_per_token
-
-    def new_cache(self) -> KvCache:
-        return TorchCache()
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
         """Run one forward for all requests; raises as `TargetModel.forward` does."""
@@ -200,6 +200,8 @@ class TorchModel:
             )
         if tree.start != request.cache.length:
             raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
+        if request.cache.pool is not self.kv_pool:
+            raise ValueError("cache: it is not of this model's kv_pool")
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
 
@@ -233,12 +235,12 @@ class TorchModel:
             position_ids += views[-1].positions[request.tree.start :]
             counts.append(request.num_choices + len(request.tree.branches))
             wanted += range(len(token_ids) - counts[-1], len(token_ids))
-        caches = [cast(TorchCache, request.cache).layers for request in requests]
+        caches = [request.cache for request in requests]
         inputs: dict[str, Any] = {
             "input_ids": self._tensor(token_ids),
             "position_ids": self._tensor(position_ids),
             "cache_position": self._tensor(position_ids)[0],
-            "past_key_values": Sequences(caches, views),
+            "past_key_values": Sequences(caches, views, self._model.device, multiple=self._multiple),
             "attention_mask": self._ready_mask,
             "use_cache": True,
         }

@@ -26,7 +26,7 @@ MAX_REASONS = 50
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SESSIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_NO_CACHE = KvStats(sessions=0, bytes_used=0, budget_bytes=0, evictions=0, rebuilt_tokens=0)
+_NO_CACHE = KvStats(sessions=0, bytes_used=0, budget_bytes=0, evictions=0, rebuilt_tokens=0, shared_tokens=0)
 
 
 class Queue(Protocol):
@@ -176,6 +176,11 @@ class _State:
         yield CounterMetricFamily("chaperone_kv_evictions", "Caches that made room for others.", value=kv.evictions)
         yield CounterMetricFamily(
             "chaperone_kv_rebuilt_tokens", "Tokens that were read again after an eviction.", value=kv.rebuilt_tokens
+        )
+        yield CounterMetricFamily(
+            "chaperone_kv_shared_tokens",
+            "Tokens that were not read, because another text of the tenant began with them.",
+            value=kv.shared_tokens,
         )
         yield CounterMetricFamily(
             "chaperone_log_records_dropped",

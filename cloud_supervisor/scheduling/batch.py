@@ -8,14 +8,21 @@ from typing import Protocol
 
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
-from cloud_supervisor.model.ports import ForwardResult
+from cloud_supervisor.model.ports import ForwardResult, Urgency
 
 
 class KvView(Protocol):
     """The part of the KV store that the scheduler looks at."""
 
-    def held(self, key: Hashable, token_ids: Sequence[int]) -> int | None:
-        """Return how many of these leading tokens the session's cache holds on one path; None without a cache."""
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the budget holds."""
+
+    def held(self, key: Hashable, token_ids: Sequence[int], tenant: str = "") -> int | None:
+        """Return how many of these leading tokens are cached for the session, on one path.
+
+        That is in a cache of its own, or in one of its tenant that begins with the same tokens. None: in neither.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +34,8 @@ class QueuedRequest:
     num_choices: int  # choices wanted after the last tokens of the chain; 0: the text is only read ahead
     sampling: SamplingParams
     deadline_at: float | None = None  # seconds on the scheduler's clock; the first forward must begin before it
+    tenant: str = ""
+    urgency: Urgency = Urgency.VERIFY
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +43,19 @@ class Chunk:
     """The part of a request that one forward computes."""
 
     request: QueuedRequest
-    end: int  # the chain's tokens below this position are fed, as far as the cache lacks them
+    start: int  # the cache holds the chain's tokens below this position
+    end: int  # those from `start` up to here are fed
     choices_left: int  # choices that the request still lacks, those of this chunk included
+
+    @property
+    def is_last(self) -> bool:
+        """The chunk has the end of the chain, and the branches."""
+        return self.end == self.request.tree.end
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are fed."""
+        return self.end - self.start + (len(self.request.tree.branches) if self.is_last else 0)
 
     @property
     def num_choices(self) -> int:

@@ -19,7 +19,7 @@ from chaperone_common.errors import trace_of
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStats, KvStore
-from cloud_supervisor.model.ports import ForwardRequest, ForwardResult, TargetModel
+from cloud_supervisor.model.ports import ForwardRequest, ForwardResult, TargetModel, Urgency
 from cloud_supervisor.observation import Observer, Observers, Stepped
 from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, QueuedRequest
 from cloud_supervisor.scheduling.scheduler import Outcome, Scheduler
@@ -45,12 +45,18 @@ class ModelRunner:
         kv_store: KvStore,
         *,
         max_queue: int,
+        step_tokens: int = 256,
         chunk_tokens: int = 256,
         clock: Clock | None = None,
         observer: Observer | None = None,
     ) -> None:
         """Schedule as `Scheduler` describes it; raises ConfigError for limits that serve nobody."""
-        self._scheduler = Scheduler(max_queue=max_queue, chunk_tokens=chunk_tokens, context_tokens=model.context_tokens)
+        self._scheduler = Scheduler(
+            max_queue=max_queue,
+            step_tokens=step_tokens,
+            chunk_tokens=chunk_tokens,
+            context_tokens=model.context_tokens,
+        )
         self._model = model
         self._kv_store = kv_store
         self._clock = clock or MonotonicClock()
@@ -84,6 +90,8 @@ class ModelRunner:
         sampling: SamplingParams,
         *,
         deadline_ms: float | None = None,
+        tenant: str = "",
+        urgency: Urgency = Urgency.VERIFY,
     ) -> ForwardResult:
         """Read a session's whole text, and return the choices after its last `num_choices` tokens and its branches.
 
@@ -93,7 +101,7 @@ class ModelRunner:
         """
         loop, now = asyncio.get_running_loop(), self._clock.now()
         deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
-        request = QueuedRequest(key, tree, num_choices, sampling, deadline_at)
+        request = QueuedRequest(key, tree, num_choices, sampling, deadline_at, tenant, urgency)
         self._scheduler.submit(request, now)
         answer: asyncio.Future[ForwardResult] = loop.create_future()
         self._answers[request] = answer
@@ -139,6 +147,7 @@ class ModelRunner:
         if self._running is not None:
             return
         loop = asyncio.get_running_loop()
+        self._to_change += [(self._kv_store.release, key) for key in self._scheduler.released()]
         if self._to_change:
             changes, self._to_change = self._to_change, []
             changing = self._running = loop.run_in_executor(self._thread, self._change, changes)
@@ -146,8 +155,9 @@ class ModelRunner:
             return
         batch, answers = self._scheduler.schedule(self._kv_store, self._clock.now())
         self._deliver(answers)
+        released = self._scheduler.released()
         if batch is not None:
-            computing = self._running = loop.run_in_executor(self._thread, self._compute, batch)
+            computing = self._running = loop.run_in_executor(self._thread, self._compute, batch, released)
             computing.add_done_callback(partial(self._computed, batch))
 
     def _changed(self, done: asyncio.Future[None]) -> None:
@@ -184,15 +194,19 @@ class ModelRunner:
         for change, key in changes:
             change(key)
 
-    def _compute(self, batch: Batch) -> _Computed:
+    def _compute(self, batch: Batch, released: Sequence[Hashable]) -> _Computed:
         """Run one forward."""
         began_at = self._clock.now()
+        for key in released:
+            self._kv_store.release(key)
         outcomes: dict[QueuedRequest, Outcome] = {}
         fed: list[tuple[Chunk, ForwardRequest]] = []
         for chunk in batch.chunks:
             request = chunk.request
             try:
-                cache, held = self._kv_store.prepare(request.key, request.tree, num_choices=chunk.choices_left)
+                cache, held = self._kv_store.prepare(
+                    request.key, request.tree, num_choices=chunk.choices_left, tenant=request.tenant
+                )
             except Exception as error:
                 outcomes[request] = error
             else:

@@ -3,23 +3,28 @@
 It receives requests and a view of the KV store, returns batches, and then receives their outcomes. It has no threads,
 futures or clock: `now` is an argument, in seconds.
 
-A long request is computed in chunks: a prompt, a conversation that was evicted, or a draft with many choices, whose
-logits need the most memory. After each chunk the request goes to the end of the queue, so that others get their turn.
-The number of tokens left to compute depends on the session's cache at that time. So only the scheduler cuts texts into
-chunks. Branch tokens belong to the last chunk, because a cache that holds branches cannot be continued.
+As in vLLM's scheduler, there are no phases. A request is a text and the choices wanted after its last tokens. What the
+cache holds of the text is computed already, and each step gives out a budget of tokens for the rest. Verifications go
+before the cloud's own writing, and that before prompts (`WaitingLine`). What exceeds a chunk, like a long prompt or a
+conversation that was evicted, is computed in several steps. Branch tokens belong to the last chunk, because a cache
+that holds branches cannot be continued.
+
+A request that has begun has a place in the KV budget for its whole text, and its cache is not evicted between two
+chunks. So any number of long texts end one after the other. A more urgent request that finds no place takes that of the
+prompt that has begun last, which is then read again from the start; once for each prompt.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
 from chaperone_common.types import Choice
-from cloud_supervisor.model.ports import ForwardResult
+from cloud_supervisor.model.ports import ForwardResult, Urgency
 from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, KvView, QueuedRequest
+from cloud_supervisor.scheduling.line import Progress, WaitingLine
 
 _RECENT_FORWARDS = 32
 _FIRST_RETRY_MS = 500  # before any forward was timed
@@ -27,52 +32,35 @@ _FIRST_RETRY_MS = 500  # before any forward was timed
 Outcome = list[Choice] | BaseException  # of a chunk: its choices, or why it failed
 
 
-@dataclass(slots=True)
-class _Progress:
-    """A request and its progress."""
-
-    request: QueuedRequest
-    queued_at: float
-    begun: bool = False
-    reached: int = 0  # tokens that earlier chunks have read; their cache may have been evicted since
-    choices: list[Choice] = field(default_factory=list)
-    queue_s: float = 0.0
-    compute_s: float = 0.0
-
-    @property
-    def finished(self) -> bool:
-        return self.reached == self.request.tree.end
-
-    @property
-    def result(self) -> ForwardResult:
-        return ForwardResult(self.choices, round(self.queue_s * 1e6), round(self.compute_s * 1e6))
-
-
 class Scheduler:
-    """Orders the requests of many sessions: first come, first served, one chunk at a time.
+    """Orders the requests of many sessions, and cuts them into forwards.
 
     A request ends in exactly one `Answer`, unless it is cancelled.
     """
 
-    def __init__(self, *, max_queue: int, chunk_tokens: int, context_tokens: int) -> None:
-        """Let up to `max_queue` requests wait, and feed up to `chunk_tokens` of a request in one forward."""
+    def __init__(self, *, max_queue: int, step_tokens: int, chunk_tokens: int, context_tokens: int) -> None:
+        """Let up to `max_queue` requests wait. A forward feeds up to `step_tokens`, and `chunk_tokens` of a request."""
         if max_queue < 1:
             raise ConfigError(f"max_queue: {max_queue} lets no request wait; use at least 1")
-        if chunk_tokens < 1:
-            raise ConfigError(f"chunk_tokens: {chunk_tokens} lets no request advance; use at least 1")
+        if not 1 <= chunk_tokens <= step_tokens:
+            raise ConfigError(
+                f"chunk_tokens: {chunk_tokens} with step_tokens {step_tokens}; use at least 1, and at most step_tokens"
+            )
         self._max_queue = max_queue
+        self._step_tokens = step_tokens
         self._chunk_tokens = chunk_tokens
         self._context_tokens = context_tokens
-        self._progress: dict[QueuedRequest, _Progress] = {}  # of all requests that are not answered
-        self._queue: deque[QueuedRequest] = deque()
+        self._progress: dict[QueuedRequest, Progress] = {}  # of all requests that are not answered
+        self._line = WaitingLine()
         self._running: Batch | None = None
+        self._to_release: list[Hashable] = []
         self._recent_s: deque[float] = deque(maxlen=_RECENT_FORWARDS)
         self._closed = False
 
     @property
     def queue_length(self) -> int:
         """The number of waiting requests, without the running ones."""
-        return len(self._queue)
+        return len(self._line)
 
     @property
     def busy(self) -> bool:
@@ -86,44 +74,63 @@ class Scheduler:
         impossible request.
         """
         self._check(request)
-        self._progress[request] = _Progress(request, now)
-        self._queue.append(request)
+        progress = self._progress[request] = Progress(request, now)
+        self._line.arrive(progress)
 
     def cancel(self, request: QueuedRequest) -> None:
         """Forget a request. Its running chunk is finished, and stays in the cache for the session's next request."""
-        if self._progress.pop(request, None) is not None and request in self._queue:
-            self._queue.remove(request)
+        progress = self._progress.get(request)
+        if progress is None:
+            return
+        if not self._runs(request):
+            self._line.take(progress)
+        self._forget(progress)
 
     def expire(self, request: QueuedRequest, now: float) -> list[Answer]:
         """Refuse a request whose deadline has passed, unless it has begun."""
         progress = self._progress.get(request)
         if progress is None or progress.begun:
             return []
-        self._queue.remove(request)
+        self._line.take(progress)
         return [self._late(progress, now)]
+
+    def released(self) -> list[Hashable]:
+        """Return the sessions whose caches need not be kept any longer for a next chunk, and forget them."""
+        released, self._to_release = self._to_release, []
+        return released
 
     def schedule(self, kv: KvView, now: float) -> tuple[Batch | None, list[Answer]]:
         """Return the batch to run next, if any, and the requests that were answered without the model.
 
-        Call it only while no batch runs.
+        Call it only while no batch runs. Apply what `released` returns before the batch.
         """
         answers: list[Answer] = []
-        while self._queue and self._running is None:
-            progress = self._progress[self._queue.popleft()]
+        if self._running is not None:
+            return None, answers
+        chunks: list[Chunk] = []
+        for progress in self._line.in_order():
+            if sum(chunk.tokens for chunk in chunks) == self._step_tokens:
+                break
             request = progress.request
             if not progress.begun and request.deadline_at is not None and now >= request.deadline_at:
+                self._line.take(progress)
                 answers.append(self._late(progress, now))
-                continue
-            progress.begun = True
-            progress.queue_s += now - progress.queued_at
-            if not request.num_choices and kv.held(request.key, request.tree.token_ids) == request.tree.end:
+            elif not request.num_choices and kv.held(request.key, request.tree.token_ids, request.tenant) == (
+                request.tree.end
+            ):
+                self._begin(progress, now)
                 answers.append(self._answer(progress, progress.result))  # the cache holds the prompt already
-            else:
-                self._running = Batch((self._next_chunk(progress, kv),))
+            elif (chunk := self._next_chunk(progress, chunks, kv)) is not None:
+                self._begin(progress, now)
+                progress.holds_memory = True
+                self._line.charge(request.tenant, chunk.tokens)
+                chunks.append(chunk)
+        if chunks:
+            self._running = Batch(tuple(chunks))
         return self._running, answers
 
     def complete(self, outcomes: Sequence[Outcome], elapsed_s: float, now: float) -> list[Answer]:
-        """Take the outcome of each chunk of the running batch. Unfinished requests go to the end of the queue."""
+        """Take the outcome of each chunk of the running batch. Unfinished requests wait for their next chunk."""
         assert self._running is not None, "only a running batch can be completed"
         batch, self._running = self._running, None
         if not any(isinstance(outcome, BaseException) for outcome in outcomes):
@@ -132,6 +139,7 @@ class Scheduler:
         for chunk, outcome in zip(batch.chunks, outcomes, strict=True):
             progress = self._progress.get(chunk.request)
             if progress is None:  # it was cancelled
+                self._to_release.append(chunk.request.key)
                 continue
             progress.compute_s += elapsed_s
             if isinstance(outcome, BaseException):
@@ -145,24 +153,71 @@ class Scheduler:
                 answers.append(self._answer(progress, _shutting_down()))
             else:
                 progress.queued_at = now
-                self._queue.append(chunk.request)
+                self._line.wait(progress)
         return answers
 
     def close(self) -> list[Answer]:
         """Refuse the waiting requests and all later ones; a running chunk is finished."""
         self._closed = True
-        waiting, self._queue = self._queue, deque()
-        return [self._answer(self._progress[request], _shutting_down()) for request in waiting]
+        waiting = [progress for progress in self._progress.values() if not self._runs(progress.request)]
+        for progress in waiting:
+            self._line.take(progress)
+        return [self._answer(progress, _shutting_down()) for progress in waiting]
 
-    def _next_chunk(self, progress: _Progress, kv: KvView) -> Chunk:
-        """Cut the next chunk of a request. It ends later than each earlier chunk.
+    def _begin(self, progress: Progress, now: float) -> None:
+        self._line.take(progress)
+        progress.begun = True
+        progress.queue_s += now - progress.queued_at
 
-        Otherwise two conversations that evict each other between their chunks would never finish.
-        """
-        tree, left = progress.request.tree, progress.request.num_choices - len(progress.choices)
-        held = kv.held(progress.request.key, tree.token_ids[: tree.end - left]) or 0
-        end = min(max(held, progress.reached) + self._chunk_tokens, tree.end)
-        return Chunk(progress.request, end, left)
+    def _next_chunk(self, progress: Progress, chunks: Sequence[Chunk], kv: KvView) -> Chunk | None:
+        """Cut the next chunk of a request next to those of this step; None if there is no place for it."""
+        request, tree = progress.request, progress.request.tree
+        budget = self._step_tokens - sum(chunk.tokens for chunk in chunks)
+        if any(chunk.request.key == request.key for chunk in chunks):
+            return None
+        left = request.num_choices - len(progress.choices)
+        start = kv.held(request.key, tree.token_ids[: tree.end - left], request.tenant) or 0
+        end = self._end(progress, start, budget)
+        if end is None or not self._has_memory(progress, chunks, kv.capacity_tokens):
+            return None
+        return Chunk(request, start, end, left)
+
+    def _end(self, progress: Progress, start: int, budget: int) -> int | None:
+        """Return the end of a chunk that feeds at most `budget` tokens; None if it is better to wait."""
+        tree = progress.request.tree
+        chain, branches = tree.end - start, len(tree.branches)
+        if chain + branches <= min(budget, self._chunk_tokens) or (chain == 1 and 1 + branches <= budget):
+            return tree.end
+        # A verification in two parts takes two steps: it may as well wait for one.
+        if chain + branches <= self._chunk_tokens and progress.request.urgency is not Urgency.READ:
+            return None
+        cut = min(budget, self._chunk_tokens, chain - 1 if branches else chain)
+        return start + cut if cut > 0 else None
+
+    def _has_memory(self, progress: Progress, chunks: Sequence[Chunk], capacity_tokens: int) -> bool:
+        """Return whether a request's whole text has a place in the KV budget, next to all that have begun."""
+        if progress.holds_memory or progress.request.tree.size > capacity_tokens:  # the store refuses the latter
+            return True
+        holders = [other for other in self._progress.values() if other.holds_memory]
+        missing = progress.request.tree.size + _sizes(holders) - capacity_tokens
+        if missing <= 0:
+            return True
+        scheduled = {chunk.request for chunk in chunks}
+        victims: list[Progress] = []
+        for other in reversed(holders):
+            lesser = other.request.urgency is Urgency.READ and progress.request.urgency is not Urgency.READ
+            if missing > _sizes(victims) and lesser and not other.preempted and other.request not in scheduled:
+                victims.append(other)
+        if missing > _sizes(victims):
+            return False
+        for victim in victims:
+            victim.holds_memory = False
+            victim.preempted = True
+            self._to_release.append(victim.request.key)
+        return True
+
+    def _runs(self, request: QueuedRequest) -> bool:
+        return self._running is not None and any(chunk.request is request for chunk in self._running.chunks)
 
     def _check(self, request: QueuedRequest) -> None:
         if self._closed:
@@ -175,11 +230,13 @@ class Scheduler:
             )
         if tree.branches and not request.num_choices:
             raise ValueError(f"branches: {len(tree.branches)} in a request without choices; ask for at least one")
+        if len(tree.branches) >= self._step_tokens:
+            raise ValueError(f"branches: {len(tree.branches)}; one forward feeds at most {self._step_tokens} tokens")
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
-        if len(self._queue) >= self._max_queue:
+        if len(self._line) >= self._max_queue:
             raise Overloaded(
-                f"queue: {len(self._queue)} requests are waiting, the limit is {self._max_queue}; try again later",
+                f"queue: {len(self._line)} requests are waiting, the limit is {self._max_queue}; try again later",
                 retry_after_ms=self._drain_ms(),
             )
 
@@ -188,16 +245,27 @@ class Scheduler:
         if not self._recent_s:
             return _FIRST_RETRY_MS
         mean_s = sum(self._recent_s) / len(self._recent_s)
-        return max(1, math.ceil(mean_s * (len(self._queue) + self.busy) * 1000))
+        return max(1, math.ceil(mean_s * (len(self._line) + self.busy) * 1000))
 
-    def _late(self, progress: _Progress, now: float) -> Answer:
+    def _late(self, progress: Progress, now: float) -> Answer:
         waited_ms = (now - progress.queued_at) * 1000
         message = f"deadline: the request waited {waited_ms:.0f} ms in the queue and was not started"
         return self._answer(progress, CloudTimeout(message))
 
-    def _answer(self, progress: _Progress, outcome: ForwardResult | BaseException) -> Answer:
-        del self._progress[progress.request]
+    def _answer(self, progress: Progress, outcome: ForwardResult | BaseException) -> Answer:
+        self._forget(progress)
         return Answer(progress.request, outcome)
+
+    def _forget(self, progress: Progress) -> None:
+        """Forget a request that does not wait."""
+        del self._progress[progress.request]
+        self._line.leave(progress)
+        if progress.holds_memory and not progress.finished and not self._runs(progress.request):
+            self._to_release.append(progress.request.key)
+
+
+def _sizes(holders: Iterable[Progress]) -> int:
+    return sum(holder.request.tree.size for holder in holders)
 
 
 def _shutting_down() -> CloudUnavailable:

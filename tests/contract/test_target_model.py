@@ -23,7 +23,7 @@ def prompt(seed: int, length: int) -> list[int]:
 
 def whole(target: TargetModel, tokens: list[int], choices: int, sampling: SamplingParams) -> list[Choice]:
     """Feed everything at once to a fresh cache."""
-    return target.forward([feeding(target.new_cache(), tokens, choices, sampling)])[0]
+    return target.forward([feeding(target.kv_pool.new_cache(), tokens, choices, sampling)])[0]
 
 
 def ids(choices: list[Choice]) -> list[int]:
@@ -36,7 +36,7 @@ def test_chunks_crops_and_rebuilds_choose_the_same(target: TargetModel, sampling
     expected = ids(whole(target, tokens, 40, sampling))
     dice = random.Random(2)
     for _ in range(10):
-        cache, at = target.new_cache(), 0
+        cache, at = target.kv_pool.new_cache(), 0
         while at < len(tokens):
             if dice.random() < 0.3:
                 at = dice.randint(0, at)
@@ -50,7 +50,7 @@ def test_chunks_crops_and_rebuilds_choose_the_same(target: TargetModel, sampling
 
 
 def test_cropped_tokens_leave_no_trace(target: TargetModel) -> None:
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     target.forward([feeding(cache, prompt(3, 20), 0, GREEDY)])
     target.forward([feeding(cache, prompt(4, 10), 1, GREEDY)])
     cache.crop(20)
@@ -63,7 +63,7 @@ def test_cropped_tokens_leave_no_trace(target: TargetModel) -> None:
 def test_requests_of_one_call_do_not_affect_each_other(target: TargetModel) -> None:
     prompts = [prompt(seed, 5 + 3 * seed) for seed in range(5)]
     alone = [ids(whole(target, tokens, 4, SAMPLED)) for tokens in prompts]
-    together = target.forward([feeding(target.new_cache(), tokens, 4, SAMPLED) for tokens in prompts])
+    together = target.forward([feeding(target.kv_pool.new_cache(), tokens, 4, SAMPLED) for tokens in prompts])
     assert [ids(choices) for choices in together] == alone
     assert target.forward([]) == []
 
@@ -84,7 +84,7 @@ def test_sequences_of_any_length_continue_together_as_they_do_alone(target: Targ
         ]
         answered = []
         for together in (False, True):
-            caches = [target.new_cache() for _ in texts]
+            caches = [target.kv_pool.new_cache() for _ in texts]
             for cache, text, length in zip(caches, texts, held, strict=True):
                 if length:
                     target.forward([feeding(cache, text[:length], 0, SAMPLED)])
@@ -101,7 +101,7 @@ def test_sequences_of_any_length_continue_together_as_they_do_alone(target: Targ
 
 
 def test_two_requests_with_one_cache_are_refused(target: TargetModel) -> None:
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     with pytest.raises(ValueError, match="two requests with one cache"):
         target.forward([feeding(cache, [1], 1, GREEDY), feeding(cache, [2], 1, GREEDY)])
     assert cache.length == 0
@@ -117,7 +117,7 @@ def test_the_noise_depends_on_the_chosen_tokens_position(target: TargetModel) ->
 
 
 def test_reading_ahead_gives_no_choices_but_fills_the_cache(target: TargetModel) -> None:
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     assert cache.length == 0
     assert target.forward([feeding(cache, prompt(1, 12), 0, GREEDY)]) == [[]]
     assert cache.length == 12
@@ -133,14 +133,14 @@ def test_reading_ahead_gives_no_choices_but_fills_the_cache(target: TargetModel)
 
 @pytest.mark.parametrize("length", [-1, 6])
 def test_a_crop_must_lie_within_the_cache(target: TargetModel, length: int) -> None:
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     target.forward([feeding(cache, prompt(1, 5), 0, GREEDY)])
     with pytest.raises(ValueError, match="crop"):
         cache.crop(length)
 
 
 def test_an_impossible_request_is_refused_and_nothing_is_fed(target: TargetModel) -> None:
-    good, bad = target.new_cache(), target.new_cache()
+    good, bad = target.kv_pool.new_cache(), target.kv_pool.new_cache()
     fine = feeding(good, prompt(1, 5), 1, GREEDY)
     with pytest.raises(ValueError, match="token"):
         target.forward([fine, feeding(bad, [], 0, GREEDY)])
@@ -153,7 +153,7 @@ def test_an_impossible_request_is_refused_and_nothing_is_fed(target: TargetModel
 
 
 def test_the_context_can_be_filled_to_the_last_token(target: TargetModel) -> None:
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     target.forward([feeding(cache, prompt(1, CONTEXT_TOKENS - 1), 0, GREEDY)])
     assert len(target.forward([feeding(cache, [1], 1, GREEDY)])[0]) == 1
     with pytest.raises(PromptTooLong):

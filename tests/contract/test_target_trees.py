@@ -10,7 +10,8 @@ import pytest
 from chaperone_common.errors import PromptTooLong
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams
-from cloud_supervisor.model.ports import KvCache, TargetModel
+from cloud_supervisor.kv.slots import SlotCache
+from cloud_supervisor.model.ports import TargetModel
 from tests.support.cloud.forward import feeding
 from tests.support.models.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
@@ -36,7 +37,7 @@ def branches_after(before: Sequence[int]) -> tuple[BranchToken, ...]:
 
 def read(
     target: TargetModel,
-    cache: KvCache,
+    cache: SlotCache,
     tokens: Sequence[int],
     choices: int,
     branches: Sequence[BranchToken] = (),
@@ -50,7 +51,7 @@ def chosen(
     target: TargetModel, tokens: Sequence[int], choices: int = 1, sampling: SamplingParams = SAMPLED
 ) -> list[int]:
     """Feed a chain at once, to a fresh cache."""
-    return read(target, target.new_cache(), tokens, choices, (), sampling)
+    return read(target, target.kv_pool.new_cache(), tokens, choices, (), sampling)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, TRUNCATED])
@@ -61,7 +62,7 @@ def test_a_branch_token_chooses_as_its_path_does_as_a_chain(
     before = prompt(1, 12)  # its last token is the one before the chain
     expected = chosen(target, before + CHAIN, 6, sampling)
     expected += [chosen(target, before + path, 1, sampling)[0] for path in PATHS]
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     if ahead:
         read(target, cache, before + CHAIN, 1)
         cache.crop(ahead)  # as between two rounds
@@ -73,11 +74,15 @@ def test_the_chain_and_the_siblings_do_not_see_each_other(target: TargetModel) -
     before = prompt(2, 9)
     alone = chosen(target, before + CHAIN, 6)
     siblings = [BranchToken(len(before) + 1, token_id) for token_id in (40, 41, 42, 41)]
-    choices = read(target, target.new_cache(), before + CHAIN, 6, siblings)
+    choices = read(target, target.kv_pool.new_cache(), before + CHAIN, 6, siblings)
     assert choices[:6] == alone
     assert choices[6:] == [chosen(target, (*before, 20, 21, token_id))[0] for token_id in (40, 41, 42, 41)]
     other = read(
-        target, target.new_cache(), before + CHAIN, 6, [siblings[0], BranchToken(len(before) + 1, 50), siblings[2]]
+        target,
+        target.kv_pool.new_cache(),
+        before + CHAIN,
+        6,
+        [siblings[0], BranchToken(len(before) + 1, 50), siblings[2]],
     )
     assert [other[6], other[8]] == [choices[6], choices[8]]
 
@@ -85,7 +90,7 @@ def test_the_chain_and_the_siblings_do_not_see_each_other(target: TargetModel) -
 def test_a_parent_may_have_been_read_before(target: TargetModel) -> None:
     """A text fed in chunks may have the parents of its branches in any chunk."""
     before = prompt(3, 10)
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     read(target, cache, before + CHAIN[:2], 3)
     expected = chosen(target, before + CHAIN, 3) + [chosen(target, before + path)[0] for path in PATHS]
     assert read(target, cache, CHAIN[2:], 3, branches_after(before)) == expected
@@ -96,7 +101,7 @@ def test_the_selected_path_is_the_text_that_continues(
     target: TargetModel, indices: tuple[int, ...], path: tuple[int, ...]
 ) -> None:
     before = prompt(4, 8)
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     read(target, cache, before + CHAIN, 6, branches_after(before))
     cache.select(8 + len(path) - len(indices), indices)
     assert cache.length == 8 + len(path)
@@ -111,7 +116,7 @@ def test_dropped_branches_leave_no_trace(target: TargetModel) -> None:
     before, tail = prompt(6, 8), prompt(7, 5)
     expected = chosen(target, before + CHAIN[:3] + tail, 5)
     for cut in (True, False):
-        cache = target.new_cache()
+        cache = target.kv_pool.new_cache()
         read(target, cache, before + CHAIN, 6, branches_after(before))
         if cut:
             cache.crop(11)
@@ -124,7 +129,7 @@ def test_dropped_branches_leave_no_trace(target: TargetModel) -> None:
 def test_consecutive_trees_choose_as_chains_do(target: TargetModel) -> None:
     """As in a generation: keep a path of the last tree and feed another tree after it, round after round."""
     dice = random.Random(8)
-    text, held, cache = prompt(8, 6), 0, target.new_cache()
+    text, held, cache = prompt(8, 6), 0, target.kv_pool.new_cache()
     for _ in range(8):
         chain = tuple(dice.randrange(USED_IDS) for _ in range(dice.randint(0, 3)))
         paths = [text + chain[:count] for count in range(len(chain) + 1)]
@@ -145,16 +150,22 @@ def test_consecutive_trees_choose_as_chains_do(target: TargetModel) -> None:
 
 def test_the_context_limits_the_depth_alone(target: TargetModel) -> None:
     tokens = prompt(9, CONTEXT_TOKENS - 1)
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     assert len(read(target, cache, tokens, 1, [BranchToken(len(tokens) - 1, token_id) for token_id in (1, 2, 3)])) == 4
     assert cache.length == CONTEXT_TOKENS + 2
     with pytest.raises(PromptTooLong, match=f"the context holds {CONTEXT_TOKENS}"):
-        read(target, target.new_cache(), tokens, 1, [BranchToken(len(tokens) - 1, 1), BranchToken(len(tokens), 2)])
+        read(
+            target,
+            target.kv_pool.new_cache(),
+            tokens,
+            1,
+            [BranchToken(len(tokens) - 1, 1), BranchToken(len(tokens), 2)],
+        )
 
 
 @pytest.mark.parametrize("parents", [(3,), (1, 4), (-3,)])
 def test_a_parent_that_does_not_come_before_its_child_is_refused(target: TargetModel, parents: tuple[int, ...]) -> None:
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     with pytest.raises(ValueError, match="branches: token"):
         read(target, cache, [1, 2, 3], 2, [BranchToken(parent, 1) for parent in parents])
     assert cache.length == 0
@@ -164,7 +175,7 @@ def test_a_parent_that_does_not_come_before_its_child_is_refused(target: TargetM
 def test_only_held_tokens_can_be_selected_and_in_order(
     target: TargetModel, length: int, indices: tuple[int, ...]
 ) -> None:
-    cache = target.new_cache()
+    cache = target.kv_pool.new_cache()
     read(target, cache, [1, 2, 3], 1, [BranchToken(2, 1), BranchToken(2, 2)])
     with pytest.raises(ValueError, match=r"select|crop"):
         cache.select(length, indices)

@@ -25,7 +25,7 @@ from chaperone_common.session import CloudSession, DeviceSession
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, Proposal, SamplingParams, SessionId, Signal
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.model.ports import ForwardResult
+from cloud_supervisor.model.ports import ForwardResult, Urgency
 from cloud_supervisor.supervisor import Supervisor
 from tests.support.fakes.clock import ManualClock
 
@@ -152,6 +152,8 @@ class NotingReader:
         sampling: SamplingParams,
         *,
         deadline_ms: float | None = None,
+        tenant: str = "",
+        urgency: Urgency = Urgency.VERIFY,
     ) -> ForwardResult:
         if num_choices:
             self.deadlines_ms.append(deadline_ms)

@@ -76,7 +76,7 @@ class Explorer:
         self._cloud = cloud
         self._sampling = sampling
         self._caches = KvStore(
-            cloud.model.new_cache, budget_bytes=kv_bytes, bytes_per_token=cloud.model.kv_bytes_per_token
+            cloud.model.kv_pool, budget_bytes=kv_bytes, bytes_per_token=cloud.model.kv_bytes_per_token
         )
         self._texts = DeviceTexts(device)
         self._wanted_proposals: _Wanted = {}

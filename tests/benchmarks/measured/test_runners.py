@@ -63,7 +63,7 @@ def test_disagreements_are_recomputed_along_the_text() -> None:
 def test_cross_entropies_are_computed_where_the_models_differ(tiny_pair: Path) -> None:
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
     model = lenient_model(CloudConfig(pair="tiny", dtype="float32", threads=1), manifest, within_nats=0.0)
-    [choices] = model.forward([feeding(model.new_cache(), PROMPT, 1, SAMPLED)])
+    [choices] = model.forward([feeding(model.kv_pool.new_cache(), PROMPT, 1, SAMPLED)])
     trace = replace(trace_of("-+-"), token_ids=(choices[0].token_id, 6, 7), sampling=SAMPLED)
     trace = replace(
         trace,
@@ -72,5 +72,5 @@ def test_cross_entropies_are_computed_where_the_models_differ(tiny_pair: Path) -
     found, same = read_cross_entropies(model, trace, PROMPT)
     assert found.keys() == {0, 2}
     assert same >= 1
-    row = model.scores(feeding(model.new_cache(), [*PROMPT, *trace.token_ids[:2]], 1, SAMPLED))[0]
+    row = model.scores(feeding(model.kv_pool.new_cache(), [*PROMPT, *trace.token_ids[:2]], 1, SAMPLED))[0]
     assert found[2] == pytest.approx(cross_entropy(softmax(row, 0.8), 11), abs=1e-4)

@@ -76,7 +76,7 @@ def all_models(
 def cloud_text(model: RecordingModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
     text = [*prompt]
     while len(text) < len(prompt) + NEW_TOKENS and (len(text) == len(prompt) or text[-1] != 0):
-        [[choice]] = model.model.forward([feeding(model.model.new_cache(), text, 1, GREEDY)])
+        [[choice]] = model.model.forward([feeding(model.model.kv_pool.new_cache(), text, 1, GREEDY)])
         text.append(choice.token_id)
     return tuple(text[len(prompt) :])
 

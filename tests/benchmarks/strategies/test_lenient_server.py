@@ -66,10 +66,10 @@ def test_a_likely_enough_draft_token_is_chosen(
     assert any(ok and wrong for ok, wrong in zip(stands, differs, strict=True)), "some near misses must be accepted"
     assert not all(stands), "and some tokens must be rejected"
 
-    [choices] = model.forward([feeding(model.new_cache(), text, len(text), sampling)])
+    [choices] = model.forward([feeding(model.kv_pool.new_cache(), text, len(text), sampling)])
     assert [choice.token_id for choice in choices] == [*expected, own[-1]], "no token is drafted after the last one"
 
-    cache = model.new_cache()
+    cache = model.kv_pool.new_cache()
     model.forward([feeding(cache, text[:20], 0, sampling)])
     [choices] = model.forward([feeding(cache, text[20:30], 4, sampling)])
     assert [choice.token_id for choice in choices] == [*expected[26:29], own[29]]
@@ -80,6 +80,6 @@ def test_outside_the_chain_the_lenient_model_chooses_as_usual(
 ) -> None:
     """The token after a branch token is not in the chain."""
     branch = BranchToken(17, text[-1])
-    [choices] = model.forward([feeding(model.new_cache(), text[:20], 3, GREEDY, (branch,))])
+    [choices] = model.forward([feeding(model.kv_pool.new_cache(), text[:20], 3, GREEDY, (branch,))])
     row = logits_after(tiny_pair, [*text[:18], text[-1]])[-1]
     assert choices[-1].token_id == int(row.argmax())

@@ -69,7 +69,7 @@ def test_any_chunking_chooses_as_the_full_forward(
     expected = oracle(folder, tokens, padded_vocabulary, sampling)
     dice = random.Random(2)
     for _ in range(15):
-        cache, at = model.new_cache(), 0
+        cache, at = model.kv_pool.new_cache(), 0
         while at < len(tokens):
             if dice.random() < 0.3:
                 at = dice.randint(0, at)
@@ -84,7 +84,7 @@ def test_any_chunking_chooses_as_the_full_forward(
 def test_sessions_that_evict_each_other_choose_as_the_full_forward(folder: Path, padded_vocabulary: int) -> None:
     model = load(folder, padded_vocabulary)
     per_token = model.kv_bytes_per_token
-    store = KvStore(model.new_cache, budget_bytes=130 * per_token, bytes_per_token=per_token)
+    store = KvStore(model.kv_pool, budget_bytes=130 * per_token, bytes_per_token=per_token)
     texts = [prompt(seed, 60, padded_vocabulary) for seed in range(4)]
     expected = [oracle(folder, text, padded_vocabulary, SAMPLED) for text in texts]
     dice = random.Random(3)
@@ -106,14 +106,14 @@ def test_ids_beyond_the_vocabulary_are_never_chosen(folder: Path, padded_vocabul
     hot = SamplingParams(temperature=5.0, seed=1)
     assert max(oracle(folder, tokens, padded_vocabulary, hot)) >= small
     model = load(folder, small)
-    [choices] = model.forward([feeding(model.new_cache(), tokens, 100, hot)])
+    [choices] = model.forward([feeding(model.kv_pool.new_cache(), tokens, 100, hot)])
     assert [choice.token_id for choice in choices] == oracle(folder, tokens, small, hot)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_cache_takes_the_memory_that_was_announced(folder: Path, padded_vocabulary: int, dtype: Dtype) -> None:
     model = load(folder, padded_vocabulary, dtype)
-    cache = model.new_cache()
+    cache = model.kv_pool.new_cache()
     assert bytes_held(cache) == 0
     model.forward([feeding(cache, prompt(5, 30, padded_vocabulary), 0, GREEDY)])
     assert bytes_held(cache) == 30 * model.kv_bytes_per_token
@@ -126,7 +126,7 @@ def test_bfloat16_mostly_chooses_the_same(folder: Path, padded_vocabulary: int) 
     tokens = prompt(6, 100, padded_vocabulary)
     model = load(folder, padded_vocabulary, "bfloat16")
     expected = oracle(folder, tokens, padded_vocabulary, SAMPLED)
-    cache, got = model.new_cache(), list[int]()
+    cache, got = model.kv_pool.new_cache(), list[int]()
     for at, length in [(0, 1), (1, 2), (3, 5), (8, 32), (40, 60)]:
         [choices] = model.forward([feeding(cache, tokens[at : at + length], length, SAMPLED)])
         got += [choice.token_id for choice in choices]

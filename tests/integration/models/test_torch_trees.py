@@ -27,12 +27,12 @@ def test_bfloat16_mostly_chooses_the_same_along_branches_and_chains(tiny_pair: P
             BranchToken(len(held) + dice.randrange(CHAIN_TOKENS + index), dice.randrange(256))
             for index in range(BRANCH_TOKENS)
         ]
-        cache = model.new_cache()
+        cache = model.kv_pool.new_cache()
         model.forward([feeding(cache, held, 0, SAMPLED)])
         [choices] = model.forward([feeding(cache, chain, CHAIN_TOKENS, SAMPLED, branches)])
         texts = [held + chain[: end + 1] for end in range(CHAIN_TOKENS)]
         texts += TokenTree(held + chain, tuple(branches)).paths()
         for choice, text in zip(choices, texts, strict=True):
-            [[alone]] = model.forward([feeding(model.new_cache(), text, 1, SAMPLED)])
+            [[alone]] = model.forward([feeding(model.kv_pool.new_cache(), text, 1, SAMPLED)])
             same.append(choice.token_id == alone.token_id)
     assert sum(same) >= 0.95 * len(same) == 0.95 * TREES * (CHAIN_TOKENS + BRANCH_TOKENS)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from chaperone_common.errors import ConfigError
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
+from cloud_supervisor.kv.slots import SlotCache
 from cloud_supervisor.model.architectures import CLOUD_MODEL_TYPES, context_tokens, layer_windows
-from cloud_supervisor.model.ports import KvCache
 from cloud_supervisor.model.torch_model import TorchModel
 from tests.support.cloud.forward import bytes_held, feeding
 from tests.support.models import families, oracle
@@ -45,8 +45,8 @@ class Subject:
     def whole(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         return _whole(self.plain, token_ids)
 
-    def held(self, length: int) -> KvCache:
-        cache = self.model.new_cache()
+    def held(self, length: int) -> SlotCache:
+        cache = self.model.kv_pool.new_cache()
         if length:
             self.model.forward([feeding(cache, self.text[:length], 0, SAMPLINGS[0])])
         return cache
@@ -98,7 +98,7 @@ def test_every_supported_architecture_is_here() -> None:
 def test_chunks_and_crops_score_as_the_full_forward(subject: Subject) -> None:
     dice, text = random.Random(2), subject.text
     for _ in range(3):
-        cache, at = subject.model.new_cache(), 0
+        cache, at = subject.model.kv_pool.new_cache(), 0
         while at < len(text):
             if dice.random() < 0.3:
                 at = dice.randint(0, at)
@@ -144,7 +144,7 @@ def test_branches_score_as_their_paths_do_alone(subject: Subject) -> None:
 
 
 def _continue_along(
-    subject: Subject, cache: KvCache, length: int, branches: Sequence[BranchToken], path: Sequence[int]
+    subject: Subject, cache: SlotCache, length: int, branches: Sequence[BranchToken], path: Sequence[int]
 ) -> None:
     """Keep the last branch token's path, and read on after it."""
     indices, index = list[int](), length + len(branches) - 1

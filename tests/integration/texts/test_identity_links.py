@@ -25,7 +25,8 @@ from chaperone_common.session import Event
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Choice, Origin
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.ports import ForwardRequest, KvCache
+from cloud_supervisor.kv.slots import SlotPool
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
@@ -99,8 +100,9 @@ class SlowTarget:
     def kv_bytes_per_token(self) -> int:
         return self._model.kv_bytes_per_token
 
-    def new_cache(self) -> KvCache:
-        return self._model.new_cache()
+    @property
+    def kv_pool(self) -> SlotPool:
+        return self._model.kv_pool
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
         time.sleep(FORWARD_S)

@@ -139,7 +139,7 @@ def test_the_closing_audit_makes_deviations_complete(
             result = collected.result()
             text = [*result.prompt_token_ids, *result.token_ids]
             count = len(result.token_ids)
-            reading = feeding(target.new_cache(), text[:-1], count, request.params.sampling)
+            reading = feeding(target.kv_pool.new_cache(), text[:-1], count, request.params.sampling)
             choices = [choice.token_id for choice in target.forward([reading])[0]]
             deviations = sum(own != choice for own, choice in zip(result.token_ids, choices, strict=True))
             assert result.stats.deviations == deviations

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
-from cloud_supervisor.model.ports import ForwardRequest, KvCache
-from tests.support.fakes.target import KV_BYTES_PER_TOKEN, FakeCache
+from cloud_supervisor.kv.slots import SlotCache
+from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.torch_kv import TorchKv
+from tests.support.fakes.target import KV_BYTES_PER_TOKEN
 
 
 def feeding(
-    cache: KvCache,
+    cache: SlotCache,
     token_ids: Sequence[int],
     num_choices: int,
     sampling: SamplingParams,
@@ -22,10 +23,9 @@ def feeding(
     return ForwardRequest(cache, TokenTree(tuple(token_ids), tuple(branches), cache.length), num_choices, sampling)
 
 
-def bytes_held(cache: KvCache) -> int:
-    """Return the memory of a cache of the fake or of torch; torch frees cropped tokens at the next forward."""
-    if isinstance(cache, FakeCache):
-        return cache.length * KV_BYTES_PER_TOKEN
-    layers = cast(Any, cache).layers.layers
-    tensors = (tensor for layer in layers if layer.is_initialized for tensor in (layer.keys, layer.values))
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+def bytes_held(cache: SlotCache) -> int:
+    """Return the memory of the tokens of a cache of the fake or of torch."""
+    if isinstance(cache.pool, TorchKv):
+        tensors = [tensor for layer in cache.pool.layers for tensor in layer]
+        return cache.length * sum(tensor[0].nbytes for tensor in tensors)
+    return cache.length * KV_BYTES_PER_TOKEN

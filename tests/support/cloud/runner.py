@@ -20,7 +20,7 @@ SAMPLED = SamplingParams(temperature=0.9, seed=3)
 
 
 class Gate:
-    """Holds every forward in the model's thread until it is opened; records the order of the forwards."""
+    """Holds every forward in the model's thread until it is opened; records the first token of each request."""
 
     def __init__(self) -> None:
         self.order: list[int] = []
@@ -28,7 +28,7 @@ class Gate:
         self.opened = threading.Event()
 
     def __call__(self, requests: Sequence[ForwardRequest]) -> None:
-        self.order.append(requests[0].tree.token_ids[0])
+        self.order += [request.tree.token_ids[0] for request in requests]
         self.entered.set()
         assert self.opened.wait(30)
 
@@ -42,12 +42,15 @@ def runner_of(
     max_queue: int = 8,
     budget_tokens: int = 10_000,
     chunk_tokens: int = 256,
+    step_tokens: int = 256,
     clock: ManualClock | None = None,
 ) -> ModelRunner:
     kv_store = KvStore(
-        model.new_cache, budget_bytes=budget_tokens * KV_BYTES_PER_TOKEN, bytes_per_token=KV_BYTES_PER_TOKEN
+        model.kv_pool, budget_bytes=budget_tokens * KV_BYTES_PER_TOKEN, bytes_per_token=KV_BYTES_PER_TOKEN
     )
-    return ModelRunner(model, kv_store, max_queue=max_queue, chunk_tokens=chunk_tokens, clock=clock)
+    return ModelRunner(
+        model, kv_store, max_queue=max_queue, step_tokens=step_tokens, chunk_tokens=chunk_tokens, clock=clock
+    )
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -83,5 +86,5 @@ async def forward(
 
 def oracle(model: FakeTarget, tokens: Sequence[int], num_choices: int) -> list[Choice]:
     """Return the model's choices after the last `num_choices` of these tokens, without a cache."""
-    request = feeding(model.new_cache(), tokens, num_choices, SAMPLED)
-    return FakeTarget(model.vocabulary_size, model.context_tokens).forward([request])[0]
+    twin = FakeTarget(model.vocabulary_size, model.context_tokens)
+    return twin.forward([feeding(twin.kv_pool.new_cache(), tokens, num_choices, SAMPLED)])[0]

@@ -115,7 +115,7 @@ def cloud_of(target: FakeTarget) -> Cloud:
         opening, _ = sessions[0]
         if not wanted.num_choices:
             return []
-        forward = ForwardRequest(target.new_cache(), wanted.tree, wanted.num_choices, opening.sampling)
+        forward = ForwardRequest(target.kv_pool.new_cache(), wanted.tree, wanted.num_choices, opening.sampling)
         return [choice.token_id for choice in target.forward([forward])[0]]
 
     def serve(frame: ClientFrame) -> Iterable[ServerFrame]:

@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,39 +14,28 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import PromptTooLong
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.types import Choice
-from cloud_supervisor.model.ports import ForwardRequest, KvCache
+from cloud_supervisor.kv.slots import SlotCache, SlotPool
+from cloud_supervisor.model.ports import ForwardRequest
 from tests.support.waiting import PATIENCE_S
 
 KV_BYTES_PER_TOKEN = 64
+_KV_TOKENS = 1 << 24  # no budget of a test is larger
 _ROOT = bytes(16)
 
 
-class FakeCache:
-    """Holds a digest of each prefix, as the keys and values of a real cache depend on all earlier tokens."""
+class FakePool(SlotPool):
+    """A slot holds a digest of a prefix, as the keys and values of a token depend on all earlier tokens."""
 
-    def __init__(self) -> None:
-        self.digests: list[bytes] = []
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.digests: dict[int, bytes] = {}
 
-    @property
-    def length(self) -> int:
-        return len(self.digests)
-
-    def crop(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise ValueError(f"crop: {length} is outside [0, {self.length}], the tokens held")
-        del self.digests[length:]
-
-    def select(self, length: int, indices: Sequence[int]) -> None:
-        if [*indices] != sorted({*indices}.intersection(range(length, self.length))):
-            raise ValueError(f"select: {[*indices]} are not ascending indices of [{length}, {self.length})")
-        kept = [self.digests[index] for index in indices]
-        self.crop(length)
-        self.digests += kept
-
-    def append(self, token_id: int, parent: int = -1) -> None:
-        """Append a token after the token at index `parent`."""
-        before = self.digests[parent] if self.digests else _ROOT
-        self.digests.append(hashlib.blake2b(before + token_id.to_bytes(8, "little"), digest_size=16).digest())
+    def append(self, cache: SlotCache, token_id: int, parent: int = -1) -> None:
+        """Append a token to a cache, after its token at index `parent`."""
+        before = self.digests[cache.slots[parent]] if cache.slots else _ROOT
+        cache.extend(1)
+        digest = hashlib.blake2b(before + token_id.to_bytes(8, "little"), digest_size=16).digest()
+        self.digests[cache.slots[-1]] = digest
 
 
 class FakeTarget:
@@ -69,6 +57,7 @@ class FakeTarget:
         unwritten: Sequence[int] = (),
         before_forward: Callable[[Sequence[ForwardRequest]], None] | None = None,
     ) -> None:
+        self.kv_pool = FakePool(_KV_TOKENS)
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._seed = seed
@@ -90,9 +79,6 @@ class FakeTarget:
     def kv_bytes_per_token(self) -> int:
         return KV_BYTES_PER_TOKEN
 
-    def new_cache(self) -> KvCache:
-        return FakeCache()
-
     def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
         for request in requests:
             self._check(request)
@@ -104,10 +90,11 @@ class FakeTarget:
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits [vocab] after a prefix, computed without a cache: an oracle."""
-        cache = FakeCache()
+        pool = FakePool(len(token_ids))
+        cache = pool.new_cache()
         for token_id in token_ids:
-            cache.append(token_id)
-        return self._logits(cache.digests[-1])
+            pool.append(cache, token_id)
+        return self._logits(pool.digests[cache.slots[-1]])
 
     def _check(self, request: ForwardRequest) -> None:
         tree = request.tree
@@ -115,22 +102,28 @@ class FakeTarget:
             raise ValueError(f"num_choices: {request.num_choices} of {len(tree.token_ids)} tokens")
         if tree.start != request.cache.length:
             raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
+        if request.cache.pool is not self.kv_pool:
+            raise ValueError("cache: it is not of this model")
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"the context holds {self._context_tokens} tokens")
 
     def _feed(self, request: ForwardRequest) -> list[Choice]:
-        cache, tree = cast(FakeCache, request.cache), request.tree
+        cache, tree = request.cache, request.tree
         for token_id in tree.token_ids:
-            cache.append(token_id)
+            self.kv_pool.append(cache, token_id)
         for parent, token_id in tree.branches:
-            cache.append(token_id, parent)
+            self.kv_pool.append(cache, token_id, parent)
         self.forwards += 1
         self.tokens_read += tree.size - tree.start
         first = tree.end - request.num_choices
         positions = [*range(first, tree.end), *tree.positions]
         return [
-            choose(softmax(self._logits(digest), request.sampling.temperature), request.sampling, position + 1)
-            for digest, position in zip(cache.digests[first:], positions, strict=True)
+            choose(
+                softmax(self._logits(self.kv_pool.digests[slot]), request.sampling.temperature),
+                request.sampling,
+                position + 1,
+            )
+            for slot, position in zip(cache.slots[first:], positions, strict=True)
         ]
 
     def _logits(self, digest: bytes) -> NDArray[np.float32]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -12,35 +11,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from chaperone_common.errors import ConfigError, InternalError, Overloaded, PromptTooLong
 from chaperone_common.token_tree import TokenTree, common_prefix
+from cloud_supervisor.kv.slots import SlotCache
 from cloud_supervisor.kv.store import KvStore
-
-BYTES_PER_TOKEN = 10
-
-
-@dataclass
-class ListCache:
-    """A cache that is the list of its tokens."""
-
-    tokens: list[int] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    def crop(self, length: int) -> None:
-        assert 0 <= length <= self.length
-        del self.tokens[length:]
-
-    def select(self, length: int, indices: Sequence[int]) -> None:
-        raise AssertionError("there were no branches")
-
-
-def store(budget_tokens: int) -> KvStore:
-    return KvStore(ListCache, budget_bytes=budget_tokens * BYTES_PER_TOKEN, bytes_per_token=BYTES_PER_TOKEN)
+from tests.support.cloud.slots import BYTES_PER_TOKEN, PathPool, append, paths_of, store
 
 
 def chain(tokens: list[int]) -> TokenTree:
     return TokenTree(tuple(tokens))
+
+
+def tokens_of(cache: SlotCache) -> list[int]:
+    return [*paths_of(cache)[-1]] if cache.length else []
 
 
 def covers(kv: KvStore, key: str, tokens: Sequence[int]) -> bool:
@@ -51,9 +32,9 @@ def covers(kv: KvStore, key: str, tokens: Sequence[int]) -> bool:
 def feed(kv: KvStore, key: str, tokens: list[int], num_choices: int = 0) -> list[int]:
     """Run one whole forward; return the tokens that had to be fed."""
     cache, held = kv.prepare(key, chain(tokens), num_choices=num_choices)
-    assert isinstance(cache, ListCache)
-    cache.tokens += tokens[held:]
-    assert cache.tokens == tokens
+    for token_id in tokens[held:]:
+        append(cache, token_id)
+    assert tokens_of(cache) == tokens
     kv.commit(key, chain(tokens))
     return tokens[held:]
 
@@ -145,7 +126,7 @@ def test_one_session_beyond_the_budget_is_refused_and_evicts_nobody() -> None:
         kv.prepare("b", chain([1, 2, 3, 4, 5]), num_choices=1)
     assert covers(kv, "a", [1, 2])
     with pytest.raises(ConfigError, match="9 bytes hold no token"):
-        KvStore(ListCache, budget_bytes=9, bytes_per_token=BYTES_PER_TOKEN)
+        KvStore(PathPool(1), budget_bytes=9, bytes_per_token=BYTES_PER_TOKEN)
 
 
 def test_a_failed_forward_leaves_no_cache() -> None:
@@ -172,8 +153,8 @@ def test_freeing_during_a_forward_waits_for_its_end() -> None:
     cache, held = kv.prepare("a", chain([1, 2]), num_choices=1)
     kv.free("a")
     assert kv.stats.sessions == 1
-    assert isinstance(cache, ListCache)
-    cache.tokens += [1, 2][held:]
+    for token_id in [1, 2][held:]:
+        append(cache, token_id)
     kv.commit("a", chain([1, 2]))
     assert kv.stats.sessions == 0
     assert kv.stats.bytes_used == 0
@@ -201,7 +182,7 @@ class Interleaving(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.kv = store(self.BUDGET_TOKENS)
-        self.running: dict[str, tuple[ListCache, list[int], list[int]]] = {}
+        self.running: dict[str, tuple[SlotCache, list[int], list[int]]] = {}
         self.committed: dict[str, list[int]] = {}  # the last list of each session, though it may have been evicted
 
     keys = st.sampled_from("abcd")
@@ -215,9 +196,8 @@ class Interleaving(RuleBasedStateMachine):
         except Overloaded:
             assert sum(len(other) for _, _, other in self.running.values()) + len(tokens) > self.BUDGET_TOKENS
             return
-        assert isinstance(cache, ListCache)
         todo = tokens[held:]
-        assert cache.tokens + todo == tokens
+        assert tokens_of(cache) + todo == tokens
         assert len(todo) >= min(keep, len(tokens))
         self.running[key] = cache, todo, tokens
 
@@ -226,7 +206,8 @@ class Interleaving(RuleBasedStateMachine):
     def commit(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.running)))
         cache, todo, tokens = self.running.pop(key)
-        cache.tokens += todo
+        for token_id in todo:
+            append(cache, token_id)
         self.kv.commit(key, chain(tokens))
         self.committed[key] = tokens
         assert covers(self.kv, key, []) == covers(self.kv, key, tokens), "either all tokens are held, or none"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -12,36 +11,7 @@ from hypothesis import strategies as st
 from chaperone_common.errors import InternalError, Overloaded
 from chaperone_common.token_tree import BranchToken, TokenTree
 from cloud_supervisor.kv.store import KvStore
-
-BYTES_PER_TOKEN = 10
-
-Path = tuple[int, ...]
-
-
-@dataclass
-class PathCache:
-    """A cache that holds for each token its whole path, since keys and values depend on the path."""
-
-    paths: list[Path] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        return len(self.paths)
-
-    def crop(self, length: int) -> None:
-        self.select(length, ())
-
-    def select(self, length: int, indices: Sequence[int]) -> None:
-        assert [*indices] == sorted({*indices})
-        assert all(length <= index < self.length for index in indices)
-        self.paths = self.paths[:length] + [self.paths[index] for index in indices]
-
-    def append(self, parent: int, token_id: int) -> None:
-        self.paths.append((*self.paths[parent], token_id) if parent >= 0 else (token_id,))
-
-
-def store(budget_tokens: int) -> KvStore:
-    return KvStore(PathCache, budget_bytes=budget_tokens * BYTES_PER_TOKEN, bytes_per_token=BYTES_PER_TOKEN)
+from tests.support.cloud.slots import BYTES_PER_TOKEN, Path, append, paths_of, store
 
 
 def covers(kv: KvStore, key: str, tokens: Sequence[int]) -> bool:
@@ -53,12 +23,11 @@ def feed(kv: KvStore, token_ids: Path, branches: Sequence[BranchToken] = (), num
     """Run one whole forward, which leaves a tree in the cache; return the length of the cached path."""
     tree = TokenTree(token_ids, tuple(branches))
     cache, held = kv.prepare("a", tree, num_choices=num_choices)
-    assert isinstance(cache, PathCache)
-    assert cache.paths == [token_ids[: end + 1] for end in range(held)]
-    for parent, token_id in enumerate(token_ids[held:], start=held - 1):
-        cache.append(parent, token_id)
-    for branch in branches:
-        cache.append(*branch)
+    assert paths_of(cache) == [token_ids[: end + 1] for end in range(held)]
+    for token_id in token_ids[held:]:
+        append(cache, token_id)
+    for parent, token_id in branches:
+        append(cache, token_id, parent)
     kv.commit("a", tree)
     return held
 
@@ -104,8 +73,7 @@ def test_a_model_that_dropped_the_branches_is_detected() -> None:
     kv = store(6)
     tree = TokenTree((1,), (BranchToken(0, 7),))
     cache, _ = kv.prepare("a", tree, num_choices=0)
-    assert isinstance(cache, PathCache)
-    cache.append(-1, 1)
+    append(cache, 1)
     with pytest.raises(InternalError, match="holds 1 tokens after a forward of 2"):
         kv.commit("a", tree)
     assert kv.stats.sessions == 0

@@ -87,14 +87,14 @@ def test_other_requests_run_between_the_chunks() -> None:
     run(scenario)
 
 
-def test_two_requests_that_evict_each_other_both_finish() -> None:
+def test_two_texts_that_do_not_fit_together_are_read_one_after_the_other() -> None:
     async def scenario() -> None:
         model = FakeTarget()
         runner = runner_of(model, budget_tokens=50, chunk_tokens=4)
         texts = [list(range(40)), list(range(40, 0, -1))]
         results = await asyncio.gather(*(forward(runner, key, text, 30, SAMPLED) for key, text in enumerate(texts)))
         assert [result.choices for result in results] == [oracle(model, text, 30) for text in texts]
-        assert runner.kv_stats.evictions > 2
+        assert runner.kv_stats.evictions == 1
         await runner.close()
 
     run(scenario)

@@ -2,93 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
-from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
-from chaperone_common.types import Choice, SamplingParams
+from chaperone_common.types import Choice
 from cloud_supervisor.model.ports import ForwardResult
-from cloud_supervisor.scheduling.batch import Answer, Chunk, QueuedRequest
-from cloud_supervisor.scheduling.scheduler import Scheduler
-
-SAMPLING = SamplingParams()
-
-
-class Caches:
-    """The cached tokens of each session."""
-
-    def __init__(self) -> None:
-        self.texts: dict[Hashable, tuple[int, ...]] = {}
-
-    def held(self, key: Hashable, token_ids: Sequence[int]) -> int | None:
-        return common_prefix(self.texts[key], tuple(token_ids)) if key in self.texts else None
-
-
-class Bench:
-    """A scheduler, caches, and a clock that moves by `forward_s` in each forward."""
-
-    def __init__(self, *, max_queue: int = 8, chunk_tokens: int = 4, context_tokens: int = 100) -> None:
-        self.scheduler = Scheduler(max_queue=max_queue, chunk_tokens=chunk_tokens, context_tokens=context_tokens)
-        self.caches = Caches()
-        self.now = 100.0
-        self.forward_s = 0.25
-        self.answers: list[Answer] = []
-        self.chunks: list[Chunk] = []  # chunks that ran
-
-    def submit(
-        self,
-        key: str,
-        tokens: int,
-        num_choices: int = 1,
-        *,
-        branches: Sequence[tuple[int, int]] = (),
-        deadline_ms: float | None = None,
-    ) -> QueuedRequest:
-        """Add a request for the text 0, 1, 2, ..., and return it."""
-        tree = TokenTree(tuple(range(tokens)), tuple(BranchToken(*branch) for branch in branches))
-        deadline_at = None if deadline_ms is None else self.now + deadline_ms / 1e3
-        request = QueuedRequest(key, tree, num_choices, SAMPLING, deadline_at)
-        self.scheduler.submit(request, self.now)
-        return request
-
-    def start(self) -> list[Chunk]:
-        """Schedule, and return the chunks that run now."""
-        batch, answers = self.scheduler.schedule(self.caches, self.now)
-        self.answers += answers
-        return [*batch.chunks] if batch is not None else []
-
-    def finish(self, chunks: Sequence[Chunk], error: Exception | None = None) -> None:
-        """Complete the running batch, with choices that equal their positions."""
-        self.now += self.forward_s
-        outcomes: list[list[Choice] | BaseException] = []
-        for chunk in chunks:
-            last = chunk.end == chunk.request.tree.end
-            count = chunk.num_choices + (len(chunk.request.tree.branches) if last else 0)
-            outcomes.append(error or [Choice(chunk.end - count + index, 0.0, 0) for index in range(count)])
-            self.caches.texts[chunk.request.key] = chunk.request.tree.token_ids[: chunk.end]
-        self.chunks += chunks
-        self.answers += self.scheduler.complete(outcomes, self.forward_s, self.now)
-
-    def step(self) -> bool:
-        """Run one batch; return False if no request waits."""
-        chunks = self.start()
-        if chunks:
-            self.finish(chunks)
-        return bool(chunks)
-
-    def run(self) -> list[str]:
-        """Run until no request waits, and return the sessions in the order of their chunks."""
-        while self.step():
-            pass
-        return [str(chunk.request.key) for chunk in self.chunks]
-
-    def outcome(self, request: QueuedRequest) -> ForwardResult | BaseException:
-        [outcome] = [answer.outcome for answer in self.answers if answer.request is request]
-        return outcome
+from cloud_supervisor.scheduling.batch import QueuedRequest
+from tests.support.cloud.scheduling import Bench
 
 
 def test_an_answer_has_the_choices_and_times_of_its_request() -> None:
@@ -140,25 +62,16 @@ def test_a_cached_prompt_is_answered_without_the_model() -> None:
     assert bench.outcome(longer) == ForwardResult([], queue_us=0, compute_us=250_000)
 
 
-def test_verifications_interleave_with_the_chunks_of_a_long_prompt() -> None:
-    """A prompt of forty tokens delays other requests by at most one chunk."""
+def test_texts_of_one_tenant_take_turns_by_chunks() -> None:
+    """A text of forty tokens delays other requests by at most one chunk."""
     bench = Bench()
-    prompt = bench.submit("prompt", 40, 0)
+    long = bench.submit("long", 40)
     bench.step()
-    spans = [bench.submit(key, 3) for key in "abc"]
-    assert bench.run() == ["prompt", "prompt", "a", "b", "c", *["prompt"] * 8]
+    spans = [bench.submit(key, 4) for key in "abc"]
+    assert bench.run() == ["long", "long", "a", "b", "c", *["long"] * 8]
     waits = [outcome.queue_us for span in spans if isinstance(outcome := bench.outcome(span), ForwardResult)]
-    assert waits == [250_000, 500_000, 750_000], "one chunk of the prompt, and the spans before it"
-    assert isinstance(bench.outcome(prompt), ForwardResult)
-
-
-def test_chunk_ends_increase_even_after_an_eviction() -> None:
-    bench = Bench()
-    bench.submit("a", 12, 1)
-    bench.step()
-    del bench.caches.texts["a"]
-    bench.run()
-    assert [chunk.end for chunk in bench.chunks] == [4, 8, 12]
+    assert waits == [250_000, 500_000, 750_000], "one chunk of the long text, and the spans before it"
+    assert isinstance(bench.outcome(long), ForwardResult)
 
 
 # Deadlines

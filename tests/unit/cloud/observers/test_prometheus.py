@@ -90,7 +90,7 @@ def test_steps_are_counted_by_their_sessions() -> None:
 
 class _Model:
     queue_length = 4
-    kv_stats = KvStats(sessions=2, bytes_used=640, budget_bytes=1000, evictions=7, rebuilt_tokens=90)
+    kv_stats = KvStats(sessions=2, bytes_used=640, budget_bytes=1000, evictions=7, rebuilt_tokens=90, shared_tokens=32)
 
 
 def test_the_state_is_read_with_the_metrics() -> None:
