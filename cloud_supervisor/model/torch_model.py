@@ -13,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -28,7 +29,8 @@ from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.model import architectures
 from cloud_supervisor.model.batched_forward import ATTENTION, ROW_ATTENTION, ROW_MULTIPLE, View
 from cloud_supervisor.model.devices import check_device
-from cloud_supervisor.model.int8_linear import quantise
+from cloud_supervisor.model.int8_linear import Int8Linear, quantise
+from cloud_supervisor.model.logit_rows import LogitRows
 from cloud_supervisor.model.packed_linear import pack
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_kv import Sequences, TorchKv
@@ -93,7 +95,10 @@ class TorchModel:
         # With a mask of four dimensions, models make none themselves; `attend` uses its own.
         self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
         self._multiple = ROW_MULTIPLE if config._attn_implementation == ROW_ATTENTION else 1
-        self._kv_bytes_per_token = _kv_bytes_per_token(config, model.dtype.itemsize)
+        quantised = any(isinstance(layer, Int8Linear) for layer in model.modules())
+        self._dtype = "int8" if quantised else str(model.dtype).removeprefix("torch.")
+        kept = torch.float32 if quantised else model.dtype  # of keys and values
+        self._kv_bytes_per_token = _kv_bytes_per_token(config, kept.itemsize)
         self.kv_pool = TorchKv(max(1, int(kv_budget_mib * 2**20) // self._kv_bytes_per_token))
 
     @classmethod
@@ -170,8 +175,8 @@ class TorchModel:
 
     @property
     def dtype(self) -> str:
-        """The data type of the weights and activations, by torch's name."""
-        return str(self._model.dtype).removeprefix("torch.")
+        """The data type of the weights and activations of linear layers, by torch's name."""
+        return self._dtype
 
     @property
     def context_tokens(self) -> int:
@@ -187,8 +192,18 @@ class TorchModel:
             self._check(request)
         if len({id(request.cache) for request in requests}) < len(requests):
             raise ValueError("cache: two requests with one cache; the later one must wait for the other")
-        rows = self._scores(requests) if requests else []
-        return [self._choices(*each) for each in zip(requests, rows, strict=True)]
+        logits = self._logits(requests) if requests else None
+        if logits is None:
+            return [[] for _ in requests]
+        # The positions whose tokens were read, and the chain's own next token, None after its end: for each row.
+        places: list[tuple[ForwardRequest, int, int | None]] = []
+        for request in requests:
+            tree, count = request.tree, request.num_choices
+            positions = [*range(tree.end - count, tree.end), *tree.positions]
+            drafted = [*tree.token_ids[1:], None][len(tree.token_ids) - count :] + [None] * len(tree.branches)
+            places += [(request, *place) for place in zip(positions, drafted, strict=True)]
+        chosen = iter(self._choices(logits, places))
+        return [[*islice(chosen, request.num_choices + len(request.tree.branches))] for request in requests]
 
     def _check(self, request: ForwardRequest) -> None:
         tree = request.tree
@@ -205,36 +220,41 @@ class TorchModel:
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
 
-    def _choices(self, request: ForwardRequest, rows: NDArray[np.float32]) -> list[Choice]:
-        """Choose from the logits [choices + branches, vocab] of a request."""
-        tree, count = request.tree, request.num_choices
-        positions = [*range(tree.end - count, tree.end), *tree.positions]
-        drafted = [*tree.token_ids[1:], None][len(tree.token_ids) - count :] + [None] * len(tree.branches)
-        return [  # drawn with the noise of the position that the chosen token will have
-            self._choose(softmax(row, request.sampling.temperature), request.sampling, position + 1, token_id)
-            for row, position, token_id in zip(rows, positions, drafted, strict=True)
-        ]
+    @torch.inference_mode()
+    def _choices(
+        self, logits: torch.Tensor, places: Sequence[tuple[ForwardRequest, int, int | None]]
+    ) -> Iterator[Choice]:
+        """Choose from each row, with the noise of the position that the chosen token will have."""
+        samplings = [request.sampling for request, _, _ in places]
+        if self._choose is coupled_choice:
+            rows = LogitRows(logits, [sampling.temperature for sampling in samplings])
+            for row, (request, position, _) in zip(rows, places, strict=True):
+                yield choose(row, request.sampling, position + 1)
+            return
+        for values, sampling, (_, position, token_id) in zip(_on_host(logits), samplings, places, strict=True):
+            yield self._choose(softmax(values, sampling.temperature), sampling, position + 1, token_id)
 
     def scores(self, request: ForwardRequest) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.
 
         `forward` chooses from them. They are checked there, not here.
         """
-        return self._scores([request])[0]
+        logits = self._logits([request])
+        return np.empty((0, self._vocabulary_size), np.float32) if logits is None else _on_host(logits)
 
     @torch.inference_mode()
-    def _scores(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32]]:
-        """Return the `scores` of each request, from one forward."""
+    def _logits(self, requests: Sequence[ForwardRequest]) -> torch.Tensor | None:
+        """Run one forward, and return the logits [choices and branches of all requests, vocab], or None without any."""
         token_ids: list[int] = []
         position_ids: list[int] = []
         wanted: list[int] = []  # rows of the forward
-        views, counts = [], []
+        views = []
         for request in requests:
             views.append(View(request.tree, self._model.device))
             token_ids += [*request.tree.token_ids, *(token_id for _, token_id in request.tree.branches)]
             position_ids += views[-1].positions[request.tree.start :]
-            counts.append(request.num_choices + len(request.tree.branches))
-            wanted += range(len(token_ids) - counts[-1], len(token_ids))
+            count = request.num_choices + len(request.tree.branches)
+            wanted += range(len(token_ids) - count, len(token_ids))
         caches = [request.cache for request in requests]
         inputs: dict[str, Any] = {
             "input_ids": self._tensor(token_ids),
@@ -246,13 +266,18 @@ class TorchModel:
         }
         if not wanted:  # chunks of prompts: compute no logits
             self._model.base_model(**inputs)
-            return [np.empty((0, self._vocabulary_size), np.float32) for _ in requests]
+            return None
         output = self._model(**inputs, logits_to_keep=torch.tensor(wanted, device=self._model.device))
-        logits: NDArray[np.float32] = output.logits[0, :, : self._vocabulary_size].float().cpu().numpy()
-        return np.split(logits, np.cumsum(counts)[:-1])
+        logits: torch.Tensor = output.logits[0, :, : self._vocabulary_size]
+        return logits
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor([[*numbers]], device=self._model.device)  # [1, tokens] int64
+
+
+def _on_host(logits: torch.Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = logits.float().cpu().numpy()
+    return values
 
 
 def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,18 +34,66 @@ _RIVAL_WEIGHT = 1e-4
 _CUTS = (_RIVAL_WEIGHT, 1e-6, 1e-9, 0.0)
 # The noise of two tokens differs by less than 41; lighter than exp(-41 - MAX_COUPLED_MARGIN), a token is out of reach.
 _OUT_OF_REACH = 1e-31
+_SLACK = 1 + 1e-6  # of comparisons, for rounding
+_HEAVY = 1e-3  # of a weight: few tokens are above it
+_LUCKY = 64  # expected tokens with so good a noise that even a small weight may win
 # Outside this range float32 overflows, and the choice no longer changes.
 _TEMPERATURES = (1e-30, 1e30)
 
 
+class Distribution(Protocol):
+    """What `choose` has to know of `softmax(logits / temperature)`, wherever the logits are.
+
+    A token's scaled logit is `(logit - max) / temperature`, and its weight the exponential of that: 1 at the likeliest
+    token. Temperature 0 is measured at 1.
+    """
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens."""
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+
+    @property
+    def top(self) -> int:
+        """The likeliest token, the lowest id among equals."""
+
+    @property
+    def second(self) -> int:
+        """The likeliest other token, the lowest id among equals; `top` if there is no other."""
+
+    def above(self, cut: float) -> tuple[Ids, NDArray[np.float32]]:
+        """Return the ids of all tokens with a weight of at least `cut`, ascending, and their scaled logits."""
+
+    def at(self, ids: Ids) -> NDArray[np.float32]:
+        """Return the scaled logits of some tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """`softmax(logits / temperature)`, kept as unnormalised weights; temperature 0 is measured at 1."""
+    """A `Distribution` with all scaled logits and weights at hand."""
 
     scaled: NDArray[np.float32]  # [vocab] (logits - max) / temperature
     weights: NDArray[np.float32]  # [vocab] exp(scaled), 1 at the likeliest token
     total: float  # sum of weights
     top: int  # the likeliest token, the lowest id among equals
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.scaled)
+
+    @property
+    def second(self) -> int:
+        return _best_but(self.scaled, self.top)
+
+    def above(self, cut: float) -> tuple[Ids, NDArray[np.float32]]:
+        ids = np.flatnonzero(self.weights >= cut)
+        return ids, self.scaled[ids]
+
+    def at(self, ids: Ids) -> NDArray[np.float32]:
+        return self.scaled[ids]
 
 
 def softmax(logits: NDArray[np.float32], temperature: float) -> Softmax:
@@ -55,30 +104,36 @@ def softmax(logits: NDArray[np.float32], temperature: float) -> Softmax:
     top = int(logits.argmax())
     if not math.isfinite(logits[top]):
         raise ModelCorrupt("model: its scores are not numbers; its files may be damaged: pull it again with --force")
-    scaled = logits - logits[top]
-    if temperature not in (0.0, 1.0):
-        coldest, hottest = _TEMPERATURES
-        scaled /= np.float32(min(max(temperature, coldest), hottest))
+    scaled = scale(logits, logits[top], temperature)
     weights = np.exp(scaled)
     return Softmax(scaled, weights, float(weights.sum()), top)
 
 
-def choose(soft: Softmax, params: SamplingParams, position: int, *, stream: int = CHAIN_STREAM) -> Choice:
+def scale(logits: NDArray[np.float32], most: np.float32, temperature: float) -> NDArray[np.float32]:
+    """Return the scaled logits of some logits, of which all have the maximum `most`."""
+    scaled = logits - most
+    if temperature not in (0.0, 1.0):
+        coldest, hottest = _TEMPERATURES
+        scaled /= np.float32(min(max(temperature, coldest), hottest))
+    return scaled
+
+
+def choose(soft: Distribution, params: SamplingParams, position: int, *, stream: int = CHAIN_STREAM) -> Choice:
     """Choose the token at a position.
 
     The coupled margin is the best score minus the best score of any other token before truncation. At temperature 0 it
     is the logit gap. It measures how far the noise is from another choice.
     """
     if params.temperature == 0:
-        return _won(soft.scaled, soft.top)
+        return _top(soft)
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return _choose_from_all(soft, params.seed, position, stream)
-    pool, kept = _truncate(soft, params)
-    scores = _scores(soft.scaled[pool], _uniforms(params.seed, position, stream, pool, len(soft.weights)))
+    pool, scaled, kept = _truncate(soft, params)
+    scores = _scores(scaled, _uniforms(params.seed, position, stream, pool, soft.vocabulary))
     winner = int(np.argmax(np.where(kept, scores, -np.inf)))
     if len(pool) == 1:
-        return _won(soft.scaled, int(pool[winner]), MAX_COUPLED_MARGIN)
-    return _won(scores, winner, ids=pool)
+        return _top(soft, MAX_COUPLED_MARGIN)
+    return _won(scores, winner, pool)
 
 
 def warp(logits: NDArray[np.float32], params: SamplingParams) -> Float64s:
@@ -88,7 +143,7 @@ def warp(logits: NDArray[np.float32], params: SamplingParams) -> Float64s:
     if params.temperature == 0:
         probabilities[soft.top] = 1.0
         return probabilities
-    pool, kept = _truncate(soft, params)
+    pool, _, kept = _truncate(soft, params)
     weights = soft.weights[pool[kept]].astype(np.float64)
     probabilities[pool[kept]] = weights / weights.sum()
     return probabilities
@@ -156,21 +211,27 @@ def _scores(scaled: NDArray[np.float32], uniforms: Float64s) -> Float64s:
     return np.asarray(scaled - np.log(-np.log(uniforms)), np.float64)
 
 
-def _won(
-    scores: NDArray[np.float32] | Float64s, winner: int, margin: float | None = None, *, ids: Ids | None = None
-) -> Choice:
+def _top(soft: Distribution, margin: float | None = None) -> Choice:
+    """Return the choice of the likeliest token; the default margin is the gap of the scaled logits."""
+    second = soft.second
+    if margin is None:
+        margin = _limited(-float(soft.at(np.array([second]))[0])) if second != soft.top else MAX_COUPLED_MARGIN
+    return Choice(soft.top, margin, second)
+
+
+def _won(scores: Float64s, winner: int, ids: Ids) -> Choice:
     """Return the choice of a winner, an index into `scores` and `ids`. A single token is its own runner-up.
 
-    The default margin is the winner's score minus the best other score. It is 0 if a token that truncation removed
-    has a better score.
+    The margin is the winner's score minus the best other score. It is 0 if a token that truncation removed has a better
+    score.
     """
     second = _best_but(scores, winner)
-    if margin is None:
-        gap = float(scores[winner] - scores[second]) if second != winner else MAX_COUPLED_MARGIN
-        margin = min(max(gap, 0.0), MAX_COUPLED_MARGIN)
-    if ids is None:
-        return Choice(winner, margin, second)
-    return Choice(int(ids[winner]), margin, int(ids[second]))
+    gap = float(scores[winner] - scores[second]) if second != winner else MAX_COUPLED_MARGIN
+    return Choice(int(ids[winner]), _limited(gap), int(ids[second]))
+
+
+def _limited(gap: float) -> float:
+    return min(max(gap, 0.0), MAX_COUPLED_MARGIN)
 
 
 def _best_but(values: NDArray[np.float32] | Float64s, index: int) -> int:
@@ -182,51 +243,48 @@ def _best_but(values: NDArray[np.float32] | Float64s, index: int) -> int:
     return best if not len(left) or values[best] > left.max() else int(left.argmax())
 
 
-def _choose_from_all(soft: Softmax, seed: int, position: int, stream: int) -> Choice:
+def _choose_from_all(soft: Distribution, seed: int, position: int, stream: int) -> Choice:
     """Race over the whole vocabulary: the least time `-log(u) / weight` wins.
 
-    Pruning is exact. Let t be the time of the slower of two tokens: only tokens with `-log(u) < t * weight` can be
-    faster. Since `1 - u <= -log(u)`, one comparison without logarithms finds a superset that holds the best two.
+    Pruning is exact. Let t be the second-best time of any few tokens: only tokens with `-log(u) <= t * weight` can be
+    among the best two. Since `1 - u <= -log(u)`, one comparison without logarithms finds a superset. It is made with
+    the weights of heavy tokens, and with the largest weight that any other can have.
     """
-    uniforms = noise(seed, position, len(soft.weights), stream=stream)
-    if len(uniforms) == 1:
+    second = soft.second
+    if second == soft.top:
         return Choice(soft.top, MAX_COUPLED_MARGIN, soft.top)
-    pair = np.argpartition(soft.weights, -2)[-2:] if len(uniforms) < 64 else _two_heavy(soft)
-    if soft.weights[pair].min() < _OUT_OF_REACH:
-        return _won(soft.scaled, soft.top, MAX_COUPLED_MARGIN)
-    slower = float((-np.log(uniforms[pair]) / soft.weights[pair]).max())
-    ids = np.flatnonzero(1.0 - uniforms <= slower * soft.weights * (1 + 1e-6))
-    scores = _scores(soft.scaled[ids], uniforms[ids])
-    winner = int(scores.argmax())
-    return _won(scores, winner, ids=ids)
+    runner_up_weight = float(np.exp(soft.at(np.array([second]))[0]))
+    if runner_up_weight < _OUT_OF_REACH:
+        return _top(soft, MAX_COUPLED_MARGIN)
+    uniforms = noise(seed, position, soft.vocabulary, stream=stream)
+    late = 1.0 - uniforms  # the time of a token of weight 1, at least
+    few = np.union1d(np.flatnonzero(late <= _LUCKY / soft.vocabulary), [soft.top, second])
+    with np.errstate(divide="ignore"):  # a weight may be 0
+        t = float(np.partition(-np.log(uniforms[few]) / np.exp(soft.at(few).astype(np.float64)), 1)[1])
+    heavy, _ = soft.above(_HEAVY)
+    others = np.flatnonzero(late <= t * min(runner_up_weight, _HEAVY) * _SLACK)
+    ids = np.union1d(np.union1d(heavy, others), [soft.top, second])
+    scaled = soft.at(ids)
+    near = late[ids] <= t * np.exp(scaled) * _SLACK
+    ids, scaled = ids[near], scaled[near]
+    scores = _scores(scaled, uniforms[ids])
+    return _won(scores, int(scores.argmax()), ids)
 
 
-def _two_heavy(soft: Softmax) -> Ids:
-    """Return the likeliest token and the likeliest other one."""
-    left = soft.weights[: soft.top]
-    right = soft.weights[soft.top + 1 :]
-    best_left = int(left.argmax()) if len(left) else -1
-    best_right = soft.top + 1 + int(right.argmax()) if len(right) else -1
-    if best_left < 0 or (best_right >= 0 and soft.weights[best_right] > soft.weights[best_left]):
-        return np.array([soft.top, best_right])
-    return np.array([soft.top, best_left])
-
-
-def _truncate(soft: Softmax, params: SamplingParams) -> tuple[Ids, NDArray[np.bool_]]:
-    """Return the ids that can matter, likeliest first, and which of them top-k, top-p and min-p keep.
+def _truncate(soft: Distribution, params: SamplingParams) -> tuple[Ids, NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the ids that can matter, likeliest first, their scaled logits, and which top-k, top-p and min-p keep.
 
     The result is exact: the cut is lowered until every id that the filters could keep is above it. So only a few ids of
     a large vocabulary are ever sorted.
     """
-    cuts = iter(_CUTS)
-    cut = next(cuts)
-    ids = np.flatnonzero(soft.weights >= cut)
-    while cut > 0 and not _holds_all(soft, ids, params, cut):
-        cut = next(cuts)
-        ids = np.flatnonzero(soft.weights >= cut)
-    pool = ids[np.argsort(-soft.weights[ids], kind="stable")]  # equal weights: the lower id first
-    weights = soft.weights[pool].astype(np.float64)
-    kept = np.ones(len(pool), np.bool_)
+    for cut in _CUTS:
+        ids, scaled = soft.above(cut)
+        weights = np.exp(scaled)
+        if cut == 0 or _holds_all(soft, weights, params, cut):
+            break
+    order = np.argsort(-weights, kind="stable")  # equal weights: the lower id first
+    weights = weights[order].astype(np.float64)
+    kept = np.ones(len(order), np.bool_)
     total = soft.total
     if params.top_k:
         kept[params.top_k :] = False
@@ -236,12 +294,12 @@ def _truncate(soft: Softmax, params: SamplingParams) -> tuple[Ids, NDArray[np.bo
         kept &= mass_before < params.top_p * total
     kept &= weights >= params.min_p * weights[0]
     kept[0] = True
-    return pool, kept
+    return ids[order], scaled[order], kept
 
 
-def _holds_all(soft: Softmax, ids: Ids, params: SamplingParams, cut: float) -> bool:
+def _holds_all(soft: Distribution, weights: NDArray[np.float32], params: SamplingParams, cut: float) -> bool:
     if params.top_k:
-        return len(ids) >= min(params.top_k, len(soft.weights))
+        return len(weights) >= min(params.top_k, soft.vocabulary)
     if params.min_p >= cut > 0:
         return True
-    return bool(params.top_p < 1 and soft.weights[ids].sum(dtype=np.float64) > params.top_p * soft.total * (1 + 1e-5))
+    return bool(params.top_p < 1 and weights.sum(dtype=np.float64) > params.top_p * soft.total * (1 + 1e-5))

@@ -1,0 +1,89 @@
+"""Rows of logits that stay on the model's device: only the few numbers that a choice needs are moved.
+
+`sampling.choose` asks a `Distribution` for its likeliest tokens, and for those whose noise is so good that they may win
+in spite of a small weight: the noise of every token is known without the logits. So the choice is the same as with all
+logits, up to the rounding of the sum of all weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chaperone_common.errors import ModelCorrupt
+from chaperone_common.sampling import Ids, scale
+
+_LEAST_SLACK = 1e-4  # of a scaled logit: devices may round another way than NumPy
+
+
+class LogitRows:
+    """The logits of one forward [rows, vocabulary], and the temperature of each row."""
+
+    def __init__(self, logits: torch.Tensor, temperatures: Sequence[float]) -> None:
+        """Measure all rows together; raises ModelCorrupt if they are not numbers."""
+        self.logits = logits.float()
+        top = self.logits.argmax(dim=1)
+        most = self.logits.gather(1, top[:, None])
+        self.temperatures = [temperature or 1.0 for temperature in temperatures]
+        heat = torch.tensor(self.temperatures, device=logits.device)[:, None].clamp(1e-30, 1e30)
+        drawn = [row for row, temperature in enumerate(temperatures) if temperature]
+        self.totals = np.ones(len(temperatures))
+        if drawn:
+            picked = slice(None) if len(drawn) == len(temperatures) else torch.tensor(drawn, device=logits.device)
+            weights = ((self.logits[picked] - most[picked]) / heat[picked]).exp_()
+            self.totals[drawn] = weights.sum(dim=1, dtype=torch.float64).cpu().numpy()
+        self.tops: list[int] = top.tolist()
+        self.most: NDArray[np.float32] = most[:, 0].cpu().numpy()
+        if not np.isfinite(self.most).all():
+            raise ModelCorrupt(
+                "model: its scores are not numbers; its files may be damaged: pull it again with --force"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.tops)
+
+    def __iter__(self) -> Iterator[LogitRow]:
+        """Return the rows."""
+        return (LogitRow(self, row) for row in range(len(self)))
+
+
+class LogitRow:
+    """One row, as a `Distribution`."""
+
+    def __init__(self, rows: LogitRows, row: int) -> None:
+        self._rows = rows
+        self._logits = rows.logits[row]
+        self._most = rows.most[row]
+        self._temperature = rows.temperatures[row]
+        self.top = rows.tops[row]
+        self.total = float(rows.totals[row])
+        self._second: int | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self._logits)
+
+    @property
+    def second(self) -> int:
+        if self._second is None:
+            best = self._logits[self.top].clone()
+            self._logits[self.top] = -torch.inf
+            self._second = int(self._logits.argmax()) if self.vocabulary > 1 else self.top
+            self._logits[self.top] = best
+        return self._second
+
+    def above(self, cut: float) -> tuple[Ids, NDArray[np.float32]]:
+        least = float(self._most) + self._temperature * (math.log(cut) - _LEAST_SLACK) if cut else -math.inf
+        ids = (self._logits >= least).nonzero()[:, 0].cpu().numpy()
+        scaled = self.at(ids)
+        kept = np.exp(scaled) >= cut
+        return ids[kept], scaled[kept]
+
+    def at(self, ids: Ids) -> NDArray[np.float32]:
+        picked: NDArray[np.float32] = self._logits[torch.from_numpy(ids).to(self._logits.device)].cpu().numpy()
+        return scale(picked, self._most, self._temperature)
