@@ -17,7 +17,7 @@ from tests.support.models import contract_drafts, contract_targets
 from tests.support.models.contract_drafts import NewSequence
 
 
-@pytest.fixture(params=["fake", "torch"], scope="module")
+@pytest.fixture(params=["fake", "float32", "int8"], scope="module")
 def target(request: pytest.FixtureRequest) -> TargetModel:
     if request.param == "fake":
         return FakeTarget(vocabulary_size=contract_targets.USED_IDS, context_tokens=contract_targets.CONTEXT_TOKENS)
@@ -27,7 +27,7 @@ def target(request: pytest.FixtureRequest) -> TargetModel:
     vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     return TorchModel.load(
         folder,
-        dtype="float32",
+        dtype=request.param,
         threads=1,
         vocabulary_size=vocabulary_size,
         context_tokens=contract_targets.CONTEXT_TOKENS,

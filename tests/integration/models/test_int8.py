@@ -1,0 +1,133 @@
+"""The engine int8: sums of integers, so that a row's bits do not depend on the rows that are read with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import SamplingParams
+from cloud_supervisor.kv.store import KvStore
+from cloud_supervisor.model import int8_linear
+from cloud_supervisor.model.int8_linear import Int8Linear
+from cloud_supervisor.model.torch_model import TorchModel
+from cloud_supervisor.scheduling.runner import ModelRunner
+from tests.support.cloud.forward import feeding
+
+SESSIONS = 200
+PROMPT_TOKENS = 9
+WRITTEN = 10
+
+pytestmark = pytest.mark.skipif(not int8_linear.available(), reason="this build of torch has no FBGEMM")
+
+
+def sampling_of(session: int) -> SamplingParams:
+    """Return greedy and sampled parameters in turn."""
+    return SamplingParams(temperature=(0.0, 0.7, 1.0)[session % 3], top_p=(1.0, 0.9)[session % 2], seed=session)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pair: Path) -> TorchModel:
+    manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+    return TorchModel.of_manifest(tiny_pair / "cloud", manifest, dtype="int8", threads=1)
+
+
+# The layer
+
+
+def test_a_layer_rounds_and_sums_as_it_is_documented() -> None:
+    generator = torch.Generator().manual_seed(1)
+    linear = torch.nn.Linear(40, 6)
+    linear.weight.data = torch.randn(6, 40, generator=generator)
+    rows = torch.randn(3, 40, generator=generator) * torch.tensor([[1e-3], [1.0], [500.0]])
+    weight_scales = linear.weight.data.abs().amax(dim=1) / 64
+    row_scales = rows.abs().amax(dim=1, keepdim=True) / 127
+    sums = (rows / row_scales).round().double() @ (linear.weight.data / weight_scales[:, None]).round().double().T
+    expected = sums * row_scales * weight_scales + linear.bias.data
+    found = Int8Linear(linear)(rows)
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_the_largest_values_do_not_overflow() -> None:
+    """Processors without VNNI add pairs of products in 16 bits."""
+    linear = torch.nn.Linear(8960, 4, bias=False)
+    linear.weight.data.fill_(-1.0)
+    rows = torch.stack([torch.full((8960,), 3.0), torch.full((8960,), -3.0), torch.zeros(8960)])
+    assert torch.allclose(Int8Linear(linear)(rows), torch.tensor([[-26880.0], [26880.0], [0.0]]).expand(3, 4))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 8, 17, 64, 257])
+def test_a_row_is_the_same_alone_and_with_others(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    layer = Int8Linear(torch.nn.Linear(1536, 96))
+    values = torch.randn(rows, 1536, generator=generator)
+    together = layer(values)
+    assert all(torch.equal(layer(values[[row]])[0], together[row]) for row in range(rows))
+
+
+# The model
+
+
+def read(model: TorchModel, text: Sequence[int], cuts: Sequence[int]) -> NDArray[np.float32]:
+    """Return the logits after each token of a text, which is read in spans of these lengths."""
+    cache, rows, at = model.kv_pool.new_cache(), [], 0
+    for length in cuts:
+        rows.append(model.scores(feeding(cache, text[at : at + length], length, SamplingParams())))
+        at += length
+    return np.concatenate(rows)
+
+
+def test_logits_have_the_same_bits_for_all_cuts(model: TorchModel) -> None:
+    dice = Random(3)
+    text = [dice.randrange(200) for _ in range(120)]
+    alone = read(model, text, [1] * 120)
+    for cuts in ([120], [60, 60], [7] * 17 + [1], [64, 1, 30, 25]):
+        assert np.array_equal(read(model, text, cuts), alone)
+
+
+def test_many_sessions_in_random_company_write_what_each_writes_alone(model: TorchModel) -> None:
+    """Prompts and spans are cut at random, batched with others, evicted and rebuilt."""
+    texts: list[list[int]] = []
+    for session in range(SESSIONS):
+        dice, sampling = Random(session), sampling_of(session)
+        text = [dice.randrange(200) for _ in range(PROMPT_TOKENS)]
+        cache = model.kv_pool.new_cache()
+        fresh = text
+        for _ in range(WRITTEN):
+            [[choice]] = model.forward([feeding(cache, fresh, 1, sampling)])
+            fresh = [choice.token_id]
+            text = [*text, choice.token_id]
+        texts.append(text)
+
+    async def verify(runner: ModelRunner, session: int) -> list[int]:
+        """Return what the model chooses along the text that the session wrote alone."""
+        dice, text, chosen, at = Random(-session), texts[session], list[int](), PROMPT_TOKENS
+        await runner.forward(session, TokenTree(tuple(text[: PROMPT_TOKENS - 1])), 0, sampling_of(session))
+        while at < len(text):
+            span = min(dice.randint(1, 5), len(text) - at)
+            wrong = [dice.randrange(200) for _ in range(dice.randint(0, 2))]
+            tree = TokenTree((*text[: at + span - 1], *wrong))
+            result = await runner.forward(session, tree, span + len(wrong), sampling_of(session))
+            chosen += [choice.token_id for choice in result.choices[:span]]
+            at += span
+        return chosen
+
+    async def scenario() -> list[list[int]]:
+        bytes_per_token = model.kv_bytes_per_token
+        store = KvStore(model.kv_pool, budget_bytes=600 * bytes_per_token, bytes_per_token=bytes_per_token)
+        runner = ModelRunner(model, store, max_queue=SESSIONS, step_tokens=60, chunk_tokens=5)
+        found = await asyncio.gather(*(verify(runner, session) for session in range(SESSIONS)))
+        assert runner.kv_stats.evictions > SESSIONS
+        assert runner.kv_stats.rebuilt_tokens > SESSIONS
+        await runner.close()
+        return found
+
+    assert asyncio.run(scenario()) == [text[PROMPT_TOKENS:] for text in texts]
