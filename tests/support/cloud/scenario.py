@@ -47,7 +47,7 @@ def play(
                 if isinstance(brake, Brake):
                     brake.let_go.set()
             await until(lambda: server.cloud.supervisor.sessions == 0, "all sessions ended")
-            await until(lambda: server.cloud.runner.kv_stats.bytes_used == 0, "all KV freed")
+            await until(lambda: server.cloud.runner.kv_stats.sessions == 0, "all KV freed")
 
     asyncio.run(run())
 
