@@ -56,6 +56,9 @@ COMMANDS = {
         "benchmarks.fleet.cloud_profile", "step times of cloud models, on this machine's accelerator"
     ),
     "fleet": Command("benchmarks.fleet.run", "many devices on a few replicas: latency, load, cost and energy"),
+    "engines": Command(
+        "benchmarks.engines.run", "data types of the cloud's model, and llama.cpp: speed, and what they change"
+    ),
     "attacks": Command(
         "benchmarks.attacks.run", "a device next to attackers: its text and speed, and the service's memory"
     ),
