@@ -59,6 +59,7 @@ COMMANDS = {
     "engines": Command(
         "benchmarks.engines.run", "data types of the cloud's model, and llama.cpp: speed, and what they change"
     ),
+    "load": Command("benchmarks.load.run", "many devices on one service: latency, throughput, refusals and memory"),
     "attacks": Command(
         "benchmarks.attacks.run", "a device next to attackers: its text and speed, and the service's memory"
     ),

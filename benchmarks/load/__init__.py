@@ -1,0 +1,1 @@
+"""Many devices on one service: latency, throughput and memory."""

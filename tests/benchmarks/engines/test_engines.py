@@ -1,0 +1,74 @@
+"""Data types of the tiny pair's cloud model against each other."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.engines import speed
+from benchmarks.engines.agreement import Reading, Text, compared
+from benchmarks.engines.run import add_arguments, run
+from chaperone_common.errors import ConfigError
+from cloud_supervisor.model import int8_linear
+
+
+def parsed(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(options)
+
+
+def test_choices_and_likelihoods_are_compared_by_kind_of_text() -> None:
+    texts = [Text("prose", (1,), (2, 3)), Text("code", (1,), (2, 3)), Text("prose", (1,), (4, 5))]
+    old = [Reading(np.array([2, 3]), np.array([-1.0, -1.0]))] * 3
+    new = [
+        Reading(np.array([2, 9]), np.array([-1.0, -1.5])),
+        Reading(np.array([2, 3]), np.array([-1.0, -1.0])),
+        Reading(np.array([2, 3]), np.array([-0.5, -2.0])),
+    ]
+    assert compared(texts, old, new) == {
+        "prose": {"texts": 2, "tokens": 4, "agreement": 0.75, "lost_nats_per_100_tokens": 25.0},
+        "code": {"texts": 1, "tokens": 2, "agreement": 1.0, "lost_nats_per_100_tokens": 0.0},
+    }
+
+
+@pytest.mark.skipif(not int8_linear.available(), reason="this build of torch has no FBGEMM")
+def test_the_tiny_pair_is_measured(tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(speed, "TEXT_TOKENS", 20)
+    answers = [{"id": f"HumanEval/{number}", "strategy": "cloud", "token_ids": [5, 6, 7, 8]} for number in range(2)]
+    with gzip.open(tmp_path / "humaneval-answers.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(answer) + "\n" for answer in answers)
+    result: dict[str, Any] = run(
+        parsed("--pair", "tiny", "--kinds", "humaneval", "--answers", str(tmp_path), "--threads", "1")
+    )
+    assert result["summary"]["float32"]["ms"]["1x8"] > 0
+    row = result["summary"]["int8"]
+    assert row["against"] == "float32"
+    assert row["kinds"]["humaneval"]["tokens"] == 8
+    assert 0 <= row["kinds"]["humaneval"]["agreement"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtypes", "float8"], "--dtypes: 'float8' is none"),
+        (["--texts", "0"], "--texts: 0; at least 1"),
+        (["--gguf", "m.gguf"], "--llama: it needs --gguf as well"),
+        (["--pair", "tiny", "--kinds", "songs"], "--kinds: 'songs' is none"),
+        (
+            ["--pair", "tiny", "--kinds", "prose", "--answers", "nowhere"],
+            "no answers of `python -m benchmarks quality`",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("tiny_pair")
+def test_impossible_options_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(parsed(*options))

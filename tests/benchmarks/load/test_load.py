@@ -1,0 +1,68 @@
+"""Many devices on the tiny pair's service: real processes, for seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.load.run import add_arguments, run
+from chaperone_common.errors import ConfigError
+from tests.support.processes.commands import ROOT, environment
+
+
+@pytest.fixture(scope="module")
+def result(tiny_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("load")
+    prompts, out = folder / "prompts.jsonl", folder / "load.json"
+    lines = [json.dumps({"id": name, "class": "general", "prompt": f"write a {name}"}) for name in ("letter", "poem")]
+    prompts.write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks", "load", "--pair", "tiny", "--devices", "6", "--seconds", "6"]
+    options = ["--prompts", str(prompts), "--rate", "3", "--spans", "4", "--text-tokens", "20", "--wrong", "0.2"]
+    done = subprocess.run(
+        [*command, *options, "--limit", "max_sessions=5", "--out", str(out)],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_the_result_has_what_others_read(result: Any) -> None:
+    assert result["devices"] == 6
+    assert result["verifications_per_s"] > 0
+    assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p95"] <= result["latency_ms"]["p99"]
+    assert result["errors"] == 0, result["errors_by_kind"]
+    assert result["refused"] > 0, "there are six devices, and places for five"
+    assert 0 < result["rss_mib"]["start"] <= result["rss_mib"]["peak"]
+
+
+def test_wrong_tokens_are_overridden_and_the_rest_stands(result: Any) -> None:
+    """Spans of four tokens with a fifth wrong: from one to five tokens are committed by each."""
+    each = result["committed_tokens_per_s"] / result["verifications_per_s"]
+    assert 2.0 < each < 4.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--devices", "0"], r"--devices: 0 is outside \[1, 10000\]"),
+        (["--seconds", "9999"], r"--seconds: 9999.0 is outside"),
+        (["--spans", "48"], "--text-tokens: 48 hold no span of 48"),
+        (["--limit", "step_tokens"], "--limit: 'step_tokens'; give NAME=NUMBER"),
+    ],
+)
+def test_impossible_options_are_refused(options: list[str], message: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ConfigError, match=message):
+        run(parser.parse_args(options))
