@@ -141,7 +141,7 @@ class CloudConfig(FrozenModel):
     jwt: JwtConfig | None = None
     insecure: bool = False
     pair: Annotated[str, AfterValidator(check_pair_name)] = "default"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     kv_budget_mib: float = Field(default=2048.0, gt=0)

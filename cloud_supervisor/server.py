@@ -242,7 +242,12 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
         from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import
 
         model = TorchModel.of_manifest(
-            folder, manifest, dtype=config.dtype, threads=config.threads, device=config.device
+            folder,
+            manifest,
+            dtype=config.dtype,
+            threads=config.threads,
+            device=config.device,
+            kv_budget_mib=config.kv_budget_mib,
         )
         _LOG.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
         return build_cloud(config, model, manifest, entrance.observer)

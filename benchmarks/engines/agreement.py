@@ -1,4 +1,4 @@
-"""What a data type changes: greedy choices and log-likelihoods along texts that `cloud` wrote."""
+"""Changes by a data type: greedy choices and log-likelihoods along texts that `cloud` wrote."""
 
 from __future__ import annotations
 

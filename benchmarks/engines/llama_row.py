@@ -1,7 +1,7 @@
 """llama.cpp on the same machine and the same model: `PYTHON benchmarks/engines/llama_row.py MODEL.gguf THREADS`.
 
 It runs in an interpreter that has the package llama-cpp-python, which is built from source and therefore no dependency.
-The weights are quantised anew to 8 bits (Q8_0), so that both engines read the same bytes. It prints one JSON object.
+The weights are quantised again, to 8 bits (Q8_0), so that both engines read the same bytes. It prints one JSON object.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What all devices of a run have in common."""
+    """The behaviour of all devices of a run."""
 
     digest: str  # of the tokenizer
     spans: int  # tokens of a span
@@ -42,7 +42,7 @@ class Habits:
 
 @dataclass
 class Observed:
-    """What all devices of a run saw."""
+    """The observations of all devices of a run."""
 
     latency_ms: list[float] = field(default_factory=list)  # from the time at which a span was to be sent
     opening_ms: list[float] = field(default_factory=list)  # until the prompt was read

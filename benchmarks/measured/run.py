@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link.add_argument("--link", metavar="PROFILE", help="a link by the name of its profile, or by the path of one")
     link.add_argument("--rtt-ms", type=float, default=0.0, help="a link with this round trip and nothing else")
     parser.add_argument("--pair", default="default")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the large model")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="of the large model"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=1, help="of every prompt, each with a seed of its own")

@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, help="only N tasks, spread evenly over the suite; default: all")
     parser.add_argument("--pair", default="default")
     add_gate_option(parser)
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="of the cloud's model"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=400)
     parser.add_argument("--together", type=int, default=32, help="texts of one group, which are written at once")
     parser.add_argument(

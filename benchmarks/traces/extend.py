@@ -45,7 +45,9 @@ PROMPT_SETS = Path(__file__).parents[1] / "prompt_sets"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", type=Path, nargs="+", help="files of `python -m benchmarks record`; all of one pair")
     parser.add_argument("--prompt-sets", type=Path, default=PROMPT_SETS, help="the folder of the recorded prompts")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the cloud's model")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="of the cloud's model"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def add_settings(serve: CommandParser) -> None:
         type=checked(check_pair_name),
         help="model pair: tiny, default, or another name of models.yaml",
     )
-    serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
+    serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"))
     serve.add_argument("--threads", type=int, help="CPU threads of the model")
     serve.add_argument("--tls-cert", metavar="FILE", type=path, help="certificate of this server, in PEM")
     serve.add_argument("--tls-key", metavar="FILE", type=path, help="key of that certificate")

@@ -1,7 +1,7 @@
 """The prefixes that caches hold, by chained hashes of blocks of tokens.
 
 The hash of a block covers all tokens before it, so one lookup a block finds the longest prefix that any cache holds.
-As in vLLM, the chain begins with a salt, here the tenant: how long a prompt takes must not tell one tenant what another
+As in vLLM, the chain begins with a salt, here the tenant: the time of a prompt must not show one tenant what another
 has sent. A match is confirmed by comparing tokens.
 """
 
@@ -28,7 +28,7 @@ def block_hashes(tenant: str, token_ids: Sequence[int], known: Sequence[bytes] =
 
 
 class PrefixIndex(Generic[HolderT]):
-    """Which holders have which block; a holder is compared by identity."""
+    """The holders of each block; a holder is compared by identity."""
 
     def __init__(self) -> None:
         self._holders: dict[bytes, dict[int, HolderT]] = {}

@@ -13,7 +13,7 @@ from cloud_supervisor.kv.slots import SlotCache, SlotPool
 
 
 class Urgency(IntEnum):
-    """What a request is for; the scheduler serves lower values first."""
+    """The purpose of a request; the scheduler serves lower values first."""
 
     VERIFY = 0  # a device waits for the verdict
     WRITE = 1  # the cloud writes on its own

@@ -1,7 +1,7 @@
 """The large model on torch and transformers; `batched_forward`, `devices` and `packed_linear` import them as well.
 
-In float32 the choices do not depend on how the tokens were chunked, cropped or rebuilt. In bfloat16 near ties may flip,
-because kernels round differently for different numbers of rows.
+In int8 the logits do not depend on how the tokens were chunked, batched, cropped or rebuilt, to the last bit. Nor do the
+choices in float32. In bfloat16 near ties may flip, because kernels round differently for different numbers of rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.types import Choice, SamplingParams
-from cloud_supervisor.model import architectures
+from cloud_supervisor.model import architectures, int8_linear
 from cloud_supervisor.model.batched_forward import ATTENTION, ROW_ATTENTION, ROW_MULTIPLE, View
 from cloud_supervisor.model.devices import check_device
 from cloud_supervisor.model.int8_linear import Int8Linear, quantise
@@ -121,6 +121,8 @@ class TorchModel:
         Raises `ModelMissing`, `ModelCorrupt`, `ConfigError`, or `ModelError` for an unsupported architecture.
         """
         place = check_device(device)
+        if dtype == "int8" and (place.type != "cpu" or not int8_linear.available()):
+            raise ConfigError(f"dtype: int8 needs a processor of x86; take float32 or bfloat16 on {device}")
         if not (Path(folder) / "config.json").is_file():
             raise ModelMissing(f"{folder}: no model there; run `chaperone-cloud models pull`")
         with _loading(folder):

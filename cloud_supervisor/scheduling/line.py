@@ -79,7 +79,7 @@ class WaitingLine:
         self.wait(progress)
 
     def wait(self, progress: Progress) -> None:
-        """Let a request wait for its first or next chunk, behind the others of its queue."""
+        """Let a request wait for its first or next chunk, after the others of its queue."""
         urgency, tenant = progress.request.urgency, progress.request.tenant
         if (urgency, tenant) not in self._queues:
             self._queues[urgency, tenant] = _Queue(urgency, tenant, self._step)

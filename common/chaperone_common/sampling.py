@@ -42,7 +42,7 @@ _TEMPERATURES = (1e-30, 1e30)
 
 
 class Distribution(Protocol):
-    """What `choose` has to know of `softmax(logits / temperature)`, wherever the logits are.
+    """The view that `choose` has of `softmax(logits / temperature)`, wherever the logits are.
 
     A token's scaled logit is `(logit - max) / temperature`, and its weight the exponential of that: 1 at the likeliest
     token. Temperature 0 is measured at 1.
