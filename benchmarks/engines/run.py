@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         file = args.answers / f"{KINDS[kind]}.jsonl.gz"
         texts += agreement.texts_of(file, kind, args.texts, args.tokens, tokenizer, template)
     models = {dtype: TorchModel.of_manifest(folder, manifest, dtype=dtype, threads=args.threads) for dtype in dtypes}
-    engines = speed.measure(models, manifest.vocabulary_size)
+    engines = speed.measure(models, [*texts[0].prompt, *texts[0].answer])
     readings = {name: [agreement.read(model, text) for text in texts] for name, model in models.items()}
     reference = readings[dtypes[0]]
     for name in dtypes[1:]:

@@ -1,11 +1,10 @@
-"""Times of forwards after a text of 200 tokens, engine by engine in turn."""
+"""Times of forwards after 200 tokens of a text, engine by engine in turn."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from random import Random
 from typing import Any
 
 from benchmarks.kit.statistics import rounded
@@ -24,11 +23,10 @@ SEED = 7
 class Bench:
     """One engine with sessions whose texts it has read."""
 
-    def __init__(self, model: TorchModel, vocabulary: int) -> None:
-        dice = Random(SEED)
+    def __init__(self, model: TorchModel, text: tuple[int, ...]) -> None:
         self._model = model
         most = max(sessions for sessions, _ in SESSIONS)
-        self._text = tuple(dice.randrange(vocabulary) for _ in range(TEXT_TOKENS + max(SPANS)))
+        self._text = text
         first = model.kv_pool.new_cache()
         self.prompt_ms = self._time([(first, self._text[:TEXT_TOKENS], 0)], SamplingParams())
         self._caches = [first, *(first.fork(TEXT_TOKENS) for _ in range(most - 1))]
@@ -51,9 +49,14 @@ class Bench:
         return (time.perf_counter() - began) * 1e3
 
 
-def measure(models: Mapping[str, TorchModel], vocabulary: int) -> dict[str, Any]:
-    """Return the medians of all engines' times in milliseconds; the engines take turns in each round."""
-    benches = {name: Bench(model, vocabulary) for name, model in models.items()}
+def measure(models: Mapping[str, TorchModel], text: Sequence[int]) -> dict[str, Any]:
+    """Return the medians of all engines' times in milliseconds, along a text; the engines take turns in each round.
+
+    A text that is too short is repeated.
+    """
+    enough = TEXT_TOKENS + max(SPANS)
+    whole = tuple(text) * (enough // len(text) + 1)
+    benches = {name: Bench(model, whole[:enough]) for name, model in models.items()}
     greedy, drawn = SamplingParams(), SamplingParams(temperature=0.7, top_p=0.9, seed=SEED)
     cases = {f"1x{tokens}": (1, tokens, greedy) for tokens in SPANS}
     cases |= {f"{sessions}x{tokens}": (sessions, tokens, greedy) for sessions, tokens in SESSIONS}
