@@ -1,7 +1,7 @@
 """The large model on torch and transformers; `batched_forward`, `devices` and `packed_linear` import them as well.
 
-In int8 the logits have the same bits however the tokens were chunked, batched, cropped or rebuilt. In float32 the choices
-are the same. In bfloat16 near ties may flip, because kernels round differently for different numbers of rows.
+In int8 the logits have the same bits however the tokens were chunked, batched, cropped or rebuilt. In float32 the
+choices are the same. In bfloat16 near ties may flip, because kernels round differently for different numbers of rows.
 """
 
 from __future__ import annotations

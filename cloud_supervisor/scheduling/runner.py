@@ -26,6 +26,11 @@ from cloud_supervisor.scheduling.scheduler import Outcome, Scheduler
 
 _LOG = logging.getLogger(__name__)
 
+# After a forward, sessions that it served often have another request at once. Waiting this long for them, as a share of
+# the forward's time and at most, lets them share the next one, instead of taking turns.
+_GATHERING_SHARE = 0.02
+_MAX_GATHERING_S = 0.005
+
 
 class _Computed(NamedTuple):
     """One forward: each chunk's outcome, and what it took."""
@@ -64,6 +69,7 @@ class ModelRunner:
         self._answers: dict[QueuedRequest, asyncio.Future[ForwardResult]] = {}
         self._to_change: list[tuple[Callable[[Hashable], None], Hashable]] = []  # as soon as the thread is idle
         self._running: asyncio.Future[Any] | None = None
+        self._gathering: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._closed = False
 
@@ -133,7 +139,11 @@ class ModelRunner:
     async def close(self) -> None:
         """Refuse new and waiting requests, let the running chunk finish, and end the thread."""
         self._closed = True
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         self._deliver(self._scheduler.close())
+        self._start_next()  # caches may have to be freed
         while self._running is not None:
             await asyncio.wait([self._running])
         await asyncio.to_thread(self._thread.shutdown)
@@ -152,6 +162,8 @@ class ModelRunner:
             changes, self._to_change = self._to_change, []
             changing = self._running = loop.run_in_executor(self._thread, self._change, changes)
             changing.add_done_callback(self._changed)
+            return
+        if self._gathering is not None:
             return
         batch, answers = self._scheduler.schedule(self._kv_store, self._clock.now())
         self._deliver(answers)
@@ -175,6 +187,14 @@ class ModelRunner:
             if isinstance(outcome, BaseException) and chunk.request not in self._answers:
                 _LOG.warning("an abandoned request failed: %s", trace_of(outcome))
         self._deliver(self._scheduler.complete(outcomes, elapsed_s, self._clock.now()))
+        if self._closed:
+            self._start_next()
+            return
+        gathering_s = min(_GATHERING_SHARE * elapsed_s, _MAX_GATHERING_S)
+        self._gathering = asyncio.get_running_loop().call_later(gathering_s, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = None
         self._start_next()
 
     def _deliver(self, answers: Sequence[Answer]) -> None:
@@ -200,8 +220,19 @@ class ModelRunner:
         for key in released:
             self._kv_store.release(key)
         outcomes: dict[QueuedRequest, Outcome] = {}
+        fed = self._prepare(batch.chunks, outcomes)
+        self._feed(fed, outcomes)
+        fed_tokens = sum(request.tree.size - request.tree.start for _, request in fed)
+        held_tokens = sum(request.tree.start for _, request in fed)
+        elapsed_s = self._clock.now() - began_at
+        return _Computed([outcomes[chunk.request] for chunk in batch.chunks], elapsed_s, fed_tokens, held_tokens)
+
+    def _prepare(
+        self, chunks: Sequence[Chunk], outcomes: dict[QueuedRequest, Outcome]
+    ) -> list[tuple[Chunk, ForwardRequest]]:
+        """Return what the model has to read of each chunk; those without a place in memory have their outcome."""
         fed: list[tuple[Chunk, ForwardRequest]] = []
-        for chunk in batch.chunks:
+        for chunk in chunks:
             request = chunk.request
             try:
                 cache, held = self._kv_store.prepare(
@@ -212,23 +243,22 @@ class ModelRunner:
             else:
                 piece = request.tree.piece(held, chunk.end)
                 fed.append((chunk, ForwardRequest(cache, piece, chunk.num_choices, request.sampling)))
-        outcomes.update(self._feed(fed))
-        fed_tokens = sum(request.tree.size - request.tree.start for _, request in fed)
-        held_tokens = sum(request.tree.start for _, request in fed)
-        elapsed_s = self._clock.now() - began_at
-        return _Computed([outcomes[chunk.request] for chunk in batch.chunks], elapsed_s, fed_tokens, held_tokens)
+        return fed
 
-    def _feed(self, fed: Sequence[tuple[Chunk, ForwardRequest]]) -> dict[QueuedRequest, Outcome]:
-        """Call the model, and report the outcome to the KV store."""
+    def _feed(self, fed: Sequence[tuple[Chunk, ForwardRequest]], outcomes: dict[QueuedRequest, Outcome]) -> None:
+        """Call the model, and report to the KV store. If that fails, each chunk is tried alone, from its beginning."""
         if not fed:
-            return {}
+            return
         try:
             choices = self._model.forward([request for _, request in fed])
         except BaseException as error:
             for chunk, _ in fed:
                 self._kv_store.abandon(chunk.request.key)
-            return {chunk.request: _for_future(error) for chunk, _ in fed}
-        outcomes: dict[QueuedRequest, Outcome] = {}
+                outcomes[chunk.request] = _for_future(error)
+            if len(fed) > 1:
+                for chunk, _ in fed:
+                    self._feed(self._prepare([chunk], outcomes), outcomes)
+            return
         for (chunk, _), found in zip(fed, choices, strict=True):
             try:
                 self._kv_store.commit(chunk.request.key, chunk.request.tree.piece(0, chunk.end))
@@ -236,7 +266,6 @@ class ModelRunner:
                 outcomes[chunk.request] = error
             else:
                 outcomes[chunk.request] = found
-        return outcomes
 
 
 def _for_future(error: BaseException) -> BaseException:
