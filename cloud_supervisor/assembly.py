@@ -34,7 +34,9 @@ def build_cloud(
     """Assemble a cloud, without starting anything; raises ConfigError for limits that serve nobody."""
     limits, clock, observer = config.limits, MonotonicClock(), observer or Observers()
     budget_bytes = int(config.kv_budget_mib * 2**20)
-    kv_store = KvStore(model.kv_pool, budget_bytes=budget_bytes, bytes_per_token=model.kv_bytes_per_token)
+    kv_store = KvStore(
+        model.kv_pool, budget_bytes=budget_bytes, bytes_per_token=model.kv_bytes_per_token, sharing=config.kv_sharing
+    )
     runner = ModelRunner(
         model,
         kv_store,

@@ -145,6 +145,7 @@ class CloudConfig(FrozenModel):
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     kv_budget_mib: float = Field(default=2048.0, gt=0)
+    kv_sharing: bool = True
     metrics: Annotated[str, AfterValidator(check_metrics)] | None = None
     logs: LogsConfig = LogsConfig()
     tracing: TracingConfig = TracingConfig()

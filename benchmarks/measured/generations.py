@@ -49,7 +49,8 @@ def _lenient_nats(name: str) -> float | None:
 @contextmanager
 def _cloud_and_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
     """Run a cloud and its link. All clouds share one core, because only one of them is busy at a time."""
-    arguments = ("--threads", "1", "--dtype", plan.dtype)
+    # Each strategy reads its prompt again, although another has just read the same one.
+    arguments = ("--threads", "1", "--dtype", plan.dtype, "--no-kv-sharing")
     program = SERVE if lenient_nats is None else (*LENIENT_SERVER, str(lenient_nats))
     with (
         cloud_server(plan.pair, arguments=arguments, cores=(cores.cloud,), program=program) as (address, _),

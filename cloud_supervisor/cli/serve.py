@@ -28,6 +28,7 @@ SETTINGS = {
     "tokens": "tokens_file",
     "metrics": "metrics",
     "insecure": "insecure",
+    "kv_sharing": "kv_sharing",
 }
 
 ConfigT = TypeVar("ConfigT", bound=FrozenModel)
@@ -60,6 +61,12 @@ def add_settings(serve: CommandParser) -> None:
     serve.add_argument("--tokens", metavar="FILE", type=path, help="file of `token create`; each device needs a token")
     serve.add_argument(
         "--metrics", metavar="HOST:PORT", type=checked(check_metrics), help="serve metrics and readiness over HTTP"
+    )
+    serve.add_argument(
+        "--kv-sharing",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="read texts of a tenant that begin alike once",
     )
     serve.add_argument("--insecure", action="store_true", default=None, help="allow plain text beyond this machine")
 

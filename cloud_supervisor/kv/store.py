@@ -55,11 +55,15 @@ class KvStore:
     is read in several forwards is kept between them, until it is whole or `release` is called.
     """
 
-    def __init__(self, pool: SlotPool, *, budget_bytes: int, bytes_per_token: int) -> None:
-        """Hold caches of a pool, in which a token takes `bytes_per_token`; raises ConfigError if none fits."""
+    def __init__(self, pool: SlotPool, *, budget_bytes: int, bytes_per_token: int, sharing: bool = True) -> None:
+        """Hold caches of a pool, in which a token takes `bytes_per_token`; raises ConfigError if none fits.
+
+        With `sharing`, texts of one tenant share the tokens with which they begin alike.
+        """
         if budget_bytes < bytes_per_token or bytes_per_token < 1:
             raise ConfigError(f"kv budget: {budget_bytes} bytes hold no token of {bytes_per_token} bytes; raise it")
         self._pool = pool
+        self._sharing = sharing
         self._budget_bytes = budget_bytes
         self._bytes_per_token = bytes_per_token
         self._entries: dict[Hashable, _Entry] = {}  # in order of last use
@@ -133,9 +137,7 @@ class KvStore:
             raise InternalError(f"the cache holds {length} tokens after a forward of {tree.size}")
         entry.tree = tree
         entry.running = False
-        for block in block_hashes(entry.tenant, tree.token_ids, entry.blocks):
-            entry.blocks.append(block)
-            self._prefixes.add(block, entry)
+        self._index(entry)
         if tree.size >= entry.planned_tokens:
             self.release(key)
         else:
@@ -212,10 +214,14 @@ class KvStore:
         entry.tree = TokenTree(token_ids[:held])
         while len(entry.blocks) * BLOCK_TOKENS > length:
             self._prefixes.remove(entry.blocks.pop(), entry)
-        for block in block_hashes(entry.tenant, entry.tree.token_ids, entry.blocks):
+        self._index(entry)
+        return held
+
+    def _index(self, entry: _Entry) -> None:
+        """Offer the full blocks of a cache to other texts."""
+        for block in block_hashes(entry.tenant, entry.tree.token_ids, entry.blocks) if self._sharing else ():
             entry.blocks.append(block)
             self._prefixes.add(block, entry)
-        return held
 
     def _check_room(self, key: Hashable, tokens: int) -> None:
         """Raise an error unless `tokens` fit next to the texts that are being read."""

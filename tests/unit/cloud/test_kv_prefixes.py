@@ -14,7 +14,7 @@ from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.kv.prefixes import BLOCK_TOKENS, block_hashes
 from cloud_supervisor.kv.slots import SlotCache, SlotPool
 from cloud_supervisor.kv.store import KvStore
-from tests.support.cloud.slots import BYTES_PER_TOKEN, append, paths_of, store
+from tests.support.cloud.slots import BYTES_PER_TOKEN, PathPool, append, paths_of, store
 
 SYSTEM = list(range(100, 100 + 2 * BLOCK_TOKENS + 3))  # two full blocks, and three tokens
 
@@ -89,6 +89,15 @@ def test_an_earlier_turn_is_kept_while_there_is_memory() -> None:
     feed(kv, "other", range(500, 570), "other")
     assert kv.held("b", [*turn, 7], "t") is None
     assert kv.stats.evictions == 0, "no session was evicted"
+
+
+def test_without_sharing_each_text_is_read_whole() -> None:
+    kv = KvStore(PathPool(1000), budget_bytes=10_000, bytes_per_token=BYTES_PER_TOKEN, sharing=False)
+    feed(kv, "a", SYSTEM)
+    assert feed(kv, "b", SYSTEM) == len(SYSTEM)
+    kv.free("a")
+    kv.free("b")
+    assert kv.stats.bytes_used == 0
 
 
 def test_tokens_with_choices_are_never_shared() -> None:
