@@ -32,7 +32,7 @@ def certified_choice(
     if params.temperature == 0:
         return int(ids[0]) if _stands_alone(log_probabilities, vocabulary) else None
     scaled = (log_probabilities - log_probabilities[0]) / params.temperature
-    kept = _kept(scaled, vocabulary, params)
+    kept = _kept(scaled, _rest(log_probabilities, vocabulary, params.temperature), vocabulary, params)
     if kept is None:
         return None
     uniforms = noise(params.seed, position, vocabulary)
@@ -55,14 +55,32 @@ def _stands_alone(log_probabilities: Float64s, vocabulary: int) -> bool:
     return len(log_probabilities) == vocabulary or bool(log_probabilities[-1] < log_probabilities[0])
 
 
-def _kept(scaled: Float64s, vocabulary: int, params: SamplingParams) -> NDArray[np.bool_] | None:
+def _rest(log_probabilities: Float64s, vocabulary: int, temperature: float) -> tuple[float, float]:
+    """Return the least and the most that the weights of all other tokens can sum to, in weights of the first.
+
+    At temperature 1 they sum to what the K lack. Each is at most the K-th weight w. With a = 1 / temperature, the sum
+    of their a-th powers is extreme if they are all equal, or if as many as possible are w and all others 0.
+    """
+    others = vocabulary - len(log_probabilities)
+    if not others:
+        return 0.0, 0.0
+    weights = np.exp(log_probabilities - log_probabilities[0])
+    lacking = max(0.0, math.exp(-float(log_probabilities[0])) - float(weights.sum()))
+    a = 1 / temperature
+    equal = others * (lacking / others) ** a
+    uneven = lacking * float(weights[-1]) ** (a - 1)
+    return min(equal, uneven) * (1 - _SLACK), max(equal, uneven) * (1 + _SLACK) + _SLACK
+
+
+def _kept(
+    scaled: Float64s, rest: tuple[float, float], vocabulary: int, params: SamplingParams
+) -> NDArray[np.bool_] | None:
     """Return which of the K tokens the filters keep, or None if they may keep others, or if it is not certain."""
     weights = np.exp(scaled)
     count, others = len(weights), vocabulary - len(weights)
     kept = np.ones(count, np.bool_)
     closed = not others  # no other token is kept
-    least = most = float(weights.sum())
-    most += others * float(weights[-1])
+    least, most = (float(weights.sum()) + bound for bound in rest)
     if params.top_k:
         kept[params.top_k :] = False
         if params.top_k > count and others:
