@@ -45,7 +45,7 @@ def test_every_file_states_every_setting(name: str) -> None:
         (EdgeConfig, "device:\n  threads: two\n", ":2: device.threads: 'two' is not a whole number"),
         (EdgeConfig, "mode: fast\n", ":1: mode: 'fast' is not 'exact', 'gated', 'edge' or 'cloud'"),
         (CloudConfig, "limits:\n  max_sessions: 0\n", ":2: limits.max_sessions: 0: input should be greater than"),
-        (CloudConfig, "dtype: float16\n", ":1: dtype: 'float16' is not 'auto', 'float32' or 'bfloat16'"),
+        (CloudConfig, "dtype: float16\n", ":1: dtype: 'float16' is not 'auto', 'float32', 'bfloat16' or 'int8'"),
     ],
 )
 def test_a_mistake_is_reported_with_its_line(
