@@ -64,8 +64,11 @@ def main() -> None:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--kv-sharing", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    config = CloudConfig(pair=args.pair, listen=args.listen, threads=args.threads, dtype=args.dtype)
+    config = CloudConfig(
+        pair=args.pair, listen=args.listen, threads=args.threads, dtype=args.dtype, kv_sharing=args.kv_sharing
+    )
     asyncio.run(_serve(config, args.within_nats))
 
 
