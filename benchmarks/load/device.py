@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
 import grpc
 import grpc.aio
 
+from benchmarks.kit.processes import ServerFailed
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.types import SamplingParams, SessionId
 from chaperone_common.wire import SERVICE, SUPERVISE, decode_server, encode_client
@@ -47,10 +47,9 @@ class Observed:
     latency_ms: list[float] = field(default_factory=list)  # from the time at which a span was to be sent
     opening_ms: list[float] = field(default_factory=list)  # until the prompt was read
     committed: int = 0  # tokens
-    cloud_us: int = 0  # of the verifications, without waiting
     refused: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    latest: int = 0  # spans that were to be sent while the one before was still being verified
+    late: int = 0  # spans that were to be sent while the one before was still being verified
 
 
 class Device:
@@ -95,7 +94,7 @@ class Device:
             while at + habits.spans < len(whole):
                 due += self._dice.expovariate(habits.rate)
                 if due < loop.time():
-                    observed.latest += 1
+                    observed.late += 1
                 else:
                     await asyncio.sleep(due - loop.time())
                 span = tuple(self._drafted(token_id) for token_id in whole[at : at + habits.spans])
@@ -103,7 +102,6 @@ class Device:
                 while not isinstance(frame := await self._read(call), Verdict):
                     pass
                 observed.latency_ms.append((loop.time() - due) * 1e3)
-                observed.cloud_us += frame.compute_us
                 observed.committed += frame.position + 1 - at
                 at, revision = frame.position + 1, frame.revision
             await self._send(call, Close(at, ()))
@@ -134,20 +132,21 @@ class Device:
 
 
 async def record(channel: grpc.aio.Channel, digest: str, prompt: tuple[int, ...], tokens: int) -> Recorded:
-    """Let the cloud write a text after a prompt, one token after the other."""
+    """Let the cloud write a text after a prompt; raises ServerFailed if it does not write so many tokens."""
     method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
     call = method()
     await call.write(encode_client(Open(SessionId("record"), digest, SamplingParams(), tokens, (), prompt)))
     await call.write(encode_client(Draft(0, len(prompt), (), (), len(prompt), continuation_tokens=tokens - 1)))
     text: list[int] = []
-    with suppress(asyncio.CancelledError):
-        while len(text) < tokens and isinstance(data := await call.read(), bytes):
-            match decode_server(data):
-                case Verdict(token_id=token_id):
-                    text.append(token_id)
-                case Continuation(token_ids=token_ids):
-                    text += token_ids
-                case _:
-                    pass
+    while len(text) < tokens and isinstance(data := await call.read(), bytes):
+        match decode_server(data):
+            case Verdict(token_id=token_id):
+                text.append(token_id)
+            case Continuation(token_ids=token_ids):
+                text += token_ids
+            case _:
+                pass
     call.cancel()
+    if len(text) < tokens:
+        raise ServerFailed(f"load: the cloud wrote {len(text)} of {tokens} tokens of a text to record")
     return Recorded(prompt, tuple(text))

@@ -141,7 +141,7 @@ async def _load(
         "committed_tokens_per_cloud_s": rounded(observed.committed / cpu_s) if cpu_s else None,
         "latency_ms": _percentiles(observed.latency_ms),
         "opening_ms": _percentiles(observed.opening_ms),
-        "late_spans": observed.latest,
+        "late_spans": observed.late,
         "errors": sum(observed.errors.values()),
         "errors_by_kind": dict(observed.errors),
         "refused": observed.refused,
