@@ -132,7 +132,7 @@ class Device:
 
 
 async def record(channel: grpc.aio.Channel, digest: str, prompt: tuple[int, ...], tokens: int) -> Recorded:
-    """Let the cloud write a text after a prompt; raises ServerFailed if it does not write so many tokens."""
+    """Let the cloud write a text after a prompt; raises ServerFailed if it does not write that many tokens."""
     method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
     call = method()
     await call.write(encode_client(Open(SessionId("record"), digest, SamplingParams(), tokens, (), prompt)))
