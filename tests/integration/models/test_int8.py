@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import hadamard
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model import int8_linear
-from cloud_supervisor.model.int8_linear import Int8Linear
+from cloud_supervisor.model.int8_linear import Int8Linear, Rotation
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.scheduling.runner import ModelRunner
 from tests.support.cloud.forward import feeding
@@ -40,37 +41,73 @@ def model(tiny_pair: Path) -> TorchModel:
     return TorchModel.of_manifest(tiny_pair / "cloud", manifest, dtype="int8", threads=1)
 
 
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """Yield a function that sets torch's number of threads, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 # The layer
 
 
-def test_a_layer_rounds_and_sums_as_it_is_documented() -> None:
+def test_a_layer_rotates_rounds_and_sums_as_it_is_documented() -> None:
     generator = torch.Generator().manual_seed(1)
-    linear = torch.nn.Linear(40, 6)
+    linear = torch.nn.Linear(40, 6)  # blocks of 8 channels
     linear.weight.data = torch.randn(6, 40, generator=generator)
     rows = torch.randn(3, 40, generator=generator) * torch.tensor([[1e-3], [1.0], [500.0]])
-    weight_scales = linear.weight.data.abs().amax(dim=1) / 64
-    row_scales = rows.abs().amax(dim=1, keepdim=True) / 127
-    sums = (rows / row_scales).round().double() @ (linear.weight.data / weight_scales[:, None]).round().double().T
-    expected = sums * row_scales * weight_scales + linear.bias.data
-    found = Int8Linear(linear)(rows)
+    mixing = torch.block_diag(*[torch.tensor(hadamard(8), dtype=torch.float64)] * 5)
+    fine = rows.double().abs().amax(dim=1, keepdim=True) / 2**15
+    turned, weight = (rows / fine).round() @ mixing, linear.weight.data.double() @ mixing / 8
+    row_steps, weight_steps = (each.abs().amax(dim=1, keepdim=True) / 90 for each in (turned, weight))
+    sums = (turned / row_steps).round() @ (weight / weight_steps).round().T
+    expected = sums * row_steps * fine * weight_steps.T + linear.bias.data
+    found = Int8Linear(linear, Rotation())(rows)
     assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_the_largest_values_do_not_overflow() -> None:
     """Processors without VNNI add pairs of products in 16 bits."""
     linear = torch.nn.Linear(8960, 4, bias=False)
-    linear.weight.data.fill_(-1.0)
-    rows = torch.stack([torch.full((8960,), 3.0), torch.full((8960,), -3.0), torch.zeros(8960)])
-    assert torch.allclose(Int8Linear(linear)(rows), torch.tensor([[-26880.0], [26880.0], [0.0]]).expand(3, 4))
+    first_of_block = (torch.arange(8960) % 128 == 0).float()  # its rotation has the same value in all places
+    linear.weight.data = -first_of_block.expand(4, -1)
+    rows = torch.stack([3 * first_of_block, -3 * first_of_block, 0 * first_of_block])
+    found = Int8Linear(linear, Rotation())(rows)
+    assert torch.allclose(found, torch.tensor([[-210.0], [210.0], [0.0]]).expand(3, 4))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rows", [2, 3, 8, 17, 64, 257])
-def test_a_row_is_the_same_alone_and_with_others(rows: int) -> None:
+def test_a_row_is_the_same_alone_and_with_others(rows: int, threads: int, torch_threads: Callable[[int], None]) -> None:
+    torch_threads(threads)
     generator = torch.Generator().manual_seed(rows)
-    layer = Int8Linear(torch.nn.Linear(1536, 96))
+    layer = Int8Linear(torch.nn.Linear(1536, 96), Rotation())
     values = torch.randn(rows, 1536, generator=generator)
     together = layer(values)
     assert all(torch.equal(layer(values[[row]])[0], together[row]) for row in range(rows))
+
+
+def test_one_large_channel_does_not_drown_the_others() -> None:
+    generator = torch.Generator().manual_seed(2)
+    linear = torch.nn.Linear(256, 64, bias=False)
+    rows = torch.randn(8, 256, generator=generator)
+    rows[:, 77] = 300.0
+    linear.weight.data[:, 77] = 0.0  # so that the result is of the other channels alone
+    step = rows.abs().amax(dim=1, keepdim=True) / 90
+    exact, unrotated = linear(rows), linear((rows / step).round() * step)
+    assert (Int8Linear(linear, Rotation())(rows) - exact).norm() < (unrotated - exact).norm() / 3
+
+
+def test_layers_that_share_a_rotation_do_not_mix_up_what_they_read() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shared = Rotation()
+    linears = [torch.nn.Linear(64, 8), torch.nn.Linear(64, 8), torch.nn.Linear(96, 8)]
+    layers = [Int8Linear(linear, shared) for linear in linears]
+    alone = [Int8Linear(linear, Rotation()) for linear in linears]
+    narrow, other, wide = (torch.randn(2, size, generator=generator) for size in (64, 64, 96))
+    for layer, values in ((0, narrow), (1, narrow), (2, wide), (0, other), (1, narrow), (0, narrow.clone())):
+        assert torch.equal(layers[layer](values), alone[layer](values))
 
 
 # The model
