@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.engines import agreement, speed
+from benchmarks.engines import agreement, llama_bench, speed
 from benchmarks.kit.provenance import provenance
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
@@ -18,8 +16,6 @@ from edge_client.text import ChatTemplate, Tokenizer
 
 ANSWERS = Path("benchmarks/results/quality")
 KINDS = {"humaneval": "humaneval-answers", "reasoning": "reasoning-answers", "prose": "prose-answers"}
-LLAMA_ROW = Path(__file__).with_name("llama_row.py")
-PATIENCE_S = 900
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", type=Path, default=ANSWERS, help="a folder of answers of `quality`")
     parser.add_argument("--kinds", default=",".join(KINDS), help="suites whose answers are read")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--llama", type=Path, help="an interpreter with llama-cpp-python")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's program of this name")
     parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp")
 
 
@@ -43,8 +39,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("texts", "tokens", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: {getattr(args, name)}; at least 1")
-    if (args.llama is None) != (args.gguf is None):
-        raise ConfigError("--llama: it needs --gguf as well, and the other way round")
+    if (args.llama_bench is None) != (args.gguf is None):
+        raise ConfigError("--llama-bench: it needs --gguf as well, and the other way round")
     measured = provenance()
     folder = pair_folder(args.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
@@ -63,8 +59,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in dtypes[1:]:
         engines[name]["against"] = dtypes[0]
         engines[name]["kinds"] = agreement.compared(texts, reference, readings[name])
-    if args.llama is not None:
-        engines["llama.cpp Q8_0"] = _llama(args.llama, args.gguf, args.threads)
+    if args.llama_bench is not None:
+        engines["llama.cpp"] = llama_bench.measure(
+            args.llama_bench,
+            args.gguf,
+            threads=args.threads,
+            held=speed.TEXT_TOKENS,
+            spans=speed.SPANS,
+            rounds=speed.ROUNDS,
+        )
     settings = {
         "pair": args.pair,
         "dtypes": dtypes,
@@ -74,13 +77,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "text_tokens": speed.TEXT_TOKENS,
     }
     return {"benchmark": "engines", **measured, "settings": settings, "summary": engines}
-
-
-def _llama(python: Path, gguf: Path, threads: int) -> dict[str, Any]:
-    command = [str(python), str(LLAMA_ROW), str(gguf), str(threads)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        raise ConfigError(f"--llama: {python} did not measure {gguf}: {error}") from None
-    return row

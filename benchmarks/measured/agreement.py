@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from cloud_supervisor.model.torch_model import fastest_dtype
+    from cloud_supervisor.model.torch_model import default_dtype
 
     measured = provenance()
     plain = _plain_export(args.pair)
     edge, cloud = pair_folder(args.pair, "edge"), pair_folder(args.pair, "cloud")
     manifest = load_manifest(edge, role="edge")
     texts = _texts(Tokenizer.load(edge, manifest), edge, args.tokens)
-    dtype = fastest_dtype(cloud)
+    dtype = default_dtype(cloud)
     choices = {
         "cloud": _cloud_choices(cloud, texts, manifest, args.threads, dtype),
         "pair": _device_choices(edge, texts, manifest, args.threads),

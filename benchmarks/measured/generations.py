@@ -15,7 +15,8 @@ from benchmarks.kit.statistics import rounded
 from benchmarks.kit.work_file import Key, WorkFile
 from benchmarks.measured.assisted import ASSISTED, Assisted
 from benchmarks.measured.link_process import LinkProcess, Traffic, link_process
-from benchmarks.measured.plan import Cores, Plan
+from benchmarks.measured.llama_server import LLAMA_SERVER, LlamaRunner, llama_server
+from benchmarks.measured.plan import FOREIGN, Cores, Plan
 from benchmarks.measured.runners import Device, Measured, Request, Runner
 from benchmarks.strategies.families import strategy_named
 from edge_client import EdgeConfig
@@ -25,6 +26,8 @@ WARM_UP = "Say hello, then count from one to ten."
 WARM_UP_TOKENS = 32
 LENIENT_SERVER = ("benchmarks.strategies.lenient_server", "--within-nats")
 MAX_FAILURES = 3  # consecutive failures that end a run
+# The service that a strategy speaks to: None is the usual one, a number the cross-entropy that a lenient one accepts.
+Cloud = float | str | None
 QUIET_MS = 20.0  # a link without a byte for a round trip and this time is quiet
 MAX_SETTLING = 20  # largest number of waits for a quiet link
 
@@ -34,29 +37,41 @@ def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str
     cores = Cores.allowed()
     with ExitStack() as stack:
         links = {
-            lenient_nats: stack.enter_context(_cloud_and_link(plan, cores, lenient_nats))
-            for lenient_nats in dict.fromkeys(_lenient_nats(name) for _, name, _ in missing)
+            cloud: stack.enter_context(_cloud_and_link(plan, cores, cloud))
+            for cloud in dict.fromkeys(_cloud(name) for _, name, _ in missing)
         }
         stack.enter_context(_on_core(cores.device))
         return asyncio.run(_Run(plan, links, cores).make(missing, work))
 
 
-def _lenient_nats(name: str) -> float | None:
-    """Return the cross-entropy that the strategy's cloud accepts; None if it uses the usual, exact cloud."""
-    return None if name == ASSISTED else strategy_named(name).lenient_nats
+def _cloud(name: str) -> Cloud:
+    if name in FOREIGN:
+        return LLAMA_SERVER if name == LLAMA_SERVER else None
+    return strategy_named(name).lenient_nats
 
 
 @contextmanager
-def _cloud_and_link(plan: Plan, cores: Cores, lenient_nats: float | None) -> Iterator[LinkProcess]:
+def _cloud_and_link(plan: Plan, cores: Cores, cloud: Cloud) -> Iterator[LinkProcess]:
     """Run a cloud and its link. All clouds share one core, because only one of them is busy at a time."""
-    # Each strategy reads its prompt again, although another has just read the same one.
-    arguments = ("--threads", "1", "--dtype", plan.dtype, "--no-kv-sharing")
-    program = SERVE if lenient_nats is None else (*LENIENT_SERVER, str(lenient_nats))
     with (
-        cloud_server(plan.pair, arguments=arguments, cores=(cores.cloud,), program=program) as (address, _),
+        _server(plan, cores, cloud) as address,
         link_process(plan.profile, address, seed=plan.seed, cores=cores.every) as link,
     ):
         yield link
+
+
+@contextmanager
+def _server(plan: Plan, cores: Cores, cloud: Cloud) -> Iterator[str]:
+    if cloud == LLAMA_SERVER:
+        assert plan.llama is not None  # `plan_from` sees to it
+        with llama_server(plan.llama, (cores.cloud,)) as address:
+            yield address
+        return
+    # Each strategy reads its prompt again, although another has just read the same one.
+    arguments = ("--threads", "1", "--dtype", plan.dtype, "--no-kv-sharing")
+    program = SERVE if cloud is None else (*LENIENT_SERVER, str(cloud))
+    with cloud_server(plan.pair, arguments=arguments, cores=(cores.cloud,), program=program) as (address, _):
+        yield address
 
 
 @contextmanager
@@ -73,8 +88,8 @@ def _on_core(core: int) -> Iterator[None]:
 class _Run:
     """Makes the generations, with a runner for each strategy, and the link from the runner to its cloud."""
 
-    def __init__(self, plan: Plan, links: Mapping[float | None, LinkProcess], cores: Cores) -> None:
-        """Prepare a run. `links` lead to the clouds; each key is the cross-entropy that the cloud accepts."""
+    def __init__(self, plan: Plan, links: Mapping[Cloud, LinkProcess], cores: Cores) -> None:
+        """Prepare a run. `links` lead to the clouds."""
         self._plan = plan
         self._links = links
         self._cores = cores
@@ -104,6 +119,8 @@ class _Run:
     def _runner(self, name: str) -> Runner:
         if name == ASSISTED:
             return Assisted(self._plan.pair, self._plan.dtype, self._cores.every)
+        if name == LLAMA_SERVER:
+            return LlamaRunner(self._plan.pair, self._link(name).address)
         config = EdgeConfig(
             pair=self._plan.pair,
             closing_audit=True,  # to count the cloud's work after the end of the text, too
@@ -113,7 +130,7 @@ class _Run:
         return Device(strategy_named(name), config)
 
     def _link(self, name: str) -> LinkProcess:
-        return self._links[_lenient_nats(name)]
+        return self._links[_cloud(name)]
 
     async def _row(self, runner: Runner, prompt: Prompt, name: str, repeat: int) -> dict[str, Any]:
         measured, traffic = await self._generate(

@@ -13,11 +13,14 @@ from typing import Any
 from benchmarks.kit.digests import digest_of_source
 from benchmarks.kit.prompts import Prompt
 from benchmarks.kit.work_file import Key
+from benchmarks.measured.assisted import ASSISTED
+from benchmarks.measured.llama_server import LLAMA_SERVER, LlamaCpp
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from link_emulator.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
+FOREIGN = (ASSISTED, LLAMA_SERVER)  # strategies of other software
 MEASURING = "benchmarks.measured.generations"  # makes the generations; other modules summarise them
 
 
@@ -35,6 +38,7 @@ class Plan:
     repeats: int
     seed: int
     cold: bool
+    llama: LlamaCpp | None = None  # of the strategy `llama-server`
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,6 +63,7 @@ class Plan:
             "link": self.profile.model_dump(mode="json"),
             "dtype": self.dtype,
             "models": [manifest.model_dump(mode="json") for manifest in manifests],
+            "llama": self.llama.described() if self.llama else None,
             "asked": [self.max_new_tokens, self.temperature, self.seed, self.cold],
             "source": digest_of_source(ROOT, MEASURING),
             "versions": measured["versions"],
@@ -75,13 +80,13 @@ def with_dtype(plan: Plan) -> Plan:
         return plan
     load_manifest(pair_folder(plan.pair, "cloud"), role="cloud")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return replace(plan, dtype=pool.submit(_fastest_dtype, plan.pair).result())
+        return replace(plan, dtype=pool.submit(_default_dtype, plan.pair).result())
 
 
-def _fastest_dtype(pair: str) -> str:
-    from cloud_supervisor.model.torch_model import fastest_dtype
+def _default_dtype(pair: str) -> str:
+    from cloud_supervisor.model.torch_model import default_dtype
 
-    return fastest_dtype(pair_folder(pair, "cloud"))
+    return default_dtype(pair_folder(pair, "cloud"))
 
 
 @dataclass(frozen=True, slots=True)

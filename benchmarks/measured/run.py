@@ -22,7 +22,8 @@ from benchmarks.kit.work_file import WorkFile
 from benchmarks.measured.assisted import ASSISTED, require_draft
 from benchmarks.measured.bounds import summarise_bounds
 from benchmarks.measured.generations import measure
-from benchmarks.measured.plan import ROOT, Cores, Plan, with_dtype
+from benchmarks.measured.llama_server import LLAMA_SERVER, LlamaCpp
+from benchmarks.measured.plan import FOREIGN, ROOT, Cores, Plan, with_dtype
 from benchmarks.measured.regret import measured_regret
 from benchmarks.measured.summary import BASELINE, summarise
 from benchmarks.simulation.trace import Trace, load_traces
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the first repeat, and of the link")
     parser.add_argument("--cold", action="store_true", help="time whole requests, prefill included")
     parser.add_argument("--traces", type=Path, nargs="*", default=[], help="of these prompts, for the bounds")
+    parser.add_argument("--llama-server", type=Path, help=f"llama.cpp's server, for the strategy {LLAMA_SERVER}")
+    parser.add_argument("--gguf", type=Path, help="the large model for it")
     parser.add_argument(
         "--work", type=Path, default=ROOT / ".cache" / "benchmarks", help="the folder of unfinished runs"
     )
@@ -88,12 +91,15 @@ def plan_from(args: argparse.Namespace) -> Plan:
         category: with_best(asked, args.peers, profile.rtt_ms, args.temperature, category)
         for category in dict.fromkeys(prompt.category for prompt in prompts)
     }
+    llama = None
     for names in strategies.values():
         if len(set(names)) < len(names):
             raise ConfigError(f"--strategies: {args.strategies!r} names one twice; give each once")
         for name in names:
             if name == ASSISTED:
                 require_draft(args.pair)
+            elif name == LLAMA_SERVER:
+                llama = _llama_cpp(args)
             else:
                 strategy_named(name)
     return Plan(
@@ -107,7 +113,16 @@ def plan_from(args: argparse.Namespace) -> Plan:
         repeats=args.repeats,
         seed=args.seed,
         cold=args.cold,
+        llama=llama,
     )
+
+
+def _llama_cpp(args: argparse.Namespace) -> LlamaCpp:
+    if args.llama_server is None or args.gguf is None:
+        raise ConfigError(f"--strategies: {LLAMA_SERVER!r} needs --llama-server and --gguf; see docs/benchmarks.md")
+    files = LlamaCpp(args.llama_server, args.gguf)
+    files.check()
+    return files
 
 
 def _of_each(prompts: Iterable[Prompt], count: int | None) -> Iterator[Prompt]:
@@ -123,7 +138,7 @@ def result_of(
     plan: Plan, measured: dict[str, Any], rows: Sequence[dict[str, Any]], traces: Sequence[Trace]
 ) -> dict[str, Any]:
     """Return the run as it is written."""
-    exact = {name for name in plan.names if name != ASSISTED and strategy_named(name).exact}
+    exact = {name for name in plan.names if name not in FOREIGN and strategy_named(name).exact}
     summary = summarise(rows, exact)
     summary["regret"] = measured_regret(rows, fixed=exact - {str(Mode.EXACT)} | {BASELINE})
     if traces:
@@ -133,6 +148,7 @@ def result_of(
         "prompts": [prompt.id for prompt in plan.prompts],
         "profile": plan.profile.model_dump(mode="json", exclude_defaults=True),
         "rtt_ms": plan.profile.rtt_ms,
+        "llama": plan.llama.described() if plan.llama else None,
         "cores": {"device": cores.device, "cloud": cores.cloud, "link": cores.every},
     }
     return {"benchmark": "run", **measured, "settings": settings, "generations": list(rows), "summary": summary}

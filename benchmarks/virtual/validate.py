@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kit.provenance import provenance
-from benchmarks.measured.assisted import ASSISTED
 from benchmarks.measured.costs import NO_COSTS, RunCosts
+from benchmarks.measured.plan import FOREIGN
 from benchmarks.measured.summary import BASELINE, Row
 from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
@@ -75,7 +75,7 @@ def compare(result: dict[str, Any], traces: dict[str, Trace], gate: str = PACKAG
     `gate` is the calibrated gate of `gated`; see `benchmarks.strategies.gated.gate_for`.
     """
     profile = Profile.model_validate(result["settings"]["profile"])
-    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] != ASSISTED]
+    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] not in FOREIGN]
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         mine = [row for row in rows if row["strategy"] == strategy and row["id"] in traces]
         simulated = _speeds(mine, traces, _met(strategy, rows).scenario(profile), gate)

@@ -114,7 +114,7 @@ class TorchModel:
         kv_budget_mib: float = KV_BUDGET_MIB,
         chooser: Chooser = coupled_choice,
     ) -> Self:
-        """Load a Hugging Face folder; `auto` is the `fastest_dtype`.
+        """Load a Hugging Face folder; `auto` is the `default_dtype`.
 
         `vocabulary_size` is the tokenizer's. The model's may be padded, and the ids beyond are never chosen. `threads`
         sets torch's number of threads for the whole process.
@@ -130,7 +130,7 @@ class TorchModel:
         architectures.refuse_unsupported(config, "cloud", str(folder))
         if threads is not None:
             torch.set_num_threads(threads)
-        chosen = _fastest_dtype(config, place) if dtype == "auto" else dtype
+        chosen = _default_dtype(config, place) if dtype == "auto" else dtype
         with _loading(folder):
             model: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615
                 folder,
@@ -282,19 +282,16 @@ def _on_host(logits: torch.Tensor) -> NDArray[np.float32]:
     return values
 
 
-def fastest_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
-    """Return bfloat16 for a bfloat16 model on an accelerator or a processor with AVX-512; else float32.
-
-    Without AVX-512 a forward of 8 tokens in bfloat16 takes a processor as long as 8 forwards. With AVX-512, but without
-    instructions for bfloat16, we assume that it is no slower than float32, which needs twice the memory.
-    """
+def default_dtype(folder: Path | str, device: str = "cpu") -> Dtype:
+    """Return int8 for a processor of x86; elsewhere bfloat16 for a model that is stored so, else float32."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)  # nosec B615
-    return _fastest_dtype(config, check_device(device))
+    return _default_dtype(config, check_device(device))
 
 
-def _fastest_dtype(config: Any, device: torch.device) -> Dtype:
-    wide = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return "bfloat16" if config.dtype == torch.bfloat16 and wide else "float32"
+def _default_dtype(config: Any, device: torch.device) -> Dtype:
+    if device.type == "cpu" and int8_linear.available():
+        return "int8"
+    return "bfloat16" if config.dtype == torch.bfloat16 and device.type != "cpu" else "float32"
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.engines import speed
+from benchmarks.engines import llama_bench, speed
 from benchmarks.engines.agreement import Reading, Text, compared
 from benchmarks.engines.run import add_arguments, run
 from chaperone_common.errors import ConfigError
@@ -55,12 +56,49 @@ def test_the_tiny_pair_is_measured(tiny_pair: Path, tmp_path: Path, monkeypatch:
     assert 0 <= row["kinds"]["humaneval"]["agreement"] <= 1
 
 
+def bench_program(folder: Path, answer: str) -> Path:
+    """Return a program that answers as llama-bench does, for the tokens that `-p` lists."""
+    program = folder / "llama-bench"
+    program.write_text(f"#!{sys.executable}\nimport json, sys\nsizes = sys.argv[sys.argv.index('-p') + 1]\n{answer}\n")
+    program.chmod(0o755)
+    return program
+
+
+ROWS = """
+build = {"build_number": 7, "build_commit": "abc"}
+rows = [build | {"n_prompt": int(size), "n_gen": 0, "samples_ns": [int(size) * 2e6, int(size) * 1e6]}
+        for size in sizes.split(",")]
+print(json.dumps([*rows, build | {"n_prompt": 0, "n_gen": 16, "samples_ns": [1], "samples_ts": [9.0, 11.0]}]))
+"""
+
+
+def test_the_figures_of_llama_bench_are_taken_over(tmp_path: Path) -> None:
+    weights = tmp_path / "m.gguf"
+    weights.write_bytes(bytes(3_000_000))
+    program = bench_program(tmp_path, ROWS)
+    row = llama_bench.measure(program, weights, threads=2, held=200, spans=(1, 8), rounds=2)
+    assert row == {
+        "version": "7 (abc)",
+        "weights_mb": 3,
+        "ms": {"1x1": 1.5, "1x8": 12.0},
+        "tokens_per_s": 10.0,
+        "eight_over_one": 8.0,
+    }
+
+
+@pytest.mark.parametrize("answer", ["sys.exit(1)", "print('oops')", "print(json.dumps([{'n_gen': 0}]))"])
+def test_a_program_that_does_not_measure_is_named(tmp_path: Path, answer: str) -> None:
+    program = bench_program(tmp_path, answer)
+    with pytest.raises(ConfigError, match="--llama-bench: .* did not measure"):
+        llama_bench.measure(program, tmp_path / "m.gguf", threads=2, held=200, spans=(1, 8), rounds=2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--dtypes", "float8"], "--dtypes: 'float8' is none"),
         (["--texts", "0"], "--texts: 0; at least 1"),
-        (["--gguf", "m.gguf"], "--llama: it needs --gguf as well"),
+        (["--gguf", "m.gguf"], "--llama-bench: it needs --gguf as well"),
         (["--pair", "tiny", "--kinds", "songs"], "--kinds: 'songs' is none"),
         (
             ["--pair", "tiny", "--kinds", "prose", "--answers", "nowhere"],

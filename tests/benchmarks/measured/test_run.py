@@ -236,6 +236,7 @@ def test_every_strategy_is_first_equally_often() -> None:
         (("--strategies", "cloud", "--max-new-tokens", "-1"), "--max-new-tokens: -1"),
         (("--strategies", "cloud", "--link", "moon"), "'moon' is not known"),
         (("--strategies", "cloud", "--rtt-ms", "-1"), "--rtt-ms: -1"),
+        (("--strategies", "cloud,llama-server"), "'llama-server' needs --llama-server and --gguf"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_starts(
