@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.folders import pair_folder
@@ -20,12 +20,13 @@ from edge_client.engine.settings import EngineSettings
 from edge_client.gate import CloudShareLimit, Control, Gate
 from edge_client.gate.gating import Gates, load_gate
 from edge_client.generation import GenerationRequest
+from edge_client.link.connection import Route
 from edge_client.link.peer import Peer
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.shared_model import SharedModel
 from edge_client.parameters import text_limit
 from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
-from edge_client.ports import Cloud, CloudLink, Drafter, DraftModel, OutputText, RiskModel
+from edge_client.ports import Cloud, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
 from edge_client.text.output import EventText
 
@@ -43,7 +44,7 @@ def assemble(
     *,
     limit: int,
     drafter: Drafter | None,
-    connect: Callable[[], CloudLink] | None,
+    routes: Sequence[Route],
     gate: Gate,
     planner: Planner,
     estimates: Estimates,
@@ -63,7 +64,7 @@ def assemble(
         opening,
         limit=limit,
         drafter=drafter if mode.drafts else None,
-        connect=connect if mode.connects else None,
+        routes=routes if mode.connects else (),
         gate=gate,
         planner=planner,
         estimates=estimates,
@@ -133,10 +134,15 @@ def configured_planner(config: EdgeConfig, mode: Mode) -> Planner:
     )
 
 
-class _Connected(NamedTuple):
-    """The cloud of one generation, or the reason why there is none."""
+def new_session_id() -> SessionId:
+    """Return the id of a new session."""
+    return SessionId(uuid.uuid4().hex)
 
-    cloud: Cloud | None = None
+
+class _Connected(NamedTuple):
+    """The ways to the cloud of one generation, or the reason why there are none."""
+
+    routes: Sequence[Route] = ()
     capabilities: Capabilities | None = None
     lost: ChaperoneError | None = None
 
@@ -180,7 +186,8 @@ class Assembly:
         or another ChaperoneError that ends the generation.
         """
         mode, prompt_length = request.mode, len(request.prompt.token_ids)
-        cloud, capabilities, lost = await self._connect(request)
+        session_id = new_session_id()
+        routes, capabilities, lost = await self._connect(request, session_id)
         context_tokens = self.manifest.context_tokens
         if capabilities is not None:
             context_tokens = min(context_tokens, capabilities.context_tokens)
@@ -193,7 +200,7 @@ class Assembly:
                 "the tokens before it"
             )
         return assemble(
-            self._opening(request, capabilities),
+            self._opening(request, session_id, capabilities),
             engine_settings(
                 self.config,
                 mode,
@@ -205,7 +212,7 @@ class Assembly:
             ),
             limit=limit,
             drafter=await self._new_drafter(request) if mode.drafts else None,
-            connect=self.peer.links(cloud) if cloud is not None else None,
+            routes=routes,
             gate=self._gate(mode) if self._gate is not None else self.gates.gate(mode, request.promises),
             planner=self._planner(mode) if self._planner is not None else configured_planner(self.config, mode),
             estimates=self._estimates,
@@ -217,11 +224,11 @@ class Assembly:
             explain=explain or self._explain,
         )
 
-    async def reach(self) -> tuple[Cloud, Capabilities]:
+    async def reach(self, session_id: SessionId) -> tuple[Cloud, Capabilities]:
         """Return the cloud for an audit after the text. Raises CloudLost, Overloaded, InternalError or PeerMismatch."""
-        cloud, capabilities = await self.peer.connect()
-        self.gates.use_cloud(capabilities)
-        return cloud, capabilities
+        reached = await self.peer.connect(session_id)
+        self.gates.use_cloud(reached.capabilities)
+        return reached.cloud, reached.capabilities
 
     def control(self, promises: Promises) -> Control | None:
         """Return the control that learns from the audits of texts with these promises; None if the gate has none."""
@@ -238,19 +245,19 @@ class Assembly:
         await self.peer.close()
         await self.model.close()
 
-    async def _connect(self, request: GenerationRequest) -> _Connected:
+    async def _connect(self, request: GenerationRequest, session_id: SessionId) -> _Connected:
         """Return the cloud of a generation, or the reason for its absence; raises if the generation cannot continue."""
         if not request.mode.connects:
             return _Connected()
         try:
-            cloud, capabilities = await self.peer.connect(request.model_digest)
+            reached = await self.peer.connect(session_id, request.model_digest)
             if request.mode is Mode.GATED:
-                self.gates.use_cloud(capabilities)
+                self.gates.use_cloud(reached.capabilities)
         except (CloudLost, Overloaded, InternalError) as error:  # treated like a loss in the middle of a text
             if not continues_alone(self.config, request.mode):
                 raise
             return _Connected(lost=error)
-        return _Connected(cloud, capabilities)
+        return _Connected(self.peer.routes(reached), reached.capabilities)
 
     async def _new_drafter(self, request: GenerationRequest) -> Drafter:
         """Return a drafter. It has branches only if a cloud can correct the text."""
@@ -258,9 +265,9 @@ class Assembly:
         branches = _BRANCHES if request.mode.connects else 0
         return self._drafter(model.new_sequence(branches=branches), request.params.sampling)
 
-    def _opening(self, request: GenerationRequest, capabilities: Capabilities | None) -> Open:
+    def _opening(self, request: GenerationRequest, session_id: SessionId, capabilities: Capabilities | None) -> Open:
         return Open(
-            session_id=SessionId(uuid.uuid4().hex),
+            session_id=session_id,
             tokenizer_digest=self.manifest.tokenizer_digest,
             sampling=request.params.sampling,
             max_new_tokens=request.params.max_new_tokens,

@@ -185,7 +185,7 @@ class EdgeClient:
     async def capabilities(self) -> Capabilities:
         """Return the cloud's models and limits; raises CloudLost or PeerMismatch."""
         self._runs.enter_loop()
-        return (await self._assembly.peer.connect())[1]
+        return (await self._assembly.peer.connect()).capabilities
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """Return token counts over all `gated` generations of this client with these promises.

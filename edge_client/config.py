@@ -39,11 +39,21 @@ def _as_stop_strings(value: Any) -> Any:
     return _checked(tuple(strings), stop_problem(strings))
 
 
+def _as_addresses(value: Any) -> Any:
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(address, str) for address in listed):
+        raise ValueError("this is neither an address nor a list of addresses; write HOST:PORT, in quotes")
+    split_addresses(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _checked(value: Any, problem: str | None) -> Any:
     if problem is not None:
         raise PydanticCustomError("parameter", "{problem}", {"problem": problem})
     return value
 
+
+Addresses = Annotated[str | tuple[str, ...], BeforeValidator(_as_addresses)]
 
 # Types of generation parameters. They check the defaults in the settings, and the values of each request.
 Temperature = Annotated[float, _in_range("temperature")]
@@ -59,9 +69,12 @@ MaxCloudShare = Annotated[float, _in_range("max_cloud_share")]
 
 
 class CloudSettings(FrozenModel):
-    """The address of the cloud, the credentials for it, and the times to wait for it."""
+    """The addresses of the cloud, the credentials for it, and the times to wait for it.
 
-    address: str = "127.0.0.1:50151"
+    `address` is one address, several in one text that commas separate, or a sequence of them.
+    """
+
+    address: Addresses = "127.0.0.1:50151"
     tls: bool | None = None
     ca_file: RelativePath | None = None
     cert_file: RelativePath | None = None
@@ -74,11 +87,10 @@ class CloudSettings(FrozenModel):
     reconnect_timeout_ms: float = Field(default=30_000.0, ge=0, le=MAX_DEADLINE_MS)
     on_loss: Literal["default", "fail", "continue"] = "default"
 
-    @field_validator("address")
-    @classmethod
-    def _is_an_address(cls, address: str) -> str:
-        split_addresses(address)
-        return address
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses one by one. Each is of a server, and all servers serve the same model."""
+        return split_addresses(self.address)
 
 
 class DeviceSettings(FrozenModel):

@@ -39,6 +39,7 @@ from edge_client.config import CloudSettings, EdgeConfig, GateSettings
 from edge_client.engine.engine import Engine
 from edge_client.gate.gate_model import GateModel
 from edge_client.gate.risk import CalibratedRisk
+from edge_client.link.connection import Route
 from edge_client.planner import Estimates
 from edge_client.ports import RiskModel
 from link_emulator.model import Link
@@ -177,7 +178,7 @@ def _engine(
         ),
         limit=models.limit,
         drafter=_drafter(models, scenario.draft, strategy),
-        connect=cloud.link,
+        routes=[Route(cloud.link)],
         gate=strategy.gate(),
         planner=strategy.planner,
         estimates=estimates,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 
 MAX_PORT = 65_535
+MAX_ADDRESSES = 16  # of one cloud; a device asks all of them before it gives the cloud up
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")  # a host
 _EXAMPLE = "write HOST:PORT, such as 127.0.0.1:50151"
@@ -60,29 +62,41 @@ def check_address(address: str, *, any_port: bool = False) -> None:
         raise ValueError("there is no path; write unix:PATH")
 
 
-def split_addresses(addresses: str) -> tuple[str, ...]:
-    """Return the addresses of one cloud, which commas separate; raises ValueError as `check_address` does.
+def split_addresses(addresses: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses of a cloud's servers: a sequence of them, or one text in which commas separate them.
 
-    Several addresses must be IP addresses of one kind.
+    A text that begins with `unix:` is one path. Raises ValueError as `check_address` does, also for an address that is
+    listed twice, and for more than `MAX_ADDRESSES`.
     """
-    if addresses.startswith("unix:") or "," not in addresses:
-        check_address(addresses)
-        return (addresses,)
-    split = tuple(part.strip() for part in addresses.split(","))
-    versions = {_version(address) for address in split}
-    if len(versions) > 1:
-        raise ValueError("it mixes IPv4 and IPv6 addresses; give those of one kind")
+    if isinstance(addresses, str):
+        several = "," in addresses and not addresses.startswith("unix:")
+        addresses = addresses.split(",") if several else [addresses]
+    split = tuple(address.strip() for address in addresses)
+    if not split:
+        raise ValueError(f"it is empty; {_EXAMPLE}")
+    if len(split) > MAX_ADDRESSES:
+        raise ValueError(
+            f"it lists {len(split)} addresses, and up to {MAX_ADDRESSES} are allowed; remove some, or give the servers "
+            "one name"
+        )
+    for number, address in enumerate(split, 1):
+        try:
+            check_address(address)
+        except ValueError as error:
+            raise ValueError(
+                f"address {number} of {len(split)}, {address!r}: {error}" if split[1:] else error
+            ) from None
+    twice = next(
+        (address for number, address in enumerate(split) if _same(address) in map(_same, split[:number])), None
+    )
+    if twice is not None:
+        raise ValueError(f"{twice!r} is listed twice; remove one of them")
     return split
 
 
-def _version(address: str) -> int:
-    host, _ = host_and_port(address)
-    try:
-        return ip_address(host).version
-    except ValueError:
-        raise ValueError(
-            f"{host!r} is a name; several addresses must be IP addresses, or give one name alone"
-        ) from None
+def _same(address: str) -> str:
+    """Return a text that two spellings of one address share: names of hosts ignore case."""
+    return address if address.startswith("unix:") else address.lower()
 
 
 def is_loopback(address: str) -> bool:

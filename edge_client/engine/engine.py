@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
@@ -19,10 +19,10 @@ from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
 from edge_client.engine.unaudited import UnauditedText, unaudited_text
 from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
-from edge_client.link.connection import POSSIBLE_LOSSES, Connection, loss_of, no_answer
+from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
 from edge_client.planner.actions import CatchUp, Decision, DraftToken, HandOver, Send, Wait
-from edge_client.ports import CloudLink, Drafter, OutputText, RiskModel
+from edge_client.ports import Drafter, OutputText, RiskModel
 
 
 class Engine:
@@ -34,7 +34,7 @@ class Engine:
         *,
         limit: int,
         drafter: Drafter | None,
-        connect: Callable[[], CloudLink] | None,
+        routes: Sequence[Route],
         gate: Gate,
         planner: Planner,
         estimates: Estimates,
@@ -48,7 +48,7 @@ class Engine:
     ) -> None:
         """Prepare a generation; `stream` runs it.
 
-        `connect` makes a link to the cloud, not yet opened, each time that one is needed. None: there is no cloud.
+        `routes` are the ways to the cloud, in the order to use them. Without one there is no cloud.
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
         The generations of a client share their `estimates`. `explain` is called with every decision; its figures
         `position` and `at_ms` are the length of the text, prompt included, and the time since the engine was made.
@@ -71,7 +71,7 @@ class Engine:
         self._made_ms = self._now_ms
         # Session ids differ, so devices that lose one cloud together do not come back together.
         self._random = Random(opening.session_id)  # noqa: S311 # nosec B311
-        self.cloud = Connection(connect, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
+        self.cloud = Connection(routes, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
         self._interrupt = interrupt or Interrupt()
         self._cloud_lost = cloud_lost
         self._closing: Close | None = None  # once it is sent

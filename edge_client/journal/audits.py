@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -25,7 +24,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import Close, Closed, Failure, Open, Opened
 from chaperone_common.types import Promises, SessionId
-from edge_client.assembly import Assembly
+from edge_client.assembly import Assembly, new_session_id
 from edge_client.engine.unaudited import UnauditedText
 from edge_client.gate import Control
 from edge_client.gate.control import Unread
@@ -169,17 +168,18 @@ class JournalAudits:
         return entry is not None
 
     async def _audit(self, entry: JournalEntry) -> None:
-        cloud, capabilities = await self._assembly.reach()
+        session_id = new_session_id()
+        cloud, capabilities = await self._assembly.reach(session_id)
         text = entry.text
         if text.tokenizer_digest != self._assembly.manifest.tokenizer_digest:
             self._drop(entry, "it was written with another tokenizer")
         elif text.model_digest not in ("", capabilities.model_digest):
             self._drop(entry, "another large model began it")
         else:
-            await self._audit_with(cloud, entry)
+            await self._audit_with(cloud, session_id, entry)
 
-    async def _audit_with(self, cloud: Cloud, entry: JournalEntry) -> None:
-        opening, close = self._frames(entry.text)
+    async def _audit_with(self, cloud: Cloud, session_id: SessionId, entry: JournalEntry) -> None:
+        opening, close = self._frames(session_id, entry.text)
         try:
             closed = await _read(cloud.link(), opening, close, self._assembly.config.cloud.open_deadline_ms)
         except _MISFITS as error:
@@ -193,10 +193,10 @@ class JournalAudits:
         else:
             self._settle(entry, closed)
 
-    def _frames(self, text: UnauditedText) -> tuple[Open, Close]:
+    def _frames(self, session_id: SessionId, text: UnauditedText) -> tuple[Open, Close]:
         unread = text.start - len(text.prompt_token_ids)
         opening = Open(
-            session_id=SessionId(uuid.uuid4().hex),
+            session_id=session_id,
             tokenizer_digest=text.tokenizer_digest,
             sampling=text.sampling,
             max_new_tokens=len(text.token_ids),

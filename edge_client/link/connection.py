@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import NamedTuple
 
 from chaperone_common.clock import Clock
 from chaperone_common.errors import (
@@ -18,7 +19,7 @@ from chaperone_common.errors import (
     PeerMismatch,
 )
 from chaperone_common.frames import Arrived, ClientFrame, Open, ServerFrame
-from edge_client.link.reconnection import DelayedLink, Reconnection
+from edge_client.link.reconnection import LOSSES, DelayedLink, Reconnection
 from edge_client.ports import CloudLink
 
 # Errors that may be a loss of the cloud; see `loss_of`.
@@ -50,20 +51,25 @@ def no_answer(waited_ms: float, position: int) -> CloudTimeout:
     )
 
 
+class Route(NamedTuple):
+    """A way to the cloud for one generation: one of the cloud's addresses."""
+
+    link: Callable[[], CloudLink]  # makes a stream, not yet opened
+    on_loss: Callable[[ChaperoneError], None] | None = None  # called when such a stream is lost
+
+
 class Connection:
-    """A link that is made again when it breaks. Without `connect`, or after the cloud was given up, there is none."""
+    """A link that is made again when it breaks. Without a route, or after the cloud was given up, there is none."""
 
-    def __init__(
-        self, connect: Callable[[], CloudLink] | None, clock: Clock, random: Random, *, reconnect_timeout_ms: float
-    ) -> None:
-        """Make a first link with `connect`, not yet opened.
+    def __init__(self, routes: Sequence[Route], clock: Clock, random: Random, *, reconnect_timeout_ms: float) -> None:
+        """Make a first link with the first route, not yet opened.
 
-        After a loss, try to reconnect for `reconnect_timeout_ms`.
+        After a loss, try to reconnect for `reconnect_timeout_ms`, with all routes in turn.
         """
-        self._connect = connect
+        self._routes = tuple(routes)
         self._clock = clock
-        self._reconnection = Reconnection(clock, random, timeout_ms=reconnect_timeout_ms)
-        self._link = connect() if connect is not None else None
+        self._reconnection = Reconnection(clock, random, timeout_ms=reconnect_timeout_ms, routes=len(routes) or 1)
+        self._link = routes[0].link() if routes else None
         self._reopened = False
         self._bytes_before = (0, 0)  # up and down, of the links before this one
 
@@ -99,14 +105,18 @@ class Connection:
 
     def pause_ms(self, error: ChaperoneError) -> float | None:
         """Return the pause before the next attempt to reconnect; None to give the cloud up."""
-        return self._reconnection.pause_ms(error) if self._connect is not None else None
+        if not self._routes:
+            return None
+        on_loss = self._routes[self._reconnection.route].on_loss
+        if on_loss is not None and isinstance(error, LOSSES):
+            on_loss(error)
+        return self._reconnection.pause_ms(error)
 
     async def reopen(self, frame: Open, *, after_ms: float) -> None:
-        """Drop the stream, and start another after a pause."""
-        assert self._connect is not None, "`pause_ms` returns a pause only if there is a `connect`"
+        """Drop the stream, and start another after a pause, on the route that `pause_ms` chose."""
         self.hang_up()
         self._reopened = True
-        self._link = DelayedLink(self._connect(), after_ms, self._clock)
+        self._link = DelayedLink(self._routes[self._reconnection.route].link(), after_ms, self._clock)
         await self._link.open(frame)
 
     def outcome(self, error: ChaperoneError) -> ChaperoneError:
@@ -129,10 +139,10 @@ class Connection:
     async def wait(self, patience_ms: float) -> float | None:
         """Sleep until a frame arrives, and return None; or return the milliseconds waited without one.
 
-        While the device reconnects, the wait ends with the time for reconnecting.
+        While the device reconnects, the wait ends with the route's share of the time for reconnecting.
         """
         assert self._link is not None, "the planner waits only for a cloud"
-        timeout_ms = self._reconnection.left_ms if self.seeking else patience_ms
+        timeout_ms = self._reconnection.patience_ms if self.seeking else patience_ms
         return None if await self._link.wait(timeout_ms) else timeout_ms
 
     def close(self) -> None:

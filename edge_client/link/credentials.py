@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from chaperone_common.address import is_loopback, split_addresses
+from chaperone_common.address import is_loopback
 from chaperone_common.errors import ConfigError, Unauthenticated
 from edge_client.config import CloudSettings
 
@@ -78,31 +78,29 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Everything that a channel needs to reach a cloud."""
+    """Everything that a channel needs to reach a cloud, apart from the address. It is the same for all addresses."""
 
-    addresses: tuple[str, ...]
     tls: TlsFiles | None  # None: plain text
     token: TokenSource = field(default_factory=TokenSource, repr=False)
 
-    @property
-    def address(self) -> str:
-        """All addresses, for messages."""
-        return ",".join(self.addresses)
+
+def read_addresses(settings: CloudSettings) -> tuple[str, ...]:
+    """Return the addresses that settings name; raises ConfigError. Settings may have been changed after their check."""
+    try:
+        return settings.addresses
+    except ValueError as error:
+        raise ConfigError(f"cloud.address: {settings.address!r}: {error}") from None
 
 
 def read_credentials(settings: CloudSettings, environment: Mapping[str, str]) -> Credentials:
     """Read files and environment variables; raises ConfigError, naming the setting and the remedy."""
-    try:
-        addresses = split_addresses(settings.address)
-    except ValueError as error:
-        raise ConfigError(f"cloud.address: {settings.address!r}: {error}") from None
     files = _Files(settings, environment)
     if settings.insecure and (settings.tls or files.names):
         contradiction = "cloud.tls: true" if settings.tls else files.names[0]
         raise ConfigError(f"cloud.insecure: it allows plain text, and {contradiction} asks for TLS; remove one of them")
     if settings.tls is False and files.names:
         raise ConfigError(f"cloud.tls: false contradicts {files.names[0]}; remove one of them")
-    elsewhere = [address for address in addresses if not is_loopback(address)]
+    elsewhere = [address for address in read_addresses(settings) if not is_loopback(address)]
     if settings.tls is False and elsewhere and not settings.insecure:
         raise ConfigError(
             f"cloud.tls: false, but {elsewhere[0]!r} is not on this machine, and without TLS everybody on the way "
@@ -113,7 +111,6 @@ def read_credentials(settings: CloudSettings, environment: Mapping[str, str]) ->
     )
     token = environment.get(TOKEN)
     return Credentials(
-        addresses,
         files.read() if wanted else None,
         TokenSource(settings.token_file, SecretStr(token.strip()) if token is not None else None),
     )

@@ -7,17 +7,16 @@ gRPC's errors and by a connection of our own.
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 from enum import Enum, auto
-from urllib.parse import unquote
 
 from chaperone_common.address import host_and_port
-from edge_client.link.credentials import Credentials
+from chaperone_common.errors import CloudUnavailable
+from edge_client.link.credentials import TlsFiles
 
+START_IT = "start it with `chaperone-cloud serve`, or correct cloud.address"  # the remedy where waiting may help
 _PROBE_S = 0.7  # for each step; most problems are reported within a second
 _CONFIRM_AFTER_S = 0.2
-_LAST_ERROR = re.compile(r"last error: [A-Z_]+: (?:ipv[46]):(\S+): ")
 
 _REASONS = {
     "errors resolving": "no address is known for its name",
@@ -32,6 +31,10 @@ _REASONS = {
 }
 
 
+class NeverConnects(CloudUnavailable):
+    """The settings do not fit the server at an address: waiting cannot help. Users see it as CloudUnavailable."""
+
+
 class _Answer(Enum):
     """The answer of a port to the beginning of a TLS connection."""
 
@@ -41,9 +44,8 @@ class _Answer(Enum):
     TLS_THEN_CLOSED = auto()  # after the handshake, before the first frame
 
 
-def handshake_problem(details: str, credentials: Credentials) -> str | None:
+def handshake_problem(details: str, address: str, tls: TlsFiles | None) -> str | None:
     """Return the problem that gRPC's words name, with its remedy; None if waiting may help."""
-    address, tls = _address(details, credentials), credentials.tls
     if "CERTIFICATE_VERIFY_FAILED" in details:
         if "expired" in details or "not yet valid" in details:
             state = "has expired" if "expired" in details else "is not yet valid"
@@ -59,7 +61,7 @@ def handshake_problem(details: str, credentials: Credentials) -> str | None:
     if "Hostname Verification" in details or "not in peer certificate" in details:
         return (
             f"cloud: the certificate of {address} is for another name; correct cloud.address, or give the cloud a "
-            f"certificate for {credentials.addresses[0].rpartition(':')[0]}"
+            f"certificate for {address.rpartition(':')[0]}"
         )
     if "WRONG_VERSION_NUMBER" in details:
         return (
@@ -79,15 +81,14 @@ def reason_of(details: str) -> str:
     return ""
 
 
-async def connection_problem(details: str, credentials: Credentials) -> str | None:
+async def connection_problem(details: str, address: str, tls: TlsFiles | None) -> str | None:
     """Return the problem of a failed connection, with its remedy; None if waiting may help.
 
     Where gRPC only says that the other end closed the connection, this makes one to see why.
     """
-    problem = handshake_problem(details, credentials)
+    problem = handshake_problem(details, address, tls)
     if problem is not None or not _was_closed(details):
         return problem
-    address, tls = _address(details, credentials), credentials.tls
     answer = await _probe(address)
     if answer is _Answer.TLS_THEN_CLOSED:  # so does a server that stops just then
         await asyncio.sleep(_CONFIRM_AFTER_S)
@@ -113,12 +114,6 @@ async def connection_problem(details: str, credentials: Credentials) -> str | No
 
 def _was_closed(details: str) -> bool:
     return "Socket closed" in details or "Connection reset" in details or "Broken pipe" in details
-
-
-def _address(details: str, credentials: Credentials) -> str:
-    """Return the address that gRPC tried last."""
-    found = _LAST_ERROR.search(details)
-    return unquote(found[1]) if found and len(credentials.addresses) > 1 else credentials.addresses[0]
 
 
 async def _probe(address: str) -> _Answer:

@@ -1,4 +1,4 @@
-"""gRPC on the device: one channel to the cloud, one stream for each generation.
+"""gRPC on the device: one channel to each address of the cloud, one stream for each generation.
 
 Frames cross as bytes, which `wire` encodes and decodes. gRPC's errors become Failure frames here.
 """
@@ -41,7 +41,7 @@ from chaperone_common.wire import (
 )
 from edge_client.config import CloudSettings
 from edge_client.link.credentials import Credentials, TokenSource, read_credentials
-from edge_client.link.diagnosis import connection_problem, handshake_problem, reason_of
+from edge_client.link.diagnosis import START_IT, NeverConnects, connection_problem, handshake_problem, reason_of
 from edge_client.ports import Metadata
 
 _OPTIONS = (
@@ -67,23 +67,17 @@ _Metadata = tuple[tuple[str, str], ...]
 
 
 class GrpcCloud:
-    """The channel to one cloud."""
+    """The channel to one address."""
 
-    def __init__(self, settings: CloudSettings | str, clock: Clock | None = None) -> None:
-        """Read the credentials that settings and environment name; raises ConfigError.
+    def __init__(self, address: str, credentials: Credentials | None = None, clock: Clock | None = None) -> None:
+        """Make the channel; it connects when it is first used.
 
-        An address in place of the settings means the defaults of all others, and no environment variable.
+        Without credentials they are those of the default settings, and no environment variable is read.
         """
-        if isinstance(settings, str):
-            credentials = read_credentials(CloudSettings(address=settings), {})
-        else:
-            credentials = read_credentials(settings, os.environ)
-        self.address = credentials.address
-        self._credentials = credentials
+        self.address = address
+        self._credentials = credentials or read_credentials(CloudSettings(address=address), {})
         self._clock = clock or MonotonicClock()
-        self._addresses = credentials.addresses
-        self._channel = _channel(credentials, self._addresses)
-        self._left: list[grpc.aio.Channel] = []  # streams may still run on them
+        self._channel = _channel(address, self._credentials)
         self._draining: set[asyncio.Task[None]] = set()
         self._closed = False
         self._reason = ""  # why the last attempt to connect failed
@@ -111,6 +105,13 @@ class GrpcCloud:
             looking.cancel()
             await asyncio.gather(requesting, looking, return_exceptions=True)
 
+    async def ask(self, timeout_ms: float) -> Capabilities:
+        """Return what `capabilities` does, but wait for nothing except one attempt to connect and the answer.
+
+        Raises CloudLost as soon as that fails, `NeverConnects` if waiting cannot help, or another error of the cloud.
+        """
+        return await self._ask(timeout_ms, timeout_ms / 1e3, waits=False)
+
     async def _request_capabilities(self, timeout_ms: float) -> Capabilities:
         """Ask again while the cloud loads its model, stops, or goes away during the request."""
         loop = asyncio.get_running_loop()
@@ -124,31 +125,25 @@ class GrpcCloud:
                     raise
             await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, _ASK_AGAIN_MOST_S)
-            self._move_on()
 
-    def _move_on(self) -> None:
-        """Prefer the next address: a server that is loading answers, so that gRPC would stay with it."""
-        if len(self._addresses) > 1:
-            self._addresses = (*self._addresses[1:], self._addresses[0])
-            self._left.append(self._channel)
-            self._channel = _channel(self._credentials, self._addresses)
-
-    async def _ask(self, timeout_ms: float, timeout_s: float) -> Capabilities:
-        """Ask once, with `timeout_s` left of `timeout_ms`."""
+    async def _ask(self, timeout_ms: float, timeout_s: float, *, waits: bool = True) -> Capabilities:
+        """Ask once, with `timeout_s` left of `timeout_ms`; `waits` for a connection for all of that time."""
         request = encode_capabilities_request()
         method = self._get_capabilities()
         try:
             metadata = _metadata(self._credentials.token)
             # Ready: after a loss a channel backs off, and would refuse at once although the cloud is back.
-            answer: bytes = await method(request, timeout=timeout_s, metadata=metadata, wait_for_ready=True)
+            answer: bytes = await method(request, timeout=timeout_s, metadata=metadata, wait_for_ready=waits)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not self.connected:
                 reason = f": {self._reason}" if self._reason else ""
+                limit = " (cloud.connect_timeout_ms)" if waits else ""
                 raise CloudUnavailable(
-                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms (cloud.connect_timeout_ms)"
-                    f"{reason}; start it with `chaperone-cloud serve`, or correct cloud.address"
+                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms{limit}{reason}; {START_IT}"
                 ) from None
-            mapped = _from_grpc(error, self._credentials)
+            if not waits and error.code() is grpc.StatusCode.UNAVAILABLE and _retry_after_ms(error) is None:
+                raise await self._unreachable(error.details() or "no details") from None
+            mapped = _from_grpc(error, self.address, self._credentials)
             # The request had nothing that the caller could correct.
             raise ProtocolViolation(mapped.message) if isinstance(mapped, InvalidRequest) else mapped from None
         except asyncio.CancelledError:
@@ -157,6 +152,13 @@ class GrpcCloud:
                 raise
             raise CloudUnavailable(f"cloud: the channel to {self.address} was closed during the request") from None
         return decode_capabilities(answer)
+
+    async def _unreachable(self, details: str) -> CloudUnavailable:
+        """Return the error of an attempt to connect that failed."""
+        problem = await connection_problem(details, self.address, self._credentials.tls)
+        if problem is not None:
+            return NeverConnects(problem)
+        return CloudUnavailable(f"cloud: {self.address} cannot be reached: {reason_of(details) or details}; {START_IT}")
 
     async def _look_into_connection(self) -> str:
         """Return when no connection can come about however long one waits: the problem, and its remedy."""
@@ -171,7 +173,7 @@ class GrpcCloud:
                 await self._get_capabilities()(encode_capabilities_request(), timeout=_LOOK_AGAIN_S)
             except grpc.aio.AioRpcError as error:
                 self._reason = reason_of(error.details() or "") or self._reason
-                problem = await connection_problem(error.details() or "", self._credentials)
+                problem = await connection_problem(error.details() or "", self.address, self._credentials.tls)
                 if problem is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
                     return problem
 
@@ -182,15 +184,14 @@ class GrpcCloud:
         """Return a new stream, not yet opened."""
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
         method = self._channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
-        return GrpcLink(method, self._credentials, self._draining, self._clock, metadata)
+        return GrpcLink(method, self.address, self._credentials, self._draining, self._clock, metadata)
 
     async def close(self) -> None:
         """Wait a moment for the answers to ended streams, then close the channel."""
         if self._draining:
             await asyncio.wait(self._draining, timeout=_DRAIN_SECONDS)
         self._closed = True
-        for channel in (*self._left, self._channel):
-            await channel.close()
+        await self._channel.close()
 
 
 class GrpcLink:
@@ -199,6 +200,7 @@ class GrpcLink:
     def __init__(
         self,
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes],
+        address: str,
         credentials: Credentials,
         draining: set[asyncio.Task[None]],
         clock: Clock,
@@ -207,6 +209,7 @@ class GrpcLink:
         self._method = method
         self._metadata = tuple(metadata)
         self._clock = clock
+        self._address = address
         self._credentials = credentials
         self._draining = draining
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -299,15 +302,13 @@ class GrpcLink:
                     ended = isinstance(frame, Failure | Closed)
                     self._put(frame)
             if not ended:
-                self._put(
-                    Failure("UNAVAILABLE", f"cloud: {self._credentials.address} ended the stream without a reason")
-                )
+                self._put(Failure("UNAVAILABLE", f"cloud: {self._address} ended the stream without a reason"))
         except ChaperoneError as error:
             self._put(Failure(status_of(error), error.message))
             call.cancel()
         except grpc.aio.AioRpcError as error:
             if not ended:
-                mapped = _from_grpc(error, self._credentials)
+                mapped = _from_grpc(error, self._address, self._credentials)
                 self._put(Failure(status_of(mapped), mapped.message, mapped.retry_after_ms))
         except asyncio.CancelledError:
             if not ended:
@@ -320,19 +321,15 @@ class GrpcLink:
         self._arrived.set()
 
 
-def _channel(credentials: Credentials, addresses: Sequence[str]) -> grpc.aio.Channel:
+def _channel(address: str, credentials: Credentials) -> grpc.aio.Channel:
     tls = credentials.tls
-    elsewhere = not all(is_loopback(address) for address in addresses)
     # Without TLS nothing goes to a proxy, and on this machine there is none.
-    options: list[tuple[str, str | int]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(elsewhere and tls is not None))]
-    target = addresses[0]
-    if len(addresses) > 1:  # pick_first, gRPC's default, tries them in order
-        target = f"{'ipv6' if target.startswith('[') else 'ipv4'}:{','.join(addresses)}"
-        options.append(("grpc.default_authority", credentials.addresses[0]))  # the name that all certificates must have
+    proxied = tls is not None and not is_loopback(address)
+    options: list[tuple[str, str | int]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))]
     if tls is None:
-        return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.insecure_channel(address, options=options)
     files = grpc.ssl_channel_credentials(tls.authorities, tls.key, tls.certificate)
-    return grpc.aio.secure_channel(target, files, options=options)
+    return grpc.aio.secure_channel(address, files, options=options)
 
 
 def _metadata(token: TokenSource) -> _Metadata:
@@ -341,19 +338,19 @@ def _metadata(token: TokenSource) -> _Metadata:
     return (("authorization", f"Bearer {secret.get_secret_value()}"),) if secret is not None else ()
 
 
-def _from_grpc(error: grpc.aio.AioRpcError, credentials: Credentials) -> ChaperoneError:
-    details, address = error.details() or "no details", credentials.address
+def _from_grpc(error: grpc.aio.AioRpcError, address: str, credentials: Credentials) -> ChaperoneError:
+    details = error.details() or "no details"
     retry_after_ms = _retry_after_ms(error)
     match error.code():
         case grpc.StatusCode.UNAVAILABLE if retry_after_ms is not None:  # the cloud itself says so
             return CloudUnavailable(f"cloud: {address}: {details}", retry_after_ms=retry_after_ms)
-        # A stopping server leaves CANCELLED. A write at the stream's end becomes INTERNAL in grpc.aio; a bug in our own
-        # server arrives as a Failure frame.
+        # A stopping server leaves CANCELLED, and so does a proxy whose server dies, often before initial metadata. What
+        # this device cancels itself is no AioRpcError. A write at the stream's end becomes INTERNAL in grpc.aio; a bug
+        # in our own server arrives as a Failure frame.
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
             return CloudUnavailable(
-                handshake_problem(details, credentials)
-                or f"cloud: {address} cannot be reached, or went away ({details}); start it with `chaperone-cloud "
-                "serve`, or correct cloud.address"
+                handshake_problem(details, address, credentials.tls)
+                or f"cloud: {address} cannot be reached, or went away ({details}); {START_IT}"
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return CloudTimeout(f"cloud: {address} did not answer in time; raise cloud.connect_timeout_ms")

@@ -9,6 +9,7 @@ from random import Random
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, CloudLost, Overloaded
 from chaperone_common.frames import Arrived, ClientFrame, Failure, Open, ServerFrame
+from edge_client.link.addresses import Turns
 from edge_client.ports import CloudLink
 
 # Full jitter, as in Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The two constants are
@@ -18,20 +19,29 @@ _LONGEST_PAUSE_MS = 5_000.0
 _LAST_MS = 500.0  # no pause ends later than this before the end of the time, except for short ones
 
 
+LOSSES = CloudLost, Overloaded  # after which another attempt may help
+
+
 class Reconnection:
     """The policy after a loss of one generation's cloud.
 
     A loss begins with an error and ends with the cloud's next answer. Attempts to reconnect are made until
-    `timeout_ms` have passed since the loss; the last one is made right before that.
+    `timeout_ms` have passed since the loss; the last one is made right before that. The first attempts use the other
+    routes, each once and without a pause.
     """
 
-    def __init__(self, clock: Clock, random: Random, *, timeout_ms: float) -> None:
+    def __init__(self, clock: Clock, random: Random, *, timeout_ms: float, routes: int = 1) -> None:
+        """Begin with the first of `routes`, which are numbered from 0."""
         self._clock = clock
         self._random = random
         self._timeout_ms = timeout_ms
+        self._routes = routes
+        self._turns = Turns(routes)
         self._loss: ChaperoneError | None = None
         self._lost_at = 0.0
         self._attempts = 0
+        self._opens_at_ms = 0.0  # the latest attempt
+        self.route = 0
         self.seeking = False  # an attempt is under way, and the cloud has not answered
 
     @property
@@ -39,22 +49,35 @@ class Reconnection:
         """The time left for attempts."""
         return max(0.0, self._timeout_ms - (self._clock.now() - self._lost_at) * 1e3)
 
+    @property
+    def patience_ms(self) -> float:
+        """The time left for an answer to this attempt, after its pause."""
+        left_ms = self.left_ms
+        pause_ms = min(left_ms, max(0.0, self._opens_at_ms - self._clock.now() * 1e3))
+        return pause_ms + self._turns.share_ms(left_ms - pause_ms)
+
     def pause_ms(self, error: ChaperoneError) -> float | None:
-        """Return the pause before the next attempt, or None to give the cloud up."""
-        if not isinstance(error, CloudLost | Overloaded):
+        """Choose the `route` of the next attempt, and return the pause before it, or None to give the cloud up."""
+        if not isinstance(error, LOSSES):
             return None
+        now_ms = self._clock.now() * 1e3
         if self._loss is None:
             self._loss, self._lost_at, self._attempts = error, self._clock.now(), 0
-        asked_ms = error.retry_after_ms or 0
-        left_ms = self.left_ms - asked_ms
+            self._turns = Turns(self._routes, first=self.route)
+        jitter_ms = self._random.random() * min(
+            _LONGEST_PAUSE_MS, _FIRST_PAUSE_MS * 2.0 ** self._turns.failures(self.route)
+        )
+        self._turns.failed(self.route, now_ms, asked_ms=error.retry_after_ms or 0, pause_ms=jitter_ms)
         shortest_ms = min(_FIRST_PAUSE_MS, 0.1 * self._timeout_ms)
-        if left_ms <= shortest_ms:
+        turn = self._turns.next(now_ms, self.left_ms - shortest_ms)
+        if turn is None:
             return None
-        pause_ms = self._random.random() * min(_LONGEST_PAUSE_MS, _FIRST_PAUSE_MS * 2.0**self._attempts)
-        pause_ms = min(pause_ms, max(shortest_ms, left_ms - _LAST_MS))
+        latest_ms = turn.asked_ms + max(shortest_ms, self.left_ms - turn.asked_ms - _LAST_MS)
+        pause_ms = min(turn.pause_ms, latest_ms)
+        self.route, self._opens_at_ms = turn.address, now_ms + pause_ms
         self._attempts += 1
         self.seeking = True
-        return asked_ms + pause_ms
+        return pause_ms
 
     def on_frame(self, *, idle: bool) -> None:
         """Note that the cloud has answered. If the cloud is `idle`, it owes no answer, and the loss is over."""
@@ -65,7 +88,7 @@ class Reconnection:
     def outcome(self, error: ChaperoneError) -> ChaperoneError:
         """Return the error to report for a cloud that was given up: the loss, and the failed attempts."""
         loss = self._loss
-        if loss is None or not self._attempts or not isinstance(error, CloudLost | Overloaded):
+        if loss is None or not self._attempts or not isinstance(error, LOSSES):
             return error
         message = (
             f"{loss.message}; {self._attempts} attempts to reconnect within {self._timeout_ms:.0f} ms "

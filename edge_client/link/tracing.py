@@ -20,24 +20,23 @@ from edge_client.ports import Cloud, CloudLink
 class GenerationTrace:
     """The trace of one generation. It begins with the first stream, and ends with the last one."""
 
-    def __init__(self, tracer: Tracer, cloud: Cloud) -> None:
+    def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._cloud = cloud
         self._span: Span | None = None
         self._open: TracedLink | None = None
         self._failure = ""  # the status of the last stream, if it failed
 
-    def link(self) -> CloudLink:
-        """Return a new stream, not yet opened. It is a plain one where the application records nothing."""
+    def link(self, cloud: Cloud) -> CloudLink:
+        """Return a new stream to a cloud, not yet opened. It is a plain one where the application records nothing."""
         if self._span is None:
             self._span = self._tracer.start_span("chaperone.generation", kind=SpanKind.CLIENT)
         if not self._span.is_recording():
-            return self._cloud.link()
+            return cloud.link()
         self._failure = ""
         carrier: dict[str, str] = {}
         context = set_span_in_context(self._span)
         TraceContextTextMapPropagator().inject(carrier, context)
-        self._open = TracedLink(self._cloud.link((("traceparent", carrier["traceparent"]),)), self)
+        self._open = TracedLink(cloud.link((("traceparent", carrier["traceparent"]),)), self)
         return self._open
 
     def begin(self, frame: Draft) -> Span:

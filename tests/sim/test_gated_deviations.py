@@ -21,6 +21,7 @@ from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult, Urgency
 from cloud_supervisor.supervisor import Supervisor
 from edge_client.gate import Gate
+from edge_client.link.connection import Route
 from edge_client.planner import AdaptivePlanner, FixedPlanner, Planner
 from link_emulator.model import Link
 from link_emulator.profile import Profile, ResetProfile
@@ -98,7 +99,7 @@ def gated(seed: int) -> list[Event]:
         cloud = SimulatedCloud(Supervisor(queue, capabilities, limits, clock), Link(profile, seed))
         harness = EngineHarness(
             mode=Mode.GATED,
-            connect=cloud.link,
+            routes=[Route(cloud.link)],
             planner=planner,
             gate=Dice(random, random.choice((0.0, 0.1, 0.3, 0.7))),
             disturbance=random.choice((0.02, 0.1, 0.3, 0.6)),

@@ -34,7 +34,10 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     """Add the flags that choose the configuration."""
     command.add_argument("--config", type=path, help="YAML file; flags override it")
     command.add_argument(
-        "--cloud", type=checked(split_addresses), metavar="HOST:PORT", help="address of chaperone-cloud"
+        "--cloud",
+        type=checked(split_addresses),
+        metavar="HOST:PORT[,...]",
+        help="address of chaperone-cloud, or several of them; see `cloud.address`",
     )
     command.add_argument("--tls-ca", type=path, metavar="FILE", help="certificates that vouch for the cloud's, in PEM")
     command.add_argument("--tls-cert", type=path, metavar="FILE", help="certificate of this device, in PEM")

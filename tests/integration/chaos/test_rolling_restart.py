@@ -20,6 +20,7 @@ from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
 from tests.support.chaos.texts import Text, check_text, fake_drafter, request_for, some_texts, written_alone
 from tests.support.fakes.target import FakeTarget, fake_target
+from tests.support.processes.clients import connected_to
 from tests.support.processes.commands import server_process
 from tests.support.waiting import PATIENCE_S, until
 
@@ -69,12 +70,12 @@ def service(folder: Path, *, lame_duck_s: float = LAME_DUCK_S, grace_s: float = 
 
 @asynccontextmanager
 async def devices(pair: Path, *addresses: str, count: int, patience_s: float = 60.0) -> AsyncIterator[list[EdgeClient]]:
-    """Yield clients of all servers; every second one tries them in the other order."""
+    """Yield clients of all servers."""
     async with AsyncExitStack() as stack:
         clients = []
-        for number in range(count):
+        for _ in range(count):
             cloud = CloudSettings(
-                address=",".join(addresses[::-1] if number % 2 else addresses),
+                address=addresses,
                 connect_timeout_ms=patience_s * 1e3,
                 reconnect_timeout_ms=patience_s * 1e3,
                 on_loss="fail",
@@ -152,9 +153,10 @@ def test_a_text_without_an_end_does_not_keep_a_server_and_moves_on(tiny_pair: Pa
             async with aclosing(client.stream(request)) as stream, asyncio.timeout(TEXT_S):
                 async for event in stream:
                     events.append(event)
-                    if isinstance(event, Committed) and len(events) > 5 and addresses[0] in servers.processes:
-                        await servers.stop(addresses[0])
-                        del servers.processes[addresses[0]]
+                    if isinstance(event, Committed) and len(events) > 5 and len(servers.processes) == len(addresses):
+                        (address,) = connected_to(client)
+                        await servers.stop(address)
+                        del servers.processes[address]
             ending = check_text(events, written_alone(target, request, client.manifest.eos_token_ids))
             assert ending.stats.reconnects == 1
 
@@ -171,19 +173,23 @@ def test_new_texts_go_elsewhere_while_a_server_waits_for_its_last_device(tiny_pa
     async def scenario(servers: Service) -> None:
         addresses = [await asyncio.to_thread(servers.start) for _ in range(2)]
         patience_s = PATIENCE_S / 2
-        async with devices(tiny_pair, *addresses, count=3, patience_s=patience_s) as (holding, _, writing):
-            await write(writing, second, target)  # it is connected to the first server, as the other one is
+        async with devices(tiny_pair, *addresses, count=2, patience_s=patience_s) as (holding, writing):
+            while len(connected_to(writing)) < len(addresses):  # each text may go to either server
+                await write(writing, second, target)
+            leaving: list[Process] = []
             request, events = request_for(holding, first), list[Event]()
             async with aclosing(holding.stream(request)) as stream, asyncio.timeout(TEXT_S):
                 async for event in stream:
                     events.append(event)
                     if isinstance(event, Committed) and sum(isinstance(each, Committed) for each in events) == 5:
-                        servers.processes[addresses[0]].send_signal(signal.SIGTERM)
-                        for number in range(3):
+                        (address,) = connected_to(holding)
+                        leaving.append(servers.processes[address])
+                        leaving[0].send_signal(signal.SIGTERM)
+                        for number in range(6):
                             await write(writing, replace(second, seed=number, max_new_tokens=20), target)
-                        assert servers.processes[addresses[0]].poll() is None, "it waits for the device"
+                        assert leaving[0].poll() is None, "it waits for the device"
             check_text(events, written_alone(target, request, holding.manifest.eos_token_ids))
-            code = await asyncio.to_thread(servers.processes[addresses[0]].wait, MARGIN_S)
+            code = await asyncio.to_thread(leaving[0].wait, MARGIN_S)
             assert code == 0
 
     with service(tmp_path, lame_duck_s=0.0, grace_s=120.0) as servers:

@@ -133,7 +133,7 @@ def test_closing_ends_a_generation_in_every_phase(tiny_pair: Path, monkeypatch: 
     assert isinstance(ending, Failed)
     assert type(ending.error) is Cancelled
     assert not client._assembly.model.loaded
-    assert client._assembly.peer._cloud is None
+    assert all(site.drop() is None for site in client._assembly.peer._sites.values()), "no channel is left"
 
 
 @pytest.mark.parametrize("phase", PHASES)

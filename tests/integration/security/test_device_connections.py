@@ -21,8 +21,11 @@ from cloud_supervisor.security.certificates import make_certificates
 from cloud_supervisor.security.tls import ServerTls
 from cloud_supervisor.security.tokens import TokenFile
 from edge_client import CloudSettings
+from edge_client.link.addresses import Outages
+from edge_client.link.credentials import read_credentials
 from edge_client.link.diagnosis import reason_of
 from edge_client.link.grpc_link import GrpcCloud
+from edge_client.link.search import Ask, Site, first_answer
 from edge_client.ports import CloudLink
 from tests.support.security.servers import CAPABILITIES, GuardedService, guarded, write
 from tests.support.waiting import PATIENCE_S
@@ -58,13 +61,21 @@ def secure(folder: Path, *, client_ca: Path | None = None, host: str = "127.0.0.
 
 async def capabilities_of(address: str, *, timeout_ms: float = LONG_MS, **settings: object) -> object:
     """Return the capabilities of a cloud, or the error."""
-    cloud = GrpcCloud(CloudSettings.model_validate({"address": address, **settings}))
+    given = CloudSettings.model_validate({"address": address, **settings})
+    credentials, clouds = read_credentials(given, {}), list[GrpcCloud]()
+
+    def connect(address: str) -> tuple[GrpcCloud, Ask]:
+        clouds.append(cloud := GrpcCloud(address, credentials))
+        return cloud, cloud.ask if given.addresses[1:] else cloud.capabilities
+
+    sites = [Site(each, connect) for each in given.addresses]
     try:
-        return await cloud.capabilities(timeout_ms)
+        return (await first_answer(sites, timeout_ms, Outages(MonotonicClock())))[1]
     except ChaperoneError as error:
         return error
     finally:
-        await cloud.close()
+        for cloud in clouds:
+            await cloud.close()
 
 
 def client_of(folder: Path) -> dict[str, Any]:
@@ -209,12 +220,37 @@ def test_the_first_address_that_answers_is_used(folder: Path) -> None:
         ours = folder / "ours"
         async with secure(ours) as (_, address):
             assert await capabilities_of(f"127.0.0.1:1,{address}", ca_file=ours / "ca.pem") == CAPABILITIES
-            wrong = await capabilities_of(f"127.0.0.1:1,{address}", ca_file=folder / "theirs" / "ca.pem")
+            wrong = await capabilities_of(
+                f"127.0.0.1:1,{address}", timeout_ms=1500.0, ca_file=folder / "theirs" / "ca.pem"
+            )
             assert isinstance(wrong, CloudUnavailable)
+            assert "127.0.0.1:1 cannot be reached: nothing listens there; the certificate of" in wrong.message
             assert f"the certificate of {address} is not from an authority" in wrong.message
-            plain_text = await capabilities_of(f"127.0.0.1:1,{address}")
-            assert isinstance(plain_text, CloudUnavailable)
-            assert f"{address} answers with TLS" in plain_text.message
+
+    asyncio.run(run())
+
+
+def test_addresses_that_can_never_be_reached_are_reported_at_once(folder: Path) -> None:
+    """Each address has its own problem: the certificate of one is for another name, the other speaks no TLS."""
+
+    async def run() -> None:
+        elsewhere = folder / "elsewhere"
+        async with secure(elsewhere) as (_, named), plain() as (_, open_port):
+            error = await capabilities_of(f"{named},{open_port}", ca_file=elsewhere / "ca.pem")
+            assert type(error) is CloudUnavailable
+            assert f"the certificate of {named} is for another name" in error.message
+            assert f"{open_port} answers without TLS" in error.message
+
+    asyncio.run(run())
+
+
+def test_each_address_is_checked_by_its_own_name(folder: Path) -> None:
+    async def run() -> None:
+        ours = folder / "ours"
+        async with secure(folder / "elsewhere") as (_, named), secure(ours) as (_, address):
+            authorities = folder / "both.pem"
+            authorities.write_bytes(b"".join((folder / name / "ca.pem").read_bytes() for name in ("ours", "elsewhere")))
+            assert await capabilities_of(f"{named},{address}", ca_file=authorities) == CAPABILITIES
 
     asyncio.run(run())
 
@@ -231,7 +267,7 @@ def test_token_and_session_are_sent_with_each_call(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with plain(tokens_file) as (service, address):
-            cloud = GrpcCloud(CloudSettings(address=address, token_file=token_file))
+            cloud = GrpcCloud(address, read_credentials(CloudSettings(token_file=token_file), {}))
             assert await cloud.capabilities(LONG_MS) == CAPABILITIES
             token_file.write_text(second)
             link = cloud.link()
@@ -260,7 +296,7 @@ def test_refusals_keep_their_kind(tmp_path: Path) -> None:
             error = await capabilities_of(address, token_file=token_file)
             assert isinstance(error, Unauthenticated)
             assert "was revoked; ask the operator" in error.message
-            cloud = GrpcCloud(CloudSettings(address=address, token_file=token_file))
+            cloud = GrpcCloud(address, read_credentials(CloudSettings(token_file=token_file), {}))
             messages: list[str] = []
             for _ in range(2):
                 link = cloud.link()

@@ -14,12 +14,14 @@ from chaperone_common.frames import Failure, Opened
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.server import Readiness, Server
-from edge_client.link.grpc_link import GrpcCloud
+from edge_client.config import CloudSettings
+from edge_client.link.addresses import rendezvous_order
+from edge_client.link.peer import Peer
 from tests.support.cloud.raw_stream import RawStream, health_of, opening, raw_channel
 from tests.support.cloud.scenario import load_vocabulary, play, write_to_the_end
 from tests.support.fakes.target import FakeTarget, fake_target
 from tests.support.processes.servers import serving
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.waiting import until
 
 HAND_OVER = Failure("UNAVAILABLE", "the cloud is shutting down; open the stream again, on another server", 100)
 
@@ -94,15 +96,21 @@ def test_health_cannot_be_watched(tiny_pair: Path) -> None:
     play(tiny_pair, scenario)
 
 
+def first_of(session_id: str, *addresses: str) -> str:
+    return rendezvous_order(session_id, addresses)[0]
+
+
 def test_a_device_leaves_a_server_that_is_loading_for_the_next_one(tiny_pair: Path) -> None:
     async def scenario() -> None:
         loading = Server(CloudConfig(listen="127.0.0.1:0"))
         first = await loading.start()
         async with serving(fake_target(tiny_pair), tiny_pair) as (server, second):
-            cloud = GrpcCloud(f"{first},{second}")
-            capabilities = await cloud.capabilities(PATIENCE_S * 1000)
-            assert capabilities.model_digest == server.cloud.supervisor.capabilities.model_digest
-            await cloud.close()
+            peer = Peer(CloudSettings(address=(first, second)), load_manifest(tiny_pair / "edge", role="edge"))
+            session_id = next(str(number) for number in range(100) if first_of(str(number), first, second) == first)
+            reached = await peer.connect(session_id)
+            assert reached.sites[0].address == second
+            assert reached.capabilities.model_digest == server.cloud.supervisor.capabilities.model_digest
+            await peer.close()
         await loading.stop(0)
 
     asyncio.run(scenario())

@@ -9,6 +9,7 @@ from random import Random
 from chaperone_common.frames import Capabilities, ClientFrame, Draft, Open
 from chaperone_common.types import SessionId
 from edge_client.config import CloudSettings
+from edge_client.link.credentials import read_credentials
 from edge_client.link.grpc_link import GrpcCloud, GrpcLink
 from edge_client.ports import Metadata
 
@@ -37,7 +38,7 @@ class RepeatingCloud:
     def __init__(
         self, settings: CloudSettings, clock: JumpingClock, random: Random, seen: Counter[str], *, repeated: float
     ) -> None:
-        self._cloud = GrpcCloud(settings, clock)
+        self._cloud = GrpcCloud(settings.addresses[0], read_credentials(settings, {}), clock)
         self._random = random
         self._seen = seen
         self._repeated = repeated

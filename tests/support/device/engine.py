@@ -14,9 +14,10 @@ from chaperone_common.types import Mode, Origin, SamplingParams, SessionId
 from edge_client.assembly import assemble
 from edge_client.engine.settings import EngineSettings
 from edge_client.gate import Always, Gate, Never
+from edge_client.link.connection import Route
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import Estimates, FixedPlanner, Planner
-from edge_client.ports import TEXT_ROW, CloudLink, DraftStep
+from edge_client.ports import TEXT_ROW, DraftStep
 from tests.support.fakes.clock import ManualClock
 from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.link import FakeLink
@@ -97,7 +98,7 @@ class EngineHarness:
     def __init__(
         self,
         *links: FakeLink | None,
-        connect: Callable[[], CloudLink] | None = None,
+        routes: Sequence[Route] | None = None,
         mode: Mode = Mode.EXACT,
         gate: Gate | None = None,
         planner: Planner | None = None,
@@ -132,7 +133,7 @@ class EngineHarness:
             EngineSettings(**{**deadlines, **settings}),
             limit=len(PROMPT) + new_tokens,
             drafter=ChoosingDrafter(self.model, SamplingParams()),
-            connect=connect or (None if links == (None,) else iter([link for link in links if link]).__next__),
+            routes=() if links == (None,) else routes or [Route(iter([link for link in links if link]).__next__)],
             gate=gate or (Never() if mode is Mode.EDGE else Always()),
             planner=planner or FixedPlanner(mode, span, in_flight, run_ahead, takeover_tokens),
             estimates=Estimates(),

@@ -48,6 +48,11 @@ def impatient_options(folder: Path) -> tuple[str, ...]:
     return "--config", str(path), "--cloud", NOBODY
 
 
+def connected_to(client: EdgeClient) -> list[str]:
+    """Return the addresses to which a client has a connection."""
+    return [site.address for site in client._assembly.peer._sites.values() if site.connected]
+
+
 def ending_of(events: Sequence[Event]) -> Finished | Failed:
     """Return the last event, after checking that no other event is terminal."""
     terminal = [event for event in events if isinstance(event, Finished | Failed)]

@@ -48,5 +48,5 @@ def test_without_flags_nothing_changes() -> None:
 
 def test_a_wrong_list_of_addresses_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cloud_of("--cloud", "10.0.0.1:1,b:1")
-    assert "argument --cloud: '10.0.0.1:1,b:1': 'b' is a name; several addresses" in capsys.readouterr().err
+        cloud_of("--cloud", "10.0.0.1:1,b:x")
+    assert "argument --cloud: '10.0.0.1:1,b:x': address 2 of 2, 'b:x': 'x' is no port" in capsys.readouterr().err

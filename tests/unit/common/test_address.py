@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pytest
 
@@ -91,9 +92,13 @@ def test_a_server_may_take_a_free_port_and_a_cloud_may_have_a_socket() -> None:
         ("unix:/run/a,b.sock", ("unix:/run/a,b.sock",)),
         ("10.0.0.1:1,10.0.0.2:2", ("10.0.0.1:1", "10.0.0.2:2")),
         ("[::1]:1, [::2]:2", ("[::1]:1", "[::2]:2")),
+        ("10.0.0.1:1,[::1]:1,b.example.com:1", ("10.0.0.1:1", "[::1]:1", "b.example.com:1")),
+        (["10.0.0.1:1"], ("10.0.0.1:1",)),
+        (("unix:/run/a,b.sock", " a:1"), ("unix:/run/a,b.sock", "a:1")),
+        ([f"a:{port}" for port in range(1, 17)], tuple(f"a:{port}" for port in range(1, 17))),
     ],
 )
-def test_a_cloud_may_have_several_addresses(addresses: str, split: tuple[str, ...]) -> None:
+def test_a_cloud_may_have_several_addresses(addresses: str | Sequence[str], split: tuple[str, ...]) -> None:
     assert split_addresses(addresses) == split
 
 
@@ -101,12 +106,15 @@ def test_a_cloud_may_have_several_addresses(addresses: str, split: tuple[str, ..
     ("addresses", "words"),
     [
         ("", "it is empty"),
-        ("10.0.0.1:1,", "it is empty"),
-        ("10.0.0.1:1,10.0.0.2", "there is no port"),
-        ("10.0.0.1:1,b.example.com:1", "'b.example.com' is a name; several addresses must be IP addresses"),
-        ("10.0.0.1:1,[::1]:1", "it mixes IPv4 and IPv6 addresses"),
+        ((), "it is empty"),
+        ("10.0.0.1:1,", "address 2 of 2, '': it is empty; write HOST:PORT"),
+        ("10.0.0.1:1,10.0.0.2", "address 2 of 2, '10.0.0.2': there is no port"),
+        (("a:1", "b:99999"), "address 2 of 2, 'b:99999': there is no port 99999, the highest is 65535"),
+        (("a:1", "b:1,c:1"), "address 2 of 2, 'b:1,c:1': it has several colons"),
+        ("a:1,b:1, A:1", "'A:1' is listed twice; remove one of them"),
+        ([f"a:{port}" for port in range(1, 18)], "it lists 17 addresses, and up to 16 are allowed; remove some"),
     ],
 )
-def test_the_problem_of_several_addresses_is_reported(addresses: str, words: str) -> None:
+def test_the_problem_of_several_addresses_is_reported(addresses: str | Sequence[str], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         split_addresses(addresses)

@@ -156,6 +156,20 @@ def test_paths_are_relative_to_the_configuration_file(tmp_path: Path) -> None:
 
 
 def test_several_addresses_are_checked_in_the_settings() -> None:
-    assert CloudSettings(address="10.0.0.1:1,10.0.0.2:1").address == "10.0.0.1:1,10.0.0.2:1"
-    with pytest.raises(ConfigError, match=re.escape("'b' is a name; several addresses must be IP addresses")):
-        CloudSettings(address="10.0.0.1:1,b:1")
+    assert CloudSettings(address="10.0.0.1:1,b:1").addresses == ("10.0.0.1:1", "b:1")
+    assert CloudSettings(address="b:1").addresses == ("b:1",)
+    assert CloudSettings(address=["10.0.0.1:1", "b:1"]).addresses == ("10.0.0.1:1", "b:1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=re.escape("address: '10.0.0.1:1,b': address 2 of 2, 'b': there is no port")):
+        CloudSettings(address="10.0.0.1:1,b")
+    with pytest.raises(ConfigError, match=re.escape("'b:1' is listed twice; remove one of them")):
+        CloudSettings(address=("b:1", "b:1"))
+    with pytest.raises(ConfigError, match="neither an address nor a list of addresses"):
+        CloudSettings(address=50151)  # type: ignore[arg-type]
+
+
+def test_a_file_may_list_the_addresses(tmp_path: Path) -> None:
+    config = write(tmp_path / "edge.yaml", "cloud:\n  address:\n    - a:1\n    - b:1\n")
+    assert EdgeConfig.load(config).cloud == CloudSettings(address=("a:1", "b:1"))
+    config = write(tmp_path / "wrong.yaml", "cloud:\n  address: [a:1, a:1]\n")
+    with pytest.raises(ConfigError, match=r"wrong\.yaml:2: cloud\.address: .*'a:1' is listed twice"):
+        EdgeConfig.load(config)
