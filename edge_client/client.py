@@ -36,8 +36,9 @@ class EdgeClient:
             generation = await client.generate("Write a haiku.", mode="gated", max_new_tokens=40)
             print(generation.text)
 
-    All generations share one model and one connection, which are made when they are first needed. Generations may run
-    at the same time, on one event loop. Use the client as an async context manager, or call `aclose`.
+    All generations share one model, and one connection to each address of the cloud. They are made when they are first
+    needed. Generations may run at the same time, on one event loop. Use the client as an async context manager, or call
+    `aclose`.
 
     A client may be used again on another event loop after the first loop has ended. After a fork, make a new client in
     the child process.
@@ -58,7 +59,7 @@ class EdgeClient:
 
         Args:
             config: The settings; the defaults if None.
-            cloud: Replaces the gRPC connection.
+            cloud: Replaces the gRPC connections, and all addresses.
             planner: Makes the planner of each generation from its mode, in place of the configured one.
             gate: Makes the gate of each generation from its mode, in place of the configured one. That gate has to keep
                 the promises of the mode.

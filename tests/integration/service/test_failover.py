@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import CloudUnavailable, Unauthenticated
@@ -24,7 +27,9 @@ from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
 from edge_client.link.addresses import rendezvous_order
 from edge_client.link.peer import Peer
+from tests.support.fakes.clock import ManualClock
 from tests.support.fakes.target import fake_target
+from tests.support.links.forwarder import forwarding
 from tests.support.processes.clients import NOBODY, connected_to, ending_of
 from tests.support.processes.commands import server_process
 from tests.support.processes.proxies import dead_proxy, silent_port
@@ -173,6 +178,56 @@ def test_an_address_that_never_answers_is_left_after_its_share(tiny_pair: Path) 
             await peer.close()
 
     asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+
+
+def test_an_address_that_is_back_is_used_again_after_a_while(tiny_pair: Path) -> None:
+    manifest, clock = load_manifest(tiny_pair / "edge", role="edge"), ManualClock()
+
+    async def run() -> None:
+        async with two_services(tiny_pair, fake_target(tiny_pair)) as servers:
+            upstream, other = servers
+            async with forwarding(upstream) as forwarder:
+                peer = Peer(config(forwarder.address, other).cloud, manifest, clock=clock)
+                addresses = [forwarder.address, other]
+                session_id = next(each for each in "abcdefghijklmnop" if rendezvous_order(each, addresses)[0] != other)
+
+                async def first() -> str:
+                    return (await peer.connect(session_id)).sites[0].address
+
+                assert await first() == forwarder.address
+                forwarder.upstream = None
+                forwarder.reset()
+                await until(
+                    lambda: not peer._sites[forwarder.address].connected, "the end of the connection is noticed"
+                )
+                assert await first() == other
+                forwarder.upstream = upstream
+                assert await first() == other, "the address is tried last"
+                async with asyncio.timeout(PATIENCE_S):
+                    while await first() == other:  # gRPC has a pause of its own, of up to a second
+                        await asyncio.sleep(0.1)
+                        clock.seconds += 31.0
+                await peer.close()
+
+    asyncio.run(run())
+
+
+def test_a_text_that_moves_stays_one_trace(tiny_pair: Path) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def run() -> None:
+        async with (
+            two_services(tiny_pair, fake_target(tiny_pair)) as servers,
+            EdgeClient(config(*servers), tracer=provider.get_tracer("app")) as client,
+        ):
+            await write(client, mode="exact", after=5, act=lambda: holder(servers).stop(0))
+
+    asyncio.run(run())
+    (text,) = [span for span in exporter.get_finished_spans() if span.name == "chaperone.generation"]
+    assert [event.name for event in text.events] == ["chaperone.stream_failed"]
+    assert text.status.is_ok or text.status.is_unset
+    assert {span.context.trace_id for span in exporter.get_finished_spans()} == {text.context.trace_id}
 
 
 def test_sessions_are_spread_over_the_services(tiny_pair: Path) -> None:
