@@ -60,6 +60,9 @@ COMMANDS = {
         "benchmarks.engines.run", "data types of the cloud's model, and llama.cpp: speed, and what they change"
     ),
     "load": Command("benchmarks.load.run", "many devices on one service: latency, throughput, refusals and memory"),
+    "concurrent": Command(
+        "benchmarks.load.concurrent", "texts that a service writes at the same time: the same ones, and their cost"
+    ),
     "attacks": Command(
         "benchmarks.attacks.run", "a device next to attackers: its text and speed, and the service's memory"
     ),
