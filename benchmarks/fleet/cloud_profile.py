@@ -127,7 +127,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "cloud-profile",
         "format": FORMAT,
         **provenance(),
-        "accelerator": {"kind": accelerator.name, "name": accelerator.describe(), "weights": "random"},
+        "accelerator": {
+            "kind": accelerator.name,
+            "name": accelerator.describe(),
+            "threads": accelerator.threads,
+            "weights": "random",
+        },
         "shapes": {name: asdict(shape) for name, shape in plan.shapes.items()},
         "settings": {"repeats": plan.repeats, "budget_s": plan.budget_s, "dtype": plan.dtype},
     }

@@ -131,7 +131,12 @@ def test_the_command_writes_a_profile_and_continues_it(tmp_path: Path, monkeypat
 
     profile = CloudProfile.load(out)
     assert [row.context for row in profile.rows] == [8, 8, 16, 16]
-    assert profile.header["accelerator"] == {"kind": "cpu", "name": "cpu", "weights": "random"}
+    assert profile.header["accelerator"] == {
+        "kind": "cpu",
+        "name": "cpu",
+        "threads": 1,
+        "weights": "random",
+    }
     assert {"machine", "commit", "date", "versions", "shapes", "skipped"} <= profile.header.keys()
 
 
