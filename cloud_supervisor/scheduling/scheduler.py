@@ -266,7 +266,8 @@ class Scheduler:
         """Return the estimated time until all waiting and running requests are done."""
         if not self._recent:
             return _FIRST_RETRY_MS
-        total_s, chunks = (sum(column) for column in zip(*self._recent, strict=True))
+        total_s = sum(elapsed_s for elapsed_s, _ in self._recent)
+        chunks = sum(count for _, count in self._recent)
         running_s = total_s / len(self._recent) if self.busy else 0.0
         return max(1, math.ceil((total_s / chunks * len(self._line) + running_s) * 1000))
 
