@@ -3,6 +3,9 @@
 A step reads some tokens in each of several sequences that already hold a context: one token is plain decoding, more of
 them a verification. Weights are random, since time does not depend on them. Shapes are those of Qwen2.5.
 
+With `--pair NAME`, the forwards are those of the service's own model of that pair instead, with a choice after each
+token, on one thread of the processor.
+
 Rows are measured from the smallest to the largest and written one by one, so the same --out continues a run that was
 stopped. A step that does not fit into memory or into the budget is skipped, and the file says why.
 """
@@ -13,8 +16,8 @@ import argparse
 import json
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from chaperone_common.errors import ConfigError
 
 FORMAT = 1
 
+Measured = tuple[list[Row], list[dict[str, Any]]]  # rows, and steps that were skipped
+Measure = Callable[[Sequence[Row], Callable[[list[Row], list[dict[str, Any]]], None]], Measured]
 
 SHAPES: Mapping[str, Shape] = {
     "qwen2.5-1.5b": Shape(1536, 8960, 28, 12, 2, 151_936, tied=True),
@@ -111,11 +116,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", default="1,8,16,32", help="tokens that each sequence reads in a step")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--budget-s", type=float, default=1200.0, help="begin no new step after this many seconds")
+    parser.add_argument("--pair", help="measure the service's model of this pair, in place of --shapes and --device")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="int8", help="with --pair")
+    parser.add_argument("--step-tokens", type=int, default=512, help="with --pair: tokens of the largest step")
     parser.add_argument("--device", help="cuda, xpu, mps or cpu; default: the first that is present")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the whole profile; with --out, write it after every row."""
+    if args.pair is not None:
+        return _run_service(args)
     from benchmarks.fleet.cloud_steps import (
         Accelerator,
         measure,
@@ -123,21 +133,46 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     plan = _plan(args)
     accelerator = Accelerator(args.device)
+    described = {
+        "kind": accelerator.name,
+        "name": accelerator.describe(),
+        "threads": accelerator.threads,
+        "weights": "random",
+    }
+    return _profile(
+        args.out,
+        plan,
+        described,
+        lambda begun, keep: measure(plan, accelerator, begun, time.perf_counter, keep),
+    )
+
+
+def _run_service(args: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.fleet.service_steps import CLOCK, ServiceModel, measure  # imports torch
+
+    plan = replace(_plan(args), shapes={}, dtype=args.dtype)
+    model = ServiceModel(args.pair, args.dtype)
+    described = {"kind": "cpu", "name": "cpu", "threads": 1, "weights": model.digest, "clock": CLOCK}
+    return _profile(args.out, plan, described, lambda begun, keep: measure(plan, model, args.step_tokens, begun, keep))
+
+
+def _profile(out: Path | None, plan: Plan, accelerator: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
+    """Measure a plan; with `out`, continue that file, and write it after every row."""
     header = {
         "benchmark": "cloud-profile",
         "format": FORMAT,
         **provenance(),
-        "accelerator": {"kind": accelerator.name, "name": accelerator.describe(), "weights": "random"},
+        "accelerator": accelerator,
         "shapes": {name: asdict(shape) for name, shape in plan.shapes.items()},
         "settings": {"repeats": plan.repeats, "budget_s": plan.budget_s, "dtype": plan.dtype},
     }
-    begun = _begun(args.out, header)
+    begun = _begun(out, header)
 
     def keep(rows: list[Row], skipped: list[dict[str, Any]]) -> None:
-        if args.out is not None:
-            _write(args.out, _result(header, rows, skipped))
+        if out is not None:
+            _write(out, _result(header, rows, skipped))
 
-    rows, skipped = measure(plan, accelerator, begun, time.perf_counter, keep)
+    rows, skipped = measure(begun, keep)
     result = _result(header, rows, skipped)
     return {**result, "summary": {"rows": len(rows), "measured_now": len(rows) - len(begun), "skipped": len(skipped)}}
 

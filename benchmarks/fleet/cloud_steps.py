@@ -34,6 +34,11 @@ class Accelerator:
         """Return the device's own name, if it has one."""
         return str(self._module.get_device_name()) if self.name in ("cuda", "xpu") else self.name
 
+    @property
+    def threads(self) -> int:
+        """Threads of the processor that torch uses; on an accelerator they only launch its work."""
+        return torch.get_num_threads()
+
     def synchronise(self) -> None:
         """Wait until all requested work is done."""
         if self._module is not None:

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from benchmarks.fleet.cloud_profile import CloudProfile
 from chaperone_common.errors import ConfigError
 from chaperone_common.stats import GenerationStats
+from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.scheduling.scheduler import Scheduler
 
-PREFILL_CHUNK = 512
+CONTEXT_TOKENS = 32_768
 
+_LIMITS = LimitsConfig()
 # (sequences, tokens in all) -> milliseconds of a forward
 StepTime = Callable[[int, int], float]
 
@@ -26,22 +29,21 @@ StepTime = Callable[[int, int], float]
 class Segment:
     """Device work, and the request that follows it; `forwards` are the tokens of each of its steps in the cloud.
 
-    The first `prompt_forwards` of them read the prompt and answer nothing. A hidden request overlaps with the device
-    work of the next segment; the generation continues when both are done.
+    The first step is a verification; in the others the cloud writes on its own. A hidden request overlaps with the
+    device work of the next segment; the generation continues when both are done.
     """
 
     device_ms: float
     forwards: tuple[int, ...]
     hidden: bool
-    prompt_forwards: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """Demand of a generation of one strategy: means, with lengths drawn around them.
 
-    The first request also reads the prompt. `length_variation` is the coefficient of variation of a generation's
-    length, which is lognormal and scales everything but the prompt. Raises ConfigError.
+    The prompt is read from the start of a generation on, while the device drafts. `length_variation` is the coefficient
+    of variation of a generation's length, which is lognormal and scales everything but the prompt. Raises ConfigError.
     """
 
     name: str
@@ -117,23 +119,16 @@ class Demand:
             yield Segment(self.device_ms * length, (), hidden=False)
             return
         hidden = rng.permutation(requests) < hides
-        prompt = _chunks(round(self.prompt_tokens))
         for index in range(requests):
             count = max(1, _rounded(self.forwards_per_request, rng))
             forwards = (max(1, _rounded(self.tokens_per_forward, rng)),) * count
             device_ms = self.device_ms * length / requests
-            read = prompt if index == 0 else ()
-            yield Segment(device_ms, (*read, *forwards), bool(hidden[index]), len(read))
+            yield Segment(device_ms, forwards, bool(hidden[index]))
 
 
 def _rounded(mean: float, rng: np.random.Generator) -> int:
     whole = math.floor(mean)
     return whole + (mean > whole and rng.random() < mean - whole)
-
-
-def _chunks(tokens: int) -> tuple[int, ...]:
-    whole, rest = divmod(tokens, PREFILL_CHUNK)
-    return (PREFILL_CHUNK,) * whole + ((rest,) if rest else ())
 
 
 def load_demands(path: Path) -> list[Demand]:
@@ -181,8 +176,9 @@ class Fleet:
     """Devices, their cloud and their requests. Defaults are assumptions.
 
     In a closed loop a device thinks for a lognormal time after each answer. In an open one, requests are a Poisson
-    process of rate `devices / think_s`, independent of the answers. A device belongs to one replica, as with sticky
-    routing by hash.
+    process of rate `devices / think_s`, independent of the answers. A device stays with one replica, which consistent
+    hashing of its session id gives it. Limits of a replica are those of the service, by the same names, and `kv_tokens`
+    is what its KV budget holds.
     """
 
     devices: int
@@ -192,18 +188,31 @@ class Fleet:
     closed: bool = True
     rtts_ms: tuple[float, ...] = (20.0, 50.0, 100.0, 200.0)  # each device has one of these
     speed_sigma: float = 0.3  # standard deviation of the logarithm of a device's speed; the median is 1
-    max_batch: int = 32
+    tenants: int = 8  # each device belongs to one
+    step_tokens: int = _LIMITS.step_tokens
+    prefill_chunk_tokens: int = _LIMITS.prefill_chunk_tokens
+    max_queue: int = _LIMITS.max_queue
+    kv_tokens: int = 400_000
     warmup_s: float = 30.0
     window_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("replicas", 1), ("max_batch", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)}; give {least} or more")
+        for name in ("devices", "replicas", "tenants", "kv_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}; give 1 or more")
         if not (self.think_s > 0 and self.window_s > 0 and self.warmup_s >= 0):
             raise ConfigError("think_s and window_s must be above 0, warmup_s 0 or more")
         if not self.rtts_ms or min(self.rtts_ms) < 0 or self.think_sigma < 0 or self.speed_sigma < 0:
             raise ConfigError("rtts_ms, think_sigma and speed_sigma: give none below 0, and at least one round trip")
+
+    def scheduler(self) -> Scheduler:
+        """Return the scheduler of a replica; raises ConfigError for limits that serve nobody."""
+        return Scheduler(
+            max_queue=self.max_queue,
+            step_tokens=self.step_tokens,
+            chunk_tokens=self.prefill_chunk_tokens,
+            context_tokens=CONTEXT_TOKENS,
+        )
 
     def draw_speeds(self, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw factors on the speed of devices, [count]."""

@@ -1,91 +1,41 @@
 """Simulate many devices on a few replicas: `python -m benchmarks fleet --devices 1000 --replicas 4`.
 
 A discrete-event simulation gives latency, load, cost and energy. Each generation makes the requests that a strategy's
-generations made when they were measured or simulated.
+generations made when they were measured or simulated. Each replica is the service's own scheduler, whose forwards take
+the time of a cloud profile.
 
-Devices stick to a replica, so a large fleet falls into independent parts. If the whole would take more than
-`--max-work`, the command simulates whole replicas with their share of the devices. If a single one is still too much,
-it simulates a shorter window. `simulated` in the result has the part. Generations that begin within the window are
-measured to their end; load and throughput are those of the window.
+Devices stay with a replica, so replicas are simulated one after the other. If all would take more than `--max-work`,
+the command simulates some of them. If a single one is still too much, it simulates a shorter window. `simulated` in the
+result has the part. Generations that begin within the window are measured to their end; load and throughput are those
+of the window.
+
+With `--needed 1000,10000,100000`, the command searches the replicas that each number of devices needs, so that 95% of
+the answers come within `--target-ms` and 95% of the prompts are read within `--prompt-target-ms`. It simulates the
+whole fleet with them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import resource
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.fleet.capacity import LATE_SHARE, RESOLUTION, Search, needs, part_of
 from benchmarks.fleet.cloud_profile import CloudProfile
 from benchmarks.fleet.model import Demand, Fleet, StepTime, affine_step, load_demands, profiled_step
-from benchmarks.fleet.simulation import Outcome, Simulation, part_of
+from benchmarks.fleet.report import need_row, report
+from benchmarks.fleet.totals import Target
 from benchmarks.kit.provenance import provenance
 from chaperone_common.errors import ConfigError
 from chaperone_common.stats import EnergyModel
 from link_emulator.profile import load_profile
 
-PERCENTILES = (50, 90, 95, 99)
+_OF_NEEDS = ("strategy", "devices", "replicas", "devices_per_replica", "trials")
 MEASURED = Path(__file__).parents[1] / "results" / "links" / "rtt100.json"
 DEFAULTS = Fleet(devices=1000, replicas=4)
-
-
-def report(fleet: Fleet, part: Fleet, demand: Demand, outcome: Outcome, usd_per_replica_hour: float) -> dict[str, Any]:
-    """Return the numbers of the whole fleet, from the part that was simulated.
-
-    Cost and energy are None if the cloud is so overloaded that no generation ended within the window.
-    """
-    if not outcome.measured:
-        raise ConfigError(f"window_s: no generation of {demand.name} began in {part.window_s:g} s; raise it")
-    whole = fleet.replicas / part.replicas
-    tokens_per_s = outcome.tokens_in_window / part.window_s
-    usd_per_s = usd_per_replica_hour * part.replicas / 3600
-    return {
-        "simulated": {
-            "devices": part.devices,
-            "replicas": part.replicas,
-            "warmup_s": round(part.warmup_s, 3),
-            "window_s": round(part.window_s, 3),
-            "generations": outcome.measured,
-        },
-        "ttft_ms": _percentiles(outcome.ttft_ms),
-        "per_token_ms": _percentiles(outcome.per_token_ms),
-        "total_ms": _percentiles(outcome.total_ms),
-        "tokens_per_s": round(tokens_per_s * whole, 1),
-        "generations_under_way": round(outcome.in_flight * whole, 1),
-        "cloud": {
-            "utilisation": round(outcome.utilisation, 4),
-            "batch": round(len(outcome.waits_ms) / outcome.steps, 2) if outcome.steps else 0.0,
-            "queue": round(outcome.waiting, 2),
-            "wait_ms": _percentiles(outcome.waits_ms),
-        },
-        "usd_per_1000_tokens": float(f"{usd_per_s / tokens_per_s * 1e3:.4g}") if tokens_per_s else None,
-        "joules_per_1000_tokens": round(_joules_per_token(part, demand, outcome) * 1e3, 2) if tokens_per_s else None,
-    }
-
-
-def _joules_per_token(part: Fleet, demand: Demand, outcome: Outcome) -> float:
-    """Return device and radio energy of the measured generations, and the cloud's by its busy time in the window."""
-    model = EnergyModel()
-    device = model.joules(
-        device_ms=outcome.device_ms,
-        cloud_ms=0.0,
-        radio_ms=outcome.radio_ms,
-        bytes_up=round(demand.bytes_up / demand.completion_tokens * outcome.tokens),
-        bytes_down=round(demand.bytes_down / demand.completion_tokens * outcome.tokens),
-    )
-    busy_ms = outcome.utilisation * part.replicas * part.window_s * 1e3
-    cloud = model.joules(device_ms=0.0, cloud_ms=busy_ms, radio_ms=0.0, bytes_up=0, bytes_down=0)
-    return device / outcome.tokens + cloud / outcome.tokens_in_window
-
-
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    if not values:
-        return {}
-    found = np.percentile(values, PERCENTILES)
-    return {f"p{share}": round(float(value), 3) for share, value in zip(PERCENTILES, found, strict=True)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed-sigma", type=float, default=DEFAULTS.speed_sigma, help="spread of devices (assumption)"
     )
-    parser.add_argument("--max-batch", type=int, default=DEFAULTS.max_batch)
+    parser.add_argument("--tenants", type=int, default=DEFAULTS.tenants, help="of the devices (assumption)")
+    parser.add_argument("--step-tokens", type=int, default=DEFAULTS.step_tokens, help="as limits.step_tokens")
+    parser.add_argument(
+        "--prefill-chunk-tokens", type=int, default=DEFAULTS.prefill_chunk_tokens, help="as limits.prefill_chunk_tokens"
+    )
+    parser.add_argument("--max-queue", type=int, default=DEFAULTS.max_queue, help="as limits.max_queue")
+    parser.add_argument(
+        "--kv-tokens", type=int, default=DEFAULTS.kv_tokens, help="tokens of a replica's KV budget (assumption)"
+    )
+    parser.add_argument("--needed", help="numbers of devices, separated by commas: find the replicas that each needs")
+    parser.add_argument("--target-ms", type=float, default=1500.0, help="with --needed: of 95%% of the answers")
+    parser.add_argument("--prompt-target-ms", type=float, default=5000.0, help="with --needed: of 95%% of the prompts")
+    parser.add_argument("--sample-answers", type=int, default=40_000, help="of each trial of --needed, at least")
     parser.add_argument("--profile", type=Path, help="result of `python -m benchmarks cloud-profile`")
     parser.add_argument("--shape", default="qwen2.5-7b", help="model of the profile")
     parser.add_argument("--context", type=int, default=512, help="tokens that sequences hold, for the profile")
@@ -116,34 +78,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--usd-per-replica-hour", type=float, default=2.5, help="(assumption)")
     parser.add_argument("--warmup-s", type=float, default=DEFAULTS.warmup_s)
     parser.add_argument("--window-s", type=float, default=DEFAULTS.window_s)
-    parser.add_argument("--max-work", type=float, default=8e5, help="events of a simulation, about")
+    parser.add_argument("--max-work", type=float, default=8e5, help="forwards of a simulation, about")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Simulate every strategy on the same fleet; return the report and all assumptions."""
-    fleet = Fleet(
-        devices=args.devices,
-        replicas=args.replicas,
-        think_s=args.think_s,
-        closed=args.arrivals == "closed",
-        rtts_ms=_rtts_ms(args),
-        speed_sigma=args.speed_sigma,
-        max_batch=args.max_batch,
-        warmup_s=args.warmup_s,
-        window_s=args.window_s,
-    )
+    began_s = time.process_time()
+    fleet = _fleet(args)
     step, step_source = _step(args)
-    summary = {}
+    sizes = _sizes(args)
+    target = Target(args.target_ms, args.prompt_target_ms)
+    if args.sample_answers < 1:
+        raise ConfigError(f"--sample-answers: {args.sample_answers}; give at least 1")
+    measured = provenance()
+    summary: dict[str, Any] = {}
+    needed: list[dict[str, Any]] = []
     demands = _demands(args)
     for demand in demands:
-        part = part_of(fleet, demand, step, args.max_work)
-        outcome = Simulation(part, demand, step, args.seed).run()
-        summary[demand.name] = report(fleet, part, demand, outcome, args.usd_per_replica_hour)
+        search = Search(demand, step, args.seed, target, args.sample_answers)
+        if sizes:
+            rows = [need_row(need, demand, args.usd_per_replica_hour) for need in needs(search, fleet, sizes)]
+            needed += rows
+            summary[demand.name] = {name: rows[-1][name] for name in rows[-1] if name not in _OF_NEEDS}
+        else:
+            part, answers = part_of(fleet, demand, step, args.max_work)
+            totals = search.simulate(part, part.replicas, answers)
+            summary[demand.name] = report(fleet, part, demand, totals, args.usd_per_replica_hour)
     return {
         "benchmark": "fleet",
-        **provenance(),
-        "fleet": asdict(fleet),
+        **measured,
+        "fleet": asdict(fleet) | {"max_batch": fleet.step_tokens},
         "demands": [asdict(demand) for demand in demands],
         "step": step_source,
         "assumptions": {
@@ -152,8 +117,46 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "seed": args.seed,
             "max_work": args.max_work,
         },
+        "target": asdict(target) | {"share": 1 - LATE_SHARE, "resolution": RESOLUTION},
+        "cost": {
+            "processor_s": round(time.process_time() - began_s, 1),
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        },
+        "needed": needed,
         "summary": summary,
     }
+
+
+def _fleet(args: argparse.Namespace) -> Fleet:
+    fleet = Fleet(
+        devices=args.devices,
+        replicas=args.replicas,
+        think_s=args.think_s,
+        closed=args.arrivals == "closed",
+        rtts_ms=_rtts_ms(args),
+        speed_sigma=args.speed_sigma,
+        tenants=args.tenants,
+        step_tokens=args.step_tokens,
+        prefill_chunk_tokens=args.prefill_chunk_tokens,
+        max_queue=args.max_queue,
+        kv_tokens=args.kv_tokens,
+        warmup_s=args.warmup_s,
+        window_s=args.window_s,
+    )
+    fleet.scheduler()  # raises now if a limit serves nobody
+    return fleet
+
+
+def _sizes(args: argparse.Namespace) -> list[int]:
+    if args.needed is None:
+        return []
+    try:
+        sizes = [int(part) for part in args.needed.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise ConfigError(f"--needed: {args.needed!r}; give numbers of devices of at least 1, separated by commas")
+    return sorted(sizes)
 
 
 def _rtts_ms(args: argparse.Namespace) -> tuple[float, ...]:

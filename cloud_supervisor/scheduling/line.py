@@ -8,6 +8,7 @@ that none waits for ever.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -119,13 +120,21 @@ class WaitingLine:
         follow that have begun: it may wait for the memory that they hold.
         """
         self._step += 1
-        passed: set[int] = set()
-        while queues := [queue for queue in self._queues.values() if id(queue) not in passed]:
-            queue = min(queues, key=self._rank)
+        # A queue's rank only gets worse during a step, so a heap finds the best one without a look at all the others.
+        heap = [(self._rank(queue), number, queue) for number, queue in enumerate(self._queues.values())]
+        heapq.heapify(heap)
+        while heap:
+            rank, number, queue = heap[0]
+            if not queue.waiting:
+                heapq.heappop(heap)
+                continue
+            if (now := self._rank(queue)) != rank:
+                heapq.heapreplace(heap, (now, number, queue))
+                continue
             first = queue.waiting[0]
             yield first
             if queue.waiting and queue.waiting[0] is first:
-                passed.add(id(queue))
+                heapq.heappop(heap)
                 yield from [progress for progress in queue.waiting if progress.holds_memory and progress is not first]
 
     def _rank(self, queue: _Queue) -> tuple[float, ...]:

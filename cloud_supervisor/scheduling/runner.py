@@ -22,14 +22,9 @@ from cloud_supervisor.kv.store import KvStats, KvStore
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult, TargetModel, Urgency
 from cloud_supervisor.observation import Observer, Observers, Stepped
 from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, QueuedRequest
-from cloud_supervisor.scheduling.scheduler import Outcome, Scheduler
+from cloud_supervisor.scheduling.scheduler import Outcome, Scheduler, gathering_s
 
 _LOG = logging.getLogger(__name__)
-
-# After a forward, sessions that it served often have another request at once. Waiting this long for them, as a share of
-# the forward's time and at most, lets them share the next one, instead of taking turns.
-_GATHERING_SHARE = 0.02
-_MAX_GATHERING_S = 0.005
 
 
 class _Computed(NamedTuple):
@@ -190,8 +185,7 @@ class ModelRunner:
         if self._closed:
             self._start_next()
             return
-        gathering_s = min(_GATHERING_SHARE * elapsed_s, _MAX_GATHERING_S)
-        self._gathering = asyncio.get_running_loop().call_later(gathering_s, self._gathered)
+        self._gathering = asyncio.get_running_loop().call_later(gathering_s(elapsed_s), self._gathered)
 
     def _gathered(self) -> None:
         self._gathering = None

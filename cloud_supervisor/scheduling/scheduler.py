@@ -29,7 +29,17 @@ from cloud_supervisor.scheduling.line import Progress, WaitingLine
 _RECENT_FORWARDS = 32
 _FIRST_RETRY_MS = 500  # before any forward was timed
 
+# After a forward, sessions that it served often have another request at once. Waiting this long for them, as a share of
+# the forward's time and at most, lets them share the next one, instead of taking turns.
+_GATHERING_SHARE = 0.02
+_MAX_GATHERING_S = 0.005
+
 Outcome = list[Choice] | BaseException  # of a chunk: its choices, or why it failed
+
+
+def gathering_s(elapsed_s: float) -> float:
+    """Return the seconds to wait after a forward that took `elapsed_s`, before the next one is scheduled."""
+    return min(_GATHERING_SHARE * elapsed_s, _MAX_GATHERING_S)
 
 
 class Scheduler:
@@ -54,7 +64,8 @@ class Scheduler:
         self._line = WaitingLine()
         self._running: Batch | None = None
         self._to_release: list[Hashable] = []
-        self._recent_s: deque[float] = deque(maxlen=_RECENT_FORWARDS)
+        self._reserved_tokens = 0  # of all texts that have a place in the KV budget
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_FORWARDS)  # seconds and chunks of forwards
         self._closed = False
 
     @property
@@ -108,8 +119,10 @@ class Scheduler:
         if self._running is not None:
             return None, answers
         chunks: list[Chunk] = []
+        sessions: set[Hashable] = set()
+        budget = self._step_tokens
         for progress in self._line.in_order():
-            if sum(chunk.tokens for chunk in chunks) == self._step_tokens:
+            if not budget:
                 break
             request = progress.request
             if not progress.begun and request.deadline_at is not None and now >= request.deadline_at:
@@ -120,10 +133,13 @@ class Scheduler:
             ):
                 self._begin(progress, now)
                 answers.append(self._answer(progress, progress.result))  # the cache holds the prompt already
-            elif (chunk := self._next_chunk(progress, chunks, kv)) is not None:
+            elif request.key not in sessions and (chunk := self._next_chunk(progress, budget, chunks, kv)) is not None:
                 self._begin(progress, now)
-                progress.holds_memory = True
-                self._line.charge(request.tenant, chunk.tokens)
+                self._reserve(progress)
+                tokens = chunk.tokens
+                self._line.charge(request.tenant, tokens)
+                budget -= tokens
+                sessions.add(request.key)
                 chunks.append(chunk)
         if chunks:
             self._running = Batch(tuple(chunks))
@@ -134,7 +150,7 @@ class Scheduler:
         assert self._running is not None, "only a running batch can be completed"
         batch, self._running = self._running, None
         if not any(isinstance(outcome, BaseException) for outcome in outcomes):
-            self._recent_s.append(elapsed_s)
+            self._recent.append((elapsed_s, len(batch.chunks)))
         answers: list[Answer] = []
         for chunk, outcome in zip(batch.chunks, outcomes, strict=True):
             progress = self._progress.get(chunk.request)
@@ -169,12 +185,9 @@ class Scheduler:
         progress.begun = True
         progress.queue_s += now - progress.queued_at
 
-    def _next_chunk(self, progress: Progress, chunks: Sequence[Chunk], kv: KvView) -> Chunk | None:
-        """Cut the next chunk of a request next to those of this step; None if there is no place for it."""
+    def _next_chunk(self, progress: Progress, budget: int, chunks: Sequence[Chunk], kv: KvView) -> Chunk | None:
+        """Cut the next chunk of a request, of up to `budget` tokens, next to those of this step; None if none fits."""
         request, tree = progress.request, progress.request.tree
-        budget = self._step_tokens - sum(chunk.tokens for chunk in chunks)
-        if any(chunk.request.key == request.key for chunk in chunks):
-            return None
         left = request.num_choices - len(progress.choices)
         start = kv.held(request.key, tree.token_ids[: tree.end - left], request.tenant) or 0
         end = self._end(progress, start, budget)
@@ -198,10 +211,10 @@ class Scheduler:
         """Return whether a request's whole text has a place in the KV budget, next to all that have begun."""
         if progress.holds_memory or progress.request.tree.size > capacity_tokens:  # the store refuses the latter
             return True
-        holders = [other for other in self._progress.values() if other.holds_memory]
-        missing = progress.request.tree.size + _sizes(holders) - capacity_tokens
+        missing = progress.request.tree.size + self._reserved_tokens - capacity_tokens
         if missing <= 0:
             return True
+        holders = [other for other in self._progress.values() if other.holds_memory]
         scheduled = {chunk.request for chunk in chunks}
         victims: list[Progress] = []
         for other in reversed(holders):
@@ -211,10 +224,19 @@ class Scheduler:
         if missing > _sizes(victims):
             return False
         for victim in victims:
-            victim.holds_memory = False
+            self._unreserve(victim)
             victim.preempted = True
             self._to_release.append(victim.request.key)
         return True
+
+    def _reserve(self, progress: Progress) -> None:
+        if not progress.holds_memory:
+            progress.holds_memory = True
+            self._reserved_tokens += progress.request.tree.size
+
+    def _unreserve(self, progress: Progress) -> None:
+        progress.holds_memory = False
+        self._reserved_tokens -= progress.request.tree.size
 
     def _runs(self, request: QueuedRequest) -> bool:
         return self._running is not None and any(chunk.request is request for chunk in self._running.chunks)
@@ -242,10 +264,12 @@ class Scheduler:
 
     def _drain_ms(self) -> int:
         """Return the estimated time until all waiting and running requests are done."""
-        if not self._recent_s:
+        if not self._recent:
             return _FIRST_RETRY_MS
-        mean_s = sum(self._recent_s) / len(self._recent_s)
-        return max(1, math.ceil(mean_s * (len(self._line) + self.busy) * 1000))
+        total_s = sum(elapsed_s for elapsed_s, _ in self._recent)
+        chunks = sum(count for _, count in self._recent)
+        running_s = total_s / len(self._recent) if self.busy else 0.0
+        return max(1, math.ceil((total_s / chunks * len(self._line) + running_s) * 1000))
 
     def _late(self, progress: Progress, now: float) -> Answer:
         waited_ms = (now - progress.queued_at) * 1000
@@ -260,8 +284,10 @@ class Scheduler:
         """Forget a request that does not wait."""
         del self._progress[progress.request]
         self._line.leave(progress)
-        if progress.holds_memory and not progress.finished and not self._runs(progress.request):
-            self._to_release.append(progress.request.key)
+        if progress.holds_memory:
+            self._unreserve(progress)
+            if not progress.finished and not self._runs(progress.request):
+                self._to_release.append(progress.request.key)
 
 
 def _sizes(holders: Iterable[Progress]) -> int:

@@ -131,8 +131,27 @@ def test_the_command_writes_a_profile_and_continues_it(tmp_path: Path, monkeypat
 
     profile = CloudProfile.load(out)
     assert [row.context for row in profile.rows] == [8, 8, 16, 16]
-    assert profile.header["accelerator"] == {"kind": "cpu", "name": "cpu", "weights": "random"}
+    assert profile.header["accelerator"] == {
+        "kind": "cpu",
+        "name": "cpu",
+        "threads": 1,
+        "weights": "random",
+    }
     assert {"machine", "commit", "date", "versions", "shapes", "skipped"} <= profile.header.keys()
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_the_services_own_model_is_measured_within_its_step(tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    small = ("--pair", "tiny", "--dtype", "float32", "--contexts", "8", "--repeats", "3", "--out", str(out))
+    options = ("--batches", "1,2", "--tokens", "1,4", "--step-tokens", "4")
+    result = cloud_profile.run(arguments(*small, *options))
+    assert result["summary"] == {"rows": 3, "measured_now": 3, "skipped": 0}
+    profile = CloudProfile.load(out)
+    assert [(row.batch, row.tokens) for row in profile.rows] == [(1, 1), (1, 4), (2, 1)]
+    assert profile.header["accelerator"]["clock"] == "processor time of one thread"
+    assert profile.step_ms(profile.rows[0].shape, tokens=1) > 0
+    assert cloud_profile.run(arguments(*small, *options))["summary"]["measured_now"] == 0
 
 
 def test_a_profile_of_another_machine_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
