@@ -60,6 +60,7 @@ COMMANDS = {
         "benchmarks.engines.run", "data types of the cloud's model, and llama.cpp: speed, and what they change"
     ),
     "load": Command("benchmarks.load.run", "many devices on one service: latency, throughput, refusals and memory"),
+    "capacity": Command("benchmarks.load.capacity", "devices that a service serves in time, with batches and without"),
     "concurrent": Command(
         "benchmarks.load.concurrent", "texts that a service writes at the same time: the same ones, and their cost"
     ),

@@ -42,6 +42,7 @@ def build_cloud(
         kv_store,
         max_queue=limits.max_queue,
         step_tokens=limits.step_tokens,
+        step_requests=limits.step_requests,
         chunk_tokens=limits.prefill_chunk_tokens,
         observer=observer,
     )

@@ -47,6 +47,7 @@ class LimitsConfig(FrozenModel):
     max_span_tokens: int = Field(default=256, ge=1)
     max_message_kib: int = Field(default=1024, ge=1)
     step_tokens: int = Field(default=320, ge=1)
+    step_requests: int = Field(default=256, ge=1)
     prefill_chunk_tokens: int = Field(default=64, ge=1)
     kv_overcommit: float = Field(default=2.0, ge=1)
     open_timeout_s: float = Field(default=10.0, gt=0)

@@ -114,6 +114,8 @@ def cloud_server(
             yield CloudProcess(_address(process), process.pid)
         finally:
             _end(process)
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def _address(process: subprocess.Popen[str]) -> str:

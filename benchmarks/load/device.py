@@ -22,10 +22,11 @@ _RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A prompt, and the text that the cloud wrote after it."""
+    """A prompt, the text that the cloud wrote after it, and the token that the device drafts at each place of it."""
 
     prompt: tuple[int, ...]
     text: tuple[int, ...]
+    drafted: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,6 @@ class Habits:
     digest: str  # of the tokenizer
     spans: int  # tokens of a span
     rate: float  # verifications per second of one device, on average
-    wrong: float  # the share of drafted tokens that differ from the recorded text
-    vocabulary: int
-    one_way_s: float  # the delay of the network in each direction
 
 
 @dataclass
@@ -97,7 +95,8 @@ class Device:
                     observed.late += 1
                 else:
                     await asyncio.sleep(due - loop.time())
-                span = tuple(self._drafted(token_id) for token_id in whole[at : at + habits.spans])
+                first = at - len(recorded.prompt)
+                span = recorded.drafted[first : first + habits.spans]
                 await self._send(call, Draft(revision, at, span, (), at))
                 while not isinstance(frame := await self._read(call), Verdict):
                     pass
@@ -111,13 +110,7 @@ class Device:
         finally:
             call.cancel()
 
-    def _drafted(self, token_id: int) -> int:
-        if self._dice.random() >= self._habits.wrong:
-            return token_id
-        return (token_id + 1 + self._dice.randrange(self._habits.vocabulary - 1)) % self._habits.vocabulary
-
     async def _send(self, call: grpc.aio.StreamStreamCall[bytes, bytes], frame: Open | Draft | Close) -> None:
-        await asyncio.sleep(self._habits.one_way_s)
         await call.write(encode_client(frame))
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> ServerFrame:
@@ -127,11 +120,10 @@ class Device:
             while isinstance(data, bytes):
                 data = await call.read()
             raise grpc.aio.AioRpcError(await call.code(), await call.initial_metadata(), await call.trailing_metadata())
-        await asyncio.sleep(self._habits.one_way_s)
         return frame
 
 
-async def record(channel: grpc.aio.Channel, digest: str, prompt: tuple[int, ...], tokens: int) -> Recorded:
+async def write(channel: grpc.aio.Channel, digest: str, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     """Let the cloud write a text after a prompt; raises ServerFailed if it does not write that many tokens."""
     method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
     call = method()
@@ -149,4 +141,4 @@ async def record(channel: grpc.aio.Channel, digest: str, prompt: tuple[int, ...]
     call.cancel()
     if len(text) < tokens:
         raise ServerFailed(f"load: the cloud wrote {len(text)} of {tokens} tokens of a text to record")
-    return Recorded(prompt, tuple(text))
+    return tuple(text)

@@ -1,9 +1,9 @@
 """Many devices on one service: `python -m benchmarks load --pair NAME --devices N --seconds S`.
 
-The service is a process of its own. Each device verifies texts that the cloud wrote before, some tokens of them made
-wrong. Its spans come at random times, `--rate` a second on average, whether or not the service keeps up (open loop): a
-latency runs from the time at which a span was to be sent. The devices share a process, and each has a network of
-`--rtt-ms`.
+The service is a process of its own. Each device verifies texts that the cloud wrote before, with the tokens that the
+pair's device model drafts along them. Its spans come at random times, `--rate` a second on average, whether or not the
+service keeps up (open loop): a latency runs from the time at which a span was to be sent. The devices share a process.
+With `--link` or `--rtt-ms` each has a link of its own.
 """
 
 from __future__ import annotations
@@ -11,81 +11,90 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grpc.aio
-import numpy as np
-import psutil
-
 from benchmarks.kit.processes import CloudProcess, cloud_server
-from benchmarks.kit.prompts import read_prompts
 from benchmarks.kit.provenance import provenance
-from benchmarks.kit.statistics import rounded
-from benchmarks.load.device import Device, Habits, Observed, Recorded, record
+from benchmarks.load.crowd import MAX_LINKED, Crowd, recorded_texts
+from benchmarks.load.figure import latency_figure
 from chaperone_common.artefacts.folders import pair_folder
-from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError
-from edge_client.text import ChatTemplate, Tokenizer
+from link_emulator.command import chosen_profile
 
 PROMPTS = Path(__file__).parents[1] / "prompt_sets" / "prose.jsonl"
 MAX_DEVICES = 10_000
 MAX_SECONDS = 3_600.0
-CHANNELS = 8  # connections that the devices share
-LOOKS = 20  # at the service's memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pair", default="default")
     parser.add_argument("--devices", type=int, default=16)
+    add_common_arguments(parser)
+    link = parser.add_mutually_exclusive_group()
+    link.add_argument("--link", metavar="PROFILE", help="each device's link, by its profile's name or path")
+    link.add_argument("--rtt-ms", type=float, default=0.0, help="a link with this round trip and nothing else")
+    parser.add_argument("--figure", type=Path, help="a PNG of the latencies")
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER", help="a setting of `limits`")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `capacity` has as well."""
+    parser.add_argument("--pair", default="default")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=0.5, help="verifications per second of one device, on average")
     parser.add_argument("--spans", type=int, default=8, help="tokens of a span")
-    parser.add_argument("--wrong", type=float, default=0.05, help="share of the drafted tokens that are made wrong")
-    parser.add_argument("--rtt-ms", type=float, default=0.0, help="of every device's network")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="a prompt set: JSON lines of id, class, prompt")
     parser.add_argument("--texts", type=int, default=4, help="recorded texts that the devices share")
     parser.add_argument("--text-tokens", type=int, default=48, help="of each recorded text")
     parser.add_argument("--dtype", default="auto", help="of the cloud's model")
-    parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER", help="a setting of `limits`")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; raises ConfigError if an option is wrong."""
-    _check(args)
-    limits = {name: json.loads(number) for name, _, number in (limit.partition("=") for limit in args.limit)}
+    check(args, {"devices": (1, MAX_DEVICES)})
+    profile = chosen_profile(args.link, args.rtt_ms) if args.link or args.rtt_ms else None
+    if profile is not None and args.devices > MAX_LINKED:
+        raise ConfigError(f"--devices: {args.devices} with a link each; at most {MAX_LINKED}, or leave the link out")
+    limits = _limits(args)
     measured = provenance()
-    folder = pair_folder(args.pair, "cloud")
-    manifest = load_manifest(folder, role="cloud")
-    tokenizer = Tokenizer.load(folder, manifest)
-    template = ChatTemplate.load(folder, tokenizer)
-    prompts = [
-        tuple(tokenizer.encode(template.render([{"role": "user", "content": prompt.text}])))
-        for prompt in read_prompts(args.prompts)[: args.texts]
-    ]
+    manifest = load_manifest(pair_folder(args.pair, "cloud"), role="cloud")
+    with service_of(args, limits) as service:
+        texts = recorded_texts(args.pair, service, args.prompts, args.texts, args.text_tokens)
+        crowd = Crowd(service, texts, manifest.tokenizer_digest, spans=args.spans, rate=args.rate, profile=profile)
+        observed, summary = asyncio.run(crowd.work(args.devices, args.seconds))
+    if args.figure is not None:
+        latency_figure(observed.latency_ms, args.devices).savefig(args.figure, dpi=150)
+    settings = settings_of(args) | {"devices": args.devices, "link": args.link, "rtt_ms": args.rtt_ms, "limits": limits}
+    return {"benchmark": "load", **measured, "settings": settings, "summary": summary, **summary}
+
+
+@contextmanager
+def service_of(args: argparse.Namespace, limits: Mapping[str, Any]) -> Iterator[CloudProcess]:
+    """Run a service with these settings of `limits`."""
     with TemporaryDirectory() as temporary:
         config = Path(temporary, "cloud.yaml")
         config.write_text(json.dumps({"dtype": args.dtype, "limits": limits}), encoding="utf-8")
         with cloud_server(args.pair, arguments=("--config", str(config))) as service:
-            summary = asyncio.run(_load(args, service, manifest, prompts))
-    settings = {
-        name: getattr(args, name)
-        for name in ("pair", "rate", "spans", "wrong", "rtt_ms", "texts", "text_tokens", "seconds", "dtype")
-    }
-    return {"benchmark": "load", **measured, "settings": {**settings, "limits": limits}, "summary": summary, **summary}
+            yield service
 
 
-def _check(args: argparse.Namespace) -> None:
-    bounds = {
-        "devices": (1, MAX_DEVICES),
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the common options for the result."""
+    names = ("pair", "seconds", "rate", "spans", "texts", "text_tokens", "dtype")
+    return {name: getattr(args, name) for name in names} | {"prompts": args.prompts.name}
+
+
+def check(args: argparse.Namespace, more: Mapping[str, tuple[float, float]]) -> None:
+    """Raise ConfigError for a number outside its bounds; `more` has those of a command's own options."""
+    bounds: dict[str, tuple[float, float]] = {
+        **more,
         "seconds": (0.1, MAX_SECONDS),
         "rate": (1e-3, 1e3),
         "spans": (1, 256),
-        "wrong": (0.0, 1.0),
-        "rtt_ms": (0.0, 10_000.0),
         "texts": (1, 1000),
         "text_tokens": (2, 4096),
     }
@@ -94,66 +103,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} is outside [{least}, {most}]")
     if args.text_tokens <= args.spans:
         raise ConfigError(f"--text-tokens: {args.text_tokens} hold no span of {args.spans} and its verdict; raise it")
+
+
+def _limits(args: argparse.Namespace) -> dict[str, Any]:
     for limit in args.limit:
         if not limit.partition("=")[2].replace(".", "", 1).isdigit():
             raise ConfigError(f"--limit: {limit!r}; give NAME=NUMBER, such as step_tokens=320")
-
-
-async def _load(
-    args: argparse.Namespace, service: CloudProcess, manifest: ModelManifest, prompts: Sequence[tuple[int, ...]]
-) -> dict[str, Any]:
-    process, observed = psutil.Process(service.pid), Observed()
-    habits = Habits(
-        digest=manifest.tokenizer_digest,
-        spans=args.spans,
-        rate=args.rate,
-        wrong=args.wrong,
-        vocabulary=manifest.vocabulary_size,
-        one_way_s=args.rtt_ms / 2e3,
-    )
-    channels = [
-        grpc.aio.insecure_channel(service.address, options=[("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(min(CHANNELS, args.devices))
-    ]
-    texts: list[Recorded] = [
-        await record(channels[0], manifest.tokenizer_digest, prompt, args.text_tokens) for prompt in prompts
-    ]
-    rss_mib = [_rss_mib(process)]
-    devices = [Device(number, channels[number % len(channels)], texts, habits) for number in range(args.devices)]
-    began, cpu_began = time.perf_counter(), sum(process.cpu_times()[:2])
-    working = [asyncio.create_task(device.work(observed)) for device in devices]
-    for _ in range(LOOKS):
-        await asyncio.sleep(args.seconds / LOOKS)
-        rss_mib.append(_rss_mib(process))
-    seconds, cpu_s = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu_began
-    for task in working:
-        task.cancel()
-    outcomes = await asyncio.gather(*working, return_exceptions=True)
-    for outcome in outcomes:
-        if not isinstance(outcome, asyncio.CancelledError):
-            observed.errors[type(outcome).__name__] += 1
-    await asyncio.gather(*(channel.close() for channel in channels))
-    return {
-        "devices": args.devices,
-        "verifications": len(observed.latency_ms),
-        "verifications_per_s": rounded(len(observed.latency_ms) / seconds),
-        "committed_tokens_per_s": rounded(observed.committed / seconds),
-        "committed_tokens_per_cloud_s": rounded(observed.committed / cpu_s) if cpu_s else None,
-        "latency_ms": _percentiles(observed.latency_ms),
-        "opening_ms": _percentiles(observed.opening_ms),
-        "late_spans": observed.late,
-        "errors": sum(observed.errors.values()),
-        "errors_by_kind": dict(observed.errors),
-        "refused": observed.refused,
-        "rss_mib": {"start": rss_mib[0], "peak": max(rss_mib), "end": rss_mib[-1]},
-    }
-
-
-def _percentiles(times_ms: Sequence[float]) -> dict[str, float | None]:
-    if not times_ms:
-        return {"p50": None, "p95": None, "p99": None}
-    return {f"p{share}": rounded(float(np.percentile(times_ms, share)), 1) for share in (50, 95, 99)}
-
-
-def _rss_mib(process: psutil.Process) -> float:
-    return round(process.memory_info().rss / 2**20, 1)
+    return {name: json.loads(number) for name, _, number in (limit.partition("=") for limit in args.limit)}

@@ -51,8 +51,8 @@ class LlamaCpp:
 
     def described(self) -> dict[str, Any]:
         """Return the version of the program and the size of the weights, as a result names them."""
-        told = subprocess.run([self.program, "--version"], capture_output=True, text=True, timeout=60, check=False)
-        version = next((line for line in (told.stderr + told.stdout).splitlines() if "version" in line), "unknown")
+        answer = subprocess.run([self.program, "--version"], capture_output=True, text=True, timeout=60, check=False)
+        version = next((line for line in (answer.stderr + answer.stdout).splitlines() if "version" in line), "unknown")
         return {"version": version.strip(), "weights_mb": round(self.weights.stat().st_size / 1e6)}
 
 
@@ -113,20 +113,20 @@ class LlamaRunner:
         began_s = time.perf_counter()
         try:
             connection.request("POST", "/completion", json.dumps(asked), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            if response.status != http.HTTPStatus.OK:
-                raise ServerFailed(f"{LLAMA_SERVER} answers {response.status}")
             stopped_by = None
-            while stopped_by is None and (line := response.readline()):
-                if not line.startswith(b"data: "):
-                    continue
-                event = json.loads(line.removeprefix(b"data: "))
-                now_ms = (time.perf_counter() - began_s) * 1e3
-                if event["stop"]:
-                    stopped_by = event["stop_type"]
-                else:
-                    token_ids += event["tokens"]
-                    commit_ms += [now_ms] * len(event["tokens"])
+            with connection.getresponse() as response:
+                if response.status != http.HTTPStatus.OK:
+                    raise ServerFailed(f"{LLAMA_SERVER} answers {response.status}")
+                while stopped_by is None and (line := response.readline()):
+                    if not line.startswith(b"data: "):
+                        continue
+                    event = json.loads(line.removeprefix(b"data: "))
+                    now_ms = (time.perf_counter() - began_s) * 1e3
+                    if event["stop"]:
+                        stopped_by = event["stop_type"]
+                    else:
+                        token_ids += event["tokens"]
+                        commit_ms += [now_ms] * len(event["tokens"])
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
             raise ServerFailed(f"{LLAMA_SERVER}: {error!r}") from error
         finally:

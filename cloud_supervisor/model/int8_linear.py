@@ -35,7 +35,7 @@ def available() -> bool:
 class Rotation:
     """Rotates activations, and remembers the last ones: some layers in a row read the same.
 
-    Whoever changes activations in place between two such layers must not use it; models of transformers do not.
+    Activations must not change in place between two such layers; models of transformers never do that.
     """
 
     def __init__(self) -> None:

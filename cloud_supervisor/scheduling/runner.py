@@ -46,6 +46,7 @@ class ModelRunner:
         *,
         max_queue: int,
         step_tokens: int = 256,
+        step_requests: int = 256,
         chunk_tokens: int = 256,
         clock: Clock | None = None,
         observer: Observer | None = None,
@@ -54,6 +55,7 @@ class ModelRunner:
         self._scheduler = Scheduler(
             max_queue=max_queue,
             step_tokens=step_tokens,
+            step_requests=step_requests,
             chunk_tokens=chunk_tokens,
             context_tokens=model.context_tokens,
         )

@@ -48,8 +48,19 @@ class Scheduler:
     A request ends in exactly one `Answer`, unless it is cancelled.
     """
 
-    def __init__(self, *, max_queue: int, step_tokens: int, chunk_tokens: int, context_tokens: int) -> None:
-        """Let up to `max_queue` requests wait. A forward feeds up to `step_tokens`, and `chunk_tokens` of a request."""
+    def __init__(
+        self,
+        *,
+        max_queue: int,
+        step_tokens: int,
+        chunk_tokens: int,
+        context_tokens: int,
+        step_requests: int = 256,
+    ) -> None:
+        """Let up to `max_queue` requests wait.
+
+        A forward feeds up to `step_tokens`, of up to `step_requests` requests, and `chunk_tokens` of each.
+        """
         if max_queue < 1:
             raise ConfigError(f"max_queue: {max_queue} lets no request wait; use at least 1")
         if not 1 <= chunk_tokens <= step_tokens:
@@ -57,7 +68,10 @@ class Scheduler:
                 f"chunk_tokens: {chunk_tokens} with step_tokens {step_tokens}; use at least 1, and at most step_tokens"
             )
         self._max_queue = max_queue
+        if step_requests < 1:
+            raise ConfigError(f"step_requests: {step_requests} lets no request run; use at least 1")
         self._step_tokens = step_tokens
+        self._step_requests = step_requests
         self._chunk_tokens = chunk_tokens
         self._context_tokens = context_tokens
         self._progress: dict[QueuedRequest, Progress] = {}  # of all requests that are not answered
@@ -122,7 +136,7 @@ class Scheduler:
         sessions: set[Hashable] = set()
         budget = self._step_tokens
         for progress in self._line.in_order():
-            if not budget:
+            if not budget or len(chunks) == self._step_requests:
                 break
             request = progress.request
             if not progress.begun and request.deadline_at is not None and now >= request.deadline_at:

@@ -32,6 +32,7 @@ class Bench:
         *,
         max_queue: int = 8,
         step_tokens: int | None = None,
+        step_requests: int = 256,
         chunk_tokens: int = 4,
         context_tokens: int = 100,
         capacity_tokens: int = 1_000_000,
@@ -39,6 +40,7 @@ class Bench:
         self.scheduler = Scheduler(
             max_queue=max_queue,
             step_tokens=step_tokens or chunk_tokens,
+            step_requests=step_requests,
             chunk_tokens=chunk_tokens,
             context_tokens=context_tokens,
         )

@@ -33,6 +33,14 @@ def test_spans_of_many_sessions_share_a_forward_up_to_its_budget() -> None:
     assert keys_of(bench) == [["a", "b"], ["c", "d"]], "a verification that does not fit whole waits for the next"
 
 
+def test_a_step_has_as_many_requests_as_it_may() -> None:
+    bench = Bench(step_tokens=10, chunk_tokens=10, step_requests=2)
+    for key in "abc":
+        bench.submit(key, 1)
+    bench.run()
+    assert keys_of(bench) == [["a", "b"], ["c"]]
+
+
 def test_a_prompt_fills_what_verifications_leave() -> None:
     bench = Bench(step_tokens=10, chunk_tokens=8)
     bench.submit("prompt", 20, 0, urgency=READ)
@@ -64,6 +72,8 @@ def test_branches_count_and_come_whole_with_the_end_of_their_chain() -> None:
         bench.submit("c", 4, branches=[(3, token_id) for token_id in range(8)])
     with pytest.raises(ConfigError, match="chunk_tokens: 9 with step_tokens 8"):
         Bench(step_tokens=8, chunk_tokens=9)
+    with pytest.raises(ConfigError, match="step_requests: 0"):
+        Bench(step_requests=0)
 
 
 # Order
