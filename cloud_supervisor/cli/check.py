@@ -22,7 +22,7 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(console: Console, arguments: argparse.Namespace) -> None:
-    from cloud_supervisor.entrance import build_entrance
+    from cloud_supervisor.hosting.entrance import build_entrance
 
     config = configuration(arguments)
     entrance = build_entrance(config)

@@ -13,7 +13,8 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Failure, Opened
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.server import Readiness, Server
+from cloud_supervisor.hosting.monitoring import Readiness
+from cloud_supervisor.server import Server
 from edge_client.link.grpc_link import GrpcCloud
 from tests.support.cloud.raw_stream import RawStream, health_of, opening, raw_channel
 from tests.support.cloud.scenario import load_vocabulary, play, write_to_the_end
