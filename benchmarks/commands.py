@@ -60,6 +60,7 @@ COMMANDS = {
         "benchmarks.engines.run", "data types of the cloud's model, and llama.cpp: speed, and what they change"
     ),
     "load": Command("benchmarks.load.run", "many devices on one service: latency, throughput, refusals and memory"),
+    "ray": Command("benchmarks.load.proxy_overhead", "replicas on Ray Serve: the proxy's cost, and stickiness"),
     "attacks": Command(
         "benchmarks.attacks.run", "a device next to attackers: its text and speed, and the service's memory"
     ),

@@ -141,6 +141,7 @@ def _frozen(record: logging.LogRecord) -> logging.LogRecord:
     """
     kept = copy.copy(record)
     kept.__dict__.pop("message", None)  # another handler may have left the whole text here
+    kept.__dict__.pop("_ray_timestamp_ns", None)  # Ray's own, in the processes that it starts
     own_words = record.name == "asyncio"
     text = str(record.msg).partition("\n")[0] if own_words else record.getMessage()
     if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
