@@ -18,7 +18,7 @@ from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.hosting.entrance import LocalCallers, build_entrance
 from cloud_supervisor.hosting.loading import Weights
 from cloud_supervisor.hosting.monitoring import Monitoring, Readiness
-from cloud_supervisor.hosting.replica_calls import Context, Message, ReplicaCall
+from cloud_supervisor.hosting.replica_calls import Context, Message, ReplicaCall, until_lost
 from cloud_supervisor.observation import Observers
 from cloud_supervisor.observers.log_output import log_output
 from cloud_supervisor.observers.prometheus import PrometheusObserver
@@ -81,7 +81,7 @@ class Replica:
     ) -> AsyncGenerator[Message, None]:
         """Serve one generation."""
         call = ReplicaCall(grpc_context, encode_server)
-        async with aclosing(call.answers(functools.partial(self._service.supervise, requests))) as answers:
+        async with aclosing(call.answers(functools.partial(self._service.supervise, until_lost(requests)))) as answers:
             async for message in answers:
                 yield message
 

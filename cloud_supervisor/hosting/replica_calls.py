@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, Protocol
 
+from chaperone_common.errors import trace_of
 from chaperone_common.frames import Failure
 from cloud_supervisor.hosting.status_details import status_code, trailing_metadata
 from cloud_supervisor.service import AuthContext, Metadata
+
+_LOG = logging.getLogger(__name__)
 
 
 class Context(Protocol):
@@ -35,6 +39,15 @@ class Message:
 
 class _EndedError(Exception):
     """The call has its status."""
+
+
+async def until_lost(requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the messages of a client until it leaves, or the proxy: Ray then raises errors of its own."""
+    try:
+        async for data in requests:
+            yield data
+    except Exception as error:
+        _LOG.debug("a client is lost: %s", trace_of(error))
 
 
 class ReplicaCall:

@@ -270,7 +270,7 @@ def test_every_session_finishes_with_the_right_text_when_a_replica_is_killed(
 
 
 def test_a_stopping_service_lets_its_sessions_finish(
-    ray: RayService, tokens: tuple[Path, Path, str], target: TorchModel, tiny_pair: Path
+    ray: RayService, folder: Path, tokens: tuple[Path, Path, str], target: TorchModel, tiny_pair: Path
 ) -> None:
     texts = some_texts(1, (Mode.CLOUD,), seed=8, least=TOKENS, most=TOKENS)
     committed = list[int]()
@@ -285,4 +285,8 @@ def test_a_stopping_service_lets_its_sessions_finish(
     started = ray.replicas.all_processes()
     (expected,) = asyncio.run(undisturbed(target, tiny_pair, texts))
     assert asyncio.run(scenario()) == expected
+    log = (folder / "ray.log").read_text(errors="replace")
+    assert "draining" in log
+    assert "cannot be read" not in log, "devices that leave are no errors"
+    assert "_ray_timestamp_ns" not in log
     assert [each for each in started if each.is_running() and each.status() != "zombie"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +13,7 @@ from chaperone_common.errors import PermissionDenied
 from chaperone_common.frames import Failure
 from cloud_supervisor.caller import LOCAL, Caller
 from cloud_supervisor.hosting.entrance import LocalCallers
-from cloud_supervisor.hosting.replica_calls import ReplicaCall
+from cloud_supervisor.hosting.replica_calls import ReplicaCall, until_lost
 from cloud_supervisor.service import AuthContext, Metadata
 
 FAILURE = Failure("RESOURCE_EXHAUSTED", "sessions: full", retry_after_ms=250)
@@ -107,6 +108,17 @@ def test_a_client_that_leaves_ends_the_service_of_its_call() -> None:
 
     asyncio.run(scenario())
     assert seen == ["cancelled", "end"]
+
+
+def test_messages_end_where_the_proxy_is_lost() -> None:
+    async def requests() -> AsyncIterator[bytes]:
+        yield b"first"
+        raise RuntimeError("the actor died")
+
+    async def scenario() -> list[bytes]:
+        return [data async for data in until_lost(requests())]
+
+    assert asyncio.run(scenario()) == [b"first"]
 
 
 class Everybody:
