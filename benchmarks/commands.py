@@ -64,6 +64,7 @@ COMMANDS = {
     "concurrent": Command(
         "benchmarks.load.concurrent", "texts that a service writes at the same time: the same ones, and their cost"
     ),
+    "ray": Command("benchmarks.load.proxy_overhead", "replicas on Ray Serve: the proxy's cost, and stickiness"),
     "attacks": Command(
         "benchmarks.attacks.run", "a device next to attackers: its text and speed, and the service's memory"
     ),

@@ -32,6 +32,7 @@ def check_pair_name(name: str) -> str:
     return name
 
 
+MAX_REPLICAS = 1000
 MAX_THREADS = 1024  # torch would start any number, and each thread costs memory
 
 
@@ -131,11 +132,39 @@ class TracingConfig(FrozenModel):
     otlp_endpoint: str | None = None
 
 
+class RayConfig(FrozenModel):
+    """Replicas on Ray Serve."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    replicas: int = Field(default=1, ge=1, le=MAX_REPLICAS)
+    max_replicas: int | None = Field(default=None, ge=1, le=MAX_REPLICAS)
+    target_queue_ms: float = Field(default=100.0, gt=0)
+    cluster: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise PydanticCustomError(
+                "replicas",
+                "max_replicas: {most} is less than replicas {least}; raise it",
+                {"most": self.max_replicas, "least": self.replicas},
+            )
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """The most replicas at once."""
+        return self.max_replicas or self.replicas
+
+
 class CloudConfig(FrozenModel):
     """All settings of `chaperone-cloud serve`; `configs/cloud.yaml` explains them."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
+    engine: Literal["grpc", "ray"] = "grpc"
+    ray: RayConfig = RayConfig()
     listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:50151"
     tls: TlsConfig = TlsConfig()
     tokens_file: RelativePath | None = None

@@ -9,29 +9,28 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes to standar
 import asyncio
 import functools
 import logging
-import resource
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from enum import StrEnum
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from chaperone_common.artefacts.folders import pair_folder
-from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.clock import MonotonicClock
-from chaperone_common.command.program import EXIT_SIGNAL
-from chaperone_common.errors import CloudUnavailable, ConfigError
+from chaperone_common.errors import ConfigError
 from chaperone_common.wire import SERVICE
-from cloud_supervisor.assembly import Cloud, build_cloud
-from cloud_supervisor.config import CloudConfig, LimitsConfig
-from cloud_supervisor.entrance import Entrance, build_entrance
-from cloud_supervisor.monitoring import Monitoring
+from cloud_supervisor.assembly import Cloud
+from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.hosting.entrance import Entrance, build_entrance
+from cloud_supervisor.hosting.grpc_calls import handler_of
+from cloud_supervisor.hosting.loading import Weights
+from cloud_supervisor.hosting.monitoring import Monitoring, Readiness
+from cloud_supervisor.hosting.process import (
+    check_free,
+    ended_at_once,
+    first_and_second_signal,
+    raise_descriptor_limit,
+)
 from cloud_supervisor.service import SupervisionService
 
 _LOG = logging.getLogger(__name__)
@@ -53,18 +52,7 @@ _OPTIONS = (
     ("grpc.per_message_decompression", 0),
 )
 _GRPC_LOG = "grpc._cython.cygrpc"
-_CREDENTIAL_CHECK_S = 1.0
 _LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end
-
-
-class Readiness(StrEnum):
-    """The reason why a server takes no new sessions, or `ready`."""
-
-    LOADING = "loading"
-    READY = "ready"
-    FULL = "full"
-    DRAINING = "draining"
-    STOPPING = "stopping"
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no types
@@ -139,7 +127,7 @@ class Server:
         return address
 
     async def _listen(self) -> str:
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        self._server.add_generic_rpc_handlers((handler_of(self._service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         listen, tls = self._config.listen, self._entrance.tls
         try:
@@ -161,7 +149,7 @@ class Server:
         """Serve this cloud from now on, and report healthy."""
         self._cloud = cloud
         self._service.supervisor = cloud.supervisor
-        self._watching = asyncio.create_task(self._watch_credentials())
+        self._watching = asyncio.create_task(self._service.watch_credentials())
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace_seconds: float, *, lame_duck_seconds: float = 0.0) -> None:
@@ -211,19 +199,6 @@ class Server:
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
-    async def _watch_credentials(self) -> None:
-        """End the streams of credentials that are revoked or expire. Their devices come back if they have new ones."""
-        callers = self._entrance.callers
-        while True:
-            await asyncio.sleep(_CREDENTIAL_CHECK_S)
-            self.cloud.supervisor.end_where(
-                lambda caller: not callers.valid(caller),
-                lambda: CloudUnavailable(
-                    "authorization: the credential was revoked or has expired; open the stream again with a valid one",
-                    retry_after_ms=1,
-                ),
-            )
-
 
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """Listen, load the model and serve until SIGINT or SIGTERM; `announce` receives the address when it is ready.
@@ -234,23 +209,11 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """
     entrance = build_entrance(config)
     check_free(config.listen)
-    folder = pair_folder(config.pair, "cloud")
-    manifest = load_manifest(folder, role="cloud")
+    weights = Weights.of_pair(config.pair)
     raise_descriptor_limit(config.limits)
 
     def load() -> Cloud:
-        from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import
-
-        model = TorchModel.of_manifest(
-            folder,
-            manifest,
-            dtype=config.dtype,
-            threads=config.threads,
-            device=config.device,
-            kv_budget_mib=config.kv_budget_mib,
-        )
-        _LOG.info("%s computes in %s on %s", manifest.model, model.dtype, config.device)
-        return build_cloud(config, model, manifest, entrance.observer)
+        return weights.load(config, entrance.observer)
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # files are read again when they change
     asyncio.run(_host(config, entrance, load, announce))
@@ -291,74 +254,6 @@ async def _in_daemon_thread(load: Callable[[], Cloud]) -> Cloud:
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return await loaded
-
-
-def ended_at_once() -> AbstractContextManager[None]:
-    """Within the block let SIGTERM end the process, also as the first process of a container; Ctrl-C does anyway."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        os._exit(EXIT_SIGNAL + number)
-
-    return _signals_handled(handle)
-
-
-def raise_descriptor_limit(limits: LimitsConfig) -> None:
-    """Allow as many open files as the system lets this process have: each connection takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < (needed := 2 * limits.max_streams):
-        _LOG.warning("only %d files may be open, and %d connections would lock others out (ulimit -n)", hard, needed)
-
-
-def first_and_second_signal(stop: Callable[[], object]) -> AbstractContextManager[None]:
-    """Within the block let the first SIGINT or SIGTERM call `stop`, and the second one end the process at once.
-
-    These are Python's own handlers, not the event loop's. So the second signal works even if the loop is stuck.
-    """
-    received: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            os._exit(EXIT_SIGNAL + number)
-        received.append(number)
-        stop()
-
-    return _signals_handled(handle)
-
-
-@contextmanager
-def _signals_handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def check_free(address: str) -> None:
-    """Raise ConfigError if nothing can listen on an address; called before a model is loaded for seconds."""
-    if address.startswith("unix:"):
-        folder = Path(address.removeprefix("unix:")).parent
-        if not folder.is_dir():
-            raise ConfigError(f"listen: {address!r} cannot be bound: {folder} is not a folder")
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        candidates = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"listen: {address!r} cannot be bound ({error.strerror}); use 127.0.0.1:PORT") from None
-    problem: str | None = None
-    for family, kind, protocol, _, where in candidates:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that were closed
-                probe.bind(where)
-                return  # gRPC, too, needs only one of several addresses
-        except OSError as error:
-            problem = error.strerror
-    raise ConfigError(f"listen: {address!r} cannot be bound ({problem}); choose a free port")
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

@@ -1,46 +1,64 @@
-"""gRPC in the cloud: identify, decode, call, encode.
+"""Calls in the cloud: identify, decode, serve, encode.
 
-gRPC carries frames as bytes, so that our own rules refuse a malformed frame, with a message, on its stream only.
+Hosts carry frames as bytes, so that our own rules refuse a malformed frame, with a message, on its stream only. A host
+is a gRPC server, or a replica of Ray Serve.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import NoReturn, Protocol
-
-import grpc
-import grpc.aio
 
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, CloudUnavailable, Overloaded, QuotaExceeded, status_of
 from chaperone_common.frames import ClientFrame, Failure, FrameLimits, ServerFrame
-from chaperone_common.wire import (
-    GET_CAPABILITIES,
-    RETRY_AFTER,
-    SERVICE,
-    SUPERVISE,
-    decode_client,
-    encode_capabilities,
-    encode_server,
-)
+from chaperone_common.wire import decode_client, encode_capabilities, encode_server
 from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.observation import Observer, Refused
 from cloud_supervisor.security.authentication import peer_address
 from cloud_supervisor.security.pacing import RefusalPace
-from cloud_supervisor.status_details import status_details
 from cloud_supervisor.supervisor import Supervisor
 
 _LOADING_RETRY_MS = 1000
 _BUSY_RETRY_MS = 1000
 _REFUSAL_WRITE_S = 1.0  # the client need not read its refusal
+_CREDENTIAL_CHECK_S = 1.0
+_AT_ONCE = status_of(CloudUnavailable(""))
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 Metadata = Sequence[tuple[str, str | bytes]]
 AuthContext = Mapping[str, Iterable[bytes]]
+
+
+class Call(Protocol):
+    """One call of a client, as its host sees it."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata that the client sent."""
+
+    @property
+    def auth_context(self) -> AuthContext:
+        """The properties of the connection, such as the certificate that the client has shown."""
+
+    @property
+    def peer(self) -> str:
+        """The address of the client, in gRPC's words."""
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Run a function when nothing is left of the call."""
+
+    async def write(self, data: bytes) -> None:
+        """Send a message. Waits while the client does not read."""
+
+    async def abort(self, failure: Failure, *, frame_s: float | None = None) -> NoReturn:
+        """End the call with the status of a failure; with `frame_s`, send the failure as a frame before.
+
+        Raises TimeoutError, and ends nothing, if the client does not read the frame within `frame_s`.
+        """
 
 
 class Callers(Protocol):
@@ -70,7 +88,7 @@ class _RefusalError(Exception):
 
 
 class SupervisionService:
-    """The servicer of `chaperone.v1.SupervisionService`. It refuses everybody until it has a supervisor."""
+    """`chaperone.v1.SupervisionService`, for any host. It refuses everybody until it has a supervisor."""
 
     def __init__(self, callers: Callers, limits: LimitsConfig, observer: Observer, clock: Clock) -> None:
         self.supervisor: Supervisor | None = None
@@ -86,27 +104,16 @@ class SupervisionService:
         self._idle = asyncio.Event()  # no stream is open, or being refused
         self._idle.set()
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return the handler to register in a gRPC server."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                SUPERVISE: grpc.stream_stream_rpc_method_handler(self.supervise),
-                # As a stream, so that strangers are refused before their request is there; it is the same on the wire.
-                GET_CAPABILITIES: grpc.stream_stream_rpc_method_handler(self.get_capabilities),
-            },
-        )
-
-    async def supervise(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def supervise(self, requests: AsyncIterator[bytes], call: Call) -> None:
         """Serve one generation; a Failure frame also sets the status of the stream."""
         if self._streams >= self._limits.max_streams:
             message = f"streams: {self._streams} are open, the limit is {self._limits.max_streams}; try again later"
-            await self._refuse(context, self._refusal(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS)))
+            await self._refuse(call, self._refusal(call, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS)))
         try:
             with self._counted():
-                await self._supervise(requests, context)
+                await self._supervise(requests, call)
         except _RefusalError as refusal:
-            await self._refuse(context, refusal)
+            await self._refuse(call, refusal)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -136,30 +143,43 @@ class SupervisionService:
             async with asyncio.timeout(patience_s):
                 await self._idle.wait()
 
-    async def get_capabilities(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        """Send the model and the limits of this cloud, and the quotas of the caller's tenant. The request is empty."""
+    async def watch_credentials(self) -> None:
+        """End the streams of credentials that are revoked or expire. Their devices come back if they have new ones."""
+        while True:
+            await asyncio.sleep(_CREDENTIAL_CHECK_S)
+            if self.supervisor is not None:
+                self.supervisor.end_where(
+                    lambda caller: not self._callers.valid(caller),
+                    lambda: CloudUnavailable(
+                        "authorization: the credential was revoked or has expired; open the stream again with a valid "
+                        "one",
+                        retry_after_ms=1,
+                    ),
+                )
+
+    async def get_capabilities(self, call: Call) -> None:
+        """Send the model and the limits of this cloud, and the quotas of the caller's tenant."""
         try:
-            supervisor, caller = await self._begin(context)
+            supervisor, caller = await self._begin(call)
         except _RefusalError as refusal:
-            await self._refuse(context, refusal)
+            await self._refuse(call, refusal)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.write_timeout_s):
-                await context.write(encode_capabilities(supervisor.capabilities_for(caller)))
+                await call.write(encode_capabilities(supervisor.capabilities_for(caller)))
 
-    async def _supervise(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        supervisor, caller = await self._begin(context)
+    async def _supervise(self, requests: AsyncIterator[bytes], call: Call) -> None:
+        supervisor, caller = await self._begin(call)
         if self._unfinished[caller.tenant] - self._held[caller.tenant] >= self._limits.max_streams:
             message = f"streams: {self._limits.max_streams} of this tenant are open or unread; read their answers"
-            raise self._refusal(context, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS), caller)
+            raise self._refusal(call, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS), caller)
         self._unfinished[caller.tenant] += 1
-        # Its stub is of the synchronous API.
-        context.add_done_callback(lambda _: self._finish(caller.tenant))  # type: ignore[arg-type]
+        call.on_end(lambda: self._finish(caller.tenant))
         limits = FrameLimits(
             max_message_bytes=self._limits.max_message_kib << 10,
             max_text_tokens=supervisor.capabilities.context_tokens,
             max_span_tokens=self._limits.max_span_tokens,
         )
-        frames = supervisor.supervise(_decoded(requests, limits), caller, _header(context, "traceparent"))
+        frames = supervisor.supervise(_decoded(requests, limits), caller, _header(call, "traceparent"))
         opened = False
         async with aclosing(frames) as answers:
             async for frame in answers:
@@ -167,54 +187,52 @@ class SupervisionService:
                     raise _RefusalError(frame, caller, framed=True)
                 opened = True
                 try:
-                    await self._write(context, frame, self._limits.write_timeout_s)
+                    await self._write(call, frame)
                 except TimeoutError:
                     self._observer.notice(Refused(caller.tenant, caller.peer, "write_timeout", _unread(self._limits)))
                     return
-                if isinstance(frame, Failure):
-                    await _abort(context, frame)
 
-    async def _write(self, context: Context, frame: ServerFrame, timeout_s: float) -> None:
-        """Write a frame; raises TimeoutError if the device does not read it in time."""
-        async with asyncio.timeout(timeout_s):
-            await context.write(encode_server(frame))
+    async def _write(self, call: Call, frame: ServerFrame) -> None:
+        """Write a frame, and end the call with a Failure; raises TimeoutError if the device does not read in time."""
+        if isinstance(frame, Failure):
+            await call.abort(frame, frame_s=self._limits.write_timeout_s)
+        async with asyncio.timeout(self._limits.write_timeout_s):
+            await call.write(encode_server(frame))
 
     def _finish(self, tenant: str) -> None:
         self._unfinished[tenant] -= 1
         if not self._unfinished[tenant]:
             del self._unfinished[tenant]
 
-    async def _begin(self, context: Context) -> tuple[Supervisor, Caller]:
+    async def _begin(self, call: Call) -> tuple[Supervisor, Caller]:
         """Return the supervisor and the caller; raises _RefusalError."""
         try:
-            caller = await self._callers.authenticate(
-                tuple(context.invocation_metadata() or ()), context.auth_context(), context.peer()
-            )
+            caller = await self._callers.authenticate(call.metadata, call.auth_context, call.peer)
         except ChaperoneError as error:
-            raise self._refusal(context, error) from None
+            raise self._refusal(call, error) from None
         if self.supervisor is None:
             loading = CloudUnavailable("the cloud is loading its model; try again", retry_after_ms=_LOADING_RETRY_MS)
-            raise self._refusal(context, loading, caller)
+            raise self._refusal(call, loading, caller)
         return self.supervisor, caller
 
-    def _refusal(self, context: Context, error: ChaperoneError, caller: Caller | None = None) -> _RefusalError:
+    def _refusal(self, call: Call, error: ChaperoneError, caller: Caller | None = None) -> _RefusalError:
         """Report a refusal, and return it."""
-        caller = caller or Caller(ANONYMOUS, peer_address(context.peer()))
+        caller = caller or Caller(ANONYMOUS, peer_address(call.peer))
         self._observer.notice(Refused(caller.tenant, caller.peer, status_of(error).lower(), error.message))
         quota = error.quota if isinstance(error, QuotaExceeded) else ""
         return _RefusalError(Failure(status_of(error), error.message, error.retry_after_ms, quota), caller)
 
-    async def _refuse(self, context: Context, refusal: _RefusalError) -> NoReturn:
+    async def _refuse(self, call: Call, refusal: _RefusalError) -> NoReturn:
         """End a stream by a refusal, when its turn has come."""
         # A device that knows at once that this service is not ready can go to another. If this service is full, the
         # device has a hint when to ask again.
-        if refusal.failure.status != grpc.StatusCode.UNAVAILABLE.name:
+        if refusal.failure.status != _AT_ONCE:
             await self._hold(refusal)
         with self._busy():  # not `_counted`: refused devices that read nothing would take the places of others
             if refusal.framed:
                 with suppress(TimeoutError):
-                    await self._write(context, refusal.failure, _REFUSAL_WRITE_S)
-            await _abort(context, refusal.failure)
+                    await call.abort(refusal.failure, frame_s=_REFUSAL_WRITE_S)
+            await call.abort(refusal.failure)
 
     async def _hold(self, refusal: _RefusalError) -> None:
         """Wait until a refusal may be sent."""
@@ -233,16 +251,8 @@ def _client(caller: Caller) -> str:
     return caller.peer if caller.tenant == ANONYMOUS else f"tenant {caller.tenant}"
 
 
-async def _abort(context: Context, failure: Failure) -> NoReturn:
-    metadata: list[tuple[str, str | bytes]] = [*status_details(failure)]
-    if failure.retry_after_ms is not None:  # the same as in the details, for clients without google.rpc
-        metadata.append((RETRY_AFTER, str(failure.retry_after_ms)))
-    await context.abort(getattr(grpc.StatusCode, failure.status), failure.message, tuple(metadata))
-    raise AssertionError("abort returned")
-
-
-def _header(context: Context, name: str) -> str:
-    value = dict(context.invocation_metadata() or ()).get(name, "")
+def _header(call: Call, name: str) -> str:
+    value = dict(call.metadata).get(name, "")
     return value if isinstance(value, str) else ""
 
 

@@ -21,6 +21,7 @@ LONGEST = tuple(
     TESTS / name
     for name in (
         "integration/texts/test_identity.py",
+        "integration/replicas/test_ray.py",
         "integration/texts/test_identity_links.py",
         "integration/chaos/test_chaos.py",
         "integration/chaos/test_rolling_restart.py",

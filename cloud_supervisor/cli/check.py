@@ -22,9 +22,12 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(console: Console, arguments: argparse.Namespace) -> None:
-    from cloud_supervisor.entrance import build_entrance
+    from cloud_supervisor.hosting.entrance import build_entrance
+    from cloud_supervisor.hosting.ray_settings import check_ray
 
     config = configuration(arguments)
+    if config.engine == "ray":
+        check_ray(config)
     entrance = build_entrance(config)
     entrance.callers.close()
     manifest = load_manifest(pair_folder(config.pair, "cloud"), role="cloud")

@@ -27,6 +27,8 @@ SETTINGS = {
     "client_ca": "tls.client_ca_file",
     "tokens": "tokens_file",
     "metrics": "metrics",
+    "engine": "engine",
+    "replicas": "ray.replicas",
     "insecure": "insecure",
     "kv_sharing": "kv_sharing",
 }
@@ -68,14 +70,24 @@ def add_settings(serve: CommandParser) -> None:
         default=None,
         help="read texts of a tenant that begin alike once",
     )
+    serve.add_argument("--engine", choices=("grpc", "ray"), help="ray: replicas on Ray Serve; needs the extra `ray`")
+    serve.add_argument("--replicas", type=int, metavar="N", help="models of the engine ray")
     serve.add_argument("--insecure", action="store_true", default=None, help="allow plain text beyond this machine")
 
 
 def _serve(console: Console, arguments: argparse.Namespace) -> None:
     from cloud_supervisor.observers.log_output import log_output
-    from cloud_supervisor.server import serve
 
     config = configuration(arguments)
+    if config.engine == "ray":
+        from cloud_supervisor.hosting.ray_settings import check_ray, prepare_ray
+
+        arguments.extras = "cloud,ray"
+        check_ray(config)
+        prepare_ray(config)
+        from cloud_supervisor.ray_app import serve
+    else:
+        from cloud_supervisor.server import serve
 
     def announce(address: str) -> None:
         with suppress(OutputLost):  # a service may run without anybody reading its output

@@ -158,6 +158,7 @@ def _formatter(style: Literal["console", "json"], *, colours: bool) -> logging.F
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
+            _without_ray,
             _on_one_line,
         ],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
@@ -167,6 +168,12 @@ def _formatter(style: Literal["console", "json"], *, colours: bool) -> logging.F
 def _with_time(_: Any, __: str, event: Event) -> Event:
     created = datetime.fromtimestamp(event["_record"].created, UTC)
     event["timestamp"] = created.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return event
+
+
+def _without_ray(_: Any, __: str, event: Event) -> Event:
+    """Leave out the second time that Ray gives each record in the processes that it starts."""
+    event.pop("_ray_timestamp_ns", None)
     return event
 
 

@@ -230,9 +230,9 @@ class GrpcLink:
 
     async def open(self, frame: Open) -> None:
         try:
-            # The session id is also in the Open frame; here routers can read it.
-            session = ("x-session-id", str(frame.session_id))
-            metadata = (*_metadata(self._credentials.token), session, *self._metadata)
+            # The session id is also in the Open frame; here routers can read it, and Ray Serve's by its own name.
+            session = tuple((name, str(frame.session_id)) for name in ("x-session-id", "session_id"))
+            metadata = (*_metadata(self._credentials.token), *session, *self._metadata)
         except Unauthenticated as error:
             self._closed = True
             self._put(Failure(status_of(error), error.message))

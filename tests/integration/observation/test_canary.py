@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from chaperone_common.frames import Close, Failure, Open
 from chaperone_common.wire import encode_client
 from cloud_supervisor.config import CloudConfig, LimitsConfig, QuotasConfig, TenantQuota
-from cloud_supervisor.entrance import Entrance
+from cloud_supervisor.hosting.entrance import Entrance
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.observation import Observers
 from cloud_supervisor.observers.instruments import Instruments, build_instruments

@@ -12,7 +12,7 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig, LimitsConfig, TracingConfig
-from cloud_supervisor.entrance import build_entrance
+from cloud_supervisor.hosting.entrance import build_entrance
 from cloud_supervisor.server import Server
 from tests.support.cloud.metrics import Samples, fetch
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracerProvider
 
-from cloud_supervisor.entrance import Entrance
+from cloud_supervisor.hosting.entrance import Entrance
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.observers.instruments import Instruments
 from cloud_supervisor.observers.spans import SpanObserver

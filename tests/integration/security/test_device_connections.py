@@ -277,7 +277,7 @@ def test_token_and_session_are_sent_with_each_call(tmp_path: Path) -> None:
             await cloud.close()
             unary, stream = service.calls
             assert (unary.caller.tenant, stream.caller.tenant) == ("first", "second")
-            assert stream.metadata["x-session-id"] == "a-session"
+            assert stream.metadata["x-session-id"] == stream.metadata["session_id"] == "a-session"
 
     asyncio.run(run())
 

@@ -13,7 +13,8 @@ from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Failure, Opened
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.server import Readiness, Server
+from cloud_supervisor.hosting.monitoring import Readiness
+from cloud_supervisor.server import Server
 from edge_client.config import CloudSettings
 from edge_client.link.addresses import rendezvous_order
 from edge_client.link.peer import Peer

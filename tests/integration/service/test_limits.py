@@ -16,10 +16,11 @@ from benchmarks.attacks.hostile import hostile_connection
 from chaperone_common.frames import Failure, Opened
 from chaperone_common.wire import encode_client
 from cloud_supervisor.config import LimitsConfig
+from cloud_supervisor.hosting.monitoring import Readiness
 from cloud_supervisor.observation import Refused
 from cloud_supervisor.security import pacing
 from cloud_supervisor.security.pacing import BURST
-from cloud_supervisor.server import Readiness, Server
+from cloud_supervisor.server import Server
 from tests.support.cloud.raw_stream import RawStream, health_of, opening
 from tests.support.cloud.scenario import draft, load_vocabulary, play, write_to_the_end
 from tests.support.cloud.watched import Observed, watched

@@ -12,7 +12,7 @@ import grpc.aio
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Close, Closed, Draft, Opened, Verdict
 from cloud_supervisor.config import CloudConfig, LimitsConfig
-from cloud_supervisor.entrance import Entrance
+from cloud_supervisor.hosting.entrance import Entrance
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
 from tests.support.cloud.raw_stream import RawStream, raw_channel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloud_supervisor.caller import Caller
-from cloud_supervisor.entrance import Entrance
+from cloud_supervisor.hosting.entrance import Entrance
 from cloud_supervisor.observation import Observation
 from cloud_supervisor.observers.instruments import Instruments
 from cloud_supervisor.service import AuthContext, Metadata

@@ -11,7 +11,7 @@ from pathlib import Path
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.entrance import Entrance, build_entrance
+from cloud_supervisor.hosting.entrance import Entrance, build_entrance
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from tests.support.waiting import PATIENCE_S

@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 import pytest
 
 from chaperone_common.errors import ConfigError
-from cloud_supervisor.monitoring import MAX_CONNECTIONS, MAX_HEAD_BYTES, Monitoring
+from cloud_supervisor.hosting.monitoring import MAX_CONNECTIONS, MAX_HEAD_BYTES, Monitoring
 from cloud_supervisor.observers.prometheus import PrometheusObserver
 from tests.support.cloud.metrics import Samples, fetch
 from tests.support.waiting import PATIENCE_S

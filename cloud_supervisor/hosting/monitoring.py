@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from enum import StrEnum
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -27,7 +28,16 @@ MAX_CONNECTIONS = 16
 MAX_HEAD_BYTES = 8 << 10  # of the request line and all headers
 REQUEST_S = 10.0  # for a whole request and its answer
 _POLL_S = 0.1
-_READY = "ready"
+
+
+class Readiness(StrEnum):
+    """The reason why a host takes no new sessions, or `ready`."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FULL = "full"
+    DRAINING = "draining"
+    STOPPING = "stopping"
 
 
 class Monitoring:
@@ -79,7 +89,7 @@ class _Pages:
                     text = "alive"
                 case (("GET" | "HEAD"), "/readyz"):
                     text = self._readiness()
-                    status = HTTPStatus.OK if text == _READY else HTTPStatus.SERVICE_UNAVAILABLE
+                    status = HTTPStatus.OK if text == Readiness.READY else HTTPStatus.SERVICE_UNAVAILABLE
                 case (("GET" | "HEAD"), _):
                     status, text = HTTPStatus.NOT_FOUND, "the pages are /metrics, /healthz and /readyz"
                 case _:

@@ -1,4 +1,4 @@
-"""The details of a gRPC status, as `google.rpc.Status`: when to try again, and which quota is used up."""
+"""A Failure as a gRPC status. Its details say when to try again, and which quota is used up, as `google.rpc.Status`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from grpc import StatusCode
 from grpc_status import rpc_status
 
 from chaperone_common.frames import Failure
+from chaperone_common.wire import RETRY_AFTER
 
 
-def status_details(failure: Failure) -> tuple[tuple[str, bytes], ...]:
+def trailing_metadata(failure: Failure) -> tuple[tuple[str, str | bytes], ...]:
     """Return trailing metadata with a Failure's RetryInfo and QuotaFailure, where it has them."""
     details = []
     if failure.retry_after_ms is not None:
@@ -20,9 +21,18 @@ def status_details(failure: Failure) -> tuple[tuple[str, bytes], ...]:
     if failure.quota:
         violation = QuotaFailure.Violation(subject=failure.quota, description=failure.message)
         details.append(_packed(QuotaFailure(violations=[violation])))
-    code: int = getattr(StatusCode, failure.status).value[0]
+    code: int = status_code(failure).value[0]
     status = rpc_status.to_status(Status(code=code, message=failure.message, details=details))
-    return tuple(status.trailing_metadata)
+    metadata: list[tuple[str, str | bytes]] = [*status.trailing_metadata]
+    if failure.retry_after_ms is not None:  # the same as in the details, for clients without google.rpc
+        metadata.append((RETRY_AFTER, str(failure.retry_after_ms)))
+    return tuple(metadata)
+
+
+def status_code(failure: Failure) -> StatusCode:
+    """Return gRPC's code of a Failure."""
+    code: StatusCode = getattr(StatusCode, failure.status)
+    return code
 
 
 def _duration(milliseconds: int) -> Duration:

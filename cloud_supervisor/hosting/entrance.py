@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 from chaperone_common.address import is_loopback
 from chaperone_common.clock import MonotonicClock
-from chaperone_common.errors import ConfigError
+from chaperone_common.errors import ConfigError, PermissionDenied
+from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import CloudConfig, check_listen
 from cloud_supervisor.observation import Observer
 from cloud_supervisor.observers.instruments import Instruments, build_instruments
-from cloud_supervisor.security.authentication import Authenticator
+from cloud_supervisor.security.authentication import Authenticator, peer_address
 from cloud_supervisor.security.jwt_tokens import JwtVerifier
 from cloud_supervisor.security.tls import ServerTls
-from cloud_supervisor.service import Callers
+from cloud_supervisor.service import AuthContext, Callers, Metadata
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +32,22 @@ class Entrance:
     def observer(self) -> Observer:
         """The observer of the whole server."""
         return self.instruments.observer
+
+
+class LocalCallers:
+    """The callers of this machine, for a port that others reach although it is not for them."""
+
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
+        self.valid = callers.valid
+        self.close = callers.close
+
+    async def authenticate(self, metadata: Metadata, auth_context: AuthContext, peer: str) -> Caller:
+        """Return the caller as the others do; raises PermissionDenied for one of another machine."""
+        host = peer_address(peer)
+        if not is_loopback(f"[{host}]:0" if ":" in host else f"{host}:0"):
+            raise PermissionDenied("listen: this service is only for its own machine")
+        return await self._callers.authenticate(metadata, auth_context, peer)
 
 
 def build_entrance(config: CloudConfig) -> Entrance:
