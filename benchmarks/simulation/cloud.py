@@ -26,6 +26,10 @@ class SimulatedQueue:
 
     A session's cache holds the tree of its last forward. A prompt is read in chunks, and the other devices get their
     turn between them. A request whose stream ends is computed nevertheless; the real runner drops one that waits.
+
+    It is not the service's `Scheduler`. A conversation has one request at a time, so with one device there is nothing
+    to order or to batch, and the costs are those of one text. Others are a stream of given load (`BackgroundLoad`), not
+    requests. The fleet (`benchmarks/fleet/replica.py`), where devices meet, runs the scheduler itself.
     """
 
     def __init__(

@@ -129,10 +129,21 @@ class Scheduler:
 
         Call it only while no batch runs. Apply what `released` returns before the batch.
         """
-        answers: list[Answer] = []
         if self._running is not None:
-            return None, answers
+            return None, []
+        chunks, answers = self._select(kv, now)
+        more = answers
+        while more and not chunks:  # those that were answered may have held the memory that others lacked
+            chunks, more = self._select(kv, now)
+            answers += more
+        if chunks:
+            self._running = Batch(tuple(chunks))
+        return self._running, answers
+
+    def _select(self, kv: KvView, now: float) -> tuple[list[Chunk], list[Answer]]:
+        """Return the chunks of one step, and the requests that were answered without the model."""
         chunks: list[Chunk] = []
+        answers: list[Answer] = []
         sessions: set[Hashable] = set()
         budget = self._step_tokens
         for progress in self._line.in_order():
@@ -155,9 +166,7 @@ class Scheduler:
                 budget -= tokens
                 sessions.add(request.key)
                 chunks.append(chunk)
-        if chunks:
-            self._running = Batch(tuple(chunks))
-        return self._running, answers
+        return chunks, answers
 
     def complete(self, outcomes: Sequence[Outcome], elapsed_s: float, now: float) -> list[Answer]:
         """Take the outcome of each chunk of the running batch. Unfinished requests wait for their next chunk."""

@@ -160,6 +160,18 @@ def test_a_full_queue_refuses_with_a_retry_delay() -> None:
     assert caught.value.retry_after_ms == 750, "two waiting and one running, 250 ms each"
 
 
+def test_the_retry_delay_counts_on_forwards_that_serve_many() -> None:
+    bench = Bench(max_queue=8, step_tokens=16, chunk_tokens=4)
+    for key in "abcd":
+        bench.submit(key, 4)
+    bench.step()
+    for key in "efghijkl":
+        bench.submit(key, 4)
+    with pytest.raises(Overloaded) as caught:
+        bench.submit("m", 4)
+    assert caught.value.retry_after_ms == 500, "eight are two forwards of four, 250 ms each"
+
+
 def test_a_long_request_keeps_its_place_in_a_full_queue() -> None:
     bench = Bench(max_queue=1)
     long = bench.submit("a", 12)

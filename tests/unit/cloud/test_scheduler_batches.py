@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.model.ports import ForwardResult, Urgency
 from cloud_supervisor.scheduling.batch import QueuedRequest
-from cloud_supervisor.scheduling.line import PATIENCE
+from cloud_supervisor.scheduling.line import PATIENCE, _Queue
 from tests.support.cloud.scheduling import Bench
 
 VERIFY, WRITE, READ = Urgency.VERIFY, Urgency.WRITE, Urgency.READ
@@ -162,6 +162,65 @@ def test_a_cancelled_text_releases_its_memory() -> None:
     bench.finish(chunks)
     assert not bench.step()
     assert sorted(map(str, bench.released)) == ["a", "b"]
+
+
+def test_a_text_that_waits_for_memory_gets_that_of_one_that_needs_no_forward_any_more() -> None:
+    bench = Bench(step_tokens=4, chunk_tokens=4, capacity_tokens=12)
+    bench.submit("prompt", 8, 0, urgency=WRITE)
+    bench.step()
+    waiting = bench.submit("span", 8)
+    bench.caches.texts["prompt"] = tuple(range(8))  # another request of its session has read the rest
+    assert bench.step()
+    assert bench.run() == ["prompt", "span", "span"]
+    assert isinstance(bench.outcome(waiting), ForwardResult)
+
+
+def test_no_memory_stays_reserved_for_texts_that_are_gone() -> None:
+    """Texts end, fail, lose their place or are cancelled; then the whole budget is there again."""
+    bench = Bench(step_tokens=8, chunk_tokens=4, capacity_tokens=20)
+    bench.submit("ends", 8)
+    bench.run()
+    bench.submit("fails", 12)
+    bench.finish(bench.start(), RuntimeError("out of memory"))
+    prompt = bench.submit("prompt", 16, 0, urgency=READ)
+    bench.step()
+    bench.submit("span", 8)
+    bench.step()
+    assert "prompt" in bench.released, "it lost its place"
+    cancelled = bench.submit("cancelled", 12)
+    chunks = bench.start()
+    bench.scheduler.cancel(cancelled)
+    bench.scheduler.cancel(prompt)
+    bench.finish(chunks)
+    bench.run()
+    before = len(bench.steps)
+    bench.submit("x", 8)
+    bench.submit("y", 12)
+    bench.run()
+    assert keys_of(bench)[before] == ["x", "y"]
+
+
+def test_a_step_looks_at_few_of_many_tenants() -> None:
+    """Ten times as many tenants make a step's order about ten times as dear, not a hundred times."""
+
+    def ranked(tenants: int) -> int:
+        bench = Bench(max_queue=5000, step_tokens=tenants, chunk_tokens=1)
+        for number in range(2 * tenants):
+            bench.submit(f"session {number}", 1, tenant=f"tenant {number % tenants}")
+        line = bench.scheduler._line
+        counted, rank = 0, line._rank
+
+        def counting(queue: _Queue) -> tuple[float, ...]:
+            nonlocal counted
+            counted += 1
+            return rank(queue)
+
+        line._rank = counting  # type: ignore[method-assign]
+        bench.step()
+        assert len(bench.steps[-1]) == tenants
+        return counted
+
+    assert ranked(1000) <= 12 * ranked(100)
 
 
 # Any workload
