@@ -53,7 +53,7 @@ COMMANDS = {
         "benchmarks.virtual.risk_constants", "the planner's fixed constants of risk, fitted on the tuning traces"
     ),
     "cloud-profile": Command(
-        "benchmarks.fleet.cloud_profile", "step times of cloud models, on this machine's accelerator"
+        "benchmarks.cloud_profile.run", "step times of cloud models, on this machine's accelerator"
     ),
     "fleet": Command("benchmarks.fleet.run", "many devices on a few replicas: latency, load, cost and energy"),
     "engines": Command(

@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fleet.cloud_profile import CloudProfile
+from benchmarks.cloud_profile.run import CloudProfile
 from chaperone_common.errors import ConfigError
 from chaperone_common.stats import GenerationStats
 from cloud_supervisor.config import LimitsConfig

@@ -23,8 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cloud_profile.run import CloudProfile
 from benchmarks.fleet.capacity import LATE_SHARE, RESOLUTION, Search, needs, part_of
-from benchmarks.fleet.cloud_profile import CloudProfile
 from benchmarks.fleet.model import Demand, Fleet, StepTime, affine_step, load_demands, profiled_step
 from benchmarks.fleet.report import need_row, report
 from benchmarks.fleet.totals import Target

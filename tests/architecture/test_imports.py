@@ -146,9 +146,9 @@ def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: st
             "benchmarks.strategies.inexact -> benchmarks.virtual.peers",
         ),
         (
-            "benchmarks/fleet/profile_types.py",
-            "import benchmarks.fleet.cloud_profile",
-            ".profile_types -> .cloud_profile",
+            "benchmarks/cloud_profile/types.py",
+            "import benchmarks.cloud_profile.run",
+            ".types -> .run",
         ),
     ],
 )

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.cloud_profile.run import CloudProfile
+from benchmarks.cloud_profile.types import Row
 from benchmarks.fleet import run as command
 from benchmarks.fleet.capacity import Search, part_of
-from benchmarks.fleet.cloud_profile import CloudProfile
 from benchmarks.fleet.model import Demand, Fleet, Segment, StepTime, affine_step, load_demands, profiled_step
-from benchmarks.fleet.profile_types import Row
 from benchmarks.fleet.report import report
 from benchmarks.fleet.simulation import Outcome, outcomes
 from benchmarks.fleet.totals import Target, Totals

@@ -204,7 +204,7 @@ def test_a_step_looks_at_few_of_many_tenants() -> None:
     """Ten times as many tenants make a step's order about ten times as dear, not a hundred times."""
 
     def ranked(tenants: int) -> int:
-        bench = Bench(max_queue=5000, step_tokens=tenants, chunk_tokens=1)
+        bench = Bench(max_queue=5000, step_tokens=tenants, step_requests=tenants, chunk_tokens=1)
         for number in range(2 * tenants):
             bench.submit(f"session {number}", 1, tenant=f"tenant {number % tenants}")
         line = bench.scheduler._line

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fleet.profile_types import MIN_REPEATS, Plan, Row, Shape
+from benchmarks.cloud_profile.types import MIN_REPEATS, Plan, Row, Shape
 from benchmarks.kit.provenance import provenance
 from chaperone_common.errors import ConfigError
 
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the whole profile; with --out, write it after every row."""
     if args.pair is not None:
         return _run_service(args)
-    from benchmarks.fleet.cloud_steps import (
+    from benchmarks.cloud_profile.steps import (
         Accelerator,
         measure,
     )  # imports torch, which readers of profiles do not need
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_service(args: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.fleet.service_steps import CLOCK, ServiceModel, measure  # imports torch
+    from benchmarks.cloud_profile.service_steps import CLOCK, ServiceModel, measure  # imports torch
 
     plan = replace(_plan(args), shapes={}, dtype=args.dtype)
     model = ServiceModel(args.pair, args.dtype)

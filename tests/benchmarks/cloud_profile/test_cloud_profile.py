@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.fleet import cloud_profile
-from benchmarks.fleet.cloud_profile import SHAPES, CloudProfile
-from benchmarks.fleet.cloud_steps import Accelerator, measure, step_bytes
-from benchmarks.fleet.profile_types import Plan, Row, Shape
+from benchmarks.cloud_profile import run as cloud_profile
+from benchmarks.cloud_profile.run import SHAPES, CloudProfile
+from benchmarks.cloud_profile.steps import Accelerator, measure, step_bytes
+from benchmarks.cloud_profile.types import Plan, Row, Shape
 from chaperone_common.errors import ConfigError
 
 TINY = Shape(hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2, vocabulary_size=100)
@@ -223,5 +223,5 @@ def test_an_invalid_profile_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_reading_a_profile_needs_no_torch() -> None:
-    code = "import sys, benchmarks.fleet.cloud_profile; sys.exit('torch' in sys.modules)"
+    code = "import sys, benchmarks.cloud_profile.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[3]).returncode == 0

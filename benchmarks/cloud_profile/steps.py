@@ -17,7 +17,7 @@ import psutil
 import torch
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.fleet.profile_types import MIN_REPEATS, Plan, Row, Shape
+from benchmarks.cloud_profile.types import MIN_REPEATS, Plan, Row, Shape
 
 HEADROOM = 0.85  # share of free memory to use; the estimate is not exact
 PREFILL_CHUNK = 512

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fleet.profile_types import Plan, Row
+from benchmarks.cloud_profile.types import Plan, Row
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.token_tree import TokenTree
