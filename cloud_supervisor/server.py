@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes to standard error, which nobody may be reading
 
 import asyncio
+import atexit
 import functools
+import gc
 import logging
 import resource
 import signal
@@ -22,8 +24,8 @@ from types import FrameType
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.artefacts.registry import known_pair_folder
 from chaperone_common.clock import MonotonicClock
 from chaperone_common.command.program import EXIT_SIGNAL
 from chaperone_common.errors import CloudUnavailable, ConfigError
@@ -181,7 +183,7 @@ class Server:
             # on its connection would be sent away from this server again and again, and never reach another one.
             closing = asyncio.create_task(self._server.stop(grace_seconds + _LAST_FAILURES_S))
             await self._service.until_idle(grace_seconds)
-            supervisor.hand_over()
+            _LOG.info("open streams handed over: %d", supervisor.hand_over())
             await self._service.until_idle(_LAST_FAILURES_S)
             closing.cancel()
         self._stopping = True
@@ -212,10 +214,15 @@ class Server:
             await self._health.set(name, status)
 
     async def _watch_credentials(self) -> None:
-        """End the streams of credentials that are revoked or expire. Their devices come back if they have new ones."""
-        callers = self._entrance.callers
+        """End the streams of credentials that are revoked or expire. Their devices come back if they have new ones.
+
+        Also look at the files of TLS: gRPC asks for them at a handshake, and a new one may be unfit long before that.
+        """
+        callers, tls = self._entrance.callers, self._entrance.tls
         while True:
             await asyncio.sleep(_CREDENTIAL_CHECK_S)
+            if tls is not None:
+                tls.look()
             self.cloud.supervisor.end_where(
                 lambda caller: not callers.valid(caller),
                 lambda: CloudUnavailable(
@@ -234,7 +241,7 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """
     entrance = build_entrance(config)
     check_free(config.listen)
-    folder = pair_folder(config.pair, "cloud")
+    folder = known_pair_folder(config.pair, "cloud")
     manifest = load_manifest(folder, role="cloud")
     raise_descriptor_limit(config.limits)
 
@@ -253,6 +260,8 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
         return build_cloud(config, model, manifest, entrance.observer)
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # files are read again when they change
+    # Python would look for garbage among all objects of torch before it ends: seconds, after the last work is done.
+    atexit.register(gc.freeze)
     asyncio.run(_host(config, entrance, load, announce))
 
 
@@ -272,8 +281,13 @@ async def _host(
         await server.host(cloud)
         announce(address)
         await stopped.wait()
-        _LOG.info("draining: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
+        _LOG.info(
+            "draining: all goes on for %s s, then open streams have %s s to finish; a second signal ends at once",
+            config.lame_duck_seconds,
+            config.grace_seconds,
+        )
         await server.stop(config.grace_seconds, lame_duck_seconds=config.lame_duck_seconds)
+        _LOG.info("stopped")
 
 
 async def _in_daemon_thread(load: Callable[[], Cloud]) -> Cloud:
