@@ -12,13 +12,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import InvalidRequest, Overloaded, PromptTooLong, QuotaExceeded
+from chaperone_common.errors import Overloaded, PromptTooLong, QuotaExceeded
 from chaperone_common.frames import Open, QuotaState
 from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
 
 _RETRY_MS = 1000  # where only the end of another session helps
 _SHARE_BACK = 0.1  # of a rate that is free again before another attempt, so that it is not refused at once
+
+
+class PromptOverQuotaError(PromptTooLong):
+    """A text that the tenant's quota can never hold, however long the device waits. `quota` is its name."""
+
+    def __init__(self, message: str, *, quota: str) -> None:
+        super().__init__(message)
+        self.quota = quota
 
 
 class SessionKey(NamedTuple):
@@ -100,7 +108,7 @@ class Admission:
     def admit(self, key: SessionKey, opening: Open, *, longest: int) -> None:
         """Open a session, or open it again; its text may reach `longest` tokens.
 
-        Raises PromptTooLong or InvalidRequest for a text that this cloud can never serve, QuotaExceeded, or Overloaded.
+        Raises PromptTooLong for a text that this cloud can never serve, QuotaExceeded, or Overloaded.
         """
         quota = self._account(key.tenant).quota
         text_tokens = len(opening.prompt_token_ids) + len(opening.committed_token_ids)
@@ -110,9 +118,10 @@ class Admission:
                 "it, or raise kv_budget_mib on the cloud"
             )
         if quota.max_prompt_tokens is not None and len(opening.prompt_token_ids) > quota.max_prompt_tokens:
-            raise InvalidRequest(
+            raise PromptOverQuotaError(
                 f"prompt: {len(opening.prompt_token_ids)} tokens, tenant {key.tenant!r} may send "
-                f"{quota.max_prompt_tokens} (quotas.max_prompt_tokens); shorten it"
+                f"{quota.max_prompt_tokens} (quotas.max_prompt_tokens); shorten it",
+                quota="prompt_tokens",
             )
         self.check_work(key.tenant)
         if key not in self._text_tokens:
@@ -179,9 +188,10 @@ class Admission:
         if quota.max_kv_tokens is None:
             return
         if longest > quota.max_kv_tokens:
-            raise PromptTooLong(
+            raise PromptOverQuotaError(
                 f"prompt: it may grow to {longest} tokens, tenant {key.tenant!r} may hold {quota.max_kv_tokens} "
-                "(quotas.max_kv_tokens); shorten it, or lower max_new_tokens"
+                "(quotas.max_kv_tokens); shorten it, or lower max_new_tokens",
+                quota="kv_tokens",
             )
         mine = sum(t for other, t in self._longest_tokens.items() if other != key and other.tenant == key.tenant)
         if mine + longest > quota.max_kv_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
@@ -29,6 +30,13 @@ def check_pair_name(name: str) -> str:
     """Return the name of a pair; raises ValueError for a malformed name, such as a path."""
     if not is_pair_name(name):
         raise ValueError("it is not a name of lower-case letters, digits, '-' and '_'; `models list` shows all")
+    return name
+
+
+def check_device_name(name: str) -> str:
+    """Return the name of a device; raises ValueError unless it is a kind, such as `cuda`, or `KIND:NUMBER`."""
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", name, re.ASCII):
+        raise ValueError("it is no device of torch; write cpu, cuda or cuda:0")
     return name
 
 
@@ -66,7 +74,7 @@ class LimitsConfig(FrozenModel):
         ):
             if self.step_tokens < least:
                 raise PydanticCustomError(
-                    "step",
+                    "field",
                     "step_tokens: {step} with {name} {value}; it must be at least {least}",
                     {"step": self.step_tokens, "name": name, "value": getattr(self, name), "least": least},
                 )
@@ -172,7 +180,7 @@ class CloudConfig(FrozenModel):
     insecure: bool = False
     pair: Annotated[str, AfterValidator(check_pair_name)] = "default"
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    device: str = "cpu"
+    device: Annotated[str, AfterValidator(check_device_name)] = "cpu"
     threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     kv_budget_mib: float = Field(default=2048.0, gt=0)
     kv_sharing: bool = True
@@ -190,10 +198,10 @@ class CloudConfig(FrozenModel):
         if (tls.cert_file is None) != (tls.key_file is None):
             missing = "key_file" if tls.key_file is None else "cert_file"
             raise PydanticCustomError(
-                "tls", "tls.{missing}: missing; a certificate needs its key", {"missing": missing}
+                "field", "tls.{missing}: missing; a certificate needs its key", {"missing": missing}
             )
         if tls.client_ca_file is not None and tls.cert_file is None:
-            raise PydanticCustomError("tls", "tls.client_ca_file: needs tls.cert_file and tls.key_file as well")
+            raise PydanticCustomError("field", "tls.client_ca_file: needs tls.cert_file and tls.key_file as well")
         return self
 
     @property

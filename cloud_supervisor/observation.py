@@ -34,6 +34,7 @@ class Refused:
     peer: str
     reason: str
     message: str
+    token: str = ""  # the id of a token that was revoked or has expired, never its secret
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes to standard error, which nobody may be reading
 
 import asyncio
+import atexit
 import functools
+import gc
 import logging
 import signal
 import threading
@@ -52,6 +54,7 @@ _OPTIONS = (
     ("grpc.per_message_decompression", 0),
 )
 _GRPC_LOG = "grpc._cython.cygrpc"
+_TLS_CHECK_S = 1.0
 _LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end
 
 
@@ -77,7 +80,7 @@ class Server:
         self._entrance = entrance or build_entrance(config)
         self._service = SupervisionService(self._entrance.callers, limits, self._entrance.observer, MonotonicClock())
         self._health = _Health()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._monitoring: Monitoring | None = None
         self._leaving = False
         self._stopping = False
@@ -149,7 +152,8 @@ class Server:
         """Serve this cloud from now on, and report healthy."""
         self._cloud = cloud
         self._service.supervisor = cloud.supervisor
-        self._watching = asyncio.create_task(self._service.watch_credentials())
+        for watch in (self._service.watch_credentials(), self._watch_tls()):
+            self._watching.append(asyncio.create_task(watch))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace_seconds: float, *, lame_duck_seconds: float = 0.0) -> None:
@@ -169,13 +173,13 @@ class Server:
             # on its connection would be sent away from this server again and again, and never reach another one.
             closing = asyncio.create_task(self._server.stop(grace_seconds + _LAST_FAILURES_S))
             await self._service.until_idle(grace_seconds)
-            supervisor.hand_over()
+            _LOG.info("open streams handed over: %d", supervisor.hand_over())
             await self._service.until_idle(_LAST_FAILURES_S)
             closing.cancel()
         self._stopping = True
         await self._server.stop(0)  # also ends calls that are no sessions
-        if self._watching is not None:
-            self._watching.cancel()
+        for watching in self._watching:
+            watching.cancel()
         if self._cloud is not None:
             await self._cloud.close()
         self._entrance.callers.close()
@@ -199,6 +203,12 @@ class Server:
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
+    async def _watch_tls(self) -> None:
+        """Look at the files of TLS: gRPC asks for them at a handshake, and a new one may be unfit long before that."""
+        while (tls := self._entrance.tls) is not None:
+            tls.look()
+            await asyncio.sleep(_TLS_CHECK_S)
+
 
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """Listen, load the model and serve until SIGINT or SIGTERM; `announce` receives the address when it is ready.
@@ -216,6 +226,8 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
         return weights.load(config, entrance.observer)
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # files are read again when they change
+    # Python would look for garbage among all objects of torch before it ends: seconds, after the last work is done.
+    atexit.register(gc.freeze)
     asyncio.run(_host(config, entrance, load, announce))
 
 
@@ -235,8 +247,13 @@ async def _host(
         await server.host(cloud)
         announce(address)
         await stopped.wait()
-        _LOG.info("draining: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
+        _LOG.info(
+            "draining: all goes on for %s s, then open streams have %s s to finish; a second signal ends at once",
+            config.lame_duck_seconds,
+            config.grace_seconds,
+        )
         await server.stop(config.grace_seconds, lame_duck_seconds=config.lame_duck_seconds)
+        _LOG.info("stopped")
 
 
 async def _in_daemon_thread(load: Callable[[], Cloud]) -> Cloud:

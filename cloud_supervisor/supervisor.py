@@ -30,7 +30,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import API_VERSION, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from chaperone_common.session import CloudSession
-from cloud_supervisor.admission import Admission, SessionKey
+from cloud_supervisor.admission import Admission, PromptOverQuotaError, SessionKey
 from cloud_supervisor.caller import LOCAL, Caller
 from cloud_supervisor.config import LimitsConfig, QuotasConfig
 from cloud_supervisor.conversation import Conversation, Stream, next_frame
@@ -106,10 +106,12 @@ class Supervisor:
         """Refuse new sessions from now on. Open ones go on."""
         self._draining = True
 
-    def hand_over(self) -> None:
-        """End all open streams, with a Failure that sends their devices to another server."""
-        for stream in tuple(self._streams.values()):
+    def hand_over(self) -> int:
+        """End all open streams, with a Failure that sends their devices to another server; return their number."""
+        streams = tuple(self._streams.values())
+        for stream in streams:
             stream.inbox.interrupt(_shutting_down())
+        return len(streams)
 
     def end_where(self, invalid: Callable[[Caller], bool], error: Callable[[], ChaperoneError]) -> None:
         """End the streams of all callers that `invalid` names, such as those whose token was revoked."""
@@ -169,7 +171,9 @@ class Supervisor:
             stream.outcome = Outcome.MOVED
             return _failure(error)
         stream.outcome = Outcome.REFUSED
-        reason = error.quota if isinstance(error, QuotaExceeded) else status_of(error).lower()
+        reason = status_of(error).lower()
+        if isinstance(error, QuotaExceeded | PromptOverQuotaError):
+            reason = error.quota
         self._observer.notice(Refused(stream.caller.tenant, stream.caller.peer, reason, error.message))
         return _failure(error)
 

@@ -1,4 +1,4 @@
-"""`chaperone-cloud check`: everything that `serve` would refuse, without loading a model."""
+"""`chaperone-cloud check`: the settings, files and devices that `serve` would refuse, without loading a model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.artefacts.registry import known_pair_folder
 from chaperone_common.command.console import Console
 from cloud_supervisor.cli.serve import add_settings, configuration
 from cloud_supervisor.cli.values import Commands
@@ -30,25 +30,28 @@ def _check(console: Console, arguments: argparse.Namespace) -> None:
         check_ray(config)
     entrance = build_entrance(config)
     entrance.callers.close()
-    manifest = load_manifest(pair_folder(config.pair, "cloud"), role="cloud")
+    manifest = load_manifest(known_pair_folder(config.pair, "cloud"), role="cloud")
+    if config.device != "cpu":  # which is everywhere
+        from cloud_supervisor.model.devices import check_device  # imports torch, which takes seconds
+
+        check_device(config.device)
     transport = "TLS" if entrance.tls is not None else "plain text"
-    credentials = [
-        name
-        for name, given in (
-            ("tokens", config.tokens_file),
-            ("JWTs", config.jwt),
-            ("certificates", config.tls.client_ca_file),
-        )
-        if given is not None
-    ]
     console.line(f"chaperone-cloud: {config.pair} ({manifest.model}) on {config.listen}, {transport}")
-    console.line(f"chaperone-cloud: devices need {' or '.join(credentials) or 'no credentials'}")
-    if config.tokens_file is not None and credentials == ["tokens"]:
+    console.line(f"chaperone-cloud: devices need {needed(config)}")
+    if config.tokens_file is not None and config.jwt is None and config.tls.client_ca_file is None:
         for tenant in _without_token(config, config.tokens_file):
             console.line(
                 f"chaperone-cloud: quotas.tenants: {tenant} has no valid token; correct the name, or make a token with "
                 "`chaperone-cloud token create`"
             )
+
+
+def needed(config: CloudConfig) -> str:
+    """Return the credentials that a device needs. TLS refuses each device without a certificate, if it asks for one."""
+    tokens = [name for name, given in (("tokens", config.tokens_file), ("JWTs", config.jwt)) if given is not None]
+    if config.tls.client_ca_file is None:
+        return " or ".join(tokens) or "no credentials"
+    return "certificates" + (f"; {' or '.join(tokens)} are optional" if tokens else "")
 
 
 def _without_token(config: CloudConfig, tokens_file: Path) -> list[str]:

@@ -122,7 +122,8 @@ def overridden(config: ConfigT, flags: Mapping[str, Any], settings: Mapping[str,
         for details in error.errors():
             setting = ".".join(map(str, details["loc"]))
             value = f"{details['input']!r}: " if setting in flag_of else ""  # that of a table would be all of it
-            complaints.append(f"{flag_of.get(setting, setting)}: {value}{details['msg'].removeprefix('Value error, ')}")
+            named = f"{flag_of.get(setting, setting)}: " if setting else ""  # a check of all settings names its field
+            complaints.append(f"{named}{value}{details['msg'].removeprefix('Value error, ')}")
         raise ConfigError("\n".join(complaints)) from None
 
 

@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.artefacts.registry import known_pair_folder
 from cloud_supervisor.assembly import Cloud, build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.observation import Observer
@@ -24,8 +24,8 @@ class Weights:
 
     @classmethod
     def of_pair(cls, pair: str) -> Weights:
-        """Find the large model of a pair; raises as `load_manifest` does."""
-        folder = pair_folder(pair, "cloud")
+        """Find the large model of a pair; raises as `known_pair_folder` and `load_manifest` do."""
+        folder = known_pair_folder(pair, "cloud")
         return cls(folder, load_manifest(folder, role="cloud"))
 
     def load(self, config: CloudConfig, observer: Observer) -> Cloud:

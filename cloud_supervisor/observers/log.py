@@ -26,6 +26,7 @@ class _Unreported:
     count: int = 0
     peer: str = ""  # of the last one
     message: str = ""
+    token: str = ""  # of the last one with a known token
 
 
 class LogObserver:
@@ -41,11 +42,12 @@ class LogObserver:
 
     def notice(self, observation: Observation) -> None:
         match observation:
-            case Refused(tenant=tenant, peer=peer, reason=reason, message=message):
+            case Refused(tenant=tenant, peer=peer, reason=reason, message=message, token=token):
                 key = self._tenants.of(tenant), self._reasons.of(reason)
                 reported = key in self._unreported
                 unreported = self._unreported.setdefault(key, _Unreported())
                 unreported.count, unreported.peer, unreported.message = unreported.count + 1, peer, message
+                unreported.token = token or unreported.token
                 if not reported:
                     self._report(key)
             case StreamEnded(stream=stream, tenant=tenant, outcome=outcome, duration_s=duration_s):
@@ -61,6 +63,8 @@ class LogObserver:
             return
         tenant, reason = key
         fields: dict[str, object] = {"tenant": tenant, "reason": reason, "count": refused.count, "peer": refused.peer}
+        if refused.token:
+            fields["token"] = refused.token
         if reason in _OF_THE_CLOUD:
             fields["detail"] = refused.message
         _LOG.log(logging.WARNING if reason in _FOR_OPERATORS else logging.INFO, "refused", extra=fields)

@@ -137,11 +137,12 @@ def _writer(stream: TextIO) -> Callable[[bytes], None]:
 def _frozen(record: logging.LogRecord) -> logging.LogRecord:
     """Return a copy with its final text, and with the place of an error in place of the error.
 
-    asyncio's records show objects of the program, and with them the messages of errors. Only its own words are kept.
+    asyncio's warnings and errors show objects of the program, and with them the messages of errors. Only its own words
+    are kept of them.
     """
     kept = copy.copy(record)
     kept.__dict__.pop("message", None)  # another handler may have left the whole text here
-    own_words = record.name == "asyncio"
+    own_words = record.name == "asyncio" and record.levelno > logging.DEBUG
     text = str(record.msg).partition("\n")[0] if own_words else record.getMessage()
     if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
         text = f"{text}: {trace_of(record.exc_info[1])}"

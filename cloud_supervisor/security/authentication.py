@@ -35,6 +35,17 @@ Metadata = Sequence[tuple[str, str | bytes]]
 AuthContext = Mapping[str, Iterable[bytes]]
 
 
+class EndedTokenError(Unauthenticated):
+    """A token whose secret is right was revoked or has expired.
+
+    `token_id` is no secret, and the operator knows the device by it.
+    """
+
+    def __init__(self, message: str, *, token_id: str) -> None:
+        super().__init__(message)
+        self.token_id = token_id
+
+
 class _Identity(NamedTuple):
     """The result of a successful check."""
 
@@ -298,6 +309,6 @@ def _tenant_of(certificate: ClientCertificate) -> tuple[str, bool]:
         ) from None
 
 
-def _ended(entry: TokenEntry, reason: str) -> Unauthenticated:
-    """Name the token: its id is no secret, and the operator knows the device by it."""
-    return Unauthenticated(f"authorization: the token {entry.id} {reason}; ask the operator of the cloud for another")
+def _ended(entry: TokenEntry, reason: str) -> EndedTokenError:
+    message = f"authorization: the token {entry.id} {reason}; ask the operator of the cloud for another"
+    return EndedTokenError(message, token_id=entry.id)

@@ -62,6 +62,10 @@ class ServerTls:
         """The end of the certificate in use, in seconds since 1970."""
         return self._loaded.value.expires_at
 
+    def look(self) -> None:
+        """Read the files again if they have changed. The log says if they cannot be used."""
+        _ = self._loaded.current
+
     def credentials(self) -> grpc.ServerCredentials:
         """Return the credentials for `add_secure_port`."""
         initial, in_use = self._loaded.current

@@ -90,10 +90,16 @@ class Reconnection:
         loss = self._loss
         if loss is None or not self._attempts or not isinstance(error, LOSSES):
             return error
-        message = (
-            f"{loss.message}; {self._attempts} attempts to reconnect within {self._timeout_ms:.0f} ms "
-            f"(cloud.reconnect_timeout_ms) failed, the last one with: {error.message}"
-        )
+        attempts = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''} to reconnect"
+        limit = f"{self._timeout_ms:.0f} ms (cloud.reconnect_timeout_ms)"
+        asked_ms = error.retry_after_ms or 0
+        if asked_ms and 0 < self.left_ms <= asked_ms + _FIRST_PAUSE_MS:
+            message = (
+                f"{loss.message}; {attempts} failed, the last one with: {error.message}; the {asked_ms} ms that the "
+                f"cloud asks to wait would pass {limit}"
+            )
+        else:
+            message = f"{loss.message}; {attempts} within {limit} failed, the last one with: {error.message}"
         return type(loss)(message, retry_after_ms=error.retry_after_ms)
 
 

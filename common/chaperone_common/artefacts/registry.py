@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from chaperone_common.artefacts.folders import PAIR_NAME, Role
+from chaperone_common.artefacts.folders import PAIR_NAME, Role, pair_folder
 from chaperone_common.errors import ConfigError
 from chaperone_common.settings import FrozenModel, load_yaml
 from chaperone_common.settings.packaged import packaged_path
@@ -120,3 +120,14 @@ def default_registry() -> Path:
 def load_registry(path: Path | None = None) -> Registry:
     """Read the registry; raises ConfigError."""
     return load_yaml(path or default_registry(), Registry)
+
+
+def known_pair_folder(pair: str, role: Role) -> Path:
+    """Return the folder of one pair's model, pulled or not.
+
+    Raises ConfigError, which lists the known names, for a pair that is neither on this machine nor in models.yaml.
+    """
+    folder = pair_folder(pair, role)
+    if not folder.parent.exists():  # a pair of another registry has one
+        load_registry().pair(pair)
+    return folder

@@ -134,6 +134,10 @@ def _complaint(details: ErrorDetails, model: type[BaseModel], lines: Mapping[Loc
             problem = f"{_shown(value)} is not {expected}"
         case "parameter":
             problem = details["msg"]  # it names the value
+        case "field":  # a check of a whole table, whose message begins with the name of one field
+            field, _, problem = details["msg"].partition(": ")
+            named = (*known, *field.split("."))
+            line = lines.get(_known_prefix(named, lines), 1)
         case kind if kind in _EXPECTED:
             problem = f"{_shown(value)} is not {_EXPECTED[kind]}"
         case _:

@@ -306,7 +306,8 @@ SERVE = [
     (["--listen", "0.0.0.0:0"], 2, "listen: '0.0.0.0:0' can be reached from other machines, which needs TLS"),
     (["--listen", "127.0.0.1:99999"], 2, "--listen: '127.0.0.1:99999': there is no port 99999"),
     (["--threads", "0"], 2, "--threads: 0: Input should be greater than or equal to 1"),
-    (["--pair", "nothere"], 1, "chaperone-cloud models pull --pair nothere"),
+    (["--pair", "nothere"], 2, "pair: 'nothere' is not in models.yaml; known: default, tiny"),
+    (["--pair", "default"], 1, "chaperone-cloud models pull --pair default"),
 ]
 
 
@@ -320,6 +321,23 @@ def test_serve_refuses_impossible_settings(
         ended_with = ended.code
     assert ended_with == code
     assert words in capsys.readouterr().err
+
+
+FROZEN_AT_EXIT = """
+import atexit, gc, runpy
+atexit.register(lambda: print("frozen", gc.get_freeze_count() > 1000, flush=True))  # runs last
+runpy.run_module("tests.support.processes.fake_server", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_server_that_has_stopped_does_not_look_for_garbage_first(tiny_pair: Path) -> None:
+    """With torch this takes seconds, which a service manager may not wait."""
+    server = start_python("-c", FROZEN_AT_EXIT, "serve", "--pair", "tiny", "--listen", "127.0.0.1:0")
+    assert server.stdout is not None
+    assert server.stdout.readline().startswith(b"chaperone-cloud: serving tiny")
+    server.send_signal(signal.SIGTERM)
+    code, out, _ = ended(server)
+    assert (code, out) == (0, b"frozen True\n")
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

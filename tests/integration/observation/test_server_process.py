@@ -107,6 +107,8 @@ def test_the_log_is_json_and_says_where_the_metrics_are(config: Path) -> None:
     (refused,) = (record for record in records if record["event"] == "refused")
     assert (refused["tenant"], refused["reason"], refused["count"]) == ("anonymous", "out_of_range", 1)
     assert refused["peer"] == "127.0.0.1"
+    draining = "draining: all goes on for 0.0 s, then open streams have 0.0 s to finish; a second signal ends at once"
+    assert [record["event"] for record in records][-2:] == [draining, "stopped"]
 
 
 def test_a_taken_port_for_metrics_is_found_before_the_model_is_loaded(config: Path) -> None:

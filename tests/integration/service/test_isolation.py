@@ -10,8 +10,10 @@ from google.rpc.error_details_pb2 import QuotaFailure, RetryInfo
 
 from chaperone_common.frames import Opened, QuotaState, Verdict
 from chaperone_common.wire import GET_CAPABILITIES, SERVICE, decode_capabilities, encode_capabilities_request
+from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import QuotasConfig, TenantQuota
 from cloud_supervisor.observation import Answered, Outcome, Refused, StreamEnded
+from cloud_supervisor.security.authentication import EndedTokenError
 from cloud_supervisor.server import Server
 from tests.support.cloud.raw_stream import RawStream, opening
 from tests.support.cloud.scenario import draft, load_vocabulary, play, write_to_the_end
@@ -137,3 +139,34 @@ def test_a_drafter_whose_tokens_never_stand_is_held_to_single_tokens(tiny_pair: 
     play(tiny_pair, scenario, entrance=watched(observed))
     verified = [answer.verified for answer in observed.of(Answered) if isinstance(answer, Answered)]
     assert verified == [4] * 33 + [1], "one more was on its way"
+
+
+def test_a_prompt_beyond_a_quota_is_refused_for_good_and_the_quota_is_named(tiny_pair: Path, digest: str) -> None:
+    observed, quotas = Observed(), QuotasConfig(default=TenantQuota(max_prompt_tokens=1))
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        stream = RawStream(channel, tenant="long")
+        await stream.send(opening(digest))
+        failure = await stream.failure()
+        assert (failure.status, failure.retry_after_ms) == ("INVALID_ARGUMENT", None)
+
+    play(tiny_pair, scenario, entrance=watched(observed), quotas=quotas)
+    (refused,) = observed.of(Refused)
+    assert isinstance(refused, Refused)
+    assert (refused.tenant, refused.reason) == ("long", "prompt_tokens")
+
+
+def test_a_token_that_has_ended_is_observed_by_its_id(tiny_pair: Path, digest: str) -> None:
+    class Ended(NamedCallers):
+        async def authenticate(self, *_: object) -> Caller:
+            raise EndedTokenError("authorization: the token abc was revoked", token_id="abc")
+
+    observed = Observed()
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        assert await RawStream(channel).status() == "UNAUTHENTICATED"
+
+    play(tiny_pair, scenario, entrance=watched(observed, Ended()))
+    (refused,) = observed.of(Refused)
+    assert isinstance(refused, Refused)
+    assert (refused.tenant, refused.token) == ("anonymous", "abc")

@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Failure, Opened
 from cloud_supervisor.assembly import build_cloud
-from cloud_supervisor.config import CloudConfig
+from cloud_supervisor.config import CloudConfig, TlsConfig
 from cloud_supervisor.hosting.monitoring import Readiness
+from cloud_supervisor.security.certificates import make_certificates
 from cloud_supervisor.server import Server
 from edge_client.config import CloudSettings
 from edge_client.link.addresses import rendezvous_order
@@ -74,7 +75,11 @@ def test_open_texts_finish_while_a_server_drains(tiny_pair: Path, digest: str, l
     play(tiny_pair, scenario)
 
 
-def test_texts_that_do_not_finish_in_time_are_handed_over_with_a_reason(tiny_pair: Path, digest: str) -> None:
+def test_texts_that_do_not_finish_in_time_are_handed_over_with_a_reason(
+    tiny_pair: Path, digest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "cloud_supervisor")
+
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         stream = RawStream(channel)
         await stream.send(opening(digest, max_new_tokens=10))
@@ -84,6 +89,7 @@ def test_texts_that_do_not_finish_in_time_are_handed_over_with_a_reason(tiny_pai
         await stopping
 
     play(tiny_pair, scenario)
+    assert "open streams handed over: 1" in caplog.messages
 
 
 def test_health_cannot_be_watched(tiny_pair: Path) -> None:
@@ -113,5 +119,23 @@ def test_a_device_leaves_a_server_that_is_loading_for_the_next_one(tiny_pair: Pa
             assert reached.capabilities.model_digest == server.cloud.supervisor.capabilities.model_digest
             await peer.close()
         await loading.stop(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_server_reports_a_bad_new_certificate_without_a_handshake(
+    tiny_pair: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_certificates(tmp_path, ["127.0.0.1"])
+    tls = TlsConfig(cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
+    config = CloudConfig(listen="127.0.0.1:0", tls=tls)
+
+    async def scenario() -> None:
+        manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+        server = Server(config, build_cloud(config, fake_target(tiny_pair), manifest))
+        await server.start()
+        (tmp_path / "key.pem").write_text("half a k")
+        await until(lambda: "what was loaded before stays in use" in caplog.text, "the bad key is in the log")
+        await server.stop(0)
 
     asyncio.run(scenario())

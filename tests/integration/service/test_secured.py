@@ -121,3 +121,23 @@ def test_the_flags_and_files_of_a_service_are_checked_before_it_starts(
         "`chaperone-cloud token create`"
     )
     assert cloud([*everywhere, "--insecure"]) == 0
+    both = ["--client-ca", str(secured.pki / "ca.pem"), "--tokens", str(secured.tokens)]
+    assert cloud([*everywhere, *certificate, "--tls-key", key, *both]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "chaperone-cloud: devices need certificates; tokens are optional"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("pair: tinny", "pair: 'tinny' is not in models.yaml; known: default, tiny"),
+        ("pair: tiny\ndevice: gpuu", "device: 'gpuu' is not on this machine; there is cpu"),
+        ("pair: tiny\ndevice: cuda:99", "device: 'cuda:99' is not on this machine; there is cpu"),
+    ],
+)
+def test_a_pair_and_a_device_that_are_nowhere_are_found(
+    tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: str, words: str
+) -> None:
+    config = tmp_path / "cloud.yaml"
+    config.write_text(settings, encoding="utf-8")
+    assert cloud(["check", "--config", str(config)]) == 2
+    assert words in capsys.readouterr().err

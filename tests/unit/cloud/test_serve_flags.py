@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from chaperone_common.errors import ConfigError
-from chaperone_common.settings import FrozenModel
+from chaperone_common.settings import FrozenModel, load_yaml
 from cloud_supervisor.cli.serve import overridden
 from cloud_supervisor.config import CloudConfig, QuotasConfig, TenantQuota
 
@@ -65,3 +65,29 @@ def test_what_a_tenant_does_not_set_stays_that_of_default() -> None:
     config = overridden(CloudConfig(quotas=quotas), {"threads": 2})
     assert config.threads == 2
     assert config.quotas.of("acme") == TenantQuota(max_sessions=3, max_kv_tokens=5000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pair: tiny\ntls:\n  cert_file: c.pem\n", "2: tls.key_file: missing; a certificate needs its key"),
+        ("tls: {client_ca_file: c.pem}\n", "1: tls.client_ca_file: needs tls.cert_file and tls.key_file as well"),
+        (
+            "pair: tiny\nlimits:\n  step_tokens: 100\n",
+            "3: limits.step_tokens: 100 with max_span_tokens 256; it must be at least 257",
+        ),
+        ("device: GPU 0\n", "1: device: 'GPU 0': it is no device of torch; write cpu, cuda or cuda:0"),
+    ],
+)
+def test_a_mistake_in_a_file_names_its_field_and_value(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(path, CloudConfig)
+    assert caught.value.message == f"{path}:{message}"
+
+
+def test_a_flag_without_its_other_half_names_the_missing_setting() -> None:
+    with pytest.raises(ConfigError) as caught:
+        overridden(CloudConfig(), {"tls_cert": Path("c.pem")}, SETTINGS)
+    assert caught.value.message == "tls.key_file: missing; a certificate needs its key"

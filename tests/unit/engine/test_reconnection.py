@@ -53,3 +53,20 @@ def test_a_retry_delay_of_the_cloud_is_respected_or_ends_the_attempts() -> None:
     assert pause_ms is not None
     assert 1_000 <= pause_ms <= 3_000
     assert reconnection.pause_ms(Overloaded("full", retry_after_ms=3_000)) is None
+
+
+def test_a_cloud_that_is_given_up_is_reported_with_the_reason() -> None:
+    clock = ManualClock()
+    reconnection = Reconnection(clock, Random(0), timeout_ms=30_000.0)
+    assert reconnection.pause_ms(CloudUnavailable("gone")) is not None
+    clock.seconds = 12.0
+    full = Overloaded("full", retry_after_ms=19_900)
+    assert reconnection.pause_ms(full) is None
+    assert reconnection.outcome(full).message == (
+        "gone; 1 attempt to reconnect failed, the last one with: full; the 19900 ms that the cloud asks to wait would "
+        "pass 30000 ms (cloud.reconnect_timeout_ms)"
+    )
+    clock.seconds = 30.0
+    assert reconnection.outcome(full).message == (
+        "gone; 1 attempt to reconnect within 30000 ms (cloud.reconnect_timeout_ms) failed, the last one with: full"
+    )

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
+from chaperone_common.clock import Clock
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.security.certificates import make_certificates
 from cloud_supervisor.security.tls import ServerTls
+from tests.support.fakes.clock import ManualClock
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
 
-def tls(folder: Path, *, now: datetime = NOW, **files: str) -> ServerTls:
+def tls(folder: Path, *, now: datetime = NOW, clock: Clock | None = None, **files: str) -> ServerTls:
     paths = {name: folder / file for name, file in {"cert_file": "cert.pem", "key_file": "key.pem", **files}.items()}
-    return ServerTls(paths["cert_file"], paths["key_file"], paths.get("client_ca_file"), now=lambda: now)
+    return ServerTls(paths["cert_file"], paths["key_file"], paths.get("client_ca_file"), clock=clock, now=lambda: now)
 
 
 @pytest.fixture
@@ -76,3 +78,18 @@ def test_a_key_that_everybody_can_read_is_reported(folder: Path, caplog: pytest.
         (folder / "key.pem").chmod(0o644)
         tls(folder)
     assert f"run chmod 600 {folder / 'key.pem'}" in caplog.text
+
+
+def test_a_new_certificate_that_cannot_be_used_is_reported_before_a_handshake(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    server = tls(folder, clock=clock)
+    (folder / "cert.pem").write_text("no certificate")
+    server.look()
+    assert not caplog.records, "files are not read all the time"
+    clock.seconds = 1.0
+    server.look()
+    assert caplog.messages == [
+        f"tls.cert_file: {folder}/cert.pem: it holds no certificate in PEM; what was loaded before stays in use"
+    ]

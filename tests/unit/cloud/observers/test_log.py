@@ -69,3 +69,18 @@ def test_the_end_of_a_stream_is_a_detail(caplog: pytest.LogCaptureFixture) -> No
     LogObserver().notice(StreamEnded(7, "acme", Outcome.CLOSED, 1.23456))
     (record,) = caplog.records
     assert (record.levelname, record.__dict__["outcome"], record.__dict__["seconds"]) == ("DEBUG", "closed", 1.235)
+
+
+def test_a_token_that_has_ended_is_named_by_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "cloud_supervisor")
+
+    async def scenario() -> None:
+        observer = LogObserver()
+        observer.notice(Refused("anonymous", "peer", "unauthenticated", "", "abc"))
+        observer.notice(Refused("anonymous", "peer", "unauthenticated", "", "def"))
+        observer.notice(Refused("anonymous", "peer", "unauthenticated", ""))
+        await asyncio.sleep(1.5)
+        observer.notice(Refused("anonymous", "peer", "permission_denied", ""))
+
+    run(scenario())
+    assert [record.__dict__.get("token") for record in caplog.records] == ["abc", "def", None]

@@ -112,6 +112,17 @@ def test_errors_are_placed_and_not_quoted(logger: logging.Logger) -> None:
     assert retrieved["event"] == "Task exception was never retrieved"
 
 
+def test_details_of_asyncio_are_whole() -> None:
+    out, asyncio_log = io.StringIO(), logging.getLogger("asyncio")
+    asyncio_log.setLevel(logging.DEBUG)
+    try:
+        with log_output("json", out):
+            asyncio_log.debug("Using selector: %s", "EpollSelector")
+    finally:
+        asyncio_log.setLevel(logging.NOTSET)
+    assert json.loads(out.getvalue())["event"] == "Using selector: EpollSelector"
+
+
 def test_long_records_are_cut(logger: logging.Logger) -> None:
     out = io.StringIO()
     with log_output("json", out):
