@@ -229,7 +229,7 @@ def test_serve_prints_its_address_and_stops_cleanly(
         code, out, err = ended(process)
     assert (code, out) == (0, b"")
     assert "Traceback" not in err
-    assert "draining: open streams have 30.0 s to finish" in err
+    assert "then open streams have 30.0 s to finish" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -245,7 +245,7 @@ def test_a_second_signal_ends_the_server_at_once(tiny_pair: Path, tmp_path: Path
             assert await stream.read() is not None
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
-            while b"draining: open streams have 60.0 s" not in (line := await to_thread(process.stderr.readline)):
+            while b"then open streams have 60.0 s" not in (line := await to_thread(process.stderr.readline)):
                 assert line, "it ended at the first signal"
             began_s = asyncio.get_running_loop().time()
             process.send_signal(number)
