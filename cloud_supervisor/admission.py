@@ -21,7 +21,7 @@ _RETRY_MS = 1000  # where only the end of another session helps
 _SHARE_BACK = 0.1  # of a rate that is free again before another attempt, so that it is not refused at once
 
 
-class PromptOverQuotaError(PromptTooLong):
+class PromptOverQuota(PromptTooLong):
     """A text that the tenant's quota can never hold, however long the device waits. `quota` is its name."""
 
     def __init__(self, message: str, *, quota: str) -> None:
@@ -118,7 +118,7 @@ class Admission:
                 "it, or raise kv_budget_mib on the cloud"
             )
         if quota.max_prompt_tokens is not None and len(opening.prompt_token_ids) > quota.max_prompt_tokens:
-            raise PromptOverQuotaError(
+            raise PromptOverQuota(
                 f"prompt: {len(opening.prompt_token_ids)} tokens, tenant {key.tenant!r} may send "
                 f"{quota.max_prompt_tokens} (quotas.max_prompt_tokens); shorten it",
                 quota="prompt_tokens",
@@ -188,7 +188,7 @@ class Admission:
         if quota.max_kv_tokens is None:
             return
         if longest > quota.max_kv_tokens:
-            raise PromptOverQuotaError(
+            raise PromptOverQuota(
                 f"prompt: it may grow to {longest} tokens, tenant {key.tenant!r} may hold {quota.max_kv_tokens} "
                 "(quotas.max_kv_tokens); shorten it, or lower max_new_tokens",
                 quota="kv_tokens",

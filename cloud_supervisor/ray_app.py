@@ -28,7 +28,8 @@ from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.hosting.entrance import build_entrance
 from cloud_supervisor.hosting.loading import Weights
 from cloud_supervisor.hosting.process import check_free, ended_at_once, first_and_second_signal
-from cloud_supervisor.hosting.replica import LAST_FAILURES_S, Bell, QueueTimePolicy, Replica
+from cloud_supervisor.hosting.replica import Bell, QueueTimePolicy, Replica
+from cloud_supervisor.service import LAST_FAILURES_S
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +63,11 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
         with first_and_second_signal(stopped.set):
             announce(f"{config.listen.rpartition(':')[0]}:{port}")
             stopped.wait()
-            _LOG.info("draining: open streams have %s s to finish; a second signal ends at once", config.grace_seconds)
+            _LOG.info(
+                "draining: all goes on for %s s, then open streams have %s s to finish; a second signal ends at once",
+                config.lame_duck_seconds,
+                config.grace_seconds,
+            )
             _stop(config, bell)
 
 

@@ -33,7 +33,7 @@ from cloud_supervisor.hosting.process import (
     first_and_second_signal,
     raise_descriptor_limit,
 )
-from cloud_supervisor.service import SupervisionService
+from cloud_supervisor.service import LAST_FAILURES_S, SupervisionService
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,6 @@ _OPTIONS = (
 )
 _GRPC_LOG = "grpc._cython.cygrpc"
 _TLS_CHECK_S = 1.0
-_LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no types
@@ -171,10 +170,10 @@ class Server:
         if supervisor is not None and grace_seconds > 0:
             # Open streams go on. Devices are asked to connect again, which this port then refuses: a device that stayed
             # on its connection would be sent away from this server again and again, and never reach another one.
-            closing = asyncio.create_task(self._server.stop(grace_seconds + _LAST_FAILURES_S))
+            closing = asyncio.create_task(self._server.stop(grace_seconds + LAST_FAILURES_S))
             await self._service.until_idle(grace_seconds)
             _LOG.info("open streams handed over: %d", supervisor.hand_over())
-            await self._service.until_idle(_LAST_FAILURES_S)
+            await self._service.until_idle(LAST_FAILURES_S)
             closing.cancel()
         self._stopping = True
         await self._server.stop(0)  # also ends calls that are no sessions

@@ -19,7 +19,7 @@ from chaperone_common.wire import decode_client, encode_capabilities, encode_ser
 from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.observation import Observer, Refused
-from cloud_supervisor.security.authentication import EndedTokenError, peer_address
+from cloud_supervisor.security.authentication import TokenEnded, peer_address
 from cloud_supervisor.security.pacing import RefusalPace
 from cloud_supervisor.supervisor import Supervisor
 
@@ -27,6 +27,7 @@ _LOADING_RETRY_MS = 1000
 _BUSY_RETRY_MS = 1000
 _REFUSAL_WRITE_S = 1.0  # the client need not read its refusal
 _CREDENTIAL_CHECK_S = 1.0
+LAST_FAILURES_S = 1.0  # that a host gives its devices to receive why their streams end
 _AT_ONCE = status_of(CloudUnavailable(""))
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -218,7 +219,7 @@ class SupervisionService:
     def _refusal(self, call: Call, error: ChaperoneError, caller: Caller | None = None) -> _RefusalError:
         """Report a refusal, and return it."""
         caller = caller or Caller(ANONYMOUS, peer_address(call.peer))
-        token = error.token_id if isinstance(error, EndedTokenError) else ""
+        token = error.token_id if isinstance(error, TokenEnded) else ""
         self._observer.notice(Refused(caller.tenant, caller.peer, status_of(error).lower(), error.message, token))
         quota = error.quota if isinstance(error, QuotaExceeded) else ""
         return _RefusalError(Failure(status_of(error), error.message, error.retry_after_ms, quota), caller)

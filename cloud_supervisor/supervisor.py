@@ -30,7 +30,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import API_VERSION, Capabilities, ClientFrame, Closed, Failure, Open, ServerFrame
 from chaperone_common.session import CloudSession
-from cloud_supervisor.admission import Admission, PromptOverQuotaError, SessionKey
+from cloud_supervisor.admission import Admission, PromptOverQuota, SessionKey
 from cloud_supervisor.caller import LOCAL, Caller
 from cloud_supervisor.config import LimitsConfig, QuotasConfig
 from cloud_supervisor.conversation import Conversation, Stream, next_frame
@@ -172,7 +172,7 @@ class Supervisor:
             return _failure(error)
         stream.outcome = Outcome.REFUSED
         reason = status_of(error).lower()
-        if isinstance(error, QuotaExceeded | PromptOverQuotaError):
+        if isinstance(error, QuotaExceeded | PromptOverQuota):
             reason = error.quota
         self._observer.notice(Refused(stream.caller.tenant, stream.caller.peer, reason, error.message))
         return _failure(error)

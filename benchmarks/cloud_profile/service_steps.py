@@ -1,4 +1,4 @@
-"""Timing of the service's own model for `benchmarks/fleet/cloud_profile.py --pair NAME`.
+"""Times of the service's own model, for `python -m benchmarks cloud-profile --pair NAME`.
 
 The clock is the processor's time of this process: with one thread it is what a forward takes on an idle core, also
 where other processes share the machine.

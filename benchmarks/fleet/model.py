@@ -190,6 +190,7 @@ class Fleet:
     speed_sigma: float = 0.3  # standard deviation of the logarithm of a device's speed; the median is 1
     tenants: int = 8  # each device belongs to one
     step_tokens: int = _LIMITS.step_tokens
+    step_requests: int = _LIMITS.step_requests
     prefill_chunk_tokens: int = _LIMITS.prefill_chunk_tokens
     max_queue: int = _LIMITS.max_queue
     kv_tokens: int = 400_000
@@ -210,6 +211,7 @@ class Fleet:
         return Scheduler(
             max_queue=self.max_queue,
             step_tokens=self.step_tokens,
+            step_requests=self.step_requests,
             chunk_tokens=self.prefill_chunk_tokens,
             context_tokens=CONTEXT_TOKENS,
         )

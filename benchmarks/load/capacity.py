@@ -69,7 +69,10 @@ def _in_time(args: argparse.Namespace, crowd: Crowd, levels: dict[int, dict[str,
 
 
 def largest(holds: Callable[[int], bool], most: int) -> int:
-    """Return the largest number up to `most` for which something holds that holds for all smaller ones; 0 for none."""
+    """Return the largest number up to `most` for which something holds, or up to an eighth less; 0 for none.
+
+    What holds for a number must hold for all smaller ones.
+    """
     good, bad = 0, 1
     while bad <= most and holds(bad):
         good, bad = bad, 2 * bad

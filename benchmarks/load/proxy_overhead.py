@@ -80,8 +80,8 @@ async def _measure(
     channels = {name: grpc.aio.insecure_channel(address) for name, address in addresses.items()}
     ends = {name: Prober(channel, digest, name) for name, channel in channels.items()}
     summary: dict[str, Any] = {
-        "verdict_ms": await _in_turns(args.rounds, {name: end.verdict for name, end in ends.items()}),
-        "capabilities_ms": await _in_turns(args.rounds, {name: end.capabilities for name, end in ends.items()}),
+        "verdict_ms": await _in_turns(args.rounds, ends, Prober.verdict),
+        "capabilities_ms": await _in_turns(args.rounds, ends, Prober.capabilities),
     }
     for end in ends.values():
         end.close()
@@ -150,16 +150,14 @@ async def _read(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> object:
     return decode_server(data)
 
 
-async def _in_turns(rounds: int, trips: dict[str, Callable[[], Awaitable[None]]]) -> dict[str, Any]:
+async def _in_turns(rounds: int, ends: dict[str, Prober], trip: Callable[[Prober], Awaitable[None]]) -> dict[str, Any]:
     """Return the times of round trips to each service, and what the proxy adds at the median."""
-    times_ms: dict[str, list[float]] = {name: [] for name in trips}
+    times_ms: dict[str, list[float]] = {name: [] for name in ends}
     for number in range(WARM_UP + rounds):
-        for name, trip in trips.items():
-            end = getattr(trip, "__self__", None)
-            if isinstance(end, Prober):
-                await end.prepare()
+        for name, end in ends.items():
+            await end.prepare()
             began = time.perf_counter()
-            await trip()
+            await trip(end)
             if number >= WARM_UP:
                 times_ms[name].append((time.perf_counter() - began) * 1e3)
     found: dict[str, Any] = {name: _percentiles(times) for name, times in times_ms.items()}
@@ -178,8 +176,9 @@ async def _stickiness(sessions: int, digest: str, address: str, replicas: Replic
                 call.cancel()
         after = replicas.streams(OPEN, ENDED)
         reached = [replica for replica in after if after[replica] > before.get(replica, 0)]
-        kept += len(reached) == 1
-        homes[reached[0]] += 1
+        if len(reached) == 1:
+            kept += 1
+            homes[reached[0]] += 1
         before = after
     return {"sessions": sessions, "sticky_sessions": kept, "sessions_by_replica": sorted(homes.values())}
 

@@ -24,9 +24,9 @@ from cloud_supervisor.observers.log_output import log_output
 from cloud_supervisor.observers.prometheus import PrometheusObserver
 from cloud_supervisor.observers.queue_times import QueueTimes
 from cloud_supervisor.scheduling.scaling import wanted_replicas
-from cloud_supervisor.service import SupervisionService
+from cloud_supervisor.service import LAST_FAILURES_S, SupervisionService
 
-LAST_FAILURES_S = 1.0  # for the devices to receive why their streams end
+_LOG = logging.getLogger(__name__)
 
 _QUEUE_MS = "queue_ms"
 
@@ -124,7 +124,7 @@ class Replica:
         await asyncio.sleep(self._config.lame_duck_seconds)
         self._cloud.supervisor.drain()
         await self._service.until_idle(self._config.grace_seconds)
-        self._cloud.supervisor.hand_over()
+        _LOG.info("open streams handed over: %d", self._cloud.supervisor.hand_over())
         await self._service.until_idle(LAST_FAILURES_S)
         await self._bell.leave.remote()
 

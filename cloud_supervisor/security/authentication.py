@@ -35,7 +35,7 @@ Metadata = Sequence[tuple[str, str | bytes]]
 AuthContext = Mapping[str, Iterable[bytes]]
 
 
-class EndedTokenError(Unauthenticated):
+class TokenEnded(Unauthenticated):
     """A token whose secret is right was revoked or has expired.
 
     `token_id` is no secret, and the operator knows the device by it.
@@ -309,6 +309,6 @@ def _tenant_of(certificate: ClientCertificate) -> tuple[str, bool]:
         ) from None
 
 
-def _ended(entry: TokenEntry, reason: str) -> EndedTokenError:
+def _ended(entry: TokenEntry, reason: str) -> TokenEnded:
     message = f"authorization: the token {entry.id} {reason}; ask the operator of the cloud for another"
-    return EndedTokenError(message, token_id=entry.id)
+    return TokenEnded(message, token_id=entry.id)

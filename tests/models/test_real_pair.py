@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kit.prompts import Problem, humaneval
+from benchmarks.kit.prompts import Problem, humaneval, read_prompts
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Draft, Verdict
 from chaperone_common.wire import encode_client, encode_server
+from cloud_supervisor.model import int8_linear
 from cloud_supervisor.model.batched_forward import ATTENTION
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Generation
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(1800)]
 
 SAMPLING: dict[str, Any] = {"temperature": 0.7, "seed": 11}
 MAX_NEW_TOKENS = 48
+PROSE = Path(__file__).parents[2] / "benchmarks" / "prompt_sets" / "prose.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,17 @@ def test_bfloat16_flips_are_few_and_counted(
         print(f"\nbfloat16: {flips} of {positions} sampled positions flipped against the oracle; ", end="")
         print(f"exact equals cloud in {same} of {len(results)} texts")
     assert flips <= 0.05 * positions
+
+
+@pytest.mark.skipif(not int8_linear.available(), reason="this build of torch has no FBGEMM")
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_in_int8_texts_in_company_are_those_that_the_cloud_writes_alone(
+    pair: Path, problems: Sequence[Problem], temperature: float
+) -> None:
+    prompts = [*(problem.message for problem in problems[:2]), *(prompt.text for prompt in read_prompts(PROSE)[:2])]
+    alone, together = asyncio.run(_alone_and_together(pair, prompts, temperature))
+    assert all(len(text) == MAX_NEW_TOKENS for text in alone[2:]), "prose goes on for longer"
+    assert together == alone
 
 
 def test_a_round_fits_its_byte_budget(pair: Path) -> None:
@@ -120,6 +133,28 @@ async def _generate(
             ]
     reference.set_attn_implementation(attention)
     return results
+
+
+async def _alone_and_together(
+    pair: Path, prompts: Sequence[str], temperature: float
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the texts of `cloud`, one after the other, and those of `exact`, all at the same time."""
+    manifest = load_manifest(pair / "cloud", role="cloud")
+    model = TorchModel.of_manifest(pair / "cloud", manifest, dtype="int8", threads=1)
+    async with serving(model, pair) as (_, address):
+        config = EdgeConfig(
+            cloud=CloudSettings(address=address), device=DeviceSettings(threads=1, allow_spinning=False)
+        )
+        async with EdgeClient(config) as client:
+
+            async def text(prompt: str, mode: str) -> tuple[int, ...]:
+                generation = await client.generate(
+                    prompt, mode=mode, max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, seed=SAMPLING["seed"]
+                )
+                return tuple(generation.token_ids)
+
+            alone = [await text(prompt, "cloud") for prompt in prompts]
+            return alone, await asyncio.gather(*(text(prompt, "exact") for prompt in prompts))
 
 
 def _oracle_choices(pair: Path, reference: Any, result: Generation) -> list[int]:

@@ -13,7 +13,7 @@ from chaperone_common.wire import GET_CAPABILITIES, SERVICE, decode_capabilities
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import QuotasConfig, TenantQuota
 from cloud_supervisor.observation import Answered, Outcome, Refused, StreamEnded
-from cloud_supervisor.security.authentication import EndedTokenError
+from cloud_supervisor.security.authentication import TokenEnded
 from cloud_supervisor.server import Server
 from tests.support.cloud.raw_stream import RawStream, opening
 from tests.support.cloud.scenario import draft, load_vocabulary, play, write_to_the_end
@@ -159,7 +159,7 @@ def test_a_prompt_beyond_a_quota_is_refused_for_good_and_the_quota_is_named(tiny
 def test_a_token_that_has_ended_is_observed_by_its_id(tiny_pair: Path, digest: str) -> None:
     class Ended(NamedCallers):
         async def authenticate(self, *_: object) -> Caller:
-            raise EndedTokenError("authorization: the token abc was revoked", token_id="abc")
+            raise TokenEnded("authorization: the token abc was revoked", token_id="abc")
 
     observed = Observed()
 

@@ -7,7 +7,7 @@ import pytest
 from chaperone_common.errors import Overloaded, PromptTooLong, QuotaExceeded
 from chaperone_common.frames import Open, QuotaState
 from chaperone_common.types import SamplingParams, SessionId
-from cloud_supervisor.admission import Admission, PromptOverQuotaError, Rate, SessionKey
+from cloud_supervisor.admission import Admission, PromptOverQuota, Rate, SessionKey
 from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
 from tests.support.fakes.clock import ManualClock
 
@@ -113,9 +113,9 @@ def test_open_texts_beyond_the_budget_are_refused_for_now() -> None:
 
 def test_the_longest_texts_of_a_tenant_are_bounded() -> None:
     entrance = admission(ManualClock(), a=TenantQuota(max_kv_tokens=20, max_prompt_tokens=9))
-    with pytest.raises(PromptOverQuotaError, match="prompt: 10 tokens, tenant 'a' may send 9") as sent:
+    with pytest.raises(PromptOverQuota, match="prompt: 10 tokens, tenant 'a' may send 9") as sent:
         admit(entrance, key("a"), 10)
-    with pytest.raises(PromptOverQuotaError, match="it may grow to 21 tokens, tenant 'a' may hold 20") as held:
+    with pytest.raises(PromptOverQuota, match="it may grow to 21 tokens, tenant 'a' may hold 20") as held:
         admit(entrance, key("a"), 9, max_new_tokens=12)
     assert (sent.value.quota, held.value.quota) == ("prompt_tokens", "kv_tokens")
     admit(entrance, key("a", 1), 9, max_new_tokens=6)

@@ -14,7 +14,7 @@ import pytest
 from chaperone_common.errors import Overloaded, PermissionDenied, Unauthenticated
 from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.security import authentication
-from cloud_supervisor.security.authentication import Authenticator, EndedTokenError, peer_address
+from cloud_supervisor.security.authentication import Authenticator, TokenEnded, peer_address
 from cloud_supervisor.security.certificates import make_certificates
 from cloud_supervisor.security.jwt_tokens import JwtVerifier
 from cloud_supervisor.security.tokens import TokenEntry, TokenFile, split_token
@@ -242,7 +242,7 @@ def test_a_revocation_ends_a_token_and_its_streams_at_once(rig: Rig) -> None:
     assert message_of(authenticator, token) == (
         f"authorization: the token {token[4:16]} was revoked; ask the operator of the cloud for another"
     )
-    with pytest.raises(EndedTokenError) as ended:
+    with pytest.raises(TokenEnded) as ended:
         ask(authenticator, token)
     assert ended.value.token_id == token[4:16]
     assert message_of(authenticator, wrong(token)) == "authorization: the token is not valid", "for strangers"
