@@ -14,15 +14,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from chaperone_common.token_tree import TokenTree
+from cloud_supervisor.model import exact_attention
 
 ATTENTION = "chaperone_sequences"  # the name of `attend` in a model's configuration
-ROW_ATTENTION = "chaperone_rows"  # of `attend_rows`
-ROW_MULTIPLE = 16  # keys that `attend_rows` sees are padded to a multiple of this
+EXACT_ATTENTION = "chaperone_exact"  # of `attend_exactly`
 
 
 class View:
@@ -35,7 +34,7 @@ class View:
         self._tree = tree
         self._device = device
         self._masks: dict[int | None, torch.Tensor | None] = {}  # by the window's width; made when first needed
-        self._row_masks: dict[tuple[int | None, int], torch.Tensor] = {}
+        self._hidden: dict[int | None, torch.Tensor | None] = {}
 
     def mask(self, window: int | None) -> torch.Tensor | None:
         """Return a mask [1, 1, fed, held + fed] bool as `sdpa` takes it, or None where `sdpa` needs none.
@@ -48,13 +47,12 @@ class View:
             self._masks[window] = self._make(window)
         return self._masks[window]
 
-    def row_mask(self, window: int | None, padded: int) -> torch.Tensor:
-        """Return a mask [fed, 1, 1, padded] bool: of all keys, padding included, those that each token fed may see."""
-        if (window, padded) not in self._row_masks:
-            seen = torch.zeros(self.fed, padded, dtype=torch.bool)
-            seen[:, : len(self.positions)] = self._seen(window)
-            self._row_masks[window, padded] = seen.to(self._device)[:, None, None]
-        return self._row_masks[window, padded]
+    def hidden(self, window: int | None) -> torch.Tensor | None:
+        """Return a mask [fed, held + fed] bool of what each token fed may not see, or None if each sees everything."""
+        if window not in self._hidden:
+            hidden = ~self._seen(window)
+            self._hidden[window] = hidden.to(self._device) if hidden.any() else None
+        return self._hidden[window]
 
     def _make(self, window: int | None) -> torch.Tensor | None:
         if window is None and not self._tree.branches and (not self._tree.start or self.fed == 1):
@@ -123,38 +121,34 @@ def _attend_capped(
     return (weights @ value).transpose(1, 2).contiguous()
 
 
-def attend_rows(
+def attend_exactly(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: Held,
     value: Held,
     attention_mask: Any,
     *,
-    scaling: float,
+    scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as `attend` does, each token as an entry of a batch, so that its result does not depend on the others.
-
-    The keys are padded to a multiple of `ROW_MULTIPLE`. The heads that share keys are the queries of one entry.
-    """
+    """Attend as `attend` does, with `exact_attention`, whose keys and values `Sequences` has rounded."""
     outputs = []  # [1, fed, heads, head_dim] each
-    queries = query.split([view.fed for view in key.views], dim=2)
+    queries = exact_attention.round_keys(query)[0].split([view.fed for view in key.views], dim=1)
     for fed, keys, values, view in zip(queries, key.tensors, value.tensors, key.views, strict=True):
-        heads, groups = fed.shape[1], keys.shape[1]
-        rows = fed[0].transpose(0, 1).reshape(view.fed, groups, heads // groups, -1)
-        keys, values = keys.expand(view.fed, -1, -1, -1), values.expand(view.fed, -1, -1, -1)
-        mask = view.row_mask(sliding_window, keys.shape[2])
-        if softcap is None:
-            attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
-        else:
-            scores = softcap * torch.tanh(rows @ keys.transpose(2, 3) * scaling / softcap)
-            attended = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ values
-        outputs.append(attended.reshape(1, view.fed, heads, -1))
+        attended = exact_attention.attention(
+            fed,
+            keys[0],
+            values[0],
+            view.hidden(sliding_window),
+            scaling=scaling or fed.shape[2] ** -0.5,
+            softcap=softcap,
+        )
+        outputs.append(attended.transpose(0, 1)[None])
     return torch.cat(outputs, dim=1), None
 
 
 AttentionInterface.register(ATTENTION, attend)
-AttentionInterface.register(ROW_ATTENTION, attend_rows)
+AttentionInterface.register(EXACT_ATTENTION, attend_exactly)

@@ -1,4 +1,4 @@
-"""Linear layers with weights and activations of 8 bits, whose sums do not depend on how many rows are read together.
+"""A model with weights and activations of 8 bits, whose rows do not depend on how many rows are read together.
 
 Sums of integers are exact in any order. So a row's result is the same to the last bit, whether the row is read alone or
 with others, with any kernel. Each output of the weight has a scale, and each row of the activations. The product is
@@ -25,6 +25,8 @@ _MOST_BLOCK = 128  # channels that are mixed; a power of two
 _MOST_ROTATED = 2**15  # of an activation before the rotation: float32 adds 128 of them exactly, in any order
 _LEAST = 1e-12  # of a scale, for rows of zeros
 _ENGINE = "fbgemm"
+_CONV1D = ("transformers.pytorch_utils", "Conv1D")  # GPT-2's linear layers
+_ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")
 
 
 def available() -> bool:
@@ -83,6 +85,20 @@ class Int8Linear(nn.Module):
         return product if self.bias is None else product.add_(self.bias)
 
 
+class RowActivation(nn.Module):
+    """An activation function, applied to each row alone.
+
+    Kernels compute most numbers of a tensor in vectors and the last ones singly, with other roundings.
+    """
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, rows: Tensor) -> Tensor:  # [..., rows, channels]
+        return torch.cat([self.activation(row) for row in rows.split(1, dim=-2)], dim=-2)
+
+
 class FloatEmbedding(nn.Module):
     """An embedding that is stored as it is, and looked up in float32."""
 
@@ -97,17 +113,30 @@ class FloatEmbedding(nn.Module):
 def quantise(model: Any) -> None:
     """Replace all linear layers of a model of transformers on the processor, one by one; the rest becomes float32.
 
-    The model's embedding keeps its data type, since it is large and only looked up.
+    Activation functions are applied row by row. The model's embedding keeps its data type, since it is large and only
+    looked up.
     """
     embedding, rotation = model.get_input_embeddings(), Rotation()
     for name, kind in [(name, type(layer)) for name, layer in model.named_modules()]:
+        layer = model.get_submodule(name)
         if kind is nn.Linear:
-            model.set_submodule(name, Int8Linear(model.get_submodule(name), rotation), strict=True)
+            model.set_submodule(name, Int8Linear(layer, rotation), strict=True)
+        elif kind.__module__ == _CONV1D[0] and kind.__name__ == _CONV1D[1]:
+            model.set_submodule(name, Int8Linear(_linear_of(layer), rotation), strict=True)
+        elif kind.__module__ in _ACTIVATIONS:
+            model.set_submodule(name, RowActivation(layer), strict=True)
     weight = embedding.weight.detach()
     embedding.weight = None
     model.float()
     embedding.weight = nn.Parameter(weight, requires_grad=False)
     model.set_input_embeddings(FloatEmbedding(embedding))
+
+
+def _linear_of(layer: Any) -> nn.Linear:
+    """Return a layer of GPT-2, whose weight is [in, out], as a linear layer that shares it."""
+    linear = nn.Linear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
+    linear.weight, linear.bias = nn.Parameter(layer.weight.detach().T), layer.bias
+    return linear
 
 
 def _steps(numbers: Tensor, most: int) -> Tensor:

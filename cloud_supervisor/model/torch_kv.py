@@ -9,6 +9,7 @@ import torch
 
 from cloud_supervisor.kv.slots import SlotCache, SlotPool
 from cloud_supervisor.model.batched_forward import Held, View
+from cloud_supervisor.model.exact_attention import round_keys, round_values
 
 
 class TorchKv(SlotPool):
@@ -37,7 +38,7 @@ class TorchKv(SlotPool):
 
 
 class _Sequence(NamedTuple):
-    slots: torch.Tensor  # [held + fed, and padding] int64
+    slots: torch.Tensor  # [held + fed] int64
     view: View
 
 
@@ -45,25 +46,27 @@ class Sequences:
     """The caches of several sequences, as the one cache of transformers that a forward writes to."""
 
     def __init__(
-        self, caches: Sequence[SlotCache], views: Sequence[View], device: torch.device, *, multiple: int = 1
+        self, caches: Sequence[SlotCache], views: Sequence[View], device: torch.device, *, exact: bool = False
     ) -> None:
-        """Add the entries of the tokens that the views feed; pad each sequence's keys to a multiple."""
+        """Add the entries of the tokens that the views feed; `exact` rounds them for `exact_attention`."""
         pool = caches[0].pool
         assert isinstance(pool, TorchKv)
         self._pool = pool
+        self._exact = exact
         self._sequences: list[_Sequence] = []
         fed: list[int] = []
         for cache, view in zip(caches, views, strict=True):
             cache.extend(view.fed)
             fed += cache.slots[-view.fed :]
-            padding = cache.slots[:1] * (-cache.length % multiple)  # any slot that was written
-            self._sequences.append(_Sequence(torch.tensor(cache.slots + padding, device=device), view))
+            self._sequences.append(_Sequence(torch.tensor(cache.slots, device=device), view))
         self._fed = torch.tensor(fed, device=device)
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, cache_kwargs: dict[str, Any] | None = None
     ) -> tuple[Held, Held]:
         """Write a row, [1, heads, all tokens fed, head_dim], and return each sequence's keys and values."""
+        if self._exact:
+            keys, values = round_keys(keys), round_values(values)
         held = self._pool.layer(layer, keys)
         found: list[list[torch.Tensor]] = [[], []]
         for stored, new, tensors in zip(held, (keys, values), found, strict=True):

@@ -27,7 +27,7 @@ from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, Pro
 from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.model import architectures, int8_linear
-from cloud_supervisor.model.batched_forward import ATTENTION, ROW_ATTENTION, ROW_MULTIPLE, View
+from cloud_supervisor.model.batched_forward import ATTENTION, EXACT_ATTENTION, View
 from cloud_supervisor.model.devices import check_device
 from cloud_supervisor.model.int8_linear import Int8Linear, quantise
 from cloud_supervisor.model.logit_rows import LogitRows
@@ -94,7 +94,7 @@ class TorchModel:
         self._choose = chooser
         # With a mask of four dimensions, models make none themselves; `attend` uses its own.
         self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
-        self._multiple = ROW_MULTIPLE if config._attn_implementation == ROW_ATTENTION else 1
+        self._exact = config._attn_implementation == EXACT_ATTENTION
         quantised = any(isinstance(layer, Int8Linear) for layer in model.modules())
         self._dtype = "int8" if quantised else str(model.dtype).removeprefix("torch.")
         kept = torch.float32 if quantised else model.dtype  # of keys and values
@@ -135,7 +135,7 @@ class TorchModel:
             model: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615
                 folder,
                 dtype=_DTYPES[chosen],
-                attn_implementation=ROW_ATTENTION if chosen == "int8" else ATTENTION,
+                attn_implementation=EXACT_ATTENTION if chosen == "int8" else ATTENTION,
                 local_files_only=True,
             )
         model = model.to(place).eval()
@@ -262,7 +262,7 @@ class TorchModel:
             "input_ids": self._tensor(token_ids),
             "position_ids": self._tensor(position_ids),
             "cache_position": self._tensor(position_ids)[0],
-            "past_key_values": Sequences(caches, views, self._model.device, multiple=self._multiple),
+            "past_key_values": Sequences(caches, views, self._model.device, exact=self._exact),
             "attention_mask": self._ready_mask,
             "use_cache": True,
         }

@@ -7,19 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.kit.prompts import Problem, humaneval, read_prompts
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.frames import Draft, Verdict
+from chaperone_common.token_tree import BranchToken
+from chaperone_common.types import SamplingParams
 from chaperone_common.wire import encode_client, encode_server
+from cloud_supervisor.kv.slots import SlotCache
 from cloud_supervisor.model import int8_linear
 from cloud_supervisor.model.batched_forward import ATTENTION
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings, DeviceSettings
+from tests.support.cloud.forward import feeding
 from tests.support.models import oracle
 from tests.support.processes.servers import serving
 
@@ -72,6 +78,30 @@ def test_bfloat16_flips_are_few_and_counted(
         print(f"\nbfloat16: {flips} of {positions} sampled positions flipped against the oracle; ", end="")
         print(f"exact equals cloud in {same} of {len(results)} texts")
     assert flips <= 0.05 * positions
+
+
+@pytest.mark.skipif(not int8_linear.available(), reason="this build of torch has no FBGEMM")
+def test_in_int8_logits_have_the_same_bits_in_every_cut_and_on_a_branch(pair: Path) -> None:
+    manifest = load_manifest(pair / "cloud", role="cloud")
+    model = TorchModel.of_manifest(pair / "cloud", manifest, dtype="int8", threads=2)
+    text = [*Path(__file__).read_bytes()[:300]]  # ids of single bytes
+
+    def read(cache: SlotCache, count: int, branches: Sequence[BranchToken] = ()) -> NDArray[np.float32]:
+        chain = text[cache.length : cache.length + count]
+        return model.scores(feeding(cache, chain, count, SamplingParams(), branches))
+
+    def cut(*lengths: int) -> NDArray[np.float32]:
+        cache = model.kv_pool.new_cache()
+        return np.concatenate([read(cache, length) for length in lengths])
+
+    alone = cut(255, *[1] * 24)[255:]
+    for lengths in ((264, 15), (100, 155, 7, 13, 4), (256, 16, 1, 6)):
+        assert np.array_equal(cut(*lengths)[255:], alone)
+    cache = model.kv_pool.new_cache()
+    read(cache, 262)
+    chain = 5
+    branches = [BranchToken(259, text[260]), BranchToken(262 + chain, text[261]), BranchToken(263 + chain, text[262])]
+    assert np.array_equal(read(cache, chain, branches)[chain:], alone[5:8])
 
 
 @pytest.mark.skipif(not int8_linear.available(), reason="this build of torch has no FBGEMM")

@@ -12,13 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import hadamard
+from transformers.activations import ACT2FN
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.kv.store import KvStore
 from cloud_supervisor.model import int8_linear
-from cloud_supervisor.model.int8_linear import Int8Linear, Rotation
+from cloud_supervisor.model.int8_linear import Int8Linear, Rotation, RowActivation
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.scheduling.runner import ModelRunner
 from tests.support.cloud.forward import feeding
@@ -108,6 +109,20 @@ def test_layers_that_share_a_rotation_do_not_mix_up_what_they_read() -> None:
     narrow, other, wide = (torch.randn(2, size, generator=generator) for size in (64, 64, 96))
     for layer, values in ((0, narrow), (1, narrow), (2, wide), (0, other), (1, narrow), (0, narrow.clone())):
         assert torch.equal(layers[layer](values), alone[layer](values))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("activation", [torch.nn.SiLU(), torch.nn.GELU(), ACT2FN["gelu_pytorch_tanh"]])
+def test_an_activation_of_a_row_is_the_same_alone_and_with_others(
+    activation: torch.nn.Module, threads: int, torch_threads: Callable[[int], None]
+) -> None:
+    torch_threads(threads)
+    values = 6 * torch.randn(1, 41, 8963, generator=torch.Generator().manual_seed(4))
+    layer = RowActivation(activation)
+    together = layer(values)
+    assert torch.allclose(together, activation(values), atol=1e-6)
+    assert all(torch.equal(layer(values[:, [row]]), together[:, [row]]) for row in range(41))
+    assert layer(values[:, :0]).shape == (1, 0, 8963)
 
 
 # The model
