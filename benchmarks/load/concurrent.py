@@ -3,6 +3,8 @@
 A writer is a mode and the number of texts that it writes at once. The first one is the reference: the others are
 compared with it, in their texts and in the cloud's processor time. All use one service, whose batches hold whatever
 texts are there. With `cloud:1` the reference has each text to itself, token by token.
+
+What a writer has finished is kept under `--work`, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -10,24 +12,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
 import psutil
 
+from benchmarks.kit.digests import digest_of, digest_of_source
 from benchmarks.kit.processes import CloudProcess, cloud_server
 from benchmarks.kit.prompts import Prompt, humaneval, read_prompts
 from benchmarks.kit.provenance import provenance
 from benchmarks.kit.statistics import rounded
+from benchmarks.kit.work_file import Key, WorkFile
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from cloud_supervisor.model.torch_model import Dtype
 from edge_client import EdgeClient, EdgeConfig, Generation
 from edge_client.config import CloudSettings, DeviceSettings
 
-PROSE = Path(__file__).parents[1] / "prompt_sets" / "prose.jsonl"
+ROOT = Path(__file__).parents[2]
+PROSE = ROOT / "benchmarks" / "prompt_sets" / "prose.jsonl"
 MAX_AT_ONCE = 64
 _DEADLINE_S = 3_600.0  # of one text
 
@@ -61,6 +68,12 @@ class Written:
     cloud_s: float  # processor time of the service
     round_trips: int
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """Read what `asdict` made, and a file has kept."""
+        fields = {name: row[name] for name in ("seconds", "cloud_s", "round_trips")}
+        return cls(tuple(tuple(text) for text in row["texts"]), **fields)
+
     @property
     def tokens(self) -> int:
         """All tokens."""
@@ -76,6 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--threads", type=int, help="of the cloud's model")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".cache" / "benchmarks", help="the folder of unfinished runs"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -97,18 +113,46 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     measured = provenance()
     prompts = [*read_prompts(PROSE)[: args.texts]]
     prompts += [Prompt(problem.id, "code", problem.message) for problem in humaneval(0, args.texts)]
+    work = WorkFile(args.work / f"{digest_of(_identity(args, prompts, measured))}.jsonl")
     summary: dict[str, Any] = {}
     for dtype in dtypes:
-        arguments = ["--dtype", dtype, *(("--threads", str(args.threads)) if args.threads else ())]
-        with cloud_server(args.pair, arguments=(*arguments, "--no-kv-sharing")) as service:
-            for temperature in temperatures:
-                written = {
-                    writer: asyncio.run(_write(args, service, writer, prompts, temperature)) for writer in writers
-                }
-                summary[f"{dtype}, temperature {temperature:g}"] = compared(prompts, written)
+        found = {
+            (case, writer): work.rows.get(_key(dtype, case, writer)) for case in temperatures for writer in writers
+        }
+        if None in found.values():
+            arguments = ["--dtype", dtype, *(("--threads", str(args.threads)) if args.threads else ())]
+            with cloud_server(args.pair, arguments=(*arguments, "--no-kv-sharing")) as service:
+                for (case, writer), row in found.items():
+                    if row is None:
+                        key = dict(zip(("id", "strategy", "repeat"), _key(dtype, case, writer), strict=True))
+                        work.add(key | asdict(asyncio.run(_write(args, service, writer, prompts, case))))
+        for case in temperatures:
+            written = {writer: Written.of_row(work.rows[_key(dtype, case, writer)]) for writer in writers}
+            summary[_case(dtype, case)] = compared(prompts, written)
     settings = {name: getattr(args, name) for name in ("pair", "texts", "tokens", "seed", "threads")}
     settings |= {"dtypes": dtypes, "writers": [str(writer) for writer in writers], "temperatures": temperatures}
     return {"benchmark": "concurrent", **measured, "settings": settings, "summary": summary}
+
+
+def _identity(args: argparse.Namespace, prompts: Sequence[Prompt], measured: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that a writer's texts and costs depend on."""
+    manifests = [load_manifest(pair_folder(args.pair, role), role=role) for role in ("edge", "cloud")]
+    return {
+        "prompts": [asdict(prompt) for prompt in prompts],
+        "asked": [args.tokens, args.seed, args.threads],
+        "models": [manifest.model_dump(mode="json") for manifest in manifests],
+        "source": digest_of_source(ROOT, __name__),
+        "versions": measured["versions"],
+        "machine": measured["machine"],
+    }
+
+
+def _case(dtype: str, temperature: float) -> str:
+    return f"{dtype}, temperature {temperature:g}"
+
+
+def _key(dtype: str, temperature: float, writer: Writer) -> Key:
+    return _case(dtype, temperature), str(writer), 0
 
 
 async def _write(

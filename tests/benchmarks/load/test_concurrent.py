@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.kit.prompts import Prompt
+from benchmarks.load import concurrent
 from benchmarks.load.concurrent import Writer, Written, add_arguments, compared, run
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
@@ -42,16 +43,17 @@ def test_texts_and_costs_are_compared_with_the_first_writer() -> None:
 
 
 @pytest.mark.usefixtures("tiny_pair")
-def test_the_tiny_pair_writes_the_same_texts_in_company() -> None:
-    result: dict[str, Any] = run(
-        parsed(
-            *("--pair", "tiny", "--dtypes", "float32", "--writers", "cloud:1,exact:4", "--texts", "2"),
-            *("--tokens", "12", "--temperatures", "0.7", "--threads", "1"),
-        )
+def test_the_tiny_pair_writes_the_same_texts_in_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = parsed(
+        *("--pair", "tiny", "--dtypes", "float32", "--writers", "cloud:1,exact:4", "--texts", "2"),
+        *("--tokens", "12", "--temperatures", "0.7", "--threads", "1", "--work", str(tmp_path)),
     )
+    result: dict[str, Any] = run(options)
     row = result["summary"]["float32, temperature 0.7"]["exact:4"]
     assert row["equal_to_first"] == row["texts"] == 4
     assert row["tokens_per_cloud_s"] > 0
+    monkeypatch.setattr(concurrent, "cloud_server", None)  # all is kept
+    assert run(options)["summary"] == result["summary"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from chaperone_common.token_tree import BranchToken, TokenTree
+from cloud_supervisor.model import exact_attention
 from cloud_supervisor.model.batched_forward import Held, View, attend_exactly
 from cloud_supervisor.model.exact_attention import round_keys, round_values
 
@@ -131,6 +132,15 @@ def test_each_number_on_the_grid_is_a_whole_number_of_a_power_of_two() -> None:
     assert torch.equal(round_keys(torch.zeros(2, 4)), torch.zeros(2, 4))
     values = torch.tensor([3.0, -5000.0, 1e-9, 0.1])
     assert round_values(values).tolist() == [3.0, -4096.0, 0.0, round(0.1 * 2**16) / 2**16]
+
+
+def test_weights_are_whole_numbers_that_add_up_to_one() -> None:
+    scores = torch.randn(4, 900, generator=torch.Generator().manual_seed(8)).double() * 4
+    shares = scores.softmax(dim=1)
+    weights = exact_attention._whole_weights(scores.clone())
+    assert torch.equal(weights, weights.round())
+    assert torch.allclose(weights / 2**24, shares, atol=2e-7)
+    assert ((weights.sum(dim=1) - 2**24).abs() < 450).all()
 
 
 def test_sums_of_the_largest_numbers_are_exact() -> None:
