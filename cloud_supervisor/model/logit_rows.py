@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from chaperone_common.errors import ModelCorrupt
 from chaperone_common.sampling import Ids, scale
 
+_ROWS_AT_ONCE = 8  # whose weights are summed; more of them leave a processor's cache
 _LEAST_SLACK = 1e-4  # of a scaled logit: devices may round another way than NumPy
 
 
@@ -33,9 +34,10 @@ class LogitRows:
         drawn = [row for row, temperature in enumerate(temperatures) if temperature]
         self.totals = np.ones(len(temperatures))
         if drawn:
-            picked = slice(None) if len(drawn) == len(temperatures) else torch.tensor(drawn, device=logits.device)
-            weights = ((self.logits[picked] - most[picked]) / heat[picked]).exp_()
-            self.totals[drawn] = weights.sum(dim=1, dtype=torch.float64).cpu().numpy()
+            sums = []
+            for rows in torch.tensor(drawn, device=logits.device).split(_ROWS_AT_ONCE):
+                sums.append((self.logits[rows] - most[rows]).div_(heat[rows]).exp_().sum(dim=1))
+            self.totals[drawn] = torch.cat(sums).cpu().numpy()
         self.tops: list[int] = top.tolist()
         self.most: NDArray[np.float32] = most[:, 0].cpu().numpy()
         if not np.isfinite(self.most).all():
