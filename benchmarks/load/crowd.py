@@ -16,7 +16,7 @@ import psutil
 from benchmarks.kit.processes import CloudProcess
 from benchmarks.kit.prompts import read_prompts
 from benchmarks.kit.statistics import rounded
-from benchmarks.load.device import Device, Habits, Observed, Recorded, write
+from benchmarks.load.device import Device, Habits, Observed, Recorded, open_and_close, write
 from benchmarks.traces.record import device_model
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.artefacts.manifest import load_manifest
@@ -75,8 +75,13 @@ class Crowd:
         self._habits = Habits(digest, spans, rate)
         self._profile = profile
 
-    async def work(self, devices: int, seconds: float) -> tuple[Observed, dict[str, Any]]:
-        """Let some devices work for some time; return what they saw, and its summary."""
+    async def work(
+        self, devices: int, seconds: float, *, long_prompt: Sequence[int] = ()
+    ) -> tuple[Observed, dict[str, Any]]:
+        """Let some devices work for some time; return what they saw, and its summary.
+
+        In the middle of that time a further device may come with a long prompt.
+        """
         process, observed = psutil.Process(self._service.pid), Observed()
         rss_mib = [_rss_mib(process)]
         async with AsyncExitStack() as stack:
@@ -89,16 +94,21 @@ class Crowd:
             ]
             began, cpu_began = time.perf_counter(), sum(process.cpu_times()[:2])
             working = [asyncio.create_task(device.work(observed)) for device in crowd]
-            for _ in range(LOOKS):
+            newcomer: Newcomer | None = None
+            for look in range(LOOKS):
+                if long_prompt and look == LOOKS // 2:
+                    newcomer = Newcomer(observed)
+                    working.append(asyncio.create_task(newcomer.read(channels[0], self._habits.digest, long_prompt)))
                 await asyncio.sleep(seconds / LOOKS)
                 rss_mib.append(_rss_mib(process))
             took_s, cpu_s = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu_began
             for task in working:
                 task.cancel()
             for outcome in await asyncio.gather(*working, return_exceptions=True):
-                if not isinstance(outcome, asyncio.CancelledError):
+                if outcome is not None and not isinstance(outcome, asyncio.CancelledError):
                     observed.errors[type(outcome).__name__] += 1
         return observed, {
+            **({"long_prompt": newcomer.summary(len(long_prompt))} if newcomer else {}),
             "devices": devices,
             "verifications": len(observed.latency_ms),
             "verifications_per_s": rounded(len(observed.latency_ms) / took_s),
@@ -121,6 +131,33 @@ class Crowd:
                 proxy = LinkProxy(self._profile, to=address, seed=number)
                 address = (await stack.enter_async_context(proxy)).address
             yield await stack.enter_async_context(_channel(address))
+
+
+class Newcomer:
+    """A device whose prompt is long, and the latencies of the others before and while it is read."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._latency_ms = observed.latency_ms
+        self._first = len(self._latency_ms)
+        self._last: int | None = None
+        self._read_s: float | None = None
+
+    async def read(self, channel: grpc.aio.Channel, digest: str, prompt: Sequence[int]) -> None:
+        """Let the service read the prompt."""
+        began = time.perf_counter()
+        await open_and_close(channel, digest, prompt)
+        self._read_s, self._last = time.perf_counter() - began, len(self._latency_ms)
+
+    def summary(self, tokens: int) -> dict[str, Any]:
+        """Return the latencies; `read_s` is None if the time was up before the prompt was read."""
+        before, during = self._latency_ms[: self._first], self._latency_ms[self._first : self._last]
+        return {
+            "tokens": tokens,
+            "read_s": None if self._read_s is None else rounded(self._read_s, 2),
+            "before_ms": _percentiles(before),
+            "during_ms": _percentiles(during),
+            "verifications": {"before": len(before), "during": len(during)},
+        }
 
 
 def _channel(address: str) -> grpc.aio.Channel:

@@ -142,3 +142,17 @@ async def write(channel: grpc.aio.Channel, digest: str, prompt: tuple[int, ...],
     if len(text) < tokens:
         raise ServerFailed(f"load: the cloud wrote {len(text)} of {tokens} tokens of a text to record")
     return tuple(text)
+
+
+async def open_and_close(channel: grpc.aio.Channel, digest: str, prompt: Sequence[int]) -> None:
+    """Let the cloud read a prompt, and end the session; raises ServerFailed if it ends first."""
+    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/{SUPERVISE}")
+    call = method()
+    try:
+        await call.write(encode_client(Open(SessionId("long"), digest, SamplingParams(), 1, (), tuple(prompt))))
+        while isinstance(data := await call.read(), bytes):
+            if isinstance(frame := decode_server(data), Opened) and frame.prefilled:
+                return
+    finally:
+        call.cancel()
+    raise ServerFailed(f"load: the cloud did not read a prompt of {len(prompt)} tokens")

@@ -29,6 +29,7 @@ from link_emulator.command import chosen_profile
 PROMPTS = Path(__file__).parents[1] / "prompt_sets" / "prose.jsonl"
 MAX_DEVICES = 10_000
 MAX_SECONDS = 3_600.0
+MAX_PROMPT = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link.add_argument("--link", metavar="PROFILE", help="each device's link, by its profile's name or path")
     link.add_argument("--rtt-ms", type=float, default=0.0, help="a link with this round trip and nothing else")
     parser.add_argument("--figure", type=Path, help="a PNG of the latencies")
+    parser.add_argument("--long-prompt", type=int, default=0, help="tokens of a prompt that comes in the middle")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER", help="a setting of `limits`")
 
 
@@ -55,7 +57,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; raises ConfigError if an option is wrong."""
-    check(args, {"devices": (1, MAX_DEVICES)})
+    check(args, {"devices": (1, MAX_DEVICES), "long_prompt": (0, MAX_PROMPT)})
     profile = chosen_profile(args.link, args.rtt_ms) if args.link or args.rtt_ms else None
     if profile is not None and args.devices > MAX_LINKED:
         raise ConfigError(f"--devices: {args.devices} with a link each; at most {MAX_LINKED}, or leave the link out")
@@ -65,10 +67,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with service_of(args, limits) as service:
         texts = recorded_texts(args.pair, service, args.prompts, args.texts, args.text_tokens)
         crowd = Crowd(service, texts, manifest.tokenizer_digest, spans=args.spans, rate=args.rate, profile=profile)
-        observed, summary = asyncio.run(crowd.work(args.devices, args.seconds))
+        prompt = [token_id for text in texts for token_id in (*text.prompt, *text.text)]
+        prompt = (prompt * (args.long_prompt // len(prompt) + 1))[: args.long_prompt]
+        observed, summary = asyncio.run(crowd.work(args.devices, args.seconds, long_prompt=prompt))
     if args.figure is not None:
         latency_figure(observed.latency_ms, args.devices).savefig(args.figure, dpi=150)
-    settings = settings_of(args) | {"devices": args.devices, "link": args.link, "rtt_ms": args.rtt_ms, "limits": limits}
+    names = ("devices", "link", "rtt_ms", "long_prompt")
+    settings = settings_of(args) | {name: getattr(args, name) for name in names} | {"limits": limits}
     return {"benchmark": "load", **measured, "settings": settings, "summary": summary, **summary}
 
 

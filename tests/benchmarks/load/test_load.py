@@ -76,3 +76,16 @@ def test_impossible_options_are_refused(options: list[str], message: str) -> Non
     add_arguments(parser)
     with pytest.raises(ConfigError, match=message):
         run(parser.parse_args(options))
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_a_long_prompt_comes_in_the_middle() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = ["--pair", "tiny", "--devices", "3", "--seconds", "12", "--rate", "4", "--spans", "4"]
+    result = run(parser.parse_args([*options, "--texts", "1", "--text-tokens", "20", "--long-prompt", "300"]))
+    newcomer = result["summary"]["long_prompt"]
+    assert newcomer["tokens"] == 300
+    assert 0 < newcomer["read_s"] < 6
+    assert result["errors"] == 0, result["errors_by_kind"]
+    assert newcomer["verifications"]["before"] > 0
