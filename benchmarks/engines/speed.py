@@ -76,4 +76,9 @@ def _row(bench: Bench, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         "prompt_ms": rounded(bench.prompt_ms, 1),
         "tokens_per_s": rounded(1e3 / medians["1x1"], 2),
         "eight_over_one": rounded(medians["1x8"] / medians["1x1"]),
+        "drawing_share": {
+            case: rounded(1 - medians[case] / medians[f"{case} drawn"])
+            for case in medians
+            if f"{case} drawn" in medians
+        },
     }

@@ -51,6 +51,7 @@ def test_the_tiny_pair_is_measured(tiny_pair: Path, tmp_path: Path, monkeypatch:
     )
     assert result["summary"]["float32"]["ms"]["1x8"] > 0
     row = result["summary"]["int8"]
+    assert set(row["drawing_share"]) == {"4x8", "32x8"}
     assert row["against"] == "float32"
     assert row["kinds"]["humaneval"]["tokens"] == 8
     assert 0 <= row["kinds"]["humaneval"]["agreement"] <= 1
