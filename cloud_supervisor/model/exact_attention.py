@@ -5,7 +5,7 @@ queries. Here all terms of a sum are multiples of one power of two, and their su
 holds every partial sum exactly, and any kernel finds the same bits: for a token alone, in a span, in a chunk of a
 prompt, and at the end of a branch.
 
-    scores    queries and keys with 21 bits each, counted from the largest number of their head
+    scores    queries and keys have 21 bits each, counted from the largest number of their head; a sum adds up to 11
     weights   whole numbers of 24 bits, before and after they are divided by their sum
     values    multiples of 2^-16 up to 2^12
 """
@@ -17,7 +17,6 @@ import math
 import torch
 from torch import Tensor
 
-_SCORE_BITS = 21  # of a query and of a key: twice 21, and up to 11 for the sum over a head
 _LEAST = 2.0**-64  # of the largest number of a head, so that powers of two stay in the range of float32
 _WEIGHT_BITS = 24
 _VALUE_FRACTION_BITS = 16
@@ -26,8 +25,11 @@ _MOST_VALUE = 2.0**12  # 24 + 16 + 12 bits; the weights are shares of one, so th
 
 def round_keys(keys: Tensor) -> Tensor:
     """Return keys, or queries, [..., head_dim] that are whole numbers of a power of two, one for each head."""
-    _, exponent = torch.frexp(keys.abs().amax(dim=-1, keepdim=True).clamp_(min=_LEAST))
-    return torch.ldexp(torch.ldexp(keys, _SCORE_BITS - exponent).round_(), exponent - _SCORE_BITS)
+    largest = torch.linalg.vector_norm(keys, math.inf, dim=-1, keepdim=True).clamp_(min=_LEAST)
+    above = largest.div_(torch.frexp(largest).mantissa)  # the power of two above it
+    # Between 4 and 8 times that power float32 has the steps that are wanted: a sum there is rounded to them.
+    shift = above.mul_(6.0)
+    return (keys + shift).sub_(shift)
 
 
 def round_values(values: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def _linear_of(layer: Any) -> nn.Linear:
 
 def _steps(numbers: Tensor, most: int) -> Tensor:
     """Return the size of a step for each row, so that its largest number is `most` steps away from zero."""
-    return (numbers.abs().amax(dim=-1, keepdim=True) / most).clamp_(min=_LEAST)
+    return torch.linalg.vector_norm(numbers, math.inf, dim=-1, keepdim=True).div_(most).clamp_(min=_LEAST)
 
 
 def _block(channels: int) -> int:
