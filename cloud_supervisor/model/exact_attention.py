@@ -25,7 +25,7 @@ _MOST_VALUE = 2.0**12  # 24 + 16 + 12 bits; the weights are shares of one, so th
 
 def round_keys(keys: Tensor) -> Tensor:
     """Return keys, or queries, [..., head_dim] that are whole numbers of a power of two, one for each head."""
-    largest = torch.linalg.vector_norm(keys, math.inf, dim=-1, keepdim=True).clamp_(min=_LEAST)
+    largest: Tensor = torch.linalg.vector_norm(keys, math.inf, dim=-1, keepdim=True).clamp_(min=_LEAST)
     above = largest.div_(torch.frexp(largest).mantissa)  # the power of two above it
     # Between 4 and 8 times that power float32 has the steps that are wanted: a sum there is rounded to them.
     shift = above.mul_(6.0)

@@ -141,7 +141,8 @@ def _linear_of(layer: Any) -> nn.Linear:
 
 def _steps(numbers: Tensor, most: int) -> Tensor:
     """Return the size of a step for each row, so that its largest number is `most` steps away from zero."""
-    return torch.linalg.vector_norm(numbers, math.inf, dim=-1, keepdim=True).div_(most).clamp_(min=_LEAST)
+    largest: Tensor = torch.linalg.vector_norm(numbers, math.inf, dim=-1, keepdim=True)
+    return largest.div_(most).clamp_(min=_LEAST)
 
 
 def _block(channels: int) -> int:
