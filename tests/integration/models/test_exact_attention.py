@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,11 @@ class Text:
             for heads, size in ((HEADS, 5.0), (GROUPS, 5.0), (GROUPS, 1.0))
         )
 
-    def read(self, tree: TokenTree, order: Sequence[int], **options: float) -> Tensor:
+    def read(self, tree: TokenTree, order: Sequence[int], **options: Any) -> Tensor:
         """Return the results [fed, heads, head_dim] of a tree whose tokens are those of the text in this order."""
         found, _ = attend_exactly(
             torch.nn.Module(), self.queries[:, :, [*order[tree.start :]]], *self.held(tree, order), None,
-            scaling=SCALING, **options,  # type: ignore[arg-type]
+            scaling=SCALING, **options,
         )  # fmt: skip
         return found[0]
 
@@ -44,7 +45,7 @@ class Text:
         keys, values = round_keys(self.keys[:, :, [*order]]), round_values(self.values[:, :, [*order]])
         return Held([keys], views), Held([values], views)
 
-    def chain(self, start: int, end: int, **options: float) -> Tensor:
+    def chain(self, start: int, end: int, **options: Any) -> Tensor:
         """Return the results of the tokens from `start` to `end`, read together."""
         return self.read(TokenTree((0,) * (end - start), (), start), range(end), **options)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from scipy.linalg import hadamard
 from transformers.activations import ACT2FN
 
@@ -22,7 +21,7 @@ from cloud_supervisor.model import int8_linear
 from cloud_supervisor.model.int8_linear import Int8Linear, Rotation, RowActivation
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.scheduling.runner import ModelRunner
-from tests.support.cloud.forward import feeding
+from tests.support.cloud.forward import feeding, logits_of
 
 SESSIONS = 200
 PROMPT_TOKENS = 9
@@ -128,21 +127,12 @@ def test_an_activation_of_a_row_is_the_same_alone_and_with_others(
 # The model
 
 
-def read(model: TorchModel, text: Sequence[int], cuts: Sequence[int]) -> NDArray[np.float32]:
-    """Return the logits after each token of a text, which is read in spans of these lengths."""
-    cache, rows, at = model.kv_pool.new_cache(), [], 0
-    for length in cuts:
-        rows.append(model.scores(feeding(cache, text[at : at + length], length, SamplingParams())))
-        at += length
-    return np.concatenate(rows)
-
-
 def test_logits_have_the_same_bits_for_all_cuts(model: TorchModel) -> None:
     dice = Random(3)
     text = [dice.randrange(200) for _ in range(120)]
-    alone = read(model, text, [1] * 120)
+    alone = logits_of(model, text, [1] * 120)
     for cuts in ([120], [60, 60], [7] * 17 + [1], [64, 1, 30, 25]):
-        assert np.array_equal(read(model, text, cuts), alone)
+        assert np.array_equal(logits_of(model, text, cuts), alone)
 
 
 def test_many_sessions_in_random_company_write_what_each_writes_alone(model: TorchModel) -> None:

@@ -1,4 +1,4 @@
-"""Every supported architecture in int8: logits have the same bits in every cut, on a branch and in company."""
+"""Every supported architecture in int8: logits have the same bits in every cut and on a branch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chaperone_common.types import SamplingParams
 from cloud_supervisor.model import int8_linear
 from cloud_supervisor.model.architectures import context_tokens
 from cloud_supervisor.model.torch_model import TorchModel
-from tests.support.cloud.forward import feeding
+from tests.support.cloud.forward import feeding, logits_of
 from tests.support.models import families
 from tests.support.models.families import FAMILIES, VOCABULARY
 
@@ -44,20 +44,12 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     )
     dice = random.Random(1)
     text = [dice.randrange(VOCABULARY) for _ in range(TEXT_TOKENS)]
-    return Subject(model, text, read(model, text, [1] * TEXT_TOKENS))
-
-
-def read(model: TorchModel, text: list[int], cuts: list[int]) -> NDArray[np.float32]:
-    cache, rows, at = model.kv_pool.new_cache(), [], 0
-    for length in cuts:
-        rows.append(model.scores(feeding(cache, text[at : at + length], length, GREEDY)))
-        at += length
-    return np.concatenate(rows)
+    return Subject(model, text, logits_of(model, text, [1] * TEXT_TOKENS))
 
 
 def test_cuts(subject: Subject) -> None:
     for cuts in ([90], [41, 7, 1, 2, 39], [17] * 5 + [5]):
-        assert np.array_equal(read(subject.model, subject.text, cuts), subject.alone)
+        assert np.array_equal(logits_of(subject.model, subject.text, cuts), subject.alone)
 
 
 def test_a_branch(subject: Subject) -> None:
