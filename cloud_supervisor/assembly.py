@@ -54,6 +54,7 @@ def build_cloud(
         context_tokens=min(model.context_tokens, kv_store.capacity_tokens),
         max_span_tokens=limits.max_span_tokens,
         model_digest=manifest.digest,
+        kept_texts=limits.max_kept_texts,
     )
     admission = Admission(limits, config.quotas, kv_store.capacity_tokens, clock)
     supervisor = Supervisor(runner, capabilities, limits, clock, admission=admission, observer=observer)

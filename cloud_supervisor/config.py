@@ -65,6 +65,8 @@ class LimitsConfig(FrozenModel):
     max_refusal_delay_s: float = Field(default=4.0, ge=0)
     max_stream_s: float = Field(default=3_600.0, gt=0)
     reconnect_grace_s: float = Field(default=30.0, ge=0)
+    max_kept_texts: int = Field(default=1024, ge=0)
+    max_kept_tokens: int = Field(default=1_000_000, ge=0)
 
     @model_validator(mode="after")
     def _fits_a_step(self) -> Self:

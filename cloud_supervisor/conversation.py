@@ -28,6 +28,7 @@ from cloud_supervisor.admission import Admission, SessionKey
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.inbox import Inbox
+from cloud_supervisor.kept_texts import KeptTexts
 from cloud_supervisor.model.ports import ForwardQueue, Urgency
 from cloud_supervisor.observation import Answered, Observer, Outcome, Prefilled
 
@@ -57,6 +58,7 @@ class _Answer:
     choices: Sequence[int]
     queue_us: int
     compute_us: int
+    cached_tokens: int = 0
 
 
 class Acceptance:
@@ -97,6 +99,7 @@ class Conversation:
         limits: LimitsConfig,
         observer: Observer,
         clock: Clock,
+        kept_texts: KeptTexts,
     ) -> None:
         self._key = key
         self._opening = opening
@@ -108,6 +111,7 @@ class Conversation:
         self._limits = limits
         self._observer = observer
         self._clock = clock
+        self._kept_texts = kept_texts
         self._progress_at = clock.now()
         self._acceptance = Acceptance()
         self._held_to_one = False  # the device may send spans of one token only
@@ -119,7 +123,7 @@ class Conversation:
         yield Opened(False, context_tokens, max_span_tokens=self._limits.max_span_tokens)
         prefill = await self._prefill()
         self._progress_at = self._clock.now()
-        yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us)
+        yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us, cached_tokens=prefill.cached_tokens)
         while True:
             request: VerificationRequest | None
             arrived_at = self._clock.now()
@@ -136,6 +140,8 @@ class Conversation:
                     if session.hands_back(frame):
                         yield session.hand_back()
                 request = session.receive(frame)
+                if isinstance(frame, Close):
+                    self._kept_texts.keep(self._key, [*session.text[: frame.start], *frame.token_ids])
             self._charge(request)
             if request is None:
                 continue
@@ -191,7 +197,7 @@ class Conversation:
         self._admission.charge(self._key.tenant, math.ceil(len(prompt.token_ids) / _READ_FOR_ONE))
         number, tenant, tokens = self._stream.number, self._key.tenant, len(prompt.token_ids)
         self._observer.notice(Prefilled(number, tenant, tokens, result.queue_us / 1e6, result.compute_us / 1e6))
-        return _Answer((), result.queue_us, result.compute_us)
+        return _Answer((), result.queue_us, result.compute_us, result.cached_tokens)
 
     async def _forward(self, request: VerificationRequest, arrived_at: float) -> _Answer:
         if not request.num_choices:

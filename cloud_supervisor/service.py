@@ -13,7 +13,14 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import NoReturn, Protocol
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import ChaperoneError, CloudUnavailable, Overloaded, QuotaExceeded, status_of
+from chaperone_common.errors import (
+    ChaperoneError,
+    CloudUnavailable,
+    Overloaded,
+    PrefixNotFound,
+    QuotaExceeded,
+    status_of,
+)
 from chaperone_common.frames import ClientFrame, Failure, FrameLimits, ServerFrame
 from chaperone_common.wire import decode_client, encode_capabilities, encode_server
 from cloud_supervisor.caller import ANONYMOUS, Caller
@@ -28,7 +35,7 @@ _BUSY_RETRY_MS = 1000
 _REFUSAL_WRITE_S = 1.0  # the client need not read its refusal
 _CREDENTIAL_CHECK_S = 1.0
 LAST_FAILURES_S = 1.0  # that a host gives its devices to receive why their streams end
-_AT_ONCE = status_of(CloudUnavailable(""))
+_AT_ONCE = (status_of(CloudUnavailable("")), status_of(PrefixNotFound("")))
 
 Metadata = Sequence[tuple[str, str | bytes]]
 AuthContext = Mapping[str, Iterable[bytes]]
@@ -227,8 +234,8 @@ class SupervisionService:
     async def _refuse(self, call: Call, refusal: _RefusalError) -> NoReturn:
         """End a stream by a refusal, when its turn has come."""
         # A device that knows at once that this service is not ready can go to another. If this service is full, the
-        # device has a hint when to ask again.
-        if refusal.failure.status != _AT_ONCE:
+        # device has a hint when to ask again. Without the text that its Open refers to, it sends the whole prompt.
+        if refusal.failure.status not in _AT_ONCE:
             await self._hold(refusal)
         with self._busy():  # not `_counted`: refused devices that read nothing would take the places of others
             if refusal.framed:

@@ -35,6 +35,7 @@ from cloud_supervisor.caller import LOCAL, Caller
 from cloud_supervisor.config import LimitsConfig, QuotasConfig
 from cloud_supervisor.conversation import Conversation, Stream, next_frame
 from cloud_supervisor.inbox import Inbox
+from cloud_supervisor.kept_texts import KeptTexts
 from cloud_supervisor.model.ports import ForwardQueue
 from cloud_supervisor.observation import Observer, Observers, Outcome, Refused, StreamBegan, StreamEnded
 
@@ -77,6 +78,7 @@ class Supervisor:
         self._clock = clock or MonotonicClock()
         self._admission = admission or Admission(limits, QuotasConfig(), None, self._clock)
         self._observer = observer or Observers()
+        self._kept_texts = KeptTexts(limits.max_kept_texts, limits.max_kept_tokens)
         self._numbers = itertools.count(1)
         self._opening: dict[Inbox, None] = {}  # streams without an Open, oldest first
         self._streams: dict[SessionKey, Stream] = {}
@@ -178,12 +180,21 @@ class Supervisor:
         return _failure(error)
 
     async def _serve(self, stream: Stream) -> AsyncGenerator[ServerFrame, None]:
-        opening = await self._opened(stream)
+        opening = self._kept_texts.completed(stream.caller.tenant, await self._opened(stream))
         key = SessionKey(stream.caller.tenant, opening.session_id)
         session = self._admit(key, opening, stream)
         try:
             conversation = Conversation(
-                key, opening, session, stream, self._queue, self._admission, self._limits, self._observer, self._clock
+                key,
+                opening,
+                session,
+                stream,
+                self._queue,
+                self._admission,
+                self._limits,
+                self._observer,
+                self._clock,
+                self._kept_texts,
             )
             async with aclosing(conversation.frames(self.capabilities.context_tokens)) as answers:
                 async for frame in answers:

@@ -70,6 +70,7 @@ from edge_client.config import (
     GenerationSettings,
     PlannerSettings,
 )
+from edge_client.conversation import Conversation, Turn
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
 from edge_client.journal import JournalState
@@ -77,6 +78,7 @@ from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
 from edge_client.ports import Cloud, Drafter, DraftModel
 from edge_client.sync_client import SyncEdgeClient
+from edge_client.sync_conversation import SyncConversation
 
 __all__ = [
     "Audited",
@@ -93,6 +95,7 @@ __all__ = [
     "CloudUnavailable",
     "Committed",
     "ConfigError",
+    "Conversation",
     "Decision",
     "DeviceSettings",
     "DraftModel",
@@ -141,9 +144,11 @@ __all__ = [
     "SamplingParams",
     "Signal",
     "Superseded",
+    "SyncConversation",
     "SyncEdgeClient",
     "TokenizerMismatch",
     "Totals",
+    "Turn",
     "Unauthenticated",
     "Unverified",
     "VersionMismatch",

@@ -12,7 +12,9 @@ from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, InvalidRequest, Overloaded
 from chaperone_common.frames import Capabilities, Open
 from chaperone_common.ranges import MAX_COUNT
+from chaperone_common.token_tree import common_prefix
 from chaperone_common.types import Mode, OnDeviation, Promises, SamplingParams, SessionId
+from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, cloud_share_problem
 from edge_client.engine.engine import Engine
@@ -54,6 +56,7 @@ def assemble(
     interrupt: Interrupt | None = None,
     cloud_lost: ChaperoneError | None = None,
     explain: Explain | None = None,
+    known_to_cloud: tuple[SessionId, int] | None = None,
 ) -> Engine:
     """Build the engine of one generation; `Engine` explains the arguments.
 
@@ -75,6 +78,7 @@ def assemble(
         interrupt=interrupt,
         cloud_lost=cloud_lost,
         explain=explain,
+        known_to_cloud=known_to_cloud,
     )
 
 
@@ -178,19 +182,29 @@ class Assembly:
         self._drafter = drafter
         self._explain = explain
         self._estimates = Estimates()
+        self._cloud_context_tokens: int | None = None  # of the last cloud that answered
 
-    async def engine(self, request: GenerationRequest, interrupt: Interrupt, explain: Explain | None = None) -> Engine:
+    async def engine(
+        self,
+        request: GenerationRequest,
+        interrupt: Interrupt,
+        explain: Explain | None = None,
+        caches: ConversationCaches | None = None,
+    ) -> Engine:
         """Build the engine. Before, connect to the cloud and load the model, if the mode needs them.
 
-        `explain` receives the decisions of this generation, in place of the client's `explain`. Raises InvalidRequest,
-        or another ChaperoneError that ends the generation.
+        `explain` receives the decisions of this generation, in place of the client's `explain`. `caches` are those of
+        its conversation. Raises InvalidRequest, or another ChaperoneError that ends the generation.
         """
         mode, prompt_length = request.mode, len(request.prompt.token_ids)
-        session_id = new_session_id()
+        session_id = caches.new_session_id() if caches is not None else new_session_id()
         routes, capabilities, lost = await self._connect(request, session_id)
-        context_tokens = self.manifest.context_tokens
+        known_to_cloud = None
         if capabilities is not None:
-            context_tokens = min(context_tokens, capabilities.context_tokens)
+            self._cloud_context_tokens = capabilities.context_tokens
+            if caches is not None and capabilities.kept_texts:
+                known_to_cloud = caches.known_to_cloud(request.prompt.token_ids)
+        context_tokens = self.context_tokens(mode)
         limit = text_limit(request, self.manifest, context_tokens)
         committed = request.committed_token_ids
         output = EventText(self.tokenizer, request.params.stop, prompt_length, resumed=committed)
@@ -211,7 +225,7 @@ class Assembly:
                 resumed_cloud_tokens=request.committed_cloud_tokens,
             ),
             limit=limit,
-            drafter=await self._new_drafter(request) if mode.drafts else None,
+            drafter=await self._new_drafter(request, caches) if mode.drafts else None,
             routes=routes,
             gate=self._gate(mode) if self._gate is not None else self.gates.gate(mode, request.promises),
             planner=self._planner(mode) if self._planner is not None else configured_planner(self.config, mode),
@@ -222,7 +236,15 @@ class Assembly:
             interrupt=interrupt,
             cloud_lost=lost,
             explain=explain or self._explain,
+            known_to_cloud=known_to_cloud,
         )
+
+    def context_tokens(self, mode: Mode) -> int:
+        """Return the tokens that a text may have in this mode, as far as the cloud's limit is known."""
+        limits = [self.manifest.context_tokens] if mode.drafts else []
+        if mode.connects and self._cloud_context_tokens is not None:
+            limits.append(self._cloud_context_tokens)
+        return min(limits, default=self.manifest.context_tokens)
 
     async def reach(self, session_id: SessionId) -> tuple[Cloud, Capabilities]:
         """Return the cloud for an audit after the text. Raises CloudLost, Overloaded, InternalError or PeerMismatch."""
@@ -259,11 +281,14 @@ class Assembly:
             return _Connected(lost=error)
         return _Connected(self.peer.routes(reached), reached.capabilities)
 
-    async def _new_drafter(self, request: GenerationRequest) -> Drafter:
-        """Return a drafter. It has branches only if a cloud can correct the text."""
+    async def _new_drafter(self, request: GenerationRequest, caches: ConversationCaches | None) -> Drafter:
+        """Return a drafter, which may hold the beginning of the text. It has branches only if a cloud corrects it."""
         model = await self.model.get()
         branches = _BRANCHES if request.mode.connects else 0
-        return self._drafter(model.new_sequence(branches=branches), request.params.sampling)
+        sequence = model.new_sequence(branches=branches, prompt_cache=caches.prompt if caches is not None else None)
+        text = (*request.prompt.token_ids, *request.committed_token_ids)
+        sequence.rewind(min(common_prefix(sequence.token_ids, text), len(text) - 1))
+        return self._drafter(sequence, request.params.sampling)
 
     def _opening(self, request: GenerationRequest, session_id: SessionId, capabilities: Capabilities | None) -> Open:
         return Open(

@@ -18,6 +18,7 @@ from chaperone_common.types import Mode, PromptInput, Proposal, SamplingParams
 from edge_client.assembly import Assembly
 from edge_client.cancellation import Cancellation
 from edge_client.config import EdgeConfig
+from edge_client.conversation import Conversation, Message, OnOverflow
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
 from edge_client.journal import JournalState
@@ -162,6 +163,36 @@ class EdgeClient:
                 if isinstance(event, Failed):
                     raise event.error
         return run.result()
+
+    def conversation(
+        self,
+        system: str | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        on_overflow: OnOverflow = "refuse",
+        **parameters: Unpack[RequestParameters],
+    ) -> Conversation:
+        """Begin a conversation, whose turns read only what is new.
+
+        Args:
+            system: The first message, which instructs the model.
+            messages: Further messages that were said before.
+            on_overflow: If a turn's prompt and `max_new_tokens` do not fit into the context: `refuse` the turn as soon
+                as no token fits, with PromptTooLong; `drop_oldest` drops the oldest turns; `cloud` has the large model
+                write alone, whose context may be longer.
+            parameters: As for `request`. They hold for each turn, which may replace all but `tools`.
+
+        Raises InvalidRequest.
+        """
+        return Conversation(
+            self,
+            self._runs,
+            self._prompts,
+            system=system,
+            messages=messages,
+            on_overflow=on_overflow,
+            parameters=parameters,
+        )
 
     async def load(self) -> None:
         """Load the device's model before the first generation needs it; raises ModelError or ConfigError."""

@@ -31,6 +31,10 @@ class DraftModel(Protocol):
     """
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The text fed so far."""
+
+    @property
     def length(self) -> int:
         """Tokens of the text fed so far."""
 

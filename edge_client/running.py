@@ -12,6 +12,7 @@ from chaperone_common.session import Event, Failed, Retracted
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Mode, Promises
 from edge_client.assembly import Assembly, Explain
+from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation, Interrupt
 from edge_client.engine.engine import Engine
 from edge_client.generation import Collector, Generation, GenerationRequest
@@ -31,6 +32,7 @@ class Run:
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
         explain: Explain | None = None,
+        caches: ConversationCaches | None = None,
     ) -> None:
         """`request` parses the user's prompt and parameters; the generation's time includes that."""
         self._runs = runs
@@ -38,6 +40,7 @@ class Run:
         self._timeout = timeout
         self._cancellation = cancellation
         self._explain = explain
+        self._caches = caches
         self._collected: Collector | None = None
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -63,12 +66,18 @@ class Run:
         assert self._collected is not None, "events() ends with Finished or Failed, or raises"
         return self._collected.result()
 
+    @property
+    def request(self) -> GenerationRequest:
+        """The request, after the first event."""
+        assert self._collected is not None, "the request is parsed when `events` begins"
+        return self._collected.request
+
     async def _written(self, request: GenerationRequest, interrupt: Interrupt) -> AsyncGenerator[Event, None]:
         """Yield an engine's events. Begin again, once, if the cloud was replaced after it reported its model."""
         assembly, prompt_tokens = self._runs.assembly, len(request.prompt.token_ids)
         for may_begin_again in (True, False):
             try:
-                engine = await interrupt.bounded(assembly.engine(request, interrupt, self._explain))
+                engine = await interrupt.bounded(assembly.engine(request, interrupt, self._explain, self._caches))
             except InvalidRequest:
                 raise
             except ChaperoneError as error:
@@ -76,7 +85,7 @@ class Run:
                 return
             if engine.cloud.is_up:
                 self._runs.audit_journal()
-            with self._runs.running(engine, request):
+            with self._runs.running(engine, request, self._caches):
                 async with aclosing(engine.stream()) as events:
                     async for event in events:
                         if may_begin_again and isinstance(event, Failed) and self._is_refused(event, request):
@@ -157,13 +166,17 @@ class Runs:
                 self._idle.set()
 
     @contextmanager
-    def running(self, engine: Engine, request: GenerationRequest) -> Iterator[None]:
+    def running(
+        self, engine: Engine, request: GenerationRequest, caches: ConversationCaches | None = None
+    ) -> Iterator[None]:
         """Let `close` end this engine. In `gated`, a pending audit goes on after the text."""
         self._engines.add(engine)
         try:
             yield
         finally:
             self._engines.discard(engine)
+            if caches is not None:
+                caches.ended(engine.opening.session_id, engine.text_of_cloud)
             if request.mode is Mode.GATED:
                 self._have_audited(engine, request.promises)
 

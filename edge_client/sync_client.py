@@ -21,11 +21,13 @@ from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.conversation import Message, OnOverflow
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
 from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
+from edge_client.sync_conversation import SyncConversation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,7 +96,23 @@ class SyncEdgeClient:
         **parameters: Unpack[RequestParameters],
     ) -> Iterator[Event]:
         """See `EdgeClient.stream`; another thread ends it by `cancellation`."""
-        events = self._client.stream(prompt, timeout=timeout, cancellation=cancellation, explain=explain, **parameters)
+        return self._iterated(
+            self._client.stream(prompt, timeout=timeout, cancellation=cancellation, explain=explain, **parameters)
+        )
+
+    def conversation(
+        self,
+        system: str | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        on_overflow: OnOverflow = "refuse",
+        **parameters: Unpack[RequestParameters],
+    ) -> SyncConversation:
+        """See `EdgeClient.conversation`."""
+        chat = self._client.conversation(system, messages=messages, on_overflow=on_overflow, **parameters)
+        return SyncConversation(chat, self._run, self._iterated)
+
+    def _iterated(self, events: AsyncGenerator[Event, None]) -> Iterator[Event]:
         try:
             while (event := self._run(_next, events)) is not None:
                 yield event

@@ -177,11 +177,12 @@ class KvStore:
             self._entries[key].spare = True
 
     def _shareable(self, tenant: str, token_ids: Sequence[int]) -> tuple[int, _Entry | None]:
-        """Return how many leading tokens a cache of the tenant holds, in full blocks, and its entry."""
+        """Return how many leading tokens a cache of the tenant holds, at least a block, and its entry."""
         length, entry = self._prefixes.longest(tenant, token_ids)
-        if entry is not None and common_prefix(entry.tree.token_ids, tuple(token_ids[:length])) < length:
-            return 0, None  # two texts with one hash
-        return length, entry
+        if entry is None:
+            return 0, None
+        shared = common_prefix(entry.tree.token_ids, tuple(token_ids))
+        return (shared, entry) if shared >= length else (0, None)  # less: two texts with one hash
 
     def _new_entry(self, tenant: str, token_ids: tuple[int, ...]) -> _Entry:
         length, other = self._shareable(tenant, token_ids)
@@ -282,7 +283,7 @@ class KvStore:
         entry = self._entries.pop(key)
         self._plan(entry, 0)
         if entry.blocks and self._prefixes.holders(entry.blocks[-1]) == 1:
-            self._keep(entry, entry.tree.token_ids[: len(entry.blocks) * BLOCK_TOKENS])
+            self._keep(entry, entry.tree.token_ids)
             self._finished[next(self._numbers)] = entry
         else:
             self._let_go(entry)

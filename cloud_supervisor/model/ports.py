@@ -67,6 +67,7 @@ class ForwardResult:
     choices: list[Choice]
     queue_us: int
     compute_us: int
+    cached_tokens: int = 0  # of the text, that were not computed
 
 
 class ForwardQueue(Protocol):

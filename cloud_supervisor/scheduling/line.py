@@ -27,6 +27,7 @@ class Progress:
     request: QueuedRequest
     queued_at: float
     reached: int = 0  # tokens of the chain that earlier chunks have read
+    cached: int | None = None  # tokens of the chain that the cache held before the first chunk
     begun: bool = False  # its first chunk was scheduled, so that no deadline applies any longer
     holds_memory: bool = False  # its whole text has a place in the KV budget
     preempted: bool = False  # it lost that place once, and will not lose it again
@@ -42,7 +43,9 @@ class Progress:
     @property
     def result(self) -> ForwardResult:
         """The choices and times of a finished request."""
-        return ForwardResult(self.choices, round(self.queue_s * 1e6), round(self.compute_s * 1e6))
+        return ForwardResult(
+            self.choices, round(self.queue_s * 1e6), round(self.compute_s * 1e6), cached_tokens=self.cached or 0
+        )
 
 
 @dataclass(slots=True)

@@ -157,9 +157,11 @@ class Scheduler:
                 request.tree.end
             ):
                 self._begin(progress, now)
+                progress.cached = request.tree.end
                 answers.append(self._answer(progress, progress.result))  # the cache holds the prompt already
             elif request.key not in sessions and (chunk := self._next_chunk(progress, budget, chunks, kv)) is not None:
                 self._begin(progress, now)
+                progress.cached = chunk.start if progress.cached is None else progress.cached
                 self._reserve(progress)
                 tokens = chunk.tokens
                 self._line.charge(request.tenant, tokens)

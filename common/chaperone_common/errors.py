@@ -18,6 +18,7 @@
     ├── Overloaded                the cloud refuses for now (see `retry_after_ms`)
     │   └── QuotaExceeded         the tenant has used up its share
     ├── Superseded                a newer stream of the same session took over
+    ├── PrefixNotFound            the cloud does not hold the text that an Open refers to; the device sends it
     ├── CloudLost                 the cloud gives no answer; the final tokens are kept
     │   ├── CloudUnavailable      it cannot be reached, or the connection broke
     │   └── CloudTimeout          no answer within the deadline
@@ -124,6 +125,10 @@ class Superseded(ChaperoneError):
     """A newer stream of the same session took over."""
 
 
+class PrefixNotFound(ChaperoneError):
+    """The cloud does not hold the text that an Open refers to. The device sends it, so that no user sees this error."""
+
+
 class CloudLost(ChaperoneError):
     """The cloud gives no answer. The generation can be resumed from its final tokens."""
 
@@ -167,6 +172,7 @@ STATUS_OF: dict[type[ChaperoneError], str] = {
     PermissionDenied: "PERMISSION_DENIED",
     Overloaded: "RESOURCE_EXHAUSTED",
     Superseded: "ABORTED",
+    PrefixNotFound: "NOT_FOUND",
     CloudTimeout: "DEADLINE_EXCEEDED",
     CloudLost: "UNAVAILABLE",
     Cancelled: "CANCELLED",
@@ -182,6 +188,7 @@ ERROR_OF: dict[str, type[ChaperoneError]] = {
     "PERMISSION_DENIED": PermissionDenied,
     "RESOURCE_EXHAUSTED": Overloaded,
     "ABORTED": Superseded,
+    "NOT_FOUND": PrefixNotFound,
     "DEADLINE_EXCEEDED": CloudTimeout,
     "UNAVAILABLE": CloudUnavailable,
     "CANCELLED": Cancelled,

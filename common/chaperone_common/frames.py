@@ -9,6 +9,16 @@ from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams, SessionId
 
 API_VERSION = 1
+PREFIX_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The first tokens of a prompt, by an earlier session whose text the cloud may still hold."""
+
+    session_id: SessionId
+    length: int
+    digest: bytes  # of these tokens; see `session.prefixes`
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +30,11 @@ class Open:
     sampling: SamplingParams
     max_new_tokens: int
     eos_token_ids: tuple[int, ...]
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]  # without those of `prefix`
     committed_token_ids: tuple[int, ...] = ()  # tokens that a resumed generation has committed
     model_digest: str = ""  # the model that must write the text; "" accepts any
     api_version: int = API_VERSION
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,7 @@ class Opened:
     queue_us: int = 0
     compute_us: int = 0
     max_span_tokens: int = 0  # that one Draft may carry, branches included; 0: unknown
+    cached_tokens: int = 0  # of the prompt, that were not computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +184,4 @@ class Capabilities:
     max_span_tokens: int
     model_digest: str = ""  # of weights and recipe; "": unknown
     quotas: tuple[QuotaState, ...] = ()  # of the tenant that asked
+    kept_texts: int = 0  # texts of ended sessions that an Open may refer to as its prefix

@@ -87,6 +87,8 @@ class GenerationStats:
     finish_reason: FinishReason | None = None  # None if the generation failed
     ttft_ms: float | None = None  # time to the first token, provisional or final
     ttft_committed_ms: float | None = None  # time to the first final token
+    edge_cached_tokens: int = 0  # of the prompt, that the device's model held from the turn before
+    cloud_cached_tokens: int = 0  # of the prompt, that the cloud held already
     prefill_ms: float = 0.0  # the cloud's compute on the prompt, over all streams; a part of cloud_compute_ms
     total_ms: float = 0.0  # time from the request to the end
     decode_ms: float | None = None  # time since both ends held the prompt's KV; None if the device did not wait for it

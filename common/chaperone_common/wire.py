@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from chaperone_common.errors import ChaperoneError, InvalidRequest, ProtocolViolation
 from chaperone_common.frames import (
+    PREFIX_DIGEST_BYTES,
     Capabilities,
     ClientFrame,
     Close,
@@ -23,6 +24,7 @@ from chaperone_common.frames import (
     FrameLimits,
     Open,
     Opened,
+    Prefix,
     QuotaState,
     ServerFrame,
     Verdict,
@@ -120,6 +122,7 @@ def encode_server(frame: ServerFrame) -> bytes:
                     queue_us=frame.queue_us,
                     compute_us=frame.compute_us,
                     max_span_tokens=frame.max_span_tokens,
+                    cached_tokens=frame.cached_tokens,
                 )
             )
         case Verdict():
@@ -170,7 +173,12 @@ def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFr
         case "opened":
             opened = message.opened
             return Opened(
-                opened.prefilled, opened.context_tokens, opened.queue_us, opened.compute_us, opened.max_span_tokens
+                opened.prefilled,
+                opened.context_tokens,
+                opened.queue_us,
+                opened.compute_us,
+                opened.max_span_tokens,
+                opened.cached_tokens,
             )
         case "verdict":
             verdict = message.verdict
@@ -209,6 +217,7 @@ def encode_capabilities(value: Capabilities) -> bytes:
         max_span_tokens=value.max_span_tokens,
         model_digest=value.model_digest,
         quotas=[pb.QuotaState(name=quota.name, limit=quota.limit, used=quota.used) for quota in value.quotas],
+        kept_texts=value.kept_texts,
     )
     return message.SerializeToString()
 
@@ -229,6 +238,7 @@ def decode_capabilities(data: bytes) -> Capabilities:
         message.max_span_tokens,
         message.model_digest,
         tuple(QuotaState(quota.name, quota.limit, quota.used) for quota in message.quotas),
+        message.kept_texts,
     )
 
 
@@ -320,14 +330,36 @@ def _open(frame: Open) -> pb.Open:
         prompt_token_ids=frame.prompt_token_ids,
         committed_token_ids=frame.committed_token_ids,
         model_digest=frame.model_digest,
+        prefix=_prefix(frame.prefix),
     )
 
 
-def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
-    if not 0 < len(message.session_id) <= MAX_SESSION_ID_LENGTH:
+def _prefix(prefix: Prefix | None) -> pb.Prefix | None:
+    if prefix is None:
+        return None
+    return pb.Prefix(session_id=prefix.session_id, length=prefix.length, digest=prefix.digest)
+
+
+def _parse_prefix(message: pb.Open) -> Prefix | None:
+    if not message.HasField("prefix"):
+        return None
+    prefix = message.prefix
+    _check_session_id("prefix.session_id", prefix.session_id)
+    if not prefix.length or len(prefix.digest) != PREFIX_DIGEST_BYTES:
         raise InvalidRequest(
-            f"session_id: {len(message.session_id)} characters; it must have 1 to {MAX_SESSION_ID_LENGTH}"
+            f"prefix: length {prefix.length}, and a digest of {len(prefix.digest)} bytes; refer to at least one token, "
+            f"by a digest of {PREFIX_DIGEST_BYTES} bytes"
         )
+    return Prefix(SessionId(prefix.session_id), prefix.length, prefix.digest)
+
+
+def _check_session_id(field: str, session_id: str) -> None:
+    if not 0 < len(session_id) <= MAX_SESSION_ID_LENGTH:
+        raise InvalidRequest(f"{field}: {len(session_id)} characters; it must have 1 to {MAX_SESSION_ID_LENGTH}")
+
+
+def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
+    _check_session_id("session_id", message.session_id)
     _check_names(message, InvalidRequest, "tokenizer_digest", "model_digest")
     _check_count("eos_token_ids", len(message.eos_token_ids), limits.max_eos_token_ids, "send the most likely ones")
     text = len(message.prompt_token_ids) + len(message.committed_token_ids)
@@ -349,6 +381,7 @@ def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
         committed_token_ids=tuple(message.committed_token_ids),
         model_digest=message.model_digest,
         api_version=message.api_version,
+        prefix=_parse_prefix(message),
     )
 
 

@@ -9,10 +9,19 @@ from dataclasses import replace
 from random import Random
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import Cancelled, ChaperoneError, CloudLost, CloudUnavailable, Overloaded
+from chaperone_common.errors import (
+    Cancelled,
+    ChaperoneError,
+    CloudLost,
+    CloudUnavailable,
+    Overloaded,
+    PrefixNotFound,
+)
 from chaperone_common.frames import Close, Open, ServerFrame, Verdict
 from chaperone_common.session import Committed, DeviceSession, Event, Failed, Finished, SessionEvent, State, Unverified
-from chaperone_common.types import FinishReason, Mode, Proposal
+from chaperone_common.session.prefixes import shortened
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import FinishReason, Mode, Proposal, SessionId
 from edge_client.cancellation import Interrupt
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
@@ -45,19 +54,23 @@ class Engine:
         interrupt: Interrupt | None = None,
         cloud_lost: ChaperoneError | None = None,
         explain: Callable[[Decision], None] | None = None,
+        known_to_cloud: tuple[SessionId, int] | None = None,
     ) -> None:
         """Prepare a generation; `stream` runs it.
 
         `routes` are the ways to the cloud, in the order to use them. Without one there is no cloud.
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
+        `known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with.
         The generations of a client share their `estimates`. `explain` is called with every decision; its figures
         `position` and `at_ms` are the length of the text, prompt included, and the time since the engine was made.
         """
         self.opening = opening
+        self._known_to_cloud = known_to_cloud
         self.session = DeviceSession(
             opening, limit=limit, on_deviation=settings.on_deviation, vocabulary_size=settings.vocabulary_size
         )
         self.speculation = Speculation(self.session, drafter, estimates, clock)
+        self._cached_tokens = self.speculation.fed_length  # from the turn before
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = GateUntilClosed(gate)
         self.guard = CloudShareGuard(self.session, settings.cloud_share)
@@ -125,7 +138,7 @@ class Engine:
                 if isinstance(error, Cancelled):
                     ended = ended or self._leave()
                 # The output may hold back a part of a character: the generation that resumes shows it.
-                yield Failed(error, self.watch.stats(self.session, self.cloud, self.guard))
+                yield Failed(error, self._stats())
         except (GeneratorExit, asyncio.CancelledError):
             ended = ended or self._leave()
             raise
@@ -143,6 +156,8 @@ class Engine:
                         return
                 for acted in await self._act():
                     yield acted
+            except PrefixNotFound:
+                await self._open_in_full()
             except POSSIBLE_LOSSES as error:
                 lost = loss_of(error, outgrown=self.session.outgrown, reopened=self.cloud.reopened)
                 if not await self._reconnect(lost):
@@ -266,25 +281,45 @@ class Engine:
     async def _begin(self) -> list[Event]:
         self.watch.start()
         if self.cloud.is_up:
-            self.pipeline.opened(self._now_ms, len(self.session.text))
-            await self.cloud.open(self.opening)
+            known = self._known_to_cloud[1] if self._known_to_cloud is not None else 0
+            self.pipeline.opened(self._now_ms, len(self.session.text), known)
+            await self.cloud.open(self._first_opening())
         if self.settings.warm_start:
             await self._warm_up()
         if self.cloud.is_up or self.planner.mode is Mode.EDGE:
             return []
         return self._without_cloud(self._cloud_lost or CloudUnavailable("cloud: there is none"))
 
+    def _first_opening(self) -> Open:
+        """Return the Open of the first stream, which refers to the text that the cloud may still hold."""
+        return self.opening if self._known_to_cloud is None else shortened(self.opening, *self._known_to_cloud)
+
+    async def _open_in_full(self) -> None:
+        """Open the session again: the cloud does not hold the text that the first Open referred to."""
+        self._known_to_cloud = None
+        self.pipeline.opened(self._now_ms, len(self.session.text))
+        await self.cloud.reopen(self.session.reopen(lost=False), after_ms=0.0)
+
+    @property
+    def text_of_cloud(self) -> Sequence[int]:
+        """The text that the cloud holds after the Close; empty without one."""
+        closing = self._closing
+        return self.session.text[: closing.start + len(closing.token_ids)] if closing is not None else ()
+
     async def _warm_up(self) -> None:
         """Wait until both ends hold the prompt's KV."""
-        if self.speculation.drafter is not None and len(self.session.text) > 1:
+        unread = self.session.text[self.speculation.fed_length : -1]
+        if self.speculation.drafter is not None and unread:
             with self.watch.edge_compute():
-                await self._interrupt.bounded(self.speculation.feed(self.session.text[:-1]))
+                await self._interrupt.bounded(self.speculation.feed(unread))
         while self.cloud.is_up and not self.session.prefilled:
             try:
                 for frame, at in self.cloud.ready():
                     self._receive(frame, at)
                 if not self.session.prefilled:
                     await self._wait()
+            except PrefixNotFound:
+                await self._open_in_full()
             except (CloudLost, Overloaded) as error:
                 if not await self._reconnect(error):
                     raise self.cloud.outcome(error) from None
@@ -308,7 +343,10 @@ class Engine:
             self.session.finish_reason = FinishReason.STOP
         reason = self.session.finish_reason
         assert reason is not None, "the loop ends only when the session has"
-        return Finished(reason, self.watch.stats(self.session, self.cloud, self.guard), rest)
+        return Finished(reason, self._stats(), rest)
+
+    def _stats(self) -> GenerationStats:
+        return self.watch.stats(self.session, self.cloud, self.guard, self._cached_tokens)
 
     async def audit(self) -> list[SessionEvent]:
         """Wait for the answer to the Close, if one is to come, and return its events. `stream` may have ended."""

@@ -64,7 +64,9 @@ class Stopwatch:
         finally:
             self._edge_compute_ms += self._now_ms() - began
 
-    def stats(self, session: DeviceSession, cloud: Connection, guard: CloudShareGuard) -> GenerationStats:
+    def stats(
+        self, session: DeviceSession, cloud: Connection, guard: CloudShareGuard, edge_cached_tokens: int = 0
+    ) -> GenerationStats:
         """Return the statistics of the generation up to now."""
         end = self._now_ms() if self._stopped is None else self._stopped
         total_ms = end - self._started
@@ -81,6 +83,8 @@ class Stopwatch:
             finish_reason=session.finish_reason,
             ttft_ms=self._since_start(self._first_shown),
             ttft_committed_ms=self._since_start(self._first_committed),
+            edge_cached_tokens=edge_cached_tokens,
+            cloud_cached_tokens=session.cached_tokens or 0,
             prefill_ms=session.prefill_us / 1e3,
             total_ms=total_ms,
             decode_ms=None if self._warm is None else end - self._warm,

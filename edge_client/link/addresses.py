@@ -17,13 +17,19 @@ _AVOID_MS = 30_000.0  # an assumption: a server that is replaced is back after t
 _LEAST_SHARE_MS = 1_000.0  # a connection with TLS and one request take four round trips
 
 
+def routing_key(session_id: str) -> str:
+    """Return the part of a session id that decides where it goes: all turns of a conversation go to one server."""
+    return session_id.partition(".")[0]
+
+
 def rendezvous_order(session_id: str, addresses: Iterable[str]) -> tuple[str, ...]:
     """Return the addresses in the order in which a session tries them; the order of the input does not matter."""
-    return tuple(sorted(addresses, key=lambda address: (_weight(session_id, address), address), reverse=True))
+    key = routing_key(session_id)
+    return tuple(sorted(addresses, key=lambda address: (_weight(key, address), address), reverse=True))
 
 
-def _weight(session_id: str, address: str) -> int:
-    text = f"{session_id}\0{address}".encode("utf-8", "surrogateescape")
+def _weight(key: str, address: str) -> int:
+    text = f"{key}\0{address}".encode("utf-8", "surrogateescape")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
 
 

@@ -40,6 +40,7 @@ from chaperone_common.wire import (
     encode_client,
 )
 from edge_client.config import CloudSettings
+from edge_client.link.addresses import routing_key
 from edge_client.link.credentials import Credentials, TokenSource, read_credentials
 from edge_client.link.diagnosis import START_IT, NeverConnects, connection_problem, handshake_problem, reason_of
 from edge_client.ports import Metadata
@@ -231,7 +232,8 @@ class GrpcLink:
     async def open(self, frame: Open) -> None:
         try:
             # The session id is also in the Open frame; here routers can read it, and Ray Serve's by its own name.
-            session = tuple((name, str(frame.session_id)) for name in ("x-session-id", "session_id"))
+            key = routing_key(frame.session_id)
+            session = tuple((name, key) for name in ("x-session-id", "session_id"))
             metadata = (*_metadata(self._credentials.token), *session, *self._metadata)
         except Unauthenticated as error:
             self._closed = True

@@ -48,7 +48,8 @@ class GenerationTrace:
     def opened(self, frame: Open) -> None:
         """Note the size of the prompt."""
         assert self._span is not None
-        self._span.set_attribute("chaperone.prompt_tokens", len(frame.prompt_token_ids))
+        known = frame.prefix.length if frame.prefix is not None else 0
+        self._span.set_attribute("chaperone.prompt_tokens", known + len(frame.prompt_token_ids))
 
     def failed(self, status: str) -> None:
         """Note that a stream failed; another may follow."""

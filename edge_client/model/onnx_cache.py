@@ -101,6 +101,22 @@ class RowCache:
         places = {row: self._rows.index(row) for row in feed.token_ids}
         return {row: self._logits[place, np.newaxis].astype(np.float32, copy=False) for row, place in places.items()}
 
+    def drop_branches(self, copies: Sequence[Copy]) -> None:
+        """Keep the text's row alone, after these copies were made."""
+        if copies:
+            self._reserve(self._capacity, self._all_rows)
+        for copy in copies:
+            self._make(copy)
+        place = self._rows.index(TEXT_ROW)
+        self._kv = [buffer[place : place + 1].copy() for buffer in self._kv]
+        self._rows = [TEXT_ROW]
+        self._logits = np.empty((1, self._graph.logits_width), self._graph.logits_dtype)
+        self._batches = {}
+
+    def set_branches(self, branches: int) -> None:
+        """Hold up to this many branches from now on; `drop_branches` comes before."""
+        self._all_rows = _order(branches)
+
     def _forward(self, feed: Feed, first: int, last: int) -> None:
         """Run the rows at places `first` to `last`; a row in between that is not fed writes after its own tokens."""
         rows = self._rows[first:last]

@@ -11,7 +11,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from chaperone_common.artefacts.manifest import pull_remedy
 from chaperone_common.errors import ConfigError, InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
 from chaperone_common.suggestion import nearest
 from edge_client.model.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph, RowCache
+from edge_client.model.prompt_cache import KeptText, PromptCache
 from edge_client.ports import TEXT_ROW, DraftStep
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the library is loaded
@@ -78,12 +80,13 @@ class OnnxModel:
             )
         return cls(session, graph, vocabulary_size=vocabulary_size, context_tokens=context_tokens)
 
-    def new_sequence(self, *, branches: int = 0) -> OnnxSequence:
+    def new_sequence(self, *, branches: int = 0, prompt_cache: PromptCache | None = None) -> OnnxSequence:
         """Return an empty sequence. It allocates when it is first fed, and its branches when one is first forked.
 
-        Each branch takes as much memory as the text: two branches triple it.
+        Each branch takes as much memory as the text: two branches triple it. With a `prompt_cache` the sequence begins
+        with the text that is kept there, and leaves its own there when it is closed.
         """
-        return OnnxSequence(self, branches=branches)
+        return OnnxSequence(self, branches=branches, prompt_cache=prompt_cache)
 
     def close(self) -> None:
         """Wait for the forwards in flight and end the worker; idempotent."""
@@ -92,11 +95,15 @@ class OnnxModel:
 
 @dataclass(slots=True)
 class _Row:
-    """The length of a row, and the length of the prefix that it shares with the text's row."""
+    """The tokens of a row, and the length of the prefix that it shares with the text's row."""
 
-    length: int = 0
+    token_ids: list[int] = field(default_factory=list)
     shared: int = 0  # at most the text's length, and the row's own
     forked: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.token_ids)
 
 
 class OnnxSequence:
@@ -107,14 +114,20 @@ class OnnxSequence:
     copies between rows, which the worker makes at the start of the next step.
     """
 
-    def __init__(self, model: OnnxModel, *, branches: int = 0) -> None:
+    def __init__(self, model: OnnxModel, *, branches: int = 0, prompt_cache: PromptCache | None = None) -> None:
         if branches < 0:
             raise ValueError(f"branches: {branches} is negative; 0 means the text alone")
         self._model = model
-        self._cache = RowCache(
-            model.session, model.graph, model.chunk_logits, branches=branches, context_tokens=model.context_tokens
-        )
+        self._prompt_cache = prompt_cache
         self._text = _Row(forked=True)
+        if prompt_cache is not None and (kept := prompt_cache.take(model)) is not None:
+            self._cache = kept.cache
+            model.worker.submit(kept.cache.set_branches, branches)
+            self._text.token_ids = [*kept.token_ids]
+        else:
+            self._cache = RowCache(
+                model.session, model.graph, model.chunk_logits, branches=branches, context_tokens=model.context_tokens
+            )
         self._rows = [self._text, *(_Row() for _ in range(branches))]
         self._copies: list[Copy] = []  # not known to be made
         self._stepping = False
@@ -123,6 +136,10 @@ class OnnxSequence:
     @property
     def length(self) -> int:
         return self._text.length
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(self._text.token_ids)
 
     @property
     def branches(self) -> int:
@@ -137,7 +154,7 @@ class OnnxSequence:
             raise RuntimeError("rewind: a step is under way; await or cancel it first")
         if not 0 <= length <= self.length:
             raise ValueError(f"rewind: {length} is outside [0, {self.length}], the tokens fed")
-        self._text.length = length
+        del self._text.token_ids[length:]
         self._share_at_most(length)
 
     def fork(self, branch: int, length: int) -> None:
@@ -148,7 +165,7 @@ class OnnxSequence:
             raise ValueError(f"fork: {length} is outside [0, {self.length}], the text's tokens")
         row = self._rows[branch]
         self._copy(TEXT_ROW, branch, row.shared, length)
-        self._rows[branch] = _Row(length, length, forked=True)
+        self._rows[branch] = _Row(self._text.token_ids[:length], length, forked=True)
 
     def adopt(self, branch: int) -> None:
         self._check_idle("adopt")
@@ -158,7 +175,8 @@ class OnnxSequence:
         row = self._rows[branch]
         self._copy(branch, TEXT_ROW, row.shared, row.length)
         self._share_at_most(row.shared)
-        self._text.length = row.shared = row.length
+        self._text.token_ids = [*row.token_ids]
+        row.shared = row.length
         row.forked = False
 
     async def step(self, token_ids: Sequence[int]) -> DraftStep:
@@ -178,7 +196,12 @@ class OnnxSequence:
         if self._closed:
             return
         self._closed = True
-        self._text.length = 0
+        if self._prompt_cache is not None and self.length:
+            with suppress(RuntimeError):  # the model was closed
+                # After all steps: one that was cancelled may still write behind the text.
+                self._model.worker.submit(self._cache.drop_branches, tuple(self._copies))
+                self._prompt_cache.keep(KeptText(self._model, self._cache, self.token_ids))
+        self._text.token_ids = []
         del self._cache  # a step in the worker keeps it alive until it ends
 
     async def _feed_each(self, action: str, token_ids: dict[int, tuple[int, ...]]) -> dict[int, DraftStep]:
@@ -206,7 +229,7 @@ class OnnxSequence:
         finally:
             self._stepping = False
         for row, fed in token_ids.items():
-            self._rows[row].length = feed.lengths[row] + len(fed)
+            self._rows[row].token_ids[feed.lengths[row] :] = fed
         return scores
 
     def _draft_step(self, scores: NDArray[np.float32], position: int) -> DraftStep:

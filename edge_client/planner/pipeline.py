@@ -38,13 +38,17 @@ class Pipeline:
         self._last_token_ms: float | None = None  # of a takeover
         self._settled: int | None = None  # length of the text up to the last answer
 
-    def opened(self, now_ms: float, prompt_tokens: int = 0) -> None:
-        """Record that an Open was sent, and nothing else is in flight. Later spans wait for the prefill."""
+    def opened(self, now_ms: float, prompt_tokens: int = 0, known_tokens: int = 0) -> None:
+        """Record that an Open was sent, and nothing else is in flight. Later spans wait for the prefill.
+
+        The cloud probably holds `known_tokens` of the prompt.
+        """
         self._spans.clear()
         self._opened_ms = now_ms
         self._prompt_tokens = prompt_tokens
         if prompt_tokens:
-            self._last_answer_ms = now_ms + self.estimates.costs().rtt_ms + self.estimates.prefill_ms(prompt_tokens)
+            reading_ms = self.estimates.prefill_ms(prompt_tokens - known_tokens)
+            self._last_answer_ms = now_ms + self.estimates.costs().rtt_ms + reading_ms
         self._prefilled = False
         self._last_token_ms = None
         self._settled = None
@@ -71,8 +75,8 @@ class Pipeline:
             case Opened(prefilled=True):
                 self._prefilled = True
                 self._last_answer_ms = now_ms
-                if self._prompt_tokens:
-                    self.estimates.prefilled(self._prompt_tokens, (frame.queue_us + frame.compute_us) / 1e3)
+                if (computed := self._prompt_tokens - frame.cached_tokens) > 0:
+                    self.estimates.prefilled(computed, (frame.queue_us + frame.compute_us) / 1e3)
                 self._expect_again(now_ms)
             case Verdict():
                 self._judged(frame, now_ms)

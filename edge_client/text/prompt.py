@@ -23,9 +23,18 @@ class PromptReader:
         self._context_tokens = context_tokens
 
     def tokens(
-        self, prompt: Prompt, *, raw: bool, parse_special: bool, tools: Sequence[Mapping[str, Any]] | None
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        parse_special: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        contexts: int = 1,
     ) -> PromptInput:
-        """Return the prompt as tokens; see `EdgeClient.prepare`."""
+        """Return the prompt as tokens; see `EdgeClient.prepare`.
+
+        One that certainly fills more than so many `contexts` is refused unread.
+        """
         if tools is not None and (raw or isinstance(prompt, PromptInput)):
             raise InvalidRequest("tools: the chat template writes them; give messages, or one message that is not raw")
         if isinstance(prompt, PromptInput):
@@ -50,7 +59,7 @@ class PromptReader:
             prompt,
             tools=tools,
             parse_special=parse_special,
-            max_tokens=self._context_tokens,
+            max_tokens=contexts * self._context_tokens,
         )
         return PromptInput(token_ids)
 

@@ -15,13 +15,13 @@ from edge_client import ChaperoneError, EdgeClient, RequestParameters, SyncEdgeC
 
 PUBLIC = """
 Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudShareExceeded
-CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Decision DeviceSettings DraftModel Drafted
-Drafter EdgeClient EdgeConfig Event Failed FinishReason Finished Gate GateMismatch GateSettings Generation
+CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Conversation Decision DeviceSettings DraftModel
+Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason Finished Gate GateMismatch GateSettings Generation
 GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout InternalError InvalidRequest
 JournalState Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation Origin Overloaded PartialGeneration
 PeerMismatch PermissionDenied Planner PlannerSettings Promises Prompt PromptInput PromptTooLong Proposal
-ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams Signal Superseded SyncEdgeClient
-TokenizerMismatch Totals Unauthenticated Unverified VersionMismatch
+ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams Signal Superseded SyncConversation
+SyncEdgeClient TokenizerMismatch Totals Turn Unauthenticated Unverified VersionMismatch
 """
 OURS = ("chaperone_common", "edge_client")
 
@@ -32,10 +32,10 @@ def test_public_names() -> None:
 
 
 def test_every_error_of_the_sdk_is_exported() -> None:
-    """Only errors of the commands' own output are not exported."""
+    """Not exported are errors of the commands' own output, and the one that the engine alone sees."""
     errors = [value for value in vars(chaperone_common.errors).values() if isinstance(value, type)]
     names = {error.__name__ for error in errors if issubclass(error, ChaperoneError)}
-    assert names - {*edge_client.__all__} == {"OutputLost"}
+    assert names - {*edge_client.__all__} == {"OutputLost", "PrefixNotFound"}
 
 
 def named_types(annotation: Any) -> Iterator[type]:

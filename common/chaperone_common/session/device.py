@@ -65,6 +65,7 @@ class DeviceSession:
         self.prefilled = False
         self.max_span_tokens: int | None = None  # the cloud's limit for one Draft, from its Opened
         self.prefill_us = 0
+        self.cached_tokens: int | None = None  # of the prompt, that the cloud held already; None until it is read
         self.finish_reason: FinishReason | None = None
         self.tally = Tally()
         self._gated = False  # the gate has skipped a token, so that a Draft carries risks
@@ -213,9 +214,10 @@ class DeviceSession:
             self._count_committed(token)
         return [Retracted(length)] if drafted else []
 
-    def reopen(self) -> Open:
+    def reopen(self, *, lost: bool = True) -> Open:
         """Return the Open of a new stream after a failure. It holds the final tokens that the cloud has read.
 
+        It counts as a reconnection if the cloud was `lost`.
         A takeover ends with its stream. Provisional tokens stay provisional. Tokens that were sent are sent again, and
         judged. With the next Draft, the cloud audits the final tokens that it has not read. Raises ProtocolViolation
         unless the last stream failed while the text was being written.
@@ -231,7 +233,7 @@ class DeviceSession:
         self.revision = 0
         self.opened = self.prefilled = False
         self._deadline_ms = 0
-        self._reopened = True
+        self._reopened = lost
         return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read_length]))
 
     def lose_cloud(self) -> list[SessionEvent]:
@@ -274,6 +276,8 @@ class DeviceSession:
                 self.max_span_tokens = frame.max_span_tokens or self.max_span_tokens
                 self._count(frame)
                 self.prefill_us += frame.compute_us
+                if frame.prefilled and self.cached_tokens is None:
+                    self.cached_tokens = frame.cached_tokens
                 self.tally.reconnects += self._reopened
                 self._reopened = False
             case Verdict() if self.state is State.CLOSING:

@@ -27,6 +27,10 @@ class FakeDraft:
         self.steps = 0
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(self._rows[TEXT_ROW])
+
+    @property
     def length(self) -> int:
         return len(self._rows[TEXT_ROW])
 

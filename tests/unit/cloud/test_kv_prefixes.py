@@ -70,12 +70,18 @@ def test_a_shared_slot_is_free_when_its_last_holder_lets_go() -> None:
 def test_a_system_prompt_is_read_once_for_each_tenant() -> None:
     kv = store(1000)
     assert feed(kv, "a", [*SYSTEM, 1, 2]) == len(SYSTEM) + 2
-    assert kv.held("b", [*SYSTEM, 3], "t") == 2 * BLOCK_TOKENS
-    assert feed(kv, "b", [*SYSTEM, 3]) == 4, "the last three tokens fill no block"
+    assert kv.held("b", [*SYSTEM, 3], "t") == len(SYSTEM), "also the last three tokens, which fill no block"
+    assert feed(kv, "b", [*SYSTEM, 3]) == 1
     assert kv.held("c", SYSTEM, "other") is None
     assert feed(kv, "c", SYSTEM, "other") == len(SYSTEM)
-    assert kv.stats.shared_tokens == 2 * BLOCK_TOKENS
-    assert kv.stats.bytes_used == (2 * len(SYSTEM) + 2 + 4) * BYTES_PER_TOKEN
+    assert kv.stats.shared_tokens == len(SYSTEM)
+    assert kv.stats.bytes_used == (2 * len(SYSTEM) + 2 + 1) * BYTES_PER_TOKEN
+
+
+def test_less_than_a_block_is_not_shared() -> None:
+    kv = store(1000)
+    feed(kv, "a", SYSTEM)
+    assert kv.held("b", [*SYSTEM[: BLOCK_TOKENS - 1], 3], "t") is None
 
 
 def test_an_earlier_turn_is_kept_while_there_is_memory() -> None:
@@ -84,8 +90,7 @@ def test_an_earlier_turn_is_kept_while_there_is_memory() -> None:
     feed(kv, "a", turn)
     kv.free("a")
     assert kv.stats.sessions == 0
-    whole = len(turn) // BLOCK_TOKENS * BLOCK_TOKENS
-    assert kv.held("b", [*turn, 7], "t") == whole
+    assert kv.held("b", [*turn, 7], "t") == len(turn)
     feed(kv, "other", range(500, 570), "other")
     assert kv.held("b", [*turn, 7], "t") is None
     assert kv.stats.evictions == 0, "no session was evicted"
@@ -103,7 +108,7 @@ def test_without_sharing_each_text_is_read_whole() -> None:
 def test_tokens_with_choices_are_never_shared() -> None:
     kv = store(1000)
     feed(kv, "a", SYSTEM)
-    assert feed(kv, "b", SYSTEM, num_choices=10) == len(SYSTEM) - BLOCK_TOKENS
+    assert feed(kv, "b", SYSTEM, num_choices=10) == 10
 
 
 def test_what_a_session_takes_back_is_offered_to_nobody() -> None:
@@ -119,8 +124,8 @@ def test_equal_texts_are_kept_once() -> None:
         feed(kv, key, SYSTEM)
     for key in "abc":
         kv.free(key)
-    assert kv.stats.bytes_used == 2 * BLOCK_TOKENS * BYTES_PER_TOKEN
-    assert kv.held("d", SYSTEM, "t") == 2 * BLOCK_TOKENS
+    assert kv.stats.bytes_used == len(SYSTEM) * BYTES_PER_TOKEN
+    assert kv.held("d", SYSTEM, "t") == len(SYSTEM)
 
 
 def test_a_block_stands_for_all_tokens_before_it() -> None:

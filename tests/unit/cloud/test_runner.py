@@ -23,7 +23,7 @@ def test_a_request_returns_the_models_choices_and_its_times() -> None:
         runner = runner_of(model, clock=clock)
         result = await forward(runner, "a", [1, 2, 3], 2, SAMPLED)
         assert result == ForwardResult(oracle(model, [1, 2, 3], 2), queue_us=0, compute_us=250_000)
-        assert await forward(runner, "a", [1, 2, 3], 0, SAMPLED) == ForwardResult([], queue_us=0, compute_us=0)
+        assert await forward(runner, "a", [1, 2, 3], 0, SAMPLED) == ForwardResult([], 0, 0, cached_tokens=3)
         assert model.forwards == 1, "cached tokens are not fed again"
         await runner.close()
 

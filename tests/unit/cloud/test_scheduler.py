@@ -58,8 +58,8 @@ def test_a_cached_prompt_is_answered_without_the_model() -> None:
     bench.caches.texts["a"] = tuple(range(9))
     held, longer = bench.submit("a", 8, 0), bench.submit("a", 10, 0)
     assert bench.run() == ["a"]
-    assert bench.outcome(held) == ForwardResult([], queue_us=0, compute_us=0)
-    assert bench.outcome(longer) == ForwardResult([], queue_us=0, compute_us=250_000)
+    assert bench.outcome(held) == ForwardResult([], queue_us=0, compute_us=0, cached_tokens=8)
+    assert bench.outcome(longer) == ForwardResult([], queue_us=0, compute_us=250_000, cached_tokens=9)
 
 
 def test_texts_of_one_tenant_take_turns_by_chunks() -> None:

@@ -22,6 +22,7 @@ from chaperone_common.frames import (
     Failure,
     Open,
     Opened,
+    Prefix,
     ServerFrame,
     Verdict,
 )
@@ -53,6 +54,13 @@ OPENS = st.builds(
     committed_token_ids=IDS,
     api_version=U32,
     model_digest=TEXT,
+    prefix=st.none()
+    | st.builds(
+        Prefix,
+        session_id=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64).map(SessionId),
+        length=st.integers(1, 2**32 - 1),
+        digest=st.binary(min_size=16, max_size=16),
+    ),
 )
 STATUSES = ["UNKNOWN", "INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "OUT_OF_RANGE", "INTERNAL", "UNAUTHENTICATED"]
 
@@ -74,7 +82,7 @@ def drafts(draw: st.DrawFn) -> Draft:
 
 
 SERVER_FRAMES: st.SearchStrategy[ServerFrame] = st.one_of(
-    st.builds(Opened, st.booleans(), U32, U64, U64, U32),
+    st.builds(Opened, st.booleans(), U32, U64, U64, U32, U32),
     st.builds(Verdict, U32, U32, U32, IDS, U64, U64),
     st.builds(Continuation, U32, IDS, st.booleans(), U64, U64),
     st.builds(Closed, IDS, U64, U64),
@@ -105,7 +113,7 @@ def test_frames_of_the_cloud_survive(frame: ServerFrame) -> None:
     assert wire.decode_server(wire.encode_server(frame)) == frame
 
 
-@given(value=st.builds(Capabilities, U32, TEXT, TEXT, U32, U32, st.integers(1, 2**32 - 1), TEXT))
+@given(value=st.builds(Capabilities, U32, TEXT, TEXT, U32, U32, st.integers(1, 2**32 - 1), TEXT, kept_texts=U32))
 def test_capabilities_survive(value: Capabilities) -> None:
     assert wire.decode_capabilities(wire.encode_capabilities(value)) == value
 
@@ -133,6 +141,21 @@ def test_a_retry_hint_of_zero_is_a_hint() -> None:
     now, absent = Failure("RESOURCE_EXHAUSTED", "", 0), Failure("RESOURCE_EXHAUSTED", "", None)
     assert wire.decode_server(wire.encode_server(now)) == now
     assert wire.decode_server(wire.encode_server(absent)) == absent
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"length": 3, "digest": b"d" * 16}, "prefix.session_id: 0 characters"),
+        ({"session_id": "s" * 65, "length": 3, "digest": b"d" * 16}, "prefix.session_id: 65 characters"),
+        ({"session_id": "s", "digest": b"d" * 16}, "prefix: length 0, and a digest of 16 bytes"),
+        ({"session_id": "s", "length": 3, "digest": b"d" * 15}, "prefix: length 3, and a digest of 15 bytes"),
+    ],
+)
+def test_a_malformed_prefix_is_refused(fields: dict[str, object], message: str) -> None:
+    opening = pb.Open(session_id="t", prefix=pb.Prefix(**fields))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=message):
+        wire.decode_client(pb.SuperviseRequest(open=opening).SerializeToString())
 
 
 # Absence

@@ -80,6 +80,7 @@ class GetCapabilitiesResponse(_message.Message):
     MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     QUOTAS_FIELD_NUMBER: _builtins.int
+    KEPT_TEXTS_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol, 1 here. Set by the cloud."""
     model: _builtins.str
@@ -99,6 +100,10 @@ class GetCapabilitiesResponse(_message.Message):
     over the data type of its arithmetic. Risks that were calibrated for one model are meaningless for another. Absent
     means unknown.
     """
+    kept_texts: _builtins.int
+    """Texts of ended sessions that the cloud keeps at most, so that an Open may refer to one as its prefix. Absent, or 0,
+    means that it keeps none, and that a device MUST NOT send a `prefix`.
+    """
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaState]:
         """The quotas of the caller's tenant. Set by the cloud; absent from clouds without tenants."""
@@ -114,10 +119,11 @@ class GetCapabilitiesResponse(_message.Message):
         max_span_tokens: _builtins.int = ...,
         model_digest: _builtins.str = ...,
         quotas: _abc.Iterable[Global___QuotaState] | None = ...,
+        kept_texts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "model", b"model", "model_digest", b"model_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "context_tokens", b"context_tokens", "kept_texts", b"kept_texts", "max_span_tokens", b"max_span_tokens", "model", b"model", "model_digest", b"model_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,6 +312,7 @@ class Open(_message.Message):
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     COMMITTED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol that the device speaks. The cloud MUST refuse another version with UNIMPLEMENTED."""
     session_id: _builtins.str
@@ -331,11 +338,18 @@ class Open(_message.Message):
 
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The prompt, at least one token."""
+        """The prompt, at least one token. With a `prefix` it begins after that, and MAY be empty."""
 
     @_builtins.property
     def committed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Committed tokens of a generation that is resumed; empty for a new one."""
+
+    @_builtins.property
+    def prefix(self) -> Global___Prefix:
+        """The first tokens of the prompt, if they are the text of an earlier session. Set by the device, only for a cloud that
+        reports `kept_texts`. A cloud that does not hold that text, or holds another one, MUST end the stream with
+        NOT_FOUND. The device then sends the whole prompt on a new stream.
+        """
 
     def __init__(
         self,
@@ -349,14 +363,45 @@ class Open(_message.Message):
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         committed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         model_digest: _builtins.str = ...,
+        prefix: Global___Prefix | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prefix", b"prefix", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Open: _TypeAlias = Open  # noqa: Y015
+
+@_typing.final
+class Prefix(_message.Message):
+    """The first tokens of a prompt, by reference."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The earlier session, of the same tenant. Its Close was sent."""
+    length: _builtins.int
+    """>= 1. Tokens of that session's text, prompt included, from position 0 on."""
+    digest: _builtins.bytes
+    """BLAKE2b of these ids, four bytes each, the lowest one first; 16 bytes."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        length: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "length", b"length", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prefix: _TypeAlias = Prefix  # noqa: Y015
 
 @_typing.final
 class Draft(_message.Message):
@@ -479,6 +524,7 @@ class Opened(_message.Message):
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
     MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     prefilled: _builtins.bool
     """The prompt's KV is ready. False in the first Opened, true in all others."""
     context_tokens: _builtins.int
@@ -492,6 +538,8 @@ class Opened(_message.Message):
     to 1 for a device whose tokens almost never stand: verifying them costs more than streaming. Larger Drafts on their
     way are still answered.
     """
+    cached_tokens: _builtins.int
+    """Tokens of the prompt that the cloud held already, and did not compute. Set when the prompt's KV is ready."""
     def __init__(
         self,
         *,
@@ -500,10 +548,11 @@ class Opened(_message.Message):
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
         max_span_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "prefilled", b"prefilled", "queue_us", b"queue_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "compute_us", b"compute_us", "context_tokens", b"context_tokens", "max_span_tokens", b"max_span_tokens", "prefilled", b"prefilled", "queue_us", b"queue_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,101 @@
+"""`Conversation` for code without an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any, Unpack
+
+from chaperone_common.partial import PartialGeneration
+from chaperone_common.session import Event
+from edge_client.cancellation import Cancellation
+from edge_client.conversation import Conversation, Message, Turn
+from edge_client.generation import Generation
+from edge_client.parameters import RequestParameters
+from edge_client.planner import Decision
+
+
+class SyncConversation:
+    """`Conversation` for code without an event loop; `SyncEdgeClient.conversation` makes it."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        run: Callable[..., Any],
+        iterated: Callable[[AsyncGenerator[Event, None]], Iterator[Event]],
+    ) -> None:
+        """`run` and `iterated` are those of the client: they use its loop."""
+        self._conversation = conversation
+        self._run = run
+        self._iterated = iterated
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """See `Conversation.turns`."""
+        return self._conversation.turns
+
+    @property
+    def messages(self) -> list[Message]:
+        """See `Conversation.messages`."""
+        return self._conversation.messages
+
+    @property
+    def dropped_turns(self) -> int:
+        """See `Conversation.dropped_turns`."""
+        return self._conversation.dropped_turns
+
+    def rewind(self, turns: int) -> None:
+        """See `Conversation.rewind`."""
+        self._conversation.rewind(turns)
+
+    def regenerate(
+        self,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Generation:
+        """See `Conversation.regenerate`."""
+        generation: Generation = self._run(
+            self._conversation.regenerate, timeout=timeout, cancellation=cancellation, **parameters
+        )
+        return generation
+
+    def stream(
+        self,
+        message: str | Message | Sequence[Message] | PartialGeneration,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        explain: Callable[[Decision], None] | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Iterator[Event]:
+        """See `Conversation.stream`."""
+        return self._iterated(
+            self._conversation.stream(
+                message, timeout=timeout, cancellation=cancellation, explain=explain, **parameters
+            )
+        )
+
+    def generate(
+        self,
+        message: str | Message | Sequence[Message] | PartialGeneration,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        explain: Callable[[Decision], None] | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Generation:
+        """See `Conversation.generate`."""
+        generation: Generation = self._run(
+            self._conversation.generate,
+            message,
+            timeout=timeout,
+            cancellation=cancellation,
+            explain=explain,
+            **parameters,
+        )
+        return generation
+
+    def close(self) -> None:
+        """See `Conversation.close`."""
+        self._conversation.close()

@@ -1,0 +1,305 @@
+"""Conversations with the tiny pair: each turn reads only its own tokens, on both ends, and says what it would alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.errors import InvalidRequest, PromptTooLong
+from chaperone_common.partial import PartialGeneration
+from chaperone_common.session import Committed, Failed, Finished
+from chaperone_common.types import Mode, PromptInput
+from cloud_supervisor.config import CloudConfig, LimitsConfig
+from cloud_supervisor.model.ports import TargetModel
+from cloud_supervisor.model.torch_model import TorchModel
+from cloud_supervisor.server import Server
+from edge_client import Cancellation, Cancelled, Conversation, EdgeClient, Generation, SyncEdgeClient
+from tests.support.fakes.target import FakeTarget
+from tests.support.processes.clients import config_for
+from tests.support.processes.servers import serving, serving_in_thread
+
+SAID = ("the list of a number is", "and the first value of it", "return the name of the file")
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "seed": 5, "max_new_tokens": 24}
+DRAFTING = [Mode.EXACT, Mode.GATED, Mode.EDGE]
+
+
+@asynccontextmanager
+async def a_client(
+    target: TargetModel, tiny_pair: Path, limits: LimitsConfig | None = None, **settings: Any
+) -> AsyncIterator[tuple[EdgeClient, Server]]:
+    config = CloudConfig(limits=limits or LimitsConfig())
+    async with (
+        serving(target, tiny_pair, config) as (server, address),
+        EdgeClient(config_for(address, closing_audit=True, **settings)) as client,
+    ):
+        yield client, server
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_turn_reads_only_its_own_tokens(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation("be brief", mode=mode, **SAMPLED)
+            before = by_cloud = 0
+            for text in SAID:
+                stats = (await chat.generate(text)).stats
+                own = stats.prompt_tokens - before
+                assert 0 < own < 40
+                # The last token that was written is new to both, and so is the one before it to the device's model.
+                if mode.drafts:
+                    assert stats.prompt_tokens - stats.edge_cached_tokens <= own + 2 + by_cloud
+                if mode.connects:
+                    assert stats.prompt_tokens - stats.cloud_cached_tokens <= own + 1
+                before, by_cloud = stats.prompt_tokens + stats.completion_tokens, stats.takeover_tokens
+
+    run(test)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.CLOUD])
+def test_a_turn_is_what_its_prompt_alone_gives(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode=mode, **SAMPLED)
+            for text in SAID:
+                turn = await chat.generate(text)
+                alone = await client.generate(PromptInput(turn.prompt_token_ids), mode="cloud", **SAMPLED)
+                assert turn.token_ids == alone.token_ids
+
+    run(test)
+
+
+def test_the_tokens_of_a_reply_are_not_tokenized_again(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode="exact", **SAMPLED)
+            first = await chat.generate(SAID[0])
+            second = await chat.generate(SAID[1])
+            written = [*first.prompt_token_ids, *first.token_ids]
+            ends = first.token_ids[-1] in client.tokenizer.eos_token_ids
+            assert [*second.prompt_token_ids[: len(written) - ends]] == written[: len(written) - ends]
+            assert client.tokenizer.decode(second.prompt_token_ids) == client.tokenizer.decode(
+                client.prepare(chat.messages[:-1]).token_ids
+            )
+
+    run(test)
+
+
+def test_what_the_cloud_holds_is_not_sent_again(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            long = " ".join(["number of the list"] * 300)
+            chat = client.conversation(mode="exact", max_new_tokens=4, temperature=0)
+            first = (await chat.generate(long)).stats
+            second = (await chat.generate("and")).stats
+            assert first.bytes_up > first.prompt_tokens > 1000
+            assert second.bytes_up < 400
+
+    run(test)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.GATED, Mode.CLOUD])
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_cloud_that_holds_nothing_gets_the_whole_prompt(
+    tiny_pair: Path, target: TorchModel, mode: Mode, warm_start: bool
+) -> None:
+    """The cloud kept one text, of another turn, so that it refuses the reference."""
+
+    async def test() -> None:
+        limits = LimitsConfig(max_kept_texts=1)
+        async with a_client(target, tiny_pair, limits) as (client, server):
+            chat = client.conversation(mode=mode, warm_start=warm_start, **SAMPLED)
+            await chat.generate(SAID[0])
+            await client.generate(SAID[2], mode="cloud", **SAMPLED)
+            refused = server.cloud.supervisor.counters.refused
+            turn = await chat.generate(SAID[1])
+            assert server.cloud.supervisor.counters.refused == refused + 1
+            assert turn.stats.reconnects == 0
+            if mode is not Mode.GATED:
+                alone = await client.generate(PromptInput(turn.prompt_token_ids), mode="cloud", **SAMPLED)
+                assert turn.token_ids == alone.token_ids
+
+    run(test)
+
+
+def test_a_cloud_that_keeps_no_texts_is_never_asked_for_one(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair, LimitsConfig(max_kept_texts=0)) as (client, server):
+            chat = client.conversation(mode="exact", **SAMPLED)
+            for text in SAID:
+                await chat.generate(text)
+            assert server.cloud.supervisor.counters.refused == 0
+
+    run(test)
+
+
+def test_a_rewound_conversation_goes_on_from_there(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode="exact", **SAMPLED)
+            texts = [(await chat.generate(text)).text for text in SAID]
+            chat.rewind(1)
+            assert [turn.text for turn in chat.turns] == texts[:1]
+            again = await chat.generate(SAID[1])
+            assert again.text == texts[1], "the same text at the same positions, with the same seed"
+            assert again.stats.edge_cached_tokens > 0
+            other = await chat.regenerate(seed=6)
+            assert other.prompt_token_ids == again.prompt_token_ids
+            assert [turn.text for turn in chat.turns] == [texts[0], other.text]
+            chat.rewind(-2)
+            assert chat.turns == ()
+            with pytest.raises(InvalidRequest, match="turns: 1; the conversation has 0"):
+                chat.rewind(1)
+            with pytest.raises(InvalidRequest, match="no turn yet"):
+                await chat.regenerate()
+
+    run(test)
+
+
+def test_a_turn_that_failed_is_no_part_of_it_and_can_be_resumed(tiny_pair: Path, target: TorchModel) -> None:
+    async def cut(chat: Conversation, tokens: int, said: str | PartialGeneration) -> PartialGeneration:
+        cancellation, seen = Cancellation(), 0
+        async for event in chat.stream(said, cancellation=cancellation):
+            seen += isinstance(event, Committed)
+            if seen == tokens:
+                cancellation.cancel()
+            if isinstance(event, Failed):
+                assert isinstance(event.error, Cancelled)
+                assert event.error.partial is not None
+                return event.error.partial
+            assert not isinstance(event, Finished)
+        raise AssertionError("it has no end")
+
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            sampled = {**SAMPLED, "max_new_tokens": 60}
+            chat, whole = (client.conversation(mode="exact", **sampled) for _ in range(2))
+            for each in (chat, whole):
+                await each.generate(SAID[0])
+            expected = await whole.generate(SAID[1])
+            assert len(expected.token_ids) > 12
+            partial = await cut(chat, 4, SAID[1])
+            assert len(chat.turns) == 1
+            partial = await cut(chat, 3, partial)
+            await chat.generate(partial)
+            *_, turn = chat.turns
+            assert turn.token_ids == expected.token_ids
+            assert turn.text == expected.text
+            with pytest.raises(InvalidRequest, match="not of the turn that failed last"):
+                await chat.generate(partial)
+
+    run(test)
+
+
+def test_one_turn_is_written_at_a_time(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode="exact", **SAMPLED)
+            events = chat.stream(SAID[0])
+            await anext(events)
+            for refused in (chat.generate(SAID[1]), chat.regenerate()):
+                with pytest.raises(InvalidRequest, match="a turn is being written"):
+                    await refused
+            with pytest.raises(InvalidRequest, match="a turn is being written"):
+                chat.rewind(0)
+            await events.aclose()
+            assert chat.turns == ()
+            await chat.generate(SAID[1])
+
+    run(test)
+
+
+async def fill(chat: Conversation, room: int) -> list[Generation]:
+    """Write turns until they need more than the device's context, or one is refused."""
+    long = " ".join(["number"] * (room // 3))
+    return [await chat.generate(long) for _ in range(6)]
+
+
+def test_a_full_context_refuses_the_next_turn(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation("be brief", mode="exact", max_new_tokens=16)
+            with pytest.raises(PromptTooLong, match="set on_overflow to drop_oldest or cloud"):
+                await fill(chat, client.manifest.context_tokens)
+            assert chat.turns
+            assert len(chat.messages) == 1 + 2 * len(chat.turns)
+
+    run(test)
+
+
+def test_a_full_context_drops_the_oldest_turns(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation("be brief", on_overflow="drop_oldest", mode="exact", max_new_tokens=16)
+            room = client.manifest.context_tokens
+            turns = await fill(chat, room)
+            assert all(len(turn.prompt_token_ids) + 16 <= room for turn in turns)
+            assert chat.dropped_turns == len(turns) - len(chat.turns) > 0
+            assert chat.turns[-1].generation == turns[-1]
+            assert chat.messages[0] == {"role": "system", "content": "be brief"}
+
+    run(test)
+
+
+def test_a_full_context_lets_the_cloud_write_alone(tiny_pair: Path) -> None:
+    async def test() -> None:
+        manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+        large = FakeTarget(manifest.vocabulary_size, 4 * manifest.context_tokens)
+        async with a_client(large, tiny_pair) as (client, _):
+            chat = client.conversation("be brief", on_overflow="cloud", mode="exact", max_new_tokens=16)
+            turns = await fill(chat, client.manifest.context_tokens)
+            beyond = [turn for turn in turns if turn.stats.prompt_tokens >= client.manifest.context_tokens]
+            assert beyond
+            assert len(chat.turns) == len(turns)
+            assert all(origin.of_cloud for turn in beyond for origin in turn.origins)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"on_overflow": "cut"}, "on_overflow: 'cut' is none of refuse, drop_oldest, cloud"),
+        ({"committed_token_ids": (1,)}, "committed_token_ids"),
+        ({"raw": True}, "raw"),
+        ({"temprature": 1.0}, "did you mean 'temperature'"),
+    ],
+)
+def test_a_conversation_refuses_what_it_cannot_take(tiny_pair: Path, given: dict[str, Any], message: str) -> None:
+    client = EdgeClient(config_for("127.0.0.1:1"))
+    with pytest.raises(InvalidRequest, match=message):
+        client.conversation(**given)
+
+
+def test_async_and_sync_give_the_same_turns(tiny_pair: Path, target: TorchModel) -> None:
+    with serving_in_thread(target, tiny_pair) as (_, address):
+
+        async def turns() -> list[tuple[str, ...]]:
+            async with EdgeClient(config_for(address)) as client:
+                chat = client.conversation("be brief", mode="exact", **SAMPLED)
+                written = [(await chat.generate(text)).text for text in SAID[:2]]
+                streamed = [event.text async for event in chat.stream(SAID[2]) if isinstance(event, Committed)]
+                regenerated = (await chat.regenerate(seed=7)).text
+                chat.rewind(2)
+                return [tuple(written), tuple(streamed), (regenerated,), tuple(turn.text for turn in chat.turns)]
+
+        with SyncEdgeClient(config_for(address)) as client:
+            chat = client.conversation("be brief", mode="exact", **SAMPLED)
+            written = [chat.generate(text).text for text in SAID[:2]]
+            streamed = [event.text for event in chat.stream(SAID[2]) if isinstance(event, Committed)]
+            regenerated = chat.regenerate(seed=7).text
+            chat.rewind(2)
+            synced = [tuple(written), tuple(streamed), (regenerated,), tuple(turn.text for turn in chat.turns)]
+            assert chat.dropped_turns == 0
+            assert len(chat.messages) == 5
+            chat.close()
+        assert asyncio.run(turns()) == synced
