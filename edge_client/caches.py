@@ -1,4 +1,4 @@
-"""What both ends keep of a conversation between its turns."""
+"""The caches of a conversation: the state that both ends keep between its turns."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ OnOverflow = Literal["refuse", "drop_oldest", "cloud"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user said, and the reply."""
+    """A message of the user, and the reply."""
 
     messages: tuple[Message, ...]
     text: str  # of the reply

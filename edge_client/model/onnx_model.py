@@ -198,7 +198,7 @@ class OnnxSequence:
         self._closed = True
         if self._prompt_cache is not None and self.length:
             with suppress(RuntimeError):  # the model was closed
-                # After all steps: one that was cancelled may still write behind the text.
+                # After all steps: one that was cancelled may still write after the text.
                 self._model.worker.submit(self._cache.drop_branches, tuple(self._copies))
                 self._prompt_cache.keep(KeptText(self._model, self._cache, self.token_ids))
         self._text.token_ids = []

@@ -33,7 +33,7 @@ class PromptReader:
     ) -> PromptInput:
         """Return the prompt as tokens; see `EdgeClient.prepare`.
 
-        One that certainly fills more than so many `contexts` is refused unread.
+        One that certainly fills more than that many `contexts` is refused unread.
         """
         if tools is not None and (raw or isinstance(prompt, PromptInput)):
             raise InvalidRequest("tools: the chat template writes them; give messages, or one message that is not raw")
