@@ -128,7 +128,7 @@ def test_no_text_is_lost_while_both_servers_are_replaced(tiny_pair: Path, tmp_pa
             for client, text in zip(clients, texts, strict=True):
                 group.create_task(write_on(client, text))
             for address in addresses:
-                await until(partial(texts_are_written, seen, seen["text"] + 2), "the devices write")
+                await until(partial(texts_are_written, seen, seen["text"] + 2), "the devices write", patience_s=60.0)
                 await servers.replace(address)
             replaced.set()
 

@@ -23,6 +23,8 @@ from tests.support.processes.clients import SLOW, ending_of
 from tests.support.processes.commands import server_process
 from tests.support.processes.servers import serving
 
+pytestmark = pytest.mark.timeout(400)  # two of its servers import torch
+
 PROMPT = "the list of a number is"
 NEW_TOKENS = 100
 TEMPERATURE = 0.9
