@@ -281,7 +281,8 @@ def test_texts_leave_a_service_that_drains(tiny_pair: Path, grace_s: float) -> N
 @pytest.mark.parametrize("begun", [True, False])
 def test_with_all_services_down_a_text_ends_as_with_one(tiny_pair: Path, mode: str, begun: bool) -> None:
     gate = GateSettings(policy="threshold", risk=0.0)
-    hasty: dict[str, Any] = {"connect_timeout_ms": 400.0, "reconnect_timeout_ms": 400.0}
+    # Long enough for several attempts, of which the last one has time for its answer.
+    hasty: dict[str, Any] = {"connect_timeout_ms": 1_400.0, "reconnect_timeout_ms": 1_400.0}
 
     async def run() -> list[Event]:
         async with two_services(tiny_pair, fake_target(tiny_pair)) as servers:
@@ -308,11 +309,11 @@ def test_with_all_services_down_a_text_ends_as_with_one(tiny_pair: Path, mode: s
     assert isinstance(ending, Failed)
     assert isinstance(ending.error, CloudUnavailable)
     if begun:
-        assert "attempts to reconnect within 400 ms (cloud.reconnect_timeout_ms) failed" in ending.error.message
+        assert "attempts to reconnect within 1400 ms (cloud.reconnect_timeout_ms) failed" in ending.error.message
         assert len(committed(events)) >= 20
     else:
         assert ending.error.message.startswith(
-            "cloud: no address answers within 400 ms (cloud.connect_timeout_ms): 127.0.0.1:"
+            "cloud: no address answers within 1400 ms (cloud.connect_timeout_ms): 127.0.0.1:"
         )
         assert ending.error.message.count("nothing listens there") == 2
         assert ending.error.message.endswith("start it with `chaperone-cloud serve`, or correct cloud.address")
@@ -349,7 +350,7 @@ def test_cancelled_before_initial_metadata_is_retried_with_one_address_too(tiny_
         async with serving(fake_target(tiny_pair), tiny_pair) as (server, _):
             known = encode_capabilities(server.cloud.supervisor.capabilities)
         async with dead_proxy(known) as (proxy, dead):
-            async with EdgeClient(config(dead, reconnect_timeout_ms=1_000.0)) as client:
+            async with EdgeClient(config(dead, reconnect_timeout_ms=3_000.0)) as client:
                 events = await write(client, mode="exact")
             await until(lambda: proxy.streams > 2, "it was tried again")
             return events[-1]
