@@ -22,6 +22,8 @@ from chaperone_common.errors import ChaperoneError, ConfigError
 from tests.support.processes.commands import ROOT, environment
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.timeout(400)  # a run starts its own processes, and imports torch in some of them
+
 INEXACT = ("bild-0-0", "bild-0-9", "uhlm-0", "uhlm-0.4")  # BiLD has a lenient cloud for each of its leniencies
 STRATEGIES = (
     *("exact", "gated", "edge", "cloud", "sync-4", "overlap-4", "acespec-4", "specedge-4", "assisted"),
@@ -59,7 +61,7 @@ def options_of(prompts: Path, *arguments: str) -> list[str]:
 def start(program: tuple[str, str], prompts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *program, *options_of(prompts, *arguments)]
     return subprocess.run(
-        command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=150
+        command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=360
     )
 
 

@@ -17,10 +17,10 @@ import pytest
 from chaperone_common.session import Committed, Event
 from chaperone_common.types import Mode, OnDeviation
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
+from edge_client.config import CloudSettings, DeviceSettings, GateSettings
 from tests.support.chaos.texts import Text, check_text, fake_drafter, request_for, some_texts, written_alone
 from tests.support.fakes.target import FakeTarget, fake_target
-from tests.support.processes.clients import connected_to
+from tests.support.processes.clients import SLOW, connected_to
 from tests.support.processes.commands import server_process
 from tests.support.waiting import PATIENCE_S, until
 
@@ -28,7 +28,6 @@ DEVICES = 8
 LAME_DUCK_S, GRACE_S = 0.5, 2.0
 MARGIN_S = 30.0  # for a busy machine
 TEXT_S = 120.0  # a text that takes longer has hung
-SLOW = PlannerSettings(policy="fixed", span_tokens=2, spans_in_flight=2, run_ahead_tokens=4)
 Process = subprocess.Popen[bytes]
 
 
@@ -129,7 +128,7 @@ def test_no_text_is_lost_while_both_servers_are_replaced(tiny_pair: Path, tmp_pa
             for client, text in zip(clients, texts, strict=True):
                 group.create_task(write_on(client, text))
             for address in addresses:
-                await until(partial(texts_are_written, seen, seen["text"] + 2), "the devices write")
+                await until(partial(texts_are_written, seen, seen["text"] + 2), "the devices write", patience_s=60.0)
                 await servers.replace(address)
             replaced.set()
 

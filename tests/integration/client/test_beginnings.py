@@ -162,11 +162,12 @@ def test_the_audit_after_a_text_is_not_bound_by_its_time_limit(tiny_pair: Path) 
             EdgeClient(config_for(address, risk=1.0)) as client,
         ):
             await client.generate(PROMPT, mode="edge", max_new_tokens=1)  # makes the objects that are made once
-            text = client.stream(PROMPT, mode="gated", max_new_tokens=6, timeout=1.0)
+            await client.capabilities()
+            text = client.stream(PROMPT, mode="gated", max_new_tokens=6, timeout=3.0)
             assert isinstance(ending_of([event async for event in text]), Finished)
             await until(brake.reached.is_set, "the cloud reads for the audit")
             (audit,) = client._runs.audits
-            await asyncio.wait([audit], timeout=1.2)
+            await asyncio.wait([audit], timeout=3.2)
             pending = not audit.done()
             brake.let_go.set()
             await asyncio.wait_for(audit, PATIENCE_S)

@@ -22,7 +22,7 @@ from tests.support.fakes.target import Brake, fake_target
 from tests.support.processes.clients import IMPATIENT, NOBODY, config_for, ending_of
 from tests.support.processes.commands import server_process, start_client
 from tests.support.processes.servers import serving
-from tests.support.waiting import until
+from tests.support.waiting import START_S, until
 
 PROMPT = "the list of a number is"
 NO_RECONNECT = CloudSettings(reconnect_timeout_ms=0)
@@ -121,6 +121,7 @@ def test_a_slow_server_is_one_timeout(tiny_pair: Path, blocks: str, cloud: Cloud
 # --- A lost cloud ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(400)  # the server imports torch
 def test_exact_can_be_resumed_after_the_server_was_killed(tiny_pair: Path, target: TargetModel, seed: int) -> None:
     """After SIGKILL during a stream, another server writes the rest as if nothing had happened."""
     parameters: dict[str, Any] = {"mode": "exact", "temperature": 0.9, "seed": seed, "max_new_tokens": 120}
@@ -210,7 +211,7 @@ def test_a_disconnected_device_frees_its_session(tiny_pair: Path, how: str) -> N
             try:
                 if how == "is killed":
                     process = start_client("--cloud", address, "--mode", "cloud", PROMPT)
-                    await until(brake.reached.is_set, "the cloud reads")
+                    await until(brake.reached.is_set, "the cloud reads", START_S)
                     assert server.cloud.supervisor.sessions == 1
                     process.kill()
                     process.communicate()

@@ -165,7 +165,7 @@ def test_a_client_reconnects_to_a_restarted_cloud(tiny_pair: Path, target: Targe
 def test_reconnecting_ends_after_its_timeout(tiny_pair: Path, target: TargetModel, seed: int, mode: str) -> None:
     async def run() -> list[Event]:
         async with serving(target, tiny_pair) as (_, address), forwarding(address) as forwarder:
-            cloud = CloudSettings(reconnect_timeout_ms=400.0)
+            cloud = CloudSettings(reconnect_timeout_ms=1_400.0)
 
             def vanish() -> None:
                 forwarder.upstream = None
@@ -182,7 +182,7 @@ def test_reconnecting_ends_after_its_timeout(tiny_pair: Path, target: TargetMode
         return
     assert isinstance(ending, Failed)
     assert isinstance(ending.error, CloudUnavailable)
-    assert "attempts to reconnect within 400 ms (cloud.reconnect_timeout_ms) failed" in ending.error.message
+    assert "attempts to reconnect within 1400 ms (cloud.reconnect_timeout_ms) failed" in ending.error.message
     assert 20 <= ending.stats.completion_tokens == len(committed(events)) < NEW_TOKENS
 
 
@@ -254,7 +254,7 @@ def test_a_reconnected_device_does_not_pay_for_its_prompt_again(tiny_pair: Path,
 def test_the_session_of_a_lost_device_is_dropped_after_the_grace(tiny_pair: Path, digest: str) -> None:
     async def run() -> None:
         async with (
-            serving(fake_target(tiny_pair), tiny_pair, reconnect_grace_s=0.2) as (server, address),
+            serving(fake_target(tiny_pair), tiny_pair, reconnect_grace_s=3.0) as (server, address),
             raw_channel(address) as channel,
         ):
             await cut_off(server, RawStream(channel), digest, (5, 6, 7))

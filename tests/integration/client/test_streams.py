@@ -13,7 +13,7 @@ import pytest
 
 from chaperone_common.command.console import visible
 from tests.support.processes.commands import ROOT, environment, on_a_terminal
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import START_S
 
 TINY = "generate --pair tiny --mode edge --max-new-tokens 5"
 UNWRITTEN = "chaperone: standard output: "
@@ -32,7 +32,7 @@ def shell(command: str, **extra: str) -> tuple[int, str, str]:
         capture_output=True,
         env=environment(**extra),
         cwd=ROOT,
-        timeout=PATIENCE_S,
+        timeout=START_S,
         check=False,
     )
     return ended.returncode, ended.stdout.decode(), ended.stderr.decode()

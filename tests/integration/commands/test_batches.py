@@ -21,7 +21,7 @@ from tests.support.fakes.target import fake_target
 from tests.support.processes.clients import impatient_options
 from tests.support.processes.commands import environment, with_file_size
 from tests.support.processes.servers import serving_in_thread
-from tests.support.waiting import PATIENCE_S, wait_until
+from tests.support.waiting import PATIENCE_S, START_S, wait_until
 
 SHORT = ("--mode", "edge", "--max-new-tokens", "4")
 
@@ -229,7 +229,7 @@ def start(
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=START_S)
     return process.returncode, (out or b"").decode(), err.decode()
 
 
@@ -250,7 +250,9 @@ def test_a_live_pipe_is_read_line_by_line_and_control_c_ends_the_wait(
         pipe.write(b'{"id": 1, "prompt": "x"}\n')
         pipe.flush()
         if target == "out.jsonl":
-            wait_until(lambda: Path(to).exists() and Path(to).read_bytes().endswith(b"\n"), "the result is there")
+            wait_until(
+                lambda: Path(to).exists() and Path(to).read_bytes().endswith(b"\n"), "the result is there", START_S
+            )
             first = Path(to).read_bytes()
         else:
             first = process.stdout.readline()
@@ -267,7 +269,7 @@ def test_a_live_pipe_is_read_line_by_line_and_control_c_ends_the_wait(
 def test_control_c_during_a_batch_keeps_finished_lines(tiny_pair: Path, prompts: Path, out: Path) -> None:
     prompts.write_text('{"id": 1, "prompt": "x", "max_new_tokens": 2}\n{"id": 2, "prompt": "x"}\n')
     process = start("--prompts", prompts, "--out", out, "--mode", "edge", "--max-new-tokens", "4000")
-    wait_until(lambda: out.exists() and out.read_bytes().endswith(b"\n"), "the first result is there")
+    wait_until(lambda: out.exists() and out.read_bytes().endswith(b"\n"), "the first result is there", START_S)
     process.send_signal(signal.SIGINT)
     assert ended(process) == (130, "", "")
     assert ids(out) == [1]
@@ -311,7 +313,7 @@ def test_a_second_run_with_the_same_file_is_refused(
     assert first.stdin is not None
     first.stdin.write(b'{"id": 1, "prompt": "x"}\n')
     first.stdin.flush()
-    wait_until(lambda: out.exists() and out.read_bytes().endswith(b"\n"), "the first run is under way")
+    wait_until(lambda: out.exists() and out.read_bytes().endswith(b"\n"), "the first run is under way", START_S)
     assert generate("--prompts", prompts, "--out", out, *SHORT) == 2
     assert "another run is writing it" in capsys.readouterr().err
     assert ended(first)[0] == 0

@@ -20,7 +20,7 @@ from cloud_supervisor.cli import main as cloud_main
 from cloud_supervisor.server import Server
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
-from tests.support.processes.clients import NOBODY, impatient_options
+from tests.support.processes.clients import NOBODY, impatient_options, retracting_options
 from tests.support.processes.servers import serving_in_thread
 
 PROMPT = "the list of a number is"
@@ -65,8 +65,11 @@ def test_argument_and_standard_input_are_the_same_prompt(
 
 
 @pytest.mark.parametrize("mode", ["exact", "gated", "cloud", "edge"])
-def test_json_has_the_documented_keys(address: str, capsys: pytest.CaptureFixture[str], mode: str) -> None:
-    options = ("--cloud", address, "--mode", mode, "--max-new-tokens", "9", "--closing-audit")
+def test_json_has_the_documented_keys(
+    address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, mode: str
+) -> None:
+    gate = retracting_options(tmp_path) if mode == "gated" else ()
+    options = ("--cloud", address, "--mode", mode, *gate, "--max-new-tokens", "9", "--closing-audit")
     assert generate(*options, "--json", PROMPT) == 0
     result = json.loads(capsys.readouterr().out)
     assert result.keys() == RESULT_KEYS

@@ -13,6 +13,7 @@ import pytest
 from edge_client import Decision, EdgeClient, EdgeConfig, Mode
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
+from tests.support.processes.clients import retracting_options
 from tests.support.processes.servers import serving_in_thread
 
 PROMPT = "the quetzal of a number is"
@@ -37,9 +38,10 @@ def lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, list[dict[str, Any]]
 
 @pytest.mark.parametrize("mode", ["exact", "gated", "cloud", "edge"])
 def test_explain_prints_a_line_per_decision_and_keeps_the_text(
-    address: str, capsys: pytest.CaptureFixture[str], mode: str
+    address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, mode: str
 ) -> None:
-    options = ("--cloud", address, "--mode", mode, "--max-new-tokens", "16", PROMPT)
+    gate = retracting_options(tmp_path) if mode == "gated" else ()
+    options = ("--cloud", address, "--mode", mode, *gate, "--max-new-tokens", "16", PROMPT)
     assert generate(*options) == 0
     text, decisions = lines(capsys)
     assert decisions == []

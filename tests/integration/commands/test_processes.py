@@ -25,7 +25,7 @@ from tests.support.cloud.raw_stream import RawStream, opening
 from tests.support.fakes.target import Brake, fake_target
 from tests.support.processes.commands import environment, on_a_terminal, server_process, start_client, start_python
 from tests.support.processes.servers import serving
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S, START_S, until
 
 PROMPT = "the list of a number is"
 
@@ -62,7 +62,7 @@ def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytes
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
     """Return exit code, output and errors."""
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=START_S)
     return process.returncode, out, err.decode()
 
 
@@ -88,7 +88,7 @@ def test_control_c_exits_with_130_and_frees_the_session(tiny_pair: Path) -> None
         async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
             try:
                 process = start_client("--cloud", address, PROMPT)
-                await until(brake.reached.is_set, "the cloud reads")
+                await until(brake.reached.is_set, "the cloud reads", START_S)
                 process.send_signal(signal.SIGINT)
                 result = await asyncio.to_thread(ended, process)
                 await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
@@ -137,7 +137,7 @@ def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -
         async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
             try:
                 process = start_python("-c", SCRIPT, address)
-                await until(brake.reached.is_set, "the cloud reads")
+                await until(brake.reached.is_set, "the cloud reads", START_S)
                 process.send_signal(signal.SIGINT)
                 result = await asyncio.to_thread(ended, process)
                 await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
@@ -156,9 +156,12 @@ chance, stopped = random.Random(0), 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
     client.generate("the list", mode="edge", max_new_tokens=8)
-    began = time.perf_counter()
-    whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
-    took = time.perf_counter() - began
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
+        times.append(time.perf_counter() - began)
+    took = min(times)  # in one that was held up, most alarms would come after the text
     for _ in range(200):
         try:
             signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.01, 1.0) * took)
@@ -219,7 +222,10 @@ def test_a_closed_pipe_is_no_error(tiny_pair: Path) -> None:
 # --- The server's command --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, marks=pytest.mark.timeout(400)), signal.SIGINT],  # the first server imports torch
+)
 def test_serve_prints_its_address_and_stops_cleanly(
     tiny_pair: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +278,7 @@ def test_control_c_during_imports_ends_silently(command: str, arguments: list[st
     with suppress(subprocess.TimeoutExpired):
         process.wait(delay_s)  # no traceback at any moment
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE_S)
+    _, errors = process.communicate(timeout=START_S)
     assert process.returncode in (130, -signal.SIGINT, 0, 1), "interrupted, or done before"
     assert b"Traceback" not in errors
 

@@ -123,7 +123,7 @@ def test_the_event_loop_runs_on_while_a_prompt_is_read(model: OnnxModel, context
 
 
 def test_a_cancelled_prompt_stops_early_even_if_its_sequence_is_closed(model: OnnxModel, context_tokens: int) -> None:
-    async def scenario() -> None:
+    async def is_early() -> bool:
         prompt = tokens(6, context_tokens)
         whole = await seconds(model.new_sequence().step(prompt))
         cancelled, waiting = model.new_sequence(), model.new_sequence()
@@ -133,15 +133,17 @@ def test_a_cancelled_prompt_stops_early_even_if_its_sequence_is_closed(model: On
         with pytest.raises(asyncio.CancelledError):
             await reading
         cancelled.close()
-        assert await seconds(waiting.step([1])) < whole / 2
+        waited = await seconds(waiting.step([1]))
         assert waiting.length == 1
+        return waited < whole / 2
 
     async def seconds(step: Awaitable[DraftStep]) -> float:
         started = time.perf_counter()
         await step
         return time.perf_counter() - started
 
-    asyncio.run(scenario())
+    # By the wall clock: another process may hold the wait up, but not three times.
+    assert any(asyncio.run(is_early()) for _ in range(3))
 
 
 def test_a_sequence_stays_usable_in_another_event_loop(model: OnnxModel) -> None:

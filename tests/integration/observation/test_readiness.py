@@ -55,7 +55,7 @@ def test_readiness_follows_the_life_of_a_server(tiny_pair: Path, digest: str) ->
             stream.cancel()
             await until(lambda: server.cloud.supervisor.sessions == 0, "the stream ended")
         assert await readiness(server) == (200, "ready")
-        stopping = asyncio.create_task(server.stop(0, lame_duck_seconds=0.2))
+        stopping = asyncio.create_task(server.stop(0, lame_duck_seconds=3.0))
         await until(lambda: server.readiness != "ready", "the server leaves")
         assert await readiness(server) == (503, "draining")
         await stopping

@@ -8,7 +8,7 @@ import pytest
 
 from cloud_supervisor.cli import main as cloud
 from tests.support.processes.commands import start_python
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import START_S
 
 WITHOUT_RAY = """
 import sys
@@ -45,6 +45,6 @@ def test_fewer_replicas_at_most_than_at_least_are_refused(tmp_path: Path, capsys
 
 def test_without_the_extra_the_command_names_it(tiny_pair: Path) -> None:
     process = start_python("-c", WITHOUT_RAY)
-    _, errors = process.communicate(timeout=PATIENCE_S)
+    _, errors = process.communicate(timeout=START_S)
     assert process.returncode == 1
     assert "pip install 'chaperone-llm[cloud,ray]'" in errors.decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -24,13 +25,13 @@ from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.security.tokens import TokenFile
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import CloudSettings, DeviceSettings, GateSettings
+from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
 from edge_client.link.addresses import rendezvous_order
 from edge_client.link.peer import Peer
 from tests.support.fakes.clock import ManualClock
 from tests.support.fakes.target import fake_target
 from tests.support.links.forwarder import forwarding
-from tests.support.processes.clients import NOBODY, connected_to, ending_of
+from tests.support.processes.clients import NOBODY, SLOW, connected_to, ending_of
 from tests.support.processes.commands import server_process
 from tests.support.processes.proxies import dead_proxy, silent_port
 from tests.support.processes.servers import serving
@@ -45,7 +46,9 @@ GATES = {
 }
 
 
-def config(*addresses: str, gate: GateSettings | None = None, **cloud: Any) -> EdgeConfig:
+def config(
+    *addresses: str, gate: GateSettings | None = None, planner: PlannerSettings | None = None, **cloud: Any
+) -> EdgeConfig:
     patience = {"connect_timeout_ms": PATIENCE_S * 1e3, "reconnect_timeout_ms": PATIENCE_S * 1e3}
     return EdgeConfig(
         pair="tiny",
@@ -53,6 +56,7 @@ def config(*addresses: str, gate: GateSettings | None = None, **cloud: Any) -> E
         cloud=CloudSettings(address=addresses, **{**patience, **cloud}),
         device=DeviceSettings(threads=1, allow_spinning=False),
         gate=gate or GateSettings(),
+        planner=planner or PlannerSettings(),
     )
 
 
@@ -133,9 +137,10 @@ def test_a_text_continues_at_the_other_process_after_a_kill(tiny_pair: Path, mod
         for _ in range(2):
             process, address = await asyncio.to_thread(stack.enter_context, server_process(fake_model=True))
             processes[address] = process
-        async with EdgeClient(config(*processes, gate=GATES[mode])) as client:
+        settings = config(*processes, gate=GATES[mode], planner=SLOW)
+        async with EdgeClient(settings) as client:
             seed, whole = await long_text(client)
-        async with EdgeClient(config(*processes, gate=GATES[mode])) as client:  # connects to one of them only
+        async with EdgeClient(settings) as client:  # connects to one of them only
 
             def kill() -> None:
                 (address,) = connected_to(client)
@@ -189,7 +194,8 @@ def test_an_address_that_is_back_is_used_again_after_a_while(tiny_pair: Path) ->
             async with forwarding(upstream) as forwarder:
                 peer = Peer(config(forwarder.address, other).cloud, manifest, clock=clock)
                 addresses = [forwarder.address, other]
-                session_id = next(each for each in "abcdefghijklmnop" if rendezvous_order(each, addresses)[0] != other)
+                sessions = map(str, itertools.count())
+                session_id = next(each for each in sessions if rendezvous_order(each, addresses)[0] != other)
 
                 async def first() -> str:
                     return (await peer.connect(session_id)).sites[0].address
@@ -217,11 +223,11 @@ def test_a_text_that_moves_stays_one_trace(tiny_pair: Path) -> None:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
 
     async def run() -> None:
-        async with (
-            two_services(tiny_pair, fake_target(tiny_pair)) as servers,
-            EdgeClient(config(*servers), tracer=provider.get_tracer("app")) as client,
-        ):
-            await write(client, mode="exact", after=5, act=lambda: holder(servers).stop(0))
+        async with two_services(tiny_pair, fake_target(tiny_pair)) as servers:
+            async with EdgeClient(config(*servers)) as untraced:
+                seed, _ = await long_text(untraced)
+            async with EdgeClient(config(*servers), tracer=provider.get_tracer("app")) as client:
+                await write(client, mode="exact", seed=seed, after=5, act=lambda: holder(servers).stop(0))
 
     asyncio.run(run())
     (text,) = [span for span in exporter.get_finished_spans() if span.name == "chaperone.generation"]
@@ -275,7 +281,8 @@ def test_texts_leave_a_service_that_drains(tiny_pair: Path, grace_s: float) -> N
 @pytest.mark.parametrize("begun", [True, False])
 def test_with_all_services_down_a_text_ends_as_with_one(tiny_pair: Path, mode: str, begun: bool) -> None:
     gate = GateSettings(policy="threshold", risk=0.0)
-    hasty = {"connect_timeout_ms": 400.0, "reconnect_timeout_ms": 400.0}
+    # Long enough for several attempts, of which the last one has time for its answer.
+    hasty: dict[str, Any] = {"connect_timeout_ms": 1_400.0, "reconnect_timeout_ms": 1_400.0}
 
     async def run() -> list[Event]:
         async with two_services(tiny_pair, fake_target(tiny_pair)) as servers:
@@ -302,11 +309,11 @@ def test_with_all_services_down_a_text_ends_as_with_one(tiny_pair: Path, mode: s
     assert isinstance(ending, Failed)
     assert isinstance(ending.error, CloudUnavailable)
     if begun:
-        assert "attempts to reconnect within 400 ms (cloud.reconnect_timeout_ms) failed" in ending.error.message
+        assert "attempts to reconnect within 1400 ms (cloud.reconnect_timeout_ms) failed" in ending.error.message
         assert len(committed(events)) >= 20
     else:
         assert ending.error.message.startswith(
-            "cloud: no address answers within 400 ms (cloud.connect_timeout_ms): 127.0.0.1:"
+            "cloud: no address answers within 1400 ms (cloud.connect_timeout_ms): 127.0.0.1:"
         )
         assert ending.error.message.count("nothing listens there") == 2
         assert ending.error.message.endswith("start it with `chaperone-cloud serve`, or correct cloud.address")
@@ -343,7 +350,7 @@ def test_cancelled_before_initial_metadata_is_retried_with_one_address_too(tiny_
         async with serving(fake_target(tiny_pair), tiny_pair) as (server, _):
             known = encode_capabilities(server.cloud.supervisor.capabilities)
         async with dead_proxy(known) as (proxy, dead):
-            async with EdgeClient(config(dead, reconnect_timeout_ms=1_000.0)) as client:
+            async with EdgeClient(config(dead, reconnect_timeout_ms=3_000.0)) as client:
                 events = await write(client, mode="exact")
             await until(lambda: proxy.streams > 2, "it was tried again")
             return events[-1]

@@ -65,7 +65,7 @@ def test_a_device_that_does_not_read_loses_its_sessions(
     tiny_pair: Path, digest: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     observed = Observed()
-    limits = LimitsConfig(max_sessions=8, write_timeout_s=0.1)
+    limits = LimitsConfig(max_sessions=8, write_timeout_s=2.0)
 
     async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
         async with hostile_connection(address, window=0) as deaf:

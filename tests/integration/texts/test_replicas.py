@@ -15,13 +15,15 @@ from chaperone_common.types import OnDeviation, Origin
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import CloudSettings, DeviceSettings, GateSettings
+from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
 from tests.support.fakes.target import fake_target
 from tests.support.links.forwarder import Forwarder, forwarding
 from tests.support.models import oracle
-from tests.support.processes.clients import ending_of
+from tests.support.processes.clients import SLOW, ending_of
 from tests.support.processes.commands import server_process
 from tests.support.processes.servers import serving
+
+pytestmark = pytest.mark.timeout(400)  # two of its servers import torch
 
 PROMPT = "the list of a number is"
 NEW_TOKENS = 100
@@ -34,13 +36,14 @@ GATES = {
 }
 
 
-def config(address: str, gate: GateSettings) -> EdgeConfig:
+def config(address: str, gate: GateSettings, planner: PlannerSettings | None = None) -> EdgeConfig:
     return EdgeConfig(
         pair="tiny",
         closing_audit=True,
         cloud=CloudSettings(address=address, connect_timeout_ms=20_000.0),
         device=DeviceSettings(threads=1, allow_spinning=False),
         gate=gate,
+        planner=planner or PlannerSettings(),
     )
 
 
@@ -68,11 +71,18 @@ def whole(tiny_pair: Path, target: TorchModel) -> tuple[int, list[int]]:
     return long_text(tiny_pair, target)
 
 
-async def write(address: str, mode: str, gate: GateSettings, seed: int, acts: Mapping[int, Act]) -> list[Event]:
+async def write(
+    address: str,
+    mode: str,
+    gate: GateSettings,
+    seed: int,
+    acts: Mapping[int, Act],
+    planner: PlannerSettings | None = None,
+) -> list[Event]:
     """Return the events of a text through a forwarder; each act runs when its number of tokens is final."""
     due = dict(acts)
     events: list[Event] = []
-    async with forwarding(address) as forwarder, EdgeClient(config(forwarder.address, gate)) as client:
+    async with forwarding(address) as forwarder, EdgeClient(config(forwarder.address, gate, planner)) as client:
         parameters: dict[str, Any] = {"temperature": TEMPERATURE, "seed": seed, "max_new_tokens": NEW_TOKENS}
         async for event in client.stream(PROMPT, mode=mode, **parameters):
             events.append(event)
@@ -110,7 +120,7 @@ def test_a_text_continues_on_another_process_after_a_kill(
             first.kill()
             first.wait()
 
-        events = asyncio.run(write(address, mode, GATES[mode], seed, {30: kill}))
+        events = asyncio.run(write(address, mode, GATES[mode], seed, {30: kill}, SLOW))
     assert text_of(events) == expected
     assert reconnects(events) == 1
 
@@ -128,7 +138,7 @@ def test_a_text_continues_after_a_restart_of_its_process(tiny_pair: Path, mode: 
             _, again = stack.enter_context(server_process("--listen", address, fake_model=True))
             assert again == address
 
-        events = asyncio.run(write(address, mode, GATES[mode], seed, {30: restart}))
+        events = asyncio.run(write(address, mode, GATES[mode], seed, {30: restart}, SLOW))
     assert text_of(events) == expected
     assert reconnects(events) == 1
 
@@ -147,7 +157,7 @@ def test_a_text_moves_to_another_process_and_back_without_a_fault(
                 50: lambda forwarder: forwarder.move(address),
                 75: lambda forwarder: forwarder.move(replica),
             }
-            events = await write(address, mode, GATES[mode], seed, acts)
+            events = await write(address, mode, GATES[mode], seed, acts, SLOW)
             assert server.cloud.supervisor.counters.refused == 0
             return events
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chaperone_common.session import Event, Failed, Finished
+from chaperone_common.types import OnDeviation
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
@@ -39,6 +40,9 @@ def config_for(
 
 NOBODY = "127.0.0.1:1"  # no server listens there
 IMPATIENT = CloudSettings(connect_timeout_ms=300.0)  # for an absent server, which is waited for in full
+# The cloud is never more than a few tokens ahead, so that a server that goes leaves its text unfinished. Otherwise it
+# may have written the rest by itself, and nothing is left to continue elsewhere.
+SLOW = PlannerSettings(policy="fixed", span_tokens=2, spans_in_flight=2, run_ahead_tokens=4)
 
 
 def impatient_options(folder: Path) -> tuple[str, ...]:
@@ -46,6 +50,16 @@ def impatient_options(folder: Path) -> tuple[str, ...]:
     path = folder / "impatient.yaml"
     path.write_text(f"cloud:\n  connect_timeout_ms: {IMPATIENT.connect_timeout_ms}\n", encoding="utf-8")
     return "--config", str(path), "--cloud", NOBODY
+
+
+def retracting_options(folder: Path) -> tuple[str, ...]:
+    """Return options of `chaperone generate` with which two texts of `gated` are equal; they write a file.
+
+    Otherwise timing decides which tokens the cloud is asked about, and so the text.
+    """
+    path = folder / "retracting.yaml"
+    path.write_text(f"gate:\n  on_deviation: {OnDeviation.RETRACT}\n", encoding="utf-8")
+    return "--config", str(path)
 
 
 def connected_to(client: EdgeClient) -> list[str]:

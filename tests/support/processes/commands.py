@@ -83,7 +83,7 @@ def server_process(*arguments: str, fake_model: bool = False) -> Iterator[tuple[
         *("--threads", "1", "--listen", "127.0.0.1:0", *arguments),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT)
-    alarm = threading.Timer(60.0, process.kill)  # ends the read below if the server never starts
+    alarm = threading.Timer(150.0, process.kill)  # ends the read below if the server never starts
     alarm.start()
     try:
         assert process.stdout is not None
