@@ -42,7 +42,7 @@ async def a_client(
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 150))
 
 
 @pytest.mark.parametrize("mode", Mode)
