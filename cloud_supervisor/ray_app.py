@@ -23,11 +23,12 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, 
 from ray.serve.schema import LoggingConfig
 
 from chaperone_common.address import host_and_port
+from chaperone_common.command.signals import ended_at_once, first_and_second_signal
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.hosting.entrance import build_entrance
 from cloud_supervisor.hosting.loading import Weights
-from cloud_supervisor.hosting.process import check_free, ended_at_once, first_and_second_signal
+from cloud_supervisor.hosting.process import check_free
 from cloud_supervisor.hosting.replica import Bell, QueueTimePolicy, Replica
 from cloud_supervisor.service import LAST_FAILURES_S
 

@@ -19,6 +19,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chaperone_common.clock import MonotonicClock
+from chaperone_common.command.signals import ended_at_once, first_and_second_signal
 from chaperone_common.errors import ConfigError
 from chaperone_common.wire import SERVICE
 from cloud_supervisor.assembly import Cloud
@@ -27,12 +28,7 @@ from cloud_supervisor.hosting.entrance import Entrance, build_entrance
 from cloud_supervisor.hosting.grpc_calls import handler_of
 from cloud_supervisor.hosting.loading import Weights
 from cloud_supervisor.hosting.monitoring import Monitoring, Readiness
-from cloud_supervisor.hosting.process import (
-    check_free,
-    ended_at_once,
-    first_and_second_signal,
-    raise_descriptor_limit,
-)
+from cloud_supervisor.hosting.process import check_free, raise_descriptor_limit
 from cloud_supervisor.service import LAST_FAILURES_S, SupervisionService
 
 _LOG = logging.getLogger(__name__)

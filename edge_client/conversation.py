@@ -102,6 +102,11 @@ class Conversation:
         return said
 
     @property
+    def busy(self) -> bool:
+        """True while a turn is being written."""
+        return self._writing is not None
+
+    @property
     def dropped_turns(self) -> int:
         """Turns that were dropped because the context was full; see `on_overflow`."""
         return self._dropped

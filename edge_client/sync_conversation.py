@@ -39,6 +39,11 @@ class SyncConversation:
         return self._conversation.messages
 
     @property
+    def busy(self) -> bool:
+        """See `Conversation.busy`."""
+        return self._conversation.busy
+
+    @property
     def dropped_turns(self) -> int:
         """See `Conversation.dropped_turns`."""
         return self._conversation.dropped_turns

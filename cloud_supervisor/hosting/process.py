@@ -1,31 +1,16 @@
-"""The process of a host: its signals, its files and its port."""
+"""The process of a host: its files and its port."""
 
 from __future__ import annotations
 
 import logging
-import os
 import resource
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType
 
-from chaperone_common.command.program import EXIT_SIGNAL
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.config import LimitsConfig
 
 _LOG = logging.getLogger(__name__)
-
-
-def ended_at_once() -> AbstractContextManager[None]:
-    """Within the block let SIGTERM end the process, also as the first process of a container; Ctrl-C does anyway."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        os._exit(EXIT_SIGNAL + number)
-
-    return _signals_handled(handle)
 
 
 def raise_descriptor_limit(limits: LimitsConfig) -> None:
@@ -35,32 +20,6 @@ def raise_descriptor_limit(limits: LimitsConfig) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < (needed := 2 * limits.max_streams):
         _LOG.warning("only %d files may be open, and %d connections would lock others out (ulimit -n)", hard, needed)
-
-
-def first_and_second_signal(stop: Callable[[], object]) -> AbstractContextManager[None]:
-    """Within the block let the first SIGINT or SIGTERM call `stop`, and the second one end the process at once.
-
-    These are Python's own handlers, not the event loop's. So the second signal works even if the loop is stuck.
-    """
-    received: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            os._exit(EXIT_SIGNAL + number)
-        received.append(number)
-        stop()
-
-    return _signals_handled(handle)
-
-
-@contextmanager
-def _signals_handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_free(address: str) -> None:

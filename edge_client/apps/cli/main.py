@@ -19,6 +19,7 @@ from edge_client.apps.cli.audit import add_audit
 from edge_client.apps.cli.calibrate import add_calibrate
 from edge_client.apps.cli.generate import add_generate
 from edge_client.apps.cli.options import Commands
+from edge_client.apps.cli.serve import add_serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {version('chaperone-llm')}")
     commands: Commands = top.add_subparsers(required=True, metavar="COMMAND")
     add_generate(commands, exit_codes)
+    add_serve(commands)
     add_calibrate(commands)
     add_audit(commands)
     _add_link(commands, top)

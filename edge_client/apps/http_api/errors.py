@@ -1,0 +1,81 @@
+"""Errors in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from chaperone_common.errors import (
+    Cancelled,
+    ChaperoneError,
+    CloudLost,
+    CloudTimeout,
+    GenerationTimeout,
+    InvalidRequest,
+    ModelError,
+    Overloaded,
+    PeerMismatch,
+    PermissionDenied,
+    PromptTooLong,
+    Unauthenticated,
+)
+
+
+class ApiError(Exception):
+    """An error with the status and body of an HTTP answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        fields = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": fields}
+
+
+class _Kind(NamedTuple):
+    status: int
+    kind: str
+    code: str
+
+
+# The first match along an error's classes counts.
+_KINDS: dict[type[ChaperoneError], _Kind] = {
+    PromptTooLong: _Kind(400, "invalid_request_error", "context_length_exceeded"),
+    InvalidRequest: _Kind(400, "invalid_request_error", "invalid_value"),
+    Overloaded: _Kind(429, "rate_limit_error", "rate_limit_exceeded"),
+    CloudTimeout: _Kind(504, "server_error", "cloud_timeout"),
+    CloudLost: _Kind(503, "server_error", "cloud_unavailable"),
+    Unauthenticated: _Kind(502, "server_error", "cloud_unauthenticated"),
+    PermissionDenied: _Kind(502, "server_error", "cloud_permission_denied"),
+    PeerMismatch: _Kind(502, "server_error", "cloud_mismatch"),
+    ModelError: _Kind(500, "server_error", "model_error"),
+    GenerationTimeout: _Kind(504, "server_error", "timeout"),
+    Cancelled: _Kind(503, "server_error", "cancelled"),
+    ChaperoneError: _Kind(500, "server_error", "internal_error"),
+}
+
+
+def api_error(error: ChaperoneError) -> ApiError:
+    """Return an error of the SDK as one of the API."""
+    kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
+    param = error.message.partition(":")[0] if isinstance(error, InvalidRequest) else None
+    retry_after_s = None if error.retry_after_ms is None else error.retry_after_ms / 1e3
+    return ApiError(
+        kind.status, error.message, kind=kind.kind, code=kind.code, param=param, retry_after_s=retry_after_s
+    )

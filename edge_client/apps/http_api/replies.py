@@ -1,0 +1,151 @@
+"""The answers of OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chaperone_common.errors import ChaperoneError
+from chaperone_common.session import Committed, Finished
+from chaperone_common.stats import GenerationStats
+from chaperone_common.types import FinishReason
+from edge_client.generation import error_json
+
+# Of the statistics: those that say how far the large model stands by the text.
+_VERIFIED = (
+    "seed",
+    "round_trips",
+    "verified_tokens",
+    "overridden_tokens",
+    "skipped_tokens",
+    "unverified_tokens",
+    "deviations",
+    "promises_hold",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A text and its measurements."""
+
+    text: str
+    origins: tuple[str, ...]  # of each token
+    finish_reason: FinishReason
+    stats: GenerationStats
+    unverified: ChaperoneError | None = None  # the loss of the cloud, if the device continued alone
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer: its id, kind, time and model, which each part of it repeats."""
+
+    id: str
+    kind: str  # `chat.completion` or `text_completion`
+    created: int  # seconds since 1970
+    model: str
+
+    @property
+    def chats(self) -> bool:
+        """True for `/v1/chat/completions`."""
+        return self.kind == "chat.completion"
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the JSON of an answer that is not streamed."""
+        stats = [answer.stats for answer in answers]
+        return {
+            **self._head(self.kind),
+            **({"system_fingerprint": stats[0].model_digest} if stats[0].model_digest else {}),
+            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
+            "usage": usage(stats),
+            "chaperone": {
+                "choices": [
+                    {**_verified(answer.stats, answer.unverified), "origins": answer.origins} for answer in answers
+                ]
+            },
+        }
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        text: dict[str, Any] = {"text": answer.text}
+        if self.chats:
+            text = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+        return {"index": index, **text, "logprobs": None, "finish_reason": str(answer.finish_reason)}
+
+    def begins(self, index: int) -> str:
+        """Return the first event of a choice, which holds no text."""
+        return self._event(index, {"role": "assistant", "content": "", "refusal": None} if self.chats else "")
+
+    def token(self, index: int, event: Committed) -> str:
+        """Return the event of a token."""
+        text = {"content": event.text} if self.chats else event.text
+        return self._event(index, text, chaperone={"source": str(event.origin)})
+
+    def ends(self, index: int, event: Finished, unverified: ChaperoneError | None) -> list[str]:
+        """Return the last events of a choice: the rest of its text, and its end."""
+        rest = {"content": event.text} if self.chats else event.text
+        verified = _verified(event.stats, unverified)
+        last = self._event(index, {} if self.chats else "", finish_reason=str(event.finish_reason), chaperone=verified)
+        return [self._event(index, rest), last] if event.text else [last]
+
+    def usage(self, stats: Sequence[GenerationStats]) -> str:
+        """Return the event with the usage of all choices."""
+        return server_sent({**self._head(self._chunk_kind), "choices": [], "usage": usage(stats)})
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.chats else self.kind
+
+    def _event(
+        self,
+        index: int,
+        text: dict[str, Any] | str,
+        *,
+        finish_reason: str | None = None,
+        chaperone: dict[str, Any] | None = None,
+    ) -> str:
+        key = "delta" if self.chats else "text"
+        choice = {"index": index, key: text, "logprobs": None, "finish_reason": finish_reason}
+        chunk: dict[str, Any] = {**self._head(self._chunk_kind), "choices": [choice]}
+        return server_sent(chunk if chaperone is None else {**chunk, "chaperone": chaperone})
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def usage(stats: Sequence[GenerationStats]) -> dict[str, Any]:
+    """Return the usage of all choices: their prompt counts once."""
+    prompt = stats[0].prompt_tokens
+    completion = sum(each.completion_tokens for each in stats)
+    cached = max(stats[0].edge_cached_tokens, stats[0].cloud_cached_tokens)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
+    }
+
+
+def models(name: str, created: int) -> dict[str, Any]:
+    """Return the list of models: the one pair."""
+    return {"object": "list", "data": [model(name, created)]}
+
+
+def model(name: str, created: int) -> dict[str, Any]:
+    """Return the description of the pair."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "chaperone"}
+
+
+def server_sent(data: dict[str, Any] | str) -> str:
+    """Return a server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n"
+
+
+def _verified(stats: GenerationStats, unverified: ChaperoneError | None) -> dict[str, Any]:
+    """Return what the cloud verified of a text."""
+    verified: dict[str, Any] = {name: getattr(stats, name) for name in _VERIFIED}
+    verified["stats"] = stats.to_json()
+    if unverified is not None:
+        verified["unverified"] = error_json(unverified)
+    return verified

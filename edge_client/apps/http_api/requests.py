@@ -1,0 +1,273 @@
+"""The requests of OpenAI's API: parsed, checked, and turned into parameters of a generation.
+
+What this endpoint does not support is refused by name, unless the value asks for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chaperone_common.suggestion import did_you_mean
+from chaperone_common.types import Mode
+from edge_client.apps.http_api.errors import ApiError
+from edge_client.conversation import OnOverflow
+from edge_client.parameters import RequestParameters
+
+MOST_CHOICES = 8  # of one request
+MOST_STOPS = 16
+
+# The modes of Firebase AI Logic's hybrid inference, and ours that is nearest. `only_on_device` sends nothing.
+LOCALITIES = {
+    "only_on_device": Mode.EDGE,
+    "prefer_on_device": Mode.GATED,
+    "prefer_in_cloud": Mode.EXACT,
+    "only_in_cloud": Mode.CLOUD,
+}
+Locality = Literal["only_on_device", "prefer_on_device", "prefer_in_cloud", "only_in_cloud"]
+
+# Parameters that are not supported, with the values that ask for nothing; None always does.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False, 0),
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+# Parameters about the caller or the service, which change no text.
+_IGNORED = (
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+
+RequestT = TypeVar("RequestT", bound="_Request")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Strict):
+    """What a stream holds next to the text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ChaperoneOptions(_Strict):
+    """The inputs that OpenAI's API has no name for; `extra_body={"chaperone": {...}}` with its client."""
+
+    mode: Literal["exact", "gated", "edge", "cloud"] | None = None
+    locality: Locality | None = None
+    catch: float | None = None
+    max_deviation: float | None = None
+    max_cloud_share: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    on_overflow: OnOverflow | None = None
+
+
+class _Request(_Strict):
+    model: str = Field(min_length=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0)
+    stop: str | list[str] | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    chaperone: ChaperoneOptions | None = None
+
+    @property
+    def choices(self) -> int:
+        """Texts that are wanted."""
+        return self.n or 1
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit of a text."""
+        return self.max_tokens
+
+    def parameters(self) -> RequestParameters:
+        """Return the parameters of a generation; raises ApiError for a mode and a locality that contradict."""
+        options = self.chaperone or ChaperoneOptions()
+        return RequestParameters(
+            mode=_mode(options),
+            catch=options.catch,
+            max_deviation=options.max_deviation,
+            max_cloud_share=options.max_cloud_share,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=self.stop,
+            max_new_tokens=self.most_tokens,
+        )
+
+
+class ChatRequest(_Request):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(_Request):
+    """The body of `POST /v1/completions`."""
+
+    prompt: str | list[int] = Field(min_length=1)
+
+
+def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
+    """Return the request in a body; raises ApiError that names the field, the value and the remedy.
+
+    `model` is the only one that is served.
+    """
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"body: it is not JSON: {error}; send a JSON object", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise ApiError(400, "body: it is not a JSON object; send one", code="invalid_json")
+    wanted = {name: value for name, value in fields.items() if name not in _IGNORED}
+    wanted = {name: value for name, value in wanted.items() if name in kind.model_fields or _asks(name, value)}
+    for name, value in wanted.items():
+        if name in _UNSUPPORTED and name not in kind.model_fields:
+            raise ApiError(
+                400,
+                f"{name}: {_short(value)} is not supported here; leave it out",
+                code="unsupported_parameter",
+                param=name,
+            )
+        if name not in kind.model_fields:
+            raise ApiError(
+                400,
+                f"{name}: unknown parameter{did_you_mean(name, kind.model_fields)}",
+                code="unknown_parameter",
+                param=name,
+            )
+    try:
+        request = kind.model_validate(wanted)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    if request.model != model:
+        raise ApiError(
+            404,
+            f"model: {_short(request.model)} is not served here; use {model!r}",
+            code="model_not_found",
+            param="model",
+        )
+    if isinstance(request.stop, list) and len(request.stop) > MOST_STOPS:
+        raise ApiError(
+            400, f"stop: {len(request.stop)} texts; give at most {MOST_STOPS}", code="invalid_value", param="stop"
+        )
+    return request
+
+
+def said(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as chat templates take them: the content as one text, and a developer's as the system's.
+
+    Raises ApiError for parts that are no text, and for calls of tools.
+    """
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: Mapping[str, Any], field: str) -> dict[str, Any]:
+    plain = {name: value for name, value in message.items() if value is not None}
+    for name in ("tool_calls", "function_call", "audio"):
+        if plain.get(name):
+            raise ApiError(400, f"{field}.{name}: it is not supported here", code="unsupported_parameter", param=field)
+        plain.pop(name, None)
+    for name in ("refusal", "annotations"):  # of an answer that is sent back
+        plain.pop(name, None)
+    if plain.get("role") in ("tool", "function"):
+        raise ApiError(
+            400, f"{field}.role: {plain['role']!r} is not supported here", code="unsupported_value", param=field
+        )
+    if plain.get("role") == "developer":
+        plain["role"] = "system"
+    if isinstance(plain.get("content"), list):
+        plain["content"] = "\n".join(
+            _part(part, f"{field}.content[{index}]") for index, part in enumerate(plain["content"])
+        )
+    return plain
+
+
+def _part(part: object, field: str) -> str:
+    if not isinstance(part, Mapping):
+        raise ApiError(400, f"{field}: {_short(part)} is no part of a message", code="invalid_value", param=field)
+    if part.get("type") != "text":
+        raise ApiError(
+            400,
+            f"{field}.type: {_short(part.get('type'))} is not supported here; send text",
+            code="unsupported_value",
+            param=field,
+        )
+    if not isinstance(part.get("text"), str):
+        raise ApiError(400, f"{field}.text: {_short(part.get('text'))} is no text", code="invalid_value", param=field)
+    return str(part["text"])
+
+
+def _asks(name: str, value: object) -> bool:
+    """Return whether a parameter that is not supported asks for something."""
+    return name not in _UNSUPPORTED or not (value is None or value in _UNSUPPORTED[name])
+
+
+def _mode(options: ChaperoneOptions) -> Mode | None:
+    mode = None if options.mode is None else Mode(options.mode)
+    if options.locality is None:
+        return mode
+    if mode not in (None, LOCALITIES[options.locality]):
+        raise ApiError(
+            400,
+            f"chaperone.locality: {options.locality!r} is {LOCALITIES[options.locality]}, and mode is {mode}; give "
+            "one of both",
+            code="invalid_value",
+            param="chaperone.locality",
+        )
+    return LOCALITIES[options.locality]
+
+
+def _invalid(error: ValidationError) -> ApiError:
+    """Return the first problem that pydantic found."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    given = _short(first["input"])
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    shown = "" if first["type"] == "missing" else f"{given}: "
+    return ApiError(400, f"{path}: {shown}{first['msg']}", code=code, param=path)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,77 @@
+"""The endpoint's server; the only module that knows uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import uvicorn
+
+from chaperone_common.address import host_and_port
+from chaperone_common.command.signals import first_and_second_signal
+from chaperone_common.errors import ConfigError
+from edge_client.apps.http_api.app import Access, build_app
+from edge_client.client import EdgeClient
+
+GRACE_S = 30  # for answers that are being written, after the first signal
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to its caller, and reports when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def capture_signals(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def bound(address: str) -> socket.socket:
+    """Return a socket that is bound to `HOST:PORT`; raises ConfigError."""
+    host, port = host_and_port(address, any_port=True)
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        raise ConfigError(f"listen: {address!r} cannot be bound ({error.strerror}); use 127.0.0.1:PORT") from None
+    return listening
+
+
+async def serve(client: EdgeClient, access: Access, listening: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve until the first SIGINT or SIGTERM, and let answers end; the second one ends the process.
+
+    `ready` receives the URL.
+    """
+    settings = uvicorn.Config(
+        build_app(client, access),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = _Server(settings, lambda: ready(_url(listening)))
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        server.should_exit = True
+
+    with first_and_second_signal(functools.partial(loop.call_soon_threadsafe, stop)):
+        await server.serve([listening])
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"

@@ -1,0 +1,84 @@
+"""From the events of generations to server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from chaperone_common.errors import ChaperoneError
+from chaperone_common.session import Committed, Event, Failed, Finished, Unverified
+from chaperone_common.stats import GenerationStats
+from edge_client.apps.http_api.errors import api_error
+from edge_client.apps.http_api.replies import Answer, Reply, server_sent
+
+Write = Callable[[int], AsyncGenerator[Event, None]]  # the events of one choice, by its number
+
+
+async def streamed(reply: Reply, choices: int, write: Write, *, usage: bool) -> AsyncGenerator[str, None]:
+    """Yield the server-sent events of an answer, choice after choice.
+
+    Provisional text is not sent. Raises the error of a first choice that fails before its first token; any later error
+    is the last event.
+    """
+    stats: list[GenerationStats] = []
+    begun = False
+    try:
+        for index in range(choices):
+            async with aclosing(_choice(reply, index, write(index), stats)) as sent:
+                async for event in sent:
+                    begun = True
+                    yield event
+    except ChaperoneError as error:
+        if not begun:
+            raise
+        yield server_sent(api_error(error).body)
+        return
+    if usage:
+        yield reply.usage(stats)
+    yield server_sent("[DONE]")
+
+
+async def _choice(
+    reply: Reply, index: int, events: AsyncGenerator[Event, None], stats: list[GenerationStats]
+) -> AsyncGenerator[str, None]:
+    """Yield the server-sent events of one choice, and add its statistics; raises the error of a Failed event."""
+    unverified: ChaperoneError | None = None
+    begun = False
+    async with aclosing(events) as received:
+        async for event in received:
+            if isinstance(event, Committed | Finished) and not begun:
+                begun = True
+                yield reply.begins(index)
+            match event:
+                case Committed(text=text) if text:
+                    yield reply.token(index, event)
+                case Unverified(error=error):
+                    unverified = error
+                case Finished():
+                    stats.append(event.stats)
+                    for ending in reply.ends(index, event, unverified):
+                        yield ending
+                case Failed(error=error):
+                    raise error
+                case _:
+                    pass
+
+
+async def collected(events: AsyncGenerator[Event, None]) -> Answer:
+    """Return a text after its last event; raises the error of a Failed event."""
+    text, origins, unverified = "", list[str](), None
+    async with aclosing(events) as received:
+        async for event in received:
+            match event:
+                case Committed():
+                    text += event.text
+                    origins.append(str(event.origin))
+                case Unverified():
+                    unverified = event.error
+                case Failed():
+                    raise event.error
+                case Finished():
+                    return Answer(text + event.text, tuple(origins), event.finish_reason, event.stats, unverified)
+                case _:
+                    pass
+    raise RuntimeError("the generation has not ended")
