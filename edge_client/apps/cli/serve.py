@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from socket import socket
+from types import ModuleType
 
 from chaperone_common.address import host_and_port, is_loopback
 from chaperone_common.command.console import Console
@@ -16,12 +18,6 @@ from chaperone_common.types import Mode
 from edge_client.apps.cli.options import Commands, add_settings, config_of
 from edge_client.apps.cli.values import path
 from edge_client.client import EdgeClient
-from edge_client.config import EdgeConfig
-
-if TYPE_CHECKING:
-    import socket
-
-    from edge_client.apps.http_api.app import Access
 
 DEFAULT_LISTEN = "127.0.0.1:11435"
 _LEAST_KEY = 16  # characters
@@ -48,7 +44,7 @@ def add_serve(commands: Commands) -> None:
 
 def _run(console: Console, arguments: argparse.Namespace) -> int:
     try:
-        from edge_client.apps.http_api import app, server  # needs packages that few devices have
+        server = load_server()
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serve: the package {error.name} is not installed; run `pip install 'chaperone-llm[serve]'`"
@@ -63,17 +59,21 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
             f"listen: other machines reach {arguments.listen}, and everybody could use the endpoint; give "
             "--api-key-file, or listen on 127.0.0.1"
         )
-    access = app.Access(api_key, local_names=local)
-    asyncio.run(_serve(console, config, access, server.bound(arguments.listen)))
+    access = server.Access(api_key, local_names=local)
+
+    async def serve(listening: socket) -> None:
+        async with EdgeClient(config) as client:
+            await client.load()
+            await server.serve(client, access, listening, lambda url: console.line(f"serving {config.pair} on {url}"))
+
+    with server.bound(arguments.listen) as listening:  # before the model is loaded
+        asyncio.run(serve(listening))
     return EXIT_OK
 
 
-async def _serve(console: Console, config: EdgeConfig, access: Access, listening: socket.socket) -> None:
-    from edge_client.apps.http_api.server import serve
-
-    async with EdgeClient(config) as client:
-        await client.load()
-        await serve(client, access, listening, lambda url: console.line(f"serving {config.pair} on {url}"))
+def load_server() -> ModuleType:
+    """Return the server's module, which needs packages that few devices have; raises ModuleNotFoundError."""
+    return import_module("edge_client.apps.http_api.server")
 
 
 def _read_key(file: Path) -> str:

@@ -42,7 +42,7 @@ class _GoneError(Exception):
 
 @dataclass
 class Access:
-    """Who may use the endpoint."""
+    """The callers that may use the endpoint."""
 
     api_key: str | None = None  # None: everybody who can connect
     local_names: bool = (
@@ -142,8 +142,8 @@ class _Endpoint:
     def _completion_texts(self, wanted: CompletionRequest) -> Write:
         parameters = wanted.parameters()
         if isinstance(wanted.prompt, str):
-            prompt = wanted.prompt
-            return lambda index: self._client.stream(prompt, raw=True, **_seeded(parameters, index))
+            prompt, parameters["raw"] = wanted.prompt, True
+            return lambda index: self._client.stream(prompt, **_seeded(parameters, index))
         token_ids = PromptInput(tuple(wanted.prompt))
         return lambda index: self._client.stream(token_ids, **_seeded(parameters, index))
 

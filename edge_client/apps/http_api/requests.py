@@ -72,7 +72,7 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """What a stream holds next to the text."""
+    """The parts of a stream next to the text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
@@ -30,21 +30,18 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
-    def capture_signals(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def bound(address: str) -> socket.socket:
     """Return a socket that is bound to `HOST:PORT`; raises ConfigError."""
     host, port = host_and_port(address, any_port=True)
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
+        return socket.create_server((host, port), family=socket.getaddrinfo(host, port)[0][0])
     except OSError as error:
         raise ConfigError(f"listen: {address!r} cannot be bound ({error.strerror}); use 127.0.0.1:PORT") from None
-    return listening
 
 
 async def serve(client: EdgeClient, access: Access, listening: socket.socket, ready: Callable[[str], None]) -> None:
@@ -52,6 +49,17 @@ async def serve(client: EdgeClient, access: Access, listening: socket.socket, re
 
     `ready` receives the URL.
     """
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    with first_and_second_signal(functools.partial(loop.call_soon_threadsafe, stopped.set)):
+        async with running(client, access, listening) as url:
+            ready(url)
+            await stopped.wait()
+
+
+@asynccontextmanager
+async def running(client: EdgeClient, access: Access, listening: socket.socket) -> AsyncIterator[str]:
+    """Serve within the block, and yield the URL. At its end, answers that are being written may end."""
+    started = asyncio.Event()
     settings = uvicorn.Config(
         build_app(client, access),
         log_config=None,
@@ -62,14 +70,14 @@ async def serve(client: EdgeClient, access: Access, listening: socket.socket, re
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-    server = _Server(settings, lambda: ready(_url(listening)))
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
+    server = _Server(settings, started.set)
+    serving = asyncio.create_task(server.serve([listening]))
+    try:
+        await asyncio.wait((serving, asyncio.ensure_future(started.wait())), return_when=asyncio.FIRST_COMPLETED)
+        yield _url(listening)
+    finally:
         server.should_exit = True
-
-    with first_and_second_signal(functools.partial(loop.call_soon_threadsafe, stop)):
-        await server.serve([listening])
+        await serving
 
 
 def _url(listening: socket.socket) -> str:
