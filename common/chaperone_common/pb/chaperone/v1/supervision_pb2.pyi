@@ -317,7 +317,8 @@ class Open(_message.Message):
     """Version of this protocol that the device speaks. The cloud MUST refuse another version with UNIMPLEMENTED."""
     session_id: _builtins.str
     """Chosen by the device, unguessable, 1 to 64 characters. The newest Open of a session wins. The older stream ends
-    with ABORTED.
+    with ABORTED. Turns of one conversation SHOULD have ids that are equal up to their first `.`: that part also travels
+    as metadata, as `x-session-id`, so that a router can send them to one server.
     """
     tokenizer_digest: _builtins.str
     """As in GetCapabilitiesResponse. The cloud MUST refuse another digest with FAILED_PRECONDITION, and name both."""
