@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import QuotaFailure, RetryInfo
 
-from chaperone_common.frames import Opened, QuotaState, Verdict
+from chaperone_common.frames import Close, Failure, Open, Opened, QuotaState, Verdict
+from chaperone_common.session.prefixes import shortened
+from chaperone_common.types import SessionId
 from chaperone_common.wire import GET_CAPABILITIES, SERVICE, decode_capabilities, encode_capabilities_request
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import QuotasConfig, TenantQuota
@@ -32,6 +35,59 @@ def test_the_same_session_id_is_another_session_of_another_tenant(tiny_pair: Pat
         await write_to_the_end(mine, twin)
 
     play(tiny_pair, scenario, entrance=watched())
+
+
+def test_a_tenants_prompts_share_their_beginning_and_no_other_tenant_has_it(tiny_pair: Path, digest: str) -> None:
+    system = tuple(5 + number % 50 for number in range(500))
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        async def cached(session: str, tenant: str, *own: int) -> int:
+            stream = RawStream(channel, tenant=tenant)
+            await stream.send(opening(digest, session, prompt=(*system, *own), max_new_tokens=5))
+            while not (isinstance(frame := await stream.read(), Opened) and frame.prefilled):
+                assert isinstance(frame, Opened)
+            await stream.half_close()
+            return frame.cached_tokens
+
+        assert await cached("first", "mine", 7, 8) == 0
+        assert await cached("second", "mine", 9, 9, 9) == len(system)
+        assert await cached("third", "theirs", 7, 8) == 0
+
+    play(tiny_pair, scenario, entrance=watched())
+
+
+def test_a_text_is_referred_to_by_its_tenant_alone(tiny_pair: Path, digest: str) -> None:
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        twin = FakeTarget(load_vocabulary(tiny_pair))
+        whole = opening(digest, "turn.1", prompt=tuple(range(5, 45)), max_new_tokens=10)
+        first = RawStream(channel, tenant="mine")
+        await first.send(whole, Close(len(whole.prompt_token_ids), ()))
+        await first.half_close()
+        while (frame := await first.read()) is not None:
+            assert not isinstance(frame, Failure)
+        further = replace(whole, session_id=SessionId("turn.2"), prompt_token_ids=(*whole.prompt_token_ids, 9))
+        short = shortened(further, whole.session_id, len(whole.prompt_token_ids))
+        theirs, mine = RawStream(channel, tenant="theirs"), RawStream(channel, tenant="mine")
+        await theirs.send(short)
+        failure = await theirs.failure()
+        assert failure.status == "NOT_FOUND"
+        assert failure.message.startswith("prefix: this cloud does not hold these 40 tokens")
+        await mine.send(short)
+        assert isinstance(await mine.read(), Opened)
+        await mine.send(draft(*twin_choices(twin, further, 3), start=41))
+        while not isinstance(frame := await mine.read(), Verdict):
+            assert isinstance(frame, Opened)
+        assert frame.position == 44, "the whole prompt was read"
+
+    play(tiny_pair, scenario, entrance=watched())
+
+
+def twin_choices(twin: FakeTarget, frame: Open, count: int) -> list[int]:
+    """Return the choices of an equal model after a prompt."""
+    text = [*frame.prompt_token_ids]
+    for _ in range(count):
+        text.append(int(twin.logits(text).argmax()))
+    return text[len(frame.prompt_token_ids) :]
 
 
 def test_a_tenant_supersedes_its_own_stream(tiny_pair: Path, digest: str) -> None:
