@@ -78,6 +78,7 @@ def test_a_text_is_referred_to_by_its_tenant_alone(tiny_pair: Path, digest: str)
         while not isinstance(frame := await mine.read(), Verdict):
             assert isinstance(frame, Opened)
         assert frame.position == 44, "the whole prompt was read"
+        await mine.half_close()
 
     play(tiny_pair, scenario, entrance=watched())
 
