@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from chaperone_common.clock import Clock
@@ -28,7 +28,6 @@ from cloud_supervisor.admission import Admission, SessionKey
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.inbox import Inbox
-from cloud_supervisor.kept_texts import KeptTexts
 from cloud_supervisor.model.ports import ForwardQueue, Urgency
 from cloud_supervisor.observation import Answered, Observer, Outcome, Prefilled
 
@@ -99,8 +98,9 @@ class Conversation:
         limits: LimitsConfig,
         observer: Observer,
         clock: Clock,
-        kept_texts: KeptTexts,
+        keep: Callable[[Sequence[int]], None],
     ) -> None:
+        """`keep` receives the text of a session that ends, so that the next turn can refer to it."""
         self._key = key
         self._opening = opening
         self._session = session
@@ -111,7 +111,7 @@ class Conversation:
         self._limits = limits
         self._observer = observer
         self._clock = clock
-        self._kept_texts = kept_texts
+        self._keep = keep
         self._progress_at = clock.now()
         self._acceptance = Acceptance()
         self._held_to_one = False  # the device may send spans of one token only
@@ -141,7 +141,7 @@ class Conversation:
                         yield session.hand_back()
                 request = session.receive(frame)
                 if isinstance(frame, Close):
-                    self._kept_texts.keep(self._key, [*session.text[: frame.start], *frame.token_ids])
+                    self._keep([*session.text[: frame.start], *frame.token_ids])
             self._charge(request)
             if request is None:
                 continue

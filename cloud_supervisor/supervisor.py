@@ -6,6 +6,7 @@ It does not depend on gRPC. So its host can be a gRPC server, a test or a simula
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -20,6 +21,7 @@ from chaperone_common.errors import (
     ModelError,
     ModelMismatch,
     Overloaded,
+    PrefixNotFound,
     ProtocolViolation,
     QuotaExceeded,
     Superseded,
@@ -51,6 +53,7 @@ class Counters:
 
     streams: int = 0
     refused: int = 0
+    prefixes_missed: int = 0  # streams that referred to a text that is not kept
     cancelled: int = 0  # streams that ended without a Close: the user stopped, or the connection broke
     stale_frames: int = 0
     takeovers: int = 0
@@ -168,6 +171,9 @@ class Supervisor:
         return Failure("INTERNAL", message)
 
     def _refused(self, stream: Stream, error: ChaperoneError) -> Failure:
+        if isinstance(error, PrefixNotFound):  # the device sends the whole prompt
+            self.counters.prefixes_missed += 1
+            return _failure(error)
         self.counters.refused += 1
         if stream.began and isinstance(error, Superseded | CloudUnavailable):  # the device continues on another stream
             stream.outcome = Outcome.MOVED
@@ -180,8 +186,11 @@ class Supervisor:
         return _failure(error)
 
     async def _serve(self, stream: Stream) -> AsyncGenerator[ServerFrame, None]:
-        opening = self._kept_texts.completed(stream.caller.tenant, await self._opened(stream))
-        key = SessionKey(stream.caller.tenant, opening.session_id)
+        shortened = await self._opened(stream)
+        key = SessionKey(stream.caller.tenant, shortened.session_id)
+        self._check_peer(shortened)
+        opening = self._kept_texts.completed(key.tenant, shortened)
+        before = SessionKey(key.tenant, shortened.prefix.session_id) if shortened.prefix is not None else None
         session = self._admit(key, opening, stream)
         try:
             conversation = Conversation(
@@ -194,7 +203,7 @@ class Supervisor:
                 self._limits,
                 self._observer,
                 self._clock,
-                self._kept_texts,
+                functools.partial(self._kept_texts.keep, key, in_place_of=before),
             )
             async with aclosing(conversation.frames(self.capabilities.context_tokens)) as answers:
                 async for frame in answers:
@@ -246,8 +255,8 @@ class Supervisor:
         if (timer := self._grace_timers.pop(key, None)) is not None:
             timer.cancel()
 
-    def _admit(self, key: SessionKey, opening: Open, stream: Stream) -> CloudSession:
-        """Check an Open and make it the session's newest stream."""
+    def _check_peer(self, opening: Open) -> None:
+        """Raise an error for a device that this cloud cannot serve."""
         if self._draining:
             raise _shutting_down()
         if opening.api_version != API_VERSION:
@@ -266,6 +275,9 @@ class Supervisor:
                 f"{self.capabilities.model} with {self.capabilities.model_digest!r}; begin the text again, or serve "
                 "the model that began it"
             )
+
+    def _admit(self, key: SessionKey, opening: Open, stream: Stream) -> CloudSession:
+        """Check an Open and make it the session's newest stream."""
         session = CloudSession(
             opening,
             context_tokens=self.capabilities.context_tokens,

@@ -182,7 +182,7 @@ class Assembly:
         self._drafter = drafter
         self._explain = explain
         self._estimates = Estimates()
-        self._cloud_context_tokens: int | None = None  # of the last cloud that answered
+        self.cloud_context_tokens: int | None = None  # of the last cloud that answered
 
     async def engine(
         self,
@@ -201,7 +201,7 @@ class Assembly:
         routes, capabilities, lost = await self._connect(request, session_id)
         known_to_cloud = None
         if capabilities is not None:
-            self._cloud_context_tokens = capabilities.context_tokens
+            self.cloud_context_tokens = capabilities.context_tokens
             if caches is not None and capabilities.kept_texts:
                 known_to_cloud = caches.known_to_cloud(request.prompt.token_ids)
         context_tokens = self.context_tokens(mode)
@@ -242,8 +242,8 @@ class Assembly:
     def context_tokens(self, mode: Mode) -> int:
         """Return the tokens that a text may have in this mode, as far as the cloud's limit is known."""
         limits = [self.manifest.context_tokens] if mode.drafts else []
-        if mode.connects and self._cloud_context_tokens is not None:
-            limits.append(self._cloud_context_tokens)
+        if mode.connects and self.cloud_context_tokens is not None:
+            limits.append(self.cloud_context_tokens)
         return min(limits, default=self.manifest.context_tokens)
 
     async def reach(self, session_id: SessionId) -> tuple[Cloud, Capabilities]:

@@ -179,8 +179,9 @@ class EdgeClient:
             messages: Further messages that were said before.
             on_overflow: If a turn's prompt and `max_new_tokens` do not fit into the context: `refuse` the turn as soon
                 as no token fits, with PromptTooLong; `drop_oldest` drops the oldest turns; `cloud` has the large model
-                write alone, whose context may be longer.
-            parameters: As for `request`. They hold for each turn, which may replace all but `tools`.
+                write alone, if its context is longer and the mode allows it.
+            parameters: As for `request`. They hold for each turn, which may replace all but `tools` and
+                `parse_special`.
 
         Raises InvalidRequest.
         """

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 OnOverflow = Literal["refuse", "drop_oldest", "cloud"]
+_NEVER = ("committed_token_ids", "raw")  # parameters that no turn takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,20 @@ class Turn:
     generation: Generation  # its last part, if it failed before and was resumed
 
 
+_Written = tuple[Turn, ChatTokens]  # a turn, and the tokens of the chat before its reply
+
+
 @dataclass(frozen=True, slots=True)
 class _Unfinished:
-    """A turn whose reply was not written to its end."""
+    """A turn whose reply was not written to its end, and the conversation that it belongs to."""
 
     messages: tuple[Message, ...]
     tokens: ChatTokens
+    earlier: tuple[tuple[Message, ...], ...]  # what was said before the first turn and not dropped
+    turns: tuple[_Written, ...]  # those before this one that were not dropped
+    dropped: int  # for this turn
     text: str = ""  # of the reply, as far as it is final
+    token_ids: tuple[int, ...] = ()
 
 
 class Conversation:
@@ -74,17 +82,20 @@ class Conversation:
         if on_overflow not in get_args(OnOverflow):
             raise InvalidRequest(f"on_overflow: {on_overflow!r} is none of {', '.join(get_args(OnOverflow))}")
         check_names(parameters)
-        _refuse(parameters, "committed_token_ids", "raw")
+        _refuse(parameters, *_NEVER)
         self.on_overflow = on_overflow
         self._client = client
         self._runs = runs
         self._prompts = prompts
-        self._first = ([{"role": "system", "content": system}] if system is not None else []) + [*messages]
+        before = ([{"role": "system", "content": system}] if system is not None else []) + [*_messages(messages)]
+        self._head, self._earlier = _grouped(before)
         self._tools = parameters.get("tools")
-        self._parameters = cast(RequestParameters, {**parameters, "tools": None})
-        self._turns: list[tuple[Turn, ChatTokens]] = []
+        self._parse_special = bool(parameters.get("parse_special"))
+        self._parameters = cast(RequestParameters, {**parameters, "tools": None, "parse_special": None})
+        self._turns: tuple[_Written, ...] = ()
         self._dropped = 0
         self._caches = ConversationCaches()
+        runs.caches.add(self._caches)
         self._unfinished: _Unfinished | None = None
         self._writing: Run | None = None
 
@@ -95,11 +106,8 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """All messages, as the chat template reads them; those of dropped turns are missing."""
-        said: list[Message] = [*self._first]
-        for turn in self.turns:
-            said += [*turn.messages, {"role": "assistant", "content": turn.text}]
-        return said
+        """All messages, as the chat template reads them; those that were dropped are missing."""
+        return _said(self._head, self._earlier, self._turns)
 
     @property
     def busy(self) -> bool:
@@ -108,7 +116,7 @@ class Conversation:
 
     @property
     def dropped_turns(self) -> int:
-        """Turns that were dropped because the context was full; see `on_overflow`."""
+        """Turns that were dropped because the context was full; see `on_overflow`. Those of `messages` count, too."""
         return self._dropped
 
     def rewind(self, turns: int) -> None:
@@ -120,7 +128,7 @@ class Conversation:
         count = len(self._turns)
         if isinstance(turns, bool) or not isinstance(turns, int) or not -count <= turns <= count:
             raise InvalidRequest(f"turns: {turns!r}; the conversation has {count}")
-        del self._turns[turns:]
+        self._turns = self._turns[:turns]
         self._unfinished = None
 
     async def regenerate(
@@ -137,12 +145,8 @@ class Conversation:
         self._check_idle()
         if not self._turns:
             raise InvalidRequest("regenerate: the conversation has no turn yet; generate one")
-        last = self._turns.pop()
-        try:
-            return await self.generate(last[0].messages, timeout=timeout, cancellation=cancellation, **parameters)
-        except BaseException:
-            self._turns.append(last)
-            raise
+        turn, _ = self._turns[-1]
+        return await self._generated(turn.messages, parameters, timeout, cancellation, None, again=True)
 
     def stream(
         self,
@@ -180,16 +184,32 @@ class Conversation:
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
-        run, turn_events = self._written(message, parameters, timeout, cancellation, explain)
+        return await self._generated(message, parameters, timeout, cancellation, explain)
+
+    def close(self) -> None:
+        """Free what the device keeps between turns. A later turn reads everything again.
+
+        Raises InvalidRequest while a turn is being written.
+        """
+        self._check_idle()
+        self._caches.clear()
+
+    async def _generated(
+        self,
+        message: str | Message | Sequence[Message] | PartialGeneration,
+        parameters: RequestParameters,
+        timeout: float | None,
+        cancellation: Cancellation | None,
+        explain: Callable[[Decision], None] | None,
+        *,
+        again: bool = False,
+    ) -> Generation:
+        run, turn_events = self._written(message, parameters, timeout, cancellation, explain, again=again)
         async with aclosing(turn_events) as events:
             async for event in events:
                 if isinstance(event, Failed):
                     raise event.error
         return run.result()
-
-    def close(self) -> None:
-        """Free what the device keeps between turns. A later turn reads everything again."""
-        self._caches.clear()
 
     def _written(
         self,
@@ -198,11 +218,18 @@ class Conversation:
         timeout: float | None,
         cancellation: Cancellation | None,
         explain: Callable[[Decision], None] | None,
+        *,
+        again: bool = False,
     ) -> tuple[Run, AsyncGenerator[Event, None]]:
+        """Return the run of the next turn, and its events. The conversation changes when it has ended.
+
+        With `again` it takes the place of the last turn.
+        """
         begun: list[_Unfinished] = []
 
         async def request() -> GenerationRequest:
-            unfinished, found = await asyncio.to_thread(self._request, message, parameters)
+            turns = self._turns[:-1] if again else self._turns
+            unfinished, found = await asyncio.to_thread(self._request, message, turns, parameters)
             begun.append(unfinished)
             return found
 
@@ -238,68 +265,84 @@ class Conversation:
     def _end(self, unfinished: _Unfinished, run: Run, event: Finished | Failed) -> None:
         """Add a finished turn; remember one that failed, so that it can be resumed."""
         if isinstance(event, Failed):
-            partial = event.error.partial
-            text = unfinished.text + (partial.text if partial is not None else "")
-            self._unfinished = replace(unfinished, text=text)
+            if (partial := event.error.partial) is not None:
+                text = unfinished.text + partial.text
+                self._unfinished = replace(unfinished, text=text, token_ids=partial.token_ids)
             return
         generation = run.result()
         token_ids = (*run.request.committed_token_ids, *generation.token_ids)
         turn = Turn(unfinished.messages, unfinished.text + generation.text, token_ids, generation)
-        self._turns.append((turn, unfinished.tokens))
+        self._earlier = unfinished.earlier
+        self._turns = (*unfinished.turns, (turn, unfinished.tokens))
+        self._dropped += unfinished.dropped
         self._unfinished = None
 
+    # In a thread, since tokenizing a long chat takes time. These methods change nothing.
+
     def _request(
-        self, message: str | Message | Sequence[Message] | PartialGeneration, parameters: RequestParameters
+        self,
+        message: str | Message | Sequence[Message] | PartialGeneration,
+        turns: tuple[_Written, ...],
+        parameters: RequestParameters,
     ) -> tuple[_Unfinished, GenerationRequest]:
+        """Return the next turn, and the request that writes it; raises InvalidRequest."""
         given = cast(RequestParameters, {name: value for name, value in parameters.items() if value is not None})
         if isinstance(message, PartialGeneration):
             return self._resumed(message, given)
-        _refuse(given, "committed_token_ids", "raw", "tools")
+        _refuse(given, *_NEVER, "tools", "parse_special")
         given = cast(RequestParameters, {**self._parameters, **given})
-        parse_special = given.pop("parse_special", False)
-        said = _messages(message)
+        said, earlier, dropped = _messages(message), self._earlier, 0
         while True:
-            tokens = self._tokens(said, parse_special=parse_special)
+            tokens = self._tokens(said, earlier, turns)
             request = self._client.request(PromptInput(tokens.token_ids), **given)
-            fitting = self._fitting(request)
-            if fitting is not None:
-                return _Unfinished(said, tokens), fitting
+            fits = self._fits(request)
+            if fits or self.on_overflow != "drop_oldest" or not (earlier or turns):
+                unfinished = _Unfinished(said, tokens, earlier, turns, dropped)
+                return unfinished, request if fits else self._overflowing(request)
+            earlier, turns = (earlier[1:], turns) if earlier else (earlier, turns[1:])
+            dropped += 1
 
-    def _fitting(self, request: GenerationRequest) -> GenerationRequest | None:
-        """Return a request that fits into the context; None if a turn was dropped for that, so that it changes."""
-        length, limit = len(request.prompt.token_ids), self._runs.assembly.context_tokens(request.mode)
-        if length + request.params.max_new_tokens <= limit:
-            return request
-        if self.on_overflow == "drop_oldest" and self._turns:
-            del self._turns[0]
-            self._dropped += 1
-            return None
-        if self.on_overflow == "cloud" and request.mode is not Mode.CLOUD:
+    def _fits(self, request: GenerationRequest) -> bool:
+        """Return whether the context has room for the reply, or for half a context."""
+        limit = self._runs.assembly.context_tokens(request.mode)
+        return len(request.prompt.token_ids) + min(request.params.max_new_tokens, limit // 2) <= limit
+
+    def _overflowing(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request for a reply that may be cut, or that the cloud writes alone; raises PromptTooLong."""
+        assembly, mode = self._runs.assembly, request.mode
+        length, limit = len(request.prompt.token_ids), assembly.context_tokens(mode)
+        cloud = assembly.cloud_context_tokens  # None until a cloud has answered
+        bounded = mode is Mode.GATED and request.max_cloud_share is not None
+        allowed = mode in (Mode.EXACT, Mode.GATED) and not bounded
+        if self.on_overflow == "cloud" and allowed and (cloud is None or cloud > limit):
             return replace(request, mode=Mode.CLOUD)
         if length >= limit:
             raise PromptTooLong(
-                f"prompt: the conversation has {length} tokens, and leaves no room in a context of {limit}; rewind it, "
-                "or set on_overflow to drop_oldest or cloud"
+                f"prompt: the conversation has {length} tokens, and leaves no room in a context of {limit}; shorten "
+                "the message, rewind the conversation, or set on_overflow to drop_oldest or cloud"
             )
         return request
 
     def _resumed(self, partial: PartialGeneration, given: RequestParameters) -> tuple[_Unfinished, GenerationRequest]:
         unfinished = self._unfinished
-        if unfinished is None or partial.prompt_token_ids != unfinished.tokens.token_ids:
+        mine = (unfinished.tokens.token_ids, unfinished.token_ids) if unfinished is not None else None
+        if unfinished is None or mine != (partial.prompt_token_ids, partial.token_ids):
             raise InvalidRequest("message: this partial is not of the turn that failed last; begin the turn again")
         return unfinished, self._client.request(partial, **given)
 
-    def _tokens(self, said: tuple[Message, ...], *, parse_special: bool | None) -> ChatTokens:
+    def _tokens(
+        self, said: tuple[Message, ...], earlier: tuple[tuple[Message, ...], ...], turns: tuple[_Written, ...]
+    ) -> ChatTokens:
         """Return the tokens of the conversation and the next messages; those of replies stay as they were written."""
         prompt = self._prompts.tokens(
-            [*self.messages, *said],
-            parse_special=bool(parse_special),
+            [*_said(self._head, earlier, turns), *said],
+            parse_special=self._parse_special,
             tools=self._tools,
-            contexts=len(self._turns) + 1,  # each turn fits into one; `_fitting` looks at all together
+            contexts=len(earlier) + len(turns) + 1,  # each turn fits into one; `_fits` looks at all together
         )
-        if not self._turns:
+        if not turns:
             return ChatTokens(prompt.token_ids, prompt.token_ids)
-        turn, before = self._turns[-1]
+        turn, before = turns[-1]
         return continued(before, turn.token_ids, turn.text, prompt.token_ids, self._client.tokenizer)
 
     def _check_idle(self) -> None:
@@ -318,4 +361,27 @@ def _messages(message: str | Message | Sequence[Message]) -> tuple[Message, ...]
         if not message.strip():
             raise InvalidRequest("message: it is empty; give some text")
         return ({"role": "user", "content": message},)
-    return (message,) if isinstance(message, Mapping) else tuple(message)
+    if isinstance(message, Mapping):
+        return (message,)
+    if not isinstance(message, Sequence) or isinstance(message, bytes | bytearray):
+        raise InvalidRequest(f"message: {type(message).__name__} is neither text nor messages; give one of them")
+    return tuple(message)
+
+
+def _grouped(messages: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
+    """Return the instructions that a chat begins with, and the rest: a group for each message of the user."""
+    groups: list[list[Message]] = [[]]
+    for message in messages:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role == "user" or (len(groups) == 1 and role not in ("system", "developer")):
+            groups.append([])
+        groups[-1].append(message)
+    head, *rest = map(tuple, groups)
+    return head, tuple(rest)
+
+
+def _said(head: Sequence[Message], earlier: Sequence[Sequence[Message]], turns: Sequence[_Written]) -> list[Message]:
+    said = [*head, *(message for group in earlier for message in group)]
+    for turn, _ in turns:
+        said += [*turn.messages, {"role": "assistant", "content": turn.text}]
+    return said

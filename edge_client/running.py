@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from weakref import WeakSet
 
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest, ModelMismatch
 from chaperone_common.session import Event, Failed, Retracted
@@ -110,6 +111,7 @@ class Runs:
     def __init__(self, assembly: Assembly) -> None:
         """Open the journal, if the settings name one; raises ConfigError."""
         self.assembly = assembly
+        self.caches: WeakSet[ConversationCaches] = WeakSet()  # of all conversations
         self.audits: set[asyncio.Task[object]] = set()  # of texts that have ended
         self._interrupts: set[Interrupt] = set()  # one for each generation, from its request on
         self._engines: set[Engine] = set()
@@ -202,6 +204,8 @@ class Runs:
             await asyncio.wait(lost)
         if self.journal is not None:
             await self.journal.close()
+        for caches in tuple(self.caches):  # they hold the model
+            caches.clear()
 
     def _have_audited(self, engine: Engine, promises: Promises) -> None:
         """Wait for the closing audit of a text. If none comes, the text goes into the journal."""

@@ -188,7 +188,6 @@ ERROR_OF: dict[str, type[ChaperoneError]] = {
     "PERMISSION_DENIED": PermissionDenied,
     "RESOURCE_EXHAUSTED": Overloaded,
     "ABORTED": Superseded,
-    "NOT_FOUND": PrefixNotFound,
     "DEADLINE_EXCEEDED": CloudTimeout,
     "UNAVAILABLE": CloudUnavailable,
     "CANCELLED": Cancelled,
@@ -204,6 +203,7 @@ def status_of(error: ChaperoneError) -> str:
 ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
     ("FAILED_PRECONDITION", "model_digest"): ModelMismatch,
     ("FAILED_PRECONDITION", "tokenizer_digest"): TokenizerMismatch,
+    ("NOT_FOUND", "prefix"): PrefixNotFound,  # a proxy may say that about the service
     ("RESOURCE_EXHAUSTED", "quota"): QuotaExceeded,
 }
 

@@ -16,6 +16,7 @@ from chaperone_common.errors import (
     CloudUnavailable,
     Overloaded,
     PrefixNotFound,
+    ProtocolViolation,
 )
 from chaperone_common.frames import Close, Open, ServerFrame, Verdict
 from chaperone_common.session import Committed, DeviceSession, Event, Failed, Finished, SessionEvent, State, Unverified
@@ -156,8 +157,8 @@ class Engine:
                         return
                 for acted in await self._act():
                     yield acted
-            except PrefixNotFound:
-                await self._open_in_full()
+            except PrefixNotFound as error:
+                await self._open_in_full(error)
             except POSSIBLE_LOSSES as error:
                 lost = loss_of(error, outgrown=self.session.outgrown, reopened=self.cloud.reopened)
                 if not await self._reconnect(lost):
@@ -294,17 +295,24 @@ class Engine:
         """Return the Open of the first stream, which refers to the text that the cloud may still hold."""
         return self.opening if self._known_to_cloud is None else shortened(self.opening, *self._known_to_cloud)
 
-    async def _open_in_full(self) -> None:
-        """Open the session again: the cloud does not hold the text that the first Open referred to."""
+    async def _open_in_full(self, error: PrefixNotFound) -> None:
+        """Open the session again: the cloud does not hold the text that the first Open referred to.
+
+        Raises ProtocolViolation if the last Open referred to none.
+        """
+        if self._known_to_cloud is None:
+            raise ProtocolViolation(f"cloud: it refuses a prefix that was not sent ({error.message})")
         self._known_to_cloud = None
         self.pipeline.opened(self._now_ms, len(self.session.text))
         await self.cloud.reopen(self.session.reopen(lost=False), after_ms=0.0)
 
     @property
     def text_of_cloud(self) -> Sequence[int]:
-        """The text that the cloud holds after the Close; empty without one."""
+        """The text that the cloud holds after the Close; empty without one, or if it may have refused the prefix."""
         closing = self._closing
-        return self.session.text[: closing.start + len(closing.token_ids)] if closing is not None else ()
+        if closing is None or (self._known_to_cloud is not None and not self.session.opened):
+            return ()
+        return self.session.text[: closing.start + len(closing.token_ids)]
 
     async def _warm_up(self) -> None:
         """Wait until both ends hold the prompt's KV."""
@@ -318,8 +326,8 @@ class Engine:
                     self._receive(frame, at)
                 if not self.session.prefilled:
                     await self._wait()
-            except PrefixNotFound:
-                await self._open_in_full()
+            except PrefixNotFound as error:
+                await self._open_in_full(error)
             except (CloudLost, Overloaded) as error:
                 if not await self._reconnect(error):
                     raise self.cloud.outcome(error) from None
@@ -353,11 +361,15 @@ class Engine:
         events: list[SessionEvent] = []
         try:
             while self.session.state is State.CLOSING:
-                for frame, _ in self.cloud.ready():
-                    self.cloud.on_frame(idle=False)
-                    events += self._observe(self.session.apply(frame))
-                if self.session.state is State.CLOSING:
-                    await self._wait()
+                try:
+                    for frame, _ in self.cloud.ready():
+                        self.cloud.on_frame(idle=False)
+                        events += self._observe(self.session.apply(frame))
+                    if self.session.state is State.CLOSING:
+                        await self._wait()
+                except PrefixNotFound as error:  # the text was short, and ended before the cloud answered its Open
+                    await self._open_in_full(error)
+                    self._close(self.session.close(audit_share=1.0 / self._audit_weight), audit_awaited=True)
         except ChaperoneError:  # the text is complete without the audit; `deviation_bound` counts unread tokens
             self.cloud.cancel()
         finally:

@@ -107,6 +107,8 @@ class RowCache:
             self._reserve(self._capacity, self._all_rows)
         for copy in copies:
             self._make(copy)
+        if self._rows == [TEXT_ROW]:
+            return
         place = self._rows.index(TEXT_ROW)
         self._kv = [buffer[place : place + 1].copy() for buffer in self._kv]
         self._rows = [TEXT_ROW]

@@ -222,7 +222,7 @@ class DeviceSession:
         judged. With the next Draft, the cloud audits the final tokens that it has not read. Raises ProtocolViolation
         unless the last stream failed while the text was being written.
         """
-        if self.finish_reason is not None:
+        if lost and self.finish_reason is not None:
             raise ProtocolViolation(f"reopen: the text has ended at {self.final_length}; nothing is left to write")
         self.state = step(self.state, StreamEvent.REOPEN)
         for token in self._tokens.between(self.final_length, self.sent_length):

@@ -120,9 +120,9 @@ def test_a_cloud_that_holds_nothing_gets_the_whole_prompt(
             chat = client.conversation(mode=mode, warm_start=warm_start, **SAMPLED)
             await chat.generate(SAID[0])
             await client.generate(SAID[2], mode="cloud", **SAMPLED)
-            refused = server.cloud.supervisor.counters.refused
             turn = await chat.generate(SAID[1])
-            assert server.cloud.supervisor.counters.refused == refused + 1
+            counters = server.cloud.supervisor.counters
+            assert (counters.prefixes_missed, counters.refused) == (1, 0)
             assert turn.stats.reconnects == 0
             if mode is not Mode.GATED:
                 alone = await client.generate(PromptInput(turn.prompt_token_ids), mode="cloud", **SAMPLED)
@@ -137,7 +137,7 @@ def test_a_cloud_that_keeps_no_texts_is_never_asked_for_one(tiny_pair: Path, tar
             chat = client.conversation(mode="exact", **SAMPLED)
             for text in SAID:
                 await chat.generate(text)
-            assert server.cloud.supervisor.counters.refused == 0
+            assert server.cloud.supervisor.counters.prefixes_missed == 0
 
     run(test)
 
@@ -228,7 +228,7 @@ def test_a_full_context_refuses_the_next_turn(tiny_pair: Path, target: TorchMode
     async def test() -> None:
         async with a_client(target, tiny_pair) as (client, _):
             chat = client.conversation("be brief", mode="exact", max_new_tokens=16)
-            with pytest.raises(PromptTooLong, match="set on_overflow to drop_oldest or cloud"):
+            with pytest.raises(PromptTooLong, match="or set on_overflow to drop_oldest or cloud"):
                 await fill(chat, client.manifest.context_tokens)
             assert chat.turns
             assert len(chat.messages) == 1 + 2 * len(chat.turns)
@@ -261,6 +261,119 @@ def test_a_full_context_lets_the_cloud_write_alone(tiny_pair: Path) -> None:
             assert beyond
             assert len(chat.turns) == len(turns)
             assert all(origin.of_cloud for turn in beyond for origin in turn.origins)
+
+    run(test)
+
+
+def test_a_turn_that_fails_drops_nothing(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            room = client.manifest.context_tokens
+            chat = client.conversation("be brief", on_overflow="drop_oldest", mode="exact", max_new_tokens=16)
+            for _ in range(2):
+                await chat.generate("number " * (room // 3))
+            before = chat.messages
+            with pytest.raises(PromptTooLong):
+                await chat.generate("number " * room)
+            cancellation = Cancellation()
+            cancellation.cancel()
+            with pytest.raises(Cancelled):
+                await chat.generate("number " * (room // 3), cancellation=cancellation)
+            assert (chat.messages, chat.dropped_turns) == (before, 0)
+
+    run(test)
+
+
+def test_messages_that_were_said_before_are_dropped_first(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            old = "number " * (client.manifest.context_tokens // 3)
+            system = {"role": "system", "content": "be brief"}
+            groups = [[{"role": "user", "content": old}, {"role": "assistant", "content": text}] for text in "ab"]
+            chat = client.conversation(
+                messages=[system, *groups[0], *groups[1]], on_overflow="drop_oldest", mode="exact", max_new_tokens=16
+            )
+            turn = await chat.generate(old)
+            assert chat.dropped_turns == 1
+            answered = {"role": "assistant", "content": turn.text}
+            assert chat.messages == [system, *groups[1], {"role": "user", "content": old}, answered]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "larger"),
+    [
+        ({"mode": "edge"}, True),
+        ({"mode": "gated", "max_cloud_share": 0.5}, True),
+        ({"mode": "exact"}, False),
+    ],
+    ids=["sends nothing", "bounds the cloud's share", "the cloud's context is no longer"],
+)
+def test_the_cloud_does_not_write_alone_where_it_must_not(
+    tiny_pair: Path, parameters: dict[str, Any], larger: bool
+) -> None:
+    async def test() -> None:
+        manifest = load_manifest(tiny_pair / "cloud", role="cloud")
+        large = FakeTarget(manifest.vocabulary_size, (4 if larger else 1) * manifest.context_tokens)
+        async with a_client(large, tiny_pair) as (client, server):
+            await client.capabilities()
+            await client.generate(SAID[0], mode="cloud", max_new_tokens=1)
+            streams = server.cloud.supervisor.counters.streams
+            chat = client.conversation(on_overflow="cloud", max_new_tokens=16, **parameters)
+            with pytest.raises(PromptTooLong):
+                await chat.generate("number " * client.manifest.context_tokens)
+            assert server.cloud.supervisor.counters.streams == streams
+
+    run(test)
+
+
+def test_a_turn_that_is_written_again_and_fails_stays(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode="exact", **{**SAMPLED, "max_new_tokens": 60})
+            await chat.generate(SAID[0])
+            before = chat.turns
+            with pytest.raises(Cancelled) as raised:
+                await chat.regenerate(seed=9, timeout=1e-4)
+            assert chat.turns == before
+            if raised.value.partial is not None:
+                await chat.generate(raised.value.partial)
+                assert len(chat.turns) == 1, "in place of the old one"
+
+    run(test)
+
+
+def test_a_stream_begins_where_the_conversation_is(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode="exact", **SAMPLED)
+            late = chat.stream(SAID[1])
+            await chat.generate(SAID[0])
+            async for _ in late:
+                pass
+            assert [turn.messages[0]["content"] for turn in chat.turns] == [*SAID[:2]]
+
+    run(test)
+
+
+def test_a_closed_client_frees_what_its_conversations_keep(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode="exact", **SAMPLED)
+            await chat.generate(SAID[0])
+            assert chat._caches.prompt._kept is not None
+        assert chat._caches.prompt._kept is None
+
+    run(test)
+
+
+@pytest.mark.parametrize("message", ["  ", None, 5, b"bytes", PromptInput((1, 2))])
+def test_a_message_of_another_kind_is_refused(tiny_pair: Path, target: TorchModel, message: Any) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            with pytest.raises(InvalidRequest, match="message: "):
+                await client.conversation().generate(message)
 
     run(test)
 

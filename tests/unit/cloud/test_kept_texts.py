@@ -71,11 +71,26 @@ def test_the_oldest_texts_go_first(kept: KeptTexts) -> None:
     assert holds(kept) == set(), "one that is too long is not kept"
 
 
-def holds(kept: KeptTexts) -> set[str]:
+def test_a_turn_takes_the_place_of_the_one_before(kept: KeptTexts) -> None:
+    kept.keep(key("b"), TEXT, in_place_of=key())
+    kept.keep(key("c"), TEXT[:2])
+    assert holds(kept) == {"b", "c"}
+    kept.keep(key("d"), TEXT, in_place_of=key("unknown"))
+    assert holds(kept) == {"c", "d"}
+
+
+def test_a_tenant_with_many_texts_loses_its_own(kept: KeptTexts) -> None:
+    kept.keep(key("b", "u"), TEXT[:2])
+    kept.keep(key("b"), TEXT)
+    kept.keep(key("c"), TEXT)
+    assert (holds(kept), holds(kept, "u")) == ({"c"}, {"b"})
+
+
+def holds(kept: KeptTexts, tenant: str = "t") -> set[str]:
     found = set()
     for session in (EARLIER, "b", "c", "d", "e"):
         try:
-            kept.completed("t", shortened(opening(prompt=TEXT), SessionId(session), 1))
+            kept.completed(tenant, shortened(opening(prompt=TEXT), SessionId(session), 1))
         except PrefixNotFound:
             continue
         found.add(session)
