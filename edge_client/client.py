@@ -170,6 +170,7 @@ class EdgeClient:
         *,
         messages: Sequence[Message] = (),
         on_overflow: OnOverflow = "refuse",
+        in_place_of: Conversation | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Conversation:
         """Begin a conversation, whose turns read only what is new.
@@ -180,6 +181,7 @@ class EdgeClient:
             on_overflow: If a turn's prompt and `max_new_tokens` do not fit into the context: `refuse` the turn as soon
                 as no token fits, with PromptTooLong; `drop_oldest` drops the oldest turns; `cloud` has the large model
                 write alone, if its context is longer and the mode allows it.
+            in_place_of: A conversation that goes on in this one. What both ends hold of it moves here.
             parameters: As for `request`. They hold for each turn, which may replace all but `tools` and
                 `parse_special`.
 
@@ -192,6 +194,7 @@ class EdgeClient:
             system=system,
             messages=messages,
             on_overflow=on_overflow,
+            in_place_of=in_place_of,
             parameters=parameters,
         )
 

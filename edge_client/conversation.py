@@ -76,6 +76,7 @@ class Conversation:
         system: str | None,
         messages: Sequence[Message],
         on_overflow: OnOverflow,
+        in_place_of: Conversation | None,
         parameters: RequestParameters,
     ) -> None:
         """See `EdgeClient.conversation`."""
@@ -94,7 +95,7 @@ class Conversation:
         self._parameters = cast(RequestParameters, {**parameters, "tools": None, "parse_special": None})
         self._turns: tuple[_Written, ...] = ()
         self._dropped = 0
-        self._caches = ConversationCaches()
+        self._caches = in_place_of.release() if in_place_of is not None else ConversationCaches()
         runs.caches.add(self._caches)
         self._unfinished: _Unfinished | None = None
         self._writing: Run | None = None
@@ -185,6 +186,12 @@ class Conversation:
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
         return await self._generated(message, parameters, timeout, cancellation, explain)
+
+    def release(self) -> ConversationCaches:
+        """Return what both ends hold, and begin without it; raises InvalidRequest while a turn is being written."""
+        self._check_idle()
+        caches, self._caches = self._caches, ConversationCaches()
+        return caches
 
     def close(self) -> None:
         """Free what the device keeps between turns. A later turn reads everything again.

@@ -106,10 +106,14 @@ class SyncEdgeClient:
         *,
         messages: Sequence[Message] = (),
         on_overflow: OnOverflow = "refuse",
+        in_place_of: SyncConversation | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> SyncConversation:
         """See `EdgeClient.conversation`."""
-        chat = self._client.conversation(system, messages=messages, on_overflow=on_overflow, **parameters)
+        before = in_place_of.conversation if in_place_of is not None else None
+        chat = self._client.conversation(
+            system, messages=messages, on_overflow=on_overflow, in_place_of=before, **parameters
+        )
         return SyncConversation(chat, self._run, self._iterated)
 
     def _iterated(self, events: AsyncGenerator[Event, None]) -> Iterator[Event]:

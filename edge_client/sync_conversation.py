@@ -24,33 +24,33 @@ class SyncConversation:
         iterated: Callable[[AsyncGenerator[Event, None]], Iterator[Event]],
     ) -> None:
         """`run` and `iterated` are those of the client: they use its loop."""
-        self._conversation = conversation
+        self.conversation = conversation
         self._run = run
         self._iterated = iterated
 
     @property
     def turns(self) -> tuple[Turn, ...]:
         """See `Conversation.turns`."""
-        return self._conversation.turns
+        return self.conversation.turns
 
     @property
     def messages(self) -> list[Message]:
         """See `Conversation.messages`."""
-        return self._conversation.messages
+        return self.conversation.messages
 
     @property
     def busy(self) -> bool:
         """See `Conversation.busy`."""
-        return self._conversation.busy
+        return self.conversation.busy
 
     @property
     def dropped_turns(self) -> int:
         """See `Conversation.dropped_turns`."""
-        return self._conversation.dropped_turns
+        return self.conversation.dropped_turns
 
     def rewind(self, turns: int) -> None:
         """See `Conversation.rewind`."""
-        self._conversation.rewind(turns)
+        self.conversation.rewind(turns)
 
     def regenerate(
         self,
@@ -61,7 +61,7 @@ class SyncConversation:
     ) -> Generation:
         """See `Conversation.regenerate`."""
         generation: Generation = self._run(
-            self._conversation.regenerate, timeout=timeout, cancellation=cancellation, **parameters
+            self.conversation.regenerate, timeout=timeout, cancellation=cancellation, **parameters
         )
         return generation
 
@@ -76,9 +76,7 @@ class SyncConversation:
     ) -> Iterator[Event]:
         """See `Conversation.stream`."""
         return self._iterated(
-            self._conversation.stream(
-                message, timeout=timeout, cancellation=cancellation, explain=explain, **parameters
-            )
+            self.conversation.stream(message, timeout=timeout, cancellation=cancellation, explain=explain, **parameters)
         )
 
     def generate(
@@ -92,7 +90,7 @@ class SyncConversation:
     ) -> Generation:
         """See `Conversation.generate`."""
         generation: Generation = self._run(
-            self._conversation.generate,
+            self.conversation.generate,
             message,
             timeout=timeout,
             cancellation=cancellation,
@@ -103,4 +101,4 @@ class SyncConversation:
 
     def close(self) -> None:
         """See `Conversation.close`."""
-        self._conversation.close()
+        self.conversation.close()

@@ -13,6 +13,7 @@ from chaperone_common.address import host_and_port, is_loopback
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked
 from chaperone_common.command.program import EXIT_OK
+from chaperone_common.command.signals import ended_at_once
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from edge_client.apps.cli.options import Commands, add_settings, config_of
@@ -59,11 +60,15 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
             f"listen: other machines reach {arguments.listen}, and everybody could use the endpoint; give "
             "--api-key-file, or listen on 127.0.0.1"
         )
-    access = server.Access(api_key, local_names=local)
+    # With a key, a proxy may give requests any host.
+    host, _ = host_and_port(arguments.listen, any_port=True)
+    hosts = None if api_key is not None else {*server.LOCAL_HOSTS, f"[{host}]" if ":" in host else host.lower()}
+    access = server.Access(api_key, hosts)
 
     async def serve(listening: socket) -> None:
         async with EdgeClient(config) as client:
-            await client.load()
+            with ended_at_once():
+                await client.load()
             await server.serve(client, access, listening, lambda url: console.line(f"serving {config.pair} on {url}"))
 
     with server.bound(arguments.listen) as listening:  # before the model is loaded

@@ -7,7 +7,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from edge_client.parameters import RequestParameters
 MAX_BODY_BYTES = 4 << 20
 MAX_REQUESTS = 64  # at a time
 _CLOSED_REQUEST = 499  # the client left; nobody reads this status
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -45,17 +45,17 @@ class Access:
     """The callers that may use the endpoint."""
 
     api_key: str | None = None  # None: everybody who can connect
-    local_names: bool = (
-        True  # a request must name this machine, so that no web page reaches the endpoint by another name
-    )
+    # The hosts that a request may name, so that no web page reaches the endpoint by a name of its own; None: any.
+    hosts: Collection[str] | None = LOCAL_HOSTS
 
     def check(self, request: Request) -> None:
         """Raise ApiError for a request that is not allowed."""
-        if self.local_names:
+        if self.hosts is not None:
             host = request.headers.get("host", "")
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-            if name.lower() not in _LOCAL_NAMES:
-                raise ApiError(403, f"host: {host[:80]!r} is not this machine; use 127.0.0.1", code="invalid_host")
+            if name.lower() not in self.hosts:
+                allowed = ", ".join(self.hosts)
+                raise ApiError(403, f"host: {host[:80]!r} is not this machine; use {allowed}", code="invalid_host")
         if self.api_key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -134,18 +134,23 @@ class _Endpoint:
     def _chat_texts(self, wanted: ChatRequest) -> Write:
         parameters, messages = wanted.parameters(), said(wanted.messages)
         if wanted.choices > 1:
-            return lambda index: self._client.stream(messages, **_seeded(parameters, index))
+            return lambda index: self._client.stream(messages, **self._seeded(parameters, index))
         policy = wanted.chaperone.on_overflow if wanted.chaperone is not None else None
-        chat, new = self._chats.continued(messages, policy or "refuse")
-        return lambda _: chat.stream(new, **parameters)
+        return lambda _: self._chats.written(messages, policy or "refuse", parameters)
 
     def _completion_texts(self, wanted: CompletionRequest) -> Write:
         parameters = wanted.parameters()
         if isinstance(wanted.prompt, str):
             prompt, parameters["raw"] = wanted.prompt, True
-            return lambda index: self._client.stream(prompt, **_seeded(parameters, index))
+            return lambda index: self._client.stream(prompt, **self._seeded(parameters, index))
         token_ids = PromptInput(tuple(wanted.prompt))
-        return lambda index: self._client.stream(token_ids, **_seeded(parameters, index))
+        return lambda index: self._client.stream(token_ids, **self._seeded(parameters, index))
+
+    def _seeded(self, parameters: RequestParameters, index: int) -> RequestParameters:
+        """Return the parameters of one of several choices: each has a seed of its own."""
+        seed = parameters.get("seed")
+        seed = self._client.config.generation.seed if seed is None else seed
+        return parameters if seed is None else RequestParameters(**{**parameters, "seed": seed + index})
 
     async def _written(self, request: Request, wanted: ChatRequest | CompletionRequest, write: Write) -> Response:
         chats = isinstance(wanted, ChatRequest)
@@ -245,12 +250,6 @@ async def _after(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerato
             yield event
 
 
-def _seeded(parameters: RequestParameters, index: int) -> RequestParameters:
-    """Return the parameters of one of several choices: each has a seed of its own."""
-    seed = parameters.get("seed")
-    return parameters if seed is None else RequestParameters(**{**parameters, "seed": seed + index})
-
-
 def _error_response(error: ApiError) -> JSONResponse:
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
     if error.status == 401:
@@ -267,6 +266,17 @@ async def _not_routed(_: Request, error: Exception) -> JSONResponse:
 
 def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
     """Return the description of a body for the schema: it is parsed by `requests.parse`."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    schema = kind.model_json_schema()
+    inlined = _inlined(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Return a schema with its definitions in the places that refer to them."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if (reference := schema.get("$ref")) is not None:
+        return _inlined(definitions[reference.removeprefix("#/$defs/")], definitions)
+    return {key: _inlined(part, definitions) for key, part in schema.items()}

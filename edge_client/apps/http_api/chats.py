@@ -1,55 +1,67 @@
-"""The chats of an endpoint: each request brings the whole chat, and goes on with the conversation that holds it."""
+"""The chats of an endpoint: each request brings the whole chat, and both ends may hold its beginning."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, NamedTuple
 
+from chaperone_common.session import Event, Finished
 from edge_client.client import EdgeClient
 from edge_client.conversation import Conversation, OnOverflow
+from edge_client.parameters import RequestParameters
 
 MOST_CHATS = 4  # each holds keys and values on the device
 
+Messages = list[dict[str, Any]]
+
+
+class _Chat(NamedTuple):
+    messages: Messages
+    conversation: Conversation  # that both ends hold the tokens of
+
 
 class Chats:
-    """The last conversations, newest last."""
+    """The last chats that are not being written, newest last.
+
+    A reply is a function of its request alone: the chat is tokenized as a whole, and what both ends hold of it only
+    saves them work.
+    """
 
     def __init__(self, client: EdgeClient, most: int = MOST_CHATS) -> None:
         self._client = client
         self._most = most
-        self._kept: list[Conversation] = []
+        self._kept: list[_Chat] = []
 
-    def continued(
-        self, messages: list[dict[str, Any]], on_overflow: OnOverflow
-    ) -> tuple[Conversation, list[dict[str, Any]]]:
-        """Return the conversation that begins with most of these messages, and the messages that are new to it.
+    async def written(
+        self, messages: Messages, on_overflow: OnOverflow, parameters: RequestParameters
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events of the reply to a chat, as `EdgeClient.stream` does."""
+        chat = self._client.conversation(
+            messages=messages[:-1], on_overflow=on_overflow, in_place_of=self._taken(messages)
+        )
+        async with aclosing(chat.stream(messages[-1:], **parameters)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    self._keep(_Chat(messages, chat))
+                yield event
 
-        A reply may be asked for again: the conversation is then rewound. One that is being written is left alone.
-        Raises InvalidRequest.
-        """
-        for chat in reversed(self._kept):
-            turns = _turns_of(chat, messages)
-            if turns and not chat.busy and chat.on_overflow == on_overflow:
-                chat.rewind(turns)
-                self._kept.remove(chat)
-                self._kept.append(chat)
-                return chat, messages[len(chat.messages) :]
-        chat = self._client.conversation(messages=messages[:-1], on_overflow=on_overflow)
+    def _taken(self, messages: Messages) -> Conversation | None:
+        """Take the chat with the most messages in common; None if none has more than instructions in common."""
+        common = [_common(chat.messages, messages) for chat in self._kept]
+        most = max(common, default=0)
+        if not any(message["role"] != "system" for message in messages[:most]):
+            return None
+        return self._kept.pop(common.index(most)).conversation
+
+    def _keep(self, chat: _Chat) -> None:
         self._kept.append(chat)
         for old in self._kept[: -self._most]:
-            if not old.busy:
-                old.close()
-                self._kept.remove(old)
-        return chat, messages[-1:]
+            old.conversation.close()
+        self._kept = self._kept[-self._most :]
 
 
-def _turns_of(chat: Conversation, messages: list[dict[str, Any]]) -> int:
-    """Return how many of a conversation's turns the messages begin with, with something to say after them."""
-    known, length, turns = chat.messages, len(chat.messages) - 2 * len(chat.turns), 0
-    if known[:length] != messages[:length]:
-        return 0
-    for turn in chat.turns:
-        after = length + len(turn.messages) + 1
-        if after >= len(messages) or known[length:after] != messages[length:after]:
-            break
-        length, turns = after, turns + 1
-    return turns
+def _common(left: Messages, right: Messages) -> int:
+    """Return how many leading messages two chats share."""
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(left), len(right)))

@@ -45,7 +45,9 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
         fields = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": fields}
+        # A name in a request may hold a lone surrogate, which no encoding has.
+        printable = {key: text and text.encode("utf-8", "backslashreplace").decode() for key, text in fields.items()}
+        return {"error": printable}
 
 
 class _Kind(NamedTuple):
@@ -71,11 +73,22 @@ _KINDS: dict[type[ChaperoneError], _Kind] = {
 }
 
 
+# The API's names for parameters of the SDK.
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "message": "messages",
+    "on_overflow": "chaperone.on_overflow",
+    **{name: f"chaperone.{name}" for name in ("mode", "catch", "max_deviation", "max_cloud_share", "top_k", "min_p")},
+}
+
+
 def api_error(error: ChaperoneError) -> ApiError:
-    """Return an error of the SDK as one of the API."""
+    """Return an error of the SDK as one of the API, with the API's name of the field."""
     kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
-    param = error.message.partition(":")[0] if isinstance(error, InvalidRequest) else None
+    message, param = error.message, None
+    if isinstance(error, InvalidRequest):
+        name, colon, rest = message.partition(":")
+        param = _NAMES.get(name, name)
+        message = f"{param}{colon}{rest}"
     retry_after_s = None if error.retry_after_ms is None else error.retry_after_ms / 1e3
-    return ApiError(
-        kind.status, error.message, kind=kind.kind, code=kind.code, param=param, retry_after_s=retry_after_s
-    )
+    return ApiError(kind.status, message, kind=kind.kind, code=kind.code, param=param, retry_after_s=retry_after_s)

@@ -64,6 +64,8 @@ _IGNORED = (
     "user",
 )
 
+_KINDS = ("str", "int", "list[str]", "list[int]")  # by which pydantic names the kinds of one field
+
 RequestT = TypeVar("RequestT", bound="_Request")
 
 
@@ -172,7 +174,7 @@ def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
         if name not in kind.model_fields:
             raise ApiError(
                 400,
-                f"{name}: unknown parameter{did_you_mean(name, kind.model_fields)}",
+                f"{name}: unknown parameter{did_you_mean(name, kind.model_fields)}; leave it out",
                 code="unknown_parameter",
                 param=name,
             )
@@ -202,18 +204,22 @@ def said(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _message(message: Mapping[str, Any], field: str) -> dict[str, Any]:
-    plain = {name: value for name, value in message.items() if value is not None}
+def _message(given: Mapping[str, Any], field: str) -> dict[str, Any]:
+    plain = {name: value for name, value in given.items() if value is not None}
     for name in ("tool_calls", "function_call", "audio"):
         if plain.get(name):
-            raise ApiError(400, f"{field}.{name}: it is not supported here", code="unsupported_parameter", param=field)
+            raise ApiError(
+                400,
+                f"{field}.{name}: it is not supported here; leave it out",
+                code="unsupported_parameter",
+                param=field,
+            )
         plain.pop(name, None)
     for name in ("refusal", "annotations"):  # of an answer that is sent back
         plain.pop(name, None)
     if plain.get("role") in ("tool", "function"):
-        raise ApiError(
-            400, f"{field}.role: {plain['role']!r} is not supported here", code="unsupported_value", param=field
-        )
+        message = f"{field}.role: {plain['role']!r} is not supported here; use user, assistant or system"
+        raise ApiError(400, message, code="unsupported_value", param=field)
     if plain.get("role") == "developer":
         plain["role"] = "system"
     if isinstance(plain.get("content"), list):
@@ -261,7 +267,7 @@ def _mode(options: ChaperoneOptions) -> Mode | None:
 def _invalid(error: ValidationError) -> ApiError:
     """Return the first problem that pydantic found."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+    path = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
     given = _short(first["input"])
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     shown = "" if first["type"] == "missing" else f"{given}: "

@@ -12,9 +12,11 @@ import uvicorn
 
 from chaperone_common.address import host_and_port
 from chaperone_common.command.signals import first_and_second_signal
-from chaperone_common.errors import ConfigError
-from edge_client.apps.http_api.app import Access, build_app
+from chaperone_common.errors import ConfigError, InternalError
+from edge_client.apps.http_api.app import LOCAL_HOSTS, Access, build_app
 from edge_client.client import EdgeClient
+
+__all__ = ["LOCAL_HOSTS", "Access", "bound", "running", "serve"]
 
 GRACE_S = 30  # for answers that are being written, after the first signal
 
@@ -58,7 +60,10 @@ async def serve(client: EdgeClient, access: Access, listening: socket.socket, re
 
 @asynccontextmanager
 async def running(client: EdgeClient, access: Access, listening: socket.socket) -> AsyncIterator[str]:
-    """Serve within the block, and yield the URL. At its end, answers that are being written may end."""
+    """Serve within the block, and yield the URL. At its end, answers that are being written may end.
+
+    Raises the error with which the server fails to start.
+    """
     started = asyncio.Event()
     settings = uvicorn.Config(
         build_app(client, access),
@@ -73,7 +78,12 @@ async def running(client: EdgeClient, access: Access, listening: socket.socket) 
     server = _Server(settings, started.set)
     serving = asyncio.create_task(server.serve([listening]))
     try:
-        await asyncio.wait((serving, asyncio.ensure_future(started.wait())), return_when=asyncio.FIRST_COMPLETED)
+        starting = asyncio.ensure_future(started.wait())
+        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        if serving.done():
+            await serving
+            raise InternalError("serve: the server ended as it started")
         yield _url(listening)
     finally:
         server.should_exit = True

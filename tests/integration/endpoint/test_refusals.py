@@ -54,7 +54,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a typo": ({"temprature": 1}, "unknown_parameter", "temprature", "did you mean 'temperature'?"),
     "a typo in ours": ({"chaperone": {"mod": "exact"}}, "invalid_value", "chaperone.mod", "not permitted"),
     "an unknown mode": ({"chaperone": {"mode": "fast"}}, "invalid_value", "chaperone.mode", "'exact', 'gated'"),
-    "a promise of another mode": ({"chaperone": {"mode": "exact", "catch": 0.9}}, "invalid_value", "catch", "gated"),
+    "a promise of another mode": (
+        {"chaperone": {"mode": "exact", "catch": 0.9}},
+        "invalid_value",
+        "chaperone.catch",
+        "chaperone.catch: mode is exact, and only gated",
+    ),
+    "a stop of another kind": ({"stop": 5}, "invalid_value", "stop", "5"),
+    "a surrogate": ({"\ud800": 1}, "unknown_parameter", "\\ud800", "unknown parameter"),
+    "calls of tools": (
+        {"messages": [TEXT, {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, TEXT]},
+        "unsupported_parameter",
+        "messages[1]",
+        "messages[1].tool_calls: it is not supported here; leave it out",
+    ),
     "two modes": (
         {"chaperone": {"mode": "exact", "locality": "only_on_device"}},
         "invalid_value",
@@ -199,6 +212,9 @@ def test_a_web_page_does_not_reach_it(tiny_pair: Path, target: TorchModel) -> No
             assert not [name for name in asked.headers if name.startswith("access-control")]
             for name in ("localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:80"):
                 assert (await served.get("/v1/models", host=name)).status == 200
+        async with endpoint(target, tiny_pair, Access(KEY, hosts=None)) as proxied:
+            given = {"host": "chat.example", "authorization": f"Bearer {KEY}"}
+            assert (await proxied.get("/v1/models", **given)).status == 200
 
     run(test)
 
@@ -281,6 +297,6 @@ def test_the_schema_describes_both_bodies(tiny_pair: Path, target: TorchModel) -
             for path in ("/v1/chat/completions", "/v1/completions"):
                 schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
                 assert {"model", "temperature", "stream", "chaperone"} <= schema["properties"].keys()
-                json.dumps(schema)
+                assert "$ref" not in json.dumps(schema), "it is complete"
 
     run(test)

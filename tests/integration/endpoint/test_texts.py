@@ -134,16 +134,82 @@ def test_a_chat_that_goes_on_reads_only_what_is_new(tiny_pair: Path, target: Tor
                 messages.append({"role": "user", "content": text})
                 whole = (await served.chat(messages, max_tokens=12)).json
                 usage = whole["usage"]
-                if before:
-                    assert usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] <= (
-                        usage["prompt_tokens"] - before + 1
-                    )
-                before = usage["prompt_tokens"] + usage["completion_tokens"]
+                cached = usage["prompt_tokens_details"]["cached_tokens"]
+                assert cached >= before - 1, "a reply may be tokenized otherwise than it was written"
+                before = usage["prompt_tokens"]
                 messages.append(whole["choices"][0]["message"])
             again = (await served.chat(messages[:4], max_tokens=12)).json
             assert again["choices"][0]["message"] == messages[4], "the second turn, asked for once more"
             other = (await served.chat([*messages[:3], {"role": "user", "content": "another"}], max_tokens=12)).json
             assert other["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+    run(test)
+
+
+def test_chats_at_the_same_time_do_not_mix(tiny_pair: Path, target: TorchModel) -> None:
+    """Both begin like a chat that is kept, which is one of theirs at most."""
+
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            messages: list[dict[str, Any]] = []
+            for text in (CHAT, "and the first value"):
+                messages.append({"role": "user", "content": text})
+                messages.append((await served.chat(messages, max_tokens=8)).json["choices"][0]["message"])
+            longer = [*messages, {"role": "user", "content": "return the name"}]
+            other = [*messages[:2], {"role": "user", "content": "of the file"}]
+            for _ in range(3):
+                together = await asyncio.gather(*(served.chat(each, max_tokens=8) for each in (longer, other, longer)))
+                for chat, answer in zip((longer, other, longer), together, strict=True):
+                    alone = await served.client.generate(
+                        [{key: value for key, value in each.items() if value is not None} for each in chat],
+                        mode="cloud",
+                        max_new_tokens=8,
+                    )
+                    assert answer.status == 200
+                    assert answer.json["usage"]["prompt_tokens"] == len(alone.prompt_token_ids)
+                    assert answer.json["choices"][0]["message"]["content"] == alone.text
+
+    run(test)
+
+
+def test_a_first_reply_may_be_asked_for_again(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            first = (await served.chat(CHAT, max_tokens=8)).json
+            again = (await served.chat(CHAT, max_tokens=8)).json
+            assert again["choices"] == first["choices"]
+            assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == first["usage"]["prompt_tokens"] - 1
+            (verified,) = again["chaperone"]["choices"]
+            assert verified["stats"]["edge_cached_tokens"] > 0
+
+    run(test)
+
+
+def test_few_chats_are_kept(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            for _ in range(2):
+                await asyncio.gather(*(served.chat(f"{CHAT} {number}", max_tokens=2) for number in range(8)))
+            assert len(served.client._runs.caches) <= 8, "those that are not kept are gone"
+            kept = [caches for caches in served.client._runs.caches if caches.prompt._kept is not None]
+            assert len(kept) == 4
+
+    run(test)
+
+
+def test_a_full_chat_drops_its_oldest_messages(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            long = "number " * (served.client.manifest.context_tokens // 3)
+            messages: list[dict[str, Any]] = [{"role": "system", "content": "be brief"}]
+            for turn in range(4):
+                messages.append({"role": "user", "content": long})
+                fields = {"max_tokens": 4, "chaperone": {"on_overflow": "drop_oldest"}}
+                answer = await served.chat(messages, **fields)
+                assert answer.status == 200, turn
+                messages.append(answer.json["choices"][0]["message"])
+            refused = await served.chat([*messages, {"role": "user", "content": "x"}], max_tokens=4)
+            assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")
 
     run(test)
 
