@@ -370,7 +370,7 @@ def _messages(message: str | Message | Sequence[Message]) -> tuple[Message, ...]
         return ({"role": "user", "content": message},)
     if isinstance(message, Mapping):
         return (message,)
-    if not isinstance(message, Sequence) or isinstance(message, bytes | bytearray):
+    if isinstance(message, bytes | bytearray) or not isinstance(message, Sequence):
         raise InvalidRequest(f"message: {type(message).__name__} is neither text nor messages; give one of them")
     return tuple(message)
 

@@ -115,6 +115,7 @@ class EngineHarness:
         stop_at: int | None = None,
         clock: Clock | None = None,
         seed: int = 0,
+        known_to_cloud: tuple[SessionId, int] | None = None,
         **settings: Any,
     ) -> None:
         self.clock = ManualClock()
@@ -139,6 +140,7 @@ class EngineHarness:
             estimates=Estimates(),
             output=NumberText(stop_at),
             clock=clock or self.clock,
+            known_to_cloud=known_to_cloud,
         )
 
     def run(self) -> list[Event]:

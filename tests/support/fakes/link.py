@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.frames import Arrived, ClientFrame, Close, Closed, Draft, Failure, Open, Opened, ServerFrame
 from chaperone_common.session import CloudSession, VerificationRequest
+from chaperone_common.session.prefixes import completed
 from chaperone_common.wire import encode_client, encode_server
 from cloud_supervisor.model.ports import ForwardRequest
 from tests.support.fakes.target import FakeTarget
@@ -107,8 +108,11 @@ class FakeLink:
         self._arrived.set()
 
 
-def cloud_of(target: FakeTarget) -> Cloud:
-    """Return a cloud that answers every frame at once with the choices of `target`."""
+def cloud_of(target: FakeTarget, *, held: Sequence[int] = ()) -> Cloud:
+    """Return a cloud that answers every frame at once with the choices of `target`.
+
+    It holds the text `held` of an earlier session.
+    """
     sessions: list[tuple[Open, CloudSession]] = []
 
     def choices(wanted: VerificationRequest) -> list[int]:
@@ -120,6 +124,7 @@ def cloud_of(target: FakeTarget) -> Cloud:
 
     def serve(frame: ClientFrame) -> Iterable[ServerFrame]:
         if isinstance(frame, Open):
+            frame = frame if frame.prefix is None else completed(frame, held) or frame
             session = CloudSession(frame, context_tokens=target.context_tokens, vocabulary_size=target.vocabulary_size)
             sessions.append((frame, session))
             yield Opened(prefilled=False, context_tokens=target.context_tokens)
