@@ -364,15 +364,17 @@ def _refuse(parameters: RequestParameters, *names: str) -> None:
 
 
 def _messages(message: str | Message | Sequence[Message]) -> tuple[Message, ...]:
-    if isinstance(message, str):
-        if not message.strip():
-            raise InvalidRequest("message: it is empty; give some text")
-        return ({"role": "user", "content": message},)
-    if isinstance(message, Mapping):
-        return (message,)
-    if isinstance(message, bytes | bytearray) or not isinstance(message, Sequence):
-        raise InvalidRequest(f"message: {type(message).__name__} is neither text nor messages; give one of them")
-    return tuple(message)
+    match message:
+        case str():
+            if not message.strip():
+                raise InvalidRequest("message: it is empty; give some text")
+            return ({"role": "user", "content": message},)
+        case Mapping():
+            return (message,)
+        case list() | tuple():
+            return (*message,)
+        case _:
+            raise InvalidRequest(f"message: {type(message).__name__} is neither text nor messages; give one of them")
 
 
 def _grouped(messages: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
