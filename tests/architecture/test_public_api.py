@@ -11,7 +11,14 @@ import pytest
 
 import chaperone_common.errors
 import edge_client
-from edge_client import ChaperoneError, EdgeClient, RequestParameters, SyncEdgeClient
+from edge_client import (
+    ChaperoneError,
+    Conversation,
+    EdgeClient,
+    RequestParameters,
+    SyncConversation,
+    SyncEdgeClient,
+)
 
 PUBLIC = """
 Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudShareExceeded
@@ -61,8 +68,25 @@ METHODS = [name for name, value in vars(EdgeClient).items() if callable(value) a
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"aclose", "token_text"}))
 def test_both_clients_take_the_same_parameters(method: str) -> None:
-    mine, twin = (inspect.signature(getattr(client, method)) for client in (EdgeClient, SyncEdgeClient))
-    assert mine.parameters == twin.parameters
+    assert parameters_of(EdgeClient, method) == parameters_of(SyncEdgeClient, method)
+
+
+def test_both_conversations_have_the_same_methods() -> None:
+    mine, twin = (
+        {name for name, value in vars(kind).items() if not name.startswith("_") and not isinstance(value, str)}
+        for kind in (Conversation, SyncConversation)
+    )
+    assert mine - twin == {"release"}, "it hands over what the twin has none of"
+    for method in ("generate", "stream", "regenerate", "rewind", "close"):
+        assert parameters_of(Conversation, method) == parameters_of(SyncConversation, method)
+
+
+def parameters_of(kind: type, method: str) -> list[tuple[str, Any, Any, str]]:
+    """Return the name, kind, default and type of each parameter; a twin takes a twin."""
+    return [
+        (each.name, each.kind, each.default, str(each.annotation).replace("SyncConversation", "Conversation"))
+        for each in inspect.signature(getattr(kind, method)).parameters.values()
+    ]
 
 
 @pytest.mark.parametrize("method", ["request", "stream", "generate"])
