@@ -191,6 +191,7 @@ class Conversation:
         """Return what both ends hold, and begin without it; raises InvalidRequest while a turn is being written."""
         self._check_idle()
         caches, self._caches = self._caches, ConversationCaches()
+        self._runs.caches.add(self._caches)
         return caches
 
     def close(self) -> None:

@@ -7,7 +7,15 @@ import re
 import pytest
 
 from chaperone_common import errors
-from chaperone_common.errors import ERROR_OF, STATUS_OF, ChaperoneError, InternalError, error_from_status, status_of
+from chaperone_common.errors import (
+    ERROR_OF,
+    ERROR_OF_FIELD,
+    STATUS_OF,
+    ChaperoneError,
+    InternalError,
+    error_from_status,
+    status_of,
+)
 
 KNOWN_STATUSES = {
     "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -65,7 +73,8 @@ def test_a_status_survives_the_round_trip(status: str) -> None:
 
 @pytest.mark.parametrize("cls", ALL)
 def test_an_error_survives_the_wire_up_to_its_line_of_descent(cls: type[ChaperoneError]) -> None:
-    back = error_from_status(status_of(cls("why")), "why")
+    fields = [field for (_, field), kind in ERROR_OF_FIELD.items() if kind is cls]
+    back = error_from_status(status_of(cls("why")), f"{fields[0]}: why" if fields else "why")
     assert status_of(back) == status_of(cls("why"))
     if not issubclass(
         cls, errors.ModelError | errors.OutputLost
@@ -73,7 +82,7 @@ def test_an_error_survives_the_wire_up_to_its_line_of_descent(cls: type[Chaperon
         assert isinstance(back, cls) or issubclass(cls, type(back))
 
 
-@pytest.mark.parametrize("status", ["UNKNOWN", "DATA_LOSS", "OK", "", "no such status", "INTERNAL"])
+@pytest.mark.parametrize("status", ["UNKNOWN", "DATA_LOSS", "NOT_FOUND", "OK", "", "no such status", "INTERNAL"])
 def test_an_unknown_status_is_the_other_end_s_bug(status: str) -> None:
     assert type(error_from_status(status, "why")) is InternalError
 
