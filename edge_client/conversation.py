@@ -147,7 +147,7 @@ class Conversation:
         if not self._turns:
             raise InvalidRequest("regenerate: the conversation has no turn yet; generate one")
         turn, _ = self._turns[-1]
-        return await self._generated(turn.messages, parameters, timeout, cancellation, None, again=True)
+        return await _whole(*self._written(turn.messages, parameters, timeout, cancellation, None, again=True))
 
     def stream(
         self,
@@ -185,7 +185,7 @@ class Conversation:
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
-        return await self._generated(message, parameters, timeout, cancellation, explain)
+        return await _whole(*self._written(message, parameters, timeout, cancellation, explain))
 
     def release(self) -> ConversationCaches:
         """Return what both ends hold, and begin without it; raises InvalidRequest while a turn is being written."""
@@ -201,23 +201,6 @@ class Conversation:
         """
         self._check_idle()
         self._caches.clear()
-
-    async def _generated(
-        self,
-        message: str | Message | Sequence[Message] | PartialGeneration,
-        parameters: RequestParameters,
-        timeout: float | None,
-        cancellation: Cancellation | None,
-        explain: Callable[[Decision], None] | None,
-        *,
-        again: bool = False,
-    ) -> Generation:
-        run, turn_events = self._written(message, parameters, timeout, cancellation, explain, again=again)
-        async with aclosing(turn_events) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise event.error
-        return run.result()
 
     def _written(
         self,
@@ -356,6 +339,15 @@ class Conversation:
     def _check_idle(self) -> None:
         if self._writing is not None:
             raise InvalidRequest("conversation: a turn is being written; wait for its end, or cancel it")
+
+
+async def _whole(run: Run, turn_events: AsyncGenerator[Event, None]) -> Generation:
+    """Run a turn to its end; raises the error of a Failed event."""
+    async with aclosing(turn_events) as events:
+        async for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+    return run.result()
 
 
 def _refuse(parameters: RequestParameters, *names: str) -> None:

@@ -133,13 +133,14 @@ class _Endpoint:
 
     def _chat_texts(self, wanted: ChatRequest) -> Write:
         parameters, messages = wanted.parameters(), said(wanted.messages)
-        if wanted.choices > 1:
-            return lambda index: self._client.stream(messages, **self._seeded(parameters, index))
-        policy = wanted.chaperone.on_overflow if wanted.chaperone is not None else None
-        return lambda _: self._chats.written(messages, policy or "refuse", parameters)
+        policy = (wanted.chaperone.on_overflow if wanted.chaperone is not None else None) or "refuse"
+        return lambda index: self._chats.written(messages, policy, self._seeded(parameters, index))
 
     def _completion_texts(self, wanted: CompletionRequest) -> Write:
         parameters = wanted.parameters()
+        if wanted.chaperone is not None and wanted.chaperone.on_overflow is not None:
+            message = "chaperone.on_overflow: a completion has no turns; leave it out"
+            raise ApiError(400, message, code="invalid_value", param="chaperone.on_overflow")
         if isinstance(wanted.prompt, str):
             prompt, parameters["raw"] = wanted.prompt, True
             return lambda index: self._client.stream(prompt, **self._seeded(parameters, index))
@@ -147,7 +148,7 @@ class _Endpoint:
         return lambda index: self._client.stream(token_ids, **self._seeded(parameters, index))
 
     def _seeded(self, parameters: RequestParameters, index: int) -> RequestParameters:
-        """Return the parameters of one of several choices: each has a seed of its own."""
+        """Return the parameters of a choice: each has a seed of its own. Without one, a new seed is drawn for each."""
         seed = parameters.get("seed")
         seed = self._client.config.generation.seed if seed is None else seed
         return parameters if seed is None else RequestParameters(**{**parameters, "seed": seed + index})

@@ -128,6 +128,16 @@ def test_what_is_not_supported_is_refused_by_name(tiny_pair: Path, target: Torch
     run(test)
 
 
+def test_a_completion_has_no_turns_to_drop(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            body = {"model": "tiny", "prompt": "def", "chaperone": {"on_overflow": "drop_oldest"}}
+            answer = await served.post("/v1/completions", body)
+            assert (answer.status, answer.error["param"]) == (400, "chaperone.on_overflow")
+
+    run(test)
+
+
 def test_parameters_that_ask_for_nothing_are_accepted(tiny_pair: Path, target: TorchModel) -> None:
     async def test() -> None:
         async with endpoint(target, tiny_pair) as served:

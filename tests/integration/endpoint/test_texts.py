@@ -204,7 +204,7 @@ def test_a_full_chat_drops_its_oldest_messages(tiny_pair: Path, target: TorchMod
             messages: list[dict[str, Any]] = [{"role": "system", "content": "be brief"}]
             for turn in range(4):
                 messages.append({"role": "user", "content": long})
-                fields = {"max_tokens": 4, "chaperone": {"on_overflow": "drop_oldest"}}
+                fields = {"max_tokens": 4, "n": 1 + turn % 2, "chaperone": {"on_overflow": "drop_oldest"}}
                 answer = await served.chat(messages, **fields)
                 assert answer.status == 200, turn
                 messages.append(answer.json["choices"][0]["message"])

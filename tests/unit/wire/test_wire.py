@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -152,8 +153,8 @@ def test_a_retry_hint_of_zero_is_a_hint() -> None:
         ({"session_id": "s", "length": 3, "digest": b"d" * 15}, "prefix: length 3, and a digest of 15 bytes"),
     ],
 )
-def test_a_malformed_prefix_is_refused(fields: dict[str, object], message: str) -> None:
-    opening = pb.Open(session_id="t", prefix=pb.Prefix(**fields))  # type: ignore[arg-type]
+def test_a_malformed_prefix_is_refused(fields: dict[str, Any], message: str) -> None:
+    opening = pb.Open(session_id="t", prefix=pb.Prefix(**fields))
     with pytest.raises(InvalidRequest, match=message):
         wire.decode_client(pb.SuperviseRequest(open=opening).SerializeToString())
 
