@@ -44,6 +44,7 @@ def build_cloud(
         step_tokens=limits.step_tokens,
         step_requests=limits.step_requests,
         chunk_tokens=limits.prefill_chunk_tokens,
+        prefill_s=limits.prefill_step_ms / 1000,
         observer=observer,
     )
     capabilities = Capabilities(

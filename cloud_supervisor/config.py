@@ -58,6 +58,7 @@ class LimitsConfig(FrozenModel):
     step_tokens: int = Field(default=320, ge=1)
     step_requests: int = Field(default=256, ge=1)
     prefill_chunk_tokens: int = Field(default=64, ge=1)
+    prefill_step_ms: float = Field(default=500.0, gt=0)
     kv_overcommit: float = Field(default=2.0, ge=1)
     open_timeout_s: float = Field(default=10.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)

@@ -192,6 +192,7 @@ class Fleet:
     step_tokens: int = _LIMITS.step_tokens
     step_requests: int = _LIMITS.step_requests
     prefill_chunk_tokens: int = _LIMITS.prefill_chunk_tokens
+    prefill_step_ms: float = _LIMITS.prefill_step_ms
     max_queue: int = _LIMITS.max_queue
     kv_tokens: int = 400_000
     warmup_s: float = 30.0
@@ -213,6 +214,7 @@ class Fleet:
             step_tokens=self.step_tokens,
             step_requests=self.step_requests,
             chunk_tokens=self.prefill_chunk_tokens,
+            prefill_s=self.prefill_step_ms / 1000,
             context_tokens=CONTEXT_TOKENS,
         )
 

@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefill-chunk-tokens", type=int, default=DEFAULTS.prefill_chunk_tokens, help="as limits.prefill_chunk_tokens"
     )
+    parser.add_argument(
+        "--prefill-step-ms", type=float, default=DEFAULTS.prefill_step_ms, help="as limits.prefill_step_ms"
+    )
     parser.add_argument("--max-queue", type=int, default=DEFAULTS.max_queue, help="as limits.max_queue")
     parser.add_argument(
         "--kv-tokens", type=int, default=DEFAULTS.kv_tokens, help="tokens of a replica's KV budget (assumption)"
@@ -138,6 +141,7 @@ def _fleet(args: argparse.Namespace) -> Fleet:
         tenants=args.tenants,
         step_tokens=args.step_tokens,
         prefill_chunk_tokens=args.prefill_chunk_tokens,
+        prefill_step_ms=args.prefill_step_ms,
         max_queue=args.max_queue,
         kv_tokens=args.kv_tokens,
         warmup_s=args.warmup_s,

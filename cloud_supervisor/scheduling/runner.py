@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -48,6 +49,7 @@ class ModelRunner:
         step_tokens: int = 256,
         step_requests: int = 256,
         chunk_tokens: int = 256,
+        prefill_s: float = math.inf,
         clock: Clock | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class ModelRunner:
             step_requests=step_requests,
             chunk_tokens=chunk_tokens,
             context_tokens=model.context_tokens,
+            prefill_s=prefill_s,
         )
         self._model = model
         self._kv_store = kv_store

@@ -9,6 +9,9 @@ before the cloud's own writing, and that before prompts (`WaitingLine`). What ex
 conversation that was evicted, is computed in several steps. Branch tokens belong to the last chunk, because a cache
 that holds branches cannot be continued.
 
+A verification waits for a forward that has begun, and for all else that its own forward reads. So a forward reads
+prompts, and pieces of long texts, only while it takes no longer than a given time by then (`Pace`).
+
 A request that has begun has a place in the KV budget for its whole text, and its cache is not evicted between two
 chunks. So any number of long texts end one after the other. A more urgent request that finds no place takes that of the
 prompt that has begun last, which is then read again from the start; once for each prompt.
@@ -25,8 +28,10 @@ from chaperone_common.types import Choice
 from cloud_supervisor.model.ports import ForwardResult, Urgency
 from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, KvView, QueuedRequest
 from cloud_supervisor.scheduling.line import Progress, WaitingLine
+from cloud_supervisor.scheduling.pace import Pace
 
 _RECENT_FORWARDS = 32
+_LEAST_PIECE = 8  # tokens: smaller pieces cost a forward nearly as much
 _FIRST_RETRY_MS = 500  # before any forward was timed
 
 # After a forward, sessions that it served often have another request at once. Waiting this long for them, as a share of
@@ -56,10 +61,12 @@ class Scheduler:
         chunk_tokens: int,
         context_tokens: int,
         step_requests: int = 256,
+        prefill_s: float = math.inf,
     ) -> None:
         """Let up to `max_queue` requests wait.
 
-        A forward feeds up to `step_tokens`, of up to `step_requests` requests, and `chunk_tokens` of each.
+        A forward feeds up to `step_tokens`, of up to `step_requests` requests, and `chunk_tokens` of each. It reads
+        prompts and pieces of longer texts up to a time of about `prefill_s`, or else a piece of a few tokens alone.
         """
         if max_queue < 1:
             raise ConfigError(f"max_queue: {max_queue} lets no request wait; use at least 1")
@@ -74,6 +81,8 @@ class Scheduler:
         self._step_requests = step_requests
         self._chunk_tokens = chunk_tokens
         self._context_tokens = context_tokens
+        self._prefill_s = prefill_s
+        self._pace = Pace()
         self._progress: dict[QueuedRequest, Progress] = {}  # of all requests that are not answered
         self._line = WaitingLine()
         self._running: Batch | None = None
@@ -145,7 +154,7 @@ class Scheduler:
         chunks: list[Chunk] = []
         answers: list[Answer] = []
         sessions: set[Hashable] = set()
-        budget = self._step_tokens
+        budget, prefill_s = self._step_tokens, self._prefill_s
         for progress in self._line.in_order():
             if not budget or len(chunks) == self._step_requests:
                 break
@@ -159,13 +168,15 @@ class Scheduler:
                 self._begin(progress, now)
                 progress.cached = request.tree.end
                 answers.append(self._answer(progress, progress.result))  # the cache holds the prompt already
-            elif request.key not in sessions and (chunk := self._next_chunk(progress, budget, chunks, kv)) is not None:
+            elif request.key not in sessions and (
+                (chunk := self._next_chunk(progress, budget, prefill_s, chunks, kv)) is not None
+            ):
                 self._begin(progress, now)
                 progress.cached = chunk.start if progress.cached is None else progress.cached
                 self._reserve(progress)
-                tokens = chunk.tokens
-                self._line.charge(request.tenant, tokens)
-                budget -= tokens
+                prefill_s -= self._pace.seconds(chunk.tokens, chunk.start)
+                self._line.charge(request.tenant, chunk.tokens)
+                budget -= chunk.tokens
                 sessions.add(request.key)
                 chunks.append(chunk)
         return chunks, answers
@@ -176,6 +187,7 @@ class Scheduler:
         batch, self._running = self._running, None
         if not any(isinstance(outcome, BaseException) for outcome in outcomes):
             self._recent.append((elapsed_s, len(batch.chunks)))
+            self._pace.note(batch.chunks, elapsed_s)
         answers: list[Answer] = []
         for chunk, outcome in zip(batch.chunks, outcomes, strict=True):
             progress = self._progress.get(chunk.request)
@@ -210,27 +222,45 @@ class Scheduler:
         progress.begun = True
         progress.queue_s += now - progress.queued_at
 
-    def _next_chunk(self, progress: Progress, budget: int, chunks: Sequence[Chunk], kv: KvView) -> Chunk | None:
-        """Cut the next chunk of a request, of up to `budget` tokens, next to those of this step; None if none fits."""
+    def _next_chunk(
+        self, progress: Progress, budget: int, prefill_s: float, chunks: Sequence[Chunk], kv: KvView
+    ) -> Chunk | None:
+        """Cut the next chunk of a request, next to those of this step; None if none fits.
+
+        It feeds up to `budget` tokens, and if it is a prompt or a piece, in about `prefill_s` seconds.
+        """
         request, tree = progress.request, progress.request.tree
         left = request.num_choices - len(progress.choices)
         start = kv.held(request.key, tree.token_ids[: tree.end - left], request.tenant) or 0
-        end = self._end(progress, start, budget)
+        end = self._end(progress, start, budget, prefill_s, alone=not chunks)
         if end is None or not self._has_memory(progress, chunks, kv.capacity_tokens):
             return None
         return Chunk(request, start, end, left)
 
-    def _end(self, progress: Progress, start: int, budget: int) -> int | None:
+    def _end(self, progress: Progress, start: int, budget: int, prefill_s: float, *, alone: bool) -> int | None:
         """Return the end of a chunk that feeds at most `budget` tokens; None if it is better to wait."""
         tree = progress.request.tree
         chain, branches = tree.end - start, len(tree.branches)
-        if chain + branches <= min(budget, self._chunk_tokens) or (chain == 1 and 1 + branches <= budget):
+        most = self._chunk_tokens
+        if progress.request.urgency is Urgency.READ or chain + branches > most:
+            most = self._piece(start, prefill_s, alone=alone)
+        if chain + branches <= min(budget, most) or (chain == 1 and 1 + branches <= budget):
             return tree.end
         # A verification in two parts takes two steps: it may as well wait for one.
         if chain + branches <= self._chunk_tokens and progress.request.urgency is not Urgency.READ:
             return None
-        cut = min(budget, self._chunk_tokens, chain - 1 if branches else chain)
+        cut = min(budget, most, chain - 1 if branches else chain)
         return start + cut if cut > 0 else None
+
+    def _piece(self, start: int, prefill_s: float, *, alone: bool) -> int:
+        """Return the most tokens of a piece of a text, after its first `start` ones."""
+        if prefill_s == math.inf:
+            return self._chunk_tokens
+        least = min(_LEAST_PIECE, self._chunk_tokens)
+        within = self._pace.tokens_within(prefill_s, start, self._chunk_tokens) if self._pace.known else 0
+        if within < least:
+            return least if alone else 0
+        return within
 
     def _has_memory(self, progress: Progress, chunks: Sequence[Chunk], capacity_tokens: int) -> bool:
         """Return whether a request's whole text has a place in the KV budget, next to all that have begun."""

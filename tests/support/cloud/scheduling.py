@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 
 from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
 from chaperone_common.types import Choice, SamplingParams
@@ -25,7 +26,7 @@ class Caches:
 
 
 class Bench:
-    """A scheduler, caches, and a clock that moves by `forward_s` in each forward."""
+    """A scheduler, caches, and a clock that moves by `forward_s` in each forward, or by what `cost_s` says."""
 
     def __init__(
         self,
@@ -36,6 +37,8 @@ class Bench:
         chunk_tokens: int = 4,
         context_tokens: int = 100,
         capacity_tokens: int = 1_000_000,
+        prefill_s: float = math.inf,
+        cost_s: Callable[[Sequence[Chunk]], float] | None = None,
     ) -> None:
         self.scheduler = Scheduler(
             max_queue=max_queue,
@@ -43,11 +46,13 @@ class Bench:
             step_requests=step_requests,
             chunk_tokens=chunk_tokens,
             context_tokens=context_tokens,
+            prefill_s=prefill_s,
         )
         self.caches = Caches(capacity_tokens)
         self.now = 100.0
         self.released: list[Hashable] = []
         self.forward_s = 0.25
+        self._cost_s = cost_s
         self.submitted: list[QueuedRequest] = []
         self.answers: list[Answer] = []
         self.chunks: list[Chunk] = []  # chunks that ran
@@ -87,7 +92,8 @@ class Bench:
 
     def finish(self, chunks: Sequence[Chunk], error: Exception | None = None) -> None:
         """Complete the running batch, with choices that equal their positions."""
-        self.now += self.forward_s
+        forward_s = self._cost_s(chunks) if self._cost_s else self.forward_s
+        self.now += forward_s
         outcomes: list[list[Choice] | BaseException] = []
         for chunk in chunks:
             last = chunk.end == chunk.request.tree.end
@@ -96,7 +102,7 @@ class Bench:
             self.caches.texts[chunk.request.key] = chunk.request.tree.token_ids[: chunk.end]
         self.chunks += chunks
         self.steps.append([*chunks])
-        self.answers += self.scheduler.complete(outcomes, self.forward_s, self.now)
+        self.answers += self.scheduler.complete(outcomes, forward_s, self.now)
 
     def step(self) -> bool:
         """Run one batch; return False if no request waits."""

@@ -1,0 +1,78 @@
+"""The time of a forward, learned from the forwards before it.
+
+A forward reads the weights once, multiplies them with each token fed, and lets each token see those before it:
+
+    seconds = fixed + per_token * tokens + per_pair * pairs,    pairs: tokens fed, each times the tokens it sees
+
+The three are at least 0 and fit recent forwards with least squares. Older ones count less, because a machine's speed
+changes with its other work. Piece sizes by time are those of Sarathi-Serve (Agrawal et al., OSDI 2024), which derives
+its budget of tokens from the latency that the others may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud_supervisor.scheduling.batch import Chunk
+
+_MEMORY = 0.95  # what a forward's weight is multiplied by when the next one is noted
+_TERMS = (1, 2, 0)  # what explains most comes first
+_SUBSETS = [list(terms) for size in (1, 2, 3) for terms in combinations(_TERMS, size)]
+_BETTER = 1e-6  # relative gain by which more terms, or later ones, are preferred
+_PAIRS = 1000.0  # keeps the three terms of similar size
+
+
+class Pace:
+    """The cost of a token in a forward, by the length of the text before it."""
+
+    def __init__(self) -> None:
+        self._products = np.zeros((3, 3))
+        self._targets = np.zeros(3)
+        self._costs: npt.NDArray[np.float64] | None = None  # seconds: fixed, a token, 1000 pairs; fitted when needed
+
+    @property
+    def known(self) -> bool:
+        """A forward was noted that took any time."""
+        return bool(self._targets.any())
+
+    def note(self, chunks: Iterable[Chunk], elapsed_s: float) -> None:
+        """Learn from a forward."""
+        sizes = [(chunk.tokens, chunk.start) for chunk in chunks]
+        terms = np.array([1.0, sum(tokens for tokens, _ in sizes), sum(_pairs(*size) for size in sizes) / _PAIRS])
+        self._products = _MEMORY * self._products + np.outer(terms, terms)
+        self._targets = _MEMORY * self._targets + terms * elapsed_s
+        self._costs = None
+
+    def seconds(self, tokens: int, start: int) -> float:
+        """Return the time that a forward takes longer for a text's `tokens` after its first `start` ones."""
+        if self._costs is None:
+            self._costs = _fit(self._products, self._targets)
+        return float(self._costs[1] * tokens + self._costs[2] * _pairs(tokens, start) / _PAIRS)
+
+    def tokens_within(self, seconds: float, start: int, most: int) -> int:
+        """Return how many tokens after the first `start` ones take at most `seconds`; up to `most`."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.seconds(middle, start) <= seconds else (low, middle - 1)
+        return low
+
+
+def _pairs(tokens: int, start: int) -> float:
+    return tokens * (start + (tokens + 1) / 2)
+
+
+def _fit(products: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the costs [3], none below 0, with the least squared error: those of the best set of terms."""
+    best, least = np.zeros(3), 0.0
+    for terms in _SUBSETS:
+        costs = np.zeros(3)
+        costs[terms] = np.linalg.lstsq(products[np.ix_(terms, terms)], targets[terms], rcond=1e-9)[0]
+        error = costs @ products @ costs - 2 * costs @ targets  # plus the same for all
+        if (costs >= 0).all() and error < least - _BETTER * abs(least):
+            best, least = costs, float(error)
+    return best
