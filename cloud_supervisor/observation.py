@@ -38,6 +38,13 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixMissed:
+    """An Open referred to a text that is not kept; the device then sends its whole prompt."""
+
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
 class StreamBegan:
     """An Open was admitted."""
 
@@ -103,7 +110,7 @@ class Stepped:
     duration_s: float
 
 
-Observation = Refused | StreamBegan | StreamEnded | Prefilled | Answered | Stepped
+Observation = Refused | PrefixMissed | StreamBegan | StreamEnded | Prefilled | Answered | Stepped
 
 
 class Observer(Protocol):

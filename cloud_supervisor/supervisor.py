@@ -39,7 +39,7 @@ from cloud_supervisor.conversation import Conversation, Stream, next_frame
 from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.kept_texts import KeptTexts
 from cloud_supervisor.model.ports import ForwardQueue
-from cloud_supervisor.observation import Observer, Observers, Outcome, Refused, StreamBegan, StreamEnded
+from cloud_supervisor.observation import Observer, Observers, Outcome, PrefixMissed, Refused, StreamBegan, StreamEnded
 
 _LOG = logging.getLogger(__name__)
 
@@ -173,6 +173,7 @@ class Supervisor:
     def _refused(self, stream: Stream, error: ChaperoneError) -> Failure:
         if isinstance(error, PrefixNotFound):  # the device sends the whole prompt
             self.counters.prefixes_missed += 1
+            self._observer.notice(PrefixMissed(stream.caller.tenant))
             return _failure(error)
         self.counters.refused += 1
         if stream.began and isinstance(error, Superseded | CloudUnavailable):  # the device continues on another stream

@@ -14,6 +14,7 @@ from cloud_supervisor.observation import (
     Answered,
     Observation,
     Prefilled,
+    PrefixMissed,
     Refused,
     Stepped,
     StreamBegan,
@@ -69,6 +70,12 @@ class PrometheusObserver:
             ["tenant", "reason"],
             registry=registry,
         )
+        self._missed = Counter(
+            "chaperone_prefixes_missed",
+            "Turns of conversations whose earlier text was not kept, so that the device sent all of it.",
+            ["tenant"],
+            registry=registry,
+        )
         self._tokens = Counter(
             "chaperone_tokens",
             "Tokens: prompt, verified (compared before they were final), accepted (of them, those that stand), own (in "
@@ -115,6 +122,8 @@ class PrometheusObserver:
         match observation:
             case Refused(tenant=tenant, reason=reason):
                 self._refusals.labels(self._tenants.of(tenant), self._reasons.of(reason)).inc()
+            case PrefixMissed(tenant=tenant):
+                self._missed.labels(self._tenants.of(tenant)).inc()
             case StreamBegan(tenant=tenant, prompt_tokens=tokens):
                 self._open.labels(self._tenants.of(tenant)).inc()
                 self._count(tenant, "prompt", tokens)

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from cloud_supervisor.kv.store import KvStats
-from cloud_supervisor.observation import Answered, Outcome, Prefilled, Refused, Stepped, StreamBegan, StreamEnded
+from cloud_supervisor.observation import (
+    Answered,
+    Outcome,
+    Prefilled,
+    PrefixMissed,
+    Refused,
+    Stepped,
+    StreamBegan,
+    StreamEnded,
+)
 from cloud_supervisor.observers.prometheus import MAX_REASONS, PrometheusObserver
 from tests.support.cloud.metrics import read_page
 
@@ -13,7 +22,8 @@ chaperone_queue_seconds_bucket chaperone_queue_seconds_sum chaperone_queue_secon
 chaperone_step_seconds_bucket chaperone_verification_seconds_bucket chaperone_first_token_seconds_bucket
 chaperone_step_sessions_bucket chaperone_tokens_total chaperone_deviations_total chaperone_queue_length
 chaperone_kv_used_bytes chaperone_kv_budget_bytes chaperone_kv_evictions_total chaperone_kv_rebuilt_tokens_total
-chaperone_kv_hit_tokens_total chaperone_log_records_dropped_total process_resident_memory_bytes process_open_fds
+chaperone_kv_hit_tokens_total chaperone_prefixes_missed_total
+chaperone_log_records_dropped_total process_resident_memory_bytes process_open_fds
 """
 
 
@@ -48,6 +58,7 @@ def test_every_sample_is_named() -> None:
         *(
             Stepped(3, 20, 40, 0.01),
             Refused("acme", "peer", "sessions", ""),
+            PrefixMissed("acme"),
             StreamEnded(1, "acme", Outcome.CLOSED, 1.0),
         ),
     ):
@@ -65,9 +76,11 @@ def test_a_stream_is_counted() -> None:
     observer.notice(answered(verified=0, accepted=0, own=0, audited=6, deviations=2))
     observer.notice(answered(verified=0, accepted=0, own=0, queue_s=0.0, compute_s=0.0))  # it repeated a settled span
     observer.notice(StreamEnded(1, "acme", Outcome.CLOSED, 2.0))
+    observer.notice(PrefixMissed("acme"))
     samples = read_page(observer.application())
     assert samples("chaperone_streams_open", tenant="acme") == 1
     assert samples("chaperone_streams_total", tenant="acme", outcome="closed") == 1
+    assert samples("chaperone_prefixes_missed_total", tenant="acme") == 1
     tokens = {
         kind: samples("chaperone_tokens_total", kind=kind) for kind in samples.labels("chaperone_tokens_total", "kind")
     }
