@@ -18,6 +18,9 @@ COMMANDS = {
     "device": Command(
         "benchmarks.measured.device", "the device's overhead over bare onnxruntime, and the longest event-loop gap"
     ),
+    "turns": Command(
+        "benchmarks.measured.turns", "the first token of a conversation's third turn, compared with a new text's"
+    ),
     "agreement": Command(
         "benchmarks.measured.agreement",
         "agreement of the device model with the cloud model, compared with another export",

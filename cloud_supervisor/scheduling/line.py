@@ -36,6 +36,11 @@ class Progress:
     compute_s: float = 0.0
 
     @property
+    def choices_left(self) -> int:
+        """Choices that no chunk has computed yet."""
+        return self.request.num_choices - len(self.choices)
+
+    @property
     def finished(self) -> bool:
         """The whole text was read."""
         return self.reached == self.request.tree.end

@@ -10,7 +10,7 @@ conversation that was evicted, is computed in several steps. Branch tokens belon
 that holds branches cannot be continued.
 
 A verification waits for a forward that has begun, and for all else that its own forward reads. So a forward reads
-prompts, and pieces of long texts, only while it takes no longer than a given time by then (`Pace`).
+prompts only up to a given time (`Pace`), and a piece of another long text takes no longer either.
 
 A request that has begun has a place in the KV budget for its whole text, and its cache is not evicted between two
 chunks. So any number of long texts end one after the other. A more urgent request that finds no place takes that of the
@@ -66,7 +66,8 @@ class Scheduler:
         """Let up to `max_queue` requests wait.
 
         A forward feeds up to `step_tokens`, of up to `step_requests` requests, and `chunk_tokens` of each. It reads
-        prompts and pieces of longer texts up to a time of about `prefill_s`, or else a piece of a few tokens alone.
+        prompts up to a time of about `prefill_s`, or else a few tokens of one alone. A piece of another long text takes
+        up to this time, too.
         """
         if max_queue < 1:
             raise ConfigError(f"max_queue: {max_queue} lets no request wait; use at least 1")
@@ -230,7 +231,7 @@ class Scheduler:
         It feeds up to `budget` tokens, and if it is a prompt or a piece, in about `prefill_s` seconds.
         """
         request, tree = progress.request, progress.request.tree
-        left = request.num_choices - len(progress.choices)
+        left = progress.choices_left
         start = kv.held(request.key, tree.token_ids[: tree.end - left], request.tenant) or 0
         end = self._end(progress, start, budget, prefill_s, alone=not chunks)
         if end is None or not self._has_memory(progress, chunks, kv.capacity_tokens):
@@ -242,12 +243,14 @@ class Scheduler:
         tree = progress.request.tree
         chain, branches = tree.end - start, len(tree.branches)
         most = self._chunk_tokens
-        if progress.request.urgency is Urgency.READ or chain + branches > most:
+        if progress.request.urgency is Urgency.READ:
             most = self._piece(start, prefill_s, alone=alone)
+        elif chain > progress.choices_left + _LEAST_PIECE:  # a lost cache; its device waits, as others do
+            most = self._piece(start, self._prefill_s, alone=True)
         if chain + branches <= min(budget, most) or (chain == 1 and 1 + branches <= budget):
             return tree.end
         # A verification in two parts takes two steps: it may as well wait for one.
-        if chain + branches <= self._chunk_tokens and progress.request.urgency is not Urgency.READ:
+        if chain + branches <= most and progress.request.urgency is not Urgency.READ:
             return None
         cut = min(budget, most, chain - 1 if branches else chain)
         return start + cut if cut > 0 else None

@@ -113,6 +113,21 @@ def test_prompts_of_one_forward_share_the_time() -> None:
     assert len(bench.steps) < 12, "more than one fits into most forwards"
 
 
+def test_a_lost_cache_is_read_again_next_to_other_verifications() -> None:
+    """Its device waits, so that it may not wait for a forward without others."""
+    bench = Bench(max_queue=99, step_tokens=320, chunk_tokens=64, context_tokens=500, prefill_s=0.5, cost_s=cost_s)
+    bench.submit("lost", 300, 8)
+    for number in range(200):
+        bench.submit(f"s{number}", 16, 16)
+        bench.submit(f"t{number}", 16, 16)
+        bench.step()
+        if any(answer.request.key == "lost" for answer in bench.answers):
+            break
+    pieces = [chunk.tokens for chunk in bench.chunks if chunk.request.key == "lost"]
+    assert len(bench.steps) <= 2 * len(pieces)
+    assert all(cost_s([chunk]) < 0.75 for chunk in bench.chunks if chunk.request.key == "lost")
+
+
 def test_a_verification_is_never_cut_for_time() -> None:
     bench = Bench(step_tokens=64, chunk_tokens=64, prefill_s=0.1, cost_s=cost_s)
     for number in range(4):
