@@ -18,6 +18,7 @@ from chaperone_common.wire import SERVICE, SUPERVISE, decode_server, encode_clie
 
 _REFUSED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
 _RETRY_S = 1.0
+_ARRIVALS_PER_S = 200  # gRPC's core turns streams away that come by the thousand at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Device:
 
     async def work(self, observed: Observed) -> None:
         """Work on; refused sessions are tried again after a moment."""
+        await asyncio.sleep(self._number / _ARRIVALS_PER_S)
         count = self._number
         while True:
             recorded = self._texts[count % len(self._texts)]
