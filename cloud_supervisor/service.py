@@ -33,7 +33,7 @@ from chaperone_common.wire import (
 )
 from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.observation import Observer, Refused
+from cloud_supervisor.observation import ModelSent, Observer, Refused
 from cloud_supervisor.security.authentication import TokenEnded, peer_address
 from cloud_supervisor.security.pacing import RefusalPace
 from cloud_supervisor.supervisor import Supervisor
@@ -227,6 +227,7 @@ class SupervisionService:
         except ChaperoneError as error:
             raise self._refusal(call, error, caller) from None
         call.on_end(end)
+        sent_bytes = 0
         try:
             request = decode_fetch_model(await self._first(requests))
             async with aclosing(self._transfers.pieces(request, caller)) as pieces:
@@ -235,13 +236,16 @@ class SupervisionService:
                         raise _credential_ended()
                     async with asyncio.timeout(self._limits.write_timeout_s):
                         await call.write(encode_model_data(piece))
+                    sent_bytes += len(piece)
         except ChaperoneError as error:
             end()
             raise self._refusal(call, error, caller) from None
         except TimeoutError:  # the place is taken until the call has ended, since its last piece may stay in memory
             self._observer.notice(Refused(caller.tenant, caller.peer, "write_timeout", _unread(self._limits)))
-            return
-        end()
+        else:
+            end()
+        finally:
+            self._observer.notice(ModelSent(caller.tenant, sent_bytes))
 
     async def _first(self, requests: AsyncIterator[bytes]) -> bytes:
         """Return the only message of a request; raises CloudTimeout or ProtocolViolation."""

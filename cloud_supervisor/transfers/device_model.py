@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class DeviceModel:
-    """The device's model of one pair. It is looked at for each request: it may be pulled or replaced meanwhile."""
+    """The device's model of one pair. It is looked at for each request, since it may be replaced at any time."""
 
     def __init__(self, pair: str) -> None:
         self.pair = pair

@@ -69,7 +69,7 @@ class Transfers:
                 self._refuse_to_go_on(began_s)
                 piece = await asyncio.to_thread(file.read, min(left, MAX_MODEL_DATA_BYTES))
                 if not piece:
-                    raise CloudUnavailable("model: the file was cut meanwhile; try again", retry_after_ms=_CONTINUE_MS)
+                    raise CloudUnavailable("model: the file became shorter; try again", retry_after_ms=_CONTINUE_MS)
                 self._admission.charge_transfer(caller.tenant, len(piece))
                 left -= len(piece)
                 yield piece

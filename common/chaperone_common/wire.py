@@ -273,12 +273,12 @@ def encode_model_data(data: bytes) -> bytes:
 
 
 def decode_model_data(data: bytes) -> bytes:
-    """Parse the next bytes of a file; raises ProtocolViolation."""
+    """Parse the next bytes of a file, or none before a refusal; raises ProtocolViolation."""
     _fields(data, _MODEL_DATA_LIMITS, ProtocolViolation)
     content: bytes = _parse(pb.FetchModelResponse(), data).data
-    if not 0 < len(content) <= MAX_MODEL_DATA_BYTES:
+    if len(content) > MAX_MODEL_DATA_BYTES:
         raise ProtocolViolation(
-            f"data: {len(content)} bytes from the cloud, 1 to {MAX_MODEL_DATA_BYTES} are allowed; use another cloud"
+            f"data: {len(content)} bytes from the cloud, at most {MAX_MODEL_DATA_BYTES} are allowed; use another cloud"
         )
     return content
 

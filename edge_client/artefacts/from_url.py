@@ -32,11 +32,12 @@ _MAY_PASS = {
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to the same scheme or to HTTPS, as storage behind a web server has them."""
+    """Follows redirects to the same scheme or to HTTPS, as web servers make them to their storage."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
-            raise ModelError(f"{req.full_url}: it redirects from HTTPS to another scheme, which is refused")
+            fp.close()
+            raise ModelError(f"{req.full_url}: it redirects to another scheme, which is refused; use another source")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -80,7 +80,7 @@ def has_model(pair: str) -> bool:
     except ModelMissing:
         return False
     except ModelError:
-        pass  # whoever loads it reports the problem
+        pass  # loading it reports the problem
     return True
 
 

@@ -176,7 +176,7 @@ class _Patience:
     async def _pause(self, error: ChaperoneError) -> None:
         pause_s = max(self._pause_s, (error.retry_after_ms or 0) / 1e3)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        # Other devices get their model meanwhile, so that this one waits longer for its turn.
+        # Other devices get their model during this time, so it may be long.
         patience_s = self._patience_s * (_TURNS if isinstance(error, Overloaded) else 1)
         if asyncio.get_running_loop().time() + pause_s - self._since_s > patience_s:
             raise type(error)(f"{error.message}; {_KEPT}", retry_after_ms=error.retry_after_ms) from None

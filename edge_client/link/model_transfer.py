@@ -37,8 +37,10 @@ async def fetch_model(
     alarm = loop.call_later(stall_s, stall)
     try:
         async for data in call:
+            if not (content := decode_model_data(data)):
+                continue  # the status follows
             alarm.cancel()
-            yield decode_model_data(data)
+            yield content
             alarm = loop.call_later(stall_s, stall)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:

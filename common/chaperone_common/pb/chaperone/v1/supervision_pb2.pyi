@@ -180,7 +180,9 @@ class FetchModelResponse(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """1 byte to 128 KiB. A device MUST refuse more bytes than the manifest says."""
+    """At most 128 KiB. Empty only in a message that takes a refusal along: some hosts send no status alone. A device MUST
+    refuse more bytes than the manifest says.
+    """
     def __init__(
         self,
         *,
