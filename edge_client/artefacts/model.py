@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaperone_common.artefacts.folders import chaperone_home, is_pair_name, pair_folder
-from chaperone_common.artefacts.manifest import ModelManifest, load_manifest, pull_remedy
-from chaperone_common.errors import ModelError, ModelMissing
+from chaperone_common.artefacts.manifest import MANIFEST_NAME, ModelManifest, load_manifest, pull_remedy
+from chaperone_common.errors import ModelError
 from edge_client.artefacts.from_cloud import CloudSource
 from edge_client.artefacts.from_folder import FolderSource
 from edge_client.artefacts.from_url import UrlSource
@@ -76,12 +76,9 @@ def check_model(config: EdgeConfig, *, verify: bool = False) -> ModelManifest:
 def has_model(pair: str) -> bool:
     """Return whether there is a model of this pair, whole or not; raises ConfigError."""
     try:
-        load_manifest(pair_folder(pair, "edge"), role="edge")
-    except ModelMissing:
-        return False
-    except ModelError:
-        pass  # loading it reports the problem
-    return True
+        return (pair_folder(pair, "edge") / MANIFEST_NAME).exists()
+    except OSError:
+        return True  # loading it reports the problem
 
 
 async def remove_model(pair: str) -> bool:

@@ -72,7 +72,8 @@ async def pull(
     """Fetch the device's model of a pair, unless it is here and whole.
 
     `sha256` is that of the manifest, if the user knows it: then nothing that the source sends is trusted. A source that
-    is lost is asked again until it has sent nothing for `patience_s`. `say` gets lines for the user. Raises ModelError,
+    is lost after its manifest is asked again until it has sent nothing for `patience_s`, and one that is busy for ten
+    times as long. `say` gets lines for the user. Raises ModelError,
     ModelCorrupt for content that differs from the manifest, or the error of the source.
     """
     workplace, patience = Workplace(pair), _Patience(patience_s, say)
@@ -160,17 +161,17 @@ class _Patience:
         self._since_s = asyncio.get_running_loop().time()
 
     async def kept(self, ask: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Return the answer of a source; raises its error when patience ends."""
+        """Return the first answer of a source. Wait while it is busy; raise any other error at once."""
         while True:
-            async with self.losses():
+            async with self.losses(Overloaded):
                 return await ask()
 
     @asynccontextmanager
-    async def losses(self) -> AsyncIterator[None]:
-        """Wait after a loss within the block, or raise it when patience ends."""
+    async def losses(self, *kinds: type[ChaperoneError]) -> AsyncIterator[None]:
+        """Wait after an error of these kinds within the block, or raise it when patience ends."""
         try:
             yield
-        except _LOSSES as error:
+        except kinds as error:
             await self._pause(error)
 
     async def _pause(self, error: ChaperoneError) -> None:
@@ -213,7 +214,7 @@ class _Arrival:
             return
         self._meter.held(self._name, workplace.arrived(expected))
         while (offset := workplace.arrived(expected)) < expected.bytes or not workplace.part(expected).exists():
-            async with self._patience.losses():
+            async with self._patience.losses(*_LOSSES):
                 await self._fetch(offset)
         if not await asyncio.to_thread(workplace.holds, expected):
             raise ModelCorrupt(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from edge_client import CloudSettings, EdgeClient, EdgeConfig
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
 from tests.support.processes.clients import NOBODY
-from tests.support.processes.commands import on_a_terminal, start_python
+from tests.support.processes.commands import environment, on_a_terminal, start_python, with_file_size
 from tests.support.processes.servers import serving_in_thread
 from tests.support.pulling.clouds import TINY, device_home, edge, same_files
 from tests.support.waiting import START_S
@@ -153,3 +155,32 @@ def test_a_read_only_home_is_reported(address: str, home: Path, capsys: pytest.C
     assert "models" in err
     assert "CHAPERONE_HOME" in err
     assert "Traceback" not in err
+
+
+def test_a_full_disk_keeps_what_has_arrived(address: str, home: Path) -> None:
+    command = ["-m", "edge_client.apps.cli.main", "models", "pull", "--pair", "tiny", "--cloud", address]
+    place = {**environment(), "CHAPERONE_HOME": str(device_home(home))}
+    full = subprocess.run([*with_file_size(500_000), *command], env=place, capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert full.stderr.count("\n") == 1
+    assert "cannot be written: File too large; make room, and run the same command again" in full.stderr
+    assert not edge(device_home(home)).exists()
+    (part,) = [path for path in (device_home(home) / "models" / ".pulling-tiny").iterdir() if path.stat().st_size > 1e5]
+    assert part.stat().st_size == 500_000
+    assert models("pull", "--pair", "tiny", "--cloud", address) == 0
+    assert same_files(edge(device_home(home)), edge(home))
+
+
+def test_two_pulls_at_once_are_one(address: str, home: Path) -> None:
+    command = ("-m", "edge_client.apps.cli.main", "models", "pull", "--pair", "tiny", "--cloud", address)
+    lock = device_home(home) / "models" / ".tiny.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        processes = [start_python(*command, CHAPERONE_HOME=str(device_home(home))) for _ in range(2)]
+        for process in processes:
+            assert process.stderr is not None
+            assert process.stderr.readline() == b"chaperone: tiny: another pull is at work; waiting for it\n"
+    outputs = sorted(process.communicate(timeout=START_S)[0].splitlines()[0] for process in processes)
+    assert [b"already here" in outputs[0], b"ready in" in outputs[1]] == [True, True]
+    assert same_files(edge(device_home(home)), edge(home))

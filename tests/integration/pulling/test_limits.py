@@ -11,7 +11,7 @@ from chaperone_common.errors import PermissionDenied, QuotaExceeded, Unauthentic
 from chaperone_common.frames import FetchModel
 from chaperone_common.wire import FETCH_MODEL, SERVICE
 from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
-from cloud_supervisor.observation import Refused
+from cloud_supervisor.observation import ModelSent, Refused
 from cloud_supervisor.security.tokens import TokenFile
 from cloud_supervisor.server import Server
 from edge_client import CloudSettings, pull_model
@@ -19,7 +19,7 @@ from edge_client.artefacts.from_cloud import CloudSource
 from edge_client.artefacts.pull import PulledModel, pull
 from tests.support.cloud.raw_stream import raw_channel
 from tests.support.cloud.watched import Observed, watched
-from tests.support.pulling.clouds import TINY, at, begun, ending_of, fetched, make_big, play, transfers_of
+from tests.support.pulling.clouds import BIG_BYTES, TINY, at, begun, ending_of, fetched, make_big, play, transfers_of
 from tests.support.waiting import until
 
 
@@ -164,6 +164,9 @@ def test_a_device_that_does_not_read_loses_its_transfer(home: Path, monkeypatch:
     (refused,) = observed.of(Refused)
     assert isinstance(refused, Refused)
     assert refused.reason == "write_timeout"
+    (sent,) = observed.of(ModelSent)
+    assert isinstance(sent, ModelSent)
+    assert 0 < sent.sent_bytes < BIG_BYTES
 
 
 def test_a_request_that_never_comes_is_not_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,11 +83,11 @@ def test_a_missing_file_is_named(home: Path) -> None:
         pulled(home)
 
 
-def test_a_server_that_is_gone_is_given_up(home: Path) -> None:
+def test_a_server_that_is_gone_is_not_waited_for(home: Path) -> None:
     with web_server(edge(home)) as server:
         url = server.url
-    with pytest.raises(ModelError, match="cannot be read: .*refused; what has arrived is kept, run the same command"):
-        asyncio.run(pull("tiny", UrlSource(url), patience_s=0.0))
+    with pytest.raises(ModelError, match="manifest.json: cannot be read: .*refused"):
+        pulled(url)
 
 
 def test_a_redirect_is_followed_and_another_scheme_is_not(home: Path) -> None:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from cloud_supervisor.kv.store import KvStats
-from cloud_supervisor.observation import Answered, Outcome, Prefilled, Refused, Stepped, StreamBegan, StreamEnded
+from cloud_supervisor.observation import (
+    Answered,
+    ModelSent,
+    Outcome,
+    Prefilled,
+    Refused,
+    Stepped,
+    StreamBegan,
+    StreamEnded,
+)
 from cloud_supervisor.observers.prometheus import MAX_REASONS, PrometheusObserver
 from tests.support.cloud.metrics import read_page
 
@@ -77,6 +86,13 @@ def test_a_stream_is_counted() -> None:
     assert samples("chaperone_verification_seconds_count") == 2, "a token of a takeover is no verification"
     assert samples("chaperone_queue_seconds_count") == 4
     assert samples("chaperone_first_token_seconds_sum") == 0.4
+
+
+def test_bytes_of_models_are_counted_by_tenant() -> None:
+    observer = PrometheusObserver()
+    for sent_bytes in (100, 20):
+        observer.notice(ModelSent("acme", sent_bytes))
+    assert read_page(observer.application())("chaperone_model_sent_bytes_total", tenant="acme") == 120
 
 
 def test_steps_are_counted_by_their_sessions() -> None:
