@@ -161,17 +161,21 @@ class _Patience:
         self._since_s = asyncio.get_running_loop().time()
 
     async def kept(self, ask: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Return the first answer of a source. Wait while it is busy; raise any other error at once."""
+        """Return the first answer of a source. Wait if it says how long; raise any other error at once."""
         while True:
-            async with self.losses(Overloaded):
+            try:
                 return await ask()
+            except _LOSSES as error:
+                if error.retry_after_ms is None:
+                    raise
+                await self._pause(error)
 
     @asynccontextmanager
-    async def losses(self, *kinds: type[ChaperoneError]) -> AsyncIterator[None]:
-        """Wait after an error of these kinds within the block, or raise it when patience ends."""
+    async def losses(self) -> AsyncIterator[None]:
+        """Wait after a loss within the block, or raise it when patience ends."""
         try:
             yield
-        except kinds as error:
+        except _LOSSES as error:
             await self._pause(error)
 
     async def _pause(self, error: ChaperoneError) -> None:
@@ -214,7 +218,7 @@ class _Arrival:
             return
         self._meter.held(self._name, workplace.arrived(expected))
         while (offset := workplace.arrived(expected)) < expected.bytes or not workplace.part(expected).exists():
-            async with self._patience.losses(*_LOSSES):
+            async with self._patience.losses():
                 await self._fetch(offset)
         if not await asyncio.to_thread(workplace.holds, expected):
             raise ModelCorrupt(

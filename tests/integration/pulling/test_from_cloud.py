@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -10,12 +11,15 @@ import pytest
 
 from chaperone_common.artefacts.manifest import ManifestFile, load_manifest
 from chaperone_common.errors import CloudUnavailable, ModelCorrupt, ModelMissing, PeerMismatch
+from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.server import Server
 from edge_client import CloudSettings, EdgeConfig, pull_model
 from edge_client.artefacts.from_cloud import CloudSource
 from edge_client.artefacts.pull import PullProgress, pull
+from tests.support.fakes.target import fake_target
 from tests.support.links.cutting import cutting
-from tests.support.pulling.clouds import at, device_home, edge, manifest_of, play, same_files
+from tests.support.pulling.clouds import TINY, at, device_home, edge, manifest_of, play, same_files
+from tests.support.waiting import until
 
 
 class Recorded:
@@ -160,3 +164,23 @@ def test_a_cloud_serves_its_own_pair_only(home: Path, monkeypatch: pytest.Monkey
             await pull_model(EdgeConfig(cloud=CloudSettings(address=address)))
 
     play(home, monkeypatch, scenario)
+
+
+def test_a_cloud_that_is_loading_its_model_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        monkeypatch.setenv("CHAPERONE_HOME", str(home))
+        config = TINY.model_copy(update={"listen": "127.0.0.1:0"})
+        pair = home / "models" / "tiny"
+        manifest = load_manifest(pair / "cloud", role="cloud")
+        server, cloud = Server(config), build_cloud(config, fake_target(pair), manifest)
+        address = await server.start()
+        monkeypatch.setenv("CHAPERONE_HOME", str(device_home(home)))
+        said: list[str] = []
+        pulling = asyncio.create_task(pull_model(at(address, connect_timeout_ms=100.0), say=said.append))
+        await until(lambda: bool(said), "the reason why the pull waits")
+        assert "the cloud is loading its model; try again; trying again in" in said[0]
+        await server.host(cloud)
+        assert same_files((await pulling).folder, edge(home))
+        await server.stop(0)
+
+    asyncio.run(run())
