@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import Overloaded, PromptTooLong, QuotaExceeded
+from chaperone_common.errors import Overloaded, PermissionDenied, PromptTooLong, QuotaExceeded
 from chaperone_common.frames import Open, QuotaState
 from chaperone_common.types import SessionId
 from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
@@ -73,6 +73,8 @@ class _Account:
     quota: TenantQuota
     streams: Rate
     positions: Rate
+    sent: Rate  # bytes of models
+    transfers: int = 0  # that are open
 
 
 class Admission:
@@ -150,6 +152,33 @@ class Admission:
         """Count positions that the model has computed choices for, whether or not the device's tokens stand."""
         self._account(tenant).positions.take(positions)
 
+    def begin_transfer(self, tenant: str) -> None:
+        """Count a transfer of a model's file; raises PermissionDenied, Overloaded or QuotaExceeded."""
+        limit = self._limits.max_transfers
+        if not limit:
+            raise PermissionDenied("transfers: this cloud sends no models; pull from a folder or a URL, with --from")
+        account = self._account(tenant)
+        mine = self._transfer_limit(account.quota)
+        if account.transfers >= mine:
+            raise _exceeded(tenant, "transfers", mine, "are open", _RETRY_MS / 1000)
+        if (opened := sum(each.transfers for each in self._accounts.values())) >= limit:
+            raise Overloaded(
+                f"transfers: {opened} are open, the limit is {limit}; try again later", retry_after_ms=_RETRY_MS
+            )
+        if (wait_s := account.sent.wait_s()) > 0:
+            raise _exceeded(
+                tenant, "transfer_mib_per_minute", account.quota.transfer_mib_per_minute, "have been sent", wait_s
+            )
+        account.transfers += 1
+
+    def end_transfer(self, tenant: str) -> None:
+        """Count a transfer as ended."""
+        self._account(tenant).transfers -= 1
+
+    def charge_transfer(self, tenant: str, sent_bytes: int) -> None:
+        """Count bytes of a model that are sent to a tenant."""
+        self._account(tenant).sent.take(sent_bytes)
+
     def states(self, tenant: str) -> tuple[QuotaState, ...]:
         """Return the quotas of a tenant and their use."""
         account = self._account(tenant)
@@ -160,6 +189,9 @@ class Admission:
             QuotaState("streams_per_minute", account.streams.per_minute, account.streams.used),
             QuotaState("positions_per_minute", account.positions.per_minute, account.positions.used),
         ]
+        if self._limits.max_transfers:
+            states.append(QuotaState("transfers", self._transfer_limit(quota), account.transfers))
+            states.append(QuotaState("transfer_mib_per_minute", quota.transfer_mib_per_minute, account.sent.used >> 20))
         if quota.max_kv_tokens is not None:
             states.append(QuotaState("kv_tokens", quota.max_kv_tokens, longest))
         if quota.max_prompt_tokens is not None:
@@ -203,12 +235,16 @@ class Admission:
     def _session_limit(self, quota: TenantQuota) -> int:
         return min(quota.max_sessions or self._limits.max_sessions, self._limits.max_sessions)
 
+    def _transfer_limit(self, quota: TenantQuota) -> int:
+        return min(quota.max_transfers or self._limits.max_transfers, self._limits.max_transfers)
+
     def _account(self, tenant: str) -> _Account:
         account = self._accounts.get(tenant)
         if account is None:
             quota = self._quotas.of(tenant)
             streams, positions = quota.streams_per_minute, quota.positions_per_minute
-            account = _Account(quota, Rate(streams, self._clock), Rate(positions, self._clock))
+            sent = Rate(quota.transfer_mib_per_minute << 20, self._clock)
+            account = _Account(quota, Rate(streams, self._clock), Rate(positions, self._clock), sent)
             self._accounts[tenant] = account
         return account
 

@@ -14,14 +14,20 @@ from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.observation import Observer, Observers
 from cloud_supervisor.scheduling.runner import ModelRunner
 from cloud_supervisor.supervisor import Supervisor
+from cloud_supervisor.transfers.device_model import DeviceModel
+from cloud_supervisor.transfers.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """A supervisor and the model's runner below it, for any host: a gRPC server, a test or a benchmark."""
+    """A supervisor and the model's runner below it, for any host: a gRPC server, a test or a benchmark.
+
+    `transfers` send the device's model of the pair.
+    """
 
     supervisor: Supervisor
     runner: ModelRunner
+    transfers: Transfers
 
     async def close(self) -> None:
         """Refuse new and waiting requests, let the running forward finish, and end the model's thread."""
@@ -59,4 +65,11 @@ def build_cloud(
     )
     admission = Admission(limits, config.quotas, kv_store.capacity_tokens, clock)
     supervisor = Supervisor(runner, capabilities, limits, clock, admission=admission, observer=observer)
-    return Cloud(supervisor, runner)
+    transfers = Transfers(
+        DeviceModel(config.pair),
+        admission,
+        clock,
+        max_transfer_s=limits.max_stream_s,
+        draining=lambda: supervisor.draining,
+    )
+    return Cloud(supervisor, runner, transfers)

@@ -68,6 +68,7 @@ class LimitsConfig(FrozenModel):
     reconnect_grace_s: float = Field(default=30.0, ge=0)
     max_kept_texts: int = Field(default=1024, ge=0)
     max_kept_tokens: int = Field(default=1_000_000, ge=0)
+    max_transfers: int = Field(default=16, ge=0)
 
     @model_validator(mode="after")
     def _fits_a_step(self) -> Self:
@@ -97,6 +98,8 @@ class TenantQuota(FrozenModel):
     max_kv_tokens: int | None = Field(default=None, ge=1)
     streams_per_minute: int = Field(default=6_000, ge=1)
     positions_per_minute: int = Field(default=1_000_000, ge=1)
+    max_transfers: int | None = Field(default=4, ge=1)
+    transfer_mib_per_minute: int = Field(default=8_192, ge=1)
 
 
 class QuotasConfig(FrozenModel):

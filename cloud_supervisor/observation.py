@@ -110,7 +110,15 @@ class Stepped:
     duration_s: float
 
 
-Observation = Refused | PrefixMissed | StreamBegan | StreamEnded | Prefilled | Answered | Stepped
+@dataclass(frozen=True, slots=True)
+class ModelSent:
+    """A request for a file of the device's model has ended, whole or not."""
+
+    tenant: str
+    sent_bytes: int
+
+
+Observation = Refused | PrefixMissed | StreamBegan | StreamEnded | Prefilled | Answered | Stepped | ModelSent
 
 
 class Observer(Protocol):

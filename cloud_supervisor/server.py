@@ -146,7 +146,7 @@ class Server:
     async def host(self, cloud: Cloud) -> None:
         """Serve this cloud from now on, and report healthy."""
         self._cloud = cloud
-        self._service.supervisor = cloud.supervisor
+        self._service.host(cloud.supervisor, cloud.transfers)
         for watch in (self._service.watch_credentials(), self._watch_tls()):
             self._watching.append(asyncio.create_task(watch))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import NoReturn, Protocol
 
 from chaperone_common.clock import Clock
 from chaperone_common.errors import (
     ChaperoneError,
+    CloudTimeout,
     CloudUnavailable,
     Overloaded,
     PrefixNotFound,
+    ProtocolViolation,
     QuotaExceeded,
     status_of,
 )
 from chaperone_common.frames import ClientFrame, Failure, FrameLimits, ServerFrame
-from chaperone_common.wire import decode_client, encode_capabilities, encode_server
+from chaperone_common.wire import (
+    decode_client,
+    decode_fetch_model,
+    encode_capabilities,
+    encode_model_data,
+    encode_server,
+)
 from cloud_supervisor.caller import ANONYMOUS, Caller
 from cloud_supervisor.config import LimitsConfig
-from cloud_supervisor.observation import Observer, Refused
+from cloud_supervisor.observation import ModelSent, Observer, Refused
 from cloud_supervisor.security.authentication import TokenEnded, peer_address
 from cloud_supervisor.security.pacing import RefusalPace
 from cloud_supervisor.supervisor import Supervisor
+from cloud_supervisor.transfers.transfers import Transfers
 
 _LOADING_RETRY_MS = 1000
 _BUSY_RETRY_MS = 1000
@@ -100,6 +109,7 @@ class SupervisionService:
 
     def __init__(self, callers: Callers, limits: LimitsConfig, observer: Observer, clock: Clock) -> None:
         self.supervisor: Supervisor | None = None
+        self._transfers: Transfers | None = None
         self._callers = callers
         self._limits = limits
         self._observer = observer
@@ -112,14 +122,27 @@ class SupervisionService:
         self._idle = asyncio.Event()  # no stream is open, or being refused
         self._idle.set()
 
+    def host(self, supervisor: Supervisor, transfers: Transfers) -> None:
+        """Serve everybody from now on."""
+        self.supervisor, self._transfers = supervisor, transfers
+
     async def supervise(self, requests: AsyncIterator[bytes], call: Call) -> None:
         """Serve one generation; a Failure frame also sets the status of the stream."""
+        await self._serve(call, self._supervise(requests, call))
+
+    async def fetch_model(self, requests: AsyncIterator[bytes], call: Call) -> None:
+        """Send a file of the device's model, or its manifest."""
+        await self._serve(call, self._fetch_model(requests, call))
+
+    async def _serve(self, call: Call, serving: Coroutine[None, None, None]) -> None:
+        """Serve a stream if there is room for it, and send its refusal."""
         if self._streams >= self._limits.max_streams:
+            serving.close()
             message = f"streams: {self._streams} are open, the limit is {self._limits.max_streams}; try again later"
             await self._refuse(call, self._refusal(call, Overloaded(message, retry_after_ms=_BUSY_RETRY_MS)))
         try:
             with self._counted():
-                await self._supervise(requests, call)
+                await serving
         except _RefusalError as refusal:
             await self._refuse(call, refusal)
 
@@ -158,11 +181,7 @@ class SupervisionService:
             if self.supervisor is not None:
                 self.supervisor.end_where(
                     lambda caller: not self._callers.valid(caller),
-                    lambda: CloudUnavailable(
-                        "authorization: the credential was revoked or has expired; open the stream again with a valid "
-                        "one",
-                        retry_after_ms=1,
-                    ),
+                    _credential_ended,
                 )
 
     async def get_capabilities(self, call: Call) -> None:
@@ -200,6 +219,44 @@ class SupervisionService:
                     self._observer.notice(Refused(caller.tenant, caller.peer, "write_timeout", _unread(self._limits)))
                     return
 
+    async def _fetch_model(self, requests: AsyncIterator[bytes], call: Call) -> None:
+        _, caller = await self._begin(call)
+        assert self._transfers is not None, "`host` sets both"
+        try:
+            end = self._transfers.begin(caller)
+        except ChaperoneError as error:
+            raise self._refusal(call, error, caller) from None
+        call.on_end(end)
+        sent_bytes = 0
+        try:
+            request = decode_fetch_model(await self._first(requests))
+            async with aclosing(self._transfers.pieces(request, caller)) as pieces:
+                async for piece in pieces:
+                    if not self._callers.valid(caller):
+                        raise _credential_ended()
+                    async with asyncio.timeout(self._limits.write_timeout_s):
+                        await call.write(encode_model_data(piece))
+                    sent_bytes += len(piece)
+        except ChaperoneError as error:
+            end()
+            raise self._refusal(call, error, caller) from None
+        except TimeoutError:  # the place is taken until the call has ended, since its last piece may stay in memory
+            self._observer.notice(Refused(caller.tenant, caller.peer, "write_timeout", _unread(self._limits)))
+        else:
+            end()
+        finally:
+            self._observer.notice(ModelSent(caller.tenant, sent_bytes))
+
+    async def _first(self, requests: AsyncIterator[bytes]) -> bytes:
+        """Return the only message of a request; raises CloudTimeout or ProtocolViolation."""
+        try:
+            async with asyncio.timeout(self._limits.open_timeout_s):
+                async for data in requests:
+                    return data
+        except TimeoutError:
+            raise CloudTimeout(f"open_timeout_s: no request within {self._limits.open_timeout_s:g} s") from None
+        raise ProtocolViolation("request: the stream ended without one; send one")
+
     async def _write(self, call: Call, frame: ServerFrame) -> None:
         """Write a frame, and end the call with a Failure; raises TimeoutError if the device does not read in time."""
         if isinstance(frame, Failure):
@@ -227,8 +284,9 @@ class SupervisionService:
         """Report a refusal, and return it."""
         caller = caller or Caller(ANONYMOUS, peer_address(call.peer))
         token = error.token_id if isinstance(error, TokenEnded) else ""
-        self._observer.notice(Refused(caller.tenant, caller.peer, status_of(error).lower(), error.message, token))
         quota = error.quota if isinstance(error, QuotaExceeded) else ""
+        reason = quota or status_of(error).lower()
+        self._observer.notice(Refused(caller.tenant, caller.peer, reason, error.message, token))
         return _RefusalError(Failure(status_of(error), error.message, error.retry_after_ms, quota), caller)
 
     async def _refuse(self, call: Call, refusal: _RefusalError) -> NoReturn:
@@ -253,6 +311,11 @@ class SupervisionService:
             self._held[tenant] -= refusal.framed
             if not self._held[tenant]:
                 del self._held[tenant]
+
+
+def _credential_ended() -> CloudUnavailable:
+    message = "authorization: the credential was revoked or has expired; open the stream again with a valid one"
+    return CloudUnavailable(message, retry_after_ms=1)
 
 
 def _client(caller: Caller) -> str:

@@ -60,6 +60,8 @@ from chaperone_common.types import (
     SamplingParams,
     Signal,
 )
+from edge_client.artefacts.model import pull_model
+from edge_client.artefacts.pull import PulledModel, PullProgress
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
 from edge_client.config import (
@@ -138,6 +140,8 @@ __all__ = [
     "PromptTooLong",
     "Proposal",
     "ProtocolViolation",
+    "PullProgress",
+    "PulledModel",
     "QuotaExceeded",
     "RequestParameters",
     "Retracted",
@@ -152,4 +156,5 @@ __all__ = [
     "Unauthenticated",
     "Unverified",
     "VersionMismatch",
+    "pull_model",
 ]

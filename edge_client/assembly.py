@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.folders import pair_folder
-from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, InvalidRequest, Overloaded
 from chaperone_common.frames import Capabilities, Open
 from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.token_tree import common_prefix
 from chaperone_common.types import Mode, OnDeviation, Promises, SamplingParams, SessionId
+from edge_client.artefacts.model import check_model
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, cloud_share_problem
@@ -172,7 +172,7 @@ class Assembly:
         folder = pair_folder(config.pair, "edge")
         self.config = config
         self.folder = folder
-        self.manifest = load_manifest(folder, role="edge")
+        self.manifest = check_model(config)
         self.tokenizer = Tokenizer.load(folder, self.manifest)
         self.peer = Peer(config.cloud, self.manifest, cloud, tracer)
         self.model = SharedModel(folder, self.manifest, config.device)

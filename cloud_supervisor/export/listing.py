@@ -60,7 +60,9 @@ def _state_of(name: str, pair: Pair | None) -> PairState:
 def _artefact(name: str, role: Role, registered: str | None) -> ArtefactState:
     folder = pair_folder(name, role)
     try:
-        manifest = load_manifest(folder, role=role)
+        # The command of this machine, also for the device's model: a device would pull it from its cloud.
+        remedy = f"run `chaperone-cloud models pull --pair {name} --force`"
+        manifest = load_manifest(folder, role=role, remedy=remedy)
     except ModelMissing as error:
         if registered is not None and not folder.is_dir():
             return ArtefactState(role, registered, "not pulled")

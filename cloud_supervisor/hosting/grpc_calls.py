@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from chaperone_common.frames import Failure
-from chaperone_common.wire import GET_CAPABILITIES, SERVICE, SUPERVISE, encode_server
+from chaperone_common.wire import FETCH_MODEL, GET_CAPABILITIES, SERVICE, SUPERVISE, encode_server
 from cloud_supervisor.hosting.status_details import status_code, trailing_metadata
 from cloud_supervisor.service import AuthContext, Metadata, SupervisionService
 
@@ -57,12 +57,16 @@ def handler_of(service: SupervisionService) -> grpc.GenericRpcHandler:
     async def get_capabilities(_: AsyncIterator[bytes], context: Context) -> None:
         await service.get_capabilities(GrpcCall(context))
 
+    async def fetch_model(requests: AsyncIterator[bytes], context: Context) -> None:
+        await service.fetch_model(requests, GrpcCall(context))
+
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
             SUPERVISE: grpc.stream_stream_rpc_method_handler(supervise),
-            # As a stream, so that strangers are refused before their request is there; it is the same on the wire.
+            # As streams, so that strangers are refused before their request is there; it is the same on the wire.
             GET_CAPABILITIES: grpc.stream_stream_rpc_method_handler(get_capabilities),
+            FETCH_MODEL: grpc.stream_stream_rpc_method_handler(fetch_model),
         },
     )
 
@@ -76,5 +80,6 @@ def add_routes(_: object, server: grpc.aio.Server) -> None:
     methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         SUPERVISE: grpc.stream_stream_rpc_method_handler(never),
         GET_CAPABILITIES: grpc.unary_unary_rpc_method_handler(never),
+        FETCH_MODEL: grpc.unary_stream_rpc_method_handler(never),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))

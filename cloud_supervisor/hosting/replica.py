@@ -72,7 +72,7 @@ class Replica:
         observer = Observers([entrance.observer, self._queue_times])
         self._cloud = Weights.of_pair(config.pair).load(config, observer)
         self._service = SupervisionService(callers, config.limits, observer, MonotonicClock())
-        self._service.supervisor = self._cloud.supervisor
+        self._service.host(self._cloud.supervisor, self._cloud.transfers)
         self._monitoring = self._monitored(entrance.instruments.metrics)
         self._tasks = [asyncio.create_task(self._service.watch_credentials()), asyncio.create_task(self._drain())]
 
@@ -90,6 +90,14 @@ class Replica:
         call = ReplicaCall(grpc_context, _nothing)
         async with aclosing(call.answers(self._service.get_capabilities)) as answers:
             return await anext(answers)
+
+    async def FetchModel(self, request: bytes, grpc_context: Context) -> AsyncGenerator[Message, None]:  # noqa: N802
+        """Send a file of the device's model."""
+        call = ReplicaCall(grpc_context, _nothing)
+        fetch = functools.partial(self._service.fetch_model, _only(request))
+        async with aclosing(call.answers(fetch)) as answers:
+            async for message in answers:
+                yield message
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the queue time since the last call, for `QueueTimePolicy`."""
@@ -142,6 +150,10 @@ class QueueTimePolicy:
             return ctx.target_num_replicas, {}
         queue_ms = sum(by_replica.values()) / len(by_replica)
         return wanted_replicas(ctx.current_num_replicas, queue_ms, self._target_queue_ms), {}
+
+
+async def _only(request: bytes) -> AsyncGenerator[bytes, None]:
+    yield request
 
 
 def _nothing(_: Failure) -> bytes:

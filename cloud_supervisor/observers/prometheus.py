@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from cloud_supervisor.kv.store import KvStats
 from cloud_supervisor.observation import (
     Answered,
+    ModelSent,
     Observation,
     Prefilled,
     PrefixMissed,
@@ -92,6 +93,9 @@ class PrometheusObserver:
         self._hits = Counter(
             "chaperone_kv_hit_tokens", "Tokens that were in the cache when a forward needed them.", registry=registry
         )
+        self._sent = Counter(
+            "chaperone_model_sent_bytes", "Bytes of the device's model that were sent.", ["tenant"], registry=registry
+        )
         self._queue = seconds("chaperone_queue_seconds", "Time that a prompt, draft or token waited for the model.")
         self._step = seconds("chaperone_step_seconds", "Time of one forward of the model.")
         self._verification = seconds(
@@ -138,6 +142,8 @@ class PrometheusObserver:
                 self._step.observe(duration_s)
                 self._step_sessions.observe(sessions)
                 self._hits.inc(held)
+            case ModelSent(tenant=tenant, sent_bytes=sent_bytes):
+                self._sent.labels(self._tenants.of(tenant)).inc(sent_bytes)
 
     def metric_names(self) -> frozenset[str]:
         """Return the names of all series, as a query writes them."""

@@ -203,6 +203,7 @@ def status_of(error: ChaperoneError) -> str:
 ERROR_OF_FIELD: dict[tuple[str, str], type[ChaperoneError]] = {
     ("FAILED_PRECONDITION", "model_digest"): ModelMismatch,
     ("FAILED_PRECONDITION", "tokenizer_digest"): TokenizerMismatch,
+    ("FAILED_PRECONDITION", "model_files"): ModelMissing,
     ("NOT_FOUND", "prefix"): PrefixNotFound,  # a proxy may say that about the service
     ("RESOURCE_EXHAUSTED", "quota"): QuotaExceeded,
 }

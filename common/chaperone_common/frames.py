@@ -185,3 +185,13 @@ class Capabilities:
     model_digest: str = ""  # of weights and recipe; "": unknown
     quotas: tuple[QuotaState, ...] = ()  # of the tenant that asked
     kept_texts: int = 0  # texts of ended sessions that an Open may refer to as its prefix
+
+
+@dataclass(frozen=True, slots=True)
+class FetchModel:
+    """Device to cloud: send a file of the device's model, from `offset` on."""
+
+    pair: str
+    file: str = ""  # "": the manifest
+    sha256: str = ""  # of the file, as in the device's manifest; "" for the manifest
+    offset: int = 0  # bytes

@@ -21,6 +21,7 @@ from chaperone_common.frames import (
     Continuation,
     Draft,
     Failure,
+    FetchModel,
     FrameLimits,
     Open,
     Opened,
@@ -36,13 +37,17 @@ from chaperone_common.types import SamplingParams, SessionId
 SERVICE = pb.DESCRIPTOR.services_by_name["SupervisionService"].full_name
 SUPERVISE = "Supervise"
 GET_CAPABILITIES = "GetCapabilities"
+FETCH_MODEL = "FetchModel"
 RETRY_AFTER = "chaperone-retry-after-ms"  # trailing metadata of a refused call
 
 MAX_SESSION_ID_LENGTH = 64  # in characters, as the next two
 MAX_NAME_LENGTH = 128  # of a digest, or of the name of a model
 MAX_FAILURE_LENGTH = 4096  # of a message for people; a longer one is cut
+MAX_MODEL_DATA_BYTES = 128 << 10  # of one message of FetchModel
 MAX_FIELDS = 16  # of one message: a frame, and the additions of newer versions
 DEFAULT_LIMITS = FrameLimits()
+_FETCH_LIMITS = FrameLimits(max_message_bytes=4 << 10)
+_MODEL_DATA_LIMITS = FrameLimits(max_message_bytes=MAX_MODEL_DATA_BYTES + 1024)
 _DRAFT = pb.SuperviseRequest.DRAFT_FIELD_NUMBER
 _RISK_STEPS = 255
 
@@ -245,6 +250,37 @@ def decode_capabilities(data: bytes) -> Capabilities:
 def encode_capabilities_request() -> bytes:
     """Serialise the request of GetCapabilities."""
     return pb.GetCapabilitiesRequest().SerializeToString()
+
+
+def encode_fetch_model(request: FetchModel) -> bytes:
+    """Serialise the request of FetchModel."""
+    return pb.FetchModelRequest(
+        pair=request.pair, file=request.file, sha256=request.sha256, offset=request.offset
+    ).SerializeToString()
+
+
+def decode_fetch_model(data: bytes) -> FetchModel:
+    """Parse the request of FetchModel; raises InvalidRequest or ProtocolViolation."""
+    _fields(data, _FETCH_LIMITS, InvalidRequest)
+    message = _parse(pb.FetchModelRequest(), data)
+    _check_names(message, InvalidRequest, "pair", "file", "sha256")
+    return FetchModel(message.pair, message.file, message.sha256, message.offset)
+
+
+def encode_model_data(data: bytes) -> bytes:
+    """Serialise the next bytes of a file."""
+    return pb.FetchModelResponse(data=data).SerializeToString()
+
+
+def decode_model_data(data: bytes) -> bytes:
+    """Parse the next bytes of a file, or none before a refusal; raises ProtocolViolation."""
+    _fields(data, _MODEL_DATA_LIMITS, ProtocolViolation)
+    content: bytes = _parse(pb.FetchModelResponse(), data).data
+    if len(content) > MAX_MODEL_DATA_BYTES:
+        raise ProtocolViolation(
+            f"data: {len(content)} bytes from the cloud, at most {MAX_MODEL_DATA_BYTES} are allowed; use another cloud"
+        )
+    return content
 
 
 def _fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) -> list[tuple[int, int]]:

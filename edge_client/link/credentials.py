@@ -58,11 +58,11 @@ class TokenSource:
     def _checked(place: str, token: SecretStr) -> SecretStr:
         text = token.get_secret_value()
         if not text:
-            raise Unauthenticated(f"{place}: it is empty; give a token of `chaperone-cloud token create`")
+            raise Unauthenticated(f"{place}: it is empty; give the token that the operator of the cloud made")
         if not _TOKEN.fullmatch(text) or len(text) > _MAX_TOKEN:
             raise Unauthenticated(
-                f"{place}: it is no token: one word of ASCII characters, up to {_MAX_TOKEN}; give one of "
-                "`chaperone-cloud token create`"
+                f"{place}: it is no token: one word of ASCII characters, up to {_MAX_TOKEN}; give the "
+                "token that the operator of the cloud made"
             )
         return token
 

@@ -14,7 +14,7 @@ from chaperone_common.address import host_and_port
 from chaperone_common.errors import CloudUnavailable
 from edge_client.link.credentials import TlsFiles
 
-START_IT = "start it with `chaperone-cloud serve`, or correct cloud.address"  # the remedy where waiting may help
+START_IT = "start its server, or correct cloud.address (--cloud)"  # the remedy where waiting may help
 _PROBE_S = 0.7  # for each step; most problems are reported within a second
 _CONFIRM_AFTER_S = 0.2
 

@@ -84,6 +84,16 @@ class GrpcCloud:
         self._reason = ""  # why the last attempt to connect failed
 
     @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel, for calls that are neither a text nor a request for capabilities."""
+        return self._channel
+
+    @property
+    def credentials(self) -> Credentials:
+        """The credentials of each call."""
+        return self._credentials
+
+    @property
     def connected(self) -> bool:
         """True if the connection is up; it ends with the server."""
         return self._channel.get_state() is grpc.ChannelConnectivity.READY
@@ -132,7 +142,7 @@ class GrpcCloud:
         request = encode_capabilities_request()
         method = self._get_capabilities()
         try:
-            metadata = _metadata(self._credentials.token)
+            metadata = metadata_of(self._credentials.token)
             # Ready: after a loss a channel backs off, and would refuse at once although the cloud is back.
             answer: bytes = await method(request, timeout=timeout_s, metadata=metadata, wait_for_ready=waits)
         except grpc.aio.AioRpcError as error:
@@ -144,7 +154,7 @@ class GrpcCloud:
                 ) from None
             if not waits and error.code() is grpc.StatusCode.UNAVAILABLE and _retry_after_ms(error) is None:
                 raise await self._unreachable(error.details() or "no details") from None
-            mapped = _from_grpc(error, self.address, self._credentials)
+            mapped = error_of(error, self.address, self._credentials)
             # The request had nothing that the caller could correct.
             raise ProtocolViolation(mapped.message) if isinstance(mapped, InvalidRequest) else mapped from None
         except asyncio.CancelledError:
@@ -234,7 +244,7 @@ class GrpcLink:
             # The session id is also in the Open frame; here routers can read it, and Ray Serve's by its own name.
             key = routing_key(frame.session_id)
             session = tuple((name, key) for name in ("x-session-id", "session_id"))
-            metadata = (*_metadata(self._credentials.token), *session, *self._metadata)
+            metadata = (*metadata_of(self._credentials.token), *session, *self._metadata)
         except Unauthenticated as error:
             self._closed = True
             self._put(Failure(status_of(error), error.message))
@@ -310,7 +320,7 @@ class GrpcLink:
             call.cancel()
         except grpc.aio.AioRpcError as error:
             if not ended:
-                mapped = _from_grpc(error, self._address, self._credentials)
+                mapped = error_of(error, self._address, self._credentials)
                 self._put(Failure(status_of(mapped), mapped.message, mapped.retry_after_ms))
         except asyncio.CancelledError:
             if not ended:
@@ -334,13 +344,14 @@ def _channel(address: str, credentials: Credentials) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, files, options=options)
 
 
-def _metadata(token: TokenSource) -> _Metadata:
+def metadata_of(token: TokenSource) -> _Metadata:
     """Return the metadata of each call; raises Unauthenticated if the token cannot be read."""
     secret = token.read()
     return (("authorization", f"Bearer {secret.get_secret_value()}"),) if secret is not None else ()
 
 
-def _from_grpc(error: grpc.aio.AioRpcError, address: str, credentials: Credentials) -> ChaperoneError:
+def error_of(error: grpc.aio.AioRpcError, address: str, credentials: Credentials) -> ChaperoneError:
+    """Return the error that the status of a call reports."""
     details = error.details() or "no details"
     retry_after_ms = _retry_after_ms(error)
     match error.code():

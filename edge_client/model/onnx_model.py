@@ -306,7 +306,7 @@ def _read_graph(session: Any, path: Path) -> Graph:
     if not kv_names or missing or inputs.keys() != expected:
         raise ModelCorrupt(
             f"{path}: not a decoder with past_key_values and GroupQueryAttention (inputs {', '.join(inputs)}; "
-            f"outputs missing: {', '.join(sorted(missing)) or 'none'}); {pull_remedy(path.parent, 'edge', force=True)}"
+            f"outputs missing: {', '.join(sorted(missing)) or 'none'}); {pull_remedy(path.parent, 'edge')}"
         )
     cache, logits = inputs[kv_names[0]], outputs["logits"]
     _, heads, _, width = cache.shape

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chaperone_common.artefacts.manifest import ModelManifest
 
 _LONG_TEXT = 4096  # characters; reading them takes some milliseconds
-FETCH = "run `chaperone-cloud models pull` where the cloud part is installed, and copy the folder `edge` to this device"
+FETCH = "fetch the model again: `chaperone models pull --pair NAME --cloud HOST:PORT`"
 
 
 class Tokenizer:

@@ -27,8 +27,9 @@ Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason Finished Gate Ga
 GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout InternalError InvalidRequest
 JournalState Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation Origin Overloaded PartialGeneration
 PeerMismatch PermissionDenied Planner PlannerSettings Promises Prompt PromptInput PromptTooLong Proposal
-ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams Signal Superseded SyncConversation
-SyncEdgeClient TokenizerMismatch Totals Turn Unauthenticated Unverified VersionMismatch
+ProtocolViolation PulledModel PullProgress QuotaExceeded RequestParameters Retracted SamplingParams Signal Superseded
+SyncConversation SyncEdgeClient TokenizerMismatch Totals Turn Unauthenticated Unverified VersionMismatch
+pull_model
 """
 OURS = ("chaperone_common", "edge_client")
 

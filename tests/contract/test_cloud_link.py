@@ -361,7 +361,7 @@ def test_grpc_reports_an_unreachable_server() -> None:
         (failure,) = await take(link, 1)
         assert isinstance(failure, Failure)
         assert failure.status == "UNAVAILABLE"
-        for words in ("127.0.0.1:1 cannot be reached", "chaperone-cloud serve", "cloud.address"):
+        for words in ("127.0.0.1:1 cannot be reached", "start its server", "cloud.address"):
             assert words in failure.message
         await nothing_follows(link)
         await cloud.close()

@@ -30,9 +30,21 @@ def check(data: bytes) -> None:
         _check_refusal(refusal)
     else:
         assert wire.decode_capabilities(wire.encode_capabilities(capabilities)) == capabilities
+    try:
+        request = wire.decode_fetch_model(data)
+    except ChaperoneError as refusal:
+        _check_refusal(refusal)
+    else:
+        assert wire.decode_fetch_model(wire.encode_fetch_model(request)) == request
+    try:
+        content = wire.decode_model_data(data)
+    except ChaperoneError as refusal:
+        _check_refusal(refusal)
+    else:
+        assert wire.decode_model_data(wire.encode_model_data(content)) == content
 
 
 def _check_refusal(refusal: ChaperoneError) -> None:
     field, colon, _ = str(refusal).partition(": ")
     assert colon, refusal
-    assert field.replace("_", "").isalpha(), refusal
+    assert field.replace("_", "").isalnum(), refusal

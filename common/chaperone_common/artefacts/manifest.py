@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ SPECIAL_TOKENS_NAME = "special_tokens.json"  # texts that a chat template uses, 
 MANIFEST_FORMAT = 1
 CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
 
+MAX_MANIFEST_BYTES = 1 << 20  # of one that another machine sends
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _READ_BLOCK_BYTES = 4 * 1024 * 1024
 
 
@@ -57,50 +61,63 @@ class ModelManifest(FrozenModel):
         return "sha256:" + hashlib.sha256(made.encode()).hexdigest()
 
 
-def load_manifest(folder: Path | str, *, role: Role, verify: bool = False) -> ModelManifest:
+def load_manifest(folder: Path | str, *, role: Role, verify: bool = False, remedy: str | None = None) -> ModelManifest:
     """Read an artefact's manifest and compare the files with it.
 
     Sizes are always compared. Checksums of files above 64 MiB take seconds per GB, so they are compared only with
-    `verify`. Raises ModelMissing if there is no manifest, ModelCorrupt if a file differs from it, and ModelError if a
-    file cannot be read.
+    `verify`. `remedy` ends the messages, in place of the command that gets the model. Raises ModelMissing if there is
+    no manifest, ModelCorrupt if a file differs from it, and ModelError if a file cannot be read.
     """
     folder = Path(folder)
-    remedy, forced = pull_remedy(folder, role), pull_remedy(folder, role, force=True)
+    forced = remedy or pull_remedy(folder, role, force=True)
     try:
-        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+        content = (folder / MANIFEST_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelMissing(f"{folder}: no {role} model here; {remedy}") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise ModelMissing(f"{folder}: no {role} model here; {remedy or pull_remedy(folder, role)}") from None
+    except IsADirectoryError as error:
         raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {forced}") from None
     except OSError as error:
         raise ModelError(_unreadable(folder / MANIFEST_NAME, error)) from None
-    try:
-        manifest = ModelManifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
-        raise ModelCorrupt(f"{folder / MANIFEST_NAME}: {problem}; {forced}") from None
-    if manifest.role != role:
-        raise ModelCorrupt(
-            f"{folder / MANIFEST_NAME}: role: {manifest.role!r}, but the {role} model is wanted; {forced}"
-        )
+    manifest = parse_manifest(content, role=role, place=str(folder / MANIFEST_NAME), remedy=forced)
     for name, expected in manifest.files.items():
         try:
-            problem_of_file = _file_problem(folder / name, expected, verify=verify)
+            problem = _file_problem(folder / name, expected, verify=verify)
         except OSError as error:
             raise ModelError(_unreadable(folder / name, error)) from None
-        if problem_of_file is not None:
-            raise ModelCorrupt(f"{folder / name}: {problem_of_file}; {forced}")
+        if problem is not None:
+            raise ModelCorrupt(f"{folder / name}: {problem}; {forced}")
     return manifest
 
 
-def pull_remedy(folder: Path, role: Role, *, force: bool = False) -> str:
-    """Return how to get the model of a folder, as the end of a message. A device may lack `chaperone-cloud`."""
+def parse_manifest(content: bytes, *, role: Role, place: str, remedy: str) -> ModelManifest:
+    """Return the manifest that a file holds; raises ModelCorrupt with its place and the remedy."""
+    try:
+        manifest = ModelManifest.model_validate_json(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ModelCorrupt(f"{place}: cannot be read ({error}); {remedy}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
+        raise ModelCorrupt(f"{place}: {problem}; {remedy}") from None
+    if manifest.role != role:
+        raise ModelCorrupt(f"{place}: role: {manifest.role!r}, but the {role} model is wanted; {remedy}")
+    return manifest
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a file of a model that travels may have this name: one part, and not the manifest's."""
+    return _FILE_NAME.fullmatch(name) is not None and name != MANIFEST_NAME
+
+
+def pull_remedy(folder: Path, role: Role, *, force: bool = False, cloud: str = "HOST:PORT") -> str:
+    """Return how to get the model of a folder, as the end of a message.
+
+    A device fetches its model from the cloud at the address `cloud`, and replaces a damaged one without being forced.
+    """
     pair = folder.parent.name
-    command = f"run `chaperone-cloud models pull --pair {pair}{' --force' if force else ''}`"
-    if role == "cloud":
-        return command
-    return f"{command}, or run it on another machine and copy its folder models/{pair}/edge to {folder}"
+    if role == "edge":
+        return f"run `chaperone models pull --pair {pair} --cloud {cloud}`"
+    return f"run `chaperone-cloud models pull --pair {pair}{' --force' if force else ''}`"
 
 
 def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | None:

@@ -6,6 +6,7 @@ import argparse
 
 from chaperone_common.command.console import Console
 from chaperone_common.command.program import EXIT_OK
+from edge_client.apps.cli.models import pull_if_missing
 from edge_client.apps.cli.options import Commands, add_settings, config_of, parameters_of
 from edge_client.apps.cli.values import file_name, path
 
@@ -30,5 +31,6 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
 
     config = config_of(arguments)
     parameters = parameters_of(arguments, config, ("temperature", "seed", "max_new_tokens"))
+    pull_if_missing(console, config, config.mode)
     calibrate(config, arguments.prompts, arguments.out, parameters, console.line)
     return EXIT_OK

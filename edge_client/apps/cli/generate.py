@@ -20,6 +20,7 @@ from edge_client.apps.batch.lines import PARAMETERS, failure_json
 from edge_client.apps.batch.prompt_file import STANDARD, PromptFile, read_prompt
 from edge_client.apps.batch.results import open_results
 from edge_client.apps.batch.run import Batch, Tally
+from edge_client.apps.cli.models import pull_if_missing
 from edge_client.apps.cli.options import Commands, add_settings, as_flags, check_characters, config_of, parameters_of
 from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
@@ -99,6 +100,7 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
         _hint(console, "the prompt")
         prompt = read_prompt()
     check_characters("prompt", prompt)
+    pull_if_missing(console, config, parse_mode(parameters.get("mode"), config.mode))
     return asyncio.run(_one(console, config, prompt, parameters, arguments))
 
 
@@ -157,6 +159,7 @@ def _run_batch(console: Console, arguments: argparse.Namespace, config: EdgeConf
     if arguments.prompts == STANDARD:
         _hint(console, "a batch")
     with PromptFile(arguments.prompts) as prompts:
+        pull_if_missing(console, config, parse_mode(parameters.get("mode"), config.mode))
         client = EdgeClient(config)
         total = prompts.count() if console.err.is_smart else None
         with closing(open_results(arguments.out, console, prompts.status, overwrite=arguments.overwrite)) as results:

@@ -18,6 +18,7 @@ from chaperone_common.command.program import run_program
 from edge_client.apps.cli.audit import add_audit
 from edge_client.apps.cli.calibrate import add_calibrate
 from edge_client.apps.cli.generate import add_generate
+from edge_client.apps.cli.models import add_models
 from edge_client.apps.cli.options import Commands
 from edge_client.apps.cli.serve import add_serve
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_calibrate(commands)
     add_audit(commands)
+    add_models(commands)
     _add_link(commands, top)
     return top
 

@@ -16,6 +16,7 @@ from chaperone_common.command.program import EXIT_OK
 from chaperone_common.command.signals import ended_at_once
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
+from edge_client.apps.cli.models import pull_if_missing
 from edge_client.apps.cli.options import Commands, add_settings, config_of
 from edge_client.apps.cli.values import path
 from edge_client.client import EdgeClient
@@ -71,6 +72,7 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
                 await client.load()
             await server.serve(client, access, listening, lambda url: console.line(f"serving {config.pair} on {url}"))
 
+    pull_if_missing(console, config, config.mode)
     with server.bound(arguments.listen) as listening:  # before the model is loaded
         asyncio.run(serve(listening))
     return EXIT_OK

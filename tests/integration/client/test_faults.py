@@ -62,7 +62,7 @@ def test_an_absent_server_is_a_terminal_event_and_an_error_with_its_address(tiny
         async with EdgeClient(config_for(NOBODY, cloud=IMPATIENT)) as client:
             with pytest.raises(CloudUnavailable) as caught:
                 await client.generate(PROMPT, mode=mode)
-            for words in (NOBODY, "cannot be reached", "chaperone-cloud serve", "cloud.address"):
+            for words in (NOBODY, "cannot be reached", "start its server", "cloud.address"):
                 assert words in caught.value.message
             return await collect(client, mode=mode)
 

@@ -110,7 +110,10 @@ def home_of_copies(tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_missing_model_is_reported_with_the_remedy(home_of_copies: Path) -> None:
     with pytest.raises(ModelMissing) as caught:
         EdgeClient(EdgeConfig(pair="nothere"))
-    for words in (str(home_of_copies.parent / "nothere" / "edge"), "chaperone-cloud models pull --pair nothere"):
+    for words in (
+        str(home_of_copies.parent / "nothere" / "edge"),
+        "chaperone models pull --pair nothere --cloud 127.0.0.1:50151",
+    ):
         assert words in caught.value.message
 
 
@@ -125,5 +128,5 @@ def test_a_damaged_model_is_reported_with_the_remedy(home_of_copies: Path, name:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
     with pytest.raises(ModelCorrupt) as caught:
         EdgeClient(EdgeConfig(pair="copied"))
-    for words in (str(path), "chaperone-cloud models pull --pair copied --force"):
+    for words in (str(path), "chaperone models pull --pair copied --cloud 127.0.0.1:50151"):
         assert words in caught.value.message

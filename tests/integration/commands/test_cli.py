@@ -161,7 +161,7 @@ def test_undecodable_input_exits_with_two(
 
 def test_a_missing_model_exits_with_one(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--pair", "nothere", PROMPT) == 1
-    assert "chaperone-cloud models pull --pair nothere" in capsys.readouterr().err
+    assert "chaperone models pull --pair nothere --cloud" in capsys.readouterr().err
 
 
 def test_a_corrupt_model_exits_with_one(

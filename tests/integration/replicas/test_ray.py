@@ -29,13 +29,14 @@ from chaperone_common.wire import (
 from cloud_supervisor.config import CloudConfig, QuotasConfig, TenantQuota
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.security.tokens import TokenFile
-from edge_client import EdgeClient
+from edge_client import EdgeClient, EdgeConfig, PeerMismatch, Unauthenticated, pull_model
 from edge_client.config import CloudSettings
 from tests.support.chaos.texts import Text, request_for, some_texts
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
 from tests.support.processes.clients import config_for, ending_of
 from tests.support.processes.ray_service import RayService, ray_service
 from tests.support.processes.servers import serving, serving_in_thread
+from tests.support.pulling.clouds import same_files
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(400)
@@ -86,7 +87,7 @@ def service(
         if request.param == "ray":
             address = request.getfixturevalue("ray").address
         else:
-            config = CloudConfig(tokens_file=tokens_file, quotas=QuotasConfig(tenants=ONE_SESSION))
+            config = CloudConfig(pair="tiny", tokens_file=tokens_file, quotas=QuotasConfig(tenants=ONE_SESSION))
             _, address = stack.enter_context(serving_in_thread(target, tiny_pair, config))
         yield Service(address, token_file, single)
 
@@ -113,6 +114,19 @@ def test_a_host_reports_capabilities_and_quotas(service: Service, digest: str) -
             assert sessions.limit == 1
 
     asyncio.run(scenario())
+
+
+def test_a_host_sends_the_model_of_devices(
+    service: Service, tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path))
+    cloud = CloudSettings(address=service.address, token_file=service.token_file)
+    pulled = asyncio.run(pull_model(EdgeConfig(pair="tiny", cloud=cloud)))
+    assert same_files(pulled.folder, tiny_pair / "edge")
+    with pytest.raises(PeerMismatch, match="pair: this cloud serves 'tiny', not 'other'; give --pair tiny"):
+        asyncio.run(pull_model(EdgeConfig(pair="other", cloud=cloud)))
+    with pytest.raises(Unauthenticated, match="no token; give --token-file or CHAPERONE_TOKEN"):
+        asyncio.run(pull_model(EdgeConfig(pair="tiny", cloud=CloudSettings(address=service.address))))
 
 
 def test_a_host_refuses_strangers(service: Service, digest: str) -> None:

@@ -178,7 +178,7 @@ def test_a_damaged_model_is_pulled_again(home: Path, pair: Path) -> None:
     data = pair / "edge" / "model.onnx.data"
     whole = data.read_bytes()
     data.write_bytes(whole[:-1])
-    with pytest.raises(ModelCorrupt, match=r"model\.onnx\.data: .*pull --pair tiny --force"):
+    with pytest.raises(ModelCorrupt, match=r"model\.onnx\.data: .*chaperone models pull --pair tiny --cloud"):
         load_manifest(pair / "edge", role="edge")
     assert "tiny: ready in" in pull_here(home, "tiny")
     assert data.read_bytes() == whole  # the same weights from the same seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chaperone_common.errors import Overloaded, PromptTooLong, QuotaExceeded
+from chaperone_common.errors import Overloaded, PermissionDenied, PromptTooLong, QuotaExceeded
 from chaperone_common.frames import Open, QuotaState
 from chaperone_common.types import SamplingParams, SessionId
 from cloud_supervisor.admission import Admission, PromptOverQuota, Rate, SessionKey
@@ -132,10 +132,18 @@ def test_the_state_of_all_quotas_can_be_asked() -> None:
         QuotaState("sessions", 4, 1),
         QuotaState("streams_per_minute", 6000, 1),
         QuotaState("positions_per_minute", 1_000_000, 7),
+        QuotaState("transfers", 4, 0),
+        QuotaState("transfer_mib_per_minute", 8192, 0),
         QuotaState("kv_tokens", 100, 8),
         QuotaState("prompt_tokens", 9, 0),
     )
-    assert [state.name for state in entrance.states("b")] == ["sessions", "streams_per_minute", "positions_per_minute"]
+    assert [state.name for state in entrance.states("b")] == [
+        "sessions",
+        "streams_per_minute",
+        "positions_per_minute",
+        "transfers",
+        "transfer_mib_per_minute",
+    ]
 
 
 def test_a_tenant_has_the_default_where_its_own_quota_says_nothing() -> None:
@@ -144,3 +152,41 @@ def test_a_tenant_has_the_default_where_its_own_quota_says_nothing() -> None:
     )
     assert quotas.of("a") == TenantQuota(max_sessions=7, max_kv_tokens=9)
     assert quotas.of("b") == quotas.default
+
+
+# --- Transfers of models ---------------------------------------------------------------------------------------------
+
+
+def test_transfers_are_counted_by_tenant_and_in_total() -> None:
+    entrance = admission(ManualClock(), limits=LimitsConfig(max_transfers=2), a=TenantQuota(max_transfers=1))
+    entrance.begin_transfer("a")
+    with pytest.raises(QuotaExceeded, match="quota: transfers: tenant 'a' may have 1, and as many are open") as refused:
+        entrance.begin_transfer("a")
+    assert (refused.value.quota, refused.value.retry_after_ms) == ("transfers", 1000)
+    entrance.begin_transfer("b")
+    with pytest.raises(Overloaded, match="transfers: 2 are open, the limit is 2; try again later"):
+        entrance.begin_transfer("c")
+    entrance.end_transfer("a")
+    entrance.begin_transfer("c")
+
+
+def test_bytes_of_models_are_a_rate_that_a_transfer_may_overdraw() -> None:
+    clock = ManualClock()
+    entrance = admission(clock, a=TenantQuota(transfer_mib_per_minute=60))
+    entrance.begin_transfer("a")
+    entrance.charge_transfer("a", 90 << 20)
+    entrance.end_transfer("a")
+    with pytest.raises(QuotaExceeded, match="transfer_mib_per_minute: tenant 'a' may have 60") as refused:
+        entrance.begin_transfer("a")
+    assert refused.value.retry_after_ms == 36_000  # a debt of 30 MiB, and 6 that are free again
+    assert QuotaState("transfer_mib_per_minute", 60, 90) in entrance.states("a")
+    entrance.begin_transfer("b")
+    clock.seconds += 36
+    entrance.begin_transfer("a")
+
+
+def test_a_cloud_without_transfers_says_so_and_has_no_such_quotas() -> None:
+    entrance = admission(ManualClock(), limits=LimitsConfig(max_transfers=0))
+    with pytest.raises(PermissionDenied, match="transfers: this cloud sends no models"):
+        entrance.begin_transfer("a")
+    assert "transfers" not in {state.name for state in entrance.states("a")}

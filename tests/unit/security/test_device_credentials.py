@@ -121,7 +121,7 @@ def test_a_rotated_token_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "it is empty; give a token of `chaperone-cloud token create`"),
+        (b"", "it is empty; give the token that the operator of the cloud made"),
         (b" \n", "it is empty"),
         (b"a-secret b-secret", "it is no token: one word of ASCII characters"),
         (b"a-secret\r\nx-header: 1", "it is no token"),

@@ -336,4 +336,4 @@ def test_the_largest_seed_survives() -> None:
 def test_the_names_of_the_service() -> None:
     service = pb.DESCRIPTOR.services_by_name["SupervisionService"]
     assert wire.SERVICE == "chaperone.v1.SupervisionService"
-    assert {method.name for method in service.methods} == {wire.SUPERVISE, wire.GET_CAPABILITIES}
+    assert {method.name for method in service.methods} == {wire.SUPERVISE, wire.GET_CAPABILITIES, wire.FETCH_MODEL}

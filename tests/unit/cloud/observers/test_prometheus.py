@@ -5,6 +5,7 @@ from __future__ import annotations
 from cloud_supervisor.kv.store import KvStats
 from cloud_supervisor.observation import (
     Answered,
+    ModelSent,
     Outcome,
     Prefilled,
     PrefixMissed,
@@ -24,6 +25,7 @@ chaperone_step_sessions_bucket chaperone_tokens_total chaperone_deviations_total
 chaperone_kv_used_bytes chaperone_kv_budget_bytes chaperone_kv_evictions_total chaperone_kv_rebuilt_tokens_total
 chaperone_kv_hit_tokens_total chaperone_prefixes_missed_total
 chaperone_log_records_dropped_total process_resident_memory_bytes process_open_fds
+chaperone_model_sent_bytes_total
 """
 
 
@@ -89,6 +91,13 @@ def test_a_stream_is_counted() -> None:
     assert samples("chaperone_verification_seconds_count") == 2, "a token of a takeover is no verification"
     assert samples("chaperone_queue_seconds_count") == 4
     assert samples("chaperone_first_token_seconds_sum") == 0.4
+
+
+def test_bytes_of_models_are_counted_by_tenant() -> None:
+    observer = PrometheusObserver()
+    for sent_bytes in (100, 20):
+        observer.notice(ModelSent("acme", sent_bytes))
+    assert read_page(observer.application())("chaperone_model_sent_bytes_total", tenant="acme") == 120
 
 
 def test_steps_are_counted_by_their_sessions() -> None:

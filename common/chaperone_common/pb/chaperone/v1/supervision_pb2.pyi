@@ -130,6 +130,73 @@ class GetCapabilitiesResponse(_message.Message):
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
 
 @_typing.final
+class FetchModelRequest(_message.Message):
+    """Names a file of the device's model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIR_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    pair: _builtins.str
+    """Name of the model pair, 1 to 128 characters. The cloud MUST refuse any pair except its own with FAILED_PRECONDITION,
+    and name its own.
+    """
+    file: _builtins.str
+    """Name of a file in the manifest. The cloud MUST refuse any other name with INVALID_ARGUMENT. Absent asks for the
+    manifest itself, `manifest.json`.
+    """
+    sha256: _builtins.str
+    """SHA-256 of the file as in the manifest that the device holds: 64 hexadecimal digits. The cloud MUST refuse another
+    digest than that of its own manifest with FAILED_PRECONDITION, so that no file is made of two. Absent for the
+    manifest.
+    """
+    offset: _builtins.int
+    """Bytes of the file that the device has already. The cloud sends those after them. At most the size of the file."""
+    def __init__(
+        self,
+        *,
+        pair: _builtins.str = ...,
+        file: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "offset", b"offset", "pair", b"pair", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchModelRequest: _TypeAlias = FetchModelRequest  # noqa: Y015
+
+@_typing.final
+class FetchModelResponse(_message.Message):
+    """The next bytes of a file. The stream ends with status OK after the last one. A stream that ends with UNAVAILABLE,
+    RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED is continued by another request, from the bytes that have arrived.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """At most 128 KiB. Empty only in a message that takes a refusal along: some hosts send no status alone. A device MUST
+    refuse more bytes than the manifest says.
+    """
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchModelResponse: _TypeAlias = FetchModelResponse  # noqa: Y015
+
+@_typing.final
 class QuotaState(_message.Message):
     """A limit of one tenant, and its use."""
 
@@ -139,7 +206,9 @@ class QuotaState(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`sessions`, `streams_per_minute`, `positions_per_minute`, `kv_tokens`, `prompt_tokens`; others MAY follow."""
+    """`sessions`, `streams_per_minute`, `positions_per_minute`, `kv_tokens`, `prompt_tokens`, `transfers`,
+    `transfer_mib_per_minute`; others MAY follow.
+    """
     limit: _builtins.int
     """The most that is allowed."""
     used: _builtins.int

@@ -1,0 +1,1 @@
+"""Transfers of the device's model to the devices that have none."""

@@ -1,0 +1,194 @@
+"""The folder in which a model arrives, next to its final place, and the lock of its pair.
+
+Files arrive under the name of their SHA-256, so that an interrupted pull goes on where it ended, and never mixes two
+files. The model gets its place in one step when all of it has arrived and was checked: a model that is not whole is
+never loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO
+
+from chaperone_common.artefacts.folders import chaperone_home, pair_folder
+from chaperone_common.artefacts.manifest import MANIFEST_NAME, ManifestFile, ModelManifest, file_sha256
+from chaperone_common.errors import ModelError
+from chaperone_common.files import PART
+
+_LOCK_POLL_S = 0.2
+
+
+class Workplace:
+    """The place where the device's model of one pair arrives."""
+
+    def __init__(self, pair: str) -> None:
+        """Make nothing yet; raises ConfigError for a malformed name, or if CHAPERONE_HOME cannot be used."""
+        self.final = pair_folder(pair, "edge")
+        self._models = chaperone_home() / "models"
+        self._pair = pair
+        self._arriving = self._models / f".pulling-{pair}"
+
+    @asynccontextmanager
+    async def locked(self, say: Callable[[str], None]) -> AsyncIterator[None]:
+        """Hold the pair's lock; wait while another pull holds it. The operating system drops it with the process."""
+        with _as_model_errors(self._models):
+            self._models.mkdir(parents=True, exist_ok=True)
+            file = (self._models / f".{self._pair}.lock").open("wb")  # the lock of `chaperone-cloud models pull`, too
+        with file:
+            waited = False
+            while not _lock(file):
+                if not waited:
+                    say(f"{self._pair}: another pull is at work; waiting for it")
+                waited = True
+                await asyncio.sleep(_LOCK_POLL_S)
+            yield
+
+    def begin(self, manifest: ModelManifest) -> None:
+        """Make the folder; drop parts that this manifest does not name. Raises ModelError if the disk is too small."""
+        with _as_model_errors(self._arriving):
+            self._arriving.mkdir(exist_ok=True)
+            if self._arriving.is_symlink():
+                raise ModelError(f"{self._arriving}: it is a symbolic link; remove it")
+            wanted = {self.part(file).name for file in manifest.files.values()}
+            for path in self._arriving.iterdir():
+                if path.name not in wanted:
+                    _remove(path)
+            needed = sum(file.bytes - self.arrived(file) for file in manifest.files.values())
+            free = shutil.disk_usage(self._arriving).free
+        if needed > free:
+            raise ModelError(
+                f"{self._models}: {megabytes(needed)} more are needed, and {megabytes(free)} are free; make room, or "
+                "set CHAPERONE_HOME to a folder on another disk"
+            )
+
+    def part(self, expected: ManifestFile) -> Path:
+        """Return the path at which a file arrives."""
+        return self._arriving / f"{expected.sha256}{PART}"
+
+    def arrived(self, expected: ManifestFile) -> int:
+        """Return how many bytes of a file have arrived; a part that is too long is dropped."""
+        part = self.part(expected)
+        with _as_model_errors(part):
+            if not part.exists():
+                return 0
+            if (size := part.stat().st_size) > expected.bytes:
+                part.unlink()
+                return 0
+            return size
+
+    @contextmanager
+    def appending(self, expected: ManifestFile) -> Iterator[Callable[[bytes], None]]:
+        """Yield a function that appends to the part of a file. Raises ModelError, and keeps what has arrived."""
+        part = self.part(expected)
+        with _as_model_errors(part):
+            descriptor = os.open(part, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "ab", buffering=0) as file:
+
+            def append(block: bytes) -> None:
+                with _as_model_errors(part):
+                    view = memoryview(block)
+                    while view:
+                        view = view[file.write(view) :]
+
+            yield append
+            with _as_model_errors(part):
+                os.fsync(file.fileno())
+
+    def holds(self, expected: ManifestFile) -> bool:
+        """Return whether a file has arrived with the right checksum; drop a whole part that has another one."""
+        part = self.part(expected)
+        with _as_model_errors(part):
+            if file_sha256(part) == expected.sha256:
+                return True
+            part.unlink()
+            return False
+
+    def take(self, name: str, expected: ManifestFile) -> bool:
+        """Copy a file of the model that is here, if it is the same; return whether it was."""
+        old, part = self.final / name, self.part(expected)
+        try:
+            if old.is_symlink() or old.stat().st_size != expected.bytes or file_sha256(old) != expected.sha256:
+                return False
+            part.unlink(missing_ok=True)
+            shutil.copyfile(old, part)
+        except OSError:
+            return False
+        return True
+
+    def finish(self, manifest: ModelManifest, content: bytes) -> None:
+        """Put the model in its place. A process that has files of the old one open keeps them."""
+        with _as_model_errors(self.final):
+            whole, placed = self._arriving / "edge", dict[str, Path]()
+            whole.mkdir(mode=0o755)
+            for name, expected in manifest.files.items():
+                twin = placed.setdefault(expected.sha256, whole / name)
+                if twin == whole / name:
+                    self.part(expected).replace(twin)
+                else:
+                    shutil.copyfile(twin, whole / name)
+            (whole / MANIFEST_NAME).write_bytes(content)
+            self.final.parent.mkdir(exist_ok=True)
+            if self.final.is_symlink() or self.final.exists():
+                self.final.replace(self._arriving / "replaced")
+            whole.replace(self.final)
+        with contextlib.suppress(ModelError):
+            self.clear()
+
+    def clear(self) -> bool:
+        """Remove what has arrived; return whether there was any. Raises ModelError."""
+        with _as_model_errors(self._arriving):
+            return _remove(self._arriving)
+
+    def remove_model(self) -> bool:
+        """Remove the model of the device, and never the cloud's; return whether there was one. Raises ModelError."""
+        with _as_model_errors(self.final):
+            removed = _remove(self.final)
+        with contextlib.suppress(OSError):
+            self.final.parent.rmdir()  # unless the large model is here, too
+        return removed
+
+
+def megabytes(size: int) -> str:
+    """Return a size for people."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file, a folder or a link, and return whether there was one. Raises OSError."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+    else:
+        return False
+    return True
+
+
+@contextmanager
+def _as_model_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into ModelErrors that name the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "make room, and run the same command again: what has arrived is kept"
+        else:
+            remedy = "CHAPERONE_HOME names another folder"
+        raise ModelError(f"{path}: cannot be written: {reason}; {remedy}") from None
