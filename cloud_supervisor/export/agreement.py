@@ -36,7 +36,7 @@ def count_agreeing(
     agreed = tokens = 0
     ends_s = time.monotonic() + seconds
     for prompt in prompts:
-        text, prompt_tokens = _written(cloud, prompt, max_new_tokens)
+        text, prompt_tokens = _written(cloud, vocabulary_size, prompt, max_new_tokens)
         with torch.inference_mode():
             logits = edge.model(text.unsqueeze(0), use_cache=False).logits[0, prompt_tokens - 1 : -1, :vocabulary_size]
         written = text[prompt_tokens:]
@@ -47,8 +47,9 @@ def count_agreeing(
     return agreed, tokens
 
 
-def _written(cloud: LoadedModel, prompt: str, max_new_tokens: int) -> tuple[torch.Tensor, int]:
+def _written(cloud: LoadedModel, vocabulary_size: int, prompt: str, max_new_tokens: int) -> tuple[torch.Tensor, int]:
     """Return the prompt's ids with the large model's greedy text, and the length of the prompt."""
+    padding = [*range(vocabulary_size, cloud.model.get_output_embeddings().weight.shape[0])]  # ids that are no tokens
     tokenizer = cloud.tokenizer
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}]
@@ -66,6 +67,7 @@ def _written(cloud: LoadedModel, prompt: str, max_new_tokens: int) -> tuple[torc
             temperature=None,
             top_p=None,
             top_k=None,
+            suppress_tokens=padding or None,
             pad_token_id=cloud.eos_token_ids[0] if cloud.eos_token_ids else 0,
         )
     return output[0], ids.shape[1]

@@ -252,7 +252,7 @@ def test_the_list_shows_models_on_disk_too(home: Path, capsys: pytest.CaptureFix
     assert states["empty"].edge.presence == "broken"
     assert main(["models", "list"]) == 0
     shown = capsys.readouterr().out
-    assert "mine         edge   here        their-edge  (of another registry)\n" in shown
+    assert "mine             edge   here        their-edge  (of another registry)\n" in shown
     assert f"{CHAT_TEMPLATE_NAME}: it is missing" in shown
 
 
