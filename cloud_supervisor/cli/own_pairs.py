@@ -31,7 +31,7 @@ def add_own_pairs(commands: Commands) -> None:
     add.add_argument("name", metavar="NAME", type=checked(check_pair_name), help="name of the pair, for --pair")
     source = "a folder that `from_pretrained` takes, or the name of a model on a hub"
     add.add_argument("--edge", required=True, metavar="PATH_OR_HUB", help=f"the device's model: {source}")
-    add.add_argument("--cloud", required=True, metavar="PATH_OR_HUB", help="the cloud's model, likewise")
+    add.add_argument("--cloud", required=True, metavar="PATH_OR_HUB", help="the cloud's model: a folder or a name, too")
     add.add_argument("--licence", default="not stated", type=_short, help="licence of the models, for your records")
     add.add_argument(
         "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="storage of the cloud's model"

@@ -1,4 +1,4 @@
-"""How often the small model would write the token that the large one writes, on sample prompts."""
+"""The share of the large model's tokens that the small one would have written, on sample prompts."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader, TokenType
+from gguf import GGUFReader, TokenType, dequantize
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -135,6 +135,18 @@ def _tie(model: Any) -> None:
         embedding.weight = output.weight
         model.config.tie_word_embeddings = True
         model.tie_weights()
+
+
+def has_one_embedding(path: Path) -> bool:
+    """Return whether `_tie` would use the output matrix of a GGUF file as its embedding."""
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    if "output.weight" not in tensors:
+        return True
+    output, embedding = (
+        torch.from_numpy(dequantize(tensor.data[:_COMPARED_ROWS], tensor.tensor_type)).flatten()
+        for tensor in (tensors["output.weight"], tensors["token_embd.weight"])
+    )
+    return bool(torch.cosine_similarity(output, embedding, 0) > _SAME_MATRIX)
 
 
 def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ...]) -> None:

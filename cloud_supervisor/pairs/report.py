@@ -69,11 +69,11 @@ class Report:
             yield f"{'':11}{'converts' if model.problem is None else model.problem}"
         yield f"{'vocabulary':11}{self._vocabulary()}"
         if self.device_bytes is not None:
-            yield f"{'device':11}about {_shown(self.device_bytes)} of files, and as much memory"
+            yield f"{'device':11}about {shown_bytes(self.device_bytes)} of files, and as much memory"
         if self.cloud_bytes is not None and self.kv_bytes_per_token is not None:
-            memory = ", ".join(f"{_shown(size)} in {dtype}" for dtype, size in self.cloud_bytes.items())
+            memory = ", ".join(f"{shown_bytes(size)} in {dtype}" for dtype, size in self.cloud_bytes.items())
             yield f"{'memory':11}about {memory}"
-            kept = ", ".join(f"{_shown(size)} in {dtype}" for dtype, size in self.kv_bytes_per_token.items())
+            kept = ", ".join(f"{shown_bytes(size)} in {dtype}" for dtype, size in self.kv_bytes_per_token.items())
             yield f"{'':11}and for each token of a text {kept}"
         yield f"{'agreement':11}{self._agreement()}"
         if (times := self.times) is not None:
@@ -105,7 +105,7 @@ class Report:
         )
 
 
-def _shown(size: int) -> str:
+def shown_bytes(size: int) -> str:
     """Return a number of bytes with a unit of thousands."""
     value = float(size)
     for unit in ("B", "kB", "MB"):

@@ -1,4 +1,4 @@
-"""Is a pair worth it? Answered by the planner's own cost model.
+"""The verdict whether a pair is worth it, by the planner's own cost model.
 
 The planner hands a text over to the cloud unless its best schedule promises 1.05 times the rate of plain streaming
 (`chaperone_common.planning.schedule`). A pair is worth it if it passes that rule at the given costs.
@@ -25,7 +25,7 @@ _Z = 1.96  # standard deviations of a 95% interval
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often the small model would write the large model's token."""
+    """Tokens of the large model that the small one would have written."""
 
     agreed: int
     tokens: int

@@ -14,6 +14,8 @@ from chaperone_common.errors import ModelError
 from cloud_supervisor.cli import main
 from cloud_supervisor.export import pull as pulling
 from cloud_supervisor.export.tiny import train_tokenizer
+from cloud_supervisor.pairs.entry import own_pair
+from cloud_supervisor.pairs.inspection import GivenTimes, Measuring, free_bytes, inspect
 from tests.support.models import families
 
 pytestmark = pytest.mark.timeout(300)
@@ -219,6 +221,16 @@ def test_a_folder_without_weights_gives_all_but_the_agreement(models: Command, w
     assert found["agreement_problem"] == f"{tmp_path / 'small'} holds no weights"
     assert found["verdict"]["answer"] == "open"
     assert 0 < found["verdict"]["least_agreement"] < 1
+
+
+def test_models_that_do_not_fit_into_memory_are_not_loaded(weights: Path) -> None:
+    pair = own_pair(str(weights / "small"), str(weights / "large"))
+    measuring = Measuring(memory_bytes=100_000)
+    found = inspect(None, pair, measuring=measuring, given=GivenTimes(draft_ms=2, cloud_ms=90), say=[].append)
+    assert found.agreement is None
+    assert found.agreement_problem == "both models need 753 kB of memory, and 100 kB are free"
+    assert found.verdict.answer == "open"
+    assert free_bytes() > 100_000
 
 
 def test_the_estimated_sizes_are_those_of_the_artefacts(models: Command, tiny_pair: Path) -> None:
