@@ -25,6 +25,10 @@ COMMANDS = {
         "benchmarks.measured.agreement",
         "agreement of the device model with the cloud model, compared with another export",
     ),
+    "recipes": Command(
+        "benchmarks.measured.recipes",
+        "speed and size of the device model by the portable recipe, next to the usual one",
+    ),
     "record": Command("benchmarks.traces.record", "traces of the pair for the simulator"),
     "extend": Command("benchmarks.traces.extend", "values that BiLD and U-HLM decide by, added to traces"),
     "simulate": Command("benchmarks.virtual.simulate", "strategies on recorded traces, on a virtual clock"),

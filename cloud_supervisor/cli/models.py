@@ -1,4 +1,4 @@
-"""`chaperone-cloud models`: fetch, convert and list models."""
+"""`chaperone-cloud models`: fetch, convert, list, check and add models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import FrameType
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked
 from chaperone_common.command.program import EXIT_SIGNAL
+from cloud_supervisor.cli.own_pairs import add_own_pairs
 from cloud_supervisor.cli.values import Commands, yaml_file
 from cloud_supervisor.config import check_pair_name
 
@@ -25,7 +26,7 @@ class Ended(BaseException):
 
 def add_models(commands: Commands) -> None:
     """Add the commands."""
-    models = commands.add_parser("models", help="fetch, convert and list models")
+    models = commands.add_parser("models", help="fetch, convert, list, check and add models")
     model_commands = models.add_subparsers(required=True, metavar="COMMAND")
     pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
     pull.add_argument(
@@ -35,12 +36,17 @@ def add_models(commands: Commands) -> None:
         type=checked(check_pair_name),
         help="a pair of the registry, such as tiny (default: %(default)s)",
     )
-    pull.add_argument("--registry", type=yaml_file, help="a file in place of the packaged models.yaml")
+    pull.add_argument(
+        "--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own pairs"
+    )
     pull.add_argument("--force", action="store_true", help="build it again")
     pull.set_defaults(run=_pull, extras="cloud,build")
     listing = model_commands.add_parser("list", help="which pairs are known, and which are here")
-    listing.add_argument("--registry", type=yaml_file, help="a file in place of the packaged models.yaml")
+    listing.add_argument(
+        "--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own pairs"
+    )
     listing.set_defaults(run=_list)
+    add_own_pairs(model_commands)
 
 
 def _pull(console: Console, arguments: argparse.Namespace) -> None:
@@ -59,10 +65,12 @@ def _pull(console: Console, arguments: argparse.Namespace) -> None:
 def _list(console: Console, arguments: argparse.Namespace) -> None:
     from cloud_supervisor.export.listing import list_pairs
 
-    for state in list_pairs(arguments.registry):
+    states = list_pairs(arguments.registry)
+    width = max((len(state.pair) for state in states), default=0)
+    for state in states:
         for artefact in (state.edge, state.cloud):
-            line = f"{state.pair:12} {artefact.role:6} {artefact.presence:11} {artefact.model}"
-            line += "" if state.registered else "  (of another registry)"
+            line = f"{state.pair:{width}} {artefact.role:6} {artefact.presence:11} {artefact.model}"
+            line += "  (of another registry)" if not state.registered else "" if state.tested else "  (not tested)"
             console.line(line + (f"  {artefact.problem}" if artefact.problem else ""))
 
 

@@ -23,12 +23,25 @@ from chaperone_common.artefacts.manifest import (
     ModelManifest,
     file_sha256,
 )
-from chaperone_common.artefacts.registry import CloudModel, EdgeModel, Pair, PretrainedSource, TinySource, WheelsSource
+from chaperone_common.artefacts.registry import (
+    CloudModel,
+    EdgeModel,
+    Pair,
+    PortableRecipe,
+    PretrainedSource,
+    TinySource,
+    WheelsSource,
+)
 from chaperone_common.artefacts.sources import Origin
 from chaperone_common.errors import ModelError, TokenizerMismatch
 from cloud_supervisor.export.failures import as_model_errors, first_line
 from cloud_supervisor.export.patience import Say, signs_of_life
-from cloud_supervisor.model.architectures import refuse_unsupported
+from cloud_supervisor.model.architectures import (
+    refuse_architecture,
+    refuse_unportable,
+    refuse_unportable_architecture,
+    refuse_unsupported,
+)
 
 if TYPE_CHECKING:
     from cloud_supervisor.export.conversion import LoadedModel
@@ -45,6 +58,7 @@ _BUILD_MODULES = (
     "tqdm",
     "transformers",
 )
+_PORTABLE_MODULES = ("optimum", "optimum.exporters.onnx")
 _DEVICE_FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", CHAT_TEMPLATE_NAME, SPECIAL_TOKENS_NAME)
 
 
@@ -80,14 +94,41 @@ def recipe_of(spec: Pair, role: Role) -> dict[str, Any]:
 
 def refuse_at_once(spec: Pair) -> None:
     """Raise ModelError for problems that show without torch, a download or a hub."""
+    refuse_named_architectures(spec)
+    refuse_missing_packages(portable=isinstance(spec.edge.recipe, PortableRecipe))
+    for role in ROLES:
+        sources.refuse_absent(spec.of(role).weights, spec.of(role).model)
+
+
+def refuse_named_architectures(spec: Pair) -> None:
+    """Raise ModelError for an architecture that the registry names, and that cannot be converted."""
+    for role in ROLES:
+        if (architecture := spec.of(role).architecture) is not None:
+            refuse_architecture(architecture, role, spec.of(role).model)
+    if isinstance(spec.edge.recipe, PortableRecipe) and spec.edge.architecture is not None:
+        refuse_unportable_architecture(spec.edge.architecture, spec.edge.model)
+
+
+def refuse_missing_packages(*, portable: bool = False) -> None:
+    """Raise ModelError if a package is missing that converts models."""
     missing = [name for name in _BUILD_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
             f"converting models needs {', '.join(missing)}; run `pip install 'chaperone-llm[cloud,build]'`, "
             f"or copy {chaperone_home() / 'models'} from a machine that has them"
         )
-    for role in ROLES:
-        sources.refuse_absent(spec.of(role).weights, spec.of(role).model)
+    if portable and any(not _is_installed(name) for name in _PORTABLE_MODULES):
+        raise ModelError(
+            "`exporter: optimum` needs optimum and optimum-onnx; "
+            "run `pip install 'chaperone-llm[cloud,build,portable]'`, or leave `exporter` out of the recipe"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it is missing
+        return False
 
 
 def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
@@ -97,7 +138,7 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
     from cloud_supervisor.export import conversion  # imports torch and transformers, which takes seconds
     from cloud_supervisor.export.tokenizer import read_vocabulary
 
-    found = {role: _checked(spec.of(role), role, weights, tools) for role, weights in found.items()}
+    found = {role: _checked(spec, role, weights, tools) for role, weights in found.items()}
     cloud, edge = building / "cloud", building / "edge"
     contexts: dict[Role, int] = {}
 
@@ -132,7 +173,7 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
             model=spec.of(role).model,
             source=source_of(spec, role),
             recipe=recipe_of(spec, role),
-            versions=conversion.package_versions(),
+            versions=conversion.package_versions(spec.edge.recipe if role == "edge" else None),
             tokenizer_digest=vocabulary.digest,
             vocabulary_size=vocabulary.size,
             eos_token_ids=eos_token_ids,
@@ -179,27 +220,41 @@ def _find(model: EdgeModel | CloudModel, tools: Tools) -> _Found:
             return _Found(None)
 
 
-def _checked(model: EdgeModel | CloudModel, role: Role, found: _Found, tools: Tools) -> _Found:
+def _checked(spec: Pair, role: Role, found: _Found, tools: Tools) -> _Found:
     """Refuse an unsupported model by its configuration; for a model of a hub, fix the commit."""
     if found.origin is None:
         return found
-    from cloud_supervisor.export import conversion
-
+    model = spec.of(role)
     source = model.weights
     on_hub = isinstance(source, PretrainedSource) and source.folder is None
     if on_hub:
         tools.say(f"{model.model}: looking for {found.origin.name} on the hub")
-    try:
-        config = conversion.read_config(found.origin)
-    except (ImportError, KeyError, OSError, ValueError) as error:
-        if on_hub:
-            raise sources.absent_on_hub(found.origin.name, model.model, first_line(str(error))) from None
-        raise ModelError(f"{model.model}: {found.origin.name}: {first_line(str(error))}") from None
+    config = config_of(model, found.origin)
     refuse_unsupported(config, role, model.model)
+    if role == "edge" and isinstance(spec.edge.recipe, PortableRecipe):
+        refuse_unportable(config, model.model)
+    if model.architecture not in (None, config.model_type):
+        raise ModelError(
+            f"{model.model}: architecture: models.yaml says {model.architecture!r}, the weights are of "
+            f"{config.model_type!r}; correct the entry"
+        )
     commit = getattr(config, "_commit_hash", None)
     if commit is None or found.content is not None:
         return found
     return _Found(replace(found.origin, revision=commit), content=f"commit:{commit}")
+
+
+def config_of(model: EdgeModel | CloudModel, origin: Origin) -> Any:
+    """Read the configuration of a model, from a hub if need be; raises ModelError."""
+    from cloud_supervisor.export import conversion
+
+    try:
+        return conversion.read_config(origin)
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        source = model.weights
+        if isinstance(source, PretrainedSource) and source.folder is None:
+            raise sources.absent_on_hub(origin.name, model.model, first_line(str(error))) from None
+        raise ModelError(f"{model.model}: {origin.name}: {first_line(str(error))}") from None
 
 
 def _load(model: EdgeModel | CloudModel, found: _Found, dtype: str, tools: Tools) -> LoadedModel:

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader, TokenType
+from gguf import GGUFReader, TokenType, dequantize
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from chaperone_common.artefacts.registry import EdgeRecipe
+from chaperone_common.artefacts.registry import EdgeRecipe, PortableRecipe
 from chaperone_common.artefacts.sources import Origin
 from chaperone_common.errors import ModelError
 from cloud_supervisor.export.failures import disk_problem, reason_in
@@ -38,6 +38,7 @@ from cloud_supervisor.model.architectures import context_tokens, layer_windows
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai")
+_PORTABLE_PACKAGES = ("optimum", "optimum-onnx")
 _COMPARED_ROWS = 4096
 _SAME_MATRIX = 0.98  # least cosine of two roundings of one matrix; measured 0.99 with four bits on one side
 
@@ -73,19 +74,26 @@ def load(origin: Origin, dtype: str, *, progress: bool) -> LoadedModel:
 
     The weights of a GGUF file are dequantised, and its embedding is tied to its output matrix.
     """
-    _be_quiet()
+    tokenizer = load_tokenizer(origin)
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(origin.name, **origin.options)  # nosec B615
-        if not tokenizer.is_fast:
-            raise ModelError(f"{origin.name}: its tokenizer has no tokenizer.json, and cannot be turned into one")
         model = AutoModelForCausalLM.from_pretrained(  # nosec B615
             origin.name, dtype=_DTYPES[dtype], **origin.options
         )
     loaded = LoadedModel(model.eval(), tokenizer)
     if origin.gguf_file is not None:
         _tie(loaded.model)
-        add_control_tokens(loaded.tokenizer, Path(origin.name) / origin.gguf_file)
     return loaded
+
+
+def load_tokenizer(origin: Origin) -> Any:
+    """Load the tokenizer alone. Errors of the libraries pass through."""
+    _be_quiet()
+    tokenizer = AutoTokenizer.from_pretrained(origin.name, **origin.options)  # nosec B615
+    if not tokenizer.is_fast:
+        raise ModelError(f"{origin.name}: its tokenizer has no tokenizer.json, and cannot be turned into one")
+    if origin.gguf_file is not None:
+        add_control_tokens(tokenizer, Path(origin.name) / origin.gguf_file)
+    return tokenizer
 
 
 def _be_quiet() -> None:
@@ -129,6 +137,18 @@ def _tie(model: Any) -> None:
         model.tie_weights()
 
 
+def has_one_embedding(path: Path) -> bool:
+    """Return whether `_tie` would use the output matrix of a GGUF file as its embedding."""
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    if "output.weight" not in tensors:
+        return True
+    output, embedding = (
+        torch.from_numpy(dequantize(tensor.data[:_COMPARED_ROWS], tensor.tensor_type)).flatten()
+        for tensor in (tensors["output.weight"], tensors["token_embd.weight"])
+    )
+    return bool(torch.cosine_similarity(output, embedding, 0) > _SAME_MATRIX)
+
+
 def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ...]) -> None:
     """Write a folder for `from_pretrained`: safetensors, tokenizer, chat template."""
     config = loaded.model.generation_config
@@ -143,17 +163,34 @@ def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ..
     save_tokenizer(loaded, folder)
 
 
-def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str) -> None:
+def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe | PortableRecipe, name: str) -> None:
     """Write `model.onnx` and `model.onnx.data` into `folder`.
 
-    Raises ModelError with the builder's reason and `name`, the name of the model.
+    Raises ModelError with the reason and `name`, the name of the model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / "scratch"
-    weights, built, log = scratch / "weights", scratch / "built", scratch / "builder.log"
+    weights, built = scratch / "weights", scratch / "built"
     weights.mkdir(parents=True)
     loaded.model.save_pretrained(weights)
     save_tokenizer(loaded, weights)
+    if isinstance(recipe, PortableRecipe):
+        from cloud_supervisor.export.portable import export_portable  # optimum is in an extra of its own
+
+        export_portable(weights, built, recipe)
+    else:
+        _build_with_genai(loaded, weights, built, scratch, recipe, name)
+        set_windows(built / "model.onnx", layer_windows(loaded.model.config))
+    for file in ("model.onnx", "model.onnx.data"):
+        (built / file).replace(folder / file)
+    shutil.rmtree(scratch)
+
+
+def _build_with_genai(
+    loaded: LoadedModel, weights: Path, built: Path, scratch: Path, recipe: EdgeRecipe, name: str
+) -> None:
+    """Write the graph with the ONNX builder of onnxruntime-genai."""
+    log = scratch / "builder.log"
     options = {
         "int4_accuracy_level": recipe.accuracy_level,
         "int4_block_size": recipe.block_size,
@@ -175,10 +212,6 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe, name: str
             f"{name}: the ONNX builder failed on this {loaded.model.config.model_type} model: "
             f"{reason_in(said, status, scratch)}"
         )
-    set_windows(built / "model.onnx", layer_windows(loaded.model.config))
-    for name in ("model.onnx", "model.onnx.data"):
-        (built / name).replace(folder / name)
-    shutil.rmtree(scratch)
 
 
 def run_builder(arguments: Sequence[str], log: Path) -> int:
@@ -221,6 +254,7 @@ def special_tokens(loaded: LoadedModel) -> dict[str, str | list[str]]:
     }
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that shape an artefact."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+def package_versions(recipe: EdgeRecipe | PortableRecipe | None = None) -> dict[str, str]:
+    """Return the versions of the packages that shape an artefact of this recipe."""
+    packages = (*_PACKAGES, *(_PORTABLE_PACKAGES if isinstance(recipe, PortableRecipe) else ()))
+    return {name: importlib.metadata.version(name) for name in packages}

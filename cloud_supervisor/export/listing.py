@@ -31,6 +31,7 @@ class PairState:
 
     pair: str
     registered: bool  # False for a pair that is only on disk
+    tested: bool  # False if this project has never run the weights
     edge: ArtefactState
     cloud: ArtefactState
 
@@ -54,7 +55,7 @@ def _names_on_disk() -> list[str]:
 def _state_of(name: str, pair: Pair | None) -> PairState:
     models: dict[Role, str] = {} if pair is None else {"edge": pair.edge.model, "cloud": pair.cloud.model}
     edge, cloud = (_artefact(name, role, models.get(role)) for role in ROLES)
-    return PairState(name, pair is not None, edge, cloud)
+    return PairState(name, pair is not None, pair is None or pair.tested, edge, cloud)
 
 
 def _artefact(name: str, role: Role, registered: str | None) -> ArtefactState:

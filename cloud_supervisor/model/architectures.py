@@ -24,6 +24,8 @@ CLOUD_MODEL_TYPES = frozenset(
 EDGE_MODEL_TYPES = frozenset(
     {"ernie4_5", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3"}
 )
+# Of these, Optimum exports a graph of standard operators that equals the model.
+PORTABLE_MODEL_TYPES = frozenset({"gemma", "llama", "mistral", "phi3", "qwen2", "qwen3"})
 _MODEL_TYPES = {"cloud": CLOUD_MODEL_TYPES, "edge": EDGE_MODEL_TYPES}
 _PLACES = {"cloud": "in the cloud", "edge": "on the device"}
 
@@ -31,6 +33,7 @@ _ROPE_TYPES = {
     "cloud": frozenset({"default", "linear", "llama3", "longrope", "yarn"}),
     "edge": frozenset({"default", "linear", "llama3", "longrope"}),
 }
+_PORTABLE_ROPE_TYPES = frozenset({"default", "linear", "llama3"})
 _GEMMA3_ROPE_TYPES = frozenset({"default"})  # on the device: the builder would also scale the local layers
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _HEADS = ("ForCausalLM", "LMHeadModel")  # endings of the names of classes that generate text
@@ -43,14 +46,44 @@ def refuse_unsupported(config: Any, role: Role, name: str) -> None:
 
     The message calls the model `name`.
     """
-    known = _MODEL_TYPES[role]
-    if config.model_type not in known:
-        raise ModelError(
-            f"{name}: architecture {config.model_type!r} is not supported {_PLACES[role]}{_inner(config, known)}; "
-            f"tested are {', '.join(sorted(known))}"
-        )
+    refuse_architecture(config.model_type, role, name, _inner(config, _MODEL_TYPES[role]))
     for obstacle in _obstacles(config, role):
         raise ModelError(f"{name}: architecture {config.model_type!r} is not supported {_PLACES[role]} with {obstacle}")
+
+
+def refuse_architecture(model_type: str, role: Role, name: str, hint: str = "") -> None:
+    """Raise ModelError unless a model of this `model_type` can take the role."""
+    known = _MODEL_TYPES[role]
+    if model_type not in known:
+        raise ModelError(
+            f"{name}: architecture {model_type!r} is not supported {_PLACES[role]}{hint}; "
+            f"tested are {', '.join(sorted(known))}"
+        )
+
+
+def refuse_unportable_architecture(model_type: str, name: str) -> None:
+    """Raise ModelError unless the recipe `exporter: optimum` is tested with this `model_type`."""
+    if model_type not in PORTABLE_MODEL_TYPES:
+        raise ModelError(
+            f"{name}: architecture {model_type!r} is not supported with `exporter: optimum`; "
+            f"tested are {', '.join(sorted(PORTABLE_MODEL_TYPES))}"
+        )
+
+
+def refuse_unportable(config: Any, name: str) -> None:
+    """Raise ModelError unless the recipe `exporter: optimum` is tested with this configuration."""
+    refuse_unportable_architecture(config.model_type, name)
+    window = next((window for window in layer_windows(config) if window), None)
+    if window is not None and window < context_tokens(config):
+        raise ModelError(
+            f"{name}: an attention window of {window} tokens is not supported with `exporter: optimum`; "
+            "leave `exporter` out"
+        )
+    if (rope_type := _rope_type(config)) not in _PORTABLE_ROPE_TYPES:
+        raise ModelError(
+            f"{name}: rope_scaling {rope_type!r} is not supported with `exporter: optimum`; "
+            f"tested are {', '.join(sorted(_PORTABLE_ROPE_TYPES))}"
+        )
 
 
 def context_tokens(config: Any) -> int:

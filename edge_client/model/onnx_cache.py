@@ -42,6 +42,8 @@ class Graph:
     kv_dtype: type[np.float32 | np.float16]
     logits_width: int  # at least the vocabulary, often padded
     logits_dtype: type[np.float32 | np.float16]
+    returns_kv: bool = False  # it returns keys and values, and does not write them into the buffers of its inputs
+    takes_positions: bool = False  # it has the input `position_ids`
 
 
 @dataclass(slots=True)

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chaperone_common.artefacts.manifest import pull_remedy
+from chaperone_common.artefacts.manifest import KV_METADATA, KV_RETURNED, pull_remedy
 from chaperone_common.errors import ConfigError, InvalidRequest, ModelCorrupt, ModelMissing, PromptTooLong
 from chaperone_common.suggestion import nearest
 from edge_client.model.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph, RowCache
+from edge_client.model.portable_cache import PortableCache
 from edge_client.model.prompt_cache import KeptText, PromptCache
 from edge_client.ports import TEXT_ROW, DraftStep
 
@@ -88,6 +89,14 @@ class OnnxModel:
         """
         return OnnxSequence(self, branches=branches, prompt_cache=prompt_cache)
 
+    def new_cache(self, branches: int) -> RowCache | PortableCache:
+        """Return empty keys and values of a text and of branches, of the kind that the graph takes."""
+        if self.graph.returns_kv:
+            return PortableCache(self.session, self.graph)
+        return RowCache(
+            self.session, self.graph, self.chunk_logits, branches=branches, context_tokens=self.context_tokens
+        )
+
     def close(self) -> None:
         """Wait for the forwards in flight and end the worker; idempotent."""
         self.worker.shutdown(wait=True)
@@ -120,14 +129,13 @@ class OnnxSequence:
         self._model = model
         self._prompt_cache = prompt_cache
         self._text = _Row(forked=True)
+        self._cache: RowCache | PortableCache
         if prompt_cache is not None and (kept := prompt_cache.take(model)) is not None:
             self._cache = kept.cache
             model.worker.submit(kept.cache.set_branches, branches)
             self._text.token_ids = [*kept.token_ids]
         else:
-            self._cache = RowCache(
-                model.session, model.graph, model.chunk_logits, branches=branches, context_tokens=model.context_tokens
-            )
+            self._cache = model.new_cache(branches)
         self._rows = [self._text, *(_Row() for _ in range(branches))]
         self._copies: list[Copy] = []  # not known to be made
         self._stepping = False
@@ -301,11 +309,13 @@ def _read_graph(session: Any, path: Path) -> Graph:
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
     kv_names = tuple(name for name in inputs if name.startswith(PAST))
-    expected = {"input_ids", "attention_mask", *kv_names}
+    returns_kv = session.get_modelmeta().custom_metadata_map.get(KV_METADATA) == KV_RETURNED
+    positions = {"position_ids"} & inputs.keys() if returns_kv else set[str]()
+    expected = {"input_ids", "attention_mask", *positions, *kv_names}
     missing = {"logits", *(name.replace(PAST, PRESENT) for name in kv_names)} - outputs.keys()
     if not kv_names or missing or inputs.keys() != expected:
         raise ModelCorrupt(
-            f"{path}: not a decoder with past_key_values and GroupQueryAttention (inputs {', '.join(inputs)}; "
+            f"{path}: not a decoder with past_key_values that Chaperone has exported (inputs {', '.join(inputs)}; "
             f"outputs missing: {', '.join(sorted(missing)) or 'none'}); {pull_remedy(path.parent, 'edge')}"
         )
     cache, logits = inputs[kv_names[0]], outputs["logits"]
@@ -313,4 +323,5 @@ def _read_graph(session: Any, path: Path) -> Graph:
     sizes = (heads, width, logits.shape[-1])
     if not all(isinstance(size, int) for size in sizes) or cache.type not in _DTYPES or logits.type not in _DTYPES:
         raise ModelCorrupt(f"{path}: unknown sizes {sizes} or types {cache.type}, {logits.type}")
-    return Graph(kv_names, heads, width, _DTYPES[cache.type], logits.shape[-1], _DTYPES[logits.type])
+    kv_dtype, logits_dtype = _DTYPES[cache.type], _DTYPES[logits.type]
+    return Graph(kv_names, heads, width, kv_dtype, logits.shape[-1], logits_dtype, returns_kv, bool(positions))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from edge_client.model.onnx_cache import RowCache
+from edge_client.model.portable_cache import PortableCache
 
 
 class KeptText(NamedTuple):
     """The rows of a sequence that was closed, and the tokens of its text."""
 
     model: Any  # the `OnnxModel` that they belong to
-    cache: RowCache
+    cache: RowCache | PortableCache
     token_ids: tuple[int, ...]
 
 

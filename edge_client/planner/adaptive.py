@@ -12,13 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+from chaperone_common.planning.costs import Costs
+from chaperone_common.planning.schedule import Schedule, schedule_for
 from chaperone_common.session import DeviceSession
 from chaperone_common.types import Mode
 from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.planner.branch_prefixes import branches_worth_sending
-from edge_client.planner.costs import Costs, survival
+from edge_client.planner.costs import survival
 from edge_client.planner.questions import default_price_ms, skipping_schedule, worth_asking_ahead, worth_reading_ahead
-from edge_client.planner.schedule import Schedule, schedule_for
 from edge_client.planner.situation import Situation
 from edge_client.planner.spans import LONGEST, Plan, best_span, best_take_back
 

@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from chaperone_common.frames import Continuation, Opened, ServerFrame, Verdict
+from chaperone_common.planning.schedule import schedule_for
 from chaperone_common.types import Mode
 from edge_client.planner.costs import Estimates
-from edge_client.planner.schedule import schedule_for
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ request.
 
 from __future__ import annotations
 
-from edge_client.planner.costs import Costs
-from edge_client.planner.schedule import ADVANTAGE, Schedule
+from chaperone_common.planning.costs import Costs
+from chaperone_common.planning.schedule import ADVANTAGE, Schedule
 
 # The default price of a request, as a share of the base time of a span (chosen on tuning traces). That time includes
 # the queue, so a busy cloud is asked less often.

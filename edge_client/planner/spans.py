@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.planner.costs import Costs
+from chaperone_common.planning.costs import Costs
 
 LONGEST = 64  # tokens that are planned ahead
 _LEAST_CHANCE = 1e-9  # keeps a divisor above 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.artefacts.registry import TinySource
 from cloud_supervisor.model.ports import TargetModel
 from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.target import FakeTarget
@@ -34,8 +35,8 @@ def target(request: pytest.FixtureRequest) -> TargetModel:
     )
 
 
-@pytest.fixture(params=["fake", "onnx"], scope="module")
-def new_sequence(request: pytest.FixtureRequest) -> Iterator[NewSequence]:
+@pytest.fixture(params=["fake", "onnx", "portable"], scope="module")
+def new_sequence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewSequence]:
     if request.param == "fake":
         yield partial(
             FakeDraft,
@@ -46,6 +47,12 @@ def new_sequence(request: pytest.FixtureRequest) -> Iterator[NewSequence]:
 
     folder: Path = request.getfixturevalue("tiny_pair") / "edge"
     vocabulary_size = load_manifest(folder, role="edge").vocabulary_size
+    if request.param == "portable":
+        from cloud_supervisor.export.tiny import build_tiny
+        from tests.support.models.portable import export_portably
+
+        folder = tmp_path_factory.mktemp("portable")
+        export_portably(build_tiny(TinySource(source="tiny", seed=0, noise=0.03)), folder)
     model = OnnxModel.load(
         folder,
         threads=1,

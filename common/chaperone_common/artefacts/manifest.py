@@ -18,6 +18,8 @@ MANIFEST_NAME = "manifest.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"  # absent if the model has none
 SPECIAL_TOKENS_NAME = "special_tokens.json"  # texts that a chat template uses, by name
 MANIFEST_FORMAT = 1
+# Metadata of a device's graph. Without it, the graph writes keys and values into the buffers that it reads.
+KV_METADATA, KV_RETURNED = "chaperone.kv", "returned"  # the graph returns keys and values of all tokens
 CHECKSUM_ALWAYS_BELOW_BYTES = 64 * 1024 * 1024
 
 MAX_MANIFEST_BYTES = 1 << 20  # of one that another machine sends

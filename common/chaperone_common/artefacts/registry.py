@@ -1,13 +1,16 @@
-"""`models.yaml` as frozen models: the weights of each pair, pinned by version and SHA-256, and their recipes."""
+"""`models.yaml` as frozen models: the weights of each pair, pinned by version and SHA-256, and their recipes.
+
+There are two such files: the packaged one, and one of the user's own pairs, which `chaperone-cloud models add` writes.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from chaperone_common.artefacts.folders import PAIR_NAME, Role, pair_folder
+from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home, pair_folder
 from chaperone_common.errors import ConfigError
 from chaperone_common.settings import FrozenModel, load_yaml
 from chaperone_common.settings.packaged import packaged_path
@@ -64,6 +67,29 @@ class EdgeRecipe(FrozenModel):
     block_size: Literal[16, 32, 64, 128, 256] = 32
 
 
+class PortableRecipe(FrozenModel):
+    """A graph of standard ONNX operators: exported by Optimum, its matrices in int4 by the quantiser of ONNX Runtime.
+
+    Any runtime of opset 21 runs it. ONNX Runtime turns its matrices into its own operator when it loads the graph.
+    """
+
+    exporter: Literal["optimum"]
+    precision: Literal["int4"] = "int4"
+    block_size: Literal[16, 32, 64, 128, 256] = 32  # weights per scale
+
+
+def _kind_of_recipe(recipe: Any) -> str:
+    """Return `portable` for a recipe that names an exporter: the recipes of older manifests do not."""
+    named = "exporter" in recipe if isinstance(recipe, dict) else isinstance(recipe, PortableRecipe)
+    return "portable" if named else "default"
+
+
+DeviceRecipe = Annotated[
+    Annotated[EdgeRecipe, Tag("default")] | Annotated[PortableRecipe, Tag("portable")],
+    Discriminator(_kind_of_recipe),
+]
+
+
 class CloudRecipe(FrozenModel):
     """The storage of the cloud's model."""
 
@@ -75,8 +101,9 @@ class EdgeModel(FrozenModel):
 
     model: str
     licence: str
+    architecture: str | None = None  # `model_type` of config.json; named, it is checked before any download
     weights: Weights
-    recipe: EdgeRecipe = EdgeRecipe()
+    recipe: DeviceRecipe = EdgeRecipe()
 
 
 class CloudModel(FrozenModel):
@@ -84,6 +111,7 @@ class CloudModel(FrozenModel):
 
     model: str
     licence: str
+    architecture: str | None = None  # as of the device's model
     weights: Weights
     recipe: CloudRecipe = CloudRecipe()
     end_of_text: tuple[str, ...] = ()  # tokens that end a text; empty: those that the weights name
@@ -94,6 +122,7 @@ class Pair(FrozenModel):
 
     edge: EdgeModel
     cloud: CloudModel
+    tested: bool = True  # False: this project has never run these weights
 
     def of(self, role: Role) -> EdgeModel | CloudModel:
         """Return the model of one end."""
@@ -117,9 +146,25 @@ def default_registry() -> Path:
     return packaged_path("models.yaml")
 
 
+def own_registry() -> Path:
+    """Return the `models.yaml` of the user's own pairs. It need not exist."""
+    return chaperone_home() / "models.yaml"
+
+
 def load_registry(path: Path | None = None) -> Registry:
-    """Read the registry; raises ConfigError."""
-    return load_yaml(path or default_registry(), Registry)
+    """Read a registry; without `path`, the packaged one with the user's own pairs. Raises ConfigError.
+
+    If both name a pair, the user's is taken: a later version may package a name that a user has chosen before.
+    """
+    if path is not None:
+        return load_yaml(path, Registry)
+    return Registry(pairs=load_yaml(default_registry(), Registry).pairs | load_own_pairs())
+
+
+def load_own_pairs() -> dict[str, Pair]:
+    """Read the user's own pairs; empty if there is no file of them. Raises ConfigError."""
+    path = own_registry()
+    return dict(load_yaml(path, Registry).pairs) if path.exists() else {}
 
 
 def known_pair_folder(pair: str, role: Role) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from chaperone_common.artefacts.manifest import file_sha256
 from chaperone_common.artefacts.registry import PretrainedSource, Weights
-from chaperone_common.errors import ModelError
+from chaperone_common.errors import ConfigError, ModelError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _READ_SUFFIXES = {
@@ -33,12 +33,38 @@ class Origin:
     name: str  # a folder, or the name of a model on a hub
     gguf_file: str | None = None  # a file in that folder
     revision: str | None = None  # a commit on the hub
+    local: bool = False  # take files of the hub only from its cache on this machine
 
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments. Code that is packaged with weights is never run."""
-        given = {"gguf_file": self.gguf_file, "revision": self.revision}
+        given = {
+            "gguf_file": self.gguf_file,
+            "revision": self.revision,
+            "local_files_only": True if self.local else None,
+        }
         return {"trust_remote_code": False} | {key: value for key, value in given.items() if value is not None}
+
+
+def source_of_text(text: str, flag: str) -> PretrainedSource:
+    """Return the source that a user names: a folder, or a model on a hub. Raise ConfigError with the flag's name."""
+    source = PretrainedSource(source="pretrained", name=text) if text else None
+    if source is None:
+        raise ConfigError(f"{flag}: it is empty; name a folder, or a model on a hub")
+    if (folder := source.folder) is not None:
+        return PretrainedSource(source="pretrained", name=str(folder.absolute()))
+    if _exists(text):
+        raise ConfigError(f"{flag}: {text!r} is a file; name the folder with its config.json, weights and tokenizer")
+    if not _HUB_NAME.fullmatch(text):
+        raise ConfigError(f"{flag}: {text!r} does not exist; name a folder, or a model on a hub such as owner/name")
+    return source
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def content_of(weights: Weights) -> str | None:

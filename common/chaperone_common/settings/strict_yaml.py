@@ -18,7 +18,7 @@ from chaperone_common.settings.packaged import packaged_configs
 
 Location = tuple[int | str, ...]  # keys and indices from the top of a file to a value
 
-_MAX_BYTES = 1024 * 1024
+MAX_BYTES = 1024 * 1024  # of a file
 _MAX_VALUES = 100_000  # aliases can make a short file large
 _TAG = "tag:yaml.org,2002:"
 
@@ -33,6 +33,20 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(f"{_TAG}float", re.compile(r"[-+]?[0-9]{1,3}[eE][-+]?[0-9]{1,2}$"), list("-+0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader` would not read as text."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # equal values are written out
+
+
+def yaml_text(value: Any) -> str:
+    """Return plain values as the text of a YAML file, which `read_yaml` reads as the same values."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
 def read_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
@@ -56,9 +70,9 @@ def dotted(location: Location) -> str:
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ConfigError(f"{path}: more than {_MAX_BYTES} bytes, this is no configuration file")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: more than {MAX_BYTES} bytes, this is no configuration file")
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; packaged files: {', '.join(packaged_configs())}") from None

@@ -13,7 +13,7 @@ import pytest
 
 from chaperone_common.artefacts.folders import ROLES, Role
 from chaperone_common.artefacts.manifest import CHAT_TEMPLATE_NAME, ManifestFile, ModelManifest, file_sha256
-from chaperone_common.artefacts.registry import PretrainedSource, TinySource
+from chaperone_common.artefacts.registry import PretrainedSource, TinySource, load_registry
 from chaperone_common.artefacts.sources import content_of
 from chaperone_common.errors import ModelError, TokenizerMismatch
 from cloud_supervisor.cli import main
@@ -244,7 +244,7 @@ def test_the_list_shows_models_on_disk_too(home: Path, capsys: pytest.CaptureFix
     (home / "models" / ".building-tiny.x").mkdir()
     (home / "models" / "empty").mkdir()
     states = {state.pair: state for state in list_pairs()}
-    assert set(states) == {"default", "empty", "mine", "tiny"}
+    assert set(states) == {*load_registry().pairs, "empty", "mine"}
     assert (states["mine"].registered, states["tiny"].registered) == (False, True)
     assert (states["mine"].edge.presence, states["mine"].edge.model) == ("here", "their-edge")
     assert (states["mine"].cloud.presence, states["mine"].cloud.model) == ("broken", "their-cloud")
@@ -252,7 +252,7 @@ def test_the_list_shows_models_on_disk_too(home: Path, capsys: pytest.CaptureFix
     assert states["empty"].edge.presence == "broken"
     assert main(["models", "list"]) == 0
     shown = capsys.readouterr().out
-    assert "mine         edge   here        their-edge  (of another registry)\n" in shown
+    assert "mine             edge   here        their-edge  (of another registry)\n" in shown
     assert f"{CHAT_TEMPLATE_NAME}: it is missing" in shown
 
 

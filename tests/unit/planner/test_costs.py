@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from chaperone_common.planning.schedule import schedule_for
 from edge_client.planner import Costs, Estimates
 from edge_client.planner.costs import Risks, survival
 from edge_client.planner.learning import ReadingTime, Recent, Share
-from edge_client.planner.schedule import schedule_for
 from edge_client.planner.spans import best_span, best_take_back
 
 

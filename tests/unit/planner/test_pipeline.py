@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from chaperone_common.frames import Closed, Continuation, Opened, Verdict
+from chaperone_common.planning.schedule import schedule_for
 from chaperone_common.types import Mode
 from edge_client.planner import Costs, Estimates, Pipeline
-from edge_client.planner.schedule import schedule_for
 
 RTT_MS = 100.0
 READ_MS = 40.0  # of any span

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from chaperone_common.planning.schedule import Schedule
 from edge_client.planner import Costs
 from edge_client.planner.questions import (
     default_price_ms,
@@ -13,7 +14,6 @@ from edge_client.planner.questions import (
     worth_asking_ahead,
     worth_reading_ahead,
 )
-from edge_client.planner.schedule import Schedule
 
 COSTS = Costs(draft_ms=20, rtt_ms=100, read_base_ms=300, read_token_ms=15, risk=0.03, fires=0.1, request_ms=60)
 

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
+from chaperone_common.planning.schedule import schedule_for
 from edge_client.planner import Costs
-from edge_client.planner.schedule import schedule_for
 
 # Powers of two, so that rounding changes nothing; the cloud never writes by itself.
 COSTS = Costs(

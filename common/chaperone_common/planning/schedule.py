@@ -32,7 +32,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.planner.costs import Costs
+from chaperone_common.planning.costs import Costs
 
 MAX_STOCK = 64
 _MOST_STEPS = 50  # of policy iteration. It takes a few, but equally good choices may take turns.

@@ -1,0 +1,68 @@
+"""Writing the registry of the user's own pairs."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chaperone_common.artefacts.registry import Pair, default_registry, load_own_pairs, load_registry, own_registry
+from chaperone_common.errors import ConfigError, OutputLost
+from chaperone_common.files import replace_file
+from chaperone_common.settings.strict_yaml import MAX_BYTES, yaml_text
+
+_HEADER = """\
+# Your own pairs. `chaperone-cloud models add` writes this file again: it keeps all values, and no comments.
+# The form is that of the packaged models.yaml.
+
+"""
+
+
+def refuse_taken(name: str, pair: Pair, *, replace: bool) -> bool:
+    """Return whether the user's registry holds this very pair. Raise ConfigError if another pair has its name."""
+    own = load_own_pairs()
+    if name in own:
+        if own[name] == pair:
+            return True
+        if not replace:
+            raise ConfigError(
+                f"NAME: {name!r} is another pair in {own_registry()}; choose another name, or replace it with --replace"
+            )
+    elif name in load_registry(default_registry()).pairs:
+        raise ConfigError(f"NAME: {name!r} is a pair that comes with Chaperone; choose another name")
+    return False
+
+
+def add_pair(name: str, pair: Pair, *, replace: bool = False) -> bool:
+    """Write a pair into the user's registry, whole or not at all. Return False if it is there already.
+
+    Raises ConfigError for a name that another pair has, and for a file that cannot be written.
+    """
+    path = own_registry()
+    with _locked(path):
+        if refuse_taken(name, pair, replace=replace):
+            return False
+        pairs = {**load_own_pairs(), name: pair}
+        values = {each: spec.model_dump(mode="json", exclude_defaults=True) for each, spec in pairs.items()}
+        content = (_HEADER + yaml_text({"pairs": values})).encode()
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: more than {MAX_BYTES} bytes with {name!r}; remove pairs that you do not need")
+        try:
+            replace_file(path, [content])
+        except OutputLost as error:
+            raise ConfigError(error.message) from None
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of the registry; two commands at once would lose an entry. Make its folder if it is absent."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("wb")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
