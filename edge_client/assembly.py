@@ -26,7 +26,7 @@ from edge_client.link.connection import Route
 from edge_client.link.peer import Peer
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.shared_model import SharedModel
-from edge_client.parameters import text_limit
+from edge_client.parameters import check_reported, text_limit
 from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
 from edge_client.ports import Cloud, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
@@ -279,6 +279,7 @@ class Assembly:
             if not continues_alone(self.config, request.mode):
                 raise
             return _Connected(lost=error)
+        check_reported(request.params, reached.capabilities)
         return _Connected(self.peer.routes(reached), reached.capabilities)
 
     async def _new_drafter(self, request: GenerationRequest, caches: ConversationCaches | None) -> Drafter:
@@ -288,7 +289,9 @@ class Assembly:
         sequence = model.new_sequence(branches=branches, prompt_cache=caches.prompt if caches is not None else None)
         text = (*request.prompt.token_ids, *request.committed_token_ids)
         sequence.rewind(min(common_prefix(sequence.token_ids, text), len(text) - 1))
-        return self._drafter(sequence, request.params.sampling)
+        drafter = self._drafter(sequence, request.params.sampling)
+        drafter.top_logprobs = request.params.reported_logprobs
+        return drafter
 
     def _opening(self, request: GenerationRequest, session_id: SessionId, capabilities: Capabilities | None) -> Open:
         return Open(
@@ -300,4 +303,5 @@ class Assembly:
             prompt_token_ids=request.prompt.token_ids,
             committed_token_ids=request.committed_token_ids,
             model_digest=capabilities.model_digest if capabilities is not None else "",
+            top_logprobs=request.params.reported_logprobs,
         )

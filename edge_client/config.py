@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 from pydantic_core import PydanticCustomError
 
 from chaperone_common.address import split_addresses
-from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem
+from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem, top_logprobs_problem
 from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
 from chaperone_common.types import Mode, OnDeviation
 
@@ -62,6 +62,7 @@ TopK = Annotated[int, _in_range("top_k")]
 MinP = Annotated[float, _in_range("min_p")]
 Seed = Annotated[int, _in_range("seed")]
 MaxNewTokens = Annotated[int, _in_range("max_new_tokens")]
+TopLogprobs = Annotated[int, _in_range("top_logprobs")]
 Stop = Annotated[tuple[str, ...], BeforeValidator(_as_stop_strings)]
 Catch = Annotated[float, _in_range("catch")]
 MaxDeviation = Annotated[float, _in_range("max_deviation")]
@@ -144,6 +145,14 @@ class GenerationSettings(FrozenModel):
     seed: Seed | None = None
     max_new_tokens: MaxNewTokens = 256
     stop: Stop = ()
+    logprobs: bool = False
+    top_logprobs: TopLogprobs = 0
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _fits_logprobs(cls, count: int, info: ValidationInfo) -> int:
+        _checked(count, top_logprobs_problem(count, logprobs=bool(info.data.get("logprobs"))))
+        return count
 
 
 class EdgeConfig(FrozenModel):

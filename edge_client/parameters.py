@@ -8,6 +8,7 @@ from typing import Any, TypedDict, TypeVar, cast
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ConfigError, InvalidRequest, PromptTooLong
+from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.settings import FrozenModel
 from chaperone_common.suggestion import did_you_mean
@@ -45,6 +46,10 @@ class RequestParameters(TypedDict, total=False):
     # The end of the text.
     max_new_tokens: int | None
     stop: str | Sequence[str] | None  # the text ends before any of these
+
+    # What to report; see docs/using.md.
+    logprobs: bool | None  # the log-probability of each token
+    top_logprobs: int | None  # and those of this number of the likeliest tokens, 0 to 20
 
     # The prompt; see `EdgeClient.prepare`.
     raw: bool | None
@@ -96,12 +101,14 @@ def parse_request(
 
 def parse_params(given: Mapping[str, Any], defaults: GenerationSettings) -> GenerationParams:
     """Check the parameters of sampling and length, and fill in defaults; raises InvalidRequest."""
+    if given.get("logprobs") is False and given.get("top_logprobs") is None:
+        given = {**given, "top_logprobs": 0}  # switched off, whatever is configured
     settings = _overridden(defaults, given)
     seed = settings.seed
     if seed is None:
         seed = secrets.randbits(_SEED_BITS) if settings.temperature > 0 else 0
     sampling = SamplingParams(settings.temperature, settings.top_p, settings.top_k, settings.min_p, seed)
-    return GenerationParams(sampling, settings.max_new_tokens, settings.stop)
+    return GenerationParams(sampling, settings.max_new_tokens, settings.stop, settings.logprobs, settings.top_logprobs)
 
 
 def parse_promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises:
@@ -158,6 +165,8 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
         max_new_tokens=params.max_new_tokens,
         stop=params.stop,
         committed_token_ids=partial.token_ids,
+        logprobs=params.logprobs,
+        top_logprobs=params.top_logprobs if given.get("logprobs") is not False else 0,
     )
     kept.update(cast(RequestParameters, {name: value for name, value in given.items() if value is not None}))
     if parse_mode(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
@@ -165,6 +174,17 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
         kept.setdefault("max_deviation", partial.promises.max_deviation)
         kept.setdefault("max_cloud_share", partial.max_cloud_share)
     return kept
+
+
+def check_reported(params: GenerationParams, cloud: Capabilities) -> None:
+    """Raise InvalidRequest if the cloud cannot report the log-probabilities that are wanted."""
+    wanted, most = params.reported_logprobs, cloud.max_top_logprobs
+    if wanted is not None and most is None:
+        raise InvalidRequest(
+            f"logprobs: the cloud that serves {cloud.model} reports none; update it, or leave this out"
+        )
+    if wanted is not None and most is not None and wanted > most:
+        raise InvalidRequest(f"top_logprobs: {wanted}, and the cloud reports at most {most}; ask for fewer")
 
 
 def text_limit(request: GenerationRequest, manifest: ModelManifest, context_tokens: int) -> int:

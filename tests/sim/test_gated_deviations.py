@@ -47,12 +47,13 @@ class FakeQueue:
         num_choices: int,
         sampling: SamplingParams,
         *,
+        top_logprobs: int | None = None,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
     ) -> ForwardResult:
         await asyncio.sleep(self._random.random() * self._slowest_s)
-        request = ForwardRequest(self._target.kv_pool.new_cache(), tree, num_choices, sampling)
+        request = ForwardRequest(self._target.kv_pool.new_cache(), tree, num_choices, sampling, top_logprobs)
         return ForwardResult(self._target.forward([request])[0], queue_us=0, compute_us=1)
 
     def free(self, key: Hashable) -> None:

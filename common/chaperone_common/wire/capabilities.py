@@ -20,6 +20,7 @@ def encode_capabilities(value: Capabilities) -> bytes:
         model_digest=value.model_digest,
         quotas=[pb.QuotaState(name=quota.name, limit=quota.limit, used=quota.used) for quota in value.quotas],
         kept_texts=value.kept_texts,
+        max_top_logprobs=value.max_top_logprobs,
     )
     return message.SerializeToString()
 
@@ -41,6 +42,7 @@ def decode_capabilities(data: bytes) -> Capabilities:
         message.model_digest,
         tuple(QuotaState(quota.name, quota.limit, quota.used) for quota in message.quotas),
         message.kept_texts,
+        message.max_top_logprobs if message.HasField("max_top_logprobs") else None,
     )
 
 

@@ -25,6 +25,7 @@ from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams, SessionId
 from chaperone_common.wire.checks import DEFAULT_LIMITS, bounded, check_count, check_names, fields, parse
+from chaperone_common.wire.logprobs import logprobs_message, parse_logprobs
 
 MAX_SESSION_ID_LENGTH = 64  # in characters
 MAX_FAILURE_LENGTH = 4096  # characters of a message for people; a longer one is cut
@@ -115,6 +116,7 @@ def encode_server(frame: ServerFrame) -> bytes:
                     queue_us=frame.queue_us,
                     compute_us=frame.compute_us,
                     further_token_ids=frame.further_token_ids,
+                    logprobs=logprobs_message(frame.logprobs),
                 )
             )
         case Continuation():
@@ -125,6 +127,7 @@ def encode_server(frame: ServerFrame) -> bytes:
                     handed_back=frame.handed_back,
                     queue_us=frame.queue_us,
                     compute_us=frame.compute_us,
+                    logprobs=logprobs_message(frame.logprobs),
                 )
             )
         case Closed():
@@ -170,11 +173,19 @@ def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFr
                 verdict.queue_us,
                 verdict.compute_us,
                 bounded("further_token_ids", verdict.further_token_ids, span),
+                parse_logprobs(verdict.logprobs, span + 1),
             )
         case "continuation":
             written = message.continuation
             token_ids = bounded("token_ids", written.token_ids, text)
-            return Continuation(written.start, token_ids, written.handed_back, written.queue_us, written.compute_us)
+            return Continuation(
+                written.start,
+                token_ids,
+                written.handed_back,
+                written.queue_us,
+                written.compute_us,
+                parse_logprobs(written.logprobs, len(token_ids)),
+            )
         case "closed":
             closed = message.closed
             return Closed(bounded("deviations", closed.deviations, text), closed.queue_us, closed.compute_us)
@@ -205,6 +216,7 @@ def _open(frame: Open) -> pb.Open:
         committed_token_ids=frame.committed_token_ids,
         model_digest=frame.model_digest,
         prefix=_prefix(frame.prefix),
+        top_logprobs=frame.top_logprobs,
     )
 
 
@@ -256,6 +268,7 @@ def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
         model_digest=message.model_digest,
         api_version=message.api_version,
         prefix=_parse_prefix(message),
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63haperone/v1/supervision.proto\x12\x0c\x63haperone.v1\"\x18\n\x16GetCapabilitiesRequest\"\xf5\x01\n\x17GetCapabilitiesResponse\x12\x13\n\x0b\x61pi_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\r\x12\x17\n\x0fmax_span_tokens\x18\x06 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12(\n\x06quotas\x18\x08 \x03(\x0b\x32\x18.chaperone.v1.QuotaState\x12\x12\n\nkept_texts\x18\t \x01(\r\"7\n\nQuotaState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x04\x12\x0c\n\x04used\x18\x03 \x01(\x04\"\x91\x01\n\x10SuperviseRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.chaperone.v1.OpenH\x00\x12$\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x13.chaperone.v1.DraftH\x00\x12$\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x13.chaperone.v1.CloseH\x00\x42\x07\n\x05\x66rameJ\x04\x08\x04\x10\x05\"\xf4\x01\n\x11SuperviseResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.chaperone.v1.OpenedH\x00\x12(\n\x07verdict\x18\x02 \x01(\x0b\x32\x15.chaperone.v1.VerdictH\x00\x12\x32\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x1a.chaperone.v1.ContinuationH\x00\x12&\n\x06\x63losed\x18\x04 \x01(\x0b\x32\x14.chaperone.v1.ClosedH\x00\x12(\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x15.chaperone.v1.FailureH\x00\x42\x07\n\x05\x66rame\"o\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x42\x08\n\x06_top_p\"\xa1\x02\n\x04Open\x12\x13\n\x0b\x61pi_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.chaperone.v1.SamplingParams\x12\x16\n\x0emax_new_tokens\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x18\n\x10prompt_token_ids\x18\x07 \x03(\r\x12\x1b\n\x13\x63ommitted_token_ids\x18\x08 \x03(\r\x12\x14\n\x0cmodel_digest\x18\x0b \x01(\t\x12$\n\x06prefix\x18\t \x01(\x0b\x32\x14.chaperone.v1.PrefixJ\x04\x08\n\x10\x0b\"<\n\x06Prefix\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"\xb9\x01\n\x05\x44raft\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\r\n\x05risks\x18\x04 \x01(\x0c\x12\x19\n\x0c\x66inal_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x13\x63ontinuation_tokens\x18\x06 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12\x0f\n\x07parents\x18\x08 \x03(\rB\x0f\n\r_final_tokens\")\n\x05\x43lose\x12\r\n\x05start\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\x89\x01\n\x06Opened\x12\x11\n\tprefilled\x18\x01 \x01(\x08\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\x12\x17\n\x0fmax_span_tokens\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\"\x94\x01\n\x07Verdict\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\r\x12\x12\n\ndeviations\x18\x04 \x03(\r\x12\x10\n\x08queue_us\x18\x05 \x01(\x04\x12\x12\n\ncompute_us\x18\x06 \x01(\x04\x12\x19\n\x11\x66urther_token_ids\x18\x07 \x03(\r\"k\n\x0c\x43ontinuation\x12\r\n\x05start\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x13\n\x0bhanded_back\x18\x03 \x01(\x08\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\ncompute_us\x18\x05 \x01(\x04\"B\n\x06\x43losed\x12\x12\n\ndeviations\x18\x01 \x03(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\"X\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms2\xc6\x01\n\x12SupervisionService\x12^\n\x0fGetCapabilities\x12$.chaperone.v1.GetCapabilitiesRequest\x1a%.chaperone.v1.GetCapabilitiesResponse\x12P\n\tSupervise\x12\x1e.chaperone.v1.SuperviseRequest\x1a\x1f.chaperone.v1.SuperviseResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63haperone/v1/supervision.proto\x12\x0c\x63haperone.v1\"\x18\n\x16GetCapabilitiesRequest\"\xa9\x02\n\x17GetCapabilitiesResponse\x12\x13\n\x0b\x61pi_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\r\x12\x17\n\x0fmax_span_tokens\x18\x06 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12(\n\x06quotas\x18\x08 \x03(\x0b\x32\x18.chaperone.v1.QuotaState\x12\x12\n\nkept_texts\x18\t \x01(\r\x12\x1d\n\x10max_top_logprobs\x18\n \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_max_top_logprobs\"7\n\nQuotaState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x04\x12\x0c\n\x04used\x18\x03 \x01(\x04\"\x91\x01\n\x10SuperviseRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.chaperone.v1.OpenH\x00\x12$\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x13.chaperone.v1.DraftH\x00\x12$\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x13.chaperone.v1.CloseH\x00\x42\x07\n\x05\x66rameJ\x04\x08\x04\x10\x05\"\xf4\x01\n\x11SuperviseResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.chaperone.v1.OpenedH\x00\x12(\n\x07verdict\x18\x02 \x01(\x0b\x32\x15.chaperone.v1.VerdictH\x00\x12\x32\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x1a.chaperone.v1.ContinuationH\x00\x12&\n\x06\x63losed\x18\x04 \x01(\x0b\x32\x14.chaperone.v1.ClosedH\x00\x12(\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x15.chaperone.v1.FailureH\x00\x42\x07\n\x05\x66rame\"o\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x42\x08\n\x06_top_p\"\xcd\x02\n\x04Open\x12\x13\n\x0b\x61pi_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.chaperone.v1.SamplingParams\x12\x16\n\x0emax_new_tokens\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x18\n\x10prompt_token_ids\x18\x07 \x03(\r\x12\x1b\n\x13\x63ommitted_token_ids\x18\x08 \x03(\r\x12\x14\n\x0cmodel_digest\x18\x0b \x01(\t\x12$\n\x06prefix\x18\t \x01(\x0b\x32\x14.chaperone.v1.Prefix\x12\x19\n\x0ctop_logprobs\x18\x0c \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_top_logprobsJ\x04\x08\n\x10\x0b\"<\n\x06Prefix\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"\xb9\x01\n\x05\x44raft\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\r\n\x05risks\x18\x04 \x01(\x0c\x12\x19\n\x0c\x66inal_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x13\x63ontinuation_tokens\x18\x06 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12\x0f\n\x07parents\x18\x08 \x03(\rB\x0f\n\r_final_tokens\")\n\x05\x43lose\x12\r\n\x05start\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\x89\x01\n\x06Opened\x12\x11\n\tprefilled\x18\x01 \x01(\x08\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\x12\x17\n\x0fmax_span_tokens\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\"\xbe\x01\n\x07Verdict\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\r\x12\x12\n\ndeviations\x18\x04 \x03(\r\x12\x10\n\x08queue_us\x18\x05 \x01(\x04\x12\x12\n\ncompute_us\x18\x06 \x01(\x04\x12\x19\n\x11\x66urther_token_ids\x18\x07 \x03(\r\x12(\n\x08logprobs\x18\x08 \x01(\x0b\x32\x16.chaperone.v1.Logprobs\"O\n\x08Logprobs\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\x95\x01\n\x0c\x43ontinuation\x12\r\n\x05start\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x13\n\x0bhanded_back\x18\x03 \x01(\x08\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\ncompute_us\x18\x05 \x01(\x04\x12(\n\x08logprobs\x18\x06 \x01(\x0b\x32\x16.chaperone.v1.Logprobs\"B\n\x06\x43losed\x12\x12\n\ndeviations\x18\x01 \x03(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\"X\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms2\xc6\x01\n\x12SupervisionService\x12^\n\x0fGetCapabilities\x12$.chaperone.v1.GetCapabilitiesRequest\x1a%.chaperone.v1.GetCapabilitiesResponse\x12P\n\tSupervise\x12\x1e.chaperone.v1.SuperviseRequest\x1a\x1f.chaperone.v1.SuperviseResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,33 +34,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCAPABILITIESREQUEST']._serialized_start=48
   _globals['_GETCAPABILITIESREQUEST']._serialized_end=72
   _globals['_GETCAPABILITIESRESPONSE']._serialized_start=75
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=320
-  _globals['_QUOTASTATE']._serialized_start=322
-  _globals['_QUOTASTATE']._serialized_end=377
-  _globals['_SUPERVISEREQUEST']._serialized_start=380
-  _globals['_SUPERVISEREQUEST']._serialized_end=525
-  _globals['_SUPERVISERESPONSE']._serialized_start=528
-  _globals['_SUPERVISERESPONSE']._serialized_end=772
-  _globals['_SAMPLINGPARAMS']._serialized_start=774
-  _globals['_SAMPLINGPARAMS']._serialized_end=885
-  _globals['_OPEN']._serialized_start=888
-  _globals['_OPEN']._serialized_end=1177
-  _globals['_PREFIX']._serialized_start=1179
-  _globals['_PREFIX']._serialized_end=1239
-  _globals['_DRAFT']._serialized_start=1242
-  _globals['_DRAFT']._serialized_end=1427
-  _globals['_CLOSE']._serialized_start=1429
-  _globals['_CLOSE']._serialized_end=1470
-  _globals['_OPENED']._serialized_start=1473
-  _globals['_OPENED']._serialized_end=1610
-  _globals['_VERDICT']._serialized_start=1613
-  _globals['_VERDICT']._serialized_end=1761
-  _globals['_CONTINUATION']._serialized_start=1763
-  _globals['_CONTINUATION']._serialized_end=1870
-  _globals['_CLOSED']._serialized_start=1872
-  _globals['_CLOSED']._serialized_end=1938
-  _globals['_FAILURE']._serialized_start=1940
-  _globals['_FAILURE']._serialized_end=2028
-  _globals['_SUPERVISIONSERVICE']._serialized_start=2031
-  _globals['_SUPERVISIONSERVICE']._serialized_end=2229
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=372
+  _globals['_QUOTASTATE']._serialized_start=374
+  _globals['_QUOTASTATE']._serialized_end=429
+  _globals['_SUPERVISEREQUEST']._serialized_start=432
+  _globals['_SUPERVISEREQUEST']._serialized_end=577
+  _globals['_SUPERVISERESPONSE']._serialized_start=580
+  _globals['_SUPERVISERESPONSE']._serialized_end=824
+  _globals['_SAMPLINGPARAMS']._serialized_start=826
+  _globals['_SAMPLINGPARAMS']._serialized_end=937
+  _globals['_OPEN']._serialized_start=940
+  _globals['_OPEN']._serialized_end=1273
+  _globals['_PREFIX']._serialized_start=1275
+  _globals['_PREFIX']._serialized_end=1335
+  _globals['_DRAFT']._serialized_start=1338
+  _globals['_DRAFT']._serialized_end=1523
+  _globals['_CLOSE']._serialized_start=1525
+  _globals['_CLOSE']._serialized_end=1566
+  _globals['_OPENED']._serialized_start=1569
+  _globals['_OPENED']._serialized_end=1706
+  _globals['_VERDICT']._serialized_start=1709
+  _globals['_VERDICT']._serialized_end=1899
+  _globals['_LOGPROBS']._serialized_start=1901
+  _globals['_LOGPROBS']._serialized_end=1980
+  _globals['_CONTINUATION']._serialized_start=1983
+  _globals['_CONTINUATION']._serialized_end=2132
+  _globals['_CLOSED']._serialized_start=2134
+  _globals['_CLOSED']._serialized_end=2200
+  _globals['_FAILURE']._serialized_start=2202
+  _globals['_FAILURE']._serialized_end=2290
+  _globals['_SUPERVISIONSERVICE']._serialized_start=2293
+  _globals['_SUPERVISIONSERVICE']._serialized_end=2491
 # @@protoc_insertion_point(module_scope)
