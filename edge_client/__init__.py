@@ -35,6 +35,7 @@ from chaperone_common.errors import (
     VersionMismatch,
 )
 from chaperone_common.frames import Capabilities
+from chaperone_common.logprobs import ChoiceLogprobs, Logprob, LogprobSource, TokenLogprobs
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.session import (
     Audited,
@@ -86,6 +87,7 @@ __all__ = [
     "Cancelled",
     "Capabilities",
     "ChaperoneError",
+    "ChoiceLogprobs",
     "Cloud",
     "CloudLost",
     "CloudSettings",
@@ -119,6 +121,8 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "JournalState",
+    "Logprob",
+    "LogprobSource",
     "Mode",
     "ModelCorrupt",
     "ModelError",
@@ -146,6 +150,7 @@ __all__ = [
     "Superseded",
     "SyncConversation",
     "SyncEdgeClient",
+    "TokenLogprobs",
     "TokenizerMismatch",
     "Totals",
     "Turn",

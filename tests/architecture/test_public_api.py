@@ -21,14 +21,15 @@ from edge_client import (
 )
 
 PUBLIC = """
-Audited Cancellation Cancelled Capabilities ChaperoneError Cloud CloudLost CloudSettings CloudShareExceeded
-CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Conversation Decision DeviceSettings DraftModel
-Drafted Drafter EdgeClient EdgeConfig Event Failed FinishReason Finished Gate GateMismatch GateSettings Generation
-GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout InternalError InvalidRequest
-JournalState Mode ModelCorrupt ModelError ModelMismatch ModelMissing OnDeviation Origin Overloaded PartialGeneration
-PeerMismatch PermissionDenied Planner PlannerSettings Promises Prompt PromptInput PromptTooLong Proposal
-ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams Signal Superseded SyncConversation
-SyncEdgeClient TokenizerMismatch Totals Turn Unauthenticated Unverified VersionMismatch
+Audited Cancellation Cancelled Capabilities ChaperoneError ChoiceLogprobs Cloud CloudLost CloudSettings
+CloudShareExceeded CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Conversation Decision
+DeviceSettings Drafted Drafter DraftModel EdgeClient EdgeConfig Event Failed Finished FinishReason Gate GateMismatch
+GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout
+InternalError InvalidRequest JournalState Logprob LogprobSource Mode ModelCorrupt ModelError ModelMismatch ModelMissing
+OnDeviation Origin Overloaded PartialGeneration PeerMismatch PermissionDenied Planner PlannerSettings Promises Prompt
+PromptInput PromptTooLong Proposal ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams Signal
+Superseded SyncConversation SyncEdgeClient TokenizerMismatch TokenLogprobs Totals Turn Unauthenticated Unverified
+VersionMismatch
 """
 OURS = ("chaperone_common", "edge_client")
 

@@ -122,6 +122,8 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
     given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
     prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
     asked = {**defaults, **given}
+    if given.get("logprobs") is False:
+        asked["top_logprobs"] = given.get("top_logprobs")  # not the one of a flag
     mode = parse_mode(asked.get("mode"), client.config.mode)
     check_promised(given, mode)
     if mode is not Mode.GATED:

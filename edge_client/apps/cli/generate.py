@@ -67,6 +67,13 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate.add_argument("--seed", type=int, help="random seed; by default a new one if temperature is above 0")
     generate.add_argument("--max-new-tokens", type=int, help="256 by default")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
+    generate.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="K",
+        dest="top_logprobs",
+        help="report the log-probability of each token, and of the K likeliest ones, 0 to 20; needs --json or --out",
+    )
     generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
     generate.add_argument(
         "--parse-special", action="store_true", default=None, help="read text such as <|im_end|> in messages as a token"
@@ -80,11 +87,12 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
     generate.add_argument("--explain", action="store_true", help="print each decision of the planner to standard error")
-    generate.set_defaults(run=_run, wrong_usage=generate.error)
+    generate.set_defaults(run=_run, wrong_usage=generate.error, logprobs=None)
 
 
 def _run(console: Console, arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
+    arguments.logprobs = True if arguments.top_logprobs is not None else None
     config = config_of(arguments)
     parameters = parameters_of(arguments, config, PARAMETERS)
     if arguments.prompts is not None:
@@ -109,6 +117,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         arguments.wrong_usage("give a prompt or --prompts, not both")
     if arguments.prompts is not None and arguments.json:
         arguments.wrong_usage("--json is for a single prompt; --out is JSON anyway")
+    if arguments.top_logprobs is not None and arguments.prompts is None and not arguments.json:
+        arguments.wrong_usage("--logprobs is printed as JSON; give --json, or --prompts and --out")
     if arguments.prompts is None and (arguments.overwrite or arguments.concurrency is not None):
         arguments.wrong_usage("--overwrite and --concurrency are for batches; give --prompts and --out")
 
