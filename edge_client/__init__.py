@@ -42,7 +42,6 @@ from chaperone_common.session import (
     CloudShareReached,
     Committed,
     Drafted,
-    Event,
     Failed,
     Finished,
     Retracted,
@@ -72,6 +71,7 @@ from edge_client.config import (
     PlannerSettings,
 )
 from edge_client.conversation import Conversation, Turn
+from edge_client.events import Event, Planned
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
 from edge_client.journal import JournalState
@@ -134,6 +134,7 @@ __all__ = [
     "PartialGeneration",
     "PeerMismatch",
     "PermissionDenied",
+    "Planned",
     "Planner",
     "PlannerSettings",
     "Promises",

@@ -27,7 +27,7 @@ from edge_client.link.peer import Peer
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.shared_model import SharedModel
 from edge_client.parameters import check_reported, text_limit
-from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
+from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner, Planner
 from edge_client.ports import Cloud, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
 from edge_client.text.output import EventText
@@ -36,7 +36,6 @@ from edge_client.text.output import EventText
 # branch are rarely worth drafting.
 _BRANCHES = 3
 
-Explain = Callable[[Decision], None]
 MakeDrafter = Callable[[DraftModel, SamplingParams], Drafter]
 
 
@@ -55,7 +54,8 @@ def assemble(
     clock: Clock,
     interrupt: Interrupt | None = None,
     cloud_lost: ChaperoneError | None = None,
-    explain: Explain | None = None,
+    generation_id: str = "",
+    explain: bool = False,
     known_to_cloud: tuple[SessionId, int] | None = None,
 ) -> Engine:
     """Build the engine of one generation; `Engine` explains the arguments.
@@ -77,6 +77,7 @@ def assemble(
         settings=settings,
         interrupt=interrupt,
         cloud_lost=cloud_lost,
+        generation_id=generation_id,
         explain=explain,
         known_to_cloud=known_to_cloud,
     )
@@ -162,7 +163,6 @@ class Assembly:
         planner: Callable[[Mode], Planner] | None = None,
         gate: Callable[[Mode], Gate] | None = None,
         drafter: MakeDrafter = ChoosingDrafter,
-        explain: Explain | None = None,
         tracer: Any = None,
     ) -> None:
         """Load everything except the model. The arguments are those of `EdgeClient`.
@@ -180,7 +180,6 @@ class Assembly:
         self._planner = planner
         self._gate = gate
         self._drafter = drafter
-        self._explain = explain
         self._estimates = Estimates()
         self.cloud_context_tokens: int | None = None  # of the last cloud that answered
 
@@ -188,13 +187,15 @@ class Assembly:
         self,
         request: GenerationRequest,
         interrupt: Interrupt,
-        explain: Explain | None = None,
         caches: ConversationCaches | None = None,
+        *,
+        generation_id: str = "",
+        explain: bool = False,
     ) -> Engine:
         """Build the engine. Before, connect to the cloud and load the model, if the mode needs them.
 
-        `explain` receives the decisions of this generation, in place of the client's `explain`. `caches` are those of
-        its conversation. Raises InvalidRequest, or another ChaperoneError that ends the generation.
+        `caches` are those of the generation's conversation; `explain` is as for `Engine`. Raises InvalidRequest, or
+        another ChaperoneError that ends the generation.
         """
         mode, prompt_length = request.mode, len(request.prompt.token_ids)
         session_id = caches.new_session_id() if caches is not None else new_session_id()
@@ -235,7 +236,8 @@ class Assembly:
             clock=MonotonicClock(),
             interrupt=interrupt,
             cloud_lost=lost,
-            explain=explain or self._explain,
+            generation_id=generation_id,
+            explain=explain,
             known_to_cloud=known_to_cloud,
         )
 

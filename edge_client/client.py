@@ -13,18 +13,19 @@ from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event, Failed
+from chaperone_common.session import Failed
 from chaperone_common.types import Mode, PromptInput, Proposal, SamplingParams
 from edge_client.assembly import Assembly
 from edge_client.cancellation import Cancellation
 from edge_client.config import EdgeConfig
 from edge_client.conversation import Conversation, Message, OnOverflow
+from edge_client.events import Event
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
 from edge_client.journal import JournalState
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.parameters import RequestParameters, parse_promises, parse_request
-from edge_client.planner import Decision, Planner
+from edge_client.planner import Planner
 from edge_client.ports import Cloud, Drafter, DraftModel
 from edge_client.running import Run, Runs
 from edge_client.text import ChatTemplate, PromptReader
@@ -53,7 +54,6 @@ class EdgeClient:
         planner: Callable[[Mode], Planner] | None = None,
         gate: Callable[[Mode], Gate] | None = None,
         drafter: Callable[[DraftModel, SamplingParams], Drafter] | None = None,
-        explain: Callable[[Decision], None] | None = None,
         tracer: Any = None,
     ) -> None:
         """Load the tokenizer and the gate of the configured pair.
@@ -65,7 +65,6 @@ class EdgeClient:
             gate: Makes the gate of each generation from its mode, in place of the configured one. That gate has to keep
                 the promises of the mode.
             drafter: Makes the drafter of each generation, in place of `ChoosingDrafter`. For experiments.
-            explain: Receives every decision of every planner.
             tracer: An OpenTelemetry `Tracer`. Each generation and each verification becomes a span, whose trace the
                 cloud continues. Needs `opentelemetry-api`.
 
@@ -78,7 +77,6 @@ class EdgeClient:
             planner=planner,
             gate=gate,
             drafter=drafter or ChoosingDrafter,
-            explain=explain,
             tracer=tracer,
         )
         self.manifest: ModelManifest = self._assembly.manifest
@@ -128,7 +126,7 @@ class EdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of a generation, token by token; the last one is Finished or Failed.
@@ -137,7 +135,7 @@ class EdgeClient:
             prompt: As for `request`, or a `GenerationRequest`, which has all parameters already.
             timeout: Seconds after which the generation ends with Failed(GenerationTimeout).
             cancellation: Ends the generation from elsewhere. Leaving the iteration ends it, too.
-            explain: Receives the decisions of this generation, in place of the client's `explain`.
+            explain: Yield the decisions of the planner, too, as `Planned` events.
             parameters: As for `request`.
 
         Raises only InvalidRequest; every other failure arrives as the final Failed event.
@@ -150,14 +148,13 @@ class EdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
         """Generate to the end and return the result; the arguments are those of `stream`.
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
-        run = self._run(prompt, parameters, timeout, cancellation, explain)
+        run = self._run(prompt, parameters, timeout, cancellation)
         async with aclosing(run.events()) as events:
             async for event in events:
                 if isinstance(event, Failed):
@@ -277,7 +274,7 @@ class EdgeClient:
         parameters: RequestParameters,
         timeout: float | None,
         cancellation: Cancellation | None,
-        explain: Callable[[Decision], None] | None,
+        explain: bool = False,
     ) -> Run:
         async def request() -> GenerationRequest:
             if not isinstance(prompt, GenerationRequest):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event, Failed, Finished
+from chaperone_common.session import Failed, Finished
 from chaperone_common.types import Mode, PromptInput
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation
+from edge_client.events import Event
 from edge_client.generation import Generation, GenerationRequest
 from edge_client.parameters import RequestParameters, check_names
-from edge_client.planner import Decision
 from edge_client.running import Run, Runs
 from edge_client.text import PromptReader
 from edge_client.text.continued import ChatTokens, continued
@@ -147,7 +147,7 @@ class Conversation:
         if not self._turns:
             raise InvalidRequest("regenerate: the conversation has no turn yet; generate one")
         turn, _ = self._turns[-1]
-        return await _whole(*self._written(turn.messages, parameters, timeout, cancellation, None, again=True))
+        return await _whole(*self._written(turn.messages, parameters, timeout, cancellation, again=True))
 
     def stream(
         self,
@@ -155,7 +155,7 @@ class Conversation:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of the next turn, as `EdgeClient.stream` does.
@@ -165,12 +165,12 @@ class Conversation:
                 resumes the turn that failed last.
             timeout: As for `EdgeClient.stream`, and so are `cancellation` and `explain`.
             cancellation: Ends the turn from elsewhere.
-            explain: Receives the decisions of this turn.
+            explain: Yield the decisions of the planner, too.
             parameters: As for `EdgeClient.request`, in place of those of the conversation.
 
         Raises InvalidRequest, also while another turn is being written.
         """
-        return self._written(message, parameters, timeout, cancellation, explain)[1]
+        return self._written(message, parameters, timeout, cancellation, explain=explain)[1]
 
     async def generate(
         self,
@@ -178,14 +178,13 @@ class Conversation:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
         """Write the next turn to its end, and return it; the arguments are those of `stream`.
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
-        return await _whole(*self._written(message, parameters, timeout, cancellation, explain))
+        return await _whole(*self._written(message, parameters, timeout, cancellation))
 
     def release(self) -> ConversationCaches:
         """Return what both ends hold, and begin without it; raises InvalidRequest while a turn is being written."""
@@ -208,8 +207,8 @@ class Conversation:
         parameters: RequestParameters,
         timeout: float | None,
         cancellation: Cancellation | None,
-        explain: Callable[[Decision], None] | None,
         *,
+        explain: bool = False,
         again: bool = False,
     ) -> tuple[Run, AsyncGenerator[Event, None]]:
         """Return the run of the next turn, and its events. The conversation changes when it has ended.

@@ -15,7 +15,6 @@ from chaperone_common.session import (
     CloudShareReached,
     Committed,
     Drafted,
-    Event,
     Failed,
     Finished,
     Retracted,
@@ -30,6 +29,7 @@ from chaperone_common.types import (
     Promises,
     PromptInput,
 )
+from edge_client.events import Event, Planned
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
 
@@ -119,7 +119,7 @@ class Collector:
                 self.cloud_share_reached = self.cloud_share_reached or event
             case Drafted():
                 self.drafted = True
-            case Retracted() | Audited():
+            case Retracted() | Audited() | Planned():
                 pass
 
     def result(self) -> Generation:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from weakref import WeakSet
 
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest, ModelMismatch
-from chaperone_common.session import Event, Failed, Retracted
+from chaperone_common.session import Failed, Retracted
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Mode, Promises
-from edge_client.assembly import Assembly, Explain
+from edge_client.assembly import Assembly
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation, Interrupt
 from edge_client.engine.engine import Engine
+from edge_client.events import Event
 from edge_client.generation import Collector, Generation, GenerationRequest
 from edge_client.journal import Journal, JournalAudits
 
@@ -32,7 +34,7 @@ class Run:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Explain | None = None,
+        explain: bool = False,
         caches: ConversationCaches | None = None,
     ) -> None:
         """`request` parses the user's prompt and parameters; the generation's time includes that."""
@@ -40,17 +42,20 @@ class Run:
         self._request = request
         self._timeout = timeout
         self._cancellation = cancellation
+        self._id = uuid.uuid4().hex
         self._explain = explain
         self._caches = caches
         self._collected: Collector | None = None
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield the events of the generation; its time begins now. Raises InvalidRequest."""
+        if not isinstance(self._explain, bool):
+            raise InvalidRequest(f"explain: {self._explain!r} is not True or False; decisions are `Planned` events")
         with self._runs.interruptible(self._timeout, self._cancellation) as interrupt:
             try:
                 request = await interrupt.bounded(self._request())
             except Cancelled as error:
-                yield Failed(error, GenerationStats())
+                yield Failed(error, GenerationStats(generation_id=self._id))
                 return
             self._collected = collected = Collector(request)
             async with aclosing(self._written(request, interrupt)) as events:
@@ -78,11 +83,15 @@ class Run:
         assembly, prompt_tokens = self._runs.assembly, len(request.prompt.token_ids)
         for may_begin_again in (True, False):
             try:
-                engine = await interrupt.bounded(assembly.engine(request, interrupt, self._explain, self._caches))
+                making = assembly.engine(
+                    request, interrupt, self._caches, generation_id=self._id, explain=self._explain
+                )
+                engine = await interrupt.bounded(making)
             except InvalidRequest:
                 raise
             except ChaperoneError as error:
-                yield Failed(error, GenerationStats(prompt_tokens=prompt_tokens, seed=request.params.sampling.seed))
+                seed = request.params.sampling.seed
+                yield Failed(error, GenerationStats(prompt_tokens=prompt_tokens, generation_id=self._id, seed=seed))
                 return
             if engine.cloud.is_up:
                 self._runs.audit_journal()

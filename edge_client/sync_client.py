@@ -16,17 +16,18 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack
 from chaperone_common.errors import Cancelled, InvalidRequest
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event, Failed, Finished
+from chaperone_common.session import Failed, Finished
 from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.conversation import Message, OnOverflow
+from edge_client.events import Event
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt
 from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
-from edge_client.planner import Decision, Planner
+from edge_client.planner import Planner
 from edge_client.sync_conversation import SyncConversation
 
 P = ParamSpec("P")
@@ -52,11 +53,10 @@ class SyncEdgeClient:
         *,
         planner: Callable[[Mode], Planner] | None = None,
         gate: Callable[[Mode], Gate] | None = None,
-        explain: Callable[[Decision], None] | None = None,
         tracer: Any = None,
     ) -> None:
         """See `EdgeClient`; the loop's thread calls the given functions."""
-        self._client = EdgeClient(config, planner=planner, gate=gate, explain=explain, tracer=tracer)
+        self._client = EdgeClient(config, planner=planner, gate=gate, tracer=tracer)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
         self._process = os.getpid()
@@ -92,7 +92,7 @@ class SyncEdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> Iterator[Event]:
         """See `EdgeClient.stream`; another thread ends it by `cancellation`."""
@@ -136,13 +136,10 @@ class SyncEdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
         """See `EdgeClient.generate`; another thread ends it by `cancellation`."""
-        return self._run(
-            self._client.generate, prompt, timeout=timeout, cancellation=cancellation, explain=explain, **parameters
-        )
+        return self._run(self._client.generate, prompt, timeout=timeout, cancellation=cancellation, **parameters)
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:
         """See `EdgeClient.totals`."""

@@ -6,12 +6,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, Unpack
 
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event
 from edge_client.cancellation import Cancellation
 from edge_client.conversation import Conversation, Message, Turn
+from edge_client.events import Event
 from edge_client.generation import Generation
 from edge_client.parameters import RequestParameters
-from edge_client.planner import Decision
 
 
 class SyncConversation:
@@ -71,7 +70,7 @@ class SyncConversation:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> Iterator[Event]:
         """See `Conversation.stream`."""
@@ -85,7 +84,6 @@ class SyncConversation:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
         """See `Conversation.generate`."""
@@ -94,7 +92,6 @@ class SyncConversation:
             message,
             timeout=timeout,
             cancellation=cancellation,
-            explain=explain,
             **parameters,
         )
         return generation

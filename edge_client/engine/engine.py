@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
@@ -19,7 +19,7 @@ from chaperone_common.errors import (
     ProtocolViolation,
 )
 from chaperone_common.frames import Close, Open, ServerFrame, Verdict
-from chaperone_common.session import Committed, DeviceSession, Event, Failed, Finished, SessionEvent, State, Unverified
+from chaperone_common.session import Committed, DeviceSession, Failed, Finished, SessionEvent, State, Unverified
 from chaperone_common.session.prefixes import shortened
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import FinishReason, Mode, Proposal, SessionId
@@ -28,10 +28,11 @@ from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
 from edge_client.engine.unaudited import UnauditedText, unaudited_text
+from edge_client.events import Event, Planned
 from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
-from edge_client.planner.actions import CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.ports import Drafter, OutputText, RiskModel
 
 
@@ -54,7 +55,8 @@ class Engine:
         settings: EngineSettings,
         interrupt: Interrupt | None = None,
         cloud_lost: ChaperoneError | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        generation_id: str = "",
+        explain: bool = False,
         known_to_cloud: tuple[SessionId, int] | None = None,
     ) -> None:
         """Prepare a generation; `stream` runs it.
@@ -62,8 +64,8 @@ class Engine:
         `routes` are the ways to the cloud, in the order to use them. Without one there is no cloud.
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
         `known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with.
-        The generations of a client share their `estimates`. `explain` is called with every decision; its figures
-        `position` and `at_ms` are the length of the text, prompt included, and the time since the engine was made.
+        The generations of a client share their `estimates`. With `explain` the stream also has each decision of the
+        planner.
         """
         self.opening = opening
         self._known_to_cloud = known_to_cloud
@@ -79,7 +81,8 @@ class Engine:
         self.planner = planner
         self.output = output
         self.settings = settings
-        self.explain = explain
+        self._generation_id = generation_id
+        self._explain = explain
         self.watch = Stopwatch(clock)
         self._clock = clock
         self._made_ms = self._now_ms
@@ -155,7 +158,10 @@ class Engine:
                         yield received
                     if self.session.finish_reason is not None:
                         return
-                for acted in await self._act():
+                decision = self._decide()
+                if self._explain:
+                    yield self._planned(decision)
+                for acted in await self._act(decision.action):
                     yield acted
             except PrefixNotFound as error:
                 await self._open_in_full(error)
@@ -165,21 +171,23 @@ class Engine:
                     for event in self._go_on_alone(lost):
                         yield event
 
-    async def _act(self) -> list[Event]:
-        session, speculation = self.session, self.speculation
-        fed, takeovers = speculation.fed_length, self.guard.limit is None
-        situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, fed, takeovers)
-        decision = self.planner.decide(situation)
-        if self.explain is not None:
-            where = {"position": len(session.text), "at_ms": self._now_ms - self._made_ms}
-            self.explain(replace(decision, figures=where | decision.figures))
-        match decision.action:
+    def _decide(self) -> Decision:
+        fed, takeovers = self.speculation.fed_length, self.guard.limit is None
+        tree = self.speculation.tree
+        return self.planner.decide(Situation(self.session, tree, self.pipeline, self._now_ms, fed, takeovers))
+
+    def _planned(self, decision: Decision) -> Planned:
+        where = {"position": len(self.session.text), "at_ms": self._now_ms - self._made_ms}
+        return Planned(self._generation_id, replace(decision, figures=where | decision.figures))
+
+    async def _act(self, action: Action) -> list[Event]:
+        match action:
             case DraftToken():
-                return await self._draft(decision.action)
+                return await self._draft(action)
             case CatchUp():
                 await self._catch_up()
             case Send():
-                self._send(decision.action)
+                self._send(action)
             case HandOver() if self.guard.tokens_left == 0:  # from a planner that does not know of the ceiling
                 return await self._draft(DraftToken())
             case HandOver(tokens):
@@ -354,7 +362,8 @@ class Engine:
         return Finished(reason, self._stats(), rest)
 
     def _stats(self) -> GenerationStats:
-        return self.watch.stats(self.session, self.cloud, self.guard, self._cached_tokens)
+        stats = self.watch.stats(self.session, self.cloud, self.guard, self._cached_tokens)
+        return replace(stats, generation_id=self._generation_id)
 
     async def audit(self) -> list[SessionEvent]:
         """Wait for the answer to the Close, if one is to come, and return its events. `stream` may have ended."""

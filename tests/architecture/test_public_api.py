@@ -26,10 +26,10 @@ CloudShareExceeded CloudShareReached CloudTimeout CloudUnavailable Committed Con
 DeviceSettings Drafted Drafter DraftModel EdgeClient EdgeConfig Event Failed Finished FinishReason Gate GateMismatch
 GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout
 InternalError InvalidRequest JournalState Logprob LogprobSource Mode ModelCorrupt ModelError ModelMismatch ModelMissing
-OnDeviation Origin Overloaded PartialGeneration PeerMismatch PermissionDenied Planner PlannerSettings Promises Prompt
-PromptInput PromptTooLong Proposal ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams Signal
-Superseded SyncConversation SyncEdgeClient TokenizerMismatch TokenLogprobs Totals Turn Unauthenticated Unverified
-VersionMismatch
+OnDeviation Origin Overloaded PartialGeneration PeerMismatch PermissionDenied Planned Planner PlannerSettings Promises
+Prompt PromptInput PromptTooLong Proposal ProtocolViolation QuotaExceeded RequestParameters Retracted SamplingParams
+Signal Superseded SyncConversation SyncEdgeClient TokenizerMismatch TokenLogprobs Totals Turn Unauthenticated
+Unverified VersionMismatch
 """
 OURS = ("chaperone_common", "edge_client")
 

@@ -132,4 +132,3 @@ class Failed:
 
 
 SessionEvent = Drafted | Retracted | Committed | Audited
-Event = SessionEvent | Unverified | CloudShareReached | Finished | Failed

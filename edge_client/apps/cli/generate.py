@@ -25,6 +25,7 @@ from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.events import Planned
 from edge_client.generation import Collector, cloud_share_warning, unverified_warning
 from edge_client.parameters import check_promised, parse_mode
 
@@ -126,11 +127,11 @@ def _check_usage(arguments: argparse.Namespace) -> None:
 async def _one(
     console: Console, config: EdgeConfig, prompt: str, parameters: dict[str, Any], arguments: argparse.Namespace
 ) -> int:
-    explain = explainer(console.explain) if arguments.explain else None
-    async with EdgeClient(config, explain=explain) as client:
+    explain = explainer(console.explain)
+    async with EdgeClient(config) as client:
         request = client.request(prompt, **parameters)
         collected = Collector(request)
-        async with aclosing(client.stream(request, timeout=arguments.timeout)) as events:
+        async with aclosing(client.stream(request, timeout=arguments.timeout, explain=arguments.explain)) as events:
             async for event in events:
                 collected.add(event)
                 match event:
@@ -138,6 +139,8 @@ async def _one(
                         console.warn(unverified_warning(error))
                     case CloudShareReached() if event is collected.cloud_share_reached:  # once is enough
                         console.warn(cloud_share_warning(event))
+                    case Planned(decision=decision):
+                        explain(decision)
                     case Committed(text=text, origin=origin) if not arguments.json:
                         console.text(text, colour_of(origin))
                     case Finished(text=text) if not arguments.json:

@@ -7,11 +7,12 @@ from contextlib import aclosing
 
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.logprobs import TokenLogprobs
-from chaperone_common.session import Committed, Event, Failed, Finished, Unverified
+from chaperone_common.session import Committed, Failed, Finished, Unverified
 from chaperone_common.stats import GenerationStats
 from edge_client.apps.http_api.errors import api_error
 from edge_client.apps.http_api.logprobs import Offsets, shown
 from edge_client.apps.http_api.replies import Answer, Reply, server_sent
+from edge_client.events import Event
 
 Write = Callable[[int], AsyncGenerator[Event, None]]  # the events of one choice, by its number
 
