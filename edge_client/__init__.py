@@ -73,7 +73,7 @@ from edge_client.config import (
 from edge_client.conversation import Conversation, Turn
 from edge_client.events import Event, Planned
 from edge_client.gate import Gate, Totals
-from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.generation import Generation, GenerationRequest, Prompt, Streamer
 from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
@@ -148,6 +148,7 @@ __all__ = [
     "Retracted",
     "SamplingParams",
     "Signal",
+    "Streamer",
     "Superseded",
     "SyncConversation",
     "SyncEdgeClient",

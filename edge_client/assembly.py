@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.folders import pair_folder
@@ -164,12 +165,13 @@ class Assembly:
         gate: Callable[[Mode], Gate] | None = None,
         drafter: MakeDrafter = ChoosingDrafter,
         tracer: Any = None,
+        folder: Path | None = None,
     ) -> None:
         """Load everything except the model. The arguments are those of `EdgeClient`.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
-        folder = pair_folder(config.pair, "edge")
+        folder = pair_folder(config.pair, "edge") if folder is None else folder
         self.config = config
         self.folder = folder
         self.manifest = load_manifest(folder, role="edge")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -13,21 +12,20 @@ from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Failed
 from chaperone_common.types import Mode, PromptInput, Proposal, SamplingParams
 from edge_client.assembly import Assembly
 from edge_client.cancellation import Cancellation
-from edge_client.config import EdgeConfig
+from edge_client.config import EdgeConfig, pretrained
 from edge_client.conversation import Conversation, Message, OnOverflow
 from edge_client.events import Event
 from edge_client.gate import Gate, Totals
-from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.generation import Generation, GenerationRequest, Prompt, Streamer
 from edge_client.journal import JournalState
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.parameters import RequestParameters, parse_promises, parse_request
 from edge_client.planner import Planner
 from edge_client.ports import Cloud, Drafter, DraftModel
-from edge_client.running import Run, Runs
+from edge_client.running import Run, Runs, final_text, whole
 from edge_client.text import ChatTemplate, PromptReader
 
 
@@ -55,6 +53,7 @@ class EdgeClient:
         gate: Callable[[Mode], Gate] | None = None,
         drafter: Callable[[DraftModel, SamplingParams], Drafter] | None = None,
         tracer: Any = None,
+        folder: Path | None = None,
     ) -> None:
         """Load the tokenizer and the gate of the configured pair.
 
@@ -67,6 +66,7 @@ class EdgeClient:
             drafter: Makes the drafter of each generation, in place of `ChoosingDrafter`. For experiments.
             tracer: An OpenTelemetry `Tracer`. Each generation and each verification becomes a span, whose trace the
                 cloud continues. Needs `opentelemetry-api`.
+            folder: The folder of the device's model; by default that of the pair among the pulled models.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
@@ -78,6 +78,7 @@ class EdgeClient:
             gate=gate,
             drafter=drafter or ChoosingDrafter,
             tracer=tracer,
+            folder=folder,
         )
         self.manifest: ModelManifest = self._assembly.manifest
         self.tokenizer = self._assembly.tokenizer
@@ -89,6 +90,29 @@ class EdgeClient:
     def from_config(cls, path: Path | str) -> Self:
         """Build a client from a YAML file such as `edge.yaml`."""
         return cls(EdgeConfig.load(path))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pair_or_path: str | Path,
+        *,
+        cloud: str | Sequence[str] | None = None,
+        config: EdgeConfig | None = None,
+    ) -> Self:
+        """Build a client for a pair of models, by its name or by the path of its folder.
+
+            client = EdgeClient.from_pretrained("default", cloud="cloud.example.com:50151")
+
+        Args:
+            pair_or_path: The name of a pair, or a path to the folder of a pair, or of its device model. A relative path
+                that looks like a name needs `./` before it.
+            cloud: Address of the cloud, or several; by default the configured one.
+            config: All other settings.
+
+        Raises ConfigError, or as the constructor does.
+        """
+        settings, folder = pretrained(pair_or_path, cloud, config or EdgeConfig())
+        return cls(settings, folder=folder)
 
     def prepare(
         self,
@@ -142,24 +166,46 @@ class EdgeClient:
         """
         return self._run(prompt, parameters, timeout, cancellation, explain).events()
 
-    async def generate(
+    def stream_text(
         self,
         prompt: Prompt | PartialGeneration | GenerationRequest,
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
         **parameters: Unpack[RequestParameters],
+    ) -> AsyncGenerator[str, None]:
+        """Yield the final text of a generation as it comes; the arguments are those of `stream`.
+
+            async for text in client.stream_text("Write a haiku."):
+                print(text, end="", flush=True)
+
+        All pieces together are the `text` of the result. Raises the error of a Failed event, as `generate` does.
+        """
+        return final_text(self._run(prompt, parameters, timeout, cancellation).events())
+
+    async def generate(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        streamer: Streamer | None = None,
+        **parameters: Unpack[RequestParameters],
     ) -> Generation:
-        """Generate to the end and return the result; the arguments are those of `stream`.
+        """Generate to the end and return the result.
+
+        Args:
+            prompt: As for `stream`, and so are `timeout`, `cancellation` and `parameters`.
+            timeout: Seconds after which it raises GenerationTimeout.
+            cancellation: Ends the generation from elsewhere, with Cancelled.
+            streamer: Receives the token ids of the prompt and each final token by `put`, and the end by `end`, such as
+                transformers' `TextStreamer`. It must not block: it is called on the event loop.
+            parameters: As for `request`.
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
         run = self._run(prompt, parameters, timeout, cancellation)
-        async with aclosing(run.events()) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise event.error
-        return run.result()
+        return await whole(run, run.events(), streamer)
 
     def conversation(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.logprobs import Logprob, TokenLogprobs
@@ -32,6 +32,16 @@ from chaperone_common.types import (
 from edge_client.events import Event, Planned
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
+
+
+class Streamer(Protocol):
+    """A receiver of token ids, such as transformers' `TextStreamer`."""
+
+    def put(self, value: Any) -> Any:
+        """Take token ids as an array of NumPy: the prompt [1, tokens] first, then each final token [1]."""
+
+    def end(self) -> Any:
+        """Take the end of the generation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,10 @@ from edge_client.generation import GenerationRequest, Prompt
 PROMISES = ("catch", "max_deviation")
 GATED_ONLY = (*PROMISES, "max_cloud_share")  # parameters of `gated` alone
 _SEED_BITS = 32  # of a drawn seed: every JSON reader keeps such a number whole
-_SETTLED = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "committed_token_ids")  # by a resumed text
+_SETTLED = (  # by a resumed text
+    *("temperature", "do_sample", "top_p", "top_k", "min_p", "seed", "stop", "stop_strings", "committed_token_ids"),
+)
+_OF_METHODS = ("timeout", "cancellation", "explain", "streamer")  # arguments that are no parameters
 
 SettingsT = TypeVar("SettingsT", bound=FrozenModel)
 
@@ -46,6 +49,10 @@ class RequestParameters(TypedDict, total=False):
     # The end of the text.
     max_new_tokens: int | None
     stop: str | Sequence[str] | None  # the text ends before any of these
+
+    # Hugging Face's names, where they have an exact equivalent.
+    do_sample: bool | None  # False: `temperature` 0. True: a temperature above 0, which is 1 unless one is given
+    stop_strings: str | Sequence[str] | None  # `stop`
 
     # What to report; see docs/using.md.
     logprobs: bool | None  # the log-probability of each token
@@ -79,6 +86,9 @@ def parse_request(
         parameters = resumed(prompt, parameters)
         model_digest, cloud_tokens = prompt.model_digest, prompt.cloud_tokens
         prompt = PromptInput(prompt.prompt_token_ids)
+    parameters = plain_names(parameters)
+    if parameters.pop("do_sample", False) and not config.generation.temperature:
+        parameters["temperature"] = 1.0  # as in Hugging Face
     mode = parse_mode(parameters.get("mode"), config.mode)
     check_promised(parameters, mode)
     return GenerationRequest(
@@ -135,7 +145,30 @@ def check_names(parameters: Mapping[str, Any]) -> None:
     known = RequestParameters.__annotations__
     for name in parameters:
         if name not in known:
-            raise InvalidRequest(f"{name}: unknown parameter{did_you_mean(name, known)}")
+            raise InvalidRequest(f"{name}: unknown parameter{did_you_mean(name, (*known, *_OF_METHODS))}")
+
+
+def plain_names(given: RequestParameters) -> RequestParameters:
+    """Return the same parameters with our names in place of Hugging Face's.
+
+    `do_sample=True` stays if there is no temperature, since a configured one may be above 0. Raises InvalidRequest for
+    two names that contradict each other.
+    """
+    plain: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if (stop := plain.pop("stop_strings", None)) is not None:
+        if "stop" in plain:
+            raise InvalidRequest("stop_strings: it is another name of stop, which is given, too; give one of them")
+        plain["stop"] = stop
+    do_sample, temperature = plain.pop("do_sample", None), plain.get("temperature")
+    if do_sample is None:
+        return cast(RequestParameters, plain)
+    if _parse_flag("do_sample", do_sample):
+        if temperature == 0:
+            raise InvalidRequest("do_sample: True, but temperature is 0, which is greedy; give a temperature above 0")
+        return cast(RequestParameters, plain if temperature is not None else {**plain, "do_sample": True})
+    if temperature not in (None, 0):
+        raise InvalidRequest(f"do_sample: False is greedy, but temperature is {temperature}; give one of them")
+    return cast(RequestParameters, {**plain, "temperature": 0.0})
 
 
 def check_promised(given: Mapping[str, Any], mode: Mode) -> None:

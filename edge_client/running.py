@@ -9,8 +9,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from weakref import WeakSet
 
+import numpy as np
+
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest, ModelMismatch
-from chaperone_common.session import Failed, Retracted
+from chaperone_common.session import Committed, Failed, Finished, Retracted
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Mode, Promises
 from edge_client.assembly import Assembly
@@ -18,7 +20,7 @@ from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation, Interrupt
 from edge_client.engine.engine import Engine
 from edge_client.events import Event
-from edge_client.generation import Collector, Generation, GenerationRequest
+from edge_client.generation import Collector, Generation, GenerationRequest, Streamer
 from edge_client.journal import Journal, JournalAudits
 
 _AUDIT_PATIENCE_S = 5.0  # for audits that are still due when the client is closed
@@ -73,6 +75,11 @@ class Run:
         return self._collected.result()
 
     @property
+    def begun(self) -> bool:
+        """True once the request is parsed."""
+        return self._collected is not None
+
+    @property
     def request(self) -> GenerationRequest:
         """The request, after the first event."""
         assert self._collected is not None, "the request is parsed when `events` begins"
@@ -112,6 +119,50 @@ class Run:
         final = self._collected is not None and self._collected.token_ids
         begun = request.model_digest or request.committed_token_ids or final
         return isinstance(failed.error, ModelMismatch) and not begun
+
+
+async def final_text(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
+    """Yield the text of final tokens, as it comes; raises the error of a Failed event."""
+    async with aclosing(events) as received:
+        async for event in received:
+            match event:
+                case Failed(error):
+                    raise error
+                case Committed(text=text) | Finished(text=text) if text:
+                    yield text
+                case _:
+                    pass
+
+
+async def whole(run: Run, run_events: AsyncGenerator[Event, None], streamer: Streamer | None = None) -> Generation:
+    """Run to the end and return the result; raises the error of a Failed event."""
+    async with aclosing(run_events if streamer is None else _fed(streamer, run, run_events)) as events:
+        async for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+    return run.result()
+
+
+async def _fed(streamer: Streamer, run: Run, run_events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """Yield the events of a run, and give the token ids to a streamer, as transformers' `generate` does.
+
+    Unlike there, `end` is called after a failure, too: nobody who reads from the streamer waits for ever.
+    """
+    if not callable(getattr(streamer, "put", None)) or not callable(getattr(streamer, "end", None)):
+        raise InvalidRequest(f"streamer: {streamer!r} has no put and end; give one such as transformers' TextStreamer")
+    begun = False
+    try:
+        async with aclosing(run_events) as events:
+            async for event in events:
+                if run.begun and not begun:
+                    begun = True
+                    ids = (*run.request.prompt.token_ids, *run.request.committed_token_ids)
+                    streamer.put(np.array([ids]))  # [1, tokens]
+                if isinstance(event, Committed):
+                    streamer.put(np.array([event.token_id]))
+                yield event
+    finally:
+        streamer.end()
 
 
 class Runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
@@ -19,11 +19,12 @@ from chaperone_common.errors import (
     ProtocolViolation,
 )
 from chaperone_common.frames import Close, Open, ServerFrame, Verdict
-from chaperone_common.session import Committed, DeviceSession, Failed, Finished, SessionEvent, State, Unverified
+from chaperone_common.session import DeviceSession, Failed, Finished, SessionEvent, State, Unverified
 from chaperone_common.session.prefixes import shortened
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import FinishReason, Mode, Proposal, SessionId
 from edge_client.cancellation import Interrupt
+from edge_client.engine.followers import Followers
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
@@ -89,6 +90,7 @@ class Engine:
         # Session ids differ, so devices that lose one cloud together do not come back together.
         self._random = Random(opening.session_id)  # noqa: S311 # nosec B311
         self.cloud = Connection(routes, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
+        self._followers = Followers(self.session, self.speculation, self.gate, risk_model, self.watch, output)
         self._interrupt = interrupt or Interrupt()
         self._cloud_lost = cloud_lost
         self._closing: Close | None = None  # once it is sent
@@ -223,7 +225,10 @@ class Engine:
             self._interrupt.stop(self.guard.error)
             return []
         held = fires and self.guard.held
-        return [*reached, *self._observe(self.session.draft(proposal, fires=fires and not held, unasked=held))]
+        return [
+            *reached,
+            *self._followers.observe(self.session.draft(proposal, fires=fires and not held, unasked=held)),
+        ]
 
     def _send(self, action: Send) -> None:
         session = self.session
@@ -247,7 +252,7 @@ class Engine:
         if isinstance(frame, Verdict):
             self.watch.answered()
         self.pipeline.answered(frame, at * 1e3)
-        events: list[Event] = [*self._observe(session.apply(frame))]
+        events: list[Event] = [*self._followers.observe(session.apply(frame))]
         stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
         self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
         owes_answer = bool(session.spans) or not session.prefilled
@@ -262,30 +267,6 @@ class Engine:
         waited_ms = await self._interrupt.bounded(self.cloud.wait(self.settings.next_frame_ms(self.session)))
         if waited_ms is not None:
             self.session.fail(no_answer(waited_ms, self.session.final_length))
-
-    def _observe(self, events: Iterable[SessionEvent]) -> list[SessionEvent]:
-        """Keep model, gate, clock and text in step with the session; return the events with their text.
-
-        A completed stop string ends the text. Events after it are dropped.
-        """
-        shown: list[SessionEvent] = []
-        for event in events:
-            self.speculation.follow(event)
-            self._report(event)
-            self.watch.follow(event)
-            with_text, stopped = self.output.follow(event)
-            shown.append(with_text)
-            if stopped and isinstance(event, Committed):
-                for after in self.session.finish_at(event.position + 1):
-                    self._report(after)
-                    shown.append(after)
-                break
-        return shown
-
-    def _report(self, event: SessionEvent) -> None:
-        self.gate.follow(event)
-        if self.risk_model is not None:
-            self.risk_model.follow(event)
 
     async def _begin(self) -> list[Event]:
         self.watch.start()
@@ -373,7 +354,7 @@ class Engine:
                 try:
                     for frame, _ in self.cloud.ready():
                         self.cloud.on_frame(idle=False)
-                        events += self._observe(self.session.apply(frame))
+                        events += self._followers.observe(self.session.apply(frame))
                     if self.session.state is State.CLOSING:
                         await self._wait()
                 except PrefixNotFound as error:  # the text was short, and ended before the cloud answered its Open
@@ -429,7 +410,7 @@ class Engine:
         self.cloud.hang_up()
         self.gate.close()
         self.planner = self.planner.alone()
-        return [Unverified(self.session.final_length, error), *self._observe(self.session.lose_cloud())]
+        return [Unverified(self.session.final_length, error), *self._followers.observe(self.session.lose_cloud())]
 
     def _release(self, *, graceful: bool) -> None:
         if not graceful:
