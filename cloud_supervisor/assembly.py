@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.clock import MonotonicClock
 from chaperone_common.frames import API_VERSION, Capabilities
+from chaperone_common.ranges import MAX_TOP_LOGPROBS
 from cloud_supervisor.admission import Admission
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.kv.store import KvStore
@@ -62,6 +63,7 @@ def build_cloud(
         max_span_tokens=limits.max_span_tokens,
         model_digest=manifest.digest,
         kept_texts=limits.max_kept_texts,
+        max_top_logprobs=MAX_TOP_LOGPROBS,
     )
     admission = Admission(limits, config.quotas, kv_store.capacity_tokens, clock)
     supervisor = Supervisor(runner, capabilities, limits, clock, admission=admission, observer=observer)

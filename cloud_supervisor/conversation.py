@@ -22,6 +22,7 @@ from chaperone_common.frames import (
     ServerFrame,
     Verdict,
 )
+from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.session import CloudSession, VerificationRequest
 from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.admission import Admission, SessionKey
@@ -58,6 +59,7 @@ class _Answer:
     queue_us: int
     compute_us: int
     cached_tokens: int = 0
+    logprobs: Sequence[ChoiceLogprobs] = ()  # one for each choice, if the device wants them
 
 
 class Acceptance:
@@ -146,7 +148,7 @@ class Conversation:
             if request is None:
                 continue
             answer = await self._forward(request, arrived_at)
-            reply = session.answer(request, answer.choices, answer.queue_us, answer.compute_us)
+            reply = session.answer(request, answer.choices, answer.queue_us, answer.compute_us, answer.logprobs)
             self._note(request, reply, arrived_at)
             yield reply
             if isinstance(reply, Closed):
@@ -208,11 +210,17 @@ class Conversation:
             request.tree,
             request.num_choices,
             self._opening.sampling,
+            top_logprobs=None if isinstance(request.frame, Close) else self._opening.top_logprobs,
             deadline_ms=self._time_left_ms(deadline_ms, arrived_at),
             tenant=self._key.tenant,
             urgency=Urgency.VERIFY if isinstance(request.frame, Draft) else Urgency.WRITE,
         )
-        return _Answer([choice.token_id for choice in result.choices], result.queue_us, result.compute_us)
+        return _Answer(
+            [choice.token_id for choice in result.choices],
+            result.queue_us,
+            result.compute_us,
+            logprobs=[choice.logprobs for choice in result.choices if choice.logprobs is not None],
+        )
 
     def _time_left_ms(self, deadline_ms: int, arrived_at: float) -> float | None:
         """Return the time left until a Draft's deadline, or None without one. It runs from the arrival of the Draft."""

@@ -35,13 +35,13 @@ from chaperone_common.errors import (
     VersionMismatch,
 )
 from chaperone_common.frames import Capabilities
+from chaperone_common.logprobs import ChoiceLogprobs, Logprob, LogprobSource, TokenLogprobs
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.session import (
     Audited,
     CloudShareReached,
     Committed,
     Drafted,
-    Event,
     Failed,
     Finished,
     Retracted,
@@ -73,8 +73,9 @@ from edge_client.config import (
     PlannerSettings,
 )
 from edge_client.conversation import Conversation, Turn
+from edge_client.events import Event, Planned
 from edge_client.gate import Gate, Totals
-from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.generation import Generation, GenerationRequest, Prompt, Streamer
 from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
 from edge_client.planner import Decision, Planner
@@ -88,6 +89,7 @@ __all__ = [
     "Cancelled",
     "Capabilities",
     "ChaperoneError",
+    "ChoiceLogprobs",
     "Cloud",
     "CloudLost",
     "CloudSettings",
@@ -121,6 +123,8 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "JournalState",
+    "Logprob",
+    "LogprobSource",
     "Mode",
     "ModelCorrupt",
     "ModelError",
@@ -132,6 +136,7 @@ __all__ = [
     "PartialGeneration",
     "PeerMismatch",
     "PermissionDenied",
+    "Planned",
     "Planner",
     "PlannerSettings",
     "Promises",
@@ -147,9 +152,11 @@ __all__ = [
     "Retracted",
     "SamplingParams",
     "Signal",
+    "Streamer",
     "Superseded",
     "SyncConversation",
     "SyncEdgeClient",
+    "TokenLogprobs",
     "TokenizerMismatch",
     "Totals",
     "Turn",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.folders import pair_folder
@@ -26,8 +27,8 @@ from edge_client.link.connection import Route
 from edge_client.link.peer import Peer
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.shared_model import SharedModel
-from edge_client.parameters import text_limit
-from edge_client.planner import AdaptivePlanner, Decision, Estimates, FixedPlanner, Planner
+from edge_client.parameters import check_reported, text_limit
+from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner, Planner
 from edge_client.ports import Cloud, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
 from edge_client.text.output import EventText
@@ -36,7 +37,6 @@ from edge_client.text.output import EventText
 # branch are rarely worth drafting.
 _BRANCHES = 3
 
-Explain = Callable[[Decision], None]
 MakeDrafter = Callable[[DraftModel, SamplingParams], Drafter]
 
 
@@ -55,7 +55,8 @@ def assemble(
     clock: Clock,
     interrupt: Interrupt | None = None,
     cloud_lost: ChaperoneError | None = None,
-    explain: Explain | None = None,
+    generation_id: str = "",
+    explain: bool = False,
     known_to_cloud: tuple[SessionId, int] | None = None,
 ) -> Engine:
     """Build the engine of one generation; `Engine` explains the arguments.
@@ -77,6 +78,7 @@ def assemble(
         settings=settings,
         interrupt=interrupt,
         cloud_lost=cloud_lost,
+        generation_id=generation_id,
         explain=explain,
         known_to_cloud=known_to_cloud,
     )
@@ -162,14 +164,14 @@ class Assembly:
         planner: Callable[[Mode], Planner] | None = None,
         gate: Callable[[Mode], Gate] | None = None,
         drafter: MakeDrafter = ChoosingDrafter,
-        explain: Explain | None = None,
         tracer: Any = None,
+        folder: Path | None = None,
     ) -> None:
         """Load everything except the model. The arguments are those of `EdgeClient`.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
-        folder = pair_folder(config.pair, "edge")
+        folder = pair_folder(config.pair, "edge") if folder is None else folder
         self.config = config
         self.folder = folder
         self.manifest = check_model(config)
@@ -180,7 +182,6 @@ class Assembly:
         self._planner = planner
         self._gate = gate
         self._drafter = drafter
-        self._explain = explain
         self._estimates = Estimates()
         self.cloud_context_tokens: int | None = None  # of the last cloud that answered
 
@@ -188,13 +189,15 @@ class Assembly:
         self,
         request: GenerationRequest,
         interrupt: Interrupt,
-        explain: Explain | None = None,
         caches: ConversationCaches | None = None,
+        *,
+        generation_id: str = "",
+        explain: bool = False,
     ) -> Engine:
         """Build the engine. Before, connect to the cloud and load the model, if the mode needs them.
 
-        `explain` receives the decisions of this generation, in place of the client's `explain`. `caches` are those of
-        its conversation. Raises InvalidRequest, or another ChaperoneError that ends the generation.
+        `caches` are those of the generation's conversation; `explain` is as for `Engine`. Raises InvalidRequest, or
+        another ChaperoneError that ends the generation.
         """
         mode, prompt_length = request.mode, len(request.prompt.token_ids)
         session_id = caches.new_session_id() if caches is not None else new_session_id()
@@ -235,7 +238,8 @@ class Assembly:
             clock=MonotonicClock(),
             interrupt=interrupt,
             cloud_lost=lost,
-            explain=explain or self._explain,
+            generation_id=generation_id,
+            explain=explain,
             known_to_cloud=known_to_cloud,
         )
 
@@ -279,6 +283,7 @@ class Assembly:
             if not continues_alone(self.config, request.mode):
                 raise
             return _Connected(lost=error)
+        check_reported(request.params, reached.capabilities)
         return _Connected(self.peer.routes(reached), reached.capabilities)
 
     async def _new_drafter(self, request: GenerationRequest, caches: ConversationCaches | None) -> Drafter:
@@ -288,7 +293,9 @@ class Assembly:
         sequence = model.new_sequence(branches=branches, prompt_cache=caches.prompt if caches is not None else None)
         text = (*request.prompt.token_ids, *request.committed_token_ids)
         sequence.rewind(min(common_prefix(sequence.token_ids, text), len(text) - 1))
-        return self._drafter(sequence, request.params.sampling)
+        drafter = self._drafter(sequence, request.params.sampling)
+        drafter.top_logprobs = request.params.reported_logprobs
+        return drafter
 
     def _opening(self, request: GenerationRequest, session_id: SessionId, capabilities: Capabilities | None) -> Open:
         return Open(
@@ -300,4 +307,5 @@ class Assembly:
             prompt_token_ids=request.prompt.token_ids,
             committed_token_ids=request.committed_token_ids,
             model_digest=capabilities.model_digest if capabilities is not None else "",
+            top_logprobs=request.params.reported_logprobs,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -13,20 +12,20 @@ from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event, Failed
 from chaperone_common.types import Mode, PromptInput, Proposal, SamplingParams
 from edge_client.assembly import Assembly
 from edge_client.cancellation import Cancellation
-from edge_client.config import EdgeConfig
+from edge_client.config import EdgeConfig, pretrained
 from edge_client.conversation import Conversation, Message, OnOverflow
+from edge_client.events import Event
 from edge_client.gate import Gate, Totals
-from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.generation import Generation, GenerationRequest, Prompt, Streamer
 from edge_client.journal import JournalState
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.parameters import RequestParameters, parse_promises, parse_request
-from edge_client.planner import Decision, Planner
+from edge_client.planner import Planner
 from edge_client.ports import Cloud, Drafter, DraftModel
-from edge_client.running import Run, Runs
+from edge_client.running import Run, Runs, final_text, whole
 from edge_client.text import ChatTemplate, PromptReader
 
 
@@ -53,8 +52,8 @@ class EdgeClient:
         planner: Callable[[Mode], Planner] | None = None,
         gate: Callable[[Mode], Gate] | None = None,
         drafter: Callable[[DraftModel, SamplingParams], Drafter] | None = None,
-        explain: Callable[[Decision], None] | None = None,
         tracer: Any = None,
+        folder: Path | None = None,
     ) -> None:
         """Load the tokenizer and the gate of the configured pair.
 
@@ -65,9 +64,9 @@ class EdgeClient:
             gate: Makes the gate of each generation from its mode, in place of the configured one. That gate has to keep
                 the promises of the mode.
             drafter: Makes the drafter of each generation, in place of `ChoosingDrafter`. For experiments.
-            explain: Receives every decision of every planner.
             tracer: An OpenTelemetry `Tracer`. Each generation and each verification becomes a span, whose trace the
                 cloud continues. Needs `opentelemetry-api`.
+            folder: The folder of the device's model; by default that of the pair among the pulled models.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
@@ -78,8 +77,8 @@ class EdgeClient:
             planner=planner,
             gate=gate,
             drafter=drafter or ChoosingDrafter,
-            explain=explain,
             tracer=tracer,
+            folder=folder,
         )
         self.manifest: ModelManifest = self._assembly.manifest
         self.tokenizer = self._assembly.tokenizer
@@ -91,6 +90,29 @@ class EdgeClient:
     def from_config(cls, path: Path | str) -> Self:
         """Build a client from a YAML file such as `edge.yaml`."""
         return cls(EdgeConfig.load(path))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pair_or_path: str | Path,
+        *,
+        cloud: str | Sequence[str] | None = None,
+        config: EdgeConfig | None = None,
+    ) -> Self:
+        """Build a client for a pair of models, by its name or by the path of its folder.
+
+            client = EdgeClient.from_pretrained("default", cloud="cloud.example.com:50151")
+
+        Args:
+            pair_or_path: The name of a pair, or a path to the folder of a pair, or of its device model. A relative path
+                that looks like a name needs `./` before it.
+            cloud: Address of the cloud, or several; by default the configured one.
+            config: All other settings.
+
+        Raises ConfigError, or as the constructor does.
+        """
+        settings, folder = pretrained(pair_or_path, cloud, config or EdgeConfig())
+        return cls(settings, folder=folder)
 
     def prepare(
         self,
@@ -128,7 +150,7 @@ class EdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of a generation, token by token; the last one is Finished or Failed.
@@ -137,12 +159,29 @@ class EdgeClient:
             prompt: As for `request`, or a `GenerationRequest`, which has all parameters already.
             timeout: Seconds after which the generation ends with Failed(GenerationTimeout).
             cancellation: Ends the generation from elsewhere. Leaving the iteration ends it, too.
-            explain: Receives the decisions of this generation, in place of the client's `explain`.
+            explain: Yield the decisions of the planner, too, as `Planned` events.
             parameters: As for `request`.
 
         Raises only InvalidRequest; every other failure arrives as the final Failed event.
         """
         return self._run(prompt, parameters, timeout, cancellation, explain).events()
+
+    def stream_text(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> AsyncGenerator[str, None]:
+        """Yield the final text of a generation as it comes; the arguments are those of `stream`.
+
+            async for text in client.stream_text("Write a haiku."):
+                print(text, end="", flush=True)
+
+        All pieces together are the `text` of the result. Raises the error of a Failed event, as `generate` does.
+        """
+        return final_text(self._run(prompt, parameters, timeout, cancellation).events())
 
     async def generate(
         self,
@@ -150,19 +189,23 @@ class EdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        streamer: Streamer | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
-        """Generate to the end and return the result; the arguments are those of `stream`.
+        """Generate to the end and return the result.
+
+        Args:
+            prompt: As for `stream`, and so are `timeout`, `cancellation` and `parameters`.
+            timeout: Seconds after which it raises GenerationTimeout.
+            cancellation: Ends the generation from elsewhere, with Cancelled.
+            streamer: Receives the token ids of the prompt and each final token by `put`, and the end by `end`, such as
+                transformers' `TextStreamer`. It must not block: it is called on the event loop.
+            parameters: As for `request`.
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
-        run = self._run(prompt, parameters, timeout, cancellation, explain)
-        async with aclosing(run.events()) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise event.error
-        return run.result()
+        run = self._run(prompt, parameters, timeout, cancellation)
+        return await whole(run, run.events(), streamer)
 
     def conversation(
         self,
@@ -277,7 +320,7 @@ class EdgeClient:
         parameters: RequestParameters,
         timeout: float | None,
         cancellation: Cancellation | None,
-        explain: Callable[[Decision], None] | None,
+        explain: bool = False,
     ) -> Run:
         async def request() -> GenerationRequest:
             if not isinstance(prompt, GenerationRequest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 from pydantic_core import PydanticCustomError
 
 from chaperone_common.address import split_addresses
-from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem
+from chaperone_common.artefacts.folders import is_pair_name
+from chaperone_common.artefacts.manifest import MANIFEST_NAME, load_manifest
+from chaperone_common.errors import ConfigError
+from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem, top_logprobs_problem
 from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
 from chaperone_common.types import Mode, OnDeviation
 
@@ -62,6 +66,7 @@ TopK = Annotated[int, _in_range("top_k")]
 MinP = Annotated[float, _in_range("min_p")]
 Seed = Annotated[int, _in_range("seed")]
 MaxNewTokens = Annotated[int, _in_range("max_new_tokens")]
+TopLogprobs = Annotated[int, _in_range("top_logprobs")]
 Stop = Annotated[tuple[str, ...], BeforeValidator(_as_stop_strings)]
 Catch = Annotated[float, _in_range("catch")]
 MaxDeviation = Annotated[float, _in_range("max_deviation")]
@@ -144,6 +149,14 @@ class GenerationSettings(FrozenModel):
     seed: Seed | None = None
     max_new_tokens: MaxNewTokens = 256
     stop: Stop = ()
+    logprobs: bool = False
+    top_logprobs: TopLogprobs = 0
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _fits_logprobs(cls, count: int, info: ValidationInfo) -> int:
+        _checked(count, top_logprobs_problem(count, logprobs=bool(info.data.get("logprobs"))))
+        return count
 
 
 class EdgeConfig(FrozenModel):
@@ -171,3 +184,27 @@ class EdgeConfig(FrozenModel):
         Paths in the file are relative to it.
         """
         return load_yaml(path, cls)
+
+
+def pretrained(
+    pair_or_path: str | Path, cloud: str | Sequence[str] | None, config: EdgeConfig
+) -> tuple[EdgeConfig, Path | None]:
+    """Return the settings with this pair and this address, and the folder of the device's model if a path is given.
+
+    A path names the folder of a pair, or of its device model. Raises ConfigError for neither a name nor such a path.
+    """
+    updates: dict[str, Any] = {}
+    if cloud is not None:
+        address = CloudSettings(address=cloud if isinstance(cloud, str) else tuple(cloud)).address
+        updates["cloud"] = config.cloud.model_copy(update={"address": address})
+    if isinstance(pair_or_path, str) and is_pair_name(pair_or_path):
+        return config.model_copy(update={**updates, "pair": pair_or_path}), None
+    path = Path(pair_or_path).expanduser()
+    for folder in (path / "edge", path):
+        if (folder / MANIFEST_NAME).is_file():
+            pair = load_manifest(folder, role="edge").pair
+            return config.model_copy(update={**updates, "pair": pair}), folder
+    raise ConfigError(
+        f"pair_or_path: {str(pair_or_path)!r} is neither the name of a pair nor a folder with {MANIFEST_NAME}; give "
+        "a name such as default, or the folder of a pair, such as models/default"
+    )

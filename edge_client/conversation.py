@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event, Failed, Finished
+from chaperone_common.session import Failed, Finished
 from chaperone_common.types import Mode, PromptInput
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation
-from edge_client.generation import Generation, GenerationRequest
-from edge_client.parameters import RequestParameters, check_names
-from edge_client.planner import Decision
-from edge_client.running import Run, Runs
+from edge_client.events import Event
+from edge_client.generation import Generation, GenerationRequest, Streamer
+from edge_client.parameters import RequestParameters, check_names, plain_names
+from edge_client.running import Run, Runs, final_text, whole
 from edge_client.text import PromptReader
 from edge_client.text.continued import ChatTokens, continued
 
@@ -92,7 +92,7 @@ class Conversation:
         self._head, self._earlier = _grouped(before)
         self._tools = parameters.get("tools")
         self._parse_special = bool(parameters.get("parse_special"))
-        self._parameters = cast(RequestParameters, {**parameters, "tools": None, "parse_special": None})
+        self._parameters = cast(RequestParameters, {**plain_names(parameters), "tools": None, "parse_special": None})
         self._turns: tuple[_Written, ...] = ()
         self._dropped = 0
         self._caches = in_place_of.release() if in_place_of is not None else ConversationCaches()
@@ -147,7 +147,7 @@ class Conversation:
         if not self._turns:
             raise InvalidRequest("regenerate: the conversation has no turn yet; generate one")
         turn, _ = self._turns[-1]
-        return await _whole(*self._written(turn.messages, parameters, timeout, cancellation, None, again=True))
+        return await whole(*self._written(turn.messages, parameters, timeout, cancellation, again=True))
 
     def stream(
         self,
@@ -155,7 +155,7 @@ class Conversation:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of the next turn, as `EdgeClient.stream` does.
@@ -165,12 +165,23 @@ class Conversation:
                 resumes the turn that failed last.
             timeout: As for `EdgeClient.stream`, and so are `cancellation` and `explain`.
             cancellation: Ends the turn from elsewhere.
-            explain: Receives the decisions of this turn.
+            explain: Yield the decisions of the planner, too.
             parameters: As for `EdgeClient.request`, in place of those of the conversation.
 
         Raises InvalidRequest, also while another turn is being written.
         """
-        return self._written(message, parameters, timeout, cancellation, explain)[1]
+        return self._written(message, parameters, timeout, cancellation, explain=explain)[1]
+
+    def stream_text(
+        self,
+        message: str | Message | Sequence[Message] | PartialGeneration,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> AsyncGenerator[str, None]:
+        """Yield the final text of the next turn, as `EdgeClient.stream_text` does."""
+        return final_text(self._written(message, parameters, timeout, cancellation)[1])
 
     async def generate(
         self,
@@ -178,14 +189,14 @@ class Conversation:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        streamer: Streamer | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
-        """Write the next turn to its end, and return it; the arguments are those of `stream`.
+        """Write the next turn to its end, and return it; `streamer` is as for `EdgeClient.generate`.
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
         """
-        return await _whole(*self._written(message, parameters, timeout, cancellation, explain))
+        return await whole(*self._written(message, parameters, timeout, cancellation), streamer)
 
     def release(self) -> ConversationCaches:
         """Return what both ends hold, and begin without it; raises InvalidRequest while a turn is being written."""
@@ -208,8 +219,8 @@ class Conversation:
         parameters: RequestParameters,
         timeout: float | None,
         cancellation: Cancellation | None,
-        explain: Callable[[Decision], None] | None,
         *,
+        explain: bool = False,
         again: bool = False,
     ) -> tuple[Run, AsyncGenerator[Event, None]]:
         """Return the run of the next turn, and its events. The conversation changes when it has ended.
@@ -277,11 +288,12 @@ class Conversation:
         parameters: RequestParameters,
     ) -> tuple[_Unfinished, GenerationRequest]:
         """Return the next turn, and the request that writes it; raises InvalidRequest."""
+        check_names(parameters)
         given = cast(RequestParameters, {name: value for name, value in parameters.items() if value is not None})
         if isinstance(message, PartialGeneration):
             return self._resumed(message, given)
         _refuse(given, *_NEVER, "tools", "parse_special")
-        given = cast(RequestParameters, {**self._parameters, **given})
+        given = cast(RequestParameters, {**self._parameters, **plain_names(given)})
         said, earlier, dropped = _messages(message), self._earlier, 0
         while True:
             tokens = self._tokens(said, earlier, turns)
@@ -339,15 +351,6 @@ class Conversation:
     def _check_idle(self) -> None:
         if self._writing is not None:
             raise InvalidRequest("conversation: a turn is being written; wait for its end, or cancel it")
-
-
-async def _whole(run: Run, turn_events: AsyncGenerator[Event, None]) -> Generation:
-    """Run a turn to its end; raises the error of a Failed event."""
-    async with aclosing(turn_events) as events:
-        async for event in events:
-            if isinstance(event, Failed):
-                raise event.error
-    return run.result()
 
 
 def _refuse(parameters: RequestParameters, *names: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from chaperone_common.errors import ChaperoneError
+from chaperone_common.logprobs import Logprob, TokenLogprobs
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.ranges import check_ranges
 from chaperone_common.session import (
@@ -14,7 +15,6 @@ from chaperone_common.session import (
     CloudShareReached,
     Committed,
     Drafted,
-    Event,
     Failed,
     Finished,
     Retracted,
@@ -29,8 +29,19 @@ from chaperone_common.types import (
     Promises,
     PromptInput,
 )
+from edge_client.events import Event, Planned
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
+
+
+class Streamer(Protocol):
+    """A receiver of token ids, such as transformers' `TextStreamer`."""
+
+    def put(self, value: Any) -> Any:
+        """Take token ids as an array of NumPy: the prompt [1, tokens] first, then each final token [1]."""
+
+    def end(self) -> Any:
+        """Take the end of the generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +55,14 @@ class Generation:
     finish_reason: FinishReason
     stats: GenerationStats
     unverified: ChaperoneError | None = None  # the loss of the cloud, if the device continued alone
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # of each of `token_ids`; None unless the request asked for them
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON of `chaperone generate --json`; it has `unverified` only if the cloud was lost."""
-        fields = {
+        """Return the JSON of `chaperone generate --json`.
+
+        It has `unverified` only if the cloud was lost, and `logprobs` only if the request asked for them.
+        """
+        fields: dict[str, Any] = {
             "prompt_token_ids": list(self.prompt_token_ids),
             "token_ids": list(self.token_ids),
             "text": self.text,
@@ -55,6 +70,8 @@ class Generation:
             "finish_reason": str(self.finish_reason),
             "stats": self.stats.to_json(),
         }
+        if self.logprobs is not None:
+            fields["logprobs"] = [logprobs_json(found) for found in self.logprobs]
         if self.unverified is not None:
             fields["unverified"] = error_json(self.unverified)
         return fields
@@ -87,6 +104,7 @@ class Collector:
     request: GenerationRequest
     token_ids: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     text: str = ""
     drafted: bool = False  # True if provisional text was shown
     unverified: ChaperoneError | None = None
@@ -99,6 +117,8 @@ class Collector:
             case Committed():
                 self.token_ids.append(event.token_id)
                 self.origins.append(event.origin)
+                if event.logprobs is not None:
+                    self.logprobs.append(event.logprobs)
                 self.text += event.text
             case Finished() | Failed():
                 self.text += event.text
@@ -109,7 +129,7 @@ class Collector:
                 self.cloud_share_reached = self.cloud_share_reached or event
             case Drafted():
                 self.drafted = True
-            case Retracted() | Audited():
+            case Retracted() | Audited() | Planned():
                 pass
 
     def result(self) -> Generation:
@@ -124,11 +144,17 @@ class Collector:
                     finished.finish_reason,
                     finished.stats,
                     self.unverified,
+                    self.wanted_logprobs,
                 )
             case Failed(error):
                 raise error
             case None:
                 raise RuntimeError("the generation has not ended")
+
+    @property
+    def wanted_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        """The log-probabilities so far; None unless the request asked for them."""
+        return tuple(self.logprobs) if self.request.params.logprobs else None
 
     def warnings(self) -> list[str]:
         """Return warnings about tokens of the text that the cloud was not asked about."""
@@ -151,7 +177,19 @@ class Collector:
             begun_with or request.model_digest,
             request.max_cloud_share,
             request.committed_cloud_tokens + sum(origin.of_cloud for origin in self.origins),
+            self.wanted_logprobs,
         )
+
+
+def logprobs_json(found: TokenLogprobs) -> dict[str, Any]:
+    """Return the log-probabilities of a token as in the JSON of `chaperone generate`."""
+    top = [_logprob_json(each) for each in found.top_logprobs]
+    return {**_logprob_json(found.chosen), "source": str(found.source), "top_logprobs": top}
+
+
+def _logprob_json(found: Logprob) -> dict[str, Any]:
+    token_bytes = list(found.token_bytes)
+    return {"token_id": found.token_id, "token": found.token, "bytes": token_bytes, "logprob": found.logprob}
 
 
 def error_json(error: ChaperoneError, *, where: str = "") -> dict[str, str]:

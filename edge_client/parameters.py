@@ -8,6 +8,7 @@ from typing import Any, TypedDict, TypeVar, cast
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ConfigError, InvalidRequest, PromptTooLong
+from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.settings import FrozenModel
 from chaperone_common.suggestion import did_you_mean
@@ -18,7 +19,10 @@ from edge_client.generation import GenerationRequest, Prompt
 PROMISES = ("catch", "max_deviation")
 GATED_ONLY = (*PROMISES, "max_cloud_share")  # parameters of `gated` alone
 _SEED_BITS = 32  # of a drawn seed: every JSON reader keeps such a number whole
-_SETTLED = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "committed_token_ids")  # by a resumed text
+_SETTLED = (  # by a resumed text
+    *("temperature", "do_sample", "top_p", "top_k", "min_p", "seed", "stop", "stop_strings", "committed_token_ids"),
+)
+_OF_METHODS = ("timeout", "cancellation", "explain", "streamer")  # arguments that are no parameters
 
 SettingsT = TypeVar("SettingsT", bound=FrozenModel)
 
@@ -45,6 +49,14 @@ class RequestParameters(TypedDict, total=False):
     # The end of the text.
     max_new_tokens: int | None
     stop: str | Sequence[str] | None  # the text ends before any of these
+
+    # Hugging Face's names, where they have an exact equivalent.
+    do_sample: bool | None  # False: `temperature` 0. True: a temperature above 0, which is 1 unless one is given
+    stop_strings: str | Sequence[str] | None  # `stop`
+
+    # What to report; see docs/using.md.
+    logprobs: bool | None  # the log-probability of each token
+    top_logprobs: int | None  # and those of this number of the likeliest tokens, 0 to 20
 
     # The prompt; see `EdgeClient.prepare`.
     raw: bool | None
@@ -74,6 +86,9 @@ def parse_request(
         parameters = resumed(prompt, parameters)
         model_digest, cloud_tokens = prompt.model_digest, prompt.cloud_tokens
         prompt = PromptInput(prompt.prompt_token_ids)
+    parameters = plain_names(parameters)
+    if parameters.pop("do_sample", False) and not config.generation.temperature:
+        parameters["temperature"] = 1.0  # as in Hugging Face
     mode = parse_mode(parameters.get("mode"), config.mode)
     check_promised(parameters, mode)
     return GenerationRequest(
@@ -96,12 +111,14 @@ def parse_request(
 
 def parse_params(given: Mapping[str, Any], defaults: GenerationSettings) -> GenerationParams:
     """Check the parameters of sampling and length, and fill in defaults; raises InvalidRequest."""
+    if given.get("logprobs") is False and given.get("top_logprobs") is None:
+        given = {**given, "top_logprobs": 0}  # switched off, whatever is configured
     settings = _overridden(defaults, given)
     seed = settings.seed
     if seed is None:
         seed = secrets.randbits(_SEED_BITS) if settings.temperature > 0 else 0
     sampling = SamplingParams(settings.temperature, settings.top_p, settings.top_k, settings.min_p, seed)
-    return GenerationParams(sampling, settings.max_new_tokens, settings.stop)
+    return GenerationParams(sampling, settings.max_new_tokens, settings.stop, settings.logprobs, settings.top_logprobs)
 
 
 def parse_promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises:
@@ -128,7 +145,30 @@ def check_names(parameters: Mapping[str, Any]) -> None:
     known = RequestParameters.__annotations__
     for name in parameters:
         if name not in known:
-            raise InvalidRequest(f"{name}: unknown parameter{did_you_mean(name, known)}")
+            raise InvalidRequest(f"{name}: unknown parameter{did_you_mean(name, (*known, *_OF_METHODS))}")
+
+
+def plain_names(given: RequestParameters) -> RequestParameters:
+    """Return the same parameters with our names in place of Hugging Face's.
+
+    `do_sample=True` stays if there is no temperature, since a configured one may be above 0. Raises InvalidRequest for
+    two names that contradict each other.
+    """
+    plain: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if (stop := plain.pop("stop_strings", None)) is not None:
+        if "stop" in plain:
+            raise InvalidRequest("stop_strings: it is another name of stop, which is given, too; give one of them")
+        plain["stop"] = stop
+    do_sample, temperature = plain.pop("do_sample", None), plain.get("temperature")
+    if do_sample is None:
+        return cast(RequestParameters, plain)
+    if _parse_flag("do_sample", do_sample):
+        if temperature == 0:
+            raise InvalidRequest("do_sample: True, but temperature is 0, which is greedy; give a temperature above 0")
+        return cast(RequestParameters, plain if temperature is not None else {**plain, "do_sample": True})
+    if temperature not in (None, 0):
+        raise InvalidRequest(f"do_sample: False is greedy, but temperature is {temperature}; give one of them")
+    return cast(RequestParameters, {**plain, "temperature": 0.0})
 
 
 def check_promised(given: Mapping[str, Any], mode: Mode) -> None:
@@ -158,6 +198,8 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
         max_new_tokens=params.max_new_tokens,
         stop=params.stop,
         committed_token_ids=partial.token_ids,
+        logprobs=params.logprobs,
+        top_logprobs=params.top_logprobs if given.get("logprobs") is not False else 0,
     )
     kept.update(cast(RequestParameters, {name: value for name, value in given.items() if value is not None}))
     if parse_mode(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
@@ -165,6 +207,17 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
         kept.setdefault("max_deviation", partial.promises.max_deviation)
         kept.setdefault("max_cloud_share", partial.max_cloud_share)
     return kept
+
+
+def check_reported(params: GenerationParams, cloud: Capabilities) -> None:
+    """Raise InvalidRequest if the cloud cannot report the log-probabilities that are wanted."""
+    wanted, most = params.reported_logprobs, cloud.max_top_logprobs
+    if wanted is not None and most is None:
+        raise InvalidRequest(
+            f"logprobs: the cloud that serves {cloud.model} reports none; update it, or leave this out"
+        )
+    if wanted is not None and most is not None and wanted > most:
+        raise InvalidRequest(f"top_logprobs: {wanted}, and the cloud reports at most {most}; ask for fewer")
 
 
 def text_limit(request: GenerationRequest, manifest: ModelManifest, context_tokens: int) -> int:

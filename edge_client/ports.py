@@ -71,6 +71,10 @@ class DraftModel(Protocol):
 class Drafter(Protocol):
     """A `DraftModel` that also chooses tokens; its rows are those of `DraftModel`."""
 
+    # Proposals have log-probabilities, with those of this number of the likeliest tokens; None: they have none. It is
+    # set before the first step.
+    top_logprobs: int | None
+
     @property
     def length(self) -> int:
         """Tokens of the text fed so far."""

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from weakref import WeakSet
 
+import numpy as np
+
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest, ModelMismatch
-from chaperone_common.session import Event, Failed, Retracted
+from chaperone_common.session import Committed, Failed, Finished, Retracted
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Mode, Promises
-from edge_client.assembly import Assembly, Explain
+from edge_client.assembly import Assembly
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation, Interrupt
 from edge_client.engine.engine import Engine
-from edge_client.generation import Collector, Generation, GenerationRequest
+from edge_client.events import Event
+from edge_client.generation import Collector, Generation, GenerationRequest, Streamer
 from edge_client.journal import Journal, JournalAudits
 
 _AUDIT_PATIENCE_S = 5.0  # for audits that are still due when the client is closed
@@ -32,7 +36,7 @@ class Run:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Explain | None = None,
+        explain: bool = False,
         caches: ConversationCaches | None = None,
     ) -> None:
         """`request` parses the user's prompt and parameters; the generation's time includes that."""
@@ -40,17 +44,20 @@ class Run:
         self._request = request
         self._timeout = timeout
         self._cancellation = cancellation
+        self._id = uuid.uuid4().hex
         self._explain = explain
         self._caches = caches
         self._collected: Collector | None = None
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield the events of the generation; its time begins now. Raises InvalidRequest."""
+        if not isinstance(self._explain, bool):
+            raise InvalidRequest(f"explain: {self._explain!r} is not True or False; decisions are `Planned` events")
         with self._runs.interruptible(self._timeout, self._cancellation) as interrupt:
             try:
                 request = await interrupt.bounded(self._request())
             except Cancelled as error:
-                yield Failed(error, GenerationStats())
+                yield Failed(error, GenerationStats(generation_id=self._id))
                 return
             self._collected = collected = Collector(request)
             async with aclosing(self._written(request, interrupt)) as events:
@@ -68,6 +75,11 @@ class Run:
         return self._collected.result()
 
     @property
+    def begun(self) -> bool:
+        """True once the request is parsed."""
+        return self._collected is not None
+
+    @property
     def request(self) -> GenerationRequest:
         """The request, after the first event."""
         assert self._collected is not None, "the request is parsed when `events` begins"
@@ -78,11 +90,15 @@ class Run:
         assembly, prompt_tokens = self._runs.assembly, len(request.prompt.token_ids)
         for may_begin_again in (True, False):
             try:
-                engine = await interrupt.bounded(assembly.engine(request, interrupt, self._explain, self._caches))
+                making = assembly.engine(
+                    request, interrupt, self._caches, generation_id=self._id, explain=self._explain
+                )
+                engine = await interrupt.bounded(making)
             except InvalidRequest:
                 raise
             except ChaperoneError as error:
-                yield Failed(error, GenerationStats(prompt_tokens=prompt_tokens, seed=request.params.sampling.seed))
+                seed = request.params.sampling.seed
+                yield Failed(error, GenerationStats(prompt_tokens=prompt_tokens, generation_id=self._id, seed=seed))
                 return
             if engine.cloud.is_up:
                 self._runs.audit_journal()
@@ -103,6 +119,50 @@ class Run:
         final = self._collected is not None and self._collected.token_ids
         begun = request.model_digest or request.committed_token_ids or final
         return isinstance(failed.error, ModelMismatch) and not begun
+
+
+async def final_text(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
+    """Yield the text of final tokens, as it comes; raises the error of a Failed event."""
+    async with aclosing(events) as received:
+        async for event in received:
+            match event:
+                case Failed(error):
+                    raise error
+                case Committed(text=text) | Finished(text=text) if text:
+                    yield text
+                case _:
+                    pass
+
+
+async def whole(run: Run, run_events: AsyncGenerator[Event, None], streamer: Streamer | None = None) -> Generation:
+    """Run to the end and return the result; raises the error of a Failed event."""
+    async with aclosing(run_events if streamer is None else _fed(streamer, run, run_events)) as events:
+        async for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+    return run.result()
+
+
+async def _fed(streamer: Streamer, run: Run, run_events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """Yield the events of a run, and give the token ids to a streamer, as transformers' `generate` does.
+
+    Unlike there, `end` is called after a failure, too: nobody who reads from the streamer waits for ever.
+    """
+    if not callable(getattr(streamer, "put", None)) or not callable(getattr(streamer, "end", None)):
+        raise InvalidRequest(f"streamer: {streamer!r} has no put and end; give one such as transformers' TextStreamer")
+    begun = False
+    try:
+        async with aclosing(run_events) as events:
+            async for event in events:
+                if run.begun and not begun:
+                    begun = True
+                    ids = (*run.request.prompt.token_ids, *run.request.committed_token_ids)
+                    streamer.put(np.array([ids]))  # [1, tokens]
+                if isinstance(event, Committed):
+                    streamer.put(np.array([event.token_id]))
+                yield event
+    finally:
+        streamer.end()
 
 
 class Runs:

@@ -16,18 +16,19 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack
 from chaperone_common.errors import Cancelled, InvalidRequest
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event, Failed, Finished
+from chaperone_common.session import Failed, Finished
 from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
-from edge_client.config import EdgeConfig
+from edge_client.config import EdgeConfig, pretrained
 from edge_client.conversation import Message, OnOverflow
+from edge_client.events import Event
 from edge_client.gate import Gate, Totals
-from edge_client.generation import Generation, GenerationRequest, Prompt
+from edge_client.generation import Generation, GenerationRequest, Prompt, Streamer
 from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
-from edge_client.planner import Decision, Planner
-from edge_client.sync_conversation import SyncConversation
+from edge_client.planner import Planner
+from edge_client.sync_conversation import SyncConversation, final_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,11 +53,11 @@ class SyncEdgeClient:
         *,
         planner: Callable[[Mode], Planner] | None = None,
         gate: Callable[[Mode], Gate] | None = None,
-        explain: Callable[[Decision], None] | None = None,
         tracer: Any = None,
+        folder: Path | None = None,
     ) -> None:
         """See `EdgeClient`; the loop's thread calls the given functions."""
-        self._client = EdgeClient(config, planner=planner, gate=gate, explain=explain, tracer=tracer)
+        self._client = EdgeClient(config, planner=planner, gate=gate, tracer=tracer, folder=folder)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
         self._process = os.getpid()
@@ -70,6 +71,18 @@ class SyncEdgeClient:
     def from_config(cls, path: Path | str) -> Self:
         """Build a client from a YAML file such as `edge.yaml`."""
         return cls(EdgeConfig.load(path))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pair_or_path: str | Path,
+        *,
+        cloud: str | Sequence[str] | None = None,
+        config: EdgeConfig | None = None,
+    ) -> Self:
+        """See `EdgeClient.from_pretrained`."""
+        settings, folder = pretrained(pair_or_path, cloud, config or EdgeConfig())
+        return cls(settings, folder=folder)
 
     def prepare(
         self,
@@ -92,7 +105,7 @@ class SyncEdgeClient:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> Iterator[Event]:
         """See `EdgeClient.stream`; another thread ends it by `cancellation`."""
@@ -130,18 +143,29 @@ class SyncEdgeClient:
                 with suppress(InvalidRequest, Cancelled):  # the client was closed, and has ended it
                     self._run(events.aclose)
 
+    def stream_text(
+        self,
+        prompt: Prompt | PartialGeneration | GenerationRequest,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Iterator[str]:
+        """See `EdgeClient.stream_text`."""
+        return final_text(self.stream(prompt, timeout=timeout, cancellation=cancellation, **parameters))
+
     def generate(
         self,
         prompt: Prompt | PartialGeneration | GenerationRequest,
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        streamer: Streamer | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
-        """See `EdgeClient.generate`; another thread ends it by `cancellation`."""
+        """See `EdgeClient.generate`; another thread ends it by `cancellation`. The loop's thread calls `streamer`."""
         return self._run(
-            self._client.generate, prompt, timeout=timeout, cancellation=cancellation, explain=explain, **parameters
+            self._client.generate, prompt, timeout=timeout, cancellation=cancellation, streamer=streamer, **parameters
         )
 
     def totals(self, *, catch: float | None = None, max_deviation: float | None = None) -> Totals:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from typing import Any, Unpack
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, Unpack, cast
 
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Event
+from chaperone_common.session import Committed, Failed, Finished
 from edge_client.cancellation import Cancellation
 from edge_client.conversation import Conversation, Message, Turn
-from edge_client.generation import Generation
+from edge_client.events import Event
+from edge_client.generation import Generation, Streamer
 from edge_client.parameters import RequestParameters
-from edge_client.planner import Decision
 
 
 class SyncConversation:
@@ -71,7 +72,7 @@ class SyncConversation:
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        explain: bool = False,
         **parameters: Unpack[RequestParameters],
     ) -> Iterator[Event]:
         """See `Conversation.stream`."""
@@ -79,13 +80,24 @@ class SyncConversation:
             self.conversation.stream(message, timeout=timeout, cancellation=cancellation, explain=explain, **parameters)
         )
 
+    def stream_text(
+        self,
+        message: str | Message | Sequence[Message] | PartialGeneration,
+        *,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        **parameters: Unpack[RequestParameters],
+    ) -> Iterator[str]:
+        """See `Conversation.stream_text`."""
+        return final_text(self.stream(message, timeout=timeout, cancellation=cancellation, **parameters))
+
     def generate(
         self,
         message: str | Message | Sequence[Message] | PartialGeneration,
         *,
         timeout: float | None = None,
         cancellation: Cancellation | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        streamer: Streamer | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
         """See `Conversation.generate`."""
@@ -94,7 +106,7 @@ class SyncConversation:
             message,
             timeout=timeout,
             cancellation=cancellation,
-            explain=explain,
+            streamer=streamer,
             **parameters,
         )
         return generation
@@ -102,3 +114,16 @@ class SyncConversation:
     def close(self) -> None:
         """See `Conversation.close`."""
         self.conversation.close()
+
+
+def final_text(events: Iterator[Event]) -> Iterator[str]:
+    """Yield the text of final tokens, as it comes; raises the error of a Failed event."""
+    with closing(cast(Generator[Event, None, None], events)) as received:
+        for event in received:
+            match event:
+                case Failed(error):
+                    raise error
+                case Committed(text=text) | Finished(text=text) if text:
+                    yield text
+                case _:
+                    pass

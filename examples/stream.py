@@ -14,6 +14,7 @@ from edge_client import (
     EdgeClient,
     Failed,
     Finished,
+    Planned,
     Retracted,
     Unverified,
 )
@@ -38,8 +39,8 @@ async def main(config: str) -> None:
                     return
                 case Failed():
                     raise event.error  # client.stream(event.error.partial) resumes the text
-                case Audited() | Unverified() | CloudShareReached():
-                    pass  # only in `gated`
+                case Audited() | Unverified() | CloudShareReached() | Planned():
+                    pass  # only in `gated`, or with `explain=True`
             print(f"{final[-40:]}[{''.join(drafted.values())}]".replace("\n", " "), flush=True)
 
 

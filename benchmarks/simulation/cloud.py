@@ -49,6 +49,7 @@ class SimulatedQueue:
         num_choices: int,
         sampling: SamplingParams,
         *,
+        top_logprobs: int | None = None,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,

@@ -19,6 +19,7 @@ class SimulatedDrafter:
         self._models = models
         self._measuring_ms = measuring_ms
         self._costs = costs
+        self.top_logprobs: int | None = None  # scripts have no probabilities
         self._rows: dict[int, list[int]] = {TEXT_ROW: []}
         self._busy = False
         self._closed = False

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from chaperone_common.errors import ModelCorrupt
+from chaperone_common.logprobs import ChoiceLogprobs, limited, ranked
 from chaperone_common.sampling import Ids, scale
 
 _ROWS_AT_ONCE = 8  # whose weights are summed; more of them leave a processor's cache
@@ -78,6 +79,16 @@ class LogitRow:
             self._second = int(self._logits.argmax()) if self.vocabulary > 1 else self.top
             self._logits[self.top] = best
         return self._second
+
+    def logprobs(self, token_id: int, count: int) -> ChoiceLogprobs:
+        """Return the log-probability of a token, and those of the `count` likeliest ones; see `logprobs.measure`."""
+        total = float(self._logits.logsumexp(dim=0))
+        chosen = float(self._logits[token_id])
+        if not count:
+            return ChoiceLogprobs(limited(chosen - total))
+        least = self._logits.topk(min(count, self.vocabulary)).values[-1]
+        ids = (self._logits >= least).nonzero()[:, 0]
+        return ranked(chosen, ids.cpu().numpy(), self._logits[ids].cpu().numpy(), total, count)
 
     def above(self, cut: float) -> tuple[Ids, NDArray[np.float32]]:
         least = float(self._most) + self._temperature * (math.log(cut) - _LEAST_SLACK) if cut else -math.inf

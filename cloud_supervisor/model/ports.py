@@ -32,6 +32,7 @@ class ForwardRequest:
     tree: TokenTree  # the tokens to feed: a chain after the entries held, and branch tokens
     num_choices: int  # choices wanted after the last tokens of the chain; there is one more for each branch token
     sampling: SamplingParams
+    top_logprobs: int | None = None  # report log-probabilities, with this number of the likeliest tokens; None: none
 
 
 class TargetModel(Protocol):
@@ -80,6 +81,7 @@ class ForwardQueue(Protocol):
         num_choices: int,
         sampling: SamplingParams,
         *,
+        top_logprobs: int | None = None,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
@@ -87,7 +89,8 @@ class ForwardQueue(Protocol):
         """Read a session's whole text, and return the choices after its last `num_choices` tokens and its branches.
 
         `tree` holds the text from position 0 on. Only the tokens that the session's cache lacks are computed. With
-        `num_choices` 0 the text is only read ahead, as a prompt is.
+        `num_choices` 0 the text is only read ahead, as a prompt is. With `top_logprobs` each choice has its
+        log-probability, and those of this number of the likeliest tokens.
         Raises Overloaded, CloudTimeout if `deadline_ms` passes before the forward starts, PromptTooLong, or
         CloudUnavailable. Cancelling gives up the answer, not necessarily the work.
         """

@@ -13,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -24,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
+from chaperone_common.logprobs import measure
 from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.model import architectures, int8_linear
@@ -231,10 +233,16 @@ class TorchModel:
         if self._choose is coupled_choice:
             rows = LogitRows(logits, [sampling.temperature for sampling in samplings])
             for row, (request, position, _) in zip(rows, places, strict=True):
-                yield choose(row, request.sampling, position + 1)
+                choice = choose(row, request.sampling, position + 1)
+                if (count := request.top_logprobs) is not None:
+                    choice = replace(choice, logprobs=row.logprobs(choice.token_id, count))
+                yield choice
             return
-        for values, sampling, (_, position, token_id) in zip(_on_host(logits), samplings, places, strict=True):
-            yield self._choose(softmax(values, sampling.temperature), sampling, position + 1, token_id)
+        for values, sampling, (request, position, token_id) in zip(_on_host(logits), samplings, places, strict=True):
+            choice = self._choose(softmax(values, sampling.temperature), sampling, position + 1, token_id)
+            if request.top_logprobs is not None:
+                choice = replace(choice, logprobs=measure(values, choice.token_id, request.top_logprobs))
+            yield choice
 
     def scores(self, request: ForwardRequest) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.

@@ -36,6 +36,7 @@ class QueuedRequest:
     deadline_at: float | None = None  # seconds on the scheduler's clock; the first forward must begin before it
     tenant: str = ""
     urgency: Urgency = Urgency.VERIFY
+    top_logprobs: int | None = None  # as in `ForwardRequest`
 
 
 @dataclass(frozen=True, slots=True)

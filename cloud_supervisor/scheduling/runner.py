@@ -95,6 +95,7 @@ class ModelRunner:
         num_choices: int,
         sampling: SamplingParams,
         *,
+        top_logprobs: int | None = None,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
@@ -107,7 +108,7 @@ class ModelRunner:
         """
         loop, now = asyncio.get_running_loop(), self._clock.now()
         deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
-        request = QueuedRequest(key, tree, num_choices, sampling, deadline_at, tenant, urgency)
+        request = QueuedRequest(key, tree, num_choices, sampling, deadline_at, tenant, urgency, top_logprobs)
         self._scheduler.submit(request, now)
         answer: asyncio.Future[ForwardResult] = loop.create_future()
         self._answers[request] = answer
@@ -241,7 +242,8 @@ class ModelRunner:
                 outcomes[request] = error
             else:
                 piece = request.tree.piece(held, chunk.end)
-                fed.append((chunk, ForwardRequest(cache, piece, chunk.num_choices, request.sampling)))
+                reading = ForwardRequest(cache, piece, chunk.num_choices, request.sampling, request.top_logprobs)
+                fed.append((chunk, reading))
         return fed
 
     def _feed(self, fed: Sequence[tuple[Chunk, ForwardRequest]], outcomes: dict[QueuedRequest, Outcome]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams, SessionId
 
@@ -35,6 +36,7 @@ class Open:
     model_digest: str = ""  # the model that must write the text; "" accepts any
     api_version: int = API_VERSION
     prefix: Prefix | None = None
+    top_logprobs: int | None = None  # report log-probabilities, with this number of the likeliest tokens; None: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Verdict:
     queue_us: int = 0
     compute_us: int = 0
     further_token_ids: tuple[int, ...] = ()
+    logprobs: tuple[ChoiceLogprobs, ...] = ()  # of the tokens that become final; the last one ends the Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Continuation:
     handed_back: bool
     queue_us: int = 0
     compute_us: int = 0
+    logprobs: tuple[ChoiceLogprobs, ...] = ()  # one for each token, or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,7 @@ class Capabilities:
     model_digest: str = ""  # of weights and recipe; "": unknown
     quotas: tuple[QuotaState, ...] = ()  # of the tenant that asked
     kept_texts: int = 0  # texts of ended sessions that an Open may refer to as its prefix
+    max_top_logprobs: int | None = None  # that an Open may ask for; None: this cloud reports no log-probabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chaperone_common.logprobs import TokenLogprobs
 from chaperone_common.types import GenerationParams, Mode, Origin, Promises
 
 
@@ -21,3 +22,4 @@ class PartialGeneration:
     model_digest: str = ""  # the large model that began the text; "" accepts any
     max_cloud_share: float | None = None  # used in gated mode
     cloud_tokens: int = 0  # how many of `token_ids` the cloud chose, as far as known
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # of the failed part alone, if the request asked for them

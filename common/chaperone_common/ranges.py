@@ -10,6 +10,7 @@ from chaperone_common.errors import InvalidRequest
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**32 - 1  # the wire's whole numbers
+MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters
 
@@ -38,6 +39,7 @@ RANGES: Mapping[str, Range] = {
     "min_p": Range(0, 1, "outside [0, 1]; use 0 to switch it off"),
     "seed": Range(0, MAX_SEED, "outside [0, 2**64 - 1]"),
     "max_new_tokens": Range(1, MAX_COUNT, f"outside [1, {MAX_COUNT}]; give a number of tokens"),
+    "top_logprobs": Range(0, MAX_TOP_LOGPROBS, f"outside [0, {MAX_TOP_LOGPROBS}]; use 0 for the chosen tokens alone"),
     "catch": Range(0, 1, "outside [0, 1]; use 0 to switch it off"),
     "max_deviation": Range(0, 1, "outside [0, 1]; use 1 to switch it off"),
     "max_cloud_share": Range(0, 1, "outside (0, 1]; use 1 to switch it off", includes_lowest=False),
@@ -49,6 +51,13 @@ def check_ranges(parameters: object, *names: str) -> None:
     for name in names:
         if problem := RANGES[name].problem(getattr(parameters, name)):
             raise InvalidRequest(f"{name}: {problem}")
+
+
+def top_logprobs_problem(count: int, *, logprobs: bool) -> str | None:
+    """Return why the likeliest tokens cannot be reported, as a message for users, or None."""
+    if count and not logprobs:
+        return f"{count} needs logprobs=True; set it, or leave top_logprobs out"
+    return None
 
 
 def stop_problem(stop: Sequence[str]) -> str | None:

@@ -119,6 +119,7 @@ class GenerationStats:
     cloud_compute_ms: float = 0.0  # time that the large model computed, as reported by the cloud
     cloud_queue_ms: float = 0.0  # time that requests waited in the cloud's queue, as reported by the cloud
     energy_j: float = 0.0  # by the declared EnergyModel
+    generation_id: str = ""  # random; `Planned` events have it, too; "" in a simulation
     seed: int = 0  # key of the noise; needed to resume
     model_digest: str = ""  # the large model that began the text, needed to resume; "" if no cloud was asked
 

@@ -28,12 +28,13 @@ A position counts tokens from the start of the conversation, prompt included, fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
 from chaperone_common.errors import InvalidRequest
-from chaperone_common.ranges import check_ranges, stop_problem
+from chaperone_common.logprobs import ChoiceLogprobs
+from chaperone_common.ranges import check_ranges, stop_problem, top_logprobs_problem
 from chaperone_common.token_tree import BranchToken, TokenTree
 
 SessionId = NewType("SessionId", str)
@@ -128,11 +129,20 @@ class GenerationParams:
     sampling: SamplingParams = SamplingParams()
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()  # the text ends before the first of these strings
+    logprobs: bool = False  # report the log-probability of each token
+    top_logprobs: int = 0  # and those of this number of the likeliest tokens at its position; needs `logprobs`
 
     def __post_init__(self) -> None:
-        check_ranges(self, "max_new_tokens")
+        check_ranges(self, "max_new_tokens", "top_logprobs")
+        if problem := top_logprobs_problem(self.top_logprobs, logprobs=self.logprobs):
+            raise InvalidRequest(f"top_logprobs: {problem}")
         if problem := stop_problem(self.stop):
             raise InvalidRequest(f"stop: {problem}")
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        """The likeliest tokens to report at each position; None if no log-probabilities are wanted."""
+        return self.top_logprobs if self.logprobs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +163,7 @@ class Choice:
     token_id: int
     coupled_margin: float  # best minus second-best score; scores include the noise
     runner_up: int  # id of the token with the second-best score
+    logprobs: ChoiceLogprobs | None = None  # if the request asked for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +185,8 @@ class Proposal:
     token_id: int
     signal: Signal
     runner_up: int  # id of the second-best token
+    # The small model's, if the request asked for them.
+    logprobs: ChoiceLogprobs | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

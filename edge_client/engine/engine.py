@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
@@ -19,19 +19,21 @@ from chaperone_common.errors import (
     ProtocolViolation,
 )
 from chaperone_common.frames import Close, Open, ServerFrame, Verdict
-from chaperone_common.session import Committed, DeviceSession, Event, Failed, Finished, SessionEvent, State, Unverified
+from chaperone_common.session import DeviceSession, Failed, Finished, SessionEvent, State, Unverified
 from chaperone_common.session.prefixes import shortened
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import FinishReason, Mode, Proposal, SessionId
 from edge_client.cancellation import Interrupt
+from edge_client.engine.followers import Followers
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
 from edge_client.engine.unaudited import UnauditedText, unaudited_text
+from edge_client.events import Event, Planned
 from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
-from edge_client.planner.actions import CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.ports import Drafter, OutputText, RiskModel
 
 
@@ -54,7 +56,8 @@ class Engine:
         settings: EngineSettings,
         interrupt: Interrupt | None = None,
         cloud_lost: ChaperoneError | None = None,
-        explain: Callable[[Decision], None] | None = None,
+        generation_id: str = "",
+        explain: bool = False,
         known_to_cloud: tuple[SessionId, int] | None = None,
     ) -> None:
         """Prepare a generation; `stream` runs it.
@@ -62,8 +65,8 @@ class Engine:
         `routes` are the ways to the cloud, in the order to use them. Without one there is no cloud.
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
         `known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with.
-        The generations of a client share their `estimates`. `explain` is called with every decision; its figures
-        `position` and `at_ms` are the length of the text, prompt included, and the time since the engine was made.
+        The generations of a client share their `estimates`. With `explain` the stream also has each decision of the
+        planner.
         """
         self.opening = opening
         self._known_to_cloud = known_to_cloud
@@ -79,13 +82,15 @@ class Engine:
         self.planner = planner
         self.output = output
         self.settings = settings
-        self.explain = explain
+        self._generation_id = generation_id
+        self._explain = explain
         self.watch = Stopwatch(clock)
         self._clock = clock
         self._made_ms = self._now_ms
         # Session ids differ, so devices that lose one cloud together do not come back together.
         self._random = Random(opening.session_id)  # noqa: S311 # nosec B311
         self.cloud = Connection(routes, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
+        self._followers = Followers(self.session, self.speculation, self.gate, risk_model, self.watch, output)
         self._interrupt = interrupt or Interrupt()
         self._cloud_lost = cloud_lost
         self._closing: Close | None = None  # once it is sent
@@ -155,7 +160,10 @@ class Engine:
                         yield received
                     if self.session.finish_reason is not None:
                         return
-                for acted in await self._act():
+                decision = self._decide()
+                if self._explain:
+                    yield self._planned(decision)
+                for acted in await self._act(decision.action):
                     yield acted
             except PrefixNotFound as error:
                 await self._open_in_full(error)
@@ -165,21 +173,23 @@ class Engine:
                     for event in self._go_on_alone(lost):
                         yield event
 
-    async def _act(self) -> list[Event]:
-        session, speculation = self.session, self.speculation
-        fed, takeovers = speculation.fed_length, self.guard.limit is None
-        situation = Situation(session, speculation.tree, self.pipeline, self._now_ms, fed, takeovers)
-        decision = self.planner.decide(situation)
-        if self.explain is not None:
-            where = {"position": len(session.text), "at_ms": self._now_ms - self._made_ms}
-            self.explain(replace(decision, figures=where | decision.figures))
-        match decision.action:
+    def _decide(self) -> Decision:
+        fed, takeovers = self.speculation.fed_length, self.guard.limit is None
+        tree = self.speculation.tree
+        return self.planner.decide(Situation(self.session, tree, self.pipeline, self._now_ms, fed, takeovers))
+
+    def _planned(self, decision: Decision) -> Planned:
+        where = {"position": len(self.session.text), "at_ms": self._now_ms - self._made_ms}
+        return Planned(self._generation_id, replace(decision, figures=where | decision.figures))
+
+    async def _act(self, action: Action) -> list[Event]:
+        match action:
             case DraftToken():
-                return await self._draft(decision.action)
+                return await self._draft(action)
             case CatchUp():
                 await self._catch_up()
             case Send():
-                self._send(decision.action)
+                self._send(action)
             case HandOver() if self.guard.tokens_left == 0:  # from a planner that does not know of the ceiling
                 return await self._draft(DraftToken())
             case HandOver(tokens):
@@ -215,7 +225,10 @@ class Engine:
             self._interrupt.stop(self.guard.error)
             return []
         held = fires and self.guard.held
-        return [*reached, *self._observe(self.session.draft(proposal, fires=fires and not held, unasked=held))]
+        return [
+            *reached,
+            *self._followers.observe(self.session.draft(proposal, fires=fires and not held, unasked=held)),
+        ]
 
     def _send(self, action: Send) -> None:
         session = self.session
@@ -239,7 +252,7 @@ class Engine:
         if isinstance(frame, Verdict):
             self.watch.answered()
         self.pipeline.answered(frame, at * 1e3)
-        events: list[Event] = [*self._observe(session.apply(frame))]
+        events: list[Event] = [*self._followers.observe(session.apply(frame))]
         stood = isinstance(frame, Verdict) and span is not None and frame.revision == revision
         self.pipeline.keep(len(session.spans), begins_takeover=stood and session.following)
         owes_answer = bool(session.spans) or not session.prefilled
@@ -254,30 +267,6 @@ class Engine:
         waited_ms = await self._interrupt.bounded(self.cloud.wait(self.settings.next_frame_ms(self.session)))
         if waited_ms is not None:
             self.session.fail(no_answer(waited_ms, self.session.final_length))
-
-    def _observe(self, events: Iterable[SessionEvent]) -> list[SessionEvent]:
-        """Keep model, gate, clock and text in step with the session; return the events with their text.
-
-        A completed stop string ends the text. Events after it are dropped.
-        """
-        shown: list[SessionEvent] = []
-        for event in events:
-            self.speculation.follow(event)
-            self._report(event)
-            self.watch.follow(event)
-            with_text, stopped = self.output.follow(event)
-            shown.append(with_text)
-            if stopped and isinstance(event, Committed):
-                for after in self.session.finish_at(event.position + 1):
-                    self._report(after)
-                    shown.append(after)
-                break
-        return shown
-
-    def _report(self, event: SessionEvent) -> None:
-        self.gate.follow(event)
-        if self.risk_model is not None:
-            self.risk_model.follow(event)
 
     async def _begin(self) -> list[Event]:
         self.watch.start()
@@ -354,7 +343,8 @@ class Engine:
         return Finished(reason, self._stats(), rest)
 
     def _stats(self) -> GenerationStats:
-        return self.watch.stats(self.session, self.cloud, self.guard, self._cached_tokens)
+        stats = self.watch.stats(self.session, self.cloud, self.guard, self._cached_tokens)
+        return replace(stats, generation_id=self._generation_id)
 
     async def audit(self) -> list[SessionEvent]:
         """Wait for the answer to the Close, if one is to come, and return its events. `stream` may have ended."""
@@ -364,7 +354,7 @@ class Engine:
                 try:
                     for frame, _ in self.cloud.ready():
                         self.cloud.on_frame(idle=False)
-                        events += self._observe(self.session.apply(frame))
+                        events += self._followers.observe(self.session.apply(frame))
                     if self.session.state is State.CLOSING:
                         await self._wait()
                 except PrefixNotFound as error:  # the text was short, and ended before the cloud answered its Open
@@ -420,7 +410,7 @@ class Engine:
         self.cloud.hang_up()
         self.gate.close()
         self.planner = self.planner.alone()
-        return [Unverified(self.session.final_length, error), *self._observe(self.session.lose_cloud())]
+        return [Unverified(self.session.final_length, error), *self._followers.observe(self.session.lose_cloud())]
 
     def _release(self, *, graceful: bool) -> None:
         if not graceful:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from chaperone_common.logprobs import measure as measure_logprobs
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.types import Proposal, SamplingParams
 from edge_client.model.uncertainty import measure
@@ -16,6 +18,7 @@ class ChoosingDrafter:
     def __init__(self, model: DraftModel, sampling: SamplingParams) -> None:
         self._model = model
         self._sampling = sampling
+        self.top_logprobs: int | None = None
         # Its rows are those of the model.
         self.rewind = model.rewind
         self.fork = model.fork
@@ -37,7 +40,7 @@ class ChoosingDrafter:
         return Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
 
     async def step(self, token_ids: Sequence[int]) -> Proposal:
-        return self.propose(await self._model.step(token_ids))
+        return self._measured(await self._model.step(token_ids))
 
     async def read(self, token_ids: Sequence[int]) -> list[Proposal]:
         """Feed the text, and return the proposal after each token."""
@@ -45,4 +48,11 @@ class ChoosingDrafter:
 
     async def step_rows(self, token_ids: Mapping[int, int]) -> dict[int, Proposal]:
         steps = await self._model.step_rows(token_ids)
-        return {row: self.propose(step) for row, step in steps.items()}
+        return {row: self._measured(step) for row, step in steps.items()}
+
+    def _measured(self, step: DraftStep) -> Proposal:
+        """Return the proposal of a step, with log-probabilities if they are wanted."""
+        proposal = self.propose(step)
+        if self.top_logprobs is None:
+            return proposal
+        return replace(proposal, logprobs=measure_logprobs(step.logits, proposal.token_id, self.top_logprobs))

@@ -22,6 +22,11 @@ class DetokenizerStream:
         """Count the tokens taken and not forgotten."""
         return len(self._states) - 1
 
+    @property
+    def started(self) -> bool:
+        """True if a token has added bytes: a first token may lose a leading space."""
+        return self._states[-1][1]
+
     def push(self, token_id: int) -> str:
         """Take one more token; returns the text that is now certain."""
         held, started = self._states[-1]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
 from edge_client.text import DetokenizerStream, StopScanner, Tokenizer
+from edge_client.text.named_logprobs import named
 
 
 class EventText:
@@ -17,6 +18,7 @@ class EventText:
 
         An earlier generation has shown the `resumed` tokens. Their text is not returned again.
         """
+        self._tokenizer = tokenizer
         self._committed = CommittedText(tokenizer, stop, resumed=resumed)
         self._provisional = ProvisionalText(tokenizer, start, resumed=resumed)
 
@@ -35,8 +37,9 @@ class EventText:
             case Committed(position, token_id):
                 if position == self._provisional.end:  # the cloud's own token
                     self._provisional.push(position, token_id)
+                logprobs = event.logprobs and named(event.logprobs, self._tokenizer, started=self._committed.started)
                 text, stopped = self._committed.push(token_id)
-                return replace(event, text=text), stopped
+                return replace(event, text=text, logprobs=logprobs), stopped
             case Audited():
                 pass
         return event, False
@@ -60,6 +63,11 @@ class CommittedText:
     def stopped(self) -> bool:
         """True if a stop string was met, also in the resumed tokens or in what `flush` returned."""
         return self._scanner.stopped
+
+    @property
+    def started(self) -> bool:
+        """True if a token has added bytes to the text."""
+        return self._detokenizer.started
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Return the text that a token completes, and True if a stop string was completed with it."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaperone_common.errors import ModelCorrupt
+from chaperone_common.logprobs import LEAST_LOGPROB, ChoiceLogprobs, measure
 from chaperone_common.sampling import Distribution, choose, softmax
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.logit_rows import LogitRows
@@ -74,3 +75,32 @@ def test_choices_do_not_depend_on_where_the_logits_are(data: st.DataObject) -> N
         for rows in (rows_of(logits, params.temperature), arrays_of(logits, params.temperature))
     ]
     assert one == other
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_log_probabilities_are_those_of_the_softmax_wherever_the_logits_are(data: st.DataObject) -> None:
+    """At temperature 1, whatever the temperature of the choices is; ties go to the lower id."""
+    vocabulary = data.draw(st.sampled_from([1, 2, 3, 50, 5000]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    logits = torch.randn(2, vocabulary, generator=generator) * data.draw(st.sampled_from([0.0, 1.0, 3.0, 30.0]))
+    logits[:, torch.randint(vocabulary, (vocabulary // 3,), generator=generator)] = -torch.inf
+    logits[:, 0] = logits[:, 0].clamp(min=-5.0)
+    logits = logits.to(data.draw(st.sampled_from(DTYPES)))
+    count = data.draw(st.sampled_from([0, 1, 5, 20]))
+    chosen = data.draw(st.integers(0, vocabulary - 1))
+    expected = torch.log_softmax(logits.double(), dim=1).clamp(min=LEAST_LOGPROB).numpy()
+    arrays = [measure(row, chosen, count) for row in logits.float().numpy()]
+    rows = [row.logprobs(chosen, count) for row in LogitRows(logits, [0.7, 0.0])]
+    for found, other, row in zip(arrays, rows, expected, strict=True):
+        likeliest = np.argsort(-row, kind="stable")[:count]
+        assert [token_id for token_id, _ in found.top] == [token_id for token_id, _ in other.top] == [*likeliest]
+        for each in (found, other):
+            assert each.logprob == pytest.approx(row[chosen], abs=1e-4)
+            assert [value for _, value in each.top] == pytest.approx([*row[likeliest]], abs=1e-4)
+            assert all(LEAST_LOGPROB <= value <= 0 for value in (each.logprob, *(value for _, value in each.top)))
+
+
+def test_a_certain_token_has_a_log_probability_of_zero() -> None:
+    logits = np.array([50.0, -np.inf], np.float32)
+    assert measure(logits, 0, 2) == ChoiceLogprobs(0.0, ((0, 0.0), (1, LEAST_LOGPROB)))

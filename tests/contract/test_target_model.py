@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from cloud_supervisor.model.ports import TargetModel
 from tests.support.cloud.forward import bytes_held, feeding
 from tests.support.models.contract_targets import CONTEXT_TOKENS, GREEDY, SAMPLED, TRUNCATED, USED_IDS
 
+BRANCHES = [BranchToken(10, 3), BranchToken(12, 4)]  # the second one follows the first
 ALL_SAMPLINGS = [GREEDY, SAMPLED, TRUNCATED]
 
 
@@ -158,3 +160,25 @@ def test_the_context_can_be_filled_to_the_last_token(target: TargetModel) -> Non
     assert len(target.forward([feeding(cache, [1], 1, GREEDY)])[0]) == 1
     with pytest.raises(PromptTooLong):
         target.forward([feeding(cache, [1], 1, GREEDY)])
+
+
+def test_log_probabilities_are_measured_only_where_they_are_wanted(target: TargetModel) -> None:
+    """They change no choice, and do not depend on temperature and filters, or on the other requests of the forward."""
+    tokens = prompt(8, 12)
+    wanted = replace(feeding(target.kv_pool.new_cache(), tokens, 5, TRUNCATED, BRANCHES), top_logprobs=3)
+    plain = feeding(target.kv_pool.new_cache(), tokens, 5, TRUNCATED, BRANCHES)
+    greedy = replace(feeding(target.kv_pool.new_cache(), tokens, 5, GREEDY, BRANCHES), top_logprobs=0)
+    measured, unmeasured, alone = target.forward([wanted, plain, greedy])
+    assert ids(measured) == ids(unmeasured)
+    assert all(choice.logprobs is None for choice in unmeasured)
+    for choice, likeliest in zip(measured, alone, strict=True):
+        assert choice.logprobs is not None
+        assert likeliest.logprobs is not None
+        assert likeliest.logprobs.top == ()
+        (first, value), *_ = choice.logprobs.top
+        assert first == likeliest.token_id
+        assert value == pytest.approx(likeliest.logprobs.logprob, abs=1e-4)
+        values = [value for _, value in choice.logprobs.top]
+        assert values == sorted(values, reverse=True)
+        assert len(values) == 3
+        assert dict(choice.logprobs.top).get(choice.token_id, choice.logprobs.logprob) == choice.logprobs.logprob

@@ -6,6 +6,7 @@ Inputs that fuzzing found are committed next to them. Their names begin with `fo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from chaperone_common import wire
@@ -22,6 +23,7 @@ from chaperone_common.frames import (
     ServerFrame,
     Verdict,
 )
+from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams, SessionId
 from tests.fuzz.cloud_session import Moves
@@ -40,11 +42,13 @@ RESUMED = Open(
     (4, 5),
     model_digest="sha256:" + "1" * 64,
 )
+PROBABLE = ChoiceLogprobs(-0.5, ((7, -0.25), (150_000, -9999.0)))
 TREE = Draft(0, 2, (1, 2), (0.5, 0.0), 2, 3, 900, (BranchToken(1, 2), BranchToken(4, 3), BranchToken(2, 1)))
 
 CLIENT: Mapping[str, ClientFrame] = {
     "open": OPEN,
     "open-resumed": RESUMED,
+    "open-logprobs": replace(OPEN, top_logprobs=20),
     "draft": Draft(0, 2, (1, 2, 3), (), 2),
     "draft-tree": TREE,
     "draft-audit": Draft(1, 70_000, (150_000,) * 8, (0.1,) * 8, 70_009),
@@ -58,6 +62,10 @@ SERVER: Mapping[str, ServerFrame] = {
     "verdict": Verdict(1, 5, 9, (3, 4), 10, 2**64 - 1, (1, 2)),
     "continuation": Continuation(5, (1, 2, 3), True, 1, 2),
     "closed": Closed((3, 4)),
+    "verdict-logprobs": Verdict(1, 9, 7, further_token_ids=(8,), logprobs=(PROBABLE, PROBABLE)),
+    "continuation-logprobs": Continuation(9, (7,), True, logprobs=(PROBABLE,)),
+    "too-many-logprobs": Continuation(9, (7,), True, logprobs=(PROBABLE, PROBABLE)),
+    "positive-logprob": Verdict(1, 9, 7, logprobs=(ChoiceLogprobs(0.5),)),
     "failure": Failure("RESOURCE_EXHAUSTED", "sessions: 256 are open", 1000),
 }
 ATTACKS: Mapping[str, bytes] = {

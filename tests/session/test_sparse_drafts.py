@@ -151,6 +151,7 @@ class NotingReader:
         num_choices: int,
         sampling: SamplingParams,
         *,
+        top_logprobs: int | None = None,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,

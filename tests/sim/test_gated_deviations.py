@@ -14,12 +14,13 @@ from random import Random
 from benchmarks.simulation import virtual_time
 from benchmarks.simulation.link import SimulatedCloud
 from chaperone_common.frames import API_VERSION, Capabilities
-from chaperone_common.session import Audited, Committed, Event
+from chaperone_common.session import Audited, Committed
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import FinishReason, Mode, Origin, SamplingParams, Signal
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult, Urgency
 from cloud_supervisor.supervisor import Supervisor
+from edge_client.events import Event
 from edge_client.gate import Gate
 from edge_client.link.connection import Route
 from edge_client.planner import AdaptivePlanner, FixedPlanner, Planner
@@ -47,12 +48,13 @@ class FakeQueue:
         num_choices: int,
         sampling: SamplingParams,
         *,
+        top_logprobs: int | None = None,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
     ) -> ForwardResult:
         await asyncio.sleep(self._random.random() * self._slowest_s)
-        request = ForwardRequest(self._target.kv_pool.new_cache(), tree, num_choices, sampling)
+        request = ForwardRequest(self._target.kv_pool.new_cache(), tree, num_choices, sampling, top_logprobs)
         return ForwardResult(self._target.forward([request])[0], queue_us=0, compute_us=1)
 
     def free(self, key: Hashable) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong, ProtocolViolation
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Open, ServerFrame, Verdict
+from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.ranges import check_ranges
+from chaperone_common.session.logprobs import of_verdict
 from chaperone_common.session.transitions import State, StreamEvent, step
 from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
 from chaperone_common.verification import follow_branches, verify
@@ -36,7 +38,7 @@ class CloudSession:
         self.text = [*frame.prompt_token_ids, *frame.committed_token_ids]
         if not frame.prompt_token_ids:
             raise InvalidRequest("prompt_token_ids: empty; give at least one token")
-        check_ranges(frame, "max_new_tokens")
+        check_ranges(frame, "max_new_tokens", *(["top_logprobs"] if frame.top_logprobs is not None else []))
         if len(self.text) >= context_tokens:
             raise PromptTooLong(
                 f"prompt: {len(self.text)} tokens leave no room in a context of {context_tokens}; shorten it"
@@ -104,17 +106,33 @@ class CloudSession:
         return Continuation(len(self.text), (), handed_back=True)
 
     def answer(
-        self, request: VerificationRequest, choices: Sequence[int], queue_us: int = 0, compute_us: int = 0
+        self,
+        request: VerificationRequest,
+        choices: Sequence[int],
+        queue_us: int = 0,
+        compute_us: int = 0,
+        logprobs: Sequence[ChoiceLogprobs] = (),
     ) -> ServerFrame:
         """Turn the choices of a forward into the frame to send, and advance the text.
 
         `choices` has one id after each of the last `num_choices` tokens, and then one after each branch token.
+        `logprobs` has an entry for each choice, or none at all.
         """
         match request.frame:
             case None:
-                return self._continue(choices[0], queue_us, compute_us)
-            case Draft():
-                return self._verdict(request, request.frame, choices, queue_us, compute_us)
+                return replace(self._continue(choices[0], queue_us, compute_us), logprobs=tuple(logprobs))
+            case Draft(final_before=final_before) as frame:
+                verdict = self._verdict(request, frame, choices, queue_us, compute_us)
+                found = of_verdict(
+                    logprobs,
+                    request.tree,
+                    request.num_choices,
+                    start=request.start,
+                    first=max(request.start, final_before),
+                    position=verdict.position,
+                    tokens=(verdict.token_id, *verdict.further_token_ids),
+                )
+                return replace(verdict, logprobs=found)
             case Close():
                 return self._closed(request, choices, queue_us, compute_us)
 

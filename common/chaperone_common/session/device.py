@@ -10,7 +10,10 @@ from typing import NoReturn
 from chaperone_common.errors import ChaperoneError, ProtocolViolation, error_from_status
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.ranges import MAX_COUNT
+from chaperone_common.session.closing import ClosingAudit
 from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
+from chaperone_common.session.logprobs import ReceivedLogprobs
+from chaperone_common.session.patience import Patience
 from chaperone_common.session.questions import asked_length, is_asked_about
 from chaperone_common.session.text_token import TextToken, TextTokens
 from chaperone_common.session.transitions import State, StreamEvent, step
@@ -25,8 +28,6 @@ from chaperone_common.session.verdicts import (
 from chaperone_common.stats import Tally
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import FinishReason, OnDeviation, Origin, Proposal, Span
-
-MOST_IDLE_FRAMES = 64  # in a row
 
 
 class DeviceSession:
@@ -71,13 +72,12 @@ class DeviceSession:
         self._gated = False  # the gate has skipped a token, so that a Draft carries risks
         self.skips_are_final = on_deviation is OnDeviation.KEEP
         self._deadline_ms = 0  # the last deadline sent on this stream; 0: none yet
-        self._tail = (0, 0)  # begin and end of the tokens that the closing audit covers
-        self._tail_weight = 1.0
-        self._late_deviations: set[int] = set()  # in the tail, from verdicts after the Close
+        self._closing = ClosingAudit()
         self._alone = False  # the cloud is lost for good
         self._reopened = False  # a new stream was opened, and the cloud has not answered on it
         self._vocabulary_size = vocabulary_size
-        self._idle_frames = 0  # of the cloud, in a row, that changed nothing
+        self._patience = Patience()
+        self._logprobs = ReceivedLogprobs(open_frame.top_logprobs, vocabulary_size)
 
     @property
     def exhausted(self) -> bool:
@@ -122,7 +122,7 @@ class DeviceSession:
     @property
     def audit_pending(self) -> bool:
         """True if a Close with tokens to audit was sent, and the cloud has not answered it."""
-        return self.state is State.CLOSING and self._tail[0] < self._tail[1]
+        return self.state is State.CLOSING and self._closing.pending
 
     @property
     def closed(self) -> bool:
@@ -193,9 +193,8 @@ class DeviceSession:
         """
         self.state = step(self.state, StreamEvent.CLOSE)
         start = min(self.read_length, self.final_length)
-        end = self.final_length if audit_share else start
-        self._tail, self._tail_weight = (start, end), 1.0 / (audit_share or 1.0)
-        return Close(start, tuple(self.text[start:end]))
+        self._closing = ClosingAudit(start, self.final_length, audit_share)
+        return Close(start, tuple(self.text[start : self._closing.end]))
 
     def finish_at(self, length: int) -> list[SessionEvent]:
         """End the text at `length`, because a stop string was completed there; undo the tokens after it.
@@ -248,18 +247,10 @@ class DeviceSession:
         raise error
 
     def apply(self, frame: ServerFrame) -> list[SessionEvent]:
-        """Apply a frame from the cloud. Raises ProtocolViolation, or the error that a Failure carries.
-
-        Frames that change nothing are harmless, but the device waits again after each. So only a takeover that crosses
-        the Close may have more than a few of them.
-        """
+        """Apply a frame from the cloud. Raises ProtocolViolation, or the error that a Failure carries."""
         before = self._progress
         events = self._apply(frame)
-        self._idle_frames = self._idle_frames + 1 if before == self._progress else 0
-        if self._idle_frames > MOST_IDLE_FRAMES + max(0, self.limit - self.final_length):
-            raise ProtocolViolation(
-                f"cloud: {self._idle_frames} frames in a row that change nothing; use another cloud"
-            )
+        self._patience.note(progress=before != self._progress, tokens_left=self.limit - self.final_length)
         return events
 
     @property
@@ -282,21 +273,21 @@ class DeviceSession:
                 self._reopened = False
             case Verdict() if self.state is State.CLOSING:
                 self._count(frame)
-                self._late_deviations.update(
-                    position for position in frame.deviations if position in range(*self._tail)
-                )
+                self._closing.late(frame.deviations)
             case Continuation() if self.state is State.CLOSING:
                 self._count(frame)
             case Verdict():
+                self._logprobs.take(frame)
                 return self._apply_verdict(frame)
             case Continuation():
+                self._logprobs.take(frame)
                 return self._apply_continuation(frame)
             case Closed():
-                check_deviations(frame.deviations, *self._tail)
+                closing = self._closing
+                deviations = closing.deviations(frame.deviations)
                 self.state = step(self.state, StreamEvent.CLOSED)
                 self._count(frame)
-                deviations = tuple(sorted({*self._late_deviations, *frame.deviations}))
-                return self._audit(*self._tail, deviations, self._tail_weight)
+                return self._audit(closing.start, closing.end, deviations, closing.weight)
             case Failure():
                 self.fail(error_from_status(frame.status, frame.message, retry_after_ms=frame.retry_after_ms))
         return []
@@ -393,7 +384,10 @@ class DeviceSession:
             self.finish_reason = FinishReason.STOP
         elif self.final_length >= self.limit:
             self.finish_reason = FinishReason.LENGTH
-        return Committed(position, token.token_id, origin, proposal=token.proposal, fired=token.fired)
+        logprobs = self._logprobs.of_token(position, token, origin)
+        return Committed(
+            position, token.token_id, origin, logprobs=logprobs, proposal=token.proposal, fired=token.fired
+        )
 
     def _count_committed(self, token: TextToken) -> None:
         assert token.origin is not None, "a final token has an origin"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chaperone_common.errors import ChaperoneError
+from chaperone_common.logprobs import TokenLogprobs
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import FinishReason, Origin, Proposal, Signal
 
@@ -40,13 +41,15 @@ class Retracted:
 class Committed:
     """A final token; `text` is the output that it adds, whole characters only.
 
-    Two events are equal if they say the same about the text. The device's proposal does not count.
+    Two events are equal if they say the same about the text. Log-probabilities and the device's proposal do not count.
     """
 
     position: int
     token_id: int
     origin: Origin
     text: str = ""
+    # None unless the request asked for them.
+    logprobs: TokenLogprobs | None = field(default=None, compare=False, repr=False)
     # The device's proposal for this position. None if the cloud wrote here first.
     proposal: Proposal | None = field(default=None, compare=False, repr=False)
     # The gate asked the cloud about the proposal.
@@ -129,4 +132,3 @@ class Failed:
 
 
 SessionEvent = Drafted | Retracted | Committed | Audited
-Event = SessionEvent | Unverified | CloudShareReached | Finished | Failed

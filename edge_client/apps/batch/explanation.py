@@ -16,7 +16,7 @@ Explain = Callable[[Decision], None]
 
 
 def explainer(write: Callable[[Any], None], **labels: Any) -> Explain:
-    """Return an `explain` argument for one generation: it writes each decision as an object of JSON.
+    """Return a function for the decisions of one generation: it writes each as an object of JSON.
 
     `labels` are fields of each object, such as the `id` of a line. Decisions hold lengths, times and probabilities,
     and never a token or a text.

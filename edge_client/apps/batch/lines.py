@@ -14,12 +14,13 @@ from chaperone_common.suggestion import did_you_mean
 from chaperone_common.types import Mode
 from edge_client.apps.batch.prompt_file import MAX_LINE_BYTES
 from edge_client.client import EdgeClient
-from edge_client.generation import Collector, GenerationRequest, Prompt, error_json
+from edge_client.generation import Collector, GenerationRequest, Prompt, error_json, logprobs_json
 from edge_client.parameters import GATED_ONLY, check_promised, parse_mode
 
 PARAMETERS = (
     *("mode", *GATED_ONLY),
-    *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "raw", "parse_special", "tools"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "logprobs", "top_logprobs"),
+    *("raw", "parse_special", "tools"),
 )
 _KEYS = ("id", "prompt", "messages", *PARAMETERS)
 
@@ -53,12 +54,14 @@ def line_of(number: int, raw: bytes) -> Line:
 def failure_json(collected: Collector, error: ChaperoneError, *, where: str = "") -> dict[str, Any]:
     """Return a failure as JSON, with the final tokens, from which the text can be resumed."""
     ending = collected.ending
+    found = collected.wanted_logprobs
     return {
         "error": error_json(error, where=where),
         "prompt_token_ids": list(collected.request.prompt.token_ids),
         "token_ids": list(collected.token_ids),
         "text": collected.text,
         "origins": [str(origin) for origin in collected.origins],
+        **({} if found is None else {"logprobs": [logprobs_json(each) for each in found]}),
         "finish_reason": None,
         "stats": ending.stats.to_json() if ending is not None else None,
     }
@@ -119,6 +122,8 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
     given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
     prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
     asked = {**defaults, **given}
+    if given.get("logprobs") is False:
+        asked["top_logprobs"] = given.get("top_logprobs")  # not the one of a flag
     mode = parse_mode(asked.get("mode"), client.config.mode)
     check_promised(given, mode)
     if mode is not Mode.GATED:

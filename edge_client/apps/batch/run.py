@@ -15,6 +15,7 @@ from edge_client.apps.batch.explanation import Explain
 from edge_client.apps.batch.lines import Line, failure_json, line_of, request_of
 from edge_client.apps.batch.results import Results, key_of
 from edge_client.client import EdgeClient
+from edge_client.events import Planned
 from edge_client.generation import Collector, error_json
 
 _WINDOW = 4  # lines that run or wait, in multiples of the lines that run
@@ -86,9 +87,12 @@ class Batch:
         collected = Collector(request)
         try:
             explain = self.explain(line.id) if self.explain is not None else None
-            async with aclosing(self.client.stream(request, timeout=self.timeout_s, explain=explain)) as events:
+            stream = self.client.stream(request, timeout=self.timeout_s, explain=explain is not None)
+            async with aclosing(stream) as events:
                 async for event in events:
                     collected.add(event)
+                    if explain is not None and isinstance(event, Planned):
+                        explain(event.decision)
                     self.tally.tokens += isinstance(event, Committed)
                     self.watch(self.tally)
             result = {"id": line.id, **collected.result().to_json()}

@@ -26,6 +26,7 @@ from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
+from edge_client.events import Planned
 from edge_client.generation import Collector, cloud_share_warning, unverified_warning
 from edge_client.parameters import check_promised, parse_mode
 
@@ -68,6 +69,13 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate.add_argument("--seed", type=int, help="random seed; by default a new one if temperature is above 0")
     generate.add_argument("--max-new-tokens", type=int, help="256 by default")
     generate.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be repeated")
+    generate.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="K",
+        dest="top_logprobs",
+        help="report the log-probability of each token, and of the K likeliest ones, 0 to 20; needs --json or --out",
+    )
     generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
     generate.add_argument(
         "--parse-special", action="store_true", default=None, help="read text such as <|im_end|> in messages as a token"
@@ -81,11 +89,12 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
     generate.add_argument("--explain", action="store_true", help="print each decision of the planner to standard error")
-    generate.set_defaults(run=_run, wrong_usage=generate.error)
+    generate.set_defaults(run=_run, wrong_usage=generate.error, logprobs=None)
 
 
 def _run(console: Console, arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
+    arguments.logprobs = True if arguments.top_logprobs is not None else None
     config = config_of(arguments)
     parameters = parameters_of(arguments, config, PARAMETERS)
     if arguments.prompts is not None:
@@ -111,6 +120,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         arguments.wrong_usage("give a prompt or --prompts, not both")
     if arguments.prompts is not None and arguments.json:
         arguments.wrong_usage("--json is for a single prompt; --out is JSON anyway")
+    if arguments.top_logprobs is not None and arguments.prompts is None and not arguments.json:
+        arguments.wrong_usage("--logprobs is printed as JSON; give --json, or --prompts and --out")
     if arguments.prompts is None and (arguments.overwrite or arguments.concurrency is not None):
         arguments.wrong_usage("--overwrite and --concurrency are for batches; give --prompts and --out")
 
@@ -118,11 +129,11 @@ def _check_usage(arguments: argparse.Namespace) -> None:
 async def _one(
     console: Console, config: EdgeConfig, prompt: str, parameters: dict[str, Any], arguments: argparse.Namespace
 ) -> int:
-    explain = explainer(console.explain) if arguments.explain else None
-    async with EdgeClient(config, explain=explain) as client:
+    explain = explainer(console.explain)
+    async with EdgeClient(config) as client:
         request = client.request(prompt, **parameters)
         collected = Collector(request)
-        async with aclosing(client.stream(request, timeout=arguments.timeout)) as events:
+        async with aclosing(client.stream(request, timeout=arguments.timeout, explain=arguments.explain)) as events:
             async for event in events:
                 collected.add(event)
                 match event:
@@ -130,6 +141,8 @@ async def _one(
                         console.warn(unverified_warning(error))
                     case CloudShareReached() if event is collected.cloud_share_reached:  # once is enough
                         console.warn(cloud_share_warning(event))
+                    case Planned(decision=decision):
+                        explain(decision)
                     case Committed(text=text, origin=origin) if not arguments.json:
                         console.text(text, colour_of(origin))
                     case Finished(text=text) if not arguments.json:

@@ -30,6 +30,9 @@ _CLOUD_FLAGS = {
 }
 
 
+_FLAGS = {"top_logprobs": "logprobs"}  # of parameters whose flag has another name
+
+
 def add_settings(command: argparse.ArgumentParser) -> None:
     """Add the flags that choose the configuration."""
     command.add_argument("--config", type=path, help="YAML file; flags override it")
@@ -83,7 +86,8 @@ def parameters_of(arguments: argparse.Namespace, config: EdgeConfig, names: Sequ
 def as_flags(error: InvalidRequest, given: Mapping[str, object]) -> InvalidRequest:
     """Return the same error about the flag that gave a parameter, if one did."""
     name, colon, rest = error.message.partition(":")
-    return type(error)(f"--{name.replace('_', '-')}{colon}{rest}") if name in given else error
+    flag = _FLAGS.get(name, name.replace("_", "-"))
+    return type(error)(f"--{flag}{colon}{rest}") if name in given else error
 
 
 def check_characters(name: str, text: str) -> None:

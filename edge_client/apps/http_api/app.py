@@ -161,16 +161,20 @@ class _Endpoint:
             int(time.time()),
             self._name,
         )
+        reported = wanted.reported is not None
         if wanted.stream:
             options = wanted.stream_options
-            events = streamed(reply, wanted.choices, write, usage=bool(options and options.include_usage))
+            usage = bool(options and options.include_usage)
+            events = streamed(reply, wanted.choices, write, usage=usage, logprobs=reported)
             first = await _unless_gone(request, anext(events))  # an error before it has a status of its own
             return StreamingResponse(
                 self._counted(_after(first, events)),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-cache"},
             )
-        answers = [await _unless_gone(request, collected(write(index))) for index in range(wanted.choices)]
+        answers = [
+            await _unless_gone(request, collected(write(index), logprobs=reported)) for index in range(wanted.choices)
+        ]
         return JSONResponse(reply.whole(answers))
 
     async def _answered(self, request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:

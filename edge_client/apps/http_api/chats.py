@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
-from chaperone_common.session import Event, Finished
+from chaperone_common.session import Finished
 from edge_client.client import EdgeClient
 from edge_client.conversation import Conversation, OnOverflow
+from edge_client.events import Event
 from edge_client.parameters import RequestParameters
 
 MOST_CHATS = 4  # each holds keys and values on the device

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaperone_common.errors import ChaperoneError
+from chaperone_common.logprobs import TokenLogprobs
 from chaperone_common.session import Committed, Finished
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import FinishReason
+from edge_client.apps.http_api.logprobs import Offsets, of_chat, of_completion, sources
 from edge_client.generation import error_json
 
 # Of the statistics: those that say how far the large model stands by the text.
@@ -35,6 +37,7 @@ class Answer:
     finish_reason: FinishReason
     stats: GenerationStats
     unverified: ChaperoneError | None = None  # the loss of the cloud, if the device continued alone
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # of each token that adds to the text, if they are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,12 @@ class Reply:
             "usage": usage(stats),
             "chaperone": {
                 "choices": [
-                    {**_verified(answer.stats, answer.unverified), "origins": answer.origins} for answer in answers
+                    {
+                        **_verified(answer.stats, answer.unverified),
+                        "origins": answer.origins,
+                        **({} if answer.logprobs is None else {"logprob_sources": sources(answer.logprobs)}),
+                    }
+                    for answer in answers
                 ]
             },
         }
@@ -70,23 +78,58 @@ class Reply:
         text: dict[str, Any] = {"text": answer.text}
         if self.chats:
             text = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-        return {"index": index, **text, "logprobs": None, "finish_reason": str(answer.finish_reason)}
+        return {
+            "index": index,
+            **text,
+            "logprobs": self._logprobs(answer.logprobs),
+            "finish_reason": str(answer.finish_reason),
+        }
+
+    def _logprobs(self, found: Sequence[TokenLogprobs] | None, offsets: Offsets | None = None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        return of_chat(found) if self.chats else of_completion(found, offsets or Offsets())
 
     def begins(self, index: int) -> str:
         """Return the first event of a choice, which holds no text."""
         return self._event(index, {"role": "assistant", "content": "", "refusal": None} if self.chats else "")
 
-    def token(self, index: int, event: Committed) -> str:
-        """Return the event of a token."""
-        text = {"content": event.text} if self.chats else event.text
-        return self._event(index, text, chaperone={"source": str(event.origin)})
+    def token(
+        self, index: int, event: Committed, found: Sequence[TokenLogprobs] | None = None, offsets: Offsets | None = None
+    ) -> str:
+        """Return the event of a token.
 
-    def ends(self, index: int, event: Finished, unverified: ChaperoneError | None) -> list[str]:
-        """Return the last events of a choice: the rest of its text, and its end."""
-        rest = {"content": event.text} if self.chats else event.text
+        `found` are the log-probabilities of it and of tokens before it that completed no text, if they are wanted;
+        `offsets` has counted those of earlier events.
+        """
+        chaperone: dict[str, Any] = {"source": str(event.origin)}
+        return self._part(index, event.text, found, offsets, chaperone)
+
+    def ends(
+        self,
+        index: int,
+        event: Finished,
+        unverified: ChaperoneError | None,
+        found: Sequence[TokenLogprobs] | None = None,
+        offsets: Offsets | None = None,
+    ) -> list[str]:
+        """Return the last events of a choice: the rest of its text and log-probabilities, and its end."""
         verified = _verified(event.stats, unverified)
         last = self._event(index, {} if self.chats else "", finish_reason=str(event.finish_reason), chaperone=verified)
-        return [self._event(index, rest), last] if event.text else [last]
+        return [self._part(index, event.text, found, offsets), last] if event.text or found else [last]
+
+    def _part(
+        self,
+        index: int,
+        text: str,
+        found: Sequence[TokenLogprobs] | None,
+        offsets: Offsets | None,
+        chaperone: dict[str, Any] | None = None,
+    ) -> str:
+        if found is not None:
+            chaperone = {**(chaperone or {}), "logprob_sources": sources(found)}
+        added = {"content": text} if self.chats else text
+        return self._event(index, added, logprobs=self._logprobs(found, offsets), chaperone=chaperone)
 
     def usage(self, stats: Sequence[GenerationStats]) -> str:
         """Return the event with the usage of all choices."""
@@ -101,11 +144,12 @@ class Reply:
         index: int,
         text: dict[str, Any] | str,
         *,
+        logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
         chaperone: dict[str, Any] | None = None,
     ) -> str:
         key = "delta" if self.chats else "text"
-        choice = {"index": index, key: text, "logprobs": None, "finish_reason": finish_reason}
+        choice = {"index": index, key: text, "logprobs": logprobs, "finish_reason": finish_reason}
         chunk: dict[str, Any] = {**self._head(self._chunk_kind), "choices": [choice]}
         return server_sent(chunk if chaperone is None else {**chunk, "chaperone": chaperone})
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chaperone_common.ranges import MAX_TOP_LOGPROBS
 from chaperone_common.suggestion import did_you_mean
 from chaperone_common.types import Mode
 from edge_client.apps.http_api.errors import ApiError
@@ -38,7 +39,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False, 0),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (True, False),
@@ -115,6 +115,11 @@ class _Request(_Strict):
         """The limit of a text."""
         return self.max_tokens
 
+    @property
+    def reported(self) -> int | None:
+        """The likeliest tokens to report at each position; None if no log-probabilities are wanted."""
+        raise NotImplementedError
+
     def parameters(self) -> RequestParameters:
         """Return the parameters of a generation; raises ApiError for a mode and a locality that contradict."""
         options = self.chaperone or ChaperoneOptions()
@@ -130,6 +135,8 @@ class _Request(_Strict):
             seed=self.seed,
             stop=self.stop,
             max_new_tokens=self.most_tokens,
+            logprobs=self.reported is not None,
+            top_logprobs=self.reported,
         )
 
 
@@ -138,16 +145,27 @@ class ChatRequest(_Request):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def reported(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(_Request):
     """The body of `POST /v1/completions`."""
 
     prompt: str | list[int] = Field(min_length=1)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @property
+    def reported(self) -> int | None:
+        return self.logprobs
 
 
 def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
@@ -189,6 +207,9 @@ def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
             code="model_not_found",
             param="model",
         )
+    if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
+        message = f"top_logprobs: {request.top_logprobs} needs logprobs; set that to true, or leave this out"
+        raise ApiError(400, message, code="invalid_value", param="top_logprobs")
     if isinstance(request.stop, list) and len(request.stop) > MOST_STOPS:
         raise ApiError(
             400, f"stop: {len(request.stop)} texts; give at most {MOST_STOPS}", code="invalid_value", param="stop"

@@ -6,15 +6,20 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from chaperone_common.errors import ChaperoneError
-from chaperone_common.session import Committed, Event, Failed, Finished, Unverified
+from chaperone_common.logprobs import TokenLogprobs
+from chaperone_common.session import Committed, Failed, Finished, Unverified
 from chaperone_common.stats import GenerationStats
 from edge_client.apps.http_api.errors import api_error
+from edge_client.apps.http_api.logprobs import Offsets, shown
 from edge_client.apps.http_api.replies import Answer, Reply, server_sent
+from edge_client.events import Event
 
 Write = Callable[[int], AsyncGenerator[Event, None]]  # the events of one choice, by its number
 
 
-async def streamed(reply: Reply, choices: int, write: Write, *, usage: bool) -> AsyncGenerator[str, None]:
+async def streamed(
+    reply: Reply, choices: int, write: Write, *, usage: bool, logprobs: bool = False
+) -> AsyncGenerator[str, None]:
     """Yield the server-sent events of an answer, choice after choice.
 
     Provisional text is not sent. Raises the error of a first choice that fails before its first token; any later error
@@ -24,7 +29,7 @@ async def streamed(reply: Reply, choices: int, write: Write, *, usage: bool) -> 
     begun = False
     try:
         for index in range(choices):
-            async with aclosing(_choice(reply, index, write(index), stats)) as sent:
+            async with aclosing(_choice(reply, index, write(index), stats, logprobs)) as sent:
                 async for event in sent:
                     begun = True
                     yield event
@@ -39,24 +44,29 @@ async def streamed(reply: Reply, choices: int, write: Write, *, usage: bool) -> 
 
 
 async def _choice(
-    reply: Reply, index: int, events: AsyncGenerator[Event, None], stats: list[GenerationStats]
+    reply: Reply, index: int, events: AsyncGenerator[Event, None], stats: list[GenerationStats], logprobs: bool
 ) -> AsyncGenerator[str, None]:
     """Yield the server-sent events of one choice, and add its statistics; raises the error of a Failed event."""
     unverified: ChaperoneError | None = None
     begun = False
+    waiting: list[TokenLogprobs] | None = [] if logprobs else None  # of tokens that have not completed any text yet
+    offsets = Offsets()
     async with aclosing(events) as received:
         async for event in received:
             if isinstance(event, Committed | Finished) and not begun:
                 begun = True
                 yield reply.begins(index)
+            if isinstance(event, Committed) and waiting is not None:
+                waiting += shown([event.logprobs])
             match event:
                 case Committed(text=text) if text:
-                    yield reply.token(index, event)
+                    yield reply.token(index, event, waiting, offsets)
+                    waiting = [] if waiting is not None else None
                 case Unverified(error=error):
                     unverified = error
                 case Finished():
                     stats.append(event.stats)
-                    for ending in reply.ends(index, event, unverified):
+                    for ending in reply.ends(index, event, unverified, waiting, offsets):
                         yield ending
                 case Failed(error=error):
                     raise error
@@ -64,21 +74,25 @@ async def _choice(
                     pass
 
 
-async def collected(events: AsyncGenerator[Event, None]) -> Answer:
+async def collected(events: AsyncGenerator[Event, None], *, logprobs: bool = False) -> Answer:
     """Return a text after its last event; raises the error of a Failed event."""
     text, origins, unverified = "", list[str](), None
+    found: list[TokenLogprobs | None] = []
     async with aclosing(events) as received:
         async for event in received:
             match event:
                 case Committed():
                     text += event.text
                     origins.append(str(event.origin))
+                    found.append(event.logprobs)
                 case Unverified():
                     unverified = event.error
                 case Failed():
                     raise event.error
                 case Finished():
-                    return Answer(text + event.text, tuple(origins), event.finish_reason, event.stats, unverified)
+                    reported = tuple(shown(found)) if logprobs else None
+                    text += event.text
+                    return Answer(text, tuple(origins), event.finish_reason, event.stats, unverified, reported)
                 case _:
                     pass
     raise RuntimeError("the generation has not ended")

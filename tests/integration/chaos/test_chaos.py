@@ -17,12 +17,13 @@ from random import Random
 import pytest
 
 from chaperone_common.errors import Unauthenticated
-from chaperone_common.session import Committed, Event, Failed, Finished, Retracted
+from chaperone_common.session import Committed, Failed, Finished, Retracted
 from chaperone_common.types import Mode, OnDeviation
 from cloud_supervisor.admission import SessionKey
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
+from edge_client.events import Event
 from link_emulator import LinkProxy, Profile
 from link_emulator.profile import DirectionProfile
 from tests.support.chaos.repeating_cloud import JumpingClock, RepeatingCloud

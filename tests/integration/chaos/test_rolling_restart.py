@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from chaperone_common.session import Committed, Event
+from chaperone_common.session import Committed
 from chaperone_common.types import Mode, OnDeviation
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
+from edge_client.events import Event
 from tests.support.chaos.texts import Text, check_text, fake_drafter, request_for, some_texts, written_alone
 from tests.support.fakes.target import FakeTarget, fake_target
 from tests.support.processes.clients import SLOW, connected_to

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from chaperone_common.errors import ConfigError, InvalidRequest
-from chaperone_common.session import Committed, Drafted, Event, Finished, Retracted
+from chaperone_common.session import Committed, Drafted, Finished, Retracted
 from chaperone_common.types import FinishReason, Mode
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
-from edge_client import Decision, EdgeClient, EdgeConfig, Generation, GenerationSettings, SyncEdgeClient
+from edge_client import EdgeClient, EdgeConfig, Generation, GenerationSettings, SyncEdgeClient
 from edge_client.config import PlannerSettings
+from edge_client.events import Event, Planned
 from edge_client.generation import Collector
 from edge_client.planner import FixedPlanner, Send
 from edge_client.text.output import CommittedText
@@ -27,7 +28,7 @@ from tests.support.waiting import until
 PROMPT = "the list of a number is"
 LOCKSTEP = PlannerSettings(policy="fixed", span_tokens=4, spans_in_flight=1, run_ahead_tokens=1)
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11, "max_new_tokens": 60}
-TIMED = ("_ms", "_j", "bytes_up", "bytes_down", "round_trips", "cached_tokens")
+TIMED = ("_ms", "_j", "bytes_up", "bytes_down", "round_trips", "cached_tokens", "generation_id")
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +96,19 @@ def test_a_client_can_be_set_from_python_by_plain_values() -> None:
 
 
 def test_sync_takes_a_custom_planner_and_explains(tiny_pair: Path, target: TorchModel) -> None:
-    decisions: list[Decision] = []
     with (
         serving_in_thread(target, tiny_pair) as (_, address),
         SyncEdgeClient(
             config_for(address),
             planner=lambda mode: FixedPlanner(mode, span_tokens=3, spans_in_flight=1, run_ahead_tokens=3),
-            explain=decisions.append,
         ) as client,
     ):
-        assert client.generate(PROMPT, max_new_tokens=12).stats.round_trips >= 3
-    assert any(isinstance(decision.action, Send) for decision in decisions)
+        *events, ending = client.stream(PROMPT, max_new_tokens=12, explain=True)
+    assert isinstance(ending, Finished)
+    assert ending.stats.round_trips >= 3
+    planned = [event for event in events if isinstance(event, Planned)]
+    assert any(isinstance(event.decision.action, Send) for event in planned)
+    assert {event.generation_id for event in planned} == {ending.stats.generation_id}
 
 
 def test_leaving_the_sync_stream_early_ends_the_session(tiny_pair: Path, target: TorchModel) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest
-from chaperone_common.session import Drafted, Event, Failed, Finished
+from chaperone_common.session import Drafted, Failed, Finished
 from edge_client import EdgeClient, PromptInput, SyncEdgeClient
+from edge_client.events import Event
 from tests.support.fakes.target import Brake, fake_target
 from tests.support.processes.clients import config_for
 from tests.support.processes.servers import serving

@@ -12,11 +12,12 @@ from chaperone_common.errors import (
     CloudTimeout,
     CloudUnavailable,
 )
-from chaperone_common.session import Committed, Event, Failed, Finished
+from chaperone_common.session import Committed, Failed, Finished
 from chaperone_common.types import Origin
 from cloud_supervisor.model.ports import TargetModel
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
+from edge_client.events import Event
 from edge_client.generation import Collector
 from tests.support.fakes.target import Brake, fake_target
 from tests.support.processes.clients import IMPATIENT, NOBODY, config_for, ending_of

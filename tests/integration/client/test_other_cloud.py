@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
-from chaperone_common.session import Committed, Event, Failed, Finished, Unverified
+from chaperone_common.session import Committed, Failed, Finished, Unverified
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, ModelMismatch, PartialGeneration
 from edge_client.config import CloudSettings, PlannerSettings
+from edge_client.events import Event
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
 from tests.support.fakes.target import FakeTarget
 from tests.support.links.forwarder import Forwarder, forwarding

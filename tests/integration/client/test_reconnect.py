@@ -12,12 +12,13 @@ import pytest
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import CloudUnavailable
 from chaperone_common.frames import Opened, Verdict
-from chaperone_common.session import Committed, Event, Failed, Finished
+from chaperone_common.session import Committed, Failed, Finished
 from chaperone_common.types import Origin
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, PlannerSettings
+from edge_client.events import Event
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
 from tests.support.cloud.scenario import draft
 from tests.support.fakes.target import FakeTarget, fake_target

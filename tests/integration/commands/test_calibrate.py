@@ -16,13 +16,14 @@ import pytest
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import GateMismatch, InvalidRequest, ModelCorrupt, ModelMissing
 from chaperone_common.frames import API_VERSION, Capabilities
-from chaperone_common.session import Committed, Drafted, Event
+from chaperone_common.session import Committed, Drafted
 from chaperone_common.types import Mode, Origin, Promises
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig, Failed, Finished
 from edge_client.apps.calibration.fitting import curve, figures, fit, judged_tokens
 from edge_client.apps.cli.main import main
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
+from edge_client.events import Event
 from edge_client.gate import gating
 from edge_client.gate.gate_model import CARD, GatedModel, GateModel
 from edge_client.gate.gating import Gates, load_gate

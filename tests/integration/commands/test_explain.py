@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_client import Decision, EdgeClient, EdgeConfig, Mode
+from edge_client import Decision, EdgeClient, EdgeConfig, Finished, InvalidRequest, Mode, Planned
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
 from tests.support.processes.clients import retracting_options
@@ -96,28 +96,44 @@ def test_a_batch_labels_each_decision_with_its_line(
     assert ids == sorted(ids, key=["first", 3].index), "one after the other"
 
 
-def test_overlapping_generations_explain_to_their_own_listener(tiny_pair: Path) -> None:
+def test_decisions_of_overlapping_generations_have_their_ids(tiny_pair: Path) -> None:
     """One task may take the events of both in turn."""
-    decisions: dict[str, list[Decision]] = {"short": [], "long": [], "client": []}
+    decisions: dict[str, list[Decision]] = {}
+    endings: list[Finished] = []
 
     async def both() -> dict[str, int]:
-        async with EdgeClient(EdgeConfig(pair="tiny", mode=Mode.EDGE), explain=decisions["client"].append) as client:
+        async with EdgeClient(EdgeConfig(pair="tiny", mode=Mode.EDGE)) as client:
             requests = {
                 "short": client.request("hi", max_new_tokens=8),
                 "long": client.request("a prompt of several more words than the other one", max_new_tokens=8),
             }
-            streams = [client.stream(made, explain=decisions[name].append) for name, made in requests.items()]
-            while [event for stream in streams if (event := await anext(stream, None)) is not None]:
-                pass
-            await client.generate("hi", max_new_tokens=1)
+            streams = [client.stream(made, explain=True) for made in requests.values()]
+            while events := [event for stream in streams if (event := await anext(stream, None)) is not None]:
+                for event in events:
+                    if isinstance(event, Planned):
+                        decisions.setdefault(event.generation_id, []).append(event.decision)
+                    elif isinstance(event, Finished):
+                        endings.append(event)
+            plain = [event async for event in client.stream("hi", max_new_tokens=1)]
+            assert not any(isinstance(event, Planned) for event in plain)
             return {name: len(made.prompt.token_ids) for name, made in requests.items()}
 
     lengths = asyncio.run(both())
     assert lengths["short"] + 8 < lengths["long"]
-    for name, length in lengths.items():
-        positions = [decision.figures["position"] for decision in decisions[name]]
-        assert positions == list(range(length, length + 8))
-    assert len(decisions["client"]) == 1
+    assert {*decisions} == {ending.stats.generation_id for ending in endings}
+    found = sorted([decision.figures["position"] for decision in each] for each in decisions.values())
+    assert found == sorted(list(range(length, length + 8)) for length in lengths.values())
+
+
+def test_a_function_for_decisions_is_refused(tiny_pair: Path) -> None:
+    listener: Any = print
+
+    async def ask() -> None:
+        async with EdgeClient(EdgeConfig(pair="tiny", mode=Mode.EDGE)) as client:
+            with pytest.raises(InvalidRequest, match="explain: <built-in function print> is not True or False"):
+                await anext(client.stream("hi", explain=listener))
+
+    asyncio.run(ask())
 
 
 def test_with_json_only_the_result_is_on_standard_output(address: str, capsys: pytest.CaptureFixture[str]) -> None:

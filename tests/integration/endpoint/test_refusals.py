@@ -49,7 +49,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "response_format",
         "json_object",
     ),
-    "log-probabilities": ({"logprobs": True}, "unsupported_parameter", "logprobs", "True is not supported"),
     "a penalty": ({"presence_penalty": 0.5}, "unsupported_parameter", "presence_penalty", "0.5"),
     "a typo": ({"temprature": 1}, "unknown_parameter", "temprature", "did you mean 'temperature'?"),
     "a typo in ours": ({"chaperone": {"mod": "exact"}}, "invalid_value", "chaperone.mod", "not permitted"),

@@ -18,7 +18,7 @@ from google.rpc.error_details_pb2 import QuotaFailure, RetryInfo
 
 from benchmarks.load.replicas import ENDED, OPEN
 from chaperone_common.frames import Close, Failure, Opened
-from chaperone_common.session import Committed, Event, Finished
+from chaperone_common.session import Committed, Finished
 from chaperone_common.types import Mode
 from chaperone_common.wire import (
     GET_CAPABILITIES,
@@ -31,6 +31,7 @@ from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.security.tokens import TokenFile
 from edge_client import EdgeClient, EdgeConfig, PeerMismatch, Unauthenticated, pull_model
 from edge_client.config import CloudSettings
+from edge_client.events import Event
 from tests.support.chaos.texts import Text, request_for, some_texts
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
 from tests.support.processes.clients import config_for, ending_of

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import CloudUnavailable, Unauthenticated
-from chaperone_common.session import Committed, Event, Failed, Finished, Unverified
+from chaperone_common.session import Committed, Failed, Finished, Unverified
 from chaperone_common.types import OnDeviation, Origin
 from chaperone_common.wire import encode_capabilities
 from cloud_supervisor.config import CloudConfig
@@ -26,6 +26,7 @@ from cloud_supervisor.security.tokens import TokenFile
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
+from edge_client.events import Event
 from edge_client.link.addresses import rendezvous_order
 from edge_client.link.peer import Peer
 from tests.support.fakes.clock import ManualClock

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from chaperone_common.session import Event
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Choice, Origin
 from cloud_supervisor.config import CloudConfig
@@ -30,6 +29,7 @@ from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
+from edge_client.events import Event, Planned
 from edge_client.generation import Collector, GenerationRequest
 from edge_client.planner import CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from link_emulator import LinkProxy, Profile
@@ -119,6 +119,7 @@ class Lane:
     server: Server
     exact: EdgeClient
     gated: EdgeClient
+    note: Callable[[Decision], None]  # counts the decisions of `exact`
 
 
 @dataclass
@@ -182,10 +183,10 @@ async def lane(
     async with (
         serving(SlowTarget(model, turn), pair, config, reconnect_grace_s=30.0) as (server, address),
         LinkProxy(hurried(load_profile(profile)), to=address, seed=profile_names().index(profile)) as proxy,
-        EdgeClient(config_for(proxy.address), explain=note) as exact,
+        EdgeClient(config_for(proxy.address)) as exact,
         EdgeClient(config_for(proxy.address, risk=RISK, closing_audit=True)) as gated,
     ):
-        yield Lane(profile, proxy, server, exact, gated)
+        yield Lane(profile, proxy, server, exact, gated, note)
         seen["stale frame"] += server.cloud.supervisor.counters.stale_frames
         seen["take-back"] += server.cloud.supervisor.counters.hand_backs
         seen["refused"] += server.cloud.supervisor.counters.refused
@@ -247,9 +248,9 @@ async def _run(lane: Lane, reference: Any, seed: int, seen: Counter[str]) -> Non
     }
     kinds = FAULTS[seed % len(FAULTS)]
     request = lane.exact.request(**parameters, mode="exact")
-    exact, hits = await _collect(lane.exact, request, Faults(lane.proxy, random, kinds))
+    exact, hits = await _collect(lane.exact, request, Faults(lane.proxy, random, kinds), lane.note)
     cloud, _ = await _collect(
-        lane.exact, lane.exact.request(**parameters, mode="cloud"), Faults(lane.proxy, random, ())
+        lane.exact, lane.exact.request(**parameters, mode="cloud"), Faults(lane.proxy, random, ()), lane.note
     )
     details = f"seed {seed}, {kinds}, {parameters}"
     result = exact.result()
@@ -317,10 +318,18 @@ async def _choices(
     )
 
 
-async def _collect(client: EdgeClient, request: GenerationRequest, faults: Faults) -> tuple[Collector, Counter[str]]:
+async def _collect(
+    client: EdgeClient,
+    request: GenerationRequest,
+    faults: Faults,
+    note: Callable[[Decision], None] = lambda _: None,
+) -> tuple[Collector, Counter[str]]:
     collected = Collector(request)
     events: list[Event] = []
-    async for event in client.stream(request):
+    async for event in client.stream(request, explain=True):
+        if isinstance(event, Planned):
+            note(event.decision)
+            continue
         events.append(event)
         collected.add(event)
         faults.follow(len(events))

@@ -15,12 +15,13 @@ import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import Cancelled, CloudUnavailable
-from chaperone_common.session import Committed, Event, Failed, Finished
+from chaperone_common.session import Committed, Failed, Finished
 from chaperone_common.types import Origin
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig, JournalState, Totals
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings
+from edge_client.events import Event
 from edge_client.journal.entry import decode
 from tests.support.fakes.target import Brake, fake_target
 from tests.support.links.forwarder import Forwarder, forwarding

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from chaperone_common.session import Committed, Event, Finished
+from chaperone_common.session import Committed, Finished
 from chaperone_common.types import OnDeviation, Origin
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
+from edge_client.events import Event
 from tests.support.fakes.target import fake_target
 from tests.support.links.forwarder import Forwarder, forwarding
 from tests.support.models import oracle

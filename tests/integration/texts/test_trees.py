@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.strategies.families import strategy_named
-from chaperone_common.session import Committed, Drafted, Event, Retracted
+from chaperone_common.session import Committed, Drafted, Retracted
 from chaperone_common.types import Mode, Origin
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient
+from edge_client.events import Event
 from edge_client.generation import Collector, Generation
 from edge_client.planner import AdaptivePlanner, FixedPlanner, Planner
 from tests.support.device.branching_planner import BranchingPlanner

@@ -9,9 +9,10 @@ from random import Random
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.sampling import choose, softmax
-from chaperone_common.session import Committed, Event, Finished
+from chaperone_common.session import Committed, Finished
 from chaperone_common.types import Mode, SamplingParams
 from edge_client import EdgeClient
+from edge_client.events import Event
 from edge_client.generation import GenerationRequest
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.ports import Drafter, DraftModel

@@ -9,10 +9,11 @@ from typing import Any
 
 from chaperone_common.clock import Clock
 from chaperone_common.frames import Open, Opened
-from chaperone_common.session import Committed, Event, Failed, Finished, SessionEvent
+from chaperone_common.session import Committed, Failed, Finished, SessionEvent
 from chaperone_common.types import Mode, Origin, SamplingParams, SessionId
 from edge_client.assembly import assemble
 from edge_client.engine.settings import EngineSettings
+from edge_client.events import Event
 from edge_client.gate import Always, Gate, Never
 from edge_client.link.connection import Route
 from edge_client.model.drafter import ChoosingDrafter

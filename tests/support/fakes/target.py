@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import PromptTooLong
+from chaperone_common.logprobs import measure
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.types import Choice
 from cloud_supervisor.kv.slots import SlotCache, SlotPool
@@ -118,13 +120,15 @@ class FakeTarget:
         first = tree.end - request.num_choices
         positions = [*range(first, tree.end), *tree.positions]
         return [
-            choose(
-                softmax(self._logits(self.kv_pool.digests[slot]), request.sampling.temperature),
-                request.sampling,
-                position + 1,
-            )
+            self._choice(request, self._logits(self.kv_pool.digests[slot]), position)
             for slot, position in zip(cache.slots[first:], positions, strict=True)
         ]
+
+    def _choice(self, request: ForwardRequest, logits: NDArray[np.float32], position: int) -> Choice:
+        choice = choose(softmax(logits, request.sampling.temperature), request.sampling, position + 1)
+        if request.top_logprobs is None:
+            return choice
+        return replace(choice, logprobs=measure(logits, choice.token_id, request.top_logprobs))
 
     def _logits(self, digest: bytes) -> NDArray[np.float32]:
         words = [self._seed, int.from_bytes(digest, "little")]

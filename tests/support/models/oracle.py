@@ -80,8 +80,13 @@ def choices(
 
     If every choice is the text's own token, the text is the oracle's, by induction over the positions.
     """
-    rows = _logits(model, [*prompt, *text], vocabulary_size)[len(prompt) - 1 : -1]
-    return [choice(row, len(prompt) + index, **sampling) for index, row in enumerate(rows)]
+    found = rows(model, prompt, text, vocabulary_size=vocabulary_size)
+    return [choice(row, len(prompt) + index, **sampling) for index, row in enumerate(found)]
+
+
+def rows(model: Any, prompt: Sequence[int], text: Sequence[int], *, vocabulary_size: int) -> np.ndarray[Any, Any]:
+    """Return the logits [tokens, vocabulary] from which each token of a text was chosen."""
+    return _logits(model, [*prompt, *text], vocabulary_size)[len(prompt) - 1 : -1]
 
 
 def generate(model: Any, prompt: Sequence[int], *, vocabulary_size: int, **settings: Any) -> tuple[list[int], str, str]:
@@ -100,10 +105,10 @@ def confirm(
 
     Otherwise the result differs from the claim: it ends at the first other token, or where the oracle ends.
     """
-    rows = list(_logits(model, [*prompt, *claimed], vocabulary_size)[len(prompt) - 1 :])
+    found = list(_logits(model, [*prompt, *claimed], vocabulary_size)[len(prompt) - 1 :])
 
     def logits_after(ids: list[int]) -> np.ndarray[Any, Any] | None:
-        return rows[len(ids)] if ids == [*claimed[: len(ids)]] else None
+        return found[len(ids)] if ids == [*claimed[: len(ids)]] else None
 
     return _extend(logits_after, len(prompt), **settings)
 

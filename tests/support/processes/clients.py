@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chaperone_common.session import Event, Failed, Finished
+from chaperone_common.session import Failed, Finished
 from chaperone_common.types import OnDeviation
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
+from edge_client.events import Event
 from tests.support.processes.servers import serving
 
 T = TypeVar("T")

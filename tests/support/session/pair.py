@@ -10,12 +10,22 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from chaperone_common.errors import CloudUnavailable
 from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, Opened, ServerFrame, Verdict
-from chaperone_common.session import Audited, CloudSession, Committed, DeviceSession, Drafted, Retracted, SessionEvent
+from chaperone_common.logprobs import ChoiceLogprobs
+from chaperone_common.session import (
+    Audited,
+    CloudSession,
+    Committed,
+    DeviceSession,
+    Drafted,
+    Retracted,
+    SessionEvent,
+    VerificationRequest,
+)
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import Mode, OnDeviation, Proposal, SamplingParams, SessionId, Signal
 from edge_client.planner import Action, CatchUp, DraftToken, FixedPlanner, HandOver, Send, Wait
@@ -45,6 +55,14 @@ class Models:
     def draft(self, prefix: Sequence[int]) -> int:
         other = _hash("draft", self.seed, tuple(prefix))
         return self.cloud(prefix) if other % 100 < self.agreement else other // 100 % VOCABULARY
+
+    def logprobs(self, prefix: Sequence[int], token_id: int, model: str) -> ChoiceLogprobs:
+        """Return two likeliest tokens; all values depend on the text, the token and the model."""
+        numbers = [_hash("logprobs", self.seed, tuple(prefix), token_id, model, place) for place in range(3)]
+        own, *others = (-(number % 512) / 64 for number in numbers)
+        return ChoiceLogprobs(
+            own, tuple((number % VOCABULARY, value) for number, value in zip(numbers[1:], others, strict=True))
+        )
 
     def doubts(self, prefix: Sequence[int]) -> bool:
         """Return the decision of a gate that is right more often than not."""
@@ -93,6 +111,7 @@ class Pair:
     deadlines_ms: tuple[int, ...] = (0,)  # one is drawn for each Draft
     branch_tokens: int = 0  # at most, next to each Draft
     on_deviation: OnDeviation = OnDeviation.KEEP
+    top_logprobs: int | None = None
     up: deque[ClientFrame] = field(default_factory=deque)
     down: deque[ServerFrame] = field(default_factory=deque)
     events: list[SessionEvent] = field(default_factory=list)
@@ -108,6 +127,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         opening = Open(SessionId("s"), "", SamplingParams(), self.max_new_tokens, (EOS,), PROMPT, self.resumed)
+        opening = replace(opening, top_logprobs=self.top_logprobs)
         self.limit = len(PROMPT) + self.max_new_tokens
         self.device = DeviceSession(opening, limit=self.limit, on_deviation=self.on_deviation)
         self._open(opening)
@@ -173,7 +193,8 @@ class Pair:
             case DraftToken():
                 token_id = self.models.draft(device.text)
                 gate = self.mode is Mode.EXACT or token_id == EOS or self.models.doubts(device.text)
-                for event in device.draft(Proposal(token_id, SIGNAL, VOCABULARY), fires=gate):
+                own = self.models.logprobs(device.text, token_id, "device") if self.top_logprobs is not None else None
+                for event in device.draft(Proposal(token_id, SIGNAL, VOCABULARY, logprobs=own), fires=gate):
                     self._note(event)
             case Send(tokens):
                 self._send(self.continuation_tokens, tokens or self.max_span_tokens)
@@ -226,7 +247,7 @@ class Pair:
             tree = request.tree
             texts = [tree.token_ids[: tree.end - index] for index in reversed(range(request.num_choices))]
             texts += tree.paths()
-            answer = self.cloud.answer(request, [self.models.cloud(text) for text in texts])
+            answer = self._answer(request, texts)
             self.further_tokens += len(getattr(answer, "further_token_ids", ()))
             self.down.append(answer)
             if isinstance(frame, Draft) and self.cloud.revision > before:
@@ -237,8 +258,15 @@ class Pair:
         if not self.cloud.writes:
             return False
         request = self.cloud.writing()
-        self.down.append(self.cloud.answer(request, [self.models.cloud(request.tree.token_ids)]))
+        self.down.append(self._answer(request, [request.tree.token_ids]))
         return True
+
+    def _answer(self, request: VerificationRequest, texts: Sequence[Sequence[int]]) -> ServerFrame:
+        choices = [self.models.cloud(text) for text in texts]
+        if self.top_logprobs is None:
+            return self.cloud.answer(request, choices)
+        found = [self.models.logprobs(text, choice, "cloud") for text, choice in zip(texts, choices, strict=True)]
+        return self.cloud.answer(request, choices, logprobs=found)
 
     def _note(self, event: SessionEvent) -> None:
         self.events.append(event)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from chaperone_common.logprobs import measure as measure_logprobs
 from chaperone_common.sampling import choose, softmax
 from chaperone_common.types import Proposal, SamplingParams
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.uncertainty import measure
+from edge_client.ports import TEXT_ROW, DraftStep
 from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.target import FakeTarget
 
@@ -133,5 +136,24 @@ def test_a_call_that_the_model_refuses_changes_nothing() -> None:
         drafter.close()
         with pytest.raises(RuntimeError, match="closed"):
             await drafter.step([1])
+
+    asyncio.run(scenario())
+
+
+def test_proposals_have_log_probabilities_if_they_are_wanted() -> None:
+    """Also those of branches, and of a drafter that proposes by a rule of its own."""
+
+    class Cautious(ChoosingDrafter):
+        def propose(self, step: DraftStep) -> Proposal:
+            return replace(super().propose(step), token_id=9)
+
+    async def scenario() -> None:
+        drafter = Cautious(FakeDraft(branches=1), SAMPLED)
+        assert (await drafter.step(PROMPT)).logprobs is None
+        drafter.top_logprobs = 2
+        assert (await drafter.step([9])).logprobs == measure_logprobs(FakeTarget().logits([*PROMPT, 9]), 9, 2)
+        drafter.fork(1, len(PROMPT))
+        found = await drafter.step_rows({TEXT_ROW: 9, 1: 5})
+        assert found[1].logprobs == measure_logprobs(FakeTarget().logits([*PROMPT, 5]), 9, 2)
 
     asyncio.run(scenario())

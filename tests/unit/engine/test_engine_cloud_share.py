@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from chaperone_common.errors import CloudShareExceeded
 from chaperone_common.frames import Arrived, ServerFrame
-from chaperone_common.session import CloudShareReached, Committed, Event
+from chaperone_common.session import CloudShareReached, Committed
 from chaperone_common.types import FinishReason, Mode, Origin, Promises, Signal
+from edge_client.events import Event
 from edge_client.gate import Always, Budgeted, CloudShareLimit, Control, Gate, Never, Threshold
 from edge_client.gate.cloud_share import LEAST_TOKENS, RESUME_TOKENS
 from edge_client.planner import (

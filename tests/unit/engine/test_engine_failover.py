@@ -12,8 +12,9 @@ import pytest
 from benchmarks.simulation import virtual_time
 from chaperone_common.errors import ChaperoneError, CloudTimeout, CloudUnavailable, Overloaded, Unauthenticated
 from chaperone_common.frames import Failure, Open, ServerFrame
-from chaperone_common.session import Event, Unverified
+from chaperone_common.session import Unverified
 from chaperone_common.types import Mode, Origin
+from edge_client.events import Event
 from edge_client.gate import Always
 from edge_client.link.connection import Route
 from tests.support.device.engine import OPENED, TARGET, EngineHarness, cloud_text, failed, finished, origins, written

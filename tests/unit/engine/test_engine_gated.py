@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from chaperone_common.frames import ClientFrame, Close, Draft, Failure, Open, ServerFrame, Verdict
-from chaperone_common.session import Audited, Committed, Drafted, Event, Finished, Retracted, SessionEvent
+from chaperone_common.session import Audited, Committed, Drafted, Finished, Retracted, SessionEvent
 from chaperone_common.types import Mode, OnDeviation, Origin, Promises, Proposal, Signal
+from edge_client.events import Event
 from edge_client.gate import Budgeted, Control, Gate, HeldOutRisks, Never, Threshold
 from edge_client.planner import DraftToken, Send
 from tests.support.device.engine import OPENED, PROMPT, TARGET, EngineHarness, cloud_text, finished, origins, written

@@ -9,8 +9,9 @@ import pytest
 from benchmarks.simulation import virtual_time
 from chaperone_common.errors import InternalError, ProtocolViolation
 from chaperone_common.frames import Close, Failure, Open
-from chaperone_common.session import Audited, Event
+from chaperone_common.session import Audited
 from chaperone_common.types import Mode, SessionId
+from edge_client.events import Event
 from edge_client.gate import Never
 from tests.support.device.engine import PROMPT, TARGET, EngineHarness, cloud_text, failed, finished, written
 from tests.support.fakes.link import FakeLink, cloud_of

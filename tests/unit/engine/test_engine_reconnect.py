@@ -12,8 +12,9 @@ import pytest
 from benchmarks.simulation import virtual_time
 from chaperone_common.errors import Cancelled, CloudTimeout, CloudUnavailable, Overloaded
 from chaperone_common.frames import Draft, Failure, Open, Opened, Verdict
-from chaperone_common.session import Committed, Drafted, Event, Retracted
+from chaperone_common.session import Committed, Drafted, Retracted
 from chaperone_common.types import Mode, Origin, Signal
+from edge_client.events import Event
 from edge_client.gate import Always, Gate, Never
 from edge_client.planner import Estimates
 from tests.support.device.engine import (

@@ -7,8 +7,9 @@ import pytest
 from benchmarks.simulation import virtual_time
 from chaperone_common.errors import ChaperoneError, PermissionDenied, Unauthenticated
 from chaperone_common.frames import Failure
-from chaperone_common.session import Event, Unverified
+from chaperone_common.session import Unverified
 from chaperone_common.types import Mode
+from edge_client.events import Event
 from edge_client.link.connection import POSSIBLE_LOSSES
 from tests.support.device.engine import OPENED, TARGET, EngineHarness, failed, written
 from tests.support.fakes.link import FakeLink, cloud_of

@@ -81,6 +81,7 @@ class GetCapabilitiesResponse(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     QUOTAS_FIELD_NUMBER: _builtins.int
     KEPT_TEXTS_FIELD_NUMBER: _builtins.int
+    MAX_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol, 1 here. Set by the cloud."""
     model: _builtins.str
@@ -104,6 +105,8 @@ class GetCapabilitiesResponse(_message.Message):
     """Texts of ended sessions that the cloud keeps at most, so that an Open may refer to one as its prefix. Absent, or 0,
     means that it keeps none, and that a device MUST NOT send a `prefix`.
     """
+    max_top_logprobs: _builtins.int
+    """The largest `top_logprobs` that an Open may ask for. Absent means that this cloud reports no log-probabilities."""
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaState]:
         """The quotas of the caller's tenant. Set by the cloud; absent from clouds without tenants."""
@@ -120,12 +123,15 @@ class GetCapabilitiesResponse(_message.Message):
         model_digest: _builtins.str = ...,
         quotas: _abc.Iterable[Global___QuotaState] | None = ...,
         kept_texts: _builtins.int = ...,
+        max_top_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "context_tokens", b"context_tokens", "kept_texts", b"kept_texts", "max_span_tokens", b"max_span_tokens", "model", b"model", "model_digest", b"model_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "api_version", b"api_version", "context_tokens", b"context_tokens", "kept_texts", b"kept_texts", "max_span_tokens", b"max_span_tokens", "max_top_logprobs", b"max_top_logprobs", "model", b"model", "model_digest", b"model_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_top_logprobs: _TypeAlias = _typing.Literal["max_top_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__max_top_logprobs: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_top_logprobs) -> _WhichOneofReturnType__max_top_logprobs | None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
 
@@ -382,6 +388,7 @@ class Open(_message.Message):
     COMMITTED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol that the device speaks. The cloud MUST refuse another version with UNIMPLEMENTED."""
     session_id: _builtins.str
@@ -397,6 +404,12 @@ class Open(_message.Message):
     """The large model that MUST write the text: `model_digest` of GetCapabilitiesResponse, as it was when the text began.
     The cloud MUST refuse any digest except its own with FAILED_PRECONDITION, and name both, so that no model finishes
     a text that another model began. Absent accepts any model.
+    """
+    top_logprobs: _builtins.int
+    """Asks for the log-probabilities of all tokens that the cloud chooses or confirms before they are final, and of this
+    number of the likeliest tokens at the same positions. At most `max_top_logprobs` of GetCapabilitiesResponse; the
+    cloud MUST refuse more with INVALID_ARGUMENT. Set by the device. Absent asks for none, and 0 for the tokens' own. It
+    changes no choice.
     """
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
@@ -434,12 +447,15 @@ class Open(_message.Message):
         committed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         model_digest: _builtins.str = ...,
         prefix: Global___Prefix | None = ...,
+        top_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "prefix", b"prefix", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prefix", b"prefix", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prefix", b"prefix", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 
 Global___Open: _TypeAlias = Open  # noqa: Y015
 
@@ -641,6 +657,7 @@ class Verdict(_message.Message):
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
     FURTHER_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision after this answer."""
     position: _builtins.int
@@ -664,6 +681,13 @@ class Verdict(_message.Message):
         has written tokens after it, since it has sent these before.
         """
 
+    @_builtins.property
+    def logprobs(self) -> Global___Logprobs:
+        """The log-probabilities of the tokens that this answer makes final: the judged tokens of the chain that stand, the
+        cloud's own token, and `further_token_ids`. The last entry belongs to the last of these. Absent if the Open asked
+        for none, and if no token becomes final because the device has them all.
+        """
+
     def __init__(
         self,
         *,
@@ -674,14 +698,56 @@ class Verdict(_message.Message):
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
         further_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: Global___Logprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "deviations", b"deviations", "further_token_ids", b"further_token_ids", "position", b"position", "queue_us", b"queue_us", "revision", b"revision", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "deviations", b"deviations", "further_token_ids", b"further_token_ids", "logprobs", b"logprobs", "position", b"position", "queue_us", b"queue_us", "revision", b"revision", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class Logprobs(_message.Message):
+    """The log-probabilities of the tokens at consecutive positions: natural logarithms of the softmax of the large model's
+    logits, over the ids below `vocabulary_size`. They are the model's own, at temperature 1, before top-k, top-p and
+    min-p. Each value is in [-9999, 0]; a smaller one is sent as -9999.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One for each token, in order of the positions."""
+
+    @_builtins.property
+    def top_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The likeliest tokens at these positions, likeliest first, ties to the lower id: for each token as many as the Open
+        asked for, or the whole vocabulary if that is smaller. They MAY include the token itself.
+        """
+
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The log-probability of each of `top_token_ids`."""
+
+    def __init__(
+        self,
+        *,
+        token_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        top_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_logprobs", b"token_logprobs", "top_logprobs", b"top_logprobs", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Logprobs: _TypeAlias = Logprobs  # noqa: Y015
 
 @_typing.final
 class Continuation(_message.Message):
@@ -699,6 +765,7 @@ class Continuation(_message.Message):
     HANDED_BACK_FIELD_NUMBER: _builtins.int
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     """Position of the first token."""
     handed_back: _builtins.bool
@@ -712,6 +779,10 @@ class Continuation(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The cloud's choices."""
 
+    @_builtins.property
+    def logprobs(self) -> Global___Logprobs:
+        """The log-probabilities of `token_ids`, one entry for each. Absent if the Open asked for none."""
+
     def __init__(
         self,
         *,
@@ -720,10 +791,11 @@ class Continuation(_message.Message):
         handed_back: _builtins.bool = ...,
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
+        logprobs: Global___Logprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "handed_back", b"handed_back", "queue_us", b"queue_us", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "handed_back", b"handed_back", "logprobs", b"logprobs", "queue_us", b"queue_us", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,60 +1,36 @@
-"""Conversion of frames between values and protobuf; no other module knows the generated classes.
-
-Decoding trusts nothing: anything that the specification does not allow raises ProtocolViolation or InvalidRequest.
-A number in Python takes ten times its bytes on the wire, so sizes are checked before any value is made of a message.
-"""
+"""The frames of a stream, between values and protobuf."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, assert_never
+from typing import assert_never
 
-from google.protobuf.message import DecodeError, Message
-
-from chaperone_common.errors import ChaperoneError, InvalidRequest, ProtocolViolation
+from chaperone_common.errors import InvalidRequest, ProtocolViolation
 from chaperone_common.frames import (
     PREFIX_DIGEST_BYTES,
-    Capabilities,
     ClientFrame,
     Close,
     Closed,
     Continuation,
     Draft,
     Failure,
-    FetchModel,
     FrameLimits,
     Open,
     Opened,
     Prefix,
-    QuotaState,
     ServerFrame,
     Verdict,
 )
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams, SessionId
+from chaperone_common.wire.checks import DEFAULT_LIMITS, bounded, check_count, check_names, fields, parse
+from chaperone_common.wire.logprobs import logprobs_message, parse_logprobs
 
-SERVICE = pb.DESCRIPTOR.services_by_name["SupervisionService"].full_name
-SUPERVISE = "Supervise"
-GET_CAPABILITIES = "GetCapabilities"
-FETCH_MODEL = "FetchModel"
-RETRY_AFTER = "chaperone-retry-after-ms"  # trailing metadata of a refused call
-
-MAX_SESSION_ID_LENGTH = 64  # in characters, as the next two
-MAX_NAME_LENGTH = 128  # of a digest, or of the name of a model
-MAX_FAILURE_LENGTH = 4096  # of a message for people; a longer one is cut
-MAX_MODEL_DATA_BYTES = 128 << 10  # of one message of FetchModel
-MAX_FIELDS = 16  # of one message: a frame, and the additions of newer versions
-DEFAULT_LIMITS = FrameLimits()
-_FETCH_LIMITS = FrameLimits(max_message_bytes=4 << 10)
-_MODEL_DATA_LIMITS = FrameLimits(max_message_bytes=MAX_MODEL_DATA_BYTES + 1024)
+MAX_SESSION_ID_LENGTH = 64  # in characters
+MAX_FAILURE_LENGTH = 4096  # characters of a message for people; a longer one is cut
 _DRAFT = pb.SuperviseRequest.DRAFT_FIELD_NUMBER
 _RISK_STEPS = 255
-
-# Wire types of protobuf: a number, a length with that many bytes, nested fields up to an end mark, and 8 or 4 bytes.
-_VARINT, _LENGTH, _GROUP, _FIXED = 0, 2, 3, {1: 8, 5: 4}
-
-M = TypeVar("M", bound=Message)
 
 # google.rpc.Code, by name; copied here so that this package needs no gRPC.
 _CODES = {
@@ -97,20 +73,20 @@ def decode_client(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ClientFr
 
     Raises ProtocolViolation, or InvalidRequest for bad parameters and for a frame that is larger than the limits.
     """
-    fields = _fields(data, limits, InvalidRequest)
-    if (size := sum(length for number, length in fields if number == _DRAFT)) > limits.max_draft_bytes:
+    sizes = fields(data, limits, InvalidRequest)
+    if (size := sum(length for number, length in sizes if number == _DRAFT)) > limits.max_draft_bytes:
         raise InvalidRequest(
             f"draft: {size} bytes, at most {limits.max_draft_bytes} are allowed for {limits.max_span_tokens} tokens; "
             "send shorter spans"
         )
-    message = _parse(pb.SuperviseRequest(), data)
+    message = parse(pb.SuperviseRequest(), data)
     match message.WhichOneof("frame"):
         case "open":
             return _parse_open(message.open, limits)
         case "draft":
             return _parse_draft(message.draft, limits)
         case "close":
-            _check_count("token_ids", len(message.close.token_ids), limits.max_text_tokens, "send fewer unread tokens")
+            check_count("token_ids", len(message.close.token_ids), limits.max_text_tokens, "send fewer unread tokens")
             return Close(message.close.start, tuple(message.close.token_ids))
         case _:
             raise ProtocolViolation("frame: none of open, draft and close is set")
@@ -140,6 +116,7 @@ def encode_server(frame: ServerFrame) -> bytes:
                     queue_us=frame.queue_us,
                     compute_us=frame.compute_us,
                     further_token_ids=frame.further_token_ids,
+                    logprobs=logprobs_message(frame.logprobs),
                 )
             )
         case Continuation():
@@ -150,6 +127,7 @@ def encode_server(frame: ServerFrame) -> bytes:
                     handed_back=frame.handed_back,
                     queue_us=frame.queue_us,
                     compute_us=frame.compute_us,
+                    logprobs=logprobs_message(frame.logprobs),
                 )
             )
         case Closed():
@@ -171,8 +149,8 @@ def encode_server(frame: ServerFrame) -> bytes:
 
 def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFrame:
     """Parse a frame of the cloud; raises ProtocolViolation, also for a frame that is larger than the limits."""
-    _fields(data, limits, ProtocolViolation)
-    message = _parse(pb.SuperviseResponse(), data)
+    fields(data, limits, ProtocolViolation)
+    message = parse(pb.SuperviseResponse(), data)
     span, text = limits.max_span_tokens, limits.max_text_tokens
     match message.WhichOneof("frame"):
         case "opened":
@@ -191,161 +169,32 @@ def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFr
                 verdict.revision,
                 verdict.position,
                 verdict.token_id,
-                _bounded("deviations", verdict.deviations, span),
+                bounded("deviations", verdict.deviations, span),
                 verdict.queue_us,
                 verdict.compute_us,
-                _bounded("further_token_ids", verdict.further_token_ids, span),
+                bounded("further_token_ids", verdict.further_token_ids, span),
+                parse_logprobs(verdict.logprobs, span + 1),
             )
         case "continuation":
             written = message.continuation
-            token_ids = _bounded("token_ids", written.token_ids, text)
-            return Continuation(written.start, token_ids, written.handed_back, written.queue_us, written.compute_us)
+            token_ids = bounded("token_ids", written.token_ids, text)
+            return Continuation(
+                written.start,
+                token_ids,
+                written.handed_back,
+                written.queue_us,
+                written.compute_us,
+                parse_logprobs(written.logprobs, len(token_ids)),
+            )
         case "closed":
             closed = message.closed
-            return Closed(_bounded("deviations", closed.deviations, text), closed.queue_us, closed.compute_us)
+            return Closed(bounded("deviations", closed.deviations, text), closed.queue_us, closed.compute_us)
         case "failure":
             failure = message.failure
             retry = failure.retry_after_ms if failure.HasField("retry_after_ms") else None
             return Failure(_NAMES.get(failure.code, "UNKNOWN"), failure.message[:MAX_FAILURE_LENGTH], retry)
         case _:
             raise ProtocolViolation("frame: none of opened, verdict, continuation, closed and failure is set")
-
-
-def encode_capabilities(value: Capabilities) -> bytes:
-    """Serialise the answer to GetCapabilities."""
-    message = pb.GetCapabilitiesResponse(
-        api_version=value.api_version,
-        model=value.model,
-        tokenizer_digest=value.tokenizer_digest,
-        vocabulary_size=value.vocabulary_size,
-        context_tokens=value.context_tokens,
-        max_span_tokens=value.max_span_tokens,
-        model_digest=value.model_digest,
-        quotas=[pb.QuotaState(name=quota.name, limit=quota.limit, used=quota.used) for quota in value.quotas],
-        kept_texts=value.kept_texts,
-    )
-    return message.SerializeToString()
-
-
-def decode_capabilities(data: bytes) -> Capabilities:
-    """Parse the answer to GetCapabilities; raises ProtocolViolation."""
-    _fields(data, DEFAULT_LIMITS, ProtocolViolation)
-    message = _parse(pb.GetCapabilitiesResponse(), data)
-    _check_names(message, ProtocolViolation, "model", "tokenizer_digest", "model_digest")
-    if not message.max_span_tokens:
-        raise ProtocolViolation("max_span_tokens: 0, so that the cloud reads no token; use another cloud")
-    return Capabilities(
-        message.api_version,
-        message.model,
-        message.tokenizer_digest,
-        message.vocabulary_size,
-        message.context_tokens,
-        message.max_span_tokens,
-        message.model_digest,
-        tuple(QuotaState(quota.name, quota.limit, quota.used) for quota in message.quotas),
-        message.kept_texts,
-    )
-
-
-def encode_capabilities_request() -> bytes:
-    """Serialise the request of GetCapabilities."""
-    return pb.GetCapabilitiesRequest().SerializeToString()
-
-
-def encode_fetch_model(request: FetchModel) -> bytes:
-    """Serialise the request of FetchModel."""
-    return pb.FetchModelRequest(
-        pair=request.pair, file=request.file, sha256=request.sha256, offset=request.offset
-    ).SerializeToString()
-
-
-def decode_fetch_model(data: bytes) -> FetchModel:
-    """Parse the request of FetchModel; raises InvalidRequest or ProtocolViolation."""
-    _fields(data, _FETCH_LIMITS, InvalidRequest)
-    message = _parse(pb.FetchModelRequest(), data)
-    _check_names(message, InvalidRequest, "pair", "file", "sha256")
-    return FetchModel(message.pair, message.file, message.sha256, message.offset)
-
-
-def encode_model_data(data: bytes) -> bytes:
-    """Serialise the next bytes of a file."""
-    return pb.FetchModelResponse(data=data).SerializeToString()
-
-
-def decode_model_data(data: bytes) -> bytes:
-    """Parse the next bytes of a file, or none before a refusal; raises ProtocolViolation."""
-    _fields(data, _MODEL_DATA_LIMITS, ProtocolViolation)
-    content: bytes = _parse(pb.FetchModelResponse(), data).data
-    if len(content) > MAX_MODEL_DATA_BYTES:
-        raise ProtocolViolation(
-            f"data: {len(content)} bytes from the cloud, at most {MAX_MODEL_DATA_BYTES} are allowed; use another cloud"
-        )
-    return content
-
-
-def _fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) -> list[tuple[int, int]]:
-    """Return number and size of the outermost fields of a message, without reading them.
-
-    There must be few: protobuf makes an object of 40 times its size for each frame that replaces another. Bytes that
-    are no message end the list, and the parser refuses them.
-    """
-    if len(data) > limits.max_message_bytes:
-        raise too_large(f"frame: {len(data)} bytes, at most {limits.max_message_bytes} are allowed; send shorter texts")
-    found: list[tuple[int, int]] = []
-    end = 0
-    while end < len(data):
-        if len(found) == MAX_FIELDS:
-            raise ProtocolViolation(f"frame: it has more than {MAX_FIELDS} fields; send one frame in each message")
-        key, start = _varint(data, end)
-        kind = key & 7
-        if kind == _LENGTH:
-            length, start = _varint(data, start)
-            end = start + length
-        elif kind == _VARINT:
-            _, end = _varint(data, start)
-        elif kind in _FIXED:
-            end = start + _FIXED[kind]
-        elif kind == _GROUP:
-            raise ProtocolViolation("frame: a field is a group, which is not part of this protocol; send a message")
-        else:
-            break
-        found.append((key >> 3, end - start))
-    return found
-
-
-def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """Return a number of up to ten bytes, and the index after it. A number that the data cuts off ends with them."""
-    value = 0
-    for place, byte in enumerate(data[start : start + 10]):
-        value |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            return value, start + place + 1
-    return value, start + 10
-
-
-def _check_count(field: str, count: int, most: int, remedy: str) -> None:
-    if count > most:
-        raise InvalidRequest(f"{field}: {count} ids, at most {most} allowed; {remedy}")
-
-
-def _bounded(field: str, values: Sequence[int], most: int) -> tuple[int, ...]:
-    if len(values) > most:
-        raise ProtocolViolation(f"{field}: {len(values)} from the cloud, at most {most} are allowed; use another cloud")
-    return tuple(values)
-
-
-def _check_names(message: Message, error: type[ChaperoneError], *fields: str) -> None:
-    for field in fields:
-        if (length := len(getattr(message, field))) > MAX_NAME_LENGTH:
-            raise error(f"{field}: {length} characters, at most {MAX_NAME_LENGTH} are allowed; send the digest alone")
-
-
-def _parse(message: M, data: bytes) -> M:
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise ProtocolViolation(f"frame: {len(data)} bytes that are not a {type(message).__name__}: {error}") from None
-    return message
 
 
 def _open(frame: Open) -> pb.Open:
@@ -367,6 +216,7 @@ def _open(frame: Open) -> pb.Open:
         committed_token_ids=frame.committed_token_ids,
         model_digest=frame.model_digest,
         prefix=_prefix(frame.prefix),
+        top_logprobs=frame.top_logprobs,
     )
 
 
@@ -396,10 +246,10 @@ def _check_session_id(field: str, session_id: str) -> None:
 
 def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
     _check_session_id("session_id", message.session_id)
-    _check_names(message, InvalidRequest, "tokenizer_digest", "model_digest")
-    _check_count("eos_token_ids", len(message.eos_token_ids), limits.max_eos_token_ids, "send the most likely ones")
+    check_names(message, InvalidRequest, "tokenizer_digest", "model_digest")
+    check_count("eos_token_ids", len(message.eos_token_ids), limits.max_eos_token_ids, "send the most likely ones")
     text = len(message.prompt_token_ids) + len(message.committed_token_ids)
-    _check_count("prompt_token_ids", text, limits.max_text_tokens, "shorten the prompt, or resume from less text")
+    check_count("prompt_token_ids", text, limits.max_text_tokens, "shorten the prompt, or resume from less text")
     sampling = message.sampling
     return Open(
         session_id=SessionId(message.session_id),
@@ -418,6 +268,7 @@ def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
         model_digest=message.model_digest,
         api_version=message.api_version,
         prefix=_parse_prefix(message),
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
 
 
