@@ -32,6 +32,8 @@ LONGEST = tuple(
         "benchmarks/quality/test_gates.py",
         "integration/chaos/test_killed_processes.py",
         "integration/client/test_streams.py",
+        "integration/endpoint/test_schema.py",
+        "integration/endpoint/test_programs.py",
         "integration/commands/test_processes.py",
         "integration/commands/test_pull.py",
         "integration/texts/test_device_architectures.py",

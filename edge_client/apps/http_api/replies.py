@@ -51,6 +51,11 @@ class Reply:
         """True for `/v1/chat/completions`."""
         return self.kind == "chat.completion"
 
+    @property
+    def prompt(self) -> str:
+        """The name of the request's field that holds the text to answer."""
+        return "messages" if self.chats else "prompt"
+
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the JSON of an answer that is not streamed."""
         stats = [answer.stats for answer in answers]
@@ -69,7 +74,7 @@ class Reply:
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         text: dict[str, Any] = {"text": answer.text}
         if self.chats:
-            text = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            text = {"message": {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}}
         return {"index": index, **text, "logprobs": None, "finish_reason": str(answer.finish_reason)}
 
     def begins(self, index: int) -> str:

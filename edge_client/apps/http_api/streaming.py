@@ -31,7 +31,7 @@ async def streamed(reply: Reply, choices: int, write: Write, *, usage: bool) -> 
     except ChaperoneError as error:
         if not begun:
             raise
-        yield server_sent(api_error(error).body)
+        yield server_sent(api_error(error, reply.prompt).body)
         return
     if usage:
         yield reply.usage(stats)
