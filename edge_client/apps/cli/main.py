@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from chaperone_common.command.completion import add_completion
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser
 from chaperone_common.command.program import run_program
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_calibrate(commands)
     add_audit(commands)
+    add_completion(commands, top)
     _add_link(commands, top)
     return top
 

@@ -11,10 +11,14 @@ from importlib.metadata import distribution, requires
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.processes.commands import ROOT
+
+PYTHONS = ("3.11", "3.12", "3.13")  # that the device supports
+ENVIRONMENTS = ROOT / ".cache" / "pythons"  # a folder for each version, from the Makefile
 
 
 class Distribution(NamedTuple):
@@ -36,9 +40,31 @@ def build(project: Path, folder: Path) -> Distribution:
     return Distribution(sdist, wheel)
 
 
-def fresh_environment(folder: Path) -> Path:
-    """Make an environment without any package; return its interpreter."""
-    venv.create(folder, with_pip=False, symlinks=True)
+def interpreter_for(version: str) -> Path:
+    """Return the interpreter of an environment with a device's libraries, which `make test` made for a version.
+
+    Skips the test where there is none: a machine may lack that interpreter.
+    """
+    python = ENVIRONMENTS / version / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no environment for Python {version}; `make test` makes it where that interpreter is")
+    return python
+
+
+def fresh_environment(folder: Path, libraries_of: Path | None = None) -> Path:
+    """Make an environment without any package of its own; return its interpreter.
+
+    It sees the libraries of another environment, `libraries_of`, and has its Python.
+    """
+    if libraries_of is None:
+        venv.create(folder, with_pip=False, symlinks=True)
+    else:
+        _run(str(libraries_of), "-m", "venv", "--without-pip", str(folder), cwd=ROOT)
+        (theirs,), (ours,) = (
+            python.parent.parent.glob("lib/python*/site-packages")
+            for python in (libraries_of, folder / "bin" / "python")
+        )
+        (ours / "libraries.pth").write_text(f"{theirs}\n", encoding="utf-8")
     return folder / "bin" / "python"
 
 
