@@ -18,6 +18,8 @@ COMMANDS = {
     "device": Command(
         "benchmarks.measured.device", "the device's overhead over bare onnxruntime, and the longest event-loop gap"
     ),
+    "endpoint": Command("benchmarks.product.endpoint", "speed through `chaperone serve`, compared with the SDK"),
+    "footprint": Command("benchmarks.product.footprint", "installed size of a device, and the time of an import"),
     "agreement": Command(
         "benchmarks.measured.agreement",
         "agreement of the device model with the cloud model, compared with another export",

@@ -7,14 +7,13 @@ import sys
 import tarfile
 import venv
 from collections.abc import Iterable
-from importlib.metadata import distribution, requires
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
+from benchmarks.kit.distributions import closure
 from tests.support.processes.commands import ROOT
 
 PYTHONS = ("3.11", "3.12", "3.13")  # that the device supports
@@ -82,22 +81,6 @@ def link_libraries(python: Path, requirements: Iterable[str]) -> None:
         for top in tops:
             if not (packages / top).is_symlink():  # by an earlier call
                 (packages / top).symlink_to(Path(str(library.locate_file(top))))
-
-
-def closure(requirements: Iterable[str]) -> set[str]:
-    """Return the canonical names of all distributions that these requirements pull in on this machine."""
-    seen: set[tuple[str, str]] = set()
-    pending = [(Requirement(text), "") for text in requirements]
-    while pending:
-        requirement, of_extra = pending.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": of_extra}):
-            continue
-        name = canonicalize_name(requirement.name)
-        for extra in ("", *requirement.extras):
-            if (name, extra) not in seen:
-                seen.add((name, extra))
-                pending += [(Requirement(text), extra) for text in requires(name) or ()]
-    return {name for name, _ in seen}
 
 
 def _pip(*arguments: str) -> None:

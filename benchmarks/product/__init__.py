@@ -1,0 +1,1 @@
+"""What a user installs: its footprint, and the endpoint."""
