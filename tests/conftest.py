@@ -32,6 +32,7 @@ LONGEST = tuple(
         "benchmarks/quality/test_gates.py",
         "integration/chaos/test_killed_processes.py",
         "integration/client/test_streams.py",
+        "integration/commands/test_wheel.py",
         "integration/endpoint/test_schema.py",
         "integration/endpoint/test_programs.py",
         "integration/commands/test_processes.py",

@@ -1,1 +1,1 @@
-"""What a user installs: its footprint, and the endpoint."""
+"""Measurements of the product as a user installs it: its footprint, and the endpoint."""
