@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(name: str, options: Sequence[str]) -> int:
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark's options."""
     module = importlib.import_module(COMMANDS[name].module)
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {name}",
@@ -41,8 +42,12 @@ def _run(name: str, options: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="write the result here: a JSON file, or a folder for figures")
     module.add_arguments(parser)
-    args = parser.parse_args(options)
-    result = module.run(args)
+    return parser
+
+
+def _run(name: str, options: Sequence[str]) -> int:
+    args = parser_of(name).parse_args(options)
+    result = importlib.import_module(COMMANDS[name].module).run(args)
     if result is None:  # it has written its own files
         return 0
     if args.out is not None:

@@ -21,6 +21,8 @@ COMMANDS = {
     "turns": Command(
         "benchmarks.measured.turns", "the first token of a conversation's third turn, compared with a new text's"
     ),
+    "endpoint": Command("benchmarks.product.endpoint", "speed through `chaperone serve`, compared with the SDK"),
+    "footprint": Command("benchmarks.product.footprint", "installed size of a device, and the time of an import"),
     "agreement": Command(
         "benchmarks.measured.agreement",
         "agreement of the device model with the cloud model, compared with another export",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from chaperone_common.command.completion import add_completion
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser
 from chaperone_common.command.program import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, run_program
@@ -58,4 +59,5 @@ def _parser() -> CommandParser:
     add_token(commands)
     add_cert(commands)
     add_models(commands)
+    add_completion(commands, parser)
     return parser

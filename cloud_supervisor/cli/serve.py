@@ -45,7 +45,7 @@ def add_serve(commands: Commands) -> None:
 
 def add_settings(serve: CommandParser) -> None:
     """Add the flags that override settings."""
-    serve.add_argument("--config", type=yaml_file, help="YAML file; flags override it")
+    serve.add_argument("--config", metavar="FILE", type=yaml_file, help="YAML file; flags override it")
     serve.add_argument("--listen", metavar="HOST:PORT", type=checked(check_listen), help="port 0 takes a free one")
     serve.add_argument(
         "--pair",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from tests.support.processes.installation import closure
+from benchmarks.kit.distributions import closure
 
 PYPROJECT = Path(__file__).resolve().parent.parent.parent / "pyproject.toml"
 UNWANTED = {"accelerate", "onnxruntime-genai", "optimum", "torch", "transformers"}

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from chaperone_common.command.completion import add_completion
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser
 from chaperone_common.command.program import run_program
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add_calibrate(commands)
     add_audit(commands)
     add_models(commands)
+    add_completion(commands, top)
     _add_link(commands, top)
     return top
 

@@ -35,7 +35,7 @@ _FLAGS = {"top_logprobs": "logprobs"}  # of parameters whose flag has another na
 
 def add_settings(command: argparse.ArgumentParser) -> None:
     """Add the flags that choose the configuration."""
-    command.add_argument("--config", type=path, help="YAML file; flags override it")
+    command.add_argument("--config", type=path, metavar="FILE", help="YAML file; flags override it")
     command.add_argument(
         "--cloud",
         type=checked(split_addresses),

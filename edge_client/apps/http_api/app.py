@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from chaperone_common.errors import ChaperoneError, trace_of
+from chaperone_common.ranges import MAX_SEED
 from chaperone_common.types import PromptInput
 from edge_client.apps.http_api.chats import Chats
 from edge_client.apps.http_api.errors import ApiError, api_error
 from edge_client.apps.http_api.replies import Reply, model, models
 from edge_client.apps.http_api.requests import ChatRequest, CompletionRequest, parse, said
+from edge_client.apps.http_api.schema import body, responses
 from edge_client.apps.http_api.streaming import Write, collected, streamed
 from edge_client.client import EdgeClient
 from edge_client.parameters import RequestParameters
@@ -73,11 +74,20 @@ def build_app(client: EdgeClient, access: Access) -> FastAPI:
     endpoint = _Endpoint(client, access)
     app = FastAPI(title="Chaperone", docs_url=None, redoc_url=None)
     app.add_exception_handler(HTTPException, _not_routed)
+    name = client.config.pair
     app.get("/health")(endpoint.health)
-    app.get("/v1/models")(endpoint.models)
-    app.get("/v1/models/{name}")(endpoint.model)
-    app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))(endpoint.chat)
-    app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))(endpoint.completion)
+    app.get("/v1/models", responses=responses("list"))(endpoint.models)
+    app.get("/v1/models/{name}", responses=responses("model"))(endpoint.model)
+    app.post(
+        "/v1/chat/completions",
+        responses=responses("chat.completion", streamed=True),
+        openapi_extra=body(ChatRequest, name),
+    )(endpoint.chat)
+    app.post(
+        "/v1/completions",
+        responses=responses("text_completion", streamed=True),
+        openapi_extra=body(CompletionRequest, name),
+    )(endpoint.completion)
     return app
 
 
@@ -117,7 +127,7 @@ class _Endpoint:
             wanted = parse(ChatRequest, await _body(request), self._name)
             return await self._written(request, wanted, self._chat_texts(wanted))
 
-        return await self._answered(request, write)
+        return await self._answered(request, write, "messages")
 
     async def completion(self, request: Request) -> Response:
         """Continue a text."""
@@ -141,17 +151,19 @@ class _Endpoint:
         if wanted.chaperone is not None and wanted.chaperone.on_overflow is not None:
             message = "chaperone.on_overflow: a completion has no turns; leave it out"
             raise ApiError(400, message, code="invalid_value", param="chaperone.on_overflow")
-        if isinstance(wanted.prompt, str):
-            prompt, parameters["raw"] = wanted.prompt, True
-            return lambda index: self._client.stream(prompt, **self._seeded(parameters, index))
-        token_ids = PromptInput(tuple(wanted.prompt))
-        return lambda index: self._client.stream(token_ids, **self._seeded(parameters, index))
+        text = wanted.text
+        if isinstance(text, str):
+            parameters["raw"] = True
+        prompt = text if isinstance(text, str) else PromptInput(text)
+        return lambda index: self._client.stream(prompt, **self._seeded(parameters, index))
 
     def _seeded(self, parameters: RequestParameters, index: int) -> RequestParameters:
         """Return the parameters of a choice: each has a seed of its own. Without one, a new seed is drawn for each."""
         seed = parameters.get("seed")
         seed = self._client.config.generation.seed if seed is None else seed
-        return parameters if seed is None else RequestParameters(**{**parameters, "seed": seed + index})
+        return (
+            parameters if seed is None else RequestParameters(**{**parameters, "seed": (seed + index) % (MAX_SEED + 1)})
+        )
 
     async def _written(self, request: Request, wanted: ChatRequest | CompletionRequest, write: Write) -> Response:
         chats = isinstance(wanted, ChatRequest)
@@ -177,8 +189,10 @@ class _Endpoint:
         ]
         return JSONResponse(reply.whole(answers))
 
-    async def _answered(self, request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:
-        """Return an answer, or an error in OpenAI's form."""
+    async def _answered(
+        self, request: Request, answer: Callable[[], Awaitable[Response]], prompt: str = "prompt"
+    ) -> Response:
+        """Return an answer, or an error in OpenAI's form; `prompt` is the request's name of that field."""
         try:
             self._access.check(request)
             if self._running >= MAX_REQUESTS:
@@ -197,7 +211,7 @@ class _Endpoint:
         except ApiError as error:
             return _error_response(error)
         except ChaperoneError as error:
-            return _error_response(api_error(error))
+            return _error_response(api_error(error, prompt))
         except _GoneError:
             return Response(status_code=_CLOSED_REQUEST)
         except Exception as error:
@@ -267,21 +281,3 @@ async def _not_routed(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"path: there is no such path here, or not with this method ({error.detail}); see /openapi.json"
     return JSONResponse(ApiError(error.status_code, message, code="not_found").body, error.status_code, error.headers)
-
-
-def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """Return the description of a body for the schema: it is parsed by `requests.parse`."""
-    schema = kind.model_json_schema()
-    inlined = _inlined(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}}}
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Return a schema with its definitions in the places that refer to them."""
-    if isinstance(schema, list):
-        return [_inlined(part, definitions) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if (reference := schema.get("$ref")) is not None:
-        return _inlined(definitions[reference.removeprefix("#/$defs/")], definitions)
-    return {key: _inlined(part, definitions) for key, part in schema.items()}

@@ -41,11 +41,17 @@ class Chats:
         chat = self._client.conversation(
             messages=messages[:-1], on_overflow=on_overflow, in_place_of=self._taken(messages)
         )
-        async with aclosing(chat.stream(messages[-1:], **parameters)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    self._keep(_Chat(messages, chat))
-                yield event
+        kept = False
+        try:
+            async with aclosing(chat.stream(messages[-1:], **parameters)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        kept = True
+                        self._keep(_Chat(messages, chat))
+                    yield event
+        finally:
+            if not kept:  # it failed, or its reader left: the device's memory must not wait for a garbage collection
+                chat.close()
 
     def _taken(self, messages: Messages) -> Conversation | None:
         """Take the chat with the most messages in common; None if none has more than instructions in common."""

@@ -82,13 +82,13 @@ _NAMES = {
 }
 
 
-def api_error(error: ChaperoneError) -> ApiError:
-    """Return an error of the SDK as one of the API, with the API's name of the field."""
+def api_error(error: ChaperoneError, prompt: str) -> ApiError:
+    """Return an error of the SDK as one of the API, with the API's name of the field; `prompt` is that of the text."""
     kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     message, param = error.message, None
     if isinstance(error, InvalidRequest):
         name, colon, rest = message.partition(":")
-        param = _NAMES.get(name, name)
+        param = prompt if name == "prompt" else _NAMES.get(name, name)
         message = f"{param}{colon}{rest}"
     retry_after_s = None if error.retry_after_ms is None else error.retry_after_ms / 1e3
     return ApiError(kind.status, message, kind=kind.kind, code=kind.code, param=param, retry_after_s=retry_after_s)

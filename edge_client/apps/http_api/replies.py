@@ -54,6 +54,11 @@ class Reply:
         """True for `/v1/chat/completions`."""
         return self.kind == "chat.completion"
 
+    @property
+    def prompt(self) -> str:
+        """The name of the request's field that holds the text to answer."""
+        return "messages" if self.chats else "prompt"
+
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the JSON of an answer that is not streamed."""
         stats = [answer.stats for answer in answers]
@@ -77,7 +82,7 @@ class Reply:
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         text: dict[str, Any] = {"text": answer.text}
         if self.chats:
-            text = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            text = {"message": {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}}
         return {
             "index": index,
             **text,

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chaperone_common.ranges import MAX_TOP_LOGPROBS
+from chaperone_common.ranges import MAX_SEED, MAX_TOP_LOGPROBS
 from chaperone_common.suggestion import did_you_mean
 from chaperone_common.types import Mode
 from edge_client.apps.http_api.errors import ApiError
@@ -97,7 +97,7 @@ class _Request(_Strict):
     model: str = Field(min_length=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     stop: str | list[str] | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
@@ -160,12 +160,23 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """The body of `POST /v1/completions`."""
 
-    prompt: str | list[int] = Field(min_length=1)
+    prompt: str | list[int] | list[str] = Field(min_length=1)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @property
     def reported(self) -> int | None:
         return self.logprobs
+
+    @property
+    def text(self) -> str | tuple[int, ...]:
+        """The text or its token ids; raises ApiError for several texts."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        texts = [part for part in self.prompt if isinstance(part, str)]
+        if len(texts) > 1:
+            message = f"prompt: {len(texts)} texts; send one in a request"
+            raise ApiError(400, message, code="unsupported_value", param="prompt")
+        return texts[0] if texts else tuple(part for part in self.prompt if isinstance(part, int))
 
 
 def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:

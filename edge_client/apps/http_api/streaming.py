@@ -36,7 +36,7 @@ async def streamed(
     except ChaperoneError as error:
         if not begun:
             raise
-        yield server_sent(api_error(error).body)
+        yield server_sent(api_error(error, reply.prompt).body)
         return
     if usage:
         yield reply.usage(stats)

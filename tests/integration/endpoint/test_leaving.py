@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloud_supervisor.model.torch_model import TorchModel
+from edge_client.apps.http_api.chats import MOST_CHATS
 from edge_client.config import CloudSettings
 from tests.support.processes.clients import SLOW
 from tests.support.processes.endpoints import Endpoint, endpoint
@@ -44,15 +45,13 @@ async def begin(
 def test_a_client_that_leaves_frees_both_ends(tiny_pair: Path, target: TorchModel, stream: bool) -> None:
     async def test() -> None:
         async with endpoint(target, tiny_pair) as served:
-            supervisor = served.server.cloud.supervisor
             for _ in range(3):
                 reader, writer = await begin(served, stream=stream)
-                await until(lambda: supervisor.sessions == 1, "the text is being written")
+                await until(lambda: served.server.cloud.supervisor.sessions == 1, "the text is being written")
                 if stream:
                     await reader.readuntil(b'"source"')
                 writer.close()
-                await until(lambda: supervisor.sessions == 0, "the cloud's session has ended")
-            await until(lambda: not served.client._runs._engines, "the device's generations have ended")
+                await until(lambda: served.idle, "both ends have freed the text")
             assert (await served.chat("the list", max_tokens=2)).status == 200
 
     run(test)
@@ -71,6 +70,40 @@ def test_twenty_streams_at_once_are_those_of_each_alone(tiny_pair: Path, target:
             assert together == [await text(seed) for seed in range(20)]
 
     run(test)
+
+
+def test_of_twenty_streams_some_are_read_and_some_are_left(tiny_pair: Path, target: TorchModel) -> None:
+    """Each reader gets the text that it gets alone, and nothing of any stream is left on either end."""
+
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            alone = (await served.chat("the list", max_tokens=12, temperature=0.9, seed=3, stream=True)).body
+            left = [await begin(served, stream=True) for _ in range(10)]
+            await until(lambda: served.server.cloud.supervisor.sessions >= 10, "ten texts are being written")
+            read = [
+                asyncio.create_task(served.chat("the list", max_tokens=12, temperature=0.9, seed=3, stream=True))
+                for _ in range(10)
+            ]
+            for number, (reader, writer) in enumerate(left):
+                if number % 2:  # some in the middle, some at once
+                    await reader.readuntil(b'"source"')
+                writer.close()
+            texts = [text_of(answer.body) for answer in await asyncio.gather(*read)]
+            assert texts == [text_of(alone)] * 10
+            await until(lambda: served.idle, "both ends have freed all texts")
+            assert served.server.cloud.supervisor.counters.streams == 21
+            kept = [caches for caches in served.client._runs.caches if caches.prompt._kept is not None]
+            assert len(kept) <= MOST_CHATS, "of the chats that may go on"
+
+    run(test)
+
+
+def text_of(body: bytes) -> str:
+    """Return the text of the server-sent events of a stream that ended well."""
+    *events, done, rest = body.decode().split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+    return "".join(delta.get("content", "") for delta in deltas)
 
 
 def test_a_loss_in_the_middle_is_the_last_event(tiny_pair: Path, target: TorchModel) -> None:

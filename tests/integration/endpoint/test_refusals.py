@@ -79,11 +79,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "no token": ({"max_tokens": 0}, "invalid_value", "max_tokens", "greater than or equal to 1"),
     "too many choices": ({"n": 100}, "invalid_value", "n", "less than or equal to 8"),
     "a negative seed": ({"seed": -1}, "invalid_value", "seed", "greater than or equal to 0"),
+    "a seed of too many bits": ({"seed": 2**64}, "invalid_value", "seed", "less than or equal to"),
     "too many stops": ({"stop": ["x"] * 17}, "invalid_value", "stop", "17 texts; give at most 16"),
     "a long prompt": (
         {"messages": [{**TEXT, "content": "number " * 9000}]},
         "context_length_exceeded",
-        "prompt",
+        "messages",
         "are more than 4096 tokens, the context, can hold; shorten it",
     ),
 }
@@ -133,6 +134,31 @@ def test_a_completion_has_no_turns_to_drop(tiny_pair: Path, target: TorchModel) 
             body = {"model": "tiny", "prompt": "def", "chaperone": {"on_overflow": "drop_oldest"}}
             answer = await served.post("/v1/completions", body)
             assert (answer.status, answer.error["param"]) == (400, "chaperone.on_overflow")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "message"),
+    [
+        (["a", "b"], "unsupported_value", "2 texts; send one in a request"),
+        ([], "invalid_value", "at least 1 item"),
+        ([1, "a"], "invalid_value", "prompt"),
+        ("number " * 9000, "context_length_exceeded", "more than 4096 tokens"),
+        ([""], "invalid_value", "prompt"),
+        ([10**9], "invalid_value", "prompt"),
+    ],
+    ids=["two texts", "nothing", "a mixture", "a long text", "an empty text", "no token"],
+)
+def test_a_text_that_cannot_be_continued_is_refused(
+    tiny_pair: Path, target: TorchModel, prompt: object, code: str, message: str
+) -> None:
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            answer = await served.post("/v1/completions", {"model": "tiny", "prompt": prompt, "max_tokens": 2})
+            assert answer.status == 400
+            assert (answer.error["code"], answer.error["param"]) == (code, "prompt")
+            assert message in answer.error["message"]
 
     run(test)
 
@@ -307,5 +333,7 @@ def test_the_schema_describes_both_bodies(tiny_pair: Path, target: TorchModel) -
                 schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
                 assert {"model", "temperature", "stream", "chaperone"} <= schema["properties"].keys()
                 assert "$ref" not in json.dumps(schema), "it is complete"
+                assert schema["properties"]["model"] == {"const": "tiny"}
+                assert {"200", "400", "401", "404", "429", "503"} <= paths[path]["post"]["responses"].keys()
 
     run(test)

@@ -32,7 +32,13 @@ def test_a_chat_is_what_the_sdk_writes(tiny_pair: Path, target: TorchModel, mode
             assert answer.status == 200
             whole = answer.json
             (choice,) = whole["choices"]
-            assert choice["message"] == {"role": "assistant", "content": expected.text, "refusal": None}
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": expected.text,
+                "refusal": None,
+                "annotations": [],
+            }
+            assert choice["message"] == message
             assert choice["finish_reason"] == str(expected.finish_reason)
             assert whole["object"] == "chat.completion"
             assert whole["model"] == "tiny"
@@ -99,6 +105,8 @@ def test_a_text_is_continued(tiny_pair: Path, target: TorchModel) -> None:
             assert (await served.post("/v1/completions", {**body, "prompt": token_ids})).json["choices"] == whole[
                 "choices"
             ]
+            one = await served.post("/v1/completions", {**body, "prompt": ["def name"]})
+            assert one.json["choices"] == whole["choices"], "a list of one text, as some clients send"
             events = (await served.post("/v1/completions", {**body, "prompt": "def name", "stream": True})).events
             assert "".join(event["choices"][0]["text"] for event in events[:-1]) == expected.text
 
@@ -161,7 +169,7 @@ def test_chats_at_the_same_time_do_not_mix(tiny_pair: Path, target: TorchModel) 
                 together = await asyncio.gather(*(served.chat(each, max_tokens=8) for each in (longer, other, longer)))
                 for chat, answer in zip((longer, other, longer), together, strict=True):
                     alone = await served.client.generate(
-                        [{key: value for key, value in each.items() if value is not None} for each in chat],
+                        [{key: value for key, value in each.items() if value not in (None, [])} for each in chat],
                         mode="cloud",
                         max_new_tokens=8,
                     )

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from benchmarks.kit.distributions import closure
 from tests.support.deployment.context import copy_context
 from tests.support.deployment.dockerfile import Stage, assignments, stages
-from tests.support.processes.installation import closure, fresh_environment, install, link_libraries
+from tests.support.processes.installation import fresh_environment, install, link_libraries
 
 PYTHON_IMAGE = re.compile(r"python:3\.11\.\d+-slim-bookworm")
 OTHER_IMAGE = re.compile(r"nvidia/cuda:[\w.-]+")

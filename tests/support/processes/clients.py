@@ -13,7 +13,7 @@ from chaperone_common.types import OnDeviation
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, EdgeConfig
-from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
+from edge_client.config import CloudSettings, DeviceSettings, GateSettings, GenerationSettings, PlannerSettings
 from edge_client.events import Event
 from tests.support.processes.servers import serving
 
@@ -27,6 +27,7 @@ def config_for(
     risk: float = 0.12,
     closing_audit: bool = False,
     cloud: CloudSettings | None = None,
+    generation: GenerationSettings | None = None,
 ) -> EdgeConfig:
     """Return settings for the tiny pair on one thread."""
     return EdgeConfig(
@@ -36,6 +37,7 @@ def config_for(
         device=DeviceSettings(threads=1, allow_spinning=False),
         gate=GateSettings(policy="threshold", risk=risk),
         planner=planner or PlannerSettings(),
+        generation=generation or GenerationSettings(),
     )
 
 

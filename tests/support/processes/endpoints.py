@@ -6,12 +6,12 @@ import asyncio
 import functools
 import http.client
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from cloud_supervisor.model.ports import TargetModel
@@ -22,6 +22,8 @@ from edge_client.apps.http_api.server import bound, running
 from tests.support.processes.clients import config_for
 from tests.support.processes.servers import serving
 from tests.support.waiting import START_S
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class Endpoint:
         assert parts.port is not None
         return parts.hostname, parts.port
 
+    @property
+    def idle(self) -> bool:
+        """True if neither the device nor the cloud holds anything of a text that is being written."""
+        cloud = self.server.cloud
+        return not self.client._runs._engines and cloud.supervisor.sessions == 0 and cloud.runner.kv_stats.sessions == 0
+
     async def get(self, path: str, **headers: str) -> Answer:
         return await self.send("GET", path, None, headers)
 
@@ -82,11 +90,16 @@ class Endpoint:
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         return await self.post("/v1/chat/completions", {"model": "tiny", "messages": messages, **fields})
 
-    async def send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
-        # In a thread of its own: the endpoint runs in this process, and needs the loop's threads.
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks, such as a client of another library.
+
+        In a thread of its own: the endpoint runs in this process, and needs the loop's threads.
+        """
         with ThreadPoolExecutor(max_workers=1) as thread:
-            work = functools.partial(self._send, method, path, body, headers)
-            return await asyncio.get_running_loop().run_in_executor(thread, work)
+            return await asyncio.get_running_loop().run_in_executor(thread, function)
+
+    async def send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
+        return await self.in_thread(functools.partial(self._send, method, path, body, headers))
 
     def _send(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         connection = http.client.HTTPConnection(*self.where, timeout=START_S)

@@ -7,14 +7,17 @@ import sys
 import tarfile
 import venv
 from collections.abc import Iterable
-from importlib.metadata import distribution, requires
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+import pytest
 
+from benchmarks.kit.distributions import closure
 from tests.support.processes.commands import ROOT
+
+PYTHONS = ("3.11", "3.12", "3.13")  # that the device supports
+ENVIRONMENTS = ROOT / ".cache" / "pythons"  # a folder for each version, from the Makefile
 
 
 class Distribution(NamedTuple):
@@ -36,9 +39,31 @@ def build(project: Path, folder: Path) -> Distribution:
     return Distribution(sdist, wheel)
 
 
-def fresh_environment(folder: Path) -> Path:
-    """Make an environment without any package; return its interpreter."""
-    venv.create(folder, with_pip=False, symlinks=True)
+def interpreter_for(version: str) -> Path:
+    """Return the interpreter of an environment with a device's libraries, which `make test` made for a version.
+
+    Skips the test where there is none: a machine may lack that interpreter.
+    """
+    python = ENVIRONMENTS / version / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no environment for Python {version}; `make test` makes it where that interpreter is")
+    return python
+
+
+def fresh_environment(folder: Path, libraries_of: Path | None = None) -> Path:
+    """Make an environment without any package of its own; return its interpreter.
+
+    It sees the libraries of another environment, `libraries_of`, and has its Python.
+    """
+    if libraries_of is None:
+        venv.create(folder, with_pip=False, symlinks=True)
+    else:
+        _run(str(libraries_of), "-m", "venv", "--without-pip", str(folder), cwd=ROOT)
+        (theirs,), (ours,) = (
+            python.parent.parent.glob("lib/python*/site-packages")
+            for python in (libraries_of, folder / "bin" / "python")
+        )
+        (ours / "libraries.pth").write_text(f"{theirs}\n", encoding="utf-8")
     return folder / "bin" / "python"
 
 
@@ -56,22 +81,6 @@ def link_libraries(python: Path, requirements: Iterable[str]) -> None:
         for top in tops:
             if not (packages / top).is_symlink():  # by an earlier call
                 (packages / top).symlink_to(Path(str(library.locate_file(top))))
-
-
-def closure(requirements: Iterable[str]) -> set[str]:
-    """Return the canonical names of all distributions that these requirements pull in on this machine."""
-    seen: set[tuple[str, str]] = set()
-    pending = [(Requirement(text), "") for text in requirements]
-    while pending:
-        requirement, of_extra = pending.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": of_extra}):
-            continue
-        name = canonicalize_name(requirement.name)
-        for extra in ("", *requirement.extras):
-            if (name, extra) not in seen:
-                seen.add((name, extra))
-                pending += [(Requirement(text), extra) for text in requires(name) or ()]
-    return {name for name, _ in seen}
 
 
 def _pip(*arguments: str) -> None:

@@ -1,0 +1,56 @@
+"""Programs of other people that talk to the endpoint, as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes.commands import ROOT
+from tests.support.waiting import START_S
+
+AIDER = ROOT / ".cache" / "aider" / "bin" / "aider"  # `make test` makes it, from tools/aider.txt
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def run_module(name: str, *arguments: str, folder: Path, **extra: str) -> Ended:
+    """Run `python -m NAME ...` in a folder."""
+    return await run_program(sys.executable, "-m", name, *arguments, folder=folder, **extra)
+
+
+async def run_program(*command: str, folder: Path, **extra: str) -> Ended:
+    """Run a command in a folder, which is its home, too; it is killed if it takes too long."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=folder,
+        env={**os.environ, "HOME": str(folder), "NO_COLOR": "1", **extra},
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), START_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+def require_aider() -> None:
+    """Skip a test where aider is not installed, except in CI."""
+    if not AIDER.is_file() and not os.environ.get("CI"):
+        pytest.skip(f"{AIDER.relative_to(ROOT)} is not there; `make test` makes it")
