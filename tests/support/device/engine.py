@@ -18,7 +18,7 @@ from edge_client.gate import Always, Gate, Never
 from edge_client.link.connection import Route
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import Estimates, FixedPlanner, Planner
-from edge_client.ports import TEXT_ROW, DraftStep
+from edge_client.ports import TEXT_ROW, DraftStep, RiskModel
 from tests.support.fakes.clock import ManualClock
 from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.link import FakeLink
@@ -102,6 +102,7 @@ class EngineHarness:
         routes: Sequence[Route] | None = None,
         mode: Mode = Mode.EXACT,
         gate: Gate | None = None,
+        risk_model: RiskModel | None = None,
         planner: Planner | None = None,
         span: int = 4,
         in_flight: int = 2,
@@ -139,6 +140,7 @@ class EngineHarness:
             gate=gate or (Never() if mode is Mode.EDGE else Always()),
             planner=planner or FixedPlanner(mode, span, in_flight, run_ahead, takeover_tokens),
             estimates=Estimates(),
+            risk_model=risk_model,
             output=NumberText(stop_at),
             clock=clock or self.clock,
             known_to_cloud=known_to_cloud,

@@ -250,8 +250,7 @@ class Replaying:
 @pytest.mark.parametrize("stop_at", [None, cloud_text(40)[25]])
 def test_the_risk_model_is_in_step_with_the_text(stop_at: int | None) -> None:
     risk_model = Replaying()
-    harness = gated(Threshold(0.5), FakeLink(cloud_of(TARGET)), stop_at=stop_at, branches=2)
-    harness.engine.risk_model = risk_model
+    harness = gated(Threshold(0.5), FakeLink(cloud_of(TARGET)), risk_model=risk_model, stop_at=stop_at, branches=2)
     seen: list[int] = []
 
     async def write() -> list[Event]:
