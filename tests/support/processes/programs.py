@@ -32,13 +32,14 @@ async def run_module(name: str, *arguments: str, folder: Path, **extra: str) -> 
 
 async def run_program(*command: str, folder: Path, **extra: str) -> Ended:
     """Run a command in a folder, which is its home, too; it is killed if it takes too long."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # of our modules
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
-        env={**os.environ, "HOME": str(folder), "NO_COLOR": "1", **extra},
+        env={**inherited, "HOME": str(folder), "NO_COLOR": "1", **extra},
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(), START_S)
