@@ -174,7 +174,7 @@ class Assembly:
         folder = pair_folder(config.pair, "edge") if folder is None else folder
         self.config = config
         self.folder = folder
-        self.manifest = check_model(config)
+        self.manifest = check_model(config, folder=folder)
         self.tokenizer = Tokenizer.load(folder, self.manifest)
         self.peer = Peer(config.cloud, self.manifest, cloud, tracer)
         self.model = SharedModel(folder, self.manifest, config.device)

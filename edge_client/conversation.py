@@ -16,7 +16,7 @@ from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation
 from edge_client.events import Event
 from edge_client.generation import Generation, GenerationRequest, Streamer
-from edge_client.parameters import RequestParameters, check_names, plain_names
+from edge_client.parameters import RequestParameters, check_names, merged, plain_names
 from edge_client.running import Run, Runs, final_text, whole
 from edge_client.text import PromptReader
 from edge_client.text.continued import ChatTokens, continued
@@ -293,7 +293,7 @@ class Conversation:
         if isinstance(message, PartialGeneration):
             return self._resumed(message, given)
         _refuse(given, *_NEVER, "tools", "parse_special")
-        given = cast(RequestParameters, {**self._parameters, **plain_names(given)})
+        given = merged(self._parameters, given)
         said, earlier, dropped = _messages(message), self._earlier, 0
         while True:
             tokens = self._tokens(said, earlier, turns)

@@ -22,7 +22,12 @@ _SEED_BITS = 32  # of a drawn seed: every JSON reader keeps such a number whole
 _SETTLED = (  # by a resumed text
     *("temperature", "do_sample", "top_p", "top_k", "min_p", "seed", "stop", "stop_strings", "committed_token_ids"),
 )
-_OF_METHODS = ("timeout", "cancellation", "explain", "streamer")  # arguments that are no parameters
+_OF_METHODS = {  # arguments that are no parameters, and the methods that take them
+    "timeout": "generate, stream and stream_text take",
+    "cancellation": "generate, stream and stream_text take",
+    "explain": "stream takes",
+    "streamer": "generate takes",
+}
 
 SettingsT = TypeVar("SettingsT", bound=FrozenModel)
 
@@ -50,9 +55,9 @@ class RequestParameters(TypedDict, total=False):
     max_new_tokens: int | None
     stop: str | Sequence[str] | None  # the text ends before any of these
 
-    # Hugging Face's names, where they have an exact equivalent.
+    # Hugging Face's names.
     do_sample: bool | None  # False: `temperature` 0. True: a temperature above 0, which is 1 unless one is given
-    stop_strings: str | Sequence[str] | None  # `stop`
+    stop_strings: str | Sequence[str] | None  # `stop`; Hugging Face's texts end after the first of these
 
     # What to report; see docs/using.md.
     logprobs: bool | None  # the log-probability of each token
@@ -144,6 +149,8 @@ def check_names(parameters: Mapping[str, Any]) -> None:
     """Raise InvalidRequest for a name that is no parameter, and suggest the nearest one."""
     known = RequestParameters.__annotations__
     for name in parameters:
+        if name in _OF_METHODS:
+            raise InvalidRequest(f"{name}: no parameter; only {_OF_METHODS[name]} it, as an argument of the method")
         if name not in known:
             raise InvalidRequest(f"{name}: unknown parameter{did_you_mean(name, (*known, *_OF_METHODS))}")
 
@@ -169,6 +176,21 @@ def plain_names(given: RequestParameters) -> RequestParameters:
     if temperature not in (None, 0):
         raise InvalidRequest(f"do_sample: False is greedy, but temperature is {temperature}; give one of them")
     return cast(RequestParameters, {**plain, "temperature": 0.0})
+
+
+def merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> RequestParameters:
+    """Return the parameters of one text in place of those of a conversation or command; None leaves these.
+
+    Raises InvalidRequest for two names in `given` that contradict each other.
+    """
+    kept, plain = dict(defaults), plain_names(cast(RequestParameters, given))
+    if "temperature" in plain or "do_sample" in plain:
+        kept.pop("do_sample", None)
+    if "do_sample" in plain and kept.get("temperature") == 0:
+        kept.pop("temperature")
+    if plain.get("logprobs") is False:
+        kept.pop("top_logprobs", None)
+    return cast(RequestParameters, {**kept, **plain})
 
 
 def check_promised(given: Mapping[str, Any], mode: Mode) -> None:
@@ -199,9 +221,9 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
         stop=params.stop,
         committed_token_ids=partial.token_ids,
         logprobs=params.logprobs,
-        top_logprobs=params.top_logprobs if given.get("logprobs") is not False else 0,
+        top_logprobs=params.top_logprobs,
     )
-    kept.update(cast(RequestParameters, {name: value for name, value in given.items() if value is not None}))
+    kept = merged(kept, given)
     if parse_mode(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
         kept.setdefault("catch", partial.promises.catch)
         kept.setdefault("max_deviation", partial.promises.max_deviation)

@@ -66,9 +66,12 @@ def pulled_pairs() -> list[str]:
         raise ModelError(f"{models}: cannot be read: {error.strerror}; CHAPERONE_HOME names its folder") from None
 
 
-def check_model(config: EdgeConfig, *, verify: bool = False) -> ModelManifest:
-    """Return the manifest of the configured pair's model; raises as `load_manifest` does, with the remedy."""
-    folder = pair_folder(config.pair, "edge")
+def check_model(config: EdgeConfig, *, folder: Path | None = None, verify: bool = False) -> ModelManifest:
+    """Return the manifest of the configured pair's model, or of the one in `folder`.
+
+    Raises as `load_manifest` does, with the remedy.
+    """
+    folder = folder or pair_folder(config.pair, "edge")
     remedy = pull_remedy(folder, "edge", cloud=read_addresses(config.cloud)[0])
     return load_manifest(folder, role="edge", verify=verify, remedy=remedy)
 

@@ -15,7 +15,7 @@ from chaperone_common.types import Mode
 from edge_client.apps.batch.prompt_file import MAX_LINE_BYTES
 from edge_client.client import EdgeClient
 from edge_client.generation import Collector, GenerationRequest, Prompt, error_json, logprobs_json
-from edge_client.parameters import GATED_ONLY, check_promised, parse_mode
+from edge_client.parameters import GATED_ONLY, check_promised, merged, parse_mode
 
 PARAMETERS = (
     *("mode", *GATED_ONLY),
@@ -121,9 +121,7 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
     _check_keys(line.fields)
     given = {name: line.fields[name] for name in PARAMETERS if line.fields.get(name) is not None}
     prompt: Prompt = line.fields["prompt" if "prompt" in line.fields else "messages"]
-    asked = {**defaults, **given}
-    if given.get("logprobs") is False:
-        asked["top_logprobs"] = given.get("top_logprobs")  # not the one of a flag
+    asked: dict[str, Any] = {**merged(defaults, given)}
     mode = parse_mode(asked.get("mode"), client.config.mode)
     check_promised(given, mode)
     if mode is not Mode.GATED:

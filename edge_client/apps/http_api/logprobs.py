@@ -1,6 +1,7 @@
 """Log-probabilities in the two forms of OpenAI's API.
 
-Both list the tokens that add something to the text: control tokens, such as end-of-text, are left out.
+Both list the tokens that have a text, those of a stop string included. Control tokens, such as end-of-text, are left
+out. Offsets count characters of the answer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from chaperone_common.logprobs import Logprob, TokenLogprobs
 
 
 def shown(found: Iterable[TokenLogprobs | None]) -> list[TokenLogprobs]:
-    """Return the entries of tokens that add something to the text."""
+    """Return the entries of tokens that have a text."""
     return [each for each in found if each is not None and each.chosen.token_bytes]
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from chaperone_common.ranges import MAX_SEED, MAX_TOP_LOGPROBS
 from chaperone_common.suggestion import did_you_mean
@@ -67,6 +67,16 @@ _IGNORED = (
 _KINDS = ("str", "int", "list[str]", "list[int]")  # by which pydantic names the kinds of one field
 
 RequestT = TypeVar("RequestT", bound="_Request")
+
+
+def _no_number(logprobs: Any) -> Any:
+    """Return False for 0, by which a completion asks for the chosen tokens alone, and a chat for nothing."""
+    return False if type(logprobs) is int and logprobs == 0 else logprobs
+
+
+def _no_flag(logprobs: Any) -> Any:
+    """Return None for False, by which a chat asks for nothing."""
+    return None if logprobs is False else logprobs
 
 
 class _Strict(BaseModel):
@@ -145,7 +155,7 @@ class ChatRequest(_Request):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    logprobs: bool | None = None
+    logprobs: Annotated[bool | None, BeforeValidator(_no_number)] = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @property
@@ -161,7 +171,7 @@ class CompletionRequest(_Request):
     """The body of `POST /v1/completions`."""
 
     prompt: str | list[int] | list[str] = Field(min_length=1)
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    logprobs: Annotated[int | None, BeforeValidator(_no_flag)] = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @property
     def reported(self) -> int | None:

@@ -168,6 +168,9 @@ def test_parameters_that_ask_for_nothing_are_accepted(tiny_pair: Path, target: T
         async with endpoint(target, tiny_pair) as served:
             plain = (await served.chat([TEXT], max_tokens=4)).json["choices"]
             assert (await served.chat([TEXT], max_tokens=4, **NEUTRAL)).json["choices"] == plain
+            assert (await served.chat([TEXT], max_tokens=4, logprobs=0)).json["choices"] == plain
+            body = {"model": "tiny", "prompt": "a", "max_tokens": 2, "logprobs": False}
+            assert (await served.post("/v1/completions", body)).json["choices"][0]["logprobs"] is None
             parts: list[dict[str, Any]] = [
                 {"role": "developer", "content": [{"type": "text", "text": "be brief"}]},
                 TEXT,

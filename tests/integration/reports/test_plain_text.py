@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import shutil
 from collections.abc import Iterator
 from contextlib import aclosing, closing
 from pathlib import Path
@@ -27,6 +28,7 @@ from edge_client import (
     SyncEdgeClient,
 )
 from edge_client.config import CloudSettings
+from edge_client.parameters import merged
 from tests.support.processes.clients import IMPATIENT, NOBODY, config_for
 from tests.support.processes.servers import serving_in_thread
 from tests.support.waiting import until
@@ -133,6 +135,8 @@ def test_a_configured_temperature_is_kept_where_tokens_are_drawn(tiny_pair: Path
         ({"stop": "a", "stop_strings": "b"}, "stop_strings: it is another name of stop, which is given, too"),
         ({"do_smaple": True}, "do_smaple: unknown parameter \\(did you mean 'do_sample'\\?\\)"),
         ({"timeuot": 3}, "timeuot: unknown parameter \\(did you mean 'timeout'\\?\\)"),
+        ({"timeout": 3}, "timeout: no parameter; only generate, stream and stream_text take it"),
+        ({"explain": True}, "explain: no parameter; only stream takes it, as an argument of the method"),
         ({"logprob": True}, "logprob: unknown parameter \\(did you mean 'logprobs'\\?\\)"),
         ({"top_logprobs": 3}, "top_logprobs: 3 needs logprobs=True"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: 21 is outside \\[0, 20\\]"),
@@ -153,6 +157,26 @@ def test_a_turn_replaces_the_names_of_its_conversation(tiny_pair: Path) -> None:
                 await chat.generate(PROMPT, **cast(Any, {"max_tokens": 4}))
 
     asyncio.run(write())
+
+
+@pytest.mark.parametrize(
+    ("kept", "given", "same"),
+    [
+        ({"do_sample": True}, {"do_sample": False}, {"temperature": 0.0}),
+        ({"do_sample": True}, {"temperature": 0.0}, {"temperature": 0.0}),
+        ({"do_sample": False}, {"do_sample": True}, {"temperature": 1.0}),
+        ({"temperature": 0.0}, {"do_sample": True}, {"temperature": 1.0}),
+        ({"temperature": 0.6}, {"do_sample": True}, {"temperature": 0.6}),
+        ({"temperature": 0.6}, {"do_sample": False}, {"temperature": 0.0}),
+        ({"do_sample": True}, {"top_k": 3}, {"temperature": 1.0, "top_k": 3}),
+        ({"logprobs": True, "top_logprobs": 2}, {"logprobs": False}, {}),
+        ({"logprobs": True, "top_logprobs": 2}, {"top_logprobs": 1}, {"logprobs": True, "top_logprobs": 1}),
+    ],
+)
+def test_one_text_overrides_what_is_usual(tiny_pair: Path, kept: Any, given: Any, same: Any) -> None:
+    client = EdgeClient(EDGE)
+    expected = client.request(PROMPT, seed=3, **same).params
+    assert client.request(PROMPT, seed=3, **merged(kept, given)).params == expected
 
 
 # --- Streamers --------------------------------------------------------------------------------------------------------
@@ -228,6 +252,15 @@ def test_a_client_is_made_of_a_name_or_a_path(tiny_pair: Path, served: tuple[Ser
             assert client.generate(PROMPT, mode="exact", **SAMPLED).stats.verified_tokens
             texts.append(client.generate(PROMPT, mode="edge", max_new_tokens=8).text)
     assert len({*texts}) == 1
+
+
+def test_a_folder_outside_the_home_is_all_that_a_client_reads(
+    tiny_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_pair / "edge", tmp_path / "mine" / "edge")
+    monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path / "empty"))
+    with SyncEdgeClient.from_pretrained(tmp_path / "mine", config=EDGE) as client:
+        assert client.generate(PROMPT, max_new_tokens=4).token_ids
 
 
 def test_the_other_settings_are_those_of_the_configuration(tiny_pair: Path) -> None:
