@@ -18,7 +18,7 @@ from chaperone_common.wire import SERVICE, SUPERVISE, decode_server, encode_clie
 
 _REFUSED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
 _RETRY_S = 1.0
-_ARRIVALS_PER_S = 200  # gRPC's core turns streams away that come by the thousand at once
+ARRIVALS_PER_S = 200  # gRPC's core turns streams away that come by the thousand at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,13 @@ class Observed:
     errors: Counter[str] = field(default_factory=Counter)
     late: int = 0  # spans that were to be sent while the one before was still being verified
 
+    def forget(self) -> None:
+        """Begin again, with nothing observed."""
+        self.latency_ms.clear()
+        self.opening_ms.clear()
+        self.errors.clear()
+        self.committed = self.refused = self.late = 0
+
 
 class Device:
     """Verifies one recorded text after the other, until it is cancelled."""
@@ -63,7 +70,7 @@ class Device:
 
     async def work(self, observed: Observed) -> None:
         """Work on; refused sessions are tried again after a moment."""
-        await asyncio.sleep(self._number / _ARRIVALS_PER_S)
+        await asyncio.sleep(self._number / ARRIVALS_PER_S)
         count = self._number
         while True:
             recorded = self._texts[count % len(self._texts)]

@@ -3,7 +3,8 @@
 The service is a process of its own. Each device verifies texts that the cloud wrote before, with the tokens that the
 pair's device model drafts along them. Its spans come at random times, `--rate` a second on average, whether or not the
 service keeps up (open loop): a latency runs from the time at which a span was to be sent. The devices begin one after
-the other, 200 a second, and share a process. With `--link` or `--rtt-ms` each has a link of its own.
+the other, 200 a second, before the time begins. They share a process. With `--link` or `--rtt-ms` each has a link of
+its own.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from cloud_supervisor.scheduling.batch import Chunk
 
 _MEMORY = 0.95  # what a forward's weight is multiplied by when the next one is noted
+_MOST_SURPRISE = 3.0  # a forward that takes this many times as long as expected, or more, counts as this much
+_LEAST_SPREAD = 1e-3  # variance of the tokens of forwards over their squared mean, which tells costs apart
 _TERMS = (1, 2, 0)  # what explains most comes first
 _SUBSETS = [list(terms) for size in (1, 2, 3) for terms in combinations(_TERMS, size)]
 _BETTER = 1e-6  # relative gain by which more terms, or later ones, are preferred
@@ -32,26 +34,43 @@ class Pace:
     def __init__(self) -> None:
         self._products = np.zeros((3, 3))
         self._targets = np.zeros(3)
-        self._costs: npt.NDArray[np.float64] | None = None  # seconds: fixed, a token, 1000 pairs; fitted when needed
+        self._fitted: npt.NDArray[np.float64] | None = None  # seconds: fixed, a token, 1000 pairs; fitted when needed
+        self._warm = False
 
     @property
     def known(self) -> bool:
         """A forward was noted that took any time."""
         return bool(self._targets.any())
 
+    @property
+    def untried_tokens(self) -> int:
+        """Twice the tokens of recent forwards if all were of about one size: a larger one tells more. Otherwise 0."""
+        weight, total, squares = self._products[0, 0], self._products[0, 1], self._products[1, 1]
+        mean = total / weight if weight else 0.0
+        return 0 if not mean or squares / weight >= (1 + _LEAST_SPREAD) * mean**2 else int(2 * mean)
+
     def note(self, chunks: Iterable[Chunk], elapsed_s: float) -> None:
-        """Learn from a forward."""
+        """Learn from a forward. The first one warms the machine up, and a stall is no cost of its tokens."""
+        if not self._warm:
+            self._warm = True
+            return
         sizes = [(chunk.tokens, chunk.start) for chunk in chunks]
         terms = np.array([1.0, sum(tokens for tokens, _ in sizes), sum(_pairs(*size) for size in sizes) / _PAIRS])
+        if self.known:
+            elapsed_s = min(elapsed_s, _MOST_SURPRISE * float(terms @ self._costs))
         self._products = _MEMORY * self._products + np.outer(terms, terms)
         self._targets = _MEMORY * self._targets + terms * elapsed_s
-        self._costs = None
+        self._fitted = None
 
     def seconds(self, tokens: int, start: int) -> float:
         """Return the time that a forward takes longer for a text's `tokens` after its first `start` ones."""
-        if self._costs is None:
-            self._costs = _fit(self._products, self._targets)
         return float(self._costs[1] * tokens + self._costs[2] * _pairs(tokens, start) / _PAIRS)
+
+    @property
+    def _costs(self) -> npt.NDArray[np.float64]:
+        if self._fitted is None:
+            self._fitted = _fit(self._products, self._targets)
+        return self._fitted
 
     def tokens_within(self, seconds: float, start: int, most: int) -> int:
         """Return how many tokens after the first `start` ones take at most `seconds`; up to `most`."""

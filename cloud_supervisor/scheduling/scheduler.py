@@ -10,7 +10,7 @@ conversation that was evicted, is computed in several steps. Branch tokens belon
 that holds branches cannot be continued.
 
 A verification waits for a forward that has begun, and for all else that its own forward reads. So a forward reads
-prompts only up to a given time (`Pace`), and a piece of another long text takes no longer either.
+prompts only up to a given time (`Pace`), and for no longer texts whose caches were lost, except a few tokens of each.
 
 A request that has begun has a place in the KV budget for its whole text, and its cache is not evicted between two
 chunks. So any number of long texts end one after the other. A more urgent request that finds no place takes that of the
@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
 from chaperone_common.types import Choice
@@ -47,6 +48,21 @@ def gathering_s(elapsed_s: float) -> float:
     return min(_GATHERING_SHARE * elapsed_s, _MAX_GATHERING_S)
 
 
+@dataclass(slots=True)
+class _Room:
+    """The rest of a step's budgets."""
+
+    tokens: int
+    prompts_s: float  # time of the forward up to which it reads prompts
+    lost_s: float  # time for pieces of lost caches
+    read_before: bool  # the step before had a piece of either
+    pieces: int = 0  # of either, that this step has
+
+    def owes_piece(self, chunks: Sequence[Chunk]) -> bool:
+        """Return whether a piece is due, although it makes the step longer: every second time, or if it is alone."""
+        return not self.pieces and not (chunks and self.read_before)
+
+
 class Scheduler:
     """Orders the requests of many sessions, and cuts them into forwards.
 
@@ -66,8 +82,8 @@ class Scheduler:
         """Let up to `max_queue` requests wait.
 
         A forward feeds up to `step_tokens`, of up to `step_requests` requests, and `chunk_tokens` of each. It reads
-        prompts up to a time of about `prefill_s`, or else a few tokens of one alone. A piece of another long text takes
-        up to this time, too.
+        prompts up to a time of about `prefill_s`, and every second one reads a few tokens in any case. Texts of lost
+        caches are read for up to this time together, and a few tokens of each.
         """
         if max_queue < 1:
             raise ConfigError(f"max_queue: {max_queue} lets no request wait; use at least 1")
@@ -84,6 +100,7 @@ class Scheduler:
         self._context_tokens = context_tokens
         self._prefill_s = prefill_s
         self._pace = Pace()
+        self._read_before = False  # the last step had a piece of a long text
         self._progress: dict[QueuedRequest, Progress] = {}  # of all requests that are not answered
         self._line = WaitingLine()
         self._running: Batch | None = None
@@ -155,9 +172,9 @@ class Scheduler:
         chunks: list[Chunk] = []
         answers: list[Answer] = []
         sessions: set[Hashable] = set()
-        budget, prefill_s = self._step_tokens, self._prefill_s
+        room = _Room(self._step_tokens, self._prefill_s, self._prefill_s, self._read_before)
         for progress in self._line.in_order():
-            if not budget or len(chunks) == self._step_requests:
+            if not room.tokens or len(chunks) == self._step_requests:
                 break
             request = progress.request
             if not progress.begun and request.deadline_at is not None and now >= request.deadline_at:
@@ -169,17 +186,15 @@ class Scheduler:
                 self._begin(progress, now)
                 progress.cached = request.tree.end
                 answers.append(self._answer(progress, progress.result))  # the cache holds the prompt already
-            elif request.key not in sessions and (
-                (chunk := self._next_chunk(progress, budget, prefill_s, chunks, kv)) is not None
-            ):
+            elif request.key not in sessions and ((chunk := self._next_chunk(progress, room, chunks, kv)) is not None):
                 self._begin(progress, now)
                 progress.cached = chunk.start if progress.cached is None else progress.cached
                 self._reserve(progress)
-                prefill_s -= self._pace.seconds(chunk.tokens, chunk.start)
+                self._take_room(room, chunk, progress)
                 self._line.charge(request.tenant, chunk.tokens)
-                budget -= chunk.tokens
                 sessions.add(request.key)
                 chunks.append(chunk)
+        self._read_before = bool(room.pieces)
         return chunks, answers
 
     def complete(self, outcomes: Sequence[Outcome], elapsed_s: float, now: float) -> list[Answer]:
@@ -223,47 +238,52 @@ class Scheduler:
         progress.begun = True
         progress.queue_s += now - progress.queued_at
 
-    def _next_chunk(
-        self, progress: Progress, budget: int, prefill_s: float, chunks: Sequence[Chunk], kv: KvView
-    ) -> Chunk | None:
-        """Cut the next chunk of a request, next to those of this step; None if none fits.
+    def _take_room(self, room: _Room, chunk: Chunk, progress: Progress) -> None:
+        seconds = self._pace.seconds(chunk.tokens, chunk.start)
+        room.tokens -= chunk.tokens
+        room.prompts_s -= seconds
+        lost = _is_lost(progress, chunk.start)
+        if lost:
+            room.lost_s -= seconds
+        room.pieces += lost or progress.request.urgency is Urgency.READ
 
-        It feeds up to `budget` tokens, and if it is a prompt or a piece, in about `prefill_s` seconds.
-        """
+    def _next_chunk(self, progress: Progress, room: _Room, chunks: Sequence[Chunk], kv: KvView) -> Chunk | None:
+        """Cut the next chunk of a request, next to those of this step; None if none fits."""
         request, tree = progress.request, progress.request.tree
         left = progress.choices_left
         start = kv.held(request.key, tree.token_ids[: tree.end - left], request.tenant) or 0
-        end = self._end(progress, start, budget, prefill_s, alone=not chunks)
+        end = self._end(progress, start, room, due=room.owes_piece(chunks))
         if end is None or not self._has_memory(progress, chunks, kv.capacity_tokens):
             return None
         return Chunk(request, start, end, left)
 
-    def _end(self, progress: Progress, start: int, budget: int, prefill_s: float, *, alone: bool) -> int | None:
-        """Return the end of a chunk that feeds at most `budget` tokens; None if it is better to wait."""
+    def _end(self, progress: Progress, start: int, room: _Room, *, due: bool) -> int | None:
+        """Return the end of a chunk that begins at `start`; None if it is better to wait."""
         tree = progress.request.tree
         chain, branches = tree.end - start, len(tree.branches)
-        most = self._chunk_tokens
+        most, few = self._chunk_tokens, min(_LEAST_PIECE, self._chunk_tokens)
         if progress.request.urgency is Urgency.READ:
-            most = self._piece(start, prefill_s, alone=alone)
-        elif chain > progress.choices_left + _LEAST_PIECE:  # a lost cache; its device waits, as others do
-            most = self._piece(start, self._prefill_s, alone=True)
-        if chain + branches <= min(budget, most) or (chain == 1 and 1 + branches <= budget):
+            most = self._piece(start, room.prompts_s, due=due)
+        elif _is_lost(progress, start):  # its device waits, as those of the others do
+            most = max(few, self._piece(start, room.lost_s, due=due))
+        if chain + branches <= min(room.tokens, most) or (chain == 1 and 1 + branches <= room.tokens):
             return tree.end
         # A verification in two parts takes two steps: it may as well wait for one.
         if chain + branches <= most and progress.request.urgency is not Urgency.READ:
             return None
-        cut = min(budget, most, chain - 1 if branches else chain)
+        cut = min(room.tokens, most, chain - 1 if branches else chain)
         return start + cut if cut > 0 else None
 
-    def _piece(self, start: int, prefill_s: float, *, alone: bool) -> int:
-        """Return the most tokens of a piece of a text, after its first `start` ones."""
-        if prefill_s == math.inf:
+    def _piece(self, start: int, seconds: float, *, due: bool) -> int:
+        """Return the most tokens of a piece of a text after its first `start` ones; one that is `due` has some."""
+        if seconds == math.inf:
             return self._chunk_tokens
-        least = min(_LEAST_PIECE, self._chunk_tokens)
-        within = self._pace.tokens_within(prefill_s, start, self._chunk_tokens) if self._pace.known else 0
-        if within < least:
-            return least if alone else 0
-        return within
+        few = min(_LEAST_PIECE, self._chunk_tokens)
+        within = self._pace.tokens_within(seconds, start, self._chunk_tokens) if self._pace.known else 0
+        if within >= few:
+            return within
+        # If all forwards were of one size, their time may be that of any other size. A larger one tells.
+        return min(max(few, self._pace.untried_tokens), self._chunk_tokens) if due else 0
 
     def _has_memory(self, progress: Progress, chunks: Sequence[Chunk], capacity_tokens: int) -> bool:
         """Return whether a request's whole text has a place in the KV budget, next to all that have begun."""
@@ -346,6 +366,12 @@ class Scheduler:
             self._unreserve(progress)
             if not progress.finished and not self._runs(progress.request):
                 self._to_release.append(progress.request.key)
+
+
+def _is_lost(progress: Progress, start: int) -> bool:
+    """Return whether a verification has to read much of its text again, because its cache was evicted."""
+    unread = progress.request.tree.end - start - progress.choices_left
+    return progress.request.urgency is not Urgency.READ and unread > _LEAST_PIECE
 
 
 def _sizes(holders: Iterable[Progress]) -> int:

@@ -30,11 +30,18 @@ def chunk_of(start: int, tokens: int) -> Chunk:
     return Chunk(QueuedRequest("s", text, 1, SamplingParams()), start, start + tokens, 1)
 
 
+def warm_pace() -> Pace:
+    """Return one that has left out its first forward."""
+    pace = Pace()
+    pace.note([chunk_of(0, 8)], 30.0)
+    return pace
+
+
 # What is learned
 
 
 def test_three_costs_are_learned_from_forwards_that_differ() -> None:
-    pace = Pace()
+    pace = warm_pace()
     for start, tokens in [(0, 8), (200, 1), (40, 30), (1000, 8), (3000, 64), (100, 12)]:
         pace.note([chunk_of(start, tokens)], cost_s([chunk_of(start, tokens)]))
     for start, tokens in [(0, 16), (4000, 16), (500, 64)]:
@@ -43,7 +50,7 @@ def test_three_costs_are_learned_from_forwards_that_differ() -> None:
 
 def test_forwards_of_one_size_say_what_a_token_costs() -> None:
     """No fit can separate the three costs here."""
-    pace = Pace()
+    pace = warm_pace()
     for _ in range(20):
         pace.note([chunk_of(0, 64)], 2.0)
     assert pace.seconds(64, 0) == pytest.approx(2.0, rel=0.01)
@@ -52,7 +59,7 @@ def test_forwards_of_one_size_say_what_a_token_costs() -> None:
 
 def test_no_cost_is_negative_whatever_the_noise() -> None:
     rng = np.random.default_rng(3)
-    pace = Pace()
+    pace = warm_pace()
     for _ in range(200):
         start, tokens = int(rng.integers(0, 4000)), int(rng.integers(1, 64))
         pace.note([chunk_of(start, tokens)], float(rng.exponential(0.5)))
@@ -62,7 +69,7 @@ def test_no_cost_is_negative_whatever_the_noise() -> None:
 
 
 def test_a_machine_that_slows_down_is_followed() -> None:
-    pace = Pace()
+    pace = warm_pace()
     for factor in (1.0, 4.0):
         for _ in range(60):
             for start, tokens in [(0, 8), (200, 1), (1000, 30)]:
@@ -70,8 +77,17 @@ def test_a_machine_that_slows_down_is_followed() -> None:
     assert pace.seconds(16, 0) == pytest.approx(4 * (cost_s([chunk_of(0, 16)]) - FIXED_S), rel=0.05)
 
 
+def test_a_stall_is_no_cost_of_its_tokens() -> None:
+    pace = warm_pace()
+    sizes = [(0, 8), (200, 1), (40, 30), (1000, 8)] * 10
+    for start, tokens in sizes:
+        pace.note([chunk_of(start, tokens)], cost_s([chunk_of(start, tokens)]))
+    pace.note([chunk_of(100, 8)], 60.0)
+    assert pace.seconds(16, 0) <= 1.5 * (cost_s([chunk_of(0, 16)]) - FIXED_S)
+
+
 def test_tokens_within_a_time_take_no_longer_and_one_more_would() -> None:
-    pace = Pace()
+    pace = warm_pace()
     for start, tokens in [(0, 8), (200, 1), (40, 30), (1000, 8)]:
         pace.note([chunk_of(start, tokens)], cost_s([chunk_of(start, tokens)]))
     for start in (0, 300, 4000):
@@ -89,17 +105,42 @@ def test_pieces_of_a_prompt_become_smaller_as_they_become_dearer() -> None:
     bench.submit("prompt", PROMPT, 0, urgency=READ)
     bench.run()
     sizes = [chunk.tokens for chunk in bench.chunks]
-    assert sizes[0] == 8, "nothing is known yet"
+    assert sizes[:2] == [8, 8], "nothing is known yet, and the first forward only warms the machine up"
     assert sum(sizes) == PROMPT
     assert max(sizes) > sizes[-2] >= 6
-    assert all(cost_s([chunk]) - FIXED_S < 0.6 for chunk in bench.chunks)
+    seconds = sorted(cost_s([chunk]) - FIXED_S for chunk in bench.chunks)
+    assert seconds[int(0.97 * len(seconds))] < 0.6
+    assert seconds[-1] < 1.2, "at the end 8 tokens take longer; now and then 16 are tried"
 
 
 def test_a_fast_model_reads_whole_pieces() -> None:
     bench = Bench(step_tokens=64, chunk_tokens=64, context_tokens=5000, prefill_s=0.5, cost_s=lambda _: 0.01)
     bench.submit("prompt", PROMPT, 0, urgency=READ)
     bench.run()
-    assert [chunk.tokens for chunk in bench.chunks[1:-1]] == [64] * 62
+    assert [chunk.tokens for chunk in bench.chunks[2:-1]] == [64] * 62
+
+
+@pytest.mark.parametrize(("fixed_s", "token_s"), [(0.5, 0.002), (2.0, 0.01)])
+def test_a_model_whose_forwards_are_slow_whatever_they_read_gets_whole_pieces(fixed_s: float, token_s: float) -> None:
+    """From forwards of 8 tokens alone it would seem that 8 tokens take too long."""
+
+    def slow_s(chunks: Sequence[Chunk]) -> float:
+        return fixed_s + token_s * sum(chunk.tokens for chunk in chunks)
+
+    bench = Bench(step_tokens=320, chunk_tokens=64, context_tokens=5000, prefill_s=0.5, cost_s=slow_s)
+    bench.submit("prompt", 2000, 0, urgency=READ)
+    bench.run()
+    assert len(bench.steps) <= 2000 / min(64, 0.5 / token_s) + 8
+
+
+def test_lost_caches_of_one_forward_share_the_time() -> None:
+    bench = Bench(max_queue=99, step_tokens=320, chunk_tokens=64, context_tokens=1100, prefill_s=0.5, cost_s=cost_s)
+    for number in range(16):
+        bench.submit(f"lost {number}", 1000, 8)
+    bench.run()
+    assert len(bench.answers) == 16
+    few_s = 16 * 8 * (TOKEN_S + 1000 * PAIR_S)
+    assert all(cost_s(step) < FIXED_S + 0.5 + few_s + 16 * 8 * TOKEN_S for step in bench.steps)  # and the last spans
 
 
 def test_prompts_of_one_forward_share_the_time() -> None:
