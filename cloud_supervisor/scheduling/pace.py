@@ -21,7 +21,7 @@ from cloud_supervisor.scheduling.batch import Chunk
 
 _MEMORY = 0.95  # what a forward's weight is multiplied by when the next one is noted
 _MOST_SURPRISE = 3.0  # a forward that takes this many times as long as expected, or more, counts as this much
-_LEAST_SPREAD = 1e-3  # variance of the tokens of forwards over their squared mean, which tells costs apart
+_LEAST_SPREAD = 1e-3  # variance of the tokens of forwards over their squared mean, which separates costs
 _TERMS = (1, 2, 0)  # what explains most comes first
 _SUBSETS = [list(terms) for size in (1, 2, 3) for terms in combinations(_TERMS, size)]
 _BETTER = 1e-6  # relative gain by which more terms, or later ones, are preferred
@@ -44,7 +44,7 @@ class Pace:
 
     @property
     def untried_tokens(self) -> int:
-        """Twice the tokens of recent forwards if all were of about one size: a larger one tells more. Otherwise 0."""
+        """Twice the tokens of recent forwards if all were of about one size: a larger one shows more. Otherwise 0."""
         weight, total, squares = self._products[0, 0], self._products[0, 1], self._products[1, 1]
         mean = total / weight if weight else 0.0
         return 0 if not mean or squares / weight >= (1 + _LEAST_SPREAD) * mean**2 else int(2 * mean)

@@ -282,7 +282,7 @@ class Scheduler:
         within = self._pace.tokens_within(seconds, start, self._chunk_tokens) if self._pace.known else 0
         if within >= few:
             return within
-        # If all forwards were of one size, their time may be that of any other size. A larger one tells.
+        # If all forwards were of one size, their time may be that of any other size. A larger one shows it.
         return min(max(few, self._pace.untried_tokens), self._chunk_tokens) if due else 0
 
     def _has_memory(self, progress: Progress, chunks: Sequence[Chunk], capacity_tokens: int) -> bool:
