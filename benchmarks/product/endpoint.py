@@ -9,7 +9,7 @@ total   tokens/s from the request to the end
 
 A ratio is the endpoint's speed over the SDK's, the median of all pairs of texts.
 
-The device reads each prompt anew for each text: the SDK keeps no chat, and there are more prompts than chats that the
+The device reads each prompt again for each text: the SDK keeps no chat, and there are more prompts than chats that the
 endpoint keeps. The cloud has read each prompt in the warm-up, and may still hold it, for both sides alike.
 """
 

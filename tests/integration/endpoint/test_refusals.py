@@ -347,7 +347,7 @@ def test_an_answer_is_a_message_that_the_schema_describes(tiny_pair: Path, targe
         async with endpoint(target, tiny_pair) as served:
             described = (await served.get("/openapi.json")).json["paths"]["/v1/chat/completions"]["post"]
             schema = described["requestBody"]["content"]["application/json"]["schema"]
-            body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+            body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
             answer = await served.post("/v1/chat/completions", body)
             (choice,) = answer.json["choices"]
             assert {"refusal", "annotations"} <= choice["message"].keys()
