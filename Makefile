@@ -7,10 +7,7 @@ STUBS := common/chaperone_common/pb
 DEPLOYMENT := .cache/deployment-checks
 AIDER := .cache/aider
 PYTHONS := .cache/pythons
-# The interpreter of a version, from the path or from pyenv; empty if there is none that runs.
-interpreter = $(firstword $(foreach one,python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python), \
-  $(if $(shell $(one) --version 2>/dev/null),$(one))))
-DEVICES := $(foreach version,3.11 3.12 3.13,$(if $(call interpreter,$(version)),$(PYTHONS)/$(version)/.done))
+DEVICES := $(foreach version,3.11 3.12 3.13,$(PYTHONS)/$(version)/.done)
 SHIPPED := common/chaperone_common edge_client cloud_supervisor link_emulator
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -37,24 +34,15 @@ demo: $(SETUP) ## the default pair, cloud and device as two processes, side by s
 
 # A file is the unit, since its tests share servers and models; more processes than cores would only be slower.
 # The longest files come first (tests/conftest.py), so xdist must not put those with most tests before them.
-test: $(SETUP) $(AIDER)/.done $(DEVICES) ## all tests that need no download
+test: $(SETUP) $(AIDER)/.done $(DEVICES) ## all tests that need packages only, no other download
 	$(BIN)/python -m pytest -m "not models" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# A program that talks to the endpoint, for tests/integration/endpoint.
-$(AIDER)/.done: tools/aider.txt
-	rm -rf $(AIDER)
-	$(PYTHON) -m venv $(AIDER)
-	$(AIDER)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile --no-deps -r $<
-	$(AIDER)/bin/python -m pip check --disable-pip-version-check
-	touch $@
+# Environments that some tests need. Where one cannot be made, this says why, and those tests skip with the reason.
+$(AIDER)/.done: tools/aider.txt | $(SETUP)
+	@$(BIN)/python -m tools.environments aider
 
-# The libraries of a device, for each supported Python that this machine has.
-$(PYTHONS)/%/.done: pyproject.toml constraints.txt
-	rm -rf $(@D)
-	$(call interpreter,$*) -m venv $(@D)
-	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt '.[edge]'
-	$(@D)/bin/python -m pip uninstall --disable-pip-version-check --quiet --yes chaperone-llm
-	touch $@
+$(PYTHONS)/%/.done: pyproject.toml constraints.txt | $(SETUP)
+	@$(BIN)/python -m tools.environments $*
 
 test-models: models ## tests of the default pair
 	$(BIN)/python -m pytest tests/models -m models $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime
 
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked
 from cloud_supervisor.caller import check_tenant
@@ -27,7 +28,7 @@ def add_token(commands: Commands) -> None:
     revoke.add_argument("id", metavar="ID", help="as `token list` shows it: the middle part of a token")
     revoke.set_defaults(run=_revoke)
     for command in (create, listing, revoke):
-        command.add_argument("--tokens", metavar="FILE", required=True, type=path, help="the tokens file")
+        names_files(command.add_argument("--tokens", metavar="FILE", required=True, type=path, help="the tokens file"))
 
 
 def add_cert(commands: Commands) -> None:
@@ -37,7 +38,7 @@ def add_cert(commands: Commands) -> None:
     dev = cert_commands.add_parser(
         "dev", help="make an authority and a server's certificate: ca.pem, cert.pem, key.pem; valid for a year"
     )
-    dev.add_argument("--out", metavar="FOLDER", required=True, type=path, help="where to write them")
+    names_files(dev.add_argument("--out", metavar="FOLDER", required=True, type=path, help="where to write them"))
     dev.add_argument(
         "--host",
         metavar="HOST",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked
 from chaperone_common.command.program import EXIT_SIGNAL
@@ -36,14 +37,18 @@ def add_models(commands: Commands) -> None:
         type=checked(check_pair_name),
         help="a pair of the registry, such as tiny (default: %(default)s)",
     )
-    pull.add_argument(
-        "--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own pairs"
+    names_files(
+        pull.add_argument(
+            "--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own pairs"
+        )
     )
     pull.add_argument("--force", action="store_true", help="build it again")
     pull.set_defaults(run=_pull, extras="cloud,build")
     listing = model_commands.add_parser("list", help="which pairs are known, and which are here")
-    listing.add_argument(
-        "--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own pairs"
+    names_files(
+        listing.add_argument(
+            "--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own pairs"
+        )
     )
     listing.set_defaults(run=_list)
     add_own_pairs(model_commands)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chaperone_common.artefacts.registry import CloudRecipe, Pair, load_registry, own_registry
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked, refuse
 from chaperone_common.errors import ConfigError, ModelError
@@ -30,8 +31,12 @@ def add_own_pairs(commands: Commands) -> None:
     add = commands.add_parser("add", help="register a pair of your own")
     add.add_argument("name", metavar="NAME", type=checked(check_pair_name), help="name of the pair, for --pair")
     source = "a folder that `from_pretrained` takes, or the name of a model on a hub"
-    add.add_argument("--edge", required=True, metavar="PATH_OR_HUB", help=f"the device's model: {source}")
-    add.add_argument("--cloud", required=True, metavar="PATH_OR_HUB", help="the cloud's model: a folder or a name, too")
+    names_files(add.add_argument("--edge", required=True, metavar="PATH_OR_HUB", help=f"the device's model: {source}"))
+    names_files(
+        add.add_argument(
+            "--cloud", required=True, metavar="PATH_OR_HUB", help="the cloud's model: a folder or a name, too"
+        )
+    )
     add.add_argument("--licence", default="not stated", type=_short, help="licence of the models, for your records")
     add.add_argument(
         "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="storage of the cloud's model"
@@ -51,13 +56,22 @@ def add_own_pairs(commands: Commands) -> None:
     add.set_defaults(run=_add, extras="cloud,build")
 
     check = commands.add_parser("check", help="whether two models are a pair, and whether it is worth it")
-    check.add_argument(
-        "models", nargs="+", metavar="PAIR", help="a pair of the registry; or two sources, the device's and the cloud's"
+    names_files(
+        check.add_argument(
+            "models",
+            nargs="+",
+            metavar="PAIR",
+            help="a pair of the registry; or two sources, the device's and the cloud's",
+        )
     )
-    check.add_argument("--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own")
+    names_files(
+        check.add_argument(
+            "--registry", type=yaml_file, help="a file in place of the packaged models.yaml and of your own"
+        )
+    )
     check.add_argument("--json", action="store_true", help="write the report as one line of JSON")
     check.add_argument("--skip-agreement", action="store_true", help="load no weights")
-    check.add_argument("--prompts", metavar="FILE", type=path, help="prompts to measure with, one a line")
+    names_files(check.add_argument("--prompts", metavar="FILE", type=path, help="prompts to measure with, one a line"))
     check.add_argument(
         "--max-new-tokens", type=_count, default=32, metavar="N", help="tokens for each prompt (default: %(default)s)"
     )

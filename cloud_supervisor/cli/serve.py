@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.errors import ConfigError, OutputLost
@@ -45,7 +46,7 @@ def add_serve(commands: Commands) -> None:
 
 def add_settings(serve: CommandParser) -> None:
     """Add the flags that override settings."""
-    serve.add_argument("--config", metavar="FILE", type=yaml_file, help="YAML file; flags override it")
+    names_files(serve.add_argument("--config", metavar="FILE", type=yaml_file, help="YAML file; flags override it"))
     serve.add_argument("--listen", metavar="HOST:PORT", type=checked(check_listen), help="port 0 takes a free one")
     serve.add_argument(
         "--pair",
@@ -55,12 +56,18 @@ def add_settings(serve: CommandParser) -> None:
     )
     serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"))
     serve.add_argument("--threads", type=int, help="CPU threads of the model")
-    serve.add_argument("--tls-cert", metavar="FILE", type=path, help="certificate of this server, in PEM")
-    serve.add_argument("--tls-key", metavar="FILE", type=path, help="key of that certificate")
-    serve.add_argument(
-        "--client-ca", metavar="FILE", type=path, help="each device must have a certificate of these authorities"
+    names_files(serve.add_argument("--tls-cert", metavar="FILE", type=path, help="certificate of this server, in PEM"))
+    names_files(serve.add_argument("--tls-key", metavar="FILE", type=path, help="key of that certificate"))
+    names_files(
+        serve.add_argument(
+            "--client-ca", metavar="FILE", type=path, help="each device must have a certificate of these authorities"
+        )
     )
-    serve.add_argument("--tokens", metavar="FILE", type=path, help="file of `token create`; each device needs a token")
+    names_files(
+        serve.add_argument(
+            "--tokens", metavar="FILE", type=path, help="file of `token create`; each device needs a token"
+        )
+    )
     serve.add_argument(
         "--metrics", metavar="HOST:PORT", type=checked(check_metrics), help="serve metrics and readiness over HTTP"
     )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from chaperone_common.artefacts.folders import Role
 from chaperone_common.artefacts.registry import Pair
@@ -15,6 +11,7 @@ from chaperone_common.errors import ModelError
 from chaperone_common.planning.costs import Costs
 from cloud_supervisor.export.build import refuse_missing_packages, refuse_named_architectures
 from cloud_supervisor.export.patience import Say
+from cloud_supervisor.pairs.free_memory import free_bytes
 from cloud_supervisor.pairs.models import NotHere, PairModel, temporary_models
 from cloud_supervisor.pairs.report import ModelReport, Report, Times, shown_bytes
 from cloud_supervisor.pairs.verdict import Agreement, Verdict, impossible, judge
@@ -25,7 +22,6 @@ DTYPES = ("float32", "bfloat16", "int8")
 BYTES_PER_MS = 395e6 / 24.3
 _ESTIMATED = "estimated from the size, for a processor that reads 16 GB/s"
 _PRIOR = Costs()
-_MEMINFO = Path("/proc/meminfo")  # of Linux
 _OPEN = Verdict("open", None, None, "")
 
 
@@ -146,15 +142,6 @@ def _agreement(
         seconds=measuring.seconds,
     )
     return Agreement(agreed, tokens), None
-
-
-def free_bytes() -> int:
-    """Return the memory that is free, with the cache of files that the system would give up."""
-    with suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB$", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
-        if found is not None:
-            return int(found[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _times(models: Mapping[Role, PairModel], pair: Pair, given: GivenTimes) -> Times:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 SHELLS = ("bash", "zsh")
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}  # as shtab.FILE
-_OF_FILES = ("FILE", "FOLDER", ".json", ".jsonl", ".onnx")  # ends of the names of values that are files
+
+
+def names_files(action: argparse.Action) -> None:
+    """Have shells complete the values of a flag as files and folders."""
+    action.complete = _FILES  # type: ignore[attr-defined]  # shtab's attribute
 
 
 def add_completion(commands: Commands, top: CommandParser) -> None:
@@ -37,18 +41,7 @@ def script(top: CommandParser, shell: str) -> str:
         import shtab
     except ModuleNotFoundError:
         raise ConfigError("completion: the package shtab is not installed; run `pip install shtab`") from None
-    _complete_files(top)
     return f"{shtab.complete(top, shell=shell)}\n"  # nosec B604: it names a shell, and starts none
-
-
-def _complete_files(parser: argparse.ArgumentParser) -> None:
-    """Have the values of flags that name files completed as files."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in {*action.choices.values()}:
-                _complete_files(command)
-        elif str(action.metavar or action.dest).endswith(_OF_FILES):
-            action.complete = _FILES  # type: ignore[attr-defined]  # shtab's attribute
 
 
 def _usage(program: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.program import EXIT_OK
 from edge_client.apps.cli.models import pull_if_missing
@@ -15,10 +16,16 @@ def add_calibrate(commands: Commands) -> None:
     """Add the command."""
     what = "make a gate for this pair of models, with a running cloud"
     calibrate = commands.add_parser("calibrate", help=what, description=f"{what}; needs the extra `calibrate`")
-    calibrate.add_argument(
-        "--prompts", type=file_name, metavar="IN.jsonl", required=True, help="as for `generate`; - is standard input"
+    names_files(
+        calibrate.add_argument(
+            "--prompts",
+            type=file_name,
+            metavar="IN.jsonl",
+            required=True,
+            help="as for `generate`; - is standard input",
+        )
     )
-    calibrate.add_argument("--out", type=path, metavar="GATE.onnx", required=True, help="for gate.file")
+    names_files(calibrate.add_argument("--out", type=path, metavar="GATE.onnx", required=True, help="for gate.file"))
     add_settings(calibrate)
     calibrate.add_argument("--temperature", type=float, help="0 is greedy")
     calibrate.add_argument("--seed", type=int, help="of the noise; 0 unless configured otherwise")

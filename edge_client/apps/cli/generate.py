@@ -9,6 +9,7 @@ from contextlib import aclosing, closing
 from typing import Any
 
 from chaperone_common.clock import MonotonicClock
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
 from chaperone_common.errors import InvalidRequest
@@ -80,10 +81,16 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate.add_argument(
         "--parse-special", action="store_true", default=None, help="read text such as <|im_end|> in messages as a token"
     )
-    generate.add_argument("--tools", type=tools, metavar="FILE.json", help="a list of JSON schemas for the template")
+    names_files(
+        generate.add_argument(
+            "--tools", type=tools, metavar="FILE.json", help="a list of JSON schemas for the template"
+        )
+    )
     generate.add_argument("--timeout", type=seconds, metavar="SECONDS", help="largest time for each text")
-    generate.add_argument("--prompts", type=file_name, metavar="IN.jsonl", help="prompts of a batch; see below")
-    generate.add_argument("--out", type=file_name, metavar="OUT.jsonl", help="results of the batch")
+    names_files(
+        generate.add_argument("--prompts", type=file_name, metavar="IN.jsonl", help="prompts of a batch; see below")
+    )
+    names_files(generate.add_argument("--out", type=file_name, metavar="OUT.jsonl", help="results of the batch"))
     generate.add_argument("--overwrite", action="store_true", help="discard the results in OUT.jsonl")
     generate.add_argument("--concurrency", type=concurrency, metavar="N", help="lines that run at a time; 1 by default")
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")

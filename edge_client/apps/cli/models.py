@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.clock import Clock, MonotonicClock
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import refuse
 from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
@@ -44,12 +45,14 @@ def add_models(commands: Commands) -> None:
 def _add_pull(commands: Commands) -> None:
     what = "fetch the model of a pair, from the cloud unless --from says otherwise; does nothing if it is here"
     pull = commands.add_parser("pull", help=what, description=f"{what}. An interrupted pull goes on where it ended.")
-    pull.add_argument(
-        "--from",
-        dest="source",
-        type=file_name,
-        metavar="FOLDER|URL",
-        help="a folder `edge` of a pulled pair, or the address of one, https://HOST/FOLDER",
+    names_files(
+        pull.add_argument(
+            "--from",
+            dest="source",
+            type=file_name,
+            metavar="FOLDER|URL",
+            help="a folder `edge` of a pulled pair, or the address of one, https://HOST/FOLDER",
+        )
     )
     pull.add_argument("--sha256", type=_sha256, metavar="HEX", help="of manifest.json: take no other model")
     pull.add_argument(

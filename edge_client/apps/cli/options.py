@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from chaperone_common.address import split_addresses
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.errors import InvalidRequest
@@ -35,17 +36,27 @@ _FLAGS = {"top_logprobs": "logprobs"}  # of parameters whose flag has another na
 
 def add_settings(command: argparse.ArgumentParser) -> None:
     """Add the flags that choose the configuration."""
-    command.add_argument("--config", type=path, metavar="FILE", help="YAML file; flags override it")
+    names_files(command.add_argument("--config", type=path, metavar="FILE", help="YAML file; flags override it"))
     command.add_argument(
         "--cloud",
         type=checked(split_addresses),
         metavar="HOST:PORT[,...]",
         help="address of chaperone-cloud, or several of them; see `cloud.address`",
     )
-    command.add_argument("--tls-ca", type=path, metavar="FILE", help="certificates that vouch for the cloud's, in PEM")
-    command.add_argument("--tls-cert", type=path, metavar="FILE", help="certificate of this device, in PEM")
-    command.add_argument("--tls-key", type=path, metavar="FILE", help="key of that certificate")
-    command.add_argument("--token-file", type=path, metavar="FILE", help="token for the cloud; or set CHAPERONE_TOKEN")
+    names_files(
+        command.add_argument(
+            "--tls-ca", type=path, metavar="FILE", help="certificates that vouch for the cloud's, in PEM"
+        )
+    )
+    names_files(
+        command.add_argument("--tls-cert", type=path, metavar="FILE", help="certificate of this device, in PEM")
+    )
+    names_files(command.add_argument("--tls-key", type=path, metavar="FILE", help="key of that certificate"))
+    names_files(
+        command.add_argument(
+            "--token-file", type=path, metavar="FILE", help="token for the cloud; or set CHAPERONE_TOKEN"
+        )
+    )
     command.add_argument(
         "--insecure", action="store_true", default=None, help="allow plain text to a cloud that is not on this machine"
     )

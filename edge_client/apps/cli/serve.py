@@ -10,6 +10,7 @@ from socket import socket
 from types import ModuleType
 
 from chaperone_common.address import host_and_port, is_loopback
+from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked
 from chaperone_common.command.program import EXIT_OK
@@ -36,8 +37,10 @@ def add_serve(commands: Commands) -> None:
         metavar="HOST:PORT",
         help=f"{DEFAULT_LISTEN} by default; port 0 takes a free one. An address that other machines reach needs a key",
     )
-    serve.add_argument(
-        "--api-key-file", type=path, metavar="FILE", help="a key that clients send as `Authorization: Bearer KEY`"
+    names_files(
+        serve.add_argument(
+            "--api-key-file", type=path, metavar="FILE", help="a key that clients send as `Authorization: Bearer KEY`"
+        )
     )
     serve.add_argument("--mode", choices=[str(mode) for mode in Mode], help="of requests that name none")
     add_settings(serve)

@@ -18,6 +18,8 @@ _MESSAGE = {
         "role": {"enum": ["system", "developer", "user", "assistant"]},
         "content": _CONTENT,
         "name": {"type": "string"},
+        "refusal": {"type": ["string", "null"]},  # this and `annotations`: of an answer that is sent back
+        "annotations": {"type": ["array", "null"]},
     },
     "required": ["role", "content"],
     "additionalProperties": False,

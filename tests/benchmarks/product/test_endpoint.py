@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.product.endpoint import Measured, summarised
+from benchmarks.kit.prompts import read_prompts
+from benchmarks.product.endpoint import PROMPTS, Measured, summarised
 
 
 def test_a_ratio_is_the_endpoint_over_the_sdk() -> None:
@@ -19,6 +20,11 @@ def test_a_ratio_is_the_endpoint_over_the_sdk() -> None:
     assert (summary["sdk_decode_tokens_per_s"], summary["endpoint_decode_tokens_per_s"]) == (10.0, 5.0)
     assert (summary["sdk_first_ms"], summary["endpoint_first_ms"]) == (1000.0, 2000.0)
     assert (summary["pairs"], summary["same_texts"]) == (3, 3)
+
+
+def test_the_prompts_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_prompts(PROMPTS)
 
 
 @pytest.mark.usefixtures("tiny_pair")

@@ -44,10 +44,14 @@ def completed(folder: Path, program: str, *words: str) -> set[str]:
         ("chaperone", ["generate", "--mode", "e"], {"exact", "edge"}),
         ("chaperone", ["generate", "--config", "ed"], {"edge.yaml"}),
         ("chaperone", ["generate", "--prompts", "i"], {"in.jsonl"}),
+        ("chaperone", ["models", "pull", "--from", "e"], {"edge.yaml"}),
         ("chaperone", ["completion", ""], {"bash", "zsh"}),
         ("chaperone-cloud", ["mod"], {"models"}),
         ("chaperone-cloud", ["models", "pu"], {"pull"}),
         ("chaperone-cloud", ["serve", "--tokens", "ed"], {"edge.yaml"}),
+        ("chaperone-cloud", ["models", "list", "--registry", "ed"], {"edge.yaml"}),
+        ("chaperone-cloud", ["models", "add", "--edge", "ed"], {"edge.yaml"}),
+        ("chaperone-cloud", ["models", "check", "ed"], {"edge.yaml"}),
     ],
 )
 def test_bash_completes(tmp_path: Path, program: str, words: list[str], offered: set[str]) -> None:

@@ -15,7 +15,8 @@ from cloud_supervisor.cli import main
 from cloud_supervisor.export import pull as pulling
 from cloud_supervisor.export.tiny import train_tokenizer
 from cloud_supervisor.pairs.entry import own_pair
-from cloud_supervisor.pairs.inspection import GivenTimes, Measuring, free_bytes, inspect
+from cloud_supervisor.pairs.free_memory import free_bytes
+from cloud_supervisor.pairs.inspection import GivenTimes, Measuring, inspect
 from tests.support.models import families
 
 pytestmark = pytest.mark.timeout(300)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from cloud_supervisor.model.torch_model import TorchModel
@@ -338,5 +339,23 @@ def test_the_schema_describes_both_bodies(tiny_pair: Path, target: TorchModel) -
                 assert "$ref" not in json.dumps(schema), "it is complete"
                 assert schema["properties"]["model"] == {"const": "tiny"}
                 assert {"200", "400", "401", "404", "429", "503"} <= paths[path]["post"]["responses"].keys()
+
+    run(test)
+
+
+def test_an_answer_is_a_message_that_the_schema_describes(tiny_pair: Path, target: TorchModel) -> None:
+    """Clients that check their messages send an answer back whole."""
+
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            described = (await served.get("/openapi.json")).json["paths"]["/v1/chat/completions"]["post"]
+            schema = described["requestBody"]["content"]["application/json"]["schema"]
+            body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+            answer = await served.post("/v1/chat/completions", body)
+            (choice,) = answer.json["choices"]
+            assert {"refusal", "annotations"} <= choice["message"].keys()
+            body["messages"] += [choice["message"], {"role": "user", "content": "go on"}]
+            jsonschema_rs.validate(schema, body)
+            assert (await served.post("/v1/chat/completions", body)).status == 200
 
     run(test)

@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks.kit.distributions import closure
 from tests.support.processes.commands import ROOT
+from tools import environments
 
 PYTHONS = ("3.11", "3.12", "3.13")  # that the device supports
-ENVIRONMENTS = ROOT / ".cache" / "pythons"  # a folder for each version, from the Makefile
 
 
 class Distribution(NamedTuple):
@@ -42,12 +42,12 @@ def build(project: Path, folder: Path) -> Distribution:
 def interpreter_for(version: str) -> Path:
     """Return the interpreter of an environment with a device's libraries, which `make test` made for a version.
 
-    Skips the test where there is none: a machine may lack that interpreter.
+    Skips the test where there is none, with the reason.
     """
-    python = ENVIRONMENTS / version / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"no environment for Python {version}; `make test` makes it where that interpreter is")
-    return python
+    folder = environments.PYTHONS / version
+    if (reason := environments.missing(folder)) is not None:
+        pytest.skip(f"no environment for Python {version}: {reason}")
+    return folder / "bin" / "python"
 
 
 def fresh_environment(folder: Path, libraries_of: Path | None = None) -> Path:

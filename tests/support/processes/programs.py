@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes.commands import ROOT
 from tests.support.waiting import START_S
+from tools import environments
 
-AIDER = ROOT / ".cache" / "aider" / "bin" / "aider"  # `make test` makes it, from tools/aider.txt
+AIDER = environments.AIDER / "bin" / "aider"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ async def run_program(*command: str, folder: Path, **extra: str) -> Ended:
 
 
 def require_aider() -> None:
-    """Skip a test where aider is not installed, except in CI."""
-    if not AIDER.is_file() and not os.environ.get("CI"):
-        pytest.skip(f"{AIDER.relative_to(ROOT)} is not there; `make test` makes it")
+    """Skip a test where aider could not be installed, with the reason; fail in CI."""
+    if (reason := environments.missing(environments.AIDER)) is not None:
+        if os.environ.get("CI"):
+            pytest.fail(f"no environment for aider: {reason}")
+        pytest.skip(f"no environment for aider: {reason}")
