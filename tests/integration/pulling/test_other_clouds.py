@@ -124,7 +124,7 @@ def test_another_address_sends_what_the_first_one_refuses(
 ) -> None:
     async def scenario(server: Server, address: str) -> None:
         async with another_cloud(REFUSALS[refusal]) as first:
-            source = CloudSource("tiny", CloudSettings(address=[first, address]))
+            source = CloudSource("tiny", CloudSettings(address=(first, address)))
             pulled = await pull("tiny", source, patience_s=0.0)
             await source.close()
         assert same_files(pulled.folder, edge(home))
@@ -148,7 +148,7 @@ def test_the_error_of_all_addresses_is_one_that_may_pass(
     async def run() -> None:
         async with AsyncExitStack() as clouds:
             addresses = [await clouds.enter_async_context(another_cloud(REFUSALS[each])) for each in refusals]
-            source = CloudSource("tiny", CloudSettings(address=addresses))
+            source = CloudSource("tiny", CloudSettings(address=tuple(addresses)))
             with pytest.raises(expected) as caught:
                 await pull("tiny", source, patience_s=0.0)
             await source.close()
