@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import BinaryIO
 
 from chaperone_common.clock import Clock
-from chaperone_common.errors import CloudUnavailable, InvalidRequest, PeerMismatch
+from chaperone_common.errors import CloudUnavailable, InvalidRequest, PeerMismatch, QuotaExceeded
 from chaperone_common.frames import FetchModel
 from chaperone_common.wire import MAX_MODEL_DATA_BYTES
 from cloud_supervisor.admission import Admission
@@ -44,8 +44,13 @@ class Transfers:
 
         Raises PermissionDenied, Overloaded or QuotaExceeded.
         """
-        self._admission.begin_stream(caller.tenant)
+        # A refused transfer takes nothing from the stream rate: waiting devices would use it up, and texts be refused.
         self._admission.begin_transfer(caller.tenant)
+        try:
+            self._admission.begin_stream(caller.tenant)
+        except QuotaExceeded:
+            self._admission.end_transfer(caller.tenant)
+            raise
         ended = False
 
         def end() -> None:

@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,21 +28,33 @@ class FolderSource:
         return str(self._folder)
 
     async def manifest(self) -> bytes:
-        with _opened(self._folder / MANIFEST_NAME) as file:
+        path = self._folder / MANIFEST_NAME
+        with _opened(path) as file, _as_model_errors(path):
             return await asyncio.to_thread(file.read, MAX_MANIFEST_BYTES + 1)
 
     async def read(self, name: str, expected: ManifestFile, offset: int) -> AsyncGenerator[bytes, None]:
         path = self._folder / name
         with _opened(path) as file:
-            file.seek(offset)
-            try:
-                while block := await asyncio.to_thread(file.read, _BLOCK_BYTES):
-                    yield block
-            except OSError as error:
-                raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+            with _as_model_errors(path):
+                file.seek(offset)
+            while block := await _read(file, path):
+                yield block
 
     async def close(self) -> None:
         pass
+
+
+async def _read(file: BinaryIO, path: Path) -> bytes:
+    with _as_model_errors(path):
+        return await asyncio.to_thread(file.read, _BLOCK_BYTES)
+
+
+@contextmanager
+def _as_model_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -84,10 +84,15 @@ def has_model(pair: str) -> bool:
         return True  # loading it reports the problem
 
 
-async def remove_model(pair: str) -> bool:
-    """Remove the device's model of a pair, also one that is half here; return whether there was any."""
+async def remove_model(pair: str, *, say: Callable[[str], None] | None = None) -> bool:
+    """Remove the device's model of a pair, also one that is half here; return whether there was any.
+
+    `say` receives the reason why it waits: a pull that is at work.
+    """
     place = Workplace(pair)
-    async with place.locked(_nothing):
+    if not place.has_any():  # and no folder is made for a lock
+        return False
+    async with place.locked(say or _nothing):
         arrived = place.clear()
         return place.remove_model() or arrived
 

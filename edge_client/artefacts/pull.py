@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from chaperone_common.artefacts.manifest import (
     MAX_MANIFEST_BYTES,
@@ -17,18 +18,13 @@ from chaperone_common.artefacts.manifest import (
     load_manifest,
     parse_manifest,
 )
-from chaperone_common.errors import ChaperoneError, CloudLost, ModelCorrupt, ModelError, Overloaded
+from chaperone_common.errors import ModelCorrupt, ModelError
+from edge_client.artefacts.patience import PATIENCE_S, Patience
 from edge_client.artefacts.source import Source, SourceLost
-from edge_client.artefacts.workplace import Workplace, megabytes
+from edge_client.artefacts.workplace import Workplace, in_thread, megabytes
 
 MAX_MODEL_BYTES = 16 << 30  # that a manifest may name, unless the user allows more
 MAX_FILES = 64
-PATIENCE_S = 120.0  # without new bytes
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
-_TURNS = 10
-_LOSSES = (CloudLost, Overloaded, SourceLost)
-_KEPT = "what has arrived is kept, run the same command again to go on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +64,19 @@ async def pull(
     progress: Callable[[PullProgress], None] = _nothing,
     say: Callable[[str], None] = _nothing,
     patience_s: float = PATIENCE_S,
+    random: Random | None = None,
 ) -> PulledModel:
     """Fetch the device's model of a pair, unless it is here and whole.
 
     `sha256` is that of the manifest, if the user knows it: then nothing that the source sends is trusted. A source that
     is lost after its manifest is asked again until it has sent nothing for `patience_s`, and one that is busy for ten
-    times as long. `say` gets lines for the user. Raises ModelError,
+    times as long. `say` gets lines for the user. `random` spreads the attempts of many devices. Raises ModelError,
     ModelCorrupt for content that differs from the manifest, or the error of the source.
     """
-    workplace, patience = Workplace(pair), _Patience(patience_s, say)
+    workplace = Workplace(pair)
+    patience = Patience(patience_s, say, random or Random())  # noqa: S311 # nosec B311
     content = await patience.kept(source.manifest)
-    manifest = _checked(content, source.place, sha256, max_bytes)
+    manifest = _checked(content, pair, source.place, sha256, max_bytes)
     digest = hashlib.sha256(content).hexdigest()
     if await asyncio.to_thread(_is_here, workplace.final, manifest):
         return PulledModel(workplace.final, manifest, digest, 0)
@@ -89,11 +87,11 @@ async def pull(
         meter = _Meter(manifest, progress)
         for name, expected in manifest.files.items():
             await _Arrival(workplace, source, name, expected, patience, meter).complete()
-        await asyncio.to_thread(workplace.finish, manifest, content)
+        await in_thread(lambda: workplace.finish(manifest, content))
     return PulledModel(workplace.final, manifest, digest, meter.fetched_bytes)
 
 
-def _checked(content: bytes, place: str, sha256: str | None, max_bytes: int) -> ModelManifest:
+def _checked(content: bytes, pair: str, place: str, sha256: str | None, max_bytes: int) -> ModelManifest:
     """Return the manifest that a source sent, if this device can take its model; raises ModelCorrupt or ModelError."""
     if len(content) > MAX_MANIFEST_BYTES:
         raise ModelCorrupt(f"{place}: manifest.json: more than {MAX_MANIFEST_BYTES} bytes; use another source")
@@ -103,6 +101,11 @@ def _checked(content: bytes, place: str, sha256: str | None, max_bytes: int) -> 
             f"{place}: manifest.json: its SHA-256 is {found}, not {sha256}; correct --sha256, or use another source"
         )
     manifest = parse_manifest(content, role="edge", place=f"{place}: manifest.json", remedy="use another source")
+    if manifest.pair != pair:
+        raise ModelError(
+            f"{place}: manifest.json: pair: it is a model of {manifest.pair[:100]!r}, not of {pair!r}; give --pair "
+            "that name, or use another source"
+        )
     strange = next((name for name in manifest.files if not is_file_name(name)), None)
     if strange is not None:
         raise ModelCorrupt(
@@ -146,49 +149,6 @@ class _Meter:
         self._progress(PullProgress(name, self._done_bytes, self._total_bytes))
 
 
-class _Patience:
-    """Asks a source again after a loss, until it has sent nothing for a time."""
-
-    def __init__(self, patience_s: float, say: Callable[[str], None]) -> None:
-        self._patience_s = patience_s
-        self._say = say
-        self._pause_s = _FIRST_PAUSE_S
-        self._since_s = asyncio.get_running_loop().time()
-
-    def reward(self) -> None:
-        """Note that bytes have arrived."""
-        self._pause_s = _FIRST_PAUSE_S
-        self._since_s = asyncio.get_running_loop().time()
-
-    async def kept(self, ask: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Return the first answer of a source. Wait if it says how long; raise any other error at once."""
-        while True:
-            try:
-                return await ask()
-            except _LOSSES as error:
-                if error.retry_after_ms is None:
-                    raise
-                await self._pause(error)
-
-    @asynccontextmanager
-    async def losses(self) -> AsyncIterator[None]:
-        """Wait after a loss within the block, or raise it when patience ends."""
-        try:
-            yield
-        except _LOSSES as error:
-            await self._pause(error)
-
-    async def _pause(self, error: ChaperoneError) -> None:
-        pause_s = max(self._pause_s, (error.retry_after_ms or 0) / 1e3)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        # Other devices get their model during this time, so it may be long.
-        patience_s = self._patience_s * (_TURNS if isinstance(error, Overloaded) else 1)
-        if asyncio.get_running_loop().time() + pause_s - self._since_s > patience_s:
-            raise type(error)(f"{error.message}; {_KEPT}", retry_after_ms=error.retry_after_ms) from None
-        self._say(f"{error.message}; trying again in {pause_s:.1f} s")
-        await asyncio.sleep(pause_s)
-
-
 class _Arrival:
     """One file on its way."""
 
@@ -198,7 +158,7 @@ class _Arrival:
         source: Source,
         name: str,
         expected: ManifestFile,
-        patience: _Patience,
+        patience: Patience,
         meter: _Meter,
     ) -> None:
         self._workplace = workplace
@@ -217,6 +177,7 @@ class _Arrival:
             self._meter.held(self._name, expected.bytes)
             return
         self._meter.held(self._name, workplace.arrived(expected))
+        self._patience.renew()  # the source had no part in the time of the lock, and of the checksums
         while (offset := workplace.arrived(expected)) < expected.bytes or not workplace.part(expected).exists():
             async with self._patience.losses():
                 await self._fetch(offset)
@@ -229,18 +190,20 @@ class _Arrival:
     async def _fetch(self, offset: int) -> None:
         """Append what the source sends; raises SourceLost if it ends early, and ModelCorrupt if it sends too much."""
         left = self._expected.bytes - offset
-        with self._workplace.appending(self._expected) as append:
-            async with aclosing(self._source.read(self._name, self._expected, offset)) as blocks:
-                async for block in blocks:
-                    if len(block) > left:
-                        raise ModelCorrupt(
-                            f"{self._source.place}: {self._name}: it has more than {self._expected.bytes} bytes, which "
-                            "the manifest says; use another source"
-                        )
-                    if block:
-                        append(block)
-                        left -= len(block)
-                        self._patience.reward()
-                        self._meter.fetched(self._name, len(block))
+        async with (
+            self._workplace.appending(self._expected) as append,
+            aclosing(self._source.read(self._name, self._expected, offset)) as blocks,
+        ):
+            async for block in blocks:
+                if len(block) > left:
+                    raise ModelCorrupt(
+                        f"{self._source.place}: {self._name}: it has more than {self._expected.bytes} bytes, which "
+                        "the manifest says; use another source"
+                    )
+                if block:
+                    await append(block)
+                    left -= len(block)
+                    self._patience.renew()
+                    self._meter.fetched(self._name, len(block))
         if left:
             raise SourceLost(f"{self._source.place}: {self._name}: it ended {left} bytes early")

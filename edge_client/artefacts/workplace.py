@@ -13,10 +13,10 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from chaperone_common.artefacts.folders import chaperone_home, pair_folder
 from chaperone_common.artefacts.manifest import MANIFEST_NAME, ManifestFile, ModelManifest, file_sha256
@@ -24,6 +24,8 @@ from chaperone_common.errors import ModelError
 from chaperone_common.files import PART
 
 _LOCK_POLL_S = 0.2
+
+Result = TypeVar("Result")
 
 
 class Workplace:
@@ -35,6 +37,12 @@ class Workplace:
         self._models = chaperone_home() / "models"
         self._pair = pair
         self._arriving = self._models / f".pulling-{pair}"
+        self._replaced = self._arriving / "replaced"  # the old model, for a moment
+
+    def has_any(self) -> bool:
+        """Return whether there is a model, or a part of one; raises ModelError."""
+        with _as_model_errors(self.final):
+            return _is_there(self.final) or _is_there(self._arriving)
 
     @asynccontextmanager
     async def locked(self, say: Callable[[str], None]) -> AsyncIterator[None]:
@@ -44,7 +52,7 @@ class Workplace:
             file = (self._models / f".{self._pair}.lock").open("wb")  # the lock of `chaperone-cloud models pull`, too
         with file:
             waited = False
-            while not _lock(file):
+            while not _lock(file, self._models):
                 if not waited:
                     say(f"{self._pair}: another pull is at work; waiting for it")
                 waited = True
@@ -52,11 +60,17 @@ class Workplace:
             yield
 
     def begin(self, manifest: ModelManifest) -> None:
-        """Make the folder; drop parts that this manifest does not name. Raises ModelError if the disk is too small."""
+        """Make the folder; drop parts that this manifest does not name. Raises ModelError if the disk is too small.
+
+        A model that a pull had moved away when its process died gets its place back.
+        """
         with _as_model_errors(self._arriving):
             self._arriving.mkdir(exist_ok=True)
             if self._arriving.is_symlink():
                 raise ModelError(f"{self._arriving}: it is a symbolic link; remove it")
+            if _is_there(self._replaced) and not _is_there(self.final):
+                self.final.parent.mkdir(exist_ok=True)
+                self._replaced.replace(self.final)
             wanted = {self.part(file).name for file in manifest.files.values()}
             for path in self._arriving.iterdir():
                 if path.name not in wanted:
@@ -84,23 +98,26 @@ class Workplace:
                 return 0
             return size
 
-    @contextmanager
-    def appending(self, expected: ManifestFile) -> Iterator[Callable[[bytes], None]]:
+    @asynccontextmanager
+    async def appending(self, expected: ManifestFile) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
         """Yield a function that appends to the part of a file. Raises ModelError, and keeps what has arrived."""
         part = self.part(expected)
         with _as_model_errors(part):
             descriptor = os.open(part, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor, "ab", buffering=0) as file:
 
-            def append(block: bytes) -> None:
+            def write(block: bytes) -> None:
+                view = memoryview(block)
+                while view:
+                    view = view[file.write(view) :]
+
+            async def append(block: bytes) -> None:
                 with _as_model_errors(part):
-                    view = memoryview(block)
-                    while view:
-                        view = view[file.write(view) :]
+                    await in_thread(lambda: write(block))
 
             yield append
             with _as_model_errors(part):
-                os.fsync(file.fileno())
+                await in_thread(lambda: os.fsync(file.fileno()))
 
     def holds(self, expected: ManifestFile) -> bool:
         """Return whether a file has arrived with the right checksum; drop a whole part that has another one."""
@@ -124,21 +141,29 @@ class Workplace:
         return True
 
     def finish(self, manifest: ModelManifest, content: bytes) -> None:
-        """Put the model in its place. A process that has files of the old one open keeps them."""
+        """Put the model in its place. A process that has files of the old one open keeps them.
+
+        Raises ModelError, and then the old model is in its place again, and what has arrived is kept.
+        """
         with _as_model_errors(self.final):
             whole, placed = self._arriving / "edge", dict[str, Path]()
             whole.mkdir(mode=0o755)
             for name, expected in manifest.files.items():
                 twin = placed.setdefault(expected.sha256, whole / name)
                 if twin == whole / name:
-                    self.part(expected).replace(twin)
+                    _link(self.part(expected), twin)
                 else:
                     shutil.copyfile(twin, whole / name)
             (whole / MANIFEST_NAME).write_bytes(content)
             self.final.parent.mkdir(exist_ok=True)
-            if self.final.is_symlink() or self.final.exists():
-                self.final.replace(self._arriving / "replaced")
-            whole.replace(self.final)
+            if _is_there(self.final):
+                self.final.replace(self._replaced)
+            try:
+                whole.replace(self.final)
+            except OSError:
+                if _is_there(self._replaced):
+                    self._replaced.replace(self.final)
+                raise
         with contextlib.suppress(ModelError):
             self.clear()
 
@@ -161,12 +186,39 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def _lock(file: IO[bytes]) -> bool:
+async def in_thread(work: Callable[[], Result]) -> Result:
+    """Do work in a thread, and end with it: a caller that is cancelled waits, so that no thread has its files."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait((working,))
+        raise
+
+
+def _lock(file: IO[bytes], models: Path) -> bool:
+    """Return whether the lock is held now. Raises ModelError."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # such as of a network file system
+        raise ModelError(
+            f"{models}: cannot be locked: {error.strerror or error}; set CHAPERONE_HOME to a folder on a local disk"
+        ) from None
     return True
+
+
+def _link(part: Path, file: Path) -> None:
+    """Give a part its name in the model, and keep it as a part, too, where the file system has links."""
+    try:
+        os.link(part, file, follow_symlinks=False)
+    except OSError:
+        part.replace(file)
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
 
 
 def _remove(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from chaperone_common.artefacts.folders import Role, chaperone_home
+from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home
 from chaperone_common.errors import ModelCorrupt, ModelError, ModelMissing
 from chaperone_common.settings import FrozenModel
 
@@ -39,7 +39,7 @@ class ModelManifest(FrozenModel):
     """The content of `manifest.json`, which is the last file written of an artefact."""
 
     format: Literal[1] = 1
-    pair: str
+    pair: str = Field(pattern=f"^{PAIR_NAME}$")  # a part of paths
     role: Role
     model: str
     source: dict[str, Any]

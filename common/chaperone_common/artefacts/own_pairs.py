@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chaperone_common.artefacts.registry import Pair, default_registry, load_own_pairs, load_registry, own_registry
+from pydantic import ValidationError
+
+from chaperone_common.artefacts.registry import (
+    Pair,
+    Registry,
+    default_registry,
+    load_own_pairs,
+    load_registry,
+    own_registry,
+)
 from chaperone_common.errors import ConfigError, OutputLost
 from chaperone_common.files import replace_file
-from chaperone_common.settings.strict_yaml import MAX_BYTES, yaml_text
+from chaperone_common.settings.strict_yaml import MAX_BYTES, parse_yaml, yaml_text
 
 _HEADER = """\
 # Your own pairs. `chaperone-cloud models add` writes this file again: it keeps all values, and no comments.
@@ -45,7 +55,13 @@ def add_pair(name: str, pair: Pair, *, replace: bool = False) -> bool:
             return False
         pairs = {**load_own_pairs(), name: pair}
         values = {each: spec.model_dump(mode="json", exclude_defaults=True) for each, spec in pairs.items()}
-        content = (_HEADER + yaml_text({"pairs": values})).encode()
+        text = _HEADER + yaml_text({"pairs": values})
+        if not _reads_as(pairs, text, path):  # nobody could load any pair any more
+            raise ConfigError(
+                f"{path}: {name!r} would be read back as another pair, so nothing was written; use plain text in its "
+                "fields"
+            )
+        content = text.encode()
         if len(content) > MAX_BYTES:
             raise ConfigError(f"{path}: more than {MAX_BYTES} bytes with {name!r}; remove pairs that you do not need")
         try:
@@ -53,6 +69,14 @@ def add_pair(name: str, pair: Pair, *, replace: bool = False) -> bool:
         except OutputLost as error:
             raise ConfigError(error.message) from None
     return True
+
+
+def _reads_as(pairs: dict[str, Pair], text: str, path: Path) -> bool:
+    """Return whether the text of a registry holds these pairs."""
+    try:
+        return Registry.model_validate_json(json.dumps(parse_yaml(text, path)[0])).pairs == pairs
+    except (ConfigError, ValidationError):
+        return False
 
 
 @contextmanager
@@ -64,5 +88,10 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be locked: {error.strerror or error}; set CHAPERONE_HOME to a folder on a local disk"
+            ) from None
         yield

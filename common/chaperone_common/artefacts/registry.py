@@ -5,15 +5,29 @@ There are two such files: the packaged one, and one of the user's own pairs, whi
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home, pair_folder
 from chaperone_common.errors import ConfigError
 from chaperone_common.settings import FrozenModel, load_yaml
 from chaperone_common.settings.packaged import packaged_path
+
+_UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: controls, surrogates, ends of lines and paragraphs
+
+
+def _one_line(text: str) -> str:
+    """Refuse characters that a YAML file does not keep, or that no name or token has."""
+    strange = next((character for character in text if unicodedata.category(character) in _UNWRITABLE), None)
+    if strange is not None:
+        raise ValueError(f"it holds the character {strange!r}; use printable text on one line, in UTF-8")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_one_line)]
 
 
 class WheelsSource(FrozenModel):
@@ -21,7 +35,7 @@ class WheelsSource(FrozenModel):
 
     source: Literal["wheels"]
     package: str = Field(pattern=r"^[A-Za-z0-9._-]*\{part\}[A-Za-z0-9._-]*$")  # {part} counts from 1
-    version: str
+    version: _Text
     parts: int = Field(ge=1)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -35,7 +49,7 @@ class PretrainedSource(FrozenModel):
     """A source that `from_pretrained` takes: a folder, or the name of a model on a reachable hub."""
 
     source: Literal["pretrained"]
-    name: str = Field(min_length=1)
+    name: _Text = Field(min_length=1)
 
     @property
     def folder(self) -> Path | None:
@@ -99,9 +113,9 @@ class CloudRecipe(FrozenModel):
 class EdgeModel(FrozenModel):
     """The device's model of a pair."""
 
-    model: str
-    licence: str
-    architecture: str | None = None  # `model_type` of config.json; named, it is checked before any download
+    model: _Text
+    licence: _Text
+    architecture: _Text | None = None  # `model_type` of config.json; named, it is checked before any download
     weights: Weights
     recipe: DeviceRecipe = EdgeRecipe()
 
@@ -109,12 +123,12 @@ class EdgeModel(FrozenModel):
 class CloudModel(FrozenModel):
     """The cloud's model of a pair."""
 
-    model: str
-    licence: str
-    architecture: str | None = None  # as of the device's model
+    model: _Text
+    licence: _Text
+    architecture: _Text | None = None  # as of the device's model
     weights: Weights
     recipe: CloudRecipe = CloudRecipe()
-    end_of_text: tuple[str, ...] = ()  # tokens that end a text; empty: those that the weights name
+    end_of_text: tuple[_Text, ...] = ()  # tokens that end a text; empty: those that the weights name
 
 
 class Pair(FrozenModel):

@@ -45,7 +45,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def yaml_text(value: Any) -> str:
-    """Return plain values as the text of a YAML file, which `read_yaml` reads as the same values."""
+    """Return plain values as the text of a YAML file. Control characters may be lost: compare with `parse_yaml`."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
@@ -54,9 +54,14 @@ def read_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
 
     An empty file is an empty table.
     """
+    return parse_yaml(_read_text(path), path)
+
+
+def parse_yaml(text: str, path: Path) -> tuple[Any, dict[Location, int]]:
+    """Return what `read_yaml` does, of the text of a file; `path` is for messages."""
     lines: dict[Location, int] = {}
     try:
-        node = _compose(path, _read_text(path))
+        node = _compose(path, text)
         return ({} if node is None else _construct(path, node, (), lines)), lines
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None

@@ -127,7 +127,7 @@ def _verify(console: Console, arguments: argparse.Namespace) -> int:
 
 
 def _remove(console: Console, arguments: argparse.Namespace) -> int:
-    if not asyncio.run(remove_model(arguments.pair)):
+    if not asyncio.run(remove_model(arguments.pair, say=console.complain)):
         raise ConfigError(
             f"--pair: no model of {arguments.pair!r} is on this device; `chaperone models list` shows all"
         )

@@ -110,6 +110,9 @@ def test_the_number_of_transfers_is_bounded_by_tenant_and_in_total(home: Path, m
             await until(lambda: transfers_of(server, "a") == 0, "the place of a transfer that was cancelled")
             assert (await fetched(address, FetchModel("tiny"), tenant="a"))[0] == "OK"
             calls[1].cancel()
+            await until(
+                lambda: transfers_of(server, "b") == 0, "its place, before the cloud stops and refuses to go on"
+            )
 
     play(home, monkeypatch, scenario, config, watched(observed))
     assert {refused.reason for refused in observed.of(Refused) if isinstance(refused, Refused)} == {

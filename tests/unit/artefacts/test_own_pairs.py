@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import threading
 from pathlib import Path
 
@@ -52,6 +55,35 @@ def test_every_text_is_read_back_as_it_was(text: str) -> None:
     wanted = pair(text, end_of_text=(text, "<|im_end|>"))
     add_pair("mine", wanted)
     assert load_registry().pair("mine") == wanted
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\x85b", "a\nb", "\x00", "\x7f", "\u2028"])
+@pytest.mark.parametrize("field", ["licence", "model", "architecture", "end_of_text"])
+def test_text_that_a_file_does_not_keep_is_refused(field: str, text: str) -> None:
+    fields = {"model": "large", "licence": "none", field: (text,) if field == "end_of_text" else text}
+    with pytest.raises(ConfigError, match=f"^{field}.*it holds the character .*; use printable text on one line"):
+        CloudModel(weights=PretrainedSource(source="pretrained", name="owner/large"), **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\x85b"])
+def test_a_file_that_would_be_read_as_another_pair_is_not_written(name: str) -> None:
+    add_pair("mine", pair())
+    before = own_registry().read_bytes()
+    unchecked = PretrainedSource.model_construct(source="pretrained", name=name)
+    strange = Pair(edge=pair().edge, cloud=CloudModel(model="large", licence="none", weights=unchecked))
+    with pytest.raises(ConfigError, match=r"'strange' would be read back as another pair, so nothing was written"):
+        add_pair("strange", strange)
+    assert own_registry().read_bytes() == before
+
+
+def test_a_file_system_without_locks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_file: object, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(ConfigError, match="cannot be locked: No locks available; set CHAPERONE_HOME"):
+        add_pair("mine", pair())
+    assert not own_registry().exists()
 
 
 def test_another_pair_is_not_replaced_unless_asked() -> None:

@@ -8,7 +8,10 @@ from chaperone_common.errors import Overloaded, PermissionDenied, PromptTooLong,
 from chaperone_common.frames import Open, QuotaState
 from chaperone_common.types import SamplingParams, SessionId
 from cloud_supervisor.admission import Admission, PromptOverQuota, Rate, SessionKey
+from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import LimitsConfig, QuotasConfig, TenantQuota
+from cloud_supervisor.transfers.device_model import DeviceModel
+from cloud_supervisor.transfers.transfers import Transfers
 from tests.support.fakes.clock import ManualClock
 
 
@@ -168,6 +171,23 @@ def test_transfers_are_counted_by_tenant_and_in_total() -> None:
         entrance.begin_transfer("c")
     entrance.end_transfer("a")
     entrance.begin_transfer("c")
+
+
+def test_transfers_that_are_refused_leave_the_tenant_its_streams() -> None:
+    entrance = admission(ManualClock(), a=TenantQuota(max_transfers=1, streams_per_minute=3))
+    transfers = Transfers(DeviceModel("tiny"), entrance, ManualClock(), max_transfer_s=1.0)
+    caller = Caller("a", "somewhere")
+    end = transfers.begin(caller)
+    for _ in range(5):
+        with pytest.raises(QuotaExceeded, match="quota: transfers"):
+            transfers.begin(caller)
+    end()
+    assert QuotaState("streams_per_minute", 3, 1) in entrance.states("a")
+    for _ in range(2):
+        entrance.begin_stream("a")
+    with pytest.raises(QuotaExceeded, match="quota: streams_per_minute"):
+        transfers.begin(caller)
+    assert QuotaState("transfers", 1, 0) in entrance.states("a"), "one that the rate refuses takes no place"
 
 
 def test_bytes_of_models_are_a_rate_that_a_transfer_may_overdraw() -> None:
