@@ -211,6 +211,7 @@ class Conversation:
             request.num_choices,
             self._opening.sampling,
             top_logprobs=None if isinstance(request.frame, Close) else self._opening.top_logprobs,
+            first_reported=request.first_reported,
             deadline_ms=self._time_left_ms(deadline_ms, arrived_at),
             tenant=self._key.tenant,
             urgency=Urgency.VERIFY if isinstance(request.frame, Draft) else Urgency.WRITE,

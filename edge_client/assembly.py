@@ -294,7 +294,14 @@ class Assembly:
         text = (*request.prompt.token_ids, *request.committed_token_ids)
         sequence.rewind(min(common_prefix(sequence.token_ids, text), len(text) - 1))
         drafter = self._drafter(sequence, request.params.sampling)
-        drafter.top_logprobs = request.params.reported_logprobs
+        if (wanted := request.params.reported_logprobs) is not None:
+            try:
+                drafter.top_logprobs = wanted
+            except AttributeError:  # it is frozen, or has slots
+                drafter.close()
+                raise InvalidRequest(
+                    f"logprobs: {type(drafter).__name__} takes no top_logprobs; leave it out, or use ChoosingDrafter"
+                ) from None
         return drafter
 
     def _opening(self, request: GenerationRequest, session_id: SessionId, capabilities: Capabilities | None) -> Open:

@@ -72,7 +72,7 @@ class Drafter(Protocol):
     """A `DraftModel` that also chooses tokens; its rows are those of `DraftModel`."""
 
     # Proposals have log-probabilities, with those of this number of the likeliest tokens; None: they have none. It is
-    # set before the first step.
+    # set before the first step, and only for a request that wants them.
     top_logprobs: int | None
 
     @property

@@ -33,6 +33,7 @@ class ForwardRequest:
     num_choices: int  # choices wanted after the last tokens of the chain; there is one more for each branch token
     sampling: SamplingParams
     top_logprobs: int | None = None  # report log-probabilities, with this number of the likeliest tokens; None: none
+    first_reported: int = 0  # the index of the first choice along the chain that has them; those before have none
 
 
 class TargetModel(Protocol):
@@ -82,6 +83,7 @@ class ForwardQueue(Protocol):
         sampling: SamplingParams,
         *,
         top_logprobs: int | None = None,
+        first_reported: int = 0,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
@@ -90,7 +92,8 @@ class ForwardQueue(Protocol):
 
         `tree` holds the text from position 0 on. Only the tokens that the session's cache lacks are computed. With
         `num_choices` 0 the text is only read ahead, as a prompt is. With `top_logprobs` each choice has its
-        log-probability, and those of this number of the likeliest tokens.
+        log-probability, and those of this number of the likeliest tokens; along the chain only from the index
+        `first_reported` on.
         Raises Overloaded, CloudTimeout if `deadline_ms` passes before the forward starts, PromptTooLong, or
         CloudUnavailable. Cancelling gives up the answer, not necessarily the work.
         """

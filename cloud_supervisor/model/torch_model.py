@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -59,6 +59,15 @@ class Chooser(Protocol):
 def coupled_choice(soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
     """Choose as the protocol demands, whatever was drafted."""
     return choose(soft, sampling, position)
+
+
+class _Row(NamedTuple):
+    """One row of logits."""
+
+    sampling: SamplingParams
+    position: int  # of the token that was read
+    drafted: int | None  # the chain's own next token; None after its end
+    top_logprobs: int | None  # as in `ForwardRequest`
 
 
 class TorchModel:
@@ -199,14 +208,8 @@ class TorchModel:
         logits = self._logits(requests) if requests else None
         if logits is None:
             return [[] for _ in requests]
-        # The positions whose tokens were read, and the chain's own next token, None after its end: for each row.
-        places: list[tuple[ForwardRequest, int, int | None]] = []
-        for request in requests:
-            tree, count = request.tree, request.num_choices
-            positions = [*range(tree.end - count, tree.end), *tree.positions]
-            drafted = [*tree.token_ids[1:], None][len(tree.token_ids) - count :] + [None] * len(tree.branches)
-            places += [(request, *place) for place in zip(positions, drafted, strict=True)]
-        chosen = iter(self._choices(logits, places))
+        rows = [row for request in requests for row in _rows(request)]
+        chosen = iter(self._choices(logits, rows))
         return [[*islice(chosen, request.num_choices + len(request.tree.branches))] for request in requests]
 
     def _check(self, request: ForwardRequest) -> None:
@@ -225,23 +228,21 @@ class TorchModel:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
 
     @torch.inference_mode()
-    def _choices(
-        self, logits: torch.Tensor, places: Sequence[tuple[ForwardRequest, int, int | None]]
-    ) -> Iterator[Choice]:
+    def _choices(self, logits: torch.Tensor, rows: Sequence[_Row]) -> Iterator[Choice]:
         """Choose from each row, with the noise of the position that the chosen token will have."""
-        samplings = [request.sampling for request, _, _ in places]
         if self._choose is coupled_choice:
-            rows = LogitRows(logits, [sampling.temperature for sampling in samplings])
-            for row, (request, position, _) in zip(rows, places, strict=True):
-                choice = choose(row, request.sampling, position + 1)
-                if (count := request.top_logprobs) is not None:
-                    choice = replace(choice, logprobs=row.logprobs(choice.token_id, count))
+            found = LogitRows(logits, [row.sampling.temperature for row in rows])
+            for scores, row in zip(found, rows, strict=True):
+                choice = choose(scores, row.sampling, row.position + 1)
+                if row.top_logprobs is not None:
+                    choice = replace(choice, logprobs=scores.logprobs(choice.token_id, row.top_logprobs))
                 yield choice
             return
-        for values, sampling, (request, position, token_id) in zip(_on_host(logits), samplings, places, strict=True):
-            choice = self._choose(softmax(values, sampling.temperature), sampling, position + 1, token_id)
-            if request.top_logprobs is not None:
-                choice = replace(choice, logprobs=measure(values, choice.token_id, request.top_logprobs))
+        for values, row in zip(_on_host(logits), rows, strict=True):
+            soft = softmax(values, row.sampling.temperature)
+            choice = self._choose(soft, row.sampling, row.position + 1, row.drafted)
+            if row.top_logprobs is not None:
+                choice = replace(choice, logprobs=measure(values, choice.token_id, row.top_logprobs))
             yield choice
 
     def scores(self, request: ForwardRequest) -> NDArray[np.float32]:
@@ -283,6 +284,17 @@ class TorchModel:
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor([[*numbers]], device=self._model.device)  # [1, tokens] int64
+
+
+def _rows(request: ForwardRequest) -> Iterator[_Row]:
+    """Return the rows of a request: those along the chain, and one for each branch token."""
+    tree, count = request.tree, request.num_choices
+    next_tokens = [*tree.token_ids[1:], None][len(tree.token_ids) - count :]
+    for index, drafted in enumerate(next_tokens):
+        reported = request.top_logprobs if index >= request.first_reported else None
+        yield _Row(request.sampling, tree.end - count + index, drafted, reported)
+    for position in tree.positions:
+        yield _Row(request.sampling, position, None, request.top_logprobs)
 
 
 def _on_host(logits: torch.Tensor) -> NDArray[np.float32]:

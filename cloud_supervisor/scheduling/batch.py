@@ -37,6 +37,7 @@ class QueuedRequest:
     tenant: str = ""
     urgency: Urgency = Urgency.VERIFY
     top_logprobs: int | None = None  # as in `ForwardRequest`
+    first_reported: int = 0  # as in `ForwardRequest`, among all `num_choices`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,12 @@ class Chunk:
     def num_choices(self) -> int:
         """Choices that this chunk computes along the chain."""
         return max(0, self.choices_left - (self.request.tree.end - self.end))
+
+    @property
+    def first_reported(self) -> int:
+        """The index, among this chunk's choices along the chain, of the first one with log-probabilities."""
+        found_before = self.request.num_choices - self.choices_left
+        return min(self.num_choices, max(0, self.request.first_reported - found_before))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class ModelRunner:
         sampling: SamplingParams,
         *,
         top_logprobs: int | None = None,
+        first_reported: int = 0,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
@@ -108,7 +109,9 @@ class ModelRunner:
         """
         loop, now = asyncio.get_running_loop(), self._clock.now()
         deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
-        request = QueuedRequest(key, tree, num_choices, sampling, deadline_at, tenant, urgency, top_logprobs)
+        request = QueuedRequest(
+            key, tree, num_choices, sampling, deadline_at, tenant, urgency, top_logprobs, first_reported
+        )
         self._scheduler.submit(request, now)
         answer: asyncio.Future[ForwardResult] = loop.create_future()
         self._answers[request] = answer
@@ -242,7 +245,9 @@ class ModelRunner:
                 outcomes[request] = error
             else:
                 piece = request.tree.piece(held, chunk.end)
-                reading = ForwardRequest(cache, piece, chunk.num_choices, request.sampling, request.top_logprobs)
+                reading = ForwardRequest(
+                    cache, piece, chunk.num_choices, request.sampling, request.top_logprobs, chunk.first_reported
+                )
                 fed.append((chunk, reading))
         return fed
 

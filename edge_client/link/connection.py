@@ -17,6 +17,7 @@ from chaperone_common.errors import (
     ModelMismatch,
     Overloaded,
     PeerMismatch,
+    VersionMismatch,
 )
 from chaperone_common.frames import Arrived, ClientFrame, Open, ServerFrame
 from edge_client.link.reconnection import LOSSES, DelayedLink, Reconnection
@@ -29,12 +30,13 @@ POSSIBLE_LOSSES = (CloudLost, Overloaded, InternalError, InvalidRequest, PeerMis
 def loss_of(error: ChaperoneError, *, outgrown: bool, reopened: bool) -> ChaperoneError:
     """Return the error as a loss of the cloud if it is one; raise any other.
 
-    After a reconnection the cloud may take smaller spans than before (`outgrown`), or be another model (`reopened`).
+    After a reconnection the cloud may take smaller spans than before (`outgrown`). It may also have another model, or
+    an earlier version (`reopened`).
     """
     match error:
         case InvalidRequest() if outgrown:
             return CloudUnavailable(error.message)
-        case ModelMismatch() if reopened:
+        case ModelMismatch() | VersionMismatch() if reopened:
             return error
         case InvalidRequest() | PeerMismatch():
             raise error

@@ -162,6 +162,22 @@ def test_the_context_can_be_filled_to_the_last_token(target: TargetModel) -> Non
         target.forward([feeding(cache, [1], 1, GREEDY)])
 
 
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_log_probabilities_are_left_out_before_the_first_choice_that_is_reported(
+    target: TargetModel, first: int
+) -> None:
+    tokens = prompt(8, 12)
+    whole = replace(feeding(target.kv_pool.new_cache(), tokens, 5, TRUNCATED, BRANCHES), top_logprobs=3)
+    part = replace(whole, cache=target.kv_pool.new_cache(), first_reported=first)
+    every, some = target.forward([whole, part])
+    assert ids(some) == ids(every)
+    assert [choice.logprobs is None for choice in some] == [True] * first + [False] * (len(every) - first)
+    for choice, expected in zip(some[first:], every[first:], strict=True):
+        assert choice.logprobs is not None
+        assert expected.logprobs is not None
+        assert choice.logprobs.logprob == pytest.approx(expected.logprobs.logprob, abs=1e-4)
+
+
 def test_log_probabilities_are_measured_only_where_they_are_wanted(target: TargetModel) -> None:
     """They change no choice, and do not depend on temperature and filters, or on the other requests of the forward."""
     tokens = prompt(8, 12)

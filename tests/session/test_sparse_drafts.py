@@ -152,6 +152,7 @@ class NotingReader:
         sampling: SamplingParams,
         *,
         top_logprobs: int | None = None,
+        first_reported: int = 0,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,

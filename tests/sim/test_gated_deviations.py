@@ -49,12 +49,15 @@ class FakeQueue:
         sampling: SamplingParams,
         *,
         top_logprobs: int | None = None,
+        first_reported: int = 0,
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
     ) -> ForwardResult:
         await asyncio.sleep(self._random.random() * self._slowest_s)
-        request = ForwardRequest(self._target.kv_pool.new_cache(), tree, num_choices, sampling, top_logprobs)
+        request = ForwardRequest(
+            self._target.kv_pool.new_cache(), tree, num_choices, sampling, top_logprobs, first_reported
+        )
         return ForwardResult(self._target.forward([request])[0], queue_us=0, compute_us=1)
 
     def free(self, key: Hashable) -> None:

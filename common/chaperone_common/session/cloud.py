@@ -24,6 +24,7 @@ class VerificationRequest:
     start: int  # the position of the first choice wanted
     judged: tuple[int, ...]  # the tokens from `start` on that the choices are compared with
     frame: Draft | Close | None  # None: the cloud writes by itself
+    first_reported: int = 0  # the index of the first choice along the chain whose log-probabilities can be sent
 
 
 class CloudSession:
@@ -116,19 +117,18 @@ class CloudSession:
         """Turn the choices of a forward into the frame to send, and advance the text.
 
         `choices` has one id after each of the last `num_choices` tokens, and then one after each branch token.
-        `logprobs` has an entry for each choice, or none at all.
+        `logprobs` has an entry for each choice from the request's `first_reported` on, or none at all.
         """
         match request.frame:
             case None:
                 return replace(self._continue(choices[0], queue_us, compute_us), logprobs=tuple(logprobs))
-            case Draft(final_before=final_before) as frame:
+            case Draft() as frame:
                 verdict = self._verdict(request, frame, choices, queue_us, compute_us)
                 found = of_verdict(
                     logprobs,
                     request.tree,
-                    request.num_choices,
-                    start=request.start,
-                    first=max(request.start, final_before),
+                    request.num_choices - request.first_reported,
+                    first=request.start + request.first_reported,
                     position=verdict.position,
                     tokens=(verdict.token_id, *verdict.further_token_ids),
                 )
@@ -172,7 +172,9 @@ class CloudSession:
         ):  # there is no choice beyond the limit, so the cloud's own token replaces the last one
             judged = judged[:-1]
         tree = TokenTree((*self.text[:start], *judged), self._open_branches(frame, agreed, start + len(judged)))
-        return VerificationRequest(tree, len(judged) + 1, start, judged, frame)
+        count = len(judged) + 1
+        final = min(count, max(0, frame.final_before - start))  # on the device already
+        return VerificationRequest(tree, count, start, judged, frame, first_reported=final)
 
     def _open_branches(self, frame: Draft, agreed: int, end: int) -> tuple[BranchToken, ...]:
         """Return the branch tokens of a Draft that may stand and be followed by a choice, next to a chain up to `end`.

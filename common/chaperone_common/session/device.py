@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from chaperone_common.errors import ChaperoneError, ProtocolViolation, error_from_status
+from chaperone_common.errors import ChaperoneError, ProtocolViolation, VersionMismatch, error_from_status
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.session.closing import ClosingAudit
@@ -147,8 +147,10 @@ class DeviceSession:
         """Append a drafted token. After a fire it is provisional, else it is final as soon as all tokens before it are.
 
         An `unasked` token fired, but the cloud must not be asked about it. It does not count as a fire, and becomes
-        final as unverified. With `OnDeviation.RETRACT` each token stays provisional.
+        final as unverified. With `OnDeviation.RETRACT` each token stays provisional. Raises InvalidRequest if
+        log-probabilities are wanted and the proposal has none.
         """
+        self._logprobs.check_proposal(proposal)
         position, token_id = len(self.text), proposal.token_id
         self._tokens.append(TextToken(token_id, proposal, fired=fires, unasked=unasked, to_judge=fires))
         if fires:
@@ -247,7 +249,10 @@ class DeviceSession:
         raise error
 
     def apply(self, frame: ServerFrame) -> list[SessionEvent]:
-        """Apply a frame from the cloud. Raises ProtocolViolation, or the error that a Failure carries."""
+        """Apply a frame from the cloud. Raises ProtocolViolation, or the error that a Failure carries.
+
+        The stream fails with VersionMismatch if log-probabilities are wanted and the cloud sends none.
+        """
         before = self._progress
         events = self._apply(frame)
         self._patience.note(progress=before != self._progress, tokens_left=self.limit - self.final_length)
@@ -297,7 +302,7 @@ class DeviceSession:
             return []
         if not self.spans:
             raise ProtocolViolation(f"verdict at position {verdict.position} answers no span")
-        span = self.spans.popleft()
+        span = self.spans[0]
         check_verdict(verdict, span, self.text, limit=self.limit)
         token_origins = origins(verdict, span)
         tokens = (verdict.token_id, *verdict.further_token_ids)
@@ -309,7 +314,9 @@ class DeviceSession:
         unread = min(max(span.start, self.read_length), audited)
         check_deviations(verdict.deviations, unread, audited)
         begins = begins_takeover(verdict, span, limit=self.limit, eos_token_ids=self.eos_token_ids)
+        self._require_logprobs(verdict.position + len(tokens))
         self.state = step(self.state, StreamEvent.TAKEOVER if begins else StreamEvent.VERDICT)
+        self.spans.popleft()
         upcoming = self.spans[0] if self.spans and verdict.position == span.end else None
         self._count(verdict)
         events = self._audit(unread, audited, verdict.deviations)
@@ -339,6 +346,7 @@ class DeviceSession:
         if frame.token_ids and frame.start != self.final_length:
             raise ProtocolViolation(f"continuation starts at {frame.start}, the final text ends at {self.final_length}")
         check_ids(frame.token_ids, self._vocabulary_size)
+        self._require_logprobs(end)
         self.state = step(self.state, StreamEvent.HAND_BACK if frame.handed_back else StreamEvent.CONTINUATION)
         self._count(frame)
         events: list[SessionEvent] = []
@@ -348,6 +356,16 @@ class DeviceSession:
         if frame.handed_back:
             events += self._commit_skipped()
         return events
+
+    def _require_logprobs(self, end: int) -> None:
+        """Check that the answer has those of the tokens up to `end` that it makes final, if they are wanted.
+
+        Without any the stream fails: another replica, which reports none, may have continued it.
+        """
+        try:
+            self._logprobs.require(self.final_length, end)
+        except VersionMismatch as error:
+            self.fail(error)
 
     def _take(self, position: int, token_id: int, origin: Origin) -> list[SessionEvent]:
         """Commit the cloud's own token at a position, in place of a draft token that differs."""

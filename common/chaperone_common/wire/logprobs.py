@@ -29,7 +29,7 @@ def parse_logprobs(message: pb.Logprobs, most: int) -> tuple[ChoiceLogprobs, ...
     if tokens > most or ids != logprobs or ids > MAX_TOP_LOGPROBS * tokens or (tokens and ids % tokens):
         raise ProtocolViolation(
             f"logprobs: {tokens} tokens of {most}, with {ids} likeliest ones and {logprobs} values of these; each "
-            f"token has one value, and the same number of likeliest ones, up to {MAX_TOP_LOGPROBS}"
+            f"token has one value, and the same number of likeliest ones, up to {MAX_TOP_LOGPROBS}; use another cloud"
         )
     for logprob in chain(message.token_logprobs, message.top_logprobs):
         if not LEAST_LOGPROB <= logprob <= 0:

@@ -1,27 +1,30 @@
-"""A cloud that restarts as another one: with another model, or with smaller limits."""
+"""A cloud that restarts as another one: with another model, with smaller limits, or of an earlier version."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
+from chaperone_common.logprobs import LogprobSource
 from chaperone_common.session import Committed, Failed, Finished, Unverified
+from chaperone_common.types import Choice
 from cloud_supervisor.config import CloudConfig, LimitsConfig
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.server import Server
-from edge_client import EdgeClient, ModelMismatch, PartialGeneration
+from edge_client import EdgeClient, ModelMismatch, PartialGeneration, VersionMismatch
 from edge_client.config import CloudSettings, PlannerSettings
 from edge_client.events import Event
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
 from tests.support.fakes.target import FakeTarget
 from tests.support.links.forwarder import Forwarder, forwarding
-from tests.support.processes.clients import config_for, ending_of
+from tests.support.processes.clients import SLOW, config_for, ending_of
 from tests.support.processes.servers import serving
 
 PROMPT = "the list of a number is"
@@ -32,20 +35,29 @@ def manifest_of(pair: Path, **changes: Any) -> ModelManifest:
     return load_manifest(pair / "cloud", role="cloud").model_copy(update=changes)
 
 
-def endless(pair: Path, seed: int = 0) -> FakeTarget:
+class Unreporting(FakeTarget):
+    """The model of a cloud of an earlier version: `top_logprobs` is unknown to it."""
+
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        return super().forward([replace(request, top_logprobs=None) for request in requests])
+
+
+def endless(pair: Path, seed: int = 0, kind: type[FakeTarget] = FakeTarget) -> FakeTarget:
     """Return a model of the pair's vocabulary that never ends a text."""
     manifest = manifest_of(pair)
     ends = manifest.eos_token_ids
-    return FakeTarget(manifest.vocabulary_size, manifest.context_tokens, seed=seed, unwritten=ends)
+    return kind(manifest.vocabulary_size, manifest.context_tokens, seed=seed, unwritten=ends)
 
 
 @asynccontextmanager
-async def two_clouds(pair: Path, second: CloudConfig | None = None, **changes: Any) -> AsyncIterator[_Scene]:
+async def two_clouds(
+    pair: Path, second: CloudConfig | None = None, kind: type[FakeTarget] = FakeTarget, **changes: Any
+) -> AsyncIterator[_Scene]:
     """Serve a cloud to a client, and a second cloud that a test puts in its place."""
     manifest = manifest_of(pair, **changes)
     async with (
         serving(endless(pair), pair) as (first, address),
-        serving(endless(pair, seed=bool(changes)), pair, second, manifest=manifest) as (_, other),
+        serving(endless(pair, bool(changes), kind), pair, second, manifest=manifest) as (_, other),
         forwarding(address) as forwarder,
     ):
         yield _Scene(first, other, forwarder)
@@ -107,6 +119,40 @@ def test_a_text_of_one_model_is_never_finished_by_another(tiny_pair: Path, mode:
     other = manifest_of(tiny_pair, model="another").digest
     assert digest in error.message
     assert other in error.message
+
+
+@pytest.mark.parametrize(("mode", "on_loss"), [("gated", "default"), ("exact", "continue"), ("exact", "default")])
+def test_a_cloud_of_an_earlier_version_is_lost_to_a_text_with_log_probabilities(
+    tiny_pair: Path, mode: str, on_loss: Literal["default", "continue"]
+) -> None:
+    """It ignores that they are wanted, so the device notices only when an answer has none."""
+
+    async def run() -> list[Event]:
+        async with two_clouds(tiny_pair, kind=Unreporting) as scenario:
+            config = config_for(scenario.address, planner=SLOW, risk=0.0, cloud=CloudSettings(on_loss=on_loss))
+            async with EdgeClient(config) as client:
+                return await written(client, scenario, swap_after=8, mode=mode, logprobs=True, top_logprobs=2)
+
+    events = asyncio.run(run())
+    final = [event for event in events if isinstance(event, Committed)]
+    assert [event.position for event in final] == [*range(final[0].position, final[0].position + len(final))]
+    for event in final:
+        source = LogprobSource.CLOUD if event.origin.judged else LogprobSource.DEVICE
+        assert event.logprobs is not None
+        assert event.logprobs.source is source
+    if (mode, on_loss) == ("exact", "default"):
+        ending = events[-1]
+        assert isinstance(ending, Failed)
+        error = ending.error
+        assert error.partial is not None
+        assert [*error.partial.token_ids] == [event.token_id for event in final]
+    else:
+        assert isinstance(events[-1], Finished), events[-1]
+        (unverified,) = [event for event in events if isinstance(event, Unverified)]
+        error = unverified.error
+        assert len(final) == 60
+    assert isinstance(error, VersionMismatch)
+    assert error.message.startswith("logprobs: the cloud sent none for its token at ")
 
 
 def test_the_next_text_is_written_with_the_new_model(tiny_pair: Path) -> None:

@@ -13,13 +13,18 @@ import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import CloudLost
-from chaperone_common.frames import Capabilities
+from chaperone_common.frames import Capabilities, Draft, Opened, Verdict
 from chaperone_common.logprobs import LogprobSource, TokenLogprobs
-from chaperone_common.types import Origin
+from chaperone_common.types import Origin, SamplingParams
+from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, Generation, InvalidRequest
 from edge_client.config import CloudSettings, PlannerSettings
 from edge_client.link.grpc_link import GrpcCloud
+from edge_client.model.drafter import ChoosingDrafter
+from edge_client.ports import DraftModel
+from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
+from tests.support.fakes.target import fake_target
 from tests.support.links.forwarder import forwarding
 from tests.support.models import oracle
 from tests.support.processes.clients import NOBODY, config_for
@@ -155,6 +160,73 @@ def test_without_a_cloud_the_numbers_are_the_devices(tiny_pair: Path) -> None:
         assert found.source is LogprobSource.DEVICE
         assert (found.top_logprobs[0].token_id, found.chosen.token_id) == (token_id, token_id), "greedy"
         assert found.chosen.logprob == found.top_logprobs[0].logprob < 0
+
+
+def test_the_cloud_measures_only_tokens_that_are_not_final(tiny_pair: Path) -> None:
+    """It reads fifteen skipped tokens and a fire; of the 17 choices it can send two."""
+    forwards: list[ForwardRequest] = []
+    digest = load_manifest(tiny_pair / "cloud", role="cloud").tokenizer_digest
+
+    async def ask() -> Verdict:
+        target = fake_target(tiny_pair, forwards.extend)
+        async with serving(target, tiny_pair) as (_, address), raw_channel(address) as channel:
+            stream = RawStream(channel)
+            skipped = tuple(int(target.logits(range(5, 8)).argmax()) for _ in range(15))
+            await stream.send(opening(digest, top_logprobs=1), Draft(0, 3, (*skipped, 9), (), 3 + 15))
+            while not isinstance(frame := await stream.read(), Verdict):
+                assert isinstance(frame, Opened)
+            stream.cancel()
+            return frame
+
+    verdict = asyncio.run(ask())
+    asked = [forward for forward in forwards if forward.num_choices]
+    assert sum(forward.num_choices for forward in asked) == 17
+    assert sum(forward.num_choices - forward.first_reported for forward in asked) == 2
+    assert 1 <= len(verdict.logprobs) == verdict.position + 1 - 18 <= 2
+
+
+class Silent:
+    """A drafter of its own kind, which knows nothing of log-probabilities."""
+
+    __slots__ = ("_inner", "adopt", "branches", "close", "fork", "rewind", "step", "step_rows")
+
+    def __init__(self, model: DraftModel, sampling: SamplingParams) -> None:
+        self._inner = inner = ChoosingDrafter(model, sampling)
+        self.step, self.step_rows, self.branches = inner.step, inner.step_rows, inner.branches
+        self.rewind, self.fork, self.adopt, self.close = inner.rewind, inner.fork, inner.adopt, inner.close
+
+    @property
+    def length(self) -> int:
+        return self._inner.length
+
+
+class Deaf(Silent):
+    """The same without slots: it takes `top_logprobs`, and reports none."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Silent, "logprobs: Silent takes no top_logprobs; leave it out, or use ChoosingDrafter"),
+        (Deaf, "logprobs: this drafter reports none; leave it out, or use ChoosingDrafter"),
+    ],
+)
+def test_a_drafter_that_reports_none_serves_all_other_requests(
+    tiny_pair: Path, kind: type[Silent], message: str
+) -> None:
+    drafter: Any = kind
+
+    async def write() -> None:
+        async with EdgeClient(config_for(NOBODY), drafter=drafter) as client:
+            plain = await client.generate(PROMPT, mode="edge", max_new_tokens=4)
+            with pytest.raises(InvalidRequest) as refused:
+                await client.generate(PROMPT, mode="edge", max_new_tokens=4, **REPORTED)
+            assert refused.value.message == message
+            assert refused.value.partial is None or not refused.value.partial.token_ids
+            again = await client.generate(PROMPT, mode="edge", max_new_tokens=4)
+            assert again.token_ids == plain.token_ids
+
+    asyncio.run(write())
 
 
 class OldCloud(GrpcCloud):

@@ -120,13 +120,13 @@ class FakeTarget:
         first = tree.end - request.num_choices
         positions = [*range(first, tree.end), *tree.positions]
         return [
-            self._choice(request, self._logits(self.kv_pool.digests[slot]), position)
-            for slot, position in zip(cache.slots[first:], positions, strict=True)
+            self._choice(request, index, self._logits(self.kv_pool.digests[slot]), position)
+            for index, (slot, position) in enumerate(zip(cache.slots[first:], positions, strict=True))
         ]
 
-    def _choice(self, request: ForwardRequest, logits: NDArray[np.float32], position: int) -> Choice:
+    def _choice(self, request: ForwardRequest, index: int, logits: NDArray[np.float32], position: int) -> Choice:
         choice = choose(softmax(logits, request.sampling.temperature), request.sampling, position + 1)
-        if request.top_logprobs is None:
+        if request.top_logprobs is None or index < min(request.first_reported, request.num_choices):
             return choice
         return replace(choice, logprobs=measure(logits, choice.token_id, request.top_logprobs))
 

@@ -266,7 +266,7 @@ class Pair:
         if self.top_logprobs is None:
             return self.cloud.answer(request, choices)
         found = [self.models.logprobs(text, choice, "cloud") for text, choice in zip(texts, choices, strict=True)]
-        return self.cloud.answer(request, choices, logprobs=found)
+        return self.cloud.answer(request, choices, logprobs=found[request.first_reported :])
 
     def _note(self, event: SessionEvent) -> None:
         self.events.append(event)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
+from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.model.ports import ForwardRequest, ForwardResult
 from cloud_supervisor.scheduling.runner import ModelRunner
 from tests.support.cloud.runner import SAMPLED, Gate, error_of, forward, oracle, run, runner_of, started
@@ -48,6 +49,23 @@ def test_a_long_request_runs_in_chunks() -> None:
         again = await forward(runner, "a", [*range(15), 15], 2, SAMPLED)
         assert chunks == [(2, 2)], "only tokens that the cache lacks count"
         assert again.choices == oracle(model, [*range(15), 15], 2)
+        await runner.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 4, 15])
+def test_the_first_choices_stay_without_log_probabilities_however_a_request_is_cut(chunk_tokens: int) -> None:
+    async def scenario() -> None:
+        measured: list[int] = []  # choices of each forward
+        model = FakeTarget(
+            before_forward=lambda requests: measured.append(requests[0].num_choices - requests[0].first_reported)
+        )
+        runner = runner_of(model, chunk_tokens=chunk_tokens)
+        text = TokenTree(tuple(range(15)))
+        result = await runner.forward("a", text, 6, SAMPLED, top_logprobs=1, first_reported=4)
+        assert [choice.logprobs is None for choice in result.choices] == [True] * 4 + [False] * 2
+        assert sum(measured) == 2
         await runner.close()
 
     run(scenario)
