@@ -28,7 +28,7 @@ COMMANDS = {
         "agreement of the device model with the cloud model, compared with another export",
     ),
     "recipes": Command(
-        "benchmarks.measured.recipes",
+        "benchmarks.product.recipes",
         "speed and size of the device model by the portable recipe, next to the usual one",
     ),
     "record": Command("benchmarks.traces.record", "traces of the pair for the simulator"),

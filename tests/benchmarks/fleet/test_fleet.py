@@ -110,6 +110,7 @@ def test_a_closed_loop_obeys_the_response_time_law() -> None:
 def alone(demand: Demand, **changes: Any) -> Outcome:
     """Simulate a single device, so that nothing queues."""
     fleet = Fleet(devices=1, replicas=1, think_s=50, rtts_ms=(100.0,), speed_sigma=0.0, warmup_s=0, window_s=500)
+    fleet = replace(fleet, prefill_step_ms=math.inf)  # pieces of one size
     return simulate(replace(fleet, **changes), demand, affine_step(20, 1))
 
 

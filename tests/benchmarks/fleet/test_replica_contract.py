@@ -129,6 +129,7 @@ async def _real(fleet: Fleet, sessions: Sequence[Visit]) -> Batches:
         max_queue=fleet.max_queue,
         step_tokens=fleet.step_tokens,
         chunk_tokens=fleet.prefill_chunk_tokens,
+        prefill_s=fleet.prefill_step_ms / 1000,
         clock=Clock(loop),
     )
 

@@ -80,5 +80,5 @@ def test_a_model_without_a_chat_template_takes_raw_prompts(own_home: Path) -> No
 
 def test_a_broken_template_is_reported_when_the_client_is_made(own_home: Path) -> None:
     (own_home / "chat_template.jinja").write_text("{% if %}")
-    with pytest.raises(ModelCorrupt, match="chat template: .* copy the folder"):
+    with pytest.raises(ModelCorrupt, match="chat template: .* fetch the model again"):
         EdgeClient(EdgeConfig(pair="tiny"))

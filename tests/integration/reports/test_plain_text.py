@@ -176,7 +176,7 @@ def test_a_turn_replaces_the_names_of_its_conversation(tiny_pair: Path) -> None:
 def test_one_text_overrides_what_is_usual(tiny_pair: Path, kept: Any, given: Any, same: Any) -> None:
     client = EdgeClient(EDGE)
     expected = client.request(PROMPT, seed=3, **same).params
-    assert client.request(PROMPT, seed=3, **merged(kept, given)).params == expected
+    assert client.request(PROMPT, **merged(kept, {"seed": 3, **given})).params == expected
 
 
 # --- Streamers --------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ async def serving(
 
     By default no session is kept for devices that reconnect, so that leaks show at once.
     """
-    config = config or CloudConfig()
+    config = config or CloudConfig(pair=pair.name)
     limits = config.limits.model_copy(update={"reconnect_grace_s": reconnect_grace_s})
     config = config.model_copy(update={"listen": "127.0.0.1:0", "limits": limits})
     manifest = manifest or load_manifest(pair / "cloud", role="cloud")
