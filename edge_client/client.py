@@ -15,7 +15,7 @@ from chaperone_common.partial import PartialGeneration
 from chaperone_common.types import Mode, PromptInput, Proposal, SamplingParams
 from edge_client.assembly import Assembly
 from edge_client.cancellation import Cancellation
-from edge_client.config import EdgeConfig, pretrained
+from edge_client.config import EdgeConfig, checked_config, pretrained
 from edge_client.conversation import Conversation, Message, OnOverflow
 from edge_client.events import Event
 from edge_client.gate import Gate, Totals
@@ -70,7 +70,7 @@ class EdgeClient:
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
-        self.config = config or EdgeConfig()
+        self.config = checked_config(config)
         self._assembly = Assembly(
             self.config,
             cloud=cloud,
@@ -111,7 +111,7 @@ class EdgeClient:
 
         Raises ConfigError, or as the constructor does.
         """
-        settings, folder = pretrained(pair_or_path, cloud, config or EdgeConfig())
+        settings, folder = pretrained(pair_or_path, cloud, checked_config(config))
         return cls(settings, folder=folder)
 
     def prepare(

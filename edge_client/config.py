@@ -186,6 +186,16 @@ class EdgeConfig(FrozenModel):
         return load_yaml(path, cls)
 
 
+def checked_config(config: EdgeConfig | None) -> EdgeConfig:
+    """Return the settings of a client, the defaults for None; raises ConfigError for another object."""
+    if config is not None and not isinstance(config, EdgeConfig):
+        raise ConfigError(
+            f"config: {config!r} is no EdgeConfig; use EdgeConfig.load(FILE), or make the client by from_config(FILE) "
+            "or from_pretrained(NAME)"
+        )
+    return config or EdgeConfig()
+
+
 def pretrained(
     pair_or_path: str | Path, cloud: str | Sequence[str] | None, config: EdgeConfig
 ) -> tuple[EdgeConfig, Path | None]:

@@ -148,6 +148,8 @@ def parse_mode(value: Mode | str | None, default: Mode) -> Mode:
 def check_names(parameters: Mapping[str, Any]) -> None:
     """Raise InvalidRequest for a name that is no parameter, and suggest the nearest one."""
     known = RequestParameters.__annotations__
+    if type(number := parameters.get("logprobs")) is int:
+        raise InvalidRequest(f"logprobs: {number} is a number; use logprobs=True, top_logprobs={number}")
     for name in parameters:
         if name in _OF_METHODS:
             raise InvalidRequest(f"{name}: no parameter; only {_OF_METHODS[name]} it, as an argument of the method")

@@ -20,7 +20,7 @@ from chaperone_common.session import Failed, Finished
 from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
-from edge_client.config import EdgeConfig, pretrained
+from edge_client.config import EdgeConfig, checked_config, pretrained
 from edge_client.conversation import Message, OnOverflow
 from edge_client.events import Event
 from edge_client.gate import Gate, Totals
@@ -81,7 +81,7 @@ class SyncEdgeClient:
         config: EdgeConfig | None = None,
     ) -> Self:
         """See `EdgeClient.from_pretrained`."""
-        settings, folder = pretrained(pair_or_path, cloud, config or EdgeConfig())
+        settings, folder = pretrained(pair_or_path, cloud, checked_config(config))
         return cls(settings, folder=folder)
 
     def prepare(

@@ -14,7 +14,7 @@ from chaperone_common.command.console import Console
 from chaperone_common.command.parser import refuse
 from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
 from chaperone_common.command.signals import ended_at_once
-from chaperone_common.errors import ConfigError, ModelError
+from chaperone_common.errors import ConfigError, ModelError, ModelMissing
 from chaperone_common.types import Mode
 from edge_client.apps.cli.options import Commands, add_settings, config_of
 from edge_client.apps.cli.values import file_name, pair
@@ -26,6 +26,7 @@ from edge_client.link.credentials import read_addresses
 
 _EVERY_S = 0.2  # between two updates of the progress line
 _GIB = 1 << 30
+_NONE = "no model is on this device; run `chaperone models pull --cloud HOST:PORT`"
 
 
 def add_models(commands: Commands) -> None:
@@ -107,7 +108,9 @@ def _pulled(
 
 
 def _list(console: Console, arguments: argparse.Namespace) -> int:
-    for name in _chosen(arguments):
+    if not (names := _chosen(arguments)):
+        console.say(_NONE)
+    for name in names:
         try:
             console.line(_described(name, check_model(EdgeConfig(pair=name)), "here"))
         except ModelError as error:
@@ -117,7 +120,9 @@ def _list(console: Console, arguments: argparse.Namespace) -> int:
 
 def _verify(console: Console, arguments: argparse.Namespace) -> int:
     code = EXIT_OK
-    for name in _chosen(arguments):
+    if not (names := _chosen(arguments)):
+        raise ModelMissing(_NONE)
+    for name in names:
         try:
             console.line(_described(name, check_model(EdgeConfig(pair=name), verify=True), "whole"))
         except ModelError as error:

@@ -210,6 +210,9 @@ def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
                 code="unsupported_parameter",
                 param=name,
             )
+        if name in ChaperoneOptions.model_fields and name not in kind.model_fields:
+            message = f'{name}: put it into `chaperone`, as in {{"chaperone": {{"{name}": ...}}}}'
+            raise ApiError(400, message, code="unknown_parameter", param=name)
         if name not in kind.model_fields:
             raise ApiError(
                 400,
@@ -310,6 +313,14 @@ def _invalid(error: ValidationError) -> ApiError:
     """Return the first problem that pydantic found."""
     first = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
+    if first["type"] == "extra_forbidden" and first["loc"][0] == "chaperone":
+        name = str(first["loc"][-1])
+        problem = (
+            "it belongs outside of `chaperone`"
+            if name in ChatRequest.model_fields
+            else f"unknown parameter{did_you_mean(name, ChaperoneOptions.model_fields)}; leave it out"
+        )
+        return ApiError(400, f"{path}: {problem}", code="unknown_parameter", param=path)
     given = _short(first["input"])
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     shown = "" if first["type"] == "missing" else f"{given}: "

@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "a penalty": ({"presence_penalty": 0.5}, "unsupported_parameter", "presence_penalty", "0.5"),
     "a typo": ({"temprature": 1}, "unknown_parameter", "temprature", "did you mean 'temperature'?"),
-    "a typo in ours": ({"chaperone": {"mod": "exact"}}, "invalid_value", "chaperone.mod", "not permitted"),
+    "a typo in ours": ({"chaperone": {"mod": "exact"}}, "unknown_parameter", "chaperone.mod", "not permitted"),
     "an unknown mode": ({"chaperone": {"mode": "fast"}}, "invalid_value", "chaperone.mode", "'exact', 'gated'"),
     "a promise of another mode": (
         {"chaperone": {"mode": "exact", "catch": 0.9}},
@@ -73,6 +73,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "invalid_value",
         "chaperone.locality",
         "'only_on_device' is edge, and mode is exact",
+    ),
+    "a parameter of chaperone": (
+        {"top_k": 5},
+        "unknown_parameter",
+        "top_k",
+        'put it into `chaperone`, as in {"chaperone"',
+    ),
+    "a parameter outside of chaperone": (
+        {"chaperone": {"temperature": 1}},
+        "unknown_parameter",
+        "chaperone.temperature",
+        "chaperone.temperature: it belongs outside of `chaperone`",
+    ),
+    "a misspelled parameter of chaperone": (
+        {"chaperone": {"mod": "edge"}},
+        "unknown_parameter",
+        "chaperone.mod",
+        "chaperone.mod: unknown parameter (did you mean 'mode'?); leave it out",
     ),
     "too hot": ({"temperature": 3}, "invalid_value", "temperature", "less than or equal to 2"),
     "a string as number": ({"temperature": "1"}, "invalid_value", "temperature", "valid number"),

@@ -91,8 +91,11 @@ def test_a_cloud_of_another_pair_is_named(address: str, capsys: pytest.CaptureFi
 
 
 def test_models_are_listed_verified_and_removed(address: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert models("list") == 0
-    assert capsys.readouterr().out == ""
+    for command, code in (("list", 0), ("verify", 1)):
+        assert models(command) == code
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "no model is on this device; run `chaperone models pull --cloud HOST:PORT`" in said.err
     assert models("verify", "--pair", "tiny") == 1
     assert "no edge model here; run `chaperone models pull --pair tiny" in capsys.readouterr().err
     assert models("pull", "--pair", "tiny", "--from", str(edge(home))) == 0

@@ -137,6 +137,7 @@ def test_a_configured_temperature_is_kept_where_tokens_are_drawn(tiny_pair: Path
         ({"timeuot": 3}, "timeuot: unknown parameter \\(did you mean 'timeout'\\?\\)"),
         ({"timeout": 3}, "timeout: no parameter; only generate, stream and stream_text take it"),
         ({"explain": True}, "explain: no parameter; only stream takes it, as an argument of the method"),
+        ({"logprobs": 3}, "logprobs: 3 is a number; use logprobs=True, top_logprobs=3"),
         ({"logprob": True}, "logprob: unknown parameter \\(did you mean 'logprobs'\\?\\)"),
         ({"top_logprobs": 3}, "top_logprobs: 3 needs logprobs=True"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: 21 is outside \\[0, 20\\]"),
@@ -281,3 +282,11 @@ def test_neither_a_name_nor_a_path_is_refused(place: str) -> None:
 def test_an_address_without_a_port_is_refused(tiny_pair: Path) -> None:
     with pytest.raises(ConfigError, match="address: "):
         EdgeClient.from_pretrained("tiny", cloud="localhost")
+
+
+@pytest.mark.parametrize("make", [EdgeClient, SyncEdgeClient])
+def test_settings_of_another_kind_are_refused(make: Any) -> None:
+    with pytest.raises(ConfigError, match=r"config: 'default' is no EdgeConfig; use EdgeConfig.load\(FILE\), or"):
+        make("default")
+    with pytest.raises(ConfigError, match="config: 'edge.yaml' is no EdgeConfig"):
+        make.from_pretrained("tiny", config="edge.yaml")
