@@ -259,7 +259,7 @@ def _choose_from_all(soft: Distribution, seed: int, position: int, stream: int) 
     uniforms = noise(seed, position, soft.vocabulary, stream=stream)
     late = 1.0 - uniforms  # the time of a token of weight 1, at least
     few = _union(np.flatnonzero(late <= _LUCKY / soft.vocabulary), np.array([soft.top, second]))
-    with np.errstate(divide="ignore"):  # a weight may be 0
+    with np.errstate(divide="ignore", over="ignore"):  # a weight may be 0, or so small that its time is infinite
         t = float(np.partition(-np.log(uniforms[few]) / np.exp(soft.at(few).astype(np.float64)), 1)[1])
     heavy, _ = soft.above(_HEAVY)
     others = np.flatnonzero(late <= t * min(runner_up_weight, _HEAVY) * _SLACK)

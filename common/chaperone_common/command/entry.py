@@ -8,7 +8,9 @@ here, in the package that imports nothing, and imports the commands by name.
 from __future__ import annotations
 
 import signal
+import sys
 from importlib import import_module
+from typing import Any
 
 EXIT_INTERRUPTED = 130
 
@@ -28,6 +30,14 @@ def link() -> int:
     return _run("link_emulator.command")
 
 
+def _end_if_interrupted(unraisable: Any) -> None:
+    """End the process if Python would only report a KeyboardInterrupt, as in the callback of a weak reference."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    sys.__unraisablehook__(unraisable)
+
+
 def _run(module: str) -> int:
     """Import a command and run it. Before and after that, Ctrl-C ends the process by the signal itself.
 
@@ -37,6 +47,7 @@ def _run(module: str) -> int:
     raises_interrupt = handler is signal.default_int_handler  # False if the parent process ignores Ctrl-C
     if raises_interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sys.unraisablehook = _end_if_interrupted
     main = import_module(module).main
     try:
         signal.signal(signal.SIGINT, handler)

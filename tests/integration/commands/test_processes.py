@@ -283,6 +283,26 @@ def test_control_c_during_imports_ends_silently(command: str, arguments: list[st
     assert b"Traceback" not in errors
 
 
+SWALLOWING = """
+import signal, weakref
+class Thing: pass
+def main():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    print("went on", flush=True)
+    return 0
+"""
+
+
+def test_control_c_in_a_place_that_cannot_raise_ends_silently(tmp_path: Path) -> None:
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from chaperone_common.command import entry; "
+    process = start_python("-c", f"{program}sys.exit(entry._run('swallowing'))")
+    shown, errors = process.communicate(timeout=START_S)
+    assert (process.returncode, shown, errors) == (-signal.SIGINT, b"", b"")
+
+
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None

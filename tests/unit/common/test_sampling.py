@@ -150,6 +150,14 @@ def test_top_p_reaches_into_a_long_tail(top_p: float) -> None:
     assert np.count_nonzero(warp(logits, SamplingParams(1.0, top_p=top_p))) == expected
 
 
+@pytest.mark.parametrize("least", [-700.0, -740.0, -744.5, -800.0])
+def test_weights_at_the_end_of_float64_never_win(least: float) -> None:
+    """The time of such a token is infinite, and no warning says so."""
+    logits = np.array([0.0, -3.0, least], np.float32)
+    params = SamplingParams(temperature=1.0, seed=7)
+    assert {chosen(logits, params, position) for position in range(200)} == {0, 1}
+
+
 def test_greedy_takes_the_first_of_equals() -> None:
     assert chosen(np.array([1, 5, 5, 5], np.float32), SamplingParams(seed=3), 8) == 1
 
