@@ -125,13 +125,19 @@ async def final_text(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str,
     """Yield the text of final tokens, as it comes; raises the error of a Failed event."""
     async with aclosing(events) as received:
         async for event in received:
-            match event:
-                case Failed(error):
-                    raise error
-                case Committed(text=text) | Finished(text=text) if text:
-                    yield text
-                case _:
-                    pass
+            if text := text_of(event):
+                yield text
+
+
+def text_of(event: Event) -> str:
+    """Return the final text that an event adds; raises the error of a Failed event."""
+    match event:
+        case Failed(error):
+            raise error
+        case Committed(text=text) | Finished(text=text):
+            return text
+        case _:
+            return ""
 
 
 async def whole(run: Run, run_events: AsyncGenerator[Event, None], streamer: Streamer | None = None) -> Generation:

@@ -7,12 +7,12 @@ from contextlib import closing
 from typing import Any, Unpack, cast
 
 from chaperone_common.partial import PartialGeneration
-from chaperone_common.session import Committed, Failed, Finished
 from edge_client.cancellation import Cancellation
 from edge_client.conversation import Conversation, Message, Turn
 from edge_client.events import Event
 from edge_client.generation import Generation, Streamer
 from edge_client.parameters import RequestParameters
+from edge_client.running import text_of
 
 
 class SyncConversation:
@@ -120,10 +120,5 @@ def final_text(events: Iterator[Event]) -> Iterator[str]:
     """Yield the text of final tokens, as it comes; raises the error of a Failed event."""
     with closing(cast(Generator[Event, None, None], events)) as received:
         for event in received:
-            match event:
-                case Failed(error):
-                    raise error
-                case Committed(text=text) | Finished(text=text) if text:
-                    yield text
-                case _:
-                    pass
+            if text := text_of(event):
+                yield text

@@ -94,8 +94,7 @@ class Crowd:
             ]
             working = [asyncio.create_task(device.work(observed)) for device in crowd]
             await asyncio.sleep(devices / ARRIVALS_PER_S)
-            opening_ms = [*observed.opening_ms]  # most devices open once
-            observed.forget()
+            observed.begin()
             began, cpu_began = time.perf_counter(), sum(process.cpu_times()[:2])
             newcomer: Newcomer | None = None
             for look in range(LOOKS):
@@ -118,7 +117,7 @@ class Crowd:
             "committed_tokens_per_s": rounded(observed.committed / took_s),
             "committed_tokens_per_cloud_s": rounded(observed.committed / cpu_s) if cpu_s else None,
             "latency_ms": _percentiles(observed.latency_ms),
-            "opening_ms": _percentiles(opening_ms + observed.opening_ms),
+            "opening_ms": _percentiles(observed.opening_ms),
             "late_spans": observed.late,
             "errors": sum(observed.errors.values()),
             "errors_by_kind": dict(observed.errors),

@@ -50,12 +50,10 @@ class Observed:
     errors: Counter[str] = field(default_factory=Counter)
     late: int = 0  # spans that were to be sent while the one before was still being verified
 
-    def forget(self) -> None:
-        """Begin again, with nothing observed."""
+    def begin(self) -> None:
+        """Begin the time that is measured. Errors, refusals and openings count from the first device on."""
         self.latency_ms.clear()
-        self.opening_ms.clear()
-        self.errors.clear()
-        self.committed = self.refused = self.late = 0
+        self.committed = self.late = 0
 
 
 class Device:

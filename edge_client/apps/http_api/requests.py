@@ -6,6 +6,7 @@ What this endpoint does not support is refused by name, unless the value asks fo
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -103,7 +104,7 @@ class ChaperoneOptions(_Strict):
     on_overflow: OnOverflow | None = None
 
 
-class _Request(_Strict):
+class _Request(_Strict, ABC):
     model: str = Field(min_length=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -126,9 +127,9 @@ class _Request(_Strict):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def reported(self) -> int | None:
         """The likeliest tokens to report at each position; None if no log-probabilities are wanted."""
-        raise NotImplementedError
 
     def parameters(self) -> RequestParameters:
         """Return the parameters of a generation; raises ApiError for a mode and a locality that contradict."""

@@ -6,11 +6,13 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.load.device import Observed
 from benchmarks.load.run import add_arguments, run
 from chaperone_common.errors import ConfigError
 from tests.support.processes.commands import ROOT, environment
@@ -89,3 +91,9 @@ def test_a_long_prompt_comes_in_the_middle() -> None:
     assert 0 < newcomer["read_s"] < 6
     assert result["errors"] == 0, result["errors_by_kind"]
     assert newcomer["verifications"]["before"] > 0
+
+
+def test_errors_and_refusals_before_the_measured_time_count() -> None:
+    observed = Observed([1.0], [2.0], committed=3, refused=4, errors=Counter(INTERNAL=5), late=6)
+    observed.begin()
+    assert observed == Observed([], [2.0], committed=0, refused=4, errors=Counter(INTERNAL=5), late=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +16,10 @@ from cloud_supervisor.cli import main
 from cloud_supervisor.export.conversion import LoadedModel
 from cloud_supervisor.export.tiny import train_tokenizer
 from cloud_supervisor.model.architectures import PORTABLE_MODEL_TYPES, refuse_unportable
-from edge_client.model.onnx_model import OnnxModel, OnnxSequence
+from edge_client.model.onnx_model import OnnxModel
 from tests.support.models import families
 from tests.support.models.families import VOCABULARY
+from tests.support.models.onnx_scores import scores_along
 from tests.support.models.portable import export_portably
 
 FAMILIES = (
@@ -51,27 +51,13 @@ def test_the_portable_graph_computes_as_torch(family: str, tmp_path: Path) -> No
         expected = plain(torch.tensor([text]), use_cache=False).logits[0, :, :VOCABULARY].numpy()
     model = OnnxModel.load(tmp_path, threads=1, allow_spinning=False, vocabulary_size=VOCABULARY, context_tokens=512)
     try:
-        whole, rewound, branch = asyncio.run(_scores(model.new_sequence(branches=1), text))
+        whole, rewound, branch = asyncio.run(scores_along(model.new_sequence(branches=1), text, REWOUND))
     finally:
         model.close()
     spread = expected.std()
     assert np.sqrt(((whole - expected) ** 2).mean()) < 0.1 * spread  # onnxruntime rounds activations to 8 bits
     np.testing.assert_allclose(rewound, whole[REWOUND:], atol=0.02 * spread)
     np.testing.assert_allclose(branch, whole[REWOUND:], atol=0.02 * spread)
-
-
-async def _scores(sequence: OnnxSequence, text: list[int]) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return the logits [TEXT_TOKENS, VOCABULARY], and the rows from REWOUND on, fed one by one as text and branch."""
-    whole = [step.logits.copy() async for step in sequence.read(text)]
-    sequence.rewind(REWOUND)
-    sequence.fork(1, REWOUND)
-    rewound, branch = [], []
-    for token_id in text[REWOUND:]:
-        rows = await sequence.step_rows({0: token_id, 1: token_id})
-        rewound.append(rows[0].logits.copy())
-        branch.append(rows[1].logits.copy())
-    sequence.close()
-    return np.array(whole), np.array(rewound), np.array(branch)
 
 
 def test_every_portable_architecture_is_here() -> None:

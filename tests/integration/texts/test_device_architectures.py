@@ -25,10 +25,11 @@ from cloud_supervisor.model.architectures import EDGE_MODEL_TYPES, refuse_unsupp
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, PlannerSettings
-from edge_client.model.onnx_model import OnnxModel, OnnxSequence
+from edge_client.model.onnx_model import OnnxModel
 from tests.support.models import families, oracle
 from tests.support.models.families import VOCABULARY, WINDOW
 from tests.support.models.onnx_builder import builder_in_process
+from tests.support.models.onnx_scores import scores_along
 from tests.support.processes.servers import serving
 
 FAMILIES = (
@@ -93,7 +94,7 @@ def test_the_device_computes_as_torch_with_the_same_weights(pair: PulledPair) ->
         context_tokens=manifest.context_tokens,
     )
     try:
-        whole, rewound, branch = asyncio.run(_scores(model.new_sequence(branches=1), text))
+        whole, rewound, branch = asyncio.run(scores_along(model.new_sequence(branches=1), text, REWOUND))
     finally:
         model.close()
     spread = expected.std()
@@ -101,20 +102,6 @@ def test_the_device_computes_as_torch_with_the_same_weights(pair: PulledPair) ->
     assert (whole.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.9
     np.testing.assert_allclose(rewound, whole[REWOUND:], atol=0.02 * spread)
     np.testing.assert_allclose(branch, whole[REWOUND:], atol=0.02 * spread)
-
-
-async def _scores(sequence: OnnxSequence, text: list[int]) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return the logits [TEXT_TOKENS, VOCABULARY], and the rows from REWOUND on, fed one by one as text and branch."""
-    whole = [step.logits.copy() async for step in sequence.read(text)]
-    sequence.rewind(REWOUND)
-    sequence.fork(1, REWOUND)
-    rewound, branch = [], []
-    for token_id in text[REWOUND:]:
-        rows = await sequence.step_rows({0: token_id, 1: token_id})
-        rewound.append(rows[0].logits.copy())
-        branch.append(rows[1].logits.copy())
-    sequence.close()
-    return np.array(whole), np.array(rewound), np.array(branch)
 
 
 def test_exact_equals_the_oracle(pair: PulledPair) -> None:
