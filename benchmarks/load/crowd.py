@@ -122,6 +122,7 @@ class Crowd:
             "errors": sum(observed.errors.values()),
             "errors_by_kind": dict(observed.errors),
             "refused": observed.refused,
+            "cut": observed.cut,
             "rss_mib": {"start": rss_mib[0], "peak": max(rss_mib), "end": rss_mib[-1]},
         }
 

@@ -17,6 +17,7 @@ from chaperone_common.types import SamplingParams, SessionId
 from chaperone_common.wire import SERVICE, SUPERVISE, decode_server, encode_client
 
 _REFUSED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
+_CUT = "Internal error from Core"  # grpc.aio's words for a stream that ended during a write; its status is lost
 _RETRY_S = 1.0
 ARRIVALS_PER_S = 200  # gRPC's core turns streams away that come by the thousand at once
 
@@ -47,6 +48,7 @@ class Observed:
     opening_ms: list[float] = field(default_factory=list)  # until the prompt was read
     committed: int = 0  # tokens
     refused: int = 0
+    cut: int = 0  # streams that ended while their device wrote, mostly refused ones
     errors: Counter[str] = field(default_factory=Counter)
     late: int = 0  # spans that were to be sent while the one before was still being verified
 
@@ -67,7 +69,7 @@ class Device:
         self._dice = Random(number)
 
     async def work(self, observed: Observed) -> None:
-        """Work on; refused sessions are tried again after a moment."""
+        """Work on; sessions that were refused or cut are tried again after a moment."""
         await asyncio.sleep(self._number / ARRIVALS_PER_S)
         count = self._number
         while True:
@@ -78,6 +80,8 @@ class Device:
             except grpc.aio.AioRpcError as error:
                 if error.code() in _REFUSED:
                     observed.refused += 1
+                elif error.code() is grpc.StatusCode.INTERNAL and error.details() == _CUT:
+                    observed.cut += 1
                 else:
                     observed.errors[error.code().name] += 1
                 await asyncio.sleep(_RETRY_S)
