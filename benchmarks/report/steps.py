@@ -181,8 +181,9 @@ STEPS = (
     Step("risk", "the planner's constants of risk, fitted", "risk", "risk.json", 0.5),
     Step("calibration", "the link emulator against its profiles", "calibration", "calibration.json", 8),
     Step("device", "the device's path over bare onnxruntime", "device", "device.json", 3),
-    Step("endpoint", "the speed through the endpoint against the SDK's", "endpoint", "endpoint.json", 10),
-    Step("footprint", "a device's installed size and import time", "footprint", "footprint.json", 0.5),
+    Step("endpoint", "the speed through the endpoint against the SDK's", "endpoint", "product/endpoint.json", 10),
+    Step("footprint", "a device's installed size and import time", "footprint", "product/footprint.json", 0.5),
+    Step("recipes", "the portable recipe next to the usual one", "recipes", "product/recipes.json", 5),
     Step("agreement", "the device's model against the cloud's", "agreement", "agreement.json", 10),
     Step(
         "report",
