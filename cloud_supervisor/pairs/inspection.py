@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from chaperone_common.artefacts.folders import Role
 from chaperone_common.artefacts.registry import Pair
+from chaperone_common.command.sizes import shown_bytes
 from chaperone_common.errors import ModelError
 from chaperone_common.planning.costs import Costs
 from cloud_supervisor.export.build import refuse_missing_packages, refuse_named_architectures
 from cloud_supervisor.export.patience import Say
 from cloud_supervisor.pairs.free_memory import free_bytes
 from cloud_supervisor.pairs.models import NotHere, PairModel, temporary_models
-from cloud_supervisor.pairs.report import ModelReport, Report, Times, shown_bytes
+from cloud_supervisor.pairs.report import ModelReport, Report, Times
 from cloud_supervisor.pairs.verdict import Agreement, Verdict, impossible, judge
+
+if TYPE_CHECKING:
+    from cloud_supervisor.export.conversion import LoadedModel
 
 DTYPES = ("float32", "bfloat16", "int8")
 # A token takes the time to read all weights once. This rate is that of the reference machine's processor, on which the
@@ -72,11 +77,12 @@ def _inspected(
 ) -> Report:
     """Ask each question only after the cheaper ones have found no reason against the pair."""
     try:
+        say(f"reading the configurations of {report.edge.model} and {report.cloud.model}")
         edge, cloud = _configured(report.edge, models["edge"]), _configured(report.cloud, models["cloud"])
         report = replace(report, edge=edge, cloud=cloud)
         if problems := [model.problem for model in (edge, cloud) if model.problem is not None]:
             return replace(report, verdict=impossible("; ".join(problems)))
-        edge, cloud = _with_vocabulary(edge, models["edge"]), _with_vocabulary(cloud, models["cloud"])
+        edge, cloud = _with_vocabulary(edge, models["edge"], say), _with_vocabulary(cloud, models["cloud"], say)
     except NotHere as error:
         return replace(report, verdict=replace(_OPEN, reason=error.message))
     same = edge.tokenizer_digest == cloud.tokenizer_digest
@@ -109,7 +115,8 @@ def _configured(report: ModelReport, model: PairModel) -> ModelReport:
     return replace(report, parameters=model.sizes.parameters)
 
 
-def _with_vocabulary(report: ModelReport, model: PairModel) -> ModelReport:
+def _with_vocabulary(report: ModelReport, model: PairModel, say: Say) -> ModelReport:
+    say(f"reading the vocabulary of {model.name}")
     vocabulary = model.vocabulary
     return replace(report, vocabulary_size=vocabulary.size, tokenizer_digest=vocabulary.digest)
 
@@ -126,13 +133,16 @@ def _agreement(
     if needed > free:
         return None, f"both models need {shown_bytes(needed)} of memory, and {shown_bytes(free)} are free"
     try:
-        edge, cloud = models["edge"].load("float32"), models["cloud"].load(dtype)
+        edge, cloud = _loaded(models["edge"], "float32", dtype, say), _loaded(models["cloud"], dtype, dtype, say)
     except NotHere as error:
         return None, error.message
     from cloud_supervisor.export.agreement import SAMPLE_PROMPTS, count_agreeing
 
     prompts = measuring.prompts or SAMPLE_PROMPTS
-    say(f"measuring the agreement on {len(prompts)} prompts, for at most about {measuring.seconds:.0f} s")
+    say(
+        f"measuring the agreement: {len(prompts)} prompts, up to {measuring.max_new_tokens} tokens each; "
+        f"no prompt is begun after {measuring.seconds:.0f} s"
+    )
     agreed, tokens = count_agreeing(
         edge,
         cloud,
@@ -142,6 +152,16 @@ def _agreement(
         seconds=measuring.seconds,
     )
     return Agreement(agreed, tokens), None
+
+
+def _loaded(model: PairModel, dtype: str, stored: str, say: Say) -> LoadedModel:
+    """Load a model, after a line that says so with the sizes; raises NotHere or ModelError."""
+    source = model.weight_bytes
+    read = f" from {shown_bytes(source)} of files" if source else ""
+    minutes = ", which takes minutes" if model.is_dequantised else ""
+    needed = shown_bytes(model.sizes.cloud_bytes(dtype, stored))
+    say(f"loading {model.name}{read} into {needed} of memory, in {dtype}{minutes}")
+    return model.load(dtype)
 
 
 def _times(models: Mapping[Role, PairModel], pair: Pair, given: GivenTimes) -> Times:
