@@ -77,8 +77,7 @@ def _inspected(
 ) -> Report:
     """Ask each question only after the cheaper ones have found no reason against the pair."""
     try:
-        say(f"reading the configurations of {report.edge.model} and {report.cloud.model}")
-        edge, cloud = _configured(report.edge, models["edge"]), _configured(report.cloud, models["cloud"])
+        edge, cloud = _configured(report.edge, models["edge"], say), _configured(report.cloud, models["cloud"], say)
         report = replace(report, edge=edge, cloud=cloud)
         if problems := [model.problem for model in (edge, cloud) if model.problem is not None]:
             return replace(report, verdict=impossible("; ".join(problems)))
@@ -105,8 +104,9 @@ def _inspected(
     )
 
 
-def _configured(report: ModelReport, model: PairModel) -> ModelReport:
+def _configured(report: ModelReport, model: PairModel, say: Say) -> ModelReport:
     """Add architecture and size, or the reason why the model cannot take its role."""
+    say(f"reading the configuration of {model.name}{_slowly(model)}")
     report = replace(report, architecture=model.architecture)
     try:
         model.refuse_unsupported()
@@ -116,7 +116,7 @@ def _configured(report: ModelReport, model: PairModel) -> ModelReport:
 
 
 def _with_vocabulary(report: ModelReport, model: PairModel, say: Say) -> ModelReport:
-    say(f"reading the vocabulary of {model.name}")
+    say(f"reading the vocabulary of {model.name}{_slowly(model)}")
     vocabulary = model.vocabulary
     return replace(report, vocabulary_size=vocabulary.size, tokenizer_digest=vocabulary.digest)
 
@@ -156,12 +156,15 @@ def _agreement(
 
 def _loaded(model: PairModel, dtype: str, stored: str, say: Say) -> LoadedModel:
     """Load a model, after a line that says so with the sizes; raises NotHere or ModelError."""
-    source = model.weight_bytes
-    read = f" from {shown_bytes(source)} of files" if source else ""
-    minutes = ", which takes minutes" if model.is_dequantised else ""
+    source = f" from {shown_bytes(model.weight_bytes)} of files" if model.weight_bytes else ""
     needed = shown_bytes(model.sizes.cloud_bytes(dtype, stored))
-    say(f"loading {model.name}{read} into {needed} of memory, in {dtype}{minutes}")
+    say(f"loading {model.name}{source} into {needed} of memory, in {dtype}{_slowly(model)}")
     return model.load(dtype)
+
+
+def _slowly(model: PairModel) -> str:
+    """Return a warning for the line before a step that decodes a GGUF file."""
+    return "; its GGUF file is decoded, which can take a minute" if model.is_gguf else ""
 
 
 def _times(models: Mapping[Role, PairModel], pair: Pair, given: GivenTimes) -> Times:

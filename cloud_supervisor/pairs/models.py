@@ -78,8 +78,8 @@ class PairModel:
                 return None
 
     @property
-    def is_dequantised(self) -> bool:
-        """True if its weights are converted while they are loaded, as those of a GGUF file are."""
+    def is_gguf(self) -> bool:
+        """True if its weights are a GGUF file, which is decoded each time that something is read from it."""
         return isinstance(self.spec.weights, WheelsSource)
 
     @property

@@ -34,7 +34,7 @@ def remove(name: str, *, forget: bool = False, say: Say) -> Removed:
     in its place, and can be run again. Raises ConfigError for a pair of which nothing is here, and for an entry that is
     not the user's; ModelError if the disk refuses.
     """
-    home = chaperone_home()
+    home, pair = chaperone_home(), load_registry().pairs.get(name)
     workplace = Workplace(home / "models", name)
     if forget:
         refuse_foreign(name)
@@ -46,10 +46,9 @@ def remove(name: str, *, forget: bool = False, say: Say) -> Removed:
             with workplace.locked(say):
                 sizes = {role: _size(folder) for role in ROLES if (folder := workplace.final / role).is_dir()}
                 workplace.remove()
-    downloads = _downloads(load_registry().pairs.get(name), home)
     if forget:
         forget_pair(name)
-    return Removed(sizes, forget, name in load_own_pairs(), downloads)
+    return Removed(sizes, forget, name in load_own_pairs(), _downloads(pair, home))
 
 
 def _downloads(pair: Pair | None, home: Path) -> tuple[Path, ...]:

@@ -232,13 +232,21 @@ def test_each_long_step_is_announced_with_its_size_or_bound(weights: Path) -> No
     assert inspect(None, pair, measuring=measuring, say=said.append).agreement is not None
     files = shown_bytes((weights / "small" / "model.safetensors").stat().st_size)
     assert said == [
-        "reading the configurations of small and large",
+        "reading the configuration of small",
+        "reading the configuration of large",
         "reading the vocabulary of small",
         "reading the vocabulary of large",
         f"loading small from {files} of files into 568 kB of memory, in float32",
         f"loading large from {files} of files into 284 kB of memory, in bfloat16",
         "measuring the agreement: 1 prompts, up to 4 tokens each; no prompt is begun after 20 s",
     ]
+
+
+def test_a_step_that_decodes_a_gguf_file_says_that_it_takes_longer(models: Command) -> None:
+    said: list[str] = []
+    inspect("default", load_registry().pair("default"), measuring=None, say=said.append)
+    name = "Qwen2.5-Coder-0.5B-Instruct"
+    assert said == [f"reading the configuration of {name}; its GGUF file is decoded, which can take a minute"]
 
 
 def test_models_that_do_not_fit_into_memory_are_not_loaded(weights: Path) -> None:
