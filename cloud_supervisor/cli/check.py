@@ -6,6 +6,7 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
+from chaperone_common.artefacts.folders import chaperone_home
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.artefacts.registry import known_pair_folder
 from chaperone_common.command.console import Console
@@ -22,6 +23,7 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.export.workplace import Workplace
     from cloud_supervisor.hosting.entrance import build_entrance
     from cloud_supervisor.hosting.ray_settings import check_ray
 
@@ -30,6 +32,7 @@ def _check(console: Console, arguments: argparse.Namespace) -> None:
         check_ray(config)
     entrance = build_entrance(config)
     entrance.callers.close()
+    Workplace(chaperone_home() / "models", config.pair).restore()  # as `serve` does
     manifest = load_manifest(known_pair_folder(config.pair, "cloud"), role="cloud")
     if config.device != "cpu":  # which is everywhere
         from cloud_supervisor.model.devices import check_device  # imports torch, which takes seconds

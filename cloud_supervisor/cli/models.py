@@ -1,4 +1,4 @@
-"""`chaperone-cloud models`: fetch, convert, list, check and add models."""
+"""`chaperone-cloud models`: fetch, convert, list, check, add and remove models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ended(BaseException):
 
 def add_models(commands: Commands) -> None:
     """Add the commands."""
-    models = commands.add_parser("models", help="fetch, convert, list, check and add models")
+    models = commands.add_parser("models", help="fetch, convert, list, check, add and remove models")
     model_commands = models.add_subparsers(required=True, metavar="COMMAND")
     pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
     pull.add_argument(

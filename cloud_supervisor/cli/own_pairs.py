@@ -1,4 +1,4 @@
-"""`chaperone-cloud models add` and `check`: pairs of your own."""
+"""`chaperone-cloud models add`, `check` and `remove`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from chaperone_common.artefacts.registry import CloudRecipe, Pair, load_registry
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked, refuse
+from chaperone_common.command.sizes import shown_bytes
 from chaperone_common.errors import ConfigError, ModelError
 from cloud_supervisor.cli.values import Commands, path, yaml_file
 from cloud_supervisor.config import check_pair_name
@@ -54,6 +55,11 @@ def add_own_pairs(commands: Commands) -> None:
     )
     add.add_argument("--replace", action="store_true", help="replace another pair of yours that has this name")
     add.set_defaults(run=_add, extras="cloud,build")
+
+    remove = commands.add_parser("remove", help="delete the models of a pair from this machine")
+    remove.add_argument("name", metavar="NAME", type=checked(check_pair_name), help="name of the pair")
+    remove.add_argument("--forget", action="store_true", help="remove a pair of yours from your models.yaml, too")
+    remove.set_defaults(run=_remove)
 
     check = commands.add_parser("check", help="whether two models are a pair, and whether it is worth it")
     names_files(
@@ -105,6 +111,27 @@ def _add(console: Console, arguments: argparse.Namespace) -> None:
         return
     console.line(f"{name}: added to {own_registry()}")
     console.line(f"next: chaperone-cloud models check {name}; chaperone-cloud models pull --pair {name}")
+
+
+def _remove(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.pairs.removal import remove
+
+    name = arguments.name
+    removed = remove(name, forget=arguments.forget, say=console.line)
+    if removed.model_bytes:
+        models = (f"the {role} model ({shown_bytes(size)})" for role, size in removed.model_bytes.items())
+        console.line(f"{name}: removed {' and '.join(models)}")
+    elif not removed.forgotten:
+        console.line(f"{name}: removed what a pull had left")
+    if removed.forgotten:
+        console.line(f"{name}: removed from {own_registry()}")
+    elif removed.has_entry:
+        console.line(f"{name}: its entry stays in {own_registry()}; --forget removes it, too")
+    if removed.downloads:
+        files, size = map(str, removed.downloads), sum(file.stat().st_size for file in removed.downloads)
+        console.line(
+            f"{name}: its downloads stay ({shown_bytes(size)}); delete them to free their room: {' '.join(files)}"
+        )
 
 
 def _check(console: Console, arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from chaperone_common.artefacts.folders import chaperone_home
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser, checked
@@ -83,6 +84,7 @@ def add_settings(serve: CommandParser) -> None:
 
 
 def _serve(console: Console, arguments: argparse.Namespace) -> None:
+    from cloud_supervisor.export.workplace import Workplace
     from cloud_supervisor.observers.log_output import log_output
 
     config = configuration(arguments)
@@ -96,10 +98,11 @@ def _serve(console: Console, arguments: argparse.Namespace) -> None:
     else:
         from cloud_supervisor.server import serve
 
-    def announce(address: str) -> None:
+    def announce(line: str) -> None:
         with suppress(OutputLost):  # a service may run without anybody reading its output
-            console.line(f"chaperone-cloud: serving {config.pair} on {address}")
+            console.line(f"chaperone-cloud: {line}")
 
+    Workplace(chaperone_home() / "models", config.pair).restore()  # of a pull that died
     with log_output(config.logs.format):
         serve(config, announce)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from chaperone_common.artefacts.folders import ROLES, Role, chaperone_home, is_pair_name, pair_folder
+from chaperone_common.artefacts.folders import ROLES, Role, pair_folder, pairs_on_disk
 from chaperone_common.artefacts.manifest import MANIFEST_NAME, load_manifest
 from chaperone_common.artefacts.registry import Pair, load_registry
 from chaperone_common.errors import ModelError, ModelMissing
@@ -39,17 +39,7 @@ class PairState:
 def list_pairs(registry_path: Path | None = None) -> list[PairState]:
     """Return all pairs of the registry and on disk, by name; raises ConfigError or ModelError."""
     registry = load_registry(registry_path)
-    return [_state_of(name, registry.pairs.get(name)) for name in sorted({*registry.pairs, *_names_on_disk()})]
-
-
-def _names_on_disk() -> list[str]:
-    models = chaperone_home() / "models"
-    try:
-        return [path.name for path in models.iterdir() if is_pair_name(path.name) and path.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise ModelError(f"{models}: cannot be read: {error.strerror}; CHAPERONE_HOME names its folder") from None
+    return [_state_of(name, registry.pairs.get(name)) for name in sorted({*registry.pairs, *pairs_on_disk()})]
 
 
 def _state_of(name: str, pair: Pair | None) -> PairState:

@@ -48,7 +48,7 @@ def pull(
         refuse_at_once(spec)
         with workplace.locked(say):
             if not force and _is_current(pair, spec):
-                say(f"{pair}: already there")  # another pull made it while this one waited
+                say(f"{pair}: already there")  # another pull made it while this one waited, or had moved it away
                 return
             with workplace.building() as folder:
                 build(pair, spec, folder, tools)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.artefacts.registry import known_pair_folder
+from chaperone_common.command.sizes import shown_bytes
 from cloud_supervisor.assembly import Cloud, build_cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.observation import Observer
@@ -28,6 +29,15 @@ class Weights:
         folder = known_pair_folder(pair, "cloud")
         return cls(folder, load_manifest(folder, role="cloud"))
 
+    def announced(self, config: CloudConfig) -> str:
+        """Return the line that says what is loaded now, which can take minutes.
+
+        It has no ` on `: scripts find the address after that, in the line that follows.
+        """
+        where = f" into each of {config.ray.replicas} replicas" if config.engine == "ray" else ""
+        size = shown_bytes(self.manifest.total_bytes)
+        return f"loading {self.manifest.model} ({size} of files, dtype {config.dtype}){where}"
+
     def load(self, config: CloudConfig, observer: Observer) -> Cloud:
         """Load the model, which takes seconds, and assemble a cloud; raises as `TorchModel.of_manifest` does."""
         from cloud_supervisor.model.torch_model import TorchModel  # takes seconds to import
@@ -42,3 +52,8 @@ class Weights:
         )
         _LOG.info("%s computes in %s on %s", self.manifest.model, model.dtype, config.device)
         return build_cloud(config, model, self.manifest, observer)
+
+
+def ready(config: CloudConfig, address: str) -> str:
+    """Return the line that says that the service is ready. Scripts wait for it."""
+    return f"serving {config.pair} on {address}"

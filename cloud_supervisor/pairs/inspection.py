@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from chaperone_common.artefacts.folders import Role
 from chaperone_common.artefacts.registry import Pair
+from chaperone_common.command.sizes import shown_bytes
 from chaperone_common.errors import ModelError
 from chaperone_common.planning.costs import Costs
 from cloud_supervisor.export.build import refuse_missing_packages, refuse_named_architectures
 from cloud_supervisor.export.patience import Say
 from cloud_supervisor.pairs.free_memory import free_bytes
 from cloud_supervisor.pairs.models import NotHere, PairModel, temporary_models
-from cloud_supervisor.pairs.report import ModelReport, Report, Times, shown_bytes
+from cloud_supervisor.pairs.report import ModelReport, Report, Times
 from cloud_supervisor.pairs.verdict import Agreement, Verdict, impossible, judge
+
+if TYPE_CHECKING:
+    from cloud_supervisor.export.conversion import LoadedModel
 
 DTYPES = ("float32", "bfloat16", "int8")
 # A token takes the time to read all weights once. This rate is that of the reference machine's processor, on which the
@@ -72,11 +77,11 @@ def _inspected(
 ) -> Report:
     """Ask each question only after the cheaper ones have found no reason against the pair."""
     try:
-        edge, cloud = _configured(report.edge, models["edge"]), _configured(report.cloud, models["cloud"])
+        edge, cloud = _configured(report.edge, models["edge"], say), _configured(report.cloud, models["cloud"], say)
         report = replace(report, edge=edge, cloud=cloud)
         if problems := [model.problem for model in (edge, cloud) if model.problem is not None]:
             return replace(report, verdict=impossible("; ".join(problems)))
-        edge, cloud = _with_vocabulary(edge, models["edge"]), _with_vocabulary(cloud, models["cloud"])
+        edge, cloud = _with_vocabulary(edge, models["edge"], say), _with_vocabulary(cloud, models["cloud"], say)
     except NotHere as error:
         return replace(report, verdict=replace(_OPEN, reason=error.message))
     same = edge.tokenizer_digest == cloud.tokenizer_digest
@@ -99,8 +104,9 @@ def _inspected(
     )
 
 
-def _configured(report: ModelReport, model: PairModel) -> ModelReport:
+def _configured(report: ModelReport, model: PairModel, say: Say) -> ModelReport:
     """Add architecture and size, or the reason why the model cannot take its role."""
+    say(f"reading the configuration of {model.name}{_slowly(model)}")
     report = replace(report, architecture=model.architecture)
     try:
         model.refuse_unsupported()
@@ -109,7 +115,8 @@ def _configured(report: ModelReport, model: PairModel) -> ModelReport:
     return replace(report, parameters=model.sizes.parameters)
 
 
-def _with_vocabulary(report: ModelReport, model: PairModel) -> ModelReport:
+def _with_vocabulary(report: ModelReport, model: PairModel, say: Say) -> ModelReport:
+    say(f"reading the vocabulary of {model.name}{_slowly(model)}")
     vocabulary = model.vocabulary
     return replace(report, vocabulary_size=vocabulary.size, tokenizer_digest=vocabulary.digest)
 
@@ -126,13 +133,16 @@ def _agreement(
     if needed > free:
         return None, f"both models need {shown_bytes(needed)} of memory, and {shown_bytes(free)} are free"
     try:
-        edge, cloud = models["edge"].load("float32"), models["cloud"].load(dtype)
+        edge, cloud = _loaded(models["edge"], "float32", dtype, say), _loaded(models["cloud"], dtype, dtype, say)
     except NotHere as error:
         return None, error.message
     from cloud_supervisor.export.agreement import SAMPLE_PROMPTS, count_agreeing
 
     prompts = measuring.prompts or SAMPLE_PROMPTS
-    say(f"measuring the agreement on {len(prompts)} prompts, for at most about {measuring.seconds:.0f} s")
+    say(
+        f"measuring the agreement: {len(prompts)} prompts, up to {measuring.max_new_tokens} tokens each; "
+        f"no prompt is begun after {measuring.seconds:.0f} s"
+    )
     agreed, tokens = count_agreeing(
         edge,
         cloud,
@@ -142,6 +152,19 @@ def _agreement(
         seconds=measuring.seconds,
     )
     return Agreement(agreed, tokens), None
+
+
+def _loaded(model: PairModel, dtype: str, stored: str, say: Say) -> LoadedModel:
+    """Load a model, after a line that says so with the sizes; raises NotHere or ModelError."""
+    source = f" from {shown_bytes(model.weight_bytes)} of files" if model.weight_bytes else ""
+    needed = shown_bytes(model.sizes.cloud_bytes(dtype, stored))
+    say(f"loading {model.name}{source} into {needed} of memory, in {dtype}{_slowly(model)}")
+    return model.load(dtype)
+
+
+def _slowly(model: PairModel) -> str:
+    """Return a warning for the line before a step that decodes a GGUF file."""
+    return "; its GGUF file is decoded, which can take a minute" if model.is_gguf else ""
 
 
 def _times(models: Mapping[Role, PairModel], pair: Pair, given: GivenTimes) -> Times:

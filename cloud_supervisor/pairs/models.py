@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chaperone_common.artefacts.fetch import joined_file
 from chaperone_common.artefacts.folders import ROLES, Role, chaperone_home
 from chaperone_common.artefacts.registry import (
     CloudModel,
@@ -64,6 +65,22 @@ class PairModel:
                 return str(source.folder or source.name)
             case TinySource() as source:
                 return f"seed {source.seed}"
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """The size of its weights in files on this machine, as they are published; None if it is not known."""
+        match self.spec.weights:
+            case WheelsSource() as source:
+                return source.bytes
+            case PretrainedSource(folder=Path() as folder):
+                return sum(path.stat().st_size for pattern in _WEIGHT_FILES for path in folder.glob(pattern)) or None
+            case _:
+                return None
+
+    @property
+    def is_gguf(self) -> bool:
+        """True if its weights are a GGUF file, which is decoded each time that something is read from it."""
+        return isinstance(self.spec.weights, WheelsSource)
 
     @property
     def architecture(self) -> str:
@@ -136,7 +153,7 @@ class PairModel:
     def _origin(self) -> Origin:
         match self.spec.weights:
             case WheelsSource() as source:
-                joined = chaperone_home() / "downloads" / f"{source.sha256[:16]}.gguf"
+                joined = joined_file(source, chaperone_home() / "downloads")
                 if not joined.is_file() or joined.stat().st_size != source.bytes:
                     raise NotHere(f"the weights of {self.name} are not on this machine; `models pull` fetches them")
                 return Origin(str(joined.parent), gguf_file=joined.name)

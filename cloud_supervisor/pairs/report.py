@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from chaperone_common.command.sizes import shown_bytes
 from cloud_supervisor.pairs.verdict import RULE, Agreement, Verdict
 
 
@@ -103,13 +104,3 @@ class Report:
             f"{self.agreement.share:.2f} of {self.agreement.tokens} tokens (95% interval {low:.2f} to {high:.2f}), "
             "greedy, before the device's model is quantised"
         )
-
-
-def shown_bytes(size: int) -> str:
-    """Return a number of bytes with a unit of thousands."""
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.1f} GB"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from chaperone_common.artefacts.folders import chaperone_home, is_pair_name, pair_folder
+from chaperone_common.artefacts.folders import pair_folder, pairs_on_disk
 from chaperone_common.artefacts.manifest import MANIFEST_NAME, ModelManifest, load_manifest, pull_remedy
-from chaperone_common.errors import ModelError
 from edge_client.artefacts.from_cloud import CloudSource
 from edge_client.artefacts.from_folder import FolderSource
 from edge_client.artefacts.from_url import UrlSource
@@ -57,13 +56,7 @@ async def pull_model(
 
 def pulled_pairs() -> list[str]:
     """Return the pairs whose device's model is here, whole or not; raises ConfigError or ModelError."""
-    models = chaperone_home() / "models"
-    try:
-        return sorted(path.name for path in models.iterdir() if is_pair_name(path.name) and (path / "edge").exists())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise ModelError(f"{models}: cannot be read: {error.strerror}; CHAPERONE_HOME names its folder") from None
+    return pairs_on_disk("edge")
 
 
 def check_model(config: EdgeConfig, *, folder: Path | None = None, verify: bool = False) -> ModelManifest:
@@ -93,8 +86,7 @@ async def remove_model(pair: str, *, say: Callable[[str], None] | None = None) -
     if not place.has_any():  # and no folder is made for a lock
         return False
     async with place.locked(say or _nothing):
-        arrived = place.clear()
-        return place.remove_model() or arrived
+        return place.remove_all()
 
 
 def _source(config: EdgeConfig, place: Path | str | None, *, pinned: bool) -> Source:

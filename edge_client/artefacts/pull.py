@@ -48,7 +48,7 @@ class PulledModel:
     @property
     def total_bytes(self) -> int:
         """The size of all its files."""
-        return sum(file.bytes for file in self.manifest.files.values())
+        return self.manifest.total_bytes
 
 
 def _nothing(_: object) -> None:
@@ -115,7 +115,7 @@ def _checked(content: bytes, pair: str, place: str, sha256: str | None, max_byte
         raise ModelCorrupt(
             f"{place}: manifest.json: files: {len(manifest.files)}, at most {MAX_FILES} are taken; use another source"
         )
-    if (total := sum(file.bytes for file in manifest.files.values())) > max_bytes:
+    if (total := manifest.total_bytes) > max_bytes:
         raise ModelError(
             f"{place}: the model has {megabytes(total)}, and at most {megabytes(max_bytes)} are taken; raise --max-gib "
             "if that is right"
@@ -135,7 +135,7 @@ class _Meter:
     """Counts the bytes of a pull."""
 
     def __init__(self, manifest: ModelManifest, progress: Callable[[PullProgress], None]) -> None:
-        self._total_bytes = sum(file.bytes for file in manifest.files.values())
+        self._total_bytes = manifest.total_bytes
         self._progress = progress
         self._done_bytes = 0
         self.fetched_bytes = 0

@@ -20,6 +20,7 @@ from typing import IO, TypeVar
 
 from chaperone_common.artefacts.folders import chaperone_home, pair_folder
 from chaperone_common.artefacts.manifest import MANIFEST_NAME, ManifestFile, ModelManifest, file_sha256
+from chaperone_common.artefacts.placing import is_there, put_in_place, remove, restore
 from chaperone_common.errors import ModelError
 from chaperone_common.files import PART
 
@@ -42,7 +43,7 @@ class Workplace:
     def has_any(self) -> bool:
         """Return whether there is a model, or a part of one; raises ModelError."""
         with _as_model_errors(self.final):
-            return _is_there(self.final) or _is_there(self._arriving)
+            return is_there(self.final) or is_there(self._arriving)
 
     @asynccontextmanager
     async def locked(self, say: Callable[[str], None]) -> AsyncIterator[None]:
@@ -68,13 +69,11 @@ class Workplace:
             self._arriving.mkdir(exist_ok=True)
             if self._arriving.is_symlink():
                 raise ModelError(f"{self._arriving}: it is a symbolic link; remove it")
-            if _is_there(self._replaced) and not _is_there(self.final):
-                self.final.parent.mkdir(exist_ok=True)
-                self._replaced.replace(self.final)
+            restore(self.final, self._replaced)
             wanted = {self.part(file).name for file in manifest.files.values()}
             for path in self._arriving.iterdir():
                 if path.name not in wanted:
-                    _remove(path)
+                    remove(path)
             needed = sum(file.bytes - self.arrived(file) for file in manifest.files.values())
             free = shutil.disk_usage(self._arriving).free
         if needed > free:
@@ -156,29 +155,29 @@ class Workplace:
                     shutil.copyfile(twin, whole / name)
             (whole / MANIFEST_NAME).write_bytes(content)
             self.final.parent.mkdir(exist_ok=True)
-            if _is_there(self.final):
-                self.final.replace(self._replaced)
-            try:
-                whole.replace(self.final)
-            except OSError:
-                if _is_there(self._replaced):
-                    self._replaced.replace(self.final)
-                raise
+            put_in_place(whole, self.final, self._replaced)
         with contextlib.suppress(ModelError):
             self.clear()
 
     def clear(self) -> bool:
         """Remove what has arrived; return whether there was any. Raises ModelError."""
         with _as_model_errors(self._arriving):
-            return _remove(self._arriving)
+            return remove(self._arriving)
 
-    def remove_model(self) -> bool:
-        """Remove the model of the device, and never the cloud's; return whether there was one. Raises ModelError."""
+    def remove_all(self) -> bool:
+        """Remove the device's model and all that has arrived; return whether there was any. Raises ModelError.
+
+        The cloud's model stays. The device's leaves its place in one step, so that no half of it is ever there.
+        """
+        arrived = self.clear()
         with _as_model_errors(self.final):
-            removed = _remove(self.final)
+            if there := is_there(self.final):
+                self._arriving.mkdir()
+                self.final.replace(self._arriving / "removed")
+        self.clear()
         with contextlib.suppress(OSError):
             self.final.parent.rmdir()  # unless the large model is here, too
-        return removed
+        return there or arrived
 
 
 def megabytes(size: int) -> str:
@@ -215,21 +214,6 @@ def _link(part: Path, file: Path) -> None:
         os.link(part, file, follow_symlinks=False)
     except OSError:
         part.replace(file)
-
-
-def _is_there(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
-
-
-def _remove(path: Path) -> bool:
-    """Remove a file, a folder or a link, and return whether there was one. Raises OSError."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-    else:
-        return False
-    return True
 
 
 @contextmanager

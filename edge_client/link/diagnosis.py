@@ -14,7 +14,10 @@ from chaperone_common.address import host_and_port
 from chaperone_common.errors import CloudUnavailable
 from edge_client.link.credentials import TlsFiles
 
-START_IT = "start its server, or correct cloud.address (--cloud)"  # the remedy where waiting may help
+# The remedies where waiting may help: of a text, and of the search for a cloud before a text.
+START_IT = "start its server, or correct cloud.address (--cloud)"
+_WAIT_LONGER = "raise cloud.connect_timeout_ms to wait longer"
+MAY_LOAD = f"{START_IT}; a server that was just started may still be loading, {_WAIT_LONGER}"
 _PROBE_S = 0.7  # for each step; most problems are reported within a second
 _CONFIRM_AFTER_S = 0.2
 
@@ -71,6 +74,17 @@ def handshake_problem(details: str, address: str, tls: TlsFiles | None) -> str |
     if "security handshaker" in details:
         return "cloud: gRPC cannot use the files of cloud.ca_file, cloud.cert_file and cloud.key_file; check them"
     return None
+
+
+def not_in_time(error: CloudUnavailable, timeout_ms: float) -> CloudUnavailable:
+    """Return the error of a cloud that answers, and is not ready in time, such as while it loads its model.
+
+    Any other error is returned as it is.
+    """
+    if error.retry_after_ms is None:
+        return error
+    message = f"{error.message}; it was not ready within {timeout_ms:g} ms, {_WAIT_LONGER}"
+    return CloudUnavailable(message, retry_after_ms=error.retry_after_ms)
 
 
 def reason_of(details: str) -> str:

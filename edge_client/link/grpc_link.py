@@ -42,7 +42,15 @@ from chaperone_common.wire import (
 from edge_client.config import CloudSettings
 from edge_client.link.addresses import routing_key
 from edge_client.link.credentials import Credentials, TokenSource, read_credentials
-from edge_client.link.diagnosis import START_IT, NeverConnects, connection_problem, handshake_problem, reason_of
+from edge_client.link.diagnosis import (
+    MAY_LOAD,
+    START_IT,
+    NeverConnects,
+    connection_problem,
+    handshake_problem,
+    not_in_time,
+    reason_of,
+)
 from edge_client.ports import Metadata
 
 _OPTIONS = (
@@ -132,8 +140,10 @@ class GrpcCloud:
                 return await self._ask(timeout_ms, ends_at - loop.time())
             except CloudUnavailable as error:
                 wait_s = max(pause_s, (error.retry_after_ms or 0) / 1e3)
-                if self._closed or loop.time() + wait_s >= ends_at:
+                if self._closed:
                     raise
+                if loop.time() + wait_s >= ends_at:
+                    raise not_in_time(error, timeout_ms) from None
             await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, _ASK_AGAIN_MOST_S)
 
@@ -150,7 +160,7 @@ class GrpcCloud:
                 reason = f": {self._reason}" if self._reason else ""
                 limit = " (cloud.connect_timeout_ms)" if waits else ""
                 raise CloudUnavailable(
-                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms{limit}{reason}; {START_IT}"
+                    f"cloud: {self.address} cannot be reached within {timeout_ms:g} ms{limit}{reason}; {MAY_LOAD}"
                 ) from None
             if not waits and error.code() is grpc.StatusCode.UNAVAILABLE and _retry_after_ms(error) is None:
                 raise await self._unreachable(error.details() or "no details") from None
@@ -169,7 +179,7 @@ class GrpcCloud:
         problem = await connection_problem(details, self.address, self._credentials.tls)
         if problem is not None:
             return NeverConnects(problem)
-        return CloudUnavailable(f"cloud: {self.address} cannot be reached: {reason_of(details) or details}; {START_IT}")
+        return CloudUnavailable(f"cloud: {self.address} cannot be reached: {reason_of(details) or details}; {MAY_LOAD}")
 
     async def _look_into_connection(self) -> str:
         """Return when no connection can come about however long one waits: the problem, and its remedy."""

@@ -32,7 +32,7 @@ import pytest
 from tests.support.deployment.context import context_files, passes
 from tests.support.deployment.dockerfile import Stage, stages
 from tests.support.deployment.image import Builder, Image
-from tests.support.processes.commands import ROOT
+from tests.support.processes.commands import ROOT, announced
 from tests.support.waiting import PATIENCE_S
 
 CLOUD, EDGE = ROOT / "docker" / "cloud.Dockerfile", ROOT / "docker" / "edge.Dockerfile"
@@ -107,16 +107,14 @@ def serving(image: Image, **extra: str) -> Iterator[str]:
         env={**image.process_environment(), **extra},
         cwd=image.working_folder,
         stdout=subprocess.PIPE,
-        text=True,
     )
     alarm = threading.Timer(START_S, process.kill)  # ends the read below if the server never starts
     alarm.start()
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
+        address = announced(process.stdout)
         alarm.cancel()
-        assert line.startswith("chaperone-cloud: serving tiny on "), line
-        yield line.split()[-1]
+        yield address
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
     finally:

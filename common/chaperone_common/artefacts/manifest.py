@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home
+from chaperone_common.artefacts.registry import near_pair
 from chaperone_common.errors import ModelCorrupt, ModelError, ModelMissing
 from chaperone_common.settings import FrozenModel
 
@@ -53,6 +54,11 @@ class ModelManifest(FrozenModel):
     content: str | None = None  # of a source folder: "sha256:..."; of a hub's model: "commit:..."
 
     @property
+    def total_bytes(self) -> int:
+        """The size of all files."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
     def digest(self) -> str:
         """A digest of the source and the recipe: two machines that follow one recipe have one digest.
 
@@ -75,7 +81,8 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False, remed
     try:
         content = (folder / MANIFEST_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelMissing(f"{folder}: no {role} model here; {remedy or pull_remedy(folder, role)}") from None
+        near = near_pair(folder)
+        raise ModelMissing(f"{folder}: no {role} model here{near}; {remedy or pull_remedy(folder, role)}") from None
     except IsADirectoryError as error:
         raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {forced}") from None
     except OSError as error:

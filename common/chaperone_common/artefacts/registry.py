@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home, pair_folder
-from chaperone_common.errors import ConfigError
+from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home, pair_folder, pairs_on_disk
+from chaperone_common.errors import ConfigError, ModelError
 from chaperone_common.settings import FrozenModel, load_yaml
 from chaperone_common.settings.packaged import packaged_path
+from chaperone_common.suggestion import nearest
 
 _UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: controls, surrogates, ends of lines and paragraphs
 
@@ -149,9 +150,10 @@ class Registry(FrozenModel):
     pairs: dict[Annotated[str, Field(pattern=f"^{PAIR_NAME}$")], Pair]
 
     def pair(self, name: str) -> Pair:
-        """Return the pair of that name; raises ConfigError, which lists the known names."""
+        """Return the pair of that name; raises ConfigError, which lists the known names and the nearest of them."""
         if name not in self.pairs:
-            raise ConfigError(f"pair: {name!r} is not in models.yaml; known: {', '.join(sorted(self.pairs))}")
+            known = sorted(self.pairs)
+            raise ConfigError(f"pair: {name!r} is not in models.yaml{nearest(name, known)}; known: {', '.join(known)}")
         return self.pairs[name]
 
 
@@ -179,6 +181,21 @@ def load_own_pairs() -> dict[str, Pair]:
     """Read the user's own pairs; empty if there is no file of them. Raises ConfigError."""
     path = own_registry()
     return dict(load_yaml(path, Registry).pairs) if path.exists() else {}
+
+
+def near_pair(folder: Path) -> str:
+    """Return a hint with the pair whose name is nearest to that of an absent model's folder; "" if none is near.
+
+    For folders of pulled models only. A name that models.yaml or this machine knows is not misspelt.
+    """
+    name = folder.parent.name
+    try:
+        if folder.parent.parent != chaperone_home() / "models":
+            return ""
+        known = sorted({*load_registry().pairs, *pairs_on_disk()})
+    except (ConfigError, ModelError):  # the message is about something else
+        return ""
+    return "" if name in known else nearest(name, known)
 
 
 def known_pair_folder(pair: str, role: Role) -> Path:

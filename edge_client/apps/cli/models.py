@@ -15,6 +15,7 @@ from chaperone_common.command.parser import refuse
 from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
 from chaperone_common.command.signals import ended_at_once
 from chaperone_common.errors import ConfigError, ModelError, ModelMissing
+from chaperone_common.suggestion import nearest
 from chaperone_common.types import Mode
 from edge_client.apps.cli.options import Commands, add_settings, config_of
 from edge_client.apps.cli.values import file_name, pair
@@ -132,11 +133,13 @@ def _verify(console: Console, arguments: argparse.Namespace) -> int:
 
 
 def _remove(console: Console, arguments: argparse.Namespace) -> int:
-    if not asyncio.run(remove_model(arguments.pair, say=console.complain)):
+    name = arguments.pair
+    if not asyncio.run(remove_model(name, say=console.complain)):
         raise ConfigError(
-            f"--pair: no model of {arguments.pair!r} is on this device; `chaperone models list` shows all"
+            f"--pair: no model of {name!r} is on this device{nearest(name, pulled_pairs())}; `chaperone models list` "
+            "shows all"
         )
-    console.line(f"{arguments.pair}: removed")
+    console.line(f"{name}: removed")
     return EXIT_OK
 
 
@@ -145,7 +148,7 @@ def _chosen(arguments: argparse.Namespace) -> list[str]:
 
 
 def _described(name: str, manifest: ModelManifest, state: str) -> str:
-    size = megabytes(sum(file.bytes for file in manifest.files.values()))
+    size = megabytes(manifest.total_bytes)
     return f"{name:12} {manifest.model:32} {size:>10}  {state}"
 
 

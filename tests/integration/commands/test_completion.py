@@ -48,6 +48,8 @@ def completed(folder: Path, program: str, *words: str) -> set[str]:
         ("chaperone", ["completion", ""], {"bash", "zsh"}),
         ("chaperone-cloud", ["mod"], {"models"}),
         ("chaperone-cloud", ["models", "pu"], {"pull"}),
+        ("chaperone-cloud", ["models", "rem"], {"remove"}),
+        ("chaperone-cloud", ["models", "remove", "--f"], {"--forget"}),
         ("chaperone-cloud", ["serve", "--tokens", "ed"], {"edge.yaml"}),
         ("chaperone-cloud", ["models", "list", "--registry", "ed"], {"edge.yaml"}),
         ("chaperone-cloud", ["models", "add", "--edge", "ed"], {"edge.yaml"}),

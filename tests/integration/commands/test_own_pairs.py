@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from chaperone_common.artefacts.registry import load_registry, own_registry
+from chaperone_common.artefacts.registry import CloudRecipe, load_registry, own_registry
+from chaperone_common.command.sizes import shown_bytes
 from chaperone_common.errors import ModelError
 from cloud_supervisor.cli import main
 from cloud_supervisor.export import pull as pulling
@@ -118,7 +119,7 @@ def test_names_of_a_hub_are_added_without_asking_it(models: Command) -> None:
         (("check", "tiny", "--max-new-tokens", "0"), "argument --max-new-tokens: '0': not a whole number from 1 to"),
         (("check", "tiny", "--draft-ms", "nan"), "argument --draft-ms: 'nan': not a number above 0"),
         (("check", "a", "b", "c"), "PAIR: 3 are given; name one pair, or the device's and the cloud's model"),
-        (("check", "tinny"), "pair: 'tinny' is not in models.yaml; known: default"),
+        (("check", "tinny"), "pair: 'tinny' is not in models.yaml (did you mean 'tiny'?); known: default"),
         (("check", "tiny", "--prompts", "/nowhere"), "--prompts: /nowhere: cannot be read: No such file"),
     ],
 )
@@ -224,6 +225,30 @@ def test_a_folder_without_weights_gives_all_but_the_agreement(models: Command, w
     assert 0 < found["verdict"]["least_agreement"] < 1
 
 
+def test_each_long_step_is_announced_with_its_size_or_bound(weights: Path) -> None:
+    said: list[str] = []
+    pair = own_pair(str(weights / "small"), str(weights / "large"), recipe=CloudRecipe(dtype="bfloat16"))
+    measuring = Measuring(prompts=("one two",), max_new_tokens=4, seconds=20.0)
+    assert inspect(None, pair, measuring=measuring, say=said.append).agreement is not None
+    files = shown_bytes((weights / "small" / "model.safetensors").stat().st_size)
+    assert said == [
+        "reading the configuration of small",
+        "reading the configuration of large",
+        "reading the vocabulary of small",
+        "reading the vocabulary of large",
+        f"loading small from {files} of files into 568 kB of memory, in float32",
+        f"loading large from {files} of files into 284 kB of memory, in bfloat16",
+        "measuring the agreement: 1 prompts, up to 4 tokens each; no prompt is begun after 20 s",
+    ]
+
+
+def test_a_step_that_decodes_a_gguf_file_says_that_it_takes_longer(models: Command) -> None:
+    said: list[str] = []
+    inspect("default", load_registry().pair("default"), measuring=None, say=said.append)
+    name = "Qwen2.5-Coder-0.5B-Instruct"
+    assert said == [f"reading the configuration of {name}; its GGUF file is decoded, which can take a minute"]
+
+
 def test_models_that_do_not_fit_into_memory_are_not_loaded(weights: Path) -> None:
     pair = own_pair(str(weights / "small"), str(weights / "large"))
     measuring = Measuring(memory_bytes=100_000)
@@ -231,7 +256,7 @@ def test_models_that_do_not_fit_into_memory_are_not_loaded(weights: Path) -> Non
     found = inspect(None, pair, measuring=measuring, given=GivenTimes(draft_ms=2, cloud_ms=90), say=said.append)
     assert found.agreement is None
     assert found.agreement_problem == "both models need 851 kB of memory, and 100 kB are free"
-    assert said == []
+    assert not any(line.startswith(("loading", "measuring")) for line in said)
     assert found.verdict.answer == "open"
     assert free_bytes() > 100_000
 

@@ -23,7 +23,14 @@ from cloud_supervisor.cli import main as cloud_main
 from edge_client.apps.cli.main import main
 from tests.support.cloud.raw_stream import RawStream, opening
 from tests.support.fakes.target import Brake, fake_target
-from tests.support.processes.commands import environment, on_a_terminal, server_process, start_client, start_python
+from tests.support.processes.commands import (
+    announced,
+    environment,
+    on_a_terminal,
+    server_process,
+    start_client,
+    start_python,
+)
 from tests.support.processes.servers import serving
 from tests.support.waiting import PATIENCE_S, START_S, until
 
@@ -360,7 +367,7 @@ def test_a_server_that_has_stopped_does_not_look_for_garbage_first(tiny_pair: Pa
     """With torch this takes seconds, which a service manager may not wait."""
     server = start_python("-c", FROZEN_AT_EXIT, "serve", "--pair", "tiny", "--listen", "127.0.0.1:0")
     assert server.stdout is not None
-    assert server.stdout.readline().startswith(b"chaperone-cloud: serving tiny")
+    announced(server.stdout)
     server.send_signal(signal.SIGTERM)
     code, out, _ = ended(server)
     assert (code, out) == (0, b"frozen True\n")

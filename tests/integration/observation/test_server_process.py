@@ -15,10 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.command.sizes import shown_bytes
+from chaperone_common.errors import CloudUnavailable
+from cloud_supervisor.config import CloudConfig, RayConfig
+from cloud_supervisor.hosting.loading import Weights
+from edge_client import CloudSettings, EdgeClient, EdgeConfig
 from tests.support.cloud.metrics import Samples, fetch
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
 from tests.support.cloud.scenario import draft
-from tests.support.processes.commands import ROOT, environment, server_process
+from tests.support.processes.commands import ROOT, announced, environment, server_process, start_python
 from tests.support.waiting import PATIENCE_S, until
 
 REFUSALS = 1500  # more than the queue of the log holds
@@ -49,7 +55,7 @@ def unread(config: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, int]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writing, env=environment(), cwd=ROOT)
     try:
         assert process.stdout is not None
-        address = process.stdout.readline().decode().split()[-1]
+        address = announced(process.stdout)
         os.set_blocking(writing, False)  # the server shares the descriptor, and has made it block
         while True:
             try:
@@ -109,6 +115,62 @@ def test_the_log_is_json_and_says_where_the_metrics_are(config: Path) -> None:
     assert refused["peer"] == "127.0.0.1"
     draining = "draining: all goes on for 0.0 s, then open streams have 0.0 s to finish; a second signal ends at once"
     assert [record["event"] for record in records][-2:] == [draining, "stopped"]
+
+
+# The server of the tests, whose model is loaded when somebody opens the named pipe of the first argument.
+SLOWLY_LOADED = """
+import runpy, sys
+from tests.support.fakes.target import FakeTarget
+
+pipe = sys.argv.pop(1)
+made = FakeTarget.__init__
+
+def wait(self, *arguments):
+    open(pipe).close()
+    made(self, *arguments)
+
+FakeTarget.__init__ = wait
+runpy.run_module("tests.support.processes.fake_server", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_server_says_at_once_what_it_loads_and_a_device_what_makes_it_wait(tmp_path: Path, tiny_pair: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    server = start_python("-c", SLOWLY_LOADED, str(pipe), "serve", "--pair", "tiny", "--listen", address)
+
+    async def ask(connect_timeout_ms: float) -> str:
+        settings = CloudSettings(address=address, connect_timeout_ms=connect_timeout_ms)
+        async with EdgeClient(EdgeConfig(pair="tiny", cloud=settings)) as client:
+            return (await client.capabilities()).model
+
+    try:
+        assert server.stdout is not None
+        size = shown_bytes(load_manifest(tiny_pair / "cloud", role="cloud").total_bytes)
+        loading = f"chaperone-cloud: loading tiny-target ({size} of files, dtype auto)\n"
+        assert server.stdout.readline().decode() == loading
+        with pytest.raises(
+            CloudUnavailable, match=r"loading its model; .* within 200 ms, raise cloud\.connect_timeout_ms"
+        ):
+            asyncio.run(ask(200.0))
+        pipe.write_text("")
+        assert asyncio.run(ask(PATIENCE_S * 1e3)) == "tiny-target"
+        server.send_signal(signal.SIGTERM)
+        assert server.communicate(timeout=PATIENCE_S)[0].decode() == f"chaperone-cloud: serving tiny on {address}\n"
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_the_line_of_replicas_has_their_number(tiny_pair: Path) -> None:
+    weights = Weights(tiny_pair / "cloud", load_manifest(tiny_pair / "cloud", role="cloud"))
+    config = CloudConfig(engine="ray", dtype="int8", ray=RayConfig(replicas=3))
+    line = weights.announced(config)
+    assert line.endswith(" of files, dtype int8) into each of 3 replicas")
+    assert " on " not in line, "scripts find the address of the next line after it"
 
 
 def test_a_taken_port_for_metrics_is_found_before_the_model_is_loaded(config: Path) -> None:

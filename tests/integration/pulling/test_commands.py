@@ -117,6 +117,40 @@ def test_models_are_listed_verified_and_removed(address: str, home: Path, capsys
     assert "no model of 'tiny' is on this device; `chaperone models list` shows all" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            ("generate", "--mode", "edge", *SHORT),
+            "/tinny/edge: no edge model here (did you mean 'tiny'?); run `chaperone",
+        ),
+        (("models", "verify"), "/tinny/edge: no edge model here (did you mean 'tiny'?); run `chaperone models pull"),
+        (("models", "remove"), "--pair: no model of 'tinny' is on this device (did you mean 'tiny'?); `chaperone"),
+    ],
+)
+def test_a_misspelt_pair_is_reported_with_the_nearest(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.setenv("CHAPERONE_HOME", str(home))
+    assert main([*command, "--pair", "tinny"]) in (1, 2)
+    assert words in capsys.readouterr().err
+
+
+def test_a_pair_that_only_the_cloud_knows_is_not_taken_for_a_misspelt_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of the user's own pairs count, as does models.yaml; another name gets no hint unless it is near."""
+    monkeypatch.setenv("CHAPERONE_HOME", str(home))
+    with pytest.raises(ModelMissing, match="/our-own-models/edge: no edge model here; run"):
+        EdgeClient(EdgeConfig(pair="our-own-models"))
+    with pytest.raises(ModelMissing, match="/default/edge: no edge model here; run"):
+        EdgeClient(EdgeConfig(pair="default"))
+
+
 def test_removing_leaves_the_large_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAPERONE_HOME", str(home))
     assert models("remove", "--pair", "tiny") == 0

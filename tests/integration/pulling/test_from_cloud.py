@@ -178,7 +178,8 @@ def test_a_cloud_that_is_loading_its_model_is_waited_for(home: Path, monkeypatch
         said: list[str] = []
         pulling = asyncio.create_task(pull_model(at(address, connect_timeout_ms=100.0), say=said.append))
         await until(lambda: bool(said), "the reason why the pull waits")
-        assert "the cloud is loading its model; try again; trying again in" in said[0]
+        assert "the cloud is loading its model; try again; it was not ready within 100 ms, raise cloud.co" in said[0]
+        assert "; trying again in" in said[0]
         await server.host(cloud)
         assert same_files((await pulling).folder, edge(home))
         await server.stop(0)

@@ -144,7 +144,9 @@ def test_a_refused_connection_is_waited_for(folder: Path) -> None:
             error = await capabilities_of("127.0.0.1:1", timeout_ms=1500.0, **settings)
             assert isinstance(error, CloudUnavailable)
             assert (
-                "127.0.0.1:1 cannot be reached within 1500 ms (cloud.connect_timeout_ms): nothing listens there; start"
+                "127.0.0.1:1 cannot be reached within 1500 ms (cloud.connect_timeout_ms): nothing listens there; start "
+                "its server, or correct cloud.address (--cloud); a server that was just started may still be loading, "
+                "raise cloud.connect_timeout_ms to wait longer"
             ) in error.message
             async with closing_at_once() as address:
                 error = await capabilities_of(address, timeout_ms=600.0, **settings)

@@ -28,6 +28,7 @@ from edge_client import EdgeClient, EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings, GateSettings, PlannerSettings
 from edge_client.events import Event
 from edge_client.link.addresses import rendezvous_order
+from edge_client.link.diagnosis import MAY_LOAD
 from edge_client.link.peer import Peer
 from tests.support.fakes.clock import ManualClock
 from tests.support.fakes.target import fake_target
@@ -317,7 +318,7 @@ def test_with_all_services_down_a_text_ends_as_with_one(tiny_pair: Path, mode: s
             "cloud: no address answers within 1400 ms (cloud.connect_timeout_ms): 127.0.0.1:"
         )
         assert ending.error.message.count("nothing listens there") == 2
-        assert ending.error.message.endswith("start its server, or correct cloud.address (--cloud)")
+        assert ending.error.message.endswith(MAY_LOAD)
 
 
 @pytest.mark.parametrize("reports_capabilities", [True, False])

@@ -129,7 +129,7 @@ def test_the_flags_and_files_of_a_service_are_checked_before_it_starts(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ("pair: tinny", "pair: 'tinny' is not in models.yaml; known: default, "),
+        ("pair: tinny", "pair: 'tinny' is not in models.yaml (did you mean 'tiny'?); known: default, "),
         ("pair: tiny\ndevice: gpuu", "device: 'gpuu' is not on this machine; there is cpu"),
         ("pair: tiny\ndevice: cuda:99", "device: 'cuda:99' is not on this machine; there is cpu"),
     ],

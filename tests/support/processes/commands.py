@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tests.support.waiting import PATIENCE_S
 
@@ -71,6 +72,14 @@ def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
     )
 
 
+def announced(output: IO[bytes]) -> str:
+    """Read the two lines that `chaperone-cloud serve --pair tiny` writes when it starts, and return its address."""
+    loading, serving = output.readline().decode(), output.readline().decode()
+    assert loading.startswith("chaperone-cloud: loading tiny-target ("), loading
+    assert serving.startswith("chaperone-cloud: serving tiny on 127.0.0.1:"), serving
+    return serving.split()[-1]
+
+
 @contextmanager
 def server_process(*arguments: str, fake_model: bool = False) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run `chaperone-cloud serve --pair tiny ...` on a free port; yield the process and its address.
@@ -87,10 +96,9 @@ def server_process(*arguments: str, fake_model: bool = False) -> Iterator[tuple[
     alarm.start()
     try:
         assert process.stdout is not None
-        line = process.stdout.readline().decode()
+        address = announced(process.stdout)
         alarm.cancel()
-        assert line.startswith("chaperone-cloud: serving tiny on 127.0.0.1:"), line
-        yield process, line.split()[-1]
+        yield process, address
     finally:
         alarm.cancel()
         process.kill()

@@ -14,7 +14,7 @@ from typing import TypeVar
 import psutil
 
 from benchmarks.load.replicas import Replicas
-from tests.support.processes.commands import ROOT, environment
+from tests.support.processes.commands import ROOT, announced, environment
 
 _START_S = 240.0  # Ray starts a dozen processes, and each replica imports torch
 _STOP_S = 60.0
@@ -52,11 +52,13 @@ def ray_service(folder: Path, *arguments: str) -> Iterator[RayService]:
         )
     replicas, started = Replicas(process.pid, log), dict[int, psutil.Process]()
     try:
-        line = _await(lambda: (process.poll() is not None and "ended") or out.read_text(), "the service starts")
-        assert line.startswith("chaperone-cloud: serving tiny on 127.0.0.1:"), log.read_text(errors="replace")[-4000:]
+        _await(lambda: process.poll() is not None or out.read_text().count("\n") == 2, "the service starts")
+        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
+        with out.open("rb") as written:
+            address = announced(written)
         _await(lambda: len(replicas.by_address()) == 2, "both replicas have metrics")
         started = {each.pid: each for each in replicas.all_processes()}
-        yield RayService(process, line.split()[-1], replicas)
+        yield RayService(process, address, replicas)
     finally:
         if process.poll() is None:
             started.update({each.pid: each for each in replicas.all_processes()})

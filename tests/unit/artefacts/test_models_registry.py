@@ -155,7 +155,10 @@ def test_the_packaged_registry_is_complete() -> None:
 
 
 def test_an_unknown_pair_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"pair: 'defualt' is not in models\.yaml; known: default, .*tiny"):
+    with pytest.raises(
+        ConfigError,
+        match=r"pair: 'defualt' is not in models\.yaml \(did you mean 'default'\?\); known: default, .*tiny",
+    ):
         pull("defualt")
 
 

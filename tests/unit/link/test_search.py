@@ -17,7 +17,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import API_VERSION, Capabilities
 from edge_client.link.addresses import Outages
-from edge_client.link.diagnosis import START_IT, NeverConnects
+from edge_client.link.diagnosis import MAY_LOAD, START_IT, NeverConnects
 from edge_client.link.search import Site, first_answer
 from edge_client.ports import Cloud, CloudLink, Metadata
 
@@ -89,7 +89,7 @@ def failing(error: ChaperoneError, times: int = 1_000_000) -> Behaviour:
     return ask
 
 
-GONE = CloudUnavailable(f"cloud: gone; {START_IT}")
+GONE = CloudUnavailable(f"cloud: gone; {MAY_LOAD}")
 
 
 def searched(*behaviours: Behaviour, timeout_ms: float = 5_000.0) -> tuple[Scene, str | ChaperoneError, float]:
@@ -147,6 +147,7 @@ def test_a_search_without_an_answer_ends_in_time_and_names_all_problems(silent: 
     assert error.message.startswith("cloud: no address answers within 5000 ms (cloud.connect_timeout_ms): ")
     assert "the certificate of b is for another name; correct cloud.address" in error.message
     assert error.message.count(START_IT) == 1
+    assert error.message.endswith(MAY_LOAD)
     assert 3.5 <= seconds <= 5.0
 
 
@@ -154,6 +155,7 @@ def test_a_search_that_cannot_succeed_ends_after_one_round() -> None:
     scene, error, seconds = searched(failing(NeverConnects("cloud: a")), failing(NeverConnects("cloud: b")))
     assert type(error) is CloudUnavailable
     assert (len(scene.asked), seconds) == (2, 0.0)
+    assert error.message.endswith(START_IT), "waiting longer would not help"
 
 
 def test_overload_of_all_addresses_is_reported_as_such() -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -188,6 +189,24 @@ def test_removing_says_why_it_waits(models: Path) -> None:
 
         assert asyncio.run(remove_model("mine", say=say))
     assert said == ["mine: another pull is at work; waiting for it"]
+
+
+def test_a_removal_that_dies_leaves_no_half_of_a_model(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = old_model(models)
+
+    class Died(BaseException):
+        pass
+
+    def die(_: Path) -> None:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", die)
+        with pytest.raises(Died):
+            asyncio.run(remove_model("mine"))
+    assert not old.exists()
+    assert asyncio.run(remove_model("mine")), "the rest is removed by the same command"
+    assert {path.name for path in models.iterdir()} == {".mine.lock"}
 
 
 def test_removing_what_was_never_here_makes_nothing(models: Path) -> None:
