@@ -27,7 +27,7 @@ from chaperone_common.command.signals import ended_at_once, first_and_second_sig
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.hosting.entrance import build_entrance
-from cloud_supervisor.hosting.loading import Weights, ready
+from cloud_supervisor.hosting.loading import Weights
 from cloud_supervisor.hosting.process import check_free
 from cloud_supervisor.hosting.replica import Bell, QueueTimePolicy, Replica
 from cloud_supervisor.service import LAST_FAILURES_S
@@ -46,14 +46,14 @@ _POLL_S = 0.05
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """Start replicas and serve until SIGINT or SIGTERM.
 
-    `announce` receives a line when the replicas begin to load, and one with the address when all are ready.
+    `announce` receives the address when all are ready. The log has a line when they begin to load.
     The first signal drains: open streams finish or are sent away. A second one ends the process at once, and with it a
     cluster that it started. Raises ConfigError if the replicas cannot start.
     """
     build_entrance(config).callers.close()
     weights = Weights.of_pair(config.pair)
     check_free(config.listen)
-    announce(weights.announced(config))
+    _LOG.info("%s", weights.announced(config))
     port = host_and_port(config.listen, any_port=True)[1] or _free_port()
     stopped = threading.Event()
     with ended_at_once(), _cluster(config):
@@ -64,7 +64,7 @@ def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
         except RuntimeError as error:
             raise ConfigError(f"ray: the replicas do not start: {error}") from None
         with first_and_second_signal(stopped.set):
-            announce(ready(config, f"{config.listen.rpartition(':')[0]}:{port}"))
+            announce(f"{config.listen.rpartition(':')[0]}:{port}")
             stopped.wait()
             _LOG.info(
                 "draining: all goes on for %s s, then open streams have %s s to finish; a second signal ends at once",

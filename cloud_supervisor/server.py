@@ -26,7 +26,7 @@ from cloud_supervisor.assembly import Cloud
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.hosting.entrance import Entrance, build_entrance
 from cloud_supervisor.hosting.grpc_calls import handler_of
-from cloud_supervisor.hosting.loading import Weights, ready
+from cloud_supervisor.hosting.loading import Weights
 from cloud_supervisor.hosting.monitoring import Monitoring, Readiness
 from cloud_supervisor.hosting.process import check_free, raise_descriptor_limit
 from cloud_supervisor.service import LAST_FAILURES_S, SupervisionService
@@ -208,7 +208,7 @@ class Server:
 def serve(config: CloudConfig, announce: Callable[[str], None]) -> None:
     """Listen, load the model and serve until SIGINT or SIGTERM.
 
-    `announce` receives a line when the model begins to load, and one with the address when it is ready.
+    `announce` receives the address when the model is ready. The log has a line when it begins to load.
     Cheap checks come first. While the model is loaded, health and readiness say so, and a signal ends the process.
     After that the first one drains: open streams finish or move to another server. A second one ends the process at
     once, with exit code 128 plus its number. SIGHUP is ignored: tokens and certificates are read again anyway.
@@ -228,7 +228,7 @@ async def _host(config: CloudConfig, entrance: Entrance, weights: Weights, annou
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     with ended_at_once():
         address = await server.start()
-        announce(weights.announced(config))
+        _LOG.info("%s", weights.announced(config))
         try:
             cloud = await _in_daemon_thread(functools.partial(weights.load, config, entrance.observer))
         except BaseException:
@@ -236,7 +236,7 @@ async def _host(config: CloudConfig, entrance: Entrance, weights: Weights, annou
             raise
     with first_and_second_signal(functools.partial(loop.call_soon_threadsafe, stopped.set)):
         await server.host(cloud)
-        announce(ready(config, address))
+        announce(address)
         await stopped.wait()
         _LOG.info(
             "draining: all goes on for %s s, then open streams have %s s to finish; a second signal ends at once",

@@ -98,9 +98,9 @@ def _serve(console: Console, arguments: argparse.Namespace) -> None:
     else:
         from cloud_supervisor.server import serve
 
-    def announce(line: str) -> None:
+    def announce(address: str) -> None:
         with suppress(OutputLost):  # a service may run without anybody reading its output
-            console.line(f"chaperone-cloud: {line}")
+            console.line(f"chaperone-cloud: serving {config.pair} on {address}")
 
     Workplace(chaperone_home() / "models", config.pair).restore()  # of a pull that died
     with log_output(config.logs.format):

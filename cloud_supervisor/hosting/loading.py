@@ -30,10 +30,7 @@ class Weights:
         return cls(folder, load_manifest(folder, role="cloud"))
 
     def announced(self, config: CloudConfig) -> str:
-        """Return the line that says what is loaded now, which can take minutes.
-
-        It has no ` on `: scripts find the address after that, in the line that follows.
-        """
+        """Return the line that says what is loaded now, which can take minutes."""
         where = f" into each of {config.ray.replicas} replicas" if config.engine == "ray" else ""
         size = shown_bytes(self.manifest.total_bytes)
         return f"loading {self.manifest.model} ({size} of files, dtype {config.dtype}){where}"
@@ -52,8 +49,3 @@ class Weights:
         )
         _LOG.info("%s computes in %s on %s", self.manifest.model, model.dtype, config.device)
         return build_cloud(config, model, self.manifest, observer)
-
-
-def ready(config: CloudConfig, address: str) -> str:
-    """Return the line that says that the service is ready. Scripts wait for it."""
-    return f"serving {config.pair} on {address}"

@@ -73,9 +73,8 @@ def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
 
 
 def announced(output: IO[bytes]) -> str:
-    """Read the two lines that `chaperone-cloud serve --pair tiny` writes when it starts, and return its address."""
-    loading, serving = output.readline().decode(), output.readline().decode()
-    assert loading.startswith("chaperone-cloud: loading tiny-target ("), loading
+    """Read the line that `chaperone-cloud serve --pair tiny` writes when it is ready, and return its address."""
+    serving = output.readline().decode()
     assert serving.startswith("chaperone-cloud: serving tiny on 127.0.0.1:"), serving
     return serving.split()[-1]
 

@@ -52,7 +52,7 @@ def ray_service(folder: Path, *arguments: str) -> Iterator[RayService]:
         )
     replicas, started = Replicas(process.pid, log), dict[int, psutil.Process]()
     try:
-        _await(lambda: process.poll() is not None or out.read_text().count("\n") == 2, "the service starts")
+        _await(lambda: process.poll() is not None or out.read_text().count("\n") == 1, "the service starts")
         assert process.poll() is None, log.read_text(errors="replace")[-4000:]
         with out.open("rb") as written:
             address = announced(written)
