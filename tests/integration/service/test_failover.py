@@ -317,7 +317,7 @@ def test_with_all_services_down_a_text_ends_as_with_one(tiny_pair: Path, mode: s
             "cloud: no address answers within 1400 ms (cloud.connect_timeout_ms): 127.0.0.1:"
         )
         assert ending.error.message.count("nothing listens there") == 2
-        assert ending.error.message.endswith("start its server, or correct cloud.address (--cloud)")
+        assert ending.error.problem.endswith("start its server, or correct cloud.address (--cloud)")
 
 
 @pytest.mark.parametrize("reports_capabilities", [True, False])
