@@ -391,7 +391,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert f"pip install 'chaperone-llm{extras}'" in err
 
 
-def test_a_device_without_its_packages_is_told_the_extra() -> None:
+def test_a_device_without_its_packages_names_the_extra() -> None:
     """`pip install .` without an extra leaves the command, and not its libraries."""
     script = (
         "import sys; sys.modules[{!r}] = None; from chaperone_common.command.entry import device; sys.exit(device())"
