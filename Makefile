@@ -15,7 +15,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-models bench models proto clean fuzz audit \
+.PHONY: help setup demo test check test-models bench models wheel proto clean fuzz audit \
         check-style check-types check-imports check-proto check-docs check-wording check-security check-deployment
 
 help: ## this list
@@ -113,6 +113,9 @@ fuzz: $(SETUP) ## search for hostile input, FUZZ_SECONDS for each target; keeps 
 	  PYTHONPATH=.:common $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) -max_len=600 \
 	    -artifact_prefix=.cache/fuzz/$$target- .cache/fuzz/$$target tests/fuzz/corpus/$$target; \
 	done
+
+wheel: $(SETUP) ## the wheel for a device without a checkout, in dist
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 proto: $(SETUP) ## regenerate the stubs in common/chaperone_common/pb
 	$(call protoc,$(STUBS))

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from chaperone_common.errors import Cancelled, ChaperoneError, GenerationTimeout, InvalidRequest
+from chaperone_common.suggestion import shown
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Interrupt:
                 or not isinstance(timeout_s, int | float)
                 or not 0 < timeout_s <= MAX_TIMEOUT_S
             ):
-                raise InvalidRequest(f"timeout: {timeout_s!r} is not a number of seconds above 0, up to a year")
+                raise InvalidRequest(f"timeout: {shown(timeout_s)} is not a number of seconds above 0, up to a year")
             self._deadline_at = asyncio.get_running_loop().time() + timeout_s
         self._scope: asyncio.Timeout | None = None
         self._reason: ChaperoneError | None = None

@@ -12,6 +12,7 @@ from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
+from chaperone_common.suggestion import cut
 from chaperone_common.types import Mode, PromptInput, Proposal, SamplingParams
 from edge_client.assembly import Assembly
 from edge_client.cancellation import Cancellation
@@ -199,7 +200,8 @@ class EdgeClient:
             timeout: Seconds after which it raises GenerationTimeout.
             cancellation: Ends the generation from elsewhere, with Cancelled.
             streamer: Receives the token ids of the prompt and each final token by `put`, and the end by `end`, such as
-                transformers' `TextStreamer`. It must not block: it is called on the event loop.
+                transformers' `TextStreamer`. It must not block: it is called on the event loop. `stream_text` needs
+                none.
             parameters: As for `request`.
 
         Raises the error of a Failed event. Its `partial` holds the final tokens: `generate(error.partial)` resumes.
@@ -328,7 +330,8 @@ class EdgeClient:
                 return await asyncio.to_thread(self.request, prompt, **parameters)
             if parameters:
                 raise InvalidRequest(
-                    f"{', '.join(parameters)}: a GenerationRequest has all parameters already; pass them to `request`"
+                    f"{cut(', '.join(parameters))}: a GenerationRequest has all parameters already; pass them to "
+                    "`request`"
                 )
             return prompt
 

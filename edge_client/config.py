@@ -15,6 +15,7 @@ from chaperone_common.artefacts.manifest import MANIFEST_NAME, load_manifest
 from chaperone_common.errors import ConfigError
 from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem, top_logprobs_problem
 from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
+from chaperone_common.suggestion import shown
 from chaperone_common.types import Mode, OnDeviation
 
 MAX_DEADLINE_MS = 86_400_000.0  # a day
@@ -39,7 +40,7 @@ def _in_range(name: str) -> AfterValidator:
 def _as_stop_strings(value: Any) -> Any:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or not all(isinstance(text, str) for text in strings):
-        _checked(value, f"{value!r} is neither a string nor a list of strings")
+        _checked(value, f"{shown(value)} is neither a string nor a list of strings")
     return _checked(tuple(strings), stop_problem(strings))
 
 
@@ -190,8 +191,8 @@ def checked_config(config: EdgeConfig | None) -> EdgeConfig:
     """Return the settings of a client, the defaults for None; raises ConfigError for another object."""
     if config is not None and not isinstance(config, EdgeConfig):
         raise ConfigError(
-            f"config: {config!r} is no EdgeConfig; use EdgeConfig.load(FILE), or make the client by from_config(FILE) "
-            "or from_pretrained(NAME)"
+            f"config: {shown(config)} is no EdgeConfig; use EdgeConfig.load(FILE), or make the client by "
+            "from_config(FILE) or from_pretrained(NAME)"
         )
     return config or EdgeConfig()
 
@@ -215,6 +216,6 @@ def pretrained(
             pair = load_manifest(folder, role="edge").pair
             return config.model_copy(update={**updates, "pair": pair}), folder
     raise ConfigError(
-        f"pair_or_path: {str(pair_or_path)!r} is neither the name of a pair nor a folder with {MANIFEST_NAME}; give "
-        "a name such as default, or the folder of a pair, such as models/default"
+        f"pair_or_path: {shown(str(pair_or_path))} is neither the name of a pair nor a folder with {MANIFEST_NAME}; "
+        "give a name such as default, or the folder of a pair, such as models/default"
     )

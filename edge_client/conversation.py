@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.session import Failed, Finished
+from chaperone_common.suggestion import shown, summary
 from chaperone_common.types import Mode, PromptInput
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 OnOverflow = Literal["refuse", "drop_oldest", "cloud"]
+# The other policies that may find room where one does not.
+OTHER_POLICIES: Mapping[OnOverflow, str] = {"refuse": "drop_oldest or cloud", "drop_oldest": "", "cloud": "drop_oldest"}
 _NEVER = ("committed_token_ids", "raw")  # parameters that no turn takes
+_NAMED = 3  # messages of a turn that its `repr` has
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,13 @@ class Turn:
     text: str  # of the reply
     token_ids: tuple[int, ...]  # of the reply
     generation: Generation  # its last part, if it failed before and was resumed
+
+    def __repr__(self) -> str:
+        """Return the beginning of each text, for a prompt of Python; the attributes have all of it."""
+        said = [f"{message.get('role')}: {_beginning(message.get('content'))}" for message in self.messages[:_NAMED]]
+        more = len(self.messages) - len(said)
+        said += [f"{more} more messages"] if more else []
+        return f"Turn({', '.join(said)}, assistant: {summary(self.text, len(self.token_ids))})"
 
 
 _Written = tuple[Turn, ChatTokens]  # a turn, and the tokens of the chat before its reply
@@ -81,7 +92,7 @@ class Conversation:
     ) -> None:
         """See `EdgeClient.conversation`."""
         if on_overflow not in get_args(OnOverflow):
-            raise InvalidRequest(f"on_overflow: {on_overflow!r} is none of {', '.join(get_args(OnOverflow))}")
+            raise InvalidRequest(f"on_overflow: {shown(on_overflow)} is none of {', '.join(get_args(OnOverflow))}")
         check_names(parameters)
         _refuse(parameters, *_NEVER)
         self.on_overflow = on_overflow
@@ -128,7 +139,7 @@ class Conversation:
         self._check_idle()
         count = len(self._turns)
         if isinstance(turns, bool) or not isinstance(turns, int) or not -count <= turns <= count:
-            raise InvalidRequest(f"turns: {turns!r}; the conversation has {count}")
+            raise InvalidRequest(f"turns: {shown(turns)}; the conversation has {count}")
         self._turns = self._turns[:turns]
         self._unfinished = None
 
@@ -320,9 +331,11 @@ class Conversation:
         if self.on_overflow == "cloud" and allowed and (cloud is None or cloud > limit):
             return replace(request, mode=Mode.CLOUD)
         if length >= limit:
+            others = OTHER_POLICIES[self.on_overflow]
             raise PromptTooLong(
-                f"prompt: the conversation has {length} tokens, and leaves no room in a context of {limit}; shorten "
-                "the message, rewind the conversation, or set on_overflow to drop_oldest or cloud"
+                f"prompt: the conversation has {length} tokens, and leaves no room in a context of {limit}",
+                remedy="shorten the message"
+                + (f", rewind the conversation, or set on_overflow to {others}" if others else ""),
             )
         return request
 
@@ -357,6 +370,10 @@ def _refuse(parameters: RequestParameters, *names: str) -> None:
     for name in names:
         if parameters.get(name) is not None:
             raise InvalidRequest(f"{name}: a turn of a conversation does not take it; leave it out")
+
+
+def _beginning(content: object) -> str:
+    return summary(content) if isinstance(content, str) else shown(content)
 
 
 def _messages(message: str | Message | Sequence[Message]) -> tuple[Message, ...]:

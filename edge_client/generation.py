@@ -21,6 +21,7 @@ from chaperone_common.session import (
     Unverified,
 )
 from chaperone_common.stats import GenerationStats
+from chaperone_common.suggestion import summary
 from chaperone_common.types import (
     FinishReason,
     GenerationParams,
@@ -56,6 +57,13 @@ class Generation:
     stats: GenerationStats
     unverified: ChaperoneError | None = None  # the loss of the cloud, if the device continued alone
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of each of `token_ids`; None unless the request asked for them
+
+    def __repr__(self) -> str:
+        """Return the beginning of the text and the main counts; the attributes have all of it."""
+        return (
+            f"Generation({summary(self.text, len(self.token_ids))}, finish_reason: {self.finish_reason}, "
+            f"round_trips: {self.stats.round_trips})"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `chaperone generate --json`.

@@ -11,10 +11,11 @@ from chaperone_common.errors import ConfigError, InvalidRequest, PromptTooLong
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.settings import FrozenModel
-from chaperone_common.suggestion import did_you_mean
+from chaperone_common.suggestion import cut, did_you_mean, shown
 from chaperone_common.types import GenerationParams, Mode, Promises, PromptInput, SamplingParams
 from edge_client.config import EdgeConfig, GateSettings, GenerationSettings
 from edge_client.generation import GenerationRequest, Prompt
+from edge_client.refused_names import instead_of
 
 PROMISES = ("catch", "max_deviation")
 GATED_ONLY = (*PROMISES, "max_cloud_share")  # parameters of `gated` alone
@@ -142,19 +143,20 @@ def parse_mode(value: Mode | str | None, default: Mode) -> Mode:
     try:
         return default if value is None else Mode(value)
     except ValueError:
-        raise InvalidRequest(f"mode: {value!r} is none of {', '.join(Mode)}") from None
+        raise InvalidRequest(f"mode: {shown(value)} is none of {', '.join(Mode)}") from None
 
 
 def check_names(parameters: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest for a name that is no parameter, and suggest the nearest one."""
+    """Raise InvalidRequest for a name that is no parameter: say what to do instead, or suggest the nearest one."""
     known = RequestParameters.__annotations__
     if type(number := parameters.get("logprobs")) is int:
-        raise InvalidRequest(f"logprobs: {number} is a number; use logprobs=True, top_logprobs={number}")
+        raise InvalidRequest(f"logprobs: {shown(number)} is a number; use logprobs=True, top_logprobs={shown(number)}")
     for name in parameters:
         if name in _OF_METHODS:
             raise InvalidRequest(f"{name}: no parameter; only {_OF_METHODS[name]} it, as an argument of the method")
         if name not in known:
-            raise InvalidRequest(f"{name}: unknown parameter{did_you_mean(name, (*known, *_OF_METHODS))}")
+            instead = instead_of(name) or f"unknown parameter{did_you_mean(name, (*known, *_OF_METHODS))}"
+            raise InvalidRequest(f"{cut(name)}: {instead}")
 
 
 def plain_names(given: RequestParameters) -> RequestParameters:
@@ -176,7 +178,7 @@ def plain_names(given: RequestParameters) -> RequestParameters:
             raise InvalidRequest("do_sample: True, but temperature is 0, which is greedy; give a temperature above 0")
         return cast(RequestParameters, plain if temperature is not None else {**plain, "do_sample": True})
     if temperature not in (None, 0):
-        raise InvalidRequest(f"do_sample: False is greedy, but temperature is {temperature}; give one of them")
+        raise InvalidRequest(f"do_sample: False is greedy, but temperature is {shown(temperature)}; give one of them")
     return cast(RequestParameters, {**plain, "temperature": 0.0})
 
 
@@ -280,7 +282,7 @@ def _overridden(defaults: SettingsT, given: Mapping[str, Any]) -> SettingsT:
 def _parse_flag(name: str, value: object) -> bool:
     """Return a switch, which is off if it is absent; raises InvalidRequest."""
     if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"{name}: {value!r} is neither true nor false")
+        raise InvalidRequest(f"{name}: {shown(value)} is neither true nor false")
     return bool(value)
 
 
@@ -289,11 +291,11 @@ def _parse_committed_ids(value: object) -> tuple[int, ...]:
     if value is None:
         return ()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise InvalidRequest(f"committed_token_ids: {value!r} is not a list of token ids")
+        raise InvalidRequest(f"committed_token_ids: {shown(value)} is not a list of token ids")
     return tuple(value)
 
 
 def _check_ids(name: str, token_ids: Sequence[int], vocabulary_size: int) -> None:
     for token_id in token_ids:
         if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary_size:
-            raise InvalidRequest(f"{name}: {token_id!r} is not a token id of a vocabulary of {vocabulary_size}")
+            raise InvalidRequest(f"{name}: {shown(token_id)} is not a token id of a vocabulary of {vocabulary_size}")

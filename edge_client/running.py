@@ -7,13 +7,15 @@ import os
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from weakref import WeakSet
 
 import numpy as np
 
-from chaperone_common.errors import Cancelled, ChaperoneError, InvalidRequest, ModelMismatch
+from chaperone_common.errors import Cancelled, ChaperoneError, CloudLost, InvalidRequest, ModelMismatch
 from chaperone_common.session import Committed, Failed, Finished, Retracted
 from chaperone_common.stats import GenerationStats
+from chaperone_common.suggestion import shown
 from chaperone_common.types import Mode, Promises
 from edge_client.assembly import Assembly
 from edge_client.caches import ConversationCaches
@@ -22,6 +24,7 @@ from edge_client.engine.engine import Engine
 from edge_client.events import Event
 from edge_client.generation import Collector, Generation, GenerationRequest, Streamer
 from edge_client.journal import Journal, JournalAudits
+from edge_client.link.diagnosis import without_cloud
 
 _AUDIT_PATIENCE_S = 5.0  # for audits that are still due when the client is closed
 
@@ -52,7 +55,9 @@ class Run:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield the events of the generation; its time begins now. Raises InvalidRequest."""
         if not isinstance(self._explain, bool):
-            raise InvalidRequest(f"explain: {self._explain!r} is not True or False; decisions are `Planned` events")
+            raise InvalidRequest(
+                f"explain: {shown(self._explain)} is not True or False; decisions are `Planned` events"
+            )
         with self._runs.interruptible(self._timeout, self._cancellation) as interrupt:
             try:
                 request = await interrupt.bounded(self._request())
@@ -62,12 +67,19 @@ class Run:
             self._collected = collected = Collector(request)
             async with aclosing(self._written(request, interrupt)) as events:
                 async for event in events:
+                    if isinstance(event, Failed) and isinstance(event.error, CloudLost):
+                        event = replace(event, error=self._with_remedy(event.error, request.mode))
                     collected.add(event)
                     if isinstance(event, Failed):
                         event.error.partial = collected.partial()
                         if not isinstance(event.error, Cancelled):
                             self._runs.assembly.peer.forget()  # another cloud may answer next time
                     yield event
+
+    def _with_remedy(self, error: CloudLost, mode: Mode) -> CloudLost:
+        """Return the loss of the cloud with what its user can do without it."""
+        remedy = without_cloud(mode, self._runs.assembly.config.cloud.on_loss)
+        return type(error)(error.message, retry_after_ms=error.retry_after_ms, remedy=remedy)
 
     def result(self) -> Generation:
         """Return the generation after its last event; raises the error of a Failed event."""
@@ -155,7 +167,10 @@ async def _fed(streamer: Streamer, run: Run, run_events: AsyncGenerator[Event, N
     Unlike there, `end` is called after a failure, too: nobody who reads from the streamer waits for ever.
     """
     if not callable(getattr(streamer, "put", None)) or not callable(getattr(streamer, "end", None)):
-        raise InvalidRequest(f"streamer: {streamer!r} has no put and end; give one such as transformers' TextStreamer")
+        raise InvalidRequest(
+            f"streamer: {shown(streamer)} has no put and end; give an object with both, or use stream_text, which "
+            "needs none"
+        )
     begun = False
     try:
         async with aclosing(run_events) as events:
@@ -221,7 +236,7 @@ class Runs:
         """Let time, `cancellation` or the closing of the client end what runs inside; raises InvalidRequest."""
         self.enter_loop()
         if cancellation is not None and not isinstance(cancellation, Cancellation):
-            raise InvalidRequest(f"cancellation: {cancellation!r} is not a Cancellation")
+            raise InvalidRequest(f"cancellation: {shown(cancellation)} is not a Cancellation")
         interrupt = Interrupt(timeout)
         self._interrupts.add(interrupt)
         self._idle.clear()

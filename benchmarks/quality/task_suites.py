@@ -123,7 +123,7 @@ def _reasoning() -> Iterator[Task]:
     try:
         import reasoning_gym  # the import takes seconds
     except ImportError as error:
-        raise ConfigError(f"--suite: reasoning needs {error.name}; install chaperone-llm[dev]") from None
+        raise ConfigError(f"--suite: reasoning needs {error.name}; run `pip install 'chaperone-llm[dev]'`") from None
     for name, sizes in REASONING.items():
         dataset = reasoning_gym.create_dataset(name, size=REASONING_EACH, seed=REASONING_SEED, **sizes)
         for index in range(REASONING_EACH):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 
+from chaperone_common.suggestion import shown
+
 MAX_PORT = 65_535
 MAX_ADDRESSES = 16  # of one cloud; a device asks all of them before it gives the cloud up
 
@@ -30,7 +32,7 @@ def host_and_port(address: str, *, any_port: bool = False) -> tuple[str, int]:
         raise ValueError(f"there is no host; {_EXAMPLE}")
     host = _host(host)
     if not (port.isascii() and port.isdecimal()):
-        raise ValueError(f"{port!r} is no port; {_EXAMPLE}")
+        raise ValueError(f"{shown(port)} is no port; {_EXAMPLE}")
     if len(port) > len(str(MAX_PORT)) or int(port) > MAX_PORT:
         raise ValueError(f"there is no port {port[:20]}, the highest is {MAX_PORT}; {_EXAMPLE}")
     if int(port) == 0 and not any_port:
@@ -46,11 +48,11 @@ def _host(written: str) -> str:
         try:
             IPv6Address(host)
         except ValueError:
-            raise ValueError(f"{host!r} is no IPv6 address; write one as [::1]:50151") from None
+            raise ValueError(f"{shown(host)} is no IPv6 address; write one as [::1]:50151") from None
     elif ":" in host:
         raise ValueError("it has several colons; write HOST:PORT, or [HOST]:PORT for an IPv6 address")
     elif not _NAME.fullmatch(host):
-        raise ValueError(f"{host!r} is no host; {_EXAMPLE}")
+        raise ValueError(f"{shown(host)} is no host; {_EXAMPLE}")
     return host
 
 
@@ -84,13 +86,13 @@ def split_addresses(addresses: str | Sequence[str]) -> tuple[str, ...]:
             check_address(address)
         except ValueError as error:
             raise ValueError(
-                f"address {number} of {len(split)}, {address!r}: {error}" if split[1:] else error
+                f"address {number} of {len(split)}, {shown(address)}: {error}" if split[1:] else error
             ) from None
     twice = next(
         (address for number, address in enumerate(split) if _same(address) in map(_same, split[:number])), None
     )
     if twice is not None:
-        raise ValueError(f"{twice!r} is listed twice; remove one of them")
+        raise ValueError(f"{shown(twice)} is listed twice; remove one of them")
     return split
 
 

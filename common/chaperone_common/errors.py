@@ -47,9 +47,12 @@ class ChaperoneError(Exception):
 
     partial: PartialGeneration | None = None  # the final part of the text, if this error ended a generation
 
-    def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str, *, retry_after_ms: int | None = None, remedy: str = "") -> None:
+        """`remedy` is a part of the message that an application may replace, since its own users have other means."""
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.message: str = self.args[0]
+        self.problem = message  # the message without `remedy`
+        self.remedy = remedy
         self.retry_after_ms = retry_after_ms
 
 

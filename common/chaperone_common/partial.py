@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chaperone_common.logprobs import TokenLogprobs
+from chaperone_common.suggestion import summary
 from chaperone_common.types import GenerationParams, Mode, Origin, Promises
 
 
@@ -23,3 +24,7 @@ class PartialGeneration:
     max_cloud_share: float | None = None  # used in gated mode
     cloud_tokens: int = 0  # how many of `token_ids` the cloud chose, as far as known
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of the failed part alone, if the request asked for them
+
+    def __repr__(self) -> str:
+        """Return the beginning of the text and the main counts; the attributes have all of it."""
+        return f"PartialGeneration({summary(self.text, len(self.token_ids))}, mode: {self.mode})"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chaperone_common.errors import InvalidRequest
+from chaperone_common.suggestion import shown
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**32 - 1  # the wire's whole numbers
@@ -29,7 +30,7 @@ class Range:
         allowed = self.lowest <= value <= self.highest and value != math.inf  # False for NaN
         if allowed and (self.includes_lowest or value != self.lowest):
             return None
-        return f"{value} is {self.expected}"
+        return f"{shown(value)} is {self.expected}"
 
 
 RANGES: Mapping[str, Range] = {
@@ -66,5 +67,5 @@ def stop_problem(stop: Sequence[str]) -> str | None:
         return f"{len(stop)} strings, at most {MAX_STOP_STRINGS} are allowed"
     for text in stop:
         if not 0 < len(text) <= MAX_STOP_LENGTH:
-            return f"{text!r} must have 1 to {MAX_STOP_LENGTH} characters"
+            return f"{shown(text)} must have 1 to {MAX_STOP_LENGTH} characters"
     return None

@@ -1,9 +1,32 @@
-"""Hints for messages about an unknown name."""
+"""Parts of messages about what a user gave: values, cut to a readable length, and hints about unknown names."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+MOST_SHOWN = 80  # characters of a value or name in a message
+_LONGEST_NAME = 100  # of which a near one is sought
+
+
+def shown(value: object, most: int = MOST_SHOWN) -> str:
+    """Return a value as it is written in Python, cut to a readable length: it may be a whole text."""
+    try:
+        text = repr(value)
+    except Exception:  # of the user's own class, or a number with more digits than Python prints
+        return f"a value of type {type(value).__name__}"
+    return cut(text, most)
+
+
+def cut(text: str, most: int = MOST_SHOWN) -> str:
+    """Return a text, cut to a readable length."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def summary(text: str, tokens: int | None = None) -> str:
+    """Return the beginning of a text, and its length, for the `repr` of an object that holds it."""
+    counts = [f"{len(text)} characters", *([] if tokens is None else [f"{tokens} tokens"])]
+    return f"{shown(text, 50)} ({', '.join(counts)})"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -16,5 +39,5 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def nearest(given: str, known: Iterable[str]) -> str:
     """Return a hint with the nearest known name, or "" if none is near. For messages that list the names themselves."""
-    close = difflib.get_close_matches(given, list(known), n=1)
+    close = difflib.get_close_matches(given, list(known), n=1) if len(given) <= _LONGEST_NAME else []
     return f" (did you mean {close[0]!r}?)" if close else ""

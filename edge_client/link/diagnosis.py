@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from chaperone_common.address import host_and_port
 from chaperone_common.errors import CloudUnavailable
+from chaperone_common.types import Mode
 from edge_client.link.credentials import TlsFiles
 
 # The remedies where waiting may help: of a text, and of the search for a cloud before a text.
@@ -32,6 +33,16 @@ _REASONS = {
     "connect timed out": "nothing answers",
     "Timeout occurred": "nothing answers",
 }
+
+
+def without_cloud(mode: Mode, on_loss: str) -> str:
+    """Return how a text can be written that failed in this mode because the cloud is lost; `on_loss` as configured."""
+    ways = ['mode edge (--mode edge, mode="edge")']
+    if mode is not Mode.GATED and on_loss != "fail":
+        ways.append("mode gated, which continues while the cloud is lost")
+    if mode.drafts and on_loss != "continue":
+        ways.append("cloud.on_loss: continue")
+    return f"or write without it: {', or '.join(ways)}"
 
 
 class NeverConnects(CloudUnavailable):

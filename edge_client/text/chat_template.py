@@ -14,7 +14,8 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chaperone_common.errors import InvalidRequest, ModelCorrupt
-from edge_client.text.messages import Chat, checked_chat, quoted
+from chaperone_common.suggestion import shown
+from edge_client.text.messages import Chat, checked_chat
 from edge_client.text.tokenizer import FETCH, Tokenizer
 
 SpecialTokens = Mapping[str, str | list[str]]
@@ -206,7 +207,7 @@ def _special_tokens(folder: Path, tokenizer: Tokenizer) -> SpecialTokens:
     for name, token in tokens.items():
         several = token if isinstance(token, list) else [token]
         if not all(isinstance(text, str) for text in several):
-            raise ModelCorrupt(f"{path}: {name}: {quoted(token)} is neither a string nor a list of strings; {FETCH}")
+            raise ModelCorrupt(f"{path}: {name}: {shown(token)} is neither a string nor a list of strings; {FETCH}")
     return tokens
 
 

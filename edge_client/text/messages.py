@@ -9,14 +9,13 @@ from datetime import datetime
 from typing import Any
 
 from chaperone_common.errors import InvalidRequest
-from chaperone_common.suggestion import did_you_mean
+from chaperone_common.suggestion import cut, did_you_mean, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 _CALL_KEYS = ("id", "type", "function", "index")
 _FUNCTION_KEYS = ("name", "arguments")
 _MAX_DEPTH = 64
-_QUOTED = 40  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def _checked_message(message: Any, field: str, further_keys: Collection[str]) ->
         raise InvalidRequest(f"{field}: expected an object with role and content, got {_kind(message)}")
     checked: dict[str, Any] = _plain(message, field)
     if checked.get("role") not in ROLES:
-        raise InvalidRequest(f"{field}.role: {quoted(checked.get('role'))} is none of {', '.join(ROLES)}")
+        raise InvalidRequest(f"{field}.role: {shown(checked.get('role'))} is none of {', '.join(ROLES)}")
     # API clients send the keys of an answer back with null for everything that it did not have.
     checked = {key: value for key, value in checked.items() if value is not None or key in MESSAGE_KEYS}
     check_keys(checked, field, MESSAGE_KEYS, further_keys)
@@ -86,7 +85,7 @@ def _check_content(message: dict[str, Any], field: str) -> None:
         if not isinstance(part, dict):
             raise InvalidRequest(f'{place}: expected {{"type": "text", "text": ...}}, got {_kind(part)}')
         if part.get("type") != "text":
-            raise InvalidRequest(f"{place}.type: {quoted(part.get('type'))} is not supported; only text parts are")
+            raise InvalidRequest(f"{place}.type: {shown(part.get('type'))} is not supported; only text parts are")
         check_keys(part, place, ("type", "text"))
         _check_text(part.get("text"), f"{place}.text")
 
@@ -133,13 +132,7 @@ def check_keys(value: Mapping[str, Any], field: str, known: Sequence[str], furth
     """Raise InvalidRequest, with a suggestion, for a key that is not known."""
     for key in value:
         if key not in known and key not in further:
-            raise InvalidRequest(f"{field}: {quoted(key)} is an unknown key{did_you_mean(key, known)}")
-
-
-def quoted(value: Any) -> str:
-    """Show a value in a message, at no length: it may be a user's text."""
-    shown = repr(value)
-    return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}..."
+            raise InvalidRequest(f"{field}: {shown(key)} is an unknown key{did_you_mean(key, known)}")
 
 
 def _check_name(value: Any, field: str) -> None:
@@ -156,7 +149,7 @@ def _check_text(value: Any, field: str) -> None:
 def _plain(value: Any, field: str, depth: int = 0) -> Any:
     """Return the value in JSON's types, which templates can read and write."""
     if depth > _MAX_DEPTH:
-        raise InvalidRequest(f"{quoted(field)}: nested deeper than {_MAX_DEPTH} levels")
+        raise InvalidRequest(f"{field}: nested deeper than {_MAX_DEPTH} levels")
     match value:
         case str():
             return _unicode(value, field)
@@ -165,9 +158,7 @@ def _plain(value: Any, field: str, depth: int = 0) -> Any:
         case Mapping():
             for key in value:
                 _check_text(key, f"{field}: key")
-            return {
-                _unicode(key, field): _plain(item, f"{field}.{key[:_QUOTED]}", depth + 1) for key, item in value.items()
-            }
+            return {_unicode(key, field): _plain(item, cut(f"{field}.{key}"), depth + 1) for key, item in value.items()}
         case list() | tuple():
             return [_plain(item, f"{field}[{index}]", depth + 1) for index, item in enumerate(value)]
         case _:

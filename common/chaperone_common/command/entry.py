@@ -12,12 +12,14 @@ import sys
 from importlib import import_module
 from typing import Any
 
+EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+_OURS = ("chaperone_common", "edge_client", "cloud_supervisor", "link_emulator")
 
 
 def device() -> int:
     """Run `chaperone` and return its exit code."""
-    return _run("edge_client.apps.cli.main")
+    return _run("edge_client.apps.cli.main", extra="edge")
 
 
 def cloud() -> int:
@@ -38,9 +40,10 @@ def _end_if_interrupted(unraisable: Any) -> None:
     sys.__unraisablehook__(unraisable)
 
 
-def _run(module: str) -> int:
+def _run(module: str, *, extra: str | None = None) -> int:
     """Import a command and run it. Before and after that, Ctrl-C ends the process by the signal itself.
 
+    `extra` has the packages without which the command cannot be imported; None if it reports missing ones itself.
     A KeyboardInterrupt would pass through libraries that turn it into errors of their own.
     """
     handler = signal.getsignal(signal.SIGINT)
@@ -48,7 +51,15 @@ def _run(module: str) -> int:
     if raises_interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         sys.unraisablehook = _end_if_interrupted
-    main = import_module(module).main
+    try:
+        main = import_module(module).main
+    except ModuleNotFoundError as error:
+        if extra is None or (error.name or "").partition(".")[0] in _OURS:  # a bug: show its traceback
+            raise
+        if sys.stderr is not None:
+            needed = f"run `pip install 'chaperone-llm[{extra}]'`"
+            sys.stderr.write(f"chaperone: the package {error.name} is not installed; {needed}\n")
+        return EXIT_ERROR
     try:
         signal.signal(signal.SIGINT, handler)
         exit_code: int = main()

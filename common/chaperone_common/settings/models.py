@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from chaperone_common.errors import ConfigError
 from chaperone_common.settings.packaged import found_config
 from chaperone_common.settings.strict_yaml import Location, dotted, read_yaml
-from chaperone_common.suggestion import did_you_mean
+from chaperone_common.suggestion import did_you_mean, shown
 
 _FOLDER = "folder"  # key of pydantic's validation context; its value is the folder of the file that is being read
 
@@ -124,7 +124,7 @@ def _complaint(details: ErrorDetails, model: type[BaseModel], lines: Mapping[Loc
         case "union_tag_invalid":
             named = (*known, str(details["ctx"]["discriminator"]).strip("'"))
             line = lines.get(named, line)
-            problem = f"{details['ctx']['tag']!r} is not {details['ctx']['expected_tags'].replace(', ', ' or ')}"
+            problem = f"{shown(details['ctx']['tag'])} is not {details['ctx']['expected_tags'].replace(', ', ' or ')}"
         case "string_type" if isinstance(value, (bool, int, float)):
             problem = f"{_shown(value)} is not text; put it in quotes"
         case "float_type" if isinstance(value, int) and not isinstance(value, bool):
@@ -184,5 +184,4 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _shown(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return str(value).lower() if isinstance(value, bool) else shown(value)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaperone_common.errors import ChaperoneError, InvalidRequest
-from chaperone_common.suggestion import did_you_mean
+from chaperone_common.suggestion import cut, did_you_mean, shown
 from chaperone_common.types import Mode
 from edge_client.apps.batch.prompt_file import MAX_LINE_BYTES
 from edge_client.client import EdgeClient
 from edge_client.generation import Collector, GenerationRequest, Prompt, error_json, logprobs_json
 from edge_client.parameters import GATED_ONLY, check_promised, merged, parse_mode
+from edge_client.refused_names import instead_of
 
 PARAMETERS = (
     *("mode", *GATED_ONLY),
@@ -94,7 +95,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, value in pairs:
         if key in fields:
-            raise ValueError(f"{key!r} is given twice; remove one")
+            raise ValueError(f"{shown(key)} is given twice; remove one")
         fields[key] = value
     return fields
 
@@ -132,12 +133,13 @@ def request_of(client: EdgeClient, line: Line, defaults: dict[str, Any]) -> Gene
 def _check_keys(fields: dict[str, Any]) -> None:
     for key in fields:
         if key not in _KEYS:
-            raise InvalidRequest(f"{key or repr(key)}: unknown key{did_you_mean(key, _KEYS)}")
+            instead = instead_of(key) or f"unknown key{did_you_mean(key, _KEYS)}"
+            raise InvalidRequest(f"{cut(key) or repr(key)}: {instead}")
     if fields.get("id") is None:
         raise InvalidRequest("id: missing; give each line one, so that results can be matched")
     if ("prompt" in fields) == ("messages" in fields):
         raise InvalidRequest("prompt, messages: give exactly one of them")
     if "prompt" in fields and not isinstance(fields["prompt"], str):
-        raise InvalidRequest(f"prompt: {fields['prompt']!r} is not text")
+        raise InvalidRequest(f"prompt: {shown(fields['prompt'])} is not text")
     if "messages" in fields and not isinstance(fields["messages"], list):
-        raise InvalidRequest(f"messages: {fields['messages']!r} is not a list")
+        raise InvalidRequest(f"messages: {shown(fields['messages'])} is not a list")

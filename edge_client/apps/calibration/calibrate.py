@@ -39,7 +39,7 @@ def calibrate(config: EdgeConfig, prompts: str, out: Path, parameters: Mapping[s
             judged_tokens,
         )
     except ImportError as error:
-        raise ConfigError(f"calibrate: {error.name} is missing; install chaperone-llm[calibrate]") from None
+        raise ConfigError(f"calibrate: {error.name} is missing; run `pip install 'chaperone-llm[calibrate]'`") from None
     with PromptFile(prompts) as source:
         _check_out(out, source)
         content = b"".join(iter(source.read, b""))

@@ -19,7 +19,7 @@ from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from edge_client.apps.cli.models import pull_if_missing
 from edge_client.apps.cli.options import Commands, add_settings, config_of
-from edge_client.apps.cli.values import path
+from edge_client.apps.cli.values import path, seconds
 from edge_client.client import EdgeClient
 
 DEFAULT_LISTEN = "127.0.0.1:11435"
@@ -41,6 +41,13 @@ def add_serve(commands: Commands) -> None:
         serve.add_argument(
             "--api-key-file", type=path, metavar="FILE", help="a key that clients send as `Authorization: Bearer KEY`"
         )
+    )
+    serve.add_argument(
+        "--client-timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="longest time for a client to send its request, or to leave an answer unread, before its generation "
+        "ends; 30 by default",
     )
     serve.add_argument("--mode", choices=[str(mode) for mode in Mode], help="of requests that name none")
     add_settings(serve)
@@ -68,12 +75,19 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
     host, _ = host_and_port(arguments.listen, any_port=True)
     hosts = None if api_key is not None else {*server.LOCAL_HOSTS, f"[{host}]" if ":" in host else host.lower()}
     access = server.Access(api_key, hosts)
+    client_timeout_s = arguments.client_timeout or server.CLIENT_TIMEOUT_S
 
     async def serve(listening: socket) -> None:
         async with EdgeClient(config) as client:
             with ended_at_once():
                 await client.load()
-            await server.serve(client, access, listening, lambda url: console.line(f"serving {config.pair} on {url}"))
+            await server.serve(
+                client,
+                access,
+                listening,
+                lambda url: console.line(f"serving {config.pair} on {url}"),
+                client_timeout_s=client_timeout_s,
+            )
 
     pull_if_missing(console, config, config.mode)
     with server.bound(arguments.listen) as listening:  # before the model is loaded

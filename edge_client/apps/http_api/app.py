@@ -18,9 +18,11 @@ from starlette.exceptions import HTTPException
 
 from chaperone_common.errors import ChaperoneError, trace_of
 from chaperone_common.ranges import MAX_SEED
+from chaperone_common.suggestion import cut, shown
 from chaperone_common.types import PromptInput
 from edge_client.apps.http_api.chats import Chats
 from edge_client.apps.http_api.errors import ApiError, api_error
+from edge_client.apps.http_api.other_paths import problem
 from edge_client.apps.http_api.replies import Reply, model, models
 from edge_client.apps.http_api.requests import ChatRequest, CompletionRequest, parse, said
 from edge_client.apps.http_api.schema import body, responses
@@ -30,6 +32,7 @@ from edge_client.parameters import RequestParameters
 
 MAX_BODY_BYTES = 4 << 20
 MAX_REQUESTS = 64  # at a time
+CLIENT_TIMEOUT_S = 30.0  # for a client that sends or reads nothing
 _CLOSED_REQUEST = 499  # the client left; nobody reads this status
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _LOG = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ class Access:
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
             if name.lower() not in self.hosts:
                 allowed = ", ".join(self.hosts)
-                raise ApiError(403, f"host: {host[:80]!r} is not this machine; use {allowed}", code="invalid_host")
+                raise ApiError(403, f"host: {shown(host)} is not this machine; use {allowed}", code="invalid_host")
         if self.api_key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -69,9 +72,12 @@ class Access:
             )
 
 
-def build_app(client: EdgeClient, access: Access) -> FastAPI:
-    """Return the ASGI application over a client, which it does not close."""
-    endpoint = _Endpoint(client, access)
+def build_app(client: EdgeClient, access: Access, *, client_timeout_s: float = CLIENT_TIMEOUT_S) -> FastAPI:
+    """Return the ASGI application over a client, which it does not close.
+
+    A request has to arrive within `client_timeout_s`.
+    """
+    endpoint = _Endpoint(client, access, client_timeout_s)
     app = FastAPI(title="Chaperone", docs_url=None, redoc_url=None)
     app.add_exception_handler(HTTPException, _not_routed)
     name = client.config.pair
@@ -92,9 +98,10 @@ def build_app(client: EdgeClient, access: Access) -> FastAPI:
 
 
 class _Endpoint:
-    def __init__(self, client: EdgeClient, access: Access) -> None:
+    def __init__(self, client: EdgeClient, access: Access, client_timeout_s: float) -> None:
         self._client = client
         self._access = access
+        self._client_timeout_s = client_timeout_s
         self._name = client.config.pair
         self._created = int(time.time())
         self._chats = Chats(client)
@@ -114,7 +121,7 @@ class _Endpoint:
         async def describe() -> Response:
             if name != self._name:
                 raise ApiError(
-                    404, f"model: {name[:60]!r} is not served here; use {self._name!r}", code="model_not_found"
+                    404, f"model: {shown(name)} is not served here; use {self._name!r}", code="model_not_found"
                 )
             return JSONResponse(model(self._name, self._created))
 
@@ -124,7 +131,7 @@ class _Endpoint:
         """Answer a chat."""
 
         async def write() -> Response:
-            wanted = parse(ChatRequest, await _body(request), self._name)
+            wanted = parse(ChatRequest, await self._body(request), self._name)
             return await self._written(request, wanted, self._chat_texts(wanted))
 
         return await self._answered(request, write, "messages")
@@ -133,7 +140,7 @@ class _Endpoint:
         """Continue a text."""
 
         async def write() -> Response:
-            wanted = parse(CompletionRequest, await _body(request), self._name)
+            wanted = parse(CompletionRequest, await self._body(request), self._name)
             return await self._written(request, wanted, self._completion_texts(wanted))
 
         return await self._answered(request, write)
@@ -218,6 +225,18 @@ class _Endpoint:
             _LOG.error("request failed: %s", trace_of(error))
             return _error_response(ApiError(500, "the endpoint failed; its log has the details", kind="server_error"))
 
+    async def _body(self, request: Request) -> bytes:
+        """Return the body of a request; raises ApiError, also for a client that does not send it in time."""
+        try:
+            async with asyncio.timeout(self._client_timeout_s):
+                return await _body(request)
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"body: it did not arrive within {self._client_timeout_s:g} s; send it at once",
+                code="request_timeout",
+            ) from None
+
     async def _counted(self, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
         """Count a stream as a request until its end."""
         self._running += 1
@@ -233,7 +252,7 @@ async def _body(request: Request) -> bytes:
     """Return the body of a request; raises ApiError for one that is too large, or no JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a web page may send other kinds without being asked
-        raise ApiError(415, f"content-type: {kind[:80]!r}; send application/json", code="unsupported_media_type")
+        raise ApiError(415, f"content-type: {shown(kind)}; send application/json", code="unsupported_media_type")
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -276,8 +295,12 @@ def _error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body, error.status, headers)
 
 
-async def _not_routed(_: Request, error: Exception) -> JSONResponse:
+async def _not_routed(request: Request, error: Exception) -> JSONResponse:
     """Answer a path or method that does not exist, in OpenAI's form."""
     assert isinstance(error, HTTPException)
-    message = f"path: there is no such path here, or not with this method ({error.detail}); see /openapi.json"
+    path = request.scope["path"]
+    if error.status_code == 404:
+        message = f"{cut(path)}: {problem(path, cut(f'{request.base_url}v1'))}"
+    else:
+        message = f"{cut(path)}: it does not take {cut(request.method)}; see /openapi.json"
     return JSONResponse(ApiError(error.status_code, message, code="not_found").body, error.status_code, error.headers)

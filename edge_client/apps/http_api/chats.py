@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
+from chaperone_common.errors import PromptTooLong
 from chaperone_common.session import Finished
 from edge_client.client import EdgeClient
-from edge_client.conversation import Conversation, OnOverflow
+from edge_client.conversation import OTHER_POLICIES, Conversation, OnOverflow
 from edge_client.events import Event
 from edge_client.parameters import RequestParameters
 
@@ -49,6 +50,10 @@ class Chats:
                         kept = True
                         self._keep(_Chat(messages, chat))
                     yield event
+        except PromptTooLong as error:
+            if not error.remedy:
+                raise
+            raise PromptTooLong(error.problem, remedy=_remedy(on_overflow)) from None
         finally:
             if not kept:  # it failed, or its reader left: the device's memory must not wait for a garbage collection
                 chat.close()
@@ -66,6 +71,12 @@ class Chats:
         for old in self._kept[: -self._most]:
             old.conversation.close()
         self._kept = self._kept[-self._most :]
+
+
+def _remedy(on_overflow: OnOverflow) -> str:
+    """Return what a caller of the endpoint can do about a chat that is too long."""
+    others = OTHER_POLICIES[on_overflow]
+    return "shorten messages" + (f", or set chaperone.on_overflow to {others}" if others else "")
 
 
 def _common(left: Messages, right: Messages) -> int:

@@ -74,7 +74,7 @@ _KINDS: dict[type[ChaperoneError], _Kind] = {
 
 
 # The API's names for parameters of the SDK.
-_NAMES = {
+API_NAMES = {
     "max_new_tokens": "max_tokens",
     "message": "messages",
     "on_overflow": "chaperone.on_overflow",
@@ -86,9 +86,11 @@ def api_error(error: ChaperoneError, prompt: str) -> ApiError:
     """Return an error of the SDK as one of the API, with the API's name of the field; `prompt` is that of the text."""
     kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     message, param = error.message, None
+    if isinstance(error, CloudLost):
+        message = f'{error.problem}; or write without it: {{"chaperone": {{"mode": "edge"}}}}'
     if isinstance(error, InvalidRequest):
         name, colon, rest = message.partition(":")
-        param = prompt if name == "prompt" else _NAMES.get(name, name)
+        param = prompt if name == "prompt" else API_NAMES.get(name, name)
         message = f"{param}{colon}{rest}"
     retry_after_s = None if error.retry_after_ms is None else error.retry_after_ms / 1e3
     return ApiError(kind.status, message, kind=kind.kind, code=kind.code, param=param, retry_after_s=retry_after_s)

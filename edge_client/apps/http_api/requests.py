@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from chaperone_common.ranges import MAX_SEED, MAX_TOP_LOGPROBS
-from chaperone_common.suggestion import did_you_mean
+from chaperone_common.suggestion import cut, did_you_mean, shown
 from chaperone_common.types import Mode
-from edge_client.apps.http_api.errors import ApiError
+from edge_client.apps.http_api.errors import API_NAMES, ApiError
 from edge_client.conversation import OnOverflow
 from edge_client.parameters import RequestParameters
+from edge_client.refused_names import instead_of
 
 MOST_CHOICES = 8  # of one request
 MOST_STOPS = 16
@@ -64,6 +65,17 @@ _IGNORED = (
     "store",
     "user",
 )
+
+# Sentences in place of those of `instead_of`, whose remedies are the SDK's.
+_INSTEAD = {
+    "best_of": f"give n for several texts, up to {MOST_CHOICES}",
+    "input": "send messages to /v1/chat/completions, or a prompt to /v1/completions",
+    "max_time": "close the connection to end a text",
+    "messages": "send it to /v1/chat/completions",
+    "num_return_sequences": f"give n for several texts, up to {MOST_CHOICES}",
+    "prompt": "send it to /v1/completions, or as messages",
+    "system": 'put it into messages, as {"role": "system", "content": ...}',
+}
 
 _KINDS = ("str", "int", "list[str]", "list[int]")  # by which pydantic names the kinds of one field
 
@@ -204,23 +216,8 @@ def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
     wanted = {name: value for name, value in fields.items() if name not in _IGNORED}
     wanted = {name: value for name, value in wanted.items() if name in kind.model_fields or _asks(name, value)}
     for name, value in wanted.items():
-        if name in _UNSUPPORTED and name not in kind.model_fields:
-            raise ApiError(
-                400,
-                f"{name}: {_short(value)} is not supported here; leave it out",
-                code="unsupported_parameter",
-                param=name,
-            )
-        if name in ChaperoneOptions.model_fields and name not in kind.model_fields:
-            message = f'{name}: put it into `chaperone`, as in {{"chaperone": {{"{name}": ...}}}}'
-            raise ApiError(400, message, code="unknown_parameter", param=name)
         if name not in kind.model_fields:
-            raise ApiError(
-                400,
-                f"{name}: unknown parameter{did_you_mean(name, kind.model_fields)}; leave it out",
-                code="unknown_parameter",
-                param=name,
-            )
+            raise _refused(name, value, kind)
     try:
         request = kind.model_validate(wanted)
     except ValidationError as error:
@@ -228,7 +225,7 @@ def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
     if request.model != model:
         raise ApiError(
             404,
-            f"model: {_short(request.model)} is not served here; use {model!r}",
+            f"model: {shown(request.model)} is not served here; use {model!r}",
             code="model_not_found",
             param="model",
         )
@@ -248,6 +245,20 @@ def said(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Raises ApiError for parts that are no text, and for calls of tools.
     """
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _refused(name: str, value: object, kind: type[_Request]) -> ApiError:
+    """Return the error of a parameter that requests of this kind do not take: what to do instead."""
+    instead = _INSTEAD.get(name) or instead_of(name, API_NAMES)
+    if name in _UNSUPPORTED:
+        code, problem = "unsupported_parameter", f"{shown(value)} is not supported here; {instead or 'leave it out'}"
+    elif name in ChaperoneOptions.model_fields:
+        code, problem = "unknown_parameter", f'put it into `chaperone`, as in {{"chaperone": {{"{name}": ...}}}}'
+    elif instead is not None:
+        code, problem = "unsupported_parameter", instead
+    else:
+        code, problem = "unknown_parameter", f"unknown parameter{did_you_mean(name, kind.model_fields)}; leave it out"
+    return ApiError(400, f"{cut(name)}: {problem}", code=code, param=cut(name))
 
 
 def _message(given: Mapping[str, Any], field: str) -> dict[str, Any]:
@@ -277,16 +288,16 @@ def _message(given: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 def _part(part: object, field: str) -> str:
     if not isinstance(part, Mapping):
-        raise ApiError(400, f"{field}: {_short(part)} is no part of a message", code="invalid_value", param=field)
+        raise ApiError(400, f"{field}: {shown(part)} is no part of a message", code="invalid_value", param=field)
     if part.get("type") != "text":
         raise ApiError(
             400,
-            f"{field}.type: {_short(part.get('type'))} is not supported here; send text",
+            f"{field}.type: {shown(part.get('type'))} is not supported here; send text",
             code="unsupported_value",
             param=field,
         )
     if not isinstance(part.get("text"), str):
-        raise ApiError(400, f"{field}.text: {_short(part.get('text'))} is no text", code="invalid_value", param=field)
+        raise ApiError(400, f"{field}.text: {shown(part.get('text'))} is no text", code="invalid_value", param=field)
     return str(part["text"])
 
 
@@ -313,7 +324,7 @@ def _mode(options: ChaperoneOptions) -> Mode | None:
 def _invalid(error: ValidationError) -> ApiError:
     """Return the first problem that pydantic found."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
+    path = cut(".".join(str(part) for part in first["loc"] if part not in _KINDS))
     if first["type"] == "extra_forbidden" and first["loc"][0] == "chaperone":
         name = str(first["loc"][-1])
         problem = (
@@ -322,12 +333,6 @@ def _invalid(error: ValidationError) -> ApiError:
             else f"unknown parameter{did_you_mean(name, ChaperoneOptions.model_fields)}; leave it out"
         )
         return ApiError(400, f"{path}: {problem}", code="unknown_parameter", param=path)
-    given = _short(first["input"])
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    shown = "" if first["type"] == "missing" else f"{given}: "
-    return ApiError(400, f"{path}: {shown}{first['msg']}", code=code, param=path)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    if first["type"] == "missing":
+        return ApiError(400, f"{path}: {first['msg']}", code="missing_required_parameter", param=path)
+    return ApiError(400, f"{path}: {shown(first['input'])}: {first['msg']}", code="invalid_value", param=path)

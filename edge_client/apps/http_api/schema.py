@@ -45,6 +45,7 @@ _REASONS = {
     401: "no API key, or another one",
     403: "another `Host` than this machine's",
     404: "another model than the one served",
+    408: "the body did not arrive in time",
     413: "the body is too large",
     415: "the body is not `application/json`",
     429: "too many requests, or the cloud refuses for now",

@@ -27,7 +27,7 @@ BAD = [
     ({"temperature": -0.1}, "temperature: -0.1 is not a finite number >= 0; use 0 for greedy"),
     ({"temperature": float("nan")}, "temperature: nan is not a finite number"),
     ({"temperature": "hot"}, "temperature: 'hot' is not a number"),
-    ({"temperature": 10**400}, f"temperature: {'1' + '0' * 56}... is too large a number"),
+    ({"temperature": 10**400}, f"temperature: {'1' + '0' * 76}... is too large a number"),
     ({"top_p": 1.5}, "top_p: 1.5 is outside (0, 1]; use 1 to switch it off"),
     ({"top_p": 0}, "top_p: 0.0 is outside (0, 1]"),
     ({"top_k": -1}, "top_k: -1 is outside [0, 4294967295]; use 0 to switch it off"),

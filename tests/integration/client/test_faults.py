@@ -72,6 +72,46 @@ def test_an_absent_server_is_a_terminal_event_and_an_error_with_its_address(tiny
     assert failed.stats.prompt_tokens > 0
 
 
+# What the error of a mode names to write without the cloud; nothing where the text goes on by itself.
+WAYS = [
+    ("exact", "default", ("mode edge", "mode gated", "cloud.on_loss: continue")),
+    ("exact", "fail", ("mode edge", "cloud.on_loss: continue")),
+    ("exact", "continue", ()),
+    ("gated", "default", ()),
+    ("gated", "fail", ("mode edge", "cloud.on_loss: continue")),
+    ("gated", "continue", ()),
+    ("cloud", "default", ("mode edge", "mode gated")),
+    ("cloud", "fail", ("mode edge",)),
+    ("cloud", "continue", ("mode edge", "mode gated")),
+    ("edge", "fail", ()),
+]
+
+
+@pytest.mark.parametrize(("mode", "on_loss", "ways"), WAYS)
+def test_an_absent_server_is_reported_with_the_ways_to_write_without_it(
+    tiny_pair: Path, mode: str, on_loss: str, ways: tuple[str, ...]
+) -> None:
+    async def write(mode: str, on_loss: str) -> None:
+        cloud = CloudSettings.model_validate({"on_loss": on_loss, "connect_timeout_ms": IMPATIENT.connect_timeout_ms})
+        async with EdgeClient(config_for(NOBODY, cloud=cloud)) as client:
+            assert (await client.generate(PROMPT, mode=mode, max_new_tokens=4)).token_ids
+
+    async def run() -> None:
+        if not ways:
+            await write(mode, on_loss)
+            return
+        with pytest.raises(CloudUnavailable) as caught:
+            await write(mode, on_loss)
+        assert "start its server" in caught.value.problem
+        _, _, named = caught.value.message.partition("; or write without it: ")
+        assert [way.partition(",")[0].partition(" (")[0] for way in named.split(", or ")] == [*ways]
+        for way in ways:  # each does what the message says
+            name, _, value = way.rpartition(" ")
+            await write(value if name == "mode" else mode, value if name != "mode" else on_loss)
+
+    asyncio.run(run())
+
+
 def test_gated_continues_without_a_server(tiny_pair: Path) -> None:
     async def run() -> list[Event]:
         async with EdgeClient(config_for(NOBODY, cloud=IMPATIENT)) as client:

@@ -398,6 +398,19 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert f"pip install 'chaperone-llm{extras}'" in err
 
 
+def test_a_device_without_its_packages_names_the_extra() -> None:
+    """`pip install .` without an extra leaves the command, and not its libraries."""
+    script = (
+        "import sys; sys.modules[{!r}] = None; from chaperone_common.command.entry import device; sys.exit(device())"
+    )
+    for package in ("grpc", "onnxruntime", "tokenizers"):
+        code, out, err = ended(start_python("-c", script.format(package), "generate", "hi"))
+        message = f"chaperone: the package {package} is not installed; run `pip install 'chaperone-llm[edge]'`\n"
+        assert (code, out, err) == (1, b"", message)
+    code, _, err = ended(start_python("-c", script.format("edge_client.gate"), "generate", "hi"))
+    assert (code, "Traceback" in err, "pip install" in err) == (1, True, False), "a bug of our own"
+
+
 @pytest.mark.parametrize("module", ["chaperone_common.artefacts.registry", "cloud_supervisor.export.listing"])
 def test_a_missing_module_of_our_own_is_a_bug_with_its_traceback(module: str) -> None:
     script = f"import sys; sys.modules[{module!r}] = None; from cloud_supervisor.cli import main; sys.exit(main())"

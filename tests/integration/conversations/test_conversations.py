@@ -19,7 +19,7 @@ from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
-from edge_client import Cancellation, Cancelled, Conversation, EdgeClient, Generation, SyncEdgeClient
+from edge_client import Cancellation, Cancelled, Conversation, EdgeClient, Generation, SyncEdgeClient, Turn
 from tests.support.fakes.target import FakeTarget
 from tests.support.processes.clients import config_for
 from tests.support.processes.servers import serving, serving_in_thread
@@ -61,6 +61,31 @@ def test_a_turn_reads_only_its_own_tokens(tiny_pair: Path, target: TorchModel, m
                 if mode.connects:
                     assert stats.prompt_tokens - stats.cloud_cached_tokens <= own + 1
                 before, by_cloud = stats.prompt_tokens + stats.completion_tokens, stats.takeover_tokens
+
+    run(test)
+
+
+def test_turns_are_printed_in_short(tiny_pair: Path, target: TorchModel) -> None:
+    """The beginning of each text and its length; the attributes have all of it."""
+
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            chat = client.conversation(mode="edge", **{**SAMPLED, "max_new_tokens": 200})
+            result = await chat.generate("the list of a number " * 40)
+            (turn,) = chat.turns
+            length = f"({len(result.text)} characters, {len(result.token_ids)} tokens)"
+            begins = "Turn(user: 'the list of a number the list of a number the ... (840 characters), assistant: "
+            assert repr(turn).startswith(begins)
+            assert repr(turn).endswith(f"{length})")
+            assert repr(result).startswith("Generation(")
+            assert repr(result).endswith(f"{length}, finish_reason: {result.finish_reason}, round_trips: 0)")
+            assert len(repr(chat.turns)) < 250
+            assert (turn.text, turn.token_ids, turn.generation) == (result.text, result.token_ids, result)
+            parts = [{"type": "text", "text": "x" * 500}]
+            many = Turn(({"role": "user", "content": parts}, *turn.messages * 9), "ok", (1, 2), result)
+            assert repr(many).count("user: ") == 3
+            assert "7 more messages, assistant: 'ok' (2 characters, 2 tokens))" in repr(many)
+            assert len(repr(many)) < 400
 
     run(test)
 

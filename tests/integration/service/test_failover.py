@@ -318,7 +318,7 @@ def test_with_all_services_down_a_text_ends_as_with_one(tiny_pair: Path, mode: s
             "cloud: no address answers within 1400 ms (cloud.connect_timeout_ms): 127.0.0.1:"
         )
         assert ending.error.message.count("nothing listens there") == 2
-        assert ending.error.message.endswith(MAY_LOAD)
+        assert ending.error.problem.endswith(MAY_LOAD)
 
 
 @pytest.mark.parametrize("reports_capabilities", [True, False])

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import http.client
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.apps.http_api.app import Access
-from edge_client.apps.http_api.server import bound, running
+from edge_client.apps.http_api.server import CLIENT_TIMEOUT_S, bound, running
 from tests.support.processes.clients import config_for
 from tests.support.processes.servers import serving
 from tests.support.waiting import START_S
@@ -114,12 +115,25 @@ class Endpoint:
 
 @asynccontextmanager
 async def endpoint(
-    target: TargetModel, pair: Path, access: Access | None = None, *, address: str | None = None, **settings: Any
+    target: TargetModel,
+    pair: Path,
+    access: Access | None = None,
+    *,
+    address: str | None = None,
+    client_timeout_s: float = CLIENT_TIMEOUT_S,
+    buffer_bytes: int | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Endpoint]:
-    """Serve the pair's cloud and an endpoint; `address` is another cloud, such as one that is not there."""
+    """Serve the pair's cloud and an endpoint.
+
+    `address` is another cloud, such as one that is not there. `buffer_bytes` bounds what the kernel holds for a client.
+    """
+    listening = bound("127.0.0.1:0")
+    if buffer_bytes is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
     async with (
         serving(target, pair) as (server, cloud),
         EdgeClient(config_for(address or cloud, **settings)) as client,
-        running(client, access or Access(), bound("127.0.0.1:0")) as url,
+        running(client, access or Access(), listening, client_timeout_s=client_timeout_s) as url,
     ):
         yield Endpoint(url, client, server)

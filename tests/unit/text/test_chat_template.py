@@ -106,7 +106,10 @@ CALLING = {"role": "assistant", "content": None}
         ([{**USER, "name": 1}], "messages[0].name: expected a string, got int"),
         ([{"role": "user", 3: 1}], "messages[0]: key: expected a string, got int"),
         ([{**USER, "content": "a\ud800"}], "messages[0].content: character 1 is a lone surrogate"),
-        ([{**USER, "x" * 500: 1}], "messages[0]: 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... is an unknown key"),
+        (
+            [{**USER, "x" * 500: 1}],
+            f"messages[0]: '{'x' * 76}... is an unknown key",
+        ),
         ([{**CALLING, "tool_calls": CALL}], "messages[0].tool_calls: expected a list, got dict"),
         ([{**CALLING, "tool_calls": []}], "messages[0].content: expected a string"),
         ([{**CALLING, "tool_calls": [1]}], "messages[0].tool_calls[0]: expected an object with a function, got int"),
