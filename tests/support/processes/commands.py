@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, START_S
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -69,6 +69,12 @@ def start_python(*arguments: str, **extra: str) -> subprocess.Popen[bytes]:
         env=environment(**extra),
         cwd=ROOT,
     )
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
+    """Return exit code, output and errors."""
+    out, err = process.communicate(timeout=START_S)
+    return process.returncode, out, err.decode()
 
 
 @contextmanager
