@@ -13,6 +13,8 @@ SHIPPED := common/chaperone_common edge_client cloud_supervisor link_emulator
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ORT_DISABLE_TELEMETRY := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Tests and benchmarks start hundreds of processes. Without the cache of byte code, each compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check test-models bench models proto clean fuzz audit \
