@@ -34,10 +34,10 @@ $(SETUP): pyproject.toml link_emulator/pyproject.toml constraints.txt
 demo: $(SETUP) ## the default pair, cloud and device as two processes, side by side with plain streaming
 	$(BIN)/python -m examples.demo
 
-# A file is the unit, since its tests share servers and models. Each worker imports torch; more workers than cores would
-# only be slower. The longest files come first (tests/conftest.py), so xdist must not put those with most tests before
-# them.
-WORKERS ?= 2
+# A file is the unit, since its tests share servers and models. Tests wait a third of their time, for processes and links:
+# so there is one worker more than the cores of a small machine. The longest files come first (tests/conftest.py), and
+# xdist must not put those with most tests before them.
+WORKERS ?= 3
 test: $(SETUP) $(AIDER)/.done $(DEVICES) ## all tests that need packages only, no other download
 	$(BIN)/python -m pytest -m "not models" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -54,7 +54,7 @@ REAL_PAIR_TESTS = TESTS / "models"
 # Read when onnxruntime and huggingface_hub are imported, here and in every process that a test starts.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core, so that more threads would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers use all cores, so that more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests with two threads would spin, and take the core of the other
 
