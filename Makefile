@@ -13,6 +13,8 @@ SHIPPED := common/chaperone_common edge_client cloud_supervisor link_emulator
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ORT_DISABLE_TELEMETRY := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Tests and benchmarks start hundreds of processes. Without the cache of byte code, each compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check test-models bench models wheel proto clean fuzz audit \
@@ -32,10 +34,12 @@ $(SETUP): pyproject.toml link_emulator/pyproject.toml constraints.txt
 demo: $(SETUP) ## the default pair, cloud and device as two processes, side by side with plain streaming
 	$(BIN)/python -m examples.demo
 
-# A file is the unit, since its tests share servers and models; more processes than cores would only be slower.
-# The longest files come first (tests/conftest.py), so xdist must not put those with most tests before them.
+# A file is the unit, since its tests share servers and models. Tests wait a third of their time, for processes and links:
+# so there is one worker more than the cores of a small machine. The longest files come first (tests/conftest.py), and
+# xdist must not put those with most tests before them.
+WORKERS ?= 3
 test: $(SETUP) $(AIDER)/.done $(DEVICES) ## all tests that need packages only, no other download
-	$(BIN)/python -m pytest -m "not models" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m "not models" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Environments that some tests need. Where one cannot be made, this says why, and those tests skip with the reason.
 $(AIDER)/.done: tools/aider.txt | $(SETUP)

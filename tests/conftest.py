@@ -20,18 +20,23 @@ TESTS = REPOSITORY / "tests"
 LONGEST = tuple(
     TESTS / name
     for name in (
-        "integration/texts/test_identity.py",
+        "benchmarks/measured/test_run.py",
         "integration/replicas/test_ray.py",
+        "integration/texts/test_identity.py",
         "integration/texts/test_identity_links.py",
         "integration/chaos/test_chaos.py",
+        "benchmarks/load/test_load.py",
         "integration/chaos/test_rolling_restart.py",
-        "benchmarks/measured/test_run.py",
+        "integration/commands/test_examples.py",
         "integration/commands/test_calibrate.py",
+        "benchmarks/load/test_capacity.py",
         "unit/gate/test_control.py",
         "unit/gate/test_control_requests.py",
         "benchmarks/quality/test_gates.py",
+        "benchmarks/fleet/test_fleet.py",
         "integration/chaos/test_killed_processes.py",
         "integration/client/test_streams.py",
+        "integration/texts/test_replicas.py",
         "integration/commands/test_wheel.py",
         "integration/endpoint/test_schema.py",
         "integration/endpoint/test_programs.py",
@@ -39,6 +44,7 @@ LONGEST = tuple(
         "integration/commands/test_pull.py",
         "integration/texts/test_device_architectures.py",
         "integration/texts/test_architectures.py",
+        "sim/test_first_text.py",
         "fuzz/test_fuzz.py",
     )
 )
@@ -48,8 +54,9 @@ REAL_PAIR_TESTS = TESTS / "models"
 # Read when onnxruntime and huggingface_hub are imported, here and in every process that a test starts.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core, so that more threads would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers use all cores, so that more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests with two threads would spin, and take the core of the other
 
 for variable in ("CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN"):  # of the person who runs the tests
     os.environ.pop(f"CHAPERONE_{variable}", None)

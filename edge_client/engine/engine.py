@@ -16,19 +16,19 @@ from chaperone_common.errors import (
     CloudUnavailable,
     Overloaded,
     PrefixNotFound,
-    ProtocolViolation,
 )
-from chaperone_common.frames import Close, Open, ServerFrame, Verdict
+from chaperone_common.frames import Open, ServerFrame, Verdict
 from chaperone_common.session import DeviceSession, Failed, Finished, SessionEvent, State, Unverified
-from chaperone_common.session.prefixes import shortened
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import FinishReason, Mode, Proposal, SessionId
 from edge_client.cancellation import Interrupt
+from edge_client.engine.closing import Closing
 from edge_client.engine.followers import Followers
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
-from edge_client.engine.unaudited import UnauditedText, unaudited_text
+from edge_client.engine.streams import Streams
+from edge_client.engine.unaudited import UnauditedText
 from edge_client.events import Event, Planned
 from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
@@ -69,7 +69,6 @@ class Engine:
         planner.
         """
         self.opening = opening
-        self._known_to_cloud = known_to_cloud
         self.session = DeviceSession(
             opening, limit=limit, on_deviation=settings.on_deviation, vocabulary_size=settings.vocabulary_size
         )
@@ -91,10 +90,12 @@ class Engine:
         self._random = Random(opening.session_id)  # noqa: S311 # nosec B311
         self.cloud = Connection(routes, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
         self._followers = Followers(self.session, self.speculation, self.gate, risk_model, self.watch, output)
+        self._streams = Streams(self.session, self.cloud, self.pipeline, clock, known_to_cloud)
+        self._closing = Closing(
+            self.session, self.cloud, self._streams, self._followers, self.gate, settings, self._random
+        )
         self._interrupt = interrupt or Interrupt()
         self._cloud_lost = cloud_lost
-        self._closing: Close | None = None  # once it is sent
-        self._audit_weight = 1.0  # texts that this one stands for, if its audit was drawn by lot
 
     @property
     def audit_pending(self) -> bool:
@@ -110,16 +111,7 @@ class Engine:
         Call it once, after `stream`, and after `audit` if that is pending. A text that the settings leave unaudited
         has none.
         """
-        session, closing = self.session, self._closing
-        if session.closed:
-            return None
-        if closing is None:
-            share = self.settings.closing_share(session, self._random.random())
-            start, end = session.read_length, session.final_length if share else 0
-            self._audit_weight = 1.0 / (share or 1.0)
-        else:
-            start, end = closing.start, closing.start + len(closing.token_ids)
-        return unaudited_text(session, start, end, self._audit_weight) if start < end else None
+        return self._closing.unaudited()
 
     def cancel(self) -> None:
         """End the generation from outside, and its stream at once: it fails with Cancelled."""
@@ -166,10 +158,10 @@ class Engine:
                 for acted in await self._act(decision.action):
                     yield acted
             except PrefixNotFound as error:
-                await self._open_in_full(error)
+                await self._streams.open_in_full(error)
             except POSSIBLE_LOSSES as error:
                 lost = loss_of(error, outgrown=self.session.outgrown, reopened=self.cloud.reopened)
-                if not await self._reconnect(lost):
+                if not await self._streams.reconnect(lost):
                     for event in self._go_on_alone(lost):
                         yield event
 
@@ -271,37 +263,17 @@ class Engine:
     async def _begin(self) -> list[Event]:
         self.watch.start()
         if self.cloud.is_up:
-            known = self._known_to_cloud[1] if self._known_to_cloud is not None else 0
-            self.pipeline.opened(self._now_ms, len(self.session.text), known)
-            await self.cloud.open(self._first_opening())
+            await self._streams.open()
         if self.settings.warm_start:
             await self._warm_up()
         if self.cloud.is_up or self.planner.mode is Mode.EDGE:
             return []
         return self._without_cloud(self._cloud_lost or CloudUnavailable("cloud: there is none"))
 
-    def _first_opening(self) -> Open:
-        """Return the Open of the first stream, which refers to the text that the cloud may still hold."""
-        return self.opening if self._known_to_cloud is None else shortened(self.opening, *self._known_to_cloud)
-
-    async def _open_in_full(self, error: PrefixNotFound) -> None:
-        """Open the session again: the cloud does not hold the text that the first Open referred to.
-
-        Raises ProtocolViolation if the last Open referred to none.
-        """
-        if self._known_to_cloud is None:
-            raise ProtocolViolation(f"cloud: it refuses a prefix that was not sent ({error.message})")
-        self._known_to_cloud = None
-        self.pipeline.opened(self._now_ms, len(self.session.text))
-        await self.cloud.reopen(self.session.reopen(lost=False), after_ms=0.0)
-
     @property
     def text_of_cloud(self) -> Sequence[int]:
         """The text that the cloud holds after the Close; empty without one, or if it may have refused the prefix."""
-        closing = self._closing
-        if closing is None or (self._known_to_cloud is not None and not self.session.opened):
-            return ()
-        return self.session.text[: closing.start + len(closing.token_ids)]
+        return () if self._streams.prefix_unanswered else self._closing.text
 
     async def _warm_up(self) -> None:
         """Wait until both ends hold the prompt's KV."""
@@ -316,9 +288,9 @@ class Engine:
                 if not self.session.prefilled:
                     await self._wait()
             except PrefixNotFound as error:
-                await self._open_in_full(error)
+                await self._streams.open_in_full(error)
             except (CloudLost, Overloaded) as error:
-                if not await self._reconnect(error):
+                if not await self._streams.reconnect(error):
                     raise self.cloud.outcome(error) from None
         self.watch.warm()
 
@@ -331,8 +303,11 @@ class Engine:
         if self.cloud.seeking and all_read and not self.settings.closing_audit:
             self.cloud.cancel()  # the cloud has nothing left to audit
             return []
-        self._close(self._closing_frame(), audit_awaited=self.settings.closing_audit)
-        return await self.audit() if self.settings.closing_audit else []
+        self._closing.send()
+        if self.settings.closing_audit:
+            return await self.audit()
+        self._end_time_limit()
+        return []
 
     def _finished(self) -> Finished:
         rest = self.output.flush()
@@ -348,37 +323,11 @@ class Engine:
 
     async def audit(self) -> list[SessionEvent]:
         """Wait for the answer to the Close, if one is to come, and return its events. `stream` may have ended."""
-        events: list[SessionEvent] = []
-        try:
-            while self.session.state is State.CLOSING:
-                try:
-                    for frame, _ in self.cloud.ready():
-                        self.cloud.on_frame(idle=False)
-                        events += self._followers.observe(self.session.apply(frame))
-                    if self.session.state is State.CLOSING:
-                        await self._wait()
-                except PrefixNotFound as error:  # the text was short, and ended before the cloud answered its Open
-                    await self._open_in_full(error)
-                    self._close(self.session.close(audit_share=1.0 / self._audit_weight), audit_awaited=True)
-        except ChaperoneError:  # the text is complete without the audit; `deviation_bound` counts unread tokens
-            self.cloud.cancel()
-        finally:
-            self.gate.close()
-        return events
+        return await self._closing.audit(self._wait)
 
-    def _closing_frame(self) -> Close:
-        share = self.settings.closing_share(self.session, self._random.random())
-        if not share:
-            self.gate.close()  # no audit comes: the audited texts stand for these tokens
-        self._audit_weight = 1.0 / (share or 1.0)
-        return self.session.close(audit_share=share)
-
-    def _close(self, frame: Close, *, audit_awaited: bool) -> None:
-        self._closing = frame
-        self.cloud.send(frame)
-        self.cloud.close()
-        if not audit_awaited:
-            self._interrupt = Interrupt()  # the user's timeout does not include an audit that the user does not await
+    def _end_time_limit(self) -> None:
+        """End the time limit: it does not include an audit that the user does not await."""
+        self._interrupt = Interrupt()
 
     def _leave(self) -> bool:
         """Close the stream if final tokens are unread, so that the cloud audits them; return whether there are any."""
@@ -387,17 +336,9 @@ class Engine:
         unread = writing and session.read_length < session.final_length
         audits = self.cloud.is_up and unread and self.planner.mode is Mode.GATED
         if audits:
-            self._close(session.close(), audit_awaited=False)
+            self._closing.send_early()
+            self._end_time_limit()
         return audits
-
-    async def _reconnect(self, error: ChaperoneError) -> bool:
-        """Open the session again on another stream, if that may help; return whether it was tried."""
-        pause_ms = self.cloud.pause_ms(error)
-        if pause_ms is None:
-            return False
-        self.pipeline.opened(self._now_ms + pause_ms)  # a pause before it is no part of the round trip
-        await self.cloud.reopen(self.session.reopen(), after_ms=pause_ms)
-        return True
 
     def _go_on_alone(self, error: ChaperoneError) -> list[Event]:
         """Write on without the lost cloud; raise the loss unless the settings allow that."""

@@ -13,7 +13,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,27 +53,37 @@ def lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "common")]), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "common")]), "COLUMNS": "400"},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Return a copy of the packages in which a test plants a violation."""
-    shutil.copyfile(REPOSITORY / "pyproject.toml", tmp_path / "pyproject.toml")
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the packages in which tests plant violations."""
+    copied = tmp_path_factory.mktemp("tree")
+    shutil.copyfile(REPOSITORY / "pyproject.toml", copied / "pyproject.toml")
     for package in PACKAGES:
         shutil.copytree(
-            REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "*.gz", "results")
+            REPOSITORY / package, copied / package, ignore=shutil.ignore_patterns("__pycache__", "*.gz", "results")
         )
-    return tmp_path
+    return copied
 
 
-def plant(tree: Path, file: str, line: str) -> None:
-    path = tree / file
-    path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+@contextmanager
+def planted(tree: Path, *violations: tuple[str, str]) -> Iterator[None]:
+    """Append lines to files of the tree, each given as file and line, until the block ends."""
+    before = {file: (tree / file).read_text(encoding="utf-8") for file, _ in violations}
+    try:
+        for file, line in violations:
+            with (tree / file).open("a", encoding="utf-8") as module:
+                module.write(f"\n{line}\n")
+        yield
+    finally:
+        for file, text in before.items():
+            (tree / file).write_text(text, encoding="utf-8")
 
 
 def test_common_is_standard_library_and_numpy() -> None:
@@ -94,70 +106,89 @@ def test_contracts_hold(tree: Path) -> None:
     ],
 )
 def test_a_foreign_import_in_common_is_caught(tree: Path, line: str, culprit: str) -> None:
-    plant(tree, "common/chaperone_common/session/device.py", line)
-    (found,) = foreign_imports(tree / COMMON)
+    with planted(tree, ("common/chaperone_common/session/device.py", line)):
+        (found,) = foreign_imports(tree / COMMON)
     assert found.startswith("common/chaperone_common/session/device.py:")
     assert found.endswith(f" {culprit}")
 
 
-@pytest.mark.parametrize(
-    ("file", "line", "culprit"),
-    [
-        ("cloud_supervisor/supervisor.py", "import edge_client", "cloud_supervisor.supervisor -> edge_client"),
-        (
-            "edge_client/engine/engine.py",
-            "import cloud_supervisor.model.ports",
-            "edge_client.engine.engine -> cloud_supervisor.model.ports",
-        ),
-        (
-            "edge_client/planner/adaptive.py",
-            "import edge_client.ports",
-            "edge_client.planner.adaptive -> edge_client.ports",
-        ),
-        ("link_emulator/proxy.py", "import edge_client.ports", "link_emulator.proxy -> edge_client.ports"),
-        ("edge_client/client.py", "import link_emulator.model", "edge_client.client -> link_emulator.model"),
-        ("cloud_supervisor/service.py", "import link_emulator", "cloud_supervisor.service -> link_emulator"),
-        ("link_emulator/proxy.py", "import grpc", "link_emulator.proxy -> grpc"),
-        (f"{COMMON}/sampling.py", "import link_emulator.model", "chaperone_common.sampling -> link_emulator.model"),
-        ("edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),
-        ("edge_client/planner/adaptive.py", "import tests.conftest", "edge_client.planner.adaptive -> tests"),
-        ("edge_client/engine/engine.py", "import torch", "edge_client.engine.engine -> torch"),
-        (
-            "cloud_supervisor/scheduling/scheduler.py",
-            "import cloud_supervisor.kv.store",
-            "cloud_supervisor.scheduling.scheduler -> cloud_supervisor.kv.store",
-        ),
-        ("cloud_supervisor/scheduling/runner.py", "import torch", "cloud_supervisor.scheduling.runner -> torch"),
-        ("cloud_supervisor/service.py", "import transformers", "cloud_supervisor.service -> transformers"),
-        ("edge_client/text/prompt.py", "import onnxruntime", "edge_client.text.prompt -> onnxruntime"),
-        ("edge_client/engine/engine.py", "import grpc", "edge_client.engine.engine -> grpc"),
-        ("cloud_supervisor/supervisor.py", "import grpc.aio", "cloud_supervisor.supervisor -> grpc"),
-        ("edge_client/client.py", "import tokenizers", "edge_client.client -> tokenizers"),
-        ("cloud_supervisor/service.py", "import jinja2", "cloud_supervisor.service -> jinja2"),
-        (
-            "edge_client/link/grpc_link.py",
-            "from chaperone_common.pb.chaperone.v1 import supervision_pb2",
-            "edge_client.link.grpc_link -> chaperone_common.pb.chaperone.v1.supervision_pb2",
-        ),
-        ("common/chaperone_common/frames.py", "import google.protobuf", "chaperone_common.frames -> google"),
-        ("common/chaperone_common/settings/models.py", "import yaml", "chaperone_common.settings.models -> yaml"),
-        (
-            "benchmarks/strategies/inexact.py",
-            "import benchmarks.virtual.peers",
-            "benchmarks.strategies.inexact -> benchmarks.virtual.peers",
-        ),
-        (
-            "benchmarks/cloud_profile/types.py",
-            "import benchmarks.cloud_profile.run",
-            ".types -> .run",
-        ),
-    ],
+# The id of the contract, the file and the line that break it, and the import that its report names.
+VIOLATIONS = (
+    ("layers", "cloud_supervisor/supervisor.py", "import edge_client", "cloud_supervisor.supervisor -> edge_client"),
+    (
+        "layers",
+        "edge_client/engine/engine.py",
+        "import cloud_supervisor.model.ports",
+        "edge_client.engine.engine -> cloud_supervisor.model.ports",
+    ),
+    (
+        "pure",
+        "edge_client/planner/adaptive.py",
+        "import edge_client.ports",
+        "edge_client.planner.adaptive -> edge_client.ports",
+    ),
+    ("layers", "link_emulator/proxy.py", "import edge_client.ports", "link_emulator.proxy -> edge_client.ports"),
+    ("layers", "edge_client/client.py", "import link_emulator.model", "edge_client.client -> link_emulator.model"),
+    ("layers", "cloud_supervisor/service.py", "import link_emulator", "cloud_supervisor.service -> link_emulator"),
+    ("grpc", "link_emulator/proxy.py", "import grpc", "link_emulator.proxy -> grpc"),
+    (
+        "layers",
+        f"{COMMON}/sampling.py",
+        "import link_emulator.model",
+        "chaperone_common.sampling -> link_emulator.model",
+    ),
+    ("top", "edge_client/client.py", "import benchmarks", "edge_client.client -> benchmarks"),
+    ("top", "edge_client/planner/adaptive.py", "import tests.conftest", "edge_client.planner.adaptive -> tests"),
+    ("torch", "edge_client/engine/engine.py", "import torch", "edge_client.engine.engine -> torch"),
+    (
+        "scheduler",
+        "cloud_supervisor/scheduling/scheduler.py",
+        "import cloud_supervisor.kv.store",
+        "cloud_supervisor.scheduling.scheduler -> cloud_supervisor.kv.store",
+    ),
+    ("torch", "cloud_supervisor/scheduling/runner.py", "import torch", "cloud_supervisor.scheduling.runner -> torch"),
+    ("torch", "cloud_supervisor/service.py", "import transformers", "cloud_supervisor.service -> transformers"),
+    ("onnxruntime", "edge_client/text/prompt.py", "import onnxruntime", "edge_client.text.prompt -> onnxruntime"),
+    ("grpc", "edge_client/engine/engine.py", "import grpc", "edge_client.engine.engine -> grpc"),
+    ("grpc", "cloud_supervisor/supervisor.py", "import grpc.aio", "cloud_supervisor.supervisor -> grpc"),
+    ("text", "edge_client/client.py", "import tokenizers", "edge_client.client -> tokenizers"),
+    ("text", "cloud_supervisor/service.py", "import jinja2", "cloud_supervisor.service -> jinja2"),
+    (
+        "protobuf",
+        "edge_client/link/grpc_link.py",
+        "from chaperone_common.pb.chaperone.v1 import supervision_pb2",
+        "edge_client.link.grpc_link -> chaperone_common.pb.chaperone.v1.supervision_pb2",
+    ),
+    ("protobuf", "common/chaperone_common/frames.py", "import google.protobuf", "chaperone_common.frames -> google"),
+    ("yaml", "common/chaperone_common/settings/models.py", "import yaml", "chaperone_common.settings.models -> yaml"),
+    (
+        "benchmarks",
+        "benchmarks/strategies/inexact.py",
+        "import benchmarks.virtual.peers",
+        "benchmarks.strategies.inexact -> benchmarks.virtual.peers",
+    ),
+    ("circles", "benchmarks/cloud_profile/types.py", "import benchmarks.cloud_profile.run", ".types -> .run"),
 )
-def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit: str) -> None:
-    plant(tree, file, line)
-    linted = lint_imports(tree)
+
+
+@pytest.fixture(scope="module")
+def reports(tree: Path) -> dict[str, str]:
+    """Return the report on each broken contract, by its name, with all violations at once.
+
+    Each run of `lint-imports` builds the graph of all imports, which takes seconds.
+    """
+    with planted(tree, *((file, line) for _, file, line, _ in VIOLATIONS)):
+        linted = lint_imports(tree)
     assert linted.returncode == 1, linted.stdout + linted.stderr
-    assert culprit in linted.stdout
+    _, *parts = re.split(r"^(.+)\n-+\n", linted.stdout.partition("Broken contracts")[2], flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize(("contract", "culprit"), [(contract, culprit) for contract, _, _, culprit in VIOLATIONS])
+def test_a_planted_violation_is_caught(reports: dict[str, str], contract: str, culprit: str) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    (name,) = [each["name"] for each in project["tool"]["importlinter"]["contracts"] if each["id"] == contract]
+    assert culprit in reports[name]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +206,9 @@ def test_a_planted_violation_is_caught(tree: Path, file: str, line: str, culprit
     "file", [f"{COMMON}/sampling.py", "edge_client/planner/adaptive.py", "edge_client/gate/control.py"]
 )
 def test_clocks_and_randomness_in_pure_code_are_caught(tree: Path, file: str, line: str, rule: str | None) -> None:
-    plant(tree, file, line)
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251,NPY", "--output-format=concise"]
-    linted = subprocess.run([*command, "common", "edge_client"], cwd=tree, capture_output=True, text=True, check=False)
+    with planted(tree, (file, line)):
+        linted = subprocess.run([*command, file], cwd=tree, capture_output=True, text=True, check=False)
     assert linted.returncode == (0 if rule is None else 1), linted.stdout + linted.stderr
     if rule is not None:
         assert file in linted.stdout

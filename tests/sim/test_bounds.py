@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -21,8 +22,7 @@ ONE_CORE_EACH = Costs(22.5, 100.0, 310.0, {1: 310, 2: 310, 4: 323, 8: 380, 16: 5
 # --- Every schedule -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """The complete state at a whole tick; the future depends on nothing else."""
 
     known: int = 0  # tokens that the device has, drafted or received
@@ -62,7 +62,7 @@ class Small:
         for after in self._cloud_starts(moment):
             yield after
             if not after.drafting and after.known < len(self.agrees):
-                yield replace(after, drafting=self.step)
+                yield after._replace(drafting=self.step)
 
     def _cloud_starts(self, moment: State) -> Iterator[State]:
         yield moment
@@ -70,7 +70,7 @@ class Small:
             return
         first, total = moment.judged, len(self.agrees)
         if first < total and self.takeover:
-            yield replace(moment, reading=(self.stream, first + 1))
+            yield moment._replace(reading=(self.stream, first + 1))
         for positions in range(1, total - first + 1):
             if positions == 1:
                 after_draft = first - 1 in moment.arrived and self.agrees[first - 1]
@@ -79,7 +79,7 @@ class Small:
                 feasible = all(i in moment.arrived and self.agrees[i] for i in range(first, first + positions - 1))
             if feasible:
                 for tokens in range(positions, total + 1):  # some tokens may be useless
-                    yield replace(moment, reading=(self.verify[tokens - 1], first + positions))
+                    yield moment._replace(reading=(self.verify[tokens - 1], first + positions))
 
     def _tick(self, moment: State) -> State:
         drafting, known, reading = moment.drafting, moment.known, moment.reading

@@ -1,9 +1,8 @@
-"""The device's end of one generation."""
+"""The device's end of one generation: the frames that it sends, and those that it applies to its text."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -11,11 +10,11 @@ from chaperone_common.errors import ChaperoneError, ProtocolViolation, VersionMi
 from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
 from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.session.closing import ClosingAudit
-from chaperone_common.session.events import Audited, Committed, Drafted, Retracted, SessionEvent
-from chaperone_common.session.logprobs import ReceivedLogprobs
+from chaperone_common.session.device_text import DeviceText
+from chaperone_common.session.events import Audited, Drafted, SessionEvent
 from chaperone_common.session.patience import Patience
-from chaperone_common.session.questions import asked_length, is_asked_about
-from chaperone_common.session.text_token import TextToken, TextTokens
+from chaperone_common.session.questions import asked_length
+from chaperone_common.session.text_token import TextToken
 from chaperone_common.session.transitions import State, StreamEvent, step
 from chaperone_common.session.verdicts import (
     begins_takeover,
@@ -25,17 +24,12 @@ from chaperone_common.session.verdicts import (
     is_replay,
     origins,
 )
-from chaperone_common.stats import Tally
 from chaperone_common.token_tree import BranchToken
-from chaperone_common.types import FinishReason, OnDeviation, Origin, Proposal, Span
+from chaperone_common.types import OnDeviation, Origin, Proposal, Span
 
 
-class DeviceSession:
-    """The device's state of one generation: prompt, final and provisional tokens, and the spans in flight.
-
-        text:         [ prompt | final ............ | provisional ................ ]
-        sent_length:  all tokens below it were sent to the cloud, or came from it
-        read_length:  the cloud has answered that it read all tokens below it, and has audited the skipped ones
+class DeviceSession(DeviceText):
+    """The device's state of one generation: its text, and the stream on which the cloud is asked about it.
 
     Methods that change the state return a list of `SessionEvent`s, or the frame to send. They send nothing themselves.
     """
@@ -52,47 +46,20 @@ class DeviceSession:
 
         With `OnDeviation.RETRACT` skipped tokens stay provisional, and the cloud judges them like fired ones.
         """
+        super().__init__(open_frame, limit=limit, on_deviation=on_deviation, vocabulary_size=vocabulary_size)
         self.opening = open_frame
-        self._tokens = TextTokens((*open_frame.prompt_token_ids, *open_frame.committed_token_ids))
-        self.text = self._tokens.ids
-        self.prompt_length = len(open_frame.prompt_token_ids)
-        self.first_new = self.final_length = self.sent_length = self.read_length = len(self.text)
-        self.limit = limit
-        self.eos_token_ids = frozenset(open_frame.eos_token_ids)
         self.state = step(State.NEW, StreamEvent.OPEN)
-        self.revision = 0
-        self.spans: deque[Span] = deque()
         self.opened = False  # the cloud has answered the Open of this stream
         self.prefilled = False
         self.max_span_tokens: int | None = None  # the cloud's limit for one Draft, from its Opened
         self.prefill_us = 0
         self.cached_tokens: int | None = None  # of the prompt, that the cloud held already; None until it is read
-        self.finish_reason: FinishReason | None = None
-        self.tally = Tally()
         self._gated = False  # the gate has skipped a token, so that a Draft carries risks
-        self.skips_are_final = on_deviation is OnDeviation.KEEP
         self._deadline_ms = 0  # the last deadline sent on this stream; 0: none yet
         self._closing = ClosingAudit()
-        self._alone = False  # the cloud is lost for good
         self._reopened = False  # a new stream was opened, and the cloud has not answered on it
         self._vocabulary_size = vocabulary_size
         self._patience = Patience()
-        self._logprobs = ReceivedLogprobs(open_frame.top_logprobs, vocabulary_size)
-
-    @property
-    def exhausted(self) -> bool:
-        """True if no token can be drafted: the text is full, or ends with end-of-text."""
-        return len(self.text) >= self.limit or (len(self.text) > self.first_new and self.text[-1] in self.eos_token_ids)
-
-    @property
-    def unsent_fires(self) -> int:
-        """The number of unsent tokens that the cloud has to judge."""
-        return sum(1 for _ in self._to_judge(self.sent_length))
-
-    @property
-    def has_question(self) -> bool:
-        """True if the cloud has to judge a token that no span in flight asks about."""
-        return next(self._to_judge(asked_length(self.spans, self.sent_length)), None) is not None
 
     @property
     def _settled(self) -> int:
@@ -134,15 +101,6 @@ class DeviceSession:
         """True while the cloud writes, and the device follows."""
         return self.state is State.CLOUD_WRITES
 
-    def token(self, position: int) -> TextToken | None:
-        """Return the record of a token of the text; None for one of the prompt or of a resumed text."""
-        return self._tokens[position] if position >= self.first_new else None
-
-    def proposal(self, position: int) -> Proposal | None:
-        """Return the device's proposal at a provisional position; None for any other position."""
-        provisional = self.final_length <= position < len(self.text)
-        return self._tokens[position].proposal if provisional else None
-
     def draft(self, proposal: Proposal, *, fires: bool, unasked: bool = False) -> list[SessionEvent]:
         """Append a drafted token. After a fire it is provisional, else it is final as soon as all tokens before it are.
 
@@ -158,7 +116,8 @@ class DeviceSession:
         else:
             self._gated = self.skips_are_final
         drafted = Drafted(position, token_id, proposal.signal, fires)
-        return [drafted, *self._commit_skipped()]
+        # While the cloud writes, skipped tokens wait for its tokens.
+        return [drafted] if self.following else [drafted, *self._commit_skipped()]
 
     def send(
         self,
@@ -198,23 +157,6 @@ class DeviceSession:
         self._closing = ClosingAudit(start, self.final_length, audit_share)
         return Close(start, tuple(self.text[start : self._closing.end]))
 
-    def finish_at(self, length: int) -> list[SessionEvent]:
-        """End the text at `length`, because a stop string was completed there; undo the tokens after it.
-
-        They may be final: the string is found only after its frame was applied.
-        """
-        self.finish_reason = FinishReason.STOP
-        self.final_length = length
-        self.spans.clear()
-        # Only the device's tokens are retracted. The cloud's own tokens after `length` were never shown.
-        drafted = [token for token in self._tokens.between(length) if token.proposal is not None]
-        self.tally.retracted_tokens += sum(not token.overridden for token in drafted)
-        self._cut(length)
-        self.tally.forget_committed()
-        for token in self._tokens.between(self.first_new):
-            self._count_committed(token)
-        return [Retracted(length)] if drafted else []
-
     def reopen(self, *, lost: bool = True) -> Open:
         """Return the Open of a new stream after a failure. It holds the final tokens that the cloud has read.
 
@@ -236,12 +178,6 @@ class DeviceSession:
         self._deadline_ms = 0
         self._reopened = lost
         return replace(self.opening, committed_token_ids=tuple(self.text[self.prompt_length : self.read_length]))
-
-    def lose_cloud(self) -> list[SessionEvent]:
-        """Continue without the cloud: commit all provisional and later tokens as unverified."""
-        self._alone = True
-        self.spans.clear()
-        return [self._commit(Origin.UNVERIFIED) for _ in range(self.final_length, len(self.text))]
 
     def fail(self, error: ChaperoneError) -> NoReturn:
         """End the stream with an error, such as a deadline that passed on the device, and raise it."""
@@ -328,7 +264,7 @@ class DeviceSession:
         if upcoming is not None and not self.spans and not begins:
             self._follow_contradicted(upcoming)
         self.revision = max(self.revision, verdict.revision)
-        return events + self._commit_skipped()
+        return events if self.following else events + self._commit_skipped()
 
     def _follow_contradicted(self, span: Span) -> None:
         """Wait for a takeover if the cloud's token after one span contradicts the next span, which is `span`.
@@ -366,89 +302,6 @@ class DeviceSession:
             self._logprobs.require(self.final_length, end)
         except VersionMismatch as error:
             self.fail(error)
-
-    def _take(self, position: int, token_id: int, origin: Origin) -> list[SessionEvent]:
-        """Commit the cloud's own token at a position, in place of a draft token that differs."""
-        if position < self.final_length:  # final when it was sent: the next verdict reports the deviation, if any
-            return []
-        if self.finish_reason is not None:  # nothing follows the end
-            return []
-        if position < len(self.text) and self.text[position] == token_id:
-            self.sent_length = max(self.sent_length, position + 1)
-            return [self._commit(Origin.VERIFIED if origin is not Origin.TAKEOVER else origin)]
-        events: list[SessionEvent] = []
-        token = TextToken(token_id)
-        if position < len(self.text):
-            replaced = self._tokens[position]
-            token = TextToken(token_id, replaced.proposal, fired=replaced.fired)
-            # Spans in flight that hold the position contradict the cloud's token. The cloud raises its revision when it
-            # reads the first of them, so both ends agree without a message.
-            if self.spans and self.spans[0].start <= position < self.sent_length:
-                self.revision += 1
-            events.append(self._truncate(position))
-            origin = Origin.OVERRIDE if origin is Origin.BONUS else origin
-        self._tokens.append(token)
-        self.sent_length = position + 1
-        return [*events, self._commit(origin)]
-
-    def _commit(self, origin: Origin) -> Committed:
-        position = self.final_length
-        token = self._tokens[position]
-        self.final_length += 1
-        token.origin, token.to_judge = origin, False
-        token.risk = self._unread_risk(position)
-        self._count_committed(token)
-        if token.token_id in self.eos_token_ids:
-            self.finish_reason = FinishReason.STOP
-        elif self.final_length >= self.limit:
-            self.finish_reason = FinishReason.LENGTH
-        logprobs = self._logprobs.of_token(position, token, origin)
-        return Committed(
-            position, token.token_id, origin, logprobs=logprobs, proposal=token.proposal, fired=token.fired
-        )
-
-    def _count_committed(self, token: TextToken) -> None:
-        assert token.origin is not None, "a final token has an origin"
-        self.tally.committed(token.origin, token.risk, caught=token.overridden)
-
-    def _commit_skipped(self) -> list[SessionEvent]:
-        """Commit drafted tokens up to the next fire, or to a token that the cloud is asked about.
-
-        While the cloud writes, all of them wait for its tokens.
-        """
-        events: list[SessionEvent] = []
-        if self.following or not (self.skips_are_final or self._alone):
-            return events
-        end = next(self._to_judge(self.final_length), len(self.text))
-        while self.final_length < end and not is_asked_about(self.final_length, self.spans, self.sent_length):
-            unverified = self._alone or self._tokens[self.final_length].unasked
-            events.append(self._commit(Origin.UNVERIFIED if unverified else Origin.DRAFT))
-        return events
-
-    def _truncate(self, length: int) -> Retracted:
-        """Withdraw the tokens from `length` on, all of them provisional."""
-        self.tally.retracted_tokens += len(self.text) - length
-        self._cut(length)
-        self.spans = deque(span for span in self.spans if span.end <= length)  # the cloud still answers these
-        return Retracted(length)
-
-    def _cut(self, length: int) -> None:
-        self._tokens.cut(length)
-        self.sent_length = min(self.sent_length, length)
-
-    def _to_judge(self, start: int) -> Iterator[int]:
-        """Return the provisional positions from `start` on that the cloud has to judge, in order."""
-        return self._tokens.to_judge(max(start, self.final_length))
-
-    def _unread_risk(self, position: int) -> float:
-        """Return the risk of a drafted token that the cloud has not read; 0 for any other token."""
-        token = self.token(position)
-        if token is None or token.proposal is None or token.overridden or position < self.read_length:
-            return 0.0
-        return token.proposal.signal.risk
-
-    def _mark_read(self, length: int) -> None:
-        self.read_length = max(self.read_length, length)
 
     def _audit(self, start: int, end: int, deviations: tuple[int, ...], weight: float = 1.0) -> list[SessionEvent]:
         self.tally.audited_tokens += end - start

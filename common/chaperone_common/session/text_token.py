@@ -13,7 +13,7 @@ from chaperone_common.types import Origin, Proposal
 class TextToken:
     """One token of the text after the prompt, and what became of it.
 
-    Records are kept by the `DeviceSession`; all others read them, or the events made from them.
+    Records are kept by the `DeviceText`; all others read them, or the events made from them.
     """
 
     token_id: int

@@ -6,6 +6,7 @@ import builtins
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.processes.commands import ROOT, environment
 MODULES = {"chaperone": "edge_client.apps.cli.main", "chaperone-cloud": "cloud_supervisor.cli"}
 
 
+@cache  # the script is the same for all words
 def script(program: str, shell: str) -> str:
     command = [sys.executable, "-m", MODULES[program], "completion", shell]
     return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True).stdout

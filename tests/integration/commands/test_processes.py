@@ -1,17 +1,14 @@
-"""The two commands as processes: terminals, signals, and the start and stop of the server."""
+"""The two commands as processes: terminals, pipes, and the start and stop of the server."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 from asyncio import to_thread
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,19 +19,18 @@ from chaperone_common.artefacts.manifest import load_manifest
 from cloud_supervisor.cli import main as cloud_main
 from edge_client.apps.cli.main import main
 from tests.support.cloud.raw_stream import RawStream, opening
-from tests.support.fakes.target import Brake, fake_target
 from tests.support.processes.commands import (
     announced,
-    environment,
+    ended,
     on_a_terminal,
     server_process,
     start_client,
     start_python,
 )
-from tests.support.processes.servers import serving
-from tests.support.waiting import PATIENCE_S, START_S, until
+from tests.support.waiting import PATIENCE_S
 
 PROMPT = "the list of a number is"
+SERVE_TINY = ["serve", "--pair", "tiny", "--listen", "127.0.0.1:0"]
 
 
 def generate(*arguments: str) -> int:
@@ -62,159 +58,6 @@ def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytes
     code, uncoloured = generate_on_a_terminal(*arguments, NO_COLOR="1")
     assert (code, uncoloured.rpartition("[")[0]) == (0, plain)
     assert "\x1b" not in uncoloured
-
-
-# --- Signals ---------------------------------------------------------------------------------------------------------
-
-
-def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
-    """Return exit code, output and errors."""
-    out, err = process.communicate(timeout=START_S)
-    return process.returncode, out, err.decode()
-
-
-IN_THE_BACKGROUND = """
-import signal, subprocess, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-import tests.conftest
-child = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-subprocess.run([sys.executable, "-c", child])
-signal.raise_signal(signal.SIGINT)
-print("still running")
-"""
-
-
-def test_children_can_be_interrupted_where_the_tests_run_in_the_background() -> None:
-    assert ended(start_python("-c", IN_THE_BACKGROUND)) == (0, b"True\nstill running\n", "")
-
-
-def test_control_c_exits_with_130_and_frees_the_session(tiny_pair: Path) -> None:
-    brake = Brake()
-
-    async def run() -> tuple[int, bytes, str]:
-        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
-            try:
-                process = start_client("--cloud", address, PROMPT)
-                await until(brake.reached.is_set, "the cloud reads", START_S)
-                process.send_signal(signal.SIGINT)
-                result = await asyncio.to_thread(ended, process)
-                await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
-            finally:
-                brake.let_go.set()
-            await until(lambda: server.cloud.runner.kv_stats.sessions == 0, "the KV is freed")
-            return result
-
-    code, out, err = asyncio.run(run())
-    assert (code, err) == (130, "")
-    assert out.strip() == b"", "nothing was final yet"
-
-
-def test_control_c_at_the_prompt_exits_with_130(tiny_pair: Path) -> None:
-    ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "edge_client.apps.cli.main", "generate", "--pair", "tiny", "--mode", "edge"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-    try:
-        assert process.stderr is not None
-        assert b"end it with Ctrl-D" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        assert ended(process) == (130, b"", "")
-    finally:
-        process.kill()
-        os.close(ours)
-        os.close(theirs)
-
-
-SCRIPT = """
-import sys
-from edge_client import SyncEdgeClient
-from tests.support.processes.clients import config_for
-with SyncEdgeClient(config_for(sys.argv[1])) as client:
-    try:
-        for event in client.stream("the list"):
-            pass
-    except KeyboardInterrupt:
-        print("stopped")
-"""
-
-
-def test_control_c_in_the_sync_client_is_a_keyboard_interrupt(tiny_pair: Path) -> None:
-    brake = Brake()
-
-    async def run() -> tuple[int, bytes, str]:
-        async with serving(fake_target(tiny_pair, brake), tiny_pair) as (server, address):
-            try:
-                process = start_python("-c", SCRIPT, address)
-                await until(brake.reached.is_set, "the cloud reads", START_S)
-                process.send_signal(signal.SIGINT)
-                result = await asyncio.to_thread(ended, process)
-                await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
-            finally:
-                brake.let_go.set()
-            return result
-
-    assert asyncio.run(run()) == (0, b"stopped\n", "")
-
-
-INTERRUPTED_ANYWHERE = """
-import random, signal, time
-from edge_client import SyncEdgeClient
-from tests.support.processes.clients import config_for
-chance, stopped = random.Random(0), 0
-signal.signal(signal.SIGALRM, signal.default_int_handler)
-with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
-    client.generate("the list", mode="edge", max_new_tokens=8)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        whole = client.generate("the list", mode="edge", max_new_tokens=8).token_ids
-        times.append(time.perf_counter() - began)
-    took = min(times)  # in one that was held up, most alarms would come after the text
-    for _ in range(200):
-        try:
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.01, 1.0) * took)
-            for event in client.stream("the list", mode="edge", max_new_tokens=8):
-                pass
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except KeyboardInterrupt:
-            stopped += 1
-    assert client.generate("the list", mode="edge", max_new_tokens=8).token_ids == whole
-    assert stopped > 50, stopped
-"""
-
-
-INTERRUPTED_IN_CLOSING = """
-import random, signal, threading
-from edge_client import SyncEdgeClient
-from tests.support.processes.clients import config_for
-chance, stopped = random.Random(0), 0
-signal.signal(signal.SIGALRM, signal.default_int_handler)
-for _ in range(20):
-    client = SyncEdgeClient(config_for("127.0.0.1:1"))
-    client.generate("the list", mode="edge", max_new_tokens=2)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 1e-3))
-        client.close()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt:
-        stopped += 1
-        client.close()
-    for thread in threading.enumerate():
-        if thread.name == "chaperone-client":
-            thread.join(10)
-            assert not thread.is_alive()
-assert stopped > 5, stopped
-"""
-
-
-def test_an_interrupt_may_strike_the_closing_of_the_sync_client(tiny_pair: Path) -> None:
-    code, _, err = ended(start_python("-c", INTERRUPTED_IN_CLOSING))
-    assert code == 0, err
-
-
-def test_an_interrupt_may_strike_the_sync_client_anywhere(tiny_pair: Path) -> None:
-    code, _, err = ended(start_python("-c", INTERRUPTED_ANYWHERE))
-    assert code == 0, err
-    assert "never awaited" not in err  # Python itself reports and ignores an interrupt in a finalizer
 
 
 def test_a_closed_pipe_is_no_error(tiny_pair: Path) -> None:
@@ -270,46 +113,6 @@ def test_a_second_signal_ends_the_server_at_once(tiny_pair: Path, tmp_path: Path
         assert process.returncode == 128 + number
 
 
-READY = "import sys; from chaperone_common.command import entry; print('ready', flush=True); sys.exit(entry.{}())"
-
-
-@pytest.mark.parametrize("delay_s", [0.05, 0.15, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize(
-    ("command", "arguments"),
-    [("device", ["generate", "hi"]), ("cloud", ["models", "list"]), ("link", ["profiles"])],
-)
-def test_control_c_during_imports_ends_silently(command: str, arguments: list[str], delay_s: float) -> None:
-    process = start_python("-c", READY.format(command), *arguments)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(delay_s)  # no traceback at any moment
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=START_S)
-    assert process.returncode in (130, -signal.SIGINT, 0, 1), "interrupted, or done before"
-    assert b"Traceback" not in errors
-
-
-SWALLOWING = """
-import signal, weakref
-class Thing: pass
-def main():
-    thing = Thing()
-    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
-    del thing
-    print("went on", flush=True)
-    return 0
-"""
-
-
-def test_control_c_in_a_place_that_cannot_raise_ends_silently(tmp_path: Path) -> None:
-    (tmp_path / "swallowing.py").write_text(SWALLOWING)
-    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from chaperone_common.command import entry; "
-    process = start_python("-c", f"{program}sys.exit(entry._run('swallowing'))")
-    shown, errors = process.communicate(timeout=START_S)
-    assert (process.returncode, shown, errors) == (-signal.SIGINT, b"", b"")
-
-
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
@@ -349,7 +152,7 @@ def test_serve_refuses_impossible_settings(
     tiny_pair: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
 ) -> None:
     try:
-        ended_with: int | str | None = cloud_main(["serve", "--pair", "tiny", "--dtype", "float32", *arguments])
+        ended_with: int | str | None = cloud_main([*SERVE_TINY, "--dtype", "float32", *arguments])
     except SystemExit as ended:  # wrong usage, from argparse
         ended_with = ended.code
     assert ended_with == code
@@ -381,8 +184,8 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 MISSING = [
-    (["serve", "--pair", "tiny"], "torch", "[cloud]"),
-    (["serve", "--pair", "tiny"], "grpc", "[cloud]"),
+    (SERVE_TINY, "torch", "[cloud]"),
+    (SERVE_TINY, "grpc", "[cloud]"),
     (["models", "pull"], "tqdm", "[cloud,build]"),
 ]
 

@@ -26,7 +26,9 @@ from tests.support.fakes.recording_cloud import RecordingCloud
 from tests.support.models import oracle
 from tests.support.processes.servers import serving
 
-GENERATIONS = 300
+# A multiple of 15, since filter, temperature and client follow from the number modulo 15. The test over links compares
+# 200 more.
+GENERATIONS = 150
 CONCURRENT = 6
 FILTERS: tuple[dict[str, Any], ...] = (
     {},

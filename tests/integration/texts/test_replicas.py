@@ -24,7 +24,7 @@ from tests.support.processes.clients import SLOW, ending_of
 from tests.support.processes.commands import server_process
 from tests.support.processes.servers import serving
 
-pytestmark = pytest.mark.timeout(400)  # two of its servers import torch
+pytestmark = pytest.mark.timeout(400)  # one of its servers imports torch
 
 PROMPT = "the list of a number is"
 NEW_TOKENS = 100
@@ -110,14 +110,12 @@ def replica(tiny_pair: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("mode", GATES)
-def test_a_text_continues_on_another_process_after_a_kill(
-    replica: str, whole: tuple[int, list[int]], mode: str
-) -> None:
-    seed, expected = whole
-    with server_process() as (first, address):
+def test_a_text_continues_on_another_process_after_a_kill(tiny_pair: Path, mode: str) -> None:
+    seed, expected = long_text(tiny_pair, fake_target(tiny_pair))
+    with server_process(fake_model=True) as (first, address), server_process(fake_model=True) as (_, second):
 
         def kill(forwarder: Forwarder) -> None:
-            forwarder.upstream = replica
+            forwarder.upstream = second
             first.kill()
             first.wait()
 

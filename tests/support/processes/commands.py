@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, START_S
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -77,6 +77,12 @@ def announced(output: IO[bytes]) -> str:
     serving = output.readline().decode()
     assert serving.startswith("chaperone-cloud: serving tiny on 127.0.0.1:"), serving
     return serving.split()[-1]
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
+    """Return exit code, output and errors."""
+    out, err = process.communicate(timeout=START_S)
+    return process.returncode, out, err.decode()
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""The streams of one generation: the first one, and those that take its place."""
+
+from __future__ import annotations
+
+from chaperone_common.clock import Clock
+from chaperone_common.errors import ChaperoneError, PrefixNotFound, ProtocolViolation
+from chaperone_common.session import DeviceSession
+from chaperone_common.session.prefixes import shortened
+from chaperone_common.types import SessionId
+from edge_client.link.connection import Connection
+from edge_client.planner import Pipeline
+
+
+class Streams:
+    """Opens the session on one stream after another; the pipeline measures the time of each."""
+
+    def __init__(
+        self,
+        session: DeviceSession,
+        cloud: Connection,
+        pipeline: Pipeline,
+        clock: Clock,
+        known_to_cloud: tuple[SessionId, int] | None,
+    ) -> None:
+        """`known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with."""
+        self._session = session
+        self._cloud = cloud
+        self._pipeline = pipeline
+        self._clock = clock
+        self._known_to_cloud = known_to_cloud
+
+    @property
+    def prefix_unanswered(self) -> bool:
+        """True if the last Open referred to an earlier session, and the cloud may have refused it."""
+        return self._known_to_cloud is not None and not self._session.opened
+
+    async def open(self) -> None:
+        """Open the first stream. Its Open refers to the text that the cloud may still hold."""
+        opening, known = self._session.opening, 0
+        if self._known_to_cloud is not None:
+            _, known = self._known_to_cloud
+            opening = shortened(opening, *self._known_to_cloud)
+        self._pipeline.opened(self._now_ms, len(self._session.text), known)
+        await self._cloud.open(opening)
+
+    async def open_in_full(self, error: PrefixNotFound) -> None:
+        """Open the session again: the cloud does not hold the text that the first Open referred to.
+
+        Raises ProtocolViolation if the last Open referred to none.
+        """
+        if self._known_to_cloud is None:
+            raise ProtocolViolation(f"cloud: it refuses a prefix that was not sent ({error.message})")
+        self._known_to_cloud = None
+        self._pipeline.opened(self._now_ms, len(self._session.text))
+        await self._cloud.reopen(self._session.reopen(lost=False), after_ms=0.0)
+
+    async def reconnect(self, error: ChaperoneError) -> bool:
+        """Open the session again on another stream, if that may help; return whether it was tried."""
+        pause_ms = self._cloud.pause_ms(error)
+        if pause_ms is None:
+            return False
+        self._pipeline.opened(self._now_ms + pause_ms)  # a pause before it is no part of the round trip
+        await self._cloud.reopen(self._session.reopen(), after_ms=pause_ms)
+        return True
+
+    @property
+    def _now_ms(self) -> float:
+        return self._clock.now() * 1e3
