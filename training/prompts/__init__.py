@@ -1,0 +1,1 @@
+"""What the large model is asked, to learn from its answers."""
