@@ -18,6 +18,8 @@ from training.prompts.prompt import Prompt
 _PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|ISC|PSF|Python Software Foundation|0BSD|Zlib)\b", re.IGNORECASE)
 _RESTRICTED = re.compile(r"\b(GPL|LGPL|AGPL|MPL|GNU)\b", re.IGNORECASE)
 _LARGEST_FILE = 200_000  # bytes; longer ones are mostly tables
+_FILES_EACH = 60  # of a package, spread evenly
+_OTHER_FOLDERS = {"tests", "test", "testing", "_vendor", "vendor"}
 _DOCSTRING = (40, 900)  # characters
 _BODY = (3, 30)  # lines without the docstring
 _SECTION = re.compile(r"\n\s*(Args|Arguments|Parameters|Returns|Raises|Example|Examples|:param|>>>)", re.IGNORECASE)
@@ -49,9 +51,12 @@ def permissive_packages() -> list[Distribution]:
 def functions_of(distribution: Distribution) -> Iterator[Function]:
     """Yield the documented functions of a package's sources; files that are no Python are passed over."""
     package = distribution.metadata["Name"]
-    for file in distribution.files or ():
-        if file.suffix != ".py" or any(part in ("tests", "test", "testing", "_vendor") for part in file.parts):
-            continue
+    sources = [
+        file
+        for file in sorted(distribution.files or ())
+        if file.suffix == ".py" and not any(part in _OTHER_FOLDERS for part in file.parts)
+    ]
+    for file in sources[:: -(-len(sources) // _FILES_EACH) or 1]:
         path = Path(str(distribution.locate_file(file)))
         try:
             if path.stat().st_size <= _LARGEST_FILE:
