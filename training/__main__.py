@@ -24,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(module_name)
         purpose = str(module.__doc__)
         command = commands.add_parser(
-            name, help=purpose.partition(":")[0], description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=purpose.partition(":")[0],
+            description=purpose,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -41,9 +41,7 @@ def _logits(loaded: LoadedModel, answer: Answer) -> torch.Tensor:
     return logits[len(answer.prompt) - 1 : -1, :VOCABULARY]
 
 
-def test_greedy_answers_are_the_likeliest_tokens_whatever_shares_the_batch(
-    loaded: LoadedModel, writer: Writer
-) -> None:
+def test_greedy_answers_are_the_likeliest_tokens_whatever_shares_the_batch(loaded: LoadedModel, writer: Writer) -> None:
     for answer in writer.write(PROMPTS, GREEDY, 24):
         assert answer.tokens.tolist() == _logits(loaded, answer).argmax(-1).tolist()
 

@@ -40,7 +40,8 @@ def test_it_is_zero_for_the_same_distribution_and_has_a_finite_slope_everywhere(
     loss = divergence(logits, torch.cat([ids, ids[:1]]), torch.cat([logprobs, logprobs[:1]]).half().float())
     assert bool((loss[:-1].abs() < 1e-3).all())
     loss.sum().backward()
-    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
 
 
 def test_likeness_counts_equal_choices_and_shared_probability() -> None:

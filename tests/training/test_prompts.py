@@ -51,7 +51,8 @@ def test_public_functions_with_docstrings_are_taken() -> None:
     (function,) = functions.functions_in(MODULE, "package")
     assert function.name == "clamp"
     assert function.purpose == "Return the value, but no less than `low` and no more than `high`."
-    assert function.head.startswith("def clamp(value, low, high):") and function.head.endswith('"""')
+    assert function.head.startswith("def clamp(value, low, high):")
+    assert function.head.endswith('"""')
     assert function.source.endswith("return min(value, high)")
 
 
@@ -63,7 +64,11 @@ def test_packages_take_turns_and_no_function_is_there_twice() -> None:
     def function(package: str, name: str) -> functions.Function:
         return functions.Function(package, name, f"def {name}():", f"def {name}(): pass", f"Do what {name} does.")
 
-    found = [*(function("large", f"l{number}") for number in range(50)), function("small", "s"), function("small", "l0")]
+    found = [
+        *(function("large", f"l{number}") for number in range(50)),
+        function("small", "s"),
+        function("small", "l0"),
+    ]
     prompts = functions.tasks(found, 4, seed=3)
     assert len(prompts) == 4
     assert any("`s`" in prompt.text or "def s" in prompt.text for prompt in prompts)
@@ -90,12 +95,17 @@ def test_reasoning_tasks_are_none_of_the_reported_ones() -> None:
 
 
 def test_questions_are_the_numbered_lines_of_an_answer() -> None:
-    answer = 'Sure! Here are some:\n1. "Why is the sky blue in the morning?"\n2) Too short\n**3.** Write a poem about rain.'
+    answer = (
+        'Sure! Here are some:\n1. "Why is the sky blue in the morning?"\n2) Too short\n**3.** Write a poem about rain.'
+    )
     assert list(questions.questions_in(answer)) == ["Why is the sky blue in the morning?", "Write a poem about rain."]
 
 
 def test_each_answer_gives_a_question_in_turn_and_none_twice() -> None:
-    answers = ["1. How do bees find flowers?\n2. What do bees eat in winter?", "1. How do bees find flowers??\n2. Why rain?"]
+    answers = [
+        "1. How do bees find flowers?\n2. What do bees eat in winter?",
+        "1. How do bees find flowers??\n2. Why rain?",
+    ]
     texts = [prompt.text for prompt in questions.questions(answers, 10)]
     assert texts == ["How do bees find flowers?", "What do bees eat in winter?"]
     assert len(questions.questions(answers, 1)) == 1

@@ -107,8 +107,6 @@ def _read(path: Path) -> Iterator[Answer]:
             tokens=arrays["tokens"][token + prompt : token + prompt + written],
             top_ids=arrays["top_ids"][tops],
             top_logprobs=arrays["top_logprobs"][tops],
-            encodings={
-                layer: Rows(arrays[f"encoding_{layer}"], arrays[f"scale_{layer}"])[rows] for layer in layers
-            },
+            encodings={layer: Rows(arrays[f"encoding_{layer}"], arrays[f"scale_{layer}"])[rows] for layer in layers},
         )
         token, top, row = token + prompt + written, top + written, row + prompt

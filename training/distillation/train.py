@@ -144,9 +144,7 @@ def _resumed(path: Path) -> Progress:
     return Progress(**torch.load(path, weights_only=True))
 
 
-def _keep(
-    path: Path, progress: Progress, step: int, drafter: Drafter, optimiser: torch.optim.Optimizer
-) -> None:
+def _keep(path: Path, progress: Progress, step: int, drafter: Drafter, optimiser: torch.optim.Optimizer) -> None:
     """Write a checkpoint after `step` steps; it is there as a whole or not at all."""
     progress.step, progress.learned, progress.optimiser = step, drafter.learned(), optimiser.state_dict()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -127,8 +127,6 @@ def tasks(functions: list[Function], count: int, seed: int) -> list[Prompt]:
                 continue
             names.add(function.name)
             form = _FORMS[len(prompts) % len(_FORMS)]
-            text = form.format(
-                head=function.head, name=function.name, purpose=function.purpose, source=function.source
-            )
+            text = form.format(head=function.head, name=function.name, purpose=function.purpose, source=function.source)
             prompts.append(Prompt(f"code/{len(prompts)}", "code", text))
     return prompts

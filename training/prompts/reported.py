@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.kit.prompts import humaneval, read_prompts
+from benchmarks.kit.prompts import INSTRUCTION, humaneval, read_prompts
 from benchmarks.quality.task_suites import HUMANEVAL_PROBLEMS, PROMPT_SETS, tasks_of
 
 _SETS = ("reporting", "tuning", "whole")
@@ -19,7 +19,7 @@ def reported_texts() -> Iterator[str]:
         prompts = read_prompts(PROMPT_SETS / f"{name}.jsonl")
         yield from (prompt.text for prompt in prompts if prompt.category != "humaneval")
     yield from (task.message for task in tasks_of("prose"))
-    yield from (task.message.partition("```")[2] for task in tasks_of("code"))
+    yield from (task.message.removeprefix(INSTRUCTION) for task in tasks_of("code"))
 
 
 def reported_tasks() -> Iterator[str]:

@@ -1,9 +1,8 @@
 """Make prompts: `python -m training prompts --pair NAME --out P.jsonl`.
 
-Code is taken from functions of the packages that are installed here, if their licences are permissive. Reasoning is from
-reasoning-gym. General questions are made up by the pair's large model; `--work` keeps what it wrote, so that an
-interrupted run goes on. Near copies of the texts that results are reported on, or that gates are calibrated with, are
-left out.
+Code is taken from functions of installed packages with permissive licences. Reasoning is from reasoning-gym. General
+questions are made up by the pair's large model; `--work` keeps what it wrote, so that an interrupted run goes on. Near
+copies of the texts that results are reported on, or that gates are calibrated with, are left out.
 """
 
 from __future__ import annotations
