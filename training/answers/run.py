@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from training.answers.sampling import DRAWN, GREEDY
+from training.options import layers
 from training.prompts.prompt import read_prompts
 
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
     parser.add_argument("--top", type=int, default=16, help="likeliest tokens to keep (default: %(default)s)")
     parser.add_argument(
-        "--layers", type=_layers, default=(), metavar="L,L", help="keep the prompts' hidden states after these layers"
+        "--layers", type=layers, default=(), metavar="L,L", help="keep the prompts' hidden states after these layers"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -44,10 +45,3 @@ def run(args: argparse.Namespace) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: not numbers of layers, separated by commas") from None

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from training.options import layers
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", type=Path, required=True, help="the folder of `answers`")
     parser.add_argument("--out", type=Path, required=True, help="the adapter, a safetensors file")
     parser.add_argument("--rank", type=int, default=8, help="of the adapter; 0: train the projector alone")
-    parser.add_argument("--layers", type=_layers, default=(), metavar="L,L", help="train a projector of these layers")
+    parser.add_argument("--layers", type=layers, default=(), metavar="L,L", help="train a projector of these layers")
     parser.add_argument("--hidden", type=int, default=512, help="width of the projector's middle")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the frozen weights")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -100,10 +102,3 @@ def data_digest(answers: list[Any]) -> str:
 def _best(evaluations: list[dict[str, Any]]) -> int:
     values = [float(row["all"]["divergence"]) for row in evaluations]
     return values.index(min(values))
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: not numbers of layers, separated by commas") from None
