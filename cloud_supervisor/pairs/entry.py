@@ -59,7 +59,8 @@ def add(name: str, pair: Pair, *, replace: bool = False) -> bool:
     """Check a pair and write it into the user's registry; return False if it is there already.
 
     Folders are read: an architecture that cannot be converted, and two different vocabularies, are refused, and so is
-    an adapter that is not on this machine. No hub is asked. Raises ConfigError, ModelError or TokenizerMismatch, and then writes nothing.
+    an adapter that is not on this machine. No hub is asked. Raises ConfigError, ModelError or TokenizerMismatch, and
+    then writes nothing.
     """
     adapter_file(pair.edge)
     if any(_folder_of(pair, role) is not None for role in ROLES):

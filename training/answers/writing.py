@@ -16,7 +16,7 @@ from training.pair import models_of
 from training.prompts.prompt import Prompt
 
 
-class TopTokens(LogitsProcessor):  # type: ignore[misc]
+class TopTokens(LogitsProcessor):
     """Records the likeliest tokens of each step, and changes nothing."""
 
     def __init__(self, count: int) -> None:

@@ -41,8 +41,8 @@ def permissive_packages() -> list[Distribution]:
     found = {}
     for distribution in distributions():
         fields = distribution.metadata
-        classifiers = [text for text in fields.get_all("Classifier") or () if text.startswith("License ::")]
-        stated = " ".join([fields.get("License-Expression") or "", *classifiers])
+        classifiers = (text for text in fields.get_all("Classifier") or () if text.startswith("License ::"))
+        stated = " ".join((*(fields.get_all("License-Expression") or ()), *classifiers))
         if _PERMISSIVE.search(stated) and not _RESTRICTED.search(stated):
             found[fields["Name"]] = distribution
     return [found[name] for name in sorted(found, key=str.lower)]
@@ -115,7 +115,7 @@ def tasks(functions: list[Function], count: int, seed: int) -> list[Prompt]:
     for function in functions:
         by_package.setdefault(function.package, []).append(function)
     for members in by_package.values():
-        draws.shuffle(members)  # type: ignore[arg-type]
+        draws.shuffle(members)
     prompts: list[Prompt] = []
     names: set[str] = set()
     while len(prompts) < count and by_package:
