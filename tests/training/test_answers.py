@@ -16,7 +16,7 @@ from training.answers.answer import Answer, Rows, read_answers, write_answers
 from training.answers.resumable import Asking, answer_all
 from training.answers.sampling import DRAWN, GREEDY
 from training.answers.writing import Writer
-from training.prompts.prompt import Prompt
+from training.prompt import Prompt
 
 TOP = 5
 LAYERS = (1, 2)

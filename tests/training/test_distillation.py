@@ -18,7 +18,7 @@ from training.answers.writing import Writer
 from training.distillation.drafter import Drafter, Shape
 from training.distillation.examples import batch_of, is_held_out, steps_of
 from training.distillation.train import Schedule, likeness, train
-from training.prompts.prompt import Prompt
+from training.prompt import Prompt
 
 CLOUD, EDGE = TinySource(source="tiny", seed=1), TinySource(source="tiny", seed=1, noise=0.3)
 LAYERS = (1, 2)

@@ -29,7 +29,7 @@ def test_a_text_that_shares_one_word_less_is_none() -> None:
 
 def test_a_short_reported_text_is_found_inside_a_longer_one() -> None:
     reported = Reported(["What is a black hole?"])
-    assert reported.overlaps("Tell me: what is a black hole, and who found the first?")
+    assert reported.overlaps("Say: what is a black hole, and who found the first?")
     assert not reported.overlaps("What is a black cat?")
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks.quality.task_suites import REASONING_SEED
 from chaperone_common.errors import ConfigError
+from training.prompt import Prompt, read_prompts, write_prompts
 from training.prompts import functions, questions, reasoning
 from training.prompts.overlap import words_of
-from training.prompts.prompt import Prompt, read_prompts, write_prompts
 from training.prompts.reported import reported_tasks
 
 MODULE = '''

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from training.answers.sampling import Sampling
-from training.prompts.prompt import Prompt
+from training.prompt import Prompt
 
 _DIGEST = 12  # hexadecimal digits
 

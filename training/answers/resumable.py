@@ -11,12 +11,12 @@ from training.answers.answer import write_answers
 from training.answers.batches import Batch, batches_of
 from training.answers.sampling import Sampling
 from training.answers.writing import Writer
-from training.prompts.prompt import Prompt
+from training.prompt import Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How prompts are asked."""
+    """The settings of a run that asks prompts."""
 
     samplings: Sequence[Sampling]  # the batches take turns
     max_new_tokens: int

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from training.answers.sampling import DRAWN, GREEDY
 from training.options import layers
-from training.prompts.prompt import read_prompts
+from training.prompt import read_prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

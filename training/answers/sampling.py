@@ -1,4 +1,4 @@
-"""How answers are chosen."""
+"""The choice of the tokens of an answer."""
 
 from __future__ import annotations
 

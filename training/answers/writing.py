@@ -13,7 +13,7 @@ from cloud_supervisor.export.conversion import LoadedModel, message_ids
 from training.answers.answer import Answer, Rows
 from training.answers.sampling import Sampling
 from training.pair import models_of
-from training.prompts.prompt import Prompt
+from training.prompt import Prompt
 
 
 class TopTokens(LogitsProcessor):

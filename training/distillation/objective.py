@@ -1,4 +1,4 @@
-"""What training makes small: the divergence from the large model's likely tokens."""
+"""The objective of training: the divergence from the large model's likely tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def divergence(logits: torch.Tensor, top_ids: torch.Tensor, top_logprobs: torch.
 
 @dataclass(slots=True)
 class Likeness:
-    """How like the large model a drafter is, summed over tokens."""
+    """The likeness of a drafter to the large model, summed over tokens."""
 
     tokens: int = 0
     divergence: float = 0.0  # nats

@@ -20,7 +20,7 @@ from training.distillation.objective import Likeness, divergence
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to learn."""
+    """The length and the speed of training."""
 
     learning_rate: float = 2e-4
     warmup: float = 0.05  # share of all steps
@@ -33,7 +33,7 @@ class Schedule:
 
 @dataclass(slots=True)
 class Progress:
-    """Where training stands. It is all that a resumed run needs."""
+    """The state of a training: all that a resumed run needs."""
 
     step: int = 0
     learned: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""What the large model is asked, to learn from its answers."""
+"""Prompts for the large model, whose answers are learned."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.prompts.prompt import Prompt
+from training.prompt import Prompt
 
 _PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|ISC|PSF|Python Software Foundation|0BSD|Zlib)\b", re.IGNORECASE)
 _RESTRICTED = re.compile(r"\b(GPL|LGPL|AGPL|MPL|GNU)\b", re.IGNORECASE)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from training.prompt import Prompt
 from training.prompts.overlap import words_of
-from training.prompts.prompt import Prompt
 
 TOPICS = Path(__file__).parent / "topics.txt"
 FORMS = (
@@ -22,7 +22,7 @@ FORMS = (
     "requests for a very short story, a dialogue or a poem that has to do with {topic}",
     "requests to rewrite, shorten or correct a sentence about {topic}; each contains the sentence",
     "questions about {topic} that can be answered in two or three sentences",
-    "everyday problems that have to do with {topic}, each told in two sentences, with a question at the end",
+    "everyday problems that have to do with {topic}, each in two sentences, with a question at the end",
 )
 QUESTIONS_EACH = 6
 _REQUEST = (

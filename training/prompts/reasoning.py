@@ -7,8 +7,8 @@ from itertools import cycle, islice
 
 from benchmarks.quality.task_suites import REASONING, REASONING_SEED
 from chaperone_common.errors import ConfigError
+from training.prompt import Prompt
 from training.prompts.overlap import words_of
-from training.prompts.prompt import Prompt
 
 _ENDINGS = (
     "\n\nThink step by step, then give the answer alone on the last line, after `Answer:`.",

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from chaperone_common.errors import ConfigError
 from training.answers.sampling import Sampling
+from training.prompt import Prompt, write_prompts
 from training.prompts import functions, questions, reasoning
 from training.prompts.overlap import Reported, words_of
-from training.prompts.prompt import Prompt, write_prompts
 from training.prompts.reported import reported_tasks, reported_texts
 
 _SPARE = 1.3  # prompts that are made for each one that is wanted, since some are copies
