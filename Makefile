@@ -28,7 +28,7 @@ setup: $(SETUP) ## .venv with everything, pinned by constraints.txt
 $(SETUP): pyproject.toml link_emulator/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
-	  -e '.[edge,serve,cloud,build,portable,calibrate,otel,ray,dev]' -e ./link_emulator
+	  -e '.[edge,serve,cloud,build,portable,calibrate,train,otel,ray,dev]' -e ./link_emulator
 	touch $@
 
 demo: $(SETUP) ## the default pair, cloud and device as two processes, side by side with plain streaming

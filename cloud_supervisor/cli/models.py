@@ -68,7 +68,7 @@ def _pull(console: Console, arguments: argparse.Namespace) -> None:
 
 
 def _list(console: Console, arguments: argparse.Namespace) -> None:
-    from cloud_supervisor.export.listing import list_pairs
+    from cloud_supervisor.pairs.listing import list_pairs
 
     states = list_pairs(arguments.registry)
     width = max((len(state.pair) for state in states), default=0)

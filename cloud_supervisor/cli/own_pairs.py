@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chaperone_common.artefacts.registry import CloudRecipe, Pair, load_registry, own_registry
+from chaperone_common.artefacts.registry import ADAPTER_NAME, CloudRecipe, Pair, load_registry, own_registry
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import checked, refuse
@@ -52,6 +53,12 @@ def add_own_pairs(commands: Commands) -> None:
     )
     add.add_argument(
         "--portable", action="store_true", help="a device model of standard ONNX operators; needs the extra `portable`"
+    )
+    add.add_argument(
+        "--adapter",
+        metavar="NAME",
+        type=_adapter,
+        help="of `python -m training`: a file $CHAPERONE_HOME/adapters/NAME.safetensors",
     )
     add.add_argument("--replace", action="store_true", help="replace another pair of yours that has this name")
     add.set_defaults(run=_add, extras="cloud,build")
@@ -104,6 +111,7 @@ def _add(console: Console, arguments: argparse.Namespace) -> None:
         licence=arguments.licence,
         recipe=CloudRecipe(dtype=arguments.dtype),
         portable=arguments.portable,
+        adapter=arguments.adapter,
         end_of_text=tuple(arguments.end_of_text),
     )
     if not add(name, pair, replace=arguments.replace):
@@ -210,6 +218,12 @@ def _number(most: float) -> Callable[[str], float]:
         return number
 
     return convert
+
+
+def _adapter(text: str) -> str:
+    if re.fullmatch(ADAPTER_NAME, text) is None:
+        refuse(text, "not a name of letters, digits, '.', '_' and '-'")
+    return text
 
 
 def _short(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cloud_supervisor.export.conversion import LoadedModel
+from cloud_supervisor.export.conversion import LoadedModel, message_ids
 
 # Some of each kind of text that people ask for. Agreement is highest on code.
 SAMPLE_PROMPTS = (
@@ -50,13 +50,7 @@ def count_agreeing(
 def _written(cloud: LoadedModel, vocabulary_size: int, prompt: str, max_new_tokens: int) -> tuple[torch.Tensor, int]:
     """Return the prompt's ids with the large model's greedy text, and the length of the prompt."""
     padding = [*range(vocabulary_size, cloud.model.get_output_embeddings().weight.shape[0])]  # ids that are no tokens
-    tokenizer = cloud.tokenizer
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-    else:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
+    ids = torch.tensor([message_ids(cloud.tokenizer, prompt)])
     with torch.inference_mode():
         output = cloud.model.generate(
             ids,

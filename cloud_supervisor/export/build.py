@@ -24,6 +24,7 @@ from chaperone_common.artefacts.manifest import (
     file_sha256,
 )
 from chaperone_common.artefacts.registry import (
+    ADAPTERS,
     CloudModel,
     EdgeModel,
     Pair,
@@ -88,8 +89,21 @@ def source_of(spec: Pair, role: Role) -> dict[str, Any]:
 def recipe_of(spec: Pair, role: Role) -> dict[str, Any]:
     """Return the recipe of a role in the form of its manifest."""
     if role == "edge":
-        return spec.edge.recipe.model_dump(mode="json")
+        adapter = adapter_file(spec.edge)
+        merged = {} if adapter is None else {"adapter": {"name": spec.edge.adapter, "sha256": file_sha256(adapter)}}
+        return spec.edge.recipe.model_dump(mode="json") | merged
     return spec.cloud.recipe.model_dump(mode="json") | {"end_of_text": list(spec.cloud.end_of_text)}
+
+
+def adapter_file(model: EdgeModel) -> Path | None:
+    """Return the file of the adapter, or None without one. Raises ModelError if it is missing."""
+    path = model.adapter_path
+    if path is not None and not path.is_file():
+        raise ModelError(
+            f"{model.model}: adapter: {model.adapter!r} is neither packaged nor in {chaperone_home() / ADAPTERS}; "
+            "put its file there, or leave `adapter` out of models.yaml"
+        )
+    return path
 
 
 def refuse_at_once(spec: Pair) -> None:
@@ -98,6 +112,7 @@ def refuse_at_once(spec: Pair) -> None:
     refuse_missing_packages(portable=isinstance(spec.edge.recipe, PortableRecipe))
     for role in ROLES:
         sources.refuse_absent(spec.of(role).weights, spec.of(role).model)
+    adapter_file(spec.edge)
 
 
 def refuse_named_architectures(spec: Pair) -> None:
@@ -161,6 +176,10 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
         contexts["edge"] = loaded.context_tokens
         conversion.save_tokenizer(loaded, edge)
         _refuse_different_vocabularies(pair, read_vocabulary(edge / "tokenizer.json"), vocabulary)
+        if (adapter := adapter_file(spec.edge)) is not None:
+            from cloud_supervisor.export.adapter import Adapter
+
+            Adapter.load(adapter).merge_into(loaded.model, spec.edge.model)
         conversion.export_edge(loaded, edge, spec.edge.recipe, spec.edge.model)
         del loaded
         _share_chat_template(cloud, edge, special_tokens)

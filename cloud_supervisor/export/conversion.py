@@ -96,6 +96,15 @@ def load_tokenizer(origin: Origin) -> Any:
     return tokenizer
 
 
+def message_ids(tokenizer: Any, message: str) -> list[int]:
+    """Return the token ids of a user's message, with the chat template around it if the model has one."""
+    if not tokenizer.chat_template:
+        return list(tokenizer(message).input_ids)
+    messages = [{"role": "user", "content": message}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
 def _be_quiet() -> None:
     """Switch off the libraries' warnings and bars. A failure is reported once, by its exception."""
     transformers_logging.set_verbosity_error()

@@ -18,7 +18,7 @@ from chaperone_common.artefacts.registry import (
 )
 from chaperone_common.artefacts.sources import source_of_text
 from chaperone_common.errors import TokenizerMismatch
-from cloud_supervisor.export.build import refuse_missing_packages
+from cloud_supervisor.export.build import adapter_file, refuse_missing_packages
 from cloud_supervisor.pairs.models import PairModel, temporary_models
 
 _UNSTATED = "not stated"
@@ -31,6 +31,7 @@ def own_pair(
     licence: str = _UNSTATED,
     recipe: CloudRecipe | None = None,
     portable: bool = False,
+    adapter: str | None = None,
     end_of_text: tuple[str, ...] = (),
 ) -> Pair:
     """Return the pair of two sources, each a folder or the name of a model on a hub; raises ConfigError."""
@@ -41,6 +42,7 @@ def own_pair(
             licence=licence,
             weights=small,
             recipe=PortableRecipe(exporter="optimum") if portable else EdgeRecipe(),
+            adapter=adapter,
         ),
         cloud=CloudModel(
             model=_name_of(large),
@@ -56,9 +58,11 @@ def own_pair(
 def add(name: str, pair: Pair, *, replace: bool = False) -> bool:
     """Check a pair and write it into the user's registry; return False if it is there already.
 
-    Folders are read: an architecture that cannot be converted, and two different vocabularies, are refused. No hub is
-    asked. Raises ConfigError, ModelError or TokenizerMismatch, and then writes nothing.
+    Folders are read: an architecture that cannot be converted, and two different vocabularies, are refused, and so is
+    an adapter that is not on this machine. No hub is asked. Raises ConfigError, ModelError or TokenizerMismatch, and
+    then writes nothing.
     """
+    adapter_file(pair.edge)
     if any(_folder_of(pair, role) is not None for role in ROLES):
         refuse_missing_packages(portable=isinstance(pair.edge.recipe, PortableRecipe))
         with temporary_models(pair) as models:

@@ -12,7 +12,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The packages below each import root.
-ROOTS = {"common": ["chaperone_common"], ".": ["edge_client", "cloud_supervisor", "link_emulator", "benchmarks"]}
+ROOTS = {
+    "common": ["chaperone_common"],
+    ".": ["edge_client", "cloud_supervisor", "link_emulator", "benchmarks", "training"],
+}
 MOST_MODULES = 14  # of a folder, apart from __init__.py and generated code
 
 
@@ -98,7 +101,17 @@ def test_an_import_is_found_at_any_place(line: str) -> None:
 
 
 def test_folders_are_small() -> None:
-    folders = ["common", "edge_client", "cloud_supervisor", "link_emulator", "benchmarks", "examples", "tools", "tests"]
+    folders = [
+        "common",
+        "edge_client",
+        "cloud_supervisor",
+        "link_emulator",
+        "benchmarks",
+        "examples",
+        "tools",
+        "training",
+        "tests",
+    ]
     paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
     sizes = Counter(path.parent for path in paths if path.name != "__init__.py" and "pb" not in path.parts)
     crowded = {str(folder.relative_to(REPOSITORY)): size for folder, size in sizes.items() if size > MOST_MODULES}

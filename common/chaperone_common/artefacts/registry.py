@@ -17,6 +17,9 @@ from chaperone_common.settings import FrozenModel, load_yaml
 from chaperone_common.settings.packaged import packaged_path
 from chaperone_common.suggestion import nearest
 
+ADAPTERS = "adapters"  # folder of adapters, under $CHAPERONE_HOME and among the packaged settings
+ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
 _UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: controls, surrogates, ends of lines and paragraphs
 
 
@@ -119,6 +122,19 @@ class EdgeModel(FrozenModel):
     architecture: _Text | None = None  # `model_type` of config.json; named, it is checked before any download
     weights: Weights
     recipe: DeviceRecipe = EdgeRecipe()
+    adapter: str | None = Field(default=None, pattern=f"^{ADAPTER_NAME}$")  # merged before quantisation
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """The file of the adapter: the user's own, else the packaged one; None without an adapter.
+
+        It need not exist.
+        """
+        if self.adapter is None:
+            return None
+        name = f"{self.adapter}.safetensors"
+        own = chaperone_home() / ADAPTERS / name
+        return own if own.exists() else packaged_path(f"{ADAPTERS}/{name}")
 
 
 class CloudModel(FrozenModel):

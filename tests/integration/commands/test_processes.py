@@ -214,7 +214,7 @@ def test_a_device_without_its_packages_names_the_extra() -> None:
     assert (code, "Traceback" in err, "pip install" in err) == (1, True, False), "a bug of our own"
 
 
-@pytest.mark.parametrize("module", ["chaperone_common.artefacts.registry", "cloud_supervisor.export.listing"])
+@pytest.mark.parametrize("module", ["chaperone_common.artefacts.registry", "cloud_supervisor.pairs.listing"])
 def test_a_missing_module_of_our_own_is_a_bug_with_its_traceback(module: str) -> None:
     script = f"import sys; sys.modules[{module!r}] = None; from cloud_supervisor.cli import main; sys.exit(main())"
     code, _, err = ended(start_python("-c", script, "models", "list"))

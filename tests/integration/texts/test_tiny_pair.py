@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from chaperone_common.artefacts.folders import ROLES, Role
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.errors import ModelCorrupt, ModelMissing, TokenizerMismatch
-from cloud_supervisor.export.listing import list_pairs
 from cloud_supervisor.export.pull import pull
+from cloud_supervisor.pairs.listing import list_pairs
 from tests.support.models.onnx_builder import builder_in_process
 from tests.support.processes.commands import ROOT, environment
 

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, decoders, models
 from chaperone_common.artefacts.fetch import fetch, pip_download
 from chaperone_common.artefacts.registry import TinySource, WheelsSource, default_registry, load_registry
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelError
-from cloud_supervisor.export.listing import list_pairs
 from cloud_supervisor.export.pull import pull
 from cloud_supervisor.export.tokenizer import read_vocabulary, strip_padding
+from cloud_supervisor.pairs.listing import list_pairs
 
 PARTS = (b"the first part, ", b"the second, ", b"the third")
 

@@ -18,10 +18,10 @@ from chaperone_common.artefacts.sources import content_of
 from chaperone_common.errors import ModelError, TokenizerMismatch
 from cloud_supervisor.cli import main
 from cloud_supervisor.export.failures import as_model_errors, reason_in
-from cloud_supervisor.export.listing import list_pairs
 from cloud_supervisor.export.patience import signs_of_life
 from cloud_supervisor.export.pull import pull
 from cloud_supervisor.export.workplace import Workplace
+from cloud_supervisor.pairs.listing import list_pairs
 
 PULL = ["models", "pull", "--pair", "mine"]
 

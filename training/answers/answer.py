@@ -1,0 +1,112 @@
+"""An answer, and files of answers.
+
+One file holds the answers of one batch, as arrays that are joined end to end:
+
+tokens         int32 [N]        prompt and answer of each text
+lengths        int32 [texts, 2] tokens of the prompt, and of the answer
+top_ids        int32 [M, K]     for each token of an answer, the K likeliest at its place, the likeliest first
+top_logprobs   float16 [M, K]   their natural log-probabilities at temperature 1
+encoding_L     int8 [P, width]  for each token of a prompt, the hidden state after layer L, in steps of its scale
+scale_L        float32 [P]      the step of each row
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chaperone_common.errors import ConfigError
+
+_LARGEST = 127  # of int8
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of numbers in int8, each with a scale of its own."""
+
+    values: NDArray[np.int8]  # [rows, width]
+    scales: NDArray[np.float32]  # [rows]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float32]) -> Rows:
+        """Round rows to int8; the largest number of each becomes 127."""
+        scales = (np.abs(rows).max(axis=1, initial=0.0) / _LARGEST).astype(np.float32)
+        steps = np.where(scales > 0, scales, 1.0)
+        return cls(np.rint(rows / steps[:, None]).astype(np.int8), scales)
+
+    def restored(self) -> NDArray[np.float32]:
+        """Return the rounded numbers."""
+        return self.values.astype(np.float32) * self.scales[:, None]
+
+    def __getitem__(self, place: slice) -> Rows:
+        return Rows(self.values[place], self.scales[place])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt and what the large model wrote after it."""
+
+    id: str
+    kind: str
+    prompt: NDArray[np.int32]  # [p] token ids, with the chat template around the message
+    tokens: NDArray[np.int32]  # [m] token ids; the last one ends the text, unless the text was cut
+    top_ids: NDArray[np.int32]  # [m, K]
+    top_logprobs: NDArray[np.float16]  # [m, K]
+    encodings: Mapping[int, Rows]  # by layer: [p, width]
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """Write a file of one batch; it is there as a whole or not at all."""
+    arrays: dict[str, Any] = {
+        "ids": np.array([answer.id for answer in answers]),
+        "kinds": np.array([answer.kind for answer in answers]),
+        "lengths": np.array([(len(answer.prompt), len(answer.tokens)) for answer in answers], np.int32),
+        "tokens": np.concatenate([part for answer in answers for part in (answer.prompt, answer.tokens)]),
+        "top_ids": np.concatenate([answer.top_ids for answer in answers]),
+        "top_logprobs": np.concatenate([answer.top_logprobs for answer in answers]),
+    }
+    for layer in answers[0].encodings:
+        arrays[f"encoding_{layer}"] = np.concatenate([answer.encodings[layer].values for answer in answers])
+        arrays[f"scale_{layer}"] = np.concatenate([answer.encodings[layer].scales for answer in answers])
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """Return all answers of a folder, in the order of its files; raises ConfigError if there is none."""
+    answers = [answer for path in sorted(folder.glob("*.npz")) for answer in _read(path)]
+    if not answers:
+        raise ConfigError(f"{folder}: no answers; write them with `python -m training answers`")
+    return answers
+
+
+def _read(path: Path) -> Iterator[Answer]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); delete it, and write its answers again") from None
+    layers = [int(name.removeprefix("encoding_")) for name in arrays if name.startswith("encoding_")]
+    token = top = row = 0
+    for text, (prompt, written) in enumerate(arrays["lengths"].tolist()):
+        tops, rows = slice(top, top + written), slice(row, row + prompt)
+        yield Answer(
+            id=str(arrays["ids"][text]),
+            kind=str(arrays["kinds"][text]),
+            prompt=arrays["tokens"][token : token + prompt],
+            tokens=arrays["tokens"][token + prompt : token + prompt + written],
+            top_ids=arrays["top_ids"][tops],
+            top_logprobs=arrays["top_logprobs"][tops],
+            encodings={layer: Rows(arrays[f"encoding_{layer}"], arrays[f"scale_{layer}"])[rows] for layer in layers},
+        )
+        token, top, row = token + prompt + written, top + written, row + prompt

@@ -1,0 +1,64 @@
+"""Answers to many prompts, a file for each batch, so that an interrupted run goes on where it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.answers.answer import write_answers
+from training.answers.batches import Batch, batches_of
+from training.answers.sampling import Sampling
+from training.answers.writing import Writer
+from training.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The settings of a run that asks prompts."""
+
+    samplings: Sequence[Sampling]  # the batches take turns
+    max_new_tokens: int
+    batch: int  # texts at once
+    seed: int
+
+
+def answer_all(
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    asking: Asking,
+    folder: Path,
+    *,
+    max_seconds: float = float("inf"),
+    say: Callable[[str], None],
+) -> bool:
+    """Write the files that are missing in `folder`; return whether all are there.
+
+    No further batch is begun after `max_seconds`. A file of other prompts or settings has another name, and stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = batches_of(
+        prompts,
+        lambda prompt: len(writer.prompt_ids(prompt)),
+        size=asking.batch,
+        samplings=asking.samplings,
+        seed=asking.seed,
+    )
+    settings = writer.settings | {"max_new_tokens": asking.max_new_tokens}
+    missing = [batch for batch in batches if not (folder / batch.file_name(settings)).exists()]
+    ends_s = time.monotonic() + max_seconds
+    for done, batch in enumerate(missing):
+        if time.monotonic() > ends_s:
+            say(f"{len(missing) - done} of {len(batches)} batches are left; the same command goes on")
+            return False
+        began_s = time.monotonic()
+        answers = writer.write(batch.prompts, batch.sampling, asking.max_new_tokens)
+        write_answers(folder / batch.file_name(settings), answers)
+        tokens = sum(len(answer.tokens) for answer in answers)
+        say(_said(batch, len(batches), tokens, time.monotonic() - began_s))
+    return True
+
+
+def _said(batch: Batch, batches: int, tokens: int, seconds: float) -> str:
+    return f"batch {batch.number} of {batches}: {len(batch.prompts)} answers, {tokens} tokens in {seconds:.0f} s"

@@ -1,0 +1,1 @@
+"""Training of the drafter on the large model's answers."""

@@ -1,0 +1,111 @@
+"""The device's model in training: its own weights stay, and a low-rank adapter, a projector, or both are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from cloud_supervisor.export.adapter import Adapter, LowRank
+from training.distillation.examples import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of what is learned."""
+
+    rank: int = 8  # of the adapter; 0: no adapter
+    layers: tuple[int, ...] = ()  # of the large model, which the projector reads; empty: no projector
+    hidden: int = 512  # width of the projector's middle
+
+
+class Projector(torch.nn.Module):
+    """Linear, ReLU, Linear: from the large model's hidden states to Z, which is added to the prompt's embeddings.
+
+    Source: LLM-to-SLM (Bergner et al. 2024, arXiv 2402.16844). The last matrix starts at zero, so that Z does.
+    """
+
+    def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.RMSNorm(width_in, elementwise_affine=False)
+        self.first = torch.nn.Linear(width_in, hidden)
+        self.last = torch.nn.Linear(hidden, width_out)
+        torch.nn.init.zeros_(self.last.weight)
+        torch.nn.init.zeros_(self.last.bias)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return Z [..., width_out] of hidden states [..., width_in]."""
+        result: torch.Tensor = self.last(torch.relu(self.first(self.norm(states))))
+        return result
+
+
+class Drafter:
+    """The device's model with what is learned."""
+
+    def __init__(self, model: Any, shape: Shape, encoding_width: int = 0) -> None:
+        """Take a causal language model of transformers; its weights are frozen."""
+        model.requires_grad_(False)
+        self._shape = shape
+        self._base = model
+        self.projector: Projector | None = None
+        if shape.rank:
+            config = LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules="all-linear")
+            self._adapted: Any = get_peft_model(model, config)
+        else:
+            self._adapted = None
+        if shape.layers:
+            width = model.get_input_embeddings().weight.shape[1]
+            self.projector = Projector(encoding_width, shape.hidden, width)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Yield what is learned."""
+        yield from (parameter for parameter in self._base.parameters() if parameter.requires_grad)
+        if self.projector is not None:
+            yield from self.projector.parameters()
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Return the logits [M, vocabulary] before each token of the batch's answers."""
+        embeddings = self._base.get_input_embeddings()(batch.tokens)
+        if self.projector is not None and batch.encodings is not None:
+            z = self.projector(batch.encodings)
+            places = torch.arange(z.shape[1])[None, :, None] < torch.tensor(batch.prompt_lengths)[:, None, None]
+            z = torch.where(places, z, 0.0).to(embeddings.dtype)
+            embeddings = torch.cat([embeddings[:, : z.shape[1]] + z, embeddings[:, z.shape[1] :]], dim=1)
+        states = self._base.get_decoder()(
+            inputs_embeds=embeddings, attention_mask=batch.mask, use_cache=False
+        ).last_hidden_state
+        result: torch.Tensor = self._base.get_output_embeddings()(states.flatten(0, 1)[batch.rows])
+        return result
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Return copies of all that is learned, by name."""
+        own = {name: value for name, value in self._base.named_parameters() if value.requires_grad}
+        if self.projector is not None:
+            own |= {f"projector.{name}": value for name, value in self.projector.named_parameters()}
+        return {name: value.detach().clone() for name, value in own.items()}
+
+    def load(self, learned: dict[str, torch.Tensor]) -> None:
+        """Take over what `learned` has returned."""
+        with torch.no_grad():
+            for name, value in self._base.named_parameters():
+                if value.requires_grad:
+                    value.copy_(learned[name])
+            for name, value in self.projector.named_parameters() if self.projector is not None else ():
+                value.copy_(learned[f"projector.{name}"])
+
+    def adapter(self, model: str, provenance: dict[str, Any]) -> Adapter:
+        """Return the adapter, without the projector."""
+        matrices = {
+            name: LowRank(module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach())
+            for name, module in self._base.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        return Adapter(model, 2.0, matrices, provenance)
+
+
+def encoding_width(encodings: Sequence[Any], layers: Sequence[int]) -> int:
+    """Return the width of the joined hidden states of some layers."""
+    return sum(encodings[0][layer].values.shape[1] for layer in layers)

@@ -1,0 +1,58 @@
+"""A prompt, and files of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from chaperone_common.errors import ConfigError
+
+KINDS = ("code", "general", "reasoning")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A user's message, with a name that is its own."""
+
+    id: str
+    kind: str  # one of KINDS
+    text: str
+
+
+def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
+    """Write a file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in prompts]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Return the prompts of a file; raise ConfigError, naming the line, if it is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    prompts = [_prompt_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise ConfigError(f"{path}: it holds no prompt; write JSON lines of id, kind and text")
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise ConfigError(f"{path}: id {prompt.id!r} is there twice; give each prompt its own")
+        seen.add(prompt.id)
+    return prompts
+
+
+def _prompt_of(line: str, place: str) -> Prompt:
+    try:
+        row = json.loads(line)
+        prompt = Prompt(row["id"], row["kind"], row["text"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{place}: not a prompt ({error}); write an object of id, kind and text") from None
+    if not all(isinstance(value, str) and value for value in (prompt.id, prompt.kind, prompt.text)):
+        raise ConfigError(f"{place}: id, kind and text must be texts that are not empty")
+    if prompt.kind not in KINDS:
+        raise ConfigError(f"{place}: kind {prompt.kind!r} is none; there are {', '.join(KINDS)}")
+    return prompt

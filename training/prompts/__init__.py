@@ -1,0 +1,1 @@
+"""Prompts for the large model, whose answers are learned."""
