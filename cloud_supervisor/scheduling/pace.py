@@ -25,6 +25,7 @@ _LEAST_SPREAD = 1e-3  # variance of the tokens of forwards over their squared me
 _TERMS = (1, 2, 0)  # what explains most comes first
 _SUBSETS = [list(terms) for size in (1, 2, 3) for terms in combinations(_TERMS, size)]
 _BETTER = 1e-6  # relative gain by which more terms, or later ones, are preferred
+_SINGULAR = 1e-9  # a term that keeps this share of its square next to others is no term of its own
 _PAIRS = 1000.0  # keeps the three terms of similar size
 
 
@@ -87,11 +88,31 @@ def _pairs(tokens: int, start: int) -> float:
 
 def _fit(products: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the costs [3], none below 0, with the least squared error: those of the best set of terms."""
+    left, right = products.tolist(), targets.tolist()  # numpy would take ten times as long for so few numbers
     best, least = np.zeros(3), 0.0
     for terms in _SUBSETS:
-        costs = np.zeros(3)
-        costs[terms] = np.linalg.lstsq(products[np.ix_(terms, terms)], targets[terms], rcond=1e-9)[0]
-        error = costs @ products @ costs - 2 * costs @ targets  # plus the same for all
-        if (costs >= 0).all() and error < least - _BETTER * abs(least):
-            best, least = costs, float(error)
+        costs = _solved(left, right, terms)
+        if costs is None or min(costs) < 0:
+            continue
+        error = -sum(cost * right[term] for cost, term in zip(costs, terms, strict=True))  # up to what all share
+        if error < least - _BETTER * abs(least):
+            best, least = np.zeros(3), error
+            best[terms] = costs
     return best
+
+
+def _solved(left: list[list[float]], right: list[float], terms: list[int]) -> list[float] | None:
+    """Return the costs of some terms by the normal equations; None if fewer terms explain as much."""
+    rows = [[*(left[term][other] for other in terms), right[term]] for term in terms]
+    for place, row in enumerate(rows):
+        if row[place] <= _SINGULAR * left[terms[place]][terms[place]]:
+            return None
+        for below in rows[place + 1 :]:
+            factor = below[place] / row[place]
+            below[:] = [value - factor * other for value, other in zip(below, row, strict=True)]
+    costs: list[float] = []
+    for place in reversed(range(len(rows))):
+        *_, value = rows[place]
+        known = sum(cost * rows[place][-2 - index] for index, cost in enumerate(costs))
+        costs.append((value - known) / rows[place][place])
+    return costs[::-1]
