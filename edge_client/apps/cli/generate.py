@@ -22,7 +22,15 @@ from edge_client.apps.batch.prompt_file import STANDARD, PromptFile, read_prompt
 from edge_client.apps.batch.results import open_results
 from edge_client.apps.batch.run import Batch, Tally
 from edge_client.apps.cli.models import pull_if_missing
-from edge_client.apps.cli.options import Commands, add_settings, as_flags, check_characters, config_of, parameters_of
+from edge_client.apps.cli.options import (
+    Commands,
+    add_settings,
+    as_flags,
+    check_characters,
+    config_of,
+    instead_of_flag,
+    parameters_of,
+)
 from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
 from edge_client.client import EdgeClient
@@ -48,6 +56,8 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate = commands.add_parser(
         "generate",
         help="generate one text, or a batch",
+        instead=instead_of_flag,
+        text="prompt",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{BATCHES}\n{exit_codes}",
     )

@@ -14,7 +14,8 @@ from chaperone_common.errors import InvalidRequest
 from edge_client.apps.cli.values import pair, path
 from edge_client.config import EdgeConfig
 from edge_client.model.onnx_model import check_providers
-from edge_client.parameters import parse_max_cloud_share, parse_params, parse_promises
+from edge_client.parameters import RequestParameters, parse_max_cloud_share, parse_params, parse_promises
+from edge_client.refused_names import instead_of
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"  # argparse has no public name for it
 RunCommand = Callable[[Console, argparse.Namespace], int]  # returns the exit code
@@ -32,6 +33,45 @@ _CLOUD_FLAGS = {
 
 
 _FLAGS = {"top_logprobs": "logprobs"}  # of parameters whose flag has another name
+
+# Well-known names that a command answers otherwise than a function does.
+_INSTEAD = {
+    "output_scores": "give --logprobs K, with --json or --out",
+    "output_logits": "give --logprobs K, with --json or --out",
+    "top_logprobs": "give --logprobs K, with --json or --out",
+    "stream": "text is printed as it is written; leave it out",
+    "stream_options": "text is printed as it is written; leave it out",
+    "model": "the pair is the model; give --pair NAME",
+    "messages": "the prompt is one user message; a batch takes messages, see --prompts",
+    "system": "the prompt is one user message; a batch takes messages, see --prompts",
+    "input": "give the prompt as an argument, or on standard input",
+    "prompt": "give the prompt as an argument, without a flag, or on standard input",
+}
+_SERVICE_INSTEAD = {"model": _INSTEAD["model"], "host": "give --listen HOST:PORT", "port": "give --listen HOST:PORT"}
+
+
+_NAMES = {
+    name: f"--{_FLAGS.get(name, name.replace('_', '-'))}" for name in (*RequestParameters.__annotations__, "timeout")
+}
+
+
+def instead_of_flag(flag: str) -> str | None:
+    """Return what to give instead of a well-known flag of other programs; None if it is not well known."""
+    name = _name_of(flag)
+    return _INSTEAD.get(name) or instead_of(name, _NAMES)
+
+
+def instead_of_service_flag(flag: str) -> str | None:
+    """Return the same for a service, whose parameters come with each request."""
+    name = _name_of(flag)
+    if name in RequestParameters.__annotations__:
+        return "clients send it with each request; leave it out"
+    return _SERVICE_INSTEAD.get(name) or instead_of(name)
+
+
+def _name_of(flag: str) -> str:
+    """Return the parameter that a flag would give, "" for a short flag."""
+    return flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:

@@ -128,7 +128,7 @@ def test_wrong_usage_exits_with_two(
         (["--prompts", "in.jsonl"], "--prompts and --out belong together"),
         (["--out", "out.jsonl", PROMPT], "--prompts and --out belong together"),
         (["--prompts", "in.jsonl", "--out", "out.jsonl", PROMPT], "give a prompt or --prompts, not both"),
-        (["--colour", PROMPT], "unrecognized arguments: --colour"),
+        (["--colour", PROMPT], "--colour: unknown flag (did you mean '--cloud'?)"),
     ],
 )
 def test_wrong_flags_exit_with_two(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
