@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from chaperone_common.address import split_addresses
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
+from chaperone_common.command.pair_name import add_pair_name
 from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.errors import InvalidRequest
 from edge_client.apps.cli.values import pair, path
@@ -74,8 +75,8 @@ def _name_of(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
 
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """Add the flags that choose the configuration."""
+def add_settings(command: argparse.ArgumentParser, *, takes_name: bool = False) -> None:
+    """Add the flags that choose the configuration. With `takes_name`, the pair may be an argument, too."""
     names_files(command.add_argument("--config", type=path, metavar="FILE", help="YAML file; flags override it"))
     command.add_argument(
         "--cloud",
@@ -100,9 +101,12 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--insecure", action="store_true", default=None, help="allow plain text to a cloud that is not on this machine"
     )
-    command.add_argument(
-        "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
-    )
+    if takes_name:
+        add_pair_name(command, pair, what="model pair: tiny, default, or another that the cloud serves")
+    else:
+        command.add_argument(
+            "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
+        )
 
 
 def config_of(arguments: argparse.Namespace) -> EdgeConfig:

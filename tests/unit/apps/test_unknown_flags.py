@@ -35,7 +35,7 @@ REFUSED = [
     ),
     (["serve", "--port", "80"], "--port: give --listen HOST:PORT"),
     (["serve", "--temperature", "1"], "--temperature: clients send it with each request; leave it out"),
-    (["models", "list", "tiny"], "unrecognized arguments: tiny"),
+    (["models", "list", "tiny", "default"], "unrecognized arguments: default"),
     (["models", "list", "--pear", "tiny"], "--pear: unknown flag (did you mean '--pair'?)"),
 ]
 
