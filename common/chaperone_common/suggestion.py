@@ -29,6 +29,11 @@ def summary(text: str, tokens: int | None = None) -> str:
     return f"{shown(text, 50)} ({', '.join(counts)})"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an `s` unless there is one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return a hint to append to a message: the nearest known name, or all known names; "" if there are none."""
     if near := nearest(given, known):
