@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from chaperone_common.command.completion import names_pairs
+
 _GIVEN = "given_pair"  # in the namespace: the name that was given so far
 
 
@@ -13,8 +15,8 @@ def add_pair_name(
     command: argparse.ArgumentParser, kind: Callable[[str], str], *, what: str, default: str | None = None
 ) -> None:
     """Add both forms of the name; `kind` is its `type=`, and `what` its help. The result is `arguments.pair`."""
-    command.add_argument("--pair", action=_PairName, type=kind, default=default, metavar="NAME", help=what)
-    command.add_argument("pair", nargs="?", action=_PairName, type=kind, metavar="NAME", help="the same")
+    names_pairs(command.add_argument("--pair", action=_PairName, type=kind, default=default, metavar="NAME", help=what))
+    names_pairs(command.add_argument("pair", nargs="?", action=_PairName, type=kind, metavar="NAME", help="the same"))
     command.set_defaults(wrong_usage=command.error)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from chaperone_common.address import split_addresses
-from chaperone_common.command.completion import names_files
+from chaperone_common.command.completion import names_files, names_pairs
 from chaperone_common.command.console import Console
 from chaperone_common.command.pair_name import add_pair_name
 from chaperone_common.command.parser import CommandParser, checked
@@ -104,8 +104,10 @@ def add_settings(command: argparse.ArgumentParser, *, takes_name: bool = False) 
     if takes_name:
         add_pair_name(command, pair, what="model pair: tiny, default, or another that the cloud serves")
     else:
-        command.add_argument(
-            "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
+        names_pairs(
+            command.add_argument(
+                "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
+            )
         )
 
 
