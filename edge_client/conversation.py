@@ -110,9 +110,9 @@ class Conversation:
             raise InvalidRequest(f"on_overflow: {shown(on_overflow)} is none of {', '.join(get_args(OnOverflow))}")
         check_names(parameters, (*_OF_TURNS, *_OF_ALL_TURNS, *_ARGUMENTS), _NEVER | OF_METHODS)
         if system is not None and not isinstance(system, str):
-            raise InvalidRequest(f"system: a {type(system).__name__}; give text, or messages=[...]")
+            raise InvalidRequest(f"system: {type(system).__name__} is not text; give text, or messages=[...]")
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-            raise InvalidRequest(f"messages: a {type(messages).__name__}; give a list of messages")
+            raise InvalidRequest(f"messages: {type(messages).__name__} is not a list; give a list of messages")
         config = client.config
         parse_mode(parameters.get("mode"), config.mode)
         parse_params(plain_names(parameters), config.generation)
