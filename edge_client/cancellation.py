@@ -111,6 +111,6 @@ class Interrupt:
 
     def _too_late(self) -> GenerationTimeout:
         return GenerationTimeout(
-            f"timeout: the generation did not end within {self._timeout_s:g} s; give it more time, or "
-            "resume it from its final tokens"
+            f"timeout: the generation did not end within {self._timeout_s:g} s",
+            remedy="give it more time, or resume it from its final tokens",
         )

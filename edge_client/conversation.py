@@ -17,7 +17,17 @@ from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation
 from edge_client.events import Event
 from edge_client.generation import Generation, GenerationRequest, Streamer
-from edge_client.parameters import RequestParameters, check_names, merged, plain_names
+from edge_client.parameters import (
+    OF_METHODS,
+    RequestParameters,
+    check_names,
+    merged,
+    parse_max_cloud_share,
+    parse_mode,
+    parse_params,
+    parse_promises,
+    plain_names,
+)
 from edge_client.running import Run, Runs, final_text, whole
 from edge_client.text import PromptReader
 from edge_client.text.continued import ChatTokens, continued
@@ -29,7 +39,12 @@ Message = Mapping[str, Any]
 OnOverflow = Literal["refuse", "drop_oldest", "cloud"]
 # The other policies that may find room where one does not.
 OTHER_POLICIES: Mapping[OnOverflow, str] = {"refuse": "drop_oldest or cloud", "drop_oldest": "", "cloud": "drop_oldest"}
-_NEVER = ("committed_token_ids", "raw")  # parameters that no turn takes
+# Parameters that no turn takes; those that only the whole conversation takes, and its further arguments.
+_NEVER = dict.fromkeys(("committed_token_ids", "raw"), "a turn of a conversation does not take it; leave it out")
+_OF_ALL_TURNS = ("tools", "parse_special")
+_ARGUMENTS = ("system", "messages", "on_overflow", "in_place_of")
+_OF_TURNS = tuple(name for name in RequestParameters.__annotations__ if name not in (*_NEVER, *_OF_ALL_TURNS))
+_ELSEWHERE = {name: f"give {name} to client.conversation({name}=...)" for name in (*_OF_ALL_TURNS, *_ARGUMENTS)}
 _NAMED = 3  # messages of a turn that its `repr` has
 
 
@@ -93,13 +108,23 @@ class Conversation:
         """See `EdgeClient.conversation`."""
         if on_overflow not in get_args(OnOverflow):
             raise InvalidRequest(f"on_overflow: {shown(on_overflow)} is none of {', '.join(get_args(OnOverflow))}")
-        check_names(parameters)
-        _refuse(parameters, *_NEVER)
+        check_names(parameters, (*_OF_TURNS, *_OF_ALL_TURNS, *_ARGUMENTS), _NEVER | OF_METHODS)
+        if system is not None and not isinstance(system, str):
+            raise InvalidRequest(f"system: {type(system).__name__} is not text; give text, or messages=[...]")
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise InvalidRequest(f"messages: {type(messages).__name__} is not a list; give a list of messages")
+        config = client.config
+        parse_mode(parameters.get("mode"), config.mode)
+        parse_params(plain_names(parameters), config.generation)
+        parse_promises(parameters, config.gate)
+        parse_max_cloud_share(parameters, config.gate)
         self.on_overflow = on_overflow
         self._client = client
         self._runs = runs
         self._prompts = prompts
-        before = ([{"role": "system", "content": system}] if system is not None else []) + [*_messages(messages)]
+        prompts.check(messages, parameters.get("tools"))
+        before: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+        before += messages
         self._head, self._earlier = _grouped(before)
         self._tools = parameters.get("tools")
         self._parse_special = bool(parameters.get("parse_special"))
@@ -299,11 +324,10 @@ class Conversation:
         parameters: RequestParameters,
     ) -> tuple[_Unfinished, GenerationRequest]:
         """Return the next turn, and the request that writes it; raises InvalidRequest."""
-        check_names(parameters)
+        check_names(parameters, _OF_TURNS, _NEVER | _ELSEWHERE | OF_METHODS)
         given = cast(RequestParameters, {name: value for name, value in parameters.items() if value is not None})
         if isinstance(message, PartialGeneration):
             return self._resumed(message, given)
-        _refuse(given, *_NEVER, "tools", "parse_special")
         given = merged(self._parameters, given)
         said, earlier, dropped = _messages(message), self._earlier, 0
         while True:
@@ -364,12 +388,6 @@ class Conversation:
     def _check_idle(self) -> None:
         if self._writing is not None:
             raise InvalidRequest("conversation: a turn is being written; wait for its end, or cancel it")
-
-
-def _refuse(parameters: RequestParameters, *names: str) -> None:
-    for name in names:
-        if parameters.get(name) is not None:
-            raise InvalidRequest(f"{name}: a turn of a conversation does not take it; leave it out")
 
 
 def _beginning(content: object) -> str:

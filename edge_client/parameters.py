@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, cast
 
 from chaperone_common.artefacts.manifest import ModelManifest
@@ -11,11 +11,11 @@ from chaperone_common.errors import ConfigError, InvalidRequest, PromptTooLong
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.settings import FrozenModel
-from chaperone_common.suggestion import cut, did_you_mean, shown
+from chaperone_common.suggestion import counted, shown
 from chaperone_common.types import GenerationParams, Mode, Promises, PromptInput, SamplingParams
 from edge_client.config import EdgeConfig, GateSettings, GenerationSettings
 from edge_client.generation import GenerationRequest, Prompt
-from edge_client.refused_names import instead_of
+from edge_client.refused_names import refuse_others
 
 PROMISES = ("catch", "max_deviation")
 GATED_ONLY = (*PROMISES, "max_cloud_share")  # parameters of `gated` alone
@@ -23,11 +23,11 @@ _SEED_BITS = 32  # of a drawn seed: every JSON reader keeps such a number whole
 _SETTLED = (  # by a resumed text
     *("temperature", "do_sample", "top_p", "top_k", "min_p", "seed", "stop", "stop_strings", "committed_token_ids"),
 )
-_OF_METHODS = {  # arguments that are no parameters, and the methods that take them
-    "timeout": "generate, stream and stream_text take",
-    "cancellation": "generate, stream and stream_text take",
-    "explain": "stream takes",
-    "streamer": "generate takes",
+OF_METHODS = {  # arguments that are no parameters, and the methods that take them
+    "timeout": "only generate, stream and stream_text take it, as an argument of the method",
+    "cancellation": "only generate, stream and stream_text take it, as an argument of the method",
+    "explain": "only stream takes it, as an argument of the method",
+    "streamer": "only generate takes it, as an argument of the method",
 }
 
 SettingsT = TypeVar("SettingsT", bound=FrozenModel)
@@ -146,17 +146,15 @@ def parse_mode(value: Mode | str | None, default: Mode) -> Mode:
         raise InvalidRequest(f"mode: {shown(value)} is none of {', '.join(Mode)}") from None
 
 
-def check_names(parameters: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest for a name that is no parameter: say what to do instead, or suggest the nearest one."""
-    known = RequestParameters.__annotations__
+def check_names(
+    parameters: Mapping[str, Any],
+    takes: Collection[str] = tuple(RequestParameters.__annotations__),
+    elsewhere: Mapping[str, str] = OF_METHODS,
+) -> None:
+    """Raise InvalidRequest for a name that is no parameter; `takes` and `elsewhere` are as for `refuse_others`."""
     if type(number := parameters.get("logprobs")) is int:
         raise InvalidRequest(f"logprobs: {shown(number)} is a number; use logprobs=True, top_logprobs={shown(number)}")
-    for name in parameters:
-        if name in _OF_METHODS:
-            raise InvalidRequest(f"{name}: no parameter; only {_OF_METHODS[name]} it, as an argument of the method")
-        if name not in known:
-            instead = instead_of(name) or f"unknown parameter{did_you_mean(name, (*known, *_OF_METHODS))}"
-            raise InvalidRequest(f"{cut(name)}: {instead}")
+    refuse_others(parameters, takes, elsewhere)
 
 
 def plain_names(given: RequestParameters) -> RequestParameters:
@@ -263,8 +261,8 @@ def text_limit(request: GenerationRequest, manifest: ModelManifest, context_toke
     limit = min(len(request.prompt.token_ids) + request.params.max_new_tokens, context_tokens)
     if length >= limit:
         raise InvalidRequest(
-            f"committed_token_ids: {len(committed_ids)} tokens are as many as max_new_tokens, "
-            f"{request.params.max_new_tokens}; nothing is left to write"
+            f"max_new_tokens: {request.params.max_new_tokens} counts the whole text, of which "
+            f"{counted(len(committed_ids), 'token')} {'is' if len(committed_ids) == 1 else 'are'} final; give more"
         )
     return limit
 

@@ -1,8 +1,12 @@
-"""Well-known parameters of other APIs that no request here takes, and what to do instead."""
+"""Names that a call does not take, such as well-known parameters of other APIs, and what to do instead."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from chaperone_common.errors import InvalidRequest
+from chaperone_common.suggestion import cut, near_name
 
 # Names of Hugging Face's `generate`, OpenAI, vLLM, llama.cpp and Ollama. A sentence completes "NAME: ...". In braces
 # are parameters of ours, which the endpoint may call otherwise.
@@ -151,3 +155,22 @@ def instead_of(name: str, names: Mapping[str, str] | None = None) -> str | None:
     """
     sentence = _SENTENCE_OF.get(name)
     return None if sentence is None else sentence.format_map(_Names(names or {}))
+
+
+def refuse_others(given: Mapping[str, Any], takes: Collection[str], elsewhere: Mapping[str, str]) -> None:
+    """Raise InvalidRequest for a name that a call does not take: say what to do instead, or suggest the nearest one.
+
+    `elsewhere` has names that other calls take, each with a sentence about it. They may be given as None.
+    """
+    for name, value in given.items():
+        if name in takes or (name in elsewhere and value is None):
+            continue
+        if name in elsewhere:
+            raise InvalidRequest(f"{name}: no parameter here; {elsewhere[name]}")
+        instead = instead_of(name)
+        if instead is None:
+            near = near_name(name, (*takes, *elsewhere))
+            hint = f"known: {', '.join(takes)}" if near is None else f"did you mean {near!r}?"
+            where = elsewhere.get(near or "")
+            instead = f"unknown parameter ({hint}){f'; {where}' if where else ''}"
+        raise InvalidRequest(f"{cut(name)}: {instead}")

@@ -10,6 +10,7 @@ from types import FrameType
 
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
+from chaperone_common.command.pair_name import add_pair_name
 from chaperone_common.command.parser import checked
 from chaperone_common.command.program import EXIT_SIGNAL
 from cloud_supervisor.cli.own_pairs import add_own_pairs
@@ -30,12 +31,11 @@ def add_models(commands: Commands) -> None:
     models = commands.add_parser("models", help="fetch, convert, list, check, add and remove models")
     model_commands = models.add_subparsers(required=True, metavar="COMMAND")
     pull = model_commands.add_parser("pull", help="fetch and convert a model pair; does nothing if it is there")
-    pull.add_argument(
-        "--pair",
+    add_pair_name(
+        pull,
+        checked(check_pair_name),
+        what="a pair of the registry, such as tiny (default: %(default)s)",
         default="default",
-        metavar="NAME",
-        type=checked(check_pair_name),
-        help="a pair of the registry, such as tiny (default: %(default)s)",
     )
     names_files(
         pull.add_argument(

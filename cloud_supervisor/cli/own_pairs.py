@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from chaperone_common.artefacts.registry import ADAPTER_NAME, CloudRecipe, Pair, load_registry, own_registry
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
+from chaperone_common.command.pair_name import add_pair_name, required_pair
 from chaperone_common.command.parser import checked, refuse
 from chaperone_common.command.sizes import shown_bytes
 from chaperone_common.errors import ConfigError, ModelError
@@ -64,7 +65,7 @@ def add_own_pairs(commands: Commands) -> None:
     add.set_defaults(run=_add, extras="cloud,build")
 
     remove = commands.add_parser("remove", help="delete the models of a pair from this machine")
-    remove.add_argument("name", metavar="NAME", type=checked(check_pair_name), help="name of the pair")
+    add_pair_name(remove, checked(check_pair_name), what="name of the pair")
     remove.add_argument("--forget", action="store_true", help="remove a pair of yours from your models.yaml, too")
     remove.set_defaults(run=_remove)
 
@@ -118,13 +119,13 @@ def _add(console: Console, arguments: argparse.Namespace) -> None:
         console.line(f"{name}: already there, in {own_registry()}")
         return
     console.line(f"{name}: added to {own_registry()}")
-    console.line(f"next: chaperone-cloud models check {name}; chaperone-cloud models pull --pair {name}")
+    console.line(f"next: chaperone-cloud models check {name}; chaperone-cloud models pull {name}")
 
 
 def _remove(console: Console, arguments: argparse.Namespace) -> None:
     from cloud_supervisor.pairs.removal import remove
 
-    name = arguments.name
+    name = required_pair(arguments)
     removed = remove(name, forget=arguments.forget, say=console.line)
     if removed.model_bytes:
         models = (f"the {role} model ({shown_bytes(size)})" for role, size in removed.model_bytes.items())

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from chaperone_common.artefacts.folders import chaperone_home
-from chaperone_common.command.completion import names_files
+from chaperone_common.command.completion import names_files, names_pairs
 from chaperone_common.command.console import Console
 from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.errors import ConfigError, OutputLost
@@ -49,11 +49,13 @@ def add_settings(serve: CommandParser) -> None:
     """Add the flags that override settings."""
     names_files(serve.add_argument("--config", metavar="FILE", type=yaml_file, help="YAML file; flags override it"))
     serve.add_argument("--listen", metavar="HOST:PORT", type=checked(check_listen), help="port 0 takes a free one")
-    serve.add_argument(
-        "--pair",
-        metavar="NAME",
-        type=checked(check_pair_name),
-        help="model pair: tiny, default, or another name of models.yaml",
+    names_pairs(
+        serve.add_argument(
+            "--pair",
+            metavar="NAME",
+            type=checked(check_pair_name),
+            help="model pair: tiny, default, or another name of models.yaml",
+        )
     )
     serve.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"))
     serve.add_argument("--threads", type=int, help="CPU threads of the model")

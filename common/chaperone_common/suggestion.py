@@ -29,6 +29,11 @@ def summary(text: str, tokens: int | None = None) -> str:
     return f"{shown(text, 50)} ({', '.join(counts)})"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an `s` unless there is one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return a hint to append to a message: the nearest known name, or all known names; "" if there are none."""
     if near := nearest(given, known):
@@ -39,5 +44,11 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def nearest(given: str, known: Iterable[str]) -> str:
     """Return a hint with the nearest known name, or "" if none is near. For messages that list the names themselves."""
+    close = near_name(given, known)
+    return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def near_name(given: str, known: Iterable[str]) -> str | None:
+    """Return the nearest known name, or None if none is near."""
     close = difflib.get_close_matches(given, list(known), n=1) if len(given) <= _LONGEST_NAME else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return close[0] if close else None

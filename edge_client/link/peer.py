@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.artefacts.registry import pairs_of_model
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import ChaperoneError, ModelMismatch, TokenizerMismatch, VersionMismatch
 from chaperone_common.frames import API_VERSION, Capabilities
@@ -127,8 +128,15 @@ class Peer:
                 f"{API_VERSION}; update the {'cloud' if capabilities.api_version < API_VERSION else 'device'}"
             )
         if capabilities.tokenizer_digest != self._manifest.tokenizer_digest:
-            raise TokenizerMismatch(
-                f"tokenizer_digest: {address} serves {capabilities.model} with "
-                f"{capabilities.tokenizer_digest}, this device has {self._manifest.tokenizer_digest}; "
-                "use the same --pair on both ends"
-            )
+            raise TokenizerMismatch(self._other_pair(address, capabilities))
+
+    def _other_pair(self, address: str, capabilities: Capabilities) -> str:
+        """Return the message for a cloud of another pair: the device knows its model, and perhaps the pair's name."""
+        mine, model = self._manifest.pair, capabilities.model
+        pairs = [name for name in pairs_of_model(model) if name != mine]
+        served = f"{' or '.join(map(repr, pairs))} ({model})" if pairs else f"the model {model}"
+        named = f"--pair {' or '.join(pairs)}" if pairs else "--pair with the name of its pair"
+        return (
+            f"pair: {address} serves {served}, not {mine!r}; give {named}, or another cloud address (tokenizer_digest: "
+            f"there {capabilities.tokenizer_digest}, here {self._manifest.tokenizer_digest})"
+        )

@@ -13,6 +13,8 @@ from edge_client.text.chat_template import ChatTemplate
 from edge_client.text.control_text import Marks
 from edge_client.text.tokenizer import Tokenizer
 
+_SOME_MESSAGES = ({"role": "user", "content": "-"},)
+
 
 class PromptReader:
     """Turns the prompts of one model into tokens. Any thread may use it."""
@@ -62,6 +64,11 @@ class PromptReader:
             max_tokens=contexts * self._context_tokens,
         )
         return PromptInput(token_ids)
+
+    def check(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Check the beginning of a chat, which may be empty; raises InvalidRequest as `tokens` does."""
+        if messages or tools is not None:
+            self._template.checked(messages or _SOME_MESSAGES, tools)
 
     def _raw(self, text: str) -> PromptInput:
         try:

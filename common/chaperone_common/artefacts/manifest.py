@@ -81,8 +81,7 @@ def load_manifest(folder: Path | str, *, role: Role, verify: bool = False, remed
     try:
         content = (folder / MANIFEST_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        near = near_pair(folder)
-        raise ModelMissing(f"{folder}: no {role} model here{near}; {remedy or pull_remedy(folder, role)}") from None
+        raise ModelMissing(_missing(folder, role, remedy or pull_remedy(folder, role))) from None
     except IsADirectoryError as error:
         raise ModelCorrupt(f"{folder / MANIFEST_NAME}: cannot be read ({error}); {forced}") from None
     except OSError as error:
@@ -127,6 +126,14 @@ def pull_remedy(folder: Path, role: Role, *, force: bool = False, cloud: str = "
     if role == "edge":
         return f"run `chaperone models pull --pair {pair} --cloud {cloud}`"
     return f"run `chaperone-cloud models pull --pair {pair}{' --force' if force else ''}`"
+
+
+def _missing(folder: Path, role: Role, remedy: str) -> str:
+    """Return the message for an absent model. Pulling a misspelt pair would not help: the near name is the remedy."""
+    near = near_pair(folder)
+    if near is None:
+        return f"{folder}: no {role} model here; {remedy}"
+    return f"{folder}: no {role} model here (did you mean {near!r}?); give {near!r} as the pair"
 
 
 def _file_problem(path: Path, expected: ManifestFile, *, verify: bool) -> str | None:

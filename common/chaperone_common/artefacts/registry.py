@@ -15,7 +15,7 @@ from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home, 
 from chaperone_common.errors import ConfigError, ModelError
 from chaperone_common.settings import FrozenModel, load_yaml
 from chaperone_common.settings.packaged import packaged_path
-from chaperone_common.suggestion import nearest
+from chaperone_common.suggestion import near_name, nearest
 
 ADAPTERS = "adapters"  # folder of adapters, under $CHAPERONE_HOME and among the packaged settings
 ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -199,19 +199,27 @@ def load_own_pairs() -> dict[str, Pair]:
     return dict(load_yaml(path, Registry).pairs) if path.exists() else {}
 
 
-def near_pair(folder: Path) -> str:
-    """Return a hint with the pair whose name is nearest to that of an absent model's folder; "" if none is near.
+def near_pair(folder: Path) -> str | None:
+    """Return the pair whose name is nearest to that of an absent model's folder; None if none is near.
 
     For folders of pulled models only. A name that models.yaml or this machine knows is not misspelt.
     """
     name = folder.parent.name
     try:
         if folder.parent.parent != chaperone_home() / "models":
-            return ""
+            return None
         known = sorted({*load_registry().pairs, *pairs_on_disk()})
     except (ConfigError, ModelError):  # the message is about something else
-        return ""
-    return "" if name in known else nearest(name, known)
+        return None
+    return None if name in known else near_name(name, known)
+
+
+def pairs_of_model(model: str) -> list[str]:
+    """Return the pairs of models.yaml whose large model has this name."""
+    try:
+        return [name for name, pair in load_registry().pairs.items() if pair.cloud.model == model]
+    except ConfigError:  # the message is about something else
+        return []
 
 
 def known_pair_folder(pair: str, role: Role) -> Path:

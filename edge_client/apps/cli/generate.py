@@ -12,23 +12,32 @@ from chaperone_common.clock import MonotonicClock
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
 from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
-from chaperone_common.errors import InvalidRequest
+from chaperone_common.errors import GenerationTimeout, InvalidRequest
 from chaperone_common.session import CloudShareReached, Committed, Failed, Finished, Unverified
 from chaperone_common.stats import GenerationStats
-from chaperone_common.types import Mode
+from chaperone_common.suggestion import counted
+from chaperone_common.types import FinishReason, Mode
 from edge_client.apps.batch.explanation import explainer
 from edge_client.apps.batch.lines import PARAMETERS, failure_json
 from edge_client.apps.batch.prompt_file import STANDARD, PromptFile, read_prompt
 from edge_client.apps.batch.results import open_results
 from edge_client.apps.batch.run import Batch, Tally
 from edge_client.apps.cli.models import pull_if_missing
-from edge_client.apps.cli.options import Commands, add_settings, as_flags, check_characters, config_of, parameters_of
+from edge_client.apps.cli.options import (
+    Commands,
+    add_settings,
+    as_flags,
+    check_characters,
+    config_of,
+    instead_of_flag,
+    parameters_of,
+)
 from edge_client.apps.cli.terminal import Progress, colour_of, legend
 from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.events import Planned
-from edge_client.generation import Collector, cloud_share_warning, unverified_warning
+from edge_client.generation import Collector, Generation, cloud_share_warning, unverified_warning
 from edge_client.parameters import check_promised, parse_mode
 
 BATCHES = """
@@ -48,6 +57,8 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate = commands.add_parser(
         "generate",
         help="generate one text, or a batch",
+        instead=instead_of_flag,
+        text="prompt",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{BATCHES}\n{exit_codes}",
     )
@@ -160,9 +171,12 @@ async def _one(
             console.result(_json_of(collected))
         elif collected.token_ids:
             console.text("\n")
-    result = collected.result()  # raises the error of a failed generation
+    try:
+        result = collected.result()
+    except GenerationTimeout as error:
+        raise GenerationTimeout(f"--{error.problem}", remedy="give it more time") from None
     if not arguments.json:
-        _summarise(console, collected, result.stats)
+        _summarise(console, collected, result)
     return EXIT_OK
 
 
@@ -210,12 +224,13 @@ def _hint(console: Console, what: str) -> None:
         console.complain(f"reading {what} from standard input; end it with Ctrl-D")
 
 
-def summary(stats: GenerationStats) -> list[str]:
-    """Return lines about a finished text, for a terminal."""
+def summary(stats: GenerationStats, cut: str = "") -> list[str]:
+    """Return lines about a finished text, for a terminal; `cut` says why it has no end of its own."""
     rate = stats.completion_tokens / stats.total_ms * 1e3 if stats.total_ms else 0.0
     lines = [
-        f"[{stats.completion_tokens} tokens, {rate:.1f} tokens/s, {stats.round_trips} round trips waited for, "
-        f"{stats.hidden_round_trips} hidden, {stats.overridden_tokens} overrides]"
+        f"[{counted(stats.completion_tokens, 'token')}, {rate:.1f} tokens/s, "
+        f"{counted(stats.round_trips, 'round trip')} waited for, {stats.hidden_round_trips} hidden, "
+        f"{counted(stats.overridden_tokens, 'override')}{f'; {cut}' if cut else ''}]"
     ]
     if stats.guard is not None:
         outcome = "the promises hold" if stats.promises_hold else "the promises do not hold"
@@ -226,8 +241,16 @@ def summary(stats: GenerationStats) -> list[str]:
     return lines
 
 
-def _summarise(console: Console, collected: Collector, stats: GenerationStats) -> None:
-    for line in summary(stats):
+def cut_of(result: Generation, max_new_tokens: int) -> str:
+    """Return why a text was cut, "" if it ended by itself."""
+    if result.finish_reason is not FinishReason.LENGTH:
+        return ""
+    reason = "--max-new-tokens" if len(result.token_ids) >= max_new_tokens else "the context is full"
+    return f"cut at {counted(len(result.token_ids), 'token')} ({reason})"
+
+
+def _summarise(console: Console, collected: Collector, result: Generation) -> None:
+    for line in summary(result.stats, cut_of(result, collected.request.params.max_new_tokens)):
         console.note(line)
     if console.out.is_coloured and console.err.is_coloured:
         console.note(f"colours: {legend(collected.origins)}")

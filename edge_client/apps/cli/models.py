@@ -11,6 +11,7 @@ from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.command.completion import names_files
 from chaperone_common.command.console import Console
+from chaperone_common.command.pair_name import add_pair_name, required_pair
 from chaperone_common.command.parser import refuse
 from chaperone_common.command.program import EXIT_ERROR, EXIT_OK
 from chaperone_common.command.signals import ended_at_once
@@ -40,7 +41,7 @@ def add_models(commands: Commands) -> None:
     verify = model_commands.add_parser("verify", help="compare all files with their checksums")
     remove = model_commands.add_parser("remove", help="delete the model of a pair from this device")
     for command, run in ((listing, _list), (verify, _verify), (remove, _remove)):
-        command.add_argument("--pair", type=pair, metavar="NAME", help="this pair alone", required=command is remove)
+        add_pair_name(command, pair, what="the pair" if command is remove else "this pair alone")
         command.set_defaults(run=run)
 
 
@@ -60,7 +61,7 @@ def _add_pull(commands: Commands) -> None:
     pull.add_argument(
         "--max-gib", type=_gibibytes, default=MAX_MODEL_BYTES, metavar="N", help="largest model to take; 16 by default"
     )
-    add_settings(pull)
+    add_settings(pull, takes_name=True)
     pull.set_defaults(run=_pull, closing_audit=False)
 
 
@@ -109,9 +110,13 @@ def _pulled(
 
 
 def _list(console: Console, arguments: argparse.Namespace) -> int:
-    if not (names := _chosen(arguments)):
+    here, name = pulled_pairs(), arguments.pair
+    if name is not None and name not in here:
+        console.complain(f"{name}: not here{nearest(name, here)}; `chaperone models list` shows all")
+        return EXIT_ERROR
+    if not here:
         console.say(_NONE)
-    for name in names:
+    for name in _chosen(arguments):
         try:
             console.line(_described(name, check_model(EdgeConfig(pair=name)), "here"))
         except ModelError as error:
@@ -133,10 +138,10 @@ def _verify(console: Console, arguments: argparse.Namespace) -> int:
 
 
 def _remove(console: Console, arguments: argparse.Namespace) -> int:
-    name = arguments.pair
+    name = required_pair(arguments)
     if not asyncio.run(remove_model(name, say=console.complain)):
         raise ConfigError(
-            f"--pair: no model of {name!r} is on this device{nearest(name, pulled_pairs())}; `chaperone models list` "
+            f"NAME: no model of {name!r} is on this device{nearest(name, pulled_pairs())}; `chaperone models list` "
             "shows all"
         )
     console.line(f"{name}: removed")

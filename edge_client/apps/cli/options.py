@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from chaperone_common.address import split_addresses
-from chaperone_common.command.completion import names_files
+from chaperone_common.command.completion import names_files, names_pairs
 from chaperone_common.command.console import Console
+from chaperone_common.command.pair_name import add_pair_name
 from chaperone_common.command.parser import CommandParser, checked
 from chaperone_common.errors import InvalidRequest
 from edge_client.apps.cli.values import pair, path
 from edge_client.config import EdgeConfig
 from edge_client.model.onnx_model import check_providers
-from edge_client.parameters import parse_max_cloud_share, parse_params, parse_promises
+from edge_client.parameters import RequestParameters, parse_max_cloud_share, parse_params, parse_promises
+from edge_client.refused_names import instead_of
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"  # argparse has no public name for it
 RunCommand = Callable[[Console, argparse.Namespace], int]  # returns the exit code
@@ -33,9 +35,48 @@ _CLOUD_FLAGS = {
 
 _FLAGS = {"top_logprobs": "logprobs"}  # of parameters whose flag has another name
 
+# Well-known names that a command answers otherwise than a function does.
+_INSTEAD = {
+    "output_scores": "give --logprobs K, with --json or --out",
+    "output_logits": "give --logprobs K, with --json or --out",
+    "top_logprobs": "give --logprobs K, with --json or --out",
+    "stream": "text is printed as it is written; leave it out",
+    "stream_options": "text is printed as it is written; leave it out",
+    "model": "the pair is the model; give --pair NAME",
+    "messages": "the prompt is one user message; a batch takes messages, see --prompts",
+    "system": "the prompt is one user message; a batch takes messages, see --prompts",
+    "input": "give the prompt as an argument, or on standard input",
+    "prompt": "give the prompt as an argument, without a flag, or on standard input",
+}
+_SERVICE_INSTEAD = {"model": _INSTEAD["model"], "host": "give --listen HOST:PORT", "port": "give --listen HOST:PORT"}
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """Add the flags that choose the configuration."""
+
+_NAMES = {
+    name: f"--{_FLAGS.get(name, name.replace('_', '-'))}" for name in (*RequestParameters.__annotations__, "timeout")
+}
+
+
+def instead_of_flag(flag: str) -> str | None:
+    """Return what to give instead of a well-known flag of other programs; None if it is not well known."""
+    name = _name_of(flag)
+    return _INSTEAD.get(name) or instead_of(name, _NAMES)
+
+
+def instead_of_service_flag(flag: str) -> str | None:
+    """Return the same for a service, whose parameters come with each request."""
+    name = _name_of(flag)
+    if name in RequestParameters.__annotations__:
+        return "clients send it with each request; leave it out"
+    return _SERVICE_INSTEAD.get(name) or instead_of(name)
+
+
+def _name_of(flag: str) -> str:
+    """Return the parameter that a flag would give, "" for a short flag."""
+    return flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
+
+
+def add_settings(command: argparse.ArgumentParser, *, takes_name: bool = False) -> None:
+    """Add the flags that choose the configuration. With `takes_name`, the pair may be an argument, too."""
     names_files(command.add_argument("--config", type=path, metavar="FILE", help="YAML file; flags override it"))
     command.add_argument(
         "--cloud",
@@ -60,9 +101,14 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--insecure", action="store_true", default=None, help="allow plain text to a cloud that is not on this machine"
     )
-    command.add_argument(
-        "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
-    )
+    if takes_name:
+        add_pair_name(command, pair, what="model pair: tiny, default, or another that the cloud serves")
+    else:
+        names_pairs(
+            command.add_argument(
+                "--pair", type=pair, metavar="NAME", help="model pair: tiny, default, or another that was pulled"
+            )
+        )
 
 
 def config_of(arguments: argparse.Namespace) -> EdgeConfig:

@@ -18,7 +18,7 @@ from chaperone_common.command.signals import ended_at_once
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from edge_client.apps.cli.models import pull_if_missing
-from edge_client.apps.cli.options import Commands, add_settings, config_of
+from edge_client.apps.cli.options import Commands, add_settings, config_of, instead_of_service_flag
 from edge_client.apps.cli.values import path, seconds
 from edge_client.client import EdgeClient
 
@@ -29,7 +29,7 @@ _LEAST_KEY = 16  # characters
 def add_serve(commands: Commands) -> None:
     """Add the command."""
     what = "serve an OpenAI-compatible HTTP endpoint on this device"
-    serve = commands.add_parser("serve", help=what, description=what)
+    serve = commands.add_parser("serve", help=what, description=what, instead=instead_of_service_flag)
     serve.add_argument(
         "--listen",
         type=checked(lambda address: host_and_port(address, any_port=True)),

@@ -97,7 +97,10 @@ def test_http_proxy_variables_are_ignored(tiny_pair: Path, monkeypatch: pytest.M
     ("changes", "words"),
     [
         ({"committed_token_ids": (0,)}, "end-of-text"),
-        ({"committed_token_ids": (5, 6, 7, 8)}, "nothing is left to write"),
+        (
+            {"committed_token_ids": (5, 6, 7, 8)},
+            "max_new_tokens: 4 counts the whole text, of which 4 tokens are final; give more",
+        ),
         ({"committed_token_ids": (-1,)}, "committed_token_ids: -1"),
         ({"committed_token_ids": ("a",)}, "committed_token_ids: 'a'"),
         ({"prompt": PromptInput((2**40,))}, "prompt: 1099511627776"),

@@ -80,8 +80,18 @@ def test_another_tokenizer_is_refused_with_both_digests(tiny_pair: Path, mode: s
     mine, other = load_manifest(tiny_pair / "edge", role="edge").tokenizer_digest, "sha256:" + "0" * 64
     with pytest.raises(TokenizerMismatch) as caught:
         meet(Capabilities(API_VERSION, "other-model", other, 512, 4096, 64), mode)
-    for words in (mine, other, "other-model", "--pair"):
+    for words in (mine, other, "serves the model other-model, not 'tiny'; give --pair with the name of its pair"):
         assert words in caught.value.message
+
+
+def test_a_cloud_of_another_pair_is_refused_with_the_name_of_its_pair(tiny_pair: Path) -> None:
+    other = Capabilities(API_VERSION, "Qwen2.5-Coder-1.5B-Instruct", "sha256:" + "0" * 64, 512, 4096, 64)
+    with pytest.raises(
+        TokenizerMismatch,
+        match=r"^pair: 127\.0\.0\.1:\d+ serves 'default' \(Qwen2\.5-Coder-1\.5B-Instruct\), not 'tiny'; "
+        "give --pair default, or another cloud address ",
+    ):
+        meet(other)
 
 
 def test_a_prompt_longer_than_the_clouds_context_is_refused_before_it_is_sent(tiny_pair: Path) -> None:

@@ -161,4 +161,4 @@ def test_a_batch_shows_its_progress(tiny_pair: Path, tmp_path: Path) -> None:
 def test_control_characters_in_error_messages_are_escaped(tiny_pair: Path) -> None:
     code, shown = on_a_terminal("generate", "--pair", "tiny", "--\x1b[31mred")
     assert code == 2
-    assert "unrecognized arguments: --^[[31mred" in shown
+    assert "--^[[31mred: unknown flag" in shown

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -128,7 +129,7 @@ def test_wrong_usage_exits_with_two(
         (["--prompts", "in.jsonl"], "--prompts and --out belong together"),
         (["--out", "out.jsonl", PROMPT], "--prompts and --out belong together"),
         (["--prompts", "in.jsonl", "--out", "out.jsonl", PROMPT], "give a prompt or --prompts, not both"),
-        (["--colour", PROMPT], "unrecognized arguments: --colour"),
+        (["--colour", PROMPT], "--colour: unknown flag (did you mean '--cloud'?)"),
     ],
 )
 def test_wrong_flags_exit_with_two(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
@@ -183,6 +184,14 @@ def test_an_absent_cloud_exits_with_one(tiny_pair: Path, tmp_path: Path, capsys:
     output = capsys.readouterr()
     assert output.out == ""
     assert f"chaperone: cloud: {NOBODY} cannot be reached" in output.err
+
+
+def test_a_text_that_takes_too_long_names_the_flag(tiny_pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert generate("--cloud", address, "--timeout", "0.1", PROMPT) == 1
+    complaint = capsys.readouterr().err
+    assert complaint == "chaperone: --timeout: the generation did not end within 0.1 s; give it more time\n"
 
 
 def test_json_reports_an_absent_cloud(tiny_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge_client import CloudSettings, CloudShareExceeded, EdgeConfig, GateSettings, GenerationStats, SyncEdgeClient
-from edge_client.apps.cli.generate import summary
+from chaperone_common.types import FinishReason, Origin
+from edge_client import (
+    CloudSettings,
+    CloudShareExceeded,
+    EdgeConfig,
+    GateSettings,
+    Generation,
+    GenerationStats,
+    SyncEdgeClient,
+)
+from edge_client.apps.cli.generate import cut_of, summary
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
 from tests.support.processes.servers import serving_in_thread
@@ -54,6 +64,16 @@ def test_the_summary_says_that_the_promises_do_not_hold() -> None:
         "hold]"
     ]
     assert len(summary(GenerationStats())) == 1
+
+
+def test_the_summary_says_why_a_text_was_cut_and_counts_in_words() -> None:
+    stats = GenerationStats(completion_tokens=1, round_trips=1, overridden_tokens=1, total_ms=1000.0)
+    assert summary(stats) == ["[1 token, 1.0 tokens/s, 1 round trip waited for, 0 hidden, 1 override]"]
+    text = Generation((), (5, 6), "ab", (Origin.DRAFT,) * 2, FinishReason.LENGTH, stats)
+    assert cut_of(text, 2) == "cut at 2 tokens (--max-new-tokens)"
+    assert cut_of(text, 3) == "cut at 2 tokens (the context is full)"
+    assert cut_of(replace(text, finish_reason=FinishReason.STOP), 2) == ""
+    assert summary(stats, cut_of(text, 2))[0].endswith(", 1 override; cut at 2 tokens (--max-new-tokens)]")
 
 
 def test_the_lines_of_a_batch_have_ceilings(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,10 +65,34 @@ def test_bash_completes(tmp_path: Path, program: str, words: list[str], offered:
     assert offered <= completed(tmp_path, program, *words)
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("chaperone", ["generate", "--pair", ""]),
+        ("chaperone", ["serve", "--pair", ""]),
+        ("chaperone", ["models", "remove", "--pair", ""]),
+        ("chaperone-cloud", ["serve", "--pair", ""]),
+        ("chaperone-cloud", ["models", "remove", ""]),
+    ],
+)
+def test_bash_offers_the_pairs_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: list[str]
+) -> None:
+    monkeypatch.setenv("CHAPERONE_HOME", str(tmp_path / "home"))
+    (tmp_path / "script").write_text(script(program, "bash"), encoding="utf-8")
+    assert not completed(tmp_path, program, *words) & {"mine", "my-other"}
+    for name in ("mine", "my-other", "$(touch made)", ".mine.lock"):
+        (tmp_path / "home" / "models" / name).mkdir(parents=True)
+    offered = {word for word in completed(tmp_path, program, *words) if not word.startswith("-")}
+    assert offered == {"mine", "my-other"}
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("program", MODULES)
 def test_the_script_for_zsh_names_every_command(program: str, tmp_path: Path) -> None:
     text = script(program, "zsh")
     assert text.startswith(f"#compdef {program}\n")
+    assert text.count("_chaperone_pairs()") == 1
     for command in {"chaperone": ("generate", "serve"), "chaperone-cloud": ("models", "token")}[program]:
         assert f"_{program.replace('-', '_')}_{command}_options=(" in text
     if (zsh := shutil.which("zsh")) is not None:

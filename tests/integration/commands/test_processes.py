@@ -58,6 +58,8 @@ def test_colours_are_for_terminals_that_want_them(tiny_pair: Path, capsys: pytes
     code, uncoloured = generate_on_a_terminal(*arguments, NO_COLOR="1")
     assert (code, uncoloured.rpartition("[")[0]) == (0, plain)
     assert "\x1b" not in uncoloured
+    code, cut = generate_on_a_terminal(*arguments, "--max-new-tokens", "1", NO_COLOR="1")
+    assert re.search(r"\[1 token, .* 0 overrides; cut at 1 token \(--max-new-tokens\)\]\n$", cut)
 
 
 def test_a_closed_pipe_is_no_error(tiny_pair: Path) -> None:

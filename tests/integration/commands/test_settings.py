@@ -126,7 +126,7 @@ COMMANDS = [
         "--overwrite and --concurrency are for batches; give --prompts and --out",
     ),
     (["generate", "--overwrite", "x"], "--overwrite and --concurrency are for batches"),
-    (["generate", "--prompt", "x"], "unrecognized arguments: --prompt"),
+    (["generate", "--prompt", "x"], "--prompt: give the prompt as an argument, without a flag"),
     (["generate", "--mode", "", "x"], "argument --mode: invalid choice: '' (choose from 'exact', 'gated'"),
 ]
 

@@ -275,12 +275,53 @@ def test_a_message_of_another_kind_is_refused(tiny_pair: Path, target: TorchMode
         ({"committed_token_ids": (1,)}, "committed_token_ids"),
         ({"raw": True}, "raw"),
         ({"temprature": 1.0}, "did you mean 'temperature'"),
+        ({"system_prompt": "x"}, r"system_prompt: unknown parameter \(did you mean 'system'\?\)$"),
+        ({"message": []}, r"message: unknown parameter \(did you mean 'messages'\?\)$"),
+        ({"zzz": 1}, "known: mode, .*, tools, parse_special, system, messages, on_overflow, in_place_of\\)$"),
+        ({"timeout": 3}, "timeout: no parameter here; only generate, stream and stream_text take it"),
+        (
+            {"system": [{"role": "user", "content": "hi"}]},
+            r"^system: list is not text; give text, or messages=\[\.\.\.\]$",
+        ),
+        ({"system": 3}, "^system: int is not text; give text"),
+        ({"messages": "hi"}, "^messages: str is not a list; give a list of messages"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, r"^messages\[0\]\.role: 'boss' is none of"),
+        ({"tools": []}, "^tools: expected a list of at least one tool"),
+        ({"mode": "exakt"}, "^mode: 'exakt' is none of exact, gated"),
+        ({"temperature": -1}, "^temperature: -1.0 is not a finite number"),
+        ({"catch": 2}, "^catch: 2.0 is outside"),
     ],
 )
 def test_a_conversation_refuses_what_it_cannot_take(tiny_pair: Path, given: dict[str, Any], message: str) -> None:
     client = EdgeClient(config_for("127.0.0.1:1"))
     with pytest.raises(InvalidRequest, match=message):
         client.conversation(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tools": []}, r"^tools: no parameter here; give tools to client\.conversation\(tools=\.\.\.\)$"),
+        ({"tool": []}, r"\(did you mean 'tools'\?\); give tools to client\.conversation\(tools=\.\.\.\)$"),
+        ({"system": "x"}, "^system: no parameter here; give system to client"),
+        ({"raw": True}, "^raw: no parameter here; a turn of a conversation does not take it; leave it out"),
+        ({"num_beams": 2}, "^num_beams: there is no beam search"),
+        ({"zzz": 1}, r"^zzz: unknown parameter \(known: mode, .*, warm_start\)$"),
+    ],
+)
+def test_a_turn_refuses_what_it_cannot_take(tiny_pair: Path, given: dict[str, Any], message: str) -> None:
+    with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
+        chat = client.conversation(system="be brief")
+        with pytest.raises(InvalidRequest, match=message) as caught:
+            chat.generate("x", **given)
+        if "known:" in caught.value.message:
+            assert "tools" not in caught.value.message
+
+
+def test_none_leaves_a_parameter_of_a_turn_out(tiny_pair: Path) -> None:
+    with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
+        chat = client.conversation(system="be brief", mode="edge", max_new_tokens=2, raw=None)
+        assert chat.generate("x", tools=None, raw=None).text == chat.turns[0].text
 
 
 def test_async_and_sync_give_the_same_turns(tiny_pair: Path, target: TorchModel) -> None:

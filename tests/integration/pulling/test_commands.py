@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from chaperone_common.errors import ModelMissing
+from cloud_supervisor.cli import main as cloud_main
 from edge_client import CloudSettings, EdgeClient, EdgeConfig
 from edge_client.apps.cli.main import main
 from tests.support.fakes.target import fake_target
@@ -122,10 +123,11 @@ def test_models_are_listed_verified_and_removed(address: str, home: Path, capsys
     [
         (
             ("generate", "--mode", "edge", *SHORT),
-            "/tinny/edge: no edge model here (did you mean 'tiny'?); run `chaperone",
+            "/tinny/edge: no edge model here (did you mean 'tiny'?); give 'tiny' as the pair\n",
         ),
-        (("models", "verify"), "/tinny/edge: no edge model here (did you mean 'tiny'?); run `chaperone models pull"),
-        (("models", "remove"), "--pair: no model of 'tinny' is on this device (did you mean 'tiny'?); `chaperone"),
+        (("models", "verify"), "/tinny/edge: no edge model here (did you mean 'tiny'?); give 'tiny' as the pair\n"),
+        (("models", "list"), "tinny: not here (did you mean 'tiny'?); `chaperone models list` shows all\n"),
+        (("models", "remove"), "NAME: no model of 'tinny' is on this device (did you mean 'tiny'?); `chaperone"),
     ],
 )
 def test_a_misspelt_pair_is_reported_with_the_nearest(
@@ -151,6 +153,31 @@ def test_a_pair_that_only_the_cloud_knows_is_not_taken_for_a_misspelt_one(
         EdgeClient(EdgeConfig(pair="default"))
 
 
+def test_a_name_is_an_argument_or_a_flag(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for program in (main, cloud_main):
+        for command in ("pull", "remove"):
+            for words in (["tiny", "--pair", "default"], ["--pair", "tiny", "default"]):
+                with pytest.raises(SystemExit):
+                    program(["models", command, *words])
+                assert "NAME: 'tiny' and 'default' are given; name one pair" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            program(["models", "remove"])
+        assert "the NAME of a pair is required" in capsys.readouterr().err
+    source = str(edge(home))
+    monkeypatch.setenv("CHAPERONE_HOME", str(device_home(home)))
+    for name in (["tiny"], ["--pair", "tiny"], ["--pair", "tiny", "tiny"]):
+        assert models("pull", *name, "--from", source) == 0
+        assert models("list", *name) == 0
+        assert models("remove", *name) == 0
+    monkeypatch.setenv("CHAPERONE_HOME", str(home))
+    for name in (["tiny"], ["--pair", "tiny"]):
+        assert cloud_main(["models", "pull", *name]) == 0  # it is there
+    assert cloud_main(["models", "remove", "--pair", "tiny"]) == 0
+    assert not (home / "models" / "tiny").exists()
+
+
 def test_removing_leaves_the_large_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAPERONE_HOME", str(home))
     assert models("remove", "--pair", "tiny") == 0
@@ -170,7 +197,7 @@ def test_a_terminal_shows_the_progress(address: str, home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["remove"], "the following arguments are required: --pair"),
+        (["remove"], "the NAME of a pair is required"),
         (["pull", "--pair", "../x"], "argument --pair: '../x': not a name"),
         (["pull", "--sha256", "abc"], "argument --sha256: 'abc': no SHA-256"),
         (["pull", "--max-gib", "0"], "argument --max-gib: '0': not a whole number of GiB"),
