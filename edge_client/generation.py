@@ -192,7 +192,7 @@ class Collector:
 
     @property
     def _promises_hold(self) -> bool | None:
-        """The answer to: do the promises cover all final tokens so far?."""
+        """As `stats.promises_hold`, for the final tokens so far."""
         request = self.request
         if not self.token_ids:
             return request.committed_promises_hold if request.committed_token_ids else request.mode.connects or None

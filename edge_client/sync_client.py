@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Never, ParamSpec, Self, TypeVar, Unpack
 
 from chaperone_common.errors import Cancelled, InvalidRequest
 from chaperone_common.frames import Capabilities
@@ -20,7 +20,7 @@ from chaperone_common.session import Failed, Finished
 from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
-from edge_client.config import EdgeConfig, checked_config, pretrained
+from edge_client.config import EdgeConfig, checked_config, pretrained, refuse_arguments
 from edge_client.conversation import Message, OnOverflow
 from edge_client.events import Event
 from edge_client.gate import Gate, Totals
@@ -55,8 +55,10 @@ class SyncEdgeClient:
         gate: Callable[[Mode], Gate] | None = None,
         tracer: Any = None,
         folder: Path | None = None,
+        **unknown: Never,
     ) -> None:
         """See `EdgeClient`; the loop's thread calls the given functions."""
+        refuse_arguments("SyncEdgeClient", unknown)
         self._client = EdgeClient(config, planner=planner, gate=gate, tracer=tracer, folder=folder)
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
