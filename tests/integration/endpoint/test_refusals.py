@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"tools": [{"type": "function"}]},
         "unsupported_parameter",
         "tools",
-        "is not supported here; leave it out",
+        "is not supported here; leave it out; the Python SDK takes tools=",
     ),
     "a format": (
         {"response_format": {"type": "json_object"}},
