@@ -27,7 +27,7 @@ from edge_client.parameters import RequestParameters, parse_promises, parse_requ
 from edge_client.planner import Planner
 from edge_client.ports import Cloud, Drafter, DraftModel
 from edge_client.running import Run, Runs, final_text, whole
-from edge_client.text import ChatTemplate, PromptReader
+from edge_client.text import ChatTemplate, PromptReader, Tokenizer
 
 
 class EdgeClient:
@@ -43,7 +43,16 @@ class EdgeClient:
 
     A client may be used again on another event loop after the first loop has ended. After a fork, make a new client in
     the child process.
+
+    Attributes:
+        config: The settings.
+        manifest: The description of the device's model: its files, context and vocabulary.
+        tokenizer: The tokenizer of the pair.
     """
+
+    config: EdgeConfig
+    manifest: ModelManifest
+    tokenizer: Tokenizer
 
     def __init__(
         self,
@@ -84,7 +93,7 @@ class EdgeClient:
             tracer=tracer,
             folder=folder,
         )
-        self.manifest: ModelManifest = self._assembly.manifest
+        self.manifest = self._assembly.manifest
         self.tokenizer = self._assembly.tokenizer
         template = ChatTemplate.load(self._assembly.folder, self.tokenizer)
         self._prompts = PromptReader(self.tokenizer, template, context_tokens=self.manifest.context_tokens)

@@ -85,7 +85,6 @@ def test_every_name_of_ours_in_a_public_signature_is_exported(kind: type) -> Non
 LACKING = {
     (EdgeClient, SyncEdgeClient): {
         "aclose",  # `close`
-        "token_text",  # of the tokenizer
     },
     (SyncEdgeClient, EdgeClient): {"close"},  # `aclose`
     (Conversation, SyncConversation): {"release"},  # it hands over what the twin has none of
@@ -103,6 +102,12 @@ def public_names(kind: type) -> set[str]:
 @pytest.mark.parametrize(("kind", "twin"), LACKING)
 def test_twins_have_the_same_methods(kind: type, twin: type) -> None:
     assert public_names(kind) - public_names(twin) == LACKING[kind, twin]
+
+
+def test_twins_have_the_same_attributes() -> None:
+    mine = EdgeClient.__annotations__
+    assert mine == SyncEdgeClient.__annotations__
+    assert {*mine} == {"config", "manifest", "tokenizer"}
 
 
 COMMON = [
