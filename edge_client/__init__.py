@@ -72,7 +72,7 @@ from edge_client.config import (
     GenerationSettings,
     PlannerSettings,
 )
-from edge_client.conversation import Conversation, Turn
+from edge_client.conversation import Conversation, Message, OnOverflow, Turn
 from edge_client.events import Event, Planned
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt, Streamer
@@ -125,12 +125,14 @@ __all__ = [
     "JournalState",
     "Logprob",
     "LogprobSource",
+    "Message",
     "Mode",
     "ModelCorrupt",
     "ModelError",
     "ModelMismatch",
     "ModelMissing",
     "OnDeviation",
+    "OnOverflow",
     "Origin",
     "Overloaded",
     "PartialGeneration",

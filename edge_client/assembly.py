@@ -93,6 +93,7 @@ def engine_settings(
     warm_start: bool = False,
     max_cloud_share: float | None = None,
     resumed_cloud_tokens: int = 0,
+    committed_promises_hold: bool | None = True,
 ) -> EngineSettings:
     """Return the settings of a generation.
 
@@ -119,6 +120,7 @@ def engine_settings(
             resumed_cloud_tokens=resumed_cloud_tokens,
         ),
         warm_start=warm_start,
+        committed_promises_hold=committed_promises_hold,
     )
 
 
@@ -226,6 +228,7 @@ class Assembly:
                 warm_start=request.warm_start,
                 max_cloud_share=request.max_cloud_share,
                 resumed_cloud_tokens=request.committed_cloud_tokens,
+                committed_promises_hold=request.committed_promises_hold,
             ),
             limit=limit,
             drafter=await self._new_drafter(request, caches) if mode.drafts else None,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Never, Self, Unpack
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import InvalidRequest
@@ -16,7 +16,7 @@ from chaperone_common.suggestion import cut
 from chaperone_common.types import Mode, PromptInput, Proposal, SamplingParams
 from edge_client.assembly import Assembly
 from edge_client.cancellation import Cancellation
-from edge_client.config import EdgeConfig, checked_config, pretrained
+from edge_client.config import EdgeConfig, checked_config, pretrained, refuse_arguments
 from edge_client.conversation import Conversation, Message, OnOverflow
 from edge_client.events import Event
 from edge_client.gate import Gate, Totals
@@ -27,7 +27,7 @@ from edge_client.parameters import RequestParameters, parse_promises, parse_requ
 from edge_client.planner import Planner
 from edge_client.ports import Cloud, Drafter, DraftModel
 from edge_client.running import Run, Runs, final_text, whole
-from edge_client.text import ChatTemplate, PromptReader
+from edge_client.text import ChatTemplate, PromptReader, Tokenizer
 
 
 class EdgeClient:
@@ -43,7 +43,16 @@ class EdgeClient:
 
     A client may be used again on another event loop after the first loop has ended. After a fork, make a new client in
     the child process.
+
+    Attributes:
+        config: The settings.
+        manifest: The description of the device's model: its files, context and vocabulary.
+        tokenizer: The tokenizer of the pair.
     """
+
+    config: EdgeConfig
+    manifest: ModelManifest
+    tokenizer: Tokenizer
 
     def __init__(
         self,
@@ -55,6 +64,7 @@ class EdgeClient:
         drafter: Callable[[DraftModel, SamplingParams], Drafter] | None = None,
         tracer: Any = None,
         folder: Path | None = None,
+        **unknown: Never,
     ) -> None:
         """Load the tokenizer and the gate of the configured pair.
 
@@ -68,9 +78,11 @@ class EdgeClient:
             tracer: An OpenTelemetry `Tracer`. Each generation and each verification becomes a span, whose trace the
                 cloud continues. Needs `opentelemetry-api`.
             folder: The folder of the device's model; by default that of the pair among the pulled models.
+            unknown: Any other argument raises InvalidRequest, which names the call that takes it.
 
         Raises ModelMissing, ModelCorrupt, GateMismatch or ConfigError.
         """
+        refuse_arguments("EdgeClient", unknown if not isinstance(cloud, str) else {"cloud": cloud})
         self.config = checked_config(config)
         self._assembly = Assembly(
             self.config,
@@ -81,7 +93,7 @@ class EdgeClient:
             tracer=tracer,
             folder=folder,
         )
-        self.manifest: ModelManifest = self._assembly.manifest
+        self.manifest = self._assembly.manifest
         self.tokenizer = self._assembly.tokenizer
         template = ChatTemplate.load(self._assembly.folder, self.tokenizer)
         self._prompts = PromptReader(self.tokenizer, template, context_tokens=self.manifest.context_tokens)

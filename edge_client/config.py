@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,10 +12,10 @@ from pydantic_core import PydanticCustomError
 from chaperone_common.address import split_addresses
 from chaperone_common.artefacts.folders import is_pair_name
 from chaperone_common.artefacts.manifest import MANIFEST_NAME, load_manifest
-from chaperone_common.errors import ConfigError
+from chaperone_common.errors import ConfigError, InvalidRequest
 from chaperone_common.ranges import MAX_COUNT, RANGES, stop_problem, top_logprobs_problem
 from chaperone_common.settings import FrozenModel, RelativePath, load_yaml
-from chaperone_common.suggestion import shown
+from chaperone_common.suggestion import cut, shown
 from chaperone_common.types import Mode, OnDeviation
 
 MAX_DEADLINE_MS = 86_400_000.0  # a day
@@ -178,6 +178,12 @@ class EdgeConfig(FrozenModel):
     planner: PlannerSettings = PlannerSettings()
     generation: GenerationSettings = GenerationSettings()
 
+    @field_validator("cloud", mode="before")
+    @classmethod
+    def _is_no_address(cls, value: Any) -> Any:
+        text = f"{shown(value)} is an address, which belongs into cloud.address: CloudSettings(address={shown(value)})"
+        return _checked(value, text if isinstance(value, str) else None)
+
     @classmethod
     def load(cls, path: Path | str) -> EdgeConfig:
         """Read a YAML file, or the packaged `edge.yaml` by its name; raises ConfigError with file, line and key.
@@ -185,6 +191,19 @@ class EdgeConfig(FrozenModel):
         Paths in the file are relative to it.
         """
         return load_yaml(path, cls)
+
+
+def refuse_arguments(kind: str, given: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest for arguments that a client of this kind does not take, and name the ones that it does."""
+    for name, value in given.items():
+        if name in ("pair", "pair_or_path", "cloud", "address"):
+            example = shown(value) if name.startswith("pair") else '"default"'
+            remedy = f'use {kind}.from_pretrained({example}, cloud="HOST:PORT")'
+        elif name in EdgeConfig.model_fields:
+            remedy = f"use {kind}(EdgeConfig({name}=...))"
+        else:
+            remedy = f"give settings as {kind}(EdgeConfig(...)), and the parameters of a text to generate or stream"
+        raise InvalidRequest(f"{cut(name)}: {kind} has no such argument; {remedy}")
 
 
 def checked_config(config: EdgeConfig | None) -> EdgeConfig:

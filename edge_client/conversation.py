@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, get_args
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from chaperone_common.partial import PartialGeneration
@@ -135,6 +136,7 @@ class Conversation:
         runs.caches.add(self._caches)
         self._unfinished: _Unfinished | None = None
         self._writing: Run | None = None
+        self._last: Run | None = None  # the turn after which the caches are freed
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -164,7 +166,8 @@ class Conversation:
         self._check_idle()
         count = len(self._turns)
         if isinstance(turns, bool) or not isinstance(turns, int) or not -count <= turns <= count:
-            raise InvalidRequest(f"turns: {shown(turns)}; the conversation has {count}")
+            remedy = f"give a number from {-count} to {count}" if count else "generate a turn first"
+            raise InvalidRequest(f"turns: {shown(turns)}; the conversation has {count}; {remedy}")
         self._turns = self._turns[:turns]
         self._unfinished = None
 
@@ -175,7 +178,10 @@ class Conversation:
         cancellation: Cancellation | None = None,
         **parameters: Unpack[RequestParameters],
     ) -> Generation:
-        """Write the last turn's reply again, in place of the one before; it differs if the seed does.
+        """Write the last turn's reply again, in place of the one before.
+
+        With temperature 0 it is the same text, whatever the seed: give `regenerate(temperature=0.8)`. With a higher
+        temperature it differs if the seed does; without a given or configured seed, a new one is drawn.
 
         The old reply stays if this fails. Raises InvalidRequest if there is no turn, or as `generate` does.
         """
@@ -249,6 +255,17 @@ class Conversation:
         self._check_idle()
         self._caches.clear()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; after its end if a turn is still being written, such as a stream that was just left."""
+        if self._writing is None:
+            self.close()
+        self._last = self._writing
+
     def _written(
         self,
         message: str | Message | Sequence[Message] | PartialGeneration,
@@ -293,6 +310,9 @@ class Conversation:
                         yield event
             finally:
                 self._leave(run)
+                if self._last is run and not self.busy:
+                    self._last = None
+                    self._caches.clear()
 
         return run, events()
 

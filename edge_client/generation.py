@@ -20,7 +20,7 @@ from chaperone_common.session import (
     Retracted,
     Unverified,
 )
-from chaperone_common.stats import GenerationStats
+from chaperone_common.stats import GenerationStats, promises_hold
 from chaperone_common.suggestion import summary
 from chaperone_common.types import (
     FinishReason,
@@ -98,6 +98,7 @@ class GenerationRequest:
     model_digest: str = ""  # of the large model that began a resumed text; "" accepts any
     max_cloud_share: float | None = None  # of mode `gated`: the ceiling of the cloud's share of the text
     committed_cloud_tokens: int = 0  # how many of the committed tokens the cloud chose, as far as known
+    committed_promises_hold: bool | None = True  # of the committed tokens, as `stats.promises_hold`, as far as known
 
     def __post_init__(self) -> None:
         """Raise InvalidRequest for a ceiling that is out of its range."""
@@ -186,6 +187,20 @@ class Collector:
             request.max_cloud_share,
             request.committed_cloud_tokens + sum(origin.of_cloud for origin in self.origins),
             self.wanted_logprobs,
+            self._promises_hold,
+        )
+
+    @property
+    def _promises_hold(self) -> bool | None:
+        """As `stats.promises_hold`, for the final tokens so far."""
+        request = self.request
+        if not self.token_ids:
+            return request.committed_promises_hold if request.committed_token_ids else request.mode.connects or None
+        return promises_hold(
+            request.mode,
+            unverified=Origin.UNVERIFIED in self.origins,
+            earlier=request.committed_promises_hold,
+            resumed=bool(request.committed_token_ids),
         )
 
 

@@ -87,10 +87,10 @@ def parse_request(
     `prepare` turns a prompt into tokens, as `EdgeClient.prepare` does. Raises InvalidRequest, naming the field.
     """
     check_names(parameters)
-    model_digest, cloud_tokens = "", 0
+    model_digest, cloud_tokens, partial = "", 0, None
     if isinstance(prompt, PartialGeneration):
         parameters = resumed(prompt, parameters)
-        model_digest, cloud_tokens = prompt.model_digest, prompt.cloud_tokens
+        model_digest, cloud_tokens, partial = prompt.model_digest, prompt.cloud_tokens, prompt
         prompt = PromptInput(prompt.prompt_token_ids)
     parameters = plain_names(parameters)
     if parameters.pop("do_sample", False) and not config.generation.temperature:
@@ -112,6 +112,7 @@ def parse_request(
         model_digest,
         parse_max_cloud_share(parameters, config.gate),
         cloud_tokens,
+        partial.promises_hold if partial is not None else mode.connects or None,
     )
 
 

@@ -24,7 +24,7 @@ from edge_client.engine.engine import Engine
 from edge_client.events import Event
 from edge_client.generation import Collector, Generation, GenerationRequest, Streamer
 from edge_client.journal import Journal, JournalAudits
-from edge_client.link.diagnosis import without_cloud
+from edge_client.link.diagnosis import after_loss
 
 _AUDIT_PATIENCE_S = 5.0  # for audits that are still due when the client is closed
 
@@ -68,7 +68,7 @@ class Run:
             async with aclosing(self._written(request, interrupt)) as events:
                 async for event in events:
                     if isinstance(event, Failed) and isinstance(event.error, CloudLost):
-                        event = replace(event, error=self._with_remedy(event.error, request.mode))
+                        event = replace(event, error=self._with_remedy(event.error, collected))
                     collected.add(event)
                     if isinstance(event, Failed):
                         event.error.partial = collected.partial()
@@ -76,9 +76,10 @@ class Run:
                             self._runs.assembly.peer.forget()  # another cloud may answer next time
                     yield event
 
-    def _with_remedy(self, error: CloudLost, mode: Mode) -> CloudLost:
-        """Return the loss of the cloud with what its user can do without it."""
-        remedy = without_cloud(mode, self._runs.assembly.config.cloud.on_loss)
+    def _with_remedy(self, error: CloudLost, collected: Collector) -> CloudLost:
+        """Return the loss of the cloud with what its user can do: resume the final tokens, or do without the cloud."""
+        on_loss, final_tokens = self._runs.assembly.config.cloud.on_loss, len(collected.partial().token_ids)
+        remedy = after_loss(collected.request.mode, on_loss, final_tokens, "resume with generate(error.partial)")
         return type(error)(error.message, retry_after_ms=error.retry_after_ms, remedy=remedy)
 
     def result(self) -> Generation:

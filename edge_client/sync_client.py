@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Never, ParamSpec, Self, TypeVar, Unpack
 
+from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import Cancelled, InvalidRequest
 from chaperone_common.frames import Capabilities
 from chaperone_common.partial import PartialGeneration
@@ -20,7 +21,7 @@ from chaperone_common.session import Failed, Finished
 from chaperone_common.types import Mode, PromptInput, Proposal
 from edge_client.cancellation import Cancellation
 from edge_client.client import EdgeClient
-from edge_client.config import EdgeConfig, checked_config, pretrained
+from edge_client.config import EdgeConfig, checked_config, pretrained, refuse_arguments
 from edge_client.conversation import Message, OnOverflow
 from edge_client.events import Event
 from edge_client.gate import Gate, Totals
@@ -29,6 +30,7 @@ from edge_client.journal import JournalState
 from edge_client.parameters import RequestParameters
 from edge_client.planner import Planner
 from edge_client.sync_conversation import SyncConversation, final_text
+from edge_client.text import Tokenizer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,7 +47,13 @@ class SyncEdgeClient:
             print(client.generate("Write a haiku.").text)
 
     An event loop runs in a private thread. Any thread may call the methods.
+
+    The attributes are those of `EdgeClient`. Only that one takes `cloud` and `drafter`, whose objects belong to a loop.
     """
+
+    config: EdgeConfig
+    manifest: ModelManifest
+    tokenizer: Tokenizer
 
     def __init__(
         self,
@@ -55,9 +63,13 @@ class SyncEdgeClient:
         gate: Callable[[Mode], Gate] | None = None,
         tracer: Any = None,
         folder: Path | None = None,
+        **unknown: Never,
     ) -> None:
         """See `EdgeClient`; the loop's thread calls the given functions."""
+        refuse_arguments("SyncEdgeClient", unknown)
         self._client = EdgeClient(config, planner=planner, gate=gate, tracer=tracer, folder=folder)
+        self.config, self.manifest = self._client.config, self._client.manifest
+        self.tokenizer = self._client.tokenizer
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # a factory: not the caller's current loop
         self._loop = self._runner.get_loop()
         self._process = os.getpid()
@@ -192,6 +204,10 @@ class SyncEdgeClient:
     def proposals(self, request: GenerationRequest, token_ids: Sequence[int]) -> list[Proposal]:
         """See `EdgeClient.proposals`."""
         return self._run(self._client.proposals, request, token_ids)
+
+    def token_text(self, token_id: int) -> str:
+        """See `EdgeClient.token_text`."""
+        return self._client.token_text(token_id)
 
     def close(self) -> None:
         """End the connection, the model's worker and the loop's thread; cancel running generations. Idempotent."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from typing import Any, Unpack, cast
+from contextlib import closing, suppress
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
 
+from chaperone_common.errors import InvalidRequest
 from chaperone_common.partial import PartialGeneration
 from edge_client.cancellation import Cancellation
 from edge_client.conversation import Conversation, Message, Turn
@@ -114,6 +116,15 @@ class SyncConversation:
     def close(self) -> None:
         """See `Conversation.close`."""
         self.conversation.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(InvalidRequest):  # the client was closed, and has freed everything
+            self._run(self.conversation.__aexit__, kind, error, trace)
 
 
 def final_text(events: Iterator[Event]) -> Iterator[str]:

@@ -24,6 +24,7 @@ class PartialGeneration:
     max_cloud_share: float | None = None  # used in gated mode
     cloud_tokens: int = 0  # how many of `token_ids` the cloud chose, as far as known
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of the failed part alone, if the request asked for them
+    promises_hold: bool | None = True  # of `token_ids`; None if mode `edge` wrote all of them
 
     def __repr__(self) -> str:
         """Return the beginning of the text and the main counts; the attributes have all of it."""

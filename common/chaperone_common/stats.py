@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from chaperone_common.types import FinishReason, Origin
+from chaperone_common.types import FinishReason, Mode, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,19 @@ class Tally:
                 self.unverified_tokens += 1
 
 
+def promises_hold(mode: Mode, *, unverified: bool, earlier: bool | None, resumed: bool) -> bool | None:
+    """Return whether the promises of a mode cover all of a text; None if nothing was ever promised.
+
+    Args:
+        mode: The mode of the new tokens; `edge` promises nothing.
+        unverified: Some of the new tokens are unverified.
+        earlier: The same of the tokens that a resumed text begins with.
+        resumed: There are such tokens.
+    """
+    now = not unverified if mode.connects else None
+    return now if not resumed or earlier is now else False
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
     """The measurements of one generation. Times are on the device's clock, except those named cloud or prefill."""
@@ -110,7 +123,7 @@ class GenerationStats:
     catch: float | None = None  # caught / (caught + deviations); None if both are 0, or tokens are unread
     cloud_share: float = 0.0  # share of all new tokens that the cloud chose itself, those of a resumed text included
     max_cloud_share: float | None = None  # the ceiling of the share, over at least 32 tokens; None: none
-    promises_hold: bool = True  # False if tokens are unverified: the promises of the mode do not cover these
+    promises_hold: bool | None = None  # of the whole text, see `promises_hold`; None: mode `edge` promises nothing
     guard: str | None = None  # "max_cloud_share" if this ceiling was reached; None if no guard has stopped a question
     reconnects: int = 0  # later streams of the session on which the cloud answered
     bytes_up: int = 0  # payload sent to the cloud

@@ -19,7 +19,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import Open, ServerFrame, Verdict
 from chaperone_common.session import DeviceSession, Failed, Finished, SessionEvent, State, Unverified
-from chaperone_common.stats import GenerationStats
+from chaperone_common.stats import GenerationStats, promises_hold
 from chaperone_common.types import FinishReason, Mode, Proposal, SessionId
 from edge_client.cancellation import Interrupt
 from edge_client.engine.closing import Closing
@@ -79,6 +79,7 @@ class Engine:
         self.guard = CloudShareGuard(self.session, settings.cloud_share)
         self.risk_model = risk_model
         self.planner = planner
+        self._mode = planner.mode  # of the request, also when the device writes on alone
         self.output = output
         self.settings = settings
         self._generation_id = generation_id
@@ -319,7 +320,13 @@ class Engine:
 
     def _stats(self) -> GenerationStats:
         stats = self.watch.stats(self.session, self.cloud, self.guard, self._cached_tokens)
-        return replace(stats, generation_id=self._generation_id)
+        holds = promises_hold(
+            self._mode,
+            unverified=bool(self.session.tally.unverified_tokens),
+            earlier=self.settings.committed_promises_hold,
+            resumed=bool(self.opening.committed_token_ids),
+        )
+        return replace(stats, generation_id=self._generation_id, promises_hold=holds)
 
     async def audit(self) -> list[SessionEvent]:
         """Wait for the answer to the Close, if one is to come, and return its events. `stream` may have ended."""

@@ -106,7 +106,6 @@ class Stopwatch:
             catch=caught / (caught + missed) if caught + missed and not unread else None,
             cloud_share=guard.share,
             max_cloud_share=guard.limit,
-            promises_hold=not tally.unverified_tokens,
             guard="max_cloud_share" if guard.reached else None,
             reconnects=tally.reconnects,
             bytes_up=up,

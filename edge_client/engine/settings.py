@@ -31,6 +31,8 @@ class EngineSettings:
     cloud_share: CloudShareLimit = NO_LIMIT
     # Draft nothing until both ends hold the prompt's KV.
     warm_start: bool = False
+    # Whether promises cover the committed tokens of a resumed text; None: mode `edge` wrote them.
+    committed_promises_hold: bool | None = True
 
     def answer_ms(self, session: DeviceSession) -> float:
         """Return the time that an answer to a Draft may take. The first ones wait for the prompt's prefill."""

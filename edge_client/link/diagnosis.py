@@ -17,6 +17,7 @@ from edge_client.link.credentials import TlsFiles
 
 # The remedies where waiting may help: of a text, and of the search for a cloud before a text.
 START_IT = "start its server, or correct cloud.address (--cloud)"
+OR_WENT_AWAY = "cannot be reached, or went away: "  # after an address, and before the reason
 _WAIT_LONGER = "raise cloud.connect_timeout_ms to wait longer"
 MAY_LOAD = f"{START_IT}; a server that was just started may still be loading, {_WAIT_LONGER}"
 _PROBE_S = 0.7  # for each step; most problems are reported within a second
@@ -33,6 +34,20 @@ _REASONS = {
     "connect timed out": "nothing answers",
     "Timeout occurred": "nothing answers",
 }
+
+
+def without_remedy(message: str) -> str:
+    """Return the message of an address that cannot be reached without its remedy, for one that joins several."""
+    return message.removesuffix(f"; {MAY_LOAD}").removesuffix(f"; {START_IT}")
+
+
+def after_loss(mode: Mode, on_loss: str, final_tokens: int, resume: str) -> str:
+    """Return what to do about a text that failed in this mode because the cloud is lost; `on_loss` as configured.
+
+    `resume` says how to go on from its final tokens, in the words of the user's interface.
+    """
+    final = f"{final_tokens} token{' is' if final_tokens == 1 else 's are'} final; {resume}; " if final_tokens else ""
+    return final + without_cloud(mode, on_loss)
 
 
 def without_cloud(mode: Mode, on_loss: str) -> str:

@@ -44,6 +44,7 @@ from edge_client.link.addresses import routing_key
 from edge_client.link.credentials import Credentials, TokenSource, read_credentials
 from edge_client.link.diagnosis import (
     MAY_LOAD,
+    OR_WENT_AWAY,
     START_IT,
     NeverConnects,
     connection_problem,
@@ -373,7 +374,7 @@ def error_of(error: grpc.aio.AioRpcError, address: str, credentials: Credentials
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.INTERNAL:
             return CloudUnavailable(
                 handshake_problem(details, address, credentials.tls)
-                or f"cloud: {address} cannot be reached, or went away ({details}); {START_IT}"
+                or f"cloud: {address} {OR_WENT_AWAY}{reason_of(details) or details}; {START_IT}"
             )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return CloudTimeout(f"cloud: {address} did not answer in time; raise cloud.connect_timeout_ms")

@@ -10,6 +10,7 @@ from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, CloudLost, Overloaded
 from chaperone_common.frames import Arrived, ClientFrame, Failure, Open, ServerFrame
 from edge_client.link.addresses import Turns
+from edge_client.link.diagnosis import OR_WENT_AWAY, without_remedy
 from edge_client.ports import CloudLink
 
 # Full jitter, as in Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The two constants are
@@ -99,8 +100,18 @@ class Reconnection:
                 f"cloud asks to wait would pass {limit}"
             )
         else:
-            message = f"{loss.message}; {attempts} within {limit} failed, the last one with: {error.message}"
+            message = _said_once(loss.message, f"{attempts} within {limit} failed", error.message)
         return type(loss)(message, retry_after_ms=error.retry_after_ms)
+
+
+def _said_once(loss: str, attempts: str, last: str) -> str:
+    """Return one message of a loss and the last attempt after it: a cause and a remedy that both have come once."""
+    first, failed = without_remedy(loss), without_remedy(last)
+    remedy = last[len(failed) :] or loss[len(first) :]
+    where, gone, _ = first.partition(OR_WENT_AWAY)
+    if gone and failed.startswith(f"{where}{gone}"):  # one address: the last attempt knows the reason best
+        return f"{where}went away; {attempts}: {failed.removeprefix(f'{where}{gone}')}{remedy}"
+    return f"{first}; {attempts}, the last one with: {failed}{remedy}"
 
 
 class DelayedLink:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from chaperone_common.errors import ChaperoneError, CloudLost, CloudUnavailable, Overloaded
 from chaperone_common.frames import Capabilities
 from edge_client.link.addresses import Outages, Turns
-from edge_client.link.diagnosis import MAY_LOAD, START_IT, NeverConnects
+from edge_client.link.diagnosis import MAY_LOAD, START_IT, NeverConnects, without_remedy
 from edge_client.ports import Cloud
 
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 100.0, 1_000.0  # between two requests to one address
@@ -97,8 +97,7 @@ async def first_answer(sites: Sequence[Site], timeout_ms: float, outages: Outage
 
 def _nobody(errors: Mapping[int, ChaperoneError], timeout_ms: float) -> ChaperoneError:
     """Return the error of a search without an answer, with the last problem of each address."""
-    messages = (errors[index].message.removeprefix("cloud: ") for index in sorted(errors))
-    problems = [message.removesuffix(f"; {MAY_LOAD}").removesuffix(f"; {START_IT}") for message in messages]
+    problems = [without_remedy(errors[index].message.removeprefix("cloud: ")) for index in sorted(errors)]
     remedy = START_IT if all(isinstance(error, NeverConnects) for error in errors.values()) else MAY_LOAD
     overloaded = [error for error in errors.values() if isinstance(error, Overloaded)]
     kind: type[ChaperoneError] = Overloaded if overloaded else CloudUnavailable

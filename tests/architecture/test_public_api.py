@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -25,11 +26,11 @@ Audited Cancellation Cancelled Capabilities ChaperoneError ChoiceLogprobs Cloud 
 CloudShareExceeded CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Conversation Decision
 DeviceSettings Drafted Drafter DraftModel EdgeClient EdgeConfig Event Failed Finished FinishReason Gate GateMismatch
 GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout
-InternalError InvalidRequest JournalState Logprob LogprobSource Mode ModelCorrupt ModelError ModelMismatch ModelMissing
-OnDeviation Origin Overloaded PartialGeneration PeerMismatch PermissionDenied Planned Planner PlannerSettings Promises
-Prompt PromptInput PromptTooLong Proposal ProtocolViolation pull_model PulledModel PullProgress QuotaExceeded
-RequestParameters Retracted SamplingParams Signal Streamer Superseded SyncConversation SyncEdgeClient TokenizerMismatch
-TokenLogprobs Totals Turn Unauthenticated Unverified VersionMismatch
+InternalError InvalidRequest JournalState Logprob LogprobSource Message Mode ModelCorrupt ModelError ModelMismatch
+ModelMissing OnDeviation OnOverflow Origin Overloaded PartialGeneration PeerMismatch PermissionDenied Planned Planner
+PlannerSettings Promises Prompt PromptInput PromptTooLong Proposal ProtocolViolation pull_model PulledModel PullProgress
+QuotaExceeded RequestParameters Retracted SamplingParams Signal Streamer Superseded SyncConversation SyncEdgeClient
+TokenizerMismatch TokenLogprobs Totals Turn Unauthenticated Unverified VersionMismatch
 """
 OURS = ("chaperone_common", "edge_client")
 
@@ -64,11 +65,26 @@ def test_every_type_that_a_method_takes_or_returns_is_exported(client: type) -> 
         assert not missing, f"{client.__name__}.{getattr(method, '__name__', method)}: {missing}"
 
 
+@pytest.mark.parametrize("kind", [EdgeClient, SyncEdgeClient, Conversation, SyncConversation])
+def test_every_name_of_ours_in_a_public_signature_is_exported(kind: type) -> None:
+    """Names of aliases are gone when hints are evaluated, so the text of the annotations is read."""
+    ours = {
+        name
+        for module in (edge_client.client, edge_client.sync_client, edge_client.conversation, edge_client.parameters)
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "").partition(".")[0] in OURS or name in ("Message", "OnOverflow", "Prompt")
+    }
+    for name in public_names(kind) - {"release"}:  # it is for the other conversations of the client
+        method = getattr(kind, name)
+        annotations = (getattr(method, "fget", None) or method).__annotations__
+        named = {word for text in annotations.values() for word in re.findall(r"\w+", str(text))}
+        assert named & ours <= {*edge_client.__all__}, f"{kind.__name__}.{name}"
+
+
 # What one kind has and its twin lacks, and why.
 LACKING = {
     (EdgeClient, SyncEdgeClient): {
         "aclose",  # `close`
-        "token_text",  # of the tokenizer
     },
     (SyncEdgeClient, EdgeClient): {"close"},  # `aclose`
     (Conversation, SyncConversation): {"release"},  # it hands over what the twin has none of
@@ -86,6 +102,12 @@ def public_names(kind: type) -> set[str]:
 @pytest.mark.parametrize(("kind", "twin"), LACKING)
 def test_twins_have_the_same_methods(kind: type, twin: type) -> None:
     assert public_names(kind) - public_names(twin) == LACKING[kind, twin]
+
+
+def test_twins_have_the_same_attributes() -> None:
+    mine = EdgeClient.__annotations__
+    assert mine == SyncEdgeClient.__annotations__
+    assert {*mine} == {"config", "manifest", "tokenizer"}
 
 
 COMMON = [

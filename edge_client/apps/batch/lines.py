@@ -6,15 +6,18 @@ import codecs
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from chaperone_common.errors import ChaperoneError, InvalidRequest
+from chaperone_common.errors import ChaperoneError, CloudLost, InvalidRequest
+from chaperone_common.session import Failed
 from chaperone_common.suggestion import cut, did_you_mean, shown
 from chaperone_common.types import Mode
 from edge_client.apps.batch.prompt_file import MAX_LINE_BYTES
 from edge_client.client import EdgeClient
+from edge_client.events import Event
 from edge_client.generation import Collector, GenerationRequest, Prompt, error_json, logprobs_json
+from edge_client.link.diagnosis import after_loss
 from edge_client.parameters import GATED_ONLY, check_promised, merged, parse_mode
 from edge_client.refused_names import instead_of
 
@@ -50,6 +53,17 @@ def line_of(number: int, raw: bytes) -> Line:
         return Line(number, fields.get("id"), fields)
     except InvalidRequest as error:
         return Line(number, None, {}, error)
+
+
+def in_commands(event: Event, on_loss: str) -> Event:
+    """Return an event as the commands report it: they take no `partial`, and write a text again from its beginning."""
+    if not (isinstance(event, Failed) and isinstance(event.error, CloudLost) and event.error.partial is not None):
+        return event
+    lost, partial = event.error, event.error.partial
+    remedy = after_loss(partial.mode, on_loss, len(partial.token_ids), "run the same command again")
+    error = type(lost)(lost.problem, retry_after_ms=lost.retry_after_ms, remedy=remedy)
+    error.partial = partial
+    return replace(event, error=error)
 
 
 def failure_json(collected: Collector, error: ChaperoneError, *, where: str = "") -> dict[str, Any]:

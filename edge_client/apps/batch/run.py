@@ -12,7 +12,7 @@ from typing import Any
 from chaperone_common.errors import ChaperoneError, InvalidRequest, OutputLost
 from chaperone_common.session import Committed
 from edge_client.apps.batch.explanation import Explain
-from edge_client.apps.batch.lines import Line, failure_json, line_of, request_of
+from edge_client.apps.batch.lines import Line, failure_json, in_commands, line_of, request_of
 from edge_client.apps.batch.results import Results, key_of
 from edge_client.client import EdgeClient
 from edge_client.events import Planned
@@ -90,7 +90,7 @@ class Batch:
             stream = self.client.stream(request, timeout=self.timeout_s, explain=explain is not None)
             async with aclosing(stream) as events:
                 async for event in events:
-                    collected.add(event)
+                    collected.add(in_commands(event, self.client.config.cloud.on_loss))
                     if explain is not None and isinstance(event, Planned):
                         explain(event.decision)
                     self.tally.tokens += isinstance(event, Committed)

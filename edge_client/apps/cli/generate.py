@@ -18,7 +18,7 @@ from chaperone_common.stats import GenerationStats
 from chaperone_common.suggestion import counted
 from chaperone_common.types import FinishReason, Mode
 from edge_client.apps.batch.explanation import explainer
-from edge_client.apps.batch.lines import PARAMETERS, failure_json
+from edge_client.apps.batch.lines import PARAMETERS, failure_json, in_commands
 from edge_client.apps.batch.prompt_file import STANDARD, PromptFile, read_prompt
 from edge_client.apps.batch.results import open_results
 from edge_client.apps.batch.run import Batch, Tally
@@ -153,7 +153,7 @@ async def _one(
         collected = Collector(request)
         async with aclosing(client.stream(request, timeout=arguments.timeout, explain=arguments.explain)) as events:
             async for event in events:
-                collected.add(event)
+                collected.add(in_commands(event, config.cloud.on_loss))
                 match event:
                     case Unverified(error=error):
                         console.warn(unverified_warning(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Reply:
         stats = [answer.stats for answer in answers]
         return {
             **self._head(self.kind),
-            **({"system_fingerprint": stats[0].model_digest} if stats[0].model_digest else {}),
+            **_fingerprint(stats[0]),
             "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
             "usage": usage(stats),
             "chaperone": {
@@ -120,7 +120,13 @@ class Reply:
     ) -> list[str]:
         """Return the last events of a choice: the rest of its text and log-probabilities, and its end."""
         verified = _verified(event.stats, unverified)
-        last = self._event(index, {} if self.chats else "", finish_reason=str(event.finish_reason), chaperone=verified)
+        last = self._event(
+            index,
+            {} if self.chats else "",
+            finish_reason=str(event.finish_reason),
+            chaperone=verified,
+            fingerprint=_fingerprint(event.stats),
+        )
         return [self._part(index, event.text, found, offsets), last] if event.text or found else [last]
 
     def _part(
@@ -138,7 +144,8 @@ class Reply:
 
     def usage(self, stats: Sequence[GenerationStats]) -> str:
         """Return the event with the usage of all choices."""
-        return server_sent({**self._head(self._chunk_kind), "choices": [], "usage": usage(stats)})
+        head = {**self._head(self._chunk_kind), **_fingerprint(stats[0])}
+        return server_sent({**head, "choices": [], "usage": usage(stats)})
 
     @property
     def _chunk_kind(self) -> str:
@@ -152,10 +159,11 @@ class Reply:
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
         chaperone: dict[str, Any] | None = None,
+        fingerprint: Mapping[str, str] | None = None,
     ) -> str:
         key = "delta" if self.chats else "text"
         choice = {"index": index, key: text, "logprobs": logprobs, "finish_reason": finish_reason}
-        chunk: dict[str, Any] = {**self._head(self._chunk_kind), "choices": [choice]}
+        chunk: dict[str, Any] = {**self._head(self._chunk_kind), **(fingerprint or {}), "choices": [choice]}
         return server_sent(chunk if chaperone is None else {**chunk, "chaperone": chaperone})
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -189,6 +197,11 @@ def server_sent(data: dict[str, Any] | str) -> str:
     """Return a server-sent event."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n"
+
+
+def _fingerprint(stats: GenerationStats) -> dict[str, str]:
+    """Return the field that names the large model. A stream has it at its end, when the model is certain."""
+    return {"system_fingerprint": stats.model_digest} if stats.model_digest else {}
 
 
 def _verified(stats: GenerationStats, unverified: ChaperoneError | None) -> dict[str, Any]:

@@ -73,6 +73,10 @@ _INSTEAD = {
     "max_time": "close the connection to end a text",
     "messages": "send it to /v1/chat/completions",
     "num_return_sequences": f"give n for several texts, up to {MOST_CHOICES}",
+    **dict.fromkeys(
+        ("tools", "tool_choice", "functions", "function_call"),
+        "leave it out; the Python SDK takes tools=, which only the chat template reads, and returns calls as text",
+    ),
     "prompt": "send it to /v1/completions, or as messages",
     "system": 'put it into messages, as {"role": "system", "content": ...}',
 }

@@ -17,6 +17,7 @@ from chaperone_common.types import Origin
 from cloud_supervisor.model.ports import TargetModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
+from edge_client.apps.batch.lines import in_commands
 from edge_client.config import CloudSettings, PlannerSettings
 from edge_client.events import Event
 from tests.support.cloud.raw_stream import RawStream, opening, raw_channel
@@ -183,8 +184,18 @@ def test_reconnecting_ends_after_its_timeout(tiny_pair: Path, target: TargetMode
         return
     assert isinstance(ending, Failed)
     assert isinstance(ending.error, CloudUnavailable)
-    assert "attempts to reconnect within 1400 ms (cloud.reconnect_timeout_ms) failed" in ending.error.message
-    assert 20 <= ending.stats.completion_tokens == len(committed(events)) < NEW_TOKENS
+    tokens = len(committed(events))
+    assert 20 <= ending.stats.completion_tokens == tokens < NEW_TOKENS
+    message = ending.error.message
+    assert "attempts to reconnect within 1400 ms (cloud.reconnect_timeout_ms) failed: " in message
+    assert message.count("went away") == message.count("start its server") == 1
+    assert f"{tokens} tokens are final; resume with generate(error.partial); or write without it: " in message
+    reported = in_commands(ending, "default")
+    assert isinstance(reported, Failed)
+    assert reported.error.partial is ending.error.partial
+    assert reported.error.message == message.replace(
+        "resume with generate(error.partial)", "run the same command again"
+    )
 
 
 def test_closing_the_client_ends_reconnecting(tiny_pair: Path) -> None:

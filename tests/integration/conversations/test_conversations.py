@@ -155,14 +155,47 @@ def test_a_rewound_conversation_goes_on_from_there(tiny_pair: Path, target: Torc
             other = await chat.regenerate(seed=6)
             assert other.prompt_token_ids == again.prompt_token_ids
             assert [turn.text for turn in chat.turns] == [texts[0], other.text]
+            greedy = await chat.regenerate(temperature=0)
+            assert (await chat.regenerate(temperature=0, seed=7)).text == greedy.text, "the seed decides nothing"
+            with pytest.raises(InvalidRequest, match="turns: 3; the conversation has 2; give a number from -2 to 2"):
+                chat.rewind(3)
             chat.rewind(-2)
             assert chat.turns == ()
-            with pytest.raises(InvalidRequest, match="turns: 1; the conversation has 0"):
+            with pytest.raises(InvalidRequest, match="turns: 1; the conversation has 0; generate a turn first"):
                 chat.rewind(1)
             with pytest.raises(InvalidRequest, match="no turn yet"):
                 await chat.regenerate()
 
     run(test)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_the_end_of_a_with_block_frees_what_the_device_keeps(tiny_pair: Path, target: TorchModel, leaves: bool) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            async with client.conversation(mode="exact", **SAMPLED) as chat:
+                await chat.generate(SAID[0])
+                if leaves:  # in the middle of a stream, which is closed after the block
+                    events = chat.stream(SAID[1])
+                    await anext(events)
+                    assert chat.busy
+            if leaves:
+                await events.aclose()
+            assert not chat.busy
+            again = await chat.generate(SAID[1])
+            assert again.stats.edge_cached_tokens == 0
+
+    run(test)
+
+
+def test_the_end_of_a_with_block_of_the_twin_does_the_same(tiny_pair: Path) -> None:
+    with SyncEdgeClient(config_for("127.0.0.1:1")) as client:
+        with client.conversation(mode="edge", **SAMPLED) as chat:
+            chat.generate(SAID[0])
+            assert chat.generate(SAID[1]).stats.edge_cached_tokens > 0
+        assert chat.generate(SAID[1]).stats.edge_cached_tokens == 0
+    with chat:
+        pass  # the client is closed, and has freed everything
 
 
 def test_a_turn_that_failed_is_no_part_of_it_and_can_be_resumed(tiny_pair: Path, target: TorchModel) -> None:

@@ -30,15 +30,16 @@ generation:
 INSTEAD_OF = {
     "EdgeClient()": 'EdgeClient.from_config("edge.yaml")',
     "http://127.0.0.1:11435/v1": "{url}",
+    "127.0.0.1:50152": "{address}",
     'model="default"': 'model="tiny"',
 }
 
 
 def execute(block: Block, served: Endpoint, given: Mapping[str, Any]) -> dict[str, Any]:
     """Run a block as a module of its own, and return its names; `await` may stand outside a function."""
-    text = block.text
+    text, address = block.text, str(served.client.config.cloud.address)
     for printed, ours in INSTEAD_OF.items():
-        text = text.replace(printed, ours.replace("{url}", served.url))
+        text = text.replace(printed, ours.replace("{url}", served.url).replace("{address}", address))
     names = {"__name__": "example", **given}
     code = compile(text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     result = eval(code, names)

@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"tools": [{"type": "function"}]},
         "unsupported_parameter",
         "tools",
-        "is not supported here; leave it out",
+        "is not supported here; leave it out; the Python SDK takes tools=",
     ),
     "a format": (
         {"response_format": {"type": "json_object"}},
@@ -301,6 +301,8 @@ def test_what_must_stay_on_the_device_is_never_sent(tiny_pair: Path, target: Tor
                 local = {"locality": "only_on_device"}
                 answer = await served.chat("the list", max_tokens=4, chaperone=local, **fields)
                 assert answer.status == 200
+                if "stream" not in fields:
+                    assert {each["promises_hold"] for each in answer.json["chaperone"]["choices"]} == {None}
             assert connections == 0
             await served.chat("the list", max_tokens=4, chaperone={"locality": "only_in_cloud"})
             assert connections > 0, "the watch works"

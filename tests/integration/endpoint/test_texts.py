@@ -77,6 +77,8 @@ def test_a_stream_is_the_same_text(tiny_pair: Path, target: TorchModel) -> None:
             assert sources
             assert {*sources} <= {"verified", "override", "bonus", "takeover"}
             assert chunks[-1]["chaperone"]["promises_hold"] is True
+            digest = whole["system_fingerprint"]
+            assert chunks[-1]["system_fingerprint"] == usage["system_fingerprint"] == digest
             assert usage["choices"] == []
             for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
                 assert usage["usage"][name] == whole["usage"][name]

@@ -290,3 +290,28 @@ def test_settings_of_another_kind_are_refused(make: Any) -> None:
         make("default")
     with pytest.raises(ConfigError, match="config: 'edge.yaml' is no EdgeConfig"):
         make.from_pretrained("tiny", config="edge.yaml")
+
+
+@pytest.mark.parametrize("kind", [EdgeClient, SyncEdgeClient])
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"pair": "tiny"}, """from_pretrained('tiny', cloud="HOST:PORT")"""),
+        ({"cloud": "a:1"}, """from_pretrained("default", cloud="HOST:PORT")"""),
+        ({"mode": "edge"}, "(EdgeConfig(mode=...))"),
+        ({"temperature": 1.0}, "the parameters of a text to generate or stream"),
+    ],
+)
+def test_an_argument_of_another_call_is_refused_with_that_call(kind: Any, given: dict[str, Any], remedy: str) -> None:
+    (name,) = given
+    with pytest.raises(InvalidRequest, match=f"^{name}: {kind.__name__} has no such argument; ") as caught:
+        kind(**given)
+    assert remedy in caught.value.message
+
+
+def test_an_address_in_place_of_the_clouds_settings_is_refused_with_these() -> None:
+    with pytest.raises(ConfigError) as caught:
+        EdgeConfig(cloud=cast(Any, "127.0.0.1:1"))
+    assert caught.value.message == (
+        "cloud: '127.0.0.1:1' is an address, which belongs into cloud.address: CloudSettings(address='127.0.0.1:1')"
+    )

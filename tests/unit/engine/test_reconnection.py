@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from chaperone_common.errors import CloudUnavailable, InvalidRequest, Overloaded, PeerMismatch
+from edge_client.link.diagnosis import OR_WENT_AWAY, START_IT
 from edge_client.link.reconnection import Reconnection
 from tests.support.fakes.clock import ManualClock
 
@@ -70,3 +71,23 @@ def test_a_cloud_that_is_given_up_is_reported_with_the_reason() -> None:
     assert reconnection.outcome(full).message == (
         "gone; 1 attempt to reconnect within 30000 ms (cloud.reconnect_timeout_ms) failed, the last one with: full"
     )
+
+
+def outcome_of(loss: str, last: str) -> str:
+    reconnection = Reconnection(ManualClock(), Random(0), timeout_ms=1_500.0)
+    assert reconnection.pause_ms(CloudUnavailable(loss)) is not None
+    return reconnection.outcome(CloudUnavailable(last)).message
+
+
+def test_one_cause_and_one_remedy_are_said_once() -> None:
+    closed, refused = (f"cloud: a:1 {OR_WENT_AWAY}{reason}; {START_IT}" for reason in ("it closed", "nobody listens"))
+    assert outcome_of(closed, refused) == (
+        "cloud: a:1 went away; 1 attempt to reconnect within 1500 ms (cloud.reconnect_timeout_ms) failed: nobody "
+        f"listens; {START_IT}"
+    )
+    elsewhere = refused.replace("a:1", "b:2")
+    assert outcome_of(closed, elsewhere) == (
+        f"cloud: a:1 {OR_WENT_AWAY}it closed; 1 attempt to reconnect within 1500 ms (cloud.reconnect_timeout_ms) "
+        f"failed, the last one with: {elsewhere}"
+    )
+    assert outcome_of("gone", "gone").endswith("failed, the last one with: gone")
