@@ -14,7 +14,7 @@ from cloud_supervisor.export.conversion import LoadedModel
 from cloud_supervisor.export.tiny import VOCABULARY, build_tiny
 from training.answers.answer import Answer, Rows, read_answers, write_answers
 from training.answers.resumable import Asking, answer_all
-from training.answers.sampling import DRAWN, GREEDY
+from training.answers.sampling import DRAWN, GREEDY, Sampling
 from training.answers.writing import Writer
 from training.prompt import Prompt
 
@@ -55,8 +55,10 @@ def test_an_answer_ends_with_the_first_token_that_ends_a_text(loaded: LoadedMode
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-def test_the_likeliest_tokens_are_those_at_temperature_1(loaded: LoadedModel, writer: Writer, sampling: object) -> None:
-    (answer,) = writer.write(PROMPTS[:1], sampling, 12)  # type: ignore[arg-type]
+def test_the_likeliest_tokens_are_those_at_temperature_1(
+    loaded: LoadedModel, writer: Writer, sampling: Sampling
+) -> None:
+    (answer,) = writer.write(PROMPTS[:1], sampling, 12)
     values, ids = _logits(loaded, answer).log_softmax(-1).topk(TOP, dim=-1)
     assert answer.top_ids.tolist() == ids.tolist()
     np.testing.assert_allclose(answer.top_logprobs, values, atol=0.02)
@@ -119,3 +121,5 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_files(tmp_path: Path, wr
     whole, again = read_answers(tmp_path / "whole"), read_answers(interrupted)
     assert [answer.tokens.tolist() for answer in whole] == [answer.tokens.tolist() for answer in again]
     assert {answer.id for answer in again} == {prompt.id for prompt in PROMPTS}
+    with pytest.raises(ConfigError, match=r"files, such as 000.*, answer other prompts or have other settings"):
+        answer_all(writer, PROMPTS[:3], asking, interrupted, say=said.append)

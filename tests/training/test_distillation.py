@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from chaperone_common.artefacts.registry import TinySource
-from chaperone_common.errors import ModelError
+from chaperone_common.errors import ConfigError, ModelError
 from cloud_supervisor.export.adapter import Adapter
 from cloud_supervisor.export.tiny import HIDDEN, VOCABULARY, build_tiny
-from training.answers.answer import Answer
+from training.__main__ import main
+from training.answers.answer import Answer, write_answers
 from training.answers.sampling import DRAWN
 from training.answers.writing import Writer
 from training.distillation.drafter import Drafter, Shape
@@ -99,6 +101,30 @@ def test_an_interrupted_training_takes_the_same_steps(answers: list[Answer], tmp
     assert [row["step"] for row in whole.evaluations] == [row["step"] for row in interrupted.evaluations]
     for name, value in whole.learned.items():
         torch.testing.assert_close(interrupted.learned[name], value)
+
+
+def test_a_checkpoint_of_another_run_is_refused(answers: list[Answer], tmp_path: Path) -> None:
+    def run(name: str) -> None:
+        train(
+            _drafter(SHAPES[0]), answers[:8], answers[16:], (), SCHEDULE, tmp_path / "c", run=name, say=lambda _: None
+        )
+
+    run("one")
+    with pytest.raises(ConfigError, match="it belongs to a training with other answers or settings"):
+        run("two")
+
+
+def test_the_command_writes_what_was_learned(
+    answers: list[Answer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_answers(tmp_path / "a.npz", answers)
+    out = tmp_path / "mine.safetensors"
+    options = ["--pair", "tiny", "--answers", str(tmp_path), "--out", str(out), "--rank", "4", "--layers", "1,2"]
+    assert main(["distil", *options, "--dtype", "float32", "--epochs", "1", "--evaluate-every", "1"]) == 0
+    assert Adapter.load(out).provenance["answers"] == sum(not is_held_out(answer.id) for answer in answers)
+    assert load_file(out.with_suffix(".projector.safetensors"))["last.weight"].shape == (HIDDEN, 512)
+    assert main(["distil", *options, "--dtype", "float32", "--epochs", "3"]) == 1
+    assert "belongs to a training with other" in capsys.readouterr().err
 
 
 def test_training_ends_when_the_held_out_prompts_gain_nothing(answers: list[Answer], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaperone_common.errors import ConfigError
 from training.answers.answer import write_answers
 from training.answers.batches import Batch, batches_of
 from training.answers.sampling import Sampling
@@ -35,7 +36,8 @@ def answer_all(
 ) -> bool:
     """Write the files that are missing in `folder`; return whether all are there.
 
-    No further batch is begun after `max_seconds`. A file of other prompts or settings has another name, and stays.
+    No further batch is begun after `max_seconds`. Raises ConfigError if the folder has answers to other prompts or by
+    other settings: a reader would mix them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     batches = batches_of(
@@ -46,7 +48,13 @@ def answer_all(
         seed=asking.seed,
     )
     settings = writer.settings | {"max_new_tokens": asking.max_new_tokens}
-    missing = [batch for batch in batches if not (folder / batch.file_name(settings)).exists()]
+    here, names = {path.name for path in folder.glob("*.npz")}, {batch.file_name(settings) for batch in batches}
+    if others := sorted(here - names):
+        raise ConfigError(
+            f"{folder}: {len(others)} files, such as {others[0]}, answer other prompts or have other settings; name "
+            "another folder, or delete them"
+        )
+    missing = [batch for batch in batches if batch.file_name(settings) not in here]
     ends_s = time.monotonic() + max_seconds
     for done, batch in enumerate(missing):
         if time.monotonic() > ends_s:

@@ -12,6 +12,8 @@ from peft import LoraConfig, get_peft_model
 from cloud_supervisor.export.adapter import Adapter, LowRank
 from training.distillation.examples import Batch
 
+_SCALE = 2  # of an adapter's change
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -52,7 +54,7 @@ class Drafter:
         self._base = model
         self.projector: Projector | None = None
         if shape.rank:
-            config = LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules="all-linear")
+            config = LoraConfig(r=shape.rank, lora_alpha=_SCALE * shape.rank, target_modules="all-linear")
             self._adapted: Any = get_peft_model(model, config)
         else:
             self._adapted = None
@@ -103,7 +105,7 @@ class Drafter:
             for name, module in self._base.named_modules()
             if hasattr(module, "lora_A")
         }
-        return Adapter(model, 2.0, matrices, provenance)
+        return Adapter(model, float(_SCALE), matrices, provenance)
 
 
 def encoding_width(encodings: Sequence[Any], layers: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, and write the adapter."""
+    """Train, and write the adapter, the projector, or both."""
     import torch
+    from safetensors.torch import save_file
 
     from training.answers.answer import read_answers
     from training.distillation.drafter import Drafter, Shape, encoding_width
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         args.layers,
         schedule,
         args.out.with_suffix(".checkpoint"),
+        run=json.dumps([args.pair, args.dtype, data_digest(answers), asdict(shape), asdict(schedule)]),
         max_seconds=args.max_seconds,
         say=lambda line: print(line, flush=True),
     )
@@ -88,6 +91,10 @@ def run(args: argparse.Namespace) -> None:
     if shape.rank:
         drafter.adapter(name, provenance).save(args.out)
         print(f"{args.out}: written")
+    if drafter.projector is not None:
+        file = args.out.with_suffix(".projector.safetensors")
+        save_file(drafter.projector.state_dict(), file, {"model": name, "provenance": json.dumps(provenance)})
+        print(f"{file}: written")
 
 
 def data_digest(answers: list[Any]) -> str:

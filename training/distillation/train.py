@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chaperone_common.errors import ConfigError
 from training.answers.answer import Answer
 from training.distillation.drafter import Drafter
 from training.distillation.examples import batch_of, steps_of
@@ -35,6 +36,7 @@ class Schedule:
 class Progress:
     """The state of a training: all that a resumed run needs."""
 
+    run: str = ""  # a digest of data and settings
     step: int = 0
     learned: dict[str, torch.Tensor] = field(default_factory=dict)
     optimiser: dict[str, Any] = field(default_factory=dict)
@@ -61,15 +63,17 @@ def train(
     schedule: Schedule,
     checkpoint: Path,
     *,
+    run: str = "",
     max_seconds: float = math.inf,
     say: Callable[[str], None],
 ) -> tuple[Progress, bool]:
     """Train, and return the progress and whether training is over. A checkpoint that is there is continued.
 
-    Every evaluation writes a checkpoint. The order of the batches depends on the seed alone, so an interrupted run
+    Every evaluation writes a checkpoint. `run` is a digest of data and settings; ConfigError is raised for a
+    checkpoint of another one. The order of the batches depends on the seed alone, so an interrupted run
     takes the same steps as one without an interruption.
     """
-    progress = _resumed(checkpoint)
+    progress = _resumed(checkpoint, run)
     optimiser = torch.optim.AdamW(drafter.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
     if progress.learned:
         drafter.load(progress.learned)
@@ -138,10 +142,15 @@ def _factor(step: int, steps: int, warmup: float) -> float:
     return 0.1 + 0.9 * (1 + math.cos(math.pi * place)) / 2
 
 
-def _resumed(path: Path) -> Progress:
+def _resumed(path: Path, run: str) -> Progress:
     if not path.exists():
-        return Progress()
-    return Progress(**torch.load(path, weights_only=True))
+        return Progress(run)
+    progress = Progress(**torch.load(path, weights_only=True))
+    if progress.run != run:
+        raise ConfigError(
+            f"{path}: it belongs to a training with other answers or settings; name another --out, or delete it"
+        )
+    return progress
 
 
 def _keep(path: Path, progress: Progress, step: int, drafter: Drafter, optimiser: torch.optim.Optimizer) -> None:
@@ -150,6 +159,7 @@ def _keep(path: Path, progress: Progress, step: int, drafter: Drafter, optimiser
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     state = {
+        "run": progress.run,
         "step": progress.step,
         "learned": progress.learned,
         "optimiser": progress.optimiser,
