@@ -70,7 +70,12 @@ def test_every_name_of_ours_in_a_public_signature_is_exported(kind: type) -> Non
     """Names of aliases are gone when hints are evaluated, so the text of the annotations is read."""
     ours = {
         name
-        for module in (edge_client.client, edge_client.sync_client, edge_client.conversation, edge_client.parameters)
+        for module in (
+            edge_client.client,
+            edge_client.sync_client,
+            edge_client.conversation.chat,
+            edge_client.parameters,
+        )
         for name, value in vars(module).items()
         if getattr(value, "__module__", "").partition(".")[0] in OURS or name in ("Message", "OnOverflow", "Prompt")
     }

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Literal, Self, Unpack, cast, get_args
 
 from chaperone_common.errors import InvalidRequest, PromptTooLong
 from chaperone_common.partial import PartialGeneration
 from chaperone_common.session import Failed, Finished
-from chaperone_common.suggestion import shown, summary
+from chaperone_common.suggestion import shown
 from chaperone_common.types import Mode, PromptInput
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation
+from edge_client.conversation.turns import Message, Turn, Unfinished, Written, grouped, messages_of, said_in
 from edge_client.events import Event
 from edge_client.generation import Generation, GenerationRequest, Streamer
 from edge_client.parameters import (
@@ -36,7 +37,6 @@ from edge_client.text.continued import ChatTokens, continued
 if TYPE_CHECKING:
     from edge_client.client import EdgeClient
 
-Message = Mapping[str, Any]
 OnOverflow = Literal["refuse", "drop_oldest", "cloud"]
 # The other policies that may find room where one does not.
 OTHER_POLICIES: Mapping[OnOverflow, str] = {"refuse": "drop_oldest or cloud", "drop_oldest": "", "cloud": "drop_oldest"}
@@ -46,40 +46,6 @@ _OF_ALL_TURNS = ("tools", "parse_special")
 _ARGUMENTS = ("system", "messages", "on_overflow", "in_place_of")
 _OF_TURNS = tuple(name for name in RequestParameters.__annotations__ if name not in (*_NEVER, *_OF_ALL_TURNS))
 _ELSEWHERE = {name: f"give {name} to client.conversation({name}=...)" for name in (*_OF_ALL_TURNS, *_ARGUMENTS)}
-_NAMED = 3  # messages of a turn that its `repr` has
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A message of the user, and the reply."""
-
-    messages: tuple[Message, ...]
-    text: str  # of the reply
-    token_ids: tuple[int, ...]  # of the reply
-    generation: Generation  # its last part, if it failed before and was resumed
-
-    def __repr__(self) -> str:
-        """Return the beginning of each text, for a prompt of Python; the attributes have all of it."""
-        said = [f"{message.get('role')}: {_beginning(message.get('content'))}" for message in self.messages[:_NAMED]]
-        more = len(self.messages) - len(said)
-        said += [f"{more} more messages"] if more else []
-        return f"Turn({', '.join(said)}, assistant: {summary(self.text, len(self.token_ids))})"
-
-
-_Written = tuple[Turn, ChatTokens]  # a turn, and the tokens of the chat before its reply
-
-
-@dataclass(frozen=True, slots=True)
-class _Unfinished:
-    """A turn whose reply was not written to its end, and the conversation that it belongs to."""
-
-    messages: tuple[Message, ...]
-    tokens: ChatTokens
-    earlier: tuple[tuple[Message, ...], ...]  # what was said before the first turn and not dropped
-    turns: tuple[_Written, ...]  # those before this one that were not dropped
-    dropped: int  # for this turn
-    text: str = ""  # of the reply, as far as it is final
-    token_ids: tuple[int, ...] = ()
 
 
 class Conversation:
@@ -126,15 +92,15 @@ class Conversation:
         prompts.check(messages, parameters.get("tools"))
         before: list[Message] = [{"role": "system", "content": system}] if system is not None else []
         before += messages
-        self._head, self._earlier = _grouped(before)
+        self._head, self._earlier = grouped(before)
         self._tools = parameters.get("tools")
         self._parse_special = bool(parameters.get("parse_special"))
         self._parameters = cast(RequestParameters, {**plain_names(parameters), "tools": None, "parse_special": None})
-        self._turns: tuple[_Written, ...] = ()
+        self._turns: tuple[Written, ...] = ()
         self._dropped = 0
         self._caches = in_place_of.release() if in_place_of is not None else ConversationCaches()
         runs.caches.add(self._caches)
-        self._unfinished: _Unfinished | None = None
+        self._unfinished: Unfinished | None = None
         self._writing: Run | None = None
         self._last: Run | None = None  # the turn after which the caches are freed
 
@@ -146,7 +112,7 @@ class Conversation:
     @property
     def messages(self) -> list[Message]:
         """All messages, as the chat template reads them; those that were dropped are missing."""
-        return _said(self._head, self._earlier, self._turns)
+        return said_in(self._head, self._earlier, self._turns)
 
     @property
     def busy(self) -> bool:
@@ -280,7 +246,7 @@ class Conversation:
 
         With `again` it takes the place of the last turn.
         """
-        begun: list[_Unfinished] = []
+        begun: list[Unfinished] = []
 
         async def request() -> GenerationRequest:
             turns = self._turns[:-1] if again else self._turns
@@ -320,7 +286,7 @@ class Conversation:
         if self._writing is run:  # the next turn may have begun
             self._writing = None
 
-    def _end(self, unfinished: _Unfinished, run: Run, event: Finished | Failed) -> None:
+    def _end(self, unfinished: Unfinished, run: Run, event: Finished | Failed) -> None:
         """Add a finished turn; remember one that failed, so that it can be resumed."""
         if isinstance(event, Failed):
             if (partial := event.error.partial) is not None:
@@ -340,22 +306,22 @@ class Conversation:
     def _request(
         self,
         message: str | Message | Sequence[Message] | PartialGeneration,
-        turns: tuple[_Written, ...],
+        turns: tuple[Written, ...],
         parameters: RequestParameters,
-    ) -> tuple[_Unfinished, GenerationRequest]:
+    ) -> tuple[Unfinished, GenerationRequest]:
         """Return the next turn, and the request that writes it; raises InvalidRequest."""
         check_names(parameters, _OF_TURNS, _NEVER | _ELSEWHERE | OF_METHODS)
         given = cast(RequestParameters, {name: value for name, value in parameters.items() if value is not None})
         if isinstance(message, PartialGeneration):
             return self._resumed(message, given)
         given = merged(self._parameters, given)
-        said, earlier, dropped = _messages(message), self._earlier, 0
+        said, earlier, dropped = messages_of(message), self._earlier, 0
         while True:
             tokens = self._tokens(said, earlier, turns)
             request = self._client.request(PromptInput(tokens.token_ids), **given)
             fits = self._fits(request)
             if fits or self.on_overflow != "drop_oldest" or not (earlier or turns):
-                unfinished = _Unfinished(said, tokens, earlier, turns, dropped)
+                unfinished = Unfinished(said, tokens, earlier, turns, dropped)
                 return unfinished, request if fits else self._overflowing(request)
             earlier, turns = (earlier[1:], turns) if earlier else (earlier, turns[1:])
             dropped += 1
@@ -383,7 +349,7 @@ class Conversation:
             )
         return request
 
-    def _resumed(self, partial: PartialGeneration, given: RequestParameters) -> tuple[_Unfinished, GenerationRequest]:
+    def _resumed(self, partial: PartialGeneration, given: RequestParameters) -> tuple[Unfinished, GenerationRequest]:
         unfinished = self._unfinished
         mine = (unfinished.tokens.token_ids, unfinished.token_ids) if unfinished is not None else None
         if unfinished is None or mine != (partial.prompt_token_ids, partial.token_ids):
@@ -391,11 +357,11 @@ class Conversation:
         return unfinished, self._client.request(partial, **given)
 
     def _tokens(
-        self, said: tuple[Message, ...], earlier: tuple[tuple[Message, ...], ...], turns: tuple[_Written, ...]
+        self, said: tuple[Message, ...], earlier: tuple[tuple[Message, ...], ...], turns: tuple[Written, ...]
     ) -> ChatTokens:
         """Return the tokens of the conversation and the next messages; those of replies stay as they were written."""
         prompt = self._prompts.tokens(
-            [*_said(self._head, earlier, turns), *said],
+            [*said_in(self._head, earlier, turns), *said],
             parse_special=self._parse_special,
             tools=self._tools,
             contexts=len(earlier) + len(turns) + 1,  # each turn fits into one; `_fits` looks at all together
@@ -408,40 +374,3 @@ class Conversation:
     def _check_idle(self) -> None:
         if self._writing is not None:
             raise InvalidRequest("conversation: a turn is being written; wait for its end, or cancel it")
-
-
-def _beginning(content: object) -> str:
-    return summary(content) if isinstance(content, str) else shown(content)
-
-
-def _messages(message: str | Message | Sequence[Message]) -> tuple[Message, ...]:
-    match message:
-        case str():
-            if not message.strip():
-                raise InvalidRequest("message: it is empty; give some text")
-            return ({"role": "user", "content": message},)
-        case Mapping():
-            return (message,)
-        case list() | tuple():
-            return (*message,)
-        case _:
-            raise InvalidRequest(f"message: {type(message).__name__} is neither text nor messages; give one of them")
-
-
-def _grouped(messages: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
-    """Return the instructions that a chat begins with, and the rest: a group for each message of the user."""
-    groups: list[list[Message]] = [[]]
-    for message in messages:
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role == "user" or (len(groups) == 1 and role not in ("system", "developer")):
-            groups.append([])
-        groups[-1].append(message)
-    head, *rest = map(tuple, groups)
-    return head, tuple(rest)
-
-
-def _said(head: Sequence[Message], earlier: Sequence[Sequence[Message]], turns: Sequence[_Written]) -> list[Message]:
-    said = [*head, *(message for group in earlier for message in group)]
-    for turn, _ in turns:
-        said += [*turn.messages, {"role": "assistant", "content": turn.text}]
-    return said
