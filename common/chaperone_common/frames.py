@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from chaperone_common.conditioning import Encoding
 from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams, SessionId
@@ -23,6 +24,14 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodingRequest:
+    """A wish for the encoding of the prompt, from position `start` on."""
+
+    projector_digest: str  # of the projector that the device's model was trained with
+    start: int = 0  # the device has the rows before it
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """Device to cloud, first: the text to read, and the rules of choosing."""
 
@@ -37,6 +46,7 @@ class Open:
     api_version: int = API_VERSION
     prefix: Prefix | None = None
     top_logprobs: int | None = None  # report log-probabilities, with this number of the likeliest tokens; None: none
+    encoding: EncodingRequest | None = None  # None: none is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,14 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """Cloud to device: the next rows of the prompt's encoding."""
+
+    rows: Encoding
+    digest: bytes = b""  # of all rows of the stream; in the last frame alone
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Cloud to device: the span stands up to `position`, where the cloud's own token is `token_id`.
 
@@ -138,7 +156,7 @@ class Failure:
 
 
 ClientFrame = Open | Draft | Close
-ServerFrame = Opened | Verdict | Continuation | Closed | Failure
+ServerFrame = Opened | Encoded | Verdict | Continuation | Closed | Failure
 
 FrameT = TypeVar("FrameT", ClientFrame, ServerFrame)
 
@@ -169,6 +187,8 @@ class FrameLimits:
     # Tokens of a Draft, branches included; deviations and further tokens of a Verdict.
     max_span_tokens: int = 4096
     max_eos_token_ids: int = 64
+    max_encoded_rows: int = 256  # of an Encoded; one row has at most `max_encoded_width` numbers
+    max_encoded_width: int = 1 << 14
 
     @property
     def max_draft_bytes(self) -> int:
@@ -190,6 +210,8 @@ class Capabilities:
     quotas: tuple[QuotaState, ...] = ()  # of the tenant that asked
     kept_texts: int = 0  # texts of ended sessions that an Open may refer to as its prefix
     max_top_logprobs: int | None = None  # that an Open may ask for; None: this cloud reports no log-probabilities
+    projector_digest: str = ""  # of the projector that encodes prompts; "": this cloud encodes none
+    max_encoded_tokens: int = 0  # of a prompt
 
 
 @dataclass(frozen=True, slots=True)

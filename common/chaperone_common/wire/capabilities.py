@@ -21,6 +21,8 @@ def encode_capabilities(value: Capabilities) -> bytes:
         quotas=[pb.QuotaState(name=quota.name, limit=quota.limit, used=quota.used) for quota in value.quotas],
         kept_texts=value.kept_texts,
         max_top_logprobs=value.max_top_logprobs,
+        projector_digest=value.projector_digest,
+        max_encoded_tokens=value.max_encoded_tokens,
     )
     return message.SerializeToString()
 
@@ -29,7 +31,7 @@ def decode_capabilities(data: bytes) -> Capabilities:
     """Parse the answer to GetCapabilities; raises ProtocolViolation."""
     fields(data, DEFAULT_LIMITS, ProtocolViolation)
     message = parse(pb.GetCapabilitiesResponse(), data)
-    check_names(message, ProtocolViolation, "model", "tokenizer_digest", "model_digest")
+    check_names(message, ProtocolViolation, "model", "tokenizer_digest", "model_digest", "projector_digest")
     if not message.max_span_tokens:
         raise ProtocolViolation("max_span_tokens: 0, so that the cloud reads no token; use another cloud")
     return Capabilities(
@@ -43,6 +45,8 @@ def decode_capabilities(data: bytes) -> Capabilities:
         tuple(QuotaState(quota.name, quota.limit, quota.used) for quota in message.quotas),
         message.kept_texts,
         message.max_top_logprobs if message.HasField("max_top_logprobs") else None,
+        message.projector_digest,
+        message.max_encoded_tokens,
     )
 
 

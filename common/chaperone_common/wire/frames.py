@@ -13,6 +13,8 @@ from chaperone_common.frames import (
     Closed,
     Continuation,
     Draft,
+    Encoded,
+    EncodingRequest,
     Failure,
     FrameLimits,
     Open,
@@ -25,6 +27,7 @@ from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams, SessionId
 from chaperone_common.wire.checks import DEFAULT_LIMITS, bounded, check_count, check_names, fields, parse
+from chaperone_common.wire.encodings import encoded_message, parse_encoded
 from chaperone_common.wire.logprobs import logprobs_message, parse_logprobs
 
 MAX_SESSION_ID_LENGTH = 64  # in characters
@@ -106,6 +109,8 @@ def encode_server(frame: ServerFrame) -> bytes:
                     cached_tokens=frame.cached_tokens,
                 )
             )
+        case Encoded():
+            message = pb.SuperviseResponse(encoded=encoded_message(frame))
         case Verdict():
             message = pb.SuperviseResponse(
                 verdict=pb.Verdict(
@@ -163,6 +168,8 @@ def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFr
                 opened.max_span_tokens,
                 opened.cached_tokens,
             )
+        case "encoded":
+            return parse_encoded(message.encoded, limits)
         case "verdict":
             verdict = message.verdict
             return Verdict(
@@ -194,7 +201,7 @@ def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFr
             retry = failure.retry_after_ms if failure.HasField("retry_after_ms") else None
             return Failure(_NAMES.get(failure.code, "UNKNOWN"), failure.message[:MAX_FAILURE_LENGTH], retry)
         case _:
-            raise ProtocolViolation("frame: none of opened, verdict, continuation, closed and failure is set")
+            raise ProtocolViolation("frame: none of opened, encoded, verdict, continuation, closed and failure is set")
 
 
 def _open(frame: Open) -> pb.Open:
@@ -217,7 +224,21 @@ def _open(frame: Open) -> pb.Open:
         model_digest=frame.model_digest,
         prefix=_prefix(frame.prefix),
         top_logprobs=frame.top_logprobs,
+        encoding=_encoding(frame.encoding),
     )
+
+
+def _encoding(request: EncodingRequest | None) -> pb.EncodingRequest | None:
+    if request is None:
+        return None
+    return pb.EncodingRequest(projector_digest=request.projector_digest, start=request.start)
+
+
+def _parse_encoding(message: pb.Open) -> EncodingRequest | None:
+    if not message.HasField("encoding"):
+        return None
+    check_names(message.encoding, InvalidRequest, "projector_digest")
+    return EncodingRequest(message.encoding.projector_digest, message.encoding.start)
 
 
 def _prefix(prefix: Prefix | None) -> pb.Prefix | None:
@@ -269,6 +290,7 @@ def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
         api_version=message.api_version,
         prefix=_parse_prefix(message),
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
+        encoding=_parse_encoding(message),
     )
 
 

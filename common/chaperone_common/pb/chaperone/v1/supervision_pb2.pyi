@@ -12,7 +12,13 @@ device *stands* if the cloud keeps it. A *deviation* is a committed token that i
 
 One `Supervise` stream is one generation. The device sends `Open`, then any number of `Draft`s, then `Close`, and
 half-closes. The cloud answers `Opened`, `Verdict`s and `Continuation`s, and ends with exactly one `Closed` or
-`Failure`. After a `Failure` the stream also ends with the gRPC status that the frame names.
+`Failure`. `Encoded` frames come before the second `Opened`, if the Open asks for them. After a `Failure` the stream
+also ends with the gRPC status that the frame names.
+
+Encodings. A device's model may be trained to read what the large model makes of a prompt. The cloud reads the prompt
+in any case. A *projector* maps its hidden states to the width of the device's embeddings: one row for each token. The
+device adds each row to its token's embedding. This changes no choice of the cloud, and so no text of which every
+token is verified.
 
 Text and revision. The cloud keeps one text: the prompt, then all tokens that stand. Sometimes the cloud puts a token
 of its own where a Draft holds another token. The *revision* then grows by one, and the cloud ignores all Drafts of
@@ -38,6 +44,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -82,6 +89,8 @@ class GetCapabilitiesResponse(_message.Message):
     QUOTAS_FIELD_NUMBER: _builtins.int
     KEPT_TEXTS_FIELD_NUMBER: _builtins.int
     MAX_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROJECTOR_DIGEST_FIELD_NUMBER: _builtins.int
+    MAX_ENCODED_TOKENS_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol, 1 here. Set by the cloud."""
     model: _builtins.str
@@ -107,6 +116,12 @@ class GetCapabilitiesResponse(_message.Message):
     """
     max_top_logprobs: _builtins.int
     """The largest `top_logprobs` that an Open may ask for. Absent means that this cloud reports no log-probabilities."""
+    projector_digest: _builtins.str
+    """The projector with which this cloud encodes prompts: `sha256:` and 64 hexadecimal digits. Absent means that it
+    encodes none, and that a device MUST NOT send an `encoding`.
+    """
+    max_encoded_tokens: _builtins.int
+    """Tokens of a prompt that this cloud encodes at most."""
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaState]:
         """The quotas of the caller's tenant. Set by the cloud; absent from clouds without tenants."""
@@ -124,10 +139,12 @@ class GetCapabilitiesResponse(_message.Message):
         quotas: _abc.Iterable[Global___QuotaState] | None = ...,
         kept_texts: _builtins.int = ...,
         max_top_logprobs: _builtins.int | None = ...,
+        projector_digest: _builtins.str = ...,
+        max_encoded_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "api_version", b"api_version", "context_tokens", b"context_tokens", "kept_texts", b"kept_texts", "max_span_tokens", b"max_span_tokens", "max_top_logprobs", b"max_top_logprobs", "model", b"model", "model_digest", b"model_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "api_version", b"api_version", "context_tokens", b"context_tokens", "kept_texts", b"kept_texts", "max_encoded_tokens", b"max_encoded_tokens", "max_span_tokens", b"max_span_tokens", "max_top_logprobs", b"max_top_logprobs", "model", b"model", "model_digest", b"model_digest", "projector_digest", b"projector_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_top_logprobs: _TypeAlias = _typing.Literal["max_top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__max_top_logprobs: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs"]  # noqa: Y015
@@ -287,6 +304,7 @@ class SuperviseResponse(_message.Message):
     CONTINUATION_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    ENCODED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___Opened:
         """The session is open. Sent again when the prompt's KV is ready."""
@@ -307,6 +325,10 @@ class SuperviseResponse(_message.Message):
     def failure(self) -> Global___Failure:
         """The last frame of a stream that failed."""
 
+    @_builtins.property
+    def encoded(self) -> Global___Encoded:
+        """Rows of the encoding that the Open asked for."""
+
     def __init__(
         self,
         *,
@@ -315,12 +337,13 @@ class SuperviseResponse(_message.Message):
         continuation: Global___Continuation | None = ...,
         closed: Global___Closed | None = ...,
         failure: Global___Failure | None = ...,
+        encoded: Global___Encoded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "continuation", b"continuation", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "continuation", b"continuation", "encoded", b"encoded", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "continuation", b"continuation", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "continuation", b"continuation", "encoded", b"encoded", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["opened", "verdict", "continuation", "closed", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["opened", "verdict", "continuation", "closed", "failure", "encoded"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -389,6 +412,7 @@ class Open(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol that the device speaks. The cloud MUST refuse another version with UNIMPLEMENTED."""
     session_id: _builtins.str
@@ -434,6 +458,13 @@ class Open(_message.Message):
         NOT_FOUND. The device then sends the whole prompt on a new stream.
         """
 
+    @_builtins.property
+    def encoding(self) -> Global___EncodingRequest:
+        """Asks for the encoding of the prompt. Set by the device, only for a cloud that reports its projector, and only for a
+        prompt of at most `max_encoded_tokens`. The cloud MUST refuse a longer one with INVALID_ARGUMENT. Absent asks for
+        none.
+        """
+
     def __init__(
         self,
         *,
@@ -448,10 +479,11 @@ class Open(_message.Message):
         model_digest: _builtins.str = ...,
         prefix: Global___Prefix | None = ...,
         top_logprobs: _builtins.int | None = ...,
+        encoding: Global___EncodingRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "prefix", b"prefix", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "encoding", b"encoding", "prefix", b"prefix", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prefix", b"prefix", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "encoding", b"encoding", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prefix", b"prefix", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
@@ -488,6 +520,34 @@ class Prefix(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Prefix: _TypeAlias = Prefix  # noqa: Y015
+
+@_typing.final
+class EncodingRequest(_message.Message):
+    """Asks for the encoding of the prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECTOR_DIGEST_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    projector_digest: _builtins.str
+    """The projector that the device's model was trained with, as in GetCapabilitiesResponse. The cloud MUST refuse any
+    other with FAILED_PRECONDITION, and name both.
+    """
+    start: _builtins.int
+    """Position of the first row that is wanted: the device has those before it. Below the length of the prompt."""
+    def __init__(
+        self,
+        *,
+        projector_digest: _builtins.str = ...,
+        start: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["projector_digest", b"projector_digest", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodingRequest: _TypeAlias = EncodingRequest  # noqa: Y015
 
 @_typing.final
 class Draft(_message.Message):
@@ -643,6 +703,71 @@ class Opened(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Opened: _TypeAlias = Opened  # noqa: Y015
+
+@_typing.final
+class Encoded(_message.Message):
+    """Some rows of an encoding, as soon as they are ready. Frames follow each other without a gap, from the `start` of the
+    request to the end of the prompt. They come before the Opened that reports the prompt's KV.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Dtype:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Encoded._Dtype.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DTYPE_UNSPECIFIED: Encoded._Dtype.ValueType  # 0
+        DTYPE_INT8: Encoded._Dtype.ValueType  # 1
+        """Signed bytes. The number is the byte times its row's scale."""
+
+    class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper):
+        """The type of the values."""
+
+    DTYPE_UNSPECIFIED: Encoded.Dtype.ValueType  # 0
+    DTYPE_INT8: Encoded.Dtype.ValueType  # 1
+    """Signed bytes. The number is the byte times its row's scale."""
+
+    START_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SCALES_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    """Position of the first row."""
+    width: _builtins.int
+    """Numbers of one row. A device MUST refuse another width than that of its model."""
+    dtype: Global___Encoded.Dtype.ValueType
+    """A device MUST refuse a type that it does not know."""
+    values: _builtins.bytes
+    """The rows, one after the other: `width` bytes for each scale."""
+    digest: _builtins.bytes
+    """Set in the last frame: BLAKE2b, 16 bytes, of all rows from the request's `start` on. Of each row, its scale comes
+    first, four bytes with the lowest first, and then its values. A device MUST NOT use rows with another digest.
+    """
+    @_builtins.property
+    def scales(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One for each row, finite, and not negative; at most 256."""
+
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        width: _builtins.int = ...,
+        dtype: Global___Encoded.Dtype.ValueType = ...,
+        scales: _abc.Iterable[_builtins.float] | None = ...,
+        values: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "dtype", b"dtype", "scales", b"scales", "start", b"start", "values", b"values", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Encoded: _TypeAlias = Encoded  # noqa: Y015
 
 @_typing.final
 class Verdict(_message.Message):
