@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.folders import pair_folder
 from chaperone_common.clock import Clock, MonotonicClock
+from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, InvalidRequest, Overloaded
 from chaperone_common.frames import Capabilities, Open
 from chaperone_common.ranges import MAX_COUNT
@@ -18,7 +19,9 @@ from edge_client.artefacts.model import check_model
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, cloud_share_problem
+from edge_client.engine.conditioning import Wish
 from edge_client.engine.engine import Engine
+from edge_client.engine.prompt_encodings import PromptEncodings
 from edge_client.engine.settings import EngineSettings
 from edge_client.gate import CloudShareLimit, Control, Gate
 from edge_client.gate.gating import Gates, load_gate
@@ -26,6 +29,7 @@ from edge_client.generation import GenerationRequest
 from edge_client.link.connection import Route
 from edge_client.link.peer import Peer
 from edge_client.model.drafter import ChoosingDrafter
+from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.shared_model import SharedModel
 from edge_client.parameters import check_reported, text_limit
 from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner, Planner
@@ -58,6 +62,8 @@ def assemble(
     generation_id: str = "",
     explain: bool = False,
     known_to_cloud: tuple[SessionId, int] | None = None,
+    wish: Wish | None = None,
+    condition: Callable[[Encoding], None] = lambda encoding: None,
 ) -> Engine:
     """Build the engine of one generation; `Engine` explains the arguments.
 
@@ -81,6 +87,8 @@ def assemble(
         generation_id=generation_id,
         explain=explain,
         known_to_cloud=known_to_cloud,
+        wish=wish,
+        condition=condition,
     )
 
 
@@ -180,6 +188,7 @@ class Assembly:
         self.tokenizer = Tokenizer.load(folder, self.manifest)
         self.peer = Peer(config.cloud, self.manifest, cloud, tracer)
         self.model = SharedModel(folder, self.manifest, config.device)
+        self.encodings = PromptEncodings(self.manifest, config.device)
         self.gates = Gates(config.gate, load_gate(config.gate, self.manifest))
         self._planner = planner
         self._gate = gate
@@ -202,6 +211,7 @@ class Assembly:
         another ChaperoneError that ends the generation.
         """
         mode, prompt_length = request.mode, len(request.prompt.token_ids)
+        self.encodings.check(mode)
         session_id = caches.new_session_id() if caches is not None else new_session_id()
         routes, capabilities, lost = await self._connect(request, session_id)
         known_to_cloud = None
@@ -218,6 +228,8 @@ class Assembly:
                 "committed_token_ids: their text already holds a stop string; remove the string from `stop`, or give "
                 "the tokens before it"
             )
+        wish = self.encodings.wish(mode, request.prompt.token_ids, capabilities)
+        sequence = await self._new_sequence(request, caches, wish) if mode.drafts else None
         return assemble(
             self._opening(request, session_id, capabilities),
             engine_settings(
@@ -231,7 +243,7 @@ class Assembly:
                 committed_promises_hold=request.committed_promises_hold,
             ),
             limit=limit,
-            drafter=await self._new_drafter(request, caches) if mode.drafts else None,
+            drafter=self._new_drafter(request, sequence) if sequence is not None else None,
             routes=routes,
             gate=self._gate(mode) if self._gate is not None else self.gates.gate(mode, request.promises),
             planner=self._planner(mode) if self._planner is not None else configured_planner(self.config, mode),
@@ -244,6 +256,8 @@ class Assembly:
             generation_id=generation_id,
             explain=explain,
             known_to_cloud=known_to_cloud,
+            wish=wish,
+            condition=sequence.condition if sequence is not None else lambda encoding: None,
         )
 
     def context_tokens(self, mode: Mode) -> int:
@@ -276,7 +290,7 @@ class Assembly:
 
     async def _connect(self, request: GenerationRequest, session_id: SessionId) -> _Connected:
         """Return the cloud of a generation, or the reason for its absence; raises if the generation cannot continue."""
-        if not request.mode.connects:
+        if not request.mode.connects or self.encodings.complete(request.mode, request.prompt.token_ids):
             return _Connected()
         try:
             reached = await self.peer.connect(session_id, request.model_digest)
@@ -286,16 +300,24 @@ class Assembly:
             if not continues_alone(self.config, request.mode):
                 raise
             return _Connected(lost=error)
-        check_reported(request.params, reached.capabilities)
+        if not request.mode.writes_alone:
+            check_reported(request.params, reached.capabilities)
         return _Connected(self.peer.routes(reached), reached.capabilities)
 
-    async def _new_drafter(self, request: GenerationRequest, caches: ConversationCaches | None) -> Drafter:
-        """Return a drafter, which may hold the beginning of the text. It has branches only if a cloud corrects it."""
+    async def _new_sequence(
+        self, request: GenerationRequest, caches: ConversationCaches | None, wish: Wish | None
+    ) -> OnnxSequence:
+        """Return a sequence, which may hold the beginning of the text. It has branches only if a cloud corrects it."""
         model = await self.model.get()
-        branches = _BRANCHES if request.mode.connects else 0
+        branches = 0 if request.mode.writes_alone else _BRANCHES
         sequence = model.new_sequence(branches=branches, prompt_cache=caches.prompt if caches is not None else None)
         text = (*request.prompt.token_ids, *request.committed_token_ids)
         sequence.rewind(min(common_prefix(sequence.token_ids, text), len(text) - 1))
+        if model.graph.encoding_width:
+            sequence.condition(wish.held if wish is not None else None)
+        return sequence
+
+    def _new_drafter(self, request: GenerationRequest, sequence: OnnxSequence) -> Drafter:
         drafter = self._drafter(sequence, request.params.sampling)
         if (wanted := request.params.reported_logprobs) is not None:
             try:

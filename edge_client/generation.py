@@ -195,7 +195,8 @@ class Collector:
         """As `stats.promises_hold`, for the final tokens so far."""
         request = self.request
         if not self.token_ids:
-            return request.committed_promises_hold if request.committed_token_ids else request.mode.connects or None
+            nothing_yet = None if request.mode.writes_alone else True
+            return request.committed_promises_hold if request.committed_token_ids else nothing_yet
         return promises_hold(
             request.mode,
             unverified=Origin.UNVERIFIED in self.origins,

@@ -112,7 +112,7 @@ def parse_request(
         model_digest,
         parse_max_cloud_share(parameters, config.gate),
         cloud_tokens,
-        partial.promises_hold if partial is not None else mode.connects or None,
+        partial.promises_hold if partial is not None else None if mode.writes_alone else True,
     )
 
 

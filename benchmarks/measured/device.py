@@ -35,7 +35,8 @@ from chaperone_common.types import Proposal, SamplingParams
 from edge_client.config import GateSettings
 from edge_client.gate.gating import load_gate
 from edge_client.gate.risk import CalibratedRisk
-from edge_client.model.onnx_model import OnnxModel, OnnxSequence
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.uncertainty import measure
 from edge_client.text import Tokenizer
 

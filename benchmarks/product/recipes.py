@@ -30,7 +30,8 @@ from chaperone_common.artefacts.registry import (
 )
 from chaperone_common.artefacts.sources import Origin
 from cloud_supervisor.export.build import refuse_missing_packages
-from edge_client.model.onnx_model import OnnxModel, OnnxSequence
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.text import Tokenizer
 
 TEXT_TOKENS = 200

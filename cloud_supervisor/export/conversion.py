@@ -32,8 +32,8 @@ from chaperone_common.artefacts.registry import EdgeRecipe, PortableRecipe
 from chaperone_common.artefacts.sources import Origin
 from chaperone_common.errors import ModelError
 from cloud_supervisor.export.failures import disk_problem, reason_in
+from cloud_supervisor.export.graph_edits import add_conditioning, set_windows
 from cloud_supervisor.export.tokenizer import strip_padding
-from cloud_supervisor.export.windows import set_windows
 from cloud_supervisor.model.architectures import context_tokens, layer_windows
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -172,8 +172,15 @@ def export_cloud(loaded: LoadedModel, folder: Path, eos_token_ids: tuple[int, ..
     save_tokenizer(loaded, folder)
 
 
-def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe | PortableRecipe, name: str) -> None:
-    """Write `model.onnx` and `model.onnx.data` into `folder`.
+def export_edge(
+    loaded: LoadedModel,
+    folder: Path,
+    recipe: EdgeRecipe | PortableRecipe,
+    name: str,
+    *,
+    conditioned: bool = False,
+) -> None:
+    """Write `model.onnx` and `model.onnx.data` into `folder`; a `conditioned` graph takes encodings of prompts.
 
     Raises ModelError with the reason and `name`, the name of the model.
     """
@@ -190,6 +197,8 @@ def export_edge(loaded: LoadedModel, folder: Path, recipe: EdgeRecipe | Portable
     else:
         _build_with_genai(loaded, weights, built, scratch, recipe, name)
         set_windows(built / "model.onnx", layer_windows(loaded.model.config))
+    if conditioned:
+        add_conditioning(built / "model.onnx", loaded.model.get_input_embeddings().weight.shape[1])
     for file in ("model.onnx", "model.onnx.data"):
         (built / file).replace(folder / file)
     shutil.rmtree(scratch)

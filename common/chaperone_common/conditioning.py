@@ -1,7 +1,7 @@
 """The encoding of a prompt: what the large model makes of it, in the width of the small model's embeddings.
 
-Source: LLM-to-SLM (Bergner et al. 2024, arXiv 2402.16844), where it is called Z. It crosses the link in eight bits, with
-one scale for each row.
+Source: LLM-to-SLM (Bergner et al. 2024, arXiv 2402.16844), where it is called Z. It crosses the link in eight bits,
+with one scale for each row.
 """
 
 from __future__ import annotations

@@ -82,12 +82,12 @@ def promises_hold(mode: Mode, *, unverified: bool, earlier: bool | None, resumed
     """Return whether the promises of a mode cover all of a text; None if nothing was ever promised.
 
     Args:
-        mode: The mode of the new tokens; `edge` promises nothing.
+        mode: The mode of the new tokens; `edge` and `conditioned` promise nothing.
         unverified: Some of the new tokens are unverified.
         earlier: The same of the tokens that a resumed text begins with.
         resumed: There are such tokens.
     """
-    now = not unverified if mode.connects else None
+    now = None if mode.writes_alone else not unverified
     return now if not resumed or earlier is now else False
 
 
@@ -101,6 +101,7 @@ class GenerationStats:
     ttft_ms: float | None = None  # time to the first token, provisional or final
     ttft_committed_ms: float | None = None  # time to the first final token
     edge_cached_tokens: int = 0  # of the prompt, that the device's model held from the turn before
+    conditioned_tokens: int = 0  # of the prompt, that the device's model read with the cloud's encoding
     cloud_cached_tokens: int = 0  # of the prompt, that the cloud held already
     prefill_ms: float = 0.0  # the cloud's compute on the prompt, over all streams; a part of cloud_compute_ms
     total_ms: float = 0.0  # time from the request to the end

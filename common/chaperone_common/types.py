@@ -47,6 +47,7 @@ class Mode(StrEnum):
     GATED = "gated"  # the gate decides which tokens the cloud is asked about
     EDGE = "edge"  # the device writes alone, and sends nothing
     CLOUD = "cloud"  # the cloud writes alone
+    CONDITIONED = "conditioned"  # the cloud encodes the prompt once, and the device writes alone with the encoding
 
     @property
     def drafts(self) -> bool:
@@ -57,6 +58,11 @@ class Mode(StrEnum):
     def connects(self) -> bool:
         """True if the cloud's model takes part."""
         return self is not Mode.EDGE
+
+    @property
+    def writes_alone(self) -> bool:
+        """True if the device's tokens are final without the cloud, so that nothing is promised about them."""
+        return self in (Mode.EDGE, Mode.CONDITIONED)
 
 
 class OnDeviation(StrEnum):

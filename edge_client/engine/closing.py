@@ -57,6 +57,12 @@ class Closing:
         """Send the Close of a text that its user leaves, with all unread tokens."""
         self._send(self._session.close())
 
+    def leave(self) -> None:
+        """Send the Close of a prompt, and go on without the cloud. The stream ends by itself."""
+        self._frame = Close(self._session.prompt_length, ())
+        self._cloud.send(self._frame)
+        self._cloud.part()
+
     async def audit(self, wait: Callable[[], Awaitable[None]]) -> list[SessionEvent]:
         """Take the answer to the Close, if one is to come, and return its events; `wait` waits for a frame."""
         events: list[SessionEvent] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from random import Random
 
 from chaperone_common.clock import Clock
+from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
@@ -17,12 +18,13 @@ from chaperone_common.errors import (
     Overloaded,
     PrefixNotFound,
 )
-from chaperone_common.frames import Open, ServerFrame, Verdict
+from chaperone_common.frames import Encoded, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session import DeviceSession, Failed, Finished, SessionEvent, State, Unverified
 from chaperone_common.stats import GenerationStats, promises_hold
 from chaperone_common.types import FinishReason, Mode, Proposal, SessionId
 from edge_client.cancellation import Interrupt
 from edge_client.engine.closing import Closing
+from edge_client.engine.conditioning import Conditioning, Wish
 from edge_client.engine.followers import Followers
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
@@ -34,6 +36,7 @@ from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
 from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner.rereading import worth_reading_again
 from edge_client.ports import Drafter, OutputText, RiskModel
 
 
@@ -59,12 +62,15 @@ class Engine:
         generation_id: str = "",
         explain: bool = False,
         known_to_cloud: tuple[SessionId, int] | None = None,
+        wish: Wish | None = None,
+        condition: Callable[[Encoding], None] = lambda encoding: None,
     ) -> None:
         """Prepare a generation; `stream` runs it.
 
         `routes` are the ways to the cloud, in the order to use them. Without one there is no cloud.
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
         `known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with.
+        `wish` is for an encoding of the prompt; `condition` lets the model read its text with one.
         The generations of a client share their `estimates`. With `explain` the stream also has each decision of the
         planner.
         """
@@ -91,7 +97,8 @@ class Engine:
         self._random = Random(opening.session_id)  # noqa: S311 # nosec B311
         self.cloud = Connection(routes, clock, self._random, reconnect_timeout_ms=settings.reconnect_timeout_ms)
         self._followers = Followers(self.session, self.speculation, self.gate, risk_model, self.watch, output)
-        self._streams = Streams(self.session, self.cloud, self.pipeline, clock, known_to_cloud)
+        self._conditioning = Conditioning(wish, condition)
+        self._streams = Streams(self.session, self.cloud, self.pipeline, clock, known_to_cloud, self._conditioning)
         self._closing = Closing(
             self.session, self.cloud, self._streams, self._followers, self.gate, settings, self._random
         )
@@ -153,6 +160,7 @@ class Engine:
                         yield received
                     if self.session.finish_reason is not None:
                         return
+                await self._take_up_if_worth()
                 decision = self._decide()
                 if self._explain:
                     yield self._planned(decision)
@@ -165,6 +173,22 @@ class Engine:
                 if not await self._streams.reconnect(lost):
                     for event in self._go_on_alone(lost):
                         yield event
+
+    async def _take_up_if_worth(self) -> None:
+        """Let the device's model read the text again, with the encoding, if that has arrived and saves time."""
+        if not self._conditioning.arrived or self.session.exhausted:
+            return
+        left = self.session.limit - len(self.session.text)
+        costs = self.pipeline.estimates.costs()
+        if worth_reading_again(self._conditioning.gain, left, len(self.session.text), costs):
+            await self._take_up()
+
+    async def _take_up(self) -> None:
+        """Let the device's model read the text with the encoding, at once: branches fork off what it has read."""
+        self.speculation.read_again()
+        self._conditioning.take_up()
+        with self.watch.edge_compute():
+            await self._interrupt.bounded(self.speculation.feed(self.session.text[self.speculation.fed_length :]))
 
     def _decide(self) -> Decision:
         fed, takeovers = self.speculation.fed_length, self.guard.limit is None
@@ -241,6 +265,12 @@ class Engine:
 
     def _receive(self, frame: ServerFrame, at: float) -> list[Event]:
         session, revision = self.session, self.session.revision
+        if isinstance(frame, Encoded):
+            self._conditioning.receive(frame)
+            self.cloud.on_frame(idle=False)
+            return []
+        if isinstance(frame, Opened) and frame.prefilled:
+            self._conditioning.check_whole()
         span = session.spans[0] if session.spans and session.spans[0].token_ids else None
         if isinstance(frame, Verdict):
             self.watch.answered()
@@ -265,9 +295,11 @@ class Engine:
         self.watch.start()
         if self.cloud.is_up:
             await self._streams.open()
+        if self._mode is Mode.CONDITIONED and self._conditioning.request is not None:
+            return await self._wait_for_encoding()
         if self.settings.warm_start:
             await self._warm_up()
-        if self.cloud.is_up or self.planner.mode is Mode.EDGE:
+        if self.cloud.is_up or self.planner.mode.writes_alone:
             return []
         return self._without_cloud(self._cloud_lost or CloudUnavailable("cloud: there is none"))
 
@@ -282,18 +314,35 @@ class Engine:
         if self.speculation.drafter is not None and unread:
             with self.watch.edge_compute():
                 await self._interrupt.bounded(self.speculation.feed(unread))
-        while self.cloud.is_up and not self.session.prefilled:
+        await self._until(lambda: self.session.prefilled)
+        self.watch.warm()
+
+    async def _wait_for_encoding(self) -> list[Event]:
+        """Wait for the encoding of the prompt, and go on without the cloud; return the events of a loss."""
+        self.watch.waiting(for_verdict=True)
+        try:
+            await self._until(lambda: self._conditioning.arrived)
+        except (CloudLost, Overloaded) as error:
+            return self._go_on_alone(error)
+        self.watch.answered()
+        self._closing.leave()
+        await self._take_up()
+        self.gate.close()
+        return []
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        """Take frames until something is reached; raises the loss of a cloud that does not come back."""
+        while self.cloud.is_up and not reached():
             try:
                 for frame, at in self.cloud.ready():
                     self._receive(frame, at)
-                if not self.session.prefilled:
+                if not reached():
                     await self._wait()
             except PrefixNotFound as error:
                 await self._streams.open_in_full(error)
             except (CloudLost, Overloaded) as error:
                 if not await self._streams.reconnect(error):
                     raise self.cloud.outcome(error) from None
-        self.watch.warm()
 
     async def _end(self) -> list[SessionEvent]:
         """Close the stream; return the events of the closing audit, if the settings ask to wait for it."""
@@ -320,6 +369,7 @@ class Engine:
 
     def _stats(self) -> GenerationStats:
         stats = self.watch.stats(self.session, self.cloud, self.guard, self._cached_tokens)
+        stats = replace(stats, conditioned_tokens=self._conditioning.used_tokens)
         holds = promises_hold(
             self._mode,
             unverified=bool(self.session.tally.unverified_tokens),

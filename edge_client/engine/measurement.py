@@ -89,7 +89,7 @@ class Stopwatch:
             total_ms=total_ms,
             decode_ms=None if self._warm is None else end - self._warm,
             round_trips=self._round_trips,
-            hidden_round_trips=tally.requests - self._round_trips,
+            hidden_round_trips=max(0, tally.requests - self._round_trips),  # an encoding is no request of the text
             fired=tally.fired,
             verified_tokens=tally.verified_tokens,
             skipped_tokens=tally.skipped_tokens,

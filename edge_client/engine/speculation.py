@@ -79,6 +79,11 @@ class Speculation:
             self.tree.grow(start, proposals[row])
         return proposals.get(TEXT_ROW)
 
+    def read_again(self) -> None:
+        """Forget what the model has proposed beyond the text: it is about to read the text in another way."""
+        self.tree.drop_branches()
+        self._next_proposal = None
+
     def take_adopted(self) -> list[Proposal]:
         """Return the proposals after the end of the text, from the branch that the cloud has just made the text."""
         session = self._session

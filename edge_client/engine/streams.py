@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, PrefixNotFound, ProtocolViolation
+from chaperone_common.frames import Open
 from chaperone_common.session import DeviceSession
 from chaperone_common.session.prefixes import shortened
 from chaperone_common.types import SessionId
+from edge_client.engine.conditioning import Conditioning
 from edge_client.link.connection import Connection
 from edge_client.planner import Pipeline
 
@@ -21,6 +25,7 @@ class Streams:
         pipeline: Pipeline,
         clock: Clock,
         known_to_cloud: tuple[SessionId, int] | None,
+        conditioning: Conditioning,
     ) -> None:
         """`known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with."""
         self._session = session
@@ -28,6 +33,7 @@ class Streams:
         self._pipeline = pipeline
         self._clock = clock
         self._known_to_cloud = known_to_cloud
+        self._conditioning = conditioning
 
     @property
     def prefix_unanswered(self) -> bool:
@@ -36,7 +42,7 @@ class Streams:
 
     async def open(self) -> None:
         """Open the first stream. Its Open refers to the text that the cloud may still hold."""
-        opening, known = self._session.opening, 0
+        opening, known = replace(self._session.opening, encoding=self._conditioning.request), 0
         if self._known_to_cloud is not None:
             _, known = self._known_to_cloud
             opening = shortened(opening, *self._known_to_cloud)
@@ -52,7 +58,7 @@ class Streams:
             raise ProtocolViolation(f"cloud: it refuses a prefix that was not sent ({error.message})")
         self._known_to_cloud = None
         self._pipeline.opened(self._now_ms, len(self._session.text))
-        await self._cloud.reopen(self._session.reopen(lost=False), after_ms=0.0)
+        await self._cloud.reopen(self._again(lost=False), after_ms=0.0)
 
     async def reconnect(self, error: ChaperoneError) -> bool:
         """Open the session again on another stream, if that may help; return whether it was tried."""
@@ -60,8 +66,13 @@ class Streams:
         if pause_ms is None:
             return False
         self._pipeline.opened(self._now_ms + pause_ms)  # a pause before it is no part of the round trip
-        await self._cloud.reopen(self._session.reopen(), after_ms=pause_ms)
+        await self._cloud.reopen(self._again(lost=True), after_ms=pause_ms)
         return True
+
+    def _again(self, *, lost: bool) -> Open:
+        """Return the Open of the next stream, which asks for the encoding unless that is whole."""
+        self._conditioning.restart()
+        return replace(self._session.reopen(lost=lost), encoding=self._conditioning.request)
 
     @property
     def _now_ms(self) -> float:

@@ -57,7 +57,7 @@ class Gates:
                 return Always()
             case Mode.GATED:
                 return self._gated(promises)
-            case Mode.EDGE | Mode.CLOUD:
+            case Mode.EDGE | Mode.CLOUD | Mode.CONDITIONED:
                 return Never()
 
     def risk_model(

@@ -152,6 +152,12 @@ class Connection:
         if self._link is not None:
             self._link.close()
 
+    def part(self) -> None:
+        """Send no more, and go without a cloud. The stream ends when the cloud has answered."""
+        self.close()
+        self._bytes_before = (self.bytes_up, self.bytes_down)
+        self._link = None
+
     def cancel(self) -> None:
         """End the stream at once."""
         if self._link is not None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import ModelError
 from edge_client.ports import TEXT_ROW
 
@@ -26,6 +27,7 @@ CHUNK_TOKENS = 32
 FIRST_CAPACITY = 256
 
 PAST, PRESENT = "past_key_values.", "present."
+CONDITIONING = "conditioning"  # an input that is added to the embeddings
 
 # Up to this many rows between two fed rows run as well: another row costs less than another forward.
 _MAX_GAP = 2
@@ -44,6 +46,21 @@ class Graph:
     logits_dtype: type[np.float32 | np.float16]
     returns_kv: bool = False  # it returns keys and values, and does not write them into the buffers of its inputs
     takes_positions: bool = False  # it has the input `position_ids`
+    encoding_width: int = 0  # of the input `conditioning`; 0: it has none
+
+    def conditioning(self, encoding: Encoding | None, starts: Sequence[int], count: int) -> NDArray[np.float32]:
+        """Return what is added to the embeddings of `count` tokens of each row, from its own position on.
+
+        [rows, count, width], zeros where there is no encoding; [1, 1, width] if it has none of these positions.
+        """
+        if encoding is None or min(starts) >= encoding.end:
+            return np.zeros((1, 1, self.encoding_width), np.float32)
+        added = np.zeros((len(starts), count, self.encoding_width), np.float32)
+        for row, start in enumerate(starts):
+            end = min(start + count, encoding.end)
+            if start < end:
+                added[row, : end - start] = encoding.between(start, end).rows()
+        return added
 
 
 @dataclass(slots=True)
@@ -65,6 +82,7 @@ class Feed:
     lengths: tuple[int, ...]  # of all rows, before the step
     copies: tuple[Copy, ...] = ()  # to be made first, unless an earlier step made them
     every: bool = False  # logits after each token are wanted, not after the last alone; of one row, a chunk at most
+    encoding: Encoding | None = None  # of the text's first tokens, for a graph that takes one
     abandoned: bool = False
 
 
@@ -129,7 +147,7 @@ class RowCache:
             if feed.abandoned:
                 break
             chunk = [token_ids[offset : offset + CHUNK_TOKENS] for token_ids in fed]
-            self._batch(first, last).run(chunk, [feed.lengths[row] + offset for row in rows])
+            self._batch(first, last).run(chunk, [feed.lengths[row] + offset for row in rows], feed.encoding)
 
     def _neighbours(self, feed: Feed) -> list[tuple[int, int]]:
         """Return the places of the fed rows as few ranges, each from `first` to before `last`."""
@@ -193,6 +211,7 @@ class _Batch:
         chunk_logits: NDArray[Any],
     ) -> None:
         self._session = session
+        self._graph = graph
         self._binding = session.io_binding()
         self._logits = logits
         self._chunk_logits = chunk_logits
@@ -202,7 +221,7 @@ class _Batch:
             self._binding.bind_input(name, *where)
             self._binding.bind_output(name.replace(PAST, PRESENT), *where)
 
-    def run(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+    def run(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int], encoding: Encoding | None) -> None:
         """Feed each row its tokens [rows][count], from its own position on."""
         count = len(token_ids[0])
         if count != self._bound_tokens:
@@ -212,6 +231,9 @@ class _Batch:
         mask = (np.arange(ends.max()) < ends).astype(np.int64)  # [rows, longest]
         self._binding.bind_cpu_input("input_ids", ids)
         self._binding.bind_cpu_input("attention_mask", mask)
+        if self._graph.encoding_width:
+            added = self._graph.conditioning(encoding, starts, count)
+            self._binding.bind_cpu_input(CONDITIONING, added)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's errors have no common base class

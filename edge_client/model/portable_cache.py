@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import ModelError
-from edge_client.model.onnx_cache import CHUNK_TOKENS, PAST, PRESENT, Copy, Feed, Graph
+from edge_client.model.onnx_cache import CHUNK_TOKENS, CONDITIONING, PAST, PRESENT, Copy, Feed, Graph
 from edge_client.ports import TEXT_ROW
 
 _KeysAndValues = list[NDArray[Any]]  # each [1, heads, tokens, width], and never written
@@ -38,7 +39,8 @@ class PortableCache:
             for offset in range(0, len(token_ids), CHUNK_TOKENS):
                 if feed.abandoned:
                     break
-                logits = self._forward(row, feed.lengths[row] + offset, token_ids[offset : offset + CHUNK_TOKENS])
+                chunk = token_ids[offset : offset + CHUNK_TOKENS]
+                logits = self._forward(row, feed.lengths[row] + offset, chunk, feed.encoding)
             scores[row] = logits if feed.every else logits[-1:]
         return scores
 
@@ -51,7 +53,9 @@ class PortableCache:
     def set_branches(self, branches: int) -> None:
         """Do nothing: a branch takes memory when it is first forked."""
 
-    def _forward(self, row: int, start: int, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def _forward(
+        self, row: int, start: int, token_ids: Sequence[int], encoding: Encoding | None
+    ) -> NDArray[np.float32]:
         """Feed a row its tokens from position `start` on; return the logits [tokens, logits_width]."""
         end = start + len(token_ids)
         held = self._rows.get(row) or self._empty()
@@ -60,6 +64,8 @@ class PortableCache:
         inputs["attention_mask"] = np.ones((1, end), np.int64)
         if self._graph.takes_positions:
             inputs["position_ids"] = np.arange(start, end, dtype=np.int64)[np.newaxis]
+        if self._graph.encoding_width:
+            inputs[CONDITIONING] = self._graph.conditioning(encoding, [start], len(token_ids))
         try:
             logits, *present = self._session.run(self._outputs, inputs)
         except Exception as error:  # onnxruntime's errors have no common base class

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from chaperone_common.conditioning import Encoding
 from edge_client.model.onnx_cache import RowCache
 from edge_client.model.portable_cache import PortableCache
 
@@ -14,6 +15,7 @@ class KeptText(NamedTuple):
     model: Any  # the `OnnxModel` that they belong to
     cache: RowCache | PortableCache
     token_ids: tuple[int, ...]
+    encoding: Encoding | None = None  # of its first tokens, with which they were read
 
 
 class PromptCache:

@@ -20,6 +20,7 @@ from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, H
 from edge_client.planner.branch_prefixes import branches_worth_sending
 from edge_client.planner.costs import survival
 from edge_client.planner.questions import default_price_ms, skipping_schedule, worth_asking_ahead, worth_reading_ahead
+from edge_client.planner.rereading import CHUNK_SHARE
 from edge_client.planner.situation import Situation
 from edge_client.planner.spans import LONGEST, Plan, best_span, best_take_back
 
@@ -36,9 +37,6 @@ _LEISURE = 4
 # `on_deviation: retract` waits for the cloud if this is the chance that all tokens stand, or a smaller one (an
 # assumption). Until then a request can be saved.
 _DOUBTFUL = 0.5
-# Share of a draft's time for each further token of a chunk. Measured on the default pair, where a chunk of 8 takes 3.3
-# times as long as one token (DRAFT_CHUNK in benchmarks/simulation/costs.py).
-_CHUNK_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class AdaptivePlanner:
 
     def decide(self, situation: Situation) -> Decision:
         session = situation.session
-        if self.mode is Mode.EDGE:
+        if self.mode.writes_alone:
             return Decision(Wait() if session.exhausted else DraftToken(), "the device writes alone")
         if self.mode is Mode.CLOUD:
             return self._stream(session)
@@ -128,7 +126,7 @@ class AdaptivePlanner:
         # The device's model must be fed the cloud's tokens before it can draft after them. The forward that drafts
         # feeds the last one.
         unread = len(session.text) - situation.fed_length
-        reading_ms = max(unread - 1, 0) * _CHUNK_SHARE * costs.draft_ms
+        reading_ms = max(unread - 1, 0) * CHUNK_SHARE * costs.draft_ms
         written = situation.pipeline.written_by(situation.now_ms + reading_ms)
         room = session.limit - session.final_length
         if written >= room:

@@ -126,9 +126,13 @@ class DraftTree:
         branch = self.branches.get(position)
         if branch is not None and branch.first != token_id:
             branch = None
+        self.drop_branches()
+        return branch
+
+    def drop_branches(self) -> None:
+        """Drop all branches."""
         for start in list(self.branches):
             self._drop(start)
-        return branch
 
     def grow(self, start: int, proposal: Proposal) -> None:
         """Append a proposal to a branch."""

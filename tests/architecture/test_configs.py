@@ -43,7 +43,7 @@ def test_every_file_states_every_setting(name: str) -> None:
         (EdgeConfig, "mode: exact\nplaner:\n  span_tokens: 4\n", ":2: planer: unknown key (did you mean 'planner'?)"),
         (EdgeConfig, "gate:\n  polcy: always\n", ":2: gate.polcy: unknown key (did you mean 'policy'?)"),
         (EdgeConfig, "device:\n  threads: two\n", ":2: device.threads: 'two' is not a whole number"),
-        (EdgeConfig, "mode: fast\n", ":1: mode: 'fast' is not 'exact', 'gated', 'edge' or 'cloud'"),
+        (EdgeConfig, "mode: fast\n", ":1: mode: 'fast' is not 'exact', 'gated', 'edge', 'cloud' or 'conditioned'"),
         (CloudConfig, "limits:\n  max_sessions: 0\n", ":2: limits.max_sessions: 0: input should be greater than"),
         (CloudConfig, "dtype: float16\n", ":1: dtype: 'float16' is not 'auto', 'float32', 'bfloat16' or 'int8'"),
     ],

@@ -123,6 +123,7 @@ class EdgeModel(FrozenModel):
     weights: Weights
     recipe: DeviceRecipe = EdgeRecipe()
     adapter: str | None = Field(default=None, pattern=f"^{ADAPTER_NAME}$")  # merged before quantisation
+    conditioning_gain: float = Field(default=0.0, ge=0, le=1)  # overrides that an encoding saves for each token
 
     @property
     def adapter_path(self) -> Path | None:

@@ -11,8 +11,8 @@ from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.ranges import check_ranges
 from chaperone_common.session.logprobs import of_verdict
 from chaperone_common.session.transitions import State, StreamEvent, step
+from chaperone_common.session.verification import follow_branches, verify
 from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
-from chaperone_common.verification import follow_branches, verify
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,18 @@ from dataclasses import replace
 from typing import NoReturn
 
 from chaperone_common.errors import ChaperoneError, ProtocolViolation, VersionMismatch, error_from_status
-from chaperone_common.frames import Close, Closed, Continuation, Draft, Failure, Open, Opened, ServerFrame, Verdict
+from chaperone_common.frames import (
+    Close,
+    Closed,
+    Continuation,
+    Draft,
+    Encoded,
+    Failure,
+    Open,
+    Opened,
+    ServerFrame,
+    Verdict,
+)
 from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.session.closing import ClosingAudit
 from chaperone_common.session.device_text import DeviceText
@@ -212,6 +223,8 @@ class DeviceSession(DeviceText):
                     self.cached_tokens = frame.cached_tokens
                 self.tally.reconnects += self._reopened
                 self._reopened = False
+            case Encoded():  # not of the text
+                pass
             case Verdict() if self.state is State.CLOSING:
                 self._count(frame)
                 self._closing.late(frame.deviations)

@@ -27,7 +27,8 @@ from chaperone_common.errors import ConfigError, PromptTooLong
 from chaperone_common.types import Mode, SamplingParams
 from edge_client.gate import Always
 from edge_client.model.drafter import ChoosingDrafter
-from edge_client.model.onnx_model import OnnxModel, OnnxSequence
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.planner import AdaptivePlanner
 from link_emulator.profile import Profile
 from tests.support.cloud.forward import feeding

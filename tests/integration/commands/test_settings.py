@@ -51,7 +51,7 @@ def test_a_provider_that_fails_to_start_is_refused() -> None:
 
 PYTHON: list[tuple[Callable[[], Any], str]] = [
     (lambda: EdgeConfig(pair=5), "pair: 5 is not text; put it in quotes"),  # type: ignore[arg-type]
-    (lambda: EdgeConfig(mode="fast"), "mode: 'fast' is not 'exact', 'gated', 'edge' or 'cloud'"),
+    (lambda: EdgeConfig(mode="fast"), "mode: 'fast' is not 'exact', 'gated', 'edge', 'cloud' or 'conditioned'"),
     (lambda: EdgeConfig(cluod=1), "cluod: unknown key (did you mean 'cloud'?)"),  # type: ignore[call-arg]
     (
         lambda: EdgeConfig(cloud={"address": "127.0.0.1"}),  # type: ignore[arg-type]

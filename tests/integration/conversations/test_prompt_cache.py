@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
-from edge_client.model.onnx_model import OnnxModel, OnnxSequence
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.prompt_cache import PromptCache
 from tests.support.models.contract_drafts import CONTEXT_TOKENS, USED_IDS, close_to, logits_after, tokens
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ModelCorrupt, ModelMissing, PromptTooLong
 from edge_client.model.onnx_cache import CHUNK_TOKENS, FIRST_CAPACITY
-from edge_client.model.onnx_model import OnnxModel, OnnxSequence
+from edge_client.model.onnx_model import OnnxModel
+from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.ports import DraftStep
 
 USED_IDS = 60

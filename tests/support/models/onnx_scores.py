@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.model.onnx_model import OnnxSequence
+from edge_client.model.onnx_sequence import OnnxSequence
 
 
 async def scores_along(sequence: OnnxSequence, text: list[int], rewound_to: int) -> tuple[np.ndarray[Any, Any], ...]:

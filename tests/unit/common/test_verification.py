@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaperone_common.verification import SpanOutcome, verify
+from chaperone_common.session.verification import SpanOutcome, verify
 
 EOS = 9
 IDS = st.lists(st.integers(0, 3), max_size=12)

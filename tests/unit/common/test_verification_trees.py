@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaperone_common.session.verification import follow_branches
 from chaperone_common.token_tree import BranchToken, TokenTree
-from chaperone_common.verification import follow_branches
 
 EOS = 9
 # Next to a chain of two tokens, after a text of one: 3 and 4 follow index 1, 5 follows 3, 6 follows 5, 7 follows 2.

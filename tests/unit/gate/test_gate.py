@@ -85,6 +85,7 @@ def test_every_mode_has_a_gate() -> None:
         Mode.GATED: Budgeted,
         Mode.EDGE: Never,
         Mode.CLOUD: Never,
+        Mode.CONDITIONED: Never,
     }
 
 

@@ -1,0 +1,94 @@
+"""The encoding of one generation's prompt: from the cloud's frames to the device's model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chaperone_common.conditioning import Encoding
+from chaperone_common.errors import ProtocolViolation
+from chaperone_common.frames import Encoded, EncodingRequest
+
+_REMEDY = "use another cloud"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a generation wants of its prompt's encoding."""
+
+    prompt_length: int
+    held: Encoding  # the rows that the device has already
+    request: EncodingRequest | None  # for the others; None: there are none, or no cloud is asked
+    gain: float = math.inf  # overrides that the encoding saves for each token
+    keep: Callable[[Encoding], None] = lambda encoding: None  # called with the whole encoding
+
+
+class Conditioning:
+    """Collects the rows of the prompt, and gives them to the model once."""
+
+    def __init__(self, wish: Wish | None, apply: Callable[[Encoding], None]) -> None:
+        """`apply` lets the model read its text with an encoding from now on. Without a wish nothing is collected."""
+        self._wish = wish
+        self._apply = apply
+        self._arrived: Encoding | None = None
+        self._verified = wish is None or wish.request is None
+        self.used_tokens = len(wish.held) if wish is not None else 0  # of the prompt, that are read with an encoding
+
+    @property
+    def request(self) -> EncodingRequest | None:
+        """The wish for the rows that are missing; None if there are none."""
+        return None if self._verified or self._wish is None else self._wish.request
+
+    @property
+    def gain(self) -> float:
+        """Overrides that the encoding saves for each token."""
+        return self._wish.gain if self._wish is not None else 0.0
+
+    @property
+    def arrived(self) -> bool:
+        """True if the encoding is whole, and the model does not use all of it yet."""
+        return self._wish is not None and self._verified and self.used_tokens < self._length
+
+    def restart(self) -> None:
+        """Forget the rows of a stream that has ended; the next one brings all of them."""
+        if not self._verified:
+            self._arrived = None
+
+    def receive(self, frame: Encoded) -> None:
+        """Take the next rows; raises ProtocolViolation for others."""
+        request = self.request
+        rows = frame.rows
+        if request is None or self._wish is None:
+            raise ProtocolViolation(f"encoded: rows from {rows.start} on that were not asked for; {_REMEDY}")
+        begun = self._arrived
+        expected = request.start if begun is None else begun.end
+        if rows.start != expected or rows.end > self._wish.prompt_length or rows.width != self._wish.held.width:
+            raise ProtocolViolation(
+                f"encoded: rows [{rows.start}, {rows.end}) of width {rows.width}, not from {expected} to at most "
+                f"{self._wish.prompt_length} of width {self._wish.held.width}; {_REMEDY}"
+            )
+        self._arrived = arrived = rows if begun is None else begun.followed_by(rows)
+        if rows.end < self._wish.prompt_length:
+            return
+        if frame.digest != arrived.digest():
+            raise ProtocolViolation(f"encoded: digest {frame.digest.hex()!r} is not that of the rows; {_REMEDY}")
+        self._verified = True
+        self._arrived = self._wish.held.followed_by(arrived)
+        self._wish.keep(self._arrived)
+
+    def check_whole(self) -> None:
+        """Raise ProtocolViolation unless all rows have arrived: the cloud says that it has read the prompt."""
+        if self.request is not None:
+            raise ProtocolViolation(f"encoded: the prompt is read, and rows of its encoding are missing; {_REMEDY}")
+
+    def take_up(self) -> None:
+        """Let the model read the text with the whole encoding from now on."""
+        encoding = self._arrived
+        assert encoding is not None, "only an encoding that has arrived can be taken up"
+        self.used_tokens = len(encoding)
+        self._apply(encoding)
+
+    @property
+    def _length(self) -> int:
+        return self._arrived.end if self._arrived is not None else 0
