@@ -205,7 +205,8 @@ FAMILIES: Mapping[str, Callable[[int], Planner]] = {
     "specedge": treewise,
 }
 INEXACT = ("bild-FALLBACK-ROLLBACK", "uhlm-THRESHOLD")
-NAMES = (*(str(mode) for mode in Mode), *(f"{family}-N" for family in FAMILIES), *GATED_NAMES, *INEXACT)
+MODES = tuple(mode for mode in Mode if mode is not Mode.CONDITIONED)  # recorded texts have no encodings
+NAMES = (*(str(mode) for mode in MODES), *(f"{family}-N" for family in FAMILIES), *GATED_NAMES, *INEXACT)
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
 
@@ -225,7 +226,7 @@ def strategy_named(name: str, gate_model: GateModel | None = None) -> Strategy:
     settings = gate_settings(name)
     if settings is not None:
         return gated_strategy(name, settings, gate_model)
-    if name in tuple(Mode):
+    if name in MODES:
         return strategy_for(Mode(name))
     if match := re.fullmatch(rf"bild-{_NUMBER}-{_NUMBER}", name, re.ASCII):
         return bild(name, _probability(name, match[1]), float(match[2]))

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.scenario import Scenario, Simulation, TimedEvent, simulate
-from benchmarks.strategies.families import FAMILIES, NAMES, strategy_named
+from benchmarks.strategies.families import FAMILIES, MODES, NAMES, strategy_named
 from chaperone_common.errors import ConfigError
 from chaperone_common.frames import Draft, Verdict
 from chaperone_common.session import Committed, Drafted
@@ -64,9 +64,10 @@ def test_a_span_has_a_limit() -> None:
 
 
 def test_modes_use_the_adaptive_planner_and_all_names_are_listed() -> None:
-    for mode in Mode:
+    for mode in MODES:
         assert strategy_named(str(mode)).planner == AdaptivePlanner(mode)
-    assert tuple(Mode) == NAMES[: len(Mode)]
+    assert MODES == NAMES[: len(MODES)]
+    assert set(Mode) - set(MODES) == {Mode.CONDITIONED}
 
 
 @pytest.mark.parametrize("name", PEERS)
