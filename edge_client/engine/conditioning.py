@@ -15,7 +15,7 @@ _REMEDY = "use another cloud"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a generation wants of its prompt's encoding."""
+    """The wish of a generation for its prompt's encoding."""
 
     prompt_length: int
     held: Encoding  # the rows that the device has already

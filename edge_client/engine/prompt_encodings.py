@@ -1,4 +1,4 @@
-"""Which texts of a client are read with an encoding of their prompt, and which rows the cloud is asked for."""
+"""The use of encodings by a client: for which texts, and which rows it asks the cloud for."""
 
 from __future__ import annotations
 

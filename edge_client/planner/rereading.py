@@ -1,4 +1,4 @@
-"""Whether to read the text again, because an encoding of its prompt has arrived."""
+"""The worth of reading the text again, because an encoding of its prompt has arrived."""
 
 from __future__ import annotations
 
