@@ -70,6 +70,10 @@ COMMANDS = {
     ),
     "load": Command("benchmarks.load.run", "many devices on one service: latency, throughput, refusals and memory"),
     "capacity": Command("benchmarks.load.capacity", "devices that a service serves in time, with batches and without"),
+    "conditioning": Command(
+        "benchmarks.conditioning.run",
+        "agreement of drafters, trained or not, with encodings and controls",
+    ),
     "concurrent": Command(
         "benchmarks.load.concurrent", "texts that a service writes at the same time: the same ones, and their cost"
     ),
