@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from chaperone_common.artefacts.folders import PAIR_NAME, Role, chaperone_home
 from chaperone_common.artefacts.registry import near_pair
@@ -36,6 +36,14 @@ class ManifestFile(FrozenModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class ProjectorSpec(FrozenModel):
+    """The projector that the device's model was trained with. The cloud encodes prompts with it."""
+
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")  # of its tensors and layers
+    width: int = Field(ge=1)  # numbers of a row: the width of the device's embeddings
+    layers: tuple[int, ...] = Field(min_length=1)  # of the large model, whose hidden states it reads
+
+
 class ModelManifest(FrozenModel):
     """The content of `manifest.json`, which is the last file written of an artefact."""
 
@@ -52,6 +60,14 @@ class ModelManifest(FrozenModel):
     context_tokens: int = Field(ge=1)
     files: dict[str, ManifestFile]
     content: str | None = None  # of a source folder: "sha256:..."; of a hub's model: "commit:..."
+    projector: ProjectorSpec | None = None  # no part of `digest`; absent in the file if there is none
+
+    @model_serializer(mode="wrap")
+    def _without_absent_projector(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = serialise(self)
+        if self.projector is None:
+            written.pop("projector", None)
+        return written
 
     @property
     def total_bytes(self) -> int:
