@@ -54,6 +54,7 @@ def build_cloud(
         prefill_s=limits.prefill_step_ms / 1000,
         observer=observer,
     )
+    projector = manifest.projector if limits.max_encoded_tokens else None
     capabilities = Capabilities(
         api_version=API_VERSION,
         model=manifest.model,
@@ -64,6 +65,8 @@ def build_cloud(
         model_digest=manifest.digest,
         kept_texts=limits.max_kept_texts,
         max_top_logprobs=MAX_TOP_LOGPROBS,
+        projector_digest="" if projector is None else projector.digest,
+        max_encoded_tokens=0 if projector is None else limits.max_encoded_tokens,
     )
     admission = Admission(limits, config.quotas, kv_store.capacity_tokens, clock)
     supervisor = Supervisor(runner, capabilities, limits, clock, admission=admission, observer=observer)

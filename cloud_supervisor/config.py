@@ -68,6 +68,7 @@ class LimitsConfig(FrozenModel):
     reconnect_grace_s: float = Field(default=30.0, ge=0)
     max_kept_texts: int = Field(default=1024, ge=0)
     max_kept_tokens: int = Field(default=1_000_000, ge=0)
+    max_encoded_tokens: int = Field(default=8192, ge=0)
     max_transfers: int = Field(default=16, ge=0)
 
     @model_validator(mode="after")

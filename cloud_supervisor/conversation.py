@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from chaperone_common.clock import Clock
@@ -24,20 +24,18 @@ from chaperone_common.frames import (
 )
 from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.session import CloudSession, VerificationRequest
-from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.admission import Admission, SessionKey
 from cloud_supervisor.caller import Caller
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.model.ports import ForwardQueue, Urgency
 from cloud_supervisor.observation import Answered, Observer, Outcome, Prefilled
+from cloud_supervisor.reading import Reading
 
 # A drafter whose tokens almost never stand costs more than streaming. Below this share of its last tokens a device is
 # held to spans of one token. A pair of unrelated models still agrees on a fifth of them.
 _LEAST_ACCEPTED = 0.05
 _RECENT_TOKENS = 32
-# Tokens of a prompt that cost as much as one position. A prompt is read in long chunks.
-_READ_FOR_ONE = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +56,6 @@ class _Answer:
     choices: Sequence[int]
     queue_us: int
     compute_us: int
-    cached_tokens: int = 0
     logprobs: Sequence[ChoiceLogprobs] = ()  # one for each choice, if the device wants them
 
 
@@ -122,10 +119,9 @@ class Conversation:
     async def frames(self, context_tokens: int) -> AsyncGenerator[ServerFrame, None]:
         """Answer the device's frames, up to Closed. Raises what ends the stream."""
         session, inbox = self._session, self._inbox
-        yield Opened(False, context_tokens, max_span_tokens=self._limits.max_span_tokens)
-        prefill = await self._prefill()
-        self._progress_at = self._clock.now()
-        yield Opened(True, context_tokens, prefill.queue_us, prefill.compute_us, cached_tokens=prefill.cached_tokens)
+        async with aclosing(self._begin(context_tokens)) as begun:
+            async for beginning in begun:
+                yield beginning
         while True:
             request: VerificationRequest | None
             arrived_at = self._clock.now()
@@ -157,6 +153,25 @@ class Conversation:
                 self._held_to_one = True
                 yield Opened(True, context_tokens, max_span_tokens=1)
 
+    async def _begin(self, context_tokens: int) -> AsyncGenerator[ServerFrame, None]:
+        """Read the text, and report that, with the rows of the encoding if the device wants them."""
+        yield Opened(False, context_tokens, max_span_tokens=self._limits.max_span_tokens)
+        reading = Reading(
+            self._key,
+            self._opening,
+            self._inbox,
+            self._queue,
+            self._admission,
+            chunk_tokens=self._limits.prefill_chunk_tokens,
+        )
+        async with aclosing(reading.encode()) as rows:
+            async for encoded in rows:
+                yield encoded
+        await reading.rest(self._session.text)
+        self._progress_at = self._clock.now()
+        if not reading.lacks_rows:  # else the stream closes, and needs no more than that
+            yield self._prefilled(reading, context_tokens)
+
     async def _next(self) -> Arrived[ClientFrame]:
         """Wait for the next frame, while the stream makes progress and is not too old."""
         limits, now = self._limits, self._clock.now()
@@ -173,33 +188,15 @@ class Conversation:
                 return await self._next()
         return await next_frame(self._inbox, idle_s, "idle_timeout_s: no progress", limits.idle_timeout_s)
 
-    async def _prefill(self) -> _Answer:
-        """Read the prompt, except its last token. The first span's forward reads that token, and chooses the next one.
-
-        Stops as soon as the stream closes: the queue drops the rest of the prompt, and its cost is not reported.
-        """
-        prompt = TokenTree(tuple(self._session.text[:-1]))
-        if not prompt.token_ids or self._inbox.closing:
-            return _Answer((), 0, 0)
-        reading = asyncio.ensure_future(
-            self._queue.forward(
-                self._key, prompt, 0, self._opening.sampling, tenant=self._key.tenant, urgency=Urgency.READ
+    def _prefilled(self, reading: Reading, context_tokens: int) -> Opened:
+        """Report what was read before the first Draft."""
+        queue_us, compute_us = reading.queue_us, reading.compute_us
+        if reading.tokens:
+            number, tenant = self._stream.number, self._key.tenant
+            self._observer.notice(
+                Prefilled(number, tenant, reading.tokens, queue_us / 1e6, compute_us / 1e6, encoded=reading.encoded)
             )
-        )
-        closing = asyncio.ensure_future(self._inbox.until_closing())
-        try:
-            await asyncio.wait((reading, closing), return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                return _Answer((), 0, 0)
-            result = reading.result()
-        finally:
-            closing.cancel()
-            reading.cancel()
-            await asyncio.gather(reading, closing, return_exceptions=True)  # before the session is freed
-        self._admission.charge(self._key.tenant, math.ceil(len(prompt.token_ids) / _READ_FOR_ONE))
-        number, tenant, tokens = self._stream.number, self._key.tenant, len(prompt.token_ids)
-        self._observer.notice(Prefilled(number, tenant, tokens, result.queue_us / 1e6, result.compute_us / 1e6))
-        return _Answer((), result.queue_us, result.compute_us, result.cached_tokens)
+        return Opened(True, context_tokens, queue_us, compute_us, cached_tokens=reading.cached_tokens)
 
     async def _forward(self, request: VerificationRequest, arrived_at: float) -> _Answer:
         if not request.num_choices:

@@ -73,6 +73,7 @@ class Prefilled:
     tokens: int
     queue_s: float
     compute_s: float
+    encoded: int = 0  # tokens of the prompt whose rows were sent to the device
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.kept_texts import KeptTexts
 from cloud_supervisor.model.ports import ForwardQueue
 from cloud_supervisor.observation import Observer, Observers, Outcome, PrefixMissed, Refused, StreamBegan, StreamEnded
+from cloud_supervisor.reading import check_encoding, check_projector
 
 _LOG = logging.getLogger(__name__)
 
@@ -276,6 +277,8 @@ class Supervisor:
                 f"{self.capabilities.model} with {self.capabilities.model_digest!r}; begin the text again, or serve "
                 "the model that began it"
             )
+        if opening.encoding is not None:
+            check_projector(opening.encoding, self.capabilities)
 
     def _admit(self, key: SessionKey, opening: Open, stream: Stream) -> CloudSession:
         """Check an Open and make it the session's newest stream."""
@@ -284,6 +287,7 @@ class Supervisor:
             context_tokens=self.capabilities.context_tokens,
             vocabulary_size=self.capabilities.vocabulary_size,
         )
+        check_encoding(opening, self.capabilities)
         self._admission.admit(key, opening, longest=session.limit)
         if (older := self._streams.get(key)) is not None:
             older.inbox.interrupt(Superseded("session_id: a newer stream of this session took over"))

@@ -16,7 +16,7 @@ from benchmarks.fleet.caches import SimulatedCaches
 from benchmarks.fleet.model import Fleet, StepTime
 from chaperone_common.types import Choice
 from cloud_supervisor.scheduling.batch import Answer, Batch, QueuedRequest
-from cloud_supervisor.scheduling.scheduler import gathering_s
+from cloud_supervisor.scheduling.scheduler import Outcome, gathering_s
 
 _CHOICE = Choice(0, 0.0, 0)
 
@@ -140,7 +140,7 @@ class Replica:
         self.busy.set(0)
         for chunk in batch.chunks:
             self.caches.commit(chunk.request.key, chunk.end)
-        outcomes: list[list[Choice] | BaseException] = [[_CHOICE] * chunk.num_choices for chunk in batch.chunks]
+        outcomes: list[Outcome] = [[_CHOICE] * chunk.num_choices for chunk in batch.chunks]
         answers = self._scheduler.complete(outcomes, elapsed_s, self._env.now / 1e3)
         self._env.timeout(gathering_s(elapsed_s) * 1e3).callbacks.append(self._start_next)
         self._deliver(answers)

@@ -54,6 +54,7 @@ class SimulatedQueue:
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
+        encoded: bool = False,
     ) -> ForwardResult:
         """Return what the models write, after the time that the requests before it and this one take."""
         ends = [*range(0, tree.end, self._chunk_tokens)][1:] if not num_choices else []

@@ -1,6 +1,7 @@
-"""Adapters: low-rank changes of a model's matrices, which are merged into its weights before they are quantised.
+"""Adapters: what training adds to a device's model.
 
-W becomes W + scale * up @ down (LoRA, Hu et al. 2021, arXiv 2106.09685: B and A).
+Low-rank changes of its matrices are merged into its weights before they are quantised: W becomes W + scale * up @ down
+(LoRA, Hu et al. 2021, arXiv 2106.09685: B and A). A projector maps the large model's hidden states to its embeddings.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from chaperone_common.errors import ModelError
+from cloud_supervisor.model.projector import ProjectorWeights
 
 _FORMAT = "chaperone-adapter-1"
+_PROJECTOR = "projector."  # the beginning of the names of a projector's tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,13 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """Changes of the matrices of one model, by the names of its modules in transformers."""
+    """Changes of the matrices of one model, by the names of its modules in transformers, a projector, or both."""
 
     model: str  # the name of the model that it changes
     scale: float
     matrices: Mapping[str, LowRank]
     provenance: Mapping[str, Any]  # how it was made
+    projector: ProjectorWeights | None = None
 
     def save(self, path: Path) -> None:
         """Write a safetensors file in bfloat16, with the provenance in its header."""
@@ -50,6 +54,9 @@ class Adapter:
             "scale": repr(self.scale),
             "provenance": json.dumps(self.provenance),
         }
+        if self.projector is not None:
+            tensors |= {f"{_PROJECTOR}{name}": tensor for name, tensor in self.projector.stored().items()}
+            header["layers"] = json.dumps(self.projector.layers)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, header)
 
@@ -61,22 +68,29 @@ class Adapter:
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
                     raise ModelError(f"{path}: its format is {header.get('format')!r}, not {_FORMAT!r}")
-                names = {name.rpartition(".")[0] for name in file.keys()}  # noqa: SIM118
-                matrices = {
-                    name: LowRank(file.get_tensor(f"{name}.down").float(), file.get_tensor(f"{name}.up").float())
-                    for name in sorted(names)
-                }
-                return cls(header["model"], float(header["scale"]), matrices, json.loads(header["provenance"]))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            projecting = {name: tensors.pop(name) for name in [*tensors] if name.startswith(_PROJECTOR)}
+            names = {name.rpartition(".")[0] for name in tensors}
+            matrices = {name: LowRank(tensors[f"{name}.down"], tensors[f"{name}.up"]) for name in sorted(names)}
+            projector = None
+            if projecting:
+                named = {name.removeprefix(_PROJECTOR): tensor for name, tensor in projecting.items()}
+                projector = ProjectorWeights.of(tuple(json.loads(header["layers"])), named)
+            provenance = json.loads(header["provenance"])
+            return cls(header["model"], float(header["scale"]), matrices, provenance, projector)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path}: it is no adapter ({error}); make one with `python -m training`") from None
 
-    def merge_into(self, model: torch.nn.Module, name: str) -> None:
+    def merge_into(self, model: Any, name: str) -> None:
         """Change the weights of a model of transformers, in place; `name` is its name.
 
-        Raises ModelError for another model, and for matrices that it does not have, before anything is changed.
+        Raises ModelError for another model, for matrices that it does not have, and for a projector to another width,
+        before anything is changed.
         """
         if name != self.model:
             raise ModelError(f"the adapter is for {self.model}, not for {name}; name another one, or none")
+        if self.projector is not None:
+            self.projector.check_edge(model.get_input_embeddings().weight.shape[1], name)
         modules = dict(model.named_modules())
         for place, change in self.matrices.items():
             weight = getattr(modules.get(place), "weight", None)

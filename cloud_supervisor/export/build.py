@@ -21,6 +21,7 @@ from chaperone_common.artefacts.manifest import (
     SPECIAL_TOKENS_NAME,
     ManifestFile,
     ModelManifest,
+    ProjectorSpec,
     file_sha256,
 )
 from chaperone_common.artefacts.registry import (
@@ -151,8 +152,12 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
     _stay_off_the_hub(spec)
     found = {role: _find(spec.of(role), tools) for role in ROLES}
     from cloud_supervisor.export import conversion  # imports torch and transformers, which takes seconds
+    from cloud_supervisor.export.adapter import Adapter
     from cloud_supervisor.export.tokenizer import read_vocabulary
 
+    file = adapter_file(spec.edge)
+    adapter = None if file is None else Adapter.load(file)
+    projector = None if adapter is None else adapter.projector
     found = {role: _checked(spec, role, weights, tools) for role, weights in found.items()}
     cloud, edge = building / "cloud", building / "edge"
     contexts: dict[Role, int] = {}
@@ -160,6 +165,8 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
     with _stage(f"preparing {spec.cloud.model} for the cloud ({spec.cloud.recipe.dtype})", pair, tools):
         loaded = _load(spec.cloud, found["cloud"], spec.cloud.recipe.dtype, tools)
         contexts["cloud"] = loaded.context_tokens
+        if projector is not None:
+            projector.check_cloud(loaded.model.config, spec.cloud.model)
         conversion.save_tokenizer(loaded, cloud)
         vocabulary = read_vocabulary(cloud / "tokenizer.json")
         eos_token_ids = tuple(vocabulary.id_of(text) for text in spec.cloud.end_of_text) or loaded.eos_token_ids
@@ -168,6 +175,8 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
                 f"{spec.cloud.model}: the weights do not name the tokens that end a text; name them in end_of_text"
             )
         conversion.export_cloud(loaded, cloud, eos_token_ids)
+        if projector is not None:
+            projector.save(cloud)
         special_tokens = conversion.special_tokens(loaded)
         del loaded  # several gigabytes
 
@@ -176,11 +185,9 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
         contexts["edge"] = loaded.context_tokens
         conversion.save_tokenizer(loaded, edge)
         _refuse_different_vocabularies(pair, read_vocabulary(edge / "tokenizer.json"), vocabulary)
-        if (adapter := adapter_file(spec.edge)) is not None:
-            from cloud_supervisor.export.adapter import Adapter
-
-            Adapter.load(adapter).merge_into(loaded.model, spec.edge.model)
-        conversion.export_edge(loaded, edge, spec.edge.recipe, spec.edge.model)
+        if adapter is not None:
+            adapter.merge_into(loaded.model, spec.edge.model)
+        conversion.export_edge(loaded, edge, spec.edge.recipe, spec.edge.model, conditioned=projector is not None)
         del loaded
         _share_chat_template(cloud, edge, special_tokens)
 
@@ -199,8 +206,14 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
             context_tokens=contexts[role],
             files=_files_of(folder),
             content=found[role].content,
+            projector=None if projector is None else with_gain(projector.spec, spec),
         )
         (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def with_gain(projector: ProjectorSpec, spec: Pair) -> ProjectorSpec:
+    """Return the entry of a manifest with the gain that the registry states."""
+    return projector.model_copy(update={"gain": spec.edge.conditioning_gain})
 
 
 @contextmanager

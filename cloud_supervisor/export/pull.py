@@ -65,6 +65,8 @@ def _is_current(pair: str, spec: Pair) -> bool:
             return False
         if (manifest.source, manifest.recipe) != (source_of(spec, role), recipe_of(spec, role)):
             return False
+        if manifest.projector is not None and manifest.projector.gain != spec.edge.conditioning_gain:
+            return False
         if role == "edge" and _lacks_special_tokens(folder, manifest):
             return False
         content = sources.content_of(spec.of(role).weights)

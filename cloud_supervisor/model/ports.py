@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from chaperone_common.conditioning import Encoding
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.slots import SlotCache, SlotPool
@@ -30,10 +31,24 @@ class ForwardRequest:
 
     cache: SlotCache
     tree: TokenTree  # the tokens to feed: a chain after the entries held, and branch tokens
-    num_choices: int  # choices wanted after the last tokens of the chain; there is one more for each branch token
+    # Choices wanted after the last tokens of the chain, and one more for each branch token; if `encoded`, rows of the
+    # encoding in place of choices.
+    num_choices: int
     sampling: SamplingParams
     top_logprobs: int | None = None  # report log-probabilities, with this number of the likeliest tokens; None: none
     first_reported: int = 0  # the index of the first choice along the chain that has them; those before have none
+    encoded: bool = False  # the tokens that count for `num_choices` are encoded; nothing is chosen
+
+
+Found = list[Choice] | Encoding  # what a request gets from one forward
+
+
+def only_choices(found: Sequence[Found]) -> list[list[Choice]]:
+    """Return the choices of requests that want choices. Raises ValueError if one wants an encoding."""
+    choices = [each for each in found if not isinstance(each, Encoding)]
+    if len(choices) < len(found):
+        raise ValueError("encoded: `forward` returns choices; use `step`")
+    return choices
 
 
 class TargetModel(Protocol):
@@ -51,25 +66,33 @@ class TargetModel(Protocol):
     def kv_pool(self) -> SlotPool:
         """The memory of all keys and values. Only caches of this pool are accepted."""
 
-    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
-        """Feed the tokens of all requests, extend their caches, and return each request's choices.
+    def step(self, requests: Sequence[ForwardRequest]) -> list[Found]:
+        """Feed the tokens of all requests, extend their caches, and return each request's choices or encoding.
 
         The choices along the chain come first, oldest position first. Then comes one after each branch token. A choice
-        is drawn with the noise of the position that the chosen token will have.
+        is drawn with the noise of the position that the chosen token will have. An encoding has the rows of the last
+        `num_choices` tokens; without any it is empty.
         A cache that holds branch tokens must be reduced to one path, by `select` or `crop`, before it is used again.
-        All requests are checked before anything runs. Raises ValueError for an impossible request or for two requests
-        with one cache, and PromptTooLong.
+        All requests are checked before anything runs. Raises ValueError for an impossible request, for two requests
+        with one cache, and for an encoding if the model has no projector; and PromptTooLong.
         """
+
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        """Do what `step` does for requests that all want choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardResult:
-    """The cloud's choices, oldest position first and then one after each branch token, and their cost."""
+    """The cloud's choices, oldest position first and then one after each branch token, and their cost.
+
+    A request that wants an encoding has that, and no choices.
+    """
 
     choices: list[Choice]
     queue_us: int
     compute_us: int
     cached_tokens: int = 0  # of the text, that were not computed
+    encoding: Encoding | None = None
 
 
 class ForwardQueue(Protocol):
@@ -87,13 +110,14 @@ class ForwardQueue(Protocol):
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
+        encoded: bool = False,
     ) -> ForwardResult:
         """Read a session's whole text, and return the choices after its last `num_choices` tokens and its branches.
 
         `tree` holds the text from position 0 on. Only the tokens that the session's cache lacks are computed. With
         `num_choices` 0 the text is only read ahead, as a prompt is. With `top_logprobs` each choice has its
         log-probability, and those of this number of the likeliest tokens; along the chain only from the index
-        `first_reported` on.
+        `first_reported` on. With `encoded` the encoding of the last `num_choices` tokens takes the place of choices.
         Raises Overloaded, CloudTimeout if `deadline_ms` passes before the forward starts, PromptTooLong, or
         CloudUnavailable. Cancelling gives up the answer, not necessarily the work.
         """

@@ -13,10 +13,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -24,17 +23,18 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
-from chaperone_common.logprobs import measure
-from chaperone_common.sampling import Softmax, choose, softmax
-from chaperone_common.types import Choice, SamplingParams
+from chaperone_common.types import Choice
 from cloud_supervisor.model import architectures, int8_linear
 from cloud_supervisor.model.batched_forward import ATTENTION, EXACT_ATTENTION, View
+from cloud_supervisor.model.choosing import Chooser, choices, coupled_choice, on_host, rows_of
 from cloud_supervisor.model.devices import check_device
+from cloud_supervisor.model.encoder import Encoder
 from cloud_supervisor.model.int8_linear import Int8Linear, quantise
-from cloud_supervisor.model.logit_rows import LogitRows
 from cloud_supervisor.model.packed_linear import pack
-from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.ports import ForwardRequest, Found, only_choices
+from cloud_supervisor.model.projector import ProjectorWeights
 from cloud_supervisor.model.torch_kv import Sequences, TorchKv
 
 KV_BUDGET_MIB = 2048.0
@@ -47,27 +47,6 @@ _DTYPES: dict[Dtype, torch.dtype | Literal["auto"]] = {
     "bfloat16": torch.bfloat16,
     "int8": "auto",
 }
-
-
-class Chooser(Protocol):
-    """The rule by which a model chooses a token."""
-
-    def __call__(self, soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
-        """Return the choice for a position; `drafted` is the chain's own token there, None after its end."""
-
-
-def coupled_choice(soft: Softmax, sampling: SamplingParams, position: int, drafted: int | None) -> Choice:
-    """Choose as the protocol demands, whatever was drafted."""
-    return choose(soft, sampling, position)
-
-
-class _Row(NamedTuple):
-    """One row of logits."""
-
-    sampling: SamplingParams
-    position: int  # of the token that was read
-    drafted: int | None  # the chain's own next token; None after its end
-    top_logprobs: int | None  # as in `ForwardRequest`
 
 
 class TorchModel:
@@ -84,11 +63,12 @@ class TorchModel:
         context_tokens: int,
         kv_budget_mib: float = KV_BUDGET_MIB,
         chooser: Chooser = coupled_choice,
+        projector: ProjectorWeights | None = None,
     ) -> None:
         """Serve a model of transformers, with keys and values of up to `kv_budget_mib`.
 
         Another `chooser` than `coupled_choice` breaks the promise of `exact`. It is for studies that compare the
-        protocol's rule with others.
+        protocol's rule with others. A `projector` encodes prompts.
         """
         config = model.config
         if config.vocab_size < vocabulary_size:
@@ -103,6 +83,7 @@ class TorchModel:
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
         self._choose = chooser
+        self._encoder = None if projector is None else Encoder(model, projector)
         # With a mask of four dimensions, models make none themselves; `attend` uses its own.
         self._ready_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
         self._exact = config._attn_implementation == EXACT_ATTENTION
@@ -124,6 +105,7 @@ class TorchModel:
         device: str = "cpu",
         kv_budget_mib: float = KV_BUDGET_MIB,
         chooser: Chooser = coupled_choice,
+        projector: ProjectorWeights | None = None,
     ) -> Self:
         """Load a Hugging Face folder; `auto` is the `default_dtype`.
 
@@ -160,6 +142,7 @@ class TorchModel:
             context_tokens=context_tokens,
             kv_budget_mib=kv_budget_mib,
             chooser=chooser,
+            projector=projector,
         )
 
     @classmethod
@@ -184,6 +167,7 @@ class TorchModel:
             device=device,
             kv_budget_mib=kv_budget_mib,
             chooser=chooser,
+            projector=None if manifest.projector is None else ProjectorWeights.load(Path(folder), manifest.projector),
         )
 
     @property
@@ -199,18 +183,24 @@ class TorchModel:
     def kv_bytes_per_token(self) -> int:
         return self._kv_bytes_per_token
 
-    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
-        """Run one forward for all requests; raises as `TargetModel.forward` does."""
+    def step(self, requests: Sequence[ForwardRequest]) -> list[Found]:
+        """Run one forward for all requests; raises as `TargetModel.step` does."""
         for request in requests:
             self._check(request)
         if len({id(request.cache) for request in requests}) < len(requests):
             raise ValueError("cache: two requests with one cache; the later one must wait for the other")
-        logits = self._logits(requests) if requests else None
-        if logits is None:
-            return [[] for _ in requests]
-        rows = [row for request in requests for row in _rows(request)]
-        chosen = iter(self._choices(logits, rows))
-        return [[*islice(chosen, request.num_choices + len(request.tree.branches))] for request in requests]
+        if not requests:
+            return []
+        logits, encodings = self._run(requests)
+        rows = [row for request in requests if not request.encoded for row in rows_of(request)]
+        with torch.inference_mode():
+            chosen = iter([] if logits is None else [*choices(logits, rows, self._choose)])
+        encoded = iter(encodings)
+        return [next(encoded) if request.encoded else [*islice(chosen, _count(request))] for request in requests]
+
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        """Run one forward for requests that want choices; raises as `TargetModel.forward` does."""
+        return only_choices(self.step(requests))
 
     def _check(self, request: ForwardRequest) -> None:
         tree = request.tree
@@ -220,6 +210,8 @@ class TorchModel:
             raise ValueError(
                 f"num_choices: {request.num_choices} is outside [0, {len(tree.token_ids)}], the tokens fed"
             )
+        if request.encoded and (self._encoder is None or tree.branches):
+            raise ValueError("encoded: this model has no projector, or the request has branches")
         if tree.start != request.cache.length:
             raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
         if request.cache.pool is not self.kv_pool:
@@ -227,45 +219,37 @@ class TorchModel:
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
 
-    @torch.inference_mode()
-    def _choices(self, logits: torch.Tensor, rows: Sequence[_Row]) -> Iterator[Choice]:
-        """Choose from each row, with the noise of the position that the chosen token will have."""
-        if self._choose is coupled_choice:
-            found = LogitRows(logits, [row.sampling.temperature for row in rows])
-            for scores, row in zip(found, rows, strict=True):
-                choice = choose(scores, row.sampling, row.position + 1)
-                if row.top_logprobs is not None:
-                    choice = replace(choice, logprobs=scores.logprobs(choice.token_id, row.top_logprobs))
-                yield choice
-            return
-        for values, row in zip(_on_host(logits), rows, strict=True):
-            soft = softmax(values, row.sampling.temperature)
-            choice = self._choose(soft, row.sampling, row.position + 1, row.drafted)
-            if row.top_logprobs is not None:
-                choice = replace(choice, logprobs=measure(values, choice.token_id, row.top_logprobs))
-            yield choice
-
     def scores(self, request: ForwardRequest) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.
 
         `forward` chooses from them. They are checked there, not here.
         """
-        logits = self._logits([request])
-        return np.empty((0, self._vocabulary_size), np.float32) if logits is None else _on_host(logits)
+        logits, _ = self._run([request])
+        return np.empty((0, self._vocabulary_size), np.float32) if logits is None else on_host(logits)
 
     @torch.inference_mode()
-    def _logits(self, requests: Sequence[ForwardRequest]) -> torch.Tensor | None:
-        """Run one forward, and return the logits [choices and branches of all requests, vocab], or None without any."""
+    def _run(self, requests: Sequence[ForwardRequest]) -> tuple[torch.Tensor | None, list[Encoding]]:
+        """Run one forward.
+
+        Return the logits [choices and branches of all requests, vocab], or None without any, and the encodings.
+        """
         token_ids: list[int] = []
         position_ids: list[int] = []
-        wanted: list[int] = []  # rows of the forward
+        wanted: list[int] = []  # rows of the forward whose logits are
+        encoded: list[int] = []  # rows of the forward whose hidden states are
+        spans: list[tuple[int, int]] = []  # of each encoding: its start, and its number of rows
         views = []
         for request in requests:
             views.append(View(request.tree, self._model.device))
             token_ids += [*request.tree.token_ids, *(token_id for _, token_id in request.tree.branches)]
             position_ids += views[-1].positions[request.tree.start :]
-            count = request.num_choices + len(request.tree.branches)
-            wanted += range(len(token_ids) - count, len(token_ids))
+            count = _count(request)
+            rows = range(len(token_ids) - count, len(token_ids))
+            if request.encoded:
+                encoded += rows
+                spans.append((request.tree.end - count, count))
+            else:
+                wanted += rows
         caches = [request.cache for request in requests]
         inputs: dict[str, Any] = {
             "input_ids": self._tensor(token_ids),
@@ -275,6 +259,14 @@ class TorchModel:
             "attention_mask": self._ready_mask,
             "use_cache": True,
         }
+        if self._encoder is None or not spans:
+            return self._logits(inputs, wanted), []
+        with self._encoder.watching(encoded) as states:
+            logits = self._logits(inputs, wanted)
+        return logits, self._encoder.encodings(states, spans)
+
+    def _logits(self, inputs: dict[str, Any], wanted: Sequence[int]) -> torch.Tensor | None:
+        """Call the model, and return the logits of these rows."""
         if not wanted:  # chunks of prompts: compute no logits
             self._model.base_model(**inputs)
             return None
@@ -286,20 +278,9 @@ class TorchModel:
         return torch.tensor([[*numbers]], device=self._model.device)  # [1, tokens] int64
 
 
-def _rows(request: ForwardRequest) -> Iterator[_Row]:
-    """Return the rows of a request: those along the chain, and one for each branch token."""
-    tree, count = request.tree, request.num_choices
-    next_tokens = [*tree.token_ids[1:], None][len(tree.token_ids) - count :]
-    for index, drafted in enumerate(next_tokens):
-        reported = request.top_logprobs if index >= request.first_reported else None
-        yield _Row(request.sampling, tree.end - count + index, drafted, reported)
-    for position in tree.positions:
-        yield _Row(request.sampling, position, None, request.top_logprobs)
-
-
-def _on_host(logits: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = logits.float().cpu().numpy()
-    return values
+def _count(request: ForwardRequest) -> int:
+    """Return the number of rows whose choices or encodings a request wants."""
+    return request.num_choices + len(request.tree.branches)
 
 
 def default_dtype(folder: Path | str, device: str = "cpu") -> Dtype:

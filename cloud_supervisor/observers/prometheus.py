@@ -79,8 +79,9 @@ class PrometheusObserver:
         )
         self._tokens = Counter(
             "chaperone_tokens",
-            "Tokens: prompt, verified (compared before they were final), accepted (of them, those that stand), own (in "
-            "answers to drafts), takeover (that the cloud wrote by itself), audited (final when compared).",
+            "Tokens: prompt, encoded (of prompts, for the device's model), verified (compared before they were final), "
+            "accepted (of them, those that stand), own (in answers to drafts), takeover (that the cloud wrote by "
+            "itself), audited (final when compared).",
             ["tenant", "kind"],
             registry=registry,
         )
@@ -134,8 +135,9 @@ class PrometheusObserver:
             case StreamEnded(tenant=tenant, outcome=outcome):
                 self._open.labels(self._tenants.of(tenant)).dec()
                 self._ended.labels(self._tenants.of(tenant), outcome.value).inc()
-            case Prefilled(queue_s=queue_s):
+            case Prefilled(tenant=tenant, queue_s=queue_s, encoded=encoded):
                 self._queue.observe(queue_s)
+                self._count(tenant, "encoded", encoded)
             case Answered():
                 self._answered(observation)
             case Stepped(sessions=sessions, held_tokens=held, duration_s=duration_s):

@@ -31,13 +31,15 @@ class QueuedRequest:
 
     key: Hashable  # the session
     tree: TokenTree  # the whole text, and branch tokens
-    num_choices: int  # choices wanted after the last tokens of the chain; 0: the text is only read ahead
+    # Choices wanted after the last tokens of the chain, or rows of their encoding; 0: the text is only read ahead.
+    num_choices: int
     sampling: SamplingParams
     deadline_at: float | None = None  # seconds on the scheduler's clock; the first forward must begin before it
     tenant: str = ""
     urgency: Urgency = Urgency.VERIFY
     top_logprobs: int | None = None  # as in `ForwardRequest`
     first_reported: int = 0  # as in `ForwardRequest`, among all `num_choices`
+    encoded: bool = False  # as in `ForwardRequest`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Chunk:
     request: QueuedRequest
     start: int  # the cache holds the chain's tokens below this position
     end: int  # those from `start` up to here are fed
-    choices_left: int  # choices that the request still lacks, those of this chunk included
+    choices_left: int  # choices, or rows, that the request still lacks, those of this chunk included
 
     @property
     def is_last(self) -> bool:
@@ -61,7 +63,7 @@ class Chunk:
 
     @property
     def num_choices(self) -> int:
-        """Choices that this chunk computes along the chain."""
+        """Choices, or rows, that this chunk computes along the chain."""
         return max(0, self.choices_left - (self.request.tree.end - self.end))
 
     @property

@@ -13,8 +13,9 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from chaperone_common.conditioning import Encoding
 from chaperone_common.types import Choice
-from cloud_supervisor.model.ports import ForwardResult, Urgency
+from cloud_supervisor.model.ports import ForwardResult, Found, Urgency
 from cloud_supervisor.scheduling.batch import QueuedRequest
 
 PATIENCE = 8  # steps
@@ -32,13 +33,21 @@ class Progress:
     holds_memory: bool = False  # its whole text has a place in the KV budget
     preempted: bool = False  # it lost that place once, and will not lose it again
     choices: list[Choice] = field(default_factory=list)
+    encoding: Encoding | None = None  # the rows so far
     queue_s: float = 0.0
     compute_s: float = 0.0
 
     @property
     def choices_left(self) -> int:
-        """Choices that no chunk has computed yet."""
-        return self.request.num_choices - len(self.choices)
+        """Choices, or rows of the encoding, that no chunk has computed yet."""
+        return self.request.num_choices - len(self.choices) - (len(self.encoding) if self.encoding is not None else 0)
+
+    def add(self, found: Found) -> None:
+        """Take what a chunk has computed."""
+        if not isinstance(found, Encoding):
+            self.choices += found
+        elif len(found):
+            self.encoding = found if self.encoding is None else self.encoding.followed_by(found)
 
     @property
     def finished(self) -> bool:
@@ -47,9 +56,13 @@ class Progress:
 
     @property
     def result(self) -> ForwardResult:
-        """The choices and times of a finished request."""
+        """The choices or encoding, and times, of a finished request."""
         return ForwardResult(
-            self.choices, round(self.queue_s * 1e6), round(self.compute_s * 1e6), cached_tokens=self.cached or 0
+            self.choices,
+            round(self.queue_s * 1e6),
+            round(self.compute_s * 1e6),
+            cached_tokens=self.cached or 0,
+            encoding=self.encoding,
         )
 
 

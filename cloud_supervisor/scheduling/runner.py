@@ -100,9 +100,11 @@ class ModelRunner:
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
+        encoded: bool = False,
     ) -> ForwardResult:
         """Read a session's whole text, and return the choices after its last `num_choices` tokens and its branches.
 
+        With `encoded` it returns the encoding of these tokens in place of choices.
         Raises as `ForwardQueue.forward` does, ValueError for an impossible request, and whatever the model raises.
         Cancelling takes a request that waits out of the queue. A chunk that runs is finished, and its tokens stay in
         the cache for the session's next request.
@@ -110,7 +112,7 @@ class ModelRunner:
         loop, now = asyncio.get_running_loop(), self._clock.now()
         deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
         request = QueuedRequest(
-            key, tree, num_choices, sampling, deadline_at, tenant, urgency, top_logprobs, first_reported
+            key, tree, num_choices, sampling, deadline_at, tenant, urgency, top_logprobs, first_reported, encoded
         )
         self._scheduler.submit(request, now)
         answer: asyncio.Future[ForwardResult] = loop.create_future()
@@ -246,7 +248,13 @@ class ModelRunner:
             else:
                 piece = request.tree.piece(held, chunk.end)
                 reading = ForwardRequest(
-                    cache, piece, chunk.num_choices, request.sampling, request.top_logprobs, chunk.first_reported
+                    cache,
+                    piece,
+                    chunk.num_choices,
+                    request.sampling,
+                    request.top_logprobs,
+                    chunk.first_reported,
+                    request.encoded,
                 )
                 fed.append((chunk, reading))
         return fed
@@ -256,7 +264,7 @@ class ModelRunner:
         if not fed:
             return
         try:
-            choices = self._model.forward([request for _, request in fed])
+            answers = self._model.step([request for _, request in fed])
         except BaseException as error:
             for chunk, _ in fed:
                 self._kv_store.abandon(chunk.request.key)
@@ -265,7 +273,7 @@ class ModelRunner:
                 for chunk, _ in fed:
                     self._feed(self._prepare([chunk], outcomes), outcomes)
             return
-        for (chunk, _), found in zip(fed, choices, strict=True):
+        for (chunk, _), found in zip(fed, answers, strict=True):
             try:
                 self._kv_store.commit(chunk.request.key, chunk.request.tree.piece(0, chunk.end))
             except Exception as error:

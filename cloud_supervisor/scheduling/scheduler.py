@@ -25,8 +25,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
-from chaperone_common.types import Choice
-from cloud_supervisor.model.ports import ForwardResult, Urgency
+from cloud_supervisor.model.ports import ForwardResult, Found, Urgency
 from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, KvView, QueuedRequest
 from cloud_supervisor.scheduling.line import Progress, WaitingLine
 from cloud_supervisor.scheduling.pace import Pace
@@ -40,7 +39,7 @@ _FIRST_RETRY_MS = 500  # before any forward was timed
 _GATHERING_SHARE = 0.02
 _MAX_GATHERING_S = 0.005
 
-Outcome = list[Choice] | BaseException  # of a chunk: its choices, or why it failed
+Outcome = Found | BaseException  # of a chunk: its choices or encoding, or why it failed
 
 
 def gathering_s(elapsed_s: float) -> float:
@@ -215,7 +214,7 @@ class Scheduler:
                 answers.append(self._answer(progress, outcome))
                 continue
             progress.reached = chunk.end
-            progress.choices += outcome
+            progress.add(outcome)
             if progress.finished:
                 answers.append(self._answer(progress, progress.result))
             elif self._closed:
@@ -330,6 +329,11 @@ class Scheduler:
             )
         if tree.branches and not request.num_choices:
             raise ValueError(f"branches: {len(tree.branches)} in a request without choices; ask for at least one")
+        if request.encoded and (tree.branches or not request.num_choices):
+            raise ValueError(
+                f"encoded: {request.num_choices} rows of a text with {len(tree.branches)} branches; give at least one "
+                "row, and no branches"
+            )
         if len(tree.branches) >= self._step_tokens:
             raise ValueError(f"branches: {len(tree.branches)}; one forward feeds at most {self._step_tokens} tokens")
         if tree.depth > self._context_tokens:

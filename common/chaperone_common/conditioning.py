@@ -88,9 +88,13 @@ class Encoding:
         for start in range(self.start, self.end, tokens):
             yield self.between(start, min(start + tokens, self.end))
 
+    def packed(self) -> bytes:
+        """Return all rows as the digest covers them: each as its scale and then its values, the lowest byte first."""
+        packed = np.empty((len(self), 4 + self.width), np.uint8)
+        packed[:, :4] = self.scales.astype("<f4").view(np.uint8).reshape(len(self), 4)
+        packed[:, 4:] = self.values.view(np.uint8)
+        return packed.tobytes()
+
     def digest(self) -> bytes:
-        """Return BLAKE2b of all rows, each as its scale and then its values, the lowest byte first."""
-        bytes_ = np.empty((len(self), 4 + self.width), np.uint8)
-        bytes_[:, :4] = self.scales.astype("<f4").view(np.uint8).reshape(len(self), 4)
-        bytes_[:, 4:] = self.values.view(np.uint8)
-        return hashlib.blake2b(bytes_.tobytes(), digest_size=DIGEST_BYTES).digest()
+        """Return BLAKE2b of all rows."""
+        return hashlib.blake2b(self.packed(), digest_size=DIGEST_BYTES).digest()

@@ -21,8 +21,9 @@ from tests.support.models.contract_drafts import NewSequence
 @pytest.fixture(params=["fake", "float32", "int8"], scope="module")
 def target(request: pytest.FixtureRequest) -> TargetModel:
     if request.param == "fake":
-        return FakeTarget(vocabulary_size=contract_targets.USED_IDS, context_tokens=contract_targets.CONTEXT_TOKENS)
+        return FakeTarget(contract_targets.USED_IDS, contract_targets.CONTEXT_TOKENS, encoding_width=8)
     from cloud_supervisor.model.torch_model import TorchModel  # slow to import; the fake's tests don't wait for it
+    from tests.support.models.projectors import random_projector
 
     folder: Path = request.getfixturevalue("tiny_pair") / "cloud"
     vocabulary_size = json.loads((folder / "config.json").read_text())["vocab_size"]
@@ -32,6 +33,7 @@ def target(request: pytest.FixtureRequest) -> TargetModel:
         threads=1,
         vocabulary_size=vocabulary_size,
         context_tokens=contract_targets.CONTEXT_TOKENS,
+        projector=random_projector(),
     )
 
 

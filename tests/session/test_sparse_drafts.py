@@ -156,6 +156,7 @@ class NotingReader:
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
+        encoded: bool = False,
     ) -> ForwardResult:
         if num_choices:
             self.deadlines_ms.append(deadline_ms)

@@ -53,6 +53,7 @@ class FakeQueue:
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
+        encoded: bool = False,
     ) -> ForwardResult:
         await asyncio.sleep(self._random.random() * self._slowest_s)
         request = ForwardRequest(

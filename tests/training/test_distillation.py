@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from chaperone_common.artefacts.registry import TinySource
 from chaperone_common.errors import ConfigError, ModelError
@@ -121,8 +120,13 @@ def test_the_command_writes_what_was_learned(
     out = tmp_path / "mine.safetensors"
     options = ["--pair", "tiny", "--answers", str(tmp_path), "--out", str(out), "--rank", "4", "--layers", "1,2"]
     assert main(["distil", *options, "--dtype", "float32", "--epochs", "1", "--evaluate-every", "1"]) == 0
-    assert Adapter.load(out).provenance["answers"] == sum(not is_held_out(answer.id) for answer in answers)
-    assert load_file(out.with_suffix(".projector.safetensors"))["last.weight"].shape == (HIDDEN, 512)
+    written = Adapter.load(out)
+    assert written.provenance["answers"] == sum(not is_held_out(answer.id) for answer in answers)
+    assert written.matrices
+    assert written.projector is not None
+    assert written.projector.layers == LAYERS
+    assert written.projector.tensors["last.weight"].shape == (HIDDEN, 512)
+    assert not [*tmp_path.glob("*.projector.safetensors")]
     assert main(["distil", *options, "--dtype", "float32", "--epochs", "3"]) == 1
     assert "belongs to a training with other" in capsys.readouterr().err
 
@@ -149,6 +153,25 @@ def test_an_adapter_merges_to_the_same_logits(answers: list[Answer], tmp_path: P
         expected = drafter.logits(batch)
         found = merged(batch.tokens, attention_mask=batch.mask).logits.flatten(0, 1)[batch.rows]
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)  # the file has bfloat16
+
+
+def test_a_projector_alone_is_an_adapter_without_matrices(answers: list[Answer], tmp_path: Path) -> None:
+    drafter = _drafter(SHAPES[1])
+    assert drafter.projector is not None
+    torch.nn.init.normal_(drafter.projector.last.weight, std=0.05)
+    drafter.adapter("Tiny", {"data": "x"}).save(tmp_path / "a.safetensors")
+    adapter = Adapter.load(tmp_path / "a.safetensors")
+    assert not adapter.matrices
+    assert adapter.projector is not None
+    assert adapter.projector.layers == LAYERS
+    states = torch.randn(5, HIDDEN * len(LAYERS), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        found = adapter.projector.module(torch.device("cpu"))(states)
+        torch.testing.assert_close(found, drafter.projector(states), atol=0.02, rtol=0.02)  # the file has bfloat16
+    model = build_tiny(EDGE).model
+    before = model.state_dict()["model.layers.0.mlp.down_proj.weight"].clone()
+    adapter.merge_into(model, "Tiny")
+    assert torch.equal(model.state_dict()["model.layers.0.mlp.down_proj.weight"], before)
 
 
 def test_an_adapter_of_another_model_is_refused_and_changes_nothing(answers: list[Answer], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from cloud_supervisor.export.adapter import Adapter, LowRank
+from cloud_supervisor.model.projector import Projector, ProjectorWeights
 from training.distillation.examples import Batch
 
 _SCALE = 2  # of an adapter's change
@@ -22,26 +23,6 @@ class Shape:
     rank: int = 8  # of the adapter; 0: no adapter
     layers: tuple[int, ...] = ()  # of the large model, which the projector reads; empty: no projector
     hidden: int = 512  # width of the projector's middle
-
-
-class Projector(torch.nn.Module):
-    """Linear, ReLU, Linear: from the large model's hidden states to Z, which is added to the prompt's embeddings.
-
-    Source: LLM-to-SLM (Bergner et al. 2024, arXiv 2402.16844). The last matrix starts at zero, so that Z does.
-    """
-
-    def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
-        super().__init__()
-        self.norm = torch.nn.RMSNorm(width_in, elementwise_affine=False)
-        self.first = torch.nn.Linear(width_in, hidden)
-        self.last = torch.nn.Linear(hidden, width_out)
-        torch.nn.init.zeros_(self.last.weight)
-        torch.nn.init.zeros_(self.last.bias)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Return Z [..., width_out] of hidden states [..., width_in]."""
-        result: torch.Tensor = self.last(torch.relu(self.first(self.norm(states))))
-        return result
 
 
 class Drafter:
@@ -99,13 +80,16 @@ class Drafter:
                 value.copy_(learned[f"projector.{name}"])
 
     def adapter(self, model: str, provenance: dict[str, Any]) -> Adapter:
-        """Return the adapter, without the projector."""
+        """Return what was learned: the low-rank changes, the projector, or both."""
         matrices = {
             name: LowRank(module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach())
             for name, module in self._base.named_modules()
             if hasattr(module, "lora_A")
         }
-        return Adapter(model, float(_SCALE), matrices, provenance)
+        projector = None
+        if self.projector is not None:
+            projector = ProjectorWeights.of(self._shape.layers, self.projector.state_dict())
+        return Adapter(model, float(_SCALE), matrices, provenance, projector)
 
 
 def encoding_width(encodings: Sequence[Any], layers: Sequence[int]) -> int:

@@ -37,9 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, and write the adapter, the projector, or both."""
+    """Train, and write one file with the low-rank changes, the projector, or both."""
     import torch
-    from safetensors.torch import save_file
 
     from training.answers.answer import read_answers
     from training.distillation.drafter import Drafter, Shape, encoding_width
@@ -88,13 +87,8 @@ def run(args: argparse.Namespace) -> None:
         "schedule": asdict(schedule),
         "held_out": {"before": progress.evaluations[0], "after": progress.evaluations[_best(progress.evaluations)]},
     }
-    if shape.rank:
-        drafter.adapter(name, provenance).save(args.out)
-        print(f"{args.out}: written")
-    if drafter.projector is not None:
-        file = args.out.with_suffix(".projector.safetensors")
-        save_file(drafter.projector.state_dict(), file, {"model": name, "provenance": json.dumps(provenance)})
-        print(f"{file}: written")
+    drafter.adapter(name, provenance).save(args.out)
+    print(f"{args.out}: written")
 
 
 def data_digest(answers: list[Any]) -> str:

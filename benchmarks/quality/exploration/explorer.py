@@ -20,8 +20,9 @@ from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, Proposal, SamplingParams
 from cloud_supervisor.kv.store import KvStore
+from cloud_supervisor.model.choosing import coupled_choice
 from cloud_supervisor.model.ports import ForwardRequest
-from cloud_supervisor.model.torch_model import Dtype, TorchModel, coupled_choice
+from cloud_supervisor.model.torch_model import Dtype, TorchModel
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.uncertainty import cross_entropy, disagreement, measure
 

@@ -66,7 +66,7 @@ def test_a_span_has_a_limit() -> None:
 def test_modes_use_the_adaptive_planner_and_all_names_are_listed() -> None:
     for mode in MODES:
         assert strategy_named(str(mode)).planner == AdaptivePlanner(mode)
-    assert MODES == NAMES[: len(MODES)]
+    assert NAMES[: len(MODES)] == MODES
     assert set(Mode) - set(MODES) == {Mode.CONDITIONED}
 
 

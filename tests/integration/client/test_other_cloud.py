@@ -14,9 +14,8 @@ import pytest
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.logprobs import LogprobSource
 from chaperone_common.session import Committed, Failed, Finished, Unverified
-from chaperone_common.types import Choice
 from cloud_supervisor.config import CloudConfig, LimitsConfig
-from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.ports import ForwardRequest, Found
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient, ModelMismatch, PartialGeneration, VersionMismatch
 from edge_client.config import CloudSettings, PlannerSettings
@@ -38,8 +37,8 @@ def manifest_of(pair: Path, **changes: Any) -> ModelManifest:
 class Unreporting(FakeTarget):
     """The model of a cloud of an earlier version: `top_logprobs` is unknown to it."""
 
-    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
-        return super().forward([replace(request, top_logprobs=None) for request in requests])
+    def step(self, requests: Sequence[ForwardRequest]) -> list[Found]:
+        return super().step([replace(request, top_logprobs=None) for request in requests])
 
 
 def endless(pair: Path, seed: int = 0, kind: type[FakeTarget] = FakeTarget) -> FakeTarget:

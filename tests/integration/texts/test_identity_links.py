@@ -25,7 +25,7 @@ from chaperone_common.stats import GenerationStats
 from chaperone_common.types import Choice, Origin
 from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.kv.slots import SlotPool
-from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.ports import ForwardRequest, Found, only_choices
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
@@ -104,10 +104,13 @@ class SlowTarget:
     def kv_pool(self) -> SlotPool:
         return self._model.kv_pool
 
-    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+    def step(self, requests: Sequence[ForwardRequest]) -> list[Found]:
         time.sleep(FORWARD_S)
         with self._turn:
-            return self._model.forward(requests)
+            return self._model.step(requests)
+
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        return only_choices(self.step(requests))
 
 
 @dataclass

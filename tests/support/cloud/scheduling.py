@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
+import numpy as np
+
+from chaperone_common.conditioning import Encoding
 from chaperone_common.token_tree import BranchToken, TokenTree, common_prefix
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.model.ports import ForwardResult, Urgency
 from cloud_supervisor.scheduling.batch import Answer, Chunk, QueuedRequest
-from cloud_supervisor.scheduling.scheduler import Scheduler
+from cloud_supervisor.scheduling.scheduler import Outcome, Scheduler
 
 SAMPLING = SamplingParams()
 
@@ -68,11 +71,12 @@ class Bench:
         deadline_ms: float | None = None,
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
+        encoded: bool = False,
     ) -> QueuedRequest:
         """Add a request for the text 0, 1, 2, ..., and return it."""
         tree = TokenTree(tuple(range(tokens)), tuple(BranchToken(*branch) for branch in branches))
         deadline_at = None if deadline_ms is None else self.now + deadline_ms / 1e3
-        request = QueuedRequest(key, tree, num_choices, SAMPLING, deadline_at, tenant, urgency)
+        request = QueuedRequest(key, tree, num_choices, SAMPLING, deadline_at, tenant, urgency, encoded=encoded)
         self.scheduler.submit(request, self.now)
         self.submitted.append(request)
         return request
@@ -91,14 +95,18 @@ class Bench:
         return [*batch.chunks] if batch is not None else []
 
     def finish(self, chunks: Sequence[Chunk], error: Exception | None = None) -> None:
-        """Complete the running batch, with choices that equal their positions."""
+        """Complete the running batch, with choices, or scales of rows, that equal their positions."""
         forward_s = self._cost_s(chunks) if self._cost_s else self.forward_s
         self.now += forward_s
-        outcomes: list[list[Choice] | BaseException] = []
+        outcomes: list[Outcome] = []
         for chunk in chunks:
             last = chunk.end == chunk.request.tree.end
             count = chunk.num_choices + (len(chunk.request.tree.branches) if last else 0)
-            outcomes.append(error or [Choice(chunk.end - count + index, 0.0, 0) for index in range(count)])
+            positions = [*range(chunk.end - count, chunk.end)]
+            found: Outcome = [Choice(position, 0.0, 0) for position in positions]
+            if chunk.request.encoded:
+                found = Encoding(np.array(positions, np.float32), np.zeros((count, 1), np.int8), chunk.end - count)
+            outcomes.append(error or found)
             self.caches.texts[chunk.request.key] = chunk.request.tree.token_ids[: chunk.end]
         self.chunks += chunks
         self.steps.append([*chunks])

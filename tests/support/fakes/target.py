@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import PromptTooLong
 from chaperone_common.logprobs import measure
 from chaperone_common.sampling import choose, softmax
-from chaperone_common.types import Choice
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.slots import SlotCache, SlotPool
-from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.ports import ForwardRequest, Found, only_choices
 from tests.support.waiting import PATIENCE_S
 
 KV_BYTES_PER_TOKEN = 64
@@ -47,6 +49,7 @@ class FakeTarget:
     draft model: among 64 ids the two agree on about 70% of the greedy choices at 0.25, 50% at 0.5.
     `before_forward` is called with every batch before it is fed: a test may block, count or raise there.
     An id in `unwritten` is never chosen. Without end-of-text ids, texts continue to their limit.
+    With `encoding_width` it encodes prompts, into rows of so many numbers that depend on the whole text before them.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class FakeTarget:
         disturbance: float = 0.0,
         unwritten: Sequence[int] = (),
         before_forward: Callable[[Sequence[ForwardRequest]], None] | None = None,
+        encoding_width: int = 0,
     ) -> None:
+        self.encoding_width = encoding_width
         self.kv_pool = FakePool(_KV_TOKENS)
         self._vocabulary_size = vocabulary_size
         self._context_tokens = context_tokens
@@ -81,7 +86,7 @@ class FakeTarget:
     def kv_bytes_per_token(self) -> int:
         return KV_BYTES_PER_TOKEN
 
-    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+    def step(self, requests: Sequence[ForwardRequest]) -> list[Found]:
         for request in requests:
             self._check(request)
         if len({id(request.cache) for request in requests}) < len(requests):
@@ -89,6 +94,18 @@ class FakeTarget:
         if self.before_forward is not None:
             self.before_forward(requests)
         return [self._feed(request) for request in requests]
+
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
+        return only_choices(self.step(requests))
+
+    def encoding(self, token_ids: Sequence[int], start: int = 0) -> Encoding:
+        """Return the encoding of a text from `start` on, computed without a cache: an oracle."""
+        twin = FakeTarget(encoding_width=self.encoding_width, context_tokens=len(token_ids))
+        tree = TokenTree(tuple(token_ids))
+        request = ForwardRequest(twin.kv_pool.new_cache(), tree, tree.end - start, SamplingParams(), encoded=True)
+        [found] = twin.step([request])
+        assert isinstance(found, Encoding)
+        return found
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits [vocab] after a prefix, computed without a cache: an oracle."""
@@ -102,6 +119,8 @@ class FakeTarget:
         tree = request.tree
         if not tree.token_ids or not 0 <= request.num_choices <= len(tree.token_ids):
             raise ValueError(f"num_choices: {request.num_choices} of {len(tree.token_ids)} tokens")
+        if request.encoded and (not self.encoding_width or tree.branches):
+            raise ValueError("encoded: no projector, or branches")
         if tree.start != request.cache.length:
             raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
         if request.cache.pool is not self.kv_pool:
@@ -109,7 +128,7 @@ class FakeTarget:
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"the context holds {self._context_tokens} tokens")
 
-    def _feed(self, request: ForwardRequest) -> list[Choice]:
+    def _feed(self, request: ForwardRequest) -> Found:
         cache, tree = request.cache, request.tree
         for token_id in tree.token_ids:
             self.kv_pool.append(cache, token_id)
@@ -118,6 +137,9 @@ class FakeTarget:
         self.forwards += 1
         self.tokens_read += tree.size - tree.start
         first = tree.end - request.num_choices
+        if request.encoded:
+            rows = [self._row(self.kv_pool.digests[slot]) for slot in cache.slots[first : tree.end]]
+            return Encoding.of(np.array(rows, np.float32).reshape(-1, self.encoding_width), first)
         positions = [*range(first, tree.end), *tree.positions]
         return [
             self._choice(request, index, self._logits(self.kv_pool.digests[slot]), position)
@@ -129,6 +151,9 @@ class FakeTarget:
         if request.top_logprobs is None or index < min(request.first_reported, request.num_choices):
             return choice
         return replace(choice, logprobs=measure(logits, choice.token_id, request.top_logprobs))
+
+    def _row(self, digest: bytes) -> NDArray[np.float64]:
+        return np.random.default_rng([int.from_bytes(digest, "little"), 2]).standard_normal(self.encoding_width)
 
     def _logits(self, digest: bytes) -> NDArray[np.float32]:
         words = [self._seed, int.from_bytes(digest, "little")]

@@ -72,7 +72,7 @@ def test_a_stream_is_counted() -> None:
     observer = PrometheusObserver()
     observer.notice(StreamBegan(1, "acme", 30, ""))
     observer.notice(StreamBegan(2, "acme", 5, ""))
-    observer.notice(Prefilled(1, "acme", 29, 0.1, 0.2))
+    observer.notice(Prefilled(1, "acme", 29, 0.1, 0.2, encoded=20))
     observer.notice(answered(first=True, since_open_s=0.4))
     observer.notice(answered(verified=0, accepted=0, own=0, takeover=1, duration_s=0.01))
     observer.notice(answered(verified=0, accepted=0, own=0, audited=6, deviations=2))
@@ -86,7 +86,7 @@ def test_a_stream_is_counted() -> None:
     tokens = {
         kind: samples("chaperone_tokens_total", kind=kind) for kind in samples.labels("chaperone_tokens_total", "kind")
     }
-    assert tokens == {"prompt": 35, "verified": 8, "accepted": 5, "own": 1, "takeover": 1, "audited": 6}
+    assert tokens == {"prompt": 35, "encoded": 20, "verified": 8, "accepted": 5, "own": 1, "takeover": 1, "audited": 6}
     assert samples("chaperone_deviations_total", tenant="acme") == 2
     assert samples("chaperone_verification_seconds_count") == 2, "a token of a takeover is no verification"
     assert samples("chaperone_queue_seconds_count") == 4
