@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Encoder:
         The caller is in inference mode.
         """
         if not any(count for _, count in spans):
-            return [Encoding.empty(self.width) for _ in spans]
+            return [replace(Encoding.empty(self.width), start=start) for start, _ in spans]
         rows = self._projector(states.joined(self._layers)).cpu()
         parts = rows.split([count for _, count in spans])
         return [Encoding.of(part.numpy(), start) for part, (start, _) in zip(parts, spans, strict=True)]

@@ -17,6 +17,20 @@ from tests.support.cloud.scheduling import Bench
 VERIFY, WRITE, READ = Urgency.VERIFY, Urgency.WRITE, Urgency.READ
 
 
+def check_answer(request: QueuedRequest, outcome: ForwardResult | BaseException) -> None:
+    """Compare the choices or rows with those of the text's last positions, each once and in order."""
+    assert isinstance(outcome, ForwardResult)
+    wanted = [*range(request.tree.end - request.num_choices, request.tree.end)]
+    if not request.encoded:
+        assert outcome.encoding is None
+        assert [choice.token_id for choice in outcome.choices] == wanted
+        return
+    assert outcome.choices == []
+    assert outcome.encoding is not None
+    assert outcome.encoding.start == wanted[0]
+    assert outcome.encoding.scales.tolist() == wanted
+
+
 def keys_of(bench: Bench) -> list[list[str]]:
     """Return the sessions of each forward."""
     return [[str(chunk.request.key) for chunk in step] for step in bench.steps]
@@ -152,6 +166,32 @@ def test_a_verification_takes_the_memory_of_the_newest_prompt_once() -> None:
     assert bench.released == ["new", "old"], "each prompt loses its place once"
 
 
+def test_a_preempted_encoding_is_read_again_but_its_rows_are_made_once() -> None:
+    bench = Bench(step_tokens=8, chunk_tokens=4, capacity_tokens=12)
+    prompt = bench.submit("prompt", 10, 8, urgency=READ, encoded=True)
+    bench.step()
+    bench.submit("span", 6)
+    bench.caches.texts.pop("prompt")  # as the store does with what is released
+    bench.run()
+    assert bench.released == ["prompt"]
+    rows = [chunk.num_choices for chunk in bench.chunks if chunk.request is prompt]
+    assert rows == [2, 0, 4, 2], "the second piece reads what was lost"
+    check_answer(prompt, bench.outcome(prompt))
+
+
+def test_a_cached_text_is_encoded_nevertheless() -> None:
+    bench = Bench()
+    bench.caches.texts["a"] = tuple(range(9))
+    request = bench.submit("a", 8, 3, urgency=READ, encoded=True)
+    bench.run()
+    assert [(chunk.start, chunk.end) for chunk in bench.chunks] == [(5, 8)]
+    check_answer(request, bench.outcome(request))
+    with pytest.raises(ValueError, match="encoded: 0 rows"):
+        bench.submit("a", 8, 0, encoded=True)
+    with pytest.raises(ValueError, match="encoded: 1 rows of a text with 1 branches"):
+        bench.submit("a", 8, 1, branches=[(3, 7)], encoded=True)
+
+
 def test_a_cancelled_text_releases_its_memory() -> None:
     bench = Bench(step_tokens=4, chunk_tokens=4, capacity_tokens=20)
     waiting, running = bench.submit("a", 12), bench.submit("b", 8)
@@ -236,19 +276,23 @@ def test_nobody_waits_for_ever_and_no_budget_is_exceeded(data: st.DataObject) ->
     for number in range(data.draw(st.integers(1, 20))):
         tokens = data.draw(st.integers(1, 12))
         urgency = data.draw(st.sampled_from(Urgency))
+        encoded = urgency is READ and data.draw(st.booleans())
         requests.append(
             bench.submit(
                 f"session {number % 7}",
                 tokens,
-                0 if urgency is READ else data.draw(st.integers(1, tokens)),
+                data.draw(st.integers(1, tokens)) if encoded or urgency is not READ else 0,
                 tenant=data.draw(st.sampled_from("xyz")),
                 urgency=urgency,
+                encoded=encoded,
             )
         )
         for _ in range(data.draw(st.integers(0, 2))):
             bench.step()
     bench.run()
     assert {answer.request for answer in bench.answers} == {*requests}
+    for request in requests:
+        check_answer(request, bench.outcome(request))
     for step in bench.steps:
         assert 0 < sum(chunk.tokens for chunk in step) <= step_tokens
         assert all(chunk.tokens <= max(chunk_tokens, 1) for chunk in step)
