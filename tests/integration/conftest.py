@@ -13,13 +13,7 @@ from cloud_supervisor.model.torch_model import TorchModel
 @pytest.fixture(scope="session")
 def target(tiny_pair: Path) -> TorchModel:
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
-    return TorchModel.load(
-        tiny_pair / "cloud",
-        dtype="float32",
-        threads=1,
-        vocabulary_size=manifest.vocabulary_size,
-        context_tokens=manifest.context_tokens,
-    )
+    return TorchModel.of_manifest(tiny_pair / "cloud", manifest, dtype="float32", threads=1)
 
 
 @pytest.fixture(scope="session")
