@@ -100,11 +100,12 @@ class CloudSettings(FrozenModel):
 
 
 class DeviceSettings(FrozenModel):
-    """The threads and execution providers of the small model."""
+    """The threads and execution providers of the small model, and whether it adapts to the cloud's corrections."""
 
     threads: int = Field(default=2, ge=1, le=MAX_THREADS)
     allow_spinning: bool = True
     providers: tuple[str, ...] = Field(default=("CPUExecutionProvider",), strict=False)
+    adapt: bool = False
 
 
 class GateSettings(FrozenModel):

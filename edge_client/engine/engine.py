@@ -34,7 +34,7 @@ from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
 from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
-from edge_client.ports import Drafter, OutputText, RiskModel
+from edge_client.ports import Corrections, Drafter, OutputText, RiskModel
 
 
 class Engine:
@@ -51,6 +51,7 @@ class Engine:
         planner: Planner,
         estimates: Estimates,
         risk_model: RiskModel | None = None,
+        corrections: Corrections | None = None,
         output: OutputText,
         clock: Clock,
         settings: EngineSettings,
@@ -65,14 +66,14 @@ class Engine:
         `routes` are the ways to the cloud, in the order to use them. Without one there is no cloud.
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
         `known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with.
-        The generations of a client share their `estimates`. With `explain` the stream also has each decision of the
+        The generations of a client share their `estimates`, and the `corrections` that each of them receives. With `explain` the stream also has each decision of the
         planner.
         """
         self.opening = opening
         self.session = DeviceSession(
             opening, limit=limit, on_deviation=settings.on_deviation, vocabulary_size=settings.vocabulary_size
         )
-        self.speculation = Speculation(self.session, drafter, estimates, clock)
+        self.speculation = Speculation(self.session, drafter, estimates, clock, corrections)
         self._cached_tokens = self.speculation.fed_length  # from the turn before
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = GateUntilClosed(gate)
