@@ -66,8 +66,8 @@ class Engine:
         `routes` are the ways to the cloud, in the order to use them. Without one there is no cloud.
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
         `known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with.
-        The generations of a client share their `estimates`, and the `corrections` that each of them receives. With `explain` the stream also has each decision of the
-        planner.
+        The generations of a client share their `estimates`, and the `corrections` that they receive. With `explain`
+        the stream also has each decision of the planner.
         """
         self.opening = opening
         self.session = DeviceSession(
