@@ -1,0 +1,1 @@
+"""What a device gains by adapting to the cloud's corrections."""
