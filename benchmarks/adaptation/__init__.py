@@ -1,1 +1,1 @@
-"""What a device gains by adapting to the cloud's corrections."""
+"""Gain of a device that adapts to the corrections of the cloud."""
