@@ -14,6 +14,7 @@ from edge_client.model.adapted_drafter import AdaptedDrafter
 from edge_client.model.corrections import Context, CorrectionMemory, Remembered
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.ports import TEXT_ROW
+from tests.support.device.speculation import START, SpeculationHarness, greedy
 from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.target import FakeTarget
 
@@ -190,3 +191,53 @@ def test_a_step_that_is_cancelled_leaves_the_rows_as_they_were() -> None:
         assert isinstance(await drafter.step([4]), Remembered)
 
     asyncio.run(scenario())
+
+
+# --- In a generation -------------------------------------------------------------------------------------------------
+
+
+def taught(*, branches: int = 2) -> tuple[SpeculationHarness, int]:
+    """Return a new text of a client whose earlier text was corrected at its second token, and the correction."""
+    memory = CorrectionMemory([ONCE])
+    earlier = SpeculationHarness(corrections=memory)
+    earlier.draft(3)
+    earlier.send()
+    correction = (earlier.text[START + 1] + 1) % 16
+    earlier.override(START + 1, correction)
+    return SpeculationHarness(branches=branches, corrections=memory), correction
+
+
+def test_a_verdict_on_one_text_changes_the_draft_of_the_next() -> None:
+    harness, correction = taught()
+    harness.draft(3)
+    assert harness.text[START] == greedy(harness.text[:START])
+    assert harness.text[START + 1] == correction
+    assert harness.text[START + 2] == greedy(harness.text[: START + 2]), "the model was fed the correction"
+
+
+def test_the_small_models_own_choice_is_the_branch_next_to_a_correction() -> None:
+    """If the cloud chooses it this time, its branch becomes the text, and later drafts continue after it."""
+    harness, _ = taught()
+    harness.draft(3)
+    harness.send()
+    own = greedy(harness.text[: START + 1])
+    harness.branch(START + 1, tokens=2)
+    steps = harness.model.steps
+    harness.override(START + 1, own)
+    assert harness.text[START + 1] == own
+    assert len(harness.text) == START + 2 + 2
+    assert harness.model.steps == steps, "the branch was drafted before"
+    harness.check()
+    harness.draft()
+    harness.check()
+
+
+def test_a_correction_that_the_cloud_contradicts_is_not_proposed_again() -> None:
+    harness, correction = taught()
+    harness.draft(2)
+    assert harness.text[START + 1] == correction
+    harness.send()
+    harness.override(START + 1, greedy(harness.text[: START + 1]))
+    third = SpeculationHarness(corrections=harness.corrections)
+    third.draft(2)
+    third.check()
