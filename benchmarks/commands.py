@@ -68,6 +68,9 @@ COMMANDS = {
     "engines": Command(
         "benchmarks.engines.run", "data types of the cloud's model, and llama.cpp: speed, and what they change"
     ),
+    "adaptation": Command(
+        "benchmarks.adaptation.run", "overrides that a memory of the cloud's corrections saves, along explored texts"
+    ),
     "load": Command("benchmarks.load.run", "many devices on one service: latency, throughput, refusals and memory"),
     "capacity": Command("benchmarks.load.capacity", "devices that a service serves in time, with batches and without"),
     "conditioning": Command(

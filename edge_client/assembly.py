@@ -28,12 +28,14 @@ from edge_client.gate.gating import Gates, load_gate
 from edge_client.generation import GenerationRequest
 from edge_client.link.connection import Route
 from edge_client.link.peer import Peer
+from edge_client.model.adapted_drafter import AdaptedDrafter
+from edge_client.model.corrections import CorrectionMemory
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.shared_model import SharedModel
 from edge_client.parameters import check_reported, text_limit
 from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner, Planner
-from edge_client.ports import Cloud, Drafter, DraftModel, OutputText, RiskModel
+from edge_client.ports import Cloud, Corrections, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
 from edge_client.text.output import EventText
 
@@ -55,6 +57,7 @@ def assemble(
     planner: Planner,
     estimates: Estimates,
     risk_model: RiskModel | None = None,
+    corrections: Corrections | None = None,
     output: OutputText,
     clock: Clock,
     interrupt: Interrupt | None = None,
@@ -79,6 +82,7 @@ def assemble(
         planner=planner,
         estimates=estimates,
         risk_model=risk_model,
+        corrections=corrections,
         output=output,
         clock=clock,
         settings=settings,
@@ -194,6 +198,7 @@ class Assembly:
         self._gate = gate
         self._drafter = drafter
         self._estimates = Estimates()
+        self._corrections = CorrectionMemory() if config.device.adapt else None
         self.cloud_context_tokens: int | None = None  # of the last cloud that answered
 
     async def engine(
@@ -249,6 +254,7 @@ class Assembly:
             planner=self._planner(mode) if self._planner is not None else configured_planner(self.config, mode),
             estimates=self._estimates,
             risk_model=self.gates.risk_model(mode, self.tokenizer.token_text, prompt_length, committed),
+            corrections=self._corrections_of(mode),
             output=output,
             clock=MonotonicClock(),
             interrupt=interrupt,
@@ -327,7 +333,17 @@ class Assembly:
                 raise InvalidRequest(
                     f"logprobs: {type(drafter).__name__} takes no top_logprobs; leave it out, or use ChoosingDrafter"
                 ) from None
+        if (corrections := self._corrections_of(request.mode)) is not None:
+            return AdaptedDrafter(drafter, corrections, held=sequence.token_ids)
         return drafter
+
+    def _corrections_of(self, mode: Mode) -> CorrectionMemory | None:
+        """Return the memory that a generation uses and teaches, if it is on.
+
+        Only `exact` has one: there the cloud checks each token. In `gated` a remembered token that the gate skips would
+        be final with a risk that no gate was calibrated for.
+        """
+        return self._corrections if mode is Mode.EXACT else None
 
     def _opening(self, request: GenerationRequest, session_id: SessionId, capabilities: Capabilities | None) -> Open:
         return Open(

@@ -100,13 +100,14 @@ class CloudSettings(FrozenModel):
 
 
 class DeviceSettings(FrozenModel):
-    """The threads and execution providers of the small model, and the use of encodings of the prompt."""
+    """The threads and execution providers of the small model, and what it takes from the cloud beside verdicts."""
 
     threads: int = Field(default=2, ge=1, le=MAX_THREADS)
     allow_spinning: bool = True
     providers: tuple[str, ...] = Field(default=("CPUExecutionProvider",), strict=False)
     conditioning: Literal["auto", "on", "off"] = "auto"
     encodings_mib: float = Field(default=32.0, ge=0, le=4096)
+    adapt: bool = False
 
 
 class GateSettings(FrozenModel):

@@ -112,6 +112,13 @@ class RiskModel(Protocol):
         """Take the next event of the text, in order."""
 
 
+class Corrections(Protocol):
+    """All generations of a client: the places where the cloud chose another token than the device."""
+
+    def judged(self, text: Sequence[int], position: int, proposal: Proposal, token_id: int) -> None:
+        """Learn the cloud's token at a position of a text, next to the device's proposal for it."""
+
+
 class OutputText(Protocol):
     """The text of one generation."""
 

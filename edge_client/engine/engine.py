@@ -37,7 +37,7 @@ from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
 from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.planner.rereading import worth_reading_again
-from edge_client.ports import Drafter, OutputText, RiskModel
+from edge_client.ports import Corrections, Drafter, OutputText, RiskModel
 
 
 class Engine:
@@ -54,6 +54,7 @@ class Engine:
         planner: Planner,
         estimates: Estimates,
         risk_model: RiskModel | None = None,
+        corrections: Corrections | None = None,
         output: OutputText,
         clock: Clock,
         settings: EngineSettings,
@@ -71,14 +72,14 @@ class Engine:
         `interrupt` bounds the generation's time. `cloud_lost` is the reason if a cloud was expected and is missing.
         `known_to_cloud` is an earlier session, and how many of its tokens the prompt begins with.
         `wish` is for an encoding of the prompt; `condition` lets the model read its text with one.
-        The generations of a client share their `estimates`. With `explain` the stream also has each decision of the
-        planner.
+        The generations of a client share their `estimates`, and the `corrections` that they receive. With `explain`
+        the stream also has each decision of the planner.
         """
         self.opening = opening
         self.session = DeviceSession(
             opening, limit=limit, on_deviation=settings.on_deviation, vocabulary_size=settings.vocabulary_size
         )
-        self.speculation = Speculation(self.session, drafter, estimates, clock)
+        self.speculation = Speculation(self.session, drafter, estimates, clock, corrections)
         self._cached_tokens = self.speculation.fed_length  # from the turn before
         self.pipeline = Pipeline(estimates, planner.mode)
         self.gate = GateUntilClosed(gate)
@@ -185,7 +186,7 @@ class Engine:
 
     async def _take_up(self) -> None:
         """Let the device's model read the text with the encoding, at once: branches fork off what it has read."""
-        self.speculation.read_again()
+        self.speculation.read_again(self._conditioning.used_tokens)
         self._conditioning.take_up()
         with self.watch.edge_compute():
             await self._interrupt.bounded(self.speculation.feed(self.session.text[self.speculation.fed_length :]))

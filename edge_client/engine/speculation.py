@@ -13,7 +13,7 @@ from chaperone_common.session import Audited, Committed, DeviceSession, Drafted,
 from chaperone_common.types import Proposal
 from edge_client.planner import DraftToken, Estimates
 from edge_client.planner.draft_tree import Branch, DraftTree
-from edge_client.ports import TEXT_ROW, Drafter
+from edge_client.ports import TEXT_ROW, Corrections, Drafter
 
 
 class Speculation:
@@ -25,6 +25,7 @@ class Speculation:
         drafter: Drafter | None,
         estimates: Estimates,
         clock: Clock,
+        corrections: Corrections | None = None,
     ) -> None:
         self.drafter = drafter
         self.tree = DraftTree(
@@ -38,6 +39,7 @@ class Speculation:
         self._session = session
         self._estimates = estimates
         self._clock = clock
+        self._corrections = corrections
         self._next_proposal: tuple[int, Proposal] | None = None  # with a position that the text has not reached
         self._adopted_branch: Branch | None = None  # the branch that has just become the text
 
@@ -79,8 +81,10 @@ class Speculation:
             self.tree.grow(start, proposals[row])
         return proposals.get(TEXT_ROW)
 
-    def read_again(self) -> None:
-        """Forget what the model has proposed beyond the text: it is about to read the text in another way."""
+    def read_again(self, start: int) -> None:
+        """Forget what the model has read from position `start` on: it is about to read it in another way."""
+        if self.drafter is not None:
+            self.drafter.rewind(min(self.drafter.length, start))
         self.tree.drop_branches()
         self._next_proposal = None
 
@@ -131,12 +135,14 @@ class Speculation:
         return branch.row
 
     def _learn(self, event: Committed) -> None:
-        """Teach the estimates by a final token."""
+        """Teach the estimates, and the memory of corrections, by a final token."""
         proposal = event.proposal or self._unwritten(event.position)
         judged = event.origin.judged
         overridden = judged and proposal is not None and proposal.token_id != event.token_id
         if proposal is not None and judged:
             self._estimates.risks.judged(proposal.signal.risk, agreed=not overridden)
+            if self._corrections is not None:
+                self._corrections.judged(self._session.text, event.position, proposal, event.token_id)
 
     def _unwritten(self, position: int) -> Proposal | None:
         """Return the model's proposal for a position that the cloud wrote before the device did, if it made one."""

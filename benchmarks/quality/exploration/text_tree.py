@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,35 @@ class TextTree:
 
 def load_trees(path: Path) -> tuple[dict[str, Any], dict[str, TextTree]]:
     """Return the header of a file, and its trees by id; raise ConfigError if it is not such a file."""
+    return read_header(path), {tree.id: tree for tree in read_trees(path)}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a file; raise ConfigError if it is not such a file."""
+    with _rows(path) as rows:
+        return _checked_header(path, next(rows))
+
+
+def read_trees(path: Path) -> Iterator[TextTree]:
+    """Yield the trees of a file, with one of them in memory; raise ConfigError if it is not such a file."""
+    with _rows(path) as rows:
+        _checked_header(path, next(rows))
+        yield from map(TextTree.from_json, rows)
+
+
+def _checked_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    if header.get("format") != FORMAT:
+        raise ConfigError(f"{path}: format {header.get('format')!r}, expected {FORMAT}; explore again")
+    return header
+
+
+@contextmanager
+def _rows(path: Path) -> Iterator[Iterator[Any]]:
+    """Open a file as JSON lines; whatever is wrong with them is a ConfigError."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
-            header, *rows = map(json.loads, lines)
-        if header.get("format") != FORMAT:
-            raise ConfigError(f"{path}: format {header.get('format')!r}, expected {FORMAT}; explore again")
-        return header, {row["id"]: TextTree.from_json(row) for row in rows}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+            yield map(json.loads, lines)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
         raise ConfigError(f"{path}: not a file of explored texts ({error}); explore again") from None
 
 

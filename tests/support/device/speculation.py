@@ -9,8 +9,11 @@ from chaperone_common.frames import Open, Opened, ServerFrame, Verdict
 from chaperone_common.session import DeviceSession, SessionEvent
 from chaperone_common.types import Proposal, SamplingParams, SessionId
 from edge_client.engine.speculation import Speculation
+from edge_client.model.adapted_drafter import AdaptedDrafter
+from edge_client.model.corrections import CorrectionMemory
 from edge_client.model.drafter import ChoosingDrafter
 from edge_client.planner import BranchPrefix, DraftToken, Estimates
+from edge_client.ports import Drafter
 from tests.support.fakes.clock import ManualClock
 from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.target import FakeTarget
@@ -33,14 +36,23 @@ def second(text: Iterable[int]) -> int:
 class SpeculationHarness:
     """One generation without engine, planner or link: a test chooses the drafts and the cloud's answers."""
 
-    def __init__(self, *, branches: int = 2, limit: int = 60, eos: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        branches: int = 2,
+        limit: int = 60,
+        eos: tuple[int, ...] = (),
+        corrections: CorrectionMemory | None = None,
+    ) -> None:
         self.model = FakeDraft(SOURCE, branches=branches)
         self.estimates = Estimates()
         opening = Open(SessionId("s"), "", SamplingParams(), limit - START, eos, PROMPT)
         self.session = DeviceSession(opening, limit=limit)
-        self.speculation = Speculation(
-            self.session, ChoosingDrafter(self.model, SamplingParams()), self.estimates, ManualClock()
-        )
+        self.corrections = corrections
+        drafter: Drafter = ChoosingDrafter(self.model, SamplingParams())
+        if corrections is not None:
+            drafter = AdaptedDrafter(drafter, corrections, held=())
+        self.speculation = Speculation(self.session, drafter, self.estimates, ManualClock(), corrections)
         self.events: list[SessionEvent] = []
         self.receive(Opened(prefilled=True, context_tokens=512))
 

@@ -1,0 +1,1 @@
+"""Gain of a device that adapts to the corrections of the cloud."""
