@@ -74,7 +74,7 @@ def test_rows_equal_those_of_the_hidden_states(tiny_pair: Path, dtype: Dtype, la
     assert np.concatenate(off).mean() < TOLERANCES[dtype]
 
 
-def test_a_forward_leaves_no_hook_behind(tiny_pair: Path) -> None:
+def test_a_forward_removes_its_hooks(tiny_pair: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_pair / "cloud", dtype=torch.float32)
     encoder = Encoder(model, random_projector((1, 2)))
     with encoder.watching([0, 1]) as states, torch.inference_mode():
