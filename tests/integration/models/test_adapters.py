@@ -11,13 +11,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from chaperone_common.artefacts.folders import ROLES
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.artefacts.registry import own_registry
+from chaperone_common.conditioning import Encoding
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import SamplingParams
 from cloud_supervisor.cli import main
+from cloud_supervisor.config import CloudConfig
 from cloud_supervisor.export.adapter import Adapter, LowRank
 from cloud_supervisor.export.tiny import VOCABULARY
+from cloud_supervisor.hosting.loading import Weights
+from cloud_supervisor.model.projector import PROJECTOR_NAME, ProjectorWeights
+from cloud_supervisor.observation import Observers
 from edge_client.model.onnx_model import OnnxModel
 from tests.support.models.onnx_builder import builder_in_process
+from tests.support.models.projectors import random_projector
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -108,3 +117,61 @@ def test_a_name_that_is_a_path_is_refused(home: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main(["models", "add", "mine", "--edge", "a", "--cloud", "b", "--adapter", "../x"])
     assert "'../x'" in capsys.readouterr().err
+
+
+def test_a_projector_is_named_in_both_manifests_and_lies_in_the_cloud(
+    home: Path, tiny_pair: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(tiny_pair / "cloud")
+    assert main(["models", "add", "mine", "--edge", source, "--cloud", source]) == 0
+    assert main(["models", "pull", "--pair", "mine"]) == 0
+    plain = {role: load_manifest(home / "models" / "mine" / role, role=role) for role in ROLES}
+    assert all(manifest.projector is None for manifest in plain.values())
+    assert b"projector" not in (home / "models" / "mine" / "cloud" / "manifest.json").read_bytes()
+
+    projector = random_projector()
+    Adapter("cloud", 2.0, {}, {}, projector).save(home / "adapters" / "better.safetensors")
+    assert main(["models", "add", "mine", "--replace", "--edge", source, "--cloud", source, "--adapter", "better"]) == 0
+    assert main(["models", "pull", "--pair", "mine"]) == 0
+    found = {role: load_manifest(home / "models" / "mine" / role, role=role, verify=True) for role in ROLES}
+    assert found["edge"].projector == found["cloud"].projector == projector.spec
+    assert found["cloud"].digest == plain["cloud"].digest, "the large model is the same"
+    assert found["edge"].digest != plain["edge"].digest
+    assert PROJECTOR_NAME in found["cloud"].files
+    assert PROJECTOR_NAME not in found["edge"].files
+
+    weights = Weights.of_pair("mine")
+    config = CloudConfig(pair="mine", dtype="float32", threads=1, kv_budget_mib=8)
+    cloud = weights.load(config, Observers())
+    assert cloud.supervisor.capabilities.projector_digest == projector.spec.digest
+
+    async def encode() -> Encoding | None:
+        result = await cloud.runner.forward("a", TokenTree(tuple(TEXT)), 6, SamplingParams(), encoded=True)
+        await cloud.close()
+        return result.encoding
+
+    encoding = asyncio.run(encode())
+    assert encoding is not None
+    assert (len(encoding), encoding.width) == (6, projector.width)
+    capsys.readouterr()
+    assert main(["models", "pull", "--pair", "mine"]) == 0
+    assert "mine: already there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("projector", "message"),
+    [
+        (random_projector((1, 3)), "it reads layer 3, cloud has layers 0 to 2"),
+        (random_projector(source=7), "it reads 14 numbers of a token, 2 layers of cloud have 256"),
+        (random_projector(width=24), "its rows have 24 numbers, the embeddings of cloud 128"),
+    ],
+)
+def test_a_projector_of_other_models_builds_nothing(
+    home: Path, tiny_pair: Path, capsys: pytest.CaptureFixture[str], projector: ProjectorWeights, message: str
+) -> None:
+    Adapter("cloud", 2.0, {}, {}, projector).save(home / "adapters" / "better.safetensors")
+    source = str(tiny_pair / "cloud")
+    assert main(["models", "add", "mine", "--edge", source, "--cloud", source, "--adapter", "better"]) == 0
+    assert main(["models", "pull", "--pair", "mine"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (home / "models" / "mine").exists()

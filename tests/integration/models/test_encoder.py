@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ def test_rows_equal_those_of_the_hidden_states(tiny_pair: Path, dtype: Dtype, la
     assert np.concatenate(off).mean() < TOLERANCES[dtype]
 
 
-def test_a_forward_leaves_no_hook_behind(tiny_pair: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_pair / "cloud", dtype=torch.float32)
+def test_a_forward_removes_its_hooks(tiny_pair: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_pair / "cloud", dtype=torch.float32)
     encoder = Encoder(model, random_projector((1, 2)))
     with encoder.watching([0, 1]) as states, torch.inference_mode():
         model(torch.tensor([[1, 2, 3]]))

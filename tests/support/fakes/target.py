@@ -49,7 +49,7 @@ class FakeTarget:
     draft model: among 64 ids the two agree on about 70% of the greedy choices at 0.25, 50% at 0.5.
     `before_forward` is called with every batch before it is fed: a test may block, count or raise there.
     An id in `unwritten` is never chosen. Without end-of-text ids, texts continue to their limit.
-    With `encoding_width` it encodes prompts, into rows of so many numbers that depend on the whole text before them.
+    With `encoding_width` it encodes prompts, into rows of that many numbers, which depend on the whole text up to them.
     """
 
     def __init__(
