@@ -322,7 +322,7 @@ class Engine:
         """Wait for the encoding of the prompt, and go on without the cloud; return the events of a loss."""
         self.watch.waiting(for_verdict=True)
         try:
-            await self._until(lambda: self._conditioning.arrived)
+            await self._until(lambda: self.session.prefilled)
         except (CloudLost, Overloaded) as error:
             return self._go_on_alone(error)
         self.watch.answered()

@@ -245,7 +245,7 @@ def test_another_projector_is_refused_with_both_digests(tiny_pair: Path, digest:
             assert "models pull" in failure.message
 
     play(tiny_pair, fake_target(tiny_pair), partial(scenario, own=PROJECTOR.spec.digest))
-    without = load_manifest(tiny_pair / "cloud", role="cloud")
+    without = encoding_manifest(tiny_pair).model_copy(update={"projector": None})
     play(tiny_pair, fake_target(tiny_pair), partial(scenario, own="this cloud encodes no prompts"), manifest=without)
     none = LimitsConfig(max_encoded_tokens=0)
     play(tiny_pair, fake_target(tiny_pair), partial(scenario, own="this cloud encodes no prompts"), none)
@@ -277,7 +277,7 @@ def test_capabilities_report_projector_and_limit(tiny_pair: Path) -> None:
     for manifest, limit, expected in (
         (None, 50, (PROJECTOR.spec.digest, 50)),
         (None, 0, ("", 0)),
-        (load_manifest(tiny_pair / "cloud", role="cloud"), 50, ("", 0)),
+        (encoding_manifest(tiny_pair).model_copy(update={"projector": None}), 50, ("", 0)),
     ):
 
         async def scenario(server: Server, channel: grpc.aio.Channel, expected: object = expected) -> None:
