@@ -29,13 +29,16 @@ _DIGEST_SHOWN = 80  # characters of a device's text that a message quotes
 
 def check_projector(asked: EncodingRequest, capabilities: Capabilities) -> None:
     """Raise ModelMismatch unless this cloud encodes with the projector that the device's model was trained with."""
-    own = capabilities.projector_digest
-    if not own or asked.projector_digest != own:
+    own, theirs = capabilities.projector_digest, asked.projector_digest[:_DIGEST_SHOWN]
+    if not own:
         raise ModelMismatch(
-            f"projector_digest: the device's model was trained with {asked.projector_digest[:_DIGEST_SHOWN]!r}, this "
-            f"cloud {f'encodes prompts with {own!r}' if own else 'encodes no prompts'}; run "
-            f"`chaperone models pull` with {'' if own else 'a pair and '}a cloud that belong together, or choose "
-            "another mode"
+            f"projector_digest: the device's model was trained with {theirs!r}, this cloud encodes no prompts; use a "
+            "cloud with this pair, get its model with `chaperone models pull --cloud HOST:PORT`, or choose another mode"
+        )
+    if asked.projector_digest != own:
+        raise ModelMismatch(
+            f"projector_digest: the device's model was trained with {theirs!r}, this cloud encodes prompts with "
+            f"{own!r}; run `chaperone models pull --cloud HOST:PORT` on the device, or choose another mode"
         )
 
 

@@ -38,7 +38,8 @@ class Encoder:
     def __init__(self, model: Any, weights: ProjectorWeights) -> None:
         """Take a causal language model; raises ModelError if the projector is of another one."""
         weights.check_cloud(model.config, model.config.model_type)
-        self._base = model.base_model
+        base = model.base_model
+        self._base = model.model if base is model else base  # Gemma 3 names none
         self._layers = weights.layers
         self._projector = weights.module(model.device)
         self.width = weights.width
@@ -56,7 +57,7 @@ class Encoder:
 
     def _watch(self, layer: int, states: States) -> Any:
         """Let a forward report the states of a layer, and return the hook."""
-        blocks = self._base.layers
+        blocks = self._base.h if hasattr(self._base, "h") else self._base.layers  # GPT-2 has its own name for them
         if layer == len(blocks):  # after the last norm
             return self._base.register_forward_hook(
                 lambda module, args, output: states.take(layer, output.last_hidden_state)

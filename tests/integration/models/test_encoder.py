@@ -20,7 +20,9 @@ from cloud_supervisor.model.encoder import Encoder
 from cloud_supervisor.model.projector import PROJECTOR_NAME, ProjectorWeights
 from cloud_supervisor.model.torch_model import Dtype, TorchModel
 from tests.support.cloud.forward import feeding
+from tests.support.models import families
 from tests.support.models.contract_targets import GREEDY
+from tests.support.models.families import FAMILIES
 from tests.support.models.projectors import random_projector
 
 CONTEXT_TOKENS = 128
@@ -72,6 +74,19 @@ def test_rows_equal_those_of_the_hidden_states(tiny_pair: Path, dtype: Dtype, la
         assert (found.start, found.end, found.width) == (at - wanted, at, 24)
         off.append(np.abs(found.rows() - expected[at - wanted : at]) / most[at - wanted : at])
     assert np.concatenate(off).mean() < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layers_of_every_architecture_are_those_of_transformers(family: str) -> None:
+    model = families.build(family)
+    layers = tuple(range(model.config.num_hidden_layers + 1))
+    encoder = Encoder(model, random_projector(layers, source=model.config.hidden_size))
+    text = torch.tensor([[5, 80, 33, 200, 41, 7]])
+    with encoder.watching([1, 4]) as states, torch.inference_mode():
+        reported = model(text, use_cache=False, output_hidden_states=True).hidden_states
+    assert len(reported) == len(layers)
+    for layer in layers:
+        torch.testing.assert_close(states.joined((layer,)), reported[layer][0, [1, 4]])
 
 
 def test_a_forward_removes_its_hooks(tiny_pair: Path) -> None:
