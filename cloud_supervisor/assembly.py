@@ -54,7 +54,7 @@ def build_cloud(
         prefill_s=limits.prefill_step_ms / 1000,
         observer=observer,
     )
-    projector = manifest.projector if limits.max_encoded_tokens else None
+    projector = manifest.projector if limits.max_encoded_tokens and model.encodes else None
     capabilities = Capabilities(
         api_version=API_VERSION,
         model=manifest.model,

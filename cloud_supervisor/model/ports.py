@@ -66,6 +66,10 @@ class TargetModel(Protocol):
     def kv_pool(self) -> SlotPool:
         """The memory of all keys and values. Only caches of this pool are accepted."""
 
+    @property
+    def encodes(self) -> bool:
+        """True if it has a projector, so that requests may ask for encodings."""
+
     def step(self, requests: Sequence[ForwardRequest]) -> list[Found]:
         """Feed the tokens of all requests, extend their caches, and return each request's choices or encoding.
 

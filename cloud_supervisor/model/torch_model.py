@@ -180,6 +180,10 @@ class TorchModel:
         return self._context_tokens
 
     @property
+    def encodes(self) -> bool:
+        return self._encoder is not None
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return self._kv_bytes_per_token
 

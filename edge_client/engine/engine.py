@@ -300,7 +300,7 @@ class Engine:
             return await self._wait_for_encoding()
         if self.settings.warm_start:
             await self._warm_up()
-        if self.cloud.is_up or self.planner.mode.writes_alone:
+        if self.cloud.is_up or (self.planner.mode.writes_alone and self._cloud_lost is None):
             return []
         return self._without_cloud(self._cloud_lost or CloudUnavailable("cloud: there is none"))
 

@@ -56,6 +56,12 @@ def encoding_manifest(pair: Path) -> ModelManifest:
     return load_manifest(pair / "cloud", role="cloud").model_copy(update={"projector": PROJECTOR.spec})
 
 
+def encoding_fake(pair: Path) -> FakeTarget:
+    model = fake_target(pair)
+    model.encoding_width = WIDTH
+    return model
+
+
 @pytest.fixture(scope="module")
 def model(tiny_pair: Path) -> TorchModel:
     manifest = load_manifest(tiny_pair / "cloud", role="cloud")
@@ -182,7 +188,7 @@ def test_the_first_rows_arrive_while_the_rest_of_the_prompt_is_read(tiny_pair: P
 
 
 def test_a_wide_row_makes_small_frames(tiny_pair: Path, digest: str) -> None:
-    model = fake_target(tiny_pair)
+    model = encoding_fake(tiny_pair)
     model.encoding_width = 3000
 
     async def scenario(server: Server, channel: grpc.aio.Channel) -> None:
@@ -244,16 +250,15 @@ def test_another_projector_is_refused_with_both_digests(tiny_pair: Path, digest:
             assert own in failure.message
             assert "models pull" in failure.message
 
-    play(tiny_pair, fake_target(tiny_pair), partial(scenario, own=PROJECTOR.spec.digest))
+    play(tiny_pair, encoding_fake(tiny_pair), partial(scenario, own=PROJECTOR.spec.digest))
     without = encoding_manifest(tiny_pair).model_copy(update={"projector": None})
-    play(tiny_pair, fake_target(tiny_pair), partial(scenario, own="this cloud encodes no prompts"), manifest=without)
+    play(tiny_pair, encoding_fake(tiny_pair), partial(scenario, own="this cloud encodes no prompts"), manifest=without)
     none = LimitsConfig(max_encoded_tokens=0)
-    play(tiny_pair, fake_target(tiny_pair), partial(scenario, own="this cloud encodes no prompts"), none)
+    play(tiny_pair, encoding_fake(tiny_pair), partial(scenario, own="this cloud encodes no prompts"), none)
 
 
 def test_rows_that_the_prompt_has_not_and_too_long_prompts_are_refused(tiny_pair: Path, digest: str) -> None:
-    model = fake_target(tiny_pair)
-    model.encoding_width = WIDTH
+    model = encoding_fake(tiny_pair)
 
     async def scenario(server: Server, channel: grpc.aio.Channel) -> None:
         for frame, message in (
@@ -286,4 +291,4 @@ def test_capabilities_report_projector_and_limit(tiny_pair: Path) -> None:
             found = decode_capabilities(await method(b""))
             assert (found.projector_digest, found.max_encoded_tokens) == expected
 
-        play(tiny_pair, fake_target(tiny_pair), scenario, LimitsConfig(max_encoded_tokens=limit), manifest)
+        play(tiny_pair, encoding_fake(tiny_pair), scenario, LimitsConfig(max_encoded_tokens=limit), manifest)

@@ -44,6 +44,12 @@ PLANNERS = (
     PlannerSettings(policy="fixed", span_tokens=4, spans_in_flight=4, run_ahead_tokens=32, takeover_tokens=5),
     PlannerSettings(policy="fixed", span_tokens=16, spans_in_flight=2, run_ahead_tokens=64),
 )
+# What a device takes from the cloud beside verdicts changes no text either: encodings of prompts, and corrections.
+PLAIN = DeviceSettings(threads=1, allow_spinning=False)
+DEVICES = tuple(
+    PLAIN.model_copy(update={"conditioning": conditioning, "adapt": adapt})
+    for conditioning, adapt in (("auto", False), ("on", False), ("auto", True), ("on", True), ("on", False))
+)
 STOPS = ((), (), ("e",), ("in", "self"), ("th", "\n"))
 DELAYS_MS = (0.0, 2.0, 10.0)
 WORDS = (
@@ -87,13 +93,7 @@ def test_exact_equals_cloud_equals_oracle(tiny_pair: Path) -> None:
 
 async def _compare(pair: Path) -> Counter[str]:
     manifest = load_manifest(pair / "cloud", role="cloud")
-    model = TorchModel.load(
-        pair / "cloud",
-        dtype="float32",
-        threads=1,
-        vocabulary_size=manifest.vocabulary_size,
-        context_tokens=manifest.context_tokens,
-    )
+    model = TorchModel.of_manifest(pair / "cloud", manifest, dtype="float32", threads=1)
     reference = oracle.load(pair / "cloud")
     seen: Counter[str] = Counter()
     random = Random(20)
@@ -110,11 +110,11 @@ async def _compare(pair: Path) -> Counter[str]:
         clients = [
             await stack.enter_async_context(
                 EdgeClient(
-                    EdgeConfig(pair="tiny", planner=planner, device=DeviceSettings(threads=1, allow_spinning=False)),
+                    EdgeConfig(pair="tiny", planner=planner, device=device),
                     cloud=RecordingCloud(address, delay_ms=delay_ms, random=random, seen=seen),
                 )
             )
-            for planner in PLANNERS
+            for planner, device in zip(PLANNERS, DEVICES, strict=True)
             for delay_ms in DELAYS_MS
         ]
         turn = asyncio.Semaphore(CONCURRENT)

@@ -97,6 +97,10 @@ class SlowTarget:
         return self._model.context_tokens
 
     @property
+    def encodes(self) -> bool:
+        return self._model.encodes
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return self._model.kv_bytes_per_token
 

@@ -83,6 +83,10 @@ class FakeTarget:
         return self._context_tokens
 
     @property
+    def encodes(self) -> bool:
+        return bool(self.encoding_width)
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return KV_BYTES_PER_TOKEN
 
