@@ -100,7 +100,7 @@ class CloudSettings(FrozenModel):
 
 
 class DeviceSettings(FrozenModel):
-    """The threads and execution providers of the small model, and what it takes from the cloud beside verdicts."""
+    """The small model: its threads and execution providers, encodings of prompts, and a memory of corrections."""
 
     threads: int = Field(default=2, ge=1, le=MAX_THREADS)
     allow_spinning: bool = True

@@ -76,7 +76,7 @@ async def _encode(channel: grpc.aio.Channel, manifest: ModelManifest, name: str,
 
 
 class Controls:
-    """What is read in place of the encoding of a prompt.
+    """The encodings that are read in place of a prompt's own.
 
     `none` reads none. `zero` has rows of zeros, and `constant` the mean row of all prompts at each token. `mismatched`
     has the rows of the next prompt, repeated or cut to this one's length.

@@ -44,7 +44,7 @@ PLANNERS = (
     PlannerSettings(policy="fixed", span_tokens=4, spans_in_flight=4, run_ahead_tokens=32, takeover_tokens=5),
     PlannerSettings(policy="fixed", span_tokens=16, spans_in_flight=2, run_ahead_tokens=64),
 )
-# What a device takes from the cloud beside verdicts changes no text either: encodings of prompts, and corrections.
+# Encodings of prompts and a memory of corrections change no text either.
 PLAIN = DeviceSettings(threads=1, allow_spinning=False)
 DEVICES = tuple(
     PLAIN.model_copy(update={"conditioning": conditioning, "adapt": adapt})
