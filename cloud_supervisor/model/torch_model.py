@@ -30,7 +30,7 @@ from cloud_supervisor.model import architectures, int8_linear
 from cloud_supervisor.model.batched_forward import ATTENTION, EXACT_ATTENTION, View
 from cloud_supervisor.model.choosing import Chooser, choices, coupled_choice, on_host, rows_of
 from cloud_supervisor.model.devices import check_device
-from cloud_supervisor.model.encoder import Encoder
+from cloud_supervisor.model.encoder import Encoder, watching
 from cloud_supervisor.model.int8_linear import Int8Linear, quantise
 from cloud_supervisor.model.packed_linear import pack
 from cloud_supervisor.model.ports import ForwardRequest, Found, only_choices
@@ -222,6 +222,16 @@ class TorchModel:
             raise ValueError("cache: it is not of this model's kv_pool")
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
+
+    def hidden_states(self, request: ForwardRequest, layers: Sequence[int]) -> tuple[list[Choice], list[Any]]:
+        """Run one forward; return its choices, and the states [fed, width] float32 of each layer. Training needs them.
+
+        Layers count as in `ProjectorWeights`.
+        """
+        fed = request.tree.size - request.tree.start
+        with watching(self._model, layers, range(fed)) as states:
+            (choices,) = self.forward([request])
+        return choices, [states.of(layer).cpu().numpy() for layer in layers]
 
     def scores(self, request: ForwardRequest) -> NDArray[np.float32]:
         """Run one forward, extend the cache, and return the logits [choices + branches, vocab] in the choices' order.

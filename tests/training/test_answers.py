@@ -12,6 +12,7 @@ from chaperone_common.artefacts.registry import TinySource
 from chaperone_common.errors import ConfigError
 from cloud_supervisor.export.conversion import LoadedModel
 from cloud_supervisor.export.tiny import VOCABULARY, build_tiny
+from tests.support.models.writers import tiny_writer
 from training.answers.answer import Answer, Rows, read_answers, write_answers
 from training.answers.resumable import Asking, answer_all
 from training.answers.sampling import DRAWN, GREEDY, Sampling
@@ -29,8 +30,8 @@ def loaded() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def writer(loaded: LoadedModel) -> Writer:
-    return Writer(loaded, VOCABULARY, name="tiny", top=TOP, layers=LAYERS)
+def writer() -> Writer:
+    return tiny_writer(TinySource(source="tiny", seed=1), top=TOP, layers=LAYERS)
 
 
 def _logits(loaded: LoadedModel, answer: Answer) -> torch.Tensor:

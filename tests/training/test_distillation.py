@@ -11,11 +11,11 @@ import torch
 from chaperone_common.artefacts.registry import TinySource
 from chaperone_common.errors import ConfigError, ModelError
 from cloud_supervisor.export.adapter import Adapter
-from cloud_supervisor.export.tiny import HIDDEN, VOCABULARY, build_tiny
+from cloud_supervisor.export.tiny import HIDDEN, build_tiny
+from tests.support.models.writers import tiny_writer
 from training.__main__ import main
 from training.answers.answer import Answer, write_answers
 from training.answers.sampling import DRAWN
-from training.answers.writing import Writer
 from training.distillation.drafter import Drafter, Shape
 from training.distillation.examples import batch_of, is_held_out, steps_of
 from training.distillation.train import Schedule, likeness, train
@@ -28,7 +28,7 @@ SCHEDULE = Schedule(learning_rate=2e-3, epochs=2, batch_tokens=160, evaluate_eve
 
 @pytest.fixture(scope="module")
 def answers() -> list[Answer]:
-    writer = Writer(build_tiny(CLOUD), VOCABULARY, name="tiny", top=8, layers=LAYERS)
+    writer = tiny_writer(CLOUD, top=8, layers=LAYERS)
     prompts = [Prompt(f"p{number}", "general", f"number {number} " * (1 + number % 4)) for number in range(24)]
     return writer.write(prompts, DRAWN, 24)
 

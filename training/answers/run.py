@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair", default="default")
     parser.add_argument("--prompts", type=Path, required=True, help="JSON lines of id, kind and text")
     parser.add_argument("--out", type=Path, required=True, help="the folder of answers")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=("auto", "int8", "bfloat16", "float32"), default="auto", help="auto: as it is served here"
+    )
     parser.add_argument("--batch", type=int, default=24, help="texts at once (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
     parser.add_argument("--top", type=int, default=16, help="likeliest tokens to keep (default: %(default)s)")

@@ -1,66 +1,76 @@
-"""Answers by the large model, several texts at once."""
+"""Answers by the large model, several texts at once, on the engine that serves it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import LogitsProcessor, LogitsProcessorList
 
-from cloud_supervisor.export.conversion import LoadedModel, message_ids
+from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.artefacts.sources import Origin
+from chaperone_common.token_tree import TokenTree
+from chaperone_common.types import Choice, SamplingParams
+from cloud_supervisor.export.conversion import load_tokenizer, message_ids
+from cloud_supervisor.kv.slots import SlotCache
+from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.torch_model import Dtype, TorchModel
 from training.answers.answer import Answer, Rows
 from training.answers.sampling import Sampling
-from training.pair import models_of
 from training.prompt import Prompt
 
 
-class TopTokens(LogitsProcessor):
-    """Records the likeliest tokens of each step, and changes nothing."""
+@dataclass(slots=True)
+class _Text:
+    """An answer that is being written."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._ids: list[NDArray[np.int32]] = []
-        self._logprobs: list[NDArray[np.float16]] = []
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    cache: SlotCache
+    choices: list[Choice] = field(default_factory=list)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Record a step; `scores` [texts, vocabulary] are logits at temperature 1."""
-        values, ids = scores.float().topk(self._count, dim=-1)
-        logprobs = values - scores.float().logsumexp(dim=-1, keepdim=True)
-        self._ids.append(ids.numpy().astype(np.int32))
-        self._logprobs.append(logprobs.numpy().astype(np.float16))
-        return scores
-
-    def of(self, text: int, steps: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
-        """Return ids and log-probabilities [steps, count] of one text."""
-        ids = np.stack([step[text] for step in self._ids[:steps]])
-        return ids, np.stack([step[text] for step in self._logprobs[:steps]])
+    def request(self, top: int) -> ForwardRequest:
+        """Return the request for the next token: of the prompt, or of the last token that was written."""
+        fed = (self.choices[-1].token_id,) if self.choices else self.prompt
+        return ForwardRequest(self.cache, TokenTree(fed, (), self.cache.length), 1, self.sampling, top)
 
 
 class Writer:
-    """The large model, as it writes answers to batches of prompts."""
+    """The large model of a pair, as it writes answers to batches of prompts."""
 
     def __init__(
-        self, loaded: LoadedModel, vocabulary_size: int, *, name: str, top: int, layers: Sequence[int]
+        self,
+        model: TorchModel,
+        tokenizer: Any,
+        eos_token_ids: Sequence[int],
+        *,
+        name: str,
+        top: int,
+        layers: Sequence[int] = (),
     ) -> None:
-        """Take a model of transformers. Tokens from `vocabulary_size` on are padding of its matrix.
+        """Keep the `top` likeliest tokens, and the hidden states of each prompt after `layers`.
 
-        `layers` are those whose hidden states are kept of each prompt: 0 are the embeddings, and the number of layers
-        is the last.
+        Layer 0 are the embeddings, and the number of layers is the last.
         """
-        self._loaded = loaded
+        self._model = model
+        self._tokenizer = tokenizer
+        self._ends = frozenset(eos_token_ids)
         self._name = name
-        self._no_tokens = [*range(vocabulary_size, loaded.model.get_output_embeddings().weight.shape[0])]
         self._top = top
         self._layers = layers
 
     @classmethod
-    def of_pair(cls, pair: str, dtype: str, *, top: int, layers: Sequence[int] = ()) -> Writer:
-        """Load the large model of a pair; raises ConfigError or ModelError."""
-        with models_of(pair) as (_, cloud):
-            vocabulary_size = cloud.vocabulary.size
-            return cls(cloud.load(dtype), vocabulary_size, name=f"{cloud.name} {dtype}", top=top, layers=layers)
+    def of_pair(cls, pair: str, dtype: Dtype | Literal["auto"], *, top: int, layers: Sequence[int] = ()) -> Writer:
+        """Load the large model of a pair that was pulled; raises ModelMissing, or another ModelError."""
+        folder = pair_folder(pair, "cloud")
+        manifest = load_manifest(folder, role="cloud")
+        model = TorchModel.of_manifest(folder, manifest, dtype=dtype, threads=None)
+        tokenizer = load_tokenizer(Origin(str(folder)))
+        name = f"{manifest.digest} {model.dtype}"
+        return cls(model, tokenizer, manifest.eos_token_ids, name=name, top=top, layers=layers)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -69,52 +79,49 @@ class Writer:
 
     def prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
         """Return the token ids of a prompt, with the chat template around it."""
-        return np.array(message_ids(self._loaded.tokenizer, prompt.text), np.int32)
+        return np.array(message_ids(self._tokenizer, prompt.text), np.int32)
 
     def text_of(self, answer: Answer) -> str:
         """Return the text of an answer, without special tokens."""
-        return str(self._loaded.tokenizer.decode(answer.tokens.tolist(), skip_special_tokens=True))
+        return str(self._tokenizer.decode(answer.tokens.tolist(), skip_special_tokens=True))
 
     def write(self, prompts: Sequence[Prompt], sampling: Sampling, max_new_tokens: int) -> list[Answer]:
-        """Return an answer to each prompt, of at most `max_new_tokens`."""
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
-        ends = set(self._loaded.eos_token_ids)
-        longest = max(map(len, ids))
-        padding = self._loaded.eos_token_ids[0]
-        batch = torch.tensor([[padding] * (longest - len(row)) + row.tolist() for row in ids])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
-        recorded = TopTokens(self._top)
-        drawn = sampling.temperature > 0
-        torch.manual_seed(sampling.seed)
-        with torch.inference_mode():
-            output = self._loaded.model.generate(
-                batch,
-                attention_mask=mask,
-                do_sample=drawn,
-                num_beams=1,
-                temperature=sampling.temperature if drawn else None,
-                top_p=sampling.top_p if drawn else None,
-                top_k=0 if drawn else None,
-                repetition_penalty=1.0,
-                max_new_tokens=max_new_tokens,
-                suppress_tokens=self._no_tokens or None,
-                pad_token_id=padding,
-                logits_processor=LogitsProcessorList([recorded]),
-                output_hidden_states=bool(self._layers),
-                return_dict_in_generate=True,
-            )
-        states = {layer: output.hidden_states[0][layer].float().numpy() for layer in self._layers}
-        answers = []
-        for text, (prompt, row) in enumerate(zip(prompts, ids, strict=True)):
-            written = _ended(output.sequences[text, longest:].tolist(), ends)
-            top_ids, top_logprobs = recorded.of(text, len(written))
-            encodings = {layer: Rows.of(rows[text, longest - len(row) :]) for layer, rows in states.items()}
-            tokens = np.array(written, np.int32)
-            answers.append(Answer(prompt.id, prompt.kind, row, tokens, top_ids, top_logprobs, encodings))
-        return answers
+        """Return an answer to each prompt, of at most `max_new_tokens`; each text has noise of its own."""
+        texts, encodings = [], []
+        for number, prompt in enumerate(prompts):
+            seed = (sampling.seed << 16) + number
+            params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p, seed=seed)
+            text = _Text(tuple(self.prompt_ids(prompt).tolist()), params, SlotCache(self._model.kv_pool))
+            encodings.append(self._read(text))
+            texts.append(text)
+        while writing := [text for text in texts if not self._is_whole(text, max_new_tokens)]:
+            for text, choices in zip(
+                writing, self._model.forward([text.request(self._top) for text in writing]), strict=True
+            ):
+                text.choices += choices
+        return [
+            self._answer(prompt, text, encoded) for prompt, text, encoded in zip(prompts, texts, encodings, strict=True)
+        ]
 
+    def _read(self, text: _Text) -> dict[int, Rows]:
+        """Read a prompt, choose the first token, and return the prompt's hidden states."""
+        text.choices, states = self._model.hidden_states(text.request(self._top), self._layers)
+        return {layer: Rows.of(rows) for layer, rows in zip(self._layers, states, strict=True)}
 
-def _ended(tokens: list[int], ends: set[int]) -> list[int]:
-    """Return the tokens up to the first one that ends a text."""
-    end = next((place for place, token in enumerate(tokens) if token in ends), None)
-    return tokens if end is None else tokens[: end + 1]
+    def _is_whole(self, text: _Text, max_new_tokens: int) -> bool:
+        ended = len(text.choices) >= max_new_tokens or text.choices[-1].token_id in self._ends
+        if ended:
+            text.cache.crop(0)
+        return ended
+
+    def _answer(self, prompt: Prompt, text: _Text, encodings: dict[int, Rows]) -> Answer:
+        top = [choice.logprobs.top for choice in text.choices if choice.logprobs is not None]
+        return Answer(
+            prompt.id,
+            prompt.kind,
+            np.array(text.prompt, np.int32),
+            np.array([choice.token_id for choice in text.choices], np.int32),
+            np.array([[token_id for token_id, _ in row] for row in top], np.int32),
+            np.array([[logprob for _, logprob in row] for row in top], np.float16),
+            encodings,
+        )

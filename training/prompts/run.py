@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--code", type=int, default=600, help="prompts of code (default: %(default)s)")
     parser.add_argument("--general", type=int, default=1000, help="general questions (default: %(default)s)")
     parser.add_argument("--reasoning", type=int, default=300, help="tasks of reasoning (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the large model")
+    parser.add_argument(
+        "--dtype", choices=("auto", "int8", "bfloat16", "float32"), default="auto", help="auto: as it is served here"
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--work", type=Path, help="folder of unfinished work (default: OUT with `.work`)")
 
