@@ -35,6 +35,7 @@ from chaperone_common.types import Proposal, SamplingParams
 from edge_client.config import GateSettings
 from edge_client.gate.gating import load_gate
 from edge_client.gate.risk import CalibratedRisk
+from edge_client.model.onnx_cache import CONDITIONING
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.uncertainty import measure
@@ -70,6 +71,9 @@ class BareLoop:
         output = self._logits
         self._binding.bind_output("logits", "cpu", 0, output.dtype, output.shape, output.ctypes.data)
         self._binding.bind_cpu_input("input_ids", self._input)
+        if graph.encoding_width:
+            self._no_encoding = graph.conditioning(None, [0], 1)
+            self._binding.bind_cpu_input(CONDITIONING, self._no_encoding)
         self._length = 0
         for token_id in prompt:
             self._token = self._next(token_id)

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from chaperone_common.errors import ModelCorrupt
-from edge_client.model.onnx_cache import PAST
+from edge_client.model.onnx_cache import CONDITIONING, PAST
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # the library reads it when it is imported
 import onnxruntime
@@ -49,6 +49,11 @@ class HiddenStates:
             value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), dtypes[value.type])
             for value in self._session.get_inputs()
             if value.name.startswith(PAST)
+        }
+        self._nothing_read |= {  # texts are read without an encoding
+            value.name: np.zeros((1, 1, value.shape[2]), np.float32)
+            for value in self._session.get_inputs()
+            if value.name == CONDITIONING
         }
 
     def before(self, token_ids: Sequence[int], prompt: Sequence[int]) -> NDArray[np.float32]:

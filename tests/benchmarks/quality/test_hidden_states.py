@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.hidden_states import HiddenStates
 from chaperone_common.errors import ModelCorrupt
+from cloud_supervisor.export.tiny import HIDDEN
 
 
 def test_the_graphs_last_layer_turns_hidden_states_into_the_scores(tiny_pair: Path) -> None:
@@ -34,6 +35,7 @@ def test_the_graphs_last_layer_turns_hidden_states_into_the_scores(tiny_pair: Pa
         for value in model.graph.input
         if value.name.startswith("past")
     }
+    past |= {"conditioning": np.zeros((1, 1, HIDDEN), np.float32)}
     whole = run(str(path), {"input_ids": read, "attention_mask": np.ones_like(read), **past})[0]
     np.testing.assert_allclose(scores[0], whole[0, 2:], atol=1e-3)
 

@@ -223,6 +223,8 @@ def read_as_draft(pair: Path, token_ids: list[int]) -> NDArray[np.float32]:
     for port in session.get_inputs():
         if port.name.startswith("past_key_values"):
             feeds[port.name] = np.zeros((1, port.shape[1], 0, port.shape[3]), dtype=np.float32)
+        elif port.name == "conditioning":
+            feeds[port.name] = np.zeros((1, 1, port.shape[2]), dtype=np.float32)
     logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
     return logits
 
