@@ -300,10 +300,10 @@ class Engine:
         if self.cloud.is_up:
             await self._streams.open()
         if self._mode is Mode.CONDITIONED and self._conditioning.request is not None:
-            lost = await self._wait_for_encoding()
+            events = await self._wait_for_encoding()
             if self.settings.warm_start:
                 await self._warm_up()
-            return lost
+            return events
         if self.settings.warm_start:
             await self._warm_up()
         if self.cloud.is_up or (self.planner.mode.writes_alone and self._cloud_lost is None):
