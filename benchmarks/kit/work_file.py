@@ -1,7 +1,7 @@
 """Finished generations of a run that may be interrupted: a file that grows line by line.
 
 The file's name is a digest of everything that a generation's measurement depends on: the request (link, sampling,
-length, warm or cold), the prompts, the strategies, both models' files, the source that runs, the libraries and the
+length, warm or cold), the prompts, the strategies, all models' files, the source that runs, the libraries and the
 machine. Strategies count because they are interleaved: one that is added later would run in another state of the
 machine.
 

@@ -15,7 +15,7 @@ from benchmarks.measured.summary import BASELINE, Row
 from benchmarks.simulation.bounds import Costs
 from benchmarks.simulation.costs import CloudCosts, Curve, DraftCosts
 from benchmarks.simulation.scenario import Scenario
-from benchmarks.strategies.families import strategy_named
+from benchmarks.strategies.other_pairs import has_traces, measured_strategy
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from link_emulator.profile import Profile
@@ -41,8 +41,8 @@ class RunCosts:
         """Return the costs of a run; None if a part is missing.
 
         Streaming is measured in `cloud`, drafting and verifying in all strategies whose drafts were judged. Strategies
-        that measure more while they draft, or ask another cloud, do not count. A median is the usual cost of a step, a
-        mean (`statistics.fmean`) the cost of a step in the sum of many.
+        that measure more while they draft, or have another cloud or device model, do not count. A median is the usual
+        cost of a step, a mean (`statistics.fmean`) the cost of a step in the sum of many.
         """
         drafting = [row for row in rows if _spans(row) and row["costs"] is not None and _usual(row["strategy"])]
         streaming = [row["costs"] for row in rows if row["strategy"] == BASELINE and row["costs"] is not None]
@@ -91,8 +91,8 @@ def _spans(row: Row) -> list[tuple[int, float]]:
 
 
 def _usual(name: str) -> bool:
-    strategy = strategy_named(name)
-    return strategy.lenient_nats is None and not strategy.risk_is_disagreement
+    strategy = measured_strategy(name)
+    return has_traces(name) and strategy.lenient_nats is None and not strategy.risk_is_disagreement
 
 
 def _readings(

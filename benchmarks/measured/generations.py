@@ -18,7 +18,7 @@ from benchmarks.measured.link_process import LinkProcess, Traffic, link_process
 from benchmarks.measured.llama_server import LLAMA_SERVER, LlamaRunner, llama_server
 from benchmarks.measured.plan import FOREIGN, Cores, Plan
 from benchmarks.measured.runners import Device, Measured, Request, Runner
-from benchmarks.strategies.families import strategy_named
+from benchmarks.strategies.other_pairs import Asked, measured_strategy
 from edge_client import EdgeConfig
 from edge_client.config import CloudSettings, DeviceSettings
 
@@ -47,7 +47,7 @@ def measure(plan: Plan, missing: Sequence[Key], work: WorkFile) -> list[dict[str
 def _cloud(name: str) -> Cloud:
     if name in FOREIGN:
         return LLAMA_SERVER if name == LLAMA_SERVER else None
-    return strategy_named(name).lenient_nats
+    return measured_strategy(name).lenient_nats
 
 
 @contextmanager
@@ -122,12 +122,17 @@ class _Run:
         if name == LLAMA_SERVER:
             return LlamaRunner(self._plan.pair, self._link(name).address)
         config = EdgeConfig(
-            pair=self._plan.pair,
+            pair=Asked.of(name, self._plan.pair).pair,
             closing_audit=True,  # to count the cloud's work after the end of the text, too
             cloud=CloudSettings(address=self._link(name).address),
-            device=DeviceSettings(threads=1, allow_spinning=False),
+            device=DeviceSettings(
+                threads=1,
+                allow_spinning=False,
+                conditioning=self._plan.conditioning,
+                encodings_mib=0,  # a repeat asks for its encoding again
+            ),
         )
-        return Device(strategy_named(name), config)
+        return Device(measured_strategy(name), config)
 
     def _link(self, name: str) -> LinkProcess:
         return self._links[_cloud(name)]

@@ -15,8 +15,11 @@ from benchmarks.kit.prompts import Prompt
 from benchmarks.kit.work_file import Key
 from benchmarks.measured.assisted import ASSISTED
 from benchmarks.measured.llama_server import LLAMA_SERVER, LlamaCpp
+from benchmarks.strategies.other_pairs import Asked, SettingOfEncodings
 from chaperone_common.artefacts.folders import pair_folder
-from chaperone_common.artefacts.manifest import load_manifest
+from chaperone_common.artefacts.manifest import ModelManifest, file_sha256, load_manifest
+from edge_client.config import GateSettings
+from edge_client.gate.gating import load_gate, packaged_gate
 from link_emulator.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +41,7 @@ class Plan:
     repeats: int
     seed: int
     cold: bool
+    conditioning: SettingOfEncodings = "auto"  # of all devices
     llama: LlamaCpp | None = None  # of the strategy `llama-server`
 
     @property
@@ -54,17 +58,37 @@ class Plan:
             for name in rotated(self.strategies[prompt.category], index + repeat)
         ]
 
+    def devices(self) -> dict[str, ModelManifest]:
+        """Return the device's model of each pair that a strategy uses, and of the run's own."""
+        pairs = dict.fromkeys([self.pair, *(Asked.of(name, self.pair).pair for name in self.names)])
+        return {pair: load_manifest(pair_folder(pair, "edge"), role="edge") for pair in pairs}
+
+    def described_devices(self) -> dict[str, dict[str, Any]]:
+        """Return the device's models as a result names them."""
+        return {
+            pair: {
+                "model": manifest.model,
+                "digest": manifest.digest,
+                "projector": manifest.projector.digest if manifest.projector is not None else None,
+                "calibrated_gate": load_gate(GateSettings(), manifest) is not None,
+            }
+            for pair, manifest in self.devices().items()
+        }
+
     def identity(self, measured: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a generation's measurement depends on; see `benchmarks.kit.work_file`."""
-        manifests = [load_manifest(pair_folder(self.pair, role), role=role) for role in ("edge", "cloud")]
+        devices = self.devices()
+        gates = {pair: packaged_gate(pair) for pair in devices}
         return {
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "strategies": self.strategies,
             "link": self.profile.model_dump(mode="json"),
             "dtype": self.dtype,
-            "models": [manifest.model_dump(mode="json") for manifest in manifests],
+            "devices": {pair: manifest.model_dump(mode="json") for pair, manifest in devices.items()},
+            "gates": {pair: file_sha256(path) for pair, path in gates.items() if path.is_file()},
+            "cloud": load_manifest(pair_folder(self.pair, "cloud"), role="cloud").model_dump(mode="json"),
             "llama": self.llama.described() if self.llama else None,
-            "asked": [self.max_new_tokens, self.temperature, self.seed, self.cold],
+            "asked": [self.max_new_tokens, self.temperature, self.seed, self.cold, self.conditioning],
             "source": digest_of_source(ROOT, MEASURING),
             "versions": measured["versions"],
             "machine": measured["machine"],

@@ -28,7 +28,7 @@ from benchmarks.measured.regret import measured_regret
 from benchmarks.measured.summary import BASELINE, summarise
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.best_spans import PEERS, with_best
-from benchmarks.strategies.families import strategy_named
+from benchmarks.strategies.other_pairs import AT, check_pair, has_traces, measured_strategy
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
 from link_emulator.command import chosen_profile
@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link = parser.add_mutually_exclusive_group()
     link.add_argument("--link", metavar="PROFILE", help="a link by the name of its profile, or by the path of one")
     link.add_argument("--rtt-ms", type=float, default=0.0, help="a link with this round trip and nothing else")
-    parser.add_argument("--pair", default="default")
+    parser.add_argument("--pair", default="default", help="of the service, and of strategies without @PAIR")
+    parser.add_argument(
+        "--conditioning", choices=("auto", "on", "off"), default="auto", help="device.conditioning of all devices"
+    )
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="of the large model"
     )
@@ -86,22 +89,16 @@ def plan_from(args: argparse.Namespace) -> Plan:
     prompts = tuple(_of_each(read_prompts(args.prompts), args.per_category))[: args.first]
     if not prompts or len({prompt.id for prompt in prompts}) < len(prompts):
         raise ConfigError(f"{args.prompts}: {len(prompts)} prompts, not each with an id of its own; give each one")
-    asked = args.strategies.split(",")
     strategies = {
-        category: with_best(asked, args.peers, profile.rtt_ms, args.temperature, category)
+        category: with_best(args.strategies.split(","), args.peers, profile.rtt_ms, args.temperature, category)
         for category in dict.fromkeys(prompt.category for prompt in prompts)
     }
-    llama = None
     for names in strategies.values():
         if len(set(names)) < len(names):
             raise ConfigError(f"--strategies: {args.strategies!r} names one twice; give each once")
-        for name in names:
-            if name == ASSISTED:
-                require_draft(args.pair)
-            elif name == LLAMA_SERVER:
-                llama = _llama_cpp(args)
-            else:
-                strategy_named(name)
+    asked = dict.fromkeys(name for names in strategies.values() for name in names)
+    for name in asked:
+        _check_strategy(name, args)
     return Plan(
         prompts=prompts,
         strategies=strategies,
@@ -113,8 +110,22 @@ def plan_from(args: argparse.Namespace) -> Plan:
         repeats=args.repeats,
         seed=args.seed,
         cold=args.cold,
-        llama=llama,
+        conditioning=args.conditioning,
+        llama=_llama_cpp(args) if LLAMA_SERVER in asked else None,
     )
+
+
+def _check_strategy(name: str, args: argparse.Namespace) -> None:
+    """Raise ConfigError or ModelMissing if a strategy is not known, or its models cannot be used."""
+    strategy, at, _ = name.partition(AT)
+    if at and strategy in FOREIGN:
+        raise ConfigError(f"--strategies: {name!r}: {strategy} has no client of ours; give it without {AT}PAIR")
+    if name == ASSISTED:
+        require_draft(args.pair)
+    elif name not in FOREIGN:
+        measured_strategy(name)
+        if not has_traces(name):
+            check_pair(name, args.pair, args.conditioning)
 
 
 def _llama_cpp(args: argparse.Namespace) -> LlamaCpp:
@@ -138,16 +149,19 @@ def result_of(
     plan: Plan, measured: dict[str, Any], rows: Sequence[dict[str, Any]], traces: Sequence[Trace]
 ) -> dict[str, Any]:
     """Return the run as it is written."""
-    exact = {name for name in plan.names if name not in FOREIGN and strategy_named(name).exact}
+    exact = {name for name in plan.names if name not in FOREIGN and measured_strategy(name).exact}
+    own = {name for name in exact if has_traces(name)}  # with the device's model of the run's own pair
     summary = summarise(rows, exact)
-    summary["regret"] = measured_regret(rows, fixed=exact - {str(Mode.EXACT)} | {BASELINE})
+    summary["regret"] = measured_regret(rows, fixed=own - {str(Mode.EXACT)} | {BASELINE})
     if traces:
-        summary["bounds"] = summarise_bounds(rows, traces, plan.profile.rtt_ms)
+        known = [row for row in rows if has_traces(row["strategy"])]
+        summary["bounds"] = summarise_bounds(known, traces, plan.profile.rtt_ms)
     cores = Cores.allowed()
     settings = asdict(plan) | {
         "prompts": [prompt.id for prompt in plan.prompts],
         "profile": plan.profile.model_dump(mode="json", exclude_defaults=True),
         "rtt_ms": plan.profile.rtt_ms,
+        "devices": plan.described_devices(),
         "llama": plan.llama.described() if plan.llama else None,
         "cores": {"device": cores.device, "cloud": cores.cloud, "link": cores.every},
     }

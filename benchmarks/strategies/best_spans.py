@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.strategies.other_pairs import AT
 from chaperone_common.errors import ConfigError
 
 PEERS = Path(__file__).parents[1] / "results" / "peers.json"
@@ -21,7 +22,7 @@ def with_best(names: Sequence[str], path: Path, rtt_ms: float, temperature: floa
     The N is that of the nearest temperature and round trip; of two round trips equally near, the longer one. Raises
     ConfigError if the file has no rows of this kind of prompt.
     """
-    if not any(name.endswith(f"-{BEST}") for name in names):
+    if not any(name.partition(AT)[0].endswith(f"-{BEST}") for name in names):
         return tuple(names)
     rows = [row for row in load_peers(path) if row["category"] == category]
     if not rows:
@@ -41,7 +42,8 @@ def load_peers(path: Path) -> list[Row]:
 
 
 def _resolved(name: str, rows: Sequence[Row], rtt_ms: float, temperature: float, path: Path) -> str:
-    family, _, tokens = name.rpartition("-")
+    strategy, at, pair = name.partition(AT)
+    family, _, tokens = strategy.rpartition("-")
     if tokens != BEST:
         return name
     mine = [row for row in rows if row["family"] == family]
@@ -52,4 +54,4 @@ def _resolved(name: str, rows: Sequence[Row], rtt_ms: float, temperature: float,
         mine,
         key=lambda row: (abs(row["temperature"] - temperature), abs(row["rtt_ms"] - rtt_ms), -row["rtt_ms"]),
     )
-    return f"{family}-{nearest['best']}"
+    return f"{family}-{nearest['best']}{at}{pair}"

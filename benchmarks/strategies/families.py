@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple, Self
@@ -206,7 +206,8 @@ FAMILIES: Mapping[str, Callable[[int], Planner]] = {
 }
 INEXACT = ("bild-FALLBACK-ROLLBACK", "uhlm-THRESHOLD")
 MODES = tuple(mode for mode in Mode if mode is not Mode.CONDITIONED)  # recorded texts have no encodings
-NAMES = (*(str(mode) for mode in MODES), *(f"{family}-N" for family in FAMILIES), *GATED_NAMES, *INEXACT)
+_OTHERS = (*(f"{family}-N" for family in FAMILIES), *GATED_NAMES, *INEXACT)
+NAMES = (*(str(mode) for mode in MODES), *_OTHERS)
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
 
@@ -218,21 +219,22 @@ def strategy_over(trace: Trace, name: str, gate: str = PACKAGED) -> Strategy:
     return strategy_named(name, gate_for(trace, gate) if gate_settings(name) is not None else None)
 
 
-def strategy_named(name: str, gate_model: GateModel | None = None) -> Strategy:
+def strategy_named(name: str, gate_model: GateModel | None = None, modes: Sequence[Mode] = MODES) -> Strategy:
     """Return the strategy of a name; raise ConfigError with all names if there is none.
 
-    The product's own gates (`benchmarks.strategies.gated`) use the calibrated risks of `gate_model`.
+    The product's own gates (`benchmarks.strategies.gated`) use the calibrated risks of `gate_model`. `modes` are those
+    that a name may name.
     """
     settings = gate_settings(name)
     if settings is not None:
         return gated_strategy(name, settings, gate_model)
-    if name in MODES:
+    if name in modes:
         return strategy_for(Mode(name))
     if match := re.fullmatch(rf"bild-{_NUMBER}-{_NUMBER}", name, re.ASCII):
         return bild(name, _probability(name, match[1]), float(match[2]))
     if match := re.fullmatch(rf"uhlm-{_NUMBER}", name, re.ASCII):
         return uhlm(name, _probability(name, match[1]))
-    family, span_tokens = _parsed(name)
+    family, span_tokens = _parsed(name, modes)
     return Strategy(name, FAMILIES[family](span_tokens), Always)
 
 
@@ -242,12 +244,12 @@ def _probability(name: str, text: str) -> float:
     return float(text)
 
 
-def _parsed(name: str) -> tuple[str, int]:
+def _parsed(name: str, modes: Sequence[Mode]) -> tuple[str, int]:
     match = re.fullmatch(r"([a-z]+)-([1-9][0-9]*)", name)
     if match is None or match[1] not in FAMILIES:
         raise ConfigError(
-            f"strategies: {name!r} is none of {', '.join(NAMES)}, with N tokens a span, such as sync-8, or thresholds, "
-            "such as bild-0.6-2 and uhlm-0.1"
+            f"strategies: {name!r} is none of {', '.join([*modes, *_OTHERS])}, with N tokens a span, such as sync-8, "
+            "or thresholds, such as bild-0.6-2 and uhlm-0.1"
         )
     span_tokens = int(match[2])
     if span_tokens > MAX_SPAN_TOKENS:

@@ -30,6 +30,7 @@ from benchmarks.simulation.scenario import Scenario, simulate
 from benchmarks.simulation.trace import Trace, load_traces
 from benchmarks.strategies.families import strategy_over
 from benchmarks.strategies.gated import PACKAGED, add_gate_option
+from benchmarks.strategies.other_pairs import has_traces
 from benchmarks.virtual.replay import cut
 from chaperone_common.errors import ConfigError
 from chaperone_common.types import Mode
@@ -75,7 +76,11 @@ def compare(result: dict[str, Any], traces: dict[str, Trace], gate: str = PACKAG
     `gate` is the calibrated gate of `gated`; see `benchmarks.strategies.gated.gate_for`.
     """
     profile = Profile.model_validate(result["settings"]["profile"])
-    rows: list[Row] = [row for row in result["generations"] if not row["error"] and row["strategy"] not in FOREIGN]
+    rows: list[Row] = [
+        row
+        for row in result["generations"]
+        if not row["error"] and row["strategy"] not in FOREIGN and has_traces(row["strategy"])
+    ]
     for strategy in dict.fromkeys(row["strategy"] for row in rows):
         mine = [row for row in rows if row["strategy"] == strategy and row["id"] in traces]
         simulated = _speeds(mine, traces, _met(strategy, rows).scenario(profile), gate)

@@ -186,10 +186,13 @@ class Engine:
 
     async def _take_up(self) -> None:
         """Let the device's model read the text with the encoding, at once: branches fork off what it has read."""
-        self.speculation.read_again(self._conditioning.used_tokens)
-        self._conditioning.take_up()
+        self._use_encoding()
         with self.watch.edge_compute():
             await self._interrupt.bounded(self.speculation.feed(self.session.text[self.speculation.fed_length :]))
+
+    def _use_encoding(self) -> None:
+        self.speculation.read_again(self._conditioning.used_tokens)
+        self._conditioning.take_up()
 
     def _decide(self) -> Decision:
         fed, takeovers = self.speculation.fed_length, self.guard.limit is None
@@ -297,7 +300,10 @@ class Engine:
         if self.cloud.is_up:
             await self._streams.open()
         if self._mode is Mode.CONDITIONED and self._conditioning.request is not None:
-            return await self._wait_for_encoding()
+            events = await self._wait_for_encoding()
+            if self.settings.warm_start:
+                await self._warm_up()
+            return events
         if self.settings.warm_start:
             await self._warm_up()
         if self.cloud.is_up or (self.planner.mode.writes_alone and self._cloud_lost is None):
@@ -327,7 +333,7 @@ class Engine:
             return self._go_on_alone(error)
         self.watch.answered()
         self._closing.leave()
-        await self._take_up()
+        self._use_encoding()
         self.gate.close()
         return []
 

@@ -43,7 +43,7 @@ def test_means_give_the_sum_of_many_steps() -> None:
     assert costs.read_ms == {1: 80.0, 4: 400.0, 17: 400.0}, "a longer forward takes no less"
 
 
-@pytest.mark.parametrize("name", ["bild-0.6-2", "uhlm-0.1"])
+@pytest.mark.parametrize("name", ["bild-0.6-2", "uhlm-0.1", "exact@second"])
 def test_strategies_with_other_costs_do_not_count(name: str) -> None:
     other = make_row("b", name, 1.0, costs=COSTS | {"draft_ms": 70.0}, readings=((3, 70.0), (3, 70.0)))
     assert RunCosts.of([*rows_by_hand(), other]) == RunCosts.of(rows_by_hand())

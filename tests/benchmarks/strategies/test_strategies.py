@@ -68,6 +68,8 @@ def test_modes_use_the_adaptive_planner_and_all_names_are_listed() -> None:
         assert strategy_named(str(mode)).planner == AdaptivePlanner(mode)
     assert NAMES[: len(MODES)] == MODES
     assert set(Mode) - set(MODES) == {Mode.CONDITIONED}
+    with pytest.raises(ConfigError, match="'conditioned' is none of exact, gated, edge, cloud, sync-N"):
+        strategy_named("conditioned")
 
 
 @pytest.mark.parametrize("name", PEERS)

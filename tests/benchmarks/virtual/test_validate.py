@@ -123,3 +123,10 @@ def test_an_unrecorded_text_is_left_out() -> None:
     for row in result["generations"]:
         row["token_ids"][0] += 1
     assert list(compare(result, {TRACE.id: TRACE})) == []
+
+
+def test_strategies_without_traces_are_left_out() -> None:
+    result = run_of("cloud", "sync-8")
+    other = run_of("sync-8", draft_ms=90.0)["generations"][0]
+    result["generations"] += [other | {"strategy": name} for name in ("sync-8@second", "conditioned")]
+    assert list(compare(result, {TRACE.id: TRACE})) == list(compare(run_of("cloud", "sync-8"), {TRACE.id: TRACE}))

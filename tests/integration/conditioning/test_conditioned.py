@@ -81,6 +81,21 @@ def test_a_prompt_whose_encoding_is_here_needs_no_cloud(tiny_pair: Path, target:
     asyncio.run(test())
 
 
+def test_a_warm_start_is_after_the_prompt_was_read_with_its_encoding(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with a_client(target, tiny_pair) as (client, _):
+            request = client.request(PROMPT, mode="conditioned", warm_start=True, **LENGTH)
+            warm = await client.generate(request)
+            assert warm.stats.round_trips == 1
+            assert warm.stats.decode_ms is not None
+            assert warm.stats.decode_ms < warm.stats.total_ms
+        async with a_client(target, tiny_pair) as (client, _):
+            cold = await client.generate(PROMPT, mode="conditioned", **LENGTH)
+            assert (cold.token_ids, cold.stats.decode_ms) == (warm.token_ids, None)
+
+    asyncio.run(test())
+
+
 def test_a_later_turn_asks_for_the_new_rows_alone(tiny_pair: Path, target: TorchModel) -> None:
     async def test() -> None:
         async with a_client(target, tiny_pair) as (client, _):
