@@ -21,6 +21,7 @@ class Wish:
     prompt_length: int
     held: Encoding  # the rows that the device has already
     request: EncodingRequest | None  # for the others; None: there are none, or no cloud is asked
+    needed: bool = True  # the text cannot do without it
     gain: float = math.inf  # overrides that the encoding saves for each token
     keep: Callable[[Encoding], None] = lambda encoding: None  # called with the whole encoding
 
@@ -53,8 +54,13 @@ class Conditioning:
         """True if the encoding is whole, and the model does not use all of it yet."""
         return self._wish is not None and self._verified and self.used_tokens < self._length
 
-    def restart(self) -> None:
-        """Forget the rows of a stream that has ended; the next one brings all of them."""
+    def restart(self, *, lost: bool = False) -> None:
+        """Forget the rows of a stream that has ended; the next one brings all of them.
+
+        A text that can do without asks no more after a loss: the cloud that comes back may refuse the projector.
+        """
+        if lost and self._wish is not None and not self._wish.needed:
+            self._verified = True
         self._parts = []
         self._digest = blake2b(digest_size=DIGEST_BYTES)
 

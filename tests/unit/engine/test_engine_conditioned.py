@@ -18,8 +18,8 @@ from chaperone_common.types import Mode, Origin
 from edge_client.engine.conditioning import Wish
 from edge_client.events import Event
 from edge_client.link.connection import Route
-from tests.support.device.engine import PROMPT, EngineHarness, failed, finished, origins, written
-from tests.support.fakes.link import Cloud, FakeLink
+from tests.support.device.engine import PROMPT, TARGET, EngineHarness, cloud_text, failed, finished, origins, written
+from tests.support.fakes.link import Cloud, FakeLink, cloud_of
 
 ROWS = Encoding.of(np.arange(12, dtype=np.float32).reshape(3, 4))
 REQUEST = EncodingRequest("sha256:p", 0)
@@ -44,14 +44,14 @@ def failing(status: str) -> Cloud:
     return serve
 
 
-def conditioned(*links: FakeLink, **settings: Any) -> tuple[list[Event], list[Encoding]]:
+def conditioned(*links: FakeLink, mode: Mode = Mode.CONDITIONED, **settings: Any) -> tuple[list[Event], list[Encoding]]:
     """Run with these links, one after the other; return the events, and the encodings that were kept."""
     kept: list[Encoding] = []
-    wish = Wish(len(PROMPT), Encoding.empty(4), REQUEST, keep=kept.append)
+    wish = Wish(len(PROMPT), Encoding.empty(4), REQUEST, needed=mode is Mode.CONDITIONED, keep=kept.append)
 
     async def play() -> list[Event]:
         fields = {"reconnect_timeout_ms": 3_000.0, "clock": virtual_time.LoopClock(), **settings}
-        harness = EngineHarness(*links, mode=Mode.CONDITIONED, wish=wish, **fields)
+        harness = EngineHarness(*links, mode=mode, wish=wish, **fields)
         return [event async for event in harness.engine.stream()]
 
     return virtual_time.run(play()), kept
@@ -107,3 +107,13 @@ def test_a_bug_of_the_cloud_ends_the_text_where_the_settings_do_not_allow_more()
     events, _ = conditioned(FakeLink(failing("INTERNAL")))
     assert isinstance(failed(events).error, InternalError)
     assert written(events) == []
+
+
+def test_a_text_that_can_do_without_asks_no_cloud_again_that_may_have_another_projector() -> None:
+    links = [FakeLink(encoding_cloud, lasts=2), FakeLink(cloud_of(TARGET))]
+    events, kept = conditioned(*links, mode=Mode.EXACT)
+    assert written(events) == cloud_text(40)
+    asked = [frame.encoding for link in links for frame in link.sent if isinstance(frame, Open)]
+    assert asked == [REQUEST, None]
+    assert finished(events).stats.conditioned_tokens == 0
+    assert not kept
