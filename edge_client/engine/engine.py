@@ -184,7 +184,7 @@ class Engine:
 
     async def _take_up(self) -> None:
         """Let the device's model read the text with the encoding, at once: branches fork off what it has read."""
-        # What it held of the prompt behind these rows is read again, so it saved nothing.
+        # What it held of the prompt after these rows is read again, and saved nothing.
         self._cached_tokens = min(self._cached_tokens, self._conditioning.used_tokens)
         self.speculation.read_again(self._conditioning.used_tokens)
         self._conditioning.take_up()

@@ -75,7 +75,7 @@ def test_each_stream_brings_all_rows_and_one_encoding_is_used(lasts: int | None)
     assert stats.bytes_down == sum(link.bytes_down for link in links)
 
 
-def test_the_error_of_a_cloud_that_stays_away_tells_its_story_once() -> None:
+def test_the_error_of_a_cloud_that_stays_away_names_the_attempts_once() -> None:
     links = (FakeLink(encoding_cloud, lasts=2 if index == 0 else 0) for index in count())
     events, kept = conditioned(routes=[Route(links.__next__)])
     error = failed(events).error
