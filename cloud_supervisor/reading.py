@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from itertools import pairwise
 
 from chaperone_common.conditioning import DIGEST_BYTES
-from chaperone_common.errors import InvalidRequest, ModelMismatch
+from chaperone_common.errors import InvalidRequest, PeerMismatch
 from chaperone_common.frames import Capabilities, Encoded, EncodingRequest, Open
 from chaperone_common.token_tree import TokenTree
 from cloud_supervisor.admission import Admission, SessionKey
@@ -28,15 +28,15 @@ _DIGEST_SHOWN = 80  # characters of a device's text that a message quotes
 
 
 def check_projector(asked: EncodingRequest, capabilities: Capabilities) -> None:
-    """Raise ModelMismatch unless this cloud encodes with the projector that the device's model was trained with."""
+    """Raise PeerMismatch unless this cloud encodes with the projector that the device's model was trained with."""
     own, theirs = capabilities.projector_digest, asked.projector_digest[:_DIGEST_SHOWN]
     if not own:
-        raise ModelMismatch(
+        raise PeerMismatch(
             f"projector_digest: the device's model was trained with {theirs!r}, this cloud encodes no prompts; use a "
             "cloud with this pair, get its model with `chaperone models pull --cloud HOST:PORT`, or choose another mode"
         )
     if asked.projector_digest != own:
-        raise ModelMismatch(
+        raise PeerMismatch(
             f"projector_digest: the device's model was trained with {theirs!r}, this cloud encodes prompts with "
             f"{own!r}; run `chaperone models pull --cloud HOST:PORT` on the device, or choose another mode"
         )

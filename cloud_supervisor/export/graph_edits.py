@@ -20,6 +20,7 @@ _WINDOW, _UNLIMITED = "local_window_size", -1
 _CONDITIONING = "conditioning"  # as `edge_client.model.onnx_cache.CONDITIONING`
 _SUM = "conditioned_embeddings"
 _GATHERS = {"Gather", "GatherBlockQuantized"}
+_FLOAT = onnx.TensorProto.FLOAT
 
 
 def set_windows(path: Path, windows: Sequence[int | None]) -> None:
@@ -53,10 +54,14 @@ def add_conditioning(path: Path, width: int) -> None:
     if len(gathers) != 1:
         raise ModelError(f"the graph looks up embeddings at {len(gathers)} places, not at one; leave the projector out")
     embeddings = gathers[0].output[0]
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    if (found := types.get(embeddings, _FLOAT)) != _FLOAT:
+        name = onnx.TensorProto.DataType.Name(found)
+        raise ModelError(f"the graph's embeddings are of type {name}, and encodings are FLOAT; leave the projector out")
     for node in graph.node:
         node.input[:] = [_SUM if name == embeddings else name for name in node.input]
     add = onnx.helper.make_node("Add", [embeddings, _CONDITIONING], [_SUM], name="/model/conditioning/Add")
     graph.node.insert([*graph.node].index(gathers[0]) + 1, add)
     shape: list[str | int | None] = ["conditioned_rows", "conditioned_tokens", width]
-    graph.input.append(onnx.helper.make_tensor_value_info(_CONDITIONING, onnx.TensorProto.FLOAT, shape))
+    graph.input.append(onnx.helper.make_tensor_value_info(_CONDITIONING, _FLOAT, shape))
     onnx.save(model, str(path))

@@ -7,8 +7,9 @@ with one scale for each row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,12 +77,20 @@ class Encoding:
         part = slice(start - self.start, end - self.start)
         return Encoding(self.scales[part], self.values[part], start)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Encoding]) -> Encoding:
+        """Return at least one part, and those that follow, as one; each begins where the one before it ends."""
+        for before, part in pairwise(parts):
+            if part.start != before.end or part.width != before.width:
+                raise ValueError(
+                    f"rows of width {part.width} from {part.start} on follow {before.width} up to {before.end}"
+                )
+        scales = np.concatenate([part.scales for part in parts])
+        return cls(scales, np.concatenate([part.values for part in parts]), parts[0].start)
+
     def followed_by(self, other: Encoding) -> Encoding:
         """Return both together; `other` must begin where this one ends, with the same width."""
-        if other.start != self.end or other.width != self.width:
-            raise ValueError(f"rows of width {other.width} from {other.start} on follow {self.width} up to {self.end}")
-        scales = np.concatenate([self.scales, other.scales])
-        return Encoding(scales, np.concatenate([self.values, other.values]), self.start)
+        return Encoding.joined([self, other])
 
     def split(self, tokens: int) -> Iterator[Encoding]:
         """Yield parts of at most this number of tokens."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 
-from chaperone_common.conditioning import Encoding
+from chaperone_common.conditioning import DIGEST_BYTES, Encoding
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Encoded, EncodingRequest
 
@@ -20,6 +21,7 @@ class Wish:
     prompt_length: int
     held: Encoding  # the rows that the device has already
     request: EncodingRequest | None  # for the others; None: there are none, or no cloud is asked
+    needed: bool = True  # the text cannot do without it
     gain: float = math.inf  # overrides that the encoding saves for each token
     keep: Callable[[Encoding], None] = lambda encoding: None  # called with the whole encoding
 
@@ -31,7 +33,9 @@ class Conditioning:
         """`apply` lets the model read its text with an encoding from now on. Without a wish nothing is collected."""
         self._wish = wish
         self._apply = apply
-        self._arrived: Encoding | None = None
+        self._parts: list[Encoding] = []  # that this stream has brought
+        self._digest = blake2b(digest_size=DIGEST_BYTES)  # of them
+        self._whole: Encoding | None = None  # held and brought, once the digest was right
         self._verified = wish is None or wish.request is None
         self.used_tokens = len(wish.held) if wish is not None else 0  # of the prompt, that are read with an encoding
 
@@ -50,10 +54,15 @@ class Conditioning:
         """True if the encoding is whole, and the model does not use all of it yet."""
         return self._wish is not None and self._verified and self.used_tokens < self._length
 
-    def restart(self) -> None:
-        """Forget the rows of a stream that has ended; the next one brings all of them."""
-        if not self._verified:
-            self._arrived = None
+    def restart(self, *, lost: bool = False) -> None:
+        """Forget the rows of a stream that has ended; the next one brings all of them.
+
+        A text that can do without asks no more after a loss: the cloud that comes back may refuse the projector.
+        """
+        if lost and self._wish is not None and not self._wish.needed:
+            self._verified = True
+        self._parts = []
+        self._digest = blake2b(digest_size=DIGEST_BYTES)
 
     def receive(self, frame: Encoded) -> None:
         """Take the next rows; raises ProtocolViolation for others."""
@@ -61,21 +70,23 @@ class Conditioning:
         rows = frame.rows
         if request is None or self._wish is None:
             raise ProtocolViolation(f"encoded: rows from {rows.start} on that were not asked for; {_REMEDY}")
-        begun = self._arrived
-        expected = request.start if begun is None else begun.end
+        expected = self._parts[-1].end if self._parts else request.start
         if rows.start != expected or rows.end > self._wish.prompt_length or rows.width != self._wish.held.width:
             raise ProtocolViolation(
                 f"encoded: rows [{rows.start}, {rows.end}) of width {rows.width}, not from {expected} to at most "
                 f"{self._wish.prompt_length} of width {self._wish.held.width}; {_REMEDY}"
             )
-        self._arrived = arrived = rows if begun is None else begun.followed_by(rows)
+        # Digested as they come, and joined once: a long prompt must not hold up the event loop.
+        self._parts.append(rows)
+        self._digest.update(rows.packed())
         if rows.end < self._wish.prompt_length:
             return
-        if frame.digest != arrived.digest():
+        if frame.digest != self._digest.digest():
             raise ProtocolViolation(f"encoded: digest {frame.digest.hex()!r} is not that of the rows; {_REMEDY}")
         self._verified = True
-        self._arrived = self._wish.held.followed_by(arrived)
-        self._wish.keep(self._arrived)
+        self._whole = Encoding.joined([self._wish.held, *self._parts])
+        self._parts = []
+        self._wish.keep(self._whole)
 
     def check_whole(self) -> None:
         """Raise ProtocolViolation unless all rows have arrived: the cloud says that it has read the prompt."""
@@ -84,11 +95,11 @@ class Conditioning:
 
     def take_up(self) -> None:
         """Let the model read the text with the whole encoding from now on."""
-        encoding = self._arrived
+        encoding = self._whole
         assert encoding is not None, "only an encoding that has arrived can be taken up"
         self.used_tokens = len(encoding)
         self._apply(encoding)
 
     @property
     def _length(self) -> int:
-        return self._arrived.end if self._arrived is not None else 0
+        return self._whole.end if self._whole is not None else 0

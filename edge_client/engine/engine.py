@@ -13,9 +13,7 @@ from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
-    CloudLost,
     CloudUnavailable,
-    Overloaded,
     PrefixNotFound,
 )
 from chaperone_common.frames import Encoded, Open, Opened, ServerFrame, Verdict
@@ -191,6 +189,8 @@ class Engine:
             await self._interrupt.bounded(self.speculation.feed(self.session.text[self.speculation.fed_length :]))
 
     def _use_encoding(self) -> None:
+        # What the model held of the prompt after these rows is read again, and saved nothing.
+        self._cached_tokens = min(self._cached_tokens, self._conditioning.used_tokens)
         self.speculation.read_again(self._conditioning.used_tokens)
         self._conditioning.take_up()
 
@@ -321,24 +321,27 @@ class Engine:
         if self.speculation.drafter is not None and unread:
             with self.watch.edge_compute():
                 await self._interrupt.bounded(self.speculation.feed(unread))
-        await self._until(lambda: self.session.prefilled)
+        if (lost := await self._until(lambda: self.session.prefilled)) is not None:
+            raise self.cloud.outcome(lost)
         self.watch.warm()
 
     async def _wait_for_encoding(self) -> list[Event]:
         """Wait for the encoding of the prompt, and go on without the cloud; return the events of a loss."""
         self.watch.waiting(for_verdict=True)
-        try:
-            await self._until(lambda: self.session.prefilled)
-        except (CloudLost, Overloaded) as error:
-            return self._go_on_alone(error)
+        lost = await self._until(lambda: self.session.prefilled)
+        if lost is None:
+            self._closing.leave()
+        elif self._conditioning.arrived:  # only the report after it is missing
+            self.cloud.hang_up()
+        else:
+            return self._go_on_alone(lost)
         self.watch.answered()
-        self._closing.leave()
         self._use_encoding()
         self.gate.close()
         return []
 
-    async def _until(self, reached: Callable[[], bool]) -> None:
-        """Take frames until something is reached; raises the loss of a cloud that does not come back."""
+    async def _until(self, reached: Callable[[], bool]) -> ChaperoneError | None:
+        """Take frames until something is reached, and return None; or return the loss of a cloud that stays away."""
         while self.cloud.is_up and not reached():
             try:
                 for frame, at in self.cloud.ready():
@@ -347,9 +350,11 @@ class Engine:
                     await self._wait()
             except PrefixNotFound as error:
                 await self._streams.open_in_full(error)
-            except (CloudLost, Overloaded) as error:
-                if not await self._streams.reconnect(error):
-                    raise self.cloud.outcome(error) from None
+            except POSSIBLE_LOSSES as error:
+                lost = loss_of(error, outgrown=self.session.outgrown, reopened=self.cloud.reopened)
+                if not await self._streams.reconnect(lost):
+                    return lost
+        return None
 
     async def _end(self) -> list[SessionEvent]:
         """Close the stream; return the events of the closing audit, if the settings ask to wait for it."""

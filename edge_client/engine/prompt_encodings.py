@@ -55,7 +55,8 @@ class PromptEncodings:
                 raise self._refusal(capabilities, length)
             request = EncodingRequest(projector.digest, len(held)) if fits else None
         gain = projector.gain if self._setting == "auto" and mode is not Mode.CONDITIONED else math.inf
-        return Wish(length, held, request, gain, partial(self._keep, tuple(prompt)))
+        needed = mode is Mode.CONDITIONED
+        return Wish(length, held, request, needed, gain, partial(self._keep, tuple(prompt)))
 
     def _takes_part(self, mode: Mode) -> bool:
         match mode, self._setting:

@@ -70,8 +70,8 @@ class Streams:
         return True
 
     def _again(self, *, lost: bool) -> Open:
-        """Return the Open of the next stream, which asks for the encoding unless that is whole."""
-        self._conditioning.restart()
+        """Return the Open of the next stream, which asks for the encoding if that is not whole, and still wanted."""
+        self._conditioning.restart(lost=lost)
         return replace(self._session.reopen(lost=lost), encoding=self._conditioning.request)
 
     @property

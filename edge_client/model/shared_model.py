@@ -6,8 +6,8 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
-from chaperone_common.artefacts.manifest import ModelManifest
-from chaperone_common.errors import InvalidRequest, ModelError
+from chaperone_common.artefacts.manifest import ModelManifest, pull_remedy
+from chaperone_common.errors import InvalidRequest, ModelCorrupt, ModelError
 from edge_client.config import DeviceSettings
 from edge_client.model.onnx_model import OnnxModel
 
@@ -59,7 +59,7 @@ class SharedModel:
             self._model = None
 
     def _load(self) -> OnnxModel:
-        return OnnxModel.load(
+        model = OnnxModel.load(
             self._folder,
             threads=self._settings.threads,
             allow_spinning=self._settings.allow_spinning,
@@ -67,6 +67,14 @@ class SharedModel:
             context_tokens=self._manifest.context_tokens,
             providers=self._settings.providers,
         )
+        projector, width = self._manifest.projector, model.graph.encoding_width
+        if projector is not None and projector.width != width:
+            model.close()
+            raise ModelCorrupt(
+                f"{self._folder}: the manifest names a projector of width {projector.width}, the graph takes "
+                f"encodings of width {width}; {pull_remedy(self._folder, 'edge')}"
+            )
+        return model
 
 
 def _mark_retrieved(loading: asyncio.Task[OnnxModel]) -> None:

@@ -10,6 +10,7 @@ from chaperone_common.frames import Encoded, FrameLimits
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
 
 _REMEDY = "use another cloud"
+_LARGEST_SCALE = 2.0**40  # no trained row comes near it, and the squares of the widest such row are finite in float32
 
 
 def encoded_message(frame: Encoded) -> pb.Encoded:
@@ -41,5 +42,7 @@ def parse_encoded(message: pb.Encoded, limits: FrameLimits) -> Encoded:
     scales = np.array(message.scales, np.float32)
     if not (np.isfinite(scales) & (scales >= 0)).all():
         raise ProtocolViolation(f"scales: one is negative, or no finite number; {_REMEDY}")
+    if scales.max() > _LARGEST_SCALE:
+        raise ProtocolViolation(f"scales: {scales.max():g}, at most {_LARGEST_SCALE:g} are allowed; {_REMEDY}")
     values = np.frombuffer(message.values, np.int8).reshape(rows, width)
     return Encoded(Encoding(scales, values, message.start), message.digest)

@@ -110,7 +110,7 @@ class StreamOptions(_Strict):
 class ChaperoneOptions(_Strict):
     """The inputs that OpenAI's API has no name for; `extra_body={"chaperone": {...}}` with its client."""
 
-    mode: Literal["exact", "gated", "edge", "cloud"] | None = None
+    mode: Literal["exact", "gated", "edge", "cloud", "conditioned"] | None = None
     locality: Locality | None = None
     catch: float | None = None
     max_deviation: float | None = None

@@ -23,6 +23,18 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 150))
 
 
+def test_every_mode_can_be_asked_for(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with endpoint(target, tiny_pair) as served:
+            for mode in Mode:
+                answer = await served.chat(CHAT, max_completion_tokens=5, chaperone={"mode": str(mode)})
+                assert answer.status == 200, answer.json
+                (choice,) = answer.json["chaperone"]["choices"]
+                assert (choice["promises_hold"] is None) == mode.writes_alone
+
+    run(test)
+
+
 @pytest.mark.parametrize("mode", [Mode.EXACT, Mode.CLOUD, Mode.EDGE])
 def test_a_chat_is_what_the_sdk_writes(tiny_pair: Path, target: TorchModel, mode: Mode) -> None:
     async def test() -> None:

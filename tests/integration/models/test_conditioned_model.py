@@ -11,11 +11,13 @@ import onnx
 import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
-from chaperone_common.errors import ModelError
+from chaperone_common.errors import ModelCorrupt, ModelError
 from cloud_supervisor.export.graph_edits import add_conditioning
+from edge_client.config import DeviceSettings
 from edge_client.model.onnx_model import OnnxModel
 from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.prompt_cache import PromptCache
+from edge_client.model.shared_model import SharedModel
 from tests.support.models.conditioned import random_encoding, without_encodings
 
 PROMPT = [5, 80, 33, 200, 41, 7, 9, 11]
@@ -181,6 +183,21 @@ def test_rows_that_do_not_fit_are_refused(model: OnnxModel, plain: OnnxModel) ->
     run(work)
 
 
+def test_a_manifest_of_another_width_than_the_graphs_is_refused_when_the_model_is_loaded(
+    tiny_pair: Path, tmp_path: Path
+) -> None:
+    folder = without_encodings(tiny_pair / "edge", tmp_path / "edge")
+    manifest = load_manifest(tiny_pair / "edge", role="edge")
+    model = SharedModel(folder, manifest, DeviceSettings(threads=1, allow_spinning=False))
+
+    async def work() -> None:
+        with pytest.raises(ModelCorrupt, match=r"projector of width 128, the graph takes encodings of width 0; .*pull"):
+            await model.get()
+        assert not model.loaded
+
+    run(work)
+
+
 def test_a_graph_without_one_place_for_embeddings_is_refused(tmp_path: Path) -> None:
     ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, [1])
     same = onnx.helper.make_tensor_value_info("same", onnx.TensorProto.INT64, [1])
@@ -188,4 +205,21 @@ def test_a_graph_without_one_place_for_embeddings_is_refused(tmp_path: Path) -> 
     path = tmp_path / "model.onnx"
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [ids], [same])), str(path))
     with pytest.raises(ModelError, match="looks up embeddings at 0 places, not at one"):
+        add_conditioning(path, 8)
+
+
+def test_a_graph_with_embeddings_of_another_type_is_refused(tmp_path: Path) -> None:
+    info, half = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT16
+    ids = info("input_ids", onnx.TensorProto.INT64, [1])
+    table = onnx.numpy_helper.from_array(np.zeros((4, 8), np.float16), "table")
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "input_ids"], ["embeddings"]),
+        onnx.helper.make_node("Identity", ["embeddings"], ["same"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [ids], [info("same", half, [1, 8])], [table], value_info=[info("embeddings", half, [1, 8])]
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph), str(path))
+    with pytest.raises(ModelError, match="embeddings are of type FLOAT16, and encodings are FLOAT"):
         add_conditioning(path, 8)

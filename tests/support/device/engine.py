@@ -12,6 +12,7 @@ from chaperone_common.frames import Open, Opened
 from chaperone_common.session import Committed, Failed, Finished, SessionEvent
 from chaperone_common.types import Mode, Origin, SamplingParams, SessionId
 from edge_client.assembly import assemble
+from edge_client.engine.conditioning import Wish
 from edge_client.engine.settings import EngineSettings
 from edge_client.events import Event
 from edge_client.gate import Always, Gate, Never
@@ -118,6 +119,7 @@ class EngineHarness:
         clock: Clock | None = None,
         seed: int = 0,
         known_to_cloud: tuple[SessionId, int] | None = None,
+        wish: Wish | None = None,
         **settings: Any,
     ) -> None:
         self.clock = ManualClock()
@@ -144,6 +146,7 @@ class EngineHarness:
             output=NumberText(stop_at),
             clock=clock or self.clock,
             known_to_cloud=known_to_cloud,
+            wish=wish,
         )
 
     def run(self) -> list[Event]:

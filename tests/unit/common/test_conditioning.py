@@ -42,6 +42,7 @@ def test_parts_that_follow_each_other_are_the_whole(cuts: list[int]) -> None:
     assert joined.digest() == whole.digest()
     parts = [*whole.split(2)]
     assert [len(part) for part in parts[:-1]] == [2] * (len(parts) - 1)
+    assert Encoding.joined(parts) == whole
     assert b"".join(part.packed() for part in parts) == whole.packed()
 
 

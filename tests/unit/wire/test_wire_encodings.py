@@ -65,6 +65,10 @@ def _infinite(message: pb.Encoded) -> None:
     message.scales[1] = float("inf")
 
 
+def _enormous(message: pb.Encoded) -> None:
+    message.scales[1] = 3e38  # finite, and its products are not
+
+
 def _of_another_type(message: pb.Encoded) -> None:
     message.dtype = pb.Encoded.DTYPE_UNSPECIFIED
 
@@ -102,6 +106,7 @@ REFUSED: list[tuple[Callable[[pb.Encoded], None], str]] = [
     (_nan, "scales: one is negative, or no finite number"),
     (_negative, "scales: one is negative, or no finite number"),
     (_infinite, "scales: one is negative, or no finite number"),
+    (_enormous, r"scales: 3e\+38, at most 1.09951e\+12 are allowed"),
     (_of_another_type, "dtype: 0 of encoded rows is unknown"),
     (_wider, "values: 6 bytes for 2 rows of 4"),
     (_of_no_width, "width: 0 of encoded rows, 1 to 16384"),
