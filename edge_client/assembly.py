@@ -269,7 +269,7 @@ class Assembly:
     def context_tokens(self, mode: Mode) -> int:
         """Return the tokens that a text may have in this mode, as far as the cloud's limit is known."""
         limits = [self.manifest.context_tokens] if mode.drafts else []
-        if mode.connects and self.cloud_context_tokens is not None:
+        if mode.connects and not mode.writes_alone and self.cloud_context_tokens is not None:
             limits.append(self.cloud_context_tokens)
         return min(limits, default=self.manifest.context_tokens)
 

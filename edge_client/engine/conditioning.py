@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from chaperone_common.conditioning import DIGEST_BYTES, Encoding
 from chaperone_common.errors import ProtocolViolation
-from chaperone_common.frames import Encoded, EncodingRequest
+from chaperone_common.frames import Encoded, EncodingRequest, Open
 
 _REMEDY = "use another cloud"
 
@@ -21,7 +21,7 @@ class Wish:
     prompt_length: int
     held: Encoding  # the rows that the device has already
     request: EncodingRequest | None  # for the others; None: there are none, or no cloud is asked
-    needed: bool = True  # the text cannot do without it
+    needed: bool = True  # the text cannot do without it: the device writes alone
     gain: float = math.inf  # overrides that the encoding saves for each token
     keep: Callable[[Encoding], None] = lambda encoding: None  # called with the whole encoding
 
@@ -43,6 +43,16 @@ class Conditioning:
     def request(self) -> EncodingRequest | None:
         """The wish for the rows that are missing; None if there are none."""
         return None if self._verified or self._wish is None else self._wish.request
+
+    def opening(self, frame: Open) -> Open:
+        """Return the Open of a stream with the wish for the missing rows.
+
+        A device that writes alone sends the prompt and nothing of its text, and the cloud needs no room for that.
+        """
+        asked = replace(frame, encoding=self.request)
+        if self._wish is None or not self._wish.needed:
+            return asked
+        return replace(asked, committed_token_ids=(), max_new_tokens=1, top_logprobs=None)
 
     @property
     def gain(self) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, PrefixNotFound, ProtocolViolation
 from chaperone_common.frames import Open
@@ -42,7 +40,7 @@ class Streams:
 
     async def open(self) -> None:
         """Open the first stream. Its Open refers to the text that the cloud may still hold."""
-        opening, known = replace(self._session.opening, encoding=self._conditioning.request), 0
+        opening, known = self._conditioning.opening(self._session.opening), 0
         if self._known_to_cloud is not None:
             _, known = self._known_to_cloud
             opening = shortened(opening, *self._known_to_cloud)
@@ -72,7 +70,7 @@ class Streams:
     def _again(self, *, lost: bool) -> Open:
         """Return the Open of the next stream, which asks for the encoding if that is not whole, and still wanted."""
         self._conditioning.restart(lost=lost)
-        return replace(self._session.reopen(lost=lost), encoding=self._conditioning.request)
+        return self._conditioning.opening(self._session.reopen(lost=lost))
 
     @property
     def _now_ms(self) -> float:

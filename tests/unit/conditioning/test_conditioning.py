@@ -15,6 +15,7 @@ from chaperone_common.planning.costs import Costs
 from edge_client.engine.conditioning import Conditioning, Wish
 from edge_client.model.encodings import Encodings
 from edge_client.planner.rereading import worth_reading_again
+from tests.support.cloud.raw_stream import opening
 
 WIDTH, LENGTH = 4, 7
 
@@ -78,6 +79,16 @@ def test_another_stream_brings_all_rows_again() -> None:
 def test_rows_that_are_not_next_or_not_those_of_the_digest_are_refused(frame: Encoded, problem: str) -> None:
     with pytest.raises(ProtocolViolation, match=problem):
         Collected().conditioning.receive(frame)
+
+
+def test_a_device_that_writes_alone_sends_its_prompt_and_nothing_of_its_text() -> None:
+    request = EncodingRequest("sha256:p", 0)
+    frame = opening("sha256:t", prompt=(1,) * LENGTH, committed_token_ids=(8, 9), top_logprobs=3)
+    alone = Conditioning(Wish(LENGTH, Encoding.empty(WIDTH), request), lambda encoding: None).opening(frame)
+    assert alone == replace(frame, encoding=request, committed_token_ids=(), max_new_tokens=1, top_logprobs=None)
+    wish = Wish(LENGTH, Encoding.empty(WIDTH), request, needed=False)
+    assert Conditioning(wish, lambda encoding: None).opening(frame) == replace(frame, encoding=request)
+    assert Conditioning(None, lambda encoding: None).opening(frame) == frame
 
 
 def test_rows_that_nobody_asked_for_are_refused() -> None:
