@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from chaperone_common.artefacts.manifest import ModelManifest
-from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import InvalidRequest, PeerMismatch
 from chaperone_common.frames import Capabilities, EncodingRequest
 from chaperone_common.types import Mode
@@ -56,7 +55,7 @@ class PromptEncodings:
             request = EncodingRequest(projector.digest, len(held)) if fits else None
         gain = projector.gain if self._setting == "auto" and mode is not Mode.CONDITIONED else math.inf
         needed = mode is Mode.CONDITIONED
-        return Wish(length, held, request, needed, gain, partial(self._keep, tuple(prompt)))
+        return Wish(length, held, request, needed, gain, partial(self._kept.keep, tuple(prompt)))
 
     def _takes_part(self, mode: Mode) -> bool:
         match mode, self._setting:
@@ -68,9 +67,6 @@ class PromptEncodings:
                 return self._projector is not None and self._projector.gain > 0
             case _:
                 return False
-
-    def _keep(self, prompt: tuple[int, ...], encoding: Encoding) -> None:
-        self._kept.keep(prompt, encoding)
 
     def _refusal(self, capabilities: Capabilities, length: int) -> PeerMismatch | InvalidRequest:
         assert self._projector is not None
