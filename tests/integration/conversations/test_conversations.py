@@ -36,8 +36,7 @@ def test_a_turn_reads_only_its_own_tokens(tiny_pair: Path, target: TorchModel, m
                 if mode.connects:
                     assert stats.prompt_tokens - stats.cloud_cached_tokens <= own + 1 + alone
                 before, by_cloud = stats.prompt_tokens + stats.completion_tokens, stats.takeover_tokens
-                # In `conditioned` the cloud sees an answer only with the next prompt, and the device reads it again, with
-                # its rows.
+                # In `conditioned` the cloud sees an answer only with the next prompt. The device reads it again then.
                 alone = stats.completion_tokens if mode.writes_alone else 0
                 reread = stats.completion_tokens if mode is Mode.CONDITIONED else 0
 
