@@ -4,59 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import ProtocolViolation
-from chaperone_common.frames import API_VERSION, Capabilities, Continuation, Opened, ServerFrame, Verdict
+from chaperone_common.frames import Continuation, Opened, ServerFrame, Verdict
 from chaperone_common.types import PromptInput
-from chaperone_common.wire import GET_CAPABILITIES, SERVICE, SUPERVISE, encode_capabilities, encode_server
 from edge_client import EdgeClient
+from tests.support.cloud.fixed_cloud import CONTEXT_TOKENS, fixed_cloud
 from tests.support.processes.clients import config_for
 
 PROMPT = PromptInput((5, 6, 7))
-OPENED = Opened(True, 1000)
+OPENED = Opened(True, CONTEXT_TOKENS)
 
 
 async def meet(tiny_pair: Path, frames: Iterable[ServerFrame | bytes], *, max_span_tokens: int = 64) -> None:
-    """Let a client generate with a cloud that answers every stream with these frames, whatever it receives."""
-    manifest = load_manifest(tiny_pair / "edge", role="edge")
-    capabilities = Capabilities(
-        API_VERSION, "bad", manifest.tokenizer_digest, manifest.vocabulary_size, 1000, max_span_tokens
-    )
-
-    async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        return encode_capabilities(capabilities)
-
-    async def supervise(
-        requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> AsyncIterator[bytes]:
-        async for _ in requests:
-            break
-        for frame in frames:
-            yield frame if isinstance(frame, bytes) else encode_server(frame)
-        async for _ in requests:
-            continue
-
-    server = grpc.aio.server()
-    methods: dict[str, Any] = {
-        GET_CAPABILITIES: grpc.unary_unary_rpc_method_handler(answer),
-        SUPERVISE: grpc.stream_stream_rpc_method_handler(supervise),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with EdgeClient(config_for(f"127.0.0.1:{port}")) as client:
-            await client.generate(PROMPT, mode="cloud")
-    finally:
-        await server.stop(0)
+    """Let a client generate with a cloud that answers with these frames."""
+    async with (
+        fixed_cloud(tiny_pair, frames, max_span_tokens=max_span_tokens) as address,
+        EdgeClient(config_for(address)) as client,
+    ):
+        await client.generate(PROMPT, mode="cloud")
 
 
 @pytest.mark.parametrize(

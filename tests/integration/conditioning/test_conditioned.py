@@ -8,22 +8,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 import numpy as np
 import pytest
 
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import CloudUnavailable, InvalidRequest, PeerMismatch, ProtocolViolation
-from chaperone_common.frames import API_VERSION, Capabilities, Encoded, Opened, ServerFrame
+from chaperone_common.frames import Encoded, Opened, ServerFrame
 from chaperone_common.types import Mode, PromptInput
-from chaperone_common.wire import GET_CAPABILITIES, SERVICE, SUPERVISE, encode_capabilities, encode_server
 from cloud_supervisor.config import CloudConfig, LimitsConfig
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.config import CloudSettings, DeviceSettings
+from tests.support.cloud.fixed_cloud import fixed_cloud
 from tests.support.processes.clients import IMPATIENT, NOBODY, config_for
 from tests.support.processes.servers import serving
 
@@ -221,47 +219,14 @@ def test_a_lost_cloud_ends_the_text_unless_it_may_go_on_without(tiny_pair: Path)
 
 
 async def meet(pair: Path, frames: Iterable[ServerFrame]) -> None:
-    """Let a client generate with a cloud that answers its Open with these frames."""
+    """Let a client generate with a cloud that answers with these frames."""
     manifest = load_manifest(pair / "edge", role="edge")
     assert manifest.projector is not None
-    capabilities = Capabilities(
-        API_VERSION,
-        "bad",
-        manifest.tokenizer_digest,
-        manifest.vocabulary_size,
-        1000,
-        64,
-        projector_digest=manifest.projector.digest,
-        max_encoded_tokens=1000,
-    )
-
-    async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        return encode_capabilities(capabilities)
-
-    async def supervise(
-        requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> AsyncIterator[bytes]:
-        async for _ in requests:
-            break
-        for frame in frames:
-            yield encode_server(frame)
-        async for _ in requests:
-            continue
-
-    server = grpc.aio.server()
-    methods: dict[str, Any] = {
-        GET_CAPABILITIES: grpc.unary_unary_rpc_method_handler(answer),
-        SUPERVISE: grpc.stream_stream_rpc_method_handler(supervise),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    cloud = CloudSettings(address=f"127.0.0.1:{port}", reconnect_timeout_ms=0)
-    try:
-        async with EdgeClient(config_for(f"127.0.0.1:{port}", cloud=cloud)) as client:
+    encoding: dict[str, Any] = {"projector_digest": manifest.projector.digest, "max_encoded_tokens": 1000}
+    async with fixed_cloud(pair, frames, **encoding) as address:
+        cloud = CloudSettings(reconnect_timeout_ms=0)
+        async with EdgeClient(config_for(address, cloud=cloud)) as client:
             await client.generate(PromptInput((5, 6, 7)), mode=Mode.CONDITIONED)
-    finally:
-        await server.stop(0)
 
 
 ROWS = Encoding.of(np.ones((3, 128), np.float32))
