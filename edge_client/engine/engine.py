@@ -14,7 +14,6 @@ from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
     CloudUnavailable,
-    PrefixNotFound,
 )
 from chaperone_common.frames import Encoded, Open, Opened, ServerFrame, Verdict
 from chaperone_common.session import DeviceSession, Failed, Finished, SessionEvent, State, Unverified
@@ -27,11 +26,11 @@ from edge_client.engine.followers import Followers
 from edge_client.engine.measurement import Stopwatch
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.speculation import Speculation
-from edge_client.engine.streams import Streams
+from edge_client.engine.streams import STREAM_ERRORS, Streams
 from edge_client.engine.unaudited import UnauditedText
 from edge_client.events import Event, Planned
 from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
-from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
+from edge_client.link.connection import Connection, Route, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
 from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
 from edge_client.planner.rereading import worth_reading_again
@@ -165,11 +164,8 @@ class Engine:
                     yield self._planned(decision)
                 for acted in await self._act(decision.action):
                     yield acted
-            except PrefixNotFound as error:
-                await self._streams.open_in_full(error)
-            except POSSIBLE_LOSSES as error:
-                lost = loss_of(error, outgrown=self.session.outgrown, reopened=self.cloud.reopened)
-                if not await self._streams.reconnect(lost):
+            except STREAM_ERRORS as error:
+                if (lost := await self._streams.recover(error)) is not None:
                     for event in self._go_on_alone(lost):
                         yield event
 
@@ -321,40 +317,26 @@ class Engine:
         if self.speculation.drafter is not None and unread:
             with self.watch.edge_compute():
                 await self._interrupt.bounded(self.speculation.feed(unread))
-        if (lost := await self._until(lambda: self.session.prefilled)) is not None:
+        if (lost := await self._until_prefilled()) is not None:
             raise self.cloud.outcome(lost)
         self.watch.warm()
 
     async def _wait_for_encoding(self) -> list[Event]:
         """Wait for the encoding of the prompt, and go on without the cloud; return the events of a loss."""
-        self.watch.waiting(for_verdict=True)
-        lost = await self._until(lambda: self.session.prefilled)
+        lost = await self._until_prefilled()
         if lost is None:
             self._closing.leave()
         elif self._conditioning.arrived:  # only the report after it is missing
             self.cloud.hang_up()
         else:
             return self._go_on_alone(lost)
-        self.watch.answered()
+        self.watch.encoded()
         self._use_encoding()
         self.gate.close()
         return []
 
-    async def _until(self, reached: Callable[[], bool]) -> ChaperoneError | None:
-        """Take frames until something is reached, and return None; or return the loss of a cloud that stays away."""
-        while self.cloud.is_up and not reached():
-            try:
-                for frame, at in self.cloud.ready():
-                    self._receive(frame, at)
-                if not reached():
-                    await self._wait()
-            except PrefixNotFound as error:
-                await self._streams.open_in_full(error)
-            except POSSIBLE_LOSSES as error:
-                lost = loss_of(error, outgrown=self.session.outgrown, reopened=self.cloud.reopened)
-                if not await self._streams.reconnect(lost):
-                    return lost
-        return None
+    async def _until_prefilled(self) -> ChaperoneError | None:
+        return await self._streams.until(lambda: self.session.prefilled, self._receive, self._wait)
 
     async def _end(self) -> list[SessionEvent]:
         """Close the stream; return the events of the closing audit, if the settings ask to wait for it."""

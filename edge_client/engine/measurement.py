@@ -26,6 +26,7 @@ class Stopwatch:
         self._edge_compute_ms = 0.0
         self._waited = False
         self._round_trips = 0
+        self._encodings = 0  # that the device waited for
 
     def start(self) -> None:
         """Note that the generation begins."""
@@ -54,6 +55,10 @@ class Stopwatch:
         """Note that a verdict arrived."""
         self._round_trips += self._waited
         self._waited = False
+
+    def encoded(self) -> None:
+        """Note that the device has waited for the encoding of its prompt."""
+        self._encodings += 1
 
     @contextmanager
     def edge_compute(self) -> Iterator[None]:
@@ -88,8 +93,8 @@ class Stopwatch:
             prefill_ms=session.prefill_us / 1e3,
             total_ms=total_ms,
             decode_ms=None if self._warm is None else end - self._warm,
-            round_trips=self._round_trips,
-            hidden_round_trips=max(0, tally.requests - self._round_trips),  # an encoding is no request of the text
+            round_trips=self._round_trips + self._encodings,
+            hidden_round_trips=tally.requests - self._round_trips,
             fired=tally.fired,
             verified_tokens=tally.verified_tokens,
             skipped_tokens=tally.skipped_tokens,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from chaperone_common.clock import Clock
 from chaperone_common.errors import ChaperoneError, PrefixNotFound, ProtocolViolation
-from chaperone_common.frames import Open
+from chaperone_common.frames import Open, ServerFrame
 from chaperone_common.session import DeviceSession
 from chaperone_common.session.prefixes import shortened
 from chaperone_common.types import SessionId
 from edge_client.engine.conditioning import Conditioning
-from edge_client.link.connection import Connection
+from edge_client.link.connection import POSSIBLE_LOSSES, Connection, loss_of
 from edge_client.planner import Pipeline
+
+# Errors after which another stream may take the place of the one that failed.
+STREAM_ERRORS = (PrefixNotFound, *POSSIBLE_LOSSES)
 
 
 class Streams:
@@ -57,6 +62,35 @@ class Streams:
         self._known_to_cloud = None
         self._pipeline.opened(self._now_ms, len(self._session.text))
         await self._cloud.reopen(self._again(lost=False), after_ms=0.0)
+
+    async def recover(self, error: ChaperoneError) -> ChaperoneError | None:
+        """Open another stream after an error, and return None; or return the loss, if no other stream may help.
+
+        Raises an error that is no loss of the cloud.
+        """
+        if isinstance(error, PrefixNotFound):
+            await self.open_in_full(error)
+            return None
+        lost = loss_of(error, outgrown=self._session.outgrown, reopened=self._cloud.reopened)
+        return None if await self.reconnect(lost) else lost
+
+    async def until(
+        self,
+        reached: Callable[[], bool],
+        receive: Callable[[ServerFrame, float], object],
+        wait: Callable[[], Awaitable[None]],
+    ) -> ChaperoneError | None:
+        """Receive frames until something is reached, and return None; or return the loss of a cloud that stays away."""
+        while self._cloud.is_up and not reached():
+            try:
+                for frame, at in self._cloud.ready():
+                    receive(frame, at)
+                if not reached():
+                    await wait()
+            except STREAM_ERRORS as error:
+                if (lost := await self.recover(error)) is not None:
+                    return lost
+        return None
 
     async def reconnect(self, error: ChaperoneError) -> bool:
         """Open the session again on another stream, if that may help; return whether it was tried."""
