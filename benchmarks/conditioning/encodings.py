@@ -38,7 +38,10 @@ def encode_all(address: str, manifest: ModelManifest, prompts: Mapping[str, Sequ
 
 async def _encode_all(address: str, manifest: ModelManifest, prompts: Mapping[str, Sequence[int]]) -> dict[str, Made]:
     async with grpc.aio.insecure_channel(address) as channel:
-        return {name: await _encode(channel, manifest, name, tuple(prompt)) for name, prompt in prompts.items()}
+        return {
+            name: await _encode(channel, manifest, f"encode-{number}", tuple(prompt))
+            for number, (name, prompt) in enumerate(prompts.items())
+        }
 
 
 async def _encode(channel: grpc.aio.Channel, manifest: ModelManifest, name: str, prompt: tuple[int, ...]) -> Made:
@@ -47,7 +50,7 @@ async def _encode(channel: grpc.aio.Channel, manifest: ModelManifest, name: str,
     began, call = time.perf_counter(), method()
     request = EncodingRequest(manifest.projector.digest)
     opening = Open(
-        SessionId(f"encode-{hash(name) & 0xFFFFFFFF:x}"),
+        SessionId(name),
         manifest.tokenizer_digest,
         SamplingParams(),
         1,

@@ -26,7 +26,7 @@ from benchmarks.conditioning.reading import agreement
 from benchmarks.conditioning.scores import score
 from benchmarks.conditioning.summary import summarise
 from benchmarks.conditioning.texts import SUITES, Answered, answers, asked
-from benchmarks.kit.digests import digest_of
+from benchmarks.kit.digests import digest_of, digest_of_source
 from benchmarks.kit.processes import cloud_server
 from benchmarks.kit.provenance import provenance
 from benchmarks.kit.statistics import rounded
@@ -80,7 +80,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--suites: {', '.join(unknown)}: unknown; there are {', '.join(SUITES)}")
     drafters = _drafters(args.pairs.split(","))
     prompts = asked(suites, args.tasks)
-    identity = {"cloud": drafters[0].cloud.digest, "tokens": args.tokens, "seed": args.seed, "dtype": "int8"}
+    identity = {
+        "cloud": drafters[0].cloud.digest,
+        "prompts": [[each.id, each.task.message] for each in prompts],
+        "asked": [args.tokens, args.scored_tokens, args.seed],
+        "source": digest_of_source(ROOT, __name__),
+        "versions": measured["versions"],
+    }
     work = WorkFile(args.work / f"conditioning-{digest_of(identity)}.jsonl")
     made: dict[str, dict[str, Made]] = {}
     scores: dict[str, Any] = {}

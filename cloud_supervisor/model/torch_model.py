@@ -223,7 +223,9 @@ class TorchModel:
         if tree.depth > self._context_tokens:
             raise PromptTooLong(f"{tree.depth} tokens; the context holds {self._context_tokens}")
 
-    def hidden_states(self, request: ForwardRequest, layers: Sequence[int]) -> tuple[list[Choice], list[Any]]:
+    def hidden_states(
+        self, request: ForwardRequest, layers: Sequence[int]
+    ) -> tuple[list[Choice], list[NDArray[np.float32]]]:
         """Run one forward; return its choices, and the states [fed, width] float32 of each layer. Training needs them.
 
         Layers count as in `ProjectorWeights`.

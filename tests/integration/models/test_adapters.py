@@ -15,6 +15,7 @@ from chaperone_common.artefacts.folders import ROLES
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
 from chaperone_common.artefacts.registry import own_registry
 from chaperone_common.conditioning import Encoding
+from chaperone_common.settings.packaged import packaged_path
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.cli import main
@@ -175,3 +176,11 @@ def test_a_projector_of_other_models_builds_nothing(
     assert main(["models", "pull", "--pair", "mine"]) == 1
     assert message in capsys.readouterr().err
     assert not (home / "models" / "mine").exists()
+
+
+def test_the_packaged_projector_of_the_tiny_pair_is_made_from_its_seed() -> None:
+    packaged = Adapter.load(packaged_path("adapters/tiny.safetensors"))
+    assert packaged.model == "tiny-draft"
+    assert packaged.matrices == {}
+    assert packaged.projector is not None
+    assert packaged.projector.spec == random_projector(seed=0).spec
