@@ -85,11 +85,11 @@ WHOLE = Step(
 )
 GATED100 = Step(
     "gated100",
-    "`exact`, `gated` and `edge`, 12 prompts over 100 ms",
+    "`cloud`, `exact`, `gated` and `edge`, 12 prompts over 100 ms",
     "run",
     "links/gated100.json",
     minutes=8,
-    options="--prompts benchmarks/prompt_sets/reporting.jsonl --strategies exact,gated,edge --rtt-ms 100 "
+    options="--prompts benchmarks/prompt_sets/reporting.jsonl --strategies cloud,exact,gated,edge --rtt-ms 100 "
     "--max-new-tokens 64",
 )
 COLD = (_cold("4g", 7), _cold("satellite", 10), _cold("50kbit", 9))
