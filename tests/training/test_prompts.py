@@ -94,6 +94,10 @@ def test_reasoning_tasks_are_none_of_the_reported_ones() -> None:
         reasoning.tasks(1, REASONING_SEED, reported)
 
 
+def test_no_tasks_of_reasoning_can_be_wanted() -> None:
+    assert reasoning.tasks(0, 7, set()) == []
+
+
 def test_questions_are_the_numbered_lines_of_an_answer() -> None:
     answer = (
         'Sure! Here are some:\n1. "Why is the sky blue in the morning?"\n2) Too short\n**3.** Write a poem about rain.'
