@@ -149,11 +149,13 @@ def warp(logits: NDArray[np.float32], params: SamplingParams) -> Float64s:
     return probabilities
 
 
-def noise(seed: int, position: int, vocabulary: int, *, stream: int = CHAIN_STREAM) -> Float64s:
+def noise(
+    seed: int, position: int, vocabulary: int, *, stream: int = CHAIN_STREAM, domain: int = CHOICE_DOMAIN
+) -> Float64s:
     """Return the uniforms u [vocab] in (0, 1) of one position."""
     # Arrays, not lists: NumPy would convert a list with a seed of 2**63 or more to floats.
     key = np.array([seed, 0], np.uint64)
-    counter = np.array([0, position, stream, CHOICE_DOMAIN], np.uint64)
+    counter = np.array([0, position, stream, domain], np.uint64)
     generator = np.random.Philox(key=key, counter=counter)
     return _to_unit(np.asarray(generator.random_raw(vocabulary), np.uint64))
 

@@ -1,0 +1,61 @@
+"""The small model's law of the next token, as it is sent: truncated to its likeliest tokens, and quantised. Pure.
+
+The small model draws from the very law that it sends. So the rule is exact with respect to that law, and no number of
+the small model has to be the same on both ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chaperone_common.beams.rule import Float64s
+
+STEP_NATS = 1 / 16
+LARGEST_STEPS = 255
+MAX_ROW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftRow:
+    """Tokens that may follow a beam, the likeliest first, with their log-probabilities in steps of 1/16 nat.
+
+    Raises ValueError unless both arrays have one length from 1 to 64, and all ids differ.
+    """
+
+    token_ids: NDArray[np.int64]  # [k]
+    steps: NDArray[np.uint8]  # [k] below the likeliest token, so the first is 0
+
+    def __post_init__(self) -> None:
+        count = len(self.token_ids)
+        if len(self.steps) != count or not 1 <= count <= MAX_ROW_TOKENS:
+            raise ValueError(
+                f"row: {count} tokens with {len(self.steps)} probabilities; give 1 to {MAX_ROW_TOKENS} of each"
+            )
+        if len(set(self.token_ids.tolist())) < count:
+            raise ValueError("row: a token is there twice; give each once")
+
+    @classmethod
+    def of(cls, probabilities: Float64s, most: int) -> DraftRow:
+        """Keep the `most` likeliest tokens of a law [vocabulary]; equal ones by id, the lower first.
+
+        Tokens that are 16 nats below the likeliest are left out.
+        """
+        most = min(most, len(probabilities))
+        likely = np.argpartition(-probabilities, most - 1)[:most]
+        ids = likely[np.lexsort((likely, -probabilities[likely]))]
+        with np.errstate(divide="ignore"):
+            nats = np.log(probabilities[ids[0]]) - np.log(probabilities[ids])
+        steps = np.rint(np.minimum(nats / STEP_NATS, LARGEST_STEPS + 1.0))
+        kept = steps <= LARGEST_STEPS
+        return cls(ids[kept].astype(np.int64), steps[kept].astype(np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def law(self) -> Float64s:
+        """Return the probabilities [k] that the steps stand for."""
+        weights = np.exp(self.steps * -STEP_NATS)
+        return np.asarray(weights / weights.sum(), np.float64)
