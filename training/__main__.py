@@ -12,6 +12,8 @@ from chaperone_common.errors import ChaperoneError
 COMMANDS = {
     "prompts": "training.prompts.run",
     "answers": "training.answers.run",
+    "collect": "training.answers.collect",
+    "encode": "training.answers.encode",
     "distil": "training.distillation.run",
 }
 

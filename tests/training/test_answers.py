@@ -14,6 +14,8 @@ from cloud_supervisor.export.conversion import LoadedModel
 from cloud_supervisor.export.tiny import VOCABULARY, build_tiny
 from tests.support.models.writers import tiny_writer
 from training.answers.answer import Answer, Rows, read_answers, write_answers
+from training.answers.collect import without_details
+from training.answers.encode import encode_all
 from training.answers.resumable import Asking, answer_all
 from training.answers.sampling import DRAWN, GREEDY, Sampling
 from training.answers.writing import Writer
@@ -124,3 +126,30 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_files(tmp_path: Path, wr
     assert {answer.id for answer in again} == {prompt.id for prompt in PROMPTS}
     with pytest.raises(ConfigError, match=r"files, such as 000.*, answer other prompts or have other settings"):
         answer_all(writer, PROMPTS[:3], asking, interrupted, say=said.append)
+
+
+def test_collected_answers_keep_the_likeliest_tokens_alone(tmp_path: Path, writer: Writer) -> None:
+    answers = writer.write(PROMPTS, DRAWN, 12)
+    write_answers(tmp_path / "a.npz", [without_details(answer, 0.05) for answer in answers])
+    for read, whole in zip(read_answers(tmp_path / "a.npz"), answers, strict=True):
+        assert not read.encodings
+        assert read.tokens.tolist() == whole.tokens.tolist()
+        kept = np.isfinite(read.top_logprobs)
+        assert kept.any()
+        assert not kept.all()
+        np.testing.assert_array_equal(kept, np.exp(whole.top_logprobs.astype(np.float32)) >= 0.05)
+        np.testing.assert_array_equal(read.top_ids[kept], whole.top_ids[kept])
+
+
+def test_collected_answers_can_be_encoded_again(tmp_path: Path, writer: Writer) -> None:
+    answers = writer.write(PROMPTS, GREEDY, 4)
+    said: list[str] = []
+    collected = [without_details(answer, 0.001) for answer in answers]
+    for _ in range(2):
+        encode_all(writer, collected, tmp_path, say=said.append)
+    assert len(said) == 1
+    for read, whole in zip(read_answers(tmp_path), answers, strict=True):
+        for layer in LAYERS:
+            np.testing.assert_array_equal(read.encodings[layer].values, whole.encodings[layer].values)
+    with pytest.raises(ConfigError, match=r"files, such as 0000.*, answer other prompts or have other settings"):
+        encode_all(writer, collected[:2], tmp_path, say=said.append)

@@ -31,6 +31,14 @@ def test_fewer_tokens_never_raise_it() -> None:
     assert bool((found[0] <= found[1] + 1e-5).all() and (found[1] <= found[2] + 1e-5).all())
 
 
+def test_a_token_that_was_left_out_counts_with_the_others() -> None:
+    p, q = _rows(4, 5, 12)
+    ids, logprobs = _top(p, 6)
+    without = logprobs.clone()
+    without[:, 4:] = -torch.inf
+    torch.testing.assert_close(divergence(q, ids, without), divergence(q, ids[:, :4], logprobs[:, :4]))
+
+
 def test_it_is_zero_for_the_same_distribution_and_has_a_finite_slope_everywhere() -> None:
     p, _ = _rows(3, 6, 30)
     ids, logprobs = _top(p, 29)

@@ -5,15 +5,16 @@ One file holds the answers of one batch, as arrays that are joined end to end:
 tokens         int32 [N]        prompt and answer of each text
 lengths        int32 [texts, 2] tokens of the prompt, and of the answer
 top_ids        int32 [M, K]     for each token of an answer, the K likeliest at its place, the likeliest first
-top_logprobs   float16 [M, K]   their natural log-probabilities at temperature 1
+top_logprobs   float16 [M, K]   their natural log-probabilities at temperature 1; -inf for one that was left out
 encoding_L     int8 [P, width]  for each token of a prompt, the hidden state after layer L, in steps of its scale
 scale_L        float32 [P]      the step of each row
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,32 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     unfinished.replace(path)
 
 
-def read_answers(folder: Path) -> list[Answer]:
-    """Return all answers of a folder, in the order of its files; raises ConfigError if there is none."""
-    answers = [answer for path in sorted(folder.glob("*.npz")) for answer in _read(path)]
+def read_answers(source: Path) -> list[Answer]:
+    """Return all answers of a file, or of a folder in the order of its files; raises ConfigError if there is none."""
+    paths = [source] if source.is_file() else sorted(source.glob("*.npz"))
+    answers = [answer for path in paths for answer in _read(path)]
     if not answers:
-        raise ConfigError(f"{folder}: no answers; write them with `python -m training answers`")
+        raise ConfigError(f"{source}: no answers; write them with `python -m training answers`")
     return answers
+
+
+def data_digest(answers: Sequence[Answer]) -> str:
+    """Return a digest of prompts and answers."""
+    digest = hashlib.sha256()
+    for answer in answers:
+        digest.update(answer.prompt.tobytes())
+        digest.update(answer.tokens.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def refuse_others(folder: Path, names: Collection[str]) -> None:
+    """Raise ConfigError if a folder has answers in files with other names: a reader would mix them."""
+    others = sorted({path.name for path in folder.glob("*.npz")}.difference(names))
+    if others:
+        raise ConfigError(
+            f"{folder}: {len(others)} files, such as {others[0]}, answer other prompts or have other settings; name "
+            "another folder, or delete them"
+        )
 
 
 def _read(path: Path) -> Iterator[Answer]:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaperone_common.errors import ConfigError
-from training.answers.answer import write_answers
+from training.answers.answer import refuse_others, write_answers
 from training.answers.batches import Batch, batches_of
 from training.answers.sampling import Sampling
 from training.answers.writing import Writer
@@ -48,13 +47,8 @@ def answer_all(
         seed=asking.seed,
     )
     settings = writer.settings | {"max_new_tokens": asking.max_new_tokens}
-    here, names = {path.name for path in folder.glob("*.npz")}, {batch.file_name(settings) for batch in batches}
-    if others := sorted(here - names):
-        raise ConfigError(
-            f"{folder}: {len(others)} files, such as {others[0]}, answer other prompts or have other settings; name "
-            "another folder, or delete them"
-        )
-    missing = [batch for batch in batches if batch.file_name(settings) not in here]
+    refuse_others(folder, [batch.file_name(settings) for batch in batches])
+    missing = [batch for batch in batches if not (folder / batch.file_name(settings)).exists()]
     ends_s = time.monotonic() + max_seconds
     for done, batch in enumerate(missing):
         if time.monotonic() > ends_s:

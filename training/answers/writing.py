@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,11 @@ class Writer:
     def text_of(self, answer: Answer) -> str:
         """Return the text of an answer, without special tokens."""
         return str(self._tokenizer.decode(answer.tokens.tolist(), skip_special_tokens=True))
+
+    def encoded(self, answer: Answer) -> Answer:
+        """Return an answer with the hidden states of its prompt."""
+        text = _Text(tuple(answer.prompt.tolist()), SamplingParams(temperature=0.0), SlotCache(self._model.kv_pool))
+        return replace(answer, encodings=self._read(text))
 
     def write(self, prompts: Sequence[Prompt], sampling: Sampling, max_new_tokens: int) -> list[Answer]:
         """Return an answer to each prompt, of at most `max_new_tokens`; each text has noise of its own."""

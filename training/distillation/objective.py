@@ -13,13 +13,15 @@ def divergence(logits: torch.Tensor, top_ids: torch.Tensor, top_logprobs: torch.
     """Return KL(p || q) of each row, in nats [M].
 
     p is the large model's distribution over its K likeliest tokens, with all others as one; q is that of `logits`
-    [M, vocabulary] over the same K + 1 events.
+    [M, vocabulary] over the same K + 1 events. A token with log-probability -inf counts with the others.
     """
     log_q = logits.float().log_softmax(dim=-1).gather(1, top_ids)
+    listed = top_logprobs.isfinite()
     p = top_logprobs.exp()
     rest_p = (1 - p.sum(dim=1)).clamp(min=_LEAST)
-    rest_q = (1 - log_q.exp().sum(dim=1)).clamp(min=_LEAST)
-    return (p * (top_logprobs - log_q)).sum(dim=1) + rest_p * (rest_p.log() - rest_q.log())
+    rest_q = (1 - (log_q.exp() * listed).sum(dim=1)).clamp(min=_LEAST)
+    among_listed = (p * (top_logprobs.masked_fill(~listed, 0.0) - log_q)).sum(dim=1)
+    return among_listed + rest_p * (rest_p.log() - rest_q.log())
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ out. Training ends early when the divergence on them no longer falls, and the be
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     """Train, and write one file with the low-rank changes, the projector, or both."""
     import torch
 
-    from training.answers.answer import read_answers
+    from training.answers.answer import data_digest, read_answers
     from training.distillation.drafter import Drafter, Shape, encoding_width
     from training.distillation.examples import is_held_out
     from training.distillation.train import Schedule, train
@@ -89,15 +88,6 @@ def run(args: argparse.Namespace) -> None:
     }
     drafter.adapter(name, provenance).save(args.out)
     print(f"{args.out}: written")
-
-
-def data_digest(answers: list[Any]) -> str:
-    """Return a digest of the texts that a drafter has learned from."""
-    digest = hashlib.sha256()
-    for answer in answers:
-        digest.update(answer.prompt.tobytes())
-        digest.update(answer.tokens.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _best(evaluations: list[dict[str, Any]]) -> int:
