@@ -81,11 +81,11 @@ def verify_forest(
         accepted += len(outcome.accepted)
         running = {layer.slots[number]: layer.drafted(numbering, depth, number) for number in outcome.accepted}
         found = [*running.values(), *layer.drawn(outcome.drawn)]
-        finished += [beam for beam in found if _has_ended(numbering, beam)]
-        running = {slot: beam for slot, beam in running.items() if not _has_ended(numbering, beam)}
+        finished += [beam for beam in found if has_ended(numbering, beam)]
+        running = {slot: beam for slot, beam in running.items() if not has_ended(numbering, beam)}
         if not outcome.whole or not running:
             break
-    open_beams = tuple(beam for beam in found if not _has_ended(numbering, beam))
+    open_beams = tuple(beam for beam in found if not has_ended(numbering, beam))
     return RoundOutcome(open_beams, tuple(finished), depth + outcome.whole, accepted, tested)
 
 
@@ -98,7 +98,13 @@ def _draft_weights(numbering: Numbering, beams: Sequence[Beam]) -> list[float]:
     return [log_p[numbering.path(node)[0]] + log_q for node, log_q in enumerate(numbering.log_q)]
 
 
-def _has_ended(numbering: Numbering, beam: Beam) -> bool:
+def after(beam: Beam, token: Scored) -> Beam:
+    """Return a beam with one more token, which no draft needs to have."""
+    return Beam(beam.node, token.token_id, beam.log_p + token.log_p, beam.logprob + token.logprob)
+
+
+def has_ended(numbering: Numbering, beam: Beam) -> bool:
+    """Return whether a beam's last token ends its text."""
     if beam.token_id is None:
         return numbering.ends(beam.node)
     return beam.token_id in numbering.eos_token_ids
@@ -147,9 +153,8 @@ class _Layer:
     def drafted(self, numbering: Numbering, depth: int, number: int) -> Beam:
         """Return the beam of a draw that stands."""
         beam, place = self._find(self.outcomes[number])
-        token = self.scores[beam].listed[place]
         node = numbering.slots[depth + 1][self.slots[number]]
-        return Beam(node, None, self.beams[beam].log_p + token.log_p, self.beams[beam].logprob + token.logprob)
+        return after(self.beams[beam], self.scores[beam].listed[place])._replace(node=node, token_id=None)
 
     def drawn(self, outcomes: Sequence[int]) -> list[Beam]:
         """Return the beams of the large model's own draws."""
@@ -163,7 +168,7 @@ class _Layer:
                 used[beam.node] += 1
             else:
                 token = scores.listed[place]
-            found.append(Beam(beam.node, token.token_id, beam.log_p + token.log_p, beam.logprob + token.logprob))
+            found.append(after(beam, token))
         return found
 
     def _find(self, outcome: int) -> tuple[int, int]:

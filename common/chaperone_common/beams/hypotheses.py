@@ -1,0 +1,56 @@
+"""Finished beams, ranked as Hugging Face ranks them: by log-probability over a power of the length. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Hypothesis(NamedTuple):
+    """A finished text."""
+
+    token_ids: tuple[int, ...]  # new tokens, the one that ended the text included
+    logprob: float  # sum of the large model's own log-probabilities, natural
+    finish_reason: str  # as in `GenerationStats`
+
+    def score(self, length_penalty: float) -> float:
+        """Return logprob / length ** length_penalty; a larger penalty favours longer texts."""
+        return _score(self.logprob, len(self.token_ids), length_penalty)
+
+
+@dataclass(slots=True)
+class Hypotheses:
+    """The best finished texts so far, at most `most` of them; best first, and the earlier first among equals."""
+
+    most: int
+    length_penalty: float = 1.0
+    early_stopping: bool = False  # True: end as soon as there are `most` finished texts
+    best: list[Hypothesis] = field(default_factory=list)
+
+    def add(self, hypothesis: Hypothesis) -> None:
+        """Keep a finished text if it is among the best. A text that is there already is not kept twice."""
+        if any(kept.token_ids == hypothesis.token_ids for kept in self.best):
+            return
+        self.best.append(hypothesis)
+        self.best.sort(key=lambda kept: -kept.score(self.length_penalty))
+        del self.best[self.most :]
+
+    def are_final(self, best_running: float | None, length: int) -> bool:
+        """Return whether no running beam can be among the best any more.
+
+        `best_running` is the largest log-probability of a running beam, `length` its number of new tokens; None: no
+        beam runs. As in Hugging Face's `early_stopping=False`, a running beam is judged by its present score. With a
+        positive length penalty a longer text could still do better, so this is a heuristic.
+        """
+        if best_running is None:
+            return True
+        if len(self.best) < self.most:
+            return False
+        if self.early_stopping:
+            return True
+        reachable = _score(best_running, length, self.length_penalty)
+        return reachable <= self.best[-1].score(self.length_penalty)
+
+
+def _score(logprob: float, length: int, length_penalty: float) -> float:
+    return logprob / float(max(1, length) ** length_penalty)
