@@ -1,0 +1,82 @@
+"""The device's end of one generation with beams: forests out, verdicts in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from chaperone_common.beams.forest import Forest, Numbering
+from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, ForestFrame
+from chaperone_common.beams.progress import BeamProgress
+from chaperone_common.errors import ProtocolViolation
+
+
+class DeviceBeams:
+    """The beams as the device knows them. `send` makes a frame, and `receive` takes its verdict."""
+
+    def __init__(
+        self, settings: BeamSettings, max_new_tokens: int, eos_token_ids: Sequence[int], vocabulary_size: int
+    ) -> None:
+        self.progress = BeamProgress(settings, max_new_tokens, frozenset(eos_token_ids))
+        self._vocabulary_size = vocabulary_size
+        self._dropped: frozenset[int] = frozenset()
+        self._sent: Numbering | None = None  # of the forest that waits for its verdict
+        self._alone = 0  # verdicts on their way for layers that the cloud draws alone
+
+    @property
+    def waits(self) -> bool:
+        """True while a verdict is on its way."""
+        return self._sent is not None
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """End some running beams, by number, because their texts hold a stop string. The next frame reports them."""
+        if self.waits:
+            raise ValueError("drop: a verdict is on its way; it is about these beams")
+        self.progress.finish(numbers, "stop")
+        self._dropped = frozenset(numbers)
+
+    def send(self, numbering: Numbering, forest: Forest, *, layers: int = 1, deadline_ms: int = 0) -> ForestFrame:
+        """Return the frame of a forest on the running beams; one without layers lets the cloud draw up to `layers`."""
+        if self.waits:
+            raise ValueError("send: a verdict is on its way; a forest continues the beams after it")
+        self._sent = numbering
+        self._alone = 0 if forest.depth else layers - 1
+        dropped, self._dropped = self._dropped, frozenset()
+        return ForestFrame(self.progress.round, forest, tuple(sorted(dropped)), layers, deadline_ms)
+
+    def receive(self, verdict: BeamVerdict) -> None:
+        """Take a verdict. Raises ProtocolViolation for one that no cloud can have reached."""
+        numbering, progress = self._sent, self.progress
+        if numbering is None or verdict.round != progress.round:
+            raise ProtocolViolation(f"round: a verdict on {verdict.round}, and {progress.round} is the next")
+        settings = progress.settings
+        if len(verdict.running) > settings.num_beams:
+            raise ProtocolViolation(f"running: {len(verdict.running)} beams, and num_beams is {settings.num_beams}")
+        if not verdict.running and not verdict.finished:
+            raise ProtocolViolation("running: no beam at all; a round has at least one")
+        added = {self._added(numbering, step) for step in verdict.running}
+        if len(added) > 1:
+            raise ProtocolViolation(f"running: beams of different lengths, {sorted(added)} tokens after the last round")
+        for step in verdict.finished:
+            self._added(numbering, step)
+        progress.apply(numbering, verdict.running, verdict.finished)
+        self._sent = None
+        if self._alone and not progress.done:
+            self._alone -= 1
+            self._sent = progress.numbering()
+
+    def _added(self, numbering: Numbering, step: BeamStep) -> int:
+        """Return how many tokens a beam has gained; raise ProtocolViolation for an impossible beam."""
+        if not 0 <= step.node < len(numbering.nodes):
+            raise ProtocolViolation(f"node: {step.node} is none of the {len(numbering.nodes)} texts of the forest")
+        if step.token_id is not None and not 0 <= step.token_id < self._vocabulary_size:
+            raise ProtocolViolation(f"token_id: {step.token_id} is not in a vocabulary of {self._vocabulary_size}")
+        if step.token_id is not None and numbering.ends(step.node):
+            raise ProtocolViolation(f"node: {step.node} has ended, and token {step.token_id} follows it")
+        if not (np.isfinite([step.log_p, step.logprob]).all() and max(step.log_p, step.logprob) <= 0):
+            raise ProtocolViolation(f"log_p: {step.log_p:g} and {step.logprob:g} are no log-probabilities")
+        added = len(numbering.path(step.node)[1]) + (step.token_id is not None)
+        if not 1 <= added <= self.progress.layers_left:
+            raise ProtocolViolation(f"running: a beam of {added} new tokens; 1 to {self.progress.layers_left} are left")
+        return added
