@@ -68,6 +68,24 @@ class DraftModel(Protocol):
         """Free the caches."""
 
 
+class BeamModel(Protocol):
+    """The small model with the KV caches of several texts that begin alike."""
+
+    @property
+    def context_tokens(self) -> int:
+        """The largest number of tokens that a text can have."""
+
+    async def logits(self, texts: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+        """Return the logits [vocab] after each of these texts, without padded ids.
+
+        The texts are whole, and differ. Only tokens that are new since the last call are read, without blocking the
+        event loop. Raises PromptTooLong past the context, and ValueError for more texts than there are rows.
+        """
+
+    def close(self) -> None:
+        """Free the caches."""
+
+
 class Drafter(Protocol):
     """A `DraftModel` that also chooses tokens; its rows are those of `DraftModel`."""
 

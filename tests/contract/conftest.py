@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from tests.support.fakes.draft import FakeDraft
 from tests.support.fakes.target import FakeTarget
 from tests.support.models import contract_drafts, contract_targets
 from tests.support.models.contract_drafts import NewSequence
+
+if TYPE_CHECKING:
+    from edge_client.model.onnx_model import OnnxModel
 
 
 @pytest.fixture(params=["fake", "float32", "int8"], scope="module")
@@ -45,6 +49,19 @@ def new_sequence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
             FakeTarget(vocabulary_size=contract_drafts.USED_IDS, context_tokens=contract_drafts.CONTEXT_TOKENS),
         )
         return
+    model = _onnx_model(request, tmp_path_factory)
+    yield model.new_sequence
+    model.close()
+
+
+@pytest.fixture(params=["onnx", "portable"], scope="module")
+def onnx_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnnxModel]:
+    model = _onnx_model(request, tmp_path_factory)
+    yield model
+    model.close()
+
+
+def _onnx_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     from edge_client.model.onnx_model import OnnxModel  # slow to import; the fake's tests don't wait for it
 
     folder: Path = request.getfixturevalue("tiny_pair") / "edge"
@@ -55,12 +72,10 @@ def new_sequence(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
         folder = tmp_path_factory.mktemp("portable")
         export_portably(build_tiny(TinySource(source="tiny", seed=0, noise=0.03)), folder)
-    model = OnnxModel.load(
+    return OnnxModel.load(
         folder,
         threads=1,
         allow_spinning=False,
         vocabulary_size=vocabulary_size,
         context_tokens=contract_drafts.CONTEXT_TOKENS,
     )
-    yield model.new_sequence
-    model.close()
