@@ -133,9 +133,7 @@ class _TextTree:
 
     def scores(self, numbering: Numbering) -> TextScores:
         """Return the request."""
-        listed = tuple(
-            tuple(numbering.rows[node].token_ids.tolist()) if node in numbering.rows else () for node in self._index
-        )
+        listed = tuple(numbering.rows[node].token_ids if node in numbering.rows else () for node in self._index)
         return TextScores(TokenTree(self._text, tuple(self._branches)), tuple(self._index), listed)
 
 

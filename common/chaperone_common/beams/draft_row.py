@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chaperone_common.beams.rule import Float64s
 
@@ -18,15 +17,15 @@ LARGEST_STEPS = 255
 MAX_ROW_TOKENS = 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class DraftRow:
     """Tokens that may follow a beam, the likeliest first, with their log-probabilities in steps of 1/16 nat.
 
-    Raises ValueError unless both arrays have one length from 1 to 64, and all ids differ.
+    Raises ValueError unless there are 1 to 64 tokens with a step each, and all ids differ.
     """
 
-    token_ids: NDArray[np.int64]  # [k]
-    steps: NDArray[np.uint8]  # [k] below the likeliest token, so the first is 0
+    token_ids: tuple[int, ...]
+    steps: bytes  # of each token, below the likeliest one: the first is 0
 
     def __post_init__(self) -> None:
         count = len(self.token_ids)
@@ -34,7 +33,7 @@ class DraftRow:
             raise ValueError(
                 f"row: {count} tokens with {len(self.steps)} probabilities; give 1 to {MAX_ROW_TOKENS} of each"
             )
-        if len(set(self.token_ids.tolist())) < count:
+        if len(set(self.token_ids)) < count:
             raise ValueError("row: a token is there twice; give each once")
 
     @classmethod
@@ -50,12 +49,12 @@ class DraftRow:
             nats = np.log(probabilities[ids[0]]) - np.log(probabilities[ids])
         steps = np.rint(np.minimum(nats / STEP_NATS, LARGEST_STEPS + 1.0))
         kept = steps <= LARGEST_STEPS
-        return cls(ids[kept].astype(np.int64), steps[kept].astype(np.uint8))
+        return cls(tuple(ids[kept].tolist()), steps[kept].astype(np.uint8).tobytes())
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def law(self) -> Float64s:
-        """Return the probabilities [k] that the steps stand for."""
-        weights = np.exp(self.steps * -STEP_NATS)
+        """Return the probabilities [tokens] that the steps stand for."""
+        weights = np.exp(np.frombuffer(self.steps, np.uint8) * -STEP_NATS)
         return np.asarray(weights / weights.sum(), np.float64)

@@ -101,7 +101,7 @@ class Numbering:
         laws = {node: np.log(row.law()) for node, row in zip(growing, rows, strict=True)}
         for number, (parent, place) in enumerate(draws):
             node = self._parent(number, parent, place)
-            text = Node(node, int(self.rows[node].token_ids[place]))
+            text = Node(node, self.rows[node].token_ids[place])
             if text not in found:
                 found[text] = len(self.nodes)
                 self.nodes.append(text)

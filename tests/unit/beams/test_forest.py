@@ -20,7 +20,7 @@ EOS = 3
 
 
 def _row(*token_ids: int, steps: Sequence[int] | None = None) -> DraftRow:
-    return DraftRow(np.array(token_ids), np.array(steps or [8 * place for place in range(len(token_ids))], np.uint8))
+    return DraftRow(token_ids, bytes(steps or [8 * place for place in range(len(token_ids))]))
 
 
 # Numbers.
@@ -85,13 +85,13 @@ def test_impossible_inputs_are_refused(inputs: tuple[int, ...]) -> None:
 
 def test_a_row_keeps_the_likeliest_tokens_in_steps_of_a_sixteenth_nat() -> None:
     row = DraftRow.of(np.array([0.1, 0.5, 0.1, 0.3, 0.0]), 3)
-    assert row.token_ids.tolist() == [1, 3, 0]
-    assert row.steps.tolist() == [0, round(np.log(0.5 / 0.3) * 16), round(np.log(5) * 16)]
+    assert row.token_ids == (1, 3, 0)
+    assert [*row.steps] == [0, round(np.log(0.5 / 0.3) * 16), round(np.log(5) * 16)]
     np.testing.assert_allclose(row.law(), np.array([0.5, 0.3, 0.1]) / 0.9, rtol=0.04)
 
 
 def test_a_row_leaves_out_tokens_without_probability() -> None:
-    assert DraftRow.of(np.array([0.0, 1.0, 1e-9]), 3).token_ids.tolist() == [1]
+    assert DraftRow.of(np.array([0.0, 1.0, 1e-9]), 3).token_ids == (1,)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_row_leaves_out_tokens_without_probability() -> None:
 )
 def test_an_impossible_row_is_refused(token_ids: list[int], steps: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DraftRow(np.array(token_ids, np.int64), np.array(steps, np.uint8))
+        DraftRow(tuple(token_ids), bytes(steps))
 
 
 # Whole rounds: the law of the beams after two tokens is that of beam sampling by the large model alone.
@@ -132,7 +132,7 @@ def _scores(numbering: Numbering, inputs: Sequence[tuple[int, ...]]) -> list[Nod
         start, tokens = numbering.path(node)
         text = (*inputs[start], *tokens)
         scored = [Scored(token, float(np.log(p)), float(np.log(p))) for token, p in enumerate(_p(text))]
-        listed = numbering.rows[node].token_ids.tolist() if node in numbering.rows else []
+        listed = numbering.rows[node].token_ids if node in numbering.rows else ()
         others = [scored[token] for token in range(VOCABULARY) if token not in listed]
         if len(others) > 1:
             found.append(NodeScores(tuple(scored), (), 0.0))  # after the last layer: all tokens by name

@@ -45,7 +45,7 @@ def _scores(numbering: Numbering, inputs: list[Text], others: int) -> list[NodeS
         start, tokens = numbering.path(node)
         logprobs = _logprobs((*inputs[start], *tokens))
         scored = [Scored(token, logprob, logprob) for token, logprob in enumerate(logprobs)]
-        listed = numbering.rows[node].token_ids.tolist() if node in numbering.rows else []
+        listed = numbering.rows[node].token_ids if node in numbering.rows else ()
         rest = sorted((token for token in scored if token.token_id not in listed), key=lambda token: -token.logprob)
         found.append(NodeScores(tuple(scored[token] for token in listed), tuple(rest[:others]), 0.0))
     return found
@@ -93,7 +93,7 @@ def test_drafts_that_are_the_best_beams_stand() -> None:
     best[1] = int(np.argmax(_logprobs((best[0],))))
     numbering = Numbering((0,), ())
     for token in best:
-        numbering.continue_with([DraftRow(np.array([token]), np.zeros(1, np.uint8))], [Draw(0, 0)])
+        numbering.continue_with([DraftRow((token,), b"\0")], [Draw(0, 0)])
     found = search_forest(numbering, [Beam(0, None, 0.0, 0.0)], _scores(numbering, [()], 2), 1)
     assert (found.depth, found.accepted, found.tested) == (2, 2, 2)
     assert [beam.node for beam in found.running] == [2]
