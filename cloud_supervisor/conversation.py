@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from chaperone_common.beams.frames import ForestFrame
 from chaperone_common.clock import Clock
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, InvalidRequest, ProtocolViolation
 from chaperone_common.frames import (
@@ -128,9 +129,8 @@ class Conversation:
             if session.writes and inbox.empty:
                 request = session.writing()
             else:
-                frame, arrived_at = await self._next()
-                if isinstance(frame, Open):
-                    raise ProtocolViolation("frame: a second Open in one stream")
+                arrived, arrived_at = await self._next()
+                frame = _of_one_text(arrived)
                 if isinstance(frame, Draft):
                     self._check_size(frame)
                     if inbox.closing:  # the device needs no more verdicts; the Close carries the unread text
@@ -287,6 +287,15 @@ class Conversation:
             )
         )
         self._answered = True
+
+
+def _of_one_text(frame: ClientFrame) -> Draft | Close:
+    """Return a frame that continues one text, or ends it; raises ProtocolViolation for others."""
+    if isinstance(frame, Open):
+        raise ProtocolViolation("frame: a second Open in one stream")
+    if isinstance(frame, ForestFrame):
+        raise ProtocolViolation("forest: the Open asked for no beams; send Drafts")
+    return frame
 
 
 async def next_frame(

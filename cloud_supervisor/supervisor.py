@@ -18,6 +18,7 @@ from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
     CloudUnavailable,
+    InvalidRequest,
     ModelError,
     ModelMismatch,
     Overloaded,
@@ -279,6 +280,11 @@ class Supervisor:
             )
         if opening.encoding is not None:
             check_projector(opening.encoding, self.capabilities)
+        if opening.beams is not None and opening.beams.num_beams > self.capabilities.max_beams:
+            raise InvalidRequest(
+                f"beams.num_beams: {opening.beams.num_beams}, and this cloud serves up to "
+                f"{self.capabilities.max_beams}; ask for fewer, or for one text"
+            )
 
     def _admit(self, key: SessionKey, opening: Open, stream: Stream) -> CloudSession:
         """Check an Open and make it the session's newest stream."""

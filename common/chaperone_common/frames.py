@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from chaperone_common.beams.frames import BeamSettings, BeamVerdict, ForestFrame
 from chaperone_common.conditioning import Encoding
 from chaperone_common.logprobs import ChoiceLogprobs
 from chaperone_common.token_tree import BranchToken, TokenTree
@@ -47,6 +48,7 @@ class Open:
     prefix: Prefix | None = None
     top_logprobs: int | None = None  # report log-probabilities, with this number of the likeliest tokens; None: none
     encoding: EncodingRequest | None = None  # None: none is wanted
+    beams: BeamSettings | None = None  # several texts at once; None: one
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,8 @@ class Failure:
     quota: str = ""  # of the tenant, that was used up; it travels in the status of the stream
 
 
-ClientFrame = Open | Draft | Close
-ServerFrame = Opened | Encoded | Verdict | Continuation | Closed | Failure
+ClientFrame = Open | Draft | ForestFrame | Close
+ServerFrame = Opened | Encoded | Verdict | BeamVerdict | Continuation | Closed | Failure
 
 FrameT = TypeVar("FrameT", ClientFrame, ServerFrame)
 
@@ -212,6 +214,7 @@ class Capabilities:
     max_top_logprobs: int | None = None  # that an Open may ask for; None: this cloud reports no log-probabilities
     projector_digest: str = ""  # of the projector that encodes prompts; "": this cloud encodes none
     max_encoded_tokens: int = 0  # of a prompt
+    max_beams: int = 0  # that an Open may ask for; 0: this cloud serves none
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _check(settings: BeamSettings, max_new_tokens: int) -> None:
         raise InvalidRequest(
             f"least_width: {settings.least_width} is outside [1, {settings.num_beams}], up to num_beams; lower it"
         )
-    if not 0 < settings.width_threshold <= 1:
+    if settings.width_threshold is not None and not 0 < settings.width_threshold <= 1:
         raise InvalidRequest(f"width_threshold: {settings.width_threshold:g} is outside (0, 1]; give a probability")
     if not np.isfinite(settings.length_penalty):
         raise InvalidRequest(f"length_penalty: {settings.length_penalty} is not a finite number; use 1, or 0 for none")
@@ -159,8 +159,10 @@ def _check(settings: BeamSettings, max_new_tokens: int) -> None:
             f"running: {len(settings.running)} beams of {sorted(lengths)} tokens; give up to num_beams, "
             f"{settings.num_beams}, of one length below max_new_tokens, {max_new_tokens}"
         )
-    for beam in settings.running:
-        if not (beam.log_p <= 0 and beam.logprob <= 0 and np.isfinite([beam.log_p, beam.logprob]).all()):
-            raise InvalidRequest(
-                f"running: log-probabilities {beam.log_p:g} and {beam.logprob:g}; both must be finite and not above 0"
-            )
+    logprobs = [
+        *(number for beam in settings.running for number in (beam.log_p, beam.logprob)),
+        *(beam.logprob for beam in settings.finished),
+    ]
+    for number in logprobs:
+        if not -np.inf < number <= 0:
+            raise InvalidRequest(f"running: the log-probability {number:g} is not finite, or above 0")

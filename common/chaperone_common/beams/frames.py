@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from chaperone_common.beams.forest import Forest
+from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.beams.width import FixedWidth, Width, WidthLaw
 
 MAX_BEAMS = 8
@@ -24,20 +25,20 @@ class BeamSettings:
     """The part of an Open that asks for beams. With temperature 0 it is beam search, otherwise beam sampling."""
 
     num_beams: int  # W_L; with a dynamic width, the largest
-    dynamic: bool = False  # the width of each layer follows from its laws
-    width_threshold: float = 0.9  # t of the dynamic width
-    least_width: int = 1  # W_min of the dynamic width
+    width_threshold: float | None = None  # t of a dynamic width; None: the width is fixed
+    least_width: int = 1  # W_min of a dynamic width
     one_cache: bool = False  # each round begins from its best beam alone: one cache on each end
     length_penalty: float = 1.0
     early_stopping: bool = False
     running: tuple[RunningBeam, ...] = ()  # of a text that is resumed, in their order
+    finished: tuple[Hypothesis, ...] = ()  # of a text that is resumed
 
     @property
     def width(self) -> Width:
         """The rule for W_L."""
-        if self.dynamic:
-            return WidthLaw(self.width_threshold, self.least_width, self.num_beams)
-        return FixedWidth(self.num_beams)
+        if self.width_threshold is None:
+            return FixedWidth(self.num_beams)
+        return WidthLaw(self.width_threshold, self.least_width, self.num_beams)
 
 
 class BeamStep(NamedTuple):

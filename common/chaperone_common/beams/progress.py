@@ -26,6 +26,8 @@ class BeamProgress:
         self.hypotheses = Hypotheses(
             self.settings.num_beams, self.settings.length_penalty, self.settings.early_stopping
         )
+        for hypothesis in self.settings.finished:
+            self.hypotheses.add(hypothesis)
 
     @property
     def length(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 
+from chaperone_common.beams.frames import BeamVerdict
 from chaperone_common.errors import ChaperoneError, ProtocolViolation, VersionMismatch, error_from_status
 from chaperone_common.frames import (
     Close,
@@ -225,6 +226,8 @@ class DeviceSession(DeviceText):
                 self._reopened = False
             case Encoded():  # not of the text
                 pass
+            case BeamVerdict():
+                raise ProtocolViolation("beams: a verdict on beams, and the Open asked for none; use another cloud")
             case Verdict() if self.state is State.CLOSING:
                 self._count(frame)
                 self._closing.late(frame.deviations)

@@ -23,6 +23,7 @@ def encode_capabilities(value: Capabilities) -> bytes:
         max_top_logprobs=value.max_top_logprobs,
         projector_digest=value.projector_digest,
         max_encoded_tokens=value.max_encoded_tokens,
+        max_beams=value.max_beams,
     )
     return message.SerializeToString()
 
@@ -47,6 +48,7 @@ def decode_capabilities(data: bytes) -> Capabilities:
         message.max_top_logprobs if message.HasField("max_top_logprobs") else None,
         message.projector_digest,
         message.max_encoded_tokens,
+        message.max_beams,
     )
 
 

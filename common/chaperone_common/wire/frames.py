@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
+from chaperone_common.beams.frames import BeamVerdict, ForestFrame
 from chaperone_common.errors import InvalidRequest, ProtocolViolation
 from chaperone_common.frames import (
     PREFIX_DIGEST_BYTES,
@@ -26,6 +27,15 @@ from chaperone_common.frames import (
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import SamplingParams, SessionId
+from chaperone_common.wire.beams import (
+    MAX_FOREST_BYTES,
+    forest_message,
+    parse_forest,
+    parse_settings,
+    parse_verdict,
+    settings_message,
+    verdict_message,
+)
 from chaperone_common.wire.checks import DEFAULT_LIMITS, bounded, check_count, check_names, fields, parse
 from chaperone_common.wire.encodings import encoded_message, parse_encoded
 from chaperone_common.wire.logprobs import logprobs_message, parse_logprobs
@@ -33,6 +43,7 @@ from chaperone_common.wire.logprobs import logprobs_message, parse_logprobs
 MAX_SESSION_ID_LENGTH = 64  # in characters
 MAX_FAILURE_LENGTH = 4096  # characters of a message for people; a longer one is cut
 _DRAFT = pb.SuperviseRequest.DRAFT_FIELD_NUMBER
+_FOREST = pb.SuperviseRequest.FOREST_FIELD_NUMBER
 _RISK_STEPS = 255
 
 # google.rpc.Code, by name; copied here so that this package needs no gRPC.
@@ -64,6 +75,8 @@ def encode_client(frame: ClientFrame) -> bytes:
             message = pb.SuperviseRequest(open=_open(frame))
         case Draft():
             message = pb.SuperviseRequest(draft=_draft(frame))
+        case ForestFrame():
+            message = pb.SuperviseRequest(forest=forest_message(frame))
         case Close():
             message = pb.SuperviseRequest(close=pb.Close(start=frame.start, token_ids=frame.token_ids))
         case _:
@@ -82,17 +95,21 @@ def decode_client(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ClientFr
             f"draft: {size} bytes, at most {limits.max_draft_bytes} are allowed for {limits.max_span_tokens} tokens; "
             "send shorter spans"
         )
+    if (size := sum(length for number, length in sizes if number == _FOREST)) > MAX_FOREST_BYTES:
+        raise InvalidRequest(f"forest: {size} bytes, at most {MAX_FOREST_BYTES} are allowed; draft fewer beams")
     message = parse(pb.SuperviseRequest(), data)
     match message.WhichOneof("frame"):
         case "open":
             return _parse_open(message.open, limits)
         case "draft":
             return _parse_draft(message.draft, limits)
+        case "forest":
+            return parse_forest(message.forest)
         case "close":
             check_count("token_ids", len(message.close.token_ids), limits.max_text_tokens, "send fewer unread tokens")
             return Close(message.close.start, tuple(message.close.token_ids))
         case _:
-            raise ProtocolViolation("frame: none of open, draft and close is set")
+            raise ProtocolViolation("frame: none of open, draft, forest and close is set")
 
 
 def encode_server(frame: ServerFrame) -> bytes:
@@ -124,6 +141,8 @@ def encode_server(frame: ServerFrame) -> bytes:
                     logprobs=logprobs_message(frame.logprobs),
                 )
             )
+        case BeamVerdict():
+            message = pb.SuperviseResponse(beams=verdict_message(frame))
         case Continuation():
             message = pb.SuperviseResponse(
                 continuation=pb.Continuation(
@@ -182,6 +201,8 @@ def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFr
                 bounded("further_token_ids", verdict.further_token_ids, span),
                 parse_logprobs(verdict.logprobs, span + 1),
             )
+        case "beams":
+            return parse_verdict(message.beams)
         case "continuation":
             written = message.continuation
             token_ids = bounded("token_ids", written.token_ids, text)
@@ -201,7 +222,9 @@ def decode_server(data: bytes, limits: FrameLimits = DEFAULT_LIMITS) -> ServerFr
             retry = failure.retry_after_ms if failure.HasField("retry_after_ms") else None
             return Failure(_NAMES.get(failure.code, "UNKNOWN"), failure.message[:MAX_FAILURE_LENGTH], retry)
         case _:
-            raise ProtocolViolation("frame: none of opened, encoded, verdict, continuation, closed and failure is set")
+            raise ProtocolViolation(
+                "frame: none of opened, encoded, verdict, beams, continuation, closed and failure is set"
+            )
 
 
 def _open(frame: Open) -> pb.Open:
@@ -225,6 +248,7 @@ def _open(frame: Open) -> pb.Open:
         prefix=_prefix(frame.prefix),
         top_logprobs=frame.top_logprobs,
         encoding=_encoding(frame.encoding),
+        beams=settings_message(frame.beams),
     )
 
 
@@ -291,6 +315,7 @@ def _parse_open(message: pb.Open, limits: FrameLimits) -> Open:
         prefix=_parse_prefix(message),
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
         encoding=_parse_encoding(message),
+        beams=parse_settings(message, limits),
     )
 
 

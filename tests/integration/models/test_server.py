@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from chaperone_common.beams.forest import Forest
+from chaperone_common.beams.frames import ForestFrame
 from chaperone_common.frames import ClientFrame, Close, Closed, Failure, Opened, Verdict
 from chaperone_common.types import SamplingParams
 from chaperone_common.wire import encode_client
@@ -21,7 +23,7 @@ from tests.support.waiting import until
 
 MALFORMED: dict[str, tuple[list[ClientFrame | bytes], str, str]] = {
     "bytes that are no frame": ([b"\xff\xff\xff"], "OUT_OF_RANGE", "frame: 3 bytes that are not a SuperviseRequest"),
-    "an empty frame": ([b""], "OUT_OF_RANGE", "none of open, draft and close is set"),
+    "an empty frame": ([b""], "OUT_OF_RANGE", "none of open, draft, forest and close is set"),
     "too many tokens": ([draft(*range(17))], "INVALID_ARGUMENT", "token_ids: 17 in one Draft, at most 16 are allowed"),
     "a gap": ([draft(9, start=5)], "OUT_OF_RANGE", "start: 5 is outside [3, 3]"),
     "a start inside the prompt": ([draft(9, start=2)], "OUT_OF_RANGE", "start: 2 is outside [3, 3]"),
@@ -30,6 +32,7 @@ MALFORMED: dict[str, tuple[list[ClientFrame | bytes], str, str]] = {
     "a span past the limit": ([draft(*[9] * 11)], "OUT_OF_RANGE", "11 tokens from 3 pass the limit of 13"),
     "final_before out of the span": ([draft(9, final_before=7)], "OUT_OF_RANGE", "final_before: 7 is outside the span"),
     "a Close with a gap": ([Close(6, (9,))], "OUT_OF_RANGE", "start: 6 is outside [3, 3]"),
+    "a forest without beams": ([ForestFrame(0, Forest())], "OUT_OF_RANGE", "forest: the Open asked for no beams"),
     "a second Open": ([opening("", "again")], "OUT_OF_RANGE", "a second Open in one stream"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from chaperone_common.beams.frames import ForestFrame
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.frames import ClientFrame, Closed, Continuation, Draft, Open, ServerFrame, Verdict
 from chaperone_common.session import CloudSession, VerificationRequest
@@ -38,7 +39,7 @@ class AttackedCloud:
             return
         session, before = self.session, (list(self.session.text), self.session.revision)
         try:
-            if isinstance(frame, Open):
+            if isinstance(frame, Open | ForestFrame):
                 return  # the supervisor refuses a second Open before the session sees it
             if frame is None:
                 request = session.writing() if session.writes else None

@@ -32,6 +32,22 @@ older revisions, without an answer. This happens in two cases, and both ends not
      its own revision when it receives a token that contradicts a Draft it has already sent.
 Every other Draft is answered by exactly one Verdict, in the order of the Drafts.
 
+Beams. An Open MAY ask for several texts at once, *beams*. The stream is then another one: the device sends `Forest`s
+in place of `Draft`s, and the cloud answers each with a `BeamVerdict`. All running beams have one length. A *layer*
+continues each by a token. The small model drafts a forest: in each layer it draws some continuations, independently,
+from the law over all pairs of a beam and a token that is proportional to the weight of the beam times the row of the
+token. A *row* is the small model's law after a text, truncated to a few tokens, with its log-probabilities in steps
+of 1/16 nat. The cloud verifies layer after layer. A draw stands with probability min(1, p / q), where p and q are
+joint probabilities of beam and token, under the large and the small model. If too few stand, the cloud draws the
+others, and the round ends. So the beams are those of beam sampling by the large model alone, in distribution,
+whatever the rows say. With temperature 0 the likeliest beams take the place of draws.
+
+A *slot* is a draw of a layer, in order. A *node* is a distinct text, since two draws can be the same. Layer 0 has the
+running beams as its slots. Nodes are numbered from 0: the distinct running beams first, then the texts of each layer
+in the order of their first draw. A node that ends the text is not continued, and has no row. The weight of a running
+beam is the `log_p` that the cloud has reported; that of a node adds the logarithms of its tokens in their rows, each
+normalised over its row. At temperature 0 the weight is `logprob`.
+
 Token trees. Next to its span, the *chain*, a Draft MAY carry *branch tokens*. These are alternatives. Each follows
 the token before the span, a token of the chain, or another branch token. The cloud judges them in the same forward,
 so that a foreseen override costs no further round trip. The cloud follows the chain as far as it stands. Its own
@@ -91,6 +107,7 @@ class GetCapabilitiesResponse(_message.Message):
     MAX_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     PROJECTOR_DIGEST_FIELD_NUMBER: _builtins.int
     MAX_ENCODED_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_BEAMS_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol, 1 here. Set by the cloud."""
     model: _builtins.str
@@ -122,6 +139,8 @@ class GetCapabilitiesResponse(_message.Message):
     """
     max_encoded_tokens: _builtins.int
     """Tokens of a prompt that this cloud encodes at most."""
+    max_beams: _builtins.int
+    """The largest `num_beams` that an Open may ask for. Absent, or 0, means that this cloud serves no beams."""
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaState]:
         """The quotas of the caller's tenant. Set by the cloud; absent from clouds without tenants."""
@@ -141,10 +160,11 @@ class GetCapabilitiesResponse(_message.Message):
         max_top_logprobs: _builtins.int | None = ...,
         projector_digest: _builtins.str = ...,
         max_encoded_tokens: _builtins.int = ...,
+        max_beams: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "api_version", b"api_version", "context_tokens", b"context_tokens", "kept_texts", b"kept_texts", "max_encoded_tokens", b"max_encoded_tokens", "max_span_tokens", b"max_span_tokens", "max_top_logprobs", b"max_top_logprobs", "model", b"model", "model_digest", b"model_digest", "projector_digest", b"projector_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs", "api_version", b"api_version", "context_tokens", b"context_tokens", "kept_texts", b"kept_texts", "max_beams", b"max_beams", "max_encoded_tokens", b"max_encoded_tokens", "max_span_tokens", b"max_span_tokens", "max_top_logprobs", b"max_top_logprobs", "model", b"model", "model_digest", b"model_digest", "projector_digest", b"projector_digest", "quotas", b"quotas", "tokenizer_digest", b"tokenizer_digest", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_top_logprobs: _TypeAlias = _typing.Literal["max_top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__max_top_logprobs: _TypeAlias = _typing.Literal["_max_top_logprobs", b"_max_top_logprobs"]  # noqa: Y015
@@ -264,6 +284,7 @@ class SuperviseRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     DRAFT_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    FOREST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___Open:
         """MUST be the first frame, and MUST NOT be sent again."""
@@ -276,18 +297,23 @@ class SuperviseRequest(_message.Message):
     def close(self) -> Global___Close:
         """MUST be the last frame."""
 
+    @_builtins.property
+    def forest(self) -> Global___Forest:
+        """Drafted beams, on a stream whose Open asks for beams."""
+
     def __init__(
         self,
         *,
         open: Global___Open | None = ...,
         draft: Global___Draft | None = ...,
         close: Global___Close | None = ...,
+        forest: Global___Forest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "draft", b"draft", "frame", b"frame", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "draft", b"draft", "forest", b"forest", "frame", b"frame", "open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "draft", b"draft", "frame", b"frame", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "draft", b"draft", "forest", b"forest", "frame", b"frame", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["open", "draft", "close"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["open", "draft", "close", "forest"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -305,6 +331,7 @@ class SuperviseResponse(_message.Message):
     CLOSED_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     ENCODED_FIELD_NUMBER: _builtins.int
+    BEAMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___Opened:
         """The session is open. Sent again when the prompt's KV is ready."""
@@ -329,6 +356,10 @@ class SuperviseResponse(_message.Message):
     def encoded(self) -> Global___Encoded:
         """Rows of the encoding that the Open asked for."""
 
+    @_builtins.property
+    def beams(self) -> Global___BeamVerdict:
+        """The answer to a Forest, or a further layer that it welcomes."""
+
     def __init__(
         self,
         *,
@@ -338,12 +369,13 @@ class SuperviseResponse(_message.Message):
         closed: Global___Closed | None = ...,
         failure: Global___Failure | None = ...,
         encoded: Global___Encoded | None = ...,
+        beams: Global___BeamVerdict | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "continuation", b"continuation", "encoded", b"encoded", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "closed", b"closed", "continuation", b"continuation", "encoded", b"encoded", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "continuation", b"continuation", "encoded", b"encoded", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "closed", b"closed", "continuation", b"continuation", "encoded", b"encoded", "failure", b"failure", "frame", b"frame", "opened", b"opened", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["opened", "verdict", "continuation", "closed", "failure", "encoded"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["opened", "verdict", "continuation", "closed", "failure", "encoded", "beams"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -413,6 +445,7 @@ class Open(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
+    BEAMS_FIELD_NUMBER: _builtins.int
     api_version: _builtins.int
     """Version of this protocol that the device speaks. The cloud MUST refuse another version with UNIMPLEMENTED."""
     session_id: _builtins.str
@@ -465,6 +498,13 @@ class Open(_message.Message):
         none.
         """
 
+    @_builtins.property
+    def beams(self) -> Global___Beams:
+        """Asks for beams. Set by the device, only for a cloud that reports `max_beams`; `committed_token_ids` is then empty,
+        and `top_logprobs` and `encoding` are absent. The cloud MUST refuse anything else with INVALID_ARGUMENT. Absent asks
+        for one text.
+        """
+
     def __init__(
         self,
         *,
@@ -480,16 +520,144 @@ class Open(_message.Message):
         prefix: Global___Prefix | None = ...,
         top_logprobs: _builtins.int | None = ...,
         encoding: Global___EncodingRequest | None = ...,
+        beams: Global___Beams | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "encoding", b"encoding", "prefix", b"prefix", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "beams", b"beams", "encoding", b"encoding", "prefix", b"prefix", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "api_version", b"api_version", "committed_token_ids", b"committed_token_ids", "encoding", b"encoding", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prefix", b"prefix", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "api_version", b"api_version", "beams", b"beams", "committed_token_ids", b"committed_token_ids", "encoding", b"encoding", "eos_token_ids", b"eos_token_ids", "max_new_tokens", b"max_new_tokens", "model_digest", b"model_digest", "prefix", b"prefix", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "tokenizer_digest", b"tokenizer_digest", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 
 Global___Open: _TypeAlias = Open  # noqa: Y015
+
+@_typing.final
+class Beams(_message.Message):
+    """Asks for several texts. With temperature 0 they are found by beam search, else by beam sampling."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    WIDTH_THRESHOLD_FIELD_NUMBER: _builtins.int
+    LEAST_WIDTH_FIELD_NUMBER: _builtins.int
+    ONE_CACHE_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    num_beams: _builtins.int
+    """Beams that run at once, and finished texts that are kept. At most `max_beams` of GetCapabilitiesResponse."""
+    width_threshold: _builtins.float
+    """Absent, each layer has `num_beams` beams. Else each has as many as will all be accepted with this probability, in
+    (0, 1], but at least `least_width`, and at most `num_beams`.
+    """
+    least_width: _builtins.int
+    """In [1, num_beams]. Absent means 1."""
+    one_cache: _builtins.bool
+    """After each round, only the running beam with the largest `logprob` is kept."""
+    length_penalty: _builtins.float
+    """Finished texts are ranked by logprob / length ^ length_penalty, where the length counts new tokens. Finite. Absent
+    means 1.
+    """
+    early_stopping: _builtins.bool
+    """The text is complete as soon as `num_beams` texts have finished. Otherwise it is as soon as no running beam has a
+    better score than the worst of them.
+    """
+    @_builtins.property
+    def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningBeam]:
+        """The running beams of a text that is resumed. Absent begins a new text."""
+
+    @_builtins.property
+    def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishedBeam]:
+        """The finished texts of a text that is resumed, as the device has them."""
+
+    def __init__(
+        self,
+        *,
+        num_beams: _builtins.int = ...,
+        width_threshold: _builtins.float | None = ...,
+        least_width: _builtins.int = ...,
+        one_cache: _builtins.bool = ...,
+        length_penalty: _builtins.float | None = ...,
+        early_stopping: _builtins.bool = ...,
+        running: _abc.Iterable[Global___RunningBeam] | None = ...,
+        finished: _abc.Iterable[Global___FinishedBeam] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_width_threshold", b"_width_threshold", "length_penalty", b"length_penalty", "width_threshold", b"width_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_width_threshold", b"_width_threshold", "early_stopping", b"early_stopping", "finished", b"finished", "least_width", b"least_width", "length_penalty", b"length_penalty", "num_beams", b"num_beams", "one_cache", b"one_cache", "running", b"running", "width_threshold", b"width_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__width_threshold: _TypeAlias = _typing.Literal["width_threshold"]  # noqa: Y015
+    _WhichOneofArgType__width_threshold: _TypeAlias = _typing.Literal["_width_threshold", b"_width_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__width_threshold) -> _WhichOneofReturnType__width_threshold | None: ...
+
+Global___Beams: _TypeAlias = Beams  # noqa: Y015
+
+@_typing.final
+class RunningBeam(_message.Message):
+    """A text that goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOG_P_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    log_p: _builtins.float
+    """Joint log-probability under the law that beams are drawn from: natural, and at most 0."""
+    logprob: _builtins.float
+    """Sum of the large model's own log-probabilities, at temperature 1."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens after the prompt. All running beams have as many."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        log_p: _builtins.float = ...,
+        logprob: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_p", b"log_p", "logprob", b"logprob", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunningBeam: _TypeAlias = RunningBeam  # noqa: Y015
+
+@_typing.final
+class FinishedBeam(_message.Message):
+    """A text that is complete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    logprob: _builtins.float
+    """As in RunningBeam."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens after the prompt, with the one that ends the text."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprob: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishedBeam: _TypeAlias = FinishedBeam  # noqa: Y015
 
 @_typing.final
 class Prefix(_message.Message):
@@ -630,6 +798,70 @@ class Draft(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__final_tokens) -> _WhichOneofReturnType__final_tokens | None: ...
 
 Global___Draft: _TypeAlias = Draft  # noqa: Y015
+
+@_typing.final
+class Forest(_message.Message):
+    """A drafted forest on the running beams. A device MUST NOT send another before it has the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ROW_LENGTHS_FIELD_NUMBER: _builtins.int
+    DRAWS_FIELD_NUMBER: _builtins.int
+    LAYER_DRAWS_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Counts the rounds from 0. Another number than the next one fails with OUT_OF_RANGE."""
+    steps: _builtins.bytes
+    """One byte for each of `token_ids`: how far it is below the likeliest token of its row, in steps of 1/16 nat."""
+    row_lengths: _builtins.bytes
+    """One byte for each row: its number of tokens."""
+    draws: _builtins.bytes
+    """Two bytes for each draw, layer after layer: the slot of the layer before that it continues, and the place of its
+    token in that text's row.
+    """
+    layer_draws: _builtins.bytes
+    """One byte for each layer: its number of draws, 1 to 16. At most 16 layers, and fewer than tokens are left. Absent
+    means that the cloud draws alone.
+    """
+    layers: _builtins.int
+    """For a forest without draws: layers that the cloud may draw, each with an answer of its own. Absent means 1."""
+    deadline_ms: _builtins.int
+    """As in Draft, but 0, or absent, means no limit."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The rows, one after the other: of all nodes that have a row, in the order of their numbers. Each has 1 to 64
+        different tokens, the likeliest first.
+        """
+
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Running beams, by number, that the device has finished because their text holds a stop string. They run no more."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        steps: _builtins.bytes = ...,
+        row_lengths: _builtins.bytes = ...,
+        draws: _builtins.bytes = ...,
+        layer_draws: _builtins.bytes = ...,
+        dropped: _abc.Iterable[_builtins.int] | None = ...,
+        layers: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "draws", b"draws", "dropped", b"dropped", "layer_draws", b"layer_draws", "layers", b"layers", "round", b"round", "row_lengths", b"row_lengths", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forest: _TypeAlias = Forest  # noqa: Y015
 
 @_typing.final
 class Close(_message.Message):
@@ -832,6 +1064,89 @@ class Verdict(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class BeamVerdict(_message.Message):
+    """The beams after a round. Layers that stand whole are followed by one more, which the cloud has drawn at least in part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    TESTED_FIELD_NUMBER: _builtins.int
+    QUEUE_US_FIELD_NUMBER: _builtins.int
+    COMPUTE_US_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """As in Forest; grows by one with each answer."""
+    accepted: _builtins.int
+    """Draws that stood, and draws whose parents stood."""
+    tested: _builtins.int
+    queue_us: _builtins.int
+    """Microseconds that the verification waited, and that it computed."""
+    compute_us: _builtins.int
+    @_builtins.property
+    def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___BeamStep]:
+        """The beams that run on, of one length."""
+
+    @_builtins.property
+    def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___BeamStep]:
+        """Beams whose last token ends the text."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        running: _abc.Iterable[Global___BeamStep] | None = ...,
+        finished: _abc.Iterable[Global___BeamStep] | None = ...,
+        accepted: _builtins.int = ...,
+        tested: _builtins.int = ...,
+        queue_us: _builtins.int = ...,
+        compute_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "compute_us", b"compute_us", "finished", b"finished", "queue_us", b"queue_us", "round", b"round", "running", b"running", "tested", b"tested"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeamVerdict: _TypeAlias = BeamVerdict  # noqa: Y015
+
+@_typing.final
+class BeamStep(_message.Message):
+    """A beam after a round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    LOG_P_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    node: _builtins.int
+    """A node of the forest."""
+    token_id: _builtins.int
+    """A token after the node's text. Absent: the text is the node's own."""
+    log_p: _builtins.float
+    """As in RunningBeam."""
+    logprob: _builtins.float
+    def __init__(
+        self,
+        *,
+        node: _builtins.int = ...,
+        token_id: _builtins.int | None = ...,
+        log_p: _builtins.float = ...,
+        logprob: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token_id", b"_token_id", "token_id", b"token_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_id", b"_token_id", "log_p", b"log_p", "logprob", b"logprob", "node", b"node", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__token_id: _TypeAlias = _typing.Literal["token_id"]  # noqa: Y015
+    _WhichOneofArgType__token_id: _TypeAlias = _typing.Literal["_token_id", b"_token_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_id) -> _WhichOneofReturnType__token_id | None: ...
+
+Global___BeamStep: _TypeAlias = BeamStep  # noqa: Y015
 
 @_typing.final
 class Logprobs(_message.Message):

@@ -112,7 +112,7 @@ def test_with_one_cache_a_round_begins_from_its_best_beam() -> None:
 
 
 def test_a_dynamic_width_stays_within_its_limits() -> None:
-    pair = Pair(BeamSettings(4, dynamic=True, width_threshold=0.7, least_width=2))
+    pair = Pair(BeamSettings(4, width_threshold=0.7, least_width=2))
     widths = set()
     while not pair.device.progress.done:
         pair.round(width=6)
@@ -150,10 +150,9 @@ def test_a_resumed_text_goes_on_from_its_running_beams() -> None:
     whole = Pair(BeamSettings(2), temperature=0.0)
     whole.run()
     pair.round()
-    running = tuple(pair.device.progress.running)
-    resumed = Pair(BeamSettings(2, running=running), temperature=0.0)
-    resumed.device.progress.hypotheses.best = [*pair.device.progress.hypotheses.best]
-    resumed.cloud.progress.hypotheses.best = [*pair.device.progress.hypotheses.best]
+    progress = pair.device.progress
+    settings = BeamSettings(2, running=tuple(progress.running), finished=tuple(progress.hypotheses.best))
+    resumed = Pair(settings, temperature=0.0)
     resumed.run()
     assert resumed.device.progress.hypotheses == whole.device.progress.hypotheses
 
@@ -172,7 +171,10 @@ def test_a_resumed_text_goes_on_from_its_running_beams() -> None:
             r"running: 2 beams of \[1, 2\] tokens",
         ),
         (BeamSettings(2, running=(RunningBeam((1,) * 12, -1.0, -1.0),)), r"running: 1 beams of \[12\] tokens"),
-        (BeamSettings(2, running=(RunningBeam((1,), 0.5, -1.0),)), "running: log-probabilities 0.5 and -1"),
+        (
+            BeamSettings(2, running=(RunningBeam((1,), 0.5, -1.0),)),
+            "running: the log-probability 0.5 is not finite, or above 0",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings: BeamSettings, message: str) -> None:
