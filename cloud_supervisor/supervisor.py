@@ -36,12 +36,13 @@ from chaperone_common.session import CloudSession
 from cloud_supervisor.admission import Admission, PromptOverQuota, SessionKey
 from cloud_supervisor.caller import LOCAL, Caller
 from cloud_supervisor.config import LimitsConfig, QuotasConfig
-from cloud_supervisor.conversation import Conversation, Stream, next_frame
+from cloud_supervisor.conversations.exchange import Exchange, Stream, next_frame
+from cloud_supervisor.conversations.one_text import Conversation
+from cloud_supervisor.conversations.reading import check_encoding, check_projector
 from cloud_supervisor.inbox import Inbox
 from cloud_supervisor.kept_texts import KeptTexts
 from cloud_supervisor.model.ports import ForwardQueue
 from cloud_supervisor.observation import Observer, Observers, Outcome, PrefixMissed, Refused, StreamBegan, StreamEnded
-from cloud_supervisor.reading import check_encoding, check_projector
 
 _LOG = logging.getLogger(__name__)
 
@@ -196,18 +197,11 @@ class Supervisor:
         before = SessionKey(key.tenant, shortened.prefix.session_id) if shortened.prefix is not None else None
         session = self._admit(key, opening, stream)
         try:
-            conversation = Conversation(
-                key,
-                opening,
-                session,
-                stream,
-                self._queue,
-                self._admission,
-                self._limits,
-                self._observer,
-                self._clock,
-                functools.partial(self._kept_texts.keep, key, in_place_of=before),
+            exchange = Exchange(
+                key, opening, stream, self._queue, self._admission, self._limits, self._observer, self._clock
             )
+            keep = functools.partial(self._kept_texts.keep, key, in_place_of=before)
+            conversation = Conversation(exchange, session, keep)
             async with aclosing(conversation.frames(self.capabilities.context_tokens)) as answers:
                 async for frame in answers:
                     yield frame

@@ -1,0 +1,1 @@
+"""One generation in the cloud: frames in, forwards between, frames out."""
