@@ -102,8 +102,7 @@ class KvStore:
         entry = self._entries.get(key)
         if entry is None:
             return self._shareable(tenant, token_ids)[0] or None
-        length, indices = entry.tree.longest_path(token_ids)
-        return length + len(indices)
+        return self._own_or_shared(entry, token_ids)[0]
 
     def prepare(self, key: Hashable, tree: TokenTree, *, num_choices: int, tenant: str = "") -> tuple[SlotCache, int]:
         """Make room for a tree, and return the session's cache and how many of the chain's tokens it holds.
@@ -119,9 +118,12 @@ class KvStore:
         if key in self._entries and self._entries[key].running:
             raise ValueError(f"session {key!r}: a forward of it is already running")
         self._check_room(key, tree.size)
-        entry = self._entries.pop(key, None) or self._new_entry(tenant, tree.token_ids[: tree.end - num_choices])
+        wanted = tree.token_ids[: tree.end - num_choices]
+        if key in self._entries and self._own_or_shared(self._entries[key], wanted)[1]:
+            self._drop(key)
+        entry = self._entries.pop(key, None) or self._new_entry(tenant, wanted)
         self._entries[key] = entry  # last in the order: most recently used
-        held = self._keep(entry, tree.token_ids[: tree.end - num_choices])
+        held = self._keep(entry, wanted)
         entry.running = True
         entry.spare = False
         self._plan(entry, tree.size)
@@ -175,6 +177,18 @@ class KvStore:
         """Evict this session before all others, until it is used again. Unknown sessions are no error."""
         if key in self._entries:
             self._entries[key].spare = True
+
+    def _own_or_shared(self, entry: _Entry, token_ids: Sequence[int]) -> tuple[int, bool]:
+        """Return how many leading tokens a session's cache holds, or another one if that holds a block more, and which.
+
+        True: the other one. A text that is being read keeps its cache.
+        """
+        length, indices = entry.tree.longest_path(token_ids)
+        own = length + len(indices)
+        if entry.planned_tokens or len(token_ids) < own + BLOCK_TOKENS:
+            return own, False
+        shared, _ = self._shareable(entry.tenant, token_ids)
+        return (shared, True) if shared >= own + BLOCK_TOKENS else (own, False)
 
     def _shareable(self, tenant: str, token_ids: Sequence[int]) -> tuple[int, _Entry | None]:
         """Return how many leading tokens a cache of the tenant holds, at least a block, and its entry."""

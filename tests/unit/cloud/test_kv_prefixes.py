@@ -84,6 +84,25 @@ def test_less_than_a_block_is_not_shared() -> None:
     assert kv.held("b", [*SYSTEM[: BLOCK_TOKENS - 1], 3], "t") is None
 
 
+def test_a_session_takes_another_cache_that_holds_more_of_its_text() -> None:
+    """As beams do: one dies, and its session goes on with the text of another."""
+    kv = store(1000)
+    feed(kv, "a", [*SYSTEM, *range(40)])
+    feed(kv, "b", [*SYSTEM, 99])
+    assert kv.held("b", [*SYSTEM, *range(40)], "t") == len(SYSTEM) + 40
+    assert feed(kv, "b", [*SYSTEM, *range(40), 7]) == 1
+    assert kv.stats.bytes_used == (len(SYSTEM) + 40 + 1) * BYTES_PER_TOKEN
+    assert feed(kv, "b", [*SYSTEM, *range(40), 7, 8]) == 1
+
+
+def test_a_session_keeps_its_cache_for_less_than_a_block() -> None:
+    kv = store(1000)
+    feed(kv, "a", [*SYSTEM, *range(BLOCK_TOKENS - 1)])
+    feed(kv, "b", [*SYSTEM, 99])
+    assert kv.held("b", [*SYSTEM, *range(40)], "t") == len(SYSTEM)
+    assert feed(kv, "b", [*SYSTEM, *range(40)]) == 40
+
+
 def test_an_earlier_turn_is_kept_while_there_is_memory() -> None:
     kv = store(100)
     turn = [*SYSTEM, *range(20)]
