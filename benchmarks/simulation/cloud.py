@@ -10,6 +10,7 @@ from random import Random
 from benchmarks.simulation.costs import CloudCosts
 from benchmarks.simulation.script import CONTEXT_TOKENS, TOKENIZER_DIGEST, VOCABULARY_SIZE, ScriptedModels
 from benchmarks.simulation.virtual_time import LoopClock
+from chaperone_common.beams.scoring import Scoring
 from chaperone_common.errors import CloudTimeout
 from chaperone_common.frames import API_VERSION, Capabilities
 from chaperone_common.token_tree import TokenTree
@@ -55,8 +56,11 @@ class SimulatedQueue:
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
         encoded: bool = False,
+        scoring: Scoring | None = None,
     ) -> ForwardResult:
         """Return what the models write, after the time that the requests before it and this one take."""
+        if scoring is not None:
+            raise ValueError("scoring: traces hold choices, and no scores of other tokens")
         ends = [*range(0, tree.end, self._chunk_tokens)][1:] if not num_choices else []
         parts = [await self._compute(key, tree.piece(0, end), num_choices, deadline_ms) for end in (*ends, tree.end)]
         queue_us, compute_us = sum(part.queue_us for part in parts), sum(part.compute_us for part in parts)

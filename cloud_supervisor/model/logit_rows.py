@@ -80,6 +80,22 @@ class LogitRow:
             self._logits[self.top] = best
         return self._second
 
+    def weights(self) -> torch.Tensor:
+        """Return a copy of the weights [vocabulary] of all tokens, on the model's device: 1 at the likeliest."""
+        heat = min(max(self._temperature, 1e-30), 1e30)
+        return ((self._logits - float(self._most)) / heat).exp()
+
+    def best(self, count: int) -> Ids:
+        """Return the ids of the `count` likeliest tokens, and of all as likely as the last of them, ascending."""
+        least = self._logits.topk(count).values[-1]
+        ids: Ids = (self._logits >= least).nonzero()[:, 0].cpu().numpy()
+        return ids
+
+    def logits_at(self, ids: Ids) -> NDArray[np.float64]:
+        """Return the logits of some tokens."""
+        picked: NDArray[np.float64] = self._logits[torch.from_numpy(ids).to(self._logits.device)].double().cpu().numpy()
+        return picked
+
     def logprobs(self, token_id: int, count: int) -> ChoiceLogprobs:
         """Return the log-probability of a token, and those of the `count` likeliest ones; see `logprobs.measure`."""
         total = float(self._logits.logsumexp(dim=0))

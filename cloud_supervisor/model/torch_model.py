@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from chaperone_common.artefacts.manifest import ModelManifest
+from chaperone_common.beams.scoring import Scores
 from chaperone_common.conditioning import Encoding
 from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, PromptTooLong
 from chaperone_common.types import Choice
@@ -33,8 +34,9 @@ from cloud_supervisor.model.devices import check_device
 from cloud_supervisor.model.encoder import Encoder, watching
 from cloud_supervisor.model.int8_linear import Int8Linear, quantise
 from cloud_supervisor.model.packed_linear import pack
-from cloud_supervisor.model.ports import ForwardRequest, Found, only_choices
+from cloud_supervisor.model.ports import ForwardRequest, Found, check_scoring, only_choices
 from cloud_supervisor.model.projector import ProjectorWeights
+from cloud_supervisor.model.scoring import scores
 from cloud_supervisor.model.torch_kv import Sequences, TorchKv
 
 KV_BUDGET_MIB = 2048.0
@@ -196,11 +198,34 @@ class TorchModel:
         if not requests:
             return []
         logits, encodings = self._run(requests)
-        rows = [row for request in requests if not request.encoded for row in rows_of(request)]
-        with torch.inference_mode():
-            chosen = iter([] if logits is None else [*choices(logits, rows, self._choose)])
         encoded = iter(encodings)
-        return [next(encoded) if request.encoded else [*islice(chosen, _count(request))] for request in requests]
+        with torch.inference_mode():
+            return [
+                next(encoded) if request.encoded else found
+                for request, found in zip(requests, self._found(requests, logits), strict=True)
+            ]
+
+    def _found(
+        self, requests: Sequence[ForwardRequest], logits: torch.Tensor | None
+    ) -> Iterator[list[Choice] | Scores]:
+        """Yield the choices or scores of each request from the rows of all; no choices for one that wants neither."""
+        counts = [0 if request.encoded else _count(request) for request in requests]
+        of_request: list[torch.Tensor | None] = [None] * len(requests) if logits is None else [*logits.split(counts)]
+        choosing = [
+            (rows, request)
+            for rows, request in zip(of_request, requests, strict=True)
+            if rows is not None and len(rows) and request.scoring is None
+        ]
+        rows = [row for _, request in choosing for row in rows_of(request)]
+        of_all = [each for each, _ in choosing]
+        joined = logits if len(of_all) == len(requests) or not of_all else torch.cat(of_all)
+        chosen = choices(joined, rows, self._choose) if joined is not None and rows else iter(())
+        for own, request, count in zip(of_request, requests, counts, strict=True):
+            if request.scoring is not None and own is not None:
+                positions = [row.position for row in rows_of(request)]
+                yield scores(own, request.sampling, request.scoring, positions)
+            else:
+                yield [*islice(chosen, count)]
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[list[Choice]]:
         """Run one forward for requests that want choices; raises as `TargetModel.forward` does."""
@@ -216,6 +241,11 @@ class TorchModel:
             )
         if request.encoded and (self._encoder is None or tree.branches):
             raise ValueError("encoded: this model has no projector, or the request has branches")
+        if request.scoring is not None:
+            branches = len(tree.branches)
+            check_scoring(
+                request.scoring, request.num_choices, branches, self._vocabulary_size, encoded=request.encoded
+            )
         if tree.start != request.cache.length:
             raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
         if request.cache.pool is not self.kv_pool:

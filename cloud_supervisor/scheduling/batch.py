@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from chaperone_common.beams.scoring import Scoring
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import SamplingParams
 from cloud_supervisor.model.ports import ForwardResult, Urgency
@@ -40,6 +41,7 @@ class QueuedRequest:
     top_logprobs: int | None = None  # as in `ForwardRequest`
     first_reported: int = 0  # as in `ForwardRequest`, among all `num_choices`
     encoded: bool = False  # as in `ForwardRequest`
+    scoring: Scoring | None = None  # as in `ForwardRequest`
 
 
 @dataclass(frozen=True, slots=True)

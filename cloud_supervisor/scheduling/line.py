@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from chaperone_common.beams.scoring import Scores
 from chaperone_common.conditioning import Encoding
 from chaperone_common.types import Choice
 from cloud_supervisor.model.ports import ForwardResult, Found, Urgency
@@ -34,20 +35,27 @@ class Progress:
     preempted: bool = False  # it lost that place once, and will not lose it again
     choices: list[Choice] = field(default_factory=list)
     encoding: Encoding | None = None  # the rows so far
+    scores: Scores | None = None
     queue_s: float = 0.0
     compute_s: float = 0.0
 
     @property
     def choices_left(self) -> int:
         """Choices, or rows of the encoding, that no chunk has computed yet."""
-        return self.request.num_choices - len(self.choices) - (len(self.encoding) if self.encoding is not None else 0)
+        rows = len(self.encoding) if self.encoding is not None else 0
+        return self.request.num_choices - len(self.choices) - rows - (self.scores is not None)
 
     def add(self, found: Found) -> None:
         """Take what a chunk has computed."""
-        if not isinstance(found, Encoding):
-            self.choices += found
-        elif len(found):
-            self.encoding = found if self.encoding is None else self.encoding.followed_by(found)
+        match found:
+            case Scores():
+                self.scores = found
+            case Encoding() if len(found):
+                self.encoding = found if self.encoding is None else self.encoding.followed_by(found)
+            case list():
+                self.choices += found
+            case _:  # rows of no token
+                pass
 
     @property
     def finished(self) -> bool:
@@ -56,13 +64,14 @@ class Progress:
 
     @property
     def result(self) -> ForwardResult:
-        """The choices or encoding, and times, of a finished request."""
+        """The choices, encoding or scores, and times, of a finished request."""
         return ForwardResult(
             self.choices,
             round(self.queue_s * 1e6),
             round(self.compute_s * 1e6),
             cached_tokens=self.cached or 0,
             encoding=self.encoding,
+            scores=self.scores,
         )
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+from chaperone_common.beams.scoring import Scoring
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.errors import trace_of
 from chaperone_common.token_tree import TokenTree
@@ -101,10 +102,11 @@ class ModelRunner:
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
         encoded: bool = False,
+        scoring: Scoring | None = None,
     ) -> ForwardResult:
         """Read a session's whole text, and return the choices after its last `num_choices` tokens and its branches.
 
-        With `encoded` it returns the encoding of these tokens in place of choices.
+        With `encoded` it returns the encoding of these tokens in place of choices, and with `scoring` scores.
         Raises as `ForwardQueue.forward` does, ValueError for an impossible request, and whatever the model raises.
         Cancelling takes a request that waits out of the queue. A chunk that runs is finished, and its tokens stay in
         the cache for the session's next request.
@@ -112,7 +114,17 @@ class ModelRunner:
         loop, now = asyncio.get_running_loop(), self._clock.now()
         deadline_at = None if deadline_ms is None else now + deadline_ms / 1000
         request = QueuedRequest(
-            key, tree, num_choices, sampling, deadline_at, tenant, urgency, top_logprobs, first_reported, encoded
+            key,
+            tree,
+            num_choices,
+            sampling,
+            deadline_at,
+            tenant,
+            urgency,
+            top_logprobs,
+            first_reported,
+            encoded,
+            scoring,
         )
         self._scheduler.submit(request, now)
         answer: asyncio.Future[ForwardResult] = loop.create_future()
@@ -255,6 +267,7 @@ class ModelRunner:
                     request.top_logprobs,
                     chunk.first_reported,
                     request.encoded,
+                    request.scoring if chunk.num_choices else None,  # earlier chunks only read
                 )
                 fed.append((chunk, reading))
         return fed

@@ -334,6 +334,8 @@ class Scheduler:
                 f"encoded: {request.num_choices} rows of a text with {len(tree.branches)} branches; give at least one "
                 "row, and no branches"
             )
+        if request.scoring is not None and (request.num_choices != 1 or request.encoded):
+            raise ValueError(f"scoring: {request.num_choices} choices, or an encoding; give 1, and no encoding")
         if len(tree.branches) >= self._step_tokens:
             raise ValueError(f"branches: {len(tree.branches)}; one forward feeds at most {self._step_tokens} tokens")
         if tree.depth > self._context_tokens:

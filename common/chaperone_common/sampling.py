@@ -143,10 +143,19 @@ def warp(logits: NDArray[np.float32], params: SamplingParams) -> Float64s:
     if params.temperature == 0:
         probabilities[soft.top] = 1.0
         return probabilities
-    pool, _, kept = _truncate(soft, params)
-    weights = soft.weights[pool[kept]].astype(np.float64)
-    probabilities[pool[kept]] = weights / weights.sum()
+    kept, _ = candidates(soft, params)
+    weights = soft.weights[kept].astype(np.float64)
+    probabilities[kept] = weights / weights.sum()
     return probabilities
+
+
+def candidates(soft: Distribution, params: SamplingParams) -> tuple[Ids, NDArray[np.float32]]:
+    """Return the tokens that top-k, top-p and min-p keep, likeliest first, and their scaled logits.
+
+    The probabilities that `choose` draws with are proportional to the exponentials. The temperature must not be 0.
+    """
+    pool, scaled, kept = _truncate(soft, params)
+    return pool[kept], scaled[kept]
 
 
 def noise(

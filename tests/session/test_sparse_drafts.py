@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 
 import pytest
 
+from chaperone_common.beams.scoring import Scoring
 from chaperone_common.errors import CloudUnavailable
 from chaperone_common.frames import (
     API_VERSION,
@@ -157,6 +158,7 @@ class NotingReader:
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
         encoded: bool = False,
+        scoring: Scoring | None = None,
     ) -> ForwardResult:
         if num_choices:
             self.deadlines_ms.append(deadline_ms)

@@ -13,6 +13,7 @@ from random import Random
 
 from benchmarks.simulation import virtual_time
 from benchmarks.simulation.link import SimulatedCloud
+from chaperone_common.beams.scoring import Scoring
 from chaperone_common.frames import API_VERSION, Capabilities
 from chaperone_common.session import Audited, Committed
 from chaperone_common.token_tree import TokenTree
@@ -54,6 +55,7 @@ class FakeQueue:
         tenant: str = "",
         urgency: Urgency = Urgency.VERIFY,
         encoded: bool = False,
+        scoring: Scoring | None = None,
     ) -> ForwardResult:
         await asyncio.sleep(self._random.random() * self._slowest_s)
         request = ForwardRequest(

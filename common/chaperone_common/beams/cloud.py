@@ -11,8 +11,9 @@ from chaperone_common.beams.chance import PhiloxChance
 from chaperone_common.beams.forest import Forest, Numbering, numbered
 from chaperone_common.beams.frames import MAX_BEAMS, BeamSettings, BeamStep, BeamVerdict, ForestFrame
 from chaperone_common.beams.progress import BeamProgress
+from chaperone_common.beams.scoring import NodeScores, Scores, Scoring
 from chaperone_common.beams.search import search_forest
-from chaperone_common.beams.verification import Beam, NodeScores, verify_forest
+from chaperone_common.beams.verification import Beam, verify_forest
 from chaperone_common.errors import InvalidRequest, ProtocolViolation
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
@@ -23,8 +24,7 @@ class TextScores:
     """A request for scores after one input beam and after the nodes that continue it."""
 
     tree: TokenTree  # the whole text of the beam, and the nodes as its branch tokens
-    nodes: tuple[int, ...]  # of the input beam, and of each branch token
-    listed: tuple[tuple[int, ...], ...]  # by node: the tokens of its row
+    scoring: Scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,12 @@ class CloudBeams:
         frame = ForestFrame(self.progress.round, Forest())
         return self._round(frame, self.progress.numbering())
 
-    def answer(
-        self, asked: Round, scores: Sequence[Sequence[NodeScores]], queue_us: int = 0, compute_us: int = 0
-    ) -> BeamVerdict:
-        """Verify a forest by its scores, of each text of the round and its nodes, and return the verdict."""
+    def answer(self, asked: Round, scores: Sequence[Scores], queue_us: int = 0, compute_us: int = 0) -> BeamVerdict:
+        """Verify a forest by the scores of each text of the round, and return the verdict."""
         progress, numbering = self.progress, asked.numbering
         by_node = [NodeScores((), (), 0.0)] * len(numbering.nodes)  # a text that has ended needs none
         for text, found in zip(asked.texts, scores, strict=True):
-            for node, node_scores in zip(text.nodes, found, strict=True):
+            for node, node_scores in zip(text.scoring.nodes, found.nodes, strict=True):
                 by_node[node] = node_scores
         beams = [
             Beam(node, None, beam.log_p, beam.logprob)
@@ -113,7 +111,7 @@ class CloudBeams:
         for node in range(len(texts), len(numbering.nodes)):
             if not numbering.ends(node):
                 found[numbering.path(node)[0]].add(numbering, node)
-        return Round(frame, numbering, tuple(text.scores(numbering) for text in found))
+        return Round(frame, numbering, tuple(text.scores(numbering, self.others) for text in found))
 
 
 class _TextTree:
@@ -131,10 +129,10 @@ class _TextTree:
         self._index[node] = len(self._text) + len(self._branches)
         self._branches.append(BranchToken(self._index[found.parent], found.token_id))
 
-    def scores(self, numbering: Numbering) -> TextScores:
+    def scores(self, numbering: Numbering, others: int) -> TextScores:
         """Return the request."""
         listed = tuple(numbering.rows[node].token_ids if node in numbering.rows else () for node in self._index)
-        return TextScores(TokenTree(self._text, tuple(self._branches)), tuple(self._index), listed)
+        return TextScores(TokenTree(self._text, tuple(self._branches)), Scoring(listed, tuple(self._index), others))
 
 
 def _step(beam: Beam) -> BeamStep:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from chaperone_common.beams.forest import Numbering
-from chaperone_common.beams.verification import Beam, NodeScores, RoundOutcome, after, has_ended
+from chaperone_common.beams.scoring import NodeScores
+from chaperone_common.beams.verification import Beam, RoundOutcome, after, has_ended
 
 
 def search_forest(

@@ -17,24 +17,8 @@ import numpy as np
 
 from chaperone_common.beams.forest import Numbering
 from chaperone_common.beams.rule import Chance, Float64s, beam_law, verify_layer
+from chaperone_common.beams.scoring import NodeScores, Scored
 from chaperone_common.beams.width import Width
-
-
-class Scored(NamedTuple):
-    """A token that may follow a text, as the large model sees it."""
-
-    token_id: int
-    log_p: float  # after temperature and truncation: beams are drawn with it; -inf if it was cut off
-    logprob: float  # the model's own, at temperature 1
-
-
-@dataclass(frozen=True, slots=True)
-class NodeScores:
-    """The large model's law after one node."""
-
-    listed: tuple[Scored, ...]  # the tokens of the node's row, in its order; empty for a node without one
-    others: tuple[Scored, ...]  # drawn independently from all other tokens: as many as beams; none if they have no mass
-    other_mass: float  # probability of all other tokens together
 
 
 class Beam(NamedTuple):

@@ -19,7 +19,8 @@ from chaperone_common.sampling import choose, softmax
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.kv.slots import SlotCache, SlotPool
-from cloud_supervisor.model.ports import ForwardRequest, Found, only_choices
+from cloud_supervisor.model.ports import ForwardRequest, Found, check_scoring, only_choices
+from tests.support.models.beam_scores import scores_of
 from tests.support.waiting import PATIENCE_S
 
 KV_BYTES_PER_TOKEN = 64
@@ -125,6 +126,11 @@ class FakeTarget:
             raise ValueError(f"num_choices: {request.num_choices} of {len(tree.token_ids)} tokens")
         if request.encoded and (not self.encoding_width or tree.branches):
             raise ValueError("encoded: no projector, or branches")
+        if request.scoring is not None:
+            branches = len(tree.branches)
+            check_scoring(
+                request.scoring, request.num_choices, branches, self._vocabulary_size, encoded=request.encoded
+            )
         if tree.start != request.cache.length:
             raise ValueError(f"start: {tree.start}, but the cache holds {request.cache.length} tokens")
         if request.cache.pool is not self.kv_pool:
@@ -145,6 +151,9 @@ class FakeTarget:
             rows = [self._row(self.kv_pool.digests[slot]) for slot in cache.slots[first : tree.end]]
             return Encoding.of(np.array(rows, np.float32).reshape(-1, self.encoding_width), first)
         positions = [*range(first, tree.end), *tree.positions]
+        if request.scoring is not None:
+            logits = [self._logits(self.kv_pool.digests[slot]) for slot in cache.slots[first:]]
+            return scores_of(logits, request.sampling, request.scoring, positions)
         return [
             self._choice(request, index, self._logits(self.kv_pool.digests[slot]), position)
             for index, (slot, position) in enumerate(zip(cache.slots[first:], positions, strict=True))

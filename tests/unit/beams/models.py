@@ -11,7 +11,7 @@ from chaperone_common.beams.chance import outcome_at, uniforms_of_others
 from chaperone_common.beams.cloud import CloudBeams, Round
 from chaperone_common.beams.drafting import ForestDraft
 from chaperone_common.beams.rule import Float64s
-from chaperone_common.beams.verification import NodeScores, Scored
+from chaperone_common.beams.scoring import NodeScores, Scored, Scores
 
 VOCABULARY = 8
 EOS = 7
@@ -30,16 +30,15 @@ def small(text: tuple[int, ...]) -> Float64s:
     return np.asarray(0.7 * np.array(large(text)) + 0.3 * other, np.float64)
 
 
-def scores_of(cloud: CloudBeams, asked: Round, *, seed: int, temperature: float) -> list[list[NodeScores]]:
+def scores_of(cloud: CloudBeams, asked: Round, *, seed: int, temperature: float) -> list[Scores]:
     """Return what the large model reports for a round."""
     found = []
     for text in asked.texts:
         paths = [text.tree.token_ids, *text.tree.paths()]
+        asked_for = text.scoring
+        nodes = zip(paths, asked_for.nodes, asked_for.listed, strict=True)
         found.append(
-            [
-                _scores(path, listed, cloud.others, seed, node, temperature)
-                for path, node, listed in zip(paths, text.nodes, text.listed, strict=True)
-            ]
+            Scores(tuple(_scores(path, listed, cloud.others, seed, node, temperature) for path, node, listed in nodes))
         )
     return found
 

@@ -12,7 +12,8 @@ import pytest
 from chaperone_common.beams.draft_row import MAX_ROW_TOKENS, DraftRow
 from chaperone_common.beams.forest import Draw, Forest, Node, Numbering, numbered
 from chaperone_common.beams.rule import Chance, beam_law
-from chaperone_common.beams.verification import Beam, NodeScores, Scored, verify_forest
+from chaperone_common.beams.scoring import NodeScores, Scored
+from chaperone_common.beams.verification import Beam, verify_forest
 from chaperone_common.beams.width import FixedWidth
 from tests.unit.beams.every_chance import law_of, total_variation
 

@@ -9,8 +9,9 @@ import pytest
 
 from chaperone_common.beams.draft_row import DraftRow
 from chaperone_common.beams.forest import Draw, Numbering
+from chaperone_common.beams.scoring import NodeScores, Scored
 from chaperone_common.beams.search import search_forest
-from chaperone_common.beams.verification import Beam, NodeScores, Scored
+from chaperone_common.beams.verification import Beam
 
 VOCABULARY = 6
 EOS = 5

@@ -1,0 +1,93 @@
+"""Scores of named tokens: as a few lines of NumPy compute them from whole rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from chaperone_common.beams.scoring import NodeScores, Scoring
+from chaperone_common.sampling import warp
+from chaperone_common.types import SamplingParams
+from cloud_supervisor.model.scoring import scores
+from tests.support.models.beam_scores import scores_of
+
+SAMPLINGS = [
+    SamplingParams(),
+    SamplingParams(temperature=1.0, seed=3),
+    SamplingParams(temperature=0.7, seed=4),
+    SamplingParams(temperature=1.5, top_k=5, seed=5),
+    SamplingParams(temperature=1.0, top_p=0.8, seed=6),
+    SamplingParams(temperature=0.9, min_p=0.1, top_k=9, top_p=0.95, seed=7),
+]
+
+
+def _rows(count: int, vocabulary: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def _close(found: NodeScores, expected: NodeScores) -> None:
+    for own, other in ((found.listed, expected.listed), (found.others, expected.others)):
+        assert [token.token_id for token in own] == [token.token_id for token in other]
+        np.testing.assert_allclose([token.log_p for token in own], [token.log_p for token in other], atol=1e-4)
+        np.testing.assert_allclose([token.logprob for token in own], [token.logprob for token in other], atol=1e-4)
+    assert found.other_mass == pytest.approx(expected.other_mass, abs=1e-5)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_scores_are_those_of_whole_rows(sampling: SamplingParams) -> None:
+    logits = _rows(5, 40)
+    listed = ((3, 7), (), tuple(range(40)), tuple(logits[3].topk(6).indices.tolist()), (39,))
+    asked = Scoring(listed, (0, 4, 2, 9, 1), 4)
+    positions = [10, 11, 11, 12, 12]
+    expected = scores_of([row.numpy() for row in logits], sampling, asked, positions)
+    found = scores(logits, sampling, asked, positions)
+    for own, other in zip(found.nodes, expected.nodes, strict=True):
+        _close(own, other)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[1:])
+def test_listed_and_other_tokens_have_all_probability(sampling: SamplingParams) -> None:
+    logits = _rows(1, 30)
+    listed = tuple(range(0, 30, 3))
+    [node] = scores(logits, sampling, Scoring((listed,), (0,), 2), [5]).nodes
+    assert sum(np.exp(token.log_p) for token in node.listed) + node.other_mass == pytest.approx(1)
+    law = warp(logits[0].numpy(), sampling)
+    for token in (*node.listed, *node.others):
+        assert np.exp(token.log_p) == pytest.approx(law[token.token_id], abs=1e-6)
+
+
+def test_no_other_token_is_drawn_where_none_is_left() -> None:
+    logits = _rows(1, 6)
+    for sampling, listed in (
+        (SamplingParams(temperature=1.0), tuple(range(6))),
+        (SamplingParams(temperature=1.0, top_k=1), (int(logits[0].argmax()),)),
+    ):
+        [node] = scores(logits, sampling, Scoring((listed,), (0,), 3), [5]).nodes
+        assert node.others == ()
+        assert node.other_mass == 0.0
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(temperature=1.0, seed=1), SamplingParams(1.2, 0.95, seed=1)])
+def test_other_tokens_follow_the_law_of_the_others(sampling: SamplingParams) -> None:
+    logits = _rows(1, 12, seed=3)
+    listed = (0, 5)
+    law = warp(logits[0].numpy(), sampling)
+    law[list(listed)] = 0
+    law /= law.sum()
+    drawn: Counter[int] = Counter()
+    for position in range(400):
+        [node] = scores(logits, sampling, Scoring((listed,), (position % 7,), 40), [position]).nodes
+        drawn.update(token.token_id for token in node.others)
+    total = sum(drawn.values())
+    assert sum(abs(drawn[token] / total - law[token]) for token in range(12)) / 2 < 0.02
+
+
+def test_the_likeliest_others_are_in_order_and_ties_go_to_the_lower_id() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0, 0.0]])
+    [node] = scores(logits, SamplingParams(), Scoring(((2,),), (0,), 3), [0]).nodes
+    assert [token.token_id for token in node.others] == [1, 4, 3]
+    [node] = scores(logits, SamplingParams(), Scoring(((2,),), (0,), 30), [0]).nodes
+    assert [token.token_id for token in node.others] == [1, 4, 3, 0, 5]
