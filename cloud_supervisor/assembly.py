@@ -67,6 +67,7 @@ def build_cloud(
         max_top_logprobs=MAX_TOP_LOGPROBS,
         projector_digest="" if projector is None else projector.digest,
         max_encoded_tokens=0 if projector is None else limits.max_encoded_tokens,
+        max_beams=limits.max_beams,
     )
     admission = Admission(limits, config.quotas, kv_store.capacity_tokens, clock)
     supervisor = Supervisor(runner, capabilities, limits, clock, admission=admission, observer=observer)

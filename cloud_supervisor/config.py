@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from chaperone_common.address import check_address, host_and_port
 from chaperone_common.artefacts.folders import is_pair_name
+from chaperone_common.ranges import MAX_BEAMS
 from chaperone_common.settings import FrozenModel, RelativePath
 from cloud_supervisor.caller import check_tenant
 
@@ -69,6 +70,7 @@ class LimitsConfig(FrozenModel):
     max_kept_texts: int = Field(default=1024, ge=0)
     max_kept_tokens: int = Field(default=1_000_000, ge=0)
     max_encoded_tokens: int = Field(default=8192, ge=0)
+    max_beams: int = Field(default=MAX_BEAMS, ge=0, le=MAX_BEAMS)
     max_transfers: int = Field(default=16, ge=0)
 
     @model_validator(mode="after")

@@ -18,7 +18,6 @@ from chaperone_common.errors import (
     Cancelled,
     ChaperoneError,
     CloudUnavailable,
-    InvalidRequest,
     ModelError,
     ModelMismatch,
     Overloaded,
@@ -36,6 +35,7 @@ from chaperone_common.session import CloudSession
 from cloud_supervisor.admission import Admission, PromptOverQuota, SessionKey
 from cloud_supervisor.caller import LOCAL, Caller
 from cloud_supervisor.config import LimitsConfig, QuotasConfig
+from cloud_supervisor.conversations.beams import BeamConversation, beams_of, check_beams
 from cloud_supervisor.conversations.exchange import Exchange, Stream, next_frame
 from cloud_supervisor.conversations.one_text import Conversation
 from cloud_supervisor.conversations.reading import check_encoding, check_projector
@@ -201,7 +201,11 @@ class Supervisor:
                 key, opening, stream, self._queue, self._admission, self._limits, self._observer, self._clock
             )
             keep = functools.partial(self._kept_texts.keep, key, in_place_of=before)
-            conversation = Conversation(exchange, session, keep)
+            conversation: Conversation | BeamConversation
+            if opening.beams is None:
+                conversation = Conversation(exchange, session, keep)
+            else:
+                conversation = BeamConversation(exchange, beams_of(opening, opening.beams, session), keep)
             async with aclosing(conversation.frames(self.capabilities.context_tokens)) as answers:
                 async for frame in answers:
                     yield frame
@@ -274,11 +278,8 @@ class Supervisor:
             )
         if opening.encoding is not None:
             check_projector(opening.encoding, self.capabilities)
-        if opening.beams is not None and opening.beams.num_beams > self.capabilities.max_beams:
-            raise InvalidRequest(
-                f"beams.num_beams: {opening.beams.num_beams}, and this cloud serves up to "
-                f"{self.capabilities.max_beams}; ask for fewer, or for one text"
-            )
+        if opening.beams is not None:
+            check_beams(opening, self.capabilities)
 
     def _admit(self, key: SessionKey, opening: Open, stream: Stream) -> CloudSession:
         """Check an Open and make it the session's newest stream."""
@@ -288,7 +289,9 @@ class Supervisor:
             vocabulary_size=self.capabilities.vocabulary_size,
         )
         check_encoding(opening, self.capabilities)
-        self._admission.admit(key, opening, longest=session.limit)
+        beams = opening.beams.num_beams if opening.beams is not None else 1
+        longest = session.prompt_length + beams * (session.limit - session.prompt_length)
+        self._admission.admit(key, opening, longest=longest)
         if (older := self._streams.get(key)) is not None:
             older.inbox.interrupt(Superseded("session_id: a newer stream of this session took over"))
         self._streams[key] = stream

@@ -16,7 +16,7 @@ from chaperone_common.sampling import Softmax
 from chaperone_common.types import Choice, SamplingParams
 from cloud_supervisor.assembly import build_cloud
 from cloud_supervisor.config import CloudConfig
-from cloud_supervisor.model.choosing import Chooser, coupled_choice
+from cloud_supervisor.model.logits.choosing import Chooser, coupled_choice
 from cloud_supervisor.model.torch_model import TorchModel
 from cloud_supervisor.server import Server
 from edge_client.model.uncertainty import cross_entropy

@@ -29,14 +29,14 @@ from chaperone_common.errors import ConfigError, ModelCorrupt, ModelMissing, Pro
 from chaperone_common.types import Choice
 from cloud_supervisor.model import architectures, int8_linear
 from cloud_supervisor.model.batched_forward import ATTENTION, EXACT_ATTENTION, View
-from cloud_supervisor.model.choosing import Chooser, choices, coupled_choice, on_host, rows_of
 from cloud_supervisor.model.devices import check_device
 from cloud_supervisor.model.encoder import Encoder, watching
 from cloud_supervisor.model.int8_linear import Int8Linear, quantise
+from cloud_supervisor.model.logits.choosing import Chooser, Row, choices, coupled_choice, on_host
+from cloud_supervisor.model.logits.scoring import scores
 from cloud_supervisor.model.packed_linear import pack
 from cloud_supervisor.model.ports import ForwardRequest, Found, check_scoring, only_choices
 from cloud_supervisor.model.projector import ProjectorWeights
-from cloud_supervisor.model.scoring import scores
 from cloud_supervisor.model.torch_kv import Sequences, TorchKv
 
 KV_BUDGET_MIB = 2048.0
@@ -216,13 +216,13 @@ class TorchModel:
             for rows, request in zip(of_request, requests, strict=True)
             if rows is not None and len(rows) and request.scoring is None
         ]
-        rows = [row for _, request in choosing for row in rows_of(request)]
+        rows = [row for _, request in choosing for row in _rows_of(request)]
         of_all = [each for each, _ in choosing]
         joined = logits if len(of_all) == len(requests) or not of_all else torch.cat(of_all)
         chosen = choices(joined, rows, self._choose) if joined is not None and rows else iter(())
         for own, request, count in zip(of_request, requests, counts, strict=True):
             if request.scoring is not None and own is not None:
-                positions = [row.position for row in rows_of(request)]
+                positions = [row.position for row in _rows_of(request)]
                 yield scores(own, request.sampling, request.scoring, positions)
             else:
                 yield [*islice(chosen, count)]
@@ -327,6 +327,17 @@ class TorchModel:
 def _count(request: ForwardRequest) -> int:
     """Return the number of rows whose choices or encodings a request wants."""
     return request.num_choices + len(request.tree.branches)
+
+
+def _rows_of(request: ForwardRequest) -> Iterator[Row]:
+    """Return the rows of a request: those along the chain, and one for each branch token."""
+    tree, count = request.tree, request.num_choices
+    next_tokens = [*tree.token_ids[1:], None][len(tree.token_ids) - count :]
+    for index, drafted in enumerate(next_tokens):
+        reported = request.top_logprobs if index >= request.first_reported else None
+        yield Row(request.sampling, tree.end - count + index, drafted, reported)
+    for position in tree.positions:
+        yield Row(request.sampling, position, None, request.top_logprobs)
 
 
 def default_dtype(folder: Path | str, device: str = "cpu") -> Dtype:

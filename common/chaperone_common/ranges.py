@@ -12,6 +12,7 @@ from chaperone_common.suggestion import shown
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**32 - 1  # the wire's whole numbers
 MAX_TOP_LOGPROBS = 20
+MAX_BEAMS = 8
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters
 

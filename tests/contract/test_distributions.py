@@ -14,7 +14,7 @@ from chaperone_common.errors import ModelCorrupt
 from chaperone_common.logprobs import LEAST_LOGPROB, ChoiceLogprobs, measure
 from chaperone_common.sampling import Distribution, choose, softmax
 from chaperone_common.types import SamplingParams
-from cloud_supervisor.model.logit_rows import LogitRows
+from cloud_supervisor.model.logits.rows import LogitRows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

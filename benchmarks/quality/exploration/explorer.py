@@ -20,7 +20,7 @@ from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.token_tree import TokenTree
 from chaperone_common.types import Choice, Proposal, SamplingParams
 from cloud_supervisor.kv.store import KvStore
-from cloud_supervisor.model.choosing import coupled_choice
+from cloud_supervisor.model.logits.choosing import coupled_choice
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import Dtype, TorchModel
 from edge_client.model.onnx_model import OnnxModel

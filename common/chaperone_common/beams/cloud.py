@@ -9,12 +9,13 @@ import numpy as np
 
 from chaperone_common.beams.chance import PhiloxChance
 from chaperone_common.beams.forest import Forest, Numbering, numbered
-from chaperone_common.beams.frames import MAX_BEAMS, BeamSettings, BeamStep, BeamVerdict, ForestFrame
+from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, ForestFrame
 from chaperone_common.beams.progress import BeamProgress
 from chaperone_common.beams.scoring import NodeScores, Scores, Scoring
 from chaperone_common.beams.search import search_forest
 from chaperone_common.beams.verification import Beam, verify_forest
 from chaperone_common.errors import InvalidRequest, ProtocolViolation
+from chaperone_common.ranges import MAX_BEAMS
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
 

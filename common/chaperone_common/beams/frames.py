@@ -9,8 +9,6 @@ from chaperone_common.beams.forest import Forest
 from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.beams.width import FixedWidth, Width, WidthLaw
 
-MAX_BEAMS = 8
-
 
 class RunningBeam(NamedTuple):
     """A text that goes on."""

@@ -8,11 +8,12 @@ from itertools import accumulate, pairwise
 
 from chaperone_common.beams.draft_row import DraftRow
 from chaperone_common.beams.forest import MAX_FOREST_DEPTH, MAX_FOREST_WIDTH, Draw, Forest
-from chaperone_common.beams.frames import MAX_BEAMS, BeamSettings, BeamStep, BeamVerdict, ForestFrame, RunningBeam
+from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, ForestFrame, RunningBeam
 from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import FrameLimits
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
+from chaperone_common.ranges import MAX_BEAMS
 from chaperone_common.wire.checks import bounded, check_count
 
 _MAX_ROWS = MAX_BEAMS + MAX_FOREST_DEPTH * MAX_FOREST_WIDTH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import Capabilities, QuotaState
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
-from chaperone_common.wire.checks import DEFAULT_LIMITS, check_names, fields, parse
+from chaperone_common.wire.checks import DEFAULT_LIMITS, MAX_CAPABILITIES, check_names, fields, parse
 
 
 def encode_capabilities(value: Capabilities) -> bytes:
@@ -30,7 +30,7 @@ def encode_capabilities(value: Capabilities) -> bytes:
 
 def decode_capabilities(data: bytes) -> Capabilities:
     """Parse the answer to GetCapabilities; raises ProtocolViolation."""
-    fields(data, DEFAULT_LIMITS, ProtocolViolation)
+    fields(data, DEFAULT_LIMITS, ProtocolViolation, MAX_CAPABILITIES)
     message = parse(pb.GetCapabilitiesResponse(), data)
     check_names(message, ProtocolViolation, "model", "tokenizer_digest", "model_digest", "projector_digest")
     if not message.max_span_tokens:

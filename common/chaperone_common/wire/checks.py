@@ -12,6 +12,7 @@ from chaperone_common.frames import FrameLimits
 
 MAX_NAME_LENGTH = 128  # characters of a digest, or of the name of a model
 MAX_FIELDS = 16  # of one message: a frame, and the additions of newer versions
+MAX_CAPABILITIES = 64  # fields of the capabilities, one for each quota
 DEFAULT_LIMITS = FrameLimits()
 
 # Wire types of protobuf: a number, a length with that many bytes, nested fields up to an end mark, and 8 or 4 bytes.
@@ -20,7 +21,9 @@ _VARINT, _LENGTH, _GROUP, _FIXED = 0, 2, 3, {1: 8, 5: 4}
 M = TypeVar("M", bound=Message)
 
 
-def fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) -> list[tuple[int, int]]:
+def fields(
+    data: bytes, limits: FrameLimits, too_large: type[ChaperoneError], most: int = MAX_FIELDS
+) -> list[tuple[int, int]]:
     """Return number and size of the outermost fields of a message, without reading them.
 
     There must be few: protobuf makes an object of 40 times its size for each frame that replaces another. Bytes that
@@ -31,8 +34,8 @@ def fields(data: bytes, limits: FrameLimits, too_large: type[ChaperoneError]) ->
     found: list[tuple[int, int]] = []
     end = 0
     while end < len(data):
-        if len(found) == MAX_FIELDS:
-            raise ProtocolViolation(f"frame: it has more than {MAX_FIELDS} fields; send one frame in each message")
+        if len(found) == most:
+            raise ProtocolViolation(f"frame: it has more than {most} fields; send one frame in each message")
         key, start = _varint(data, end)
         kind = key & 7
         if kind == _LENGTH:

@@ -11,7 +11,7 @@ import torch
 from chaperone_common.beams.scoring import NodeScores, Scoring
 from chaperone_common.sampling import warp
 from chaperone_common.types import SamplingParams
-from cloud_supervisor.model.scoring import scores
+from cloud_supervisor.model.logits.scoring import scores
 from tests.support.models.beam_scores import scores_of
 
 SAMPLINGS = [

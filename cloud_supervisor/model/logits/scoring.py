@@ -16,7 +16,7 @@ from chaperone_common.beams.rule import Float64s
 from chaperone_common.beams.scoring import NodeScores, Scored, Scores, Scoring
 from chaperone_common.sampling import Ids, candidates
 from chaperone_common.types import SamplingParams
-from cloud_supervisor.model.logit_rows import LogitRow, LogitRows
+from cloud_supervisor.model.logits.rows import LogitRow, LogitRows
 
 
 def scores(logits: torch.Tensor, sampling: SamplingParams, scoring: Scoring, positions: Sequence[int]) -> Scores:

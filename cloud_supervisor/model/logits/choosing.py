@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from chaperone_common.logprobs import measure
 from chaperone_common.sampling import Softmax, choose, softmax
 from chaperone_common.types import Choice, SamplingParams
-from cloud_supervisor.model.logit_rows import LogitRows
-from cloud_supervisor.model.ports import ForwardRequest
+from cloud_supervisor.model.logits.rows import LogitRows
 
 
 class Chooser(Protocol):
@@ -35,18 +34,7 @@ class Row(NamedTuple):
     sampling: SamplingParams
     position: int  # of the token that was read
     drafted: int | None  # the chain's own next token; None after its end
-    top_logprobs: int | None  # as in `ForwardRequest`
-
-
-def rows_of(request: ForwardRequest) -> Iterator[Row]:
-    """Return the rows of a request: those along the chain, and one for each branch token."""
-    tree, count = request.tree, request.num_choices
-    next_tokens = [*tree.token_ids[1:], None][len(tree.token_ids) - count :]
-    for index, drafted in enumerate(next_tokens):
-        reported = request.top_logprobs if index >= request.first_reported else None
-        yield Row(request.sampling, tree.end - count + index, drafted, reported)
-    for position in tree.positions:
-        yield Row(request.sampling, position, None, request.top_logprobs)
+    top_logprobs: int | None  # report log-probabilities, with this number of the likeliest tokens; None: none
 
 
 def choices(logits: torch.Tensor, rows: Sequence[Row], chooser: Chooser) -> Iterator[Choice]:
