@@ -182,6 +182,11 @@ class TorchModel:
         return self._context_tokens
 
     @property
+    def num_layers(self) -> int:
+        """The number of layers, and of the last one in `hidden_states`."""
+        return int(self._model.config.get_text_config().num_hidden_layers)
+
+    @property
     def encodes(self) -> bool:
         return self._encoder is not None
 

@@ -15,9 +15,11 @@ from cloud_supervisor.export.tiny import HIDDEN, build_tiny
 from tests.support.models.writers import tiny_writer
 from training.__main__ import main
 from training.answers.answer import Answer, write_answers
+from training.answers.collect import without_details
 from training.answers.sampling import DRAWN
 from training.distillation.drafter import Drafter, Shape
 from training.distillation.examples import batch_of, is_held_out, steps_of
+from training.distillation.run import check_encodings
 from training.distillation.train import Schedule, likeness, train
 from training.prompt import Prompt
 
@@ -198,3 +200,11 @@ def test_the_held_out_prompts_are_a_fixed_small_share() -> None:
     held_out = [is_held_out(f"general/{number}") for number in range(4000)]
     assert 0.06 < sum(held_out) / 4000 < 0.10
     assert held_out == [is_held_out(f"general/{number}") for number in range(4000)]
+
+
+def test_answers_without_the_hidden_states_are_refused(answers: list[Answer]) -> None:
+    check_encodings(answers, LAYERS, Path("a"))
+    with pytest.raises(ConfigError, match=r"--layers: 5; a has hidden states after these layers: 1, 2; make others"):
+        check_encodings(answers, (1, 5), Path("a"))
+    with pytest.raises(ConfigError, match="after these layers: none; make others with `python -m training encode`"):
+        check_encodings([without_details(answer, 0.1) for answer in answers], LAYERS, Path("a"))

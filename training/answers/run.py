@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from training.answers.sampling import DRAWN, GREEDY
-from training.options import layers
+from training.options import at_least, layers
 from training.prompt import read_prompts
 
 
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("auto", "int8", "bfloat16", "float32"), default="auto", help="auto: as it is served here"
     )
-    parser.add_argument("--batch", type=int, default=24, help="texts at once (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
-    parser.add_argument("--top", type=int, default=16, help="likeliest tokens to keep (default: %(default)s)")
+    parser.add_argument("--batch", type=at_least(1), default=24, help="texts at once (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=256, help="of an answer (default: %(default)s)")
+    parser.add_argument("--top", type=at_least(1), default=16, help="likeliest tokens to keep (default: %(default)s)")
     parser.add_argument(
         "--layers", type=layers, default=(), metavar="L,L", help="keep the prompts' hidden states after these layers"
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=at_least(0), default=1)
     parser.add_argument(
         "--max-seconds", type=float, default=float("inf"), help="begin no further batch after this time"
     )

@@ -20,6 +20,7 @@ from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import Dtype, TorchModel
 from training.answers.answer import Answer, Rows
 from training.answers.sampling import Sampling
+from training.options import check_layers
 from training.prompt import Prompt
 
 
@@ -64,10 +65,14 @@ class Writer:
 
     @classmethod
     def of_pair(cls, pair: str, dtype: Dtype | Literal["auto"], *, top: int, layers: Sequence[int] = ()) -> Writer:
-        """Load the large model of a pair that was pulled; raises ModelMissing, or another ModelError."""
+        """Load the large model of a pair that was pulled.
+
+        Raises ConfigError for a layer that it does not have, and ModelMissing, or another ModelError.
+        """
         folder = pair_folder(pair, "cloud")
         manifest = load_manifest(folder, role="cloud")
         model = TorchModel.of_manifest(folder, manifest, dtype=dtype, threads=None)
+        check_layers(layers, model.num_layers)
         tokenizer = load_tokenizer(Origin(str(folder)))
         name = f"{manifest.digest} {model.dtype}"
         return cls(model, tokenizer, manifest.eos_token_ids, name=name, top=top, layers=layers)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from chaperone_common.errors import ConfigError
 from training.answers.sampling import Sampling
+from training.options import at_least
 from training.prompt import Prompt, write_prompts
 from training.prompts import functions, questions, reasoning
 from training.prompts.overlap import Reported, words_of
@@ -29,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--pair", default="default", help="its large model makes up the general questions")
     parser.add_argument("--out", type=Path, required=True, help="the file of prompts")
-    parser.add_argument("--code", type=int, default=600, help="prompts of code (default: %(default)s)")
-    parser.add_argument("--general", type=int, default=1000, help="general questions (default: %(default)s)")
-    parser.add_argument("--reasoning", type=int, default=300, help="tasks of reasoning (default: %(default)s)")
+    parser.add_argument("--code", type=at_least(0), default=600, help="prompts of code (default: %(default)s)")
+    parser.add_argument("--general", type=at_least(0), default=1000, help="general questions (default: %(default)s)")
+    parser.add_argument("--reasoning", type=at_least(0), default=300, help="tasks of reasoning (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=("auto", "int8", "bfloat16", "float32"), default="auto", help="auto: as it is served here"
     )
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=at_least(0), default=7)
     parser.add_argument("--work", type=Path, help="folder of unfinished work (default: OUT with `.work`)")
 
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     write_prompts(args.out, (prompt for members in prompts.values() for prompt in members))
     for kind, members in prompts.items():
         print(f"{kind}: {len(members)} of {wanted[kind]} prompts")
+    if len(prompts["general"]) < wanted["general"]:
+        print("general: the large model's lists have too few numbered lines; add questions of your own to the file")
 
 
 def _code(count: int, seed: int) -> list[Prompt]:
