@@ -67,6 +67,6 @@ class BeamVerdict:
     running: tuple[BeamStep, ...]
     finished: tuple[BeamStep, ...]  # their last token ends the text
     accepted: int = 0  # drafted beams that stood
-    tested: int = 0  # drafted beams whose parents stood
+    tested: int = 0  # drafted beams that were tested
     queue_us: int = 0
     compute_us: int = 0

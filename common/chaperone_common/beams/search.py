@@ -37,7 +37,7 @@ def search_forest(
         finished += [beam for beam in ranked[:width] if has_ended(numbering, beam)]
         best = [beam for beam in ranked if not has_ended(numbering, beam)][:width]
         nodes = [drafted.get((beam.node, beam.token_id)) for beam in best]
-        tested += len(drafted)
+        tested += len(best) if drafted else 0
         accepted += sum(node is not None for node in nodes)
         running = [
             beam if node is None else beam._replace(node=node, token_id=None)

@@ -38,7 +38,7 @@ class RoundOutcome:
     finished: tuple[Beam, ...]  # their last token ends the text
     depth: int  # layers of the forest that stood whole
     accepted: int  # draws that stood
-    tested: int  # draws whose parents stood
+    tested: int  # draws that were tested: the rest of a layer is not, once enough stand
 
 
 def verify_forest(
@@ -61,7 +61,7 @@ def verify_forest(
         layer = _Layer.of(numbering, depth, running, scores, weights)
         wanted = width.width(layer.p_beam, layer.q_beam, len(layer.slots)) if layer.slots else width.most
         outcome = verify_layer(layer.p_beam, layer.q_beam, layer.outcomes, wanted, chance(depth))
-        tested += len(layer.slots)
+        tested += outcome.accepted[-1] + 1 if outcome.whole else len(layer.slots)
         accepted += len(outcome.accepted)
         running = {layer.slots[number]: layer.drafted(numbering, depth, number) for number in outcome.accepted}
         found = [*running.values(), *layer.drawn(outcome.drawn)]

@@ -1081,7 +1081,9 @@ class BeamVerdict(_message.Message):
     round: _builtins.int
     """As in Forest; grows by one with each answer."""
     accepted: _builtins.int
-    """Draws that stood, and draws whose parents stood."""
+    """Draws that stood, and draws that were tested: once enough stand, the rest of a layer is not. For beam search, the
+    best beams that the forest had, and the best beams of layers that the forest had.
+    """
     tested: _builtins.int
     queue_us: _builtins.int
     """Microseconds that the verification waited, and that it computed."""
