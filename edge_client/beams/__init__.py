@@ -1,0 +1,1 @@
+"""Beams on the device: what to draft, and when to ask the cloud."""
