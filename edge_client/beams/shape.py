@@ -14,7 +14,7 @@ from chaperone_common.planning.costs import Costs
 from edge_client.planner.learning import Share
 
 _PRIOR = 0.7  # of a draw's acceptance: between prose and code (an assumption)
-# Rounds without a draft teach nothing about drafts. So a forest of one layer is tried after so many layers without any.
+# Rounds without a draft teach nothing about drafts. So one layer is drafted after this number of layers without any.
 _LAYERS_UNTRIED = 64
 
 

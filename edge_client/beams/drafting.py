@@ -1,0 +1,51 @@
+"""A forest by the device's small model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chaperone_common.beams.drafting import ForestDraft
+from chaperone_common.beams.progress import BeamProgress
+from chaperone_common.sampling import warp
+from chaperone_common.types import SamplingParams
+from edge_client.beams.shape import Shape
+from edge_client.ports import BeamModel
+
+ROW_TOKENS = 32  # of a law that is sent: below 3 kB a round of four layers with four draws
+
+
+class ForestDrafter:
+    """Drafts forests on the running beams of one generation."""
+
+    def __init__(
+        self, model: BeamModel, prompt: Sequence[int], sampling: SamplingParams, row_tokens: int = ROW_TOKENS
+    ) -> None:
+        self._model = model
+        self._prompt = tuple(prompt)
+        self._sampling = sampling
+        self._row_tokens = row_tokens
+        # Beam search ranks by the model's own law.
+        self._law = sampling if sampling.temperature else SamplingParams(temperature=1.0)
+
+    async def draft(self, progress: BeamProgress, shape: Shape) -> ForestDraft:
+        """Return a forest of this shape; it is less deep if all its texts end before."""
+        draft = ForestDraft(
+            progress,
+            len(self._prompt),
+            width=shape.width,
+            row_tokens=self._row_tokens,
+            temperature=self._sampling.temperature,
+            seed=self._sampling.seed,
+        )
+        beams = progress.texts
+        for _ in range(shape.depth):
+            paths = [draft.numbering.path(node) for node in draft.growing]
+            if not paths:
+                break
+            logits = await self._model.logits([(*self._prompt, *beams[start], *tokens) for start, tokens in paths])
+            draft.grow([warp(row, self._law) for row in logits])
+        return draft
+
+    def close(self) -> None:
+        """Free the model's caches."""
+        self._model.close()
