@@ -36,12 +36,6 @@ def check_beams(opening: Open, capabilities: Capabilities) -> None:
             "beams: they go neither with committed_token_ids, nor with an encoding, nor with top_logprobs; leave these "
             "out, and resume from beams.running"
         )
-    for text in (*(beam.token_ids for beam in beams.running), *(beam.token_ids for beam in beams.finished)):
-        for token_id in text:
-            if token_id >= capabilities.vocabulary_size:
-                raise InvalidRequest(
-                    f"beams.running: {token_id} is not in a vocabulary of {capabilities.vocabulary_size}"
-                )
 
 
 def beams_of(opening: Open, settings: BeamSettings, session: CloudSession) -> CloudBeams:
@@ -52,6 +46,7 @@ def beams_of(opening: Open, settings: BeamSettings, session: CloudSession) -> Cl
         opening.prompt_token_ids,
         session.limit - session.prompt_length,
         opening.eos_token_ids,
+        session.vocabulary_size,
     )
 
 

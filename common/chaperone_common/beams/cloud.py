@@ -47,9 +47,11 @@ class CloudBeams:
         prompt: Sequence[int],
         max_new_tokens: int,
         eos_token_ids: Sequence[int],
+        vocabulary_size: int,
     ) -> None:
         """Begin, or go on with the running beams of the settings; raises InvalidRequest."""
-        _check(settings, max_new_tokens)
+        _check(settings, max_new_tokens, vocabulary_size)
+        self._vocabulary_size = vocabulary_size
         self.progress = BeamProgress(settings, max_new_tokens, frozenset(eos_token_ids))
         self._sampling = sampling
         self._prompt = tuple(prompt)
@@ -70,6 +72,9 @@ class CloudBeams:
                 raise ProtocolViolation(f"round: {frame.round}, but no beam can improve the text; send a Close")
             if frame.forest.depth >= progress.layers_left:
                 raise ValueError(f"layers: {frame.forest.depth}, and {progress.layers_left} tokens are left")
+            for row in frame.forest.rows:
+                if max(row.token_ids) >= self._vocabulary_size:
+                    raise ValueError(f"row: {max(row.token_ids)} is not in a vocabulary of {self._vocabulary_size}")
             numbering = numbered(frame.forest, progress.numbering().inputs, progress.eos_token_ids)
         except ValueError as error:
             raise ProtocolViolation(f"forest: {error}") from None
@@ -141,7 +146,7 @@ def _step(beam: Beam) -> BeamStep:
     return BeamStep(beam.node, beam.token_id, float(np.float32(beam.log_p)), float(np.float32(beam.logprob)))
 
 
-def _check(settings: BeamSettings, max_new_tokens: int) -> None:
+def _check(settings: BeamSettings, max_new_tokens: int, vocabulary_size: int) -> None:
     if not 1 <= settings.num_beams <= MAX_BEAMS:
         raise InvalidRequest(f"num_beams: {settings.num_beams} is outside [1, {MAX_BEAMS}]; give a number of beams")
     if not 1 <= settings.least_width <= settings.num_beams:
@@ -158,6 +163,9 @@ def _check(settings: BeamSettings, max_new_tokens: int) -> None:
             f"running: {len(settings.running)} beams of {sorted(lengths)} tokens; give up to num_beams, "
             f"{settings.num_beams}, of one length below max_new_tokens, {max_new_tokens}"
         )
+    for text in (*(beam.token_ids for beam in settings.running), *(beam.token_ids for beam in settings.finished)):
+        if text and max(text) >= vocabulary_size:
+            raise InvalidRequest(f"running: {max(text)} is not in a vocabulary of {vocabulary_size}")
     logprobs = [
         *(number for beam in settings.running for number in (beam.log_p, beam.logprob)),
         *(beam.logprob for beam in settings.finished),

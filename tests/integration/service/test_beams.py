@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from chaperone_common.beams.device import DeviceBeams
+from chaperone_common.beams.draft_row import DraftRow
 from chaperone_common.beams.drafting import ForestDraft
-from chaperone_common.beams.forest import Forest
+from chaperone_common.beams.forest import Draw, Forest
 from chaperone_common.beams.frames import BeamSettings, BeamVerdict, ForestFrame, RunningBeam
 from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.frames import Close, Closed, EncodingRequest, Open, Opened
@@ -240,7 +241,7 @@ REFUSED: dict[str, tuple[Callable[[str], Open], str]] = {
     ),
     "an unknown token": (
         lambda digest: beam_opening(digest, BeamSettings(2, running=(RunningBeam((10**6,), -1.0, -1.0),))),
-        "beams.running: 1000000 is not in a vocabulary of",
+        "running: 1000000 is not in a vocabulary of",
     ),
 }
 
@@ -264,6 +265,11 @@ def test_beams_that_cannot_be_served_are_refused(tiny_pair: Path, digest: str, c
     [
         (draft(9), "OUT_OF_RANGE", "draft: the Open asked for beams; send Forests"),
         (ForestFrame(1, Forest()), "OUT_OF_RANGE", "round: 1; the next one is 0"),
+        (
+            ForestFrame(0, Forest((DraftRow((10**6,), b"\0"),), ((Draw(0, 0),),))),
+            "OUT_OF_RANGE",
+            "forest: row: 1000000 is not in a vocabulary of",
+        ),
         (ForestFrame(0, Forest(), dropped=(3,)), "OUT_OF_RANGE", "dropped: 3 is none of the 1 running beams"),
     ],
 )

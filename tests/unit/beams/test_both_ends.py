@@ -7,9 +7,11 @@ import pytest
 
 from chaperone_common.beams.cloud import CloudBeams, Round
 from chaperone_common.beams.device import DeviceBeams
+from chaperone_common.beams.draft_row import DraftRow
 from chaperone_common.beams.drafting import ForestDraft
 from chaperone_common.beams.forest import Draw, Forest
 from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, ForestFrame, RunningBeam
+from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.errors import InvalidRequest, ProtocolViolation
 from chaperone_common.types import SamplingParams
 from tests.unit.beams.models import EOS, PROMPT, VOCABULARY, grow, large, scores_of
@@ -23,7 +25,7 @@ class Pair:
     def __init__(self, settings: BeamSettings, *, temperature: float = 1.0, tokens: int = 12, seed: int = SEED) -> None:
         self.sampling = SamplingParams(temperature=temperature, seed=seed)
         self.device = DeviceBeams(settings, tokens, (EOS,), VOCABULARY)
-        self.cloud = CloudBeams(settings, self.sampling, PROMPT, tokens, (EOS,))
+        self.cloud = CloudBeams(settings, self.sampling, PROMPT, tokens, (EOS,), VOCABULARY)
         self.verdicts: list[BeamVerdict] = []
 
     def round(self, width: int = 4, depth: int = 3) -> None:
@@ -160,6 +162,8 @@ def test_a_resumed_text_goes_on_from_its_running_beams() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (BeamSettings(2, running=(RunningBeam((8,), -1.0, -1.0),)), "running: 8 is not in a vocabulary of 8"),
+        (BeamSettings(2, finished=(Hypothesis((9,), -1.0, "stop"),)), "running: 9 is not in a vocabulary of 8"),
         (BeamSettings(0), r"num_beams: 0 is outside \[1, 8\]"),
         (BeamSettings(9), r"num_beams: 9 is outside \[1, 8\]"),
         (BeamSettings(2, least_width=3), r"least_width: 3 is outside \[1, 2\]"),
@@ -188,6 +192,10 @@ def test_impossible_settings_are_refused(settings: BeamSettings, message: str) -
         (ForestFrame(3, Forest()), "round: 3; the next one is 0"),
         (ForestFrame(0, Forest(), dropped=(1,)), "forest: dropped: 1 is none of the 1 running beams"),
         (ForestFrame(0, Forest(layers=((Draw(0, 0),),))), "forest: rows: 0 in layer 0"),
+        (
+            ForestFrame(0, Forest((DraftRow((1, 8), b"\0\1"),), ((Draw(0, 0),),))),
+            "forest: row: 8 is not in a vocabulary of 8",
+        ),
         (ForestFrame(0, Forest(layers=((),) * 12)), "forest: layers: 12, and 12 tokens are left"),
     ],
 )
