@@ -53,14 +53,19 @@ def only_choices(found: Sequence[Found]) -> list[list[Choice]]:
     return choices
 
 
-def check_scoring(scoring: Scoring, num_choices: int, branches: int, vocabulary_size: int, *, encoded: bool) -> None:
-    """Raise ValueError for a request for scores that cannot be answered."""
+def check_rows(scoring: Scoring, num_choices: int, branches: int, *, encoded: bool) -> None:
+    """Raise ValueError unless a request for scores has a row for its last token, and for each branch token."""
     rows = 1 + branches
     if encoded or num_choices != 1 or not len(scoring.listed) == len(scoring.nodes) == rows or scoring.others < 0:
         raise ValueError(
             f"scoring: {len(scoring.listed)} rows of {len(scoring.nodes)} nodes, for {num_choices} choices and "
             f"{branches} branches; give one for the last token, and one for each branch token, and ask for no encoding"
         )
+
+
+def check_scoring(scoring: Scoring, num_choices: int, branches: int, vocabulary_size: int, *, encoded: bool) -> None:
+    """Raise ValueError for a request for scores that cannot be answered."""
+    check_rows(scoring, num_choices, branches, encoded=encoded)
     for token_id in (token_id for listed in scoring.listed for token_id in listed):
         if not 0 <= token_id < vocabulary_size:
             raise ValueError(f"scoring: {token_id} is not in a vocabulary of {vocabulary_size}")

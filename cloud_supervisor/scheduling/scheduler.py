@@ -25,7 +25,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from chaperone_common.errors import CloudTimeout, CloudUnavailable, ConfigError, Overloaded, PromptTooLong
-from cloud_supervisor.model.ports import ForwardResult, Found, Urgency
+from cloud_supervisor.model.ports import ForwardResult, Found, Urgency, check_rows
 from cloud_supervisor.scheduling.batch import Answer, Batch, Chunk, KvView, QueuedRequest
 from cloud_supervisor.scheduling.line import Progress, WaitingLine
 from cloud_supervisor.scheduling.pace import Pace
@@ -334,8 +334,8 @@ class Scheduler:
                 f"encoded: {request.num_choices} rows of a text with {len(tree.branches)} branches; give at least one "
                 "row, and no branches"
             )
-        if request.scoring is not None and (request.num_choices != 1 or request.encoded):
-            raise ValueError(f"scoring: {request.num_choices} choices, or an encoding; give 1, and no encoding")
+        if request.scoring is not None:
+            check_rows(request.scoring, request.num_choices, len(tree.branches), encoded=request.encoded)
         if len(tree.branches) >= self._step_tokens:
             raise ValueError(f"branches: {len(tree.branches)}; one forward feeds at most {self._step_tokens} tokens")
         if tree.depth > self._context_tokens:
