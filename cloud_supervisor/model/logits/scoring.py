@@ -43,8 +43,9 @@ def _likeliest(row: LogitRow, total: float, listed: Ids, others: int) -> NodeSco
     best = np.setdiff1d(row.best(count), listed) if count else listed
     logprobs = row.logits_at(best) - total
     order = np.lexsort((best, -logprobs))[:others]
-    mass = max(0.0, 1.0 - float(np.exp(row.logits_at(listed) - total).sum()))
     own = row.logits_at(listed) - total
+    # Rounding would leave some mass to no token.
+    mass = max(0.0, 1.0 - float(np.exp(own).sum())) if len(listed) < row.vocabulary else 0.0
     return NodeScores(_scored(listed, own, own), _scored(best[order], logprobs[order], logprobs[order]), mass)
 
 
