@@ -17,9 +17,11 @@ COMMANDS = {
     "distil": "training.distillation.run",
 }
 
+EXIT_UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, and return its exit code."""
+    """Run one command, and return its exit code: 75 if it stopped in time and the same command goes on."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module_name in COMMANDS.items():
@@ -35,13 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return EXIT_UNFINISHED if args.run(args) is False else 0
     except ChaperoneError as error:
         print(f"training: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from chaperone_common.errors import ConfigError
+from chaperone_common.files import replace_file
 
 KINDS = ("code", "general", "reasoning")
 
@@ -22,10 +23,15 @@ class Prompt:
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
-    """Write a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file of JSON lines. Raises ConfigError for a file of other prompts: somebody may have added his own."""
     lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in prompts]
-    path.write_text("".join(lines), encoding="utf-8")
+    content = "".join(lines).encode()
+    if path.exists():
+        if path.read_bytes() == content:
+            return
+        raise ConfigError(f"{path}: it holds other prompts, and is left as it is; name another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, [content])
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -37,12 +43,17 @@ def read_prompts(path: Path) -> list[Prompt]:
     prompts = [_prompt_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise ConfigError(f"{path}: it holds no prompt; write JSON lines of id, kind and text")
+    refuse_twice(prompts, path)
+    return prompts
+
+
+def refuse_twice(prompts: Iterable[Prompt], path: Path) -> None:
+    """Raise ConfigError, naming the file, if two prompts have one id."""
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
             raise ConfigError(f"{path}: id {prompt.id!r} is there twice; give each prompt its own")
         seen.add(prompt.id)
-    return prompts
 
 
 def _prompt_of(line: str, place: str) -> Prompt:

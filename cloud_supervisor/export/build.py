@@ -150,7 +150,6 @@ def _is_installed(module: str) -> bool:
 def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
     """Build both artefacts in the folder `building`, compare their vocabularies, and write the manifests last."""
     _stay_off_the_hub(spec)
-    found = {role: _find(spec.of(role), tools) for role in ROLES}
     from cloud_supervisor.export import conversion  # imports torch and transformers, which takes seconds
     from cloud_supervisor.export.adapter import Adapter
     from cloud_supervisor.export.tokenizer import read_vocabulary
@@ -158,6 +157,9 @@ def build(pair: str, spec: Pair, building: Path, tools: Tools) -> None:
     file = adapter_file(spec.edge)
     adapter = None if file is None else Adapter.load(file)
     projector = None if adapter is None else adapter.projector
+    if adapter is not None:
+        adapter.check_name(spec.edge.model)
+    found = {role: _find(spec.of(role), tools) for role in ROLES}
     found = {role: _checked(spec, role, weights, tools) for role, weights in found.items()}
     cloud, edge = building / "cloud", building / "edge"
     contexts: dict[Role, int] = {}

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from chaperone_common.artefacts.manifest import ProjectorSpec, pull_remedy
 from chaperone_common.errors import ModelCorrupt, ModelError
+from chaperone_common.files import replace_file
 
 PROJECTOR_NAME = "projector.safetensors"  # in the folder of the cloud's model
 
@@ -126,7 +127,8 @@ class ProjectorWeights:
 
     def save(self, folder: Path) -> None:
         """Write a safetensors file into the folder of the cloud's model."""
-        save_file(self.stored(), folder / PROJECTOR_NAME, {"format": _FORMAT, "layers": json.dumps(self.layers)})
+        header = {"format": _FORMAT, "layers": json.dumps(self.layers)}
+        replace_file(folder / PROJECTOR_NAME, [save(self.stored(), header)])
 
     @classmethod
     def load(cls, folder: Path, expected: ProjectorSpec) -> ProjectorWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from chaperone_common.errors import ConfigError
 from cloud_supervisor.export.conversion import LoadedModel
 from cloud_supervisor.export.tiny import VOCABULARY, build_tiny
 from tests.support.models.writers import tiny_writer
-from training.answers.answer import Answer, Rows, read_answers, write_answers
+from training.answers.answer import Answer, Author, Rows, read_answers, write_answers
+from training.answers.batches import batches_of
 from training.answers.collect import without_details
 from training.answers.encode import encode_all
 from training.answers.resumable import Asking, answer_all
@@ -100,8 +102,46 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no answers; write them"):
         read_answers(tmp_path)
     (tmp_path / "b.npz").write_bytes(b"PK no zip")
-    with pytest.raises(ConfigError, match=r"b\.npz: cannot be read"):
+    with pytest.raises(ConfigError, match=r"b\.npz: it is no whole file of answers"):
         read_answers(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_a_cut_file_is_named(tmp_path: Path, writer: Writer, kept: float) -> None:
+    file = tmp_path / "b.npz"
+    write_answers(file, writer.write(PROMPTS[:1], GREEDY, 4))
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ConfigError, match=r"b\.npz: it is no whole file of answers"):
+        read_answers(file)
+
+
+def test_answers_that_are_there_twice_count_once_and_those_of_two_models_are_refused(
+    tmp_path: Path, writer: Writer
+) -> None:
+    answers = writer.write(PROMPTS, GREEDY, 4)
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    write_answers(one, answers[:3])
+    write_answers(two, answers)
+    assert [answer.id for answer in read_answers(one, two, one)] == [prompt.id for prompt in PROMPTS]
+    write_answers(two, [replace(answer, author=Author("Huge", "sha256:huge")) for answer in answers])
+    with pytest.raises(ConfigError, match="answers of several models, Huge, Tiny; give one's"):
+        read_answers(one, two)
+    with pytest.raises(ConfigError, match="--pair: its large model is Tiny, the answers are Huge's"):
+        encode_all(writer, read_answers(two), tmp_path / "encoded", say=print)
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused_before_the_work(tmp_path: Path, writer: Writer) -> None:
+    asking = Asking((GREEDY,), max_new_tokens=writer.context_tokens, batch=2, seed=5)
+    with pytest.raises(ConfigError, match="prompt 'p5': .* are more than the .* that the large model reads; shorten"):
+        answer_all(writer, PROMPTS, asking, tmp_path, say=print)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_few_prompts_are_still_asked_with_each_sampling(tmp_path: Path, writer: Writer) -> None:
+    for batch in batches_of(PROMPTS, lambda prompt: 1, size=100, samplings=(GREEDY, DRAWN), seed=1):
+        assert 2 <= len(batch.prompts) <= 3
+        assert batch.sampling.temperature == (GREEDY, DRAWN)[batch.number].temperature
 
 
 def test_rows_of_zeros_stay_zeros() -> None:

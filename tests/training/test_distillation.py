@@ -13,8 +13,7 @@ from chaperone_common.errors import ConfigError, ModelError
 from cloud_supervisor.export.adapter import Adapter
 from cloud_supervisor.export.tiny import HIDDEN, build_tiny
 from tests.support.models.writers import tiny_writer
-from training.__main__ import main
-from training.answers.answer import Answer, write_answers
+from training.answers.answer import Answer
 from training.answers.collect import without_details
 from training.answers.sampling import DRAWN
 from training.distillation.drafter import Drafter, Shape
@@ -115,24 +114,6 @@ def test_a_checkpoint_of_another_run_is_refused(answers: list[Answer], tmp_path:
         run("two")
 
 
-def test_the_command_writes_what_was_learned(
-    answers: list[Answer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_answers(tmp_path / "a.npz", answers)
-    out = tmp_path / "mine.safetensors"
-    options = ["--pair", "tiny", "--answers", str(tmp_path), "--out", str(out), "--rank", "4", "--layers", "1,2"]
-    assert main(["distil", *options, "--dtype", "float32", "--epochs", "1", "--evaluate-every", "1"]) == 0
-    written = Adapter.load(out)
-    assert written.provenance["answers"] == sum(not is_held_out(answer.id) for answer in answers)
-    assert written.matrices
-    assert written.projector is not None
-    assert written.projector.layers == LAYERS
-    assert written.projector.tensors["last.weight"].shape == (HIDDEN, 512)
-    assert not [*tmp_path.glob("*.projector.safetensors")]
-    assert main(["distil", *options, "--dtype", "float32", "--epochs", "3"]) == 1
-    assert "belongs to a training with other" in capsys.readouterr().err
-
-
 def test_training_ends_when_the_held_out_prompts_gain_nothing(answers: list[Answer], tmp_path: Path) -> None:
     schedule = Schedule(learning_rate=0.5, epochs=50, batch_tokens=160, evaluate_every=1, patience=2)
     drafter = _drafter(SHAPES[0])
@@ -203,8 +184,8 @@ def test_the_held_out_prompts_are_a_fixed_small_share() -> None:
 
 
 def test_answers_without_the_hidden_states_are_refused(answers: list[Answer]) -> None:
-    check_encodings(answers, LAYERS, Path("a"))
-    with pytest.raises(ConfigError, match=r"--layers: 5; a has hidden states after these layers: 1, 2; make others"):
-        check_encodings(answers, (1, 5), Path("a"))
+    check_encodings(answers, LAYERS)
+    with pytest.raises(ConfigError, match="--layers: 5; the answers have hidden states after these layers: 1, 2; make"):
+        check_encodings(answers, (1, 5))
     with pytest.raises(ConfigError, match="after these layers: none; make others with `python -m training encode`"):
-        check_encodings([without_details(answer, 0.1) for answer in answers], LAYERS, Path("a"))
+        check_encodings([without_details(answer, 0.1) for answer in answers], LAYERS)

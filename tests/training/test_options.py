@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from chaperone_common.errors import ConfigError
 from training.__main__ import main
-from training.options import check_layers, layers
+from training.options import check_layers, check_output, layers
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,8 @@ from training.options import check_layers, layers
         (["distil", "--answers", "a", "--out", "x", "--epochs", "two"], "--epochs: 'two': not a whole number"),
         (["distil", "--answers", "a", "--out", "x", "--learning-rate", "0"], "'0': give a number above 0"),
         (["distil", "--answers", "a", "--out", "x", "--learning-rate", "x"], "'x': not a number"),
+        (["distil", "--answers", "a", "--out", "x", "--max-seconds", "nan"], "'nan': give a number above 0"),
+        (["collect", "--answers", "a", "--out", "x", "--least", "2"], "'2': give a number below 1"),
     ],
 )
 def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,9 +38,22 @@ def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pyte
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_nothing_to_train_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["distil", "--answers", "a", "--out", "x", "--rank", "0"]) == 1
+def test_nothing_to_train_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distil", "--answers", "a", "--out", str(tmp_path / "x.safetensors"), "--rank", "0"]) == 1
     assert "--rank: 0 without --layers leaves nothing to train" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "a.npz", ".npz")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "new"]
+    with pytest.raises(ConfigError, match="give a name that ends with .npz"):
+        check_output(tmp_path / "a", ".npz")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written: .*; name another file"):
+        check_output(tmp_path / "file" / "a.npz", ".npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written: it is a folder"):
+        check_output(tmp_path / "folder.npz", ".npz")
 
 
 def test_layers_that_the_model_lacks_are_refused() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.quality.task_suites import REASONING_SEED
 from chaperone_common.errors import ConfigError
+from training.__main__ import main
 from training.prompt import Prompt, read_prompts, write_prompts
 from training.prompts import functions, questions, reasoning
 from training.prompts.overlap import words_of
@@ -125,6 +126,35 @@ def test_a_file_of_prompts_is_read_back(tmp_path: Path) -> None:
     prompts = [Prompt("a", "code", "Zeile\nzwei, é"), Prompt("b", "general", "x")]
     write_prompts(tmp_path / "deep" / "p.jsonl", prompts)
     assert read_prompts(tmp_path / "deep" / "p.jsonl") == prompts
+
+
+def test_a_file_of_other_prompts_is_left_as_it_is(tmp_path: Path) -> None:
+    file, prompts = tmp_path / "p.jsonl", [Prompt("a", "code", "x")]
+    for _ in range(2):
+        write_prompts(file, prompts)
+    with pytest.raises(ConfigError, match="it holds other prompts, and is left as it is; name another --out"):
+        write_prompts(file, [*prompts, Prompt("b", "general", "y")])
+    assert read_prompts(file) == prompts
+
+
+def test_own_prompts_are_added_and_need_names_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, out = tmp_path / "own.jsonl", tmp_path / "p.jsonl"
+    write_prompts(own, [Prompt("support/1", "general", "How do I return a parcel?")])
+    made = ["prompts", "--pair", "tiny", "--code", "2", "--reasoning", "0", "--general", "0"]
+    assert main([*made, "--own", str(own), "--out", str(out)]) == 0
+    written = read_prompts(out)
+    assert [prompt.kind for prompt in written] == ["code", "code", "general"]
+    assert written[-1].id == "support/1"
+    taken = tmp_path / "taken.jsonl"
+    write_prompts(taken, [Prompt(written[0].id, "code", "x")])
+    assert main([*made, "--own", str(taken), "--out", str(tmp_path / "q.jsonl")]) == 1
+    assert "is there twice; give each prompt its own" in capsys.readouterr().err
+
+
+def test_an_unknown_pair_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompts", "--pair", "tyni", "--out", str(tmp_path / "p.jsonl")]) == 1
+    assert "tyni" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 One file holds the answers of one batch, as arrays that are joined end to end:
 
+author         text [2]         the large model's name, and the digest of its tokenizer
+ids, kinds     text [texts]     of the prompts
 tokens         int32 [N]        prompt and answer of each text
 lengths        int32 [texts, 2] tokens of the prompt, and of the answer
 top_ids        int32 [M, K]     for each token of an answer, the K likeliest at its place, the likeliest first
@@ -13,7 +15,8 @@ scale_L        float32 [P]      the step of each row
 from __future__ import annotations
 
 import hashlib
-import os
+import io
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chaperone_common.errors import ConfigError
+from chaperone_common.files import replace_file
 
 _LARGEST = 127  # of int8
+_NO_ANSWERS = "write them with `python -m training answers`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,18 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Author:
+    """The large model that wrote an answer."""
+
+    model: str  # its name
+    tokenizer: str  # digest of its vocabulary
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A prompt and what the large model wrote after it."""
 
+    author: Author
     id: str
     kind: str
     prompt: NDArray[np.int32]  # [p] token ids, with the chat template around the message
@@ -64,7 +78,9 @@ class Answer:
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     """Write a file of one batch; it is there as a whole or not at all."""
+    author = answers[0].author
     arrays: dict[str, Any] = {
+        "author": np.array([author.model, author.tokenizer]),
         "ids": np.array([answer.id for answer in answers]),
         "kinds": np.array([answer.kind for answer in answers]),
         "lengths": np.array([(len(answer.prompt), len(answer.tokens)) for answer in answers], np.int32),
@@ -75,29 +91,51 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     for layer in answers[0].encodings:
         arrays[f"encoding_{layer}"] = np.concatenate([answer.encodings[layer].values for answer in answers])
         arrays[f"scale_{layer}"] = np.concatenate([answer.encodings[layer].scales for answer in answers])
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    replace_file(path, [content.getvalue()])
 
 
-def read_answers(source: Path) -> list[Answer]:
-    """Return all answers of a file, or of a folder in the order of its files; raises ConfigError if there is none."""
-    paths = [source] if source.is_file() else sorted(source.glob("*.npz"))
-    answers = [answer for path in paths for answer in _read(path)]
-    if not answers:
-        raise ConfigError(f"{source}: no answers; write them with `python -m training answers`")
-    return answers
+def read_answers(*sources: Path) -> list[Answer]:
+    """Return the answers of files, and of folders in the order of their files, each answer once.
+
+    Raises ConfigError for a source without answers, and for answers of several large models.
+    """
+    answers: dict[tuple[object, ...], Answer] = {}
+    for source in sources:
+        paths = [source] if source.is_file() else sorted(source.glob("*.npz"))
+        found = [answer for path in paths for answer in _read(path)]
+        if not found:
+            raise ConfigError(f"{source}: no answers; {_NO_ANSWERS}")
+        answers |= {
+            (answer.author, answer.id, answer.prompt.tobytes(), answer.tokens.tobytes()): answer for answer in found
+        }
+    authors = sorted({answer.author.model for answer in answers.values()})
+    if len({answer.author for answer in answers.values()}) > 1:
+        raise ConfigError(
+            f"{', '.join(map(str, sources))}: answers of several models, {', '.join(authors)}; give one's"
+        )
+    return [*answers.values()]
 
 
 def data_digest(answers: Sequence[Answer]) -> str:
-    """Return a digest of prompts and answers."""
+    """Return a digest of prompts and answers, without the likeliest tokens and the hidden states."""
     digest = hashlib.sha256()
     for answer in answers:
         digest.update(answer.prompt.tobytes())
         digest.update(answer.tokens.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def whole_digest(answers: Sequence[Answer], layers: Sequence[int]) -> str:
+    """Return a digest of all that training with the hidden states of `layers` reads."""
+    digest = hashlib.sha256(data_digest(answers).encode())
+    for answer in answers:
+        digest.update(answer.top_ids.tobytes())
+        digest.update(answer.top_logprobs.tobytes())
+        for layer in layers:
+            digest.update(answer.encodings[layer].values.tobytes())
+            digest.update(answer.encodings[layer].scales.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -113,15 +151,17 @@ def refuse_others(folder: Path, names: Collection[str]) -> None:
 
 def _read(path: Path) -> Iterator[Answer]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); delete it, and write its answers again") from None
+        author = Author(*map(str, arrays["author"]))
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: it is no whole file of answers ({error}); {_NO_ANSWERS}") from None
     layers = [int(name.removeprefix("encoding_")) for name in arrays if name.startswith("encoding_")]
     token = top = row = 0
     for text, (prompt, written) in enumerate(arrays["lengths"].tolist()):
         tops, rows = slice(top, top + written), slice(row, row + prompt)
         yield Answer(
+            author=author,
             id=str(arrays["ids"][text]),
             kind=str(arrays["kinds"][text]),
             prompt=arrays["tokens"][token : token + prompt],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -35,8 +36,10 @@ def batches_of(
 ) -> list[Batch]:
     """Return batches in random order, so that those that are answered first are a fair share of all.
 
-    Prompts of about one length share a batch: short ones are padded to the longest.
+    Prompts of about one length share a batch: short ones are padded to the longest. Few prompts make smaller batches,
+    so that each sampling has one.
     """
+    size = min(size, math.ceil(len(prompts) / len(samplings)))
     ordered = sorted(prompts, key=lambda prompt: (length(prompt), prompt.id))
     groups = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
     order = np.random.default_rng(seed).permutation(len(groups))

@@ -13,18 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from training.answers.answer import Answer, read_answers, write_answers
+from training.options import check_output, share
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--answers", type=Path, nargs="+", required=True, help="folders or files of answers")
     parser.add_argument("--out", type=Path, required=True, help="the file, with the ending .npz")
-    parser.add_argument("--least", type=float, default=0.001, help="least probability (default: %(default)s)")
+    parser.add_argument("--least", type=share, default=0.001, help="least probability (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the file."""
-    answers = [answer for path in args.answers for answer in read_answers(path)]
+    check_output(args.out, ".npz")
+    answers = read_answers(*args.answers)
     write_answers(args.out, [without_details(answer, args.least) for answer in answers])
     tokens = sum(len(answer.tokens) for answer in answers)
     print(f"{args.out}: {len(answers)} answers, {tokens} tokens, {args.out.stat().st_size / 2**20:.1f} MiB")

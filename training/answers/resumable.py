@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaperone_common.errors import ConfigError
 from training.answers.answer import refuse_others, write_answers
 from training.answers.batches import Batch, batches_of
 from training.answers.sampling import Sampling
@@ -36,12 +37,19 @@ def answer_all(
     """Write the files that are missing in `folder`; return whether all are there.
 
     No further batch is begun after `max_seconds`. Raises ConfigError if the folder has answers to other prompts or by
-    other settings: a reader would mix them.
+    other settings, which a reader would mix, and for a prompt that leaves no room for its answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    lengths = {prompt.id: len(writer.prompt_ids(prompt)) for prompt in prompts}
+    longest = max(lengths, key=lambda name: lengths[name])
+    if lengths[longest] + asking.max_new_tokens > writer.context_tokens:
+        raise ConfigError(
+            f"prompt {longest!r}: {lengths[longest]} tokens, and {asking.max_new_tokens} of an answer, are more than "
+            f"the {writer.context_tokens} that the large model reads; shorten the prompt, or lower --max-new-tokens"
+        )
     batches = batches_of(
         prompts,
-        lambda prompt: len(writer.prompt_ids(prompt)),
+        lambda prompt: lengths[prompt.id],
         size=asking.batch,
         samplings=asking.samplings,
         seed=asking.seed,

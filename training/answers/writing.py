@@ -18,7 +18,7 @@ from cloud_supervisor.export.conversion import load_tokenizer, message_ids
 from cloud_supervisor.kv.slots import SlotCache
 from cloud_supervisor.model.ports import ForwardRequest
 from cloud_supervisor.model.torch_model import Dtype, TorchModel
-from training.answers.answer import Answer, Rows
+from training.answers.answer import Answer, Author, Rows
 from training.answers.sampling import Sampling
 from training.options import check_layers
 from training.prompt import Prompt
@@ -48,17 +48,20 @@ class Writer:
         tokenizer: Any,
         eos_token_ids: Sequence[int],
         *,
+        author: Author,
         name: str,
         top: int,
         layers: Sequence[int] = (),
     ) -> None:
         """Keep the `top` likeliest tokens, and the hidden states of each prompt after `layers`.
 
-        Layer 0 are the embeddings, and the number of layers is the last.
+        `name` says which weights write, and in which data type. Layer 0 are the embeddings, and the number of layers is
+        the last.
         """
         self._model = model
         self._tokenizer = tokenizer
         self._ends = frozenset(eos_token_ids)
+        self._author = author
         self._name = name
         self._top = top
         self._layers = layers
@@ -75,7 +78,18 @@ class Writer:
         check_layers(layers, model.num_layers)
         tokenizer = load_tokenizer(Origin(str(folder)))
         name = f"{manifest.digest} {model.dtype}"
-        return cls(model, tokenizer, manifest.eos_token_ids, name=name, top=top, layers=layers)
+        author = Author(manifest.model, manifest.tokenizer_digest)
+        return cls(model, tokenizer, manifest.eos_token_ids, author=author, name=name, top=top, layers=layers)
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest text, prompt and answer together."""
+        return self._model.context_tokens
+
+    @property
+    def author(self) -> Author:
+        """The large model, as its answers name it."""
+        return self._author
 
     @property
     def settings(self) -> dict[str, object]:
@@ -127,6 +141,7 @@ class Writer:
     def _answer(self, prompt: Prompt, text: _Text, encodings: dict[int, Rows]) -> Answer:
         top = [choice.logprobs.top for choice in text.choices if choice.logprobs is not None]
         return Answer(
+            self._author,
             prompt.id,
             prompt.kind,
             np.array(text.prompt, np.int32),

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from cloud_supervisor.export.adapter import Adapter, LowRank
+from chaperone_common.errors import ConfigError
+from cloud_supervisor.export.adapter import Adapter, LowRank, weights_digest
 from cloud_supervisor.model.projector import Projector, ProjectorWeights
 from training.distillation.examples import Batch
 
@@ -31,6 +32,7 @@ class Drafter:
     def __init__(self, model: Any, shape: Shape, encoding_width: int = 0) -> None:
         """Take a causal language model of transformers; its weights are frozen."""
         model.requires_grad_(False)
+        self._base_digest = weights_digest(model)
         self._shape = shape
         self._base = model
         self.projector: Projector | None = None
@@ -79,6 +81,36 @@ class Drafter:
             for name, value in self.projector.named_parameters() if self.projector is not None else ():
                 value.copy_(learned[f"projector.{name}"])
 
+    @property
+    def base_digest(self) -> str:
+        """The digest of the weights that stay."""
+        return self._base_digest
+
+    def begin_with(self, adapter: Adapter, model: str) -> None:
+        """Take over an adapter of this model; `model` is its name. Raises ConfigError for one of another form."""
+        if (adapter.model, adapter.base) != (model, self._base_digest):
+            raise ConfigError(f"--begin-with: it is for {adapter.model}, or for other weights of it than here")
+        own = dict(self._base.named_modules())
+        with torch.no_grad():
+            for place, change in adapter.matrices.items():
+                module = own.get(place)
+                if module is None or not hasattr(module, "lora_A"):
+                    raise ConfigError(f"--begin-with: it changes {place}, and --rank {self._shape.rank} does not")
+                down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+                if down.shape != change.down.shape:
+                    raise ConfigError(f"--begin-with: it has rank {len(change.down)}; give --rank {len(change.down)}")
+                down.copy_(change.down)
+                up.copy_(change.up * (adapter.scale / _SCALE))
+        if adapter.projector is None:
+            return
+        if self.projector is None or adapter.projector.layers != self._shape.layers:
+            raise ConfigError(f"--begin-with: it has a projector; give --layers {_joined(adapter.projector.layers)}")
+        try:
+            self.projector.load_state_dict(dict(adapter.projector.tensors))
+        except RuntimeError:
+            width = len(adapter.projector.tensors["first.bias"])
+            raise ConfigError(f"--begin-with: its projector has a middle of {width}; give --hidden {width}") from None
+
     def adapter(self, model: str, provenance: dict[str, Any]) -> Adapter:
         """Return what was learned: the low-rank changes, the projector, or both."""
         matrices = {
@@ -89,7 +121,11 @@ class Drafter:
         projector = None
         if self.projector is not None:
             projector = ProjectorWeights.of(self._shape.layers, self.projector.state_dict())
-        return Adapter(model, float(_SCALE), matrices, provenance, projector)
+        return Adapter(model, self._base_digest, float(_SCALE), matrices, provenance, projector)
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def encoding_width(encodings: Sequence[Any], layers: Sequence[int]) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 
 from chaperone_common.errors import ConfigError
+from chaperone_common.files import replace_file
 from training.answers.answer import Answer
 from training.distillation.drafter import Drafter
 from training.distillation.examples import batch_of, steps_of
@@ -69,9 +73,9 @@ def train(
 ) -> tuple[Progress, bool]:
     """Train, and return the progress and whether training is over. A checkpoint that is there is continued.
 
-    Every evaluation writes a checkpoint. `run` is a digest of data and settings; ConfigError is raised for a
-    checkpoint of another one. The order of the batches depends on the seed alone, so an interrupted run
-    takes the same steps as one without an interruption.
+    Every evaluation writes a checkpoint. `run` is a digest of data and settings. The order of the batches depends on
+    the seed alone, so an interrupted run takes the same steps as one without an interruption. Raises ConfigError for a
+    checkpoint of another run, and for a loss that is no finite number.
     """
     progress = _resumed(checkpoint, run)
     optimiser = torch.optim.AdamW(drafter.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
@@ -93,6 +97,10 @@ def train(
             group["lr"] = schedule.learning_rate * _factor(step, len(steps), schedule.warmup)
         batch = batch_of(steps[step], layers)
         loss = divergence(drafter.logits(batch), batch.top_ids, batch.top_logprobs).mean()
+        if not math.isfinite(value := loss.item()):
+            raise ConfigError(
+                f"step {step}: the loss is {value}; give a lower --learning-rate, or --dtype float32, and another --out"
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(drafter.parameters()), 1.0)
         optimiser.step()
@@ -124,8 +132,10 @@ def _evaluate(
     progress.evaluations.append({"step": progress.step, **found})
     if better:
         progress.best = drafter.learned()
-    said = ", ".join(f"{kind} {row['divergence']:.4f} {row['agreement']:.4f}" for kind, row in found.items())
-    say(f"step {progress.step}: divergence and agreement on held-out prompts: {said}")
+    said = "; ".join(
+        f"{kind}: divergence {row['divergence']:.4f}, agreement {row['agreement']:.4f}" for kind, row in found.items()
+    )
+    say(f"step {progress.step}, on held-out prompts: {said}")
 
 
 def _all_steps(answers: Sequence[Answer], schedule: Schedule) -> list[list[Answer]]:
@@ -145,7 +155,10 @@ def _factor(step: int, steps: int, warmup: float) -> float:
 def _resumed(path: Path, run: str) -> Progress:
     if not path.exists():
         return Progress(run)
-    progress = Progress(**torch.load(path, weights_only=True))
+    try:
+        progress = Progress(**torch.load(path, weights_only=True))
+    except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: it is no whole checkpoint ({error}); delete it to begin again") from None
     if progress.run != run:
         raise ConfigError(
             f"{path}: it belongs to a training with other answers or settings; name another --out, or delete it"
@@ -156,8 +169,6 @@ def _resumed(path: Path, run: str) -> Progress:
 def _keep(path: Path, progress: Progress, step: int, drafter: Drafter, optimiser: torch.optim.Optimizer) -> None:
     """Write a checkpoint after `step` steps; it is there as a whole or not at all."""
     progress.step, progress.learned, progress.optimiser = step, drafter.learned(), optimiser.state_dict()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
     state = {
         "run": progress.run,
         "step": progress.step,
@@ -166,5 +177,7 @@ def _keep(path: Path, progress: Progress, step: int, drafter: Drafter, optimiser
         "best": progress.best,
         "evaluations": progress.evaluations,
     }
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, [content.getvalue()])

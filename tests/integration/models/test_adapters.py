@@ -39,7 +39,7 @@ def adapter(seed: int, model: str = "small") -> Adapter:
     draws = torch.Generator().manual_seed(seed)
     rows, columns = 128, 256
     change = LowRank(torch.randn(2, columns, generator=draws) * 0.2, torch.randn(rows, 2, generator=draws) * 0.2)
-    return Adapter(model, 2.0, {PLACE: change}, {"seed": seed})
+    return Adapter(model, None, 2.0, {PLACE: change}, {"seed": seed})
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_projector_is_named_in_both_manifests_and_lies_in_the_cloud(
     assert b"projector" not in (home / "models" / "mine" / "cloud" / "manifest.json").read_bytes()
 
     projector = random_projector()
-    Adapter("cloud", 2.0, {}, {}, projector).save(home / "adapters" / "better.safetensors")
+    Adapter("cloud", None, 2.0, {}, {}, projector).save(home / "adapters" / "better.safetensors")
     assert main(["models", "add", "mine", "--replace", "--edge", source, "--cloud", source, "--adapter", "better"]) == 0
     assert main(["models", "pull", "--pair", "mine"]) == 0
     found = {role: load_manifest(home / "models" / "mine" / role, role=role, verify=True) for role in ROLES}
@@ -170,7 +170,7 @@ def test_a_projector_is_named_in_both_manifests_and_lies_in_the_cloud(
 def test_a_projector_of_other_models_builds_nothing(
     home: Path, tiny_pair: Path, capsys: pytest.CaptureFixture[str], projector: ProjectorWeights, message: str
 ) -> None:
-    Adapter("cloud", 2.0, {}, {}, projector).save(home / "adapters" / "better.safetensors")
+    Adapter("cloud", None, 2.0, {}, {}, projector).save(home / "adapters" / "better.safetensors")
     source = str(tiny_pair / "cloud")
     assert main(["models", "add", "mine", "--edge", source, "--cloud", source, "--adapter", "better"]) == 0
     assert main(["models", "pull", "--pair", "mine"]) == 1
