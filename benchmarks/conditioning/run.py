@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.conditioning.encodings import CONTROLS, Controls, Made, encode_all
 from benchmarks.conditioning.reading import agreement
 from benchmarks.conditioning.scores import score
-from benchmarks.conditioning.summary import summarise
+from benchmarks.conditioning.summary import gain, summarise
 from benchmarks.conditioning.texts import SUITES, Answered, answers, asked
 from benchmarks.kit.digests import digest_of, digest_of_source
 from benchmarks.kit.processes import cloud_server
@@ -118,7 +118,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     summary = {
         "agreement": summarise(texts, agreed),
-        "encodings": {pair: _costs(found) for pair, found in made.items()},
+        "encodings": {
+            drafter.pair: _costs(made[drafter.pair]) | {"conditioning_gain": _gain(drafter, agreed)}
+            for drafter in drafters
+            if drafter.pair in made
+        },
         "scores": scores,
     }
     settings: dict[str, Any] = {
@@ -185,6 +189,10 @@ def _costs(made: Mapping[str, Made]) -> dict[str, Any]:
         "bytes_per_token": rounded(sum(each.bytes_down for each in made.values()) / sum(tokens), 1),
         "seconds": rounded(statistics.median(each.seconds for each in made.values()), 3),
     }
+
+
+def _gain(drafter: Drafter, agreed: Mapping[str, Mapping[tuple[str, str], NDArray[np.bool_]]]) -> float:
+    return round(gain(agreed[drafter.name("own")], agreed[drafter.name("none")]), 4)
 
 
 def _described(drafter: Drafter) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from benchmarks.kit.statistics import Indices, interval, rounded
 
 BOUNDS = (0, 16, 32, 64, 128, 256)  # of positions in an answer; the last stretch is open
 
-Agreed = Mapping[str, NDArray[np.bool_]]  # by the prompt's id
+Key = tuple[str, str]  # a prompt's id, and the way that it was answered in
 
 
-def summarise(texts: Sequence[Answered], agreed: Mapping[str, Mapping[tuple[str, str], NDArray[np.bool_]]]) -> Any:
+def summarise(texts: Sequence[Answered], agreed: Mapping[str, Mapping[Key, NDArray[np.bool_]]]) -> Any:
     """Return the figures of each suite, way and variant.
 
     `agreed` has, for each variant, what `reading.agreement` returned for each (id, way). The first variant is the one
@@ -31,6 +31,15 @@ def summarise(texts: Sequence[Answered], agreed: Mapping[str, Mapping[tuple[str,
             rows = {name: [found[key] for key in keys] for name, found in agreed.items()}
             summary.setdefault(suite, {})[way] = {name: _row(rows[name], rows[first]) for name in rows}
     return summary
+
+
+def gain(own: Mapping[Key, NDArray[np.bool_]], none: Mapping[Key, NDArray[np.bool_]]) -> float:
+    """Return how many overrides the prompts' own encodings save for each token: `conditioning_gain` of a pair.
+
+    Negative if they cost some. Both have, for each (id, way), what `reading.agreement` returned.
+    """
+    saved = sum(int(own[key].sum()) - int(none[key].sum()) for key in own)
+    return saved / sum(len(agreed) for agreed in own.values())
 
 
 def _row(found: Sequence[NDArray[np.bool_]], first: Sequence[NDArray[np.bool_]]) -> dict[str, Any]:

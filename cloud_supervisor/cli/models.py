@@ -75,6 +75,8 @@ def _list(console: Console, arguments: argparse.Namespace) -> None:
     for state in states:
         for artefact in (state.edge, state.cloud):
             line = f"{state.pair:{width}} {artefact.role:6} {artefact.presence:11} {artefact.model}"
+            line += f" with adapter {artefact.adapter}" if artefact.adapter is not None else ""
+            line += " and projector" if artefact.projector else ""
             line += "  (of another registry)" if not state.registered else "" if state.tested else "  (not tested)"
             console.line(line + (f"  {artefact.problem}" if artefact.problem else ""))
 

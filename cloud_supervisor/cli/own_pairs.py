@@ -34,15 +34,17 @@ def add_own_pairs(commands: Commands) -> None:
     add = commands.add_parser("add", help="register a pair of your own")
     add.add_argument("name", metavar="NAME", type=checked(check_pair_name), help="name of the pair, for --pair")
     source = "a folder that `from_pretrained` takes, or the name of a model on a hub"
-    names_files(add.add_argument("--edge", required=True, metavar="PATH_OR_HUB", help=f"the device's model: {source}"))
-    names_files(
-        add.add_argument(
-            "--cloud", required=True, metavar="PATH_OR_HUB", help="the cloud's model: a folder or a name, too"
-        )
-    )
-    add.add_argument("--licence", default="not stated", type=_short, help="licence of the models, for your records")
+    names_files(add.add_argument("--edge", metavar="PATH_OR_HUB", help=f"the device's model: {source}"))
+    names_files(add.add_argument("--cloud", metavar="PATH_OR_HUB", help="the cloud's model: a folder or a name, too"))
     add.add_argument(
-        "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="storage of the cloud's model"
+        "--like",
+        metavar="PAIR",
+        type=checked(check_pair_name),
+        help="in place of --edge and --cloud: the models of another pair, to give them an --adapter",
+    )
+    add.add_argument("--licence", type=_short, help="licence of the models, for your records (default: not stated)")
+    add.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="storage of the cloud's model (default: bfloat16)"
     )
     add.add_argument(
         "--end-of-text",
@@ -103,23 +105,36 @@ def add_own_pairs(commands: Commands) -> None:
 
 
 def _add(console: Console, arguments: argparse.Namespace) -> None:
-    from cloud_supervisor.pairs.entry import add, own_pair
+    from cloud_supervisor.pairs.entry import add
 
-    name = arguments.name
-    pair = own_pair(
-        arguments.edge,
-        arguments.cloud,
-        licence=arguments.licence,
-        recipe=CloudRecipe(dtype=arguments.dtype),
-        portable=arguments.portable,
-        adapter=arguments.adapter,
-        end_of_text=tuple(arguments.end_of_text),
-    )
+    name, pair = arguments.name, _described(arguments)
     if not add(name, pair, replace=arguments.replace):
         console.line(f"{name}: already there, in {own_registry()}")
         return
     console.line(f"{name}: added to {own_registry()}")
     console.line(f"next: chaperone-cloud models check {name}; chaperone-cloud models pull {name}")
+
+
+def _described(arguments: argparse.Namespace) -> Pair:
+    """Return the pair that the flags describe; raises ConfigError."""
+    from cloud_supervisor.pairs.entry import own_pair, with_adapter
+
+    if arguments.like is not None:
+        names = ("edge", "cloud", "licence", "dtype", "end_of_text", "portable")
+        if given := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
+            raise ConfigError(f"--like: the pair has all that it needs; leave out {', '.join(given)}, or --like")
+        return with_adapter(load_registry().pair(arguments.like), arguments.adapter)
+    if arguments.edge is None or arguments.cloud is None:
+        raise ConfigError("--edge, --cloud: give both, or --like PAIR for the models of another pair")
+    return own_pair(
+        arguments.edge,
+        arguments.cloud,
+        licence=arguments.licence,
+        recipe=None if arguments.dtype is None else CloudRecipe(dtype=arguments.dtype),
+        portable=arguments.portable,
+        adapter=arguments.adapter,
+        end_of_text=tuple(arguments.end_of_text),
+    )
 
 
 def _remove(console: Console, arguments: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ def own_pair(
     edge: str,
     cloud: str,
     *,
-    licence: str = _UNSTATED,
+    licence: str | None = None,
     recipe: CloudRecipe | None = None,
     portable: bool = False,
     adapter: str | None = None,
@@ -39,20 +39,26 @@ def own_pair(
     return Pair(
         edge=EdgeModel(
             model=_name_of(small),
-            licence=licence,
+            licence=licence or _UNSTATED,
             weights=small,
             recipe=PortableRecipe(exporter="optimum") if portable else EdgeRecipe(),
             adapter=adapter,
         ),
         cloud=CloudModel(
             model=_name_of(large),
-            licence=licence,
+            licence=licence or _UNSTATED,
             weights=large,
             recipe=recipe or CloudRecipe(),
             end_of_text=end_of_text,
         ),
         tested=False,
     )
+
+
+def with_adapter(pair: Pair, adapter: str | None) -> Pair:
+    """Return a pair with another adapter, or with none. The gain of its encodings is another one, and not known."""
+    edge = pair.edge.model_copy(update={"adapter": adapter, "conditioning_gain": 0.0})
+    return pair.model_copy(update={"edge": edge, "tested": False})
 
 
 def add(name: str, pair: Pair, *, replace: bool = False) -> bool:

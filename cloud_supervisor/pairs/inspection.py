@@ -11,7 +11,7 @@ from chaperone_common.artefacts.registry import Pair
 from chaperone_common.command.sizes import shown_bytes
 from chaperone_common.errors import ModelError
 from chaperone_common.planning.costs import Costs
-from cloud_supervisor.export.build import refuse_missing_packages, refuse_named_architectures
+from cloud_supervisor.export.build import adapter_file, refuse_missing_packages, refuse_named_architectures
 from cloud_supervisor.export.patience import Say
 from cloud_supervisor.pairs.free_memory import free_bytes
 from cloud_supervisor.pairs.models import NotHere, PairModel, temporary_models
@@ -59,6 +59,7 @@ def inspect(
     refuse_missing_packages()
     with temporary_models(pair) as models:
         edge, cloud = (ModelReport(model.name, model.source) for model in (models["edge"], models["cloud"]))
+        edge = replace(edge, adapter=pair.edge.adapter)
         report = Report(name, edge, cloud, _OPEN)
         try:
             refuse_named_architectures(pair)  # before a hub is asked for anything
@@ -134,6 +135,7 @@ def _agreement(
         return None, f"both models need {shown_bytes(needed)} of memory, and {shown_bytes(free)} are free"
     try:
         edge, cloud = _loaded(models["edge"], "float32", dtype, say), _loaded(models["cloud"], dtype, dtype, say)
+        _merge_adapter(edge, pair, say)
     except NotHere as error:
         return None, error.message
     from cloud_supervisor.export.agreement import SAMPLE_PROMPTS, count_agreeing
@@ -160,6 +162,16 @@ def _loaded(model: PairModel, dtype: str, stored: str, say: Say) -> LoadedModel:
     needed = shown_bytes(model.sizes.cloud_bytes(dtype, stored))
     say(f"loading {model.name}{source} into {needed} of memory, in {dtype}{_slowly(model)}")
     return model.load(dtype)
+
+
+def _merge_adapter(edge: LoadedModel, pair: Pair, say: Say) -> None:
+    """Merge the adapter of the pair, if it has one. Raises ModelError if it does not fit."""
+    if (file := adapter_file(pair.edge)) is None:
+        return
+    from cloud_supervisor.export.adapter import Adapter
+
+    say(f"merging the adapter {pair.edge.adapter}")
+    Adapter.load(file).merge_into(edge.model, pair.edge.model)
 
 
 def _slowly(model: PairModel) -> str:

@@ -23,6 +23,8 @@ class ArtefactState:
     model: str
     presence: Presence
     problem: str = ""  # reason why a broken model cannot be loaded
+    adapter: str | None = None  # merged into it
+    projector: bool = False  # whether it reads or writes encodings
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def _artefact(name: str, role: Role, registered: str | None) -> ArtefactState:
         return ArtefactState(role, registered or "?", "broken", str(error))
     except ModelError as error:
         return ArtefactState(role, registered or _name_in(folder / MANIFEST_NAME), "broken", str(error))
-    return ArtefactState(role, manifest.model, "here")
+    merged = manifest.recipe.get("adapter")
+    adapter = merged["name"] if isinstance(merged, dict) else None
+    return ArtefactState(role, manifest.model, "here", adapter=adapter, projector=manifest.projector is not None)
 
 
 def _name_in(manifest: Path) -> str:

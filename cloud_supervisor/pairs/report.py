@@ -21,6 +21,7 @@ class ModelReport:
     parameters: int | None = None
     vocabulary_size: int | None = None
     tokenizer_digest: str | None = None
+    adapter: str | None = None  # its name, if one is merged into the model
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Report:
         for role, model in (("edge", self.edge), ("cloud", self.cloud)):
             known = f"architecture {model.architecture}" if model.architecture else "architecture unknown"
             size = f", {model.parameters / 1e6:,.1f} million weights" if model.parameters is not None else ""
-            yield f"{role:11}{model.model} ({model.source}): {known}{size}"
+            adapter = f", with adapter {model.adapter}" if model.adapter is not None else ""
+            yield f"{role:11}{model.model} ({model.source}): {known}{size}{adapter}"
             yield f"{'':11}{'converts' if model.problem is None else model.problem}"
         yield f"{'vocabulary':11}{self._vocabulary()}"
         if self.device_bytes is not None:

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         default=4,
         metavar="EVALUATIONS",
-        help="training ends after so many without a better one" + shown,
+        help="training ends after this many without a better one" + shown,
     )
     parser.add_argument("--first", type=at_least(1), metavar="N", help="only the first N answers")
     parser.add_argument("--held-out", type=at_least(1), default=96, help="texts of an evaluation, at most" + shown)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.conditioning import texts
 from benchmarks.conditioning.encodings import CONTROLS, Controls
 from benchmarks.conditioning.run import add_arguments, run
-from benchmarks.conditioning.summary import by_position, summarise
+from benchmarks.conditioning.summary import by_position, gain, summarise
 from benchmarks.conditioning.texts import Answered
 from benchmarks.quality.sandbox import Outcome
 from benchmarks.quality.task_suites import Task
@@ -67,6 +67,14 @@ def test_disagreements_are_compared_with_the_first_variant() -> None:
     assert (rows["after"]["prompts"], rows["after"]["tokens"]) == (2, 8)
 
 
+def test_the_gain_is_the_overrides_that_an_encoding_saves_for_each_token() -> None:
+    keys = [("a", "greedy"), ("a", "drawn")]
+    none = {key: np.array([False, True, False, True]) for key in keys}
+    own = {keys[0]: np.array([True, True, True, True]), keys[1]: np.array([True, False, False, True])}
+    assert gain(own, none) == pytest.approx(2 / 8)
+    assert gain(none, own) == pytest.approx(-2 / 8)
+
+
 def test_agreement_along_an_answer_ends_where_no_answer_is_as_long() -> None:
     shares = by_position([np.array([True] * 16 + [False] * 4), np.array([True] * 10)])
     assert shares == {"0-15": 1.0, "16-31": 0.0, "32-63": None, "64-127": None, "128-255": None, "256-": None}
@@ -104,6 +112,7 @@ def test_a_study_of_the_tiny_pair_goes_on_where_it_ended(tmp_path: Path, monkeyp
     assert (scores["edge"]["round_trips"], scores["conditioned"]["round_trips"]) == (0.0, 1.0)
     costs = result["summary"]["encodings"]["tiny"]
     assert costs["bytes_per_token"] >= 128 + 4
+    assert costs["conditioning_gain"] < 0, "the tiny pair's rows are random"
     (kept,) = tmp_path.glob("*.jsonl")
     before = kept.read_bytes()
     assert run(args)["summary"]["agreement"] == result["summary"]["agreement"]

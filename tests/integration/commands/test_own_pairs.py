@@ -115,7 +115,7 @@ def test_names_of_a_hub_are_added_without_asking_it(models: Command) -> None:
     ("arguments", "complaint"),
     [
         (("add", "My Pair", "--edge", "a/b", "--cloud", "a/c"), "argument NAME: 'My Pair': it is not a name of"),
-        (("add", "mine", "--edge", "a/b"), "the following arguments are required: --cloud"),
+        (("add", "mine", "--edge", "a/b"), "--edge, --cloud: give both, or --like PAIR"),
         (("check", "tiny", "--max-new-tokens", "0"), "argument --max-new-tokens: '0': not a whole number from 1 to"),
         (("check", "tiny", "--draft-ms", "nan"), "argument --draft-ms: 'nan': not a number above 0"),
         (("check", "a", "b", "c"), "PAIR: 3 are given; name one pair, or the device's and the cloud's model"),

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from chaperone_common.artefacts.folders import ROLES
 from chaperone_common.artefacts.manifest import ModelManifest, load_manifest
-from chaperone_common.artefacts.registry import own_registry
+from chaperone_common.artefacts.registry import load_registry, own_registry
 from chaperone_common.conditioning import Encoding
 from chaperone_common.settings.packaged import packaged_path
 from chaperone_common.token_tree import TokenTree
@@ -95,12 +95,54 @@ def test_an_adapter_changes_the_devices_model_and_its_digest(
     assert np.abs(found - merged).mean() < 0.3 * np.abs(found - plain).mean(), "int4 is nearer to what was merged"
 
     capsys.readouterr()
+    assert main(["models", "list"]) == 0
+    assert "mine" in capsys.readouterr().out
+    assert main(["models", "check", "mine", "--max-new-tokens", "8"]) == 0
+    checked = capsys.readouterr()
+    assert ", with adapter better" in checked.out
+    agreed = float(checked.out.partition("agreement  ")[2].split()[0])
+    assert agreed < 1.0, "the large model agrees with itself, and the adapter changes the small one"
     assert main(["models", "pull", "--pair", "mine"]) == 0
     assert "mine: already there" in capsys.readouterr().out
     adapter(2, model="cloud").save(file)
     assert main(["models", "pull", "--pair", "mine"]) == 0
     assert "already there" not in capsys.readouterr().out
     assert load_manifest(folder, role="edge").digest != first.digest
+
+
+def test_the_models_of_another_pair_get_an_adapter(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter(1, model="tiny-draft").save(home / "adapters" / "better.safetensors")
+    assert main(["models", "add", "mine", "--like", "tiny", "--adapter", "better"]) == 0
+    tiny, mine = (load_registry().pair(name) for name in ("tiny", "mine"))
+    assert mine.cloud == tiny.cloud
+    assert (mine.edge.weights, mine.edge.adapter, mine.edge.conditioning_gain) == (tiny.edge.weights, "better", 0.0)
+    adapter(1, model="tiny-draft").save(home / "adapters" / "best.safetensors")
+    again = ["models", "add", "mine", "--like", "mine", "--adapter", "best"]
+    assert main(again) == 2
+    assert "replace it with --replace" in capsys.readouterr().err
+    assert main([*again, "--replace"]) == 0
+    assert load_registry().pair("mine").edge.adapter == "best"
+    assert main(["models", "pull", "--pair", "mine"]) == 0
+    capsys.readouterr()
+    assert main(["models", "list"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mine") and " edge " in line]
+    assert "here        tiny-draft with adapter best" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--like", "tiny", "--edge", "a", "--dtype", "float32"), "leave out --edge, --dtype, or --like"),
+        (("--edge", "a"), "--edge, --cloud: give both, or --like PAIR"),
+        (("--like", "tyni"), "tyni"),
+    ],
+)
+def test_models_of_two_sources_are_refused(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str
+) -> None:
+    assert main(["models", "add", "mine", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not own_registry().exists()
 
 
 def test_an_adapter_of_another_model_builds_nothing(
