@@ -36,7 +36,7 @@ from chaperone_common.errors import (
 )
 from chaperone_common.frames import Capabilities
 from chaperone_common.logprobs import ChoiceLogprobs, Logprob, LogprobSource, TokenLogprobs
-from chaperone_common.partial import PartialGeneration
+from chaperone_common.partial import PartialBeams, PartialGeneration
 from chaperone_common.session import (
     Audited,
     CloudShareReached,
@@ -49,6 +49,7 @@ from chaperone_common.session import (
 )
 from chaperone_common.stats import GenerationStats
 from chaperone_common.types import (
+    BeamParams,
     FinishReason,
     GenerationParams,
     Mode,
@@ -73,7 +74,7 @@ from edge_client.config import (
     PlannerSettings,
 )
 from edge_client.conversation import Conversation, Message, OnOverflow, Turn
-from edge_client.events import Event, Planned
+from edge_client.events import Beams, BeamText, Event, Planned
 from edge_client.gate import Gate, Totals
 from edge_client.generation import Generation, GenerationRequest, Prompt, Streamer
 from edge_client.journal import JournalState
@@ -85,6 +86,9 @@ from edge_client.sync_conversation import SyncConversation
 
 __all__ = [
     "Audited",
+    "BeamParams",
+    "BeamText",
+    "Beams",
     "Cancellation",
     "Cancelled",
     "Capabilities",
@@ -135,6 +139,7 @@ __all__ = [
     "OnOverflow",
     "Origin",
     "Overloaded",
+    "PartialBeams",
     "PartialGeneration",
     "PeerMismatch",
     "PermissionDenied",

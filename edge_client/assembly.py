@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chaperone_common.artefacts.folders import pair_folder
+from chaperone_common.beams.frames import BeamSettings
 from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.conditioning import Encoding
-from chaperone_common.errors import ChaperoneError, CloudLost, InternalError, InvalidRequest, Overloaded
+from chaperone_common.errors import (
+    ChaperoneError,
+    CloudLost,
+    CloudUnavailable,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+)
 from chaperone_common.frames import Capabilities, Open
 from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.token_tree import common_prefix
-from chaperone_common.types import Mode, OnDeviation, Promises, SamplingParams, SessionId
+from chaperone_common.types import BeamParams, Mode, OnDeviation, Promises, SamplingParams, SessionId
 from edge_client.artefacts.model import check_model
+from edge_client.beams.drafting import ForestDrafter
+from edge_client.beams.shape import ForestPlanner, Limits
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, cloud_share_problem
+from edge_client.engine.beam_engine import BeamEngine
 from edge_client.engine.conditioning import Wish
 from edge_client.engine.engine import Engine
 from edge_client.engine.prompt_encodings import PromptEncodings
@@ -31,17 +43,20 @@ from edge_client.link.peer import Peer
 from edge_client.model.adapted_drafter import AdaptedDrafter
 from edge_client.model.corrections import CorrectionMemory
 from edge_client.model.drafter import ChoosingDrafter
+from edge_client.model.onnx_beams import OnnxBeams
 from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.shared_model import SharedModel
-from edge_client.parameters import check_reported, text_limit
+from edge_client.parameters import check_max_beams, check_reported, text_limit
 from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner, Planner
 from edge_client.ports import Cloud, Corrections, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
-from edge_client.text.output import EventText
+from edge_client.text.output import CommittedText, EventText
 
 # A second branch adds a quarter to the time of a forward, and a fourth one doubles it. More than three places for a
 # branch are rarely worth drafting.
 _BRANCHES = 3
+
+_WIDEST_FOREST, _DEEPEST_FOREST = 8, 8  # texts of a layer, and layers, unless a request asks for more
 
 MakeDrafter = Callable[[DraftModel, SamplingParams], Drafter]
 
@@ -198,6 +213,8 @@ class Assembly:
         self._gate = gate
         self._drafter = drafter
         self._estimates = Estimates()
+        self._beam_estimates = Estimates()  # a forest is read as several texts, so a token of it costs more
+        self._forests = ForestPlanner()
         self._corrections = CorrectionMemory() if config.device.adapt else None
         self.cloud_context_tokens: int | None = None  # of the last cloud that answered
 
@@ -209,7 +226,7 @@ class Assembly:
         *,
         generation_id: str = "",
         explain: bool = False,
-    ) -> Engine:
+    ) -> Engine | BeamEngine:
         """Build the engine. Before, connect to the cloud and load the model, if the mode needs them.
 
         `caches` are those of the generation's conversation; `explain` is as for `Engine`. Raises InvalidRequest, or
@@ -232,6 +249,13 @@ class Assembly:
             raise InvalidRequest(
                 "committed_token_ids: their text already holds a stop string; remove the string from `stop`, or give "
                 "the tokens before it"
+            )
+        if request.params.beams is not None:
+            opening = self._opening(request, session_id, capabilities)
+            if capabilities is None:
+                raise lost or CloudUnavailable("cloud: beams need one, and there is none")
+            return await self._beam_engine(
+                request, request.params.beams, opening, capabilities, routes, limit, output, interrupt, generation_id
             )
         wish = self.encodings.wish(mode, request.prompt.token_ids, capabilities)
         sequence = await self._new_sequence(request, caches, wish) if mode.drafts else None
@@ -264,6 +288,61 @@ class Assembly:
             known_to_cloud=known_to_cloud,
             wish=wish,
             condition=sequence.condition if sequence is not None else lambda encoding: None,
+        )
+
+    async def _beam_engine(
+        self,
+        request: GenerationRequest,
+        params: BeamParams,
+        opening: Open,
+        capabilities: Capabilities,
+        routes: Sequence[Route],
+        limit: int,
+        output: OutputText,
+        interrupt: Interrupt,
+        generation_id: str,
+    ) -> BeamEngine:
+        """Build the engine of a generation with beams."""
+        check_max_beams(params, capabilities)
+        begun, committed = request.begun_beams, len(request.committed_token_ids)
+        settings = BeamSettings(
+            params.num_beams,
+            params.beam_threshold,
+            one_cache=params.one_cache,
+            length_penalty=params.length_penalty,
+            early_stopping=params.early_stopping,
+            running=begun.running if begun is not None else (),
+            finished=begun.finished if begun is not None else (),
+        )
+        sampling, widest = request.params.sampling, params.beam_width or max(_WIDEST_FOREST, params.num_beams)
+        drafter = None
+        if request.mode.drafts:
+            model = OnnxBeams(await self.model.get(), rows=max(widest, params.num_beams))
+            drafter = ForestDrafter(model, request.prompt.token_ids, sampling, on_forward=self._beam_estimates.drafted)
+        return BeamEngine(
+            replace(opening, committed_token_ids=(), beams=settings),
+            mode=request.mode,
+            width=params.beam_width,
+            limit=limit,
+            committed=committed,
+            drafter=drafter,
+            planner=self._forests,
+            limits=Limits(widest, _DEEPEST_FOREST, capabilities.max_span_tokens),
+            estimates=self._beam_estimates,
+            routes=routes,
+            output=output,
+            new_text=lambda: CommittedText(self.tokenizer, request.params.stop),
+            stops=bool(request.params.stop),
+            clock=MonotonicClock(),
+            settings=engine_settings(
+                self.config,
+                request.mode,
+                max_span_tokens=capabilities.max_span_tokens,
+                vocabulary_size=self.manifest.vocabulary_size,
+                committed_promises_hold=request.committed_promises_hold,
+            ),
+            interrupt=interrupt,
+            generation_id=generation_id,
         )
 
     def context_tokens(self, mode: Mode) -> int:

@@ -68,6 +68,11 @@ MinP = Annotated[float, _in_range("min_p")]
 Seed = Annotated[int, _in_range("seed")]
 MaxNewTokens = Annotated[int, _in_range("max_new_tokens")]
 TopLogprobs = Annotated[int, _in_range("top_logprobs")]
+NumBeams = Annotated[int, _in_range("num_beams")]
+NumReturnSequences = Annotated[int, _in_range("num_return_sequences")]
+BeamWidth = Annotated[int, _in_range("beam_width")] | Literal["dynamic"]
+BeamThreshold = Annotated[float, _in_range("beam_threshold")]
+LengthPenalty = Annotated[float, _in_range("length_penalty")]
 Stop = Annotated[tuple[str, ...], BeforeValidator(_as_stop_strings)]
 Catch = Annotated[float, _in_range("catch")]
 MaxDeviation = Annotated[float, _in_range("max_deviation")]
@@ -155,6 +160,13 @@ class GenerationSettings(FrozenModel):
     stop: Stop = ()
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
+    num_beams: NumBeams = 1
+    num_return_sequences: NumReturnSequences = 1
+    beam_width: BeamWidth = "dynamic"
+    beam_threshold: BeamThreshold | None = None
+    length_penalty: LengthPenalty = 1.0
+    early_stopping: bool = False
+    one_cache: bool = False
 
     @field_validator("top_logprobs")
     @classmethod

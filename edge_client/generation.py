@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from chaperone_common.beams.frames import RunningBeam
+from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.logprobs import Logprob, TokenLogprobs
-from chaperone_common.partial import PartialGeneration
+from chaperone_common.partial import PartialBeams, PartialGeneration
 from chaperone_common.ranges import check_ranges
 from chaperone_common.session import (
     Audited,
@@ -30,7 +32,7 @@ from chaperone_common.types import (
     Promises,
     PromptInput,
 )
-from edge_client.events import Event, Planned
+from edge_client.events import Beams, BeamText, Event, Planned
 
 Prompt = str | Sequence[Mapping[str, Any]] | PromptInput
 
@@ -57,6 +59,7 @@ class Generation:
     stats: GenerationStats
     unverified: ChaperoneError | None = None  # the loss of the cloud, if the device continued alone
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of each of `token_ids`; None unless the request asked for them
+    sequences: tuple[BeamText, ...] | None = None  # with beams: as many as were asked for, the best first
 
     def __repr__(self) -> str:
         """Return the beginning of the text and the main counts; the attributes have all of it."""
@@ -68,7 +71,8 @@ class Generation:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `chaperone generate --json`.
 
-        It has `unverified` only if the cloud was lost, and `logprobs` only if the request asked for them.
+        It has `unverified` only if the cloud was lost, and `logprobs` and `sequences` only if the request asked for
+        them.
         """
         fields: dict[str, Any] = {
             "prompt_token_ids": list(self.prompt_token_ids),
@@ -80,6 +84,8 @@ class Generation:
         }
         if self.logprobs is not None:
             fields["logprobs"] = [logprobs_json(found) for found in self.logprobs]
+        if self.sequences is not None:
+            fields["sequences"] = [sequence.to_json() for sequence in self.sequences]
         if self.unverified is not None:
             fields["unverified"] = error_json(self.unverified)
         return fields
@@ -99,6 +105,7 @@ class GenerationRequest:
     max_cloud_share: float | None = None  # of mode `gated`: the ceiling of the cloud's share of the text
     committed_cloud_tokens: int = 0  # how many of the committed tokens the cloud chose, as far as known
     committed_promises_hold: bool | None = True  # of the committed tokens, as `stats.promises_hold`, as far as known
+    begun_beams: PartialBeams | None = None  # of the failed generation that this one resumes
 
     def __post_init__(self) -> None:
         """Raise InvalidRequest for a ceiling that is out of its range."""
@@ -118,6 +125,7 @@ class Collector:
     drafted: bool = False  # True if provisional text was shown
     unverified: ChaperoneError | None = None
     cloud_share_reached: CloudShareReached | None = None  # the first such event
+    beams: Beams | None = None  # after the last round
     ending: Finished | Failed | None = None
 
     def add(self, event: Event) -> None:
@@ -136,6 +144,8 @@ class Collector:
                 self.unverified = event.error
             case CloudShareReached():
                 self.cloud_share_reached = self.cloud_share_reached or event
+            case Beams():
+                self.beams = event
             case Drafted():
                 self.drafted = True
             case Retracted() | Audited() | Planned():
@@ -154,6 +164,7 @@ class Collector:
                     finished.stats,
                     self.unverified,
                     self.wanted_logprobs,
+                    self._sequences,
                 )
             case Failed(error):
                 raise error
@@ -164,6 +175,13 @@ class Collector:
     def wanted_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
         """The log-probabilities so far; None unless the request asked for them."""
         return tuple(self.logprobs) if self.request.params.logprobs else None
+
+    @property
+    def _sequences(self) -> tuple[BeamText, ...] | None:
+        beams = self.request.params.beams
+        if beams is None:
+            return None
+        return self.beams.finished[: beams.num_return_sequences] if self.beams is not None else ()
 
     def warnings(self) -> list[str]:
         """Return warnings about tokens of the text that the cloud was not asked about."""
@@ -188,7 +206,16 @@ class Collector:
             request.committed_cloud_tokens + sum(origin.of_cloud for origin in self.origins),
             self.wanted_logprobs,
             self._promises_hold,
+            self._partial_beams,
         )
+
+    @property
+    def _partial_beams(self) -> PartialBeams | None:
+        if self.beams is None:
+            return self.request.begun_beams
+        running = [RunningBeam(beam.token_ids, beam.log_p or 0.0, beam.logprob) for beam in self.beams.running]
+        finished = [Hypothesis(beam.token_ids, beam.logprob, str(beam.finish_reason)) for beam in self.beams.finished]
+        return PartialBeams(tuple(running), tuple(finished))
 
     @property
     def _promises_hold(self) -> bool | None:

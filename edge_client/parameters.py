@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypedDict, TypeVar, cast
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.errors import ConfigError, InvalidRequest, PromptTooLong
 from chaperone_common.frames import Capabilities
-from chaperone_common.partial import PartialGeneration
+from chaperone_common.partial import PartialBeams, PartialGeneration
 from chaperone_common.settings import FrozenModel
 from chaperone_common.suggestion import counted, shown
-from chaperone_common.types import GenerationParams, Mode, Promises, PromptInput, SamplingParams
+from chaperone_common.types import BeamParams, GenerationParams, Mode, Promises, PromptInput, SamplingParams
 from edge_client.config import EdgeConfig, GateSettings, GenerationSettings
 from edge_client.generation import GenerationRequest, Prompt
 from edge_client.refused_names import refuse_others
@@ -22,6 +23,7 @@ GATED_ONLY = (*PROMISES, "max_cloud_share")  # parameters of `gated` alone
 _SEED_BITS = 32  # of a drawn seed: every JSON reader keeps such a number whole
 _SETTLED = (  # by a resumed text
     *("temperature", "do_sample", "top_p", "top_k", "min_p", "seed", "stop", "stop_strings", "committed_token_ids"),
+    *("num_beams", "best_of", "beam_threshold", "length_penalty", "early_stopping", "one_cache"),
 )
 OF_METHODS = {  # arguments that are no parameters, and the methods that take them
     "timeout": "only generate, stream and stream_text take it, as an argument of the method",
@@ -60,6 +62,16 @@ class RequestParameters(TypedDict, total=False):
     do_sample: bool | None  # False: `temperature` 0. True: a temperature above 0, which is 1 unless one is given
     stop_strings: str | Sequence[str] | None  # `stop`; Hugging Face's texts end after the first of these
 
+    # Beams; see docs/beams.md. They need mode `exact` or `cloud`.
+    num_beams: int | None  # texts that grow at once, 1 to 8; 1 is a single text
+    num_return_sequences: int | None  # texts that are returned in `sequences`, the best first
+    beam_width: int | str | None  # texts that the device drafts in each layer, or "dynamic"
+    beam_threshold: float | None  # lets the number of beams fall; in (0, 1]
+    length_penalty: float | None  # exponent of the length in a score
+    early_stopping: bool | None  # end as soon as `num_beams` texts are whole
+    one_cache: bool | None  # after each round go on from the best text alone
+    best_of: int | None  # another name of `num_beams`
+
     # What to report; see docs/using.md.
     logprobs: bool | None  # the log-probability of each token
     top_logprobs: int | None  # and those of this number of the likeliest tokens, 0 to 20
@@ -97,6 +109,8 @@ def parse_request(
         parameters["temperature"] = 1.0  # as in Hugging Face
     mode = parse_mode(parameters.get("mode"), config.mode)
     check_promised(parameters, mode)
+    params = parse_params(parameters, config.generation)
+    begun = _begun(partial, params, parameters, mode)
     return GenerationRequest(
         prepare(
             prompt,
@@ -104,7 +118,7 @@ def parse_request(
             parse_special=_parse_flag("parse_special", parameters.get("parse_special")),
             tools=parameters.get("tools"),
         ),
-        parse_params(parameters, config.generation),
+        params,
         mode,
         parse_promises(parameters, config.gate),
         _parse_committed_ids(parameters.get("committed_token_ids")),
@@ -113,6 +127,7 @@ def parse_request(
         parse_max_cloud_share(parameters, config.gate),
         cloud_tokens,
         partial.promises_hold if partial is not None else None if mode.writes_alone else True,
+        begun,
     )
 
 
@@ -125,7 +140,44 @@ def parse_params(given: Mapping[str, Any], defaults: GenerationSettings) -> Gene
     if seed is None:
         seed = secrets.randbits(_SEED_BITS) if settings.temperature > 0 else 0
     sampling = SamplingParams(settings.temperature, settings.top_p, settings.top_k, settings.min_p, seed)
-    return GenerationParams(sampling, settings.max_new_tokens, settings.stop, settings.logprobs, settings.top_logprobs)
+    return GenerationParams(
+        sampling,
+        settings.max_new_tokens,
+        settings.stop,
+        settings.logprobs,
+        settings.top_logprobs,
+        _parse_beams(given, settings),
+    )
+
+
+def _parse_beams(given: Mapping[str, Any], settings: GenerationSettings) -> BeamParams | None:
+    """Return the parameters of beams; None for a single text, which takes none of them."""
+    if settings.num_beams > 1:
+        values = {field.name: getattr(settings, field.name) for field in fields(BeamParams)}
+        return BeamParams(**values | {"beam_width": None if settings.beam_width == "dynamic" else settings.beam_width})
+    for name in (field.name for field in fields(BeamParams) if field.name != "num_beams"):
+        if given.get(name) not in (None, False, getattr(GenerationSettings(), name)):
+            raise InvalidRequest(f"{name}: num_beams is 1, and only beams have it; ask for more beams, or leave it out")
+    return None
+
+
+def _begun(
+    partial: PartialGeneration | None, params: GenerationParams, given: RequestParameters, mode: Mode
+) -> PartialBeams | None:
+    """Return the beams to go on with; None for a single text, and for new ones. Raises InvalidRequest."""
+    begun = partial.beams if partial is not None else None
+    if params.beams is None:
+        if begun is not None:
+            raise InvalidRequest("num_beams: the text that is resumed has beams; leave it out, or give as many")
+        return None
+    if mode not in (Mode.EXACT, Mode.CLOUD):
+        raise InvalidRequest(
+            f"num_beams: {params.beams.num_beams}, and mode is {mode}; the cloud verifies all beams, so ask for "
+            "exact or cloud, or for one text"
+        )
+    if given.get("committed_token_ids") and begun is None:
+        raise InvalidRequest("committed_token_ids: tokens alone say nothing of the beams; resume from error.partial")
+    return begun
 
 
 def parse_promises(given: Mapping[str, Any], defaults: GateSettings) -> Promises:
@@ -169,6 +221,10 @@ def plain_names(given: RequestParameters) -> RequestParameters:
         if "stop" in plain:
             raise InvalidRequest("stop_strings: it is another name of stop, which is given, too; give one of them")
         plain["stop"] = stop
+    if (best_of := plain.pop("best_of", None)) is not None:
+        if plain.get("num_beams", best_of) != best_of:
+            raise InvalidRequest("best_of: it is another name of num_beams, which is given, too; give one of them")
+        plain["num_beams"] = best_of
     do_sample, temperature = plain.pop("do_sample", None), plain.get("temperature")
     if do_sample is None:
         return cast(RequestParameters, plain)
@@ -226,6 +282,9 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
         logprobs=params.logprobs,
         top_logprobs=params.top_logprobs,
     )
+    if params.beams is not None:
+        beams = {field.name: getattr(params.beams, field.name) for field in fields(params.beams)}
+        kept = cast(RequestParameters, {**kept, **beams, "beam_width": params.beams.beam_width or "dynamic"})
     kept = merged(kept, given)
     if parse_mode(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
         kept.setdefault("catch", partial.promises.catch)
@@ -243,6 +302,15 @@ def check_reported(params: GenerationParams, cloud: Capabilities) -> None:
         )
     if wanted is not None and most is not None and wanted > most:
         raise InvalidRequest(f"top_logprobs: {wanted}, and the cloud reports at most {most}; ask for fewer")
+
+
+def check_max_beams(params: BeamParams, cloud: Capabilities) -> None:
+    """Raise InvalidRequest if the cloud does not serve this many beams."""
+    if params.num_beams > cloud.max_beams:
+        remedy = "ask for fewer" if cloud.max_beams else "update it, or ask for one text"
+        raise InvalidRequest(
+            f"num_beams: {params.num_beams}, and the cloud that serves {cloud.model} takes {cloud.max_beams}; {remedy}"
+        )
 
 
 def text_limit(request: GenerationRequest, manifest: ModelManifest, context_tokens: int) -> int:

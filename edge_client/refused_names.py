@@ -44,13 +44,18 @@ _SENTENCES: tuple[tuple[str, str], ...] = (
         "nothing is padded, since each text is read by itself; leave it out",
     ),
     (
-        "num_beams num_beam_groups use_beam_search early_stopping length_penalty diversity_penalty",
-        "there is no beam search, since the cloud verifies one text as it grows; leave it out, and give {temperature} "
-        "0 for greedy text",
+        "use_beam_search",
+        "give {num_beams}, and {temperature} 0 for beam search",
     ),
     (
-        "num_return_sequences n best_of",
-        "a call writes one text; call again for another, with another {seed}",
+        "num_beam_groups diversity_penalty",
+        "there are no groups of beams; leave it out, and give {num_beams} with a {temperature} above 0 for texts that "
+        "differ",
+    ),
+    (
+        "n",
+        "a call writes one text; call again for another, with another {seed}, or give {num_beams} and "
+        "{num_return_sequences}",
     ),
     (
         "repetition_penalty encoder_repetition_penalty presence_penalty frequency_penalty repeat_penalty repeat_last_n "

@@ -20,6 +20,7 @@ from chaperone_common.types import Mode, Promises
 from edge_client.assembly import Assembly
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Cancellation, Interrupt
+from edge_client.engine.beam_engine import BeamEngine
 from edge_client.engine.engine import Engine
 from edge_client.events import Event
 from edge_client.generation import Collector, Generation, GenerationRequest, Streamer
@@ -196,7 +197,7 @@ class Runs:
         self.caches: WeakSet[ConversationCaches] = WeakSet()  # of all conversations
         self.audits: set[asyncio.Task[object]] = set()  # of texts that have ended
         self._interrupts: set[Interrupt] = set()  # one for each generation, from its request on
-        self._engines: set[Engine] = set()
+        self._engines: set[Engine | BeamEngine] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that was used last
         self._process = os.getpid()
         self._idle = asyncio.Event()  # no generation runs
@@ -251,7 +252,7 @@ class Runs:
 
     @contextmanager
     def running(
-        self, engine: Engine, request: GenerationRequest, caches: ConversationCaches | None = None
+        self, engine: Engine | BeamEngine, request: GenerationRequest, caches: ConversationCaches | None = None
     ) -> Iterator[None]:
         """Let `close` end this engine. In `gated`, a pending audit goes on after the text."""
         self._engines.add(engine)
@@ -289,7 +290,7 @@ class Runs:
         for caches in tuple(self.caches):  # they hold the model
             caches.clear()
 
-    def _have_audited(self, engine: Engine, promises: Promises) -> None:
+    def _have_audited(self, engine: Engine | BeamEngine, promises: Promises) -> None:
         """Wait for the closing audit of a text. If none comes, the text goes into the journal."""
 
         def keep(_: object = None) -> None:

@@ -8,6 +8,7 @@ import sys
 
 from edge_client import (
     Audited,
+    Beams,
     CloudShareReached,
     Committed,
     Drafted,
@@ -39,8 +40,8 @@ async def main(config: str) -> None:
                     return
                 case Failed():
                     raise event.error  # client.stream(event.error.partial) resumes the text
-                case Audited() | Unverified() | CloudShareReached() | Planned():
-                    pass  # only in `gated`, or with `explain=True`
+                case Audited() | Unverified() | CloudShareReached() | Beams() | Planned():
+                    pass  # only in `gated`, with `num_beams`, or with `explain=True`
             print(f"{final[-40:]}[{''.join(drafted.values())}]".replace("\n", " "), flush=True)
 
 

@@ -36,7 +36,7 @@ from cloud_supervisor.config import LimitsConfig
 from edge_client.assembly import assemble, engine_settings
 from edge_client.config import CloudSettings, EdgeConfig, GateSettings
 from edge_client.engine.engine import Engine
-from edge_client.events import Event, Planned
+from edge_client.events import Beams, Event, Planned
 from edge_client.gate.gate_model import GateModel
 from edge_client.gate.risk import CalibratedRisk
 from edge_client.link.connection import Route
@@ -208,7 +208,7 @@ class Follower:
                 self._models.keep(position)
             case Retracted(position):
                 self._models.drop(position)
-            case Audited() | Unverified() | CloudShareReached() | Planned() | Finished() | Failed():
+            case Audited() | Unverified() | CloudShareReached() | Beams() | Planned() | Finished() | Failed():
                 pass
 
 

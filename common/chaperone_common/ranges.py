@@ -13,6 +13,7 @@ MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**32 - 1  # the wire's whole numbers
 MAX_TOP_LOGPROBS = 20
 MAX_BEAMS = 8
+MAX_BEAM_WIDTH = 16
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters
 
@@ -42,6 +43,11 @@ RANGES: Mapping[str, Range] = {
     "seed": Range(0, MAX_SEED, "outside [0, 2**64 - 1]"),
     "max_new_tokens": Range(1, MAX_COUNT, f"outside [1, {MAX_COUNT}]; give a number of tokens"),
     "top_logprobs": Range(0, MAX_TOP_LOGPROBS, f"outside [0, {MAX_TOP_LOGPROBS}]; use 0 for the chosen tokens alone"),
+    "num_beams": Range(1, MAX_BEAMS, f"outside [1, {MAX_BEAMS}]; use 1 for one text without beams"),
+    "num_return_sequences": Range(1, MAX_BEAMS, f"outside [1, {MAX_BEAMS}]; give a number up to num_beams"),
+    "beam_width": Range(1, MAX_BEAM_WIDTH, f'outside [1, {MAX_BEAM_WIDTH}]; use "dynamic" to let it follow the link'),
+    "beam_threshold": Range(0, 1, "outside (0, 1]; leave it out for a fixed number of beams", includes_lowest=False),
+    "length_penalty": Range(-10, 10, "outside [-10, 10]; use 1 for the mean, or 0 for the sum"),
     "catch": Range(0, 1, "outside [0, 1]; use 0 to switch it off"),
     "max_deviation": Range(0, 1, "outside [0, 1]; use 1 to switch it off"),
     "max_cloud_share": Range(0, 1, "outside (0, 1]; use 1 to switch it off", includes_lowest=False),

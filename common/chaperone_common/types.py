@@ -129,6 +129,33 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamParams:
+    """Several texts at once, from which the best are returned; the names are Hugging Face's where it has one.
+
+    With temperature 0 this is beam search, and above it is beam sampling. Raises InvalidRequest.
+    """
+
+    num_beams: int  # texts that grow at once
+    num_return_sequences: int = 1  # texts that are returned, the best first
+    beam_width: int | None = None  # texts that the device drafts in each layer of a forest; None: as the link asks for
+    beam_threshold: float | None = None  # lets the number of beams fall where drafts would not stand; None: it is fixed
+    length_penalty: float = 1.0  # a score is the log-probability over the length to the power of this
+    early_stopping: bool = False  # True: end as soon as there are `num_beams` whole texts
+    one_cache: bool = False  # after each round go on from the best text alone
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "num_beams", "num_return_sequences", "length_penalty")
+        for name in ("beam_width", "beam_threshold"):
+            if getattr(self, name) is not None:
+                check_ranges(self, name)
+        if self.num_return_sequences > self.num_beams:
+            raise InvalidRequest(
+                f"num_return_sequences: {self.num_return_sequences}, and num_beams is {self.num_beams}; ask for as "
+                "many beams at least, or for fewer texts"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationParams:
     """The parameters of one request: how to sample, and when to stop."""
 
@@ -137,6 +164,7 @@ class GenerationParams:
     stop: tuple[str, ...] = ()  # the text ends before the first of these strings
     logprobs: bool = False  # report the log-probability of each token
     top_logprobs: int = 0  # and those of this number of the likeliest tokens at its position; needs `logprobs`
+    beams: BeamParams | None = None  # None: one text
 
     def __post_init__(self) -> None:
         check_ranges(self, "max_new_tokens", "top_logprobs")
@@ -144,6 +172,8 @@ class GenerationParams:
             raise InvalidRequest(f"top_logprobs: {problem}")
         if problem := stop_problem(self.stop):
             raise InvalidRequest(f"stop: {problem}")
+        if self.beams is not None and self.logprobs:
+            raise InvalidRequest("logprobs: texts with beams have scores alone; leave it out, or ask for num_beams 1")
 
     @property
     def reported_logprobs(self) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from chaperone_common.beams.drafting import ForestDraft
 from chaperone_common.beams.progress import BeamProgress
+from chaperone_common.clock import Clock, MonotonicClock
 from chaperone_common.sampling import warp
 from chaperone_common.types import SamplingParams
 from edge_client.beams.shape import Shape
@@ -18,9 +19,19 @@ class ForestDrafter:
     """Drafts forests on the running beams of one generation."""
 
     def __init__(
-        self, model: BeamModel, prompt: Sequence[int], sampling: SamplingParams, row_tokens: int = ROW_TOKENS
+        self,
+        model: BeamModel,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        row_tokens: int = ROW_TOKENS,
+        *,
+        clock: Clock | None = None,
+        on_forward: Callable[[int, float], None] = lambda rows, elapsed_ms: None,
     ) -> None:
+        """`on_forward` takes the time of each forward that reads one token in each of some rows."""
         self._model = model
+        self._clock = clock or MonotonicClock()
+        self._on_forward = on_forward
         self._prompt = tuple(prompt)
         self._sampling = sampling
         self._row_tokens = row_tokens
@@ -38,11 +49,14 @@ class ForestDrafter:
             seed=self._sampling.seed,
         )
         beams = progress.texts
-        for _ in range(shape.depth):
+        for layer in range(shape.depth):
             paths = [draft.numbering.path(node) for node in draft.growing]
             if not paths:
                 break
+            began = self._clock.now()
             logits = await self._model.logits([(*self._prompt, *beams[start], *tokens) for start, tokens in paths])
+            if layer:  # the first one also reads what the cloud has added
+                self._on_forward(len(paths), (self._clock.now() - began) * 1e3)
             draft.grow([warp(row, self._law) for row in logits])
         return draft
 

@@ -70,19 +70,22 @@ def round_ms(costs: Costs, num_beams: int, shape: Shape) -> float:
     return drafting + costs.rtt_ms + costs.read_ms(num_beams + shape.width * shape.depth)
 
 
-def best_shape(costs: Costs, acceptance: Acceptance, num_beams: int, layers_left: int, limits: Limits) -> Shape:
-    """Return the shape with the most layers for its time.
+def best_shape(
+    costs: Costs, acceptance: Acceptance, num_beams: int, layers_left: int, limits: Limits, width: int | None = None
+) -> Shape:
+    """Return the shape with the most layers for its time; `width` allows that width alone.
 
     The cloud alone gains a layer in the time of a forward with `num_beams` texts, and the link costs it nothing while
     it goes on. It is chosen where no forest is faster.
     """
     most = min(limits.depth, layers_left - 1)
     rates = {Shape(0, 0): 1 / costs.read_ms(num_beams)}
-    for width in range(num_beams, limits.width + 1):
-        stands = acceptance.of_layer(num_beams, width)
+    widths = range(num_beams, limits.width + 1) if width is None else (width,)
+    for tried in widths:
+        stands = acceptance.of_layer(num_beams, tried)
         for depth in range(1, most + 1):
-            shape = Shape(width, depth)
-            if num_beams + width * depth <= limits.texts:
+            shape = Shape(tried, depth)
+            if num_beams + tried * depth <= limits.texts:
                 rates[shape] = layers_gained(stands, depth) / round_ms(costs, num_beams, shape)
     return max(rates, key=lambda shape: (rates[shape], -shape.width * shape.depth))
 
@@ -91,16 +94,19 @@ def best_shape(costs: Costs, acceptance: Acceptance, num_beams: int, layers_left
 class ForestPlanner:
     """Chooses shapes for one generation after the other."""
 
-    limits: Limits
     acceptance: Acceptance = field(default_factory=Acceptance)
     _untried: int = 0  # layers since the last forest
 
-    def shape(self, costs: Costs, num_beams: int, layers_left: int) -> Shape:
-        """Return the shape of the next forest."""
-        shape = best_shape(costs, self.acceptance, num_beams, layers_left, self.limits)
+    def shape(self, costs: Costs, num_beams: int, layers_left: int, limits: Limits, width: int | None = None) -> Shape:
+        """Return the shape of the next forest; `width` is W_S if the request fixes it."""
+        shape = best_shape(costs, self.acceptance, num_beams, layers_left, limits, width)
         if not shape.depth and self._untried >= _LAYERS_UNTRIED and layers_left > 1:
-            return Shape(num_beams, 1)
+            return Shape(width or num_beams, 1)
         return shape
+
+    def layers_alone(self, layers_left: int) -> int:
+        """Return how many layers the cloud may draw before a forest is tried again."""
+        return min(layers_left, max(1, _LAYERS_UNTRIED - self._untried))
 
     def judged(self, shape: Shape, layers: int, accepted: int, tested: int) -> None:
         """Learn from the verdict on a forest of this shape, which has gained a number of layers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from copy import copy
 
 from edge_client.text.tokenizer import Tokenizer
 
@@ -34,6 +35,12 @@ class DetokenizerStream:
         text, read = codecs.utf_8_decode(held + piece, "replace", False)
         self._states.append(((held + piece)[read:], started))
         return text
+
+    def copy(self) -> DetokenizerStream:
+        """Return a stream that goes on from here by itself."""
+        other = copy(self)
+        other._states = [*self._states]
+        return other
 
     def rewind(self, count: int) -> None:
         """Forget the last `count` tokens, as if they had never been pushed."""

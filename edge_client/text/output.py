@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 from chaperone_common.session import Audited, Committed, Drafted, Retracted, SessionEvent
@@ -68,6 +69,12 @@ class CommittedText:
     def started(self) -> bool:
         """True if a token has added bytes to the text."""
         return self._detokenizer.started
+
+    def copy(self) -> CommittedText:
+        """Return a text that goes on from here by itself."""
+        other = copy(self)
+        other._detokenizer, other._scanner = self._detokenizer.copy(), copy(self._scanner)
+        return other
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Return the text that a token completes, and True if a stop string was completed with it."""

@@ -22,15 +22,15 @@ from edge_client import (
 )
 
 PUBLIC = """
-Audited Cancellation Cancelled Capabilities ChaperoneError ChoiceLogprobs Cloud CloudLost CloudSettings
-CloudShareExceeded CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Conversation Decision
-DeviceSettings Drafted Drafter DraftModel EdgeClient EdgeConfig Event Failed Finished FinishReason Gate GateMismatch
-GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats GenerationTimeout
-InternalError InvalidRequest JournalState Logprob LogprobSource Message Mode ModelCorrupt ModelError ModelMismatch
-ModelMissing OnDeviation OnOverflow Origin Overloaded PartialGeneration PeerMismatch PermissionDenied Planned Planner
-PlannerSettings Promises Prompt PromptInput PromptTooLong Proposal ProtocolViolation pull_model PulledModel PullProgress
-QuotaExceeded RequestParameters Retracted SamplingParams Signal Streamer Superseded SyncConversation SyncEdgeClient
-TokenizerMismatch TokenLogprobs Totals Turn Unauthenticated Unverified VersionMismatch
+Audited BeamParams BeamText Beams Cancellation Cancelled Capabilities ChaperoneError ChoiceLogprobs Cloud CloudLost
+CloudSettings CloudShareExceeded CloudShareReached CloudTimeout CloudUnavailable Committed ConfigError Conversation
+Decision DeviceSettings Drafted Drafter DraftModel EdgeClient EdgeConfig Event Failed Finished FinishReason Gate
+GateMismatch GateSettings Generation GenerationParams GenerationRequest GenerationSettings GenerationStats
+GenerationTimeout InternalError InvalidRequest JournalState Logprob LogprobSource Message Mode ModelCorrupt ModelError
+ModelMismatch ModelMissing OnDeviation OnOverflow Origin Overloaded PartialBeams PartialGeneration PeerMismatch
+PermissionDenied Planned Planner PlannerSettings Promises Prompt PromptInput PromptTooLong Proposal ProtocolViolation
+pull_model PulledModel PullProgress QuotaExceeded RequestParameters Retracted SamplingParams Signal Streamer Superseded
+SyncConversation SyncEdgeClient TokenizerMismatch TokenLogprobs Totals Turn Unauthenticated Unverified VersionMismatch
 """
 OURS = ("chaperone_common", "edge_client")
 

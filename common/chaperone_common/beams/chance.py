@@ -36,7 +36,8 @@ class PhiloxChance:
 def outcome_at(law: Float64s, u: float) -> int:
     """Return the outcome of a law, which need not be normalised, at u in (0, 1): the inverse of its cumulative sum."""
     sums = np.cumsum(law)
-    return int(np.searchsorted(sums, u * sums[-1], side="right"))
+    found = int(np.searchsorted(sums, u * sums[-1], side="right"))
+    return found if found < len(law) else int(np.flatnonzero(law)[-1])  # u is rounded, and so is its product
 
 
 def uniforms_of_others(seed: int, position: int, node: int, count: int) -> Float64s:

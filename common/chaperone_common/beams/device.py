@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +29,18 @@ class DeviceBeams:
     def waits(self) -> bool:
         """True while a verdict is on its way."""
         return self._sent is not None
+
+    @property
+    def sent(self) -> Numbering | None:
+        """The numbers of the forest that waits for its verdict."""
+        return self._sent
+
+    def restart(self) -> BeamSettings:
+        """Go on with these beams on another stream; return the settings for its Open."""
+        progress = self.progress
+        self._sent, self._alone, self._dropped, progress.round = None, 0, frozenset(), 0
+        running = tuple(progress.running) if progress.length else ()
+        return replace(progress.settings, running=running, finished=tuple(progress.hypotheses.best))
 
     def drop(self, numbers: Collection[int]) -> None:
         """End some running beams, by number, because their texts hold a stop string. The next frame reports them."""

@@ -24,6 +24,8 @@ from edge_client.refused_names import instead_of
 PARAMETERS = (
     *("mode", *GATED_ONLY),
     *("temperature", "top_p", "top_k", "min_p", "seed", "max_new_tokens", "stop", "logprobs", "top_logprobs"),
+    *("num_beams", "num_return_sequences", "beam_width", "beam_threshold", "length_penalty"),
+    *("early_stopping", "one_cache", "best_of"),
     *("raw", "parse_special", "tools"),
 )
 _KEYS = ("id", "prompt", "messages", *PARAMETERS)

@@ -33,7 +33,7 @@ from edge_client.apps.cli.options import (
     parameters_of,
 )
 from edge_client.apps.cli.terminal import Progress, colour_of, legend
-from edge_client.apps.cli.values import concurrency, file_name, seconds, tools
+from edge_client.apps.cli.values import concurrency, file_name, seconds, tools, width
 from edge_client.client import EdgeClient
 from edge_client.config import EdgeConfig
 from edge_client.events import Planned
@@ -88,6 +88,27 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
         dest="top_logprobs",
         help="report the log-probability of each token, and of the K likeliest ones, 0 to 20; needs --json or --out",
     )
+    generate.add_argument(
+        "--num-beams", type=int, metavar="K", help="write K texts at once and return the best; exact and cloud only"
+    )
+    generate.add_argument(
+        "--num-return-sequences", type=int, metavar="N", help="return the best N of them; needs --json or --out"
+    )
+    generate.add_argument(
+        "--beam-width", type=width, metavar="W", help="texts that the device drafts at once; dynamic by default"
+    )
+    generate.add_argument(
+        "--beam-threshold", type=float, metavar="T", help="let the number of texts fall where drafts would not stand"
+    )
+    generate.add_argument(
+        "--length-penalty", type=float, metavar="P", help="exponent of the length in a score; 1 by default"
+    )
+    generate.add_argument(
+        "--early-stopping", action="store_true", default=None, help="end as soon as K texts are whole"
+    )
+    generate.add_argument(
+        "--one-cache", action="store_true", default=None, help="go on from the best text alone after each round: faster"
+    )
     generate.add_argument("--raw", action="store_true", default=None, help="read the prompt without a chat template")
     generate.add_argument(
         "--parse-special", action="store_true", default=None, help="read text such as <|im_end|> in messages as a token"
@@ -107,7 +128,7 @@ def add_generate(commands: Commands, exit_codes: str) -> None:
     generate.add_argument("--json", action="store_true", help="print the result with its statistics as JSON")
     generate.add_argument("--closing-audit", action="store_true", help="wait for the audit of the last tokens")
     generate.add_argument("--explain", action="store_true", help="print each decision of the planner to standard error")
-    generate.set_defaults(run=_run, wrong_usage=generate.error, logprobs=None)
+    generate.set_defaults(run=_run, wrong_usage=generate.error, logprobs=None, best_of=None)
 
 
 def _run(console: Console, arguments: argparse.Namespace) -> int:
@@ -140,6 +161,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         arguments.wrong_usage("--json is for a single prompt; --out is JSON anyway")
     if arguments.top_logprobs is not None and arguments.prompts is None and not arguments.json:
         arguments.wrong_usage("--logprobs is printed as JSON; give --json, or --prompts and --out")
+    if arguments.num_return_sequences is not None and arguments.prompts is None and not arguments.json:
+        arguments.wrong_usage("--num-return-sequences is printed as JSON; give --json, or --prompts and --out")
     if arguments.prompts is None and (arguments.overwrite or arguments.concurrency is not None):
         arguments.wrong_usage("--overwrite and --concurrency are for batches; give --prompts and --out")
 

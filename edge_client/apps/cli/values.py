@@ -56,6 +56,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def width(text: str) -> int | str:
+    """Return the number of texts that the device drafts at once, or `dynamic`."""
+    if text != "dynamic" and not (text.isascii() and text.isdecimal() and len(text) < 5):
+        refuse(text, "neither dynamic nor a whole number")
+    return text if text == "dynamic" else int(text)
+
+
 def concurrency(text: str) -> int:
     """Return the number of lines of a batch that may run at once."""
     if not (text.isascii() and text.isdecimal() and len(text) < 5 and 1 <= int(text) <= MAX_CONCURRENCY):

@@ -26,7 +26,7 @@ from edge_client.apps.http_api.other_paths import problem
 from edge_client.apps.http_api.replies import Reply, model, models
 from edge_client.apps.http_api.requests import ChatRequest, CompletionRequest, parse, said
 from edge_client.apps.http_api.schema import body, responses
-from edge_client.apps.http_api.streaming import Write, collected, streamed
+from edge_client.apps.http_api.streaming import Write, best, collected, streamed
 from edge_client.client import EdgeClient
 from edge_client.parameters import RequestParameters
 
@@ -191,6 +191,8 @@ class _Endpoint:
                 media_type="text/event-stream",
                 headers={"cache-control": "no-cache"},
             )
+        if wanted.beams:
+            return JSONResponse(reply.whole(await _unless_gone(request, best(write(0), wanted.choices))))
         answers = [
             await _unless_gone(request, collected(write(index), logprobs=reported)) for index in range(wanted.choices)
         ]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from chaperone_common.ranges import MAX_SEED, MAX_TOP_LOGPROBS
+from chaperone_common.ranges import MAX_BEAMS, MAX_SEED, MAX_TOP_LOGPROBS
 from chaperone_common.suggestion import cut, did_you_mean, shown
 from chaperone_common.types import Mode
 from edge_client.apps.http_api.errors import API_NAMES, ApiError
@@ -35,7 +35,6 @@ Locality = Literal["only_on_device", "prefer_on_device", "prefer_in_cloud", "onl
 # Parameters that are not supported, with the values that ask for nothing; None always does.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "best_of": (1,),
     "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
@@ -68,11 +67,11 @@ _IGNORED = (
 
 # Sentences in place of those of `instead_of`, whose remedies are the SDK's.
 _INSTEAD = {
-    "best_of": f"give n for several texts, up to {MOST_CHOICES}",
     "input": "send messages to /v1/chat/completions, or a prompt to /v1/completions",
     "max_time": "close the connection to end a text",
     "messages": "send it to /v1/chat/completions",
     "num_return_sequences": f"give n for several texts, up to {MOST_CHOICES}",
+    "use_beam_search": "give best_of, and temperature 0 for beam search",
     **dict.fromkeys(
         ("tools", "tool_choice", "functions", "function_call"),
         "leave it out; the Python SDK takes tools=, which only the chat template reads, and returns calls as text",
@@ -117,6 +116,12 @@ class ChaperoneOptions(_Strict):
     max_cloud_share: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    num_beams: int | None = None
+    beam_width: int | str | None = None
+    beam_threshold: float | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    one_cache: bool | None = None
     on_overflow: OnOverflow | None = None
 
 
@@ -128,6 +133,7 @@ class _Request(_Strict, ABC):
     stop: str | list[str] | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_BEAMS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     chaperone: ChaperoneOptions | None = None
@@ -136,6 +142,12 @@ class _Request(_Strict, ABC):
     def choices(self) -> int:
         """Texts that are wanted."""
         return self.n or 1
+
+    @property
+    def beams(self) -> bool:
+        """True if the texts that are wanted are the best of one search."""
+        options = self.chaperone or ChaperoneOptions()
+        return max(self.best_of or 1, options.num_beams or 1) > 1
 
     @property
     def most_tokens(self) -> int | None:
@@ -157,6 +169,14 @@ class _Request(_Strict, ABC):
             max_cloud_share=options.max_cloud_share,
             top_k=options.top_k,
             min_p=options.min_p,
+            best_of=self.best_of,
+            num_beams=options.num_beams,
+            num_return_sequences=self.n if self.beams else None,
+            beam_width=options.beam_width,
+            beam_threshold=options.beam_threshold,
+            length_penalty=options.length_penalty,
+            early_stopping=options.early_stopping,
+            one_cache=options.one_cache,
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,
@@ -236,6 +256,9 @@ def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
     if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
         message = f"top_logprobs: {request.top_logprobs} needs logprobs; set that to true, or leave this out"
         raise ApiError(400, message, code="invalid_value", param="top_logprobs")
+    if request.beams and request.stream and request.choices > 1:
+        message = f"n: {request.choices} texts of one search cannot be streamed; leave out stream, or n"
+        raise ApiError(400, message, code="invalid_value", param="n")
     if isinstance(request.stop, list) and len(request.stop) > MOST_STOPS:
         raise ApiError(
             400, f"stop: {len(request.stop)} texts; give at most {MOST_STOPS}", code="invalid_value", param="stop"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 from chaperone_common.errors import ChaperoneError
 from chaperone_common.logprobs import TokenLogprobs
 from chaperone_common.session import Committed, Failed, Finished, Unverified
 from chaperone_common.stats import GenerationStats
+from chaperone_common.types import FinishReason
 from edge_client.apps.http_api.errors import api_error
 from edge_client.apps.http_api.logprobs import Offsets, shown
 from edge_client.apps.http_api.replies import Answer, Reply, server_sent
-from edge_client.events import Event
+from edge_client.events import Beams, BeamText, Event
 
 Write = Callable[[int], AsyncGenerator[Event, None]]  # the events of one choice, by its number
 
@@ -72,6 +74,32 @@ async def _choice(
                     raise error
                 case _:
                     pass
+
+
+async def best(events: AsyncGenerator[Event, None], count: int) -> list[Answer]:
+    """Return the best texts of a search after its last event; raises the error of a Failed event.
+
+    The statistics are of the whole search, except for the tokens and the end of each text.
+    """
+    finished: tuple[BeamText, ...] = ()
+    async with aclosing(events) as received:
+        async for event in received:
+            match event:
+                case Beams():
+                    finished = event.finished
+                case Failed():
+                    raise event.error
+                case Finished(stats=stats):
+                    return [_answer(text, stats) for text in finished[:count]]
+                case _:
+                    pass
+    raise RuntimeError("the generation has not ended")
+
+
+def _answer(text: BeamText, stats: GenerationStats) -> Answer:
+    reason = text.finish_reason or FinishReason.LENGTH
+    stats = replace(stats, completion_tokens=len(text.token_ids), finish_reason=reason)
+    return Answer(text.text, tuple(map(str, text.origins)), reason, stats)
 
 
 async def collected(events: AsyncGenerator[Event, None], *, logprobs: bool = False) -> Answer:

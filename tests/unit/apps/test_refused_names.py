@@ -18,7 +18,8 @@ NAMES = [name for names, _ in _SENTENCES for name in names.split()]
 
 # The name, and the words by which the SDK and the endpoint answer it; None where that one takes it.
 WELL_KNOWN = [
-    ("num_beams", "there is no beam search", "there is no beam search"),
+    ("num_beam_groups", "there are no groups of beams", "there are no groups of beams"),
+    ("use_beam_search", "give num_beams, and temperature 0", "give best_of, and temperature 0"),
     (
         "repetition_penalty",
         "would change the large model's distribution",
@@ -26,8 +27,8 @@ WELL_KNOWN = [
     ),
     ("eos_token_id", "the pair's own control tokens are used", "or end a text by stop"),
     ("pad_token_id", "nothing is padded", "nothing is padded"),
-    ("num_return_sequences", "call again for another, with another seed", "give n for several texts, up to 8"),
-    ("n", "call again for another, with another seed", None),
+    ("num_return_sequences", None, "give n for several texts, up to 8"),
+    ("n", "call again for another, with another seed, or give num_beams and num_return_sequences", None),
     ("min_new_tokens", "there is no shortest length", "there is no shortest length"),
     ("max_length", "give max_new_tokens, which counts", "give max_tokens, which counts"),
     ("max_completion_tokens", "it is called max_new_tokens here", None),

@@ -15,9 +15,8 @@ NAMES = [name for names, _ in _SENTENCES for name in names.split()]
 # The arguments, and the whole message.
 REFUSED = [
     (
-        ["generate", "--num-beams", "4", "Hi"],
-        "--num-beams: there is no beam search, since the cloud verifies one text as it grows; leave it out, and give "
-        "--temperature 0 for greedy text",
+        ["generate", "--num-beam-groups", "4", "Hi"],
+        "--num-beam-groups: there are no groups of beams; leave it out, and give --num-beams with a --temperature",
     ),
     (["generate", "--n=2", "Hi"], "--n: a call writes one text; call again for another, with"),
     (["generate", "--max-tokens", "4", "Hi"], "--max-tokens: unknown flag (did you mean '--max-new-tokens'?)"),
@@ -54,10 +53,10 @@ def test_the_message_names_what_is_wrong_alone(
 
 def test_each_unknown_flag_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["generate", "--stream", "--num-beams", "2", "--stream", "Hi"])
+        main(["generate", "--stream", "--num-beam-groups", "2", "--stream", "Hi"])
     lines = capsys.readouterr().err.splitlines()[-2:]
     assert lines[0].endswith("error: --stream: text is printed as it is written; leave it out")
-    assert lines[1].startswith("--num-beams: ")
+    assert lines[1].startswith("--num-beam-groups: ")
 
 
 def test_the_other_programs_suggest_flags_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,11 +83,11 @@ def test_the_best_shape_is_the_best_of_all_by_simulation() -> None:
 
 
 def test_a_forest_is_tried_now_and_then() -> None:
-    planner = ForestPlanner(LIMITS, _acceptance(0.02))
+    planner = ForestPlanner(_acceptance(0.02))
     costs = Costs(rtt_ms=100)
     shapes = []
     for _ in range(140):
-        shape = planner.shape(costs, 2, 500)
+        shape = planner.shape(costs, 2, 500, LIMITS)
         shapes.append(shape)
         planner.judged(shape, 1, 0, 2 if shape.depth else 0)
     assert shapes.count(Shape(2, 1)) == 2

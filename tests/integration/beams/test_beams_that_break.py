@@ -1,0 +1,142 @@
+"""Beams whose connection breaks, or whose user leaves: nothing is lost, and no session stays."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaperone_common.errors import Cancelled, CloudUnavailable, InvalidRequest
+from chaperone_common.session import Failed, Finished
+from cloud_supervisor.model.torch_model import TorchModel
+from edge_client import Beams, Cancellation, Committed, EdgeClient, Generation
+from edge_client.config import CloudSettings
+from edge_client.events import Event
+from tests.support.fakes.target import fake_target
+from tests.support.links.forwarder import Forwarder, forwarding
+from tests.support.processes.clients import config_for
+from tests.support.processes.servers import serving
+from tests.support.waiting import until
+
+PROMPT = "the list of a number is"
+SEARCH: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 40}
+
+
+async def after_resets(client: EdgeClient, forwarder: Forwarder, every: int, **parameters: Any) -> list[Event]:
+    """Return all events, with three resets of the connection, `every` that many rounds."""
+    events: list[Event] = []
+    async for event in client.stream(PROMPT, **parameters):
+        events.append(event)
+        rounds = sum(isinstance(each, Beams) for each in events)
+        if isinstance(event, Beams) and rounds % every == 0 and rounds <= 3 * every:
+            forwarder.reset()
+    return events
+
+
+@pytest.mark.parametrize("mode", ["exact", "cloud"])
+def test_a_reset_connection_changes_nothing_of_a_search(tiny_pair: Path, mode: str) -> None:
+    model = fake_target(tiny_pair)
+
+    async def run() -> tuple[Generation, list[Event]]:
+        async with serving(model, tiny_pair) as (server, address), forwarding(address) as forwarder:
+            async with EdgeClient(config_for(forwarder.address)) as client:
+                whole = await client.generate(PROMPT, mode=mode, **SEARCH)
+                events = await after_resets(client, forwarder, 4, mode=mode, **SEARCH)
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
+            return whole, events
+
+    whole, events = asyncio.run(run())
+    ending = events[-1]
+    assert isinstance(ending, Finished)
+    assert ending.stats.reconnects >= 1
+    assert tuple(event.token_id for event in events if isinstance(event, Committed)) == whole.token_ids
+    last = [event for event in events if isinstance(event, Beams)][-1]
+    assert whole.sequences is not None
+    for found, expected in zip(last.finished, whole.sequences, strict=True):
+        assert (found.token_ids, found.text) == (expected.token_ids, expected.text)
+        assert found.score == pytest.approx(expected.score, abs=1e-4)
+
+
+def test_a_lost_cloud_leaves_beams_to_resume(tiny_pair: Path) -> None:
+    model = fake_target(tiny_pair)
+
+    async def run() -> None:
+        async with serving(model, tiny_pair) as (_, address):
+            async with EdgeClient(config_for(address)) as client:
+                whole = await client.generate(PROMPT, **SEARCH)
+            async with forwarding(address) as forwarder:
+                cloud = CloudSettings(address=forwarder.address, reconnect_timeout_ms=0)
+                async with EdgeClient(config_for(forwarder.address, cloud=cloud)) as client:
+                    events: list[Event] = []
+                    async for event in client.stream(PROMPT, **SEARCH):
+                        events.append(event)
+                        if sum(isinstance(each, Beams) for each in events) == 5:
+                            forwarder.reset()
+            failed = events[-1]
+            assert isinstance(failed, Failed)
+            assert isinstance(failed.error, CloudUnavailable)
+            partial = failed.error.partial
+            assert partial is not None
+            assert partial.beams is not None
+            assert partial.beams.running
+            shared = partial.token_ids
+            assert all(beam.token_ids[: len(shared)] == shared for beam in partial.beams.running)
+            async with EdgeClient(config_for(address)) as client:
+                with pytest.raises(InvalidRequest, match="num_beams: a resumed text keeps what it was begun with"):
+                    client.request(partial, num_beams=2)
+                resumed = await client.generate(partial)
+            assert (*shared, *resumed.token_ids) == whole.token_ids
+            assert resumed.sequences is not None
+            assert whole.sequences is not None
+            assert [text.token_ids for text in resumed.sequences] == [text.token_ids for text in whole.sequences]
+            first = "".join(event.text for event in events if isinstance(event, Committed))
+            assert first + resumed.text == whole.text
+            assert resumed.stats.promises_hold
+
+    asyncio.run(run())
+
+
+def test_a_user_who_leaves_ends_the_session(tiny_pair: Path, target: TorchModel) -> None:
+    async def run() -> None:
+        async with serving(target, tiny_pair) as (server, address), EdgeClient(config_for(address)) as client:
+            events = client.stream(PROMPT, **SEARCH | {"max_new_tokens": 400})
+            async for event in events:
+                if isinstance(event, Beams):
+                    break
+            await events.aclose()
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
+            handle = Cancellation()
+            endings: list[Event] = []
+            async for event in client.stream(PROMPT, cancellation=handle, **SEARCH | {"max_new_tokens": 400}):
+                handle.cancel()
+                endings.append(event)
+            assert isinstance(endings[-1], Failed)
+            assert isinstance(endings[-1].error, Cancelled)
+            await until(lambda: server.cloud.supervisor.sessions == 0, "the session ended")
+            again = await client.generate(PROMPT, **SEARCH | {"max_new_tokens": 4})
+            assert again.sequences
+
+    asyncio.run(run())
+
+
+def test_without_a_cloud_beams_fail(tiny_pair: Path) -> None:
+    async def run() -> None:
+        async with EdgeClient(config_for("127.0.0.1:1")) as client:
+            with pytest.raises(CloudUnavailable):
+                await client.generate(PROMPT, **SEARCH)
+
+    asyncio.run(run())
+
+
+def test_a_conversation_may_ask_for_beams(tiny_pair: Path, target: TorchModel) -> None:
+    async def run() -> None:
+        async with serving(target, tiny_pair) as (_, address), EdgeClient(config_for(address)) as client:
+            chat = client.conversation("be short", num_beams=2, max_new_tokens=6)
+            first = await chat.generate(PROMPT)
+            second = await chat.generate(PROMPT, num_beams=1)
+            assert first.sequences
+            assert second.token_ids
+
+    asyncio.run(run())
