@@ -77,6 +77,9 @@ COMMANDS = {
         "benchmarks.conditioning.run",
         "agreement of drafters, trained or not, with encodings and controls",
     ),
+    "beams": Command(
+        "benchmarks.beams.run", "beams against one text, and against beams by the large model alone: speed and quality"
+    ),
     "concurrent": Command(
         "benchmarks.load.concurrent", "texts that a service writes at the same time: the same ones, and their cost"
     ),
