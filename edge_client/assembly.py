@@ -26,7 +26,7 @@ from chaperone_common.token_tree import common_prefix
 from chaperone_common.types import BeamParams, Mode, OnDeviation, Promises, SamplingParams, SessionId
 from edge_client.artefacts.model import check_model
 from edge_client.beams.drafting import ForestDrafter
-from edge_client.beams.shape import ForestPlanner, Limits
+from edge_client.beams.shape import ForestPlanner, Learned, Limits
 from edge_client.caches import ConversationCaches
 from edge_client.cancellation import Interrupt
 from edge_client.config import EdgeConfig, cloud_share_problem
@@ -214,7 +214,7 @@ class Assembly:
         self._drafter = drafter
         self._estimates = Estimates()
         self._beam_estimates = Estimates()  # a forest is read as several texts, so a token of it costs more
-        self._forests = ForestPlanner()
+        self._forest_planners: dict[tuple[object, ...], ForestPlanner] = {}
         self._corrections = CorrectionMemory() if config.device.adapt else None
         self.cloud_context_tokens: int | None = None  # of the last cloud that answered
 
@@ -255,7 +255,16 @@ class Assembly:
             if capabilities is None:
                 raise lost or CloudUnavailable("cloud: beams need one, and there is none")
             return await self._beam_engine(
-                request, request.params.beams, opening, capabilities, routes, limit, output, interrupt, generation_id
+                request,
+                request.params.beams,
+                opening,
+                capabilities,
+                routes=routes,
+                limit=limit,
+                output=output,
+                interrupt=interrupt,
+                generation_id=generation_id,
+                explain=explain,
             )
         wish = self.encodings.wish(mode, request.prompt.token_ids, capabilities)
         sequence = await self._new_sequence(request, caches, wish) if mode.drafts else None
@@ -296,11 +305,13 @@ class Assembly:
         params: BeamParams,
         opening: Open,
         capabilities: Capabilities,
+        *,
         routes: Sequence[Route],
         limit: int,
         output: OutputText,
         interrupt: Interrupt,
         generation_id: str,
+        explain: bool,
     ) -> BeamEngine:
         """Build the engine of a generation with beams."""
         check_max_beams(params, capabilities)
@@ -326,7 +337,7 @@ class Assembly:
             limit=limit,
             committed=committed,
             drafter=drafter,
-            planner=self._forests,
+            planner=self._forests(params, searches=not sampling.temperature),
             limits=Limits(widest, _DEEPEST_FOREST, capabilities.max_span_tokens),
             estimates=self._beam_estimates,
             routes=routes,
@@ -343,7 +354,13 @@ class Assembly:
             ),
             interrupt=interrupt,
             generation_id=generation_id,
+            explain=explain,
         )
+
+    def _forests(self, params: BeamParams, *, searches: bool) -> ForestPlanner:
+        """Return the planner of generations with such beams, which learn from each other."""
+        alike = (params.num_beams, searches, params.one_cache, params.beam_threshold)
+        return self._forest_planners.setdefault(alike, ForestPlanner(Learned(params.num_beams)))
 
     def context_tokens(self, mode: Mode) -> int:
         """Return the tokens that a text may have in this mode, as far as the cloud's limit is known."""

@@ -17,14 +17,14 @@ from chaperone_common.session.patience import Patience
 from chaperone_common.stats import EnergyModel, GenerationStats, promises_hold
 from chaperone_common.types import FinishReason, Mode, Origin
 from edge_client.beams.drafting import ForestDrafter
-from edge_client.beams.shape import ForestPlanner, Limits, Shape
+from edge_client.beams.shape import ForestPlanner, Limits, Shape, Situation
 from edge_client.cancellation import Interrupt
 from edge_client.engine.beam_output import BeamOutput
 from edge_client.engine.settings import EngineSettings
 from edge_client.engine.unaudited import UnauditedText
-from edge_client.events import Event
+from edge_client.events import Event, Planned
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
-from edge_client.planner import Estimates
+from edge_client.planner import Decision, DraftForest, Estimates, HandOver
 from edge_client.ports import OutputText
 from edge_client.text.output import CommittedText
 
@@ -75,6 +75,7 @@ class BeamEngine:
         settings: EngineSettings,
         interrupt: Interrupt | None = None,
         generation_id: str = "",
+        explain: bool = False,
     ) -> None:
         """Prepare a generation; `stream` runs it.
 
@@ -97,6 +98,7 @@ class BeamEngine:
         self._clock = clock
         self._interrupt = interrupt or Interrupt()
         self._generation_id = generation_id
+        self._explain = explain
         self.cloud = Connection(
             routes,
             clock,
@@ -112,7 +114,7 @@ class BeamEngine:
         self._patience = Patience()
         self._prefilled = False
         self._shape = Shape(0, 0)  # of the forest in flight
-        self._nodes = 0  # that the cloud reads of it
+        self._texts = 0  # drafted in it
         self._sent_ms: float | None = None  # None once its answer has been timed
         self._origins: list[Origin] = []  # of committed tokens
         self._counts = _Counts(self._now_ms)
@@ -163,31 +165,41 @@ class BeamEngine:
             if not events and self._beams.waits:
                 await self._wait()
             elif not events:
-                await self._send()
+                events += await self._send()
         except POSSIBLE_LOSSES as error:
             await self._recover(error)
         return events
 
-    async def _send(self) -> None:
+    async def _send(self) -> list[Event]:
         """Draft the next forest, and send it; or let the cloud draw some layers alone."""
         progress, began_ms = self._beams.progress, self._now_ms
-        left, beams = progress.layers_left, progress.settings.num_beams
-        shape = Shape(0, 0)
-        if self._drafter is not None:
-            shape = self._planner.shape(self._estimates.costs(), beams, left, self._limits, self._width)
-        deadline_ms = int(self._answer_ms)
-        if shape.depth and self._drafter is not None:
-            draft = await self._interrupt.bounded(self._drafter.draft(progress, shape))
-            self._counts.edge_compute_ms += self._now_ms - began_ms
-            numbering, forest, layers = draft.numbering, draft.forest(), 1
-        else:
-            numbering, forest = progress.numbering(), Forest()
-            layers = left if self._drafter is None else self._planner.layers_alone(left)
-            layers = min(layers, _LAYERS_UNSEEN) if self._stops else layers
-        self._shape, self._nodes = shape, len(numbering.nodes)
-        self.cloud.send(self._beams.send(numbering, forest, layers=layers, deadline_ms=deadline_ms))
+        shape, numbering, forest, layers = Shape(0, 0), progress.numbering(), Forest(), progress.layers_left
+        decision = self._decide()
+        match decision.action:
+            case DraftForest(width, depth) if self._drafter is not None:
+                draft = await self._interrupt.bounded(self._drafter.draft(progress, Shape(width, depth)))
+                self._counts.edge_compute_ms += self._now_ms - began_ms
+                numbering, forest, layers = draft.numbering, draft.forest(), 1
+                shape = Shape(width, forest.depth)
+            case HandOver(tokens):
+                layers = min(tokens, _LAYERS_UNSEEN) if self._stops else tokens
+            case _:
+                raise TypeError(f"{decision.action} is for a single text, or needs a drafter")
+        self._shape, self._texts = shape, len(numbering.nodes) - len(progress.texts)
+        self.cloud.send(self._beams.send(numbering, forest, layers=layers, deadline_ms=int(self._answer_ms)))
         self._sent_ms = self._now_ms if self._prefilled else None  # else the answer waits for the prompt
         self._counts.round_trips += 1
+        if not self._explain:
+            return []
+        where = {"position": self._prompt_length + progress.length, "at_ms": began_ms - self._counts.started_ms}
+        return [Planned(self._generation_id, replace(decision, figures=where | decision.figures))]
+
+    def _decide(self) -> Decision:
+        progress = self._beams.progress
+        if self._drafter is None:
+            return Decision(HandOver(progress.layers_left), "the cloud writes alone")
+        situation = Situation(len(progress.texts), progress.layers_left, self._limits, self._width)
+        return self._planner.decide(self._estimates.costs(), situation)
 
     async def _wait(self) -> None:
         waited_ms = await self._interrupt.bounded(self.cloud.wait(self._answer_ms))
@@ -226,7 +238,7 @@ class BeamEngine:
 
     def _verified(self, verdict: BeamVerdict, now_ms: float) -> list[Event]:
         progress, counts = self._beams.progress, self._counts
-        length = progress.length
+        length, running = progress.length, len(progress.texts)
         if (numbering := self._beams.sent) is not None:
             self._output.origins(numbering, verdict)
         self._beams.receive(verdict)
@@ -237,9 +249,11 @@ class BeamEngine:
             self._estimates.travelled(now_ms - self._sent_ms - cloud_ms)
         self._sent_ms = None
         if cloud_ms:
-            self._estimates.read(self._nodes, cloud_ms)
+            self._estimates.read(running + self._texts, cloud_ms)
         gained = (progress.length or length + 1) - length
-        self._planner.judged(self._shape, gained, verdict.accepted, verdict.tested)
+        self._planner.judged(
+            self._shape, layers=gained, accepted=verdict.accepted, tested=verdict.tested, texts=self._texts
+        )
         if self._stops and not self._beams.waits and (stopped := self._output.stopped()):
             self._beams.drop(stopped)
         if counts.first_shown_ms is None:

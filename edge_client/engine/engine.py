@@ -32,7 +32,7 @@ from edge_client.events import Event, Planned
 from edge_client.gate import CloudShareGuard, Gate, GateUntilClosed
 from edge_client.link.connection import Connection, Route, no_answer
 from edge_client.planner import Estimates, Pipeline, Planner, Situation
-from edge_client.planner.actions import Action, CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner.actions import Action, CatchUp, Decision, DraftForest, DraftToken, HandOver, Send, Wait
 from edge_client.planner.rereading import worth_reading_again
 from edge_client.ports import Corrections, Drafter, OutputText, RiskModel
 
@@ -213,6 +213,8 @@ class Engine:
                 self._send(Send(0, tokens - 1))
             case Wait():
                 await self._wait()
+            case DraftForest():
+                raise TypeError("a forest is for beams, and this planner plans a single text")
         return []
 
     @property

@@ -1,7 +1,17 @@
 """The planner: it chooses the next action, such as draft, send, wait or hand over."""
 
 from chaperone_common.planning.costs import Costs
-from edge_client.planner.actions import Action, BranchPrefix, CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner.actions import (
+    Action,
+    BranchPrefix,
+    CatchUp,
+    Decision,
+    DraftForest,
+    DraftToken,
+    HandOver,
+    Send,
+    Wait,
+)
 from edge_client.planner.adaptive import AdaptivePlanner
 from edge_client.planner.costs import Estimates
 from edge_client.planner.fixed import FixedPlanner
@@ -15,6 +25,7 @@ __all__ = [
     "CatchUp",
     "Costs",
     "Decision",
+    "DraftForest",
     "DraftToken",
     "Estimates",
     "FixedPlanner",

@@ -50,7 +50,15 @@ class HandOver:
     tokens: int
 
 
-Action = DraftToken | CatchUp | Send | Wait | HandOver
+@dataclass(frozen=True, slots=True)
+class DraftForest:
+    """With beams: draft this many texts in each layer, this many layers deep, and send all of it."""
+
+    width: int
+    depth: int
+
+
+Action = DraftToken | CatchUp | Send | Wait | HandOver | DraftForest
 
 
 @dataclass(frozen=True, slots=True)

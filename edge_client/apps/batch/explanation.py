@@ -6,11 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from edge_client.planner import CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner import CatchUp, Decision, DraftForest, DraftToken, HandOver, Send, Wait
 
 _SIGNIFICANT_DIGITS = 4
 # The names of the actions are a documented part of the JSON, and independent of the classes' names.
-_ACTIONS = {DraftToken: "Draft", CatchUp: "CatchUp", Send: "Send", HandOver: "HandOver", Wait: "Wait"}
+_ACTIONS = {
+    DraftToken: "Draft",
+    CatchUp: "CatchUp",
+    Send: "Send",
+    HandOver: "HandOver",
+    Wait: "Wait",
+    DraftForest: "DraftForest",
+}
 
 Explain = Callable[[Decision], None]
 

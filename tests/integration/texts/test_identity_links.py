@@ -31,7 +31,7 @@ from cloud_supervisor.server import Server
 from edge_client import EdgeClient
 from edge_client.events import Event, Planned
 from edge_client.generation import Collector, GenerationRequest
-from edge_client.planner import CatchUp, Decision, DraftToken, HandOver, Send, Wait
+from edge_client.planner import CatchUp, Decision, DraftForest, DraftToken, HandOver, Send, Wait
 from link_emulator import LinkProxy, Profile
 from link_emulator.profile import (
     DirectionProfile,
@@ -183,7 +183,7 @@ async def lane(
                 seen["hand-over"] += 1
             case CatchUp():
                 seen["catch-up"] += 1
-            case Wait():
+            case Wait() | DraftForest():
                 pass
 
     config = CloudConfig(dtype="float32")

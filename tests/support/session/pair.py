@@ -28,7 +28,7 @@ from chaperone_common.session import (
 )
 from chaperone_common.token_tree import BranchToken
 from chaperone_common.types import Mode, OnDeviation, Proposal, SamplingParams, SessionId, Signal
-from edge_client.planner import Action, CatchUp, DraftToken, FixedPlanner, HandOver, Send, Wait
+from edge_client.planner import Action, CatchUp, DraftForest, DraftToken, FixedPlanner, HandOver, Send, Wait
 
 VOCABULARY = 50
 EOS = 0
@@ -200,7 +200,7 @@ class Pair:
                 self._send(self.continuation_tokens, tokens or self.max_span_tokens)
             case HandOver(tokens):
                 self._send(tokens - 1, None)
-            case Wait() | CatchUp():
+            case Wait() | CatchUp() | DraftForest():
                 return False
         return True
 

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaperone_common.types import Mode, Proposal, Signal
-from edge_client.planner import AdaptivePlanner, BranchPrefix, CatchUp, DraftToken, Estimates, HandOver, Send, Wait
+from edge_client.planner import (
+    AdaptivePlanner,
+    BranchPrefix,
+    CatchUp,
+    DraftForest,
+    DraftToken,
+    Estimates,
+    HandOver,
+    Send,
+    Wait,
+)
 from tests.support.device.planner import EOS, PROMPT, RUNNER_UP, PlannerHarness, known, until_sent
 
 # --- Spans -----------------------------------------------------------------------------------------------------------
@@ -233,5 +243,7 @@ def test_every_decision_is_possible_and_deterministic(harness: PlannerHarness, m
             assert 0 < tokens <= session.limit - len(session.text)
         case CatchUp():
             assert harness.read < len(session.text)
+        case DraftForest():
+            raise AssertionError("a single text has no forest")
         case Wait():
             assert session.spans or session.following, "a wait needs a pending answer"

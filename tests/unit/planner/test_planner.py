@@ -7,7 +7,7 @@ import pytest
 from chaperone_common.frames import Open, Verdict
 from chaperone_common.session import DeviceSession
 from chaperone_common.types import Mode, Proposal, SamplingParams, SessionId, Signal
-from edge_client.planner import Action, CatchUp, DraftToken, FixedPlanner, HandOver, Send, Wait
+from edge_client.planner import Action, CatchUp, DraftForest, DraftToken, FixedPlanner, HandOver, Send, Wait
 
 EOS = 0
 SIGNAL = Signal(1.0, 0.5, 0.1, 1.0, 0.5)
@@ -41,7 +41,7 @@ def run(plan: FixedPlanner, device: DeviceSession, *, steps: int) -> list[Action
                 device.send()
             case HandOver(tokens):
                 device.send(continuation_tokens=tokens - 1)
-            case Wait() | CatchUp():
+            case Wait() | CatchUp() | DraftForest():
                 break
     return actions
 
