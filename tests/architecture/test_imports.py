@@ -22,7 +22,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 COMMON = "common/chaperone_common"
-PACKAGES = (COMMON, "edge_client", "cloud_supervisor", "link_emulator", "benchmarks", "training")
+PACKAGES = (COMMON, "edge_client", "cloud_supervisor", "link_emulator", "benchmarks", "training", "adaptive")
 RIM = ("clock", "settings", "artefacts", "wire", "pb")
 COMPLETION = Path("command", "completion.py")  # the adapter of shtab
 PURE = {*sys.stdlib_module_names, "numpy", "chaperone_common"}
