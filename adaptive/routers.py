@@ -40,6 +40,17 @@ class Routers(nn.Module):
 
     def logits(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits [texts, tokens, vocabulary], and the cost of each token [texts, tokens] in big FFNs."""
+        found, mixtures = self._routed(token_ids)
+        costs = torch.tensor([effort.cost for effort in Effort])
+        return found, (mixtures * costs).sum(dim=(2, 3))
+
+    def efforts(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the efforts [texts, tokens, layers] that the routers choose."""
+        _, mixtures = self._routed(token_ids)
+        return mixtures.argmax(dim=-1)
+
+    def _routed(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits, and the weights [texts, tokens, layers, 3] of all efforts."""
         duo = self._duo[0]
         for ffn, router in zip(duo.ffns, self.layers, strict=True):
             ffn.route, ffn.mixture, ffn.router = None, None, router
@@ -49,8 +60,7 @@ class Routers(nn.Module):
         finally:
             for ffn in duo.ffns:
                 ffn.router = ffn.mixture = None
-        costs = torch.tensor([effort.cost for effort in Effort])
-        return found, (mixtures * costs).sum(dim=(2, 3))
+        return found, mixtures
 
     def loss(self, token_ids: torch.Tensor, budget: float) -> torch.Tensor:
         """Return the loss of texts [texts, tokens], in nats a token, with the mean cost held to a budget."""

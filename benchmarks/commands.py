@@ -80,6 +80,9 @@ COMMANDS = {
     "beams": Command(
         "benchmarks.beams.run", "beams against one text, and against beams by the large model alone: speed and quality"
     ),
+    "adaptive": Command(
+        "benchmarks.adaptive.run", "Duo-LLM's study: routes under budgets, oracle, routers and difficulty, from seeds"
+    ),
     "concurrent": Command(
         "benchmarks.load.concurrent", "texts that a service writes at the same time: the same ones, and their cost"
     ),

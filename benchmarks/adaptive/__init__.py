@@ -1,0 +1,1 @@
+"""Adaptive computation: the study of Duo-LLM on one network, from seeds."""
