@@ -17,7 +17,7 @@ from training.answers.answer import Answer
 from training.answers.collect import without_details
 from training.answers.sampling import DRAWN
 from training.distillation.drafter import Drafter, Shape
-from training.distillation.examples import batch_of, is_held_out, steps_of
+from training.distillation.examples import batch_of, is_held_out, spread, steps_of
 from training.distillation.run import check_encodings
 from training.distillation.train import Schedule, likeness, train
 from training.prompt import Prompt
@@ -175,6 +175,12 @@ def test_each_answer_is_in_one_batch_of_each_epoch(answers: list[Answer]) -> Non
     for step in steps:
         longest = max(len(answer.prompt) + len(answer.tokens) for answer in step)
         assert len(step) == 1 or len(step) * longest <= 120
+
+
+def test_an_evaluation_on_some_prompts_is_a_fair_share_of_all(answers: list[Answer]) -> None:
+    assert [answer.id for answer in spread(answers, 4)] == [answers[index].id for index in (0, 6, 12, 18)]
+    assert spread(answers, 100) == answers
+    assert spread([], 3) == []
 
 
 def test_the_held_out_prompts_are_a_fixed_small_share() -> None:

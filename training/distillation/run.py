@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> bool:
     from cloud_supervisor.export.adapter import Adapter
     from training.answers.answer import data_digest, read_answers, whole_digest
     from training.distillation.drafter import Drafter, Shape, encoding_width
-    from training.distillation.examples import is_held_out
+    from training.distillation.examples import is_held_out, spread
     from training.distillation.train import Schedule, train
     from training.pair import models_of
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> bool:
     check_encodings(answers, args.layers)
     begin_with = None if args.begin_with is None else Adapter.load(args.begin_with)
     learned_from = [answer for answer in answers if not is_held_out(answer.id)]
-    held_out = [answer for answer in answers if is_held_out(answer.id)][: args.held_out]
+    held_out = spread([answer for answer in answers if is_held_out(answer.id)], args.held_out)
     print(f"{len(learned_from)} answers to learn from, {len(held_out)} held out", flush=True)
     if not learned_from or not held_out:
         raise ConfigError(
