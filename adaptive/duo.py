@@ -60,12 +60,17 @@ class DuoConfig:
 
 
 class DuoFfn(nn.Module):
-    """Both FFNs of a layer. `route` says which one each token takes, or `mixture` with which weights it takes both."""
+    """Both FFNs of a layer.
+
+    `constant` says which one all tokens take, `route` which one each token takes, and `mixture` with which weights it
+    takes both; the last one that is set counts.
+    """
 
     def __init__(self, big: Qwen2MLP, small: Qwen2MLP) -> None:
         super().__init__()
         self.big, self.small = big, small
-        self.route: torch.Tensor | None = None  # int64 [texts, tokens] of `Effort`; None: big
+        self.constant = Effort.BIG
+        self.route: torch.Tensor | None = None  # int64 [texts, tokens] of `Effort`
         self.mixture: torch.Tensor | None = None  # float [texts, tokens, 3], in the order of `Effort`
         self.router: nn.Module | None = None  # chooses the mixture from the input
 
@@ -79,7 +84,9 @@ class DuoFfn(nn.Module):
             mixed: torch.Tensor = small * self.small(x) + big * self.big(x)
             return mixed
         if self.route is None:
-            whole: torch.Tensor = self.big(x)
+            if self.constant is Effort.SKIP:
+                return torch.zeros_like(x)
+            whole: torch.Tensor = self.big(x) if self.constant is Effort.BIG else self.small(x)
             return whole
         found = torch.zeros_like(x)
         for effort, network in ((Effort.SMALL, self.small), (Effort.BIG, self.big)):
