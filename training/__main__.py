@@ -15,6 +15,7 @@ COMMANDS = {
     "collect": "training.answers.collect",
     "encode": "training.answers.encode",
     "distil": "training.distillation.run",
+    "part": "training.distillation.part",
 }
 
 EXIT_UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h

@@ -135,7 +135,6 @@ def test_training_goes_on_from_an_adapter(data: Path, tmp_path: Path, capsys: py
     third = tmp_path / "third.safetensors"
     for options, message in (
         (["--begin-with", str(first), "--rank", "2"], "--begin-with: it has rank 4; give --rank 4"),
-        (["--begin-with", str(first), "--rank", "0", "--layers", "1,2"], "and --rank 0 does not"),
         (["--begin-with", str(second)], "--begin-with: it has a projector; give --layers 1,2"),
         (
             ["--begin-with", str(second), "--layers", "1,2", "--hidden", "8"],
@@ -144,6 +143,37 @@ def test_training_goes_on_from_an_adapter(data: Path, tmp_path: Path, capsys: py
     ):
         assert distil(data, third, *options) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_projector_is_added_to_an_adapter_that_stays_as_it_is(data: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    assert distil(data, first, "--learning-rate", "2e-3") == 0
+    own = Adapter.load(first)
+    reached = own.provenance["held_out"]["after"]["all"]["divergence"]
+    options = ("--begin-with", str(first), "--rank", "0", "--layers", "1,2", "--learning-rate", "1e-2", "--epochs", "4")
+    assert distil(data, second, *options) == 0
+    both = Adapter.load(second)
+    assert both.projector is not None
+    assert both.provenance["held_out"]["before"]["all"]["divergence"] == pytest.approx(reached, abs=0.003)
+    assert both.scale == own.scale
+    assert both.matrices.keys() == own.matrices.keys()
+    assert all(torch.equal(both.matrices[name].up, own.matrices[name].up) for name in own.matrices)
+    assert all(torch.equal(both.matrices[name].down, own.matrices[name].down) for name in own.matrices)
+
+
+@pytest.mark.parametrize("kept", ["projector", "low-rank"])
+def test_a_part_of_an_adapter_is_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: str) -> None:
+    whole, part, none = (tmp_path / f"{name}.safetensors" for name in ("whole", "part", "none"))
+    drafter = Drafter(build_tiny(TinySource(source="tiny", seed=1)).model, Shape(2, (1, 2), 4), 2 * HIDDEN)
+    drafter.adapter("Tiny", {"seed": 1}).save(whole)
+    assert main(["part", "--adapter", str(whole), "--keep", kept, "--out", str(part)]) == 0
+    found = Adapter.load(part)
+    assert (found.projector is not None, bool(found.matrices)) == (kept == "projector", kept == "low-rank")
+    assert found.provenance == {"part": kept, "of": {"seed": 1}}
+    other = "low-rank" if kept == "projector" else "projector"
+    assert main(["part", "--adapter", str(part), "--keep", other, "--out", str(none)]) == 1
+    assert f"--keep: {part} has no {other} part" in capsys.readouterr().err
+    assert not none.exists()
 
 
 def test_an_adapter_for_other_weights_of_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from chaperone_common.errors import ConfigError
 from training.answers.answer import Answer, data_digest, read_answers, refuse_others, write_answers
-from training.options import add_dtype, add_max_seconds, layers
+from training.options import add_dtype, add_max_seconds, at_least, layers
 
 if TYPE_CHECKING:
     from training.answers.writing import Writer
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", type=Path, nargs="+", required=True, help="folders or files of answers")
     parser.add_argument("--layers", type=layers, required=True, metavar="L,L", help="the states after these layers")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the answers with hidden states")
+    parser.add_argument("--texts", type=at_least(1), metavar="N", help="encode only N answers, a fair share of all")
     add_dtype(parser)
     add_max_seconds(parser)
 
@@ -40,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> bool:
     """Write the files that are missing; return whether all are there."""
     from training.answers.writing import Writer
+    from training.distillation.examples import spread
 
     answers = read_answers(*args.answers)
+    answers = answers if args.texts is None else spread(answers, args.texts)
     writer = Writer.of_pair(args.pair, args.dtype, top=1, layers=args.layers)
     say = functools.partial(print, flush=True)
     return encode_all(writer, answers, args.out, max_seconds=args.max_seconds, say=say)

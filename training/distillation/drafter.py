@@ -35,6 +35,7 @@ class Drafter:
         self._base_digest = weights_digest(model)
         self._shape = shape
         self._base = model
+        self._kept: Adapter | None = None  # low-rank changes that stay as they are
         self.projector: Projector | None = None
         if shape.rank:
             config = LoraConfig(r=shape.rank, lora_alpha=_SCALE * shape.rank, target_modules="all-linear")
@@ -87,9 +88,29 @@ class Drafter:
         return self._base_digest
 
     def begin_with(self, adapter: Adapter, model: str) -> None:
-        """Take over an adapter of this model; `model` is its name. Raises ConfigError for one of another form."""
+        """Take over an adapter of this model; `model` is its name. Raises ConfigError for one of another form.
+
+        With rank 0 its low-rank changes stay as they are, so that a projector is learned on top of them.
+        """
         if (adapter.model, adapter.base) != (model, self._base_digest):
             raise ConfigError(f"--begin-with: it is for {adapter.model}, or for other weights of it than here")
+        if self._shape.rank:
+            self._go_on_with(adapter)
+        else:
+            adapter.merge_into(self._base, model)
+            self._kept = adapter
+        if adapter.projector is None:
+            return
+        if self.projector is None or adapter.projector.layers != self._shape.layers:
+            raise ConfigError(f"--begin-with: it has a projector; give --layers {_joined(adapter.projector.layers)}")
+        try:
+            self.projector.load_state_dict(dict(adapter.projector.tensors))
+        except RuntimeError:
+            width = len(adapter.projector.tensors["first.bias"])
+            raise ConfigError(f"--begin-with: its projector has a middle of {width}; give --hidden {width}") from None
+
+    def _go_on_with(self, adapter: Adapter) -> None:
+        """Take over low-rank changes as the first state of those that are learned."""
         own = dict(self._base.named_modules())
         with torch.no_grad():
             for place, change in adapter.matrices.items():
@@ -101,27 +122,21 @@ class Drafter:
                     raise ConfigError(f"--begin-with: it has rank {len(change.down)}; give --rank {len(change.down)}")
                 down.copy_(change.down)
                 up.copy_(change.up * (adapter.scale / _SCALE))
-        if adapter.projector is None:
-            return
-        if self.projector is None or adapter.projector.layers != self._shape.layers:
-            raise ConfigError(f"--begin-with: it has a projector; give --layers {_joined(adapter.projector.layers)}")
-        try:
-            self.projector.load_state_dict(dict(adapter.projector.tensors))
-        except RuntimeError:
-            width = len(adapter.projector.tensors["first.bias"])
-            raise ConfigError(f"--begin-with: its projector has a middle of {width}; give --hidden {width}") from None
 
     def adapter(self, model: str, provenance: dict[str, Any]) -> Adapter:
-        """Return what was learned: the low-rank changes, the projector, or both."""
+        """Return what was learned: the low-rank changes, the projector, or both; with changes that were kept."""
         matrices = {
             name: LowRank(module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach())
             for name, module in self._base.named_modules()
             if hasattr(module, "lora_A")
         }
+        scale = float(_SCALE)
+        if self._kept is not None:
+            matrices, scale = dict(self._kept.matrices), self._kept.scale
         projector = None
         if self.projector is not None:
             projector = ProjectorWeights.of(self._shape.layers, self.projector.state_dict())
-        return Adapter(model, self._base_digest, float(_SCALE), matrices, provenance, projector)
+        return Adapter(model, self._base_digest, scale, matrices, provenance, projector)
 
 
 def _joined(numbers: Sequence[int]) -> str:

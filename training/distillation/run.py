@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--begin-with",
         type=Path,
         metavar="FILE",
-        help="an adapter to go on from, instead of from the model's own weights",
+        help="an adapter to go on from, instead of from the model's own weights; with --rank 0 its low-rank changes "
+        "stay as they are",
     )
     parser.add_argument(
         "--rank", type=at_least(0), default=8, help="of the adapter; 0: train the projector alone" + shown
