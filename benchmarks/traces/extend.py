@@ -88,7 +88,7 @@ class _Readers:
         for place, trace in enumerate(traces):
             if trace.cross_entropies is not None and trace.device is not None:
                 continue
-            prompt = self._prompt(path, trace, texts)
+            prompt = prompt_of(self._client, path, trace, texts[trace.id])
             if trace.cross_entropies is None:
                 trace, header["extended"] = self._with_disagreements(trace, prompt, header.get("extended", {}))
             if trace.device is None:
@@ -113,15 +113,6 @@ class _Readers:
         if not prompts.is_file() or sha256_of(prompts) != file.header["prompts_sha256"]:
             raise ConfigError(f"{prompts}: it is not the prompt set that {path} was recorded with; give --prompt-sets")
 
-    def _prompt(self, path: Path, trace: Trace, texts: dict[str, str]) -> tuple[int, ...]:
-        token_ids = self._client.prepare(texts[trace.id]).token_ids
-        if len(token_ids) != trace.prompt_tokens:
-            raise ConfigError(
-                f"{path}: trace {trace.id} has a prompt of {trace.prompt_tokens} tokens, which are {len(token_ids)} by "
-                "the chat template that is here; record it again"
-            )
-        return token_ids
-
     def _with_disagreements(
         self, trace: Trace, prompt: Sequence[int], made_by: Mapping[str, Any]
     ) -> tuple[Trace, dict[str, Any]]:
@@ -144,6 +135,17 @@ class _Readers:
             "read": _sum(made_by.get("read", {}), repeats._asdict()),
         }
         return replace(measured, device=traced_device(measured, self._client)), record
+
+
+def prompt_of(client: EdgeClient, path: Path, trace: Trace, text: str) -> tuple[int, ...]:
+    """Return the token ids of a trace's prompt. Raises ConfigError if they are others than were recorded."""
+    token_ids = client.prepare(text).token_ids
+    if len(token_ids) != trace.prompt_tokens:
+        raise ConfigError(
+            f"{path}: trace {trace.id} has a prompt of {trace.prompt_tokens} tokens, which are {len(token_ids)} by "
+            "the chat template that is here; record it again"
+        )
+    return token_ids
 
 
 _NOTHING_READ = {"tokens": 0, "same_proposals": 0, "same_tokens": 0}

@@ -60,6 +60,14 @@ class RecordingModel:
         return cls(model, chooser)
 
 
+def proposal_after(logits: NDArray[np.float32], sampling: SamplingParams, length: int) -> ExtendedProposal:
+    """Return the proposal of the device's model after `length` tokens, from its logits [vocabulary]."""
+    soft = softmax(logits, sampling.temperature)
+    choice = choose(soft, sampling, length)
+    proposal = Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
+    return extended(proposal, disagreement(logits, proposal.token_id))
+
+
 _Wanted = dict[str, tuple[TextTree, set[int]]]  # by a tree's id: the tree, and its nodes with announced requests
 
 
@@ -152,21 +160,14 @@ class Explorer:
             texts = {name: tree.text(node) for name, (tree, node) in places.items()}
             for name, logits in self._texts.after(texts):
                 tree, node = places[name]
-                tree.propose(node, self._proposal(logits, len(texts[name])))
+                tree.propose(node, proposal_after(logits, self._sampling, len(texts[name])))
 
     def _propose_along(self, tree: TextTree, nodes: Sequence[int]) -> None:
         text = tree.text(nodes[-1])
         lengths = range(len(text) - len(nodes) + 1, len(text) + 1)
         for node, length, logits in zip(nodes, lengths, self._texts.along(tree.id, text, len(nodes)), strict=True):
             if node not in tree.proposals:
-                tree.propose(node, self._proposal(logits, length))
-
-    def _proposal(self, logits: NDArray[np.float32], length: int) -> ExtendedProposal:
-        """Return the proposal after `length` tokens."""
-        soft = softmax(logits, self._sampling.temperature)
-        choice = choose(soft, self._sampling, length)
-        proposal = Proposal(choice.token_id, measure(soft, choice), choice.runner_up)
-        return extended(proposal, disagreement(logits, proposal.token_id))
+                tree.propose(node, proposal_after(logits, self._sampling, length))
 
     # --- The cloud's model -------------------------------------------------------------------------------------------
 
