@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from chaperone_common.artefacts.manifest import ModelManifest
 from chaperone_common.clock import Clock, MonotonicClock
@@ -116,11 +116,12 @@ def _list(console: Console, arguments: argparse.Namespace) -> int:
         return EXIT_ERROR
     if not here:
         console.say(_NONE)
-    for name in _chosen(arguments):
+    names = _chosen(arguments)
+    for name in names:
         try:
-            console.line(_described(name, check_model(EdgeConfig(pair=name)), "here"))
+            console.line(_described(name, names, check_model(EdgeConfig(pair=name)), "here"))
         except ModelError as error:
-            console.line(f"{name:12} broken: {error.message}")
+            console.line(f"{_aligned(name, names)} broken: {error.message}")
     return EXIT_OK
 
 
@@ -130,7 +131,7 @@ def _verify(console: Console, arguments: argparse.Namespace) -> int:
         raise ModelMissing(_NONE)
     for name in names:
         try:
-            console.line(_described(name, check_model(EdgeConfig(pair=name), verify=True), "whole"))
+            console.line(_described(name, names, check_model(EdgeConfig(pair=name), verify=True), "whole"))
         except ModelError as error:
             console.complain(error.message)
             code = EXIT_ERROR
@@ -152,9 +153,12 @@ def _chosen(arguments: argparse.Namespace) -> list[str]:
     return [arguments.pair] if arguments.pair is not None else pulled_pairs()
 
 
-def _described(name: str, manifest: ModelManifest, state: str) -> str:
-    size = megabytes(manifest.total_bytes)
-    return f"{name:12} {manifest.model:32} {size:>10}  {state}"
+def _described(name: str, names: Collection[str], manifest: ModelManifest, state: str) -> str:
+    return f"{_aligned(name, names)} {manifest.model:32} {megabytes(manifest.total_bytes):>10}  {state}"
+
+
+def _aligned(name: str, names: Collection[str]) -> str:
+    return name.ljust(max(12, *map(len, names)))
 
 
 class ProgressLine:
