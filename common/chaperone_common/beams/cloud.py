@@ -97,14 +97,18 @@ class CloudBeams:
             for node, beam in zip(numbering.inputs, progress.running, strict=True)
         ]
         settings = progress.settings
+
+        def final(running: Sequence[Beam], finished: Sequence[Beam]) -> bool:
+            return progress.ends_with(numbering, map(_step, running), map(_step, finished))
+
         if self._sampling.temperature:
             position = len(self._prompt) + progress.length
             seed = self._sampling.seed
             outcome = verify_forest(
-                numbering, beams, by_node, settings.width, lambda depth: PhiloxChance(seed, position + depth)
+                numbering, beams, by_node, settings.width, lambda depth: PhiloxChance(seed, position + depth), final
             )
         else:
-            outcome = search_forest(numbering, beams, by_node, settings.num_beams)
+            outcome = search_forest(numbering, beams, by_node, settings.num_beams, final)
         running = tuple(map(_step, outcome.running))
         finished = tuple(map(_step, outcome.finished))
         verdict = BeamVerdict(progress.round, running, finished, outcome.accepted, outcome.tested, queue_us, compute_us)

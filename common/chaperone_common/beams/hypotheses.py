@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
@@ -34,6 +34,10 @@ class Hypotheses:
         self.best.append(hypothesis)
         self.best.sort(key=lambda kept: -kept.score(self.length_penalty))
         del self.best[self.most :]
+
+    def copy(self) -> Hypotheses:
+        """Return the same texts, to which others may be added."""
+        return replace(self, best=[*self.best])
 
     def are_final(self, best_running: float | None, length: int) -> bool:
         """Return whether no running beam can be among the best any more.

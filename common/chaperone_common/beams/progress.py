@@ -45,6 +45,16 @@ class BeamProgress:
         best = max((beam.logprob for beam in self.running), default=None)
         return self.hypotheses.are_final(best, self.length)
 
+    def ends_with(self, numbering: Numbering, running: Iterable[BeamStep], finished: Iterable[BeamStep]) -> bool:
+        """Return whether the generation ends if a round ends with these beams. Changes nothing."""
+        best = max(running, key=lambda step: step.logprob, default=None)
+        if best is None:
+            return True
+        texts, hypotheses = self.texts, self.hypotheses.copy()
+        for step in finished:
+            hypotheses.add(_finished(texts, numbering, step))
+        return hypotheses.are_final(best.logprob, len(_text(texts, numbering, best).token_ids))
+
     @property
     def texts(self) -> list[tuple[int, ...]]:
         """The distinct running texts, in order: input beam n of a forest is node n."""
@@ -68,8 +78,7 @@ class BeamProgress:
         """Take the beams after a round. Beams that have reached the limit are finished, the best first."""
         texts = self.texts
         for step in finished:
-            beam = _text(texts, numbering, step)
-            self.hypotheses.add(Hypothesis(beam.token_ids, beam.logprob, "stop"))
+            self.hypotheses.add(_finished(texts, numbering, step))
         self.running = [_text(texts, numbering, step) for step in running]
         if self.running and not self.layers_left:
             for beam in sorted(self.running, key=lambda beam: -beam.logprob):
@@ -79,6 +88,11 @@ class BeamProgress:
             # All have one length, so the lowest perplexity is the highest log-probability.
             self.running = [max(self.running, key=lambda beam: beam.logprob)]
         self.round += 1
+
+
+def _finished(texts: Sequence[tuple[int, ...]], numbering: Numbering, step: BeamStep) -> Hypothesis:
+    beam = _text(texts, numbering, step)
+    return Hypothesis(beam.token_ids, beam.logprob, "stop")
 
 
 def _text(texts: Sequence[tuple[int, ...]], numbering: Numbering, step: BeamStep) -> RunningBeam:

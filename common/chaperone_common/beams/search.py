@@ -6,22 +6,27 @@ with its best beams, whether they were drafted or not. So the beams are those of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from chaperone_common.beams.forest import Numbering
 from chaperone_common.beams.scoring import NodeScores
-from chaperone_common.beams.verification import Beam, RoundOutcome, after, has_ended
+from chaperone_common.beams.verification import Beam, RoundOutcome, after, all_ended, has_ended
 
 
 def search_forest(
-    numbering: Numbering, beams: Sequence[Beam], scores: Sequence[NodeScores], width: int
+    numbering: Numbering,
+    beams: Sequence[Beam],
+    scores: Sequence[NodeScores],
+    width: int,
+    final: Callable[[Sequence[Beam], Sequence[Beam]], bool] = all_ended,
 ) -> RoundOutcome:
     """Return the beams of beam search after a round.
 
     As in Hugging Face's, the best 2 * W_L continuations of a layer are ranked by joint log-probability, of the model
     itself. Those among the best W_L that end a text are finished, and the best W_L of the others run on. `scores` lists
     the likeliest other tokens of each node, at least 2 * W_L of them. Equal beams: the earlier parent, the lower id.
+    `final` is as for `verify_forest`: a search ends after the same layer, however deep the forest is.
     """
     running = [*beams]
     finished: list[Beam] = []
@@ -43,7 +48,7 @@ def search_forest(
             beam if node is None else beam._replace(node=node, token_id=None)
             for beam, node in zip(best, nodes, strict=True)
         ]
-        if None in nodes or not running:
+        if None in nodes or final(running, finished):
             break
     stood = depth + (None not in nodes)
     return RoundOutcome(tuple(running), tuple(finished), stood, accepted, tested)

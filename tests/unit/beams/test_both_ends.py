@@ -22,10 +22,19 @@ SEED = 11
 class Pair:
     """A device and a cloud."""
 
-    def __init__(self, settings: BeamSettings, *, temperature: float = 1.0, tokens: int = 12, seed: int = SEED) -> None:
+    def __init__(
+        self,
+        settings: BeamSettings,
+        *,
+        temperature: float = 1.0,
+        tokens: int = 12,
+        seed: int = SEED,
+        prompt: tuple[int, ...] = PROMPT,
+    ) -> None:
         self.sampling = SamplingParams(temperature=temperature, seed=seed)
+        self.prompt = prompt
         self.device = DeviceBeams(settings, tokens, (EOS,), VOCABULARY)
-        self.cloud = CloudBeams(settings, self.sampling, PROMPT, tokens, (EOS,), VOCABULARY)
+        self.cloud = CloudBeams(settings, self.sampling, prompt, tokens, (EOS,), VOCABULARY)
         self.verdicts: list[BeamVerdict] = []
 
     def round(self, width: int = 4, depth: int = 3) -> None:
@@ -33,13 +42,13 @@ class Pair:
         progress = self.device.progress
         draft = ForestDraft(
             progress,
-            len(PROMPT),
+            len(self.prompt),
             width=width,
             row_tokens=4,
             temperature=self.sampling.temperature,
             seed=self.sampling.seed,
         )
-        grow(draft, progress.texts, min(depth, progress.layers_left - 1))
+        grow(draft, progress.texts, min(depth, progress.layers_left - 1), self.prompt)
         frame = self.device.send(draft.numbering, draft.forest())
         self.answer(self.cloud.receive(frame))
 
@@ -74,14 +83,37 @@ def test_both_ends_know_the_same_beams(temperature: float, num_beams: int, depth
         assert len(text) <= 12
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_search_does_not_depend_on_the_drafts(num_beams: int) -> None:
-    found = []
-    for width, depth in ((1, 0), (2, 1), (6, 4)):
-        pair = Pair(BeamSettings(num_beams), temperature=0.0)
-        pair.run(width, depth)
-        found.append([hypothesis.token_ids for hypothesis in pair.device.progress.hypotheses.best])
-    assert found[0] == found[1] == found[2]
+@pytest.mark.parametrize("num_beams", [1, 2, 3])
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_search_does_not_depend_on_the_drafts(num_beams: int, early_stopping: bool, length_penalty: float) -> None:
+    settings = BeamSettings(num_beams, early_stopping=early_stopping, length_penalty=length_penalty)
+    for number in range(24):
+        found = []
+        for width, depth in ((1, 0), (2, 1), (6, 4)):
+            pair = Pair(settings, temperature=0.0, tokens=10, prompt=(1, number))
+            pair.run(width, depth)
+            found.append([hypothesis.token_ids for hypothesis in pair.device.progress.hypotheses.best])
+        assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_forest_that_stands_ends_where_the_generation_does(temperature: float) -> None:
+    """No round has a layer after the one in which enough texts are whole."""
+    ended_early = 0
+    for number in range(60):
+        settings = BeamSettings(2, early_stopping=True)
+        pair = Pair(settings, temperature=temperature, tokens=30, prompt=(1, number), seed=number)
+        while not pair.device.progress.done:
+            before = len(pair.device.progress.hypotheses.best)
+            start = pair.device.progress.length
+            pair.round(width=8, depth=6)
+            added = [text.token_ids for text in pair.device.progress.hypotheses.best]
+            if pair.device.progress.done and len(added) - before == 2:
+                enough = sorted(map(len, added))[1]
+                assert (pair.device.progress.length or enough) == enough
+                ended_early += enough < start + 7
+    assert ended_early
 
 
 def test_drafted_beams_save_rounds() -> None:
