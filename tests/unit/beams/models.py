@@ -61,9 +61,7 @@ def _scores(
     )
 
 
-def grow(
-    draft: ForestDraft, texts: Sequence[tuple[int, ...]], depth: int, prompt: tuple[int, ...] = PROMPT
-) -> None:
+def grow(draft: ForestDraft, texts: Sequence[tuple[int, ...]], depth: int, prompt: tuple[int, ...] = PROMPT) -> None:
     """Let the small model draw some layers of a forest on these texts."""
     for _ in range(depth):
         if not (growing := draft.growing):
