@@ -324,6 +324,7 @@ class Assembly:
             early_stopping=params.early_stopping,
             running=begun.running if begun is not None else (),
             finished=begun.finished if begun is not None else (),
+            stops=bool(request.params.stop),
         )
         sampling, widest = request.params.sampling, params.beam_width or max(_WIDEST_FOREST, params.num_beams)
         drafter = None
@@ -343,7 +344,6 @@ class Assembly:
             routes=routes,
             output=output,
             new_text=lambda: CommittedText(self.tokenizer, request.params.stop),
-            stops=bool(request.params.stop),
             clock=MonotonicClock(),
             settings=engine_settings(
                 self.config,

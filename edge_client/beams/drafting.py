@@ -38,8 +38,13 @@ class ForestDrafter:
         # Beam search ranks by the model's own law.
         self._law = sampling if sampling.temperature else SamplingParams(temperature=1.0)
 
-    async def draft(self, progress: BeamProgress, shape: Shape) -> ForestDraft:
-        """Return a forest of this shape; it is less deep if all its texts end before."""
+    async def draft(
+        self, progress: BeamProgress, shape: Shape, stops: Callable[[tuple[int, ...]], bool] | None = None
+    ) -> ForestDraft:
+        """Return a forest of this shape; it is less deep if all its texts end before.
+
+        `stops` returns whether the last of some new tokens completes a stop string; None if there are none.
+        """
         draft = ForestDraft(
             progress,
             len(self._prompt),
@@ -47,6 +52,7 @@ class ForestDrafter:
             row_tokens=self._row_tokens,
             temperature=self._sampling.temperature,
             seed=self._sampling.seed,
+            stops=stops,
         )
         beams = progress.texts
         for layer in range(shape.depth):

@@ -28,9 +28,6 @@ from edge_client.planner import Decision, DraftForest, Estimates, HandOver
 from edge_client.ports import OutputText
 from edge_client.text.output import CommittedText
 
-# Layers that the cloud draws alone before the device reports a text that a stop string has ended.
-_LAYERS_UNSEEN = 8
-
 
 @dataclass(slots=True)
 class _Counts:
@@ -70,7 +67,6 @@ class BeamEngine:
         routes: Sequence[Route],
         output: OutputText,
         new_text: Callable[[], CommittedText],
-        stops: bool,
         clock: Clock,
         settings: EngineSettings,
         interrupt: Interrupt | None = None,
@@ -81,8 +77,8 @@ class BeamEngine:
 
         `opening` has the beams. `width` is W_S, or None if the planner chooses it. A text is full at `limit` tokens,
         its prompt included. `committed` tokens are final from an earlier generation. Without a `drafter` the cloud
-        draws all layers. `new_text` begins the text of a beam, and `stops` is true if stop strings can end it. The
-        generations of a client share `planner` and `estimates`.
+        draws all layers. `new_text` begins the text of a beam. The generations of a client share `planner` and
+        `estimates`.
         """
         assert opening.beams is not None, "the caller asks for beams"
         self.opening = opening
@@ -94,7 +90,7 @@ class BeamEngine:
         self._limits = limits
         self._estimates = estimates
         self._settings = settings
-        self._stops = stops
+        self._stops = opening.beams.stops
         self._clock = clock
         self._interrupt = interrupt or Interrupt()
         self._generation_id = generation_id
@@ -177,12 +173,13 @@ class BeamEngine:
         decision = self._decide()
         match decision.action:
             case DraftForest(width, depth) if self._drafter is not None:
-                draft = await self._interrupt.bounded(self._drafter.draft(progress, Shape(width, depth)))
+                stops = self._output.stops if self._stops else None
+                draft = await self._interrupt.bounded(self._drafter.draft(progress, Shape(width, depth), stops))
                 self._counts.edge_compute_ms += self._now_ms - began_ms
                 numbering, forest, layers = draft.numbering, draft.forest(), 1
                 shape = Shape(width, forest.depth)
             case HandOver(tokens):
-                layers = min(tokens, _LAYERS_UNSEEN) if self._stops else tokens
+                layers = 1 if self._stops else tokens  # the device reads each layer before the next one
             case _:
                 raise TypeError(f"{decision.action} is for a single text, or needs a drafter")
         self._shape, self._texts = shape, len(numbering.nodes) - len(progress.texts)
@@ -238,10 +235,11 @@ class BeamEngine:
 
     def _verified(self, verdict: BeamVerdict, now_ms: float) -> list[Event]:
         progress, counts = self._beams.progress, self._counts
-        length, running = progress.length, len(progress.texts)
-        if (numbering := self._beams.sent) is not None:
-            self._output.origins(numbering, verdict)
+        texts, numbering = progress.texts, self._beams.sent
+        length, running = progress.length, len(texts)
         self._beams.receive(verdict)
+        assert numbering is not None, "a verdict without a question is refused"
+        self._output.origins(numbering, texts, verdict)
         counts.cloud_compute_us += verdict.compute_us
         counts.cloud_queue_us += verdict.queue_us
         cloud_ms = (verdict.compute_us + verdict.queue_us) / 1e3
@@ -254,8 +252,8 @@ class BeamEngine:
         self._planner.judged(
             self._shape, layers=gained, accepted=verdict.accepted, tested=verdict.tested, texts=self._texts
         )
-        if self._stops and not self._beams.waits and (stopped := self._output.stopped()):
-            self._beams.drop(stopped)
+        if self._stops:
+            self._beams.stop(self._output.stopped(), self._output.copies)
         if counts.first_shown_ms is None:
             counts.first_shown_ms = now_ms
         committed = self._output.commit()

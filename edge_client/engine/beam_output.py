@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from chaperone_common.beams.forest import Numbering
 from chaperone_common.beams.frames import BeamVerdict
@@ -44,9 +44,9 @@ class BeamOutput:
             text: (Origin.VERIFIED,) * len(text) for text in (*progress.texts, *self._finished)
         }
 
-    def origins(self, numbering: Numbering, verdict: BeamVerdict) -> None:
-        """Note who wrote the tokens of a verdict, before the beams take it."""
-        texts, found = self._progress.texts, {}
+    def origins(self, numbering: Numbering, texts: Sequence[Text], verdict: BeamVerdict) -> None:
+        """Note who wrote the tokens of a verdict on a forest that continues these texts."""
+        found = {}
         for step in (*verdict.running, *verdict.finished):
             start, drafted = numbering.path(step.node)
             before = texts[start]
@@ -59,9 +59,18 @@ class BeamOutput:
                 found[*before, *drafted, step.token_id] = (*origins, own)
         self._origins |= found
 
+    def stops(self, text: Text) -> bool:
+        """Return whether a text of new tokens holds a stop string."""
+        return self._read(text).ends
+
     def stopped(self) -> list[int]:
         """Return the numbers of the running beams whose texts hold a stop string."""
-        return [number for number, beam in enumerate(self._progress.running) if self._read(beam.token_ids).ends]
+        return [number for number, beam in enumerate(self._progress.running) if self.stops(beam.token_ids)]
+
+    def copies(self, finished: Sequence[Hypothesis]) -> list[int]:
+        """Return the ranks of finished texts that read like better ones: those end at other tokens of a stop string."""
+        texts = [self._read(found.token_ids).whole() for found in finished]
+        return [rank for rank, text in enumerate(texts) if text in texts[:rank]]
 
     def beams(self) -> Beams:
         """Return the event of the present beams, and forget the texts that have died."""
@@ -80,12 +89,13 @@ class BeamOutput:
         ]
         finished = [
             BeamText(
-                best.token_ids[: self._read(best.token_ids).tokens],
+                best.token_ids,
                 self._read(best.token_ids).whole(),
                 best.score(penalty),
-                FinishReason(best.finish_reason),
+                # A text that is as long as it may be can hold a stop string, too.
+                FinishReason.STOP if self.stops(best.token_ids) else FinishReason(best.finish_reason),
                 best.logprob,
-                origins=self._origins[best.token_ids][: self._read(best.token_ids).tokens],
+                origins=self._origins[best.token_ids],
             )
             for best in progress.hypotheses.best
         ]
@@ -132,10 +142,9 @@ class BeamOutput:
 class _Read:
     """The text of a beam up to its first stop string."""
 
-    def __init__(self, stream: CommittedText, text: str = "", tokens: int = 0) -> None:
+    def __init__(self, stream: CommittedText, text: str = "") -> None:
         self._stream = stream
         self.text = text  # whole characters
-        self.tokens = tokens  # up to the one that completed a stop string
 
     @property
     def ends(self) -> bool:
@@ -143,13 +152,12 @@ class _Read:
         return self._stream.stopped
 
     def copy(self) -> _Read:
-        return _Read(self._stream.copy(), self.text, self.tokens)
+        return _Read(self._stream.copy(), self.text)
 
     def push(self, token_id: int) -> None:
         if not self.ends:
             text, _ = self._stream.push(token_id)
             self.text += text
-            self.tokens += 1
 
     def whole(self) -> str:
         """Return all of the text, with what was held back; no token follows."""

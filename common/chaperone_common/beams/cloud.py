@@ -59,7 +59,12 @@ class CloudBeams:
     @property
     def others(self) -> int:
         """Tokens wanted after each node that its row does not list: drawn ones, or with temperature 0 the likeliest."""
-        return self.progress.settings.num_beams * (1 if self._sampling.temperature else 2)
+        if self._sampling.temperature:
+            return self.progress.settings.num_beams
+        progress = self.progress
+        if progress.settings.stops:
+            return progress.most_running
+        return progress.settings.num_beams + len(progress.eos_token_ids)
 
     def receive(self, frame: ForestFrame) -> Round:
         """Take a forest, and return the scores that it needs. Raises ProtocolViolation for an impossible one."""
@@ -67,7 +72,10 @@ class CloudBeams:
         if frame.round != progress.round:
             raise ProtocolViolation(f"round: {frame.round}; the next one is {progress.round}")
         try:
-            progress.finish(frozenset(frame.dropped), "stop")
+            progress.stop(frozenset(frame.dropped))
+            progress.hypotheses.forget(frozenset(frame.copies))
+            if frame.forest.stopped and not progress.settings.stops:
+                raise ValueError("stopped: no stop strings were announced")
             if progress.done:
                 raise ProtocolViolation(f"round: {frame.round}, but no beam can improve the text; send a Close")
             if frame.forest.depth >= progress.layers_left:
@@ -82,6 +90,7 @@ class CloudBeams:
 
     def alone(self) -> Round:
         """Return a round without a forest, in which the cloud draws one layer."""
+        self.progress.stop(())
         frame = ForestFrame(self.progress.round, Forest())
         return self._round(frame, self.progress.numbering())
 
@@ -97,14 +106,19 @@ class CloudBeams:
             for node, beam in zip(numbering.inputs, progress.running, strict=True)
         ]
         settings = progress.settings
+
+        def final(running: Sequence[Beam], finished: Sequence[Beam]) -> bool:
+            return progress.ends_with(numbering, map(_step, running), map(_step, finished))
+
         if self._sampling.temperature:
             position = len(self._prompt) + progress.length
             seed = self._sampling.seed
             outcome = verify_forest(
-                numbering, beams, by_node, settings.width, lambda depth: PhiloxChance(seed, position + depth)
+                numbering, beams, by_node, settings.width, lambda depth: PhiloxChance(seed, position + depth), final
             )
         else:
-            outcome = search_forest(numbering, beams, by_node, settings.num_beams)
+            kept = progress.most_running if settings.stops else None
+            outcome = search_forest(numbering, beams, by_node, settings.num_beams, final, kept=kept)
         running = tuple(map(_step, outcome.running))
         finished = tuple(map(_step, outcome.finished))
         verdict = BeamVerdict(progress.round, running, finished, outcome.accepted, outcome.tested, queue_us, compute_us)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chaperone_common.beams.forest import Forest, Numbering
 from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, ForestFrame
+from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.beams.progress import BeamProgress
 from chaperone_common.errors import ProtocolViolation
 
@@ -22,6 +23,7 @@ class DeviceBeams:
         self.progress = BeamProgress(settings, max_new_tokens, frozenset(eos_token_ids))
         self._vocabulary_size = vocabulary_size
         self._dropped: frozenset[int] = frozenset()
+        self._copies: frozenset[int] = frozenset()
         self._sent: Numbering | None = None  # of the forest that waits for its verdict
         self._alone = 0  # verdicts on their way for layers that the cloud draws alone
 
@@ -38,16 +40,23 @@ class DeviceBeams:
     def restart(self) -> BeamSettings:
         """Go on with these beams on another stream; return the settings for its Open."""
         progress = self.progress
-        self._sent, self._alone, self._dropped, progress.round = None, 0, frozenset(), 0
+        self._sent, self._alone, progress.round = None, 0, 0
+        self._dropped = self._copies = frozenset()
         running = tuple(progress.running) if progress.length else ()
         return replace(progress.settings, running=running, finished=tuple(progress.hypotheses.best))
 
-    def drop(self, numbers: Collection[int]) -> None:
-        """End some running beams, by number, because their texts hold a stop string. The next frame reports them."""
+    def stop(self, dropped: Collection[int], copies: Callable[[Sequence[Hypothesis]], Collection[int]]) -> None:
+        """End running beams, by number, whose last token completes a stop string.
+
+        Then forget finished texts: `copies` returns those, by rank, that read like better ones. The next frame reports
+        both. If stop strings can end texts, call this after each verdict.
+        """
         if self.waits:
-            raise ValueError("drop: a verdict is on its way; it is about these beams")
-        self.progress.finish(numbers, "stop")
-        self._dropped = frozenset(numbers)
+            raise ValueError("stop: a verdict is on its way; it is about these beams")
+        self.progress.stop(dropped)
+        hypotheses = self.progress.hypotheses
+        self._dropped, self._copies = frozenset(dropped), frozenset(copies(hypotheses.best))
+        hypotheses.forget(self._copies)
 
     def send(self, numbering: Numbering, forest: Forest, *, layers: int = 1, deadline_ms: int = 0) -> ForestFrame:
         """Return the frame of a forest on the running beams; one without layers lets the cloud draw up to `layers`."""
@@ -55,8 +64,9 @@ class DeviceBeams:
             raise ValueError("send: a verdict is on its way; a forest continues the beams after it")
         self._sent = numbering
         self._alone = 0 if forest.depth else layers - 1
-        dropped, self._dropped = self._dropped, frozenset()
-        return ForestFrame(self.progress.round, forest, tuple(sorted(dropped)), layers, deadline_ms)
+        dropped, copies = tuple(sorted(self._dropped)), tuple(sorted(self._copies))
+        self._dropped = self._copies = frozenset()
+        return ForestFrame(self.progress.round, forest, dropped, copies, layers, deadline_ms)
 
     def receive(self, verdict: BeamVerdict) -> None:
         """Take a verdict. Raises ProtocolViolation for one that no cloud can have reached."""
@@ -64,7 +74,7 @@ class DeviceBeams:
         if numbering is None or verdict.round != progress.round:
             raise ProtocolViolation(f"round: a verdict on {verdict.round}, and {progress.round} is the next")
         settings = progress.settings
-        if len(verdict.running) > settings.num_beams:
+        if len(verdict.running) > progress.most_running:
             raise ProtocolViolation(f"running: {len(verdict.running)} beams, and num_beams is {settings.num_beams}")
         if not verdict.running and not verdict.finished:
             raise ProtocolViolation("running: no beam at all; a round has at least one")

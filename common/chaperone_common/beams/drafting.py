@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,13 +28,19 @@ class ForestDraft:
         row_tokens: int,
         temperature: float,
         seed: int = 0,
+        stops: Callable[[tuple[int, ...]], bool] | None = None,
     ) -> None:
-        """Draw W_S = `width` beams in each layer, from the `row_tokens` likeliest tokens after each text."""
+        """Draw W_S = `width` beams in each layer, from the `row_tokens` likeliest tokens after each text.
+
+        `stops` returns whether the last of some new tokens completes a stop string, which ends the text.
+        """
         self.numbering = progress.numbering()
         self._width = width
         self._row_tokens = row_tokens
         self._searches = temperature == 0
         self._seed = seed
+        self._stops = stops
+        self._texts = progress.texts
         self._position = prompt_length + progress.length
         weights = {
             node: beam.logprob if self._searches else beam.log_p
@@ -69,12 +75,17 @@ class ForestDraft:
             number = int(np.searchsorted(first, outcome, side="right")) - 1
             draws.append(Draw(slots[number], int(outcome - first[number])))
         self.numbering.continue_with(rows, draws)
+        if self._stops is not None:
+            for node in set(self.numbering.slots[-1]):
+                start, tokens = self.numbering.path(node)
+                if not self.numbering.ends(node) and self._stops((*self._texts[start], *tokens)):
+                    self.numbering.stopped.add(node)
         self._rows += rows
         self._layers.append(tuple(draws))
 
     def forest(self) -> Forest:
         """Return the forest as it is sent."""
-        return Forest(tuple(self._rows), tuple(self._layers))
+        return Forest(tuple(self._rows), tuple(self._layers), tuple(sorted(self.numbering.stopped)))
 
     def _weight(self, node: int) -> float:
         """Return the log-probability of a node: the large model's of its input beam, then the small model's."""

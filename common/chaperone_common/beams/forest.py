@@ -39,6 +39,7 @@ class Forest:
 
     rows: tuple[DraftRow, ...] = ()  # of all nodes that have one, in the order of their numbers
     layers: tuple[tuple[Draw, ...], ...] = ()
+    stopped: tuple[int, ...] = ()  # nodes whose token completes a stop string
 
     @property
     def depth(self) -> int:
@@ -51,11 +52,13 @@ class Numbering:
     """The slots and nodes of a growing forest, the same on both ends.
 
     Nodes are numbered from 0: the distinct input beams first, then the texts of each layer in the order of their first
-    draw. A node whose token ends the text has no row, and no layer continues it.
+    draw. A node whose token ends the text has no row, and no layer continues it. Such a token is end-of-text, or it
+    completes a stop string. Only the device reads text, so it names the latter nodes.
     """
 
     inputs: tuple[int, ...]  # the node of each input beam
     eos_token_ids: Collection[int]
+    stopped: set[int] = field(default_factory=set)  # nodes whose token completes a stop string
     nodes: list[Node | None] = field(init=False)  # None for an input beam
     slots: list[tuple[int, ...]] = field(init=False)  # the node of each slot, by layer
     parents: list[tuple[int, ...]] = field(init=False)  # of each slot: a slot of the layer before
@@ -85,7 +88,7 @@ class Numbering:
     def ends(self, node: int) -> bool:
         """Return whether a node's token ends its text."""
         found = self.nodes[node]
-        return found is not None and found.token_id in self.eos_token_ids
+        return node in self.stopped or (found is not None and found.token_id in self.eos_token_ids)
 
     def continue_with(self, rows: Sequence[DraftRow], draws: Sequence[Draw]) -> None:
         """Add a layer: rows of the nodes that are growing, and draws from them.
@@ -140,7 +143,8 @@ def numbered(forest: Forest, inputs: Sequence[int], eos_token_ids: Collection[in
     """Return the numbers of a whole forest. Raises ValueError for one that no small model can have drawn."""
     if forest.depth > MAX_FOREST_DEPTH:
         raise ValueError(f"layers: {forest.depth}; at most {MAX_FOREST_DEPTH} are allowed")
-    numbering = Numbering(tuple(inputs), eos_token_ids)
+    numbering = Numbering(tuple(inputs), eos_token_ids, set(forest.stopped))
+    drafted = len(numbering.nodes)
     used = 0
     for layer in forest.layers:
         if not 1 <= len(layer) <= MAX_FOREST_WIDTH:
@@ -150,4 +154,6 @@ def numbered(forest: Forest, inputs: Sequence[int], eos_token_ids: Collection[in
         numbering.continue_with(rows, layer)
     if used < len(forest.rows):
         raise ValueError(f"rows: {len(forest.rows)}, and the layers continue {used} texts")
+    if unknown := [node for node in forest.stopped if not drafted <= node < len(numbering.nodes)]:
+        raise ValueError(f"stopped: {unknown[0]} is none of the nodes {drafted} to {len(numbering.nodes) - 1}")
     return numbering

@@ -30,6 +30,7 @@ class BeamSettings:
     early_stopping: bool = False
     running: tuple[RunningBeam, ...] = ()  # of a text that is resumed, in their order
     finished: tuple[Hypothesis, ...] = ()  # of a text that is resumed
+    stops: bool = False  # stop strings can end texts: the device says which
 
     @property
     def width(self) -> Width:
@@ -54,7 +55,8 @@ class ForestFrame:
 
     round: int  # counts from 0
     forest: Forest
-    dropped: tuple[int, ...] = ()  # running beams, by number, whose texts the device has finished with a stop string
+    dropped: tuple[int, ...] = ()  # running beams, by number, whose last token completes a stop string
+    copies: tuple[int, ...] = ()  # finished texts, by rank after `dropped`, that read like better ones
     layers: int = 1  # layers that the cloud may draw alone, if the forest has none; it answers each
     deadline_ms: int = 0  # 0: none
 

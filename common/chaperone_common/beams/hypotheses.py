@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
@@ -20,11 +21,12 @@ class Hypothesis(NamedTuple):
 
 @dataclass(slots=True)
 class Hypotheses:
-    """The best finished texts so far, at most `most` of them; best first, and the earlier first among equals."""
+    """The best finished texts so far; best first, and the earlier first among equals."""
 
-    most: int
+    most: int  # texts that are wanted
     length_penalty: float = 1.0
     early_stopping: bool = False  # True: end as soon as there are `most` finished texts
+    spare: int = 0  # further texts that are kept, until it is known whether any of the best is to be forgotten
     best: list[Hypothesis] = field(default_factory=list)
 
     def add(self, hypothesis: Hypothesis) -> None:
@@ -33,7 +35,17 @@ class Hypotheses:
             return
         self.best.append(hypothesis)
         self.best.sort(key=lambda kept: -kept.score(self.length_penalty))
-        del self.best[self.most :]
+        del self.best[self.most + self.spare :]
+
+    def forget(self, ranks: Collection[int]) -> None:
+        """Remove some texts, by rank from 0, and then all but `most`. Raises ValueError for a rank that none has."""
+        if unknown := [rank for rank in ranks if not 0 <= rank < len(self.best)]:
+            raise ValueError(f"copies: {unknown[0]} is none of the {len(self.best)} finished texts")
+        self.best = [text for rank, text in enumerate(self.best) if rank not in ranks][: self.most]
+
+    def copy(self) -> Hypotheses:
+        """Return the same texts, to which others may be added."""
+        return replace(self, best=[*self.best])
 
     def are_final(self, best_running: float | None, length: int) -> bool:
         """Return whether no running beam can be among the best any more.
@@ -49,7 +61,7 @@ class Hypotheses:
         if self.early_stopping:
             return True
         reachable = _score(best_running, length, self.length_penalty)
-        return reachable <= self.best[-1].score(self.length_penalty)
+        return reachable <= self.best[self.most - 1].score(self.length_penalty)
 
 
 def _score(logprob: float, length: int, length_penalty: float) -> float:

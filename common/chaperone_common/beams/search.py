@@ -6,22 +6,33 @@ with its best beams, whether they were drafted or not. So the beams are those of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from chaperone_common.beams.forest import Numbering
 from chaperone_common.beams.scoring import NodeScores
-from chaperone_common.beams.verification import Beam, RoundOutcome, after, has_ended
+from chaperone_common.beams.verification import Beam, RoundOutcome, after, all_ended, has_ended
 
 
 def search_forest(
-    numbering: Numbering, beams: Sequence[Beam], scores: Sequence[NodeScores], width: int
+    numbering: Numbering,
+    beams: Sequence[Beam],
+    scores: Sequence[NodeScores],
+    width: int,
+    final: Callable[[Sequence[Beam], Sequence[Beam]], bool] = all_ended,
+    *,
+    kept: int | None = None,
 ) -> RoundOutcome:
     """Return the beams of beam search after a round.
 
-    As in Hugging Face's, the best 2 * W_L continuations of a layer are ranked by joint log-probability, of the model
-    itself. Those among the best W_L that end a text are finished, and the best W_L of the others run on. `scores` lists
-    the likeliest other tokens of each node, at least 2 * W_L of them. Equal beams: the earlier parent, the lower id.
+    As in Hugging Face's, the continuations of a layer are ranked by joint log-probability, of the model itself. Those
+    among the best W_L = `width` that end a text are finished, and the best W_L of the others run on. Equal beams: the
+    earlier parent, the lower id. `scores` has the likeliest other tokens of each node: as many as W_L and the ids of
+    end-of-text together.
+
+    If stop strings can end texts, only the device can see the end of one that it has not drafted. So the outcome has
+    all running beams among the best `kept`, and the first W_L that do not end run on. `scores` has `kept` other tokens.
+    `final` is as for `verify_forest`: a search ends after the same layer, however deep the forest is.
     """
     running = [*beams]
     finished: list[Beam] = []
@@ -33,20 +44,25 @@ def search_forest(
             for order, beam in enumerate(running)
             for token in (*scores[beam.node].listed, *scores[beam.node].others)
         ]
-        ranked = [beam for *_, beam in sorted(candidates, key=itemgetter(0, 1, 2))[: 2 * width]]
-        finished += [beam for beam in ranked[:width] if has_ended(numbering, beam)]
-        best = [beam for beam in ranked if not has_ended(numbering, beam)][:width]
-        nodes = [drafted.get((beam.node, beam.token_id)) for beam in best]
-        tested += len(best) if drafted else 0
-        accepted += sum(node is not None for node in nodes)
-        running = [
-            beam if node is None else beam._replace(node=node, token_id=None)
-            for beam, node in zip(best, nodes, strict=True)
+        ranked = [
+            _at_node(beam, drafted.get((beam.node, beam.token_id)))
+            for *_, beam in sorted(candidates, key=itemgetter(0, 1, 2))
         ]
-        if None in nodes or not running:
+        finished += [beam for beam in ranked[:width] if has_ended(numbering, beam)]
+        best = [beam for beam in ranked[:kept] if not has_ended(numbering, beam)]
+        running = best[:width]
+        in_forest = sum(beam.token_id is None for beam in running)
+        tested += len(running) if drafted else 0
+        accepted += in_forest
+        whole = in_forest == len(running)
+        if not whole or final(running, finished):
             break
-    stood = depth + (None not in nodes)
-    return RoundOutcome(tuple(running), tuple(finished), stood, accepted, tested)
+    return RoundOutcome(tuple(running if kept is None else best), tuple(finished), depth + whole, accepted, tested)
+
+
+def _at_node(beam: Beam, node: int | None) -> Beam:
+    """Return the beam as the node of its text, if the forest has one."""
+    return beam if node is None else beam._replace(node=node, token_id=None)
 
 
 def _children(numbering: Numbering, depth: int) -> dict[tuple[int, int | None], int]:

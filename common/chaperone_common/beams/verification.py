@@ -41,17 +41,24 @@ class RoundOutcome:
     tested: int  # draws that were tested: the rest of a layer is not, once enough stand
 
 
+def all_ended(running: Sequence[Beam], finished: Sequence[Beam]) -> bool:
+    """Return True if no beam runs on."""
+    return not running
+
+
 def verify_forest(
     numbering: Numbering,
     beams: Sequence[Beam],
     scores: Sequence[NodeScores],
     width: Width,
     chance: Callable[[int], Chance],
+    final: Callable[[Sequence[Beam], Sequence[Beam]], bool] = all_ended,
 ) -> RoundOutcome:
-    """Verify the layers of a forest in order, until one is not whole, or all texts have ended.
+    """Verify the layers of a forest in order, until one is not whole, or the generation ends.
 
     `beams` are the input beams, by slot. `scores` are by node. If all layers stand, one further layer is drawn.
-    `chance` returns the decisions of a layer, from 0.
+    `chance` returns the decisions of a layer, from 0. `final` takes the running beams after a layer, and those that the
+    round has finished so far, and returns True if the generation ends there: no text of a further layer may count.
     """
     weights = _draft_weights(numbering, beams)
     running = dict(enumerate(beams))  # by slot of the layer before
@@ -67,10 +74,10 @@ def verify_forest(
         found = [*running.values(), *layer.drawn(outcome.drawn)]
         finished += [beam for beam in found if has_ended(numbering, beam)]
         running = {slot: beam for slot, beam in running.items() if not has_ended(numbering, beam)}
-        if not outcome.whole or not running:
+        open_beams = [beam for beam in found if not has_ended(numbering, beam)]
+        if not outcome.whole or final(open_beams, finished):
             break
-    open_beams = tuple(beam for beam in found if not has_ended(numbering, beam))
-    return RoundOutcome(open_beams, tuple(finished), depth + outcome.whole, accepted, tested)
+    return RoundOutcome(tuple(open_beams), tuple(finished), depth + outcome.whole, accepted, tested)
 
 
 def _draft_weights(numbering: Numbering, beams: Sequence[Beam]) -> list[float]:

@@ -10,6 +10,7 @@ from chaperone_common.beams.draft_row import DraftRow
 from chaperone_common.beams.forest import MAX_FOREST_DEPTH, MAX_FOREST_WIDTH, Draw, Forest
 from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, ForestFrame, RunningBeam
 from chaperone_common.beams.hypotheses import Hypothesis
+from chaperone_common.beams.progress import MAX_KEPT
 from chaperone_common.errors import ProtocolViolation
 from chaperone_common.frames import FrameLimits
 from chaperone_common.pb.chaperone.v1 import supervision_pb2 as pb
@@ -36,6 +37,7 @@ def settings_message(settings: BeamSettings | None) -> pb.Beams | None:
             for beam in settings.running
         ],
         finished=[pb.FinishedBeam(token_ids=beam.token_ids, logprob=beam.logprob) for beam in settings.finished],
+        stops=settings.stops,
     )
 
 
@@ -45,9 +47,9 @@ def parse_settings(message: pb.Open, limits: FrameLimits) -> BeamSettings | None
         return None
     beams = message.beams
     check_count("beams.running", len(beams.running) + len(beams.finished), 2 * MAX_BEAMS, "resume from fewer beams")
-    tokens = sum(len(beam.token_ids) for beam in beams.running)
-    tokens += sum(len(beam.token_ids) for beam in beams.finished)
-    check_count("beams.running", tokens, limits.max_text_tokens, "resume from less text")
+    for field, texts in (("beams.running", beams.running), ("beams.finished", beams.finished)):
+        for beam in texts:  # all of them together are bounded as bytes of a message
+            check_count(field, len(beam.token_ids), limits.max_text_tokens, "resume from less text")
     return BeamSettings(
         num_beams=beams.num_beams,
         width_threshold=beams.width_threshold if beams.HasField("width_threshold") else None,
@@ -57,6 +59,7 @@ def parse_settings(message: pb.Open, limits: FrameLimits) -> BeamSettings | None
         early_stopping=beams.early_stopping,
         running=tuple(RunningBeam(tuple(beam.token_ids), beam.log_p, beam.logprob) for beam in beams.running),
         finished=tuple(Hypothesis(tuple(beam.token_ids), beam.logprob, "stop") for beam in beams.finished),
+        stops=beams.stops,
     )
 
 
@@ -71,6 +74,8 @@ def forest_message(frame: ForestFrame) -> pb.Forest:
         draws=bytes(number for layer in forest.layers for draw in layer for number in draw),
         layer_draws=bytes(map(len, forest.layers)),
         dropped=frame.dropped,
+        copies=frame.copies,
+        stopped=forest.stopped,
         layers=frame.layers if frame.layers > 1 else 0,
         deadline_ms=frame.deadline_ms,
     )
@@ -93,7 +98,9 @@ def parse_forest(message: pb.Forest) -> ForestFrame:
             f"draws: {len(message.draws)} bytes for {sum(message.layer_draws)} draws in {len(message.layer_draws)} "
             f"layers; send two for each draw, and up to {MAX_FOREST_DEPTH} layers"
         )
-    dropped = bounded("dropped", message.dropped, MAX_BEAMS)
+    dropped = bounded("dropped", message.dropped, MAX_KEPT * MAX_BEAMS)
+    copies = bounded("copies", message.copies, 2 * MAX_BEAMS)
+    stopped = bounded("stopped", message.stopped, MAX_FOREST_DEPTH * MAX_FOREST_WIDTH)
     draws = [Draw(parent, place) for parent, place in zip(message.draws[::2], message.draws[1::2], strict=True)]
     try:
         rows = tuple(
@@ -103,7 +110,8 @@ def parse_forest(message: pb.Forest) -> ForestFrame:
     except ValueError as error:
         raise ProtocolViolation(f"forest: {error}") from None
     layers = tuple(tuple(draws[start:end]) for start, end in _pieces(message.layer_draws))
-    return ForestFrame(message.round, Forest(rows, layers), dropped, message.layers or 1, message.deadline_ms)
+    forest = Forest(rows, layers, stopped)
+    return ForestFrame(message.round, forest, dropped, copies, message.layers or 1, message.deadline_ms)
 
 
 def verdict_message(verdict: BeamVerdict) -> pb.BeamVerdict:
@@ -122,10 +130,10 @@ def verdict_message(verdict: BeamVerdict) -> pb.BeamVerdict:
 def parse_verdict(message: pb.BeamVerdict) -> BeamVerdict:
     """Return the verdict of a message; raises ProtocolViolation."""
     most = MAX_BEAMS * (MAX_FOREST_DEPTH + 1)
-    if len(message.running) > MAX_BEAMS or len(message.finished) > most:
+    if len(message.running) > MAX_KEPT * MAX_BEAMS or len(message.finished) > most:
         raise ProtocolViolation(
-            f"running: {len(message.running)} beams, and {len(message.finished)} finished ones; at most {MAX_BEAMS} "
-            f"and {most} are allowed; use another cloud"
+            f"running: {len(message.running)} beams, and {len(message.finished)} finished ones; at most "
+            f"{MAX_KEPT * MAX_BEAMS} and {most} are allowed; use another cloud"
         )
     return BeamVerdict(
         message.round,

@@ -59,18 +59,19 @@ def test_a_reset_connection_changes_nothing_of_a_search(tiny_pair: Path, mode: s
         assert found.score == pytest.approx(expected.score, abs=1e-4)
 
 
-def test_a_lost_cloud_leaves_beams_to_resume(tiny_pair: Path) -> None:
+@pytest.mark.parametrize("stop", [None, ["a"]])
+def test_a_lost_cloud_leaves_beams_to_resume(tiny_pair: Path, stop: list[str] | None) -> None:
     model = fake_target(tiny_pair)
 
     async def run() -> None:
         async with serving(model, tiny_pair) as (_, address):
             async with EdgeClient(config_for(address)) as client:
-                whole = await client.generate(PROMPT, **SEARCH)
+                whole = await client.generate(PROMPT, stop=stop, **SEARCH)
             async with forwarding(address) as forwarder:
                 cloud = CloudSettings(address=forwarder.address, reconnect_timeout_ms=0)
                 async with EdgeClient(config_for(forwarder.address, cloud=cloud)) as client:
                     events: list[Event] = []
-                    async for event in client.stream(PROMPT, **SEARCH):
+                    async for event in client.stream(PROMPT, stop=stop, **SEARCH):
                         events.append(event)
                         if sum(isinstance(each, Beams) for each in events) == 5:
                             forwarder.reset()
@@ -81,6 +82,7 @@ def test_a_lost_cloud_leaves_beams_to_resume(tiny_pair: Path) -> None:
             assert partial is not None
             assert partial.beams is not None
             assert partial.beams.running
+            assert bool(partial.beams.finished) is (stop is not None)
             shared = partial.token_ids
             assert all(beam.token_ids[: len(shared)] == shared for beam in partial.beams.running)
             async with EdgeClient(config_for(address)) as client:
@@ -91,6 +93,9 @@ def test_a_lost_cloud_leaves_beams_to_resume(tiny_pair: Path) -> None:
             assert resumed.sequences is not None
             assert whole.sequences is not None
             assert [text.token_ids for text in resumed.sequences] == [text.token_ids for text in whole.sequences]
+            for found, expected in zip(resumed.sequences, whole.sequences, strict=True):
+                assert found.score == pytest.approx(expected.score, abs=1e-4)
+                assert (found.text, found.finish_reason) == (expected.text, expected.finish_reason)
             first = "".join(event.text for event in events if isinstance(event, Committed))
             assert first + resumed.text == whole.text
             assert resumed.stats.promises_hold

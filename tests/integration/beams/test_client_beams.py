@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import InvalidRequest
@@ -33,9 +34,14 @@ def large(tiny_pair: Path) -> Any:
     return model
 
 
-def best_of(large: Any, pair: Path, prompt: Sequence[int], **options: Any) -> list[tuple[int, ...]]:
+def best_of(
+    large: Any, pair: Path, prompt: Sequence[int], stop: Sequence[str] = (), **options: Any
+) -> list[tuple[int, ...]]:
     """Return the texts of transformers' own beam search, without padding."""
     manifest = load_manifest(pair / "cloud", role="cloud")
+    tokenizer = AutoTokenizer.from_pretrained(pair / "cloud")
+    if stop:
+        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     found = large.generate(
         torch.tensor([prompt]),
         do_sample=False,
@@ -46,7 +52,11 @@ def best_of(large: Any, pair: Path, prompt: Sequence[int], **options: Any) -> li
     )
     texts = []
     for row in found[:, len(prompt) :].tolist():
-        ends = [place for place, token_id in enumerate(row) if token_id in manifest.eos_token_ids]
+        ends = [
+            place
+            for place, token_id in enumerate(row)
+            if token_id in manifest.eos_token_ids or any(each in tokenizer.decode(row[: place + 1]) for each in stop)
+        ]
         texts.append(tuple(row[: ends[0] + 1] if ends else row))
     return texts
 
@@ -157,6 +167,61 @@ def test_a_stop_string_ends_each_text_before_it(tiny_pair: Path, target: TorchMo
     assert found.sequences[0].text == found.text
     assert all(stop not in sequence.text for sequence in found.sequences)
     assert found.token_ids == found.sequences[0].token_ids
+
+
+@pytest.mark.parametrize("num_beams", [2, 4])
+@pytest.mark.parametrize("mode", ["exact", "cloud"])
+def test_beam_search_with_stop_strings_is_that_of_transformers_without_copies(
+    tiny_pair: Path, target: TorchModel, large: Any, num_beams: int, mode: str
+) -> None:
+    """Each text ends where the stop string is complete. Those that end at other tokens of one are the same text."""
+    options: dict[str, Any] = {"num_beams": num_beams, "num_return_sequences": num_beams}
+    stopped = without_copies = 0
+    with serving_in_thread(target, tiny_pair) as (_, address), SyncEdgeClient(config_for(address)) as client:
+        for prompt in PROMPTS:
+            for stop in ([" "], ["a"], ["e", "t"], ["c", "d", " t"]):
+                found = client.generate(prompt, mode=mode, max_new_tokens=TOKENS, stop=stop, **options)
+                assert found.sequences is not None
+                texts = [sequence.text for sequence in found.sequences]
+                assert len(set(texts)) == len(texts)
+                assert not any(each in text for each in stop for text in texts)
+                expected = best_of(large, tiny_pair, found.prompt_token_ids, stop, **options)
+                read = {re.split("|".join(stop), client.tokenizer.decode(each))[0] for each in expected}
+                if len(read) < num_beams:
+                    expected = expected[:1]
+                else:
+                    without_copies += 1
+                assert [sequence.token_ids for sequence in found.sequences][: len(expected)] == expected
+                stopped += sum(sequence.finish_reason is FinishReason.STOP for sequence in found.sequences)
+    assert stopped
+    assert without_copies
+
+
+@pytest.mark.parametrize("mode", ["exact", "cloud"])
+def test_texts_that_end_at_different_tokens_of_a_stop_string_are_returned_once(
+    tiny_pair: Path, target: TorchModel, mode: str
+) -> None:
+    """The first tokens of many texts begin with a space: without a rule all would be the empty text."""
+    with serving_in_thread(target, tiny_pair) as (_, address), SyncEdgeClient(config_for(address)) as client:
+        for prompt in PROMPTS:
+            found = client.generate(
+                prompt, mode=mode, num_beams=4, num_return_sequences=4, max_new_tokens=TOKENS, stop=[" ", "�"]
+            )
+            assert found.sequences is not None
+            texts = [sequence.text for sequence in found.sequences]
+            assert len(set(texts)) == len(texts) > 1
+
+
+def test_a_stop_string_in_the_last_token_is_the_reason_of_the_end(tiny_pair: Path, target: TorchModel) -> None:
+    options: dict[str, Any] = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 6}
+    with serving_in_thread(target, tiny_pair) as (_, address), SyncEdgeClient(config_for(address)) as client:
+        whole = client.generate(PROMPTS[1], **options)
+        stop = client.tokenizer.decode(whole.token_ids[-1:])
+        assert stop not in client.tokenizer.decode(whole.token_ids[:-1])
+        found = client.generate(PROMPTS[1], **options, stop=stop)
+    assert found.sequences is not None
+    assert found.token_ids == whole.token_ids
+    assert found.finish_reason is found.sequences[0].finish_reason is FinishReason.STOP
 
 
 @pytest.mark.parametrize(

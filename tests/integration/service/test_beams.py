@@ -270,7 +270,7 @@ def test_beams_that_cannot_be_served_are_refused(tiny_pair: Path, digest: str, c
             "OUT_OF_RANGE",
             "forest: row: 1000000 is not in a vocabulary of",
         ),
-        (ForestFrame(0, Forest(), dropped=(3,)), "OUT_OF_RANGE", "dropped: 3 is none of the 1 running beams"),
+        (ForestFrame(0, Forest(), dropped=(0,)), "OUT_OF_RANGE", "dropped: no stop strings were announced"),
     ],
 )
 def test_a_bad_frame_ends_its_own_stream_only(

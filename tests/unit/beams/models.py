@@ -61,10 +61,10 @@ def _scores(
     )
 
 
-def grow(draft: ForestDraft, texts: Sequence[tuple[int, ...]], depth: int) -> None:
+def grow(draft: ForestDraft, texts: Sequence[tuple[int, ...]], depth: int, prompt: tuple[int, ...] = PROMPT) -> None:
     """Let the small model draw some layers of a forest on these texts."""
     for _ in range(depth):
         if not (growing := draft.growing):
             return
         paths = [draft.numbering.path(node) for node in growing]
-        draft.grow([small((*PROMPT, *texts[start], *tokens)) for start, tokens in paths])
+        draft.grow([small((*prompt, *texts[start], *tokens)) for start, tokens in paths])

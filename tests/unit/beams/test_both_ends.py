@@ -5,57 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chaperone_common.beams.cloud import CloudBeams, Round
-from chaperone_common.beams.device import DeviceBeams
 from chaperone_common.beams.draft_row import DraftRow
 from chaperone_common.beams.drafting import ForestDraft
 from chaperone_common.beams.forest import Draw, Forest
 from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, ForestFrame, RunningBeam
 from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.errors import InvalidRequest, ProtocolViolation
-from chaperone_common.types import SamplingParams
-from tests.unit.beams.models import EOS, PROMPT, VOCABULARY, grow, large, scores_of
-
-SEED = 11
-
-
-class Pair:
-    """A device and a cloud."""
-
-    def __init__(self, settings: BeamSettings, *, temperature: float = 1.0, tokens: int = 12, seed: int = SEED) -> None:
-        self.sampling = SamplingParams(temperature=temperature, seed=seed)
-        self.device = DeviceBeams(settings, tokens, (EOS,), VOCABULARY)
-        self.cloud = CloudBeams(settings, self.sampling, PROMPT, tokens, (EOS,), VOCABULARY)
-        self.verdicts: list[BeamVerdict] = []
-
-    def round(self, width: int = 4, depth: int = 3) -> None:
-        """Let the device draft, and the cloud verify."""
-        progress = self.device.progress
-        draft = ForestDraft(
-            progress,
-            len(PROMPT),
-            width=width,
-            row_tokens=4,
-            temperature=self.sampling.temperature,
-            seed=self.sampling.seed,
-        )
-        grow(draft, progress.texts, min(depth, progress.layers_left - 1))
-        frame = self.device.send(draft.numbering, draft.forest())
-        self.answer(self.cloud.receive(frame))
-
-    def answer(self, asked: Round) -> None:
-        """Let the cloud answer a round, and the device take the verdict."""
-        scores = scores_of(self.cloud, asked, seed=self.sampling.seed, temperature=self.sampling.temperature)
-        verdict = self.cloud.answer(asked, scores)
-        self.verdicts.append(verdict)
-        self.device.receive(verdict)
-        assert self.device.progress == self.cloud.progress
-
-    def run(self, width: int = 4, depth: int = 3) -> None:
-        """Go on to the end."""
-        while not self.device.progress.done:
-            self.round(width, depth)
-        assert self.cloud.progress.done
+from tests.unit.beams.models import EOS, PROMPT, VOCABULARY, grow, large
+from tests.unit.beams.pair import Pair
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -74,14 +31,37 @@ def test_both_ends_know_the_same_beams(temperature: float, num_beams: int, depth
         assert len(text) <= 12
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_search_does_not_depend_on_the_drafts(num_beams: int) -> None:
-    found = []
-    for width, depth in ((1, 0), (2, 1), (6, 4)):
-        pair = Pair(BeamSettings(num_beams), temperature=0.0)
-        pair.run(width, depth)
-        found.append([hypothesis.token_ids for hypothesis in pair.device.progress.hypotheses.best])
-    assert found[0] == found[1] == found[2]
+@pytest.mark.parametrize("num_beams", [1, 2, 3])
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_search_does_not_depend_on_the_drafts(num_beams: int, early_stopping: bool, length_penalty: float) -> None:
+    settings = BeamSettings(num_beams, early_stopping=early_stopping, length_penalty=length_penalty)
+    for number in range(24):
+        found = []
+        for width, depth in ((1, 0), (2, 1), (6, 4)):
+            pair = Pair(settings, temperature=0.0, tokens=10, prompt=(1, number))
+            pair.run(width, depth)
+            found.append([hypothesis.token_ids for hypothesis in pair.device.progress.hypotheses.best])
+        assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_forest_that_stands_ends_where_the_generation_does(temperature: float) -> None:
+    """No round has a layer after the one in which enough texts are whole."""
+    ended_early = 0
+    for number in range(60):
+        settings = BeamSettings(2, early_stopping=True)
+        pair = Pair(settings, temperature=temperature, tokens=30, prompt=(1, number), seed=number)
+        while not pair.device.progress.done:
+            before = len(pair.device.progress.hypotheses.best)
+            start = pair.device.progress.length
+            pair.round(width=8, depth=6)
+            added = [text.token_ids for text in pair.device.progress.hypotheses.best]
+            if pair.device.progress.done and len(added) - before == 2:
+                enough = sorted(map(len, added))[1]
+                assert (pair.device.progress.length or enough) == enough
+                ended_early += enough < start + 7
+    assert ended_early
 
 
 def test_drafted_beams_save_rounds() -> None:
@@ -136,10 +116,10 @@ def test_the_cloud_can_draw_layers_alone() -> None:
 
 
 def test_a_dropped_beam_is_finished_on_both_ends() -> None:
-    pair = Pair(BeamSettings(3))
+    pair = Pair(BeamSettings(3, stops=True))
     pair.round()
     beam = pair.device.progress.running[1]
-    pair.device.drop([1])
+    pair.device.stop([1], lambda finished: [])
     pair.round()
     dropped = [
         hypothesis for hypothesis in pair.cloud.progress.hypotheses.best if hypothesis.token_ids == beam.token_ids
@@ -191,6 +171,9 @@ def test_impossible_settings_are_refused(settings: BeamSettings, message: str) -
     [
         (ForestFrame(3, Forest()), "round: 3; the next one is 0"),
         (ForestFrame(0, Forest(), dropped=(1,)), "forest: dropped: 1 is none of the 1 running beams"),
+        (ForestFrame(0, Forest(), copies=(0,)), "forest: copies: 0 is none of the 0 finished texts"),
+        (ForestFrame(0, Forest(stopped=(1,))), "forest: stopped: 1 is none of the nodes 1 to 0"),
+        (ForestFrame(0, Forest(stopped=(0,))), "forest: stopped: 0 is none of the nodes 1 to 0"),
         (ForestFrame(0, Forest(layers=((Draw(0, 0),),))), "forest: rows: 0 in layer 0"),
         (
             ForestFrame(0, Forest((DraftRow((1, 8), b"\0\1"),), ((Draw(0, 0),),))),
@@ -201,6 +184,19 @@ def test_impossible_settings_are_refused(settings: BeamSettings, message: str) -
 )
 def test_an_impossible_forest_is_refused(frame: ForestFrame, message: str) -> None:
     with pytest.raises(ProtocolViolation, match=message):
+        Pair(BeamSettings(2, stops=True)).cloud.receive(frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        ForestFrame(0, Forest(), dropped=(0,)),
+        ForestFrame(0, Forest(), copies=(0,)),
+        ForestFrame(0, Forest((DraftRow((1,), b"\0"),), ((Draw(0, 0),),), stopped=(1,))),
+    ],
+)
+def test_texts_stop_only_if_that_was_announced(frame: ForestFrame) -> None:
+    with pytest.raises(ProtocolViolation, match="no stop strings were announced|none of the 0 finished texts"):
         Pair(BeamSettings(2)).cloud.receive(frame)
 
 
@@ -249,5 +245,5 @@ def test_one_forest_at_a_time_is_on_its_way() -> None:
     pair.device.send(pair.device.progress.numbering(), Forest())
     with pytest.raises(ValueError, match="send: a verdict is on its way"):
         pair.device.send(pair.device.progress.numbering(), Forest())
-    with pytest.raises(ValueError, match="drop: a verdict is on its way"):
-        pair.device.drop([0])
+    with pytest.raises(ValueError, match="stop: a verdict is on its way"):
+        pair.device.stop([0], lambda finished: [])

@@ -37,13 +37,15 @@ FORESTS = st.builds(
     Forest,
     st.lists(rows(), max_size=6).map(tuple),
     st.lists(st.lists(st.builds(Draw, BYTE, BYTE), max_size=16).map(tuple), max_size=5).map(tuple),
+    st.lists(U32, max_size=6).map(tuple),
 )
+NUMBERS = st.lists(U32, max_size=16).map(tuple)
 STEPS = st.lists(st.builds(BeamStep, U32, st.none() | U32, LOGPROB, LOGPROB), max_size=4).map(tuple)
 RUNNING = st.lists(st.builds(RunningBeam, TOKENS, LOGPROB, LOGPROB), max_size=4).map(tuple)
 FINISHED = st.lists(st.builds(Hypothesis, TOKENS, LOGPROB, st.just("stop")), max_size=4).map(tuple)
 
 
-@given(frame=st.builds(ForestFrame, U32, FORESTS, st.lists(U32, max_size=8).map(tuple), st.integers(1, 2**32 - 1), U32))
+@given(frame=st.builds(ForestFrame, U32, FORESTS, NUMBERS, NUMBERS, st.integers(1, 2**32 - 1), U32))
 def test_a_forest_survives(frame: ForestFrame) -> None:
     assert wire.decode_client(wire.encode_client(frame)) == frame
 
@@ -64,6 +66,7 @@ def test_a_verdict_survives(verdict: BeamVerdict) -> None:
         st.booleans(),
         RUNNING,
         FINISHED,
+        st.booleans(),
     )
 )
 def test_settings_survive(settings: BeamSettings) -> None:
@@ -126,7 +129,7 @@ def _many_rows(message: pb.Forest) -> None:
 
 
 def _many_dropped(message: pb.Forest) -> None:
-    message.dropped.extend(range(9))
+    message.dropped.extend(range(33))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def _many_dropped(message: pb.Forest) -> None:
         (_same_token_twice, "forest: row: a token is there twice"),
         (_many_layers, "in 17 layers; send two for each draw, and up to 16 layers"),
         (_many_rows, "row_lengths: 300 rows"),
-        (_many_dropped, "dropped: 9"),
+        (_many_dropped, "dropped: 33"),
     ],
 )
 def test_a_broken_forest_is_refused(change: Callable[[pb.Forest], None], text: str) -> None:
@@ -158,15 +161,26 @@ def test_a_huge_forest_is_refused_before_it_is_parsed() -> None:
 
 def test_too_many_beams_are_refused() -> None:
     step = BeamStep(0, 1, -1.0, -1.0)
-    with pytest.raises(ProtocolViolation, match="running: 9 beams"):
-        wire.decode_server(wire.encode_server(BeamVerdict(0, (step,) * 9, ())))
+    with pytest.raises(ProtocolViolation, match="running: 33 beams"):
+        wire.decode_server(wire.encode_server(BeamVerdict(0, (step,) * 33, ())))
     beam = RunningBeam((1,) * 20, -1.0, -1.0)
     opening = Open(SessionId("s"), "d", SamplingParams(), 5, (), (1, 2), beams=BeamSettings(8, running=(beam,) * 17))
     with pytest.raises(InvalidRequest, match="beams.running: 17 ids, at most 16 allowed; resume from fewer beams"):
         wire.decode_client(wire.encode_client(opening))
-    opening = Open(SessionId("s"), "d", SamplingParams(), 5, (), (1, 2), beams=BeamSettings(8, running=(beam,) * 8))
-    with pytest.raises(InvalidRequest, match="beams.running: 160 ids, at most 100 allowed; resume from less text"):
-        wire.decode_client(wire.encode_client(opening), FrameLimits(max_text_tokens=100))
+
+
+def test_each_text_of_a_resumed_generation_is_bounded_and_all_are_as_one_message() -> None:
+    beam, whole = RunningBeam((1,) * 90, -1.0, -1.0), Hypothesis((1,) * 91, -1.0, "stop")
+    settings = BeamSettings(8, running=(beam,) * 8, finished=(whole,) * 8)
+    opening = Open(SessionId("s"), "d", SamplingParams(), 5, (), (1, 2), beams=settings)
+    data = wire.encode_client(opening)
+    assert wire.decode_client(data, FrameLimits(max_text_tokens=91)) == opening
+    with pytest.raises(InvalidRequest, match="beams.finished: 91 ids, at most 90 allowed; resume from less text"):
+        wire.decode_client(data, FrameLimits(max_text_tokens=90))
+    with pytest.raises(InvalidRequest, match="beams.running: 90 ids, at most 89 allowed; resume from less text"):
+        wire.decode_client(data, FrameLimits(max_text_tokens=89))
+    with pytest.raises(InvalidRequest, match="frame: .* bytes, at most 1024 are allowed"):
+        wire.decode_client(data, FrameLimits(max_message_bytes=1024, max_text_tokens=91))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])

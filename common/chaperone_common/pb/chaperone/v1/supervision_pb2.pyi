@@ -546,6 +546,7 @@ class Beams(_message.Message):
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    STOPS_FIELD_NUMBER: _builtins.int
     num_beams: _builtins.int
     """Beams that run at once, and finished texts that are kept. At most `max_beams` of GetCapabilitiesResponse."""
     width_threshold: _builtins.float
@@ -563,6 +564,12 @@ class Beams(_message.Message):
     early_stopping: _builtins.bool
     """The text is complete as soon as `num_beams` texts have finished. Otherwise it is as soon as no running beam has a
     better score than the worst of them.
+    """
+    stops: _builtins.bool
+    """Stop strings can end texts. Only the device reads text, so it reports the texts that end, in its next Forest.
+    For beam search a verdict then has more running beams: all that go on, among the best of a layer. Of these there are
+    `num_beams` times one more than `eos_token_ids`, but at least twice and at most four times as many. After the next
+    Forest's `dropped`, the first `num_beams` of the others run on.
     """
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningBeam]:
@@ -583,10 +590,11 @@ class Beams(_message.Message):
         early_stopping: _builtins.bool = ...,
         running: _abc.Iterable[Global___RunningBeam] | None = ...,
         finished: _abc.Iterable[Global___FinishedBeam] | None = ...,
+        stops: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_width_threshold", b"_width_threshold", "length_penalty", b"length_penalty", "width_threshold", b"width_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_width_threshold", b"_width_threshold", "early_stopping", b"early_stopping", "finished", b"finished", "least_width", b"least_width", "length_penalty", b"length_penalty", "num_beams", b"num_beams", "one_cache", b"one_cache", "running", b"running", "width_threshold", b"width_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_width_threshold", b"_width_threshold", "early_stopping", b"early_stopping", "finished", b"finished", "least_width", b"least_width", "length_penalty", b"length_penalty", "num_beams", b"num_beams", "one_cache", b"one_cache", "running", b"running", "stops", b"stops", "width_threshold", b"width_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
     _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
@@ -814,6 +822,8 @@ class Forest(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Counts the rounds from 0. Another number than the next one fails with OUT_OF_RANGE."""
     steps: _builtins.bytes
@@ -840,7 +850,22 @@ class Forest(_message.Message):
 
     @_builtins.property
     def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Running beams, by number, that the device has finished because their text holds a stop string. They run no more."""
+        """Running beams, by number, whose last token completes a stop string: set only after an Open with `stops`. They run no
+        more. Those among the first `num_beams` texts of the layer, with the ones that end-of-text finished there, are
+        finished texts; the others are forgotten.
+        """
+
+    @_builtins.property
+    def stopped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Nodes whose token completes a stop string: set only after an Open with `stops`. They have no row, as if the token
+        were end-of-text.
+        """
+
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Finished texts that the device forgets, because a better one reads alike: by rank from 0, after `dropped`. Until
+        then both ends keep the best 2 * `num_beams`.
+        """
 
     def __init__(
         self,
@@ -854,10 +879,12 @@ class Forest(_message.Message):
         dropped: _abc.Iterable[_builtins.int] | None = ...,
         layers: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
+        stopped: _abc.Iterable[_builtins.int] | None = ...,
+        copies: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "draws", b"draws", "dropped", b"dropped", "layer_draws", b"layer_draws", "layers", b"layers", "round", b"round", "row_lengths", b"row_lengths", "steps", b"steps", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "deadline_ms", b"deadline_ms", "draws", b"draws", "dropped", b"dropped", "layer_draws", b"layer_draws", "layers", b"layers", "round", b"round", "row_lengths", b"row_lengths", "steps", b"steps", "stopped", b"stopped", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1067,7 +1094,9 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class BeamVerdict(_message.Message):
-    """The beams after a round. Layers that stand whole are followed by one more, which the cloud has drawn at least in part."""
+    """The beams after a round. Layers that stand whole are followed by one more, which the cloud has drawn at least in part,
+    unless the text is complete after an earlier layer. The round then ends there.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1090,11 +1119,11 @@ class BeamVerdict(_message.Message):
     compute_us: _builtins.int
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___BeamStep]:
-        """The beams that run on, of one length."""
+        """The beams that run on, of one length; see `stops` of Beams."""
 
     @_builtins.property
     def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___BeamStep]:
-        """Beams whose last token ends the text."""
+        """Beams whose last token ends the text, or completes a stop string."""
 
     def __init__(
         self,
