@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,18 +115,6 @@ def test_in_int8_texts_in_company_are_those_that_the_cloud_writes_alone(
     assert together == alone
 
 
-@pytest.mark.skipif(not int8_linear.available(), reason="this build of torch has no FBGEMM")
-def test_encodings_cross_once_and_change_no_text_of_exact(pair: Path, problems: Sequence[Problem]) -> None:
-    results = asyncio.run(_with_encodings(pair, problems[0].message))
-    alone, conditioned, again, plain, encoded = results
-    assert conditioned.stats.round_trips == 1
-    assert conditioned.stats.conditioned_tokens == len(conditioned.prompt_token_ids)
-    assert (again.token_ids, again.stats.round_trips) == (conditioned.token_ids, 0)
-    assert alone.stats.conditioned_tokens == plain.stats.conditioned_tokens == 0
-    assert encoded.stats.conditioned_tokens > 0
-    assert encoded.token_ids == plain.token_ids
-
-
 def test_a_round_fits_its_byte_budget(pair: Path) -> None:
     manifest = load_manifest(pair / "cloud", role="cloud")
     ids = tuple(range(manifest.vocabulary_size - 8, manifest.vocabulary_size))
@@ -197,27 +185,6 @@ async def _alone_and_together(
 
             alone = [await text(prompt, "cloud") for prompt in prompts]
             return alone, await asyncio.gather(*(text(prompt, "exact") for prompt in prompts))
-
-
-async def _with_encodings(pair: Path, prompt: str) -> list[Generation]:
-    """Return texts of `edge`, of `conditioned` twice, and of `exact` without the prompt's encoding and with it."""
-    manifest = load_manifest(pair / "cloud", role="cloud")
-    model = TorchModel.of_manifest(pair / "cloud", manifest, dtype="int8", threads=1)
-    texts: tuple[tuple[Literal["off", "on"], tuple[str, ...]], ...] = (
-        ("off", ("edge", "conditioned", "conditioned", "exact")),
-        ("on", ("exact",)),
-    )
-    results = []
-    async with serving(model, pair) as (_, address):
-        for conditioning, modes in texts:
-            device = DeviceSettings(threads=1, allow_spinning=False, conditioning=conditioning)
-            config = EdgeConfig(cloud=CloudSettings(address=address), device=device)
-            async with EdgeClient(config) as client:
-                results += [
-                    await client.generate(prompt, mode=mode, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
-                    for mode in modes
-                ]
-    return results
 
 
 def _oracle_choices(pair: Path, reference: Any, result: Generation) -> list[int]:
