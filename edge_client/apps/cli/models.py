@@ -85,7 +85,7 @@ def _pull(console: Console, arguments: argparse.Namespace) -> int:
         console.line(f"{config.pair}: already here, and whole, in {pulled.folder}")
     else:
         console.line(f"{config.pair}: ready in {pulled.folder}")
-    console.line(_described(config.pair, pulled.manifest, f"manifest {pulled.manifest_sha256}"))
+    console.line(_described(config.pair, [config.pair], pulled.manifest, f"manifest {pulled.manifest_sha256}"))
     return EXIT_OK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,14 @@ def test_a_text_without_an_end_is_refused(tiny_pair: Path, tmp_path: Path) -> No
         called(reread, str(explored), "--to", str(tmp_path / "found.gz"))
 
 
-def _other_cloud(header: dict[str, Any]) -> dict[str, Any]:
+def _other_cloud(header: Mapping[str, Any]) -> dict[str, Any]:
     models = header["models"]
     return {**header, "models": {**models, "cloud": {**models["cloud"], "model": "Huge"}}}
 
 
 @pytest.mark.parametrize("change", [_other_cloud, lambda header: {**header, "models": {}}])
 def test_texts_of_another_large_model_are_refused(
-    recorded: Path, tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
+    recorded: Path, tmp_path: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> None:
     file = load_traces(recorded)
     save_traces(recorded, TraceFile(change(file.header), file.traces))
