@@ -56,7 +56,7 @@ COMMANDS = {
         "benchmarks.quality.gates",
         "catch of signals and gates at equal budgets, compared with an oracle, along explored texts",
     ),
-    "reread": Command("benchmarks.traces.reread", "recorded texts of the cloud, read by another device's model"),
+    "reread": Command("benchmarks.quality.reread", "recorded texts of the cloud, read by another device's model"),
     "fit-gate": Command("benchmarks.quality.fit_gate", "the packaged gate of a pair, from explored texts"),
     "gate-figures": Command("benchmarks.report.gate_figures", "figures of the results of quality and gates"),
     "risk": Command(

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.quality import reread
 from benchmarks.quality import run as quality
 from benchmarks.quality.exploration.text_tree import ROOT, load_trees, save_trees
 from benchmarks.simulation.trace import TraceFile, load_traces, save_traces
-from benchmarks.traces import reread
 from chaperone_common.errors import ConfigError
 
 
