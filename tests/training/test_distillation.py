@@ -13,11 +13,11 @@ from chaperone_common.errors import ConfigError, ModelError
 from cloud_supervisor.export.adapter import Adapter
 from cloud_supervisor.export.tiny import HIDDEN, build_tiny
 from tests.support.models.writers import tiny_writer
-from training.answers.answer import Answer
+from training.answers.answer import Answer, spread
 from training.answers.collect import without_details
 from training.answers.sampling import DRAWN
 from training.distillation.drafter import Drafter, Shape
-from training.distillation.examples import batch_of, is_held_out, spread, steps_of
+from training.distillation.examples import batch_of, is_held_out, steps_of
 from training.distillation.run import check_encodings
 from training.distillation.train import Schedule, likeness, train
 from training.prompt import Prompt

@@ -171,3 +171,9 @@ def _read(path: Path) -> Iterator[Answer]:
             encodings={layer: Rows(arrays[f"encoding_{layer}"], arrays[f"scale_{layer}"])[rows] for layer in layers},
         )
         token, top, row = token + prompt + written, top + written, row + prompt
+
+
+def spread(answers: Sequence[Answer], most: int) -> list[Answer]:
+    """Return at most that many answers, spread evenly: files of answers have one kind of prompt after the other."""
+    count = min(most, len(answers))
+    return [answers[index * len(answers) // count] for index in range(count)]

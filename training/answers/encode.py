@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chaperone_common.errors import ConfigError
-from training.answers.answer import Answer, data_digest, read_answers, refuse_others, write_answers
+from training.answers.answer import Answer, data_digest, read_answers, refuse_others, spread, write_answers
 from training.options import add_dtype, add_max_seconds, at_least, layers
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> bool:
     """Write the files that are missing; return whether all are there."""
     from training.answers.writing import Writer
-    from training.distillation.examples import spread
 
     answers = read_answers(*args.answers)
     answers = answers if args.texts is None else spread(answers, args.texts)

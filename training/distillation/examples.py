@@ -36,12 +36,6 @@ def is_held_out(answer_id: str) -> bool:
     return int.from_bytes(hashlib.sha256(answer_id.encode()).digest()[:4]) < _HELD_OUT * 2**32
 
 
-def spread(answers: Sequence[Answer], most: int) -> list[Answer]:
-    """Return at most that many answers, spread evenly: files of answers have one kind of prompt after the other."""
-    count = min(most, len(answers))
-    return [answers[index * len(answers) // count] for index in range(count)]
-
-
 def batch_of(answers: Sequence[Answer], layers: Sequence[int]) -> Batch:
     """Join answers to a batch; `layers` are those whose encodings it holds, none for none."""
     lengths = [len(answer.prompt) + len(answer.tokens) for answer in answers]

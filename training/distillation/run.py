@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> bool:
     import torch
 
     from cloud_supervisor.export.adapter import Adapter
-    from training.answers.answer import data_digest, read_answers, whole_digest
+    from training.answers.answer import data_digest, read_answers, spread, whole_digest
     from training.distillation.drafter import Drafter, Shape, encoding_width
-    from training.distillation.examples import is_held_out, spread
+    from training.distillation.examples import is_held_out
     from training.distillation.train import Schedule, train
     from training.pair import models_of
 
