@@ -38,8 +38,8 @@ continues each by a token. The small model drafts a forest: in each layer it dra
 from the law over all pairs of a beam and a token that is proportional to the weight of the beam times the row of the
 token. A *row* is the small model's law after a text, truncated to a few tokens, with its log-probabilities in steps
 of 1/16 nat. The cloud verifies layer after layer. A draw stands with probability min(1, p / q), where p and q are
-joint probabilities of beam and token, under the large and the small model. If too few stand, the cloud draws the
-others, and the round ends. So the beams are those of beam sampling by the large model alone, in distribution,
+joint probabilities of beam and token, under the large and the small model. Only draws that continue the text of a
+surviving beam are tested. If too few stand, the cloud draws the others, and the round ends. So the beams are those of beam sampling by the large model alone, in distribution,
 whatever the rows say. With temperature 0 the likeliest beams take the place of draws.
 
 A *slot* is a draw of a layer, in order. A *node* is a distinct text, since two draws can be the same. Layer 0 has the
@@ -1107,6 +1107,8 @@ class BeamVerdict(_message.Message):
     TESTED_FIELD_NUMBER: _builtins.int
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """As in Forest; grows by one with each answer."""
     accepted: _builtins.int
@@ -1117,6 +1119,12 @@ class BeamVerdict(_message.Message):
     queue_us: _builtins.int
     """Microseconds that the verification waited, and that it computed."""
     compute_us: _builtins.int
+    live: _builtins.bytes
+    """The device learns from these how wide to draft. One byte for each layer of the forest that was tested: its number of
+    draws that continue the text of a surviving beam.
+    """
+    needed: _builtins.bytes
+    """One byte for each of these layers that stood whole: its number of such draws up to the last one that stood."""
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___BeamStep]:
         """The beams that run on, of one length; see `stops` of Beams."""
@@ -1135,10 +1143,12 @@ class BeamVerdict(_message.Message):
         tested: _builtins.int = ...,
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
+        live: _builtins.bytes = ...,
+        needed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "compute_us", b"compute_us", "finished", b"finished", "queue_us", b"queue_us", "round", b"round", "running", b"running", "tested", b"tested"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "compute_us", b"compute_us", "finished", b"finished", "live", b"live", "needed", b"needed", "queue_us", b"queue_us", "round", b"round", "running", b"running", "tested", b"tested"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
