@@ -32,14 +32,15 @@ older revisions, without an answer. This happens in two cases, and both ends not
      its own revision when it receives a token that contradicts a Draft it has already sent.
 Every other Draft is answered by exactly one Verdict, in the order of the Drafts.
 
-Beams. An Open MAY ask for several texts at once, *beams*. The stream is then another one: the device sends `Forest`s
-in place of `Draft`s, and the cloud answers each with a `BeamVerdict`. All running beams have one length. A *layer*
-continues each by a token. The small model drafts a forest: in each layer it draws some continuations, independently,
-from the law over all pairs of a beam and a token that is proportional to the weight of the beam times the row of the
-token. A *row* is the small model's law after a text, truncated to a few tokens, with its log-probabilities in steps
-of 1/16 nat. The cloud verifies layer after layer. A draw stands with probability min(1, p / q), where p and q are
-joint probabilities of beam and token, under the large and the small model. Only draws that continue the text of a
-surviving beam are tested. If too few stand, the cloud draws the others, and the round ends. So the beams are those of beam sampling by the large model alone, in distribution,
+Beams. An Open MAY ask for several texts at once, *beams*. The stream is then another one: the device sends
+`Forest`s in place of `Draft`s, and the cloud answers each with a `BeamVerdict`. All running beams have one
+length. A *layer* continues each by a token. The small model drafts a forest: in each layer it draws some
+continuations, independently, from the law over all pairs of a beam and a token that is proportional to the weight
+of the beam times the row of the token. A *row* is the small model's law after a text, truncated to a few tokens,
+with its log-probabilities in steps of 1/16 nat. The cloud verifies layer after layer. A draw stands with
+probability min(1, p / q), where p and q are joint probabilities of beam and token, under the large and the small
+model. Only draws that continue the text of a surviving beam are tested. If too few stand, the cloud draws the
+others, and the round ends. So the beams are those of beam sampling by the large model alone, in distribution,
 whatever the rows say. With temperature 0 the likeliest beams take the place of draws.
 
 A *slot* is a draw of a layer, in order. A *node* is a distinct text, since two draws can be the same. Layer 0 has the
@@ -558,8 +559,8 @@ class Beams(_message.Message):
     one_cache: _builtins.bool
     """After each round, only the running beam with the largest `logprob` is kept."""
     length_penalty: _builtins.float
-    """Finished texts are ranked by logprob / length ^ length_penalty, where the length counts new tokens. Finite. Absent
-    means 1.
+    """Finished texts are ranked by logprob / length ^ length_penalty, where the length counts new tokens. In [-10, 10].
+    Absent means 1.
     """
     early_stopping: _builtins.bool
     """The text is complete as soon as `num_beams` texts have finished. Otherwise it is as soon as no running beam has a
