@@ -50,7 +50,7 @@ class NumberBeam:
 
 @dataclass
 class BeamClient:
-    """What the generations of a client share, and the engine of each."""
+    """Settings, planner and costs that the generations of a client share, and the engine of each."""
 
     settings: BeamSettings = field(default_factory=lambda: BeamSettings(2))
     sampling: SamplingParams = SamplingParams()

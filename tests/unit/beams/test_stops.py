@@ -1,4 +1,4 @@
-"""Stop strings: each text ends at the token that completes one, whoever has written it, and no text comes twice."""
+"""Stop strings: each text ends at the token that completes one, drafted or not, and no text comes twice."""
 
 from __future__ import annotations
 
