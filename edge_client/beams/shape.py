@@ -121,8 +121,8 @@ class Learned:
         """Return the chance that a layer stands, by its live draws: entry n is that of a layer with n of them."""
         a = min(max(self.accepted.value, 0.01), 0.99)
         least = self.least or self.num_beams
-        # Draws often stand or fall together. So one more draw helps less than an independent one would. Where it was not
-        # tried, it helps by the same share less as the draw before it.
+        # Draws often stand or fall together. So one more draw helps less than an independent one would. Where none was
+        # tried, it helps less by the same share as the draw before it.
         share = 1.0
         found, falls = [0.0], 1.0
         for place in range(1, MAX_BEAM_WIDTH + 1):
