@@ -200,12 +200,12 @@ class Supervisor:
             exchange = Exchange(
                 key, opening, stream, self._queue, self._admission, self._limits, self._observer, self._clock
             )
-            keep = functools.partial(self._kept_texts.keep, key, in_place_of=before)
             conversation: Conversation | BeamConversation
             if opening.beams is None:
+                keep = functools.partial(self._kept_texts.keep, key, in_place_of=before)
                 conversation = Conversation(exchange, session, keep)
             else:
-                conversation = BeamConversation(exchange, beams_of(opening, opening.beams, session), keep)
+                conversation = BeamConversation(exchange, beams_of(opening, opening.beams, session))
             async with aclosing(conversation.frames(self.capabilities.context_tokens)) as answers:
                 async for frame in answers:
                     yield frame

@@ -25,6 +25,7 @@ from chaperone_common.ranges import MAX_COUNT
 from chaperone_common.token_tree import common_prefix
 from chaperone_common.types import BeamParams, Mode, OnDeviation, Promises, SamplingParams, SessionId
 from edge_client.artefacts.model import check_model
+from edge_client.beams.costs import ForestEstimates
 from edge_client.beams.drafting import ForestDrafter
 from edge_client.beams.shape import ForestPlanner, Learned, Limits
 from edge_client.caches import ConversationCaches
@@ -46,7 +47,7 @@ from edge_client.model.drafter import ChoosingDrafter
 from edge_client.model.onnx_beams import OnnxBeams
 from edge_client.model.onnx_sequence import OnnxSequence
 from edge_client.model.shared_model import SharedModel
-from edge_client.parameters import check_max_beams, check_reported, text_limit
+from edge_client.parameters import check_begun_beams, check_max_beams, check_reported, text_limit
 from edge_client.planner import AdaptivePlanner, Estimates, FixedPlanner, Planner
 from edge_client.ports import Cloud, Corrections, Drafter, DraftModel, OutputText, RiskModel
 from edge_client.text import Tokenizer
@@ -213,7 +214,7 @@ class Assembly:
         self._gate = gate
         self._drafter = drafter
         self._estimates = Estimates()
-        self._beam_estimates = Estimates()  # a forest is read as several texts, so a token of it costs more
+        self._forest_estimates = ForestEstimates()
         self._forest_planners: dict[tuple[object, ...], ForestPlanner] = {}
         self._corrections = CorrectionMemory() if config.device.adapt else None
         self.cloud_context_tokens: int | None = None  # of the last cloud that answered
@@ -316,6 +317,8 @@ class Assembly:
         """Build the engine of a generation with beams."""
         check_max_beams(params, capabilities)
         begun, committed = request.begun_beams, len(request.committed_token_ids)
+        if begun is not None:
+            check_begun_beams(begun, limit - len(request.prompt.token_ids))
         settings = BeamSettings(
             params.num_beams,
             params.beam_threshold,
@@ -330,7 +333,9 @@ class Assembly:
         drafter = None
         if request.mode.drafts:
             model = OnnxBeams(await self.model.get(), rows=max(widest, params.num_beams))
-            drafter = ForestDrafter(model, request.prompt.token_ids, sampling, on_forward=self._beam_estimates.drafted)
+            drafter = ForestDrafter(
+                model, request.prompt.token_ids, sampling, on_forward=self._forest_estimates.drafted
+            )
         return BeamEngine(
             replace(opening, committed_token_ids=(), beams=settings),
             mode=request.mode,
@@ -340,7 +345,7 @@ class Assembly:
             drafter=drafter,
             planner=self._forests(params, searches=not sampling.temperature),
             limits=Limits(widest, _DEEPEST_FOREST, capabilities.max_span_tokens),
-            estimates=self._beam_estimates,
+            estimates=self._forest_estimates,
             routes=routes,
             output=output,
             new_text=lambda: CommittedText(self.tokenizer, request.params.stop),
@@ -359,8 +364,11 @@ class Assembly:
 
     def _forests(self, params: BeamParams, *, searches: bool) -> ForestPlanner:
         """Return the planner of generations with such beams, which learn from each other."""
-        alike = (params.num_beams, searches, params.one_cache, params.beam_threshold)
-        return self._forest_planners.setdefault(alike, ForestPlanner(Learned(params.num_beams)))
+        threshold = params.beam_threshold
+        # Rounded, so that there are few planners, whatever thresholds are asked for.
+        alike = (params.num_beams, searches, params.one_cache, None if threshold is None else round(threshold, 1))
+        learned = Learned(params.num_beams, least=1 if threshold is not None else 0)
+        return self._forest_planners.setdefault(alike, ForestPlanner(learned))
 
     def context_tokens(self, mode: Mode) -> int:
         """Return the tokens that a text may have in this mode, as far as the cloud's limit is known."""

@@ -285,6 +285,8 @@ def resumed(partial: PartialGeneration, given: RequestParameters) -> RequestPara
     if params.beams is not None:
         beams = {field.name: getattr(params.beams, field.name) for field in fields(params.beams)}
         kept = cast(RequestParameters, {**kept, **beams, "beam_width": params.beams.beam_width or "dynamic"})
+    else:
+        kept["num_beams"] = 1  # whatever is configured
     kept = merged(kept, given)
     if parse_mode(kept["mode"], partial.mode) is Mode.GATED and partial.mode is Mode.GATED:
         kept.setdefault("catch", partial.promises.catch)
@@ -304,12 +306,27 @@ def check_reported(params: GenerationParams, cloud: Capabilities) -> None:
         raise InvalidRequest(f"top_logprobs: {wanted}, and the cloud reports at most {most}; ask for fewer")
 
 
+def check_begun_beams(begun: PartialBeams, max_new_tokens: int) -> None:
+    """Raise InvalidRequest for beams to go on with that are full already."""
+    length = max((len(beam.token_ids) for beam in begun.running), default=0)
+    if length >= max_new_tokens:
+        raise InvalidRequest(
+            f"max_new_tokens: {max_new_tokens} counts the whole text, and the texts to go on with have "
+            f"{counted(length, 'token')}; give more"
+        )
+
+
 def check_max_beams(params: BeamParams, cloud: Capabilities) -> None:
     """Raise InvalidRequest if the cloud does not serve this many beams."""
     if params.num_beams > cloud.max_beams:
         remedy = "ask for fewer" if cloud.max_beams else "update it, or ask for one text"
         raise InvalidRequest(
             f"num_beams: {params.num_beams}, and the cloud that serves {cloud.model} takes {cloud.max_beams}; {remedy}"
+        )
+    if params.num_beams > cloud.max_span_tokens:
+        raise InvalidRequest(
+            f"num_beams: {params.num_beams}, and the cloud that serves {cloud.model} reads {cloud.max_span_tokens} at "
+            "once (its limits.max_span_tokens); ask for fewer"
         )
 
 

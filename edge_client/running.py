@@ -80,7 +80,9 @@ class Run:
     def _with_remedy(self, error: CloudLost, collected: Collector) -> CloudLost:
         """Return the loss of the cloud with what its user can do: resume the final tokens, or do without the cloud."""
         on_loss, final_tokens = self._runs.assembly.config.cloud.on_loss, len(collected.partial().token_ids)
-        remedy = after_loss(collected.request.mode, on_loss, final_tokens, "resume with generate(error.partial)")
+        request, resume = collected.request, "resume with generate(error.partial)"
+        beams = request.params.beams is not None
+        remedy = after_loss(request.mode, on_loss, final_tokens, resume, beams=beams)
         return type(error)(error.message, retry_after_ms=error.retry_after_ms, remedy=remedy)
 
     def result(self) -> Generation:
@@ -125,13 +127,15 @@ class Run:
                     else:
                         return
             assembly.peer.forget()
-            if self._collected is not None and self._collected.drafted:
-                yield Retracted(prompt_tokens)
+            if self._collected is not None:
+                self._collected.beams = None
+                if self._collected.drafted:
+                    yield Retracted(prompt_tokens)
 
     def _is_refused(self, failed: Failed, request: GenerationRequest) -> bool:
         """Return whether the cloud has another model than it reported, and nothing of the text is final yet."""
         final = self._collected is not None and self._collected.token_ids
-        begun = request.model_digest or request.committed_token_ids or final
+        begun = request.model_digest or request.committed_token_ids or request.begun_beams or final
         return isinstance(failed.error, ModelMismatch) and not begun
 
 

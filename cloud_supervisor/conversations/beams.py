@@ -7,7 +7,7 @@ their slots, so that a lane holds only what differs. A lane whose text has died 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 
 from chaperone_common.beams.cloud import CloudBeams, Round, TextScores
@@ -53,11 +53,9 @@ def beams_of(opening: Open, settings: BeamSettings, session: CloudSession) -> Cl
 class BeamConversation:
     """The loop of one stream that writes several texts at once."""
 
-    def __init__(self, exchange: Exchange, beams: CloudBeams, keep: Callable[[Sequence[int]], None]) -> None:
-        """`keep` receives the best text when the session ends, so that the next turn can refer to it."""
+    def __init__(self, exchange: Exchange, beams: CloudBeams) -> None:
         self._exchange = exchange
         self._beams = beams
-        self._keep = keep
         self._prompt = exchange.opening.prompt_token_ids
         self._lanes: dict[int, tuple[int, ...]] = {0: self._prompt}  # the text that each has read last
         self._answered = False
@@ -79,7 +77,6 @@ class BeamConversation:
                     arrived, arrived_at = await exchange.next()
                     frame = _of_beams(arrived)
                     if isinstance(frame, Close):
-                        self._end()
                         yield Closed()
                         return
                     asked = beams.receive(frame)
@@ -142,12 +139,6 @@ class BeamConversation:
 
     def _key(self, lane: int) -> Hashable:
         return (self._exchange.key, lane) if lane else self._exchange.key
-
-    def _end(self) -> None:
-        """Keep the best text."""
-        progress = self._beams.progress
-        if progress.hypotheses.best:
-            self._keep([*self._prompt, *progress.hypotheses.best[0].token_ids])
 
     def _note(self, verdict: BeamVerdict, position: int, arrived_at: float) -> None:
         exchange = self._exchange

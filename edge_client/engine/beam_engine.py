@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from chaperone_common.beams.device import DeviceBeams
-from chaperone_common.beams.forest import Forest
+from chaperone_common.beams.device import DeviceBeams, Gain
+from chaperone_common.beams.forest import Forest, Numbering
 from chaperone_common.beams.frames import BeamVerdict
 from chaperone_common.clock import Clock
 from chaperone_common.errors import Cancelled, ChaperoneError, ProtocolViolation, error_from_status
@@ -16,6 +16,7 @@ from chaperone_common.session import Failed, Finished
 from chaperone_common.session.patience import Patience
 from chaperone_common.stats import EnergyModel, GenerationStats, promises_hold
 from chaperone_common.types import FinishReason, Mode, Origin
+from edge_client.beams.costs import ForestEstimates
 from edge_client.beams.drafting import ForestDrafter
 from edge_client.beams.shape import ForestPlanner, Limits, Shape, Situation
 from edge_client.cancellation import Interrupt
@@ -24,7 +25,7 @@ from edge_client.engine.settings import EngineSettings
 from edge_client.engine.unaudited import UnauditedText
 from edge_client.events import Event, Planned
 from edge_client.link.connection import POSSIBLE_LOSSES, Connection, Route, loss_of, no_answer
-from edge_client.planner import Decision, DraftForest, Estimates, HandOver
+from edge_client.planner import Decision, DraftForest, HandOver
 from edge_client.ports import OutputText
 from edge_client.text.output import CommittedText
 
@@ -41,7 +42,7 @@ class _Counts:
     cloud_compute_us: int = 0
     cloud_queue_us: int = 0
     prefill_us: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None  # of the prompt, when the first stream was opened
     round_trips: int = 0
     reconnects: int = 0
 
@@ -63,7 +64,7 @@ class BeamEngine:
         drafter: ForestDrafter | None,
         planner: ForestPlanner,
         limits: Limits,
-        estimates: Estimates,
+        estimates: ForestEstimates,
         routes: Sequence[Route],
         output: OutputText,
         new_text: Callable[[], CommittedText],
@@ -112,6 +113,7 @@ class BeamEngine:
         self._shape = Shape(0, 0)  # of the forest in flight
         self._texts = 0  # drafted in it
         self._sent_ms: float | None = None  # None once its answer has been timed
+        self._layer_ms: float | None = None  # when the last layer arrived, while the cloud draws alone
         self._origins: list[Origin] = []  # of committed tokens
         self._counts = _Counts(self._now_ms)
         self._finish_reason: FinishReason | None = None
@@ -195,7 +197,7 @@ class BeamEngine:
         progress = self._beams.progress
         if self._drafter is None:
             return Decision(HandOver(progress.layers_left), "the cloud writes alone")
-        situation = Situation(len(progress.texts), progress.layers_left, self._limits, self._width)
+        situation = Situation(len(progress.texts), progress.layers_left, self._limits, self._width, self._stops)
         return self._planner.decide(self._estimates.costs(), situation)
 
     async def _wait(self) -> None:
@@ -215,8 +217,11 @@ class BeamEngine:
                 counts.cloud_compute_us += frame.compute_us
                 counts.cloud_queue_us += frame.queue_us
                 counts.prefill_us += frame.compute_us
+                if frame.max_span_tokens:
+                    self._limits = self._limits._replace(texts=frame.max_span_tokens)
                 if frame.prefilled:
-                    self._prefilled, counts.cached_tokens = True, frame.cached_tokens
+                    self._prefilled = True
+                    counts.cached_tokens = frame.cached_tokens if counts.cached_tokens is None else counts.cached_tokens
                 elif counts.opened_ms is not None:
                     self._estimates.travelled(now_ms - counts.opened_ms)
                 if self.cloud.reopened and not frame.prefilled:
@@ -236,22 +241,13 @@ class BeamEngine:
     def _verified(self, verdict: BeamVerdict, now_ms: float) -> list[Event]:
         progress, counts = self._beams.progress, self._counts
         texts, numbering = progress.texts, self._beams.sent
-        length, running = progress.length, len(texts)
-        self._beams.receive(verdict)
+        gain = self._beams.receive(verdict)
         assert numbering is not None, "a verdict without a question is refused"
         self._output.origins(numbering, texts, verdict)
         counts.cloud_compute_us += verdict.compute_us
         counts.cloud_queue_us += verdict.queue_us
         cloud_ms = (verdict.compute_us + verdict.queue_us) / 1e3
-        if self._sent_ms is not None:
-            self._estimates.travelled(now_ms - self._sent_ms - cloud_ms)
-        self._sent_ms = None
-        if cloud_ms:
-            self._estimates.read(running + self._texts, cloud_ms)
-        gained = (progress.length or length + 1) - length
-        self._planner.judged(
-            self._shape, layers=gained, accepted=verdict.accepted, tested=verdict.tested, texts=self._texts
-        )
+        self._learn(verdict, gain, numbering, len(texts), cloud_ms, now_ms)
         if self._stops:
             self._beams.stop(self._output.stopped(), self._output.copies)
         if counts.first_shown_ms is None:
@@ -262,14 +258,40 @@ class BeamEngine:
         self._origins += [event.origin for event in committed]
         return [self._output.beams(), *committed]
 
+    def _learn(
+        self, verdict: BeamVerdict, gain: Gain, numbering: Numbering, running: int, cloud_ms: float, now_ms: float
+    ) -> None:
+        """Learn the costs and the fate of the drafts from a verdict on a forest that continued `running` texts."""
+        estimates, planner = self._estimates, self._planner
+        if self._sent_ms is not None:
+            estimates.travelled(now_ms - self._sent_ms - cloud_ms)
+        since_ms = self._sent_ms if self._stops else self._layer_ms
+        if self._layer_ms is not None and not numbering.depth:
+            estimates.streamed(now_ms - self._layer_ms, cloud_ms)
+        if cloud_ms:
+            estimates.read(len(numbering.nodes), cloud_ms)
+        if numbering.depth:
+            layers = numbering.slots[1:]
+            planner.judged(gain, layers, accepted=verdict.accepted, tested=verdict.tested, running=running)
+        else:
+            planner.drawn_alone(cloud_ms if since_ms is None else now_ms - since_ms, running)
+        self._sent_ms = None
+        self._layer_ms = now_ms if self._beams.waits else None
+
     async def _recover(self, error: ChaperoneError) -> None:
         """Open another stream that goes on with the beams; raise the error if none may help."""
-        lost = loss_of(error, outgrown=False, reopened=self.cloud.reopened)
+        lost = loss_of(error, outgrown=self._outgrown, reopened=self.cloud.reopened)
         pause_ms = self.cloud.pause_ms(lost)
         if pause_ms is None:
             raise self.cloud.outcome(lost)
-        self._prefilled, self._sent_ms, self._counts.opened_ms = False, None, None
+        self._prefilled, self._sent_ms, self._layer_ms, self._counts.opened_ms = False, None, None, None
         await self.cloud.reopen(replace(self.opening, beams=self._beams.restart()), after_ms=pause_ms)
+
+    @property
+    def _outgrown(self) -> bool:
+        """True if the forest in flight is larger than the cloud's limit, which a reconnection may have lowered."""
+        texts = len(self._beams.progress.texts) + self._texts
+        return self._beams.waits and self._shape.depth > 0 and texts > self._limits.texts
 
     def _finished(self) -> Finished:
         best = self._beams.progress.hypotheses.best[0]
@@ -296,7 +318,7 @@ class BeamEngine:
             finish_reason=self._finish_reason,
             ttft_ms=since_start(counts.first_shown_ms),
             ttft_committed_ms=since_start(counts.first_final_ms),
-            cloud_cached_tokens=counts.cached_tokens,
+            cloud_cached_tokens=counts.cached_tokens or 0,
             prefill_ms=counts.prefill_us / 1e3,
             total_ms=total_ms,
             round_trips=counts.round_trips,

@@ -41,17 +41,20 @@ def without_remedy(message: str) -> str:
     return message.removesuffix(f"; {MAY_LOAD}").removesuffix(f"; {START_IT}")
 
 
-def after_loss(mode: Mode, on_loss: str, final_tokens: int, resume: str) -> str:
+def after_loss(mode: Mode, on_loss: str, final_tokens: int, resume: str, *, beams: bool = False) -> str:
     """Return what to do about a text that failed in this mode because the cloud is lost; `on_loss` as configured.
 
-    `resume` says how to go on from its final tokens, in the words of the user's interface.
+    `resume` says how to go on from its final tokens, in the words of the user's interface. Texts with `beams` need a
+    cloud in all modes.
     """
     final = f"{final_tokens} token{' is' if final_tokens == 1 else 's are'} final; {resume}; " if final_tokens else ""
-    return final + without_cloud(mode, on_loss)
+    return final + without_cloud(mode, on_loss, beams=beams)
 
 
-def without_cloud(mode: Mode, on_loss: str) -> str:
+def without_cloud(mode: Mode, on_loss: str, *, beams: bool = False) -> str:
     """Return how a text can be written that failed in this mode because the cloud is lost; `on_loss` as configured."""
+    if beams:
+        return 'or write one text without it: num_beams 1 and mode edge (--num-beams 1 --mode edge, mode="edge")'
     ways = ['mode edge (--mode edge, mode="edge")']
     if mode is not Mode.GATED and on_loss != "fail":
         ways.append("mode gated, which continues while the cloud is lost")

@@ -68,13 +68,14 @@ class Share:
 
 @dataclass(slots=True)
 class ReadingTime:
-    """The time in which the cloud reads a span, by its tokens: least squares with fading memory.
+    """The time of a forward, by its tokens: least squares with fading memory.
 
-    Spans of one length say nothing about the slope, so a weak prior ties it to the base.
+    Forwards of one size say nothing about the slope, so a weak prior ties it to the base.
     """
 
     base_ms: float
     token_ms: float
+    slope_prior: float = _SLOPE_PRIOR  # of `token_ms`, as a share of `base_ms`
     _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of 1, k, k*k, y, k*y
 
     @property
@@ -92,7 +93,8 @@ class ReadingTime:
         """Minimise sum (y - base - k token)^2 + (token - prior * base)^2 * spread."""
         ones, k, kk, y, ky = self._sums
         spread = 16.0
-        a11, a12, a22 = ones + spread * _SLOPE_PRIOR**2, k - spread * _SLOPE_PRIOR, kk + spread
+        prior = self.slope_prior
+        a11, a12, a22 = ones + spread * prior**2, k - spread * prior, kk + spread
         determinant = a11 * a22 - a12 * a12
         base = (a22 * y - a12 * ky) / determinant
         token = (a11 * ky - a12 * y) / determinant

@@ -64,6 +64,23 @@ def test_random_beams_have_the_logits_of_their_texts_alone(onnx_model: OnnxModel
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("rows", [8, 16])
+def test_many_beams_of_different_lengths_have_the_logits_of_their_texts_alone(
+    onnx_model: OnnxModel, new_beams: NewBeams, rows: int
+) -> None:
+    async def scenario() -> None:
+        beams = new_beams(rows)
+        texts = [(*PROMPT[: 4 + number], number) for number in range(rows)]
+        await assert_as_alone(onnx_model, beams, texts)
+        texts = [(*text, 40 + number) for number, text in enumerate(texts[::-1])]
+        await assert_as_alone(onnx_model, beams, texts)
+        await assert_as_alone(onnx_model, beams, [(*texts[3], 7, number) for number in range(rows)])
+        await assert_as_alone(onnx_model, beams, [(*texts[3], 7, 1, 8), (*texts[3], 7, rows - 1, 9)])
+        beams.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_call_costs_only_what_it_has_read(onnx_model: OnnxModel, new_beams: NewBeams) -> None:
     async def scenario() -> None:
         beams = new_beams(2)

@@ -15,7 +15,7 @@ from chaperone_common.beams.scoring import NodeScores, Scores, Scoring
 from chaperone_common.beams.search import search_forest
 from chaperone_common.beams.verification import Beam, verify_forest
 from chaperone_common.errors import InvalidRequest, ProtocolViolation
-from chaperone_common.ranges import MAX_BEAMS
+from chaperone_common.ranges import MAX_BEAMS, RANGES
 from chaperone_common.token_tree import BranchToken, TokenTree
 from chaperone_common.types import SamplingParams
 
@@ -121,7 +121,17 @@ class CloudBeams:
             outcome = search_forest(numbering, beams, by_node, settings.num_beams, final, kept=kept)
         running = tuple(map(_step, outcome.running))
         finished = tuple(map(_step, outcome.finished))
-        verdict = BeamVerdict(progress.round, running, finished, outcome.accepted, outcome.tested, queue_us, compute_us)
+        verdict = BeamVerdict(
+            progress.round,
+            running,
+            finished,
+            outcome.accepted,
+            outcome.tested,
+            queue_us,
+            compute_us,
+            outcome.live,
+            outcome.needed,
+        )
         progress.apply(numbering, running, finished)
         return verdict
 
@@ -169,8 +179,8 @@ def _check(settings: BeamSettings, max_new_tokens: int, vocabulary_size: int) ->
         )
     if settings.width_threshold is not None and not 0 < settings.width_threshold <= 1:
         raise InvalidRequest(f"width_threshold: {settings.width_threshold:g} is outside (0, 1]; give a probability")
-    if not np.isfinite(settings.length_penalty):
-        raise InvalidRequest(f"length_penalty: {settings.length_penalty} is not a finite number; use 1, or 0 for none")
+    if problem := RANGES["length_penalty"].problem(settings.length_penalty):
+        raise InvalidRequest(f"length_penalty: {problem}")
     lengths = {len(beam.token_ids) for beam in settings.running}
     if len(settings.running) > settings.num_beams or len(lengths) > 1 or max(lengths, default=0) >= max_new_tokens:
         raise InvalidRequest(

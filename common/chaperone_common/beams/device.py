@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,14 @@ from chaperone_common.beams.frames import BeamSettings, BeamStep, BeamVerdict, F
 from chaperone_common.beams.hypotheses import Hypothesis
 from chaperone_common.beams.progress import BeamProgress
 from chaperone_common.errors import ProtocolViolation
+
+
+class Gain(NamedTuple):
+    """The layers of a round, and how many draws were enough for those that were drafted, as in `BeamVerdict`."""
+
+    layers: int
+    live: tuple[int, ...] = ()
+    needed: tuple[int, ...] = ()
 
 
 class DeviceBeams:
@@ -68,7 +77,7 @@ class DeviceBeams:
         self._dropped = self._copies = frozenset()
         return ForestFrame(self.progress.round, forest, dropped, copies, layers, deadline_ms)
 
-    def receive(self, verdict: BeamVerdict) -> None:
+    def receive(self, verdict: BeamVerdict) -> Gain:
         """Take a verdict. Raises ProtocolViolation for one that no cloud can have reached."""
         numbering, progress = self._sent, self.progress
         if numbering is None or verdict.round != progress.round:
@@ -81,13 +90,26 @@ class DeviceBeams:
         added = {self._added(numbering, step) for step in verdict.running}
         if len(added) > 1:
             raise ProtocolViolation(f"running: beams of different lengths, {sorted(added)} tokens after the last round")
-        for step in verdict.finished:
-            self._added(numbering, step)
+        finished = [self._added(numbering, step) for step in verdict.finished]
+        gain = Gain(max((*added, *finished)), verdict.live, verdict.needed)
+        self._check_gain(numbering, gain)
         progress.apply(numbering, verdict.running, verdict.finished)
         self._sent = None
         if self._alone and not progress.done:
             self._alone -= 1
             self._sent = progress.numbering()
+        return gain
+
+    def _check_gain(self, numbering: Numbering, gain: Gain) -> None:
+        """Raise ProtocolViolation for layers that no forest has."""
+        drawn = [len(slots) for slots in numbering.slots[1:]]
+        fits = len(gain.needed) <= len(gain.live) <= min(gain.layers, len(drawn))
+        fits = fits and all(0 <= live <= most for live, most in zip(gain.live, drawn, strict=False))
+        if not fits or not all(1 <= needed <= live for needed, live in zip(gain.needed, gain.live, strict=False)):
+            raise ProtocolViolation(
+                f"needed: {list(gain.needed)} of {list(gain.live)} draws in {gain.layers} layers; "
+                f"the forest has {drawn} draws"
+            )
 
     def _added(self, numbering: Numbering, step: BeamStep) -> int:
         """Return how many tokens a beam has gained; raise ProtocolViolation for an impossible beam."""

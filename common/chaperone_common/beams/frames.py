@@ -72,3 +72,5 @@ class BeamVerdict:
     tested: int = 0  # drafted beams that were tested
     queue_us: int = 0
     compute_us: int = 0
+    live: tuple[int, ...] = ()  # of each drafted layer that was tested: its draws that continue a surviving beam
+    needed: tuple[int, ...] = ()  # of those that stood whole: such draws up to the last one that stood

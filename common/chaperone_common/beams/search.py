@@ -6,7 +6,7 @@ with its best beams, whether they were drafted or not. So the beams are those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 
 from chaperone_common.beams.forest import Numbering
@@ -36,9 +36,11 @@ def search_forest(
     """
     running = [*beams]
     finished: list[Beam] = []
+    live: list[int] = []
+    needed: list[int] = []
     accepted = tested = 0
     for depth in range(numbering.depth + 1):
-        drafted = _children(numbering, depth)
+        drafted = _children(numbering, depth, {beam.node for beam in running})
         candidates = [
             (-beam.logprob - token.logprob, order, token.token_id, after(beam, token))
             for order, beam in enumerate(running)
@@ -52,12 +54,18 @@ def search_forest(
         best = [beam for beam in ranked[:kept] if not has_ended(numbering, beam)]
         running = best[:width]
         in_forest = sum(beam.token_id is None for beam in running)
-        tested += len(running) if drafted else 0
-        accepted += in_forest
         whole = in_forest == len(running)
+        if depth < numbering.depth:
+            tested += len(running)
+            accepted += in_forest
+            live.append(len(drafted))
+            standing = {beam.node for beam in running}
+            places = [place for place, node in enumerate(drafted.values(), start=1) if node in standing]
+            needed += [max(places, default=1)] if whole else []
         if not whole or final(running, finished):
             break
-    return RoundOutcome(tuple(running if kept is None else best), tuple(finished), depth + whole, accepted, tested)
+    beams_left = tuple(running if kept is None else best)
+    return RoundOutcome(beams_left, tuple(finished), tuple(live), tuple(needed), accepted, tested)
 
 
 def _at_node(beam: Beam, node: int | None) -> Beam:
@@ -65,13 +73,14 @@ def _at_node(beam: Beam, node: int | None) -> Beam:
     return beam if node is None else beam._replace(node=node, token_id=None)
 
 
-def _children(numbering: Numbering, depth: int) -> dict[tuple[int, int | None], int]:
-    """Return the nodes of the layer after `depth` layers, by parent and token."""
+def _children(numbering: Numbering, depth: int, parents: Collection[int]) -> dict[tuple[int, int | None], int]:
+    """Return the nodes that continue some nodes after `depth` layers, by parent and token, in drawn order."""
     if depth == numbering.depth:
         return {}
     found: dict[tuple[int, int | None], int] = {}
     for node in numbering.slots[depth + 1]:
         text = numbering.nodes[node]
         assert text is not None, "only input beams have no parent"
-        found[text.parent, text.token_id] = node
+        if text.parent in parents:
+            found[text.parent, text.token_id] = node
     return found

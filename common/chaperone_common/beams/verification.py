@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,8 @@ class RoundOutcome:
 
     running: tuple[Beam, ...]
     finished: tuple[Beam, ...]  # their last token ends the text
-    depth: int  # layers of the forest that stood whole
+    live: tuple[int, ...]  # of each drafted layer that was tested: its draws that continue a beam
+    needed: tuple[int, ...]  # of those that stood whole: such draws up to the last one that stood
     accepted: int  # draws that stood
     tested: int  # draws that were tested: the rest of a layer is not, once enough stand
 
@@ -61,8 +63,10 @@ def verify_forest(
     round has finished so far, and returns True if the generation ends there: no text of a further layer may count.
     """
     weights = _draft_weights(numbering, beams)
-    running = dict(enumerate(beams))  # by slot of the layer before
+    running = [*beams]
     finished: list[Beam] = []
+    live: list[int] = []
+    needed: list[int] = []
     accepted = tested = 0
     for depth in range(numbering.depth + 1):
         layer = _Layer.of(numbering, depth, running, scores, weights)
@@ -70,14 +74,16 @@ def verify_forest(
         outcome = verify_layer(layer.p_beam, layer.q_beam, layer.outcomes, wanted, chance(depth))
         tested += outcome.accepted[-1] + 1 if outcome.whole else len(layer.slots)
         accepted += len(outcome.accepted)
-        running = {layer.slots[number]: layer.drafted(numbering, depth, number) for number in outcome.accepted}
-        found = [*running.values(), *layer.drawn(outcome.drawn)]
+        standing = (layer.drafted(numbering, depth, number) for number in outcome.accepted)
+        found = [*standing, *layer.drawn(outcome.drawn)]
         finished += [beam for beam in found if has_ended(numbering, beam)]
-        running = {slot: beam for slot, beam in running.items() if not has_ended(numbering, beam)}
-        open_beams = [beam for beam in found if not has_ended(numbering, beam)]
-        if not outcome.whole or final(open_beams, finished):
+        running = [beam for beam in found if not has_ended(numbering, beam)]
+        if depth < numbering.depth:
+            live.append(len(layer.slots))
+            needed += [outcome.accepted[-1] + 1] if outcome.whole else []
+        if not outcome.whole or final(running, finished):
             break
-    return RoundOutcome(tuple(open_beams), tuple(finished), depth + outcome.whole, accepted, tested)
+    return RoundOutcome(tuple(running), tuple(finished), tuple(live), tuple(needed), accepted, tested)
 
 
 def _draft_weights(numbering: Numbering, beams: Sequence[Beam]) -> list[float]:
@@ -103,9 +109,13 @@ def has_ended(numbering: Numbering, beam: Beam) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The laws of one layer over the outcomes of the surviving beams, and the draws that continue these."""
+    """The laws of one layer over the outcomes of the surviving texts, and the draws that continue these.
 
-    beams: tuple[Beam, ...]
+    Beams of one text have the same outcomes, so a text counts as often as it survives. A draw after a rejected slot is
+    a draw after that slot's text, independent of the rejection. So it counts if the text survives in another slot.
+    """
+
+    beams: tuple[Beam, ...]  # one of each text
     scores: tuple[NodeScores, ...]  # of the beams
     first: tuple[int, ...]  # the first outcome of each beam
     p_beam: Float64s  # [outcomes]
@@ -118,26 +128,28 @@ class _Layer:
         cls,
         numbering: Numbering,
         depth: int,
-        running: dict[int, Beam],
+        running: Sequence[Beam],
         scores: Sequence[NodeScores],
         weights: Sequence[float],
     ) -> _Layer:
-        """Return the layer that continues the surviving beams, by slot, after `depth` layers."""
-        beams = tuple(running.values())
+        """Return the layer that continues the surviving beams after `depth` layers."""
+        surviving, slots = Counter(beam.node for beam in running), numbering.slots[depth]
+        beams = tuple({beam.node: beam for beam in running}.values())
         of_beams = tuple(scores[beam.node] for beam in beams)
         laws = [np.array([*(np.exp(token.log_p) for token in found.listed), found.other_mass]) for found in of_beams]
         first = np.cumsum([0, *map(len, laws)]).tolist()
-        p_beam = beam_law(np.array([beam.log_p for beam in beams]), laws)
+        p_beam = beam_law(np.array([beam.log_p + log(surviving[beam.node]) for beam in beams]), laws)
         if depth == numbering.depth:
             return cls(beams, of_beams, tuple(first[:-1]), p_beam, np.zeros_like(p_beam), (), ())
         drawn_from = [np.append(numbering.rows[beam.node].law(), 0.0) for beam in beams]
-        q_beam = beam_law(np.array([weights[beam.node] for beam in beams]), drawn_from)
-        number_of = {slot: number for number, slot in enumerate(running)}
+        drafted = Counter(slots)
+        q_beam = beam_law(np.array([weights[beam.node] + log(drafted[beam.node]) for beam in beams]), drawn_from)
+        number_of = {beam.node: number for number, beam in enumerate(beams)}
         drawn = zip(numbering.parents[depth + 1], numbering.slots[depth + 1], strict=True)
         outcomes = {
-            slot: first[number_of[parent]] + numbering.places[node]
+            slot: first[number_of[slots[parent]]] + numbering.places[node]
             for slot, (parent, node) in enumerate(drawn)
-            if parent in number_of
+            if slots[parent] in number_of
         }
         return cls(beams, of_beams, tuple(first[:-1]), p_beam, q_beam, tuple(outcomes.keys()), tuple(outcomes.values()))
 

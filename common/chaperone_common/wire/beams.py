@@ -124,6 +124,8 @@ def verdict_message(verdict: BeamVerdict) -> pb.BeamVerdict:
         tested=verdict.tested,
         queue_us=verdict.queue_us,
         compute_us=verdict.compute_us,
+        live=bytes(verdict.live),
+        needed=bytes(verdict.needed),
     )
 
 
@@ -135,6 +137,7 @@ def parse_verdict(message: pb.BeamVerdict) -> BeamVerdict:
             f"running: {len(message.running)} beams, and {len(message.finished)} finished ones; at most "
             f"{MAX_KEPT * MAX_BEAMS} and {most} are allowed; use another cloud"
         )
+    live, needed = (bounded(name, getattr(message, name), MAX_FOREST_DEPTH) for name in ("live", "needed"))
     return BeamVerdict(
         message.round,
         tuple(map(_parse_step, message.running)),
@@ -143,6 +146,8 @@ def parse_verdict(message: pb.BeamVerdict) -> BeamVerdict:
         message.tested,
         message.queue_us,
         message.compute_us,
+        live,
+        needed,
     )
 
 

@@ -62,7 +62,8 @@ def in_commands(event: Event, on_loss: str) -> Event:
     if not (isinstance(event, Failed) and isinstance(event.error, CloudLost) and event.error.partial is not None):
         return event
     lost, partial = event.error, event.error.partial
-    remedy = after_loss(partial.mode, on_loss, len(partial.token_ids), "run the same command again")
+    beams = partial.params.beams is not None
+    remedy = after_loss(partial.mode, on_loss, len(partial.token_ids), "run the same command again", beams=beams)
     error = type(lost)(lost.problem, retry_after_ms=lost.retry_after_ms, remedy=remedy)
     error.partial = partial
     return replace(event, error=error)

@@ -103,6 +103,7 @@ class _Endpoint:
         self._access = access
         self._client_timeout_s = client_timeout_s
         self._name = client.config.pair
+        self._num_beams = client.config.generation.num_beams
         self._created = int(time.time())
         self._chats = Chats(client)
         self._running = 0
@@ -131,7 +132,7 @@ class _Endpoint:
         """Answer a chat."""
 
         async def write() -> Response:
-            wanted = parse(ChatRequest, await self._body(request), self._name)
+            wanted = parse(ChatRequest, await self._body(request), self._name, self._num_beams)
             return await self._written(request, wanted, self._chat_texts(wanted))
 
         return await self._answered(request, write, "messages")
@@ -140,7 +141,7 @@ class _Endpoint:
         """Continue a text."""
 
         async def write() -> Response:
-            wanted = parse(CompletionRequest, await self._body(request), self._name)
+            wanted = parse(CompletionRequest, await self._body(request), self._name, self._num_beams)
             return await self._written(request, wanted, self._completion_texts(wanted))
 
         return await self._answered(request, write)

@@ -78,8 +78,21 @@ API_NAMES = {
     "max_new_tokens": "max_tokens",
     "message": "messages",
     "on_overflow": "chaperone.on_overflow",
-    **{name: f"chaperone.{name}" for name in ("mode", "catch", "max_deviation", "max_cloud_share", "top_k", "min_p")},
+    "num_beams": "best_of",
+    "num_return_sequences": "n",
+    **{
+        name: f"chaperone.{name}"
+        for name in (
+            *("mode", "catch", "max_deviation", "max_cloud_share", "top_k", "min_p"),
+            *("beam_width", "beam_threshold", "length_penalty", "early_stopping", "one_cache"),
+        )
+    },
 }
+# Parameters whose errors may name the number of beams, too.
+_OF_BEAMS = (
+    *("num_beams", "num_return_sequences", "beam_width", "beam_threshold", "length_penalty", "early_stopping"),
+    "one_cache",
+)
 
 
 def api_error(error: ChaperoneError, prompt: str) -> ApiError:
@@ -87,10 +100,14 @@ def api_error(error: ChaperoneError, prompt: str) -> ApiError:
     kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
     message, param = error.message, None
     if isinstance(error, CloudLost):
-        message = f'{error.problem}; or write without it: {{"chaperone": {{"mode": "edge"}}}}'
+        has_beams = error.partial is not None and error.partial.params.beams is not None
+        instead = '{"best_of": 1, "chaperone": {"mode": "edge"}}' if has_beams else '{"chaperone": {"mode": "edge"}}'
+        message = f"{error.problem}; or write {'one text ' if has_beams else ''}without it: {instead}"
     if isinstance(error, InvalidRequest):
         name, colon, rest = message.partition(":")
         param = prompt if name == "prompt" else API_NAMES.get(name, name)
+        if name in _OF_BEAMS:
+            rest = rest.replace("num_beams", API_NAMES["num_beams"])
         message = f"{param}{colon}{rest}"
     retry_after_s = None if error.retry_after_ms is None else error.retry_after_ms / 1e3
     return ApiError(kind.status, message, kind=kind.kind, code=kind.code, param=param, retry_after_s=retry_after_s)

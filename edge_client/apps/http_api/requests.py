@@ -226,10 +226,10 @@ class CompletionRequest(_Request):
         return texts[0] if texts else tuple(part for part in self.prompt if isinstance(part, int))
 
 
-def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
+def parse(kind: type[RequestT], body: bytes, model: str, num_beams: int = 1) -> RequestT:
     """Return the request in a body; raises ApiError that names the field, the value and the remedy.
 
-    `model` is the only one that is served.
+    `model` is the only one that is served. `num_beams` is configured, for requests that say nothing about beams.
     """
     try:
         fields = json.loads(body)
@@ -256,6 +256,8 @@ def parse(kind: type[RequestT], body: bytes, model: str) -> RequestT:
     if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
         message = f"top_logprobs: {request.top_logprobs} needs logprobs; set that to true, or leave this out"
         raise ApiError(400, message, code="invalid_value", param="top_logprobs")
+    if request.best_of is None and (request.chaperone is None or request.chaperone.num_beams is None):
+        request = request.model_copy(update={"best_of": num_beams if num_beams > 1 else None})
     if request.beams and request.stream and request.choices > 1:
         message = f"n: {request.choices} texts of one search cannot be streamed; leave out stream, or n"
         raise ApiError(400, message, code="invalid_value", param="n")

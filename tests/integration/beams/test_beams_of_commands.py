@@ -12,7 +12,9 @@ import pytest
 
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client.apps.cli.main import main
+from edge_client.config import GenerationSettings
 from tests.support.fakes.target import fake_target
+from tests.support.processes.clients import IMPATIENT, NOBODY
 from tests.support.processes.endpoints import endpoint
 from tests.support.processes.servers import serving_in_thread
 
@@ -108,9 +110,16 @@ def test_the_endpoint_returns_the_best_texts(tiny_pair: Path, target: TorchModel
     ("fields", "status", "message"),
     [
         ({"best_of": 2, "n": 2, "stream": True}, 400, "n: 2 texts of one search cannot be streamed"),
-        ({"best_of": 2, "n": 3}, 400, "num_return_sequences: 3, and num_beams is 2"),
+        ({"best_of": 2, "n": 3}, 400, "n: 3, and best_of is 2; ask for as many beams"),
+        ({"chaperone": {"num_beams": 9}}, 400, "best_of: 9 is outside [1, 8]"),
+        ({"best_of": 2, "chaperone": {"beam_width": 17}}, 400, "chaperone.beam_width: 17 is outside [1, 16]"),
+        ({"best_of": 2, "chaperone": {"beam_threshold": 2.0}}, 400, "chaperone.beam_threshold: 2.0 is outside (0, 1]"),
+        ({"chaperone": {"length_penalty": 0.5}}, 400, "chaperone.length_penalty: best_of is 1, and only beams have it"),
+        ({"chaperone": {"early_stopping": True}}, 400, "chaperone.early_stopping: best_of is 1"),
+        ({"chaperone": {"one_cache": True}}, 400, "chaperone.one_cache: best_of is 1"),
+        ({"best_of": 2, "chaperone": {"mode": "gated"}}, 400, "best_of: 2, and mode is gated"),
         ({"best_of": 2, "chaperone": {"num_beams": 3}}, 400, "best_of: it is another name of num_beams"),
-        ({"best_of": 9}, 400, "best_of"),
+        ({"best_of": 9}, 400, "best_of: 9: Input should be less than or equal to 8"),
         ({"num_beams": 2}, 400, "num_beams: put it into `chaperone`"),
     ],
 )
@@ -121,5 +130,37 @@ def test_the_endpoint_refuses_what_beams_do_not_take(
         async with endpoint(target, tiny_pair) as served:
             answer = await served.chat(PROMPT, max_tokens=4, **fields)
             assert (answer.status, message in answer.error["message"]) == (status, True), answer.json
+            assert answer.error["param"] == answer.error["message"].partition(":")[0]
+
+    asyncio.run(asyncio.wait_for(test(), 150))
+
+
+def test_the_endpoint_searches_as_it_is_configured_to(tiny_pair: Path, target: TorchModel) -> None:
+    """The choices of `n` are then the best texts of one search, and not of one search each."""
+
+    async def test() -> None:
+        async with endpoint(target, tiny_pair, generation=GenerationSettings(num_beams=3)) as served:
+            expected = await served.client.generate(PROMPT, max_new_tokens=8, num_return_sequences=2)
+            assert expected.sequences is not None
+            answer = await served.chat(PROMPT, max_tokens=8, n=2)
+            texts = [choice["message"]["content"] for choice in answer.json["choices"]]
+            assert texts == [sequence.text for sequence in expected.sequences]
+            assert len(set(texts)) == 2
+            single = await served.client.generate(PROMPT, max_new_tokens=8, num_beams=1)
+            answer = await served.chat(PROMPT, max_tokens=8, n=2, best_of=1)
+            assert [choice["message"]["content"] for choice in answer.json["choices"]] == [single.text] * 2
+
+    asyncio.run(asyncio.wait_for(test(), 150))
+
+
+def test_the_endpoint_offers_one_text_where_beams_have_no_cloud(tiny_pair: Path, target: TorchModel) -> None:
+    async def test() -> None:
+        async with endpoint(target, tiny_pair, address=NOBODY, cloud=IMPATIENT) as served:
+            answer = await served.chat(PROMPT, max_tokens=4, best_of=2)
+            assert (answer.status, answer.error["code"]) == (503, "cloud_unavailable")
+            instead = '; or write one text without it: {"best_of": 1, "chaperone": {"mode": "edge"}}'
+            assert answer.error["message"].endswith(instead)
+            fields = json.loads(instead.partition("it: ")[2])
+            assert (await served.chat(PROMPT, max_tokens=4, **fields)).status == 200
 
     asyncio.run(asyncio.wait_for(test(), 150))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chaperone_common.errors import Cancelled, CloudUnavailable, InvalidRequest
+from chaperone_common.beams.frames import BeamStep, BeamVerdict, RunningBeam
+from chaperone_common.errors import Cancelled, CloudUnavailable, InvalidRequest, ModelMismatch
+from chaperone_common.frames import Failure, Opened, ServerFrame
+from chaperone_common.partial import PartialBeams, PartialGeneration
 from chaperone_common.session import Failed, Finished
+from chaperone_common.types import BeamParams, GenerationParams, Mode, Origin, Promises
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import Beams, Cancellation, Committed, EdgeClient, Generation
-from edge_client.config import CloudSettings
+from edge_client.config import CloudSettings, GenerationSettings
 from edge_client.events import Event
+from tests.support.cloud.fixed_cloud import CONTEXT_TOKENS, fixed_cloud
 from tests.support.fakes.target import fake_target
 from tests.support.links.forwarder import Forwarder, forwarding
 from tests.support.processes.clients import config_for
@@ -129,8 +135,90 @@ def test_a_user_who_leaves_ends_the_session(tiny_pair: Path, target: TorchModel)
 def test_without_a_cloud_beams_fail(tiny_pair: Path) -> None:
     async def run() -> None:
         async with EdgeClient(config_for("127.0.0.1:1")) as client:
-            with pytest.raises(CloudUnavailable):
+            with pytest.raises(CloudUnavailable) as caught:
                 await client.generate(PROMPT, **SEARCH)
+        assert caught.value.remedy.endswith(
+            'or write one text without it: num_beams 1 and mode edge (--num-beams 1 --mode edge, mode="edge")'
+        )
+        assert "gated" not in caught.value.message
+        assert "on_loss" not in caught.value.message
+
+    asyncio.run(run())
+
+
+def partial_of(params: GenerationParams, tokens: int = 0, beams: PartialBeams | None = None) -> PartialGeneration:
+    """Return what is left of a text that failed."""
+    return PartialGeneration(
+        (5, 6), (7,) * tokens, "", (Origin.VERIFIED,) * tokens, params, Mode.EXACT, Promises(), beams=beams
+    )
+
+
+def test_a_single_text_is_resumed_as_one_whatever_is_configured(tiny_pair: Path, target: TorchModel) -> None:
+    async def run() -> None:
+        async with serving(target, tiny_pair) as (_, address):
+            config = config_for(address, generation=GenerationSettings(num_beams=3))
+            async with EdgeClient(config) as client:
+                resumed = await client.generate(partial_of(GenerationParams(max_new_tokens=6), tokens=2))
+                assert resumed.sequences is None
+                assert len(resumed.token_ids) == 4
+
+    asyncio.run(run())
+
+
+def test_texts_that_are_full_already_are_not_resumed(tiny_pair: Path, target: TorchModel) -> None:
+    running = tuple(RunningBeam((first, 8, 9, 10, 11), -4.0, -4.0) for first in (6, 7))
+    params = GenerationParams(max_new_tokens=12, beams=BeamParams(2))
+
+    async def run() -> None:
+        async with serving(target, tiny_pair) as (_, address), EdgeClient(config_for(address)) as client:
+            partial = partial_of(params, beams=PartialBeams(running, ()))
+            for limit in (4, 5):
+                with pytest.raises(InvalidRequest, match=f"max_new_tokens: {limit} counts .* have 5 tokens; give more"):
+                    await client.generate(partial, max_new_tokens=limit)
+            found = await client.generate(partial, max_new_tokens=6)
+            assert len(found.token_ids) == 6
+
+    asyncio.run(run())
+
+
+class Streams:
+    """The frames of one stream after the other."""
+
+    def __init__(self, *streams: list[ServerFrame]) -> None:
+        self._streams = iter(streams)
+
+    def __iter__(self) -> Iterator[ServerFrame]:
+        return iter(next(self._streams))
+
+
+def test_the_beams_of_a_cloud_that_was_replaced_are_forgotten(tiny_pair: Path) -> None:
+    """Another large model begins the text again. If it fails, too, nothing of the first one's is resumed."""
+    beams = BeamVerdict(0, (BeamStep(0, 5, -1.0, -1.0), BeamStep(0, 6, -2.0, -2.0)), ())
+    other = Failure("FAILED_PRECONDITION", "model_digest: another model is served")
+    opened = Opened(True, CONTEXT_TOKENS)
+
+    async def run() -> None:
+        streams = Streams([opened, beams, other], [opened, other])
+        async with fixed_cloud(tiny_pair, streams, max_beams=8) as address, EdgeClient(config_for(address)) as client:
+            with pytest.raises(ModelMismatch) as caught:
+                await client.generate(PROMPT, num_beams=2, mode="cloud")
+            assert caught.value.partial is not None
+            assert caught.value.partial.beams is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"), [({"max_beams": 2}, "takes 2"), ({"max_span_tokens": 2}, "reads 2 at once")]
+)
+def test_more_beams_than_the_cloud_serves_are_refused_before_the_text(
+    tiny_pair: Path, limits: dict[str, int], problem: str
+) -> None:
+    async def run() -> None:
+        served = {"max_beams": 8, **limits}
+        async with fixed_cloud(tiny_pair, [], **served) as address, EdgeClient(config_for(address)) as client:
+            with pytest.raises(InvalidRequest, match=f"num_beams: 3, and the cloud that serves bad {problem}"):
+                await client.generate(PROMPT, num_beams=3)
 
     asyncio.run(run())
 

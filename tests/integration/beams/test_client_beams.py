@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chaperone_common.artefacts.manifest import load_manifest
 from chaperone_common.errors import InvalidRequest
 from chaperone_common.session import Committed, Finished
-from chaperone_common.types import FinishReason, Origin
+from chaperone_common.types import BeamParams, FinishReason, Origin
 from cloud_supervisor.model.torch_model import TorchModel
 from edge_client import Beams, EdgeClient, EdgeConfig, Generation, SyncEdgeClient
 from edge_client.events import Event
@@ -247,6 +247,17 @@ def test_parameters_that_beams_do_not_take_are_refused(
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         EdgeClient(EdgeConfig(pair="tiny")).request(PROMPTS[0], **parameters)
+
+
+def test_many_thresholds_share_few_planners(tiny_pair: Path) -> None:
+    """Each of them learns, and is kept for the life of the client."""
+    assembly = EdgeClient(EdgeConfig(pair="tiny"))._assembly
+    planners = {
+        id(assembly._forests(BeamParams(2, beam_threshold=number / 1000), searches=False)) for number in range(1, 1001)
+    }
+    assert len(planners) <= 11
+    assert assembly._forests(BeamParams(2), searches=False) is assembly._forests(BeamParams(2), searches=False)
+    assert assembly._forests(BeamParams(2), searches=True) is not assembly._forests(BeamParams(2), searches=False)
 
 
 def test_another_name_asks_for_beams(tiny_pair: Path) -> None:

@@ -17,8 +17,9 @@ from chaperone_common.beams.drafting import ForestDraft
 from chaperone_common.beams.forest import Draw, Forest
 from chaperone_common.beams.frames import BeamSettings, BeamVerdict, ForestFrame, RunningBeam
 from chaperone_common.beams.hypotheses import Hypothesis
-from chaperone_common.frames import Close, Closed, EncodingRequest, Open, Opened
+from chaperone_common.frames import Close, Closed, EncodingRequest, Open, Opened, Prefix
 from chaperone_common.sampling import warp
+from chaperone_common.session.prefixes import digest_of
 from chaperone_common.types import SamplingParams, SessionId
 from cloud_supervisor.config import LimitsConfig
 from cloud_supervisor.server import Server
@@ -209,6 +210,21 @@ def test_a_text_is_resumed_from_its_running_beams(tiny_pair: Path, digest: str) 
         assert [hypothesis.token_ids for hypothesis in found] == [hypothesis.token_ids for hypothesis in expected]
 
     play(tiny_pair, scenario, LIMITS.model_copy(update={"reconnect_grace_s": 0.05}))
+
+
+def test_no_text_of_beams_is_kept(tiny_pair: Path, digest: str) -> None:
+    """No device refers to one: its next turn sends the whole prompt."""
+
+    async def scenario(server: Server, channel: grpc.aio.Channel, address: str) -> None:
+        device = Device(channel, load_vocabulary(tiny_pair), beam_opening(digest, BeamSettings(2)))
+        [best, *_] = await device.run()
+        text = (*PROMPT, *best.token_ids)
+        prefix = Prefix(SessionId("raw"), len(text), digest_of(text))
+        stream = RawStream(channel)
+        await stream.send(opening(digest, "next", prompt=(1,), prefix=prefix))
+        assert (await stream.failure()).status == "NOT_FOUND"
+
+    play(tiny_pair, scenario, LIMITS.model_copy(update={"max_kept_texts": 8}))
 
 
 def test_beams_share_the_tokens_with_which_they_begin(tiny_pair: Path, digest: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from chaperone_common.beams.cloud import CloudBeams, Round
-from chaperone_common.beams.device import DeviceBeams
+from chaperone_common.beams.device import DeviceBeams, Gain
 from chaperone_common.beams.drafting import ForestDraft
 from chaperone_common.beams.frames import BeamSettings, BeamVerdict
 from chaperone_common.beams.hypotheses import Hypothesis
@@ -45,6 +45,7 @@ class Pair:
         self.device = DeviceBeams(settings, tokens, (EOS,), VOCABULARY)
         self.cloud = CloudBeams(settings, self.sampling, prompt, tokens, (EOS,), VOCABULARY)
         self.verdicts: list[BeamVerdict] = []
+        self.gains: list[Gain] = []
         self.reader = reader
 
     def round(self, width: int = 4, depth: int = 3) -> None:
@@ -68,7 +69,7 @@ class Pair:
         scores = scores_of(self.cloud, asked, seed=self.sampling.seed, temperature=self.sampling.temperature)
         verdict = self.cloud.answer(asked, scores)
         self.verdicts.append(verdict)
-        self.device.receive(verdict)
+        self.gains.append(self.device.receive(verdict))
         assert self.device.progress == self.cloud.progress
         if self.reader is not None:
             running = self.device.progress.running

@@ -73,6 +73,25 @@ def test_drafted_beams_save_rounds() -> None:
     assert rounds(3) < rounds(0)
 
 
+def test_a_round_gains_its_layers_also_if_all_texts_end_in_it() -> None:
+    deep = 0
+    for number in range(60):
+        pair = Pair(BeamSettings(1), tokens=30, prompt=(1, number), seed=number)
+        while not pair.device.progress.done:
+            start = pair.device.progress.length
+            pair.round(width=8, depth=6)
+        [text] = pair.device.progress.hypotheses.best
+        last = pair.gains[-1]
+        if text.token_ids[-1] == EOS and not pair.verdicts[-1].running:
+            assert last.layers == len(text.token_ids) - start
+            deep += last.layers > 1
+        for gain, verdict in zip(pair.gains, pair.verdicts, strict=True):
+            assert gain.live == verdict.live
+            assert gain.layers - len(gain.needed) in (0, 1)
+            assert len(gain.live) <= gain.layers
+    assert deep
+
+
 def test_the_same_seed_gives_the_same_texts() -> None:
     def texts(seed: int) -> list[tuple[int, ...]]:
         pair = Pair(BeamSettings(3), seed=seed)
@@ -148,7 +167,8 @@ def test_a_resumed_text_goes_on_from_its_running_beams() -> None:
         (BeamSettings(9), r"num_beams: 9 is outside \[1, 8\]"),
         (BeamSettings(2, least_width=3), r"least_width: 3 is outside \[1, 2\]"),
         (BeamSettings(2, width_threshold=0.0), r"width_threshold: 0 is outside \(0, 1\]"),
-        (BeamSettings(2, length_penalty=float("nan")), "length_penalty: nan is not a finite number"),
+        (BeamSettings(2, length_penalty=float("nan")), r"length_penalty: nan is outside \[-10, 10\]"),
+        (BeamSettings(2, length_penalty=1e4), r"length_penalty: 10000.0 is outside \[-10, 10\]"),
         (BeamSettings(1, running=(RunningBeam((1,), -1.0, -1.0),) * 2), r"running: 2 beams of \[1\] tokens"),
         (
             BeamSettings(2, running=(RunningBeam((1,), -1.0, -1.0), RunningBeam((1, 2), -1.0, -1.0))),
@@ -215,6 +235,12 @@ _STEP = BeamStep(0, 3, -1.0, -1.0)
         (BeamVerdict(0, (_STEP, _STEP._replace(node=1)), ()), "running: beams of different lengths"),
         (BeamVerdict(0, (_STEP._replace(log_p=1.0),), ()), "log_p: 1 and -1 are no log-probabilities"),
         (BeamVerdict(0, (_STEP,), (_STEP._replace(logprob=float("nan")),)), "log_p: -1 and nan are no"),
+        (
+            BeamVerdict(0, (_STEP,), (), live=(3,)),
+            r"needed: \[\] of \[3\] draws in 1 layers; the forest has \[2\] draws",
+        ),
+        (BeamVerdict(0, (_STEP,), (), live=(1,), needed=(2,)), r"needed: \[2\] of \[1\] draws in 1 layers"),
+        (BeamVerdict(0, (_STEP,), (), live=(1, 1)), r"needed: \[\] of \[1, 1\] draws in 1 layers"),
     ],
 )
 def test_an_impossible_verdict_is_refused(verdict: BeamVerdict, message: str) -> None:

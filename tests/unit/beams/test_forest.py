@@ -11,7 +11,7 @@ import pytest
 
 from chaperone_common.beams.draft_row import MAX_ROW_TOKENS, DraftRow
 from chaperone_common.beams.forest import Draw, Forest, Node, Numbering, numbered
-from chaperone_common.beams.rule import Chance, beam_law
+from chaperone_common.beams.rule import Chance, Float64s, beam_law
 from chaperone_common.beams.scoring import NodeScores, Scored
 from chaperone_common.beams.verification import Beam, verify_forest
 from chaperone_common.beams.width import FixedWidth
@@ -206,5 +206,73 @@ def _by_beam_sampling(tokens: int, width: int, chance: Chance) -> tuple[tuple[in
 def test_the_beams_of_forests_are_those_of_beam_sampling(tokens: int, width: int, draws: int, depth: int) -> None:
     law = law_of(lambda chance: _by_forests(tokens, width, draws, depth, chance))
     truth = law_of(lambda chance: _by_beam_sampling(tokens, width, chance))
+    assert sum(law.values()) == pytest.approx(1)
+    assert total_variation(law, truth) == pytest.approx(0, abs=1e-9)
+
+
+# One layer on texts that were drawn several times: a text counts as often as it survives.
+
+
+class Pattern:
+    """Decides as it is given."""
+
+    def __init__(self, stands: Sequence[bool]) -> None:
+        self._stands = iter(stands)
+
+    def stands(self, probability: float) -> bool:
+        return next(self._stands)
+
+    def outcome(self, law: Float64s) -> int:
+        raise AssertionError("all beams of this layer are drafted")
+
+
+def _second_layer(width: int, places: Sequence[int], stands: Sequence[bool], chance: Chance) -> tuple[object, ...]:
+    """Return the beams of a second layer, after a first one with these draws, of which some stand."""
+    numbering = Numbering((0,) * width, {EOS})
+    numbering.continue_with([_q_row(())], [Draw(0, place) for place in places])
+    rows = [_q_row(tuple(numbering.path(node)[1])) for node in numbering.growing()]
+    by_node = dict(zip(numbering.growing(), rows, strict=True))
+    slots = numbering.slots[1]
+    law = beam_law(np.array([numbering.log_q[node] for node in slots]), [by_node[node].law() for node in slots])
+    first = np.cumsum([0, *(len(by_node[node]) for node in slots)])
+    draws = []
+    for _ in places:
+        outcome = chance.outcome(law)
+        slot = int(np.searchsorted(first, outcome, side="right")) - 1
+        draws.append(Draw(slot, outcome - int(first[slot])))
+    numbering.continue_with(rows, draws)
+    layers = iter((False, True))
+    found = verify_forest(
+        numbering,
+        [Beam(0, None, 0.0, 0.0)] * width,
+        _scores(numbering, [()]),
+        FixedWidth(width),
+        lambda depth: chance if depth else Pattern(stands),
+        lambda running, finished: next(layers),
+    )
+    texts = [(*numbering.path(beam.node)[1], beam.token_id) for beam in found.running]
+    return tuple(sorted(tuple(token for token in text if token is not None) for text in texts))
+
+
+@pytest.mark.parametrize(
+    ("width", "places", "stands"),
+    [
+        (2, (0, 0, 1), (True, False, True)),  # a draw after the rejected slot is one after its text, which survives
+        (2, (0, 1, 1), (True, True)),
+        (2, (0, 0, 1), (True, True)),
+        (3, (0, 0, 1), (True, True, True)),
+        (1, (1, 1, 0), (False, True)),
+    ],
+)
+def test_a_text_that_was_drawn_several_times_counts_as_often_as_it_survives(
+    width: int, places: tuple[int, ...], stands: tuple[bool, ...]
+) -> None:
+    row = _q_row(())
+    surviving = [(row.token_ids[place],) for place, stood in zip(places, stands, strict=False) if stood]
+    weights = np.array([np.log(_p(())[text[0]]) for text in surviving])
+    outcomes = [(*text, token) for text in surviving for token in range(VOCABULARY)]
+    truth_of_one = beam_law(weights, [np.array(_p(text)) for text in surviving])
+    law = law_of(lambda chance: _second_layer(width, places, stands, chance))
+    truth = law_of(lambda chance: tuple(sorted(outcomes[chance.outcome(truth_of_one)] for _ in range(width))))
     assert sum(law.values()) == pytest.approx(1)
     assert total_variation(law, truth) == pytest.approx(0, abs=1e-9)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from chaperone_common.beams.frames import BeamSettings, RunningBeam
 from chaperone_common.beams.progress import BeamProgress
@@ -15,31 +13,10 @@ from chaperone_common.sampling import warp
 from chaperone_common.types import SamplingParams
 from edge_client.beams.drafting import ForestDrafter
 from edge_client.beams.shape import Shape
-from tests.support.fakes.target import FakeTarget
+from tests.support.fakes.beam_model import FakeBeamModel
 
 PROMPT = (5, 6, 7)
 RUNNING = (RunningBeam((1,), -1.0, -1.0), RunningBeam((2,), -1.2, -1.2), RunningBeam((1,), -1.0, -1.0))
-
-
-class FakeBeams:
-    """A `BeamModel` that notes what it reads."""
-
-    def __init__(self) -> None:
-        self.model = FakeTarget()
-        self.read: list[list[tuple[int, ...]]] = []
-        self.closed = False
-
-    @property
-    def context_tokens(self) -> int:
-        return self.model.context_tokens
-
-    async def logits(self, texts: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
-        assert len(set(texts)) == len(texts), "no text is read twice"
-        self.read.append([*texts])
-        return [self.model.logits(text) for text in texts]
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def _progress(eos: Sequence[int] = ()) -> BeamProgress:
@@ -48,7 +25,7 @@ def _progress(eos: Sequence[int] = ()) -> BeamProgress:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_each_layer_reads_the_texts_of_the_one_before(temperature: float) -> None:
-    model = FakeBeams()
+    model = FakeBeamModel()
     sampling = SamplingParams(temperature=temperature, seed=3)
     drafter = ForestDrafter(model, PROMPT, sampling, row_tokens=5)
     found = asyncio.run(drafter.draft(_progress(), Shape(4, 3)))
@@ -65,19 +42,19 @@ def test_each_layer_reads_the_texts_of_the_one_before(temperature: float) -> Non
 
 
 def test_a_forest_ends_with_its_texts() -> None:
-    drafter = ForestDrafter(FakeBeams(), PROMPT, SamplingParams(temperature=1.0, seed=1))
+    drafter = ForestDrafter(FakeBeamModel(), PROMPT, SamplingParams(temperature=1.0, seed=1))
     found = asyncio.run(drafter.draft(_progress(eos=range(64)), Shape(4, 3)))
     assert found.forest().depth == 1
 
 
 def test_no_depth_reads_nothing() -> None:
-    model = FakeBeams()
+    model = FakeBeamModel()
     found = asyncio.run(ForestDrafter(model, PROMPT, SamplingParams()).draft(_progress(), Shape(0, 0)))
     assert found.forest().depth == 0
     assert model.read == []
 
 
 def test_search_takes_the_likeliest_beams_once() -> None:
-    found = asyncio.run(ForestDrafter(FakeBeams(), PROMPT, SamplingParams()).draft(_progress(), Shape(4, 2)))
+    found = asyncio.run(ForestDrafter(FakeBeamModel(), PROMPT, SamplingParams()).draft(_progress(), Shape(4, 2)))
     for layer in range(1, 3):
         assert len(set(found.numbering.slots[layer])) == 4, "no text is there twice"

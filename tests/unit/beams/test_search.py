@@ -96,7 +96,7 @@ def test_drafts_that_are_the_best_beams_stand() -> None:
     for token in best:
         numbering.continue_with([DraftRow((token,), b"\0")], [Draw(0, 0)])
     found = search_forest(numbering, [Beam(0, None, 0.0, 0.0)], _scores(numbering, [()], 2), 1)
-    assert (found.depth, found.accepted, found.tested) == (2, 2, 2)
+    assert (found.live, found.needed, found.accepted, found.tested) == ((1, 1), (1, 1), 2, 2)
     assert [beam.node for beam in found.running] == [2]
     assert found.running[0].token_id is not None
 

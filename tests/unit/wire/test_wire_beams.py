@@ -39,6 +39,7 @@ FORESTS = st.builds(
     st.lists(st.lists(st.builds(Draw, BYTE, BYTE), max_size=16).map(tuple), max_size=5).map(tuple),
     st.lists(U32, max_size=6).map(tuple),
 )
+COUNTS = st.lists(BYTE, max_size=16).map(tuple)
 NUMBERS = st.lists(U32, max_size=16).map(tuple)
 STEPS = st.lists(st.builds(BeamStep, U32, st.none() | U32, LOGPROB, LOGPROB), max_size=4).map(tuple)
 RUNNING = st.lists(st.builds(RunningBeam, TOKENS, LOGPROB, LOGPROB), max_size=4).map(tuple)
@@ -50,7 +51,7 @@ def test_a_forest_survives(frame: ForestFrame) -> None:
     assert wire.decode_client(wire.encode_client(frame)) == frame
 
 
-@given(verdict=st.builds(BeamVerdict, U32, STEPS, STEPS, U32, U32, U32, U32))
+@given(verdict=st.builds(BeamVerdict, U32, STEPS, STEPS, U32, U32, U32, U32, COUNTS, COUNTS))
 def test_a_verdict_survives(verdict: BeamVerdict) -> None:
     assert wire.decode_server(wire.encode_server(verdict)) == verdict
 

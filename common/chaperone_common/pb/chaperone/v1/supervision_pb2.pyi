@@ -32,13 +32,14 @@ older revisions, without an answer. This happens in two cases, and both ends not
      its own revision when it receives a token that contradicts a Draft it has already sent.
 Every other Draft is answered by exactly one Verdict, in the order of the Drafts.
 
-Beams. An Open MAY ask for several texts at once, *beams*. The stream is then another one: the device sends `Forest`s
-in place of `Draft`s, and the cloud answers each with a `BeamVerdict`. All running beams have one length. A *layer*
-continues each by a token. The small model drafts a forest: in each layer it draws some continuations, independently,
-from the law over all pairs of a beam and a token that is proportional to the weight of the beam times the row of the
-token. A *row* is the small model's law after a text, truncated to a few tokens, with its log-probabilities in steps
-of 1/16 nat. The cloud verifies layer after layer. A draw stands with probability min(1, p / q), where p and q are
-joint probabilities of beam and token, under the large and the small model. If too few stand, the cloud draws the
+Beams. An Open MAY ask for several texts at once, *beams*. The stream is then another one: the device sends
+`Forest`s in place of `Draft`s, and the cloud answers each with a `BeamVerdict`. All running beams have one
+length. A *layer* continues each by a token. The small model drafts a forest: in each layer it draws some
+continuations, independently, from the law over all pairs of a beam and a token that is proportional to the weight
+of the beam times the row of the token. A *row* is the small model's law after a text, truncated to a few tokens,
+with its log-probabilities in steps of 1/16 nat. The cloud verifies layer after layer. A draw stands with
+probability min(1, p / q), where p and q are joint probabilities of beam and token, under the large and the small
+model. Only draws that continue the text of a surviving beam are tested. If too few stand, the cloud draws the
 others, and the round ends. So the beams are those of beam sampling by the large model alone, in distribution,
 whatever the rows say. With temperature 0 the likeliest beams take the place of draws.
 
@@ -558,8 +559,8 @@ class Beams(_message.Message):
     one_cache: _builtins.bool
     """After each round, only the running beam with the largest `logprob` is kept."""
     length_penalty: _builtins.float
-    """Finished texts are ranked by logprob / length ^ length_penalty, where the length counts new tokens. Finite. Absent
-    means 1.
+    """Finished texts are ranked by logprob / length ^ length_penalty, where the length counts new tokens. In [-10, 10].
+    Absent means 1.
     """
     early_stopping: _builtins.bool
     """The text is complete as soon as `num_beams` texts have finished. Otherwise it is as soon as no running beam has a
@@ -1107,6 +1108,8 @@ class BeamVerdict(_message.Message):
     TESTED_FIELD_NUMBER: _builtins.int
     QUEUE_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """As in Forest; grows by one with each answer."""
     accepted: _builtins.int
@@ -1117,6 +1120,12 @@ class BeamVerdict(_message.Message):
     queue_us: _builtins.int
     """Microseconds that the verification waited, and that it computed."""
     compute_us: _builtins.int
+    live: _builtins.bytes
+    """The device learns from these how wide to draft. One byte for each layer of the forest that was tested: its number of
+    draws that continue the text of a surviving beam.
+    """
+    needed: _builtins.bytes
+    """One byte for each of these layers that stood whole: its number of such draws up to the last one that stood."""
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___BeamStep]:
         """The beams that run on, of one length; see `stops` of Beams."""
@@ -1135,10 +1144,12 @@ class BeamVerdict(_message.Message):
         tested: _builtins.int = ...,
         queue_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
+        live: _builtins.bytes = ...,
+        needed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "compute_us", b"compute_us", "finished", b"finished", "queue_us", b"queue_us", "round", b"round", "running", b"running", "tested", b"tested"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "compute_us", b"compute_us", "finished", b"finished", "live", b"live", "needed", b"needed", "queue_us", b"queue_us", "round", b"round", "running", b"running", "tested", b"tested"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
